@@ -1,0 +1,61 @@
+"""The differences between the Airflow versions this package runs on (3.1 to 3.3), all in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+try:  # 3.2
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+except ImportError:  # 3.1
+    from airflow.exceptions import AirflowFailException, AirflowSkipException  # type: ignore[no-redef]
+
+try:  # 3.3
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+
+    HAS_RETRY_POLICY = True
+except ImportError:  # 3.1, 3.2: tasks have no retry policy
+    RetryDecision = None  # type: ignore[assignment,misc]
+    RetryPolicy = object  # type: ignore[assignment,misc]
+
+    HAS_RETRY_POLICY = False
+
+
+def never_expire() -> dict[str, Any]:
+    """Keyword arguments that keep an entry of the task state store until it is deleted."""
+    try:
+        from airflow.sdk.execution_time.context import NEVER_EXPIRE
+    except ImportError:
+        return {}
+    return {"retention": NEVER_EXPIRE}
+
+
+def get_metrics() -> Any:
+    """Return Airflow's metrics client; it does nothing unless the deployment has metrics on."""
+    try:  # 3.2
+        from airflow.sdk.observability import stats
+    except ImportError:  # 3.1
+        from airflow.stats import Stats as stats  # type: ignore[no-redef]  # noqa: N813
+    return stats
+
+
+def mask_secret(value: str) -> None:
+    """Have Airflow blank a value out of the logs."""
+    from airflow.sdk.log import mask_secret as mask
+
+    register: Callable[[str], None] = mask
+    register(value)
+
+
+__all__ = [
+    "HAS_RETRY_POLICY",
+    "AirflowFailException",
+    "AirflowSkipException",
+    "RetryDecision",
+    "RetryPolicy",
+    "get_metrics",
+    "mask_secret",
+    "never_expire",
+]

@@ -1,0 +1,145 @@
+"""
+Judge addresses without opening them: is it private, where does it lead, when does a signed link run out.
+
+Pure functions of the standard library only. The rules name what may be reached rather than trust the
+:mod:`ipaddress` properties, whose answers for special ranges differ between patch releases of Python.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from urllib.parse import parse_qsl, urlsplit
+
+# IANA IPv4 Special-Purpose Address Registry, plus multicast and the reserved top.
+_CLOSED_IPV4 = tuple(
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # carrier-grade NAT; also Alibaba's metadata service
+        "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # Azure's host agent: a public number, answered only from inside
+        "169.254.0.0/16",  # link-local; the metadata service of most clouds
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments; also Oracle's metadata service
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+    )
+)
+# Only this block is handed out as global unicast; everything outside it (loopback, unique local, link-local,
+# multicast, IPv4-compatible, local NAT64 …) is closed without being listed.
+_OPEN_IPV6 = IPv6Network("2000::/3")
+_CLOSED_IPV6 = tuple(
+    IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments, Teredo among them
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4: an IPv4 address in disguise
+        "3fff::/20",  # documentation
+    )
+)
+_NAT64 = IPv6Network("64:ff9b::/96")  # what networks without IPv4 make of a public IPv4 address
+_ISATAP = (0x00005EFE, 0x02005EFE)  # bits 64–95 of an address that tunnels to the IPv4 address in its last 32
+
+_SIGNERS = ("x-amz", "x-tos", "x-goog", "x-oss")
+
+
+def is_public_address(address: str) -> bool:
+    """
+    Whether an IP address is one anybody on the internet could be sent to.
+
+    Closed are private, loopback, link-local, carrier-grade NAT, multicast, documentation, reserved and unspecified
+    addresses, the clouds' metadata services, and every IPv6 form that hides such an IPv4 address.
+
+    :param address: an IPv4 or IPv6 address as text, with or without a scope (``fe80::1%eth0``)
+    :raises ValueError: when it is no IP address
+    """
+    ip = ip_address(address)
+    if isinstance(ip, IPv4Address):
+        return _is_public_ipv4(ip)
+    if ip.ipv4_mapped is not None:
+        return _is_public_ipv4(ip.ipv4_mapped)
+    ip = IPv6Address(int(ip))  # without its scope
+    if ip in _NAT64:
+        return _is_public_ipv4(_last_32_bits(ip))
+    if ip not in _OPEN_IPV6 or any(ip in network for network in _CLOSED_IPV6):
+        return False
+    if int(ip) >> 32 & 0xFFFFFFFF in _ISATAP:
+        return _is_public_ipv4(_last_32_bits(ip))
+    return True
+
+
+def _is_public_ipv4(ip: IPv4Address) -> bool:
+    return not any(ip in network for network in _CLOSED_IPV4)
+
+
+def _last_32_bits(ip: IPv6Address) -> IPv4Address:
+    return IPv4Address(int(ip) & 0xFFFFFFFF)
+
+
+def literal_address(host: str) -> str | None:
+    """
+    Read a host that is an IP address, also in the old spellings a resolver accepts, else ``None``.
+
+    ``2130706433``, ``0x7f.1`` and ``127.1`` all mean 127.0.0.1 to the C library, so a check of names must know them.
+
+    :param host: host part of a link, IPv6 with or without brackets
+    """
+    bare = host.strip("[]").rstrip(".")
+    try:
+        return str(ip_address(bare))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(bare))
+    except (OSError, UnicodeError):
+        return None
+
+
+def link_expiry(url: str) -> datetime | None:
+    """
+    Read from a signed link when it stops working, in UTC, ``None`` when it does not say.
+
+    Knows Azure (``se``), the older S3, CloudFront and Aliyun form (``Expires``, seconds since 1970) and the date and
+    lifetime pairs of S3, Google, Volcengine and Aliyun (``X-Amz-Date`` with ``X-Amz-Expires`` and so on). Never fails:
+    what cannot be read counts as not said. When a link says several times, the earliest counts.
+    """
+    try:
+        query = urlsplit(url).query
+        fields = {name.lower(): value for name, value in parse_qsl(query)}
+    except ValueError:
+        return None
+    said = [_iso_time(fields.get("se")), _epoch_time(fields.get("expires"))]
+    said.extend(_signed_time(fields.get(f"{signer}-date"), fields.get(f"{signer}-expires")) for signer in _SIGNERS)
+    return min((moment for moment in said if moment is not None), default=None)
+
+
+def _iso_time(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _epoch_time(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(int(text or ""), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _signed_time(date: str | None, lifetime_seconds: str | None) -> datetime | None:
+    try:
+        start = datetime.strptime(date or "", "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        return start + timedelta(seconds=int(lifetime_seconds or ""))
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,195 @@
+"""
+What is known about every image model of the API, as data.
+
+The facts lie in ``catalogue.json``, made by :mod:`~airflow_provider_imagen.api.refresh`, and are read once, when first
+asked for. A model that is not in it is not refused: the API gains models faster than this package gains releases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CATALOGUE_FILE = "catalogue.json"
+
+Kind = Literal["text_to_image", "edit", "image_to_image", "upscale"]
+Status = Literal["listed", "unlisted", "deprecated", "withdrawn"]
+PriceSource = Literal["documented", "observed", "third party", "estimated"]
+
+COUNT_FIELDS = ("num_images", "n")
+SIZE_FIELDS = ("aspect_ratio", "image_size", "size")
+BASE64_FIELDS = ("convert_base64_to_url", "response_format", "sync_mode")
+IMAGE_FIELDS = ("image", "image_url", "image_urls", "mask", "reference_image_url", "alpha_url")
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoint:
+    """
+    One way to call a model.
+
+    :param path: where it is sent, below the API's base URL
+    :param required: fields the body must have, beside ``model``
+    :param fields: JSON Schema of each field, without ``model``. A field of type ``file`` is uploaded; ``sides`` are the
+        smallest and the largest side of a ``WIDTHxHEIGHT`` text, in pixels
+    """
+
+    path: str
+    required: tuple[str, ...]
+    fields: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def count_field(self) -> str | None:
+        """The field that says how many pictures, ``None`` when every request makes one."""
+        return self._first(COUNT_FIELDS)
+
+    @property
+    def max_images(self) -> int | None:
+        """The most pictures one request makes; ``None`` when there is a count field without a limit."""
+        name = self.count_field
+        if name is None:
+            return 1
+        schema = self.fields[name]
+        limits = [*schema.get("enum", ()), *([schema["maximum"]] if "maximum" in schema else [])]
+        return int(max(limits)) if limits else None
+
+    @property
+    def size_field(self) -> str | None:
+        """The field that says which shape the picture has; ``resolution`` may exist beside it."""
+        return self._first(SIZE_FIELDS)
+
+    @property
+    def base64_field(self) -> str | None:
+        """The field that chooses between links and base64, ``None`` when the answer always holds links."""
+        return self._first(BASE64_FIELDS)
+
+    @property
+    def image_fields(self) -> tuple[str, ...]:
+        """The fields that take pictures."""
+        return tuple(name for name in IMAGE_FIELDS if name in self.fields)
+
+    def _first(self, names: tuple[str, ...]) -> str | None:
+        return next((name for name in names if name in self.fields), None)
+
+
+@dataclass(frozen=True)
+class KnownPrice:
+    """
+    What one picture cost when somebody last looked.
+
+    :param usd: USD per picture; the highest figure where sources differ
+    :param source: ``documented`` by the vendor, ``observed`` on a real call, of a ``third party``, or ``estimated``
+    :param seen: year and month it was published, ``YYYY-MM``
+    """
+
+    usd: Decimal
+    source: PriceSource
+    seen: str
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """
+    One image model.
+
+    :param id: the name a request gives
+    :param aliases: other names of the same model
+    :param kind: what it makes pictures of: a text; a picture and a change to it; a picture as a start; a picture alone
+    :param status: ``listed`` by the vendor; ``unlisted`` but documented; ``deprecated``: the vendor announced its end,
+        or lists it as no longer supported; ``withdrawn``: requests end in 404
+    :param successor: the model that takes its place, where one is named
+    :param generations: the endpoint every model has
+    :param edits: the endpoint that takes uploads, of a few models
+    :param price: last known price of ``generations``
+    :param edits_price: last known price of ``edits``
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    kind: Kind
+    status: Status
+    successor: str | None
+    generations: Endpoint
+    edits: Endpoint | None
+    price: KnownPrice | None
+    edits_price: KnownPrice | None
+
+    def endpoint_for(self, names: Any) -> Endpoint:
+        """
+        Choose the endpoint for these argument names.
+
+        Pictures can be given to the models with ``/v1/images/edits`` only there.
+        """
+        uploads = ("image", "mask")
+        if self.edits and any(name in names and name not in self.generations.fields for name in uploads):
+            return self.edits
+        return self.generations
+
+
+def find_model(model_id: object) -> Model | None:
+    """Find a model by its id or an alias, ``None`` when the catalogue does not know it."""
+    return _by_name().get(model_id) if isinstance(model_id, str) else None
+
+
+def all_models() -> tuple[Model, ...]:
+    """Give every model, sorted by id."""
+    return _load()
+
+
+def nearest_models(model_id: str) -> list[str]:
+    """Give up to three ids that look like this one, best first; none when nothing is near."""
+    from difflib import get_close_matches
+
+    wanted = model_id.strip().lower()
+    known = {name.lower(): name for name in _by_name()}
+    by_tail = {name.rpartition("/")[2]: name for name in known}  # the developer's prefix is often forgotten
+    near = [
+        *([by_tail[wanted]] if wanted in by_tail else []),
+        *(name for name in known if len(wanted) > 3 and name.rpartition("/")[2].startswith(wanted)),
+        *get_close_matches(wanted, known, n=3, cutoff=0.6),
+        *(by_tail[tail] for tail in get_close_matches(wanted.rpartition("/")[2], by_tail, n=3, cutoff=0.7)),
+    ]
+    return list(dict.fromkeys(known[name] for name in near))[:3]
+
+
+@cache
+def _load() -> tuple[Model, ...]:
+    import json
+    from importlib import resources
+
+    text = resources.files(__package__).joinpath(CATALOGUE_FILE).read_text(encoding="utf-8")
+    return tuple(_read_model(model_id, entry) for model_id, entry in sorted(json.loads(text).items()))
+
+
+@cache
+def _by_name() -> Mapping[str, Model]:
+    """Ids win over aliases."""
+    return {alias: model for model in _load() for alias in model.aliases} | {model.id: model for model in _load()}
+
+
+def _read_model(model_id: str, entry: Mapping[str, Any]) -> Model:
+    edits = entry.get("edits")
+    return Model(
+        id=model_id,
+        aliases=tuple(entry.get("aliases", ())),
+        kind=entry["kind"],
+        status=entry["status"],
+        successor=entry.get("successor"),
+        generations=_read_endpoint(entry),
+        edits=_read_endpoint(edits) if edits else None,
+        price=_read_price(entry),
+        edits_price=_read_price(edits or {}),
+    )
+
+
+def _read_endpoint(entry: Mapping[str, Any]) -> Endpoint:
+    return Endpoint(path=entry["endpoint"], required=tuple(entry["required"]), fields=entry["fields"])
+
+
+def _read_price(entry: Mapping[str, Any]) -> KnownPrice | None:
+    price = entry.get("price")
+    return KnownPrice(Decimal(price["usd"]), price["source"], price["seen"]) if price else None

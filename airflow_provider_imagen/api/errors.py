@@ -1,0 +1,211 @@
+"""
+Decide what an error answer means.
+
+Two JSON envelopes are in use (docs, "Errors and messages" pages and support tickets, 2026-08): the old one with
+``statusCode`` (number or text), ``message`` (text or list) and a ``meta`` tree of ``_errors``; and
+``application/problem+json`` with ``error.data.kind``. Everything else comes from a gateway in front of the API.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.api.secrets import scrub
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    ImagenError,
+    InvalidRequestError,
+    LostAnswerError,
+    ModelWithdrawnError,
+    OutOfCreditsError,
+    RateLimitedError,
+    ServerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+OUT_OF_CREDITS_KINDS = frozenset({"err_insufficent_credits", "err_insufficient_credits"})
+"""``error.data.kind`` of a 403 for want of money; the first spelling is the API's (support ticket, 2026-04)."""
+
+_UNKNOWN_OUTCOME = frozenset({408, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530})
+"""Statuses of a gateway that gave up waiting: the request behind it may still be served and billed."""
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """
+    What an error body says.
+
+    :param message: the reason in words, scrubbed; empty when there is none
+    :param kind: machine-readable reason
+    :param request_id: the API's id of the HTTP call
+    :param field: the first field the validator names
+    :param from_api: whether the API itself wrote the body (JSON), not a gateway (HTML or nothing)
+    :param upstream_status: status of the model's own service, when the API wraps one (400 to 499)
+    """
+
+    message: str = ""
+    kind: str | None = None
+    request_id: str | None = None
+    field: str | None = None
+    from_api: bool = False
+    upstream_status: int | None = None
+
+
+def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
+    """Read either envelope; a body of another kind gives an :class:`ErrorBody` that is not ``from_api``."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return ErrorBody()
+    if not isinstance(answer, dict):
+        return ErrorBody()
+    error = answer.get("error")
+    error = error if isinstance(error, dict) else {"message": error} if isinstance(error, str) else {}
+    data = error["data"] if isinstance(error.get("data"), dict) else {}
+    complaints = list(_complaints(answer.get("meta")))
+    words = _words(answer.get("message")) or _words(error.get("message")) or _words(answer.get("title"))
+    upstream_status = _wrapped_status(words)
+    if complaints:
+        words = f"{words} ({'; '.join(f'{field}: {text}' for field, text in complaints[:5])})"
+    kind = data.get("kind") or error.get("kind") or error.get("code") or error.get("name")
+    request_id = answer.get("requestId") or answer.get("request_id")
+    return ErrorBody(
+        message=scrub(words, *secrets),
+        kind=scrub(str(kind), *secrets, limit=100) if kind else None,
+        request_id=scrub(str(request_id), *secrets, limit=100) if request_id else None,
+        field=complaints[0][0] if complaints else None,
+        from_api=True,
+        upstream_status=upstream_status,
+    )
+
+
+def error_for(
+    *,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    api_key: str | None = None,
+    client_request_id: str | None = None,
+    model: str | None = None,
+    now: datetime | None = None,
+) -> ImagenError:
+    """
+    Make the error that fits an answer outside 2xx.
+
+    :param now: the present time, for a ``Retry-After`` that is a date; default: the clock
+    """
+    by_name = {name.lower(): value for name, value in headers.items()}
+    said = read_error_body(body, api_key)
+    facts: dict[str, Any] = {
+        "status": status,
+        "kind": said.kind,
+        "request_id": said.request_id,
+        "inference_id": by_name.get("x-inference-id"),
+        "client_request_id": client_request_id,
+        "model": model,
+        "field": said.field,
+    }
+    reason = said.message or "no reason given"
+    retry_after = read_retry_after(by_name.get("retry-after"), now=now)
+
+    if status == 401:
+        return AuthenticationError(
+            f"The API does not accept the key (401): {reason}. Check the password of the connection.", **facts
+        )
+    if status == 402 or (status == 403 and said.kind in OUT_OF_CREDITS_KINDS):
+        return OutOfCreditsError(
+            f"The account is out of credits ({status}): {reason}. Top it up, then clear the task.", **facts
+        )
+    if status == 403:
+        return AuthenticationError(
+            f"The key may not do this (403): {reason}. It may be disabled, over its limit, or lack the scope model:image.",
+            **facts,
+        )
+    if status == 404:
+        named = f"model {model!r} is withdrawn or unknown" if model else "no such address"
+        return ModelWithdrawnError(f"The API answers 404, {named}: {reason}.", **facts)
+    if status == 429:
+        return RateLimitedError(f"Too many requests (429): {reason}.", retry_after=retry_after, **facts)
+    if status in _UNKNOWN_OUTCOME or (status >= 500 and not said.from_api):
+        return LostAnswerError(
+            f"The gateway answered {status} in the API's place; whether the request was served and billed is unknown.",
+            **facts,
+        )
+    if status >= 500:
+        if said.upstream_status is not None and said.upstream_status not in (408, 425, 429):
+            return InvalidRequestError(
+                f"The model's own service refused the request ({said.upstream_status}, wrapped in a {status}): {reason}.",
+                **facts,
+            )
+        return ServerError(f"The API failed ({status}): {reason}.", retry_after=retry_after, **facts)
+    if 300 <= status < 400:
+        return InvalidRequestError(
+            f"The host answered with a redirect ({status}), which is not followed because it would carry the key "
+            f"elsewhere. Check the host of the connection.",
+            **facts,
+        )
+    return InvalidRequestError(f"The API refused the request ({status}): {reason}.", **facts)
+
+
+def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
+    """
+    Read a ``Retry-After`` header, seconds or an HTTP date, as seconds from now (never negative).
+
+    Anything unreadable is ``None``.
+    """
+    if value is None:
+        return None
+    value = value.strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value):
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max(0.0, (at - (now or datetime.now(UTC))).total_seconds())
+
+
+def _words(value: Any) -> str:
+    """Flatten a message: text, a list of texts, or text that is another JSON document."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_words(part) for part in value[:10])))
+    if isinstance(value, dict):
+        return _words(value.get("message") or value.get("error") or value.get("detail"))
+    if not isinstance(value, str):
+        return ""
+    if value.lstrip().startswith("{"):
+        try:
+            inner = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return (_words(inner) if isinstance(inner, dict) else "") or value
+    return value
+
+
+def _wrapped_status(words: str) -> int | None:
+    """Find the upstream status in texts such as ``400 Invalid value`` that a 500 carries (seen in support tickets)."""
+    found = re.match(r"\s*(?:error[: ]+)?(4\d\d)\b", words, flags=re.IGNORECASE)
+    return int(found.group(1)) if found else None
+
+
+def _complaints(meta: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Walk the validator's tree: branches are fields, leaves are ``_errors`` lists."""
+    if not isinstance(meta, dict) or len(path) > 8:
+        return
+    for name, branch in meta.items():
+        if name == "_errors":
+            if isinstance(branch, list):
+                for text in branch[:5]:
+                    if isinstance(text, str) and path:
+                        yield ".".join(path), text
+        else:
+            yield from _complaints(branch, (*path, str(name)))

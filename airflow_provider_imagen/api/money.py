@@ -1,0 +1,52 @@
+"""What a call cost, read from the headers and bodies that carry it."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CREDITS_PER_USD = Decimal(2_000_000)
+"""1 USD buys this many credits (docs, FAQ "How can I track my funds", 2026-08-21)."""
+
+CostSource = Literal["header", "usage", "estimate"]
+
+
+def read_amount(value: Any) -> Decimal | None:
+    """Read a non-negative, finite amount from text or a number; anything else is ``None``."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        return None
+    try:
+        amount = Decimal(str(value).strip())
+    except (InvalidOperation, ValueError):
+        return None
+    return amount if amount.is_finite() and amount >= 0 else None
+
+
+def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Decimal | None, CostSource | None]:
+    """
+    Find what a call was charged, in USD, and say where that stood.
+
+    Headers win over the body, dollars over credits; ``tokens_used`` is the name credits had until
+    about November 2025 (docs, request-tracing-and-cost page, 2026-08-21).
+
+    :param headers: response headers, looked up without regard to case
+    :param body: the decoded JSON body
+    """
+    by_name = {name.lower(): value for name, value in headers.items()}
+    if (usd := read_amount(by_name.get("x-aimlapi-usd-spent"))) is not None:
+        return usd, "header"
+    if (credits_used := read_amount(by_name.get("x-aimlapi-credits-used"))) is not None:
+        return credits_used / CREDITS_PER_USD, "header"
+    meta = body.get("meta")
+    for usage in (meta.get("usage") if isinstance(meta, dict) else None, body.get("usage")):
+        if not isinstance(usage, dict):
+            continue
+        if (usd := read_amount(usage.get("usd_spent"))) is not None:
+            return usd, "usage"
+        for name in ("credits_used", "tokens_used"):
+            if (credits_used := read_amount(usage.get(name))) is not None:
+                return credits_used / CREDITS_PER_USD, "usage"
+    return None, None

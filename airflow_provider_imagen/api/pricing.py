@@ -1,0 +1,201 @@
+"""
+What a request is going to cost, before it is sent. Pure.
+
+Prices guard ``max_usd``, so they err upwards: where a price depends on something the request does not say, the highest
+that fits is taken; where it cannot be told (per token, per second of work), there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_imagen.api.catalogue import Endpoint, find_model
+from airflow_provider_imagen.api.fields import read_whole_number
+from airflow_provider_imagen.api.money import read_amount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_provider_imagen.api.request import ImageRequest
+
+QuoteSource = Literal["live", "last known", "unknown"]
+
+_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation"})
+_PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
+_PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
+
+_PRESET_PIXELS = {
+    "square_hd": 1024 * 1024,
+    "square": 512 * 512,
+    "portrait_4_3": 768 * 1024,
+    "landscape_4_3": 1024 * 768,
+    "portrait_16_9": 576 * 1024,
+    "landscape_16_9": 1024 * 576,
+}
+"""Areas of the named sizes, as fal.ai, who serves these models, defines them."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """
+    What a request is expected to cost.
+
+    :param usd: for all its pictures together, ``None`` when no price is known
+    :param source: ``live`` from the API's own list, ``last known`` from the catalogue, or ``unknown``
+    """
+
+    usd: Decimal | None
+    source: QuoteSource
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """
+    Prices the API gave for its models; empty, it knows the catalogue's last known prices only.
+
+    :param by_model: the ``pricing`` block of each model, by id and by alias
+    """
+
+    by_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_answer(cls, models_answer: Any) -> PriceList:
+        """
+        Read the answer to ``GET /v1/models?include=pricing``; what cannot be read has no price.
+
+        :param models_answer: the whole answer, or its list of models
+        """
+        rows = models_answer.get("data") if isinstance(models_answer, Mapping) else models_answer
+        by_alias: dict[str, Mapping[str, Any]] = {}
+        by_id: dict[str, Mapping[str, Any]] = {}
+        for row in rows if isinstance(rows, list) else ():
+            if not isinstance(row, Mapping) or not isinstance(row.get("pricing"), Mapping):
+                continue
+            aliases = row.get("aliases")
+            for alias in aliases if isinstance(aliases, list) else ():
+                by_alias[str(alias)] = row["pricing"]
+            by_id[str(row.get("id"))] = row["pricing"]
+        return cls(by_alias | by_id)
+
+    def quote(self, request: ImageRequest) -> Quote:
+        """Say what a request is expected to cost."""
+        model_id = str(request.body.get("model"))
+        pricing = self.by_model.get(model_id)
+        usd = _live_price(pricing, request) if pricing is not None else None
+        if usd is not None:
+            return Quote(usd, "live")
+        usd = _last_known(model_id, request.body, edits=request.path.endswith("/edits"))
+        return Quote(usd, "unknown" if usd is None else "last known")
+
+
+def last_known_price(model_id: str, body: Mapping[str, Any]) -> Decimal | None:
+    """
+    Give what a request cost when the catalogue was made, in USD for all its pictures.
+
+    :param model_id: id or alias
+    :param body: what is sent; a picture in it that the model takes only at ``/v1/images/edits`` means that endpoint
+    """
+    model = find_model(model_id)
+    return _last_known(model_id, body, edits=model is not None and model.endpoint_for(body) is model.edits)
+
+
+def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decimal | None:
+    model = find_model(model_id)
+    price = (model.edits_price if edits else model.price) if model else None
+    endpoint = (model.edits if edits else model.generations) if model else None
+    if price is None or endpoint is None:
+        return None
+    count = read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None
+    return price.usd * (count or 1)
+
+
+def _live_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
+    """
+    Price a request by a model's ``pricing`` block.
+
+    ``fixed`` has ``units``, each ``{price, unit, per}``: ``price`` buys ``per`` units. ``variants`` has the same rates
+    with ``when``, the values of the ``dimensions`` they hold for. ``variable`` tells nothing (docs, models-catalogue
+    page, 2026-08; it shows no ``fixed`` example, so that form is read like the one of ``variants``).
+    """
+    if str(pricing.get("currency", "USD")).upper() != "USD":
+        return None
+    if pricing.get("kind") == "fixed":
+        prices = [_rate_price(rate, request) for rate in _mappings(pricing.get("units"))]
+        return _sum(prices)
+    if pricing.get("kind") == "variants":
+        variants = _mappings(pricing.get("variants"))
+        fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
+        return _highest([_rate_price(variant, request) for variant in fitting])
+    return None
+
+
+def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
+    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("unit")
+    if unit is None and isinstance(per, str):
+        unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
+    amount = _units_bought(str(unit).lower(), request)
+    size = read_amount(per)
+    return price * amount / size if price is not None and amount is not None and size else None
+
+
+def _units_bought(unit: str, request: ImageRequest) -> Decimal | None:
+    if unit in _PER_PICTURE_UNITS:
+        return Decimal(request.expected_images)
+    if unit in _PER_REQUEST_UNITS:
+        return Decimal(1)
+    if unit in _PER_MEGAPIXEL_UNITS and (pixels := _pixels(request)) is not None:
+        return Decimal(pixels) * request.expected_images / 1_000_000
+    return None
+
+
+def _fits(when: Any, request: ImageRequest) -> bool:
+    """Tell whether a variant may apply; what neither the request nor the model's default says may be anything."""
+    endpoint = _endpoint(request)
+    for name, wanted in when.items() if isinstance(when, Mapping) else ():
+        default = endpoint.fields.get(name, {}).get("default") if endpoint else None
+        given = request.body.get(name, default)
+        if given is not None and str(given).lower() != str(wanted).lower():
+            return False
+    return True
+
+
+def _pixels(request: ImageRequest) -> int | None:
+    """Give the area of one picture, ``None`` when the request and the model's default leave it open."""
+    endpoint = _endpoint(request)
+    name = endpoint.size_field if endpoint else "image_size"
+    size = request.body.get(name or "", endpoint.fields[name].get("default") if endpoint and name else None)
+    if isinstance(size, Mapping):
+        sides = [read_whole_number(size.get(side)) for side in ("width", "height")]
+    elif isinstance(size, str):
+        if size in _PRESET_PIXELS:
+            return _PRESET_PIXELS[size]
+        sides = [read_whole_number(side) for side in size.split("x")]
+    else:
+        return None
+    width, height = (*sides, None)[:2]
+    return width * height if width and height else None
+
+
+def _endpoint(request: ImageRequest) -> Endpoint | None:
+    model = find_model(request.body.get("model"))
+    endpoints = (model.generations, model.edits) if model else ()
+    return next((endpoint for endpoint in endpoints if endpoint and endpoint.path == request.path), None)
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    """Give a list of mappings; one entry that is none makes the list worthless, since its price would be missing."""
+    entries = value if isinstance(value, list) else []
+    return entries if all(isinstance(entry, Mapping) for entry in entries) else []
+
+
+def _sum(prices: Iterable[Decimal | None]) -> Decimal | None:
+    known = list(prices)
+    return sum(filter(None, known), Decimal(0)) if known and None not in known else None
+
+
+def _highest(prices: Iterable[Decimal | None]) -> Decimal | None:
+    known = list(prices)
+    return max(filter(None, known), default=Decimal(0)) if known and None not in known else None

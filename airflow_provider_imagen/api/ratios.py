@@ -1,0 +1,116 @@
+"""Find the size of a model that has a wanted aspect ratio exactly. Pure arithmetic."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COMMON_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5", "21:9", "9:21", "2:1", "1:2")
+
+_RATIO = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,2})?):([0-9]{1,4}(?:\.[0-9]{1,2})?)")
+_PRESET = re.compile(r"(?:(square)(?:_hd)?|(portrait|landscape)_([0-9]+)_([0-9]+))")
+_SIDES = re.compile(r"([0-9]{2,5})x([0-9]{2,5})")
+_K_SIDE = re.compile(r"([0-9](?:\.[0-9])?)[Kk]")
+_ONE_MEGAPIXEL = 1024 * 1024
+_STEPS_PIXELS = (32, 16, 8)
+_NO_LIMIT_PIXELS = (64, 4096)
+
+
+def read_ratio(text: Any) -> Fraction | None:
+    """Read ``16:9`` as width divided by height, ``None`` when it is no ratio."""
+    match = _RATIO.fullmatch(text.strip()) if isinstance(text, str) else None
+    if not match or not Fraction(match[1]) or not Fraction(match[2]):
+        return None
+    return Fraction(match[1]) / Fraction(match[2])
+
+
+def size_for(ratio: Fraction, schema: Mapping[str, Any]) -> Any:
+    """
+    Choose the value of a size field for a ratio, ``None`` when the model has no size of exactly this ratio.
+
+    A named size is preferred (the default one, else the largest; ``square_hd`` before ``square``), then
+    ``{"width": …, "height": …}`` in multiples of 32 pixels (16 or 8 where
+    the limits leave no other and the model does not mind), with an area as near as the limits allow to that of the
+    model's default size, or to one megapixel where the default does not tell.
+
+    :param schema: JSON Schema of ``image_size`` or ``size``
+    """
+    choices = schema.get("anyOf", (schema,))
+    names = [name for choice in choices for name in choice.get("enum", ()) if ratio_of(name) == ratio]
+    if names:
+        return schema["default"] if schema.get("default") in names else max(names, key=_rank)
+    for choice in choices:
+        if "properties" in choice:
+            sides = choice["properties"]
+            limits = [(sides[name].get("minimum"), sides[name].get("maximum")) for name in ("width", "height")]
+            step = sides["width"].get("multipleOf")
+            found = _nearest_size(ratio, _default_area(schema, choice), limits, step)
+            return {"width": found[0], "height": found[1]} if found else None
+        if "sides" in choice:
+            found = _nearest_size(ratio, _ONE_MEGAPIXEL, [tuple(choice["sides"])] * 2, None)
+            return f"{found[0]}x{found[1]}" if found else None
+    return None
+
+
+def ratio_of(name: Any) -> Fraction | None:
+    """Read the ratio of a named size (``landscape_16_9``, ``square``, ``1024x1536``); ``2K`` and ``auto`` have none."""
+    if not isinstance(name, str):
+        return None
+    if match := _SIDES.fullmatch(name):
+        return Fraction(int(match[1]), int(match[2]))
+    match = _PRESET.fullmatch(name)
+    if match is None:
+        return None
+    if match[1]:
+        return Fraction(1)
+    longer, shorter = sorted((int(match[3]), int(match[4])), reverse=True)
+    return Fraction(longer, shorter) if match[2] == "landscape" else Fraction(shorter, longer)
+
+
+def ratios_offered(schema: Mapping[str, Any]) -> list[str]:
+    """List the common ratios a size field has a size for, or the ratios of its named sizes where it has no others."""
+    offered = [text for text in COMMON_RATIOS if size_for(read_ratio(text) or Fraction(1), schema) is not None]
+    named = [
+        ratio
+        for choice in schema.get("anyOf", (schema,))
+        for name in choice.get("enum", ())
+        if (ratio := ratio_of(name))
+    ]
+    known = {read_ratio(text) for text in offered}
+    return offered + [f"{ratio.numerator}:{ratio.denominator}" for ratio in dict.fromkeys(named) if ratio not in known]
+
+
+def _rank(name: str) -> tuple[int, bool]:
+    match = _SIDES.fullmatch(name)
+    return (int(match[1]) * int(match[2]) if match else 0, name.endswith("_hd"))
+
+
+def _default_area(schema: Mapping[str, Any], choice: Mapping[str, Any]) -> int:
+    """Read the area of the default size, in pixels: ``2K`` is a square of 2048; presets are about a megapixel."""
+    default = schema.get("default")
+    if isinstance(default, str):
+        match = _K_SIDE.fullmatch(default)
+        return round(float(match[1]) * 1024) ** 2 if match else _ONE_MEGAPIXEL
+    sides = [choice["properties"][name].get("default") for name in ("width", "height")]
+    return sides[0] * sides[1] if all(sides) else _ONE_MEGAPIXEL
+
+
+def _nearest_size(
+    ratio: Fraction, area: int, limits: list[tuple[Any, ...]], step: int | None
+) -> tuple[int, int] | None:
+    """Find width and height of exactly this ratio within the limits, nearest to the area."""
+    for multiple in (step,) if step else _STEPS_PIXELS:
+        width, height = ratio.numerator * multiple, ratio.denominator * multiple
+        lows = [low if low is not None else _NO_LIMIT_PIXELS[0] for low, _ in limits]
+        highs = [high if high is not None else _NO_LIMIT_PIXELS[1] for _, high in limits]
+        fewest = max(-(-lows[0] // width), -(-lows[1] // height), 1)
+        most = min(highs[0] // width, highs[1] // height)
+        if fewest <= most:
+            ideal = (area / (width * height)) ** 0.5
+            times = min(range(fewest, most + 1), key=lambda count: abs(count - ideal))
+            return width * times, height * times
+    return None

@@ -1,0 +1,67 @@
+"""
+Decide whether a failed POST may be sent again within the task, and how long to wait before.
+
+Only what certainly bought nothing is sent again: no connection, or an error the API itself answered that may pass.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from airflow_provider_imagen.exceptions import ConnectionFailedError, ImagenError, RateLimitedError, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenacity import RetryCallState
+
+MAX_POSTS = 6
+"""POSTs of one request within one try of the task, all answered with "try again"."""
+
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+"""Longest wait inside a task. When the API asks for more, the try ends and the retry policy waits without a worker."""
+
+
+def may_resend(error: BaseException) -> bool:
+    """Say whether sending the same request again is free of the risk to pay twice, and worth it."""
+    if not isinstance(error, (ConnectionFailedError, RateLimitedError, ServerError)):
+        return False
+    retry_after = getattr(error, "retry_after", None)
+    return retry_after is None or retry_after <= LONGEST_WAIT_SECONDS
+
+
+def resending(
+    *, wait: Callable[[float], None], on_refused: Callable[[ImagenError, float], None] = lambda *_: None
+) -> Retrying:
+    """
+    Make the loop around a POST.
+
+    :param wait: sleeps, and raises when the task is told to stop
+    :param on_refused: told each error that will be tried again, with the seconds until then
+    """
+    backoff = wait_exponential_jitter(initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS, jitter=1.0)
+
+    def seconds(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = getattr(error, "retry_after", None)
+        if asked is None:
+            return float(backoff(state))
+        return float(asked) + random.uniform(0, 0.25 + asked / 10)  # noqa: S311 - spreads the workers, hides nothing
+
+    def before_wait(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, ImagenError):
+            on_refused(error, state.upcoming_sleep)
+
+    return Retrying(
+        retry=retry_if_exception(may_resend),
+        stop=stop_after_attempt(MAX_POSTS),
+        wait=seconds,
+        sleep=wait,
+        before_sleep=before_wait,
+        reraise=True,
+    )

@@ -1,0 +1,124 @@
+"""The command ``airflow-imagen``: try things out, and run the sandbox."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command.
+
+    :param argv: arguments without the program's name; default: those of the process
+    :return: exit status, 0 when all went well
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="airflow-imagen", description="Generate images in Apache Airflow through the AI/ML API."
+    )
+    parser.add_argument("--version", action="version", version=f"airflow-provider-imagen {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_demo(commands)
+    _add_sandbox(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="make pictures with the example DAG",
+        description="Run the example DAG imagen_quickstart through Airflow, in a temporary home of its own, against the "
+        "built-in sandbox: no key, no cost. With a connection in AIRFLOW_CONN_IMAGEN_DEFAULT the API it names is used.",
+    )
+    demo.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to paint; several prompts make several pictures")
+    demo.add_argument("--prompts-file", type=Path, metavar="FILE", help="further prompts, one per line; - is standard input")
+    demo.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
+    demo.add_argument("--aspect-ratio", default="1:1", metavar="W:H", help="default: 1:1")
+    demo.add_argument("--seed", type=int, metavar="N", help="makes results repeatable where the model can")
+    demo.add_argument("--model", default="imagen-3.0-generate-002", metavar="ID", help="default: %(default)s")
+    demo.add_argument("--output", default="imagen-demo", metavar="FOLDER", help="default: ./%(default)s")
+    demo.add_argument("--verbose", action="store_true", help="show Airflow's log")
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    prompts = [*arguments.prompts]
+    if arguments.prompts_file is not None:
+        try:
+            text = sys.stdin.read() if str(arguments.prompts_file) == "-" else arguments.prompts_file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            print(f"Error: --prompts-file {arguments.prompts_file}: {error}", file=sys.stderr)
+            return 2
+        prompts += [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        print('Error: no prompt. Try: airflow-imagen demo "A raccoon eating ice-cream"', file=sys.stderr)
+        return 2
+    from airflow_provider_imagen.demo import run_demo
+
+    return run_demo(
+        prompts=prompts,
+        num_images=arguments.num_images,
+        aspect_ratio=arguments.aspect_ratio,
+        seed=arguments.seed,
+        model=arguments.model,
+        output=arguments.output,
+        verbose=arguments.verbose,
+    )
+
+
+def _add_sandbox(commands: Any) -> None:
+    sandbox = commands.add_parser(
+        "sandbox",
+        help="run a server that answers like the API",
+        description="Serve the API's image endpoints on this machine: real HTTP, drawn pictures, no cost. "
+        "Point a connection's host at it.",
+    )
+    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sandbox.add_argument("--port", type=int, default=8765, help="port of the API (default: %(default)s; 0 takes a free one)")
+    sandbox.add_argument("--cdn-port", type=int, default=0, help="port the pictures are served from (default: a free one)")
+    sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="time each generation takes")
+    sandbox.set_defaults(run=_run_sandbox)
+
+
+def _run_sandbox(arguments: argparse.Namespace) -> int:
+    from airflow_provider_imagen.sandbox import Sandbox, serve
+
+    def announce(sandbox: Sandbox) -> None:
+        print(f"Sandbox:    {sandbox.url}", flush=True)
+        print(f"Pictures:   {sandbox.cdn_url}", flush=True)
+        print(f"Connection: AIRFLOW_CONN_IMAGEN_DEFAULT='{_connection_json(sandbox)}'", flush=True)
+        print("Stop it with Ctrl-C.", flush=True)
+
+    serve(
+        host=arguments.host,
+        port=arguments.port,
+        cdn_port=arguments.cdn_port,
+        latency_seconds=arguments.latency,
+        on_ready=announce,
+    )
+    return 0
+
+
+def _connection_json(sandbox: Any) -> str:
+    import json
+
+    return json.dumps({"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

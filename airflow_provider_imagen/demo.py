@@ -1,0 +1,205 @@
+"""
+Run the example DAG in a throw-away Airflow, and show what it made.
+
+Airflow writes a lot while it works; unless asked to be verbose, all of it goes to a log file in the temporary home and
+only our own lines reach the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLE = "imagen_quickstart"
+CONNECTION_VARIABLE = "AIRFLOW_CONN_IMAGEN_DEFAULT"
+SANDBOX_CONNECTION = {"conn_type": "imagen", "extra": {"sandbox": True}}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a run of the example brought: its XComs, or the error that ended it."""
+
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    error: BaseException | None = None
+
+
+def run_demo(
+    *,
+    prompts: list[str],
+    num_images: int,
+    aspect_ratio: str,
+    seed: int | None,
+    model: str,
+    output: str,
+    verbose: bool,
+) -> int:
+    """
+    Make pictures with the example DAG ``imagen_quickstart``.
+
+    :param prompts: what to paint, at least one
+    :param output: folder for the pictures
+    :param verbose: show Airflow's log
+    :return: exit status
+    """
+    example = _find_example()
+    if example is None:
+        print(f"Error: example_dags/{EXAMPLE}.py is missing from this installation.", file=sys.stderr)
+        return 1
+    uses_sandbox = CONNECTION_VARIABLE not in os.environ
+    home = Path(tempfile.mkdtemp(prefix="airflow-imagen-demo-"))
+    keep_home = False
+    try:
+        _prepare_home(home, example)
+        if uses_sandbox:
+            os.environ[CONNECTION_VARIABLE] = json.dumps(SANDBOX_CONNECTION)
+        where = "the built-in sandbox" if uses_sandbox else f"the API of {CONNECTION_VARIABLE}"
+        print(f"Running {EXAMPLE} in a temporary Airflow against {where} …", flush=True)
+        with _quiet(home / "airflow.log", verbose=verbose) as console:
+            outcome = _run_example(
+                console,
+                output=output if "://" in output else str(Path(output).expanduser().absolute()),
+                params={
+                    "prompts": prompts,
+                    "num_images": num_images,
+                    "aspect_ratio": aspect_ratio,
+                    "seed": seed,
+                    "model": model,
+                },
+            )
+        if outcome.error is not None:
+            keep_home = not verbose
+            print(f"Error: {outcome.error}", file=sys.stderr)
+            if keep_home:
+                print(f"Airflow's log: {home / 'airflow.log'}", file=sys.stderr)
+            return 1
+        _show(outcome, output)
+        return 0
+    finally:
+        if uses_sandbox:
+            os.environ.pop(CONNECTION_VARIABLE, None)
+        if not keep_home:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _find_example() -> Path | None:
+    """Find the example in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "example_dags", package.parent / "example_dags"):
+        if (folder / f"{EXAMPLE}.py").is_file():
+            return folder / f"{EXAMPLE}.py"
+    return None
+
+
+def _prepare_home(home: Path, example: Path) -> None:
+    """Give Airflow, which reads the environment when it is first imported, a home with one DAG in it."""
+    dags = home / "dags"
+    dags.mkdir()
+    shutil.copy(example, dags)
+    for name in [name for name in os.environ if name.startswith("AIRFLOW__")]:
+        del os.environ[name]
+    os.environ.update(
+        AIRFLOW_HOME=str(home),
+        AIRFLOW__CORE__DAGS_FOLDER=str(dags),
+        AIRFLOW__CORE__LOAD_EXAMPLES="False",
+        AIRFLOW__CORE__UNIT_TEST_MODE="False",
+        AIRFLOW__LOGGING__BASE_LOG_FOLDER=str(home / "logs"),
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{home / 'airflow.db'}",
+        AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+    )
+
+
+@contextmanager
+def _quiet(log_file: Path, *, verbose: bool) -> Iterator[TextIO]:
+    """Send everything that is written to the terminal into a file; give a stream that still reaches it."""
+    if verbose:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    console = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    sink = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        yield console
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        for descriptor in (*saved, sink):
+            os.close(descriptor)
+        console.close()
+
+
+def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Outcome:
+    """Set Airflow up, run the DAG in this process, and collect what it left."""
+    from airflow.utils import db
+
+    db.initdb()
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+
+    DagBundlesManager().sync_bundles_to_db()
+    bag = DagBag(dag_folder=os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
+    if bag.import_errors:
+        return _Outcome([], {}, RuntimeError(next(iter(bag.import_errors.values()))))
+    sync_bag_to_db(bag, "dags-folder", None)
+    dag = bag.dags[EXAMPLE]
+    errors: list[BaseException] = []
+    paint: Any = dag.task_dict["paint"]
+    paint.on_failure_callback = [lambda context: errors.append(context["exception"])]
+    progress = logging.getLogger("airflow_provider_imagen.progress")
+    if console is not sys.stdout:
+        handler = logging.StreamHandler(console)
+        handler.setFormatter(logging.Formatter("  %(message)s"))
+        progress.addHandler(handler)
+    try:
+        run: Any = dag.test(run_conf={**params, "output_path": output})
+    except Exception as error:  # wrong params are refused here, before a run exists
+        return _Outcome([], {}, error)
+    ti = run.get_task_instance("paint")
+    if str(ti.state) != "success":
+        return _Outcome([], {}, errors[-1] if errors else RuntimeError(f"the task ended as {ti.state}"))
+    return _Outcome(ti.xcom_pull(task_ids="paint", key="images"), ti.xcom_pull(task_ids="paint", key="summary"))
+
+
+def _show(outcome: _Outcome, output: str) -> None:
+    """Print each picture and the sums."""
+    records = outcome.records if isinstance(outcome.records, list) else []
+    print()
+    for record in records:
+        prompt = " ".join(record["prompt"].split())
+        cost = f"{record['usd']:.4f} USD" if record["usd"] is not None else "cost unknown"
+        print(f"{prompt if len(prompt) <= 70 else prompt[:69] + '…'}")
+        print(f"  url   {record['url'] or '(the picture came inside the answer)'}")
+        print(f"  file  {_shown_path(record['path'])}")
+        print(f"  size  {record['width']}x{record['height']}, {record['bytes'] / 1e6:.1f} MB, {record['mime_type']}")
+        print(f"  cost  {cost}")
+    summary = outcome.summary
+    about = "about " if summary["usd_is_estimate"] else ""
+    print(
+        f"\n{summary['made']} picture{'s' if summary['made'] != 1 else ''} in {output} "
+        f"for {about}{summary['usd_spent']:.4f} USD; {summary['seconds']:.1f} s. List: {_shown_path(summary['manifest'])}"
+    )
+
+
+def _shown_path(path: str) -> str:
+    """Show a path below the working directory as a relative one."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

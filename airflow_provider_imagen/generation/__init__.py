@@ -1,0 +1,1 @@
+"""The run: plan, journal, workers, budget, results. Knows Airflow only through small protocols."""

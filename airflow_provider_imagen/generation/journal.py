@@ -1,0 +1,211 @@
+"""
+A durable, append-only notebook of what was bought, shared by all threads of a task and all its tries.
+
+Facts are lines of JSON in numbered segments. A segment grows until it is :data:`SEGMENT_BYTES` long and is then
+left alone. Threads that write at the same time share one write (group commit): while one write is under way, facts gather, and
+the next write takes them all. Reading it back costs one call per segment, so ten thousand requests resume in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol
+
+from airflow_provider_imagen.exceptions import JournalError
+from airflow_provider_imagen.generation.facts import Entry, entries_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_provider_imagen.generation.facts import Fact
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 48 * 1024
+"""Longest segment, below the 64 KB from which Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""
+
+
+class JournalStore(Protocol):
+    """Where segments are kept. Each call returns only when its effect would survive the loss of this process."""
+
+    description: str
+    """What to call the place in a log line."""
+
+    def read(self, number: int) -> str | None:
+        """Give the text of a segment, ``None`` when there is none."""
+
+    def write(self, number: int, text: str) -> None:
+        """Write a segment whole, in place of what it held."""
+
+    def delete(self, number: int) -> None:
+        """Remove a segment; no error when there is none."""
+
+
+class NoStore:
+    """Keeps nothing: a retry would pay again."""
+
+    description = "nowhere"
+
+    def read(self, number: int) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Nothing was kept."""
+        return None
+
+    def write(self, number: int, text: str) -> None:
+        """Keep nothing."""
+
+    def delete(self, number: int) -> None:
+        """Nothing to remove."""
+
+
+class Journal:
+    """
+    The notebook of one task instance.
+
+    :param store: where segments are kept
+    """
+
+    def __init__(self, store: JournalStore) -> None:
+        self._store = store
+        self._ready = threading.Condition()
+        self._waiting: list[tuple[str, Future[None]]] = []
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._number = 0
+        self._segment = ""
+        self.writes = 0
+        self.entries: dict[str, Entry] = {}
+
+    def open(self) -> None:
+        """
+        Read what earlier tries wrote, and be ready to write.
+
+        :raises JournalError: the store cannot be read, so nobody knows what was already bought
+        """
+        facts: list[Fact] = []
+        number = 0
+        try:
+            while (text := self._store.read(number)) is not None:
+                facts += _parse(text, segment=number)
+                self._segment = text
+                number += 1
+        except JournalError:
+            raise
+        except Exception as error:
+            raise JournalError(
+                f"The journal in {self._store.description} cannot be read ({type(error).__name__}), "
+                f"so what was already paid for is unknown; nothing was sent."
+            ) from error
+        self._number = max(0, number - 1)
+        self.entries = entries_of(facts)
+        self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
+        self._thread.start()
+
+    def append(self, fact: Fact) -> Future[None]:
+        """Hand in a fact; the future is done once it is durable, and fails when it cannot be made so."""
+        line = json.dumps(fact, separators=(",", ":"))  # ASCII: one character is one byte
+        done: Future[None] = Future()
+        with self._ready:
+            if self._failure is not None or self._closing:
+                done.set_exception(_not_writable(self._store, self._failure))
+                return done
+            self._waiting.append((line, done))
+            self._ready.notify()
+        return done
+
+    def commit(self, fact: Fact) -> None:
+        """
+        Write a fact and return when it is durable.
+
+        :raises JournalError: it could not be made durable
+        """
+        self.append(fact).result()
+
+    def close(self) -> None:
+        """Write what is waiting, then stop. Raises nothing: who needs a fact durable has waited for it."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def forget(self) -> None:
+        """Delete every segment, the last one first, so that a crash in between leaves a readable beginning."""
+        forget(self._store)
+
+    def _write_forever(self) -> None:
+        while True:
+            with self._ready:
+                while not self._waiting and not self._closing:
+                    self._ready.wait()
+                batch, self._waiting = self._waiting, []
+                if not batch:
+                    return
+            try:
+                self._write(line for line, _ in batch)
+            except BaseException as error:
+                with self._ready:
+                    self._failure = error
+                    batch += self._waiting
+                    self._waiting = []
+                failure = _not_writable(self._store, error)
+                for _, done in batch:
+                    done.set_exception(failure)
+                return
+            for _, done in batch:
+                done.set_result(None)
+
+    def _write(self, lines: Iterable[str]) -> None:
+        """Fill the segment that is open, and further ones when it is full."""
+        dirty = False
+        for line in lines:
+            if self._segment and len(self._segment) + len(line) + 1 > SEGMENT_BYTES:
+                if dirty:
+                    self._store_segment()
+                self._number += 1
+                self._segment = ""
+            self._segment += line + "\n"
+            dirty = True
+        if dirty:
+            self._store_segment()
+
+    def _store_segment(self) -> None:
+        self._store.write(self._number, self._segment)
+        self.writes += 1
+
+
+def forget(store: JournalStore) -> None:
+    """Delete every segment of a store, the last one first."""
+    number = 0
+    while store.read(number) is not None:
+        number += 1
+    for left in range(number - 1, -1, -1):
+        store.delete(left)
+
+
+def _parse(text: str, *, segment: int) -> list[Fact]:
+    facts: list[Fact] = []
+    for line in filter(None, text.split("\n")):
+        try:
+            fact = json.loads(line)
+            if not isinstance(fact["k"], str) or not isinstance(fact["t"], str):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            raise JournalError(
+                f"Segment {segment} of the journal is damaged, so what was already paid for is unknown; nothing was "
+                f"sent. Compare with GET /v2/billing/transactions, then delete the journal to start anew."
+            ) from None
+        facts.append(fact)
+    return facts
+
+
+def _not_writable(store: JournalStore, cause: BaseException | None) -> JournalError:
+    error = JournalError(
+        f"The journal in {store.description} cannot be written"
+        f"{f' ({type(cause).__name__})' if cause is not None else ''}, so nothing more is bought."
+    )
+    error.__cause__ = cause
+    return error

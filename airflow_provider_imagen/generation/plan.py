@@ -1,0 +1,216 @@
+"""
+Turn rendered arguments into requests: checked, priced and fingerprinted before a cent is spent. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.api.request import build_requests
+from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_imagen.api.request import ImageRequest
+
+_OWN_KEYS = frozenset({"name"})
+"""Keys of a prompt mapping that are ours and are not sent."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """
+    One paid POST.
+
+    :param key: names it in the journal: a fingerprint of the request, and which one it is among equal ones
+    :param request: what is sent
+    :param expected_usd: its price as known beforehand
+    """
+
+    key: str
+    request: ImageRequest
+    expected_usd: Decimal | None
+
+    @property
+    def model(self) -> str:
+        """Model id the request names."""
+        return str(self.request.body["model"])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """
+    A part of an item that one worker sees through: some of its pictures, from the first model that makes them.
+
+    :param item: index of the item in the list of prompts
+    :param first_image: index of the slot's first picture within the item
+    :param images: how many pictures it is for
+    :param choices: the POSTs to make with the model asked for, then with each fallback model
+    """
+
+    item: int
+    first_image: int
+    images: int
+    choices: tuple[tuple[Unit, ...], ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    One prompt with its arguments.
+
+    :param index: its place in the list of prompts
+    :param name: the name the author gave it, for file names
+    :param prompt: the text; empty for models that take none
+    :param arguments: everything asked for, by the names the author used
+    :param images: pictures asked for
+    """
+
+    index: int
+    name: str | None
+    prompt: str
+    arguments: Mapping[str, Any]
+    images: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a task is going to buy."""
+
+    items: tuple[Item, ...]
+    slots: tuple[Slot, ...]
+
+    @property
+    def images(self) -> int:
+        """Pictures asked for in all."""
+        return sum(item.images for item in self.items)
+
+    def expected_usd(self, among: Callable[[Unit], bool] = lambda _: True) -> Decimal | None:
+        """Price of the units chosen, ``None`` when one of them has no known price."""
+        total = Decimal(0)
+        for slot in self.slots:
+            for unit in filter(among, slot.choices[0]):
+                if unit.expected_usd is None:
+                    return None
+                total += unit.expected_usd
+        return total
+
+
+def make_plan(
+    *,
+    prompt: Any,
+    arguments: Mapping[str, Any],
+    fallback_models: Sequence[str] = (),
+    can_store: bool,
+    price: Callable[[ImageRequest], Decimal | None] = lambda _: None,
+) -> Plan:
+    """
+    Check everything and lay out the requests.
+
+    :param prompt: rendered: a string, a mapping, a list of either, or ``None`` for models without a prompt
+    :param arguments: rendered, by API field name, ``model`` among them; ``None`` leaves a field to the model.
+        An item's own mapping overrides them.
+    :param fallback_models: models to try, in order, when the one asked for is withdrawn
+    :param can_store: whether pictures can be stored, which base64 answers need
+    :param price: expected price of a request, in USD
+    :raises InvalidArgumentsError: with every problem of every item
+    """
+    problems: list[Problem] = []
+    items: list[Item] = []
+    drafts: list[list[list[tuple[ImageRequest, ...]]]] = []  # per item, per slot, per model: its requests
+    for index, (entry, where) in enumerate(_entries(prompt, problems)):
+        asked = {**arguments, **{name: value for name, value in entry.items() if name not in _OWN_KEYS}}
+        draft: list[list[tuple[ImageRequest, ...]]] = []
+        try:
+            for request in build_requests(asked, can_store=can_store, where=where):
+                share = {
+                    **asked,
+                    "num_images": request.expected_images,
+                    "seed": request.body.get("seed", asked.get("seed")),
+                }
+                draft.append([(request,)])
+                for model in fallback_models:
+                    draft[-1].append(build_requests({**share, "model": model}, can_store=can_store, where=where))
+        except InvalidArgumentsError as error:
+            problems += error.problems
+        name = entry.get("name")
+        if name is not None and not (isinstance(name, str) and name.strip()):
+            problems.append(Problem(f"{where}name", name, "text that is not empty is allowed"))
+        if problems:
+            continue
+        images = sum(choices[0][0].expected_images for choices in draft)
+        items.append(Item(index, name, str(asked.get("prompt") or ""), asked, images))
+        drafts.append(draft)
+    if problems:
+        raise InvalidArgumentsError(_without_repeats(problems))
+    return Plan(items=tuple(items), slots=tuple(_lay_out(items, drafts, price)))
+
+
+def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, Any], str]]:
+    """Bring every way to give prompts into one: mappings, each with the prefix its problems are named with."""
+    allowed = 'text, a mapping such as {"prompt": …}, or a list of these is allowed'
+    if prompt is None or isinstance(prompt, str):
+        return [({"prompt": prompt}, "")]
+    if isinstance(prompt, Mapping):
+        return [(prompt, "")]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+        problems.append(Problem("prompt", prompt, allowed))
+        return []
+    entries: list[tuple[Mapping[str, Any], str]] = []
+    for index, entry in enumerate(prompt):
+        where = f"prompt[{index}]."
+        if isinstance(entry, Mapping):
+            entries.append((entry, where))
+        elif isinstance(entry, str):
+            entries.append(({"prompt": entry}, where))
+        else:
+            problems.append(Problem(f"prompt[{index}]", entry, 'text or a mapping such as {"prompt": …} is allowed'))
+    return entries
+
+
+def _lay_out(
+    items: Sequence[Item],
+    drafts: Sequence[Sequence[Sequence[tuple[ImageRequest, ...]]]],
+    price: Callable[[ImageRequest], Decimal | None],
+) -> list[Slot]:
+    """Number the slots' pictures within their items, and give every request its key and price."""
+    seen: Counter[str] = Counter()
+
+    def unit(request: ImageRequest) -> Unit:
+        name = fingerprint(request)
+        seen[name] += 1
+        return Unit(f"{name}#{seen[name]}", request, price(request))
+
+    slots: list[Slot] = []
+    for item, draft in zip(items, drafts, strict=True):
+        first_image = 0
+        for choices in draft:
+            units = tuple(tuple(unit(request) for request in requests) for requests in choices)
+            slots.append(Slot(item.index, first_image, choices[0][0].expected_images, units))
+            first_image += slots[-1].images
+    return slots
+
+
+def fingerprint(request: ImageRequest) -> str:
+    """Name a request by everything that is sent: the same request has the same name in every try."""
+    text = json.dumps([request.path, request.body], sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def _without_repeats(problems: Sequence[Problem]) -> list[Problem]:
+    """Keep one of several equal problems, such as a wrong argument shared by all prompts."""
+    seen: set[str] = set()
+    kept: list[Problem] = []
+    for problem in problems:
+        text = str(problem).split("].", 1)[-1]
+        if text not in seen:
+            seen.add(text)
+            kept.append(problem)
+    return kept

@@ -1,0 +1,262 @@
+"""What a run works with in earnest: the client, the downloader, and a folder to keep pictures in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.api.catalogue import find_model, nearest_models
+from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError, StorageError
+from airflow_provider_imagen.generation.facts import Stored
+from airflow_provider_imagen.storage.naming import NameFields, picture_name, picture_stems
+from airflow_provider_imagen.storage.provenance import Provenance
+from airflow_provider_imagen.storage.saving import save_picture
+from airflow_provider_imagen.storage.writing import check_stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from airflow_provider_imagen.api.answers import Generation
+    from airflow_provider_imagen.api.client import ApiClient
+    from airflow_provider_imagen.api.download import Downloader
+    from airflow_provider_imagen.api.request import ImageRequest
+    from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture
+    from airflow_provider_imagen.generation.plan import Item, Plan
+    from airflow_provider_imagen.storage.convert import ImageFormat
+    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.paths import StoragePath
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """
+    Keeps pictures in a folder, each under a name that is the same in every try.
+
+    :param folder: where pictures go
+    :param open_path: turns the path of a stored picture back into a path object
+    :param plan: what is going to be made; decides the names
+    :param entries: what the journal knows, so that a new picture never takes the name of one that is kept
+    :param origin: which task instance this is
+    :param filename: pattern of the names
+    :param provenance: ``True`` writes into the files what made them, ``False`` does not, a mapping adds fields or
+        (with the value ``None``) leaves fields out
+    :param image_format: format to convert to, ``None`` keeps what was delivered
+    :param thumbnail_pixels: longer side of the previews, ``None`` for none
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: StoragePath,
+        open_path: Callable[[str], StoragePath],
+        plan: Plan,
+        entries: Mapping[str, Entry],
+        origin: Origin,
+        filename: str,
+        provenance: bool | Mapping[str, Any] = True,
+        image_format: ImageFormat | None = None,
+        thumbnail_pixels: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self._open_path = open_path
+        self._plan = plan
+        self._origin = origin
+        self._filename = filename
+        self._provenance = provenance
+        self._image_format = image_format
+        self._thumbnail_pixels = thumbnail_pixels
+        self._stems = self._name_pictures(entries)
+
+    def save(self, data: bytes, *, item: Item, image_index: int, paid: Paid, picture: PaidPicture) -> Stored:
+        """Check, mark and store one picture."""
+        stem = self._stems.get((item.index, image_index))
+        if stem is None:  # more than asked for
+            fields = self._name_fields(item, image_index)
+            stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
+        saved = save_picture(
+            data,
+            folder=self.folder,
+            stem=stem,
+            owner=self._origin.identity,
+            provenance=self._describe(item, paid, picture),
+            image_format=self._image_format,
+            thumbnail_pixels=self._thumbnail_pixels,
+        )
+        for note in saved.notes:
+            log.warning("%s: %s", saved.file_name, note)
+        return Stored(
+            path=saved.path,
+            file_name=saved.file_name,
+            sha256=saved.sha256,
+            bytes=saved.bytes,
+            mime_type=saved.mime_type,
+            width=saved.width,
+            height=saved.height,
+            thumbnail=saved.thumbnail,
+        )
+
+    def is_stored(self, stored: Stored) -> bool:
+        """Say whether a picture of an earlier try is still there and whole."""
+        try:
+            return check_stored(self._open_path(stored.path), size=stored.bytes, sha256=stored.sha256)
+        except StorageError as error:
+            log.warning("%s It is fetched again.", error)
+            return False
+
+    def _name_pictures(self, entries: Mapping[str, Entry]) -> dict[tuple[int, int], str]:
+        """Name every planned picture, around the names that pictures of earlier tries already have."""
+        places = [(item, image) for item in self._plan.items for image in range(item.images)]
+        stems = picture_stems(self._filename, [self._name_fields(item, image) for item, image in places])
+        names = {(item.index, image): stem for (item, image), stem in zip(places, stems, strict=True)}
+        kept = self._kept_names(entries)
+        taken = {stem.casefold(): place for place, stem in kept.items()}
+        for place, stem in names.items():
+            number = 1
+            while taken.get(names[place].casefold(), place) != place:
+                number += 1
+                names[place] = f"{stem}-v{number}"
+        return names
+
+    def _kept_names(self, entries: Mapping[str, Entry]) -> dict[tuple[Any, int], str]:
+        """Find the names of stored pictures, by the place they have in this plan, or by their key if they have none."""
+        places: dict[str, tuple[int, int]] = {}
+        for slot in self._plan.slots:
+            for units in slot.choices:
+                first = slot.first_image
+                for unit in units:
+                    places[unit.key] = (slot.item, first)
+                    first += unit.request.expected_images
+        kept: dict[tuple[Any, int], str] = {}
+        for key, entry in entries.items():
+            item, first = places.get(key, (key, 0))
+            for number, stored in entry.stored.items():
+                kept[(item, first + number)] = stored.file_name.rpartition(".")[0]
+        return kept
+
+    def _name_fields(self, item: Item, image: int) -> NameFields:
+        seed = item.arguments.get("seed")
+        return NameFields(
+            origin=self._origin,
+            index=item.index,
+            image=image,
+            prompt=item.prompt,
+            model=str(item.arguments.get("model") or ""),
+            name=item.name,
+            seed=seed if isinstance(seed, int) else None,
+            items=len(self._plan.items),
+        )
+
+    def _describe(self, item: Item, paid: Paid, picture: PaidPicture) -> Provenance | None:
+        if self._provenance is False:
+            return None
+        own = {"model", "prompt", "seed"}
+        seed = picture.seed if picture.seed is not None else item.arguments.get("seed")
+        described = Provenance(
+            prompt=item.prompt,
+            enhanced_prompt=picture.prompt if picture.prompt != item.prompt else None,
+            model=paid.model,
+            seed=seed if isinstance(seed, int) else None,
+            parameters={
+                name: value for name, value in item.arguments.items() if name not in own and value is not None
+            },
+            inference_id=paid.inference_id,
+            origin=self._origin,
+            created_at=datetime.fromtimestamp(paid.at, UTC),
+        )
+        return described if self._provenance is True else _changed(described, self._provenance)
+
+
+def _changed(described: Provenance, changes: Mapping[str, Any]) -> Provenance:
+    """Apply the author's wishes: a field of the provenance is replaced or left out, anything else is a parameter."""
+    fields = {
+        name: ("" if value is None and name in ("prompt", "model") else value)
+        for name, value in changes.items()
+        if name in ("prompt", "enhanced_prompt", "model", "seed", "inference_id")
+    }
+    parameters = {name: value for name, value in {**described.parameters, **changes}.items() if name not in fields}
+    return replace(
+        described, **fields, parameters={name: value for name, value in parameters.items() if value is not None}
+    )
+
+
+class RunTools:
+    """
+    The tools of a run: the API, downloads, and a keeper if pictures are stored.
+
+    :param client: calls the API
+    :param downloader: fetches pictures
+    :param keeper: stores them; ``None`` when only links are wanted
+    """
+
+    def __init__(self, *, client: ApiClient, downloader: Downloader, keeper: Keeper | None) -> None:
+        self._client = client
+        self._downloader = downloader
+        self._keeper = keeper
+        self._lock = threading.Lock()
+        self._successors: dict[str, str | None] = {}
+        self.stores = keeper is not None
+
+    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
+        """Send one paid request, once; a model that is gone is told with its successor."""
+        try:
+            return self._client.generate(request.path, request.body, client_request_id=client_request_id)
+        except ModelWithdrawnError as error:
+            raise self._with_successor(error, str(request.body.get("model"))) from error
+
+    def _with_successor(self, error: ModelWithdrawnError, model: str) -> ModelWithdrawnError:
+        with self._lock:
+            if model not in self._successors:
+                self._successors[model] = self._find_successor(model)
+            replaced_by = self._successors[model]
+        advice = f"Its successor is {replaced_by!r}." if replaced_by else _similar(model)
+        return ModelWithdrawnError(
+            f"{error} {advice} fallback_models names models to try instead.",
+            replaced_by=replaced_by,
+            status=error.status,
+            kind=error.kind,
+            request_id=error.request_id,
+            client_request_id=error.client_request_id,
+            model=model,
+        )
+
+    def _find_successor(self, model: str) -> str | None:
+        """Ask the API's list of deprecations, which is free, else the catalogue."""
+        try:
+            rows = self._client.list_deprecations()
+        except ImagenError as error:
+            log.warning("The list of deprecations could not be read: %s", error)
+            rows = []
+        for row in rows:
+            aliases = row.get("aliases")
+            names = [row.get("id"), *(aliases if isinstance(aliases, list) else ())]
+            if model in names and isinstance(row.get("replaced_by"), str):
+                return str(row["replaced_by"])
+        known = find_model(model)
+        return known.successor if known else None
+
+    def fetch(self, url: str) -> bytes:
+        """Download one picture."""
+        return self._downloader.fetch(url).data
+
+    def save(self, data: bytes, *, item: Item, image_index: int, paid: Paid, picture: PaidPicture) -> Stored:
+        """Check and store one picture."""
+        if self._keeper is None:
+            raise StorageError("There is no output_path to store a picture in.")
+        return self._keeper.save(data, item=item, image_index=image_index, paid=paid, picture=picture)
+
+    def is_stored(self, stored: Stored) -> bool:
+        """Say whether a picture of an earlier try is still there; true when nothing is stored any more."""
+        return self._keeper is None or self._keeper.is_stored(stored)
+
+    def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
+        """Give the rows of the API's request log."""
+        return self._client.iter_request_logs(**window)
+
+
+def _similar(model: str) -> str:
+    names = nearest_models(model)
+    return f"Models with a similar name: {', '.join(names)}." if names else "No model has a similar name."

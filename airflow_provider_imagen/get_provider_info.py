@@ -1,0 +1,65 @@
+"""What Airflow reads to know this provider. Called in every Airflow process, so it imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Describe the provider in the form of Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": "airflow-provider-imagen",
+        "name": "AI/ML API Images",
+        "description": "Generate images through the AI/ML API: every picture saved, counted, and never bought twice.",
+        "integrations": [
+            {
+                "integration-name": "AI/ML API Images",
+                "external-doc-url": "https://docs.aimlapi.com/api-references/image-models",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [{"integration-name": "AI/ML API Images", "python-modules": ["airflow_provider_imagen.hooks.imagen"]}],
+        "operators": [
+            {"integration-name": "AI/ML API Images", "python-modules": ["airflow_provider_imagen.operators.imagen"]}
+        ],
+        "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
+        "connection-types": [
+            {
+                "connection-type": "imagen",
+                "hook-class-name": "airflow_provider_imagen.hooks.imagen.ImagenHook",
+                "hook-name": "AI/ML API Images",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "login", "port"],
+                    "relabeling": {"password": "API key", "host": "Base URL"},
+                    "placeholders": {"host": "https://api.aimlapi.com", "password": "32 hexadecimal characters"},
+                },
+                "conn-fields": {
+                    "model": {
+                        "label": "Default model",
+                        "description": "Model id for tasks that name none, for example imagen-3.0-generate-002.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "connect_timeout": {
+                        "label": "Connect timeout (seconds)",
+                        "description": "Longest wait for a connection.",
+                        "schema": {"type": "number", "default": 10, "minimum": 0.1},
+                    },
+                    "read_timeout": {
+                        "label": "Read timeout (seconds)",
+                        "description": "Longest wait for an answer. Pictures can take minutes.",
+                        "schema": {"type": "number", "default": 300, "minimum": 1},
+                    },
+                    "sandbox": {
+                        "label": "Sandbox",
+                        "description": "Talk to the built-in sandbox: real HTTP on this machine, no key, no cost.",
+                        "schema": {"type": "boolean", "default": False},
+                    },
+                    "verify": {
+                        "label": "Verify TLS",
+                        "description": "true, false, or the path of a CA bundle.",
+                        "schema": {"type": ["string", "null"], "default": "true"},
+                    },
+                },
+            }
+        ],
+    }

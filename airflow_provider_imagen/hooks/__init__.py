@@ -1,0 +1,1 @@
+"""The hook: authenticated calls to the API."""

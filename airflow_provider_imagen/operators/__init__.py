@@ -1,0 +1,1 @@
+"""The operator: pictures from templated prompts."""

@@ -1,0 +1,381 @@
+"""
+One try of the operator: check, buy, keep, report, and decide what it means for the task.
+
+Imported when the task runs, so that parsing a DAG file stays cheap.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen._compat import AirflowFailException, AirflowSkipException, get_metrics
+from airflow_provider_imagen.api.catalogue import find_model
+from airflow_provider_imagen.api.pricing import PriceList
+from airflow_provider_imagen.exceptions import (
+    BudgetExceededError,
+    ImagenError,
+    InvalidArgumentsError,
+    ItemsFailedError,
+    Problem,
+)
+from airflow_provider_imagen.generation.journal import Journal, NoStore
+from airflow_provider_imagen.generation.plan import make_plan
+from airflow_provider_imagen.generation.run import Run, RunOptions
+from airflow_provider_imagen.generation.sealing import LinkSeal
+from airflow_provider_imagen.generation.tools import Keeper, RunTools
+from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.operators.context import open_folder, origin_of
+from airflow_provider_imagen.operators.journal import journal_store
+from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
+from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
+from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
+from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_imagen.generation.plan import Plan
+    from airflow_provider_imagen.generation.results import Record, RunResult
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+API_ARGUMENTS: Final = (
+    "num_images",
+    "aspect_ratio",
+    "seed",
+    "enhance_prompt",
+    "person_generation",
+    "safety_setting",
+    "add_watermark",
+    "convert_base64_to_url",
+)
+"""Arguments of the operator that are fields of the API."""
+
+progress = logging.getLogger("airflow_provider_imagen.progress")
+"""One line per picture; a logger of its own, so that others can listen."""
+
+MAX_XCOM_BYTES: Final = 48 * 1024
+"""Longest list of records that goes into XCom; a longer one stays in the manifest."""
+
+
+class TaskExecution:
+    """
+    One try of a task.
+
+    :param operator: its arguments, rendered
+    :param context: Airflow's context
+    :param should_stop: whether the task is being killed
+    """
+
+    def __init__(self, operator: ImagenGenerateOperator, context: Context, should_stop: Callable[[], bool]) -> None:
+        self._operator = operator
+        self._context = context
+        self._should_stop = should_stop
+        self._hook = ImagenHook(operator.imagen_conn_id)
+        self._log = operator.log
+        self._origin = origin_of(context)
+        self._output_path = _or_none(operator.output_path)
+
+    def run(self) -> list[str]:
+        """Make the pictures and return their URLs; see :meth:`ImagenGenerateOperator.execute`."""
+        try:
+            return self._run()
+        except (ImagenError, InvalidArgumentsError) as error:
+            has_policy = getattr(self._operator, "retry_policy", None) is not None
+            if has_policy or getattr(error, "retry_helps", False):
+                raise
+            raise AirflowFailException(str(error)) from error
+        finally:
+            self._hook.close()
+
+    def _run(self) -> list[str]:
+        options = self._check_options()
+        plan = self._plan()
+        if not plan.items:
+            raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
+        folder = self._open_folder()
+        client = self._hook.get_conn()
+        downloader = self._hook.get_downloader(should_stop=self._should_stop)
+        journal = self._open_journal()
+        try:
+            keeper = self._keeper(folder, plan, journal) if folder is not None else None
+            run = Run(
+                plan=plan,
+                tools=RunTools(client=client, downloader=downloader, keeper=keeper),
+                journal=journal,
+                options=options,
+                links=LinkSeal(client.settings.api_key),
+                should_stop=self._should_stop,
+                on_picture=lambda *picture: self._report_picture(plan, *picture),
+            )
+            result = run.execute()
+        finally:
+            journal.close()
+        summary = self._publish(result, folder)
+        self._raise_what_counts(result)
+        self._log.info("%s", _sentence(summary))
+        return result.urls
+
+    # --- before paying ------------------------------------------------------------------------------------------------
+
+    def _check_options(self) -> RunOptions:
+        """Check the arguments that are ours; those of the API are checked with the plan."""
+        operator, problems = self._operator, []
+        for name, allowed in (
+            ("on_failure", ("fail", "accept")),
+            ("on_filtered", ("fail", "accept")),
+            ("on_lost_answer", ("check", "resend", "fail")),
+            ("image_format", (None, *IMAGE_FORMATS)),
+        ):
+            if (value := getattr(operator, name)) not in allowed:
+                problems.append(Problem(name, value, f"{', '.join(map(repr, allowed))} are allowed"))
+        for name, least, most, unit in (
+            ("concurrency", 1, 256, "whole number"),
+            ("thumbnail_pixels", 16, 2048, "whole number"),
+            ("requests_per_minute", 0.1, 60_000, "number"),
+            ("lost_answer_patience_seconds", 0, 3600, "number"),
+        ):
+            value = getattr(operator, name)
+            kinds = (int,) if unit == "whole number" else (int, float)
+            optional = name in ("thumbnail_pixels", "requests_per_minute")
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+                problems.append(Problem(name, value, f"a {unit} from {least} to {most} is allowed"))
+        max_usd = _decimal(operator.max_usd)
+        if operator.max_usd is not None and (max_usd is None or max_usd <= 0):
+            problems.append(Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed"))
+        if not isinstance(operator.provenance, (bool, Mapping)):
+            problems.append(Problem("provenance", operator.provenance, "True, False or a mapping is allowed"))
+        if isinstance(operator.fallback_models, str) or not isinstance(operator.fallback_models, Sequence):
+            problems.append(Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed"))
+        if operator.parameters is not None and not isinstance(operator.parameters, Mapping):
+            problems.append(Problem("parameters", operator.parameters, "a mapping of API fields is allowed"))
+        if self._output_path is None:
+            problems += [
+                Problem(name, getattr(operator, name), "needs output_path, the folder to store pictures in")
+                for name in ("image_format", "thumbnail_pixels", "contact_sheet", "filename")
+                if _or_none(getattr(operator, name)) not in (None, False)
+            ]
+        try:
+            check_pattern(self._filename)
+        except InvalidArgumentsError as error:
+            problems += error.problems
+        if problems:
+            raise InvalidArgumentsError(problems)
+        return RunOptions(
+            concurrency=operator.concurrency,
+            requests_per_minute=operator.requests_per_minute,
+            max_usd=max_usd,
+            on_lost_answer=operator.on_lost_answer,
+            lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
+        )
+
+    def _plan(self) -> Plan:
+        operator = self._operator
+        model = _or_none(operator.model) or self._hook.default_model
+        for model_id in (model, *operator.fallback_models):
+            if isinstance(model_id, str) and find_model(model_id) is None:
+                self._log.warning("Model %s is not in the catalogue: its arguments go out unchecked.", model_id)
+        arguments = {
+            **{name: _or_none(value) for name, value in (operator.parameters or {}).items()},
+            **{name: value for name in API_ARGUMENTS if (value := _or_none(getattr(operator, name))) is not None},
+            "model": model,
+        }
+        prices = self._price_list()
+        return make_plan(
+            prompt=operator.prompt,
+            arguments=arguments,
+            fallback_models=operator.fallback_models,
+            can_store=self._output_path is not None,
+            price=lambda request: prices.quote(request).usd,
+        )
+
+    def _price_list(self) -> PriceList:
+        """Ask for live prices when a cap is to be kept; else the last known ones do for estimates."""
+        if self._operator.max_usd is None:
+            return PriceList()
+        try:
+            return PriceList.from_answer(self._hook.list_models(include_pricing=True))
+        except ImagenError as error:
+            self._log.warning("No live prices (%s); the last known ones are used for max_usd.", error)
+            return PriceList()
+
+    def _open_folder(self) -> ObjectStoragePath | None:
+        """Make sure that pictures can be stored before one is paid for, and clean up after a killed try."""
+        if self._output_path is None:
+            return None
+        folder = open_folder(self._output_path)
+        check_writable(folder)
+        remove_leftovers(folder, owner=self._origin.identity)
+        return folder
+
+    @property
+    def _filename(self) -> str:
+        return _or_none(self._operator.filename) or DEFAULT_FILENAME
+
+    def _keeper(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> Keeper:
+        return Keeper(
+            folder=folder,
+            open_path=open_folder,
+            plan=plan,
+            entries=journal.entries,
+            origin=self._origin,
+            filename=self._filename,
+            provenance=self._operator.provenance,
+            image_format=self._operator.image_format,
+            thumbnail_pixels=self._operator.thumbnail_pixels,
+        )
+
+    def _open_journal(self) -> Journal:
+        store = journal_store(self._context, output_path=self._output_path)
+        if isinstance(store, NoStore) and (self._operator.retries or 0) > 0:
+            self._log.warning(
+                "There is no place for a journal (Airflow before 3.3 and no output_path): a retry of this task pays again."
+            )
+        journal = Journal(store)
+        journal.open()
+        if journal.entries:
+            paid = sum(entry.paid is not None for entry in journal.entries.values())
+            self._log.info(
+                "Going on from an earlier try: %d of its requests are paid for and not bought again.", paid
+            )
+        return journal
+
+    # --- while it runs and after --------------------------------------------------------------------------------------
+
+    def _report_picture(self, plan: Plan, record: Record, seconds: float, done: int) -> None:
+        size = f"{record['width']}x{record['height']}" if record["width"] else "not stored"
+        cost = f"{record['usd']:.4f} USD" if record["usd"] is not None else "cost unknown"
+        progress.info(
+            "Picture %d of %d: prompt %d, image %d, %s, %s, %s.",
+            done,
+            plan.images,
+            record["prompt_index"],
+            record["image_index"],
+            size,
+            f"{seconds:.1f} s" if seconds else "from an earlier try",
+            cost,
+        )
+
+    def _publish(self, result: RunResult, folder: ObjectStoragePath | None) -> dict[str, Any]:
+        """Put what there is where others look for it, also when the task is about to fail."""
+        summary: dict[str, Any] = {**result.summary(), "output_path": self._output_path, "manifest": None}
+        if folder is not None:
+            summary["manifest"] = write_manifest(
+                folder,
+                origin=self._origin,
+                lines=[
+                    manifest_line(
+                        made.record,
+                        file_name=made.stored.file_name,
+                        thumbnail=made.stored.thumbnail,
+                        origin=self._origin,
+                        created_at=datetime.fromtimestamp(made.at, UTC),
+                    )
+                    for made in result.made
+                    if made.stored is not None
+                ],
+                failures=[failure.to_json() for failure in result.failures],
+            )
+        if (ti := self._context.get("ti")) is not None and hasattr(ti, "xcom_push"):
+            ti.xcom_push(key="images", value=_fit_for_xcom(result.records, summary["manifest"]))
+            ti.xcom_push(key="summary", value=summary)
+        outlet_events: Any = self._context.get("outlet_events")
+        for outlet in self._operator.outlets if outlet_events is not None else ():
+            outlet_events[outlet].extra = summary
+        self._count(result)
+        return summary
+
+    def _count(self, result: RunResult) -> None:
+        """Feed Airflow's metrics."""
+        metrics = get_metrics()
+        images: dict[str, int] = {}
+        usd: dict[str, float] = {}
+        for record in result.records:
+            images[record["model"]] = images.get(record["model"], 0) + 1
+            usd[record["model"]] = usd.get(record["model"], 0.0) + (record["usd"] or 0.0)
+        for model, count in images.items():
+            metrics.incr("imagen.images", count=count, tags={"model": model})
+            metrics.gauge("imagen.usd", usd[model], tags={"model": model})
+            metrics.timing("imagen.seconds", result.seconds * 1000, tags={"model": model})
+
+    def _raise_what_counts(self, result: RunResult) -> None:
+        """
+        Decide what the result means for the task.
+
+        :raises ImagenError: the task has failed
+        :raises AirflowSkipException: nothing was made and the author said that this is fine
+        """
+        operator = self._operator
+        if result.failures or result.not_sent:
+            self._log.warning("Not everything was made:\n%s", result.table())
+        if result.halt is not None:
+            raise _with_counts(result.halt, result)
+        counted = [
+            failure
+            for failure in result.failures
+            if (operator.on_filtered if failure.is_filtered else operator.on_failure) == "fail"
+        ]
+        if counted:
+            if len(result.plan.items) == 1:
+                raise counted[0].error
+            raise ItemsFailedError(
+                f"{len(counted)} of {len(result.plan.items)} items failed; what worked is kept.\n{result.table()}",
+                failures=[failure.error for failure in counted],
+            )
+        if not result.records:
+            raise AirflowSkipException("Not one picture was made, and on_failure or on_filtered accepts that.")
+
+
+def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
+    """Tell a spent budget how far the task came."""
+    if not isinstance(error, BudgetExceededError):
+        return error
+    left = len(result.not_sent) + len(result.failures)
+    done = len(result.plan.items) - left
+    return BudgetExceededError(
+        f"{error} {done} of {len(result.plan.items)} items are done and kept, {left} are left.",
+        spent_usd=float(result.usd_spent),
+        max_usd=error.max_usd,
+        items_done=done,
+        items_left=left,
+    )
+
+
+def _fit_for_xcom(records: list[Record], manifest: str | None) -> list[Record] | dict[str, Any]:
+    """Give the records while they are small, else where they are and how many."""
+    if len(json.dumps(records)) <= MAX_XCOM_BYTES:
+        return records
+    return {"manifest": manifest, "count": len(records)}
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
+    about = "about " if summary["usd_is_estimate"] else ""
+    lost = f", {summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
+    adopted = f", {summary['adopted']} of them paid for by earlier tries" if summary["adopted"] else ""
+    return (
+        f"Made {summary['made']} of {summary['requested']} pictures{adopted} in {summary['seconds']:.1f} s "
+        f"for {about}{summary['usd_spent']:.4f} USD{lost}."
+    )
+
+
+def _or_none(value: Any) -> Any:
+    """Take a template that rendered to nothing for "not given"."""
+    return None if isinstance(value, str) and value.strip() in ("", "None") else value
+
+
+def _decimal(value: Any) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() else None

@@ -1,0 +1,1 @@
+"""What a failed try means for the next one."""

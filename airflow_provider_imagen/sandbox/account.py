@@ -1,0 +1,135 @@
+"""The sandbox's account: balance, charges, the log of requests, and the limits per minute."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_imagen.sandbox.records import Charge
+
+CREDITS_PER_USD = 2_000_000
+"""docs, FAQ "How can I track my funds", 2026-08-21."""
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """
+    One request as ``GET /v2/logs`` shows it.
+
+    :param created: when the request arrived, seconds since the epoch
+    :param finished: when its outcome was known; the row shows ``log_lag_seconds`` after that
+    :param usd: what it was charged; 0 when it failed
+    """
+
+    created: float
+    finished: float
+    status: Literal["succeeded", "failed"]
+    model: str
+    usd: Decimal
+    request_id: str
+    inference_id: str
+    client_request_id: str | None
+
+
+class Account:
+    """
+    Keep the money and the log. Safe to use from several threads.
+
+    Money is held when a request is accepted and either charged or given back when it ends, so that
+    requests in flight together cannot spend more than there is.
+
+    :param balance_usd: what the account starts with, in USD
+    :param clock: gives seconds since the epoch
+    """
+
+    def __init__(self, balance_usd: Decimal, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._balance = balance_usd
+        self._held = Decimal(0)
+        self._charges: list[Charge] = []
+        self._log: list[LogRow] = []
+        self._recent: dict[str, deque[float]] = {}
+        self.epoch = 0
+        """Counts resets: what began before the last one is not booked any more."""
+
+    def reset(self, balance_usd: Decimal) -> None:
+        """Forget every charge and request, and start with a balance in USD."""
+        with self._lock:
+            self.epoch += 1
+            self._balance, self._held = balance_usd, Decimal(0)
+            self._charges.clear()
+            self._log.clear()
+            self._recent.clear()
+
+    def set_balance(self, balance_usd: Decimal) -> None:
+        """Top the account up, or empty it."""
+        with self._lock:
+            self._balance = balance_usd
+
+    @property
+    def balance_usd(self) -> Decimal:
+        """What is left, in USD; held money is still there."""
+        with self._lock:
+            return self._balance
+
+    def hold(self, usd: Decimal) -> bool:
+        """Set money aside for a request; ``False`` when there is not enough."""
+        with self._lock:
+            if self._balance - self._held < usd:
+                return False
+            self._held += usd
+            return True
+
+    def release(self, usd: Decimal, *, epoch: int) -> None:
+        """Give held money back."""
+        with self._lock:
+            if epoch == self.epoch:
+                self._held -= usd
+
+    def charge(self, charge: Charge, row: LogRow, *, held_usd: Decimal, epoch: int) -> None:
+        """Turn held money into a charge, and log the request as succeeded."""
+        with self._lock:
+            if epoch == self.epoch:
+                self._held -= held_usd
+                self._balance -= charge.usd
+                self._charges.append(charge)
+                self._log.append(row)
+
+    def note(self, row: LogRow, *, epoch: int) -> None:
+        """Log a request that was charged nothing."""
+        with self._lock:
+            if epoch == self.epoch:
+                self._log.append(row)
+
+    def charges(self) -> list[Charge]:
+        """List the charges, oldest first."""
+        with self._lock:
+            return list(self._charges)
+
+    def log(self, *, lag_seconds: float) -> list[LogRow]:
+        """List the requests whose row shows by now, newest first."""
+        shows_until = self._clock() - lag_seconds
+        with self._lock:
+            rows = [row for row in self._log if row.finished <= shows_until]
+        return sorted(rows, key=lambda row: row.created, reverse=True)
+
+    def within_rate(self, what: str, per_minute: int | None) -> bool:
+        """Count a call, and say whether it is within its number per 60 seconds."""
+        if per_minute is None:
+            return True
+        now = self._clock()
+        with self._lock:
+            recent = self._recent.setdefault(what, deque())
+            while recent and recent[0] <= now - 60:
+                recent.popleft()
+            if len(recent) >= per_minute:
+                return False
+            recent.append(now)
+            return True

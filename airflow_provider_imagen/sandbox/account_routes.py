@@ -1,0 +1,186 @@
+"""The account endpoints: key, balance, transactions, log (specs of 2026-08)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD
+from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
+from airflow_provider_imagen.sandbox.models import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+    from starlette.requests import Request
+
+    from airflow_provider_imagen.sandbox.state import State
+
+_LONGEST_WINDOW = timedelta(days=92)
+_KEY_MADE = "2026-01-05T09:00:00.000Z"
+
+
+def account_routes() -> list[Route]:
+    """List the routes that need a key."""
+    return [
+        Route("/v1/key", _key),
+        Route("/v2/billing", _billing),
+        Route("/v2/billing/transactions", _transactions),
+        Route("/v2/logs", _logs),
+    ]
+
+
+async def _key(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    spent = sum((charge.usd for charge in state.account.charges()), start=0)
+    return JSONResponse(
+        {
+            "data": {
+                "name": "sandbox",
+                "disabled": False,
+                "prefix": state.settings.api_key[:8],
+                "scopes": ["model:image"],
+                "created_at": _KEY_MADE,
+                "updated_at": _KEY_MADE,
+                "monthly_usage": float(spent),
+            }
+        }
+    )
+
+
+async def _billing(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    return JSONResponse({"current_balance": float(state.account.balance_usd), "currency": "USD"})
+
+
+async def _transactions(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    try:
+        limit = _whole(request.query_params, "limit", default=50, most=100, least=1)
+        start = _read_cursor(request.query_params.get("cursor"))
+        since, until = (_moment(request.query_params.get(name)) for name in ("from", "to"))
+    except ValueError as error:
+        return _refuse(request, str(error))
+    entries = [
+        {
+            "created_at": timestamp(charge.at),
+            "direction": "CHARGE",
+            "type": "MODEL_USAGE",
+            "amount": _amount(charge.usd),
+            "model": charge.model,
+            "reference_id": charge.inference_id,
+        }
+        for charge in reversed(state.account.charges())
+        if (since is None or charge.at >= since.timestamp()) and (until is None or charge.at < until.timestamp())
+    ]
+    if request.query_params.get("direction", "CHARGE") != "CHARGE":
+        entries = []
+    if request.query_params.get("type", "MODEL_USAGE") != "MODEL_USAGE":
+        entries = []
+    page, more = entries[start : start + limit], len(entries) > start + limit
+    cursor = base64.urlsafe_b64encode(f"v1:{start + limit}".encode()).decode() if more else None
+    return JSONResponse({"data": page, "pagination": {"next_cursor": cursor, "has_more": more}})
+
+
+async def _logs(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    if not state.account.within_rate("logs", state.settings.logs_per_minute):
+        body = error_body(429, "Too many requests.", path=request.url.path, now=state.clock(), envelope="problem")
+        return JSONResponse(body, 429, media_type="application/problem+json")
+    query = request.query_params
+    try:
+        since, until = _window(query, datetime.fromtimestamp(state.clock(), UTC))
+        limit = _whole(query, "limit", default=50, most=100, least=1)
+        offset = _whole(query, "offset", default=0, most=None, least=0)
+        statuses = query.getlist("status")
+        if strange := set(statuses) - {"succeeded", "failed"}:
+            raise ValueError(f"status must be succeeded or failed, not {', '.join(strange)}")
+    except ValueError as error:
+        return _refuse(request, str(error))
+    wanted = {model.id if (model := find_model(name)) else name for name in query.getlist("model")}
+    rows = [
+        row
+        for row in state.account.log(lag_seconds=state.settings.log_lag_seconds)
+        if since.timestamp() <= row.created <= until.timestamp()
+        and (not statuses or row.status in statuses)
+        and (not wanted or row.model in wanted)
+    ]
+    page = [
+        {
+            "created": timestamp(row.created),
+            "status": row.status,
+            "origin": "api",
+            "model": row.model,
+            "cost": _amount(row.usd),
+            "tokens": {"input": 0, "output": 0, "total": 0},
+            "request_id": row.request_id,
+            "inference_id": row.inference_id,
+            "client_request_id": row.client_request_id,
+        }
+        for row in rows[offset : offset + limit]
+    ]
+    pagination = {"limit": limit, "offset": offset, "total": len(rows), "has_more": len(rows) > offset + limit}
+    return JSONResponse({"data": page, "pagination": pagination})
+
+
+def _amount(usd: Decimal) -> dict[str, Any]:
+    return {"usd": float(usd), "credits": int(usd * CREDITS_PER_USD)}
+
+
+def _refuse(request: Request, message: str) -> Response:
+    state: State = request.app.state.sandbox
+    return JSONResponse(error_body(400, message, path=request.url.path, now=state.clock()), 400)
+
+
+def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime]:
+    """Read the window: ``period``, or ``start`` and ``end``, never both, 92 days at most."""
+    period, start, end = query.get("period"), _moment(query.get("start")), _moment(query.get("end"))
+    if (period is None) == (start is None and end is None):
+        raise ValueError("Give either period or both start and end")
+    if period is not None:
+        match = re.fullmatch(r"([1-9]\d{0,5})([hd])", period)
+        if match is None:
+            raise ValueError("period must be a positive whole number followed by h or d")
+        number = int(match[1])
+        length = timedelta(hours=number) if match[2] == "h" else timedelta(days=number)
+        start, end = now - length, now
+    if start is None or end is None:
+        raise ValueError("start and end go together")
+    if end < start or end - start > _LONGEST_WINDOW:
+        raise ValueError("end must not be before start, nor more than 92 days after it")
+    return start, end
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text.replace(" ", "+"))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _whole(query: Mapping[str, str], name: str, *, default: int, least: int, most: int | None) -> int:
+    text = query.get(name)
+    if text is None:
+        return default
+    if not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
+        raise ValueError(f"{name} must be a whole number from {least}" + (f" to {most}" if most else ""))
+    return int(text)
+
+
+def _read_cursor(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    try:
+        version, _, start = base64.urlsafe_b64decode(cursor).decode().partition(":")
+        if version == "v1":
+            return int(start)
+    except (binascii.Error, ValueError):
+        pass
+    raise ValueError("cursor is not one of ours")

@@ -1,0 +1,153 @@
+"""Put the endpoints together, and note every request that comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from airflow_provider_imagen.sandbox.account_routes import account_routes
+from airflow_provider_imagen.sandbox.catalogue_routes import catalogue_routes
+from airflow_provider_imagen.sandbox.control_routes import CONTROL_PREFIX, control_routes
+from airflow_provider_imagen.sandbox.envelopes import error_body
+from airflow_provider_imagen.sandbox.failing import failing_answer
+from airflow_provider_imagen.sandbox.generation import edits, generations
+from airflow_provider_imagen.sandbox.records import SeenRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from airflow_provider_imagen.sandbox.state import State
+
+
+def api_app(state: State) -> ASGIApp:
+    """Build the API."""
+    app = Starlette(
+        routes=[
+            *(Route(path, generations, methods=["POST"]) for path in ("/v1/images/generations", "/images/generations")),
+            *(Route(path, edits, methods=["POST"]) for path in ("/v1/images/edits", "/images/edits")),
+            *account_routes(),
+            *catalogue_routes(),
+            *control_routes(),
+        ],
+        exception_handlers={404: _not_there, 405: _not_there},
+    )
+    app.state.sandbox = state
+    return _Gate(app, state)
+
+
+async def _not_there(request: Request, error: Exception) -> Response:
+    state: State = request.app.state.sandbox
+    status: int = getattr(error, "status_code", 404)
+    message = f"Cannot {request.method} {request.url.path}"
+    return JSONResponse(error_body(status, message, path=request.url.path, now=state.clock()), status)
+
+
+class _Gate:
+    """What stands before every endpoint of the API: faults of single paths, then the key."""
+
+    _OPEN = ("/v1/models", "/models", "/api/v1/models", "/docs-json", CONTROL_PREFIX)
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app = app
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        path: str = scope["path"]
+        if not path.startswith(CONTROL_PREFIX):
+            hits = self.state.faults.hits("api", path=path)
+            if "before" in hits:
+                await asyncio.sleep(hits["before"].setting("seconds"))
+            if "end" in hits:
+                await failing_answer(hits["end"], path=path, now=self.state.clock())(scope, receive, send)
+                return
+            if not path.startswith(self._OPEN) and not self._has_key(dict(scope["headers"])):
+                body = error_body(401, "The key is missing or not known.", path=path, now=self.state.clock())
+                await JSONResponse(body, 401)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
+        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        return scheme.lower() == "bearer" and key.strip() == self.state.settings.api_key
+
+
+class Watched:
+    """
+    Note each request before it is answered, and the status of its answer.
+
+    :param app: what answers
+    :param host: the name under which requests are noted
+    """
+
+    def __init__(self, app: ASGIApp, state: State, host: Literal["api", "cdn"]) -> None:
+        self.app = app
+        self.state = state
+        self.host = host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        if scope["type"] != "http" or scope["path"].startswith(CONTROL_PREFIX):
+            await self.app(scope, receive, send)
+            return
+        body = await _whole_body(receive)
+        if body is None:
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        sighting = self.state.see(
+            SeenRequest(
+                host=self.host,
+                method=scope["method"],
+                path=scope["path"],
+                query=parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True),
+                headers=headers,
+                json=_decoded(body, headers),
+                client_request_id=headers.get("x-client-request-id"),
+                at=self.state.clock(),
+            )
+        )
+        replayed = False
+
+        async def replay() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sighting.answered(message["status"])
+            await send(message)
+
+        await self.app(scope, replay, note)
+
+
+async def _whole_body(receive: Receive) -> bytes | None:
+    """Read the body to its end; ``None`` when the client left before."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _decoded(body: bytes, headers: Mapping[str, str]) -> Any:
+    if not body or headers.get("content-type", "application/json").startswith("multipart/"):
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,74 @@
+"""The sandbox's own endpoints under ``/_sandbox/``: read what happened, change what happens next."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from airflow_provider_imagen.sandbox.faults import Fault
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from airflow_provider_imagen.sandbox.state import State
+
+CONTROL_PREFIX = "/_sandbox/"
+
+
+def control_routes() -> list[Route]:
+    """List the routes; none needs a key, so keep the sandbox on loopback."""
+    return [
+        Route(f"{CONTROL_PREFIX}ledger", _ledger),
+        Route(f"{CONTROL_PREFIX}seen", _seen),
+        Route(f"{CONTROL_PREFIX}faults", _faults, methods=["GET", "POST", "DELETE"]),
+        Route(f"{CONTROL_PREFIX}reset", _reset, methods=["POST"]),
+        Route(f"{CONTROL_PREFIX}settings", _settings, methods=["GET", "POST"]),
+    ]
+
+
+async def _ledger(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    return JSONResponse([charge.to_json() for charge in state.account.charges()])
+
+
+async def _seen(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    return JSONResponse([seen.to_json() for seen in state.seen(request.query_params.get("path"))])
+
+
+async def _faults(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    if request.method == "DELETE":
+        state.faults.clear()
+    elif request.method == "POST":
+        try:
+            state.faults.add(Fault.from_json(await _object(request)))
+        except (ValueError, TypeError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+    return JSONResponse([fault.to_json() for fault in state.faults.armed()])
+
+
+async def _reset(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    state.reset()
+    return JSONResponse({})
+
+
+async def _settings(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    if request.method == "POST":
+        try:
+            state.configure(await _object(request))
+        except (ValueError, TypeError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+    return JSONResponse({**state.settings.to_json(), "url": state.api_url, "cdn_url": state.cdn_url})
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    values = json.loads(await request.body())
+    if not isinstance(values, dict):
+        raise ValueError("Expected a JSON object")
+    return values

@@ -1,0 +1,385 @@
+"""
+Faults: what the sandbox does wrong, on demand, and to which requests.
+
+::
+
+    kind                 where            does
+    ───────────────────  ───────────────  ───────────────────────────────────────────────────────────────────
+    status               any              answers an error: status, envelope, message, error_kind, retry_after …
+    upstream_4xx         generate         answers 500 around the refusal of the model's own service
+    slow                 any              waits ``seconds``, before anything is billed
+    slow_after_billing   generate         bills, then waits ``seconds``
+    hang                 any              holds the connection, says nothing; billed or not
+    reset                any              cuts the connection with a TCP reset; billed or not
+    cut_body             generate         bills, promises a whole body, sends half of it
+    html                 any              answers a gateway's HTML page; billed or not
+    fewer                generate         makes ``count`` pictures, whatever was asked for
+    none                 generate         answers ``data: null`` or ``data: []``
+    error_in_200         generate         answers 200 with an ``error`` inside
+    wrong_json           generate         answers 200 with JSON of no known form
+    shape                generate         answers in another shape than the model's own
+    usage                generate         says the cost in another place, or nowhere
+    bad_base64           generate         answers base64 that cannot be decoded
+    nsfw                 generate         marks every picture in ``has_nsfw_concepts``
+    content_violation    generate         marks every picture with ``content_violation``
+    signed_links         generate         answers links that are signed and expire after ``seconds``
+    withdrawn            generate         answers 404 and lists the model in /v1/models/deprecations
+    cut_image            download         promises a whole picture, sends half; ranges honoured after or not
+    drip                 download         sends ``chunk_bytes`` every ``seconds``
+    no_range             download         ignores Range
+    wrong_content_type   download         says another type than the bytes have
+    not_an_image         download         sends JSON under the picture's content type
+    oversized            download         sends without end, or declares ``content_length``
+    bomb                 download         sends a small PNG that decodes to ``pixels`` x ``pixels``
+    redirect             download         redirects ``hops`` times, or to ``location``
+    expired              download         answers as a dead link: 403 or 404, as S3 words it
+
+"any" is ``generate`` (the default), ``download`` (``on="download"``), or another path of the API (``path="/v2/logs"``).
+Faults of different slots (see :data:`KINDS`) hit the same request together: a ``slow`` and a ``reset``, a
+``fewer`` and a ``shape``. Of several that compete for one slot, the one added first goes first.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+FaultKind = Literal[
+    "status",
+    "upstream_4xx",
+    "slow",
+    "slow_after_billing",
+    "hang",
+    "reset",
+    "cut_body",
+    "html",
+    "fewer",
+    "none",
+    "error_in_200",
+    "wrong_json",
+    "shape",
+    "usage",
+    "bad_base64",
+    "nsfw",
+    "content_violation",
+    "signed_links",
+    "withdrawn",
+    "cut_image",
+    "drip",
+    "no_range",
+    "wrong_content_type",
+    "not_an_image",
+    "oversized",
+    "bomb",
+    "redirect",
+    "expired",
+]
+Where = Literal["generate", "download", "api"]
+Slot = Literal["before", "after", "end", "pictures", "shape", "usage", "content", "flags", "links", "pace", "ranges"]
+
+_GENERATE: tuple[Where, ...] = ("generate",)
+_DOWNLOAD: tuple[Where, ...] = ("download",)
+_ANY: tuple[Where, ...] = ("generate", "download", "api")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    How a kind of fault behaves.
+
+    :param slot: faults of the same slot exclude each other on one request
+    :param where: the requests it can hit, the default first
+    :param parameters: its parameters with their defaults
+    """
+
+    slot: Slot
+    where: tuple[Where, ...]
+    parameters: dict[str, Any]
+
+
+KINDS: dict[FaultKind, Kind] = {
+    "status": Kind(
+        "end",
+        _ANY,
+        {
+            "status": 500,
+            "envelope": "problem",
+            "status_as_text": False,
+            "message": None,
+            "error_kind": None,
+            "retry_after": None,
+            "retry_after_as_date": False,
+            "billed": False,
+        },
+    ),
+    "upstream_4xx": Kind("end", _GENERATE, {"status": 400, "message": "The prompt was refused by the model."}),
+    "slow": Kind("before", _ANY, {"seconds": 1.0}),
+    "slow_after_billing": Kind("after", _GENERATE, {"seconds": 1.0}),
+    "hang": Kind("end", _ANY, {"seconds": 600.0, "billed": False, "logged": True}),
+    "reset": Kind("end", _ANY, {"billed": False, "logged": True}),
+    "cut_body": Kind("end", _GENERATE, {}),
+    "html": Kind("end", _ANY, {"status": 502, "billed": False, "logged": True}),
+    "fewer": Kind("pictures", _GENERATE, {"count": 1}),
+    "none": Kind("pictures", _GENERATE, {"value": "null", "billed": True}),
+    "error_in_200": Kind("content", _GENERATE, {"message": "The model returned no image.", "billed": False}),
+    "wrong_json": Kind("content", _GENERATE, {}),
+    "shape": Kind("shape", _GENERATE, {"shape": "A"}),
+    "usage": Kind("usage", _GENERATE, {"usage": "none"}),
+    "bad_base64": Kind("content", _GENERATE, {}),
+    "nsfw": Kind("flags", _GENERATE, {}),
+    "content_violation": Kind("flags", _GENERATE, {}),
+    "signed_links": Kind("links", _GENERATE, {"seconds": 86400.0, "style": "expires"}),
+    "withdrawn": Kind("end", _GENERATE, {"replaced_by": None}),
+    "cut_image": Kind("end", _DOWNLOAD, {"bytes_sent": None, "ranges": True}),
+    "drip": Kind("pace", _DOWNLOAD, {"seconds": 0.1, "chunk_bytes": 1024}),
+    "no_range": Kind("ranges", _DOWNLOAD, {}),
+    "wrong_content_type": Kind("content", _DOWNLOAD, {"content_type": None}),
+    "not_an_image": Kind("end", _DOWNLOAD, {}),
+    "oversized": Kind("end", _DOWNLOAD, {"content_length": None}),
+    "bomb": Kind("end", _DOWNLOAD, {"pixels": 20_000}),
+    "redirect": Kind("end", _DOWNLOAD, {"location": None, "hops": 1}),
+    "expired": Kind("end", _DOWNLOAD, {"status": 403}),
+}
+"""Every kind of fault; the table in the module docstring says what each does."""
+
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "envelope": ("old", "problem"),
+    "value": ("null", "empty"),
+    "shape": ("A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"),
+    "usage": ("usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"),
+    "style": ("expires", "amz", "se", "tos"),
+}
+_COMMON = ("kind", "times", "probability", "prompt", "model", "skip", "on", "path")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """
+    One thing to do wrong. Parameters that are ``None`` take the kind's default (:data:`KINDS`).
+
+    :param kind: what to do
+    :param times: how many requests it hits; ``None`` = every one. A ``withdrawn`` model stays withdrawn
+    :param probability: share of the matching requests it hits, decided by the sandbox's seed
+    :param prompt: only requests (pictures) whose prompt holds this text
+    :param model: only requests (pictures) of this model; ``withdrawn`` needs it
+    :param skip: let this many matching requests pass first
+    :param on: ``generate`` or ``download``; default: where the kind belongs, generation first
+    :param path: instead of ``on``: another path of the API, such as ``/v2/logs``
+    :param status: HTTP status, 100 to 599
+    :param envelope: form of an error body, ``old`` or ``problem`` (``application/problem+json``)
+    :param status_as_text: write ``statusCode`` as text, in the old envelope
+    :param message: text, or a list of texts
+    :param error_kind: ``error.data.kind`` of the problem envelope
+    :param retry_after: value of the ``Retry-After`` header, in seconds
+    :param retry_after_as_date: write it as an HTTP date
+    :param billed: charge the request although its answer is lost
+    :param logged: write an unbilled request to ``/v2/logs`` (as failed)
+    :param seconds: how long to wait; for ``hang`` at most, for ``signed_links`` until they expire
+    :param count: pictures to make
+    :param value: ``null`` or ``empty`` list of pictures
+    :param shape: ``A`` to ``E``, or a way to hand over the picture: ``data_uri`` ``b64_json`` ``base64``
+        ``image_base64`` ``nulls``
+    :param usage: the one amount in ``meta.usage``, without cost headers (``usd_spent`` ``credits_used``
+        ``tokens_used``); ``none`` = headers only, ``no_headers`` = body only, ``nothing`` = neither
+    :param style: query of a signed link: ``expires`` ``amz`` ``se`` ``tos``
+    :param replaced_by: successor that ``/v1/models/deprecations`` names
+    :param bytes_sent: bytes of the picture to send before the cut; default: half of what was asked for
+    :param ranges: whether ranges of this picture are honoured after the cut
+    :param chunk_bytes: bytes sent at once
+    :param content_type: type to claim; default: another picture type than the true one
+    :param content_length: bytes to declare; default: none declared
+    :param pixels: width and height of the decoded bomb
+    :param location: a URL, or ``private`` (a link-local address), ``other_port`` (the API's own), ``scheme``
+        (``file:``), ``downgrade`` (plain http on port 80), ``loop`` (the same link again)
+    :param hops: redirects before the picture comes
+    :raises ValueError: an unknown kind or value, or a parameter the kind does not have
+    """
+
+    kind: FaultKind
+    times: int | None = 1
+    probability: float = 1.0
+    prompt: str | None = None
+    model: str | None = None
+    skip: int = 0
+    on: Literal["generate", "download"] | None = None
+    path: str | None = None
+    status: int | None = None
+    envelope: Literal["old", "problem"] | None = None
+    status_as_text: bool | None = None
+    message: str | list[str] | None = None
+    error_kind: str | None = None
+    retry_after: float | None = None
+    retry_after_as_date: bool | None = None
+    billed: bool | None = None
+    logged: bool | None = None
+    seconds: float | None = None
+    count: int | None = None
+    value: Literal["null", "empty"] | None = None
+    shape: Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"] | None = None
+    usage: Literal["usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"] | None = None
+    style: Literal["expires", "amz", "se", "tos"] | None = None
+    replaced_by: str | None = None
+    bytes_sent: int | None = None
+    ranges: bool | None = None
+    chunk_bytes: int | None = None
+    content_type: str | None = None
+    content_length: int | None = None
+    pixels: int | None = None
+    location: str | None = None
+    hops: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Unknown fault kind {self.kind!r}; allowed: {', '.join(get_args(FaultKind))}")
+        kind = KINDS[self.kind]
+        given = [name for name in _PARAMETERS if getattr(self, name) is not None]
+        if strange := [name for name in given if name not in kind.parameters]:
+            raise ValueError(
+                f"A {self.kind!r} fault has no {', '.join(strange)}; its parameters: "
+                f"{', '.join(kind.parameters) or 'none'} (and {', '.join(_COMMON[1:])})"
+            )
+        if self.on is not None and self.on not in ("generate", "download"):
+            raise ValueError(f"on={self.on!r}; allowed: generate, download")
+        if self.path is not None and (self.on is not None or not self.path.startswith("/")):
+            raise ValueError("path is an address of the API such as /v2/logs, and excludes on")
+        if self.where not in kind.where:
+            raise ValueError(f"A {self.kind!r} fault cannot hit {self.where!r}; allowed: {', '.join(kind.where)}")
+        if self.kind == "withdrawn" and not self.model:
+            raise ValueError("A 'withdrawn' fault needs model")
+        for name, allowed in _ALLOWED.items():
+            if (value := getattr(self, name)) is not None and value not in allowed:
+                raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+        if self.status is not None and not 100 <= self.status <= 599:
+            raise ValueError(f"status={self.status!r}; allowed: 100 to 599")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability={self.probability!r}; allowed: 0 to 1")
+        for name in ("times", "skip", "seconds", "retry_after", "count", "bytes_sent", "content_length", "hops"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name}={value!r}; allowed: 0 or more")
+        for name in ("chunk_bytes", "pixels"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value!r}; allowed: 1 or more")
+
+    @property
+    def where(self) -> Where:
+        """The requests this fault can hit."""
+        if self.path is not None:
+            return "api"
+        return self.on or KINDS[self.kind].where[0]
+
+    def setting(self, name: str) -> Any:
+        """Give a parameter's value, or the kind's default."""
+        value = getattr(self, name)
+        return KINDS[self.kind].parameters.get(name) if value is None else value
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain JSON values, without what was left out."""
+        return {"times": self.times} | {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) not in (None, field.default)
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Fault:
+        """
+        Read a fault from plain JSON values.
+
+        :raises ValueError: an unknown name, kind or value
+        """
+        known = [field.name for field in fields(cls)]
+        if strange := [name for name in values if name not in known]:
+            kind = KINDS.get(values.get("kind"))  # type: ignore[arg-type]
+            allowed = (*_COMMON, *kind.parameters) if kind else known
+            raise ValueError(f"A fault has no {', '.join(strange)}; allowed: {', '.join(allowed)}")
+        if "kind" not in values:
+            raise ValueError(f"A fault needs kind; allowed: {', '.join(get_args(FaultKind))}")
+        return cls(**values)
+
+
+_PARAMETERS = tuple(field.name for field in fields(Fault) if field.name not in _COMMON)
+
+Hits = dict[Slot, Fault]
+"""The faults that hit one request, by slot."""
+
+
+class _Armed:
+    """A fault with its counters."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.matched = 0
+        self.fired = 0
+
+    def spent(self) -> bool:
+        return self.fault.kind != "withdrawn" and self.fault.times is not None and self.fired >= self.fault.times
+
+
+class FaultBook:
+    """
+    The faults that are armed, and which of them hit a request. Safe to use from several threads.
+
+    :param seed: decides faults with a probability
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._armed: list[_Armed] = []
+        self._random = random.Random(seed)
+
+    def add(self, fault: Fault) -> None:
+        """Arm a fault, after those already armed."""
+        with self._lock:
+            self._armed.append(_Armed(fault))
+
+    def clear(self) -> None:
+        """Disarm all and start the seeded decisions anew."""
+        with self._lock:
+            self._armed.clear()
+            self._random = random.Random(self._seed)
+
+    def armed(self) -> list[Fault]:
+        """List the faults that can still hit a request."""
+        with self._lock:
+            return [armed.fault for armed in self._armed if not armed.spent()]
+
+    def hits(self, where: Where, *, path: str = "", prompt: str = "", models: Collection[str] = ()) -> Hits:
+        """
+        Decide which faults hit this request, and count it against them.
+
+        :param models: every id of the request's model
+        """
+        hits: Hits = {}
+        with self._lock:
+            for armed in self._armed:
+                fault = armed.fault
+                if (
+                    fault.where != where
+                    or (fault.path is not None and fault.path != path)
+                    or (fault.prompt is not None and fault.prompt not in prompt)
+                    or (fault.model is not None and fault.model not in models)
+                ):
+                    continue
+                armed.matched += 1
+                slot = KINDS[fault.kind].slot
+                if armed.matched <= fault.skip or armed.spent() or slot in hits:
+                    continue
+                if fault.probability < 1 and self._random.random() >= fault.probability:
+                    continue
+                armed.fired += 1
+                hits[slot] = fault
+        return hits
+
+    def withdrawn(self) -> dict[str, str | None]:
+        """Map each model withdrawn by a fault to its successor."""
+        return {
+            fault.model: fault.replaced_by
+            for fault in self.armed()
+            if fault.kind == "withdrawn" and fault.model is not None
+        }

@@ -1,0 +1,96 @@
+"""The image models the sandbox serves: fields, limits, shape of the answer, price."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class SandboxModel:
+    """
+    One model, as the documentation describes it (OpenAPI documents and model pages, 2026-08-21).
+
+    :param id: canonical id
+    :param aliases: other ids it answers to
+    :param developer: who made it
+    :param kind: from text, from a picture and text, or from a picture alone
+    :param status: ``withdrawn`` models are in the documentation's list of what is no longer supported
+    :param replaced_by: successor of a withdrawn model
+    :param shape: form of the answer, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
+    :param usd: price of one picture, in USD; invented where no price is published
+    :param usd_by: price by the value of one field, for models whose price depends on it
+    :param format: picture format when ``output_format`` is not given
+    :param required: fields the body must have, beside ``model``
+    :param fields: JSON Schema of each field
+    :param edits: ``required`` and ``fields`` at ``/v1/images/edits``, ``None`` when the model is not served there
+    """
+
+    id: str
+    developer: str
+    kind: Literal["generate", "edit", "upscale"]
+    status: Literal["live", "withdrawn"]
+    shape: Literal["A", "B", "C", "D", "E"]
+    usd: Decimal
+    format: str
+    required: tuple[str, ...]
+    fields: dict[str, Any]
+    aliases: tuple[str, ...] = ()
+    replaced_by: str | None = None
+    usd_by: tuple[str, dict[str, Decimal]] | None = None
+    edits: SandboxModel | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every id it answers to."""
+        return (self.id, *self.aliases)
+
+    @property
+    def count_field(self) -> str | None:
+        """Name of the field that says how many pictures."""
+        return next((name for name in ("num_images", "n") if name in self.fields), None)
+
+    def price(self, body: dict[str, Any]) -> Decimal:
+        """Give the price of one picture for this body, in USD."""
+        if self.usd_by is None:
+            return self.usd
+        name, by_value = self.usd_by
+        return by_value.get(str(body.get(name, self.fields[name].get("default"))), self.usd)
+
+
+@cache
+def all_models() -> dict[str, SandboxModel]:
+    """Load every model, by id."""
+    text = resources.files(__package__).joinpath("models.json").read_text(encoding="utf-8")
+    return {model_id: _read(model_id, entry) for model_id, entry in json.loads(text).items()}
+
+
+@cache
+def _by_name() -> dict[str, SandboxModel]:
+    models = all_models()
+    return {alias: model for model in models.values() for alias in model.aliases} | models
+
+
+def find_model(name: object) -> SandboxModel | None:
+    """Find a model by id or alias."""
+    return _by_name().get(name) if isinstance(name, str) else None
+
+
+def _read(model_id: str, entry: dict[str, Any]) -> SandboxModel:
+    edits = entry.pop("edits", None)
+    usd_by = entry.pop("usd_by", None)
+    aliases = tuple(entry.pop("aliases", ()))
+    if usd_by is not None:
+        ((name, by_value),) = usd_by.items()
+        usd_by = (name, {value: Decimal(usd) for value, usd in by_value.items()})
+    facts = {**entry, "usd": Decimal(entry["usd"]), "usd_by": usd_by}
+    return SandboxModel(
+        id=model_id,
+        aliases=aliases,
+        edits=_read(model_id, {**entry, **edits, "usd_by": None}) if edits else None,
+        **{**facts, "required": tuple(entry["required"])},
+    )

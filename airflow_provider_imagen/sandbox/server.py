@@ -1,0 +1,290 @@
+"""Run the sandbox: two ports, one event loop, one daemon thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.sandbox.drawing import draw
+from airflow_provider_imagen.sandbox.state import Settings, State
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from airflow_provider_imagen.sandbox.faults import Fault
+    from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
+
+SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
+"""The key a sandbox accepts unless told otherwise; it opens nothing else."""
+
+_BACKLOG = 2048
+
+
+class Sandbox:
+    """
+    A server on loopback that answers like the AI/ML API and draws real pictures.
+
+    Use it as a context manager, or call :meth:`start` and :meth:`close`. Starting takes a fraction of a second.
+    A process that is forked from this one can use the sandbox as a client, but the server stays here.
+
+    :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback
+    :param port: of the API; 0 = any free one
+    :param cdn_port: of the pictures, which have a host of their own as with the real API; 0 = any free one
+    :param api_key: the key to accept
+    :param balance_usd: money in the account, in USD
+    :param latency_seconds: how long a generation takes
+    :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
+    :param picture_scale: width and height of what is drawn, as a share of what was asked for
+    :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
+    :param max_concurrent: generations at once beyond this are answered 429; ``None`` = no limit
+    :param logs_per_minute: calls of ``/v2/logs`` beyond this are answered 429; the API's number is 200
+    :param seed: decides pictures without a seed of their own, and faults with a probability
+    :param clock: gives seconds since the epoch, for the log, links and limits
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        cdn_port: int = 0,
+        api_key: str = SANDBOX_API_KEY,
+        balance_usd: Decimal = Decimal(100),
+        latency_seconds: float = 0.0,
+        log_lag_seconds: float = 0.0,
+        picture_scale: float = 1.0,
+        requests_per_minute: int | None = None,
+        max_concurrent: int | None = None,
+        logs_per_minute: int | None = None,
+        seed: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        settings = Settings(
+            api_key=api_key,
+            balance_usd=Decimal(balance_usd),
+            latency_seconds=latency_seconds,
+            log_lag_seconds=log_lag_seconds,
+            picture_scale=picture_scale,
+            requests_per_minute=requests_per_minute,
+            max_concurrent=max_concurrent,
+            logs_per_minute=logs_per_minute,
+            seed=seed,
+        )
+        self._state = State(settings, clock=clock, draw=draw)
+        self._host = host
+        self._ports = (port, cdn_port)
+        self._sockets: list[socket.socket] = []
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._pid = os.getpid()
+
+    @property
+    def url(self) -> str:
+        """Base URL of the API, without ``/v1``; empty before :meth:`start`."""
+        return self._state.api_url
+
+    @property
+    def cdn_url(self) -> str:
+        """Base URL of the pictures; empty before :meth:`start`."""
+        return self._state.cdn_url
+
+    @property
+    def api_key(self) -> str:
+        """The key it accepts."""
+        return self._state.settings.api_key
+
+    @property
+    def balance_usd(self) -> Decimal:
+        """What is left of the money, in USD."""
+        return self._state.account.balance_usd
+
+    def add_fault(self, fault: Fault) -> None:
+        """Arm a fault, after those already armed."""
+        self._state.faults.add(fault)
+
+    def clear_faults(self) -> None:
+        """Disarm all faults."""
+        self._state.faults.clear()
+
+    def configure(self, **settings: Any) -> None:
+        """
+        Change settings, by the names of the class's parameters, until the next :meth:`reset`.
+
+        :raises ValueError: an unknown name, or a value out of range
+        """
+        self._state.configure(settings)
+
+    def reset(self) -> None:
+        """Forget faults, charges, log, seen requests and pictures, and go back to the first settings."""
+        self._state.reset()
+
+    def ledger(self) -> list[Charge]:
+        """List what was billed, oldest first: one charge per billed request."""
+        return self._state.account.charges()
+
+    def seen(self, path: str | None = None) -> list[SeenRequest]:
+        """List the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
+        return self._state.seen(path)
+
+    def start(self) -> Self:
+        """
+        Start serving; returns when both ports answer.
+
+        :raises OSError: a port is taken
+        """
+        if self._thread is not None:
+            return self
+        try:
+            self._sockets = [_listen(self._host, port) for port in self._ports]
+        except OSError:
+            self._close_sockets()
+            raise
+        shown = "127.0.0.1" if self._host in ("0.0.0.0", "") else f"[{self._host}]" if ":" in self._host else self._host  # noqa: S104
+        self._state.api_url, self._state.cdn_url = (f"http://{shown}:{sock.getsockname()[1]}" for sock in self._sockets)
+        ready: list[BaseException | None] = []
+        started = threading.Event()
+
+        def note(error: BaseException | None = None) -> None:
+            ready.append(error)
+            started.set()
+
+        self._thread = threading.Thread(target=self._run, args=(note,), name="imagen-sandbox", daemon=True)
+        self._thread.start()
+        started.wait()
+        if ready[0] is not None:
+            self.close()
+            raise ready[0]
+        return self
+
+    def close(self) -> None:
+        """Stop serving and cut what is open; does nothing in a forked child."""
+        if os.getpid() != self._pid:
+            return
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        if self._loop is not None and self._stop is not None:
+            with suppress(RuntimeError):  # the loop ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
+        thread.join(timeout=10)
+        self._state.artists.shutdown(wait=False, cancel_futures=True)
+        self._close_sockets()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _close_sockets(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = []
+
+    def _run(self, note: Callable[..., None]) -> None:
+        import asyncio
+
+        try:
+            asyncio.run(self._serve(note))
+        except BaseException as error:
+            note(error)
+
+    async def _serve(self, note: Callable[..., None]) -> None:
+        import asyncio
+
+        from airflow_provider_imagen.sandbox.app import Watched, api_app
+        from airflow_provider_imagen.sandbox.asgi import Listener
+        from airflow_provider_imagen.sandbox.cdn import cdn_app
+
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        apps = (Watched(api_app(self._state), self._state, "api"), Watched(cdn_app(self._state), self._state, "cdn"))
+        listeners = [Listener(app) for app in apps]
+        for listener, sock in zip(listeners, self._sockets, strict=True):
+            await listener.open(sock)
+        note()
+        await self._stop.wait()
+        for listener in listeners:
+            await listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def serve(
+    *,
+    on_ready: Callable[[Sandbox], None] | None = None,
+    **options: Any,
+) -> None:
+    """
+    Run a sandbox until SIGINT or SIGTERM, then close it.
+
+    :param on_ready: called once both ports answer
+    :param options: parameters of :class:`Sandbox`
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        with Sandbox(**options) as sandbox:
+            if on_ready is not None:
+                on_ready(sandbox)
+            while True:
+                time.sleep(3600)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_embedded: Sandbox | None = None
+_embedded_lock = threading.Lock()
+
+
+def embedded() -> Sandbox:
+    """
+    Give this process's own sandbox, started on the first call.
+
+    A forked child starts its own: the server's thread does not survive a fork.
+    """
+    global _embedded
+    with _embedded_lock:
+        if _embedded is None:
+            _embedded = Sandbox().start()
+        return _embedded
+
+
+def _forget_after_fork() -> None:
+    """Let go of the parent's ports, which would otherwise stay open for as long as the child lives."""
+    global _embedded, _embedded_lock
+    _embedded_lock = threading.Lock()
+    if _embedded is not None:
+        _embedded._close_sockets()
+        _embedded = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,145 @@
+"""
+Answers that break HTTP: cut, reset, hang, drip, never end.
+
+Each is an ASGI application, so an endpoint returns it like any response. Cutting needs the connection itself, which
+ASGI does not give: the server's protocol (:class:`ConnectionTracker`) notes it under both ends' addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from starlette.types import Receive, Scope, Send
+
+_CONNECTIONS: dict[tuple[Any, Any], asyncio.Transport] = {}
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class ConnectionTracker:
+    """Mixin for an asyncio protocol: makes its connection findable while it lasts."""
+
+    _ends: tuple[Any, Any] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Note the connection."""
+        self._ends = (transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2])
+        _CONNECTIONS[self._ends] = transport
+        super().connection_made(transport)  # type: ignore[misc]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if self._ends is not None:
+            _CONNECTIONS.pop(self._ends, None)
+        super().connection_lost(exc)  # type: ignore[misc]
+
+
+def _transport(scope: Scope) -> asyncio.Transport | None:
+    return _CONNECTIONS.get((tuple(scope["client"]), tuple(scope["server"])))
+
+
+async def wait_for_disconnect(receive: Receive, seconds: float | None = None) -> None:
+    """Wait until the client is gone, at most so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+
+class Reset:
+    """Cut the connection with a TCP reset, before a byte is answered."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the form of ASGI
+        """Run as an ASGI application."""
+        if (transport := _transport(scope)) is not None:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            transport.abort()
+        await wait_for_disconnect(receive, 5)
+
+
+class Hang:
+    """
+    Say nothing until the client leaves, then or at the latest after some seconds reset the connection.
+
+    :param seconds: the longest time to hold the connection
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        await wait_for_disconnect(receive, self.seconds)
+        await Reset()(scope, receive, send)
+
+
+class Cut:
+    """
+    Declare a whole body, send part of it, close the connection.
+
+    :param body: the part that is sent
+    :param content_length: what is declared, in bytes
+    """
+
+    def __init__(self, body: bytes, *, content_length: int, status: int = 200, headers: Mapping[str, str]) -> None:
+        self.body = body
+        self.status = status
+        self.headers = {**headers, "content-length": str(content_length)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        await send({"type": "http.response.start", "status": self.status, "headers": _raw(self.headers)})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        if (transport := _transport(scope)) is not None:
+            transport.close()
+        await wait_for_disconnect(receive, 5)
+
+
+class Paced:
+    """
+    Send a body in pieces, with a pause before each, until it ends or the client leaves.
+
+    :param pieces: the body
+    :param seconds: pause before each piece
+    :param content_length: what is declared, in bytes; ``None`` = nothing
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        *,
+        seconds: float = 0.0,
+        content_length: int | None,
+        status: int = 200,
+        headers: Mapping[str, str],
+    ) -> None:
+        self.pieces = pieces
+        self.seconds = seconds
+        self.status = status
+        self.headers = dict(headers)
+        if content_length is not None:
+            self.headers["content-length"] = str(content_length)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the form of ASGI
+        """Run as an ASGI application."""
+        await send({"type": "http.response.start", "status": self.status, "headers": _raw(self.headers)})
+        gone = asyncio.ensure_future(wait_for_disconnect(receive))
+        try:
+            async for piece in self.pieces:
+                await asyncio.wait((gone,), timeout=self.seconds)
+                if gone.done():
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            gone.cancel()
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -1,0 +1,246 @@
+"""
+Put an XMP packet into a picture file, or take it out, without touching anything else in it.
+
+PNG, JPEG and WebP are sequences of labelled parts. Only the part that holds the XMP is written; pixels, colour
+profile, EXIF and every other part keep their bytes. (PNG: ``iTXt`` with keyword ``XML:com.adobe.xmp``; JPEG: an
+``APP1`` segment; WebP: an ``XMP`` chunk behind a ``VP8X`` header; XMP specification, part 3.)
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from airflow_provider_imagen.storage.pictures import PNG_SIGNATURE, iterate_png_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_provider_imagen.storage.pictures import PictureFormat
+
+MAX_JPEG_PACKET: Final = 65_502
+"""Bytes of XMP one JPEG segment holds."""
+
+_PNG_KEYWORD = b"XML:com.adobe.xmp\0"
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_JPEG_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
+
+
+@dataclass(frozen=True)
+class Contents:
+    """
+    What a picture file holds besides its picture.
+
+    :param xmp: its XMP packet, ``None`` when it has none
+    :param signed: whether a C2PA manifest signs the file
+    :param several: whether the file holds several pictures that find each other by their distance in bytes
+    """
+
+    xmp: bytes | None
+    signed: bool
+    several: bool = False
+
+
+def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None:
+    """Look into a file; ``None`` when its format is none of PNG, JPEG and WebP, or its parts do not add up."""
+    try:
+        if picture_format == "PNG":
+            return _read_png(data)
+        if picture_format == "JPEG":
+            return _read_jpeg(data)
+        if picture_format == "WEBP":
+            return _read_webp(data)
+    except (ValueError, IndexError):
+        pass
+    return None
+
+
+def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> bytes:
+    """
+    Put a packet into a file, in the place of the one that is there.
+
+    :param data: a file :func:`read_contents` could read
+    :param packet: at most :data:`MAX_JPEG_PACKET` bytes for a JPEG
+    """
+    if picture_format == "PNG":
+        return _write_png(data, packet)
+    if picture_format == "JPEG":
+        return _write_jpeg(data, packet)
+    return _write_webp(data, packet)
+
+
+def _png_xmp(content: bytes) -> bytes:
+    """Take the text out of an ``iTXt`` chunk: keyword, compression, language, translated keyword, text."""
+    compressed = content[len(_PNG_KEYWORD)] == 1
+    text = content[len(_PNG_KEYWORD) + 2 :].split(b"\0", 2)[2]
+    if not compressed:
+        return text
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(text, 2**20)
+    if inflate.unconsumed_tail:
+        raise ValueError("the compressed XMP is too large")
+    return text
+
+
+def _read_png(data: bytes) -> Contents:
+    xmp = None
+    signed = False
+    for kind, start, end in iterate_png_chunks(data):
+        signed = signed or kind == b"caBX"
+        if xmp is None and kind == b"iTXt" and data.startswith(_PNG_KEYWORD, start):
+            try:
+                xmp = _png_xmp(data[start:end])
+            except (zlib.error, ValueError, IndexError):
+                xmp = b""
+    return Contents(xmp=xmp, signed=signed)
+
+
+def _write_png(data: bytes, packet: bytes) -> bytes:
+    content = _PNG_KEYWORD + b"\0\0\0\0" + packet
+    chunk = len(content).to_bytes(4, "big") + b"iTXt" + content + zlib.crc32(b"iTXt" + content).to_bytes(4, "big")
+    parts = [data[: len(PNG_SIGNATURE)]]
+    last = len(PNG_SIGNATURE)
+    placed = False
+    has_place = any(_is_png_xmp(data, *found) for found in iterate_png_chunks(data))
+    for kind, start, end in iterate_png_chunks(data):
+        last = end + 4
+        if _is_png_xmp(data, kind, start, end):
+            if not placed:
+                parts.append(chunk)
+                placed = True
+            continue
+        if kind == b"IDAT" and not placed and not has_place:
+            parts.append(chunk)
+            placed = True
+        parts.append(data[start - 8 : last])
+    parts.append(data[last:])
+    return b"".join(parts)
+
+
+def _is_png_xmp(data: bytes, kind: bytes, start: int, _end: int) -> bool:
+    return kind == b"iTXt" and data.startswith(_PNG_KEYWORD, start)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """
+    Walk the segments in front of a JPEG's picture data.
+
+    :returns: for each its marker, where it begins, where its content starts and ends; at last the start of scan
+    """
+    position = 2
+    while True:
+        begin = position
+        if data[position] != 0xFF:
+            raise ValueError("no marker where one must be")
+        while data[position] == 0xFF:
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in _JPEG_STANDALONE:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        end = position + length
+        if length < 2 or end > len(data):
+            raise ValueError("a segment runs over the end")
+        yield marker, begin, position + 2, end
+        if marker == 0xDA:
+            return
+        position = end
+
+
+def _read_jpeg(data: bytes) -> Contents:
+    xmp = None
+    signed = several = False
+    for marker, _, start, end in _jpeg_segments(data):
+        if marker == 0xE1 and xmp is None and data.startswith(_JPEG_XMP, start):
+            xmp = data[start + len(_JPEG_XMP) : end]
+        elif marker == 0xEB and data.startswith(b"JP", start) and b"c2pa" in data[start : min(end, start + 256)]:
+            signed = True
+        elif marker == 0xE2 and data.startswith(b"MPF\0", start):
+            several = True
+    return Contents(xmp=xmp, signed=signed, several=several)
+
+
+def _write_jpeg(data: bytes, packet: bytes) -> bytes:
+    content = _JPEG_XMP + packet
+    segment = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+    place = cut = None
+    insert = 2
+    leading = True
+    for marker, begin, start, end in _jpeg_segments(data):
+        if marker == 0xE1 and place is None and data.startswith(_JPEG_XMP, start):
+            place, cut = begin, end
+        # JFIF and EXIF must come first, so the packet goes behind them.
+        leading = leading and (marker == 0xE0 or (marker == 0xE1 and data.startswith(b"Exif\0", start)))
+        if leading:
+            insert = end
+    if place is None or cut is None:
+        place = cut = insert
+    return data[:place] + segment + data[cut:]
+
+
+def _webp_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
+    """List a WebP's chunks: four-letter type, where the content starts and ends (without its padding)."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        raise ValueError("no WebP")
+    limit = 8 + int.from_bytes(data[4:8], "little")
+    if limit > len(data) + 1:
+        raise ValueError("the file is cut off")
+    position = 12
+    chunks = []
+    while position + 8 <= limit:
+        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+        if end > len(data):
+            raise ValueError("a chunk runs over the end")
+        chunks.append((data[position : position + 4], position + 8, end))
+        position = end + (end - position) % 2
+    return chunks
+
+
+def _read_webp(data: bytes) -> Contents:
+    chunks = _webp_chunks(data)
+    xmp = next((data[start:end] for kind, start, end in chunks if kind == b"XMP "), None)
+    return Contents(xmp=xmp, signed=any(kind == b"C2PA" for kind, _, _ in chunks))
+
+
+def _write_webp(data: bytes, packet: bytes) -> bytes:
+    chunks = _webp_chunks(data)
+    parts: list[tuple[bytes, bytes]] = []
+    placed = False
+    for kind, start, end in chunks:
+        content = data[start:end]
+        if kind == b"VP8X":
+            content = bytes([content[0] | 0x04]) + content[1:]  # the flag that says: there is XMP
+        if kind == b"XMP ":
+            if placed:
+                continue
+            content = packet
+            placed = True
+        parts.append((kind, content))
+    if parts[0][0] != b"VP8X":
+        parts.insert(0, (b"VP8X", _vp8x_header(*parts[0])))
+    if not placed:
+        known = (b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L", b"EXIF")
+        last = max(number for number, (kind, _) in enumerate(parts) if kind in known)
+        parts.insert(last + 1, (b"XMP ", packet))
+    body = b"".join(
+        kind + len(content).to_bytes(4, "little") + content + b"\0" * (len(content) % 2) for kind, content in parts
+    )
+    behind = data[8 + int.from_bytes(data[4:8], "little") :]
+    return b"RIFF" + (len(body) + 4).to_bytes(4, "little") + b"WEBP" + body + behind
+
+
+def _vp8x_header(kind: bytes, content: bytes) -> bytes:
+    """Write the extended header of a WebP that had none, from the header of its bit stream (RFC 9649)."""
+    if kind == b"VP8L":
+        bits = int.from_bytes(content[1:5], "little")
+        width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1
+    elif kind == b"VP8 ":
+        width = int.from_bytes(content[6:8], "little") & 0x3FFF
+        height = int.from_bytes(content[8:10], "little") & 0x3FFF
+        alpha = 0
+    else:
+        raise ValueError("no picture where one must be")
+    flags = 0x04 | (0x10 if alpha else 0)
+    return bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")

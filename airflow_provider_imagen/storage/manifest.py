@@ -1,0 +1,276 @@
+"""
+Keep the list of all pictures of a folder: ``metadata.jsonl``, which opens as a Hugging Face ImageFolder.
+
+Several tasks, mapped task instances and runs may share a folder, and an object store can neither append nor lock. So
+each task instance owns one part, ``.imagen/parts/<identity>.jsonl``, that nobody else writes. ``metadata.jsonl`` is all
+parts put together, sorted. Whoever has written it looks at the parts again and, when they have changed meanwhile,
+writes it again: the last writer has therefore seen every part that was there, and no line is lost. Each file is
+replaced as a whole, so a reader always sees a complete one.
+
+Items without a picture go to ``.imagen/failures/<identity>.jsonl``: hidden folders are no part of an ImageFolder.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend, filesystem_of, local_path
+from airflow_provider_imagen.storage.writing import read_bytes, storage_error, write_bytes_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.saving import StoredPicture
+
+MANIFEST_NAME: Final = "metadata.jsonl"
+RECORD_KEYS: Final = (
+    "prompt_index",
+    "image_index",
+    "url",
+    "path",
+    "width",
+    "height",
+    "mime_type",
+    "bytes",
+    "sha256",
+    "model",
+    "seed",
+    "prompt",
+    "enhanced_prompt",
+    "usd",
+    "inference_id",
+    "client_request_id",
+)
+"""Keys of an image record, in the order they are written."""
+
+_PARTS: Final = f"{HIDDEN_FOLDER}/parts"
+_FAILURES: Final = f"{HIDDEN_FOLDER}/failures"
+_CONTENT_TYPE: Final = "application/x-ndjson"
+_MAX_ROUNDS: Final = 20
+
+Line = dict[str, Any]
+
+
+def manifest_line(
+    record: Mapping[str, Any], *, file_name: str, thumbnail: str | None, origin: Origin, created_at: datetime
+) -> Line:
+    """
+    Make the manifest's line of one stored picture.
+
+    :param record: the image record; keys beyond :data:`RECORD_KEYS` are left out
+    :param file_name: name relative to the folder (:attr:`StoredPicture.file_name`)
+    :param thumbnail: its preview, relative to the folder (:attr:`StoredPicture.thumbnail`)
+    :param origin: the task instance
+    :param created_at: when the picture was made, with its time zone
+    """
+    return {
+        "file_name": file_name,
+        **{key: record.get(key) for key in RECORD_KEYS},
+        "thumbnail": thumbnail,
+        "dag_id": origin.dag_id,
+        "run_id": origin.run_id,
+        "task_id": origin.task_id,
+        "map_index": origin.map_index,
+        "created_at": created_at.isoformat(timespec="seconds"),
+    }
+
+
+def stored_fields(stored: StoredPicture) -> dict[str, Any]:
+    """Name what a stored picture contributes to its image record: path, size, digest, media type."""
+    return {
+        "path": stored.path,
+        "width": stored.width,
+        "height": stored.height,
+        "mime_type": stored.mime_type,
+        "bytes": stored.bytes,
+        "sha256": stored.sha256,
+    }
+
+
+def write_manifest(
+    folder: StoragePath, *, origin: Origin, lines: Sequence[Line], failures: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """
+    Record the pictures of one task instance, and bring ``metadata.jsonl`` up to date.
+
+    Pictures this task instance recorded before (it was cleared and ran again) stay recorded while their files exist.
+
+    :param folder: the output folder
+    :param origin: the task instance
+    :param lines: one per picture, from :func:`manifest_line`, in any order; all pictures of this try, adopted ones too
+    :param failures: one JSON object per item that has no picture, with ``prompt_index``; replaces the earlier ones
+    :returns: where ``metadata.jsonl`` is
+    :raises StorageError: when it could not be written
+    """
+    part = descend(folder, f"{_PARTS}/{origin.identity}.jsonl")
+    names = {line["file_name"] for line in lines}
+    earlier = [
+        line
+        for line in _parse(read_bytes(part))
+        if line["file_name"] not in names and _exists(descend(folder, line["file_name"]))
+    ]
+    _write_lines(part, sorted([*earlier, *lines], key=_place), owner=origin.identity)
+    _write_failures(folder, origin, failures)
+    _put_together(folder, owner=origin.identity)
+    return manifest_address(folder)
+
+
+def manifest_address(folder: StoragePath) -> str:
+    """Say where the manifest of a folder is or will be."""
+    return address_of(folder / MANIFEST_NAME)
+
+
+def failures_address(folder: StoragePath, origin: Origin) -> str:
+    """Say where the items of a task instance that have no picture are listed, if there are any."""
+    return address_of(_failures_path(folder, origin))
+
+
+def read_manifest(folder: StoragePath) -> list[Line]:
+    """
+    Read the lines of all pictures in a folder, in the manifest's order.
+
+    :raises StorageError: when the folder cannot be read
+    """
+    return _parse(read_bytes(folder / MANIFEST_NAME))
+
+
+def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
+    """
+    Read the items of a task instance that have no picture.
+
+    :raises StorageError: when the folder cannot be read
+    """
+    return _parse(read_bytes(_failures_path(folder, origin)), key="prompt_index")
+
+
+def _failures_path(folder: StoragePath, origin: Origin) -> StoragePath:
+    return descend(folder, f"{_FAILURES}/{origin.identity}.jsonl")
+
+
+def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapping[str, Any]]) -> None:
+    path = _failures_path(folder, origin)
+    if failures or read_bytes(path):
+        _write_lines(path, sorted(failures, key=lambda line: line.get("prompt_index") or 0), owner=origin.identity)
+
+
+def _put_together(folder: StoragePath, *, owner: str) -> None:
+    """Write ``metadata.jsonl`` from all parts, again and again until the parts did not change while it was written."""
+    target = folder / MANIFEST_NAME
+    foreign = _foreign_lines(read_bytes(target))
+    seen = _list_parts(folder)
+    for _ in range(_MAX_ROUNDS):
+        lines = _latest(line for data in _read_parts(folder, list(seen)) for line in _parse(data))
+        data = b"".join([*foreign, *map(_dump, lines)])
+        write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner)
+        now = _list_parts(folder)
+        if now == seen:
+            return
+        seen = now
+    # Somebody else keeps writing: their own last look includes this part as well.
+
+
+def _list_parts(folder: StoragePath) -> dict[str, str]:
+    """List the parts by name, each with what the store says of it: any change of its content changes that."""
+    place = descend(folder, _PARTS)
+    local = local_path(place)
+    try:
+        if local is not None:
+            stats = {entry.name: entry.stat() for entry in local.iterdir() if entry.name.endswith(".jsonl")}
+            return {name: f"{s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in sorted(stats.items())}
+        filesystem, key = filesystem_of(place)
+        filesystem.invalidate_cache(key)
+        found = filesystem.ls(key, detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:
+        raise storage_error("read", place, error) from None
+    named = {str(info["name"]).rpartition("/")[2]: info for info in found}
+    return {name: str(sorted(info.items(), key=str)) for name, info in sorted(named.items()) if name.endswith(".jsonl")}
+
+
+def _read_parts(folder: StoragePath, names: list[str]) -> Iterable[bytes | None]:
+    place = descend(folder, _PARTS)
+    if local_path(place) is not None or not names:
+        return (read_bytes(place / name) for name in names)
+    filesystem, key = filesystem_of(place)
+    try:
+        # One call: stores fetch the parts side by side.
+        found = filesystem.cat([f"{key}/{name}" for name in names], on_error="return")
+    except Exception as error:
+        raise storage_error("read", place, error) from None
+    contents: dict[str, bytes | None] = {}
+    for path, data in (found if isinstance(found, dict) else {names[0]: found}).items():
+        if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+            raise storage_error("read", place, data) from None
+        contents[str(path)] = None if isinstance(data, Exception) else data
+    return [contents[path] for path in sorted(contents)]
+
+
+def _exists(path: StoragePath) -> bool:
+    local = local_path(path)
+    try:
+        if local is not None:
+            return local.is_file()
+        filesystem, key = filesystem_of(path)
+        return bool(filesystem.exists(key))
+    except Exception as error:
+        raise storage_error("read", path, error) from None
+
+
+def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
+    """Read lines; those without the key are not ours to take part in anything."""
+    lines = []
+    for raw in (data or b"").split(b"\n"):
+        line = _load(raw)
+        if line is not None and key in line:
+            lines.append(line)
+    return lines
+
+
+def _load(raw: bytes) -> Line | None:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _foreign_lines(data: bytes | None) -> list[bytes]:
+    """Find the lines of a ``metadata.jsonl`` that somebody else wrote; they stay, as they are, in front of ours."""
+    kept = []
+    for raw in (data or b"").split(b"\n"):
+        line = _load(raw)
+        if raw.strip() and (line is None or not {"dag_id", "sha256", "file_name"} <= line.keys()):
+            kept.append(raw + b"\n")
+    return kept
+
+
+def _place(line: Mapping[str, Any]) -> tuple[int, int, str]:
+    return (line.get("prompt_index") or 0, line.get("image_index") or 0, str(line.get("file_name")))
+
+
+def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    origin = (str(line.get("dag_id")), str(line.get("run_id")), str(line.get("task_id")), line.get("map_index") or 0)
+    return (*origin, *_place(line))
+
+
+def _latest(lines: Iterable[Line]) -> list[Line]:
+    """Keep one line per file: of several that claim it, the one that wrote it last."""
+    by_name: dict[str, Line] = {}
+    for line in sorted(lines, key=lambda line: str(line.get("created_at"))):
+        by_name[line["file_name"]] = line
+    return sorted(by_name.values(), key=_order)
+
+
+def _dump(line: Mapping[str, Any]) -> bytes:
+    # Half a character (an unpaired surrogate in a prompt) has no place in UTF-8 and becomes a question mark.
+    return json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def _write_lines(path: StoragePath, lines: Iterable[Mapping[str, Any]], *, owner: str) -> None:
+    data = b"".join(map(_dump, lines))
+    write_bytes_atomically(path, data, content_type=_CONTENT_TYPE, owner=owner)

@@ -1,0 +1,277 @@
+"""
+Name pictures: readable, safe on every file system, the same on a retry, different for everything else.
+
+A pattern is written in the style of :meth:`str.format` with a fixed set of placeholders (:data:`PLACEHOLDERS`).
+What comes from prompts, items and ids is made safe before it goes in; the extension always follows the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+from string import Formatter
+from typing import TYPE_CHECKING, Final
+
+from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
+from airflow_provider_imagen.storage.origin import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PLACEHOLDERS: Final[dict[str, str]] = {
+    "dag_id": "id of the DAG",
+    "task_id": "id of the task, with its groups",
+    "run_id": "id of the DAG run",
+    "map_index": "number of the mapped task instance, from 0; 0 when the task is not mapped",
+    "identity": "ten letters and digits that stand for DAG, task, run and map index together",
+    "name": "the item's own name, or its zero-padded index when it has none",
+    "index": "number of the prompt in the task, from 0, zero-padded",
+    "image": "number of the picture of that prompt, from 0",
+    "model": "model id",
+    "seed": "seed sent with the request, or 'random' when there was none",
+    "prompt": "beginning of the prompt",
+    "extension": "what the bytes are: png, jpg, webp …; only as the end of the pattern",
+}
+"""Each placeholder of a file name pattern, and what it stands for."""
+
+DEFAULT_FILENAME: Final = "{task_id}-{name}-{image}-{identity}.{extension}"
+"""
+The pattern used when the author gives none.
+
+``identity`` keeps runs, tasks and mapped task instances that share a folder from overwriting each other.
+"""
+
+MAX_COMPONENT_BYTES: Final = 250
+"""
+UTF-8 bytes one part of a name may have.
+
+File systems take 255; five are left for the ``.webp`` of a thumbnail.
+"""
+
+_MAX_VALUE_BYTES: Final = 80
+_MAX_PROMPT_BYTES: Final = 60
+_LONGEST_EXTENSION: Final = ".webp"
+_SPEC = re.compile(r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?")
+_PICTURE_EXTENSION = re.compile(r"\.(png|jpe?g|webp|avif|gif|tiff?|bmp)\Z", re.IGNORECASE)
+_UNSAFE = re.compile(r"""[\s/\\<>:"'|?*#%&{}\[\]$!`^~;,]+""")
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?\Z", re.IGNORECASE)
+# Bidirectional overrides and isolates make a name read as another one ("gpj.exe").
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_JOINERS = "\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameFields:
+    """
+    What the placeholders of a file name pattern stand for, for one picture.
+
+    :param origin: the task instance that makes the picture
+    :param index: number of the prompt in the task, from 0
+    :param image: number of the picture of that prompt, from 0
+    :param prompt: the prompt that was sent
+    :param model: model id
+    :param name: the item's own name, ``None`` when it has none
+    :param seed: seed that was sent, ``None`` when none was
+    :param items: number of prompts in the task, at least 1; decides how far ``index`` is padded
+    """
+
+    origin: Origin
+    index: int
+    image: int = 0
+    prompt: str = ""
+    model: str = ""
+    name: str | None = None
+    seed: int | None = None
+    items: int = 1
+
+
+def picture_name(pattern: str, *, fields: NameFields, extension: str) -> str:
+    """
+    Name one picture, relative to its folder.
+
+    :param pattern: text with :data:`PLACEHOLDERS`; ``/`` makes sub-folders
+    :param fields: what the placeholders stand for
+    :param extension: extension of the picture's format, without the dot
+    :raises InvalidArgumentsError: when the pattern is wrong
+    """
+    return with_extension(_render(pattern, fields), extension)
+
+
+def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
+    """
+    Name all pictures of a task at once, without their extensions, so that no two share a name.
+
+    Names count as the same when they differ only in case, for the sake of file systems that cannot tell. The first
+    of several keeps its name, later ones get ``-2``, ``-3`` … The order of the items decides, nothing else.
+
+    :param pattern: text with :data:`PLACEHOLDERS`; ``/`` makes sub-folders
+    :param items: what the placeholders stand for, one per picture, in prompt order
+    :returns: one name per item, in the same order; :func:`with_extension` completes it
+    :raises InvalidArgumentsError: when the pattern is wrong
+    """
+    stems = [_render(pattern, fields) for fields in items]
+    taken = {_fold(stem) for stem in stems}
+    seen: set[str] = set()
+    counters: dict[str, int] = {}
+    unique = []
+    for stem in stems:
+        key = _fold(stem)
+        candidate = stem
+        while _fold(candidate) in seen or (candidate != stem and _fold(candidate) in taken):
+            counters[key] = counters.get(key, 1) + 1
+            candidate = _append(stem, f"-{counters[key]}")
+        seen.add(_fold(candidate))
+        unique.append(candidate)
+    return tuple(unique)
+
+
+def with_extension(stem: str, extension: str) -> str:
+    """Complete a name of :func:`picture_stems` with the extension the bytes ask for (without the dot)."""
+    return f"{stem}.{extension}"
+
+
+def may_clash(pattern: str) -> bool:
+    """Whether two runs, or two mapped task instances, that share a folder could give different pictures one name."""
+    names = {name for _, name, _, _ in Formatter().parse(pattern) if name}
+    return "identity" not in names and not names >= {"dag_id", "task_id", "run_id", "map_index"}
+
+
+def check_pattern(pattern: str) -> None:
+    """
+    Check a file name pattern without naming anything.
+
+    :raises InvalidArgumentsError: when a placeholder is unknown or the pattern does not name a file in its folder
+    """
+    _render(pattern, NameFields(origin=Origin(dag_id="dag", task_id="task", run_id="run"), index=0))
+
+
+def _render(pattern: str, fields: NameFields) -> str:
+    text = _without_extension(pattern)
+    values = _safe_values(fields)
+    numbers = {
+        "map_index": max(fields.origin.map_index, 0),
+        "index": fields.index,
+        "image": fields.image,
+        "seed": fields.seed,
+    }
+    rendered: list[str] = []
+    for literal, name, spec, conversion in _parse(pattern, text):
+        if unicodedata.normalize("NFC", literal) != _clean_characters(literal) or "\\" in literal:
+            raise _wrong(pattern, "no backslash and no control character")
+        rendered.append(unicodedata.normalize("NFC", literal))
+        if name is None:
+            continue
+        if name not in values or conversion:
+            allowed = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+            raise _wrong(pattern, f"the placeholder {{{name}}} is not known; known are {allowed}")
+        if not spec:
+            rendered.append(values[name])
+            continue
+        if not _SPEC.fullmatch(spec):
+            raise _wrong(pattern, f"the format {spec!r} of {{{name}}} is not a simple width such as 04d or .20")
+        number = None if spec.endswith("s") else numbers.get(name)
+        if name == "seed" and number is None:
+            rendered.append(values[name])  # a word: a width for numbers does not fit it
+            continue
+        try:
+            rendered.append(format(values[name] if number is None else number, spec))
+        except ValueError as error:
+            raise _wrong(pattern, f"the format {spec!r} does not fit {{{name}}}: {error}") from None
+    return "/".join(_safe_component(pattern, part) for part in "".join(rendered).split("/"))
+
+
+def _parse(pattern: str, text: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(Formatter().parse(text))
+    except ValueError as error:
+        raise _wrong(pattern, f"{error}; write {{{{ for a brace") from None
+
+
+def _without_extension(pattern: str) -> str:
+    """Cut off the pattern's end that stands for the extension, spelled out or not: the bytes decide it."""
+    text = pattern.removesuffix(".{extension}")
+    if text == pattern:
+        text = _PICTURE_EXTENSION.sub("", pattern)
+    if "{extension}" in text.replace("{{extension}}", ""):
+        raise _wrong(pattern, "{extension} may only stand at the end, as .{extension}")
+    return text
+
+
+def _wrong(pattern: str, allowed: str) -> InvalidArgumentsError:
+    return InvalidArgumentsError([Problem("filename", pattern, allowed)])
+
+
+def _safe_values(fields: NameFields) -> dict[str, str]:
+    """Turn the fields into text that cannot leave its place in the pattern."""
+    index = str(fields.index).zfill(max(3, len(str(fields.items - 1))))
+    return {
+        "dag_id": _safe_value(fields.origin.dag_id) or "dag",
+        "task_id": _safe_value(fields.origin.task_id) or "task",
+        "run_id": _safe_value(fields.origin.run_id) or "run",
+        "map_index": str(max(fields.origin.map_index, 0)),
+        "identity": fields.origin.identity,
+        "name": _safe_value(fields.name or "") or index,
+        "index": index,
+        "image": str(fields.image),
+        "model": _safe_value(fields.model) or "model",
+        "seed": "random" if fields.seed is None else str(fields.seed),
+        "prompt": _cut(_slug(fields.prompt[:1000]), _MAX_PROMPT_BYTES) or "untitled",
+    }
+
+
+def _safe_value(value: str) -> str:
+    """Make an id or a name safe; a long one is shortened, and marked with a digest so that it stays its own."""
+    slug = _slug(value)
+    if len(slug.encode()) <= _MAX_VALUE_BYTES:
+        return slug
+    digest = hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{_cut(slug, _MAX_VALUE_BYTES - 9)}-{digest}"
+
+
+def _slug(value: str) -> str:
+    return _UNSAFE.sub("-", _clean_characters(value.replace("\n", " ").replace("\t", " "))).strip("-. ")
+
+
+def _clean_characters(text: str) -> str:
+    """Drop what is invisible or reorders its neighbours; keep letters, signs and emoji of every script."""
+    kept = (
+        character
+        for character in unicodedata.normalize("NFC", text)
+        if character not in _BIDI and unicodedata.category(character) not in ("Cc", "Cs", "Cn", "Zl", "Zp")
+    )
+    # Dropping a character can bring two others together that have a composed form.
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def _safe_component(pattern: str, part: str) -> str:
+    """Make one part of the path acceptable to every file system, or refuse it."""
+    name = part.lstrip(". ").rstrip(". ")
+    if not name:
+        raise _wrong(pattern, "every part between slashes must name something inside the folder")
+    if _RESERVED.match(name):
+        name = f"_{name}"
+    limit = MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION)
+    if len(name.encode()) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    return f"{_cut(name, limit - 11)}-{digest}"
+
+
+def _append(stem: str, suffix: str) -> str:
+    """Add a suffix to a name and keep it within the limit."""
+    folder, slash, name = stem.rpartition("/")
+    return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
+
+
+def _cut(text: str, limit: int) -> str:
+    """Shorten text to a number of UTF-8 bytes, between characters, leaving no joiner dangling."""
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    return encoded[:limit].decode(errors="ignore").rstrip(_JOINERS + "-. ")
+
+
+def _fold(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem.casefold())

@@ -1,0 +1,82 @@
+"""
+Folders and files, wherever they are: the few things the storage needs from a path object.
+
+:class:`pathlib.Path`, ``upath.UPath`` and Airflow's ``ObjectStoragePath`` all fit, so nothing here imports Airflow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+HIDDEN_FOLDER: Final = ".imagen"
+"""Folder beside the pictures for what readers of pictures should not take for one: previews, parts of the manifest."""
+
+_LOCAL_PROTOCOLS = ("", "file", "local")
+
+
+@runtime_checkable
+class StoragePath(Protocol):
+    """A place for bytes, as :class:`pathlib.Path` and ``ObjectStoragePath`` show it."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        ...
+
+    @property
+    def parent(self) -> Self:
+        """The folder it lies in."""
+        ...
+
+    def __truediv__(self, key: str, /) -> Self:
+        """Descend into the folder."""
+        ...
+
+
+def local_path(path: StoragePath) -> Path | None:
+    """Turn a path on this machine's disk into a :class:`pathlib.Path`; ``None`` for an object store."""
+    if isinstance(path, Path):
+        return path
+    remote: Any = path
+    return Path(remote.path) if protocol_of(path) in _LOCAL_PROTOCOLS else None
+
+
+def protocol_of(path: StoragePath) -> str:
+    """Name the kind of store (``s3``, ``gs``, ``abfs``, ``file`` …)."""
+    return str(getattr(path, "protocol", "file"))
+
+
+def filesystem_of(path: StoragePath) -> tuple[AbstractFileSystem, str]:
+    """
+    Take an object store's path apart into its fsspec filesystem and the key there.
+
+    :raises ValueError, ImportError: when the package that speaks to this kind of store is not installed
+    """
+    remote: Any = path
+    return remote.fs, str(remote.path)
+
+
+def address_of(path: StoragePath) -> str:
+    """
+    Write a path so that ``ObjectStoragePath(…)`` opens it again, connection id included (``s3://conn@bucket/key``).
+
+    A file on this machine is its absolute path.
+    """
+    local = local_path(path)
+    return str(path if local is None else local.absolute())
+
+
+def descend(folder: StoragePath, relative: str) -> StoragePath:
+    """
+    Go from a folder to a file below it.
+
+    :param relative: parts joined by ``/``, none of them ``..``
+    """
+    path = folder
+    for part in relative.split("/"):
+        path = path / part
+    return path

@@ -1,0 +1,246 @@
+"""
+Write into a picture what made it: that a model did, which one, from which prompt, in which task.
+
+The facts go into an XMP packet, the place where picture tools look. That a model made the picture, the prompt and the
+model have standard properties (IPTC Photo Metadata Standard 2025.1, ``Iptc4xmpExt``), time and tool as well (``xmp``);
+the rest has properties of this package's own (:data:`NAMESPACE`). An XMP packet that is there already is kept and
+ours added, replacing same-named properties; one that cannot be read is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, Contents, read_contents, write_xmp
+from airflow_provider_imagen.storage.xmp import Properties, build_packet, merge_packet, read_packet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.pictures import PictureFacts, PictureFormat
+
+DIGITAL_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""IPTC's word for a picture made by a trained model (NewsCodes, ``digitalsourcetype``)."""
+
+NAMESPACE: Final = "urn:airflow-provider-imagen:picture:1.0/"
+"""Namespace of the properties that no standard has; its usual prefix is ``imagen``."""
+
+CREATOR_TOOL: Final = "airflow-provider-imagen"
+
+_IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+_XMP = "http://ns.adobe.com/xap/1.0/"
+_PREFIXES: Final = {_IPTC: "Iptc4xmpExt", _XMP: "xmp", NAMESPACE: "imagen"}
+_NAMES: Final[dict[tuple[str, str], str]] = {
+    (_IPTC, "DigitalSourceType"): "digital_source_type",
+    (_IPTC, "AIPromptInformation"): "prompt",
+    (_IPTC, "AISystemUsed"): "model",
+    (_XMP, "CreateDate"): "created_at",
+    (_XMP, "CreatorTool"): "creator_tool",
+    (NAMESPACE, "EnhancedPrompt"): "enhanced_prompt",
+    (NAMESPACE, "Seed"): "seed",
+    (NAMESPACE, "Parameters"): "parameters",
+    (NAMESPACE, "InferenceId"): "inference_id",
+    (NAMESPACE, "DagId"): "dag_id",
+    (NAMESPACE, "RunId"): "run_id",
+    (NAMESPACE, "TaskId"): "task_id",
+    (NAMESPACE, "MapIndex"): "map_index",
+}
+_MAX_PARAMETER_CHARACTERS: Final = 2_000
+_MAX_PARAMETERS_CHARACTERS: Final = 20_000
+_CAUTIOUS_BYTES: Final = 8_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """
+    What made a picture.
+
+    :param origin: the task instance
+    :param created_at: when the picture was made, with its time zone
+    :param model: model id
+    :param prompt: the prompt that was sent
+    :param enhanced_prompt: the prompt the model made of it, ``None`` when it did not say
+    :param seed: seed that was sent, ``None`` when none was
+    :param parameters: the other API fields that were sent. Links lose their query strings (they may be signed) and
+        embedded pictures their data before they are written.
+    :param inference_id: the API's id of the paid work
+    """
+
+    origin: Origin
+    created_at: datetime
+    model: str
+    prompt: str
+    enhanced_prompt: str | None = None
+    seed: int | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inference_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Marked:
+    """
+    A picture after :func:`embed_provenance`.
+
+    :param data: the file
+    :param left_out: why it was left as it is, in one sentence; ``None`` when the provenance is in it
+    """
+
+    data: bytes
+    left_out: str | None = None
+
+
+def embed_provenance(
+    data: bytes, facts: PictureFacts, provenance: Provenance, *, break_signature: bool = False
+) -> Marked:
+    """
+    Write the provenance into a PNG, JPEG or WebP without encoding it anew: the pixels stay bit for bit.
+
+    A file signed with a C2PA manifest is left alone by default: one changed byte would make its signature invalid, and
+    the signature says more, and more credibly, than we can.
+
+    :param data: the whole file
+    :param facts: what :func:`~airflow_provider_imagen.storage.pictures.inspect_picture` said of it
+    :param break_signature: write into signed files too; their manifest keeps its bytes and stops being valid
+    """
+    contents = read_contents(data, facts.format)
+    if contents is None:
+        return Marked(data, f"No provenance was written into the file: {facts.format} is not supported for that.")
+    if contents.signed and not break_signature:
+        return Marked(data, "No provenance was written into the file: it would break the file's C2PA signature.")
+    if contents.several:
+        return Marked(data, "No provenance was written into the file: it holds several pictures.")
+    packet = _fitting_packet(provenance, contents, facts.format)
+    if packet is None:
+        return Marked(data, "No provenance was written into the file: its own metadata leaves no room.")
+    return Marked(write_xmp(data, facts.format, packet))
+
+
+def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) -> bytes:
+    """
+    Write the provenance as an XMP packet.
+
+    :param existing: a packet to put it into; one that cannot be read is replaced
+    """
+    properties = _properties(provenance)
+    merged = merge_packet(existing, properties, _PREFIXES) if existing else None
+    return merged or build_packet(properties, _PREFIXES)
+
+
+def read_provenance(data: bytes) -> dict[str, Any]:
+    """
+    Read back what :func:`embed_provenance` wrote, from a PNG, JPEG or WebP, or from an AVIF converted here.
+
+    :returns: the fields of :class:`Provenance` and of its origin by name, ``created_at`` as ISO 8601 text, plus
+        ``digital_source_type`` and ``creator_tool``; empty when there is nothing
+    """
+    packet = _packet_of(data)
+    found: dict[str, Any] = {
+        _NAMES[key]: text for key, text in (read_packet(packet) if packet else {}).items() if key in _NAMES
+    }
+    for name in ("seed", "map_index"):
+        if name in found:
+            try:
+                found[name] = int(found[name])
+            except ValueError:
+                del found[name]
+    if "parameters" in found:
+        try:
+            found["parameters"] = json.loads(found["parameters"])
+        except ValueError:
+            del found["parameters"]
+    return found
+
+
+def _packet_of(data: bytes) -> bytes | None:
+    formats: tuple[tuple[bytes, PictureFormat], ...] = ((b"\x89PNG", "PNG"), (b"\xff\xd8", "JPEG"), (b"RIFF", "WEBP"))
+    for start, picture_format in formats:
+        if data.startswith(start):
+            contents = read_contents(data, picture_format)
+            return contents.xmp if contents else None
+    from io import BytesIO
+
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data), formats=("AVIF",)) as image:
+            packet = image.info.get("xmp")
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return packet if isinstance(packet, bytes) else None
+
+
+def _fitting_packet(provenance: Provenance, contents: Contents, picture_format: PictureFormat) -> bytes | None:
+    """Make the packet; for a JPEG, whose segments are short, shorten our longest fields until it fits."""
+    packet = provenance_packet(provenance, existing=contents.xmp)
+    if picture_format != "JPEG" or len(packet) <= MAX_JPEG_PACKET:
+        return packet
+    for limit in (_CAUTIOUS_BYTES, _CAUTIOUS_BYTES // 4, _CAUTIOUS_BYTES // 32):
+        enhanced = provenance.enhanced_prompt
+        shorter = replace(
+            provenance,
+            parameters={},
+            prompt=_shorten(provenance.prompt, limit),
+            enhanced_prompt=None if enhanced is None else _shorten(enhanced, limit),
+        )
+        packet = provenance_packet(shorter, existing=contents.xmp)
+        if len(packet) <= MAX_JPEG_PACKET:
+            return packet
+    return None
+
+
+def _properties(provenance: Provenance) -> Properties:
+    origin = provenance.origin
+    values: dict[str, str | None] = {
+        "digital_source_type": DIGITAL_SOURCE_TYPE,
+        "prompt": provenance.prompt,
+        "model": provenance.model,
+        "created_at": provenance.created_at.isoformat(timespec="seconds"),
+        "creator_tool": CREATOR_TOOL,
+        "enhanced_prompt": provenance.enhanced_prompt,
+        "seed": None if provenance.seed is None else str(provenance.seed),
+        "parameters": _parameters_text(provenance.parameters),
+        "inference_id": provenance.inference_id,
+        "dag_id": origin.dag_id,
+        "run_id": origin.run_id,
+        "task_id": origin.task_id,
+        "map_index": None if origin.map_index < 0 else str(origin.map_index),
+    }
+    return {key: value for key, name in _NAMES.items() if (value := values[name])}
+
+
+def _parameters_text(parameters: Mapping[str, Any]) -> str | None:
+    if not parameters:
+        return None
+    cleaned = {str(name): _clean(value) for name, value in parameters.items()}
+    text = json.dumps(cleaned, ensure_ascii=False, sort_keys=True, default=str)
+    if len(text) <= _MAX_PARAMETERS_CHARACTERS:
+        return text
+    return json.dumps(dict.fromkeys(cleaned, "…"), ensure_ascii=False, sort_keys=True)
+
+
+def _clean(value: Any) -> Any:
+    """Take out of a parameter what must not be published with a picture: link signatures, whole other pictures."""
+    if isinstance(value, dict):
+        return {str(name): _clean(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    if value[:5].lower() == "data:":
+        return f"{value[:40].partition(',')[0]},… ({len(value)} characters)"
+    if value[:8].lower().startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            return "…"
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return _shorten(value, _MAX_PARAMETER_CHARACTERS)
+
+
+def _shorten(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"

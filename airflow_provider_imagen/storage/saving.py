@@ -1,0 +1,123 @@
+"""
+Store one picture: check, convert, mark with its provenance, write, make its preview.
+
+This is the one call the run uses. It keeps no state and may be called from many threads at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_provider_imagen.exceptions import BadImageError, StorageError
+from airflow_provider_imagen.storage.convert import convert_picture, make_thumbnail
+from airflow_provider_imagen.storage.naming import with_extension
+from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
+from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, inspect_picture
+from airflow_provider_imagen.storage.provenance import embed_provenance, provenance_packet
+from airflow_provider_imagen.storage.writing import write_bytes_atomically
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.storage.convert import ImageFormat
+    from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.provenance import Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPicture:
+    """
+    A picture that is safe.
+
+    :param path: where it is, so that ``ObjectStoragePath(path)`` opens it; an absolute path on a disk
+    :param file_name: its name relative to the output folder, parts joined by ``/``
+    :param bytes: size of the stored file
+    :param sha256: digest of the stored file, in hex
+    :param mime_type: media type of the stored file
+    :param width: pixels
+    :param height: pixels
+    :param thumbnail: name of its preview relative to the output folder, ``None`` when there is none
+    :param notes: what could not be done although it was asked for, one sentence each; empty in the normal case
+    """
+
+    path: str
+    file_name: str
+    bytes: int
+    sha256: str
+    mime_type: str
+    width: int
+    height: int
+    thumbnail: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def save_picture(
+    data: bytes,
+    *,
+    folder: StoragePath,
+    stem: str,
+    owner: str = "",
+    provenance: Provenance | None = None,
+    image_format: ImageFormat | None = None,
+    thumbnail_pixels: int | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> StoredPicture:
+    """
+    Store one picture and its preview.
+
+    A bought picture is not lost over something smaller: one that cannot be converted is kept as it came, one whose
+    preview fails is kept without; ``notes`` says so.
+
+    :param data: the bytes as delivered
+    :param folder: the output folder; missing parts of it are made
+    :param stem: name relative to the folder, without extension, from
+        :func:`~airflow_provider_imagen.storage.naming.picture_stems`
+    :param owner: marks temporary files (:attr:`~airflow_provider_imagen.storage.origin.Origin.identity`)
+    :param provenance: what to write into the file, ``None`` to leave it as it is
+    :param image_format: format to convert to, ``None`` to keep the delivered one
+    :param thumbnail_pixels: longer side of the preview in pixels, ``None`` for no preview
+    :param max_pixels: width times height that is still accepted
+    :raises BadImageError: when the bytes are no whole picture
+    :raises StorageError: when the picture could not be written
+    """
+    facts = inspect_picture(data, max_pixels=max_pixels)
+    notes: list[str] = []
+    if image_format is not None:
+        try:
+            xmp = provenance_packet(provenance) if provenance is not None and image_format == "avif" else None
+            data = convert_picture(data, image_format=image_format, xmp=xmp)
+            facts = inspect_picture(data, max_pixels=max_pixels)
+        except BadImageError as error:
+            notes.append(f"Kept as {facts.extension}: {error}")
+    if provenance is not None:
+        marked = embed_provenance(data, facts, provenance)
+        data = marked.data
+        if marked.left_out is not None and not (facts.format == "AVIF" and image_format == "avif" and not notes):
+            notes.append(marked.left_out)
+    file_name = with_extension(stem, facts.extension)
+    path = descend(folder, file_name)
+    write_bytes_atomically(path, data, content_type=facts.mime_type, owner=owner)
+    thumbnail = None
+    if thumbnail_pixels is not None:
+        thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
+        try:
+            write_bytes_atomically(
+                descend(folder, thumbnail),
+                make_thumbnail(data, pixels=thumbnail_pixels),
+                content_type="image/webp",
+                owner=owner,
+            )
+        except (BadImageError, StorageError) as error:
+            thumbnail = None
+            notes.append(f"No preview: {error}")
+    return StoredPicture(
+        path=address_of(path),
+        file_name=file_name,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        mime_type=facts.mime_type,
+        width=facts.width,
+        height=facts.height,
+        thumbnail=thumbnail,
+        notes=tuple(notes),
+    )

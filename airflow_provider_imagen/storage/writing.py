@@ -1,0 +1,304 @@
+"""
+Write bytes so that a name, once it is there, always stands for the whole of them.
+
+On a disk: a hidden temporary file in the same folder, synced, then renamed. On an object store: one PUT of the whole
+object through fsspec's ``pipe_file``, never through an open file, because closing one after an error commits what
+little it got. File-like stores that are neither (SFTP, HDFS …) are written the same way and cleaned up after a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.storage.paths import address_of, filesystem_of, local_path, protocol_of
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.storage.paths import StoragePath
+
+TEMPORARY_PREFIX: Final = ".imagen-"
+TEMPORARY_SUFFIX: Final = ".part"
+
+_EXTRAS: Final[dict[str, str]] = {
+    "s3": "s3",
+    "s3a": "s3",
+    "s3n": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "abfs": "azure",
+    "abfss": "azure",
+    "adl": "azure",
+    "az": "azure",
+    "wasb": "azure",
+}
+"""Stores that keep whole objects only, and the extra of this package that brings what speaks to each."""
+
+_REASONS: Final[dict[int, str]] = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this process may write",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENOENT: "the folder does not exist",
+    errno.EEXIST: "a file is where a folder must be",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder of that name is in the way",
+    errno.ENAMETOOLONG: "the name is too long for this disk",
+    errno.EMFILE: "too many files are open in this process",
+    errno.EIO: "the disk reports an error",
+    errno.ESTALE: "the network disk was lost",
+}
+
+
+def write_bytes_atomically(path: StoragePath, data: bytes, *, content_type: str, owner: str = "") -> None:
+    """
+    Write a file whose name never stands for a part of it, replacing one that is there.
+
+    Missing folders are made. When this returns, the bytes are on the disk, or the store has confirmed their number.
+
+    :param path: the final name
+    :param data: the whole content
+    :param content_type: media type; object stores keep it and browsers ask for it, disks ignore it
+    :param owner: letters and digits that mark the temporary file, for :func:`remove_leftovers`
+    :raises StorageError: when it could not be written; nothing half-written is left under the name
+    """
+    local = local_path(path)
+    try:
+        if local is not None:
+            _write_local(local, data, owner)
+        else:
+            _write_object(path, data, content_type)
+    except StorageError:
+        raise
+    except Exception as error:
+        raise storage_error("write", path, error) from None
+
+
+def check_stored(path: StoragePath, *, size: int, sha256: str | None = None) -> bool:
+    """
+    Whether a file an earlier try wrote is still there and whole.
+
+    :param size: the bytes it must have
+    :param sha256: its digest in hex; given, the whole file is read
+    :raises StorageError: when the store cannot be asked
+    """
+    local = local_path(path)
+    try:
+        if local is not None:
+            if local.stat().st_size != size or not local.is_file():
+                return False
+            return sha256 is None or hashlib.sha256(local.read_bytes()).hexdigest() == sha256
+        filesystem, key = filesystem_of(path)
+        if _size_of(filesystem, key) != size:
+            return False
+        return sha256 is None or hashlib.sha256(filesystem.cat_file(key)).hexdigest() == sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except Exception as error:
+        raise storage_error("read", path, error) from None
+
+
+def read_bytes(path: StoragePath) -> bytes | None:
+    """
+    Read a whole file; ``None`` when it is not there.
+
+    :raises StorageError: when it is there, or may be, and cannot be read
+    """
+    local = local_path(path)
+    try:
+        if local is not None:
+            return local.read_bytes()
+        filesystem, key = filesystem_of(path)
+        return bytes(filesystem.cat_file(key))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        raise storage_error("read", path, error) from None
+
+
+def check_writable(folder: StoragePath) -> None:
+    """
+    Find out, before money is spent, whether pictures can be stored in a folder.
+
+    On a disk the folder is made and a small file written and removed. On an object store the bucket is asked for;
+    no object is written, so a right to write that is missing shows only later. A key that may write but not look
+    is accepted.
+
+    :raises StorageError: when nothing could be stored there
+    """
+    local = local_path(folder)
+    try:
+        if local is not None:
+            local.mkdir(parents=True, exist_ok=True)
+            probe = _temporary_name(local, "check")
+            try:
+                _write_synced(probe, b"\0" * 4096)
+            finally:
+                probe.unlink(missing_ok=True)
+            return
+        filesystem, key = filesystem_of(folder)
+        if protocol_of(folder) not in _EXTRAS:
+            filesystem.makedirs(key, exist_ok=True)
+            return
+        with contextlib.suppress(PermissionError):
+            filesystem.invalidate_cache()
+            bucket = key.lstrip("/").split("/", 1)[0]
+            if not bucket or not filesystem.exists(bucket):
+                raise FileNotFoundError(errno.ENOENT, "no such bucket")
+    except Exception as error:
+        raise storage_error("use", folder, error) from None
+
+
+def remove_leftovers(folder: StoragePath, *, owner: str) -> int:
+    """
+    Remove temporary files that a killed earlier try left in a folder and below.
+
+    Only those marked with ``owner`` go: other tasks may be writing beside. An object store has none.
+
+    :returns: how many were removed
+    """
+    local = local_path(folder)
+    if local is None or not owner:
+        return 0
+    start = f"{TEMPORARY_PREFIX}{owner}-"
+    removed = 0
+    for parent, _, names in os.walk(local):
+        for name in names:
+            if name.startswith(start) and name.endswith(TEMPORARY_SUFFIX):
+                with contextlib.suppress(OSError):
+                    Path(parent, name).unlink()
+                    removed += 1
+    return removed
+
+
+def storage_error(verb: str, path: StoragePath, error: BaseException) -> StorageError:
+    """
+    Say in one sentence why a file could not be read or written, without anything a key could hide in.
+
+    :param verb: what was tried: ``read``, ``write`` or ``use``
+    :param path: the file or folder
+    :param error: what the file system or store said
+    """
+    if isinstance(error, StorageError):
+        return error
+    protocol = protocol_of(path)
+    extra = _EXTRAS.get(protocol)
+    where = _redact(address_of(path))
+    if isinstance(error, ImportError) or (isinstance(error, ValueError) and "filesystem" in str(error).lower()):
+        install = f"pip install 'airflow-provider-imagen[{extra}]'" if extra else "install the Airflow provider for it"
+        return StorageError(f"Cannot {verb} {where}: nothing installed here speaks {protocol}://; {install}.")
+    return StorageError(f"Cannot {verb} {where}: {_reason(error, in_bucket=extra is not None)}.")
+
+
+def _reason(error: BaseException, *, in_bucket: bool) -> str:
+    if isinstance(error, FileNotFoundError) and in_bucket:
+        return "the bucket or container does not exist, or the connection may not see it"
+    if isinstance(error, PermissionError) and in_bucket:
+        return f"the connection has no permission there ({_redact(str(error))})"
+    if "credential" in type(error).__name__.lower():
+        return "no credentials were found; name a connection, as in s3://my_conn@bucket/folder"
+    if isinstance(error, (ConnectionError, TimeoutError)) or re.search(
+        r"connect|timeout|timed|dns|resol|servicerequest", type(error).__name__, re.IGNORECASE
+    ):
+        return f"the connection to the store failed ({type(error).__name__}: {_redact(str(error))})"
+    if isinstance(error, OSError) and error.errno in _REASONS:
+        return _REASONS[error.errno]
+    return f"{type(error).__name__}: {_redact(str(error))}"
+
+
+def _redact(text: str) -> str:
+    """Keep a foreign message short, and without the places where keys and signatures stand."""
+    line = " ".join(text.split())[:600]
+    line = re.sub(r"(\w://[^\s/'\"]*:)[^\s/@'\"]*@", r"\1***@", line)  # user:password@
+    line = re.sub(r"(\w://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", line)  # signed links
+    line = re.sub(
+        r"(?i)([\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization)[\w-]*['\"]?\s*[=:]\s*)"
+        r"(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
+        r"\1***",
+        line,
+    )
+    return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def _write_local(path: Path, data: bytes, owner: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path.parent, owner)
+    try:
+        _write_synced(temporary, data)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _temporary_name(folder: Path, owner: str) -> Path:
+    return folder / f"{TEMPORARY_PREFIX}{owner}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    # Not tempfile: its files are readable by their owner alone, and the final file would be as well.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name durable, where the system lets folders be synced."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_object(path: StoragePath, data: bytes, content_type: str) -> None:
+    filesystem, key = filesystem_of(path)
+    protocol = protocol_of(path)
+    whole_objects_only = protocol in _EXTRAS
+    try:
+        if not whole_objects_only:
+            filesystem.makedirs(filesystem._parent(key), exist_ok=True)
+        filesystem.pipe_file(key, data, **_content_type_options(protocol, content_type))
+        stored = _size_of(filesystem, key)
+        if stored != len(data):
+            raise StorageError(
+                f"Cannot write {_redact(address_of(path))}: of {len(data)} bytes the store kept {stored}."
+            )
+    except BaseException as error:
+        # A refused PUT leaves an older object as it was; only what is known to be partial may go.
+        if not whole_objects_only or isinstance(error, StorageError):
+            with contextlib.suppress(Exception):
+                filesystem.rm_file(key)
+        raise
+
+
+def _size_of(filesystem: Any, key: str) -> int:
+    filesystem.invalidate_cache(filesystem._parent(key))
+    return int(filesystem.info(key)["size"])
+
+
+def _content_type_options(protocol: str, content_type: str) -> dict[str, Any]:
+    """Name the media type in each store's own way; without it S3 and Azure serve pictures as unknown bytes."""
+    extra = _EXTRAS.get(protocol)
+    if extra == "s3":
+        return {"ContentType": content_type}
+    if extra == "gcs":
+        return {"content_type": content_type}
+    if extra == "azure":
+        blob = import_module("azure.storage.blob")  # comes with the store's fsspec package; not there in a type check
+        return {"content_settings": blob.ContentSettings(content_type=content_type)}
+    return {}

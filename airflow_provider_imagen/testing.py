@@ -1,0 +1,84 @@
+"""
+Fixtures for your own tests: run your DAGs against the sandbox, without a key and without spending anything.
+
+pytest finds them by itself once the package is installed. A test of a DAG looks like this::
+
+    from airflow_provider_imagen.sandbox import Fault
+
+
+    def test_my_dag_makes_one_picture(imagen_sandbox, imagen_connection):
+        from my_dags.postcards import dag
+
+        assert dag.test().state == "success"
+
+        (charge,) = imagen_sandbox.ledger()
+        assert charge.images == 1
+
+
+    def test_my_dag_pays_once_although_the_connection_breaks(imagen_sandbox, imagen_connection):
+        from my_dags.postcards import dag
+
+        imagen_sandbox.add_fault(Fault("reset", billed=True))
+        dag.test()
+
+        assert len(imagen_sandbox.ledger()) == 1
+
+This module is loaded in every pytest run of whoever has the package, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+_PICTURE_SCALE = 0.125
+
+
+@pytest.fixture(scope="session")
+def _imagen_sandbox_server() -> Iterator[Sandbox]:
+    from airflow_provider_imagen.sandbox import Sandbox
+
+    with Sandbox(picture_scale=_PICTURE_SCALE) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def imagen_sandbox(_imagen_sandbox_server: Sandbox) -> Sandbox:
+    """
+    Give a running sandbox that remembers nothing of earlier tests.
+
+    One server serves the whole session; it starts when the first test asks for it. Pictures are drawn at an eighth
+    of their width and height (1:1 gives 128 x 128); ``imagen_sandbox.configure(picture_scale=1)`` draws them whole
+    for one test. ::
+
+        def test_a_refused_prompt_costs_nothing(imagen_sandbox, imagen_connection):
+            imagen_sandbox.add_fault(Fault("upstream_4xx", times=None))
+            run = my_dag.test()
+            assert run.state == "failed"
+            assert imagen_sandbox.ledger() == []
+    """
+    _imagen_sandbox_server.reset()
+    return _imagen_sandbox_server
+
+
+@pytest.fixture
+def imagen_connection(imagen_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
+    """
+    Point the connection ``imagen_default`` at the sandbox for one test, and give its id.
+
+    It is set as the environment variable ``AIRFLOW_CONN_IMAGEN_DEFAULT``, which Airflow reads before anything else. ::
+
+        def test_the_hook_talks_to_the_sandbox(imagen_connection):
+            ok, message = ImagenHook(imagen_conn_id=imagen_connection).test_connection()
+            assert ok, message
+    """
+    values = {"conn_type": "imagen", "host": imagen_sandbox.url, "password": imagen_sandbox.api_key}
+    monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps(values))
+    return "imagen_default"

@@ -1,0 +1,45 @@
+"""
+### Pictures from prompts
+
+One task that makes a picture for each prompt and stores it. Trigger it as it is, or with your own prompts.
+It needs the connection `imagen_default`; `AIRFLOW_CONN_IMAGEN_DEFAULT='{"conn_type": "imagen", "extra": {"sandbox": true}}'`
+works without a key.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import Param, dag, task
+
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+
+@dag(
+    schedule=None,
+    tags=["imagen", "example"],
+    doc_md=__doc__,
+    params={
+        "prompts": Param(["A raccoon eating ice-cream"], type="array", title="Prompts", description="One per line."),
+        "num_images": Param(1, type="integer", title="Pictures per prompt"),
+        "aspect_ratio": Param("1:1", type="string", examples=["1:1", "9:16", "16:9", "3:4", "4:3"], title="Aspect ratio"),
+        "seed": Param(None, type=["null", "integer"], title="Seed", description="Empty: a new one each time."),
+        "model": Param("imagen-3.0-generate-002", type="string", title="Model"),
+        "output_path": Param("imagen-demo", type="string", title="Folder", description="Also s3://, gs:// or abfs://."),
+    },
+)
+def imagen_quickstart():
+    @task
+    def prompts(params: dict) -> list[str]:
+        return params["prompts"]
+
+    ImagenGenerateOperator(
+        task_id="paint",
+        prompt=prompts(),
+        model="{{ params.model }}",
+        num_images="{{ params.num_images }}",
+        aspect_ratio="{{ params.aspect_ratio }}",
+        seed="{{ params.seed or '' }}",
+        output_path="{{ params.output_path }}",
+    )
+
+
+imagen_quickstart()

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+import requests
+
+
+@pytest.fixture
+def get(sandbox, key):
+    def ask(path, **query):
+        return requests.get(f"{sandbox.url}{path}", params=query, headers=key, timeout=10)
+
+    return ask
+
+
+def test_the_key_endpoint_describes_the_key(get, sandbox):
+    data = get("/v1/key").json()["data"]
+
+    assert data["prefix"] == sandbox.api_key[:8]
+    assert data["disabled"] is False
+    assert "model:image" in data["scopes"]
+
+
+@pytest.mark.parametrize("path", ["/v1/key", "/v2/billing", "/v2/billing/transactions", "/v2/logs?period=1h"])
+def test_the_account_needs_a_key(sandbox, path):
+    assert requests.get(f"{sandbox.url}{path}", timeout=10).status_code == 401
+
+
+def test_the_balance_falls_by_what_was_charged(get, generate):
+    generate(num_images=2)
+
+    assert get("/v2/billing").json() == {"current_balance": 99.916, "currency": "USD"}
+
+
+def test_transactions_come_in_pages_newest_first(get, generate):
+    ids = [generate().headers["x-inference-id"] for _ in range(5)]
+    found, cursor = [], {}
+    while True:
+        page = get("/v2/billing/transactions", limit=2, **cursor).json()
+        found += [entry["reference_id"] for entry in page["data"]]
+        if not page["pagination"]["has_more"]:
+            break
+        cursor = {"cursor": page["pagination"]["next_cursor"]}
+
+    assert found == ids[::-1]
+    assert page["pagination"]["next_cursor"] is None
+    assert page["data"][0]["amount"] == {"usd": 0.042, "credits": 84000}
+
+
+def test_transactions_can_be_filtered_and_a_strange_cursor_is_refused(get, generate):
+    generate()
+
+    assert get("/v2/billing/transactions", direction="TOPUP").json()["data"] == []
+    assert get("/v2/billing/transactions", type="BONUS").json()["data"] == []
+    assert get("/v2/billing/transactions", **{"from": "2030-01-01T00:00:00Z"}).json()["data"] == []
+    assert get("/v2/billing/transactions", cursor="nonsense").status_code == 400
+
+
+def test_the_log_holds_every_request_with_its_outcome(get, generate):
+    made = generate(headers={"X-Client-Request-Id": "good"})
+    generate(headers={"X-Client-Request-Id": "bad"}, num_images=9)
+    rows = {row["client_request_id"]: row for row in get("/v2/logs", period="1h").json()["data"]}
+
+    assert rows["good"]["status"] == "succeeded"
+    assert rows["good"]["cost"] == {"usd": 0.042, "credits": 84000}
+    assert rows["good"]["inference_id"] == made.headers["x-inference-id"]
+    assert rows["bad"]["status"] == "failed"
+    assert rows["bad"]["cost"] == {"usd": 0.0, "credits": 0}
+
+
+def test_a_request_shows_in_the_log_only_after_the_lag(get, generate, sandbox, clock):
+    sandbox.configure(log_lag_seconds=30)
+    generate()
+
+    assert get("/v2/logs", period="1h").json()["data"] == []
+    clock.now += 29
+    assert get("/v2/logs", period="1h").json()["data"] == []
+    clock.now += 1
+    assert len(get("/v2/logs", period="1h").json()["data"]) == 1
+
+
+def test_the_log_comes_in_pages_newest_first(get, generate, clock):
+    for number in range(5):
+        generate(headers={"X-Client-Request-Id": f"id-{number}"})
+        clock.now += 1
+    page = get("/v2/logs", period="1h", limit=2, offset=1).json()
+
+    assert [row["client_request_id"] for row in page["data"]] == ["id-3", "id-2"]
+    assert page["pagination"] == {"limit": 2, "offset": 1, "total": 5, "has_more": True}
+
+
+def test_the_log_is_filtered_by_status_and_model(get, generate):
+    generate()
+    generate(model="openai/gpt-image-2")
+    generate(num_images=7)
+
+    def rows(**query):
+        return len(get("/v2/logs", period="1h", **query).json()["data"])
+
+    assert rows() == 3
+    assert rows(status="failed") == 1
+    assert rows(status=["failed", "succeeded"]) == 3
+    assert rows(model="gpt-image-2") == 1
+    assert rows(model="openai/gpt-image-2,imagen-3.0-generate-002") == 0
+
+
+def test_the_log_takes_a_window(get, generate, clock):
+    clock.now += 3600
+    generate()
+    at = datetime.fromtimestamp(clock.now, UTC)
+
+    def rows(start, end):
+        return get("/v2/logs", start=start, end=end).json()["data"]
+
+    assert len(rows(at.replace(minute=0, second=0).isoformat(), "2026-12-01T00:00:00Z")) == 1
+    assert rows("2026-10-01T00:00:00", "2026-10-02T00:00:00") == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"period": "7w"},
+        {"period": "0h"},
+        {"period": "93d"},
+        {"start": "2026-11-01T00:00:00Z"},
+        {"period": "1h", "start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z"},
+        {"start": "2026-11-02T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
+        {"start": "2026-01-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
+        {"start": "yesterday", "end": "today"},
+        {"period": "1h", "limit": 101},
+        {"period": "1h", "limit": 0},
+        {"period": "1h", "offset": -1},
+        {"period": "1h", "status": "succeeded,failed"},
+    ],
+)
+def test_the_log_refuses_a_query_outside_its_documentation(get, query):
+    assert get("/v2/logs", **query).status_code == 400
+
+
+def test_the_log_can_be_limited_per_minute(get, sandbox, clock):
+    sandbox.configure(logs_per_minute=2)
+
+    assert [get("/v2/logs", period="1h").status_code for _ in range(3)] == [200, 200, 429]
+    clock.now += 60
+    assert get("/v2/logs", period="1h").status_code == 200

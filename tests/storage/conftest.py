@@ -1,0 +1,63 @@
+"""Pictures and places for the storage tests."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from io import BytesIO
+from uuid import uuid4
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.storage.origin import Origin
+from airflow_provider_imagen.storage.provenance import Provenance
+
+
+def picture(image_format="PNG", size=(64, 48), mode="RGB", **options) -> bytes:
+    """Draw a picture with a gradient and some noise, the same for the same arguments."""
+    width, height = size
+    image = Image.merge(
+        "RGB",
+        (
+            Image.linear_gradient("L").resize(size),
+            Image.radial_gradient("L").resize(size),
+            Image.frombytes("L", size, bytes((x * 37 + y * 91) % 256 for y in range(height) for x in range(width))),
+        ),
+    ).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(size))
+    target = BytesIO()
+    image.save(target, format=image_format, **options)
+    return target.getvalue()
+
+
+def pixels(data: bytes) -> tuple[str, tuple[int, int], bytes]:
+    with Image.open(BytesIO(data)) as image:
+        return image.mode, image.size, image.tobytes()
+
+
+@pytest.fixture
+def origin() -> Origin:
+    return Origin(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")
+
+
+@pytest.fixture
+def provenance(origin) -> Provenance:
+    return Provenance(
+        origin=origin,
+        created_at=datetime(2026, 11, 21, 10, 30, tzinfo=UTC),
+        model="imagen-3.0-generate-002",
+        prompt='a red fox\n\tin the <snow> & "ice" 🦊',
+        enhanced_prompt="a very red fox",
+        seed=4_294_967_295,
+        parameters={"aspect_ratio": "1:1", "num_images": 2},
+        inference_id="inf-1",
+    )
+
+
+@pytest.fixture
+def memory_folder():
+    """An empty folder of an object store that lives in this process."""
+    from upath import UPath
+
+    return UPath(f"memory://bucket-{uuid4().hex}/pictures")

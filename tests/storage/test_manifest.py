@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.storage import manifest
+from airflow_provider_imagen.storage.manifest import (
+    RECORD_KEYS,
+    failures_address,
+    manifest_address,
+    manifest_line,
+    read_failures,
+    read_manifest,
+    stored_fields,
+    write_manifest,
+)
+from airflow_provider_imagen.storage.origin import Origin
+from airflow_provider_imagen.storage.saving import StoredPicture, save_picture
+from airflow_provider_imagen.storage.writing import read_bytes, write_bytes_atomically
+
+from .conftest import picture
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request, tmp_path, memory_folder):
+    return tmp_path / "pictures" if request.param == "disk" else memory_folder
+
+
+def line(origin, number, *, image=0, created_at=NOON, **record):
+    name = record.pop("file_name", f"{origin.run_id}-{origin.map_index}-{number}-{image}.png")
+    full = {**dict.fromkeys(RECORD_KEYS), "prompt_index": number, "image_index": image, "sha256": "0" * 64, **record}
+    return manifest_line(full, file_name=name, thumbnail=None, origin=origin, created_at=created_at)
+
+
+def lines_of(folder) -> list[dict]:
+    return [json.loads(text) for text in read_bytes(folder / "metadata.jsonl").decode().splitlines()]
+
+
+def test_a_line_holds_the_record_and_where_it_comes_from(origin):
+    stored = StoredPicture(
+        path="/x/a.png", file_name="a.png", bytes=1, sha256="ab", mime_type="image/png", width=2, height=3
+    )
+    record = {**stored_fields(stored), "prompt_index": 0, "image_index": 1, "prompt": "fox", "usd": 0.04, "other": 1}
+    made = manifest_line(record, file_name=stored.file_name, thumbnail=None, origin=origin, created_at=NOON)
+    assert list(made) == [
+        "file_name",
+        *RECORD_KEYS,
+        *("thumbnail", "dag_id", "run_id", "task_id", "map_index", "created_at"),
+    ]
+    assert made["path"] == "/x/a.png"
+    assert (made["width"], made["height"], made["usd"], made["seed"]) == (2, 3, 0.04, None)
+    assert (made["dag_id"], made["map_index"], made["created_at"]) == ("daily", -1, "2026-11-21T12:00:00+00:00")
+
+
+def test_pictures_are_listed_in_the_order_of_their_prompts(folder, origin):
+    numbers = [(2, 0), (0, 1), (10, 0), (0, 0)]
+    address = write_manifest(folder, origin=origin, lines=[line(origin, n, image=i) for n, i in numbers])
+    assert address == manifest_address(folder) == str(folder / "metadata.jsonl")
+    assert [(one["prompt_index"], one["image_index"]) for one in lines_of(folder)] == sorted(numbers)
+    assert read_manifest(folder) == lines_of(folder)
+
+
+def test_items_without_a_picture_have_a_list_of_their_own(folder, origin):
+    failures = [{"prompt_index": 5, "error": "FilteredError"}, {"prompt_index": 1, "error": "ServerError"}]
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=failures)
+    assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == [1, 5]
+    assert len(lines_of(folder)) == 1
+    assert failures_address(folder, origin) == str(folder / ".imagen" / "failures" / f"{origin.identity}.jsonl")
+    write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
+    assert read_failures(folder, origin) == []
+
+
+def test_a_task_without_failures_leaves_no_list_of_them(folder, origin):
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert read_bytes(folder / ".imagen" / "failures" / f"{origin.identity}.jsonl") is None
+    assert read_failures(folder, origin) == []
+
+
+def test_an_empty_task_still_leaves_a_manifest(folder, origin):
+    write_manifest(folder, origin=origin, lines=[])
+    assert lines_of(folder) == []
+
+
+def test_a_retry_writes_the_same_lines_once(folder, origin):
+    for _ in range(2):
+        write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
+        first = read_bytes(folder / "metadata.jsonl")
+    assert len(lines_of(folder)) == 2
+    write_manifest(folder, origin=origin, lines=[line(origin, 1), line(origin, 0)])
+    assert read_bytes(folder / "metadata.jsonl") == first
+
+
+def test_runs_and_mapped_tasks_share_a_folder(folder, origin):
+    for run in ("b", "a"):
+        for map_index in (1, 0):
+            one = replace(origin, run_id=run, map_index=map_index)
+            write_manifest(folder, origin=one, lines=[line(one, 0)])
+    assert [(one["run_id"], one["map_index"]) for one in lines_of(folder)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_tasks_that_finish_at_once_lose_no_line(folder, origin):
+    """Thirty mapped instances write at the same time; whatever order they end in, every line is there."""
+    origins = [replace(origin, map_index=number) for number in range(30)]
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda one: write_manifest(folder, origin=one, lines=[line(one, 0), line(one, 1)]), origins))
+    assert len(lines_of(folder)) == 60
+
+
+def test_a_part_that_appears_while_the_manifest_is_written_is_seen(folder, origin, monkeypatch):
+    """The one bad moment, forced: another task ends between our look at the parts and our writing."""
+    other = replace(origin, run_id="other")
+    real, done = manifest.write_bytes_atomically, []
+
+    def write(path, data, **options):
+        if path.name == "metadata.jsonl" and not done:
+            done.append(True)
+            write_manifest(folder, origin=other, lines=[line(other, 0)])
+        real(path, data, **options)
+
+    monkeypatch.setattr(manifest, "write_bytes_atomically", write)
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert done
+    assert {one["run_id"] for one in lines_of(folder)} == {origin.run_id, "other"}
+
+
+def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(tmp_path):
+    program = textwrap.dedent(
+        f"""
+        import sys
+        from datetime import datetime, UTC
+        from pathlib import Path
+        from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
+        from airflow_provider_imagen.storage.origin import Origin
+        for map_index in range(int(sys.argv[1]), int(sys.argv[1]) + 15):
+            origin = Origin(dag_id="d", task_id="t", run_id="r", map_index=map_index)
+            line = manifest_line(
+                {{"prompt_index": 0, "sha256": "x" * 64, "prompt": "p" * 500}}, file_name=f"{{map_index}}.png",
+                thumbnail=None, origin=origin, created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            )
+            write_manifest(Path({str(tmp_path)!r}), origin=origin, lines=[line])
+        """
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(start)]) for start in (0, 15, 30)]
+    looks = 0
+    while any(writer.poll() is None for writer in writers):
+        data = read_bytes(tmp_path / "metadata.jsonl")
+        if data:
+            assert data.endswith(b"\n")
+            assert all(json.loads(text) for text in data.splitlines())
+            looks += 1
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert looks > 0
+    assert [one["map_index"] for one in lines_of(tmp_path)] == list(range(45))
+
+
+def test_a_cleared_task_keeps_the_pictures_that_are_still_there(folder, origin):
+    for stem in ("old", "gone"):
+        save_picture(picture(), folder=folder, stem=stem)
+    (folder / "gone.png").unlink()
+    write_manifest(
+        folder,
+        origin=origin,
+        lines=[line(origin, number, file_name=f"{n}.png") for number, n in enumerate(("old", "gone"))],
+    )
+    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="new.png")])
+    assert sorted(one["file_name"] for one in lines_of(folder)) == ["new.png", "old.png"]
+
+
+def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, origin):
+    later = replace(origin, run_id="a-later-run")
+    write_manifest(
+        folder,
+        origin=later,
+        lines=[line(later, 0, file_name="a.png", sha256="1" * 64, created_at=NOON + timedelta(hours=1))],
+    )
+    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="a.png")])
+    assert [one["sha256"] for one in lines_of(folder)] == ["1" * 64]
+
+
+def test_lines_of_somebody_else_stay_as_they_are(folder, origin):
+    foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}\nnot json \xff\n'
+    write_bytes_atomically(folder / "metadata.jsonl", foreign, content_type="application/x-ndjson")
+    for number in (0, 1):
+        write_manifest(folder, origin=origin, lines=[line(origin, number)])
+    assert read_bytes(folder / "metadata.jsonl").startswith(foreign)
+    assert read_bytes(folder / "metadata.jsonl").count(b"\n") == 3
+
+
+def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_path, origin):
+    write_manifest(tmp_path, origin=origin, lines=[line(origin, 0)])
+    (tmp_path / ".imagen" / "parts" / "broken.jsonl").mkdir()
+    before = (tmp_path / "metadata.jsonl").read_bytes()
+    with pytest.raises(StorageError):
+        write_manifest(tmp_path, origin=origin, lines=[line(origin, 1)])
+    assert (tmp_path / "metadata.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_has_no_pictures(folder, origin):
+    assert read_manifest(folder) == []
+    assert read_failures(folder, origin) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts=st.lists(st.text(st.characters() | st.sampled_from("\n\r\u2028\x85\ud800\0")), max_size=6))
+def test_any_prompt_is_one_line_and_comes_back(prompts):
+    from uuid import uuid4
+
+    from upath import UPath
+
+    folder = UPath(f"memory://{uuid4().hex}/x")
+    origin = Origin(dag_id="d", task_id="t", run_id="r")
+    write_manifest(folder, origin=origin, lines=[line(origin, n, prompt=text) for n, text in enumerate(prompts)])
+    expected = [text.encode(errors="replace").decode() for text in prompts]
+    assert [one["prompt"] for one in read_manifest(folder)] == expected
+    assert read_bytes(folder / "metadata.jsonl").count(b"\n") == len(prompts)

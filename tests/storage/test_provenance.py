@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import replace
+from io import BytesIO
+from xml.dom import minidom
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from airflow_provider_imagen.storage.convert import convert_picture
+from airflow_provider_imagen.storage.pictures import PNG_SIGNATURE, inspect_picture, iterate_png_chunks
+from airflow_provider_imagen.storage.provenance import (
+    DIGITAL_SOURCE_TYPE,
+    embed_provenance,
+    provenance_packet,
+    read_provenance,
+)
+
+from .conftest import picture, pixels
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+FOREIGN = (
+    b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<r:Description r:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:q="http://ns.adobe.com/xap/1.0/"'
+    b' q:CreatorTool="another tool" q:Rating="5"><q:CreateDate>1999-01-01</q:CreateDate>'
+    b'<dc:title><r:Alt><r:li xml:lang="x-default">A &amp; B</r:li></r:Alt></dc:title></r:Description>'
+    b"</r:RDF></x:xmpmeta><?xpacket end='w'?>"
+)
+
+
+def exif() -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x010E] = "a description"
+    tags[0x0112] = 6
+    return tags
+
+
+def variants():
+    """Files of every supported kind, with and without the things that must stay as they are."""
+    text = PngInfo()
+    text.add_text("parameters", "steps: 3")
+    text.add_itxt("Comment", "späße", zip=True)
+    return {
+        "png": picture("PNG"),
+        "png alpha": picture("PNG", mode="RGBA"),
+        "png palette": picture("PNG", mode="P"),
+        "png full": picture("PNG", pnginfo=text, icc_profile=PROFILE, exif=exif(), dpi=(72, 72)),
+        "jpeg": picture("JPEG"),
+        "jpeg full": picture("JPEG", icc_profile=PROFILE, exif=exif(), comment=b"hello", progressive=True),
+        "jpeg grey": picture("JPEG", mode="L"),
+        "jpeg xmp": picture("JPEG", xmp=FOREIGN, exif=exif()),
+        "webp lossy": picture("WEBP"),
+        "webp odd": picture("WEBP", size=(61, 47)),
+        "webp lossless": picture("WEBP", lossless=True),
+        "webp lossless alpha": picture("WEBP", lossless=True, mode="RGBA"),
+        "webp alpha": picture("WEBP", mode="RGBA"),
+        "webp full": picture("WEBP", icc_profile=PROFILE, exif=exif()),
+        "webp xmp": picture("WEBP", xmp=FOREIGN, icc_profile=PROFILE),
+    }
+
+
+VARIANTS = variants()
+
+
+def embed(data, provenance, **options):
+    return embed_provenance(data, inspect_picture(data), provenance, **options)
+
+
+def pillow_xmp(data: bytes) -> bytes:
+    with Image.open(BytesIO(data)) as image:
+        image.load()
+        packet = image.info.get("xmp") or image.info["XML:com.adobe.xmp"]
+    return packet.encode() if isinstance(packet, str) else packet
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pixels_and_everything_else_stay_bit_for_bit(name, provenance):
+    before = VARIANTS[name]
+    marked = embed(before, provenance)
+    assert marked.left_out is None
+    assert pixels(marked.data) == pixels(before)
+    with Image.open(BytesIO(before)) as old, Image.open(BytesIO(marked.data)) as new:
+        old.load()
+        new.load()
+        kept = {key: value for key, value in old.info.items() if "xmp" not in key.lower()}
+        assert {key: value for key, value in new.info.items() if "xmp" not in key.lower()} == kept
+        assert dict(new.getexif()) == dict(old.getexif())
+    assert inspect_picture(marked.data) == inspect_picture(before)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_provenance_comes_back(name, provenance):
+    found = read_provenance(embed(VARIANTS[name], provenance).data)
+    assert found == {
+        "digital_source_type": DIGITAL_SOURCE_TYPE,
+        "prompt": provenance.prompt,
+        "enhanced_prompt": "a very red fox",
+        "model": "imagen-3.0-generate-002",
+        "seed": 4_294_967_295,
+        "parameters": {"aspect_ratio": "1:1", "num_images": 2},
+        "inference_id": "inf-1",
+        "created_at": "2026-11-21T10:30:00+00:00",
+        "creator_tool": "airflow-provider-imagen",
+        "dag_id": "daily",
+        "task_id": "draw",
+        "run_id": "manual__2026-11-21T10:00:00+00:00",
+    }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pillow_finds_the_packet(name, provenance):
+    packet = pillow_xmp(embed(VARIANTS[name], provenance).data)
+    document = minidom.parseString(packet)
+    (kind,) = document.getElementsByTagName("Iptc4xmpExt:DigitalSourceType")
+    assert kind.firstChild.data == DIGITAL_SOURCE_TYPE
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_marking_twice_is_marking_once(name, provenance):
+    once = embed(VARIANTS[name], replace(provenance, prompt="first", seed=1)).data
+    twice = embed(once, provenance).data
+    assert read_provenance(twice) == read_provenance(embed(VARIANTS[name], provenance).data)
+    assert pillow_xmp(twice).count(b"AIPromptInformation>") == 2  # one element, its start and its end
+
+
+@pytest.mark.parametrize("name", ["jpeg xmp", "webp xmp"])
+def test_an_existing_packet_is_kept_and_same_named_facts_replaced(name, provenance):
+    packet = pillow_xmp(embed(VARIANTS[name], provenance).data).decode()
+    assert 'xml:lang="x-default">A &amp; B</r:li>' in packet
+    assert 'q:Rating="5"' in packet
+    assert "another tool" not in packet
+    assert "1999-01-01" not in packet
+    assert packet.count("CreatorTool>") == 2
+
+
+def test_an_existing_packet_of_a_png_is_found_compressed_or_not(provenance):
+    for compressed in (False, True):
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", FOREIGN.decode(), zip=compressed)
+        data = embed(picture("PNG", pnginfo=text), provenance).data
+        assert b"A &amp; B" in pillow_xmp(data)
+        assert [kind for kind, _, _ in iterate_png_chunks(data)].count(b"iTXt") == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"<not xml",
+        b"",
+        b"\xff\xfe\0",
+        b'<!DOCTYPE x [<!ENTITY a "b">]><x:xmpmeta xmlns:x="adobe:ns:meta/">&a;</x:xmpmeta>',
+        b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>",
+        b"x" * 2**21,
+    ],
+)
+def test_a_packet_that_cannot_be_read_is_replaced(broken, provenance):
+    assert provenance_packet(provenance, existing=broken) == provenance_packet(provenance)
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg full", "webp lossless"])
+def test_a_signed_file_is_left_alone_and_said_so(name, provenance):
+    signed, block = sign(VARIANTS[name])
+    marked = embed(signed, provenance)
+    assert marked.data == signed
+    assert "C2PA signature" in marked.left_out
+    written = embed(signed, provenance, break_signature=True)
+    assert written.left_out is None
+    assert block in written.data
+    assert read_provenance(written.data)["seed"] == 4_294_967_295
+    assert pixels(written.data) == pixels(signed)
+
+
+def sign(data: bytes) -> tuple[bytes, bytes]:
+    """Put something shaped like a C2PA manifest where each format keeps it."""
+    manifest = b"\0\0\1\0jumb\0\0\0\x1ejumdc2pa\0\x11\0\x10\x80\0\0\xaa\x008\x9bq\x03c2pa\0" + bytes(range(256))
+    if data.startswith(PNG_SIGNATURE):
+        block = len(manifest).to_bytes(4, "big") + b"caBX" + manifest
+        block += zlib.crc32(b"caBX" + manifest).to_bytes(4, "big")
+        return data[:33] + block + data[33:], block
+    if data.startswith(b"\xff\xd8"):
+        content = b"JP\0\1\0\0\0\1" + manifest
+        block = b"\xff\xeb" + (len(content) + 2).to_bytes(2, "big") + content
+        return data[:20] + block + data[20:], block
+    block = b"C2PA" + len(manifest).to_bytes(4, "little") + manifest + b"\0" * (len(manifest) % 2)
+    return b"RIFF" + (len(data) - 8 + len(block)).to_bytes(4, "little") + data[8:] + block, block
+
+
+@pytest.mark.parametrize("image_format", ["AVIF", "GIF", "TIFF", "BMP"])
+def test_formats_without_support_are_returned_unchanged_and_said_so(image_format, provenance):
+    data = picture(image_format)
+    marked = embed(data, provenance)
+    assert marked.data is data
+    assert image_format in marked.left_out
+    assert read_provenance(data) == {}
+
+
+def test_a_file_of_several_pictures_is_left_alone(provenance):
+    target = BytesIO()
+    image = Image.new("RGB", (20, 20), "red")
+    image.save(target, format="MPO", save_all=True, append_images=[image])
+    marked = embed(target.getvalue(), provenance)
+    assert marked.data == target.getvalue()
+    assert "several pictures" in marked.left_out
+
+
+def test_an_avif_made_here_carries_the_packet(provenance):
+    data = convert_picture(picture(), image_format="avif", xmp=provenance_packet(provenance))
+    assert read_provenance(data)["prompt"] == provenance.prompt
+
+
+def test_a_long_prompt_is_shortened_only_where_the_format_asks_for_it(provenance):
+    long = replace(provenance, prompt="ß" * 60_000, enhanced_prompt="x" * 60_000)
+    assert read_provenance(embed(VARIANTS["png"], long).data)["prompt"] == long.prompt
+    found = read_provenance(embed(VARIANTS["jpeg"], long).data)
+    assert len(found["prompt"]) == 8_000
+    assert found["prompt"].endswith("ß…")
+    assert found["seed"] == long.seed
+
+
+def test_a_jpeg_without_room_is_left_as_it_is(provenance):
+    full = FOREIGN.replace(b"A &amp; B", b"y" * 64_700)
+    data = picture("JPEG", xmp=full)
+    marked = embed(data, provenance)
+    assert marked.data == data
+    assert "no room" in marked.left_out
+
+
+def test_what_must_not_be_published_is_taken_out_of_the_parameters(provenance):
+    parameters = {
+        "image_url": "https://user:SECRET@host/a.png?X-Amz-Signature=SECRET#SECRET",
+        "image_urls": ["data:image/png;base64," + "SECRET" * 1000, "HTTPS://host/b.png?token=SECRET"],
+        "nested": {"mask": "iVBOR" + "A" * 100_000},
+        "plain": "a hint, with commas? yes",
+    }
+    data = embed(VARIANTS["png"], replace(provenance, parameters=parameters)).data
+    assert b"SECRET" not in data
+    found = read_provenance(data)["parameters"]
+    assert found["image_url"] == "https://host/a.png"
+    assert found["image_urls"] == ["data:image/png;base64,… (6022 characters)", "https://host/b.png"]
+    assert len(found["nested"]["mask"]) == 2_000
+    assert found["plain"] == "a hint, with commas? yes"
+
+
+def test_very_many_parameters_leave_their_names(provenance):
+    many = {f"field{number}": "x" * 1_000 for number in range(50)}
+    found = read_provenance(embed(VARIANTS["png"], replace(provenance, parameters=many)).data)["parameters"]
+    assert found == dict.fromkeys(sorted(many), "…")
+
+
+def test_what_is_unknown_is_not_written(provenance):
+    bare = replace(provenance, seed=None, enhanced_prompt=None, parameters={}, inference_id=None)
+    found = read_provenance(embed(VARIANTS["png"], bare).data)
+    assert not {"seed", "enhanced_prompt", "parameters", "inference_id", "map_index"} & found.keys()
+
+
+def test_a_zero_is_a_seed_and_a_map_index(provenance):
+    mapped = replace(provenance, seed=0, origin=replace(provenance.origin, map_index=0))
+    found = read_provenance(embed(VARIANTS["png"], mapped).data)
+    assert (found["seed"], found["map_index"]) == (0, 0)
+
+
+def test_the_same_facts_make_the_same_bytes(provenance):
+    assert embed(VARIANTS["png"], provenance) == embed(VARIANTS["png"], provenance)
+
+
+nasty = st.text(st.characters(), max_size=200) | st.text(
+    st.sampled_from("\0\x01\x08\x0b\x1f\x7f\x85\u2028\ufffe\uffff\ud800\udfff\r\n\t<>&\"']]>🦊"), max_size=40
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt=nasty, enhanced=st.none() | nasty, value=nasty, name=st.sampled_from(sorted(VARIANTS)))
+def test_no_text_makes_invalid_xml(prompt, enhanced, value, name):
+    from datetime import UTC, datetime
+
+    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.provenance import Provenance
+
+    made = Provenance(
+        origin=Origin(dag_id=value, task_id="t", run_id=prompt),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        model="m",
+        prompt=prompt,
+        enhanced_prompt=enhanced,
+        parameters={"hint": value},
+    )
+    data = embed(VARIANTS[name], made).data
+    minidom.parseString(pillow_xmp(data))
+    found = read_provenance(data)
+    assert found.get("prompt", "") == writable(prompt)
+    assert found.get("enhanced_prompt", "") == writable(enhanced or "")
+    assert json.loads(json.dumps(found["parameters"]))
+    assert pixels(data) == pixels(VARIANTS[name])
+
+
+def writable(text: str) -> str:
+    """Say, by the XML 1.0 rules for characters and line ends, what can come back of a text."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def allowed(number: int) -> bool:
+        return (
+            number in (0x9, 0xA)
+            or 0x20 <= number <= 0xD7FF
+            or 0xE000 <= number <= 0xFFFD
+            or 0x10000 <= number <= 0x10FFFF
+        )
+
+    return "".join(character if allowed(ord(character)) else "\ufffd" for character in lines)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(sorted(VARIANTS)),
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6),
+    cut=st.integers(0, 200),
+)
+def test_damaged_files_are_read_without_an_error(name, damage, cut):
+    data = bytearray(VARIANTS[name])
+    for place, value in damage:
+        data[place % min(len(data), 400)] = value
+    assert isinstance(read_provenance(bytes(data[: len(data) - cut])), dict)
