@@ -23,6 +23,12 @@ except ImportError:  # 3.1, 3.2: tasks have no retry policy
     HAS_RETRY_POLICY = False
 
 
+try:  # 3.2
+    from airflow.sdk.bases.decorator import determine_kwargs
+except ImportError:  # 3.1
+    from airflow.utils.operator_helpers import determine_kwargs  # type: ignore[no-redef]
+
+
 def never_expire() -> dict[str, Any]:
     """Keyword arguments that keep an entry of the task state store until it is deleted."""
     try:
@@ -55,6 +61,7 @@ __all__ = [
     "AirflowSkipException",
     "RetryDecision",
     "RetryPolicy",
+    "determine_kwargs",
     "get_metrics",
     "mask_secret",
     "never_expire",

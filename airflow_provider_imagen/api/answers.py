@@ -20,11 +20,12 @@ from airflow_provider_imagen.api.secrets import scrub
 from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from decimal import Decimal
 
 _BASE64_NAMES = ("b64_json", "base64", "image_base64", "b64")
 _LINK_NAMES = ("url", "image_url", "image")
+_LIST_NAMES = ("data", "images", "output")
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,22 @@ def read_generation(
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
+        usd, _ = read_cost(headers, {})
         raise LostAnswerError(
             f"The API answered {status} with a body that is not whole JSON "
             f"({len(body)} bytes, {_describe(body)}); the request may have been billed.",
+            usd=_float(usd),
             **facts,
         ) from None
+    usd, usd_source = read_cost(headers, answer if isinstance(answer, dict) else {})
+    facts["usd"] = _float(usd)
     if not isinstance(answer, dict):
         raise UnreadableResponseError(
             f"The API answered {status} with a JSON {type(answer).__name__} where an object was expected.", **facts
         )
-    usd, usd_source = read_cost(headers, answer)
-    pictures = tuple(_read_pictures(answer))
+    pictures = _read_pictures(answer)
     if not pictures:
-        _refuse_what_is_no_empty_result(answer, usd=usd, facts=facts)
+        _refuse_what_is_no_empty_result(answer, facts=facts)
     return Generation(
         pictures=pictures,
         usd=usd,
@@ -123,78 +127,105 @@ def read_generation(
     )
 
 
-def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, usd: Decimal | None, facts: dict[str, Any]) -> None:
+def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, facts: dict[str, Any]) -> None:
     """Let an answer with an empty list of pictures pass; anything else without pictures is an error."""
-    facts = {**facts, "usd": float(usd) if usd is not None else None}
-    if answer.get("error"):
-        error = answer["error"]
-        text = error.get("message") if isinstance(error, dict) else error
-        kind = error.get("code") or error.get("type") if isinstance(error, dict) else None
+    if error := answer.get("error"):
+        said = error if isinstance(error, dict) else {"message": error}
+        reason = _text(said.get("message")) or "no reason given"
+        kind = _text(said.get("code")) or _text(said.get("type"))
         raise InvalidRequestError(
-            f"The API answered success with an error inside: {scrub(str(text))}",
-            **{**facts, "kind": str(kind) if kind else None},
+            f"The API answered success with an error inside: {scrub(reason)}",
+            kind=scrub(kind, limit=100) if kind else None,
+            **facts,
         )
-    if any(name in answer for name in ("data", "images", "output")):
-        return
-    raise UnreadableResponseError(
-        f"The API answered success without a list of pictures; it has only {scrub(', '.join(map(str, answer)), limit=200)}.",
-        **facts,
-    )
+    if not any(name in answer for name in _LIST_NAMES):
+        raise UnreadableResponseError(
+            f"The API answered success without a list of pictures; it has only {scrub(', '.join(answer), limit=200)}.",
+            **facts,
+        )
 
 
-def _read_pictures(answer: dict[str, Any]) -> Iterator[AnsweredPicture]:
-    """Yield each picture once, ``data`` before ``images`` before ``output.choices``."""
-    output = answer.get("output")
-    lists = [answer.get("data"), answer.get("images"), output.get("choices") if isinstance(output, dict) else None]
+def _read_pictures(answer: dict[str, Any]) -> tuple[AnsweredPicture, ...]:
+    """
+    Read the pictures of the list that gives most of them: ``data`` before ``images`` before ``output.choices``.
+
+    Lists side by side hold the same pictures (docs, Seedream v4 and USO pages, 2026-08), so they are not added up.
+    """
     flags = answer.get("has_nsfw_concepts")
-    top_prompt, top_seed = _text(answer.get("prompt")), _integer(answer.get("seed"))
+    withheld_places = (
+        {number for number, flag in enumerate(flags) if flag is True} if isinstance(flags, list) else set()
+    )
+    common: dict[str, Any] = {"prompt": _text(answer.get("prompt")), "seed": _integer(answer.get("seed"))}
     violation = answer.get("content_violation") is True
-    entries = next(
-        (entries for entries in lists if isinstance(entries, list) and any(map(_names_a_picture, entries))), []
-    )
-    for position, entry in enumerate(entries):
-        if entry is None:
-            continue
-        flagged = isinstance(flags, list) and position < len(flags) and flags[position] is True
-        picture = _read_picture(entry, withheld=flagged or violation, prompt=top_prompt, seed=top_seed)
-        if picture.url or picture.data or picture.broken or picture.withheld:  # all null: an absent picture
-            yield picture
+    found = [
+        tuple(
+            picture
+            for number, entry in enumerate(_entries(answer.get(name)))
+            if (picture := _read_picture(entry, withheld=violation or number in withheld_places, **common)) is not None
+        )
+        for name in _LIST_NAMES
+    ]
+    return max(found, key=lambda pictures: (sum(not picture.broken for picture in pictures), len(pictures)))
 
 
-def _names_a_picture(entry: Any) -> bool:
-    if isinstance(entry, str):
-        return bool(entry)
-    if not isinstance(entry, dict):
-        return False
-    return entry.get("content_violation") is True or any(
-        isinstance(entry.get(name), str) and entry.get(name) for name in (*_LINK_NAMES, *_BASE64_NAMES)
-    )
+def _entries(listed: Any) -> list[Any]:
+    """Give the entries of what should be a list of pictures, whatever it is."""
+    if isinstance(listed, dict) and "choices" in listed:
+        listed = listed["choices"]
+    if listed is None:
+        return []
+    return listed if isinstance(listed, list) else [listed]
 
 
-def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> AnsweredPicture:
+def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> AnsweredPicture | None:
+    """Read one entry of a list; ``None`` when all that could hold a picture is null, as for a picture left out."""
     if isinstance(entry, str):
         entry = {"url": entry}
+    if not entry:
+        return AnsweredPicture(withheld=True) if withheld else None
     if not isinstance(entry, dict):
         return AnsweredPicture(broken=f"an entry of type {type(entry).__name__}", withheld=withheld)
     withheld = withheld or entry.get("content_violation") is True
-    prompt = _text(entry.get("revised_prompt")) or _text(entry.get("prompt")) or prompt
     own_seed = _integer(entry.get("seed"))
-    seed = own_seed if own_seed is not None else seed
-    link = next((entry[name] for name in _LINK_NAMES if isinstance(entry.get(name), str) and entry[name]), None)
-    encoded = next((entry[name] for name in _BASE64_NAMES if isinstance(entry.get(name), str) and entry[name]), None)
+    link, encoded = _first_text(entry, _LINK_NAMES), _first_text(entry, _BASE64_NAMES)
     url, data, broken = None, None, None
-    if link is not None and not link.startswith("data:"):
+    if link and not link.startswith("data:"):
         url, broken = _read_link(link)
-    if url is None and (text := encoded if encoded is not None else link) is not None:
-        if text.startswith("data:") or encoded is not None:
-            data, broken = _read_base64(text)
-    return AnsweredPicture(url=url, data=data, prompt=prompt, seed=seed, withheld=withheld, broken=broken)
+    elif link and encoded is None:
+        encoded = link
+    if url is None and encoded:
+        data, broken = _read_base64(encoded)
+    if url is None and data is None and broken is None:
+        known = [entry[name] for name in (*_LINK_NAMES, *_BASE64_NAMES) if name in entry]
+        if any(known) or not known:
+            broken = "an entry without a link or base64 data"
+        elif not withheld:
+            return None
+    return AnsweredPicture(
+        url=url,
+        data=data,
+        prompt=_text(entry.get("revised_prompt")) or _text(entry.get("prompt")) or prompt,
+        seed=seed if own_seed is None else own_seed,
+        withheld=withheld,
+        broken=None if withheld and url is None and data is None else broken,
+    )
+
+
+def _first_text(entry: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Give the first text under one of these names; a link may stand one level deeper, as ``{"url": …}``."""
+    for name in names:
+        value = entry.get(name)
+        if isinstance(value, dict):
+            value = value.get("url")
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return None
 
 
 def _read_link(link: str) -> tuple[str | None, str | None]:
     try:
         parts = urlsplit(link)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and link.isprintable()
     except ValueError:
         usable = False
     return (link, None) if usable else (None, "a link that is not http or https")
@@ -206,8 +237,11 @@ def _read_base64(text: str) -> tuple[bytes | None, str | None]:
         head, comma, text = text.partition(",")
         if not comma:
             return None, "a data: URI without data"
-        if not head.endswith(";base64"):
-            data = unquote_to_bytes(text)
+        if not head.lower().endswith(";base64"):
+            try:
+                data = unquote_to_bytes(text)
+            except UnicodeEncodeError:
+                return None, "a data: URI that is no text"
             return (data, None) if data else (None, "an empty data: URI")
     text = "".join(text.split()).rstrip("=")
     try:
@@ -220,7 +254,8 @@ def _read_base64(text: str) -> tuple[bytes | None, str | None]:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """Give a text that is not empty and that UTF-8 can hold, which half of a surrogate pair cannot."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and value else None
 
 
 def _integer(value: Any) -> int | None:
@@ -229,6 +264,10 @@ def _integer(value: Any) -> int | None:
     if isinstance(value, int):
         return value
     return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _float(usd: Decimal | None) -> float | None:
+    return float(usd) if usd is not None else None
 
 
 def _describe(body: bytes) -> str:

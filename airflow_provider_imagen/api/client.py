@@ -6,6 +6,7 @@ Whether to call again is decided by the callers. Imports requests, so import thi
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import ssl
@@ -22,17 +23,25 @@ from urllib3 import exceptions as pool
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.answers import Generation, read_generation
 from airflow_provider_imagen.api.errors import error_for
-from airflow_provider_imagen.api.secrets import scrub
+from airflow_provider_imagen.api.money import read_cost
+from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
+from airflow_provider_imagen.api.sending import WatchedSession, watching
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from airflow_provider_imagen.api.sending import Progress
+
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """Largest body that is read: four base64 pictures of 40 MB fit."""
+
+_READ_BYTES = 256 * 1024
+_KEY = re.compile(r"[!-~]+")
+"""What can stand in an HTTP header: visible ASCII characters."""
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What the API keeps of ``X-Client-Request-Id``; it drops anything else silently (docs, request tracing, 2026-08-21)."""
@@ -74,11 +83,15 @@ class ApiClient:
     Calls the API. Safe to share between threads: each has its own connections.
 
     :param settings: where to call and with which key
+    :raises ValueError: the base URL or the key cannot be used
     """
 
     def __init__(self, settings: ClientSettings) -> None:
+        if settings.api_key is not None and not _KEY.fullmatch(settings.api_key):
+            raise ValueError("password: an API key of visible ASCII characters is allowed, without blanks")
         self.settings = settings
         self._root = _root_of(settings.base_url)
+        keep_queries_out_of_logs()
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._lock = threading.Lock()
@@ -103,6 +116,7 @@ class ApiClient:
         :param body: JSON fields, or the form fields beside ``files``
         :param client_request_id: 1 to 128 characters of ``A-Za-z0-9._:-``
         :param files: parts of a multipart form as requests takes them
+        :raises ValueError: the id or the body cannot be sent; nothing was
         :raises ConnectionFailedError: nothing was sent
         :raises LostAnswerError: sent, outcome unknown
         :raises ImagenError: the error the answer means, see :mod:`airflow_provider_imagen.exceptions`
@@ -113,7 +127,10 @@ class ApiClient:
                 f"the API would drop this one silently"
             )
         model = body.get("model")
-        facts: dict[str, Any] = {"client_request_id": client_request_id, "model": model if isinstance(model, str) else None}
+        facts: dict[str, Any] = {
+            "client_request_id": client_request_id,
+            "model": model if isinstance(model, str) else None,
+        }
         sent = {"data": dict(body), "files": files} if files else {"json": dict(body)}
         try:
             answer = self._exchange("POST", path, headers={"X-Client-Request-Id": client_request_id}, **sent)
@@ -175,7 +192,7 @@ class ApiClient:
         :raises UnreadableResponseError: the answer is no JSON object
         """
         try:
-            answer = self._exchange("GET", path, params=params)
+            answer = self._exchange("GET", path, params=dict(params or {}))
         except LostAnswerError as error:  # a GET costs nothing: its loss is only a missing answer
             raise ConnectionFailedError(str(error)) from error
         if not 200 <= answer.status < 300:
@@ -195,60 +212,73 @@ class ApiClient:
     def close(self) -> None:
         """Close the connections of every thread."""
         with self._lock:
-            sessions, self._sessions = self._sessions, []
+            sessions, self._sessions, self._local = self._sessions, [], threading.local()
         for session in sessions:
             session.close()
 
     def _exchange(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **sent: Any) -> Answer:
         """Send once and read the whole answer; tell "never sent" from "outcome unknown"."""
         where = f"{method} {path} at {self.host}"
-        timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
+        session = self._session()
         try:
-            with self._session().request(
-                method,
-                self._url(path),
-                headers=dict(headers or {}),
-                timeout=timeout,
-                stream=True,
-                allow_redirects=False,
-                **sent,
-            ) as response:
-                return Answer(
-                    status=response.status_code,
-                    headers={name.lower(): value for name, value in response.headers.items()},
-                    body=self._read_body(response, where),
-                )
+            request = session.prepare_request(
+                requests.Request(method, self._root + path, headers=dict(headers or {}), **sent)
+            )
         except transport.RequestException as error:
-            reason = scrub(_reason(error), self.settings.api_key, limit=200)
-            if _was_never_sent(error):
-                raise ConnectionFailedError(f"{where}: no connection was made ({reason}). Nothing was sent.") from None
-            raise LostAnswerError(f"{where}: the answer was lost ({reason}).") from None
+            raise ValueError(f"{where}: this request cannot be written down ({type(error).__name__})") from None
+        # Given for each request: what the environment says of TLS would win over the session's own setting.
+        surroundings = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
+        timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
+        with watching() as progress:
+            try:
+                response = session.send(request, timeout=timeout, allow_redirects=False, **surroundings)
+            except (transport.RequestException, pool.HTTPError, OSError) as error:
+                reason = scrub(_reason(error), self.settings.api_key, limit=200)
+                if _was_never_sent(error, progress):
+                    raise ConnectionFailedError(
+                        f"{where}: no connection was made ({reason}). Nothing was sent."
+                    ) from None
+                raise LostAnswerError(f"{where}: the answer was lost ({reason}).") from None
+        with response:
+            return self._read_answer(response, where)
 
-    def _read_body(self, response: requests.Response, where: str) -> bytes:
+    def _read_answer(self, response: requests.Response, where: str) -> Answer:
+        """Read the body; of an error, as much of it as comes, because its status alone says what happened."""
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        status = response.status_code
+        usd, _ = read_cost(headers, {})
+        facts: dict[str, Any] = {
+            "status": status,
+            "inference_id": headers.get("x-inference-id"),
+            "usd": float(usd) if usd is not None else None,
+        }
+        body = bytearray()
+        try:
+            for part in self._read_parts(response):
+                body += part
+                if len(body) > MAX_ANSWER_BYTES:
+                    break
+        except (pool.HTTPError, OSError) as error:
+            if 200 <= status < 300:
+                raise LostAnswerError(f"{where}: the answer was lost ({_reason(error)}).", **facts) from None
+        if len(body) > MAX_ANSWER_BYTES and 200 <= status < 300:
+            raise UnreadableResponseError(
+                f"{where}: the answer is larger than {MAX_ANSWER_BYTES} bytes and was not read.", **facts
+            )
+        return Answer(status=status, headers=headers, body=bytes(body))
+
+    def _read_parts(self, response: requests.Response) -> Iterator[bytes]:
+        """Yield what has come as soon as it has come, so that an answer in drips is noticed too."""
         deadline = time.monotonic() + self.settings.read_timeout_seconds
-        parts: list[bytes] = []
-        size = 0
-        for part in response.iter_content(256 * 1024):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_ANSWER_BYTES:
-                raise UnreadableResponseError(
-                    f"{where}: the answer is larger than {MAX_ANSWER_BYTES} bytes and was not read.",
-                    status=response.status_code,
-                    inference_id=response.headers.get("x-inference-id"),
-                )
+        while part := response.raw.read1(_READ_BYTES, decode_content=True):
+            yield part
             if time.monotonic() > deadline:
-                raise transport.ReadTimeout(f"body not whole after {self.settings.read_timeout_seconds:g} s")
-        return b"".join(parts)
-
-    def _url(self, path: str) -> str:
-        return self._root + path
+                raise TimeoutError(f"body not whole after {self.settings.read_timeout_seconds:g} s")
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
-            session.verify = self.settings.verify
+            session = self._local.session = WatchedSession()
             session.headers.update({"User-Agent": USER_AGENT, "Accept": "application/json"})
             session.auth = _KeyFor(self.settings.api_key)
             with self._lock:
@@ -270,15 +300,19 @@ class _KeyFor(requests.auth.AuthBase):
 
 def _root_of(base_url: str) -> str:
     """Cut a base URL down to what stands before ``/v1``."""
-    parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"host={scrub(base_url)!r}: a base URL such as {DEFAULT_BASE_URL} is allowed")
-    if parts.username or parts.password:
+    try:
+        parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
+        root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+        requests.Request("GET", root).prepare()  # refuses what no request could be sent to
+    except (ValueError, transport.RequestException):
+        parts = urlsplit("")
+    if "@" in parts.netloc:
         raise ValueError(
             "host: user name and password in the URL are not allowed; the key is the connection's password"
         )
-    path = parts.path.rstrip("/").removesuffix("/v1")
-    return f"{parts.scheme}://{parts.netloc}{path}"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"host={scrub(base_url)!r}: a base URL such as {DEFAULT_BASE_URL} is allowed")
+    return root
 
 
 def _rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -286,12 +320,20 @@ def _rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
 
 
+def _was_never_sent(error: Exception, progress: Progress) -> bool:
+    """
+    Say whether no byte of the request can have reached the API; everything that is not certain counts as sent.
+
+    :param progress: what the connection noted; a proxy's address that cannot be used comes before any connection
+    """
+    return progress.never_sent or isinstance(error, transport.InvalidProxyURL | transport.InvalidSchema)
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """
     Walk everything requests and urllib3 wrapped into an error.
 
-    Not ``__context__``: an earlier failure that was being handled while this request was sent would stand there, and
-    "no connection" of that one must not be taken for this one's.
+    Not ``__context__``: an earlier failure that was being handled while this request was sent would stand there.
     """
     seen: set[int] = set()
     waiting: list[Any] = [error]
@@ -301,48 +343,29 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(cause))
         yield cause
-        waiting += [cause.__cause__, getattr(cause, "reason", None), *cause.args]
-
-
-def _was_never_sent(error: transport.RequestException) -> bool:
-    """
-    Say whether no byte of the request can have reached the API.
-
-    True only where the transport proves it: no connection, no proxy, a certificate that was not accepted, or a
-    request that could not even be put together. Everything else counts as sent.
-    """
-    if isinstance(error, transport.ConnectTimeout | transport.ProxyError):
-        return True
-    if isinstance(
-        error, transport.InvalidURL | transport.InvalidSchema | transport.InvalidHeader | transport.MissingSchema
-    ):
-        return True
-    return any(
-        isinstance(
-            cause,
-            pool.NewConnectionError
-            | pool.NameResolutionError
-            | pool.ConnectTimeoutError
-            | ssl.SSLCertVerificationError,
-        )
-        for cause in _causes(error)
-    )
+        waiting += [
+            cause.__cause__,
+            getattr(cause, "reason", None),
+            getattr(cause, "original_error", None),
+            *cause.args,
+        ]
 
 
 def _reason(error: BaseException) -> str:
     """Say in a few words what happened on the transport, without the URL."""
-    names = [type(cause) for cause in _causes(error)]
+    causes = list(_causes(error))
+    behind_proxy = any(isinstance(cause, pool.ProxyError) for cause in causes)
     for kinds, words in (
-        ((pool.NameResolutionError,), "the host name is not known"),
+        ((pool.NameResolutionError, pool.LocationParseError), "the host name is not known"),
         ((ssl.SSLCertVerificationError,), "the TLS certificate is not trusted"),
         ((pool.ConnectTimeoutError, transport.ConnectTimeout), "connecting took too long"),
         ((ConnectionRefusedError,), "connection refused"),
         ((pool.ReadTimeoutError, transport.ReadTimeout, TimeoutError), "no answer in time"),
-        ((pool.IncompleteRead,), "the answer was cut off"),
-        ((ConnectionResetError,), "the connection was reset"),
+        ((pool.IncompleteRead, http.client.IncompleteRead), "the answer was cut off"),
+        ((ConnectionResetError, BrokenPipeError), "the connection was reset"),
         ((pool.ProtocolError, pool.DecodeError), "the connection broke off"),
-        ((transport.ProxyError,), "the proxy refused"),
+        ((pool.ProxyError, transport.ProxyError), "the proxy refused"),
     ):
-        if any(issubclass(name, kinds) for name in names):
-            return words
+        if any(isinstance(cause, kinds) for cause in causes):
+            return f"{words}, behind a proxy" if behind_proxy and "proxy" not in words else words
     return type(error).__name__

@@ -3,7 +3,8 @@ Decide what an error answer means.
 
 Two JSON envelopes are in use (docs, "Errors and messages" pages and support tickets, 2026-08): the old one with
 ``statusCode`` (number or text), ``message`` (text or list) and a ``meta`` tree of ``_errors``; and
-``application/problem+json`` with ``error.data.kind``. Everything else comes from a gateway in front of the API.
+``application/problem+json`` with ``error.data.kind``. Both carry a ``requestId``, which is how the API's own answer
+is told from one of a gateway in front of it: gateways answer HTML, and some JSON as well.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import scrub
 from airflow_provider_imagen.exceptions import (
     AuthenticationError,
+    ConnectionFailedError,
     ImagenError,
     InvalidRequestError,
     LostAnswerError,
@@ -36,6 +39,12 @@ OUT_OF_CREDITS_KINDS = frozenset({"err_insufficent_credits", "err_insufficient_c
 _UNKNOWN_OUTCOME = frozenset({408, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530})
 """Statuses of a gateway that gave up waiting: the request behind it may still be served and billed."""
 
+_PASSING_UPSTREAM = frozenset({408, 425, 429})
+"""Refusals of the model's own service that pass; every other 4xx would be given again."""
+
+_DEEPEST = 8
+"""Levels of nested JSON that are searched for words and complaints."""
+
 
 @dataclass(frozen=True)
 class ErrorBody:
@@ -46,7 +55,7 @@ class ErrorBody:
     :param kind: machine-readable reason
     :param request_id: the API's id of the HTTP call
     :param field: the first field the validator names
-    :param from_api: whether the API itself wrote the body (JSON), not a gateway (HTML or nothing)
+    :param from_api: whether the API itself wrote the body, not a gateway
     :param upstream_status: status of the model's own service, when the API wraps one (400 to 499)
     """
 
@@ -59,7 +68,11 @@ class ErrorBody:
 
 
 def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
-    """Read either envelope; a body of another kind gives an :class:`ErrorBody` that is not ``from_api``."""
+    """
+    Read either envelope; a body of another kind gives an :class:`ErrorBody` that is not ``from_api``.
+
+    :param secrets: values to blank out, the API key first of all
+    """
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -74,14 +87,14 @@ def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
     upstream_status = _wrapped_status(words)
     if complaints:
         words = f"{words} ({'; '.join(f'{field}: {text}' for field, text in complaints[:5])})"
-    kind = data.get("kind") or error.get("kind") or error.get("code") or error.get("name")
-    request_id = answer.get("requestId") or answer.get("request_id")
+    kind = _name(data.get("kind")) or _name(error.get("kind")) or _name(error.get("code")) or _name(error.get("name"))
+    request_id = _name(answer.get("requestId"))
     return ErrorBody(
-        message=scrub(words, *secrets),
-        kind=scrub(str(kind), *secrets, limit=100) if kind else None,
-        request_id=scrub(str(request_id), *secrets, limit=100) if request_id else None,
-        field=complaints[0][0] if complaints else None,
-        from_api=True,
+        message=scrub(words, *secrets).rstrip("."),
+        kind=scrub(kind, *secrets, limit=100) if kind else None,
+        request_id=scrub(request_id, *secrets, limit=100) if request_id else None,
+        field=scrub(complaints[0][0], *secrets, limit=100) if complaints else None,
+        from_api=request_id is not None,
         upstream_status=upstream_status,
     )
 
@@ -124,27 +137,29 @@ def error_for(
             f"The account is out of credits ({status}): {reason}. Top it up, then clear the task.", **facts
         )
     if status == 403:
+        who = "The key may not do this" if said.from_api else "A gateway in front of the API refuses this"
         return AuthenticationError(
-            f"The key may not do this (403): {reason}. It may be disabled, over its limit, or lack the scope model:image.",
-            **facts,
+            f"{who} (403): {reason}. The key may be disabled, over its limit, or lack the scope model:image.", **facts
         )
+    if status == 404 and said.from_api and model is not None:
+        return ModelWithdrawnError(f"The API answers 404, model {model!r} is withdrawn or unknown: {reason}.", **facts)
     if status == 404:
-        named = f"model {model!r} is withdrawn or unknown" if model else "no such address"
-        return ModelWithdrawnError(f"The API answers 404, {named}: {reason}.", **facts)
+        return InvalidRequestError(
+            f"There is nothing at this address (404): {reason}. Check the host of the connection.", **facts
+        )
+    if status == 407:
+        return ConnectionFailedError("The proxy wants to know who asks (407). Nothing reached the API.", **facts)
     if status == 429:
         return RateLimitedError(f"Too many requests (429): {reason}.", retry_after=retry_after, **facts)
     if status in _UNKNOWN_OUTCOME or (status >= 500 and not said.from_api):
+        usd, _ = read_cost(headers, {})
         return LostAnswerError(
             f"The gateway answered {status} in the API's place; whether the request was served and billed is unknown.",
+            usd=float(usd) if usd is not None else None,
             **facts,
         )
     if status >= 500:
-        if said.upstream_status is not None and said.upstream_status not in (408, 425, 429):
-            return InvalidRequestError(
-                f"The model's own service refused the request ({said.upstream_status}, wrapped in a {status}): {reason}.",
-                **facts,
-            )
-        return ServerError(f"The API failed ({status}): {reason}.", retry_after=retry_after, **facts)
+        return _server_error(said, status=status, retry_after=retry_after, facts=facts)
     if 300 <= status < 400:
         return InvalidRequestError(
             f"The host answered with a redirect ({status}), which is not followed because it would carry the key "
@@ -152,6 +167,24 @@ def error_for(
             **facts,
         )
     return InvalidRequestError(f"The API refused the request ({status}): {reason}.", **facts)
+
+
+def _server_error(
+    said: ErrorBody, *, status: int, retry_after: float | None, facts: dict[str, Any]
+) -> InvalidRequestError | ModelWithdrawnError | ServerError:
+    """Tell a failure of the API from a refusal by the model's own service, which the API hands on as a 500."""
+    reason = said.message or "no reason given"
+    upstream = said.upstream_status
+    if upstream is None or upstream in _PASSING_UPSTREAM:
+        return ServerError(f"The API failed ({status}): {reason}.", retry_after=retry_after, **facts)
+    if upstream == 404 and facts["model"] is not None:
+        return ModelWithdrawnError(
+            f"The service behind model {facts['model']!r} no longer knows it (404, wrapped in a {status}): {reason}.",
+            **facts,
+        )
+    return InvalidRequestError(
+        f"The model's own service refused the request ({upstream}, wrapped in a {status}): {reason}.", **facts
+    )
 
 
 def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
@@ -163,7 +196,7 @@ def read_retry_after(value: str | None, *, now: datetime | None = None) -> float
     if value is None:
         return None
     value = value.strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value):
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value):
         return float(value)
     try:
         at = parsedate_to_datetime(value)
@@ -174,12 +207,19 @@ def read_retry_after(value: str | None, *, now: datetime | None = None) -> float
     return max(0.0, (at - (now or datetime.now(UTC))).total_seconds())
 
 
-def _words(value: Any) -> str:
+def _name(value: Any) -> str | None:
+    """Give a name or number as text; anything else is no name."""
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "" else None
+
+
+def _words(value: Any, depth: int = 0) -> str:
     """Flatten a message: text, a list of texts, or text that is another JSON document."""
+    if depth > _DEEPEST:
+        return ""
     if isinstance(value, list):
-        return "; ".join(filter(None, (_words(part) for part in value[:10])))
+        return "; ".join(filter(None, (_words(part, depth + 1) for part in value[:10])))
     if isinstance(value, dict):
-        return _words(value.get("message") or value.get("error") or value.get("detail"))
+        return _words(value.get("message") or value.get("error") or value.get("detail"), depth + 1)
     if not isinstance(value, str):
         return ""
     if value.lstrip().startswith("{"):
@@ -187,19 +227,19 @@ def _words(value: Any) -> str:
             inner = json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return (_words(inner) if isinstance(inner, dict) else "") or value
+        return _words(inner, depth + 1) or value
     return value
 
 
 def _wrapped_status(words: str) -> int | None:
     """Find the upstream status in texts such as ``400 Invalid value`` that a 500 carries (seen in support tickets)."""
-    found = re.match(r"\s*(?:error[: ]+)?(4\d\d)\b", words, flags=re.IGNORECASE)
+    found = re.match(r"\s*(?:error[: ]+)?(4[0-9]{2})\b", words, flags=re.IGNORECASE)
     return int(found.group(1)) if found else None
 
 
 def _complaints(meta: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """Walk the validator's tree: branches are fields, leaves are ``_errors`` lists."""
-    if not isinstance(meta, dict) or len(path) > 8:
+    if not isinstance(meta, dict) or len(path) > _DEEPEST:
         return
     for name, branch in meta.items():
         if name == "_errors":

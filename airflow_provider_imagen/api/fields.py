@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 _LOGIN = re.compile(r"://[^/\s@]*@")
 _QUERY = re.compile(r"(://[^?#]*)[?#].*", re.DOTALL)
 _SHOWN_CHARACTERS = 80
+_PROBLEMS_SHOWN = 10
 
 
 def check_field(model_id: str, path: str, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
@@ -44,13 +46,11 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
     """
     checker, schema = _checker(model_id, path, name)
     value = coerce(schema, value)
+    problems: list[Problem] = []
     try:
-        found = [problem for error in checker.iter_errors(value) for problem in _problems(error, where + name)]
-        problems = [problem for index, problem in enumerate(found) if problem not in found[:index]]
-    except (
-        RecursionError,
-        ValueError,
-    ):  # jsonschema writes the value into its message, which some values are too big for
+        for error in islice(checker.iter_errors(value), _PROBLEMS_SHOWN):
+            problems += [problem for problem in _problems(error, where + name) if problem not in problems]
+    except (RecursionError, ValueError):  # jsonschema writes the value into its message; some are too big for that
         problems = [problem_with(where + name, value, describe(schema))]
     if not problems:
         if _holds_links(name, schema):

@@ -13,16 +13,19 @@ CREDITS_PER_USD = Decimal(2_000_000)
 
 CostSource = Literal["header", "usage", "estimate"]
 
+_MOST = Decimal(10) ** 15
+"""No bill is higher, in whatever unit; a larger number is an error, and would spoil every sum it gets into."""
+
 
 def read_amount(value: Any) -> Decimal | None:
-    """Read a non-negative, finite amount from text or a number; anything else is ``None``."""
+    """Read a non-negative amount of a sensible size from text or a number; anything else is ``None``."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         return None
     try:
         amount = Decimal(str(value).strip())
     except (InvalidOperation, ValueError):
         return None
-    return amount if amount.is_finite() and amount >= 0 else None
+    return amount if amount.is_finite() and 0 <= amount <= _MOST else None
 
 
 def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Decimal | None, CostSource | None]:

@@ -32,10 +32,9 @@ def size_for(ratio: Fraction, schema: Mapping[str, Any]) -> Any:
     """
     Choose the value of a size field for a ratio, ``None`` when the model has no size of exactly this ratio.
 
-    A named size is preferred (the default one, else the largest; ``square_hd`` before ``square``), then
-    ``{"width": …, "height": …}`` in multiples of 32 pixels (16 or 8 where
-    the limits leave no other and the model does not mind), with an area as near as the limits allow to that of the
-    model's default size, or to one megapixel where the default does not tell.
+    A named size is preferred: the default one, else the largest. Then comes ``{"width": …, "height": …}`` in multiples
+    of 32 pixels (16 or 8 where the limits leave no other and the model does not mind), its area as near as the limits
+    allow to that of the model's default size, or to one megapixel where the default does not tell.
 
     :param schema: JSON Schema of ``image_size`` or ``size``
     """

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def from_documents(documents: Iterable[Mapping[str, Any]], previous: Mapping[str, Entry]) -> dict[str, Entry]:
+def from_documents(documents: Iterable[Any], previous: Mapping[str, Entry]) -> dict[str, Entry]:
     """
     Build the catalogue that these OpenAPI documents describe.
 
@@ -146,10 +146,11 @@ def summarise(previous: Mapping[str, Entry], renewed: Mapping[str, Entry]) -> st
     return "\n".join(lines if len(lines) > 1 else [f"{lines[0]}, nothing changed"])
 
 
-def _request_schemas(document: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _request_schemas(document: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    paths = document.get("paths") if isinstance(document, dict) else None
     for path in (GENERATIONS, EDITS):
-        operation = document.get("paths", {}).get(path, {}).get("post")
-        for content in (operation or {}).get("requestBody", {}).get("content", {}).values():
+        operation = (paths or {}).get(path, {}).get("post", {})
+        for content in operation.get("requestBody", {}).get("content", {}).values():
             schema = content.get("schema", {})
             if "properties" in schema:
                 yield path, schema

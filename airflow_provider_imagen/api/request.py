@@ -21,7 +21,7 @@ from airflow_provider_imagen.api.catalogue import (
     Endpoint,
     find_model,
 )
-from airflow_provider_imagen.api.fields import check_field, describe, problem_with, read_whole_number, show
+from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
 from airflow_provider_imagen.api.ratios import ratios_offered, read_ratio, size_for
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -166,8 +166,8 @@ class _Draft:
         ours = "convert_base64_to_url"
         if ours in asked and field != ours:
             given = asked.pop(ours)
-            wants_links = {"true": True, "false": False}.get(str(given).strip().lower())
-            if wants_links is None:
+            wants_links = coerce({"type": "boolean"}, given)
+            if not isinstance(wants_links, bool):
                 self._complain(ours, given, "true or false is allowed")
             elif field is None:
                 if not wants_links:

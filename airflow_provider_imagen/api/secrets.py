@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from urllib.parse import urlsplit
 
-_URL_QUERY = re.compile(r"(https?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*")
+_USER_INFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@")
+_URL_QUERY = re.compile(r"(?i)(https?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*")
 _BEARER = re.compile(r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]+")
+_READ_PER_SHOWN = 20
 
 
 def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
@@ -17,10 +20,13 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     :param secrets: values to blank out wherever they stand, the API key first of all
     :param limit: characters to keep
     """
+    if len(text) > limit * _READ_PER_SHOWN:  # the last word may be half a secret, so it goes
+        text = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)[0]
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
     text = _BEARER.sub(r"\1 ***", text)
+    text = _USER_INFO.sub(r"\1", text)
     text = _URL_QUERY.sub(r"\1", text)
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
@@ -38,3 +44,27 @@ def is_signed(url: str) -> bool:
         return bool(urlsplit(url).query)
     except ValueError:
         return "?" in url
+
+
+class _WithoutQueries(logging.Filter):
+    """Cut the query off every address in a line of the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the line pass, without queries."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(without_query(part) if isinstance(part, str) else part for part in record.args)
+        return True
+
+
+_WITHOUT_QUERIES = _WithoutQueries()
+
+
+def keep_queries_out_of_logs() -> None:
+    """
+    Have urllib3 name addresses without their query in its log, for the whole process.
+
+    It writes the path and query of every request at DEBUG, and of some at WARNING, and the query of a result link is
+    what gives access to the picture. Calling this again changes nothing.
+    """
+    for name in ("urllib3.connectionpool", "urllib3.util.retry"):
+        logging.getLogger(name).addFilter(_WITHOUT_QUERIES)

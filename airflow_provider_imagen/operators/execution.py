@@ -37,7 +37,7 @@ from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_patte
 from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from airflow.sdk import Context, ObjectStoragePath
 
@@ -56,6 +56,20 @@ API_ARGUMENTS: Final = (
     "convert_base64_to_url",
 )
 """Arguments of the operator that are fields of the API."""
+
+_CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "on_failure": ("fail", "accept"),
+    "on_filtered": ("fail", "accept"),
+    "on_lost_answer": ("check", "resend", "fail"),
+    "image_format": (None, *IMAGE_FORMATS),
+}
+_RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
+    "concurrency": (int, 1, 256),
+    "thumbnail_pixels": (int, 16, 2048),
+    "requests_per_minute": ((int, float), 0.1, 60_000),
+    "lost_answer_patience_seconds": ((int, float), 0, 3600),
+}
+_OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
 
 progress = logging.getLogger("airflow_provider_imagen.progress")
 """One line per picture; a logger of its own, so that others can listen."""
@@ -95,7 +109,6 @@ class TaskExecution:
             self._hook.close()
 
     def _run(self) -> list[str]:
-        options = self._check_options()
         plan = self._plan()
         if not plan.items:
             raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
@@ -109,7 +122,7 @@ class TaskExecution:
                 plan=plan,
                 tools=RunTools(client=client, downloader=downloader, keeper=keeper),
                 journal=journal,
-                options=options,
+                options=self._run_options(),
                 links=LinkSeal(client.settings.api_key),
                 should_stop=self._should_stop,
                 on_picture=lambda *picture: self._report_picture(plan, *picture),
@@ -124,77 +137,80 @@ class TaskExecution:
 
     # --- before paying ------------------------------------------------------------------------------------------------
 
-    def _check_options(self) -> RunOptions:
+    def _plan(self) -> Plan:
+        """
+        Check every argument, and lay out what to buy.
+
+        :raises InvalidArgumentsError: with everything that is wrong, the operator's own arguments first
+        """
+        operator = self._operator
+        problems = list(self._problems())
+        wrong = {problem.field for problem in problems}
+        fallback_models = () if "fallback_models" in wrong else operator.fallback_models
+        parameters = {} if "parameters" in wrong else operator.parameters or {}
+        model = _or_none(operator.model) or self._hook.default_model
+        for model_id in (model, *fallback_models):
+            if isinstance(model_id, str) and find_model(model_id) is None:
+                self._log.warning("Model %s is not in the catalogue: its arguments go out unchecked.", model_id)
+        prices = PriceList() if problems else self._price_list()
+        try:
+            plan = make_plan(
+                prompt=operator.prompt,
+                arguments={
+                    **{name: _or_none(value) for name, value in parameters.items()},
+                    **{name: value for name in API_ARGUMENTS if (value := _or_none(getattr(operator, name))) is not None},
+                    "model": model,
+                },
+                fallback_models=fallback_models,
+                can_store=self._output_path is not None,
+                price=lambda request: prices.quote(request).usd,
+            )
+        except InvalidArgumentsError as error:
+            raise InvalidArgumentsError([*problems, *error.problems]) from None
+        if problems:
+            raise InvalidArgumentsError(problems)
+        return plan
+
+    def _problems(self) -> Iterator[Problem]:
         """Check the arguments that are ours; those of the API are checked with the plan."""
-        operator, problems = self._operator, []
-        for name, allowed in (
-            ("on_failure", ("fail", "accept")),
-            ("on_filtered", ("fail", "accept")),
-            ("on_lost_answer", ("check", "resend", "fail")),
-            ("image_format", (None, *IMAGE_FORMATS)),
-        ):
+        operator = self._operator
+        for name, allowed in _CHOICES.items():
             if (value := getattr(operator, name)) not in allowed:
-                problems.append(Problem(name, value, f"{', '.join(map(repr, allowed))} are allowed"))
-        for name, least, most, unit in (
-            ("concurrency", 1, 256, "whole number"),
-            ("thumbnail_pixels", 16, 2048, "whole number"),
-            ("requests_per_minute", 0.1, 60_000, "number"),
-            ("lost_answer_patience_seconds", 0, 3600, "number"),
-        ):
+                yield Problem(name, value, f"one of {', '.join(map(repr, allowed))} is allowed")
+            elif name == "image_format" and value is not None and self._output_path is None:
+                yield _needs_folder(name, value)
+        for name, (kinds, least, most) in _RANGES.items():
             value = getattr(operator, name)
-            kinds = (int,) if unit == "whole number" else (int, float)
-            optional = name in ("thumbnail_pixels", "requests_per_minute")
-            if value is None and optional:
+            if value is None and name in _OPTIONAL:
                 continue
             if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-                problems.append(Problem(name, value, f"a {unit} from {least} to {most} is allowed"))
-        max_usd = _decimal(operator.max_usd)
-        if operator.max_usd is not None and (max_usd is None or max_usd <= 0):
-            problems.append(Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed"))
+                kind = "whole number" if kinds is int else "number"
+                yield Problem(name, value, f"a {kind} from {least} to {most} is allowed")
+            elif name == "thumbnail_pixels" and self._output_path is None:
+                yield _needs_folder(name, value)
+        if operator.max_usd is not None and ((cap := _decimal(operator.max_usd)) is None or cap <= 0):
+            yield Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed")
         if not isinstance(operator.provenance, (bool, Mapping)):
-            problems.append(Problem("provenance", operator.provenance, "True, False or a mapping is allowed"))
+            yield Problem("provenance", operator.provenance, "True, False or a mapping is allowed")
         if isinstance(operator.fallback_models, str) or not isinstance(operator.fallback_models, Sequence):
-            problems.append(Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed"))
+            yield Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed")
         if operator.parameters is not None and not isinstance(operator.parameters, Mapping):
-            problems.append(Problem("parameters", operator.parameters, "a mapping of API fields is allowed"))
-        if self._output_path is None:
-            problems += [
-                Problem(name, getattr(operator, name), "needs output_path, the folder to store pictures in")
-                for name in ("image_format", "thumbnail_pixels", "contact_sheet", "filename")
-                if _or_none(getattr(operator, name)) not in (None, False)
-            ]
+            yield Problem("parameters", operator.parameters, "a mapping of API fields is allowed")
+        if operator.contact_sheet and self._output_path is None:
+            yield _needs_folder("contact_sheet", operator.contact_sheet)
         try:
             check_pattern(self._filename)
         except InvalidArgumentsError as error:
-            problems += error.problems
-        if problems:
-            raise InvalidArgumentsError(problems)
+            yield from error.problems
+
+    def _run_options(self) -> RunOptions:
+        operator = self._operator
         return RunOptions(
             concurrency=operator.concurrency,
             requests_per_minute=operator.requests_per_minute,
-            max_usd=max_usd,
+            max_usd=_decimal(operator.max_usd),
             on_lost_answer=operator.on_lost_answer,
             lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
-        )
-
-    def _plan(self) -> Plan:
-        operator = self._operator
-        model = _or_none(operator.model) or self._hook.default_model
-        for model_id in (model, *operator.fallback_models):
-            if isinstance(model_id, str) and find_model(model_id) is None:
-                self._log.warning("Model %s is not in the catalogue: its arguments go out unchecked.", model_id)
-        arguments = {
-            **{name: _or_none(value) for name, value in (operator.parameters or {}).items()},
-            **{name: value for name in API_ARGUMENTS if (value := _or_none(getattr(operator, name))) is not None},
-            "model": model,
-        }
-        prices = self._price_list()
-        return make_plan(
-            prompt=operator.prompt,
-            arguments=arguments,
-            fallback_models=operator.fallback_models,
-            can_store=self._output_path is not None,
-            price=lambda request: prices.quote(request).usd,
         )
 
     def _price_list(self) -> PriceList:
@@ -332,6 +348,10 @@ class TaskExecution:
             )
         if not result.records:
             raise AirflowSkipException("Not one picture was made, and on_failure or on_filtered accepts that.")
+
+
+def _needs_folder(name: str, value: Any) -> Problem:
+    return Problem(name, value, "needs output_path, the folder to store pictures in")
 
 
 def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:

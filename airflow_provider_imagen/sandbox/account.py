@@ -56,6 +56,7 @@ class Account:
         self._charges: list[Charge] = []
         self._log: list[LogRow] = []
         self._recent: dict[str, deque[float]] = {}
+        self.in_flight = 0
         self.epoch = 0
         """Counts resets: what began before the last one is not booked any more."""
 
@@ -63,6 +64,7 @@ class Account:
         """Forget every charge and request, and start with a balance in USD."""
         with self._lock:
             self.epoch += 1
+            self.in_flight = 0
             self._balance, self._held = balance_usd, Decimal(0)
             self._charges.clear()
             self._log.clear()
@@ -79,9 +81,23 @@ class Account:
         with self._lock:
             return self._balance
 
-    def hold(self, usd: Decimal) -> bool:
+    def enter(self, *, epoch: int) -> None:
+        """Count a request as under way."""
+        with self._lock:
+            if epoch == self.epoch:
+                self.in_flight += 1
+
+    def leave(self, *, epoch: int) -> None:
+        """Count it no more."""
+        with self._lock:
+            if epoch == self.epoch:
+                self.in_flight -= 1
+
+    def hold(self, usd: Decimal, *, epoch: int) -> bool:
         """Set money aside for a request; ``False`` when there is not enough."""
         with self._lock:
+            if epoch != self.epoch:
+                return True
             if self._balance - self._held < usd:
                 return False
             self._held += usd

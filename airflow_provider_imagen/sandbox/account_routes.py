@@ -8,18 +8,19 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
 from airflow_provider_imagen.sandbox.models import find_model
+from airflow_provider_imagen.sandbox.responses import Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from airflow_provider_imagen.sandbox.state import State
 
@@ -40,7 +41,7 @@ def account_routes() -> list[Route]:
 async def _key(request: Request) -> Response:
     state: State = request.app.state.sandbox
     spent = sum((charge.usd for charge in state.account.charges()), start=0)
-    return JSONResponse(
+    return Json(
         {
             "data": {
                 "name": "sandbox",
@@ -57,7 +58,7 @@ async def _key(request: Request) -> Response:
 
 async def _billing(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    return JSONResponse({"current_balance": float(state.account.balance_usd), "currency": "USD"})
+    return Json({"current_balance": float(state.account.balance_usd), "currency": "USD"})
 
 
 async def _transactions(request: Request) -> Response:
@@ -86,14 +87,14 @@ async def _transactions(request: Request) -> Response:
         entries = []
     page, more = entries[start : start + limit], len(entries) > start + limit
     cursor = base64.urlsafe_b64encode(f"v1:{start + limit}".encode()).decode() if more else None
-    return JSONResponse({"data": page, "pagination": {"next_cursor": cursor, "has_more": more}})
+    return Json({"data": page, "pagination": {"next_cursor": cursor, "has_more": more}})
 
 
 async def _logs(request: Request) -> Response:
     state: State = request.app.state.sandbox
     if not state.account.within_rate("logs", state.settings.logs_per_minute):
         body = error_body(429, "Too many requests.", path=request.url.path, now=state.clock(), envelope="problem")
-        return JSONResponse(body, 429, media_type="application/problem+json")
+        return Json(body, 429, media_type="application/problem+json")
     query = request.query_params
     try:
         since, until = _window(query, datetime.fromtimestamp(state.clock(), UTC))
@@ -127,7 +128,7 @@ async def _logs(request: Request) -> Response:
         for row in rows[offset : offset + limit]
     ]
     pagination = {"limit": limit, "offset": offset, "total": len(rows), "has_more": len(rows) > offset + limit}
-    return JSONResponse({"data": page, "pagination": pagination})
+    return Json({"data": page, "pagination": pagination})
 
 
 def _amount(usd: Decimal) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def _amount(usd: Decimal) -> dict[str, Any]:
 
 def _refuse(request: Request, message: str) -> Response:
     state: State = request.app.state.sandbox
-    return JSONResponse(error_body(400, message, path=request.url.path, now=state.clock()), 400)
+    return Json(error_body(400, message, path=request.url.path, now=state.clock()), 400)
 
 
 def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account_routes import account_routes
@@ -18,11 +17,13 @@ from airflow_provider_imagen.sandbox.envelopes import error_body
 from airflow_provider_imagen.sandbox.failing import failing_answer
 from airflow_provider_imagen.sandbox.generation import edits, generations
 from airflow_provider_imagen.sandbox.records import SeenRequest
+from airflow_provider_imagen.sandbox.responses import Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from airflow_provider_imagen.sandbox.state import State
@@ -48,7 +49,7 @@ async def _not_there(request: Request, error: Exception) -> Response:
     state: State = request.app.state.sandbox
     status: int = getattr(error, "status_code", 404)
     message = f"Cannot {request.method} {request.url.path}"
-    return JSONResponse(error_body(status, message, path=request.url.path, now=state.clock()), status)
+    return Json(error_body(status, message, path=request.url.path, now=state.clock()), status)
 
 
 class _Gate:
@@ -72,7 +73,7 @@ class _Gate:
                 return
             if not path.startswith(self._OPEN) and not self._has_key(dict(scope["headers"])):
                 body = error_body(401, "The key is missing or not known.", path=path, now=self.state.clock())
-                await JSONResponse(body, 401)(scope, receive, send)
+                await Json(body, 401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

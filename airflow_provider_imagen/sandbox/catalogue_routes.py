@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
 from airflow_provider_imagen.sandbox.models import SandboxModel, all_models, find_model
+from airflow_provider_imagen.sandbox.responses import Json
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from airflow_provider_imagen.sandbox.state import State
 
@@ -44,8 +46,8 @@ async def _models(request: Request) -> Response:
         for model in all_models().values()
         if model.id not in withdrawn and (not ids or ids & {model.id, *model.aliases}) and (not types or _TYPE in types)
     ]
-    answer = JSONResponse({"object": "list", "data": data})
-    answer.headers["etag"] = f'W/"{len(answer.body)}-{len(data)}"'
+    answer = Json({"object": "list", "data": data})
+    answer.headers["etag"] = f'W/"{sha256(answer.body).hexdigest()[:16]}"'
     return answer
 
 
@@ -91,7 +93,7 @@ async def _deprecations(request: Request) -> Response:
                 "reason": "The model's maker ended it.",
             }
         )
-    return JSONResponse({"object": "list", "generated_at": timestamp(state.clock()), "data": data})
+    return Json({"object": "list", "generated_at": timestamp(state.clock()), "data": data})
 
 
 async def _document(request: Request) -> Response:
@@ -99,11 +101,11 @@ async def _document(request: Request) -> Response:
     name = request.query_params.get("model")
     model = find_model(name)
     if model is None or model.id in state.withdrawn():
-        return JSONResponse(error_body(404, f"Model {name} not found", path="/docs-json", now=state.clock()), 404)
+        return Json(error_body(404, f"Model {name} not found", path="/docs-json", now=state.clock()), 404)
     paths = {"/v1/images/generations": _operation(model)}
     if model.edits is not None:
         paths["/v1/images/edits"] = _operation(model.edits)
-    return JSONResponse(
+    return Json(
         {
             "openapi": "3.0.0",
             "info": {"title": "Image API sandbox", "version": "1.0.0"},

@@ -10,10 +10,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.failing import failing_answer, retry_after, xml_error
+from airflow_provider_imagen.sandbox.responses import Json
 from airflow_provider_imagen.sandbox.transport import Cut, Paced
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ async def _end(fault: Fault, request: Request, state: State) -> Any:
     if fault.kind == "redirect":
         return _redirect(fault, request, state)
     if fault.kind == "not_an_image":
-        return JSONResponse({"detail": "this is no picture"}, media_type="image/png")
+        return Json({"detail": "this is no picture"}, media_type="image/png")
     if fault.kind == "oversized":
         return Paced(_endless(), content_length=fault.content_length, headers={"content-type": "image/png"})
     if fault.kind == "bomb":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.faults import Fault
+from airflow_provider_imagen.sandbox.responses import Json
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from airflow_provider_imagen.sandbox.state import State
 
@@ -31,12 +32,12 @@ def control_routes() -> list[Route]:
 
 async def _ledger(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    return JSONResponse([charge.to_json() for charge in state.account.charges()])
+    return Json([charge.to_json() for charge in state.account.charges()])
 
 
 async def _seen(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    return JSONResponse([seen.to_json() for seen in state.seen(request.query_params.get("path"))])
+    return Json([seen.to_json() for seen in state.seen(request.query_params.get("path"))])
 
 
 async def _faults(request: Request) -> Response:
@@ -47,14 +48,14 @@ async def _faults(request: Request) -> Response:
         try:
             state.faults.add(Fault.from_json(await _object(request)))
         except (ValueError, TypeError) as error:
-            return JSONResponse({"error": str(error)}, 400)
-    return JSONResponse([fault.to_json() for fault in state.faults.armed()])
+            return Json({"error": str(error)}, 400)
+    return Json([fault.to_json() for fault in state.faults.armed()])
 
 
 async def _reset(request: Request) -> Response:
     state: State = request.app.state.sandbox
     state.reset()
-    return JSONResponse({})
+    return Json({})
 
 
 async def _settings(request: Request) -> Response:
@@ -63,8 +64,8 @@ async def _settings(request: Request) -> Response:
         try:
             state.configure(await _object(request))
         except (ValueError, TypeError) as error:
-            return JSONResponse({"error": str(error)}, 400)
-    return JSONResponse({**state.settings.to_json(), "url": state.api_url, "cdn_url": state.cdn_url})
+            return Json({"error": str(error)}, 400)
+    return Json({**state.settings.to_json(), "url": state.api_url, "cdn_url": state.cdn_url})
 
 
 async def _object(request: Request) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import hashlib
 import io
 import math
 import random
+import unicodedata
+from bisect import bisect_right
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.pictures import Recipe
 
 _MOST_DRAWN_PIXELS = 2048 * 2048
+_MOST_CAPTION_CHARACTERS = 600
+_FOLDED = str.maketrans(
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "„": '"', "–": "-", "—": "-", "ß": "ss", "æ": "ae", "ø": "o", "ł": "l"}
+)
 _INK, _PAPER = (10, 12, 20), (248, 247, 242)
 _SAVING: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 1},
@@ -65,7 +71,7 @@ def main_colors(data: bytes, count: int = 5) -> tuple[tuple[int, int, int], ...]
 
 
 def _chance(*facts: object) -> random.Random:
-    return random.Random(hashlib.sha256(repr(facts).encode()).digest())
+    return random.Random(hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).digest())
 
 
 def _drawn_size(recipe: Recipe) -> tuple[int, int]:
@@ -114,11 +120,21 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)  # type: ignore[return-value]
 
 
+def _plain(text: str) -> str:
+    """Fold letters the built-in font lacks to their plain forms: é to e, curly quotes to straight ones."""
+    folded = unicodedata.normalize("NFKD", text.translate(_FOLDED))
+    return "".join(
+        " " if character.isspace() else character
+        for character in folded
+        if unicodedata.category(character)[0] in "LNPSZ" or character.isspace()
+    )
+
+
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
     """Break a text into lines that fit a width in pixels; what does not fit ends in an ellipsis."""
     lines: list[str] = []
     line = ""
-    words = " ".join(text.split())[:600].split(" ") if text.strip() else []
+    words = _plain(text[:_MOST_CAPTION_CHARACTERS]).split()
     while words:
         word = words.pop(0)
         longer = f"{line} {word}" if line else word
@@ -129,7 +145,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> l
             line = ""
             words.insert(0, word)
         else:
-            fits = next(cut for cut in range(len(word), 0, -1) if cut == 1 or font.getlength(word[:cut]) <= width)
+            fits = max(1, bisect_right(range(1, len(word)), width, key=lambda cut: font.getlength(word[:cut])))
             lines.append(word[:fits])
             words[:0] = [word[fits:]] if word[fits:] else []
         if len(lines) > most:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from airflow_provider_imagen.sandbox.envelopes import error_body
+from airflow_provider_imagen.sandbox.responses import Json
 from airflow_provider_imagen.sandbox.transport import Hang, Reset
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str,
     if fault.kind == "html":
         return HTMLResponse(_gateway_page(status), status)
     if fault.kind == "withdrawn":
-        return JSONResponse(error_body(404, f"Model {fault.model} not found", path=path, now=now), 404, headers)
+        return Json(error_body(404, f"Model {fault.model} not found", path=path, now=now), 404, headers)
     if fault.kind == "upstream_4xx":
         text = f"{status} {fault.setting('message')}"
-        return JSONResponse(error_body(500, text, path=path, now=now, envelope="problem"), 500, headers)
+        return Json(error_body(500, text, path=path, now=now, envelope="problem"), 500, headers)
     body = error_body(
         status,
         fault.setting("message") or _MESSAGES.get(status, "The request failed."),
@@ -56,7 +57,7 @@ def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str,
         status_as_text=fault.setting("status_as_text"),
     )
     problem = fault.setting("envelope") == "problem"
-    return JSONResponse(
+    return Json(
         body,
         status,
         {**(headers or {}), **retry_after(fault, now=now)},

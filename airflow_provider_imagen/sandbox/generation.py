@@ -15,8 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from starlette.responses import JSONResponse
-
 from airflow_provider_imagen.sandbox import shapes
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD, LogRow
 from airflow_provider_imagen.sandbox.drawing import main_colors
@@ -26,6 +24,7 @@ from airflow_provider_imagen.sandbox.links import signed_query
 from airflow_provider_imagen.sandbox.models import SandboxModel, find_model
 from airflow_provider_imagen.sandbox.pictures import Recipe
 from airflow_provider_imagen.sandbox.records import Charge
+from airflow_provider_imagen.sandbox.responses import Json
 from airflow_provider_imagen.sandbox.sizes import size_of
 from airflow_provider_imagen.sandbox.transport import Cut
 from airflow_provider_imagen.sandbox.validation import check_body
@@ -147,10 +146,10 @@ async def _answer(request: Request, *, edits: bool) -> Any:
     try:
         body, uploads = await (_read_form(request) if edits else _read_json(request))
         call.model_name = str(body.get("model") or "unknown")
-        _keep_limits(state)
         order = await _check(state, body, uploads, edits=edits)
         call.model_name = order.model.id
-        if not state.account.hold(order.usd):
+        _keep_limits(state)
+        if not state.account.hold(order.usd, epoch=call.epoch):
             raise RefusedError(
                 403,
                 "The account has run out of credits. Add funds to go on.",
@@ -161,21 +160,21 @@ async def _answer(request: Request, *, edits: bool) -> Any:
     except RefusedError as refusal:
         call.fail()
         body = refusal.body(path=call.path, now=state.clock())
-        return JSONResponse(body, refusal.status, call.headers, media_type=refusal.media_type)
-    state.in_flight += 1
+        return Json(body, refusal.status, call.headers, media_type=refusal.media_type)
+    state.account.enter(epoch=call.epoch)
     try:
         answer = await _serve(call, order, hits)
     except BaseException:
-        state.in_flight -= 1
+        state.account.leave(epoch=call.epoch)
         raise
-    return _InFlight(state, answer)
+    return _InFlight(call, answer)
 
 
 class _InFlight:
     """Count a request as under way until its answer is out, however slowly that goes."""
 
-    def __init__(self, state: State, answer: Any) -> None:
-        self.state = state
+    def __init__(self, call: Call, answer: Any) -> None:
+        self.call = call
         self.answer = answer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -183,12 +182,12 @@ class _InFlight:
         try:
             await self.answer(scope, receive, send)
         finally:
-            self.state.in_flight -= 1
+            self.call.state.account.leave(epoch=self.call.epoch)
 
 
 def _keep_limits(state: State) -> None:
     limit = state.settings.max_concurrent
-    if limit is not None and state.in_flight >= limit:
+    if limit is not None and state.account.in_flight >= limit:
         raise RefusedError(429, "Too many requests at once.", problem=True)
     if not state.account.within_rate("generations", state.settings.requests_per_minute):
         raise RefusedError(429, "Too many requests per minute.", problem=True)
@@ -272,7 +271,10 @@ def _inline_inputs(body: Mapping[str, Any]) -> list[bytes]:
 
 def _own_seed(prompt: str, seed: int) -> int:
     """Choose a seed as the models do: any 63-bit number, but the same one for the same prompt."""
-    return int.from_bytes(hashlib.sha256(f"{seed}|{prompt}".encode()).digest()[:8], "big") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(repr((seed, prompt)).encode("ascii", "backslashreplace")).digest()[:8], "big")
+        >> 1
+    )
 
 
 async def _serve(call: Call, order: Order, hits: Hits) -> Any:
@@ -307,7 +309,7 @@ async def _serve(call: Call, order: Order, hits: Hits) -> Any:
         whole = json.dumps(body).encode()
         headers = {**headers, "content-type": "application/json"}
         return Cut(whole[: len(whole) // 2], content_length=len(whole), headers=headers)
-    return JSONResponse(body, 200, headers)
+    return Json(body, 200, headers)
 
 
 def _images_made(order: Order, fault: Fault | None) -> int:

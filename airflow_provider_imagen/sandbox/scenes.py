@@ -37,7 +37,7 @@ def mountains(canvas: Canvas) -> None:
     for layer in range(layers):
         nearness = layer / (layers - 1)
         base = shore * (0.50 + 0.40 * nearness)
-        rise = unit * (0.26 - 0.13 * nearness)
+        rise = unit * (0.22 - 0.09 * nearness)
         points = _ridge(canvas, base, rise, roughness=0.58 - 0.08 * nearness)
         color = mix(palette.far, palette.near, nearness**1.2)
         haze = mix(color, palette.sky[2], 0.55 * (1 - nearness) + 0.08)
@@ -254,9 +254,9 @@ def currents(canvas: Canvas) -> None:
 
 
 _WORDS: dict[Callable[[Canvas], None], str] = {
-    mountains: "mountain alps hill valley landscape forest lake autumn desert snow volcano tree wood meadow fox cabin",
+    mountains: "mountain alps hill valley landscape forest lake autumn desert volcano tree wood meadow fox cabin",
     sea: "sea ocean wave harbour harbor beach coast boat ship sail sailing lighthouse island surf bay whale fish",
-    city: "city street skyline building tower town bridge market neon cafe house roof architecture train robot",
+    city: "city skyscraper street skyline building tower town bridge market neon cafe house roof architecture train robot",
     planets: "planet space galaxy star moon rocket astronaut cosmos nebula universe orbit",
     blossoms: "flower garden blossom rose tulip spring bouquet petal plant leaf butterfly bee bird orchid",
     currents: "abstract pattern flow texture poster logo wallpaper wind music dream data",

@@ -34,7 +34,8 @@ class Sandbox:
     A server on loopback that answers like the AI/ML API and draws real pictures.
 
     Use it as a context manager, or call :meth:`start` and :meth:`close`. Starting takes a fraction of a second.
-    A process that is forked from this one can use the sandbox as a client, but the server stays here.
+    A process forked from this one can use it as a client, and control it with
+    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays here.
 
     :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback
     :param port: of the API; 0 = any free one
@@ -151,6 +152,7 @@ class Sandbox:
             raise
         shown = "127.0.0.1" if self._host in ("0.0.0.0", "") else f"[{self._host}]" if ":" in self._host else self._host  # noqa: S104
         self._state.api_url, self._state.cdn_url = (f"http://{shown}:{sock.getsockname()[1]}" for sock in self._sockets)
+        self._state.open()
         ready: list[BaseException | None] = []
         started = threading.Event()
 
@@ -177,7 +179,7 @@ class Sandbox:
             with suppress(RuntimeError):  # the loop ended by itself
                 self._loop.call_soon_threadsafe(self._stop.set)
         thread.join(timeout=10)
-        self._state.artists.shutdown(wait=False, cancel_futures=True)
+        self._state.close()
         self._close_sockets()
 
     def __enter__(self) -> Self:

@@ -92,10 +92,16 @@ class State:
         self.account = Account(settings.balance_usd, clock)
         self.faults = FaultBook(settings.seed)
         self.pictures = PictureStore(draw)
-        self.in_flight = 0
-        self.artists = ThreadPoolExecutor(max_workers=2, thread_name_prefix="imagen-sandbox-artist")
         self._lock = threading.Lock()
         self._seen: deque[Sighting] = deque(maxlen=_SEEN_KEPT)
+
+    def open(self) -> None:
+        """Get ready to draw."""
+        self.artists = ThreadPoolExecutor(max_workers=2, thread_name_prefix="imagen-sandbox-artist")
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        self.artists.shutdown(wait=False, cancel_futures=True)
 
     def configure(self, values: dict[str, Any]) -> None:
         """Change settings; a new balance takes effect at once."""

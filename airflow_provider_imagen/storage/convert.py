@@ -26,7 +26,7 @@ DEFAULT_QUALITY: Final[dict[ImageFormat, int]] = {"jpeg": 92, "webp": 90, "avif"
 """Where the loss is hard to see; each encoder has its own scale from 0 to 100."""
 
 _MAX_JPEG_SEGMENT: Final = 65_502  # what an APP1 segment holds besides the name of its kind (XMP part 3, JPEG)
-_MAX_SHEET_PIXELS: Final = 40_000_000
+_MAX_SHEET_PIXELS: Final = 16_000_000
 _MAX_WEBP_SIDE: Final = 16_383
 _LABEL_LINES: Final = 2
 
@@ -110,7 +110,7 @@ def make_contact_sheet(
     """
     Put previews with their labels on one sheet, as WebP.
 
-    The items are taken one at a time and the sheet is never larger than 40 million pixels (cells shrink to keep it so):
+    The items are taken one at a time and the sheet is never larger than 16 million pixels (cells shrink to keep it so):
     memory depends on the sheet, not on the number or size of the pictures. The built-in font has Latin letters;
     others show as boxes.
 
@@ -216,7 +216,7 @@ def _encoder_options(image_format: ImageFormat, quality: int | None, lossless: b
         return {}
     options: dict[str, Any] = {"quality": DEFAULT_QUALITY[image_format] if quality is None else quality}
     if image_format == "jpeg":
-        options.update(subsampling=0, optimize=True)  # full colour resolution: generated pictures have hard edges
+        options["subsampling"] = 0  # full colour resolution: generated pictures have hard edges
     if image_format == "webp" and lossless:
         options.update(lossless=True, exact=True, quality=75 if quality is None else quality)  # here: effort
     return options

@@ -7,6 +7,9 @@ parts put together, sorted. Whoever has written it looks at the parts again and,
 writes it again: the last writer has therefore seen every part that was there, and no line is lost. Each file is
 replaced as a whole, so a reader always sees a complete one.
 
+``load_dataset`` guesses splits from file names: a picture called ``train`` or ``test`` would hide the others. With
+``data_files="**"`` it does not guess.
+
 Items without a picture go to ``.imagen/failures/<identity>.jsonl``: hidden folders are no part of an ImageFolder.
 """
 
@@ -165,7 +168,7 @@ def _put_together(folder: StoragePath, *, owner: str) -> None:
     for _ in range(_MAX_ROUNDS):
         lines = _latest(line for data in _read_parts(folder, list(seen)) for line in _parse(data))
         data = b"".join([*foreign, *map(_dump, lines)])
-        write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner)
+        write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, shared=True)
         now = _list_parts(folder)
         if now == seen:
             return

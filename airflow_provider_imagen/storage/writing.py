@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TEMPORARY_PREFIX: Final = ".imagen-"
 TEMPORARY_SUFFIX: Final = ".part"
 
+_SIZE_CHECKS: Final = 5
+
 _EXTRAS: Final[dict[str, str]] = {
     "s3": "s3",
     "s3a": "s3",
@@ -59,7 +61,9 @@ _REASONS: Final[dict[int, str]] = {
 }
 
 
-def write_bytes_atomically(path: StoragePath, data: bytes, *, content_type: str, owner: str = "") -> None:
+def write_bytes_atomically(
+    path: StoragePath, data: bytes, *, content_type: str, owner: str = "", shared: bool = False
+) -> None:
     """
     Write a file whose name never stands for a part of it, replacing one that is there.
 
@@ -69,6 +73,8 @@ def write_bytes_atomically(path: StoragePath, data: bytes, *, content_type: str,
     :param data: the whole content
     :param content_type: media type; object stores keep it and browsers ask for it, disks ignore it
     :param owner: letters and digits that mark the temporary file, for :func:`remove_leftovers`
+    :param shared: others may replace the same file at the same moment, so what a store holds afterwards is neither
+        measured nor, after an error, removed: it may be theirs
     :raises StorageError: when it could not be written; nothing half-written is left under the name
     """
     local = local_path(path)
@@ -76,7 +82,7 @@ def write_bytes_atomically(path: StoragePath, data: bytes, *, content_type: str,
         if local is not None:
             _write_local(local, data, owner)
         else:
-            _write_object(path, data, content_type)
+            _write_object(path, data, content_type, shared=shared)
     except StorageError:
         raise
     except Exception as error:
@@ -265,7 +271,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _write_object(path: StoragePath, data: bytes, content_type: str) -> None:
+def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: bool) -> None:
     filesystem, key = filesystem_of(path)
     protocol = protocol_of(path)
     whole_objects_only = protocol in _EXTRAS
@@ -273,17 +279,32 @@ def _write_object(path: StoragePath, data: bytes, content_type: str) -> None:
         if not whole_objects_only:
             filesystem.makedirs(filesystem._parent(key), exist_ok=True)
         filesystem.pipe_file(key, data, **_content_type_options(protocol, content_type))
-        stored = _size_of(filesystem, key)
+        if shared:
+            return
+        stored = _size_after(filesystem, key, len(data))
         if stored != len(data):
             raise StorageError(
-                f"Cannot write {_redact(address_of(path))}: of {len(data)} bytes the store kept {stored}."
+                f"Cannot write {_redact(address_of(path))}: of {len(data)} bytes the store kept {stored or 0}."
             )
     except BaseException as error:
         # A refused PUT leaves an older object as it was; only what is known to be partial may go.
-        if not whole_objects_only or isinstance(error, StorageError):
+        if not shared and (not whole_objects_only or isinstance(error, StorageError)):
             with contextlib.suppress(Exception):
                 filesystem.rm_file(key)
         raise
+
+
+def _size_after(filesystem: Any, key: str, expected: int) -> int | None:
+    """Ask what was kept; again when it is not what was sent, for a listing cached by another thread may be older."""
+    size = None
+    for _ in range(_SIZE_CHECKS):
+        try:
+            size = _size_of(filesystem, key)
+        except FileNotFoundError:
+            size = None
+        if size == expected:
+            break
+    return size
 
 
 def _size_of(filesystem: Any, key: str) -> int:

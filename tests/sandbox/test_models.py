@@ -18,7 +18,9 @@ def minimal_body(model):
     for name in model.required:
         schema = model.fields[name]
         forms = [schema, *schema.get("anyOf", ())]
-        if any(form.get("type") == "array" for form in forms) and name == "image_urls":
+        if "enum" in schema:
+            body[name] = schema["enum"][0]
+        elif any(form.get("type") == "array" for form in forms) and name == "image_urls":
             body[name] = ["https://example.com/picture.png"]
         else:
             body[name] = "https://example.com/picture.png" if name.startswith("image") else "a quiet harbour"
@@ -88,7 +90,7 @@ def test_aliases_lead_to_the_same_model():
         ("openai/gpt-image-1", {"size": "1024x1536"}, (1024, 1536)),
         ("bytedance/seedream-4-5", {"image_size": "2K"}, (2048, 2048)),
         ("google/nano-banana-2", {"aspect_ratio": "16:9", "resolution": "2K"}, (2816, 1536)),
-        ("flux-pro/v1.1-ultra", {}, (1376, 768)),
+        ("flux-pro/v1.1-ultra", {}, (1408, 768)),
         ("x-ai/grok-imagine-image", {"aspect_ratio": "auto", "resolution": "1k"}, (1024, 1024)),
         ("beeble/switchx-image-to-image", {"max_resolution": 720}, (1280, 720)),
         ("topaz-labs/sharpen", {}, (1024, 1024)),

@@ -286,6 +286,34 @@ def test_an_object_that_was_kept_in_part_is_an_error_and_removed(protocol):
     assert store.find("/bucket") == []
 
 
+def test_a_file_that_others_replace_as_well_is_neither_measured_nor_removed():
+    """Somebody else's newer version has another size; taking it for a broken one of ours would destroy it."""
+    store = Store(keep=1000)
+    write(StoredAt(store, "/bucket/metadata.jsonl", "memory"), shared=True)
+    assert len(store.cat_file("/bucket/metadata.jsonl")) == 1000
+    store.failure = ConnectionResetError("reset by peer")
+    with pytest.raises(StorageError):
+        write(StoredAt(store, "/bucket/metadata.jsonl", "memory"), shared=True)
+    assert store.find("/bucket") == ["/bucket/metadata.jsonl"]
+
+
+def test_a_listing_that_is_older_than_the_object_is_not_believed():
+    """Another thread's listing can put an old answer into the store's cache at any moment."""
+    store = Store()
+    real, answers = store.info, [FileNotFoundError(), {"size": 3}]
+
+    def info(path, **options):
+        answer = answers.pop() if answers else real(path, **options)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    store.info = info
+    write(StoredAt(store, "/bucket/a.png"))
+    assert answers == []
+    assert store.cat_file("/bucket/a.png") == DATA
+
+
 def test_a_refused_put_leaves_the_older_object():
     store = Store(failure=PermissionError("Access Denied"))
     MemoryFileSystem.pipe_file(store, "/bucket/a.png", b"old")

@@ -1,0 +1,104 @@
+"""
+Know whether a request went out: connections that note when they hand the first bytes of it to the network.
+
+What an exception of requests is called does not tell. A proxy that breaks off after it took the request ends as
+``ProxyError``, an answer with two lengths as ``InvalidHeader``, a TLS handshake that hangs as ``ReadTimeout``. So the
+connection itself keeps the record, for direct connections and for those through a proxy alike. Imports requests, so
+import this module when it is used.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from requests import Session
+from requests.adapters import HTTPAdapter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from requests import Response
+
+
+@dataclass
+class Progress:
+    """
+    How far one request came.
+
+    :param watched: whether a connection of ours is in charge of it; without one nothing is known
+    :param sent: whether bytes of it were handed to the network
+    """
+
+    watched: bool = False
+    sent: bool = False
+
+    @property
+    def never_sent(self) -> bool:
+        """Whether it is certain that nobody can have received a byte of the request."""
+        return self.watched and not self.sent
+
+
+_current: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[Progress]:
+    """Watch the request that this thread sends meanwhile."""
+    progress = Progress()
+    token = _current.set(progress)
+    try:
+        yield progress
+    finally:
+        _current.reset(token)
+
+
+class _NotesSending:
+    """Mixin for a connection of urllib3. What is said to a proxy to open a tunnel is not part of the request."""
+
+    sock: Any
+    _is_connecting = False
+
+    def connect(self) -> None:
+        self._is_connecting = True
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            self._is_connecting = False
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        progress = _current.get()
+        if progress is not None and not self._is_connecting:
+            progress.sent = True
+        super().send(data)  # type: ignore[misc]
+
+
+class WatchedAdapter(HTTPAdapter):
+    """The transport of requests on connections that note what they send."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the pool for a request, whose connections are watched ones from then on."""
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        if not issubclass(pool.ConnectionCls, _NotesSending):
+            pool.ConnectionCls = type("WatchedConnection", (_NotesSending, pool.ConnectionCls), {})
+        progress = _current.get()
+        if progress is not None:
+            progress.watched = True
+        return pool
+
+
+class WatchedSession(Session):
+    """A session on watched connections that does not even look where a redirect leads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, WatchedAdapter())
+
+    def get_redirect_target(self, resp: Response) -> str | None:  # noqa: ARG002 - the signature is requests'
+        """Say that there is none: following would carry the key elsewhere."""
+        return None

@@ -1,0 +1,82 @@
+"""``@task.imagen``: the operator, with its prompt supplied by a function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
+
+from airflow_provider_imagen._compat import determine_kwargs
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.sdk import Context
+    from airflow.sdk.bases.decorator import TaskDecorator
+
+
+class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
+    """
+    Call a function, take what it returns for the prompt, and generate.
+
+    :param python_callable: returns text, a mapping with ``prompt``, or a list of these; templates in it are rendered
+    """
+
+    template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *ImagenGenerateOperator.template_fields)
+    template_fields_renderers = {**DecoratedOperator.template_fields_renderers, **ImagenGenerateOperator.template_fields_renderers}
+    custom_operator_name = "@task.imagen"
+    overwrite_rtif_after_execution = True  # the UI shows the prompt that was sent, not a placeholder
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Sequence[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if "prompt" in kwargs:
+            raise TypeError("@task.imagen takes its prompt from what the function returns: leave the argument prompt out")
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            prompt=SET_DURING_EXECUTION,
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> list[str]:
+        """
+        Call the function, render what it returns, and make the pictures.
+
+        :raises TypeError: the function returned something that cannot be a prompt; nothing was paid
+        """
+        arguments: Any = {**context, **self.op_kwargs}
+        kwargs = determine_kwargs(self.python_callable, self.op_args, arguments)
+        prompt = self.python_callable(*self.op_args, **kwargs)
+        if not isinstance(prompt, (str, Mapping)) and (
+            not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray))
+        ):
+            raise TypeError(
+                f"The function {self.python_callable.__name__!r} of @task.imagen returned {type(prompt).__name__}; "
+                f'text, a mapping such as {{"prompt": …}}, or a list of these is allowed'
+            )
+        self.prompt = prompt
+        self.render_template_fields(context)
+        return ImagenGenerateOperator.execute(self, context)
+
+
+def imagen_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """
+    Turn a function that returns a prompt into a task that generates its pictures.
+
+    :param python_callable: the function
+    :param kwargs: arguments of
+        :class:`~airflow_provider_imagen.operators.imagen.ImagenGenerateOperator`, all but ``prompt``
+    """
+    return task_decorator_factory(
+        python_callable=python_callable, decorated_operator_class=_ImagenDecoratedOperator, **kwargs
+    )

@@ -1,0 +1,213 @@
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_imagen.api.catalogue import all_models
+from airflow_provider_imagen.api.pricing import PriceList, Quote, last_known_price
+from airflow_provider_imagen.api.request import ImageRequest, build_requests
+
+IMAGEN = "imagen-3.0-generate-002"
+
+
+def request(**arguments):
+    arguments.setdefault("prompt", "a cat")
+    return build_requests(arguments, can_store=True)[0]
+
+
+def quote(pricing, *, aliases=(), **arguments):
+    """Quote a request by a ``pricing`` block as ``GET /v1/models?include=pricing`` gives it."""
+    row = {"id": arguments["model"], "aliases": list(aliases), "type": "openai/image-generations", "pricing": pricing}
+    return PriceList.from_answer({"object": "list", "data": [row]}).quote(request(**arguments))
+
+
+def fixed(*units, currency="USD"):
+    return {"kind": "fixed", "currency": currency, "units": list(units)}
+
+
+def variants(*rates, dimensions=("quality",)):
+    return {"kind": "variants", "currency": "USD", "dimensions": list(dimensions), "variants": list(rates)}
+
+
+def test_the_last_known_price_is_for_all_pictures_of_the_request():
+    assert last_known_price("google/imagen-4.0-fast-generate-001", {"prompt": "a"}) == Decimal("0.026")
+    assert last_known_price("google/imagen-4.0-fast-generate-001", {"num_images": 4}) == Decimal("0.104")
+    assert last_known_price("x-ai/grok-imagine-image", {"n": 10}) == Decimal("0.26")
+
+
+def test_the_last_known_price_of_an_upload_is_the_one_of_its_endpoint():
+    assert last_known_price("openai/gpt-image-2", {"prompt": "a", "n": 1}) == Decimal("0.054")
+    assert last_known_price("openai/gpt-image-2", {"prompt": "a", "n": 2, "image": "…"}) == Decimal("0.190")
+    assert last_known_price("openai/gpt-image-1", {"prompt": "a", "image": "…"}) is None
+
+
+@pytest.mark.parametrize("model_id", ["no/such-model", "", "flux-realism/none"])
+def test_an_unknown_model_has_no_price(model_id):
+    assert last_known_price(model_id, {"num_images": 2}) is None
+    assert PriceList().quote(ImageRequest("/v1/images/generations", {"model": model_id}, 1, False)) == Quote(
+        None, "unknown"
+    )
+
+
+def test_without_a_live_price_the_quote_says_that_it_is_the_last_known_one():
+    assert PriceList().quote(request(model="flux/schnell", num_images=3)) == Quote(Decimal("0.012"), "last known")
+    assert PriceList().quote(request(model="recraft-v3")) == Quote(None, "unknown")
+
+
+def test_a_quote_of_uploads_uses_the_price_of_uploads():
+    wanted = request(model="openai/gpt-image-2", image="https://h.example/a.png", num_images=2)
+    assert PriceList().quote(wanted) == Quote(Decimal("0.190"), "last known")
+
+
+def test_a_fixed_price_is_price_divided_by_per_times_pictures():
+    assert quote(fixed({"price": 0.04, "unit": "image", "per": 1}), model=IMAGEN) == Quote(Decimal("0.04"), "live")
+    assert quote(fixed({"price": "40", "unit": "image", "per": 1000}), model=IMAGEN, num_images=4).usd == Decimal(
+        "0.16"
+    )
+    assert quote(fixed({"price": 0.04, "per": "image"}), model=IMAGEN, num_images=2).usd == Decimal("0.08")
+
+
+def test_rates_that_come_together_are_added_up():
+    pricing = fixed({"price": 0.01, "unit": "request", "per": 1}, {"price": 0.02, "unit": "image", "per": 1})
+    assert quote(pricing, model=IMAGEN, num_images=4).usd == Decimal("0.09")
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels"),
+    [
+        ({"width": 1024, "height": 512}, 1024 * 512),
+        ("square_hd", 1024 * 1024),
+        ("portrait_16_9", 576 * 1024),
+        (None, 1024 * 768),
+    ],
+)
+def test_a_price_per_megapixel_counts_the_pixels_that_were_asked_for(size, pixels):
+    pricing = fixed({"price": "0.02", "unit": "megapixel", "per": 1})
+    found = quote(pricing, model="flux/dev", image_size=size, num_images=2)
+    assert found == Quote(Decimal("0.02") * pixels * 2 / 1_000_000, "live")
+
+
+def test_a_price_per_megapixel_of_a_size_as_text_is_counted_too():
+    pricing = fixed({"price": "1", "unit": "megapixel", "per": 1})
+    assert quote(pricing, model="openai/gpt-image-1", size="1024x1536").usd == Decimal(1024 * 1536) / 1_000_000
+
+
+def test_a_price_per_megapixel_of_an_unknown_size_is_not_made_up():
+    pricing = fixed({"price": "0.02", "unit": "megapixel", "per": 1})
+    assert quote(pricing, model="google/imagen-4.0-fast-generate-001").source == "last known"
+
+
+def test_the_variant_that_fits_the_request_is_the_price():
+    low = {"when": {"quality": "low"}, "price": 0.01, "unit": "image", "per": 1}
+    high = {"when": {"quality": "high"}, "price": 0.2, "unit": "image", "per": 1}
+    assert quote(variants(low, high), model="openai/gpt-image-1", quality="low").usd == Decimal("0.01")
+    assert quote(variants(low, high), model="openai/gpt-image-1", quality="high").usd == Decimal("0.2")
+
+
+def test_the_models_default_counts_as_asked_for():
+    medium = {"when": {"quality": "medium"}, "price": 0.05, "unit": "image", "per": 1}
+    high = {"when": {"quality": "high"}, "price": 0.2, "unit": "image", "per": 1}
+    assert quote(variants(medium, high), model="openai/gpt-image-1").usd == Decimal("0.05")
+
+
+def test_where_the_request_does_not_say_the_highest_price_is_expected():
+    small = {"when": {"tier": "a"}, "price": 0.05, "unit": "image", "per": 1}
+    large = {"when": {"tier": "b"}, "price": 0.2, "unit": "image", "per": 1}
+    assert quote(variants(small, large), model=IMAGEN, num_images=2).usd == Decimal("0.4")
+
+
+def test_where_no_variant_fits_the_highest_of_all_is_expected():
+    low = {"when": {"quality": "draft"}, "price": 0.01, "unit": "image", "per": 1}
+    high = {"when": {"quality": "best"}, "price": 0.2, "unit": "image", "per": 1}
+    assert quote(variants(low, high), model="openai/gpt-image-1", quality="low").usd == Decimal("0.2")
+
+
+def test_numbers_and_text_name_the_same_variant():
+    small = {"when": {"max_resolution": "720"}, "price": 0.05, "unit": "image", "per": 1}
+    large = {"when": {"max_resolution": "1080"}, "price": 0.1, "unit": "image", "per": 1}
+    arguments = {"model": "beeble/switchx-image-to-image", "image_url": "https://h.example/a.png"}
+    assert quote(variants(small, large), **arguments, max_resolution=720).usd == Decimal("0.05")
+
+
+@pytest.mark.parametrize(
+    "pricing",
+    [
+        {"kind": "variable"},
+        {"kind": "new kind"},
+        {},
+        fixed(),
+        fixed({"price": 5, "unit": "token", "per": 1_000_000}),
+        fixed({"price": 5, "unit": "token", "per": 1_000_000}, {"price": 0.1, "unit": "image", "per": 1}),
+        fixed({"price": 0.1, "unit": "image", "per": 0}),
+        fixed({"price": -0.1, "unit": "image", "per": 1}),
+        fixed({"price": "NaN", "unit": "image", "per": 1}),
+        fixed({"unit": "image", "per": 1}),
+        fixed("0.1"),
+        fixed({"price": 0.1, "unit": "image", "per": 1}, currency="EUR"),
+        variants(),
+        variants({"when": {}, "price": 0.1, "unit": "second", "per": 1}),
+        variants({"when": {}, "price": 0.1, "unit": "second", "per": 1}, {"when": {}, "price": 0.1, "unit": "image"}),
+    ],
+)
+def test_a_price_that_cannot_be_told_beforehand_is_not_made_up(pricing):
+    assert quote(pricing, model="flux/schnell") == Quote(Decimal("0.004"), "last known")
+    assert quote(pricing, model="recraft-v3") == Quote(None, "unknown")
+
+
+def test_a_free_model_costs_nothing():
+    assert quote(fixed({"price": 0, "unit": "image", "per": 1}), model=IMAGEN) == Quote(Decimal(0), "live")
+    free = {"when": {}, "price": 0, "unit": "image", "per": 1}
+    assert quote(variants(free), model=IMAGEN) == Quote(Decimal(0), "live")
+
+
+def test_a_model_is_found_by_its_alias_and_ids_win_over_aliases():
+    answer = {
+        "data": [
+            {"id": "new/name", "aliases": ["flux/dev"], "pricing": fixed({"price": 1, "unit": "image", "per": 1})},
+            {"id": "flux/schnell", "aliases": [], "pricing": fixed({"price": 2, "unit": "image", "per": 1})},
+            {"id": "other", "aliases": ["flux/schnell"], "pricing": fixed({"price": 3, "unit": "image", "per": 1})},
+            {"id": "dall-e-2", "aliases": None, "pricing": None},
+        ]
+    }
+    for prices in (PriceList.from_answer(answer), PriceList.from_answer(answer["data"])):
+        assert prices.quote(request(model="flux/dev")) == Quote(Decimal(1), "live")
+        assert prices.quote(request(model="flux/schnell")) == Quote(Decimal(2), "live")
+        assert prices.quote(request(model="dall-e-2")).source == "last known"
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["image", "fixed", "variants"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["kind", "units", "variants", "when", "price", "per", "unit", "data", "id", "aliases", "pricing"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pricing=JSON_VALUES, answer=JSON_VALUES)
+def test_any_answer_ends_in_a_quote_that_is_never_negative(pricing, answer):
+    wanted = request(model="flux/dev", num_images=2)
+    row = {"id": "flux/dev", "aliases": [], "pricing": pricing}
+    for found in (PriceList.from_answer(answer).quote(wanted), PriceList.from_answer([row]).quote(wanted)):
+        assert found.usd is None or found.usd >= 0
+
+
+def test_every_models_price_scales_with_the_pictures_it_makes():
+    for model in all_models():
+        if model.price and model.generations.max_images not in (1, None):
+            body = {model.generations.count_field: 2}
+            assert last_known_price(model.id, body) == 2 * last_known_price(model.id, {})

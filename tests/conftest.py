@@ -1,0 +1,67 @@
+"""A home of its own for Airflow, and what most tests need of it and of the sandbox."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+# Airflow reads its environment when it is first imported, so this stands before any test module is.
+_HOME = Path(tempfile.mkdtemp(prefix="imagen-tests-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+(_HOME / "dags").mkdir()
+for _name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+    del os.environ[_name]
+os.environ.update(
+    AIRFLOW_HOME=str(_HOME),
+    AIRFLOW__CORE__DAGS_FOLDER=str(_HOME / "dags"),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{_HOME / 'airflow.db'}",
+    AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+)
+
+
+@pytest.fixture
+def sandbox(imagen_sandbox: Sandbox) -> Sandbox:
+    """Give the sandbox, with nothing left in it from other tests."""
+    return imagen_sandbox
+
+
+@pytest.fixture(scope="session")
+def _airflow_database() -> None:
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.utils import db
+
+    db.initdb()
+    DagBundlesManager().sync_bundles_to_db()
+
+
+@pytest.fixture
+def run_dag(_airflow_database: None) -> Callable[..., Any]:
+    """Give a function that runs a DAG through a real Airflow in this process, retries and all, and returns its run."""
+
+    def run(dag: DAG, **options: Any) -> Any:
+        from airflow.models.serialized_dag import SerializedDagModel
+        from airflow.serialization.definitions.dag import SerializedDAG
+        from airflow.serialization.serialized_objects import LazyDeserializedDAG
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            lazy = LazyDeserializedDAG.from_dag(dag)
+            SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
+            SerializedDagModel.write_dag(lazy, bundle_name="dags-folder", session=session)
+        return dag.test(**options)
+
+    return run

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import requests
+
+from airflow_provider_imagen.sandbox import Fault, Sandbox, SandboxControl, embedded, serve
+
+from .conftest import IMAGEN
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=60, **options
+    )
+
+
+def post(sandbox, **body):
+    return requests.post(
+        f"{sandbox.url}/v1/images/generations",
+        json={"model": IMAGEN, "prompt": "x"} | body,
+        headers={"Authorization": f"Bearer {sandbox.api_key}"},
+        timeout=30,
+    )
+
+
+def test_importing_the_sandbox_loads_no_framework():
+    done = run("""
+        import sys
+        from airflow_provider_imagen.sandbox import Fault, Sandbox, SandboxControl
+        Fault("reset"), Sandbox(), SandboxControl("http://127.0.0.1:1")
+        heavy = {"starlette", "uvicorn", "PIL", "requests", "asyncio", "urllib.request", "airflow"}
+        print(sorted(heavy & set(sys.modules)))
+    """)
+
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_sandbox_shares_no_code_with_the_client():
+    for module in (ROOT / "airflow_provider_imagen" / "sandbox").glob("*.py"):
+        text = module.read_text(encoding="utf-8")
+        imported = {
+            line.split()[1] for line in text.splitlines() if line.strip().startswith(("from airflow", "import airflow"))
+        }
+        assert all(name.startswith("airflow_provider_imagen.sandbox") for name in imported), module.name
+
+
+def test_it_starts_in_well_under_a_second_and_stops():
+    with Sandbox():
+        pass  # loads the framework
+    began = time.monotonic()
+    with Sandbox() as sandbox:
+        assert time.monotonic() - began < 0.5
+        assert requests.get(f"{sandbox.url}/v1/models", timeout=5).status_code == 200
+        url = sandbox.url
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{url}/v1/models", timeout=5)
+
+
+def test_closing_does_not_wait_for_a_hanging_request():
+    sandbox = Sandbox().start()
+    sandbox.add_fault(Fault("hang"))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, sandbox)
+        while not sandbox.seen():
+            time.sleep(0.01)
+        began = time.monotonic()
+        sandbox.close()
+        assert time.monotonic() - began < 2
+        assert isinstance(waiting.exception(timeout=5), requests.ConnectionError)
+
+
+def test_closing_and_starting_twice_is_harmless():
+    sandbox = Sandbox(picture_scale=0.1)
+    assert sandbox.start() is sandbox.start()
+    sandbox.close()
+    sandbox.close()
+    with sandbox:
+        assert requests.get(post(sandbox).json()["data"][0]["url"], timeout=10).status_code == 200
+
+
+def test_a_process_that_ends_without_closing_ends_clean():
+    done = run("""
+        from airflow_provider_imagen.sandbox import Fault, embedded
+        import requests
+        sandbox = embedded()
+        sandbox.add_fault(Fault("slow", seconds=30))
+        try:
+            requests.post(sandbox.url + "/v1/images/generations", json={"model": "recraft-v3", "prompt": "x"},
+                          headers={"Authorization": "Bearer " + sandbox.api_key}, timeout=0.2)
+        except requests.ReadTimeout:
+            print("left")
+    """)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+
+
+def test_a_taken_port_is_an_oserror():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"):
+            Sandbox(port=taken.getsockname()[1]).start()
+
+
+def test_chosen_ports_are_used():
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], two.getsockname()[1]
+    with Sandbox(port=ports[0], cdn_port=ports[1]) as sandbox:
+        assert (sandbox.url, sandbox.cdn_url) == tuple(f"http://127.0.0.1:{port}" for port in ports)
+
+
+@pytest.mark.parametrize(
+    "options", [{"picture_scale": 0}, {"picture_scale": 2}, {"latency_seconds": -1}, {"balance_usd": -1}]
+)
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match="allowed"):
+        Sandbox(**options)
+
+
+def test_it_leaves_the_logging_of_the_process_alone(caplog):
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    with caplog.at_level(logging.DEBUG), Sandbox() as sandbox:
+        sandbox.add_fault(Fault("reset"))
+        with pytest.raises(requests.ConnectionError):
+            post(sandbox)
+        assert post(sandbox).status_code == 200
+
+    assert [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers] == before
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+def test_64_clients_at_once_are_all_served_and_billed_once_each(sandbox):
+    sandbox.configure(latency_seconds=0.2)
+    gate = threading.Barrier(64)
+
+    def client(number):
+        gate.wait()
+        answer = requests.post(
+            f"{sandbox.url}/v1/images/generations",
+            json={"model": IMAGEN, "prompt": f"picture {number % 8}", "seed": number % 8},
+            headers={"Authorization": f"Bearer {sandbox.api_key}", "X-Client-Request-Id": f"id-{number}"},
+            timeout=30,
+        )
+        return requests.get(answer.json()["data"][0]["url"], timeout=30).content
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(64) as pool:
+        pictures = list(pool.map(client, range(64)))
+
+    assert time.monotonic() - began < 10
+    assert all(pictures[number] == pictures[number % 8] for number in range(64))
+    assert len(set(pictures)) == 8
+    assert sorted(charge.client_request_id for charge in sandbox.ledger()) == sorted(f"id-{n}" for n in range(64))
+    assert sandbox.balance_usd == Decimal(100) - 64 * Decimal("0.042")
+
+
+def test_requests_in_flight_together_cannot_overdraw_the_account(sandbox):
+    sandbox.configure(latency_seconds=0.2, balance_usd=Decimal("0.42"))
+    with ThreadPoolExecutor(30) as pool:
+        statuses = list(pool.map(lambda _: post(sandbox).status_code, range(30)))
+
+    assert sorted(statuses) == [200] * 10 + [403] * 20
+    assert sandbox.balance_usd == 0
+
+
+def test_300_open_connections_do_not_stop_it(sandbox):
+    host, port = sandbox.url.removeprefix("http://").split(":")
+    idle = [socket.create_connection((host, int(port)), timeout=5) for _ in range(300)]
+    try:
+        assert post(sandbox).status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_the_embedded_sandbox_is_one_per_process():
+    done = run("""
+        import threading
+        from airflow_provider_imagen.sandbox import embedded
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(embedded())) for _ in range(8)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        print(len(set(map(id, found))), found[0].url.startswith("http://127.0.0.1:"))
+    """)
+
+    assert done.stdout.split() == ["1", "True"], done.stderr
+
+
+def test_a_forked_child_starts_its_own_embedded_sandbox():
+    done = run("""
+        import os, warnings
+        warnings.simplefilter("ignore")
+        from airflow_provider_imagen.sandbox import embedded
+        import requests
+        parent = embedded()
+        child = os.fork()
+        if child == 0:
+            own = embedded()
+            ok = own.url != parent.url and requests.get(own.url + "/v1/models", timeout=5).ok
+            ok = ok and requests.get(parent.url + "/v1/models", timeout=5).ok
+            parent.close()  # harmless: it belongs to the other process
+            os._exit(0 if ok else 1)
+        _, status = os.waitpid(child, 0)
+        alive = requests.get(parent.url + "/v1/models", timeout=5).ok
+        print(os.waitstatus_to_exitcode(status), alive, embedded() is parent)
+    """)
+
+    assert done.stdout.split() == ["0", "True", "True"], done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_runs_until_a_signal_and_ends_clean(number):
+    code = """
+        from airflow_provider_imagen.sandbox import serve
+        serve(port=0, picture_scale=0.1, on_ready=lambda sandbox: print(sandbox.url, flush=True))
+        print("ended", flush=True)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = process.stdout.readline().strip()
+    assert requests.get(f"{url}/v1/models", timeout=5).status_code == 200
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+
+    assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
+def test_serve_in_a_thread_does_not_touch_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    ready = threading.Event()
+    threading.Thread(target=serve, kwargs={"on_ready": lambda sandbox: ready.set()}, daemon=True).start()
+
+    assert ready.wait(10)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sandbox_can_be_controlled_over_http(sandbox):
+    control = SandboxControl(f"{sandbox.url}/")
+    assert (control.api_key, control.cdn_url) == (sandbox.api_key, sandbox.cdn_url)
+
+    control.add_fault(Fault("status", status=503, times=None, prompt="fox"))
+    control.configure(balance_usd=Decimal("7.5"), latency_seconds=0.01)
+    assert post(sandbox, prompt="a fox").status_code == 503
+    assert post(sandbox, prompt="a cat").status_code == 200
+    control.clear_faults()
+    assert post(sandbox, prompt="a fox").status_code == 200
+
+    assert control.ledger() == sandbox.ledger()
+    assert sandbox.balance_usd == Decimal("7.5") - Decimal("0.084")
+    seen = control.seen("/v1/images/generations")
+    assert seen == sandbox.seen("/v1/images/generations")
+    assert [(one.host, one.method, one.status, one.json["prompt"]) for one in seen] == [
+        ("api", "POST", 503, "a fox"),
+        ("api", "POST", 200, "a cat"),
+        ("api", "POST", 200, "a fox"),
+    ]
+
+    control.reset()
+    assert control.ledger() == control.seen() == []
+    assert sandbox.balance_usd == 100
+
+
+def test_a_wrong_fault_or_setting_over_http_is_a_valueerror(sandbox):
+    control = SandboxControl(sandbox.url)
+    bad = Fault("reset")
+    object.__setattr__(bad, "kind", "explode")
+
+    with pytest.raises(ValueError, match="Unknown fault kind 'explode'"):
+        control.add_fault(bad)
+    with pytest.raises(ValueError, match="no setting colour"):
+        control.configure(colour="red")
+
+
+def test_seen_requests_hold_what_was_sent(sandbox):
+    requests.get(f"{sandbox.url}/v2/logs?status=failed&status=succeeded", headers={"X-Thing": "1"}, timeout=5)
+    (seen,) = sandbox.seen()
+
+    assert seen.path == "/v2/logs"
+    assert seen.query == {"status": ["failed", "succeeded"]}
+    assert seen.headers["x-thing"] == "1"
+    assert (seen.status, seen.json, seen.client_request_id) == (401, None, None)
+
+
+def test_embedded_gives_a_working_sandbox_in_this_process():
+    sandbox = embedded()
+
+    assert embedded() is sandbox
+    assert os.getpid() == sandbox._pid
+    assert requests.get(f"{sandbox.url}/v1/models", timeout=5).status_code == 200
