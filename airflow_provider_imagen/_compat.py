@@ -26,7 +26,7 @@ except ImportError:  # 3.1, 3.2: tasks have no retry policy
 try:  # 3.2
     from airflow.sdk.bases.decorator import determine_kwargs
 except ImportError:  # 3.1
-    from airflow.utils.operator_helpers import determine_kwargs  # type: ignore[no-redef]
+    from airflow.utils.operator_helpers import determine_kwargs  # type: ignore[attr-defined]
 
 
 def never_expire() -> dict[str, Any]:

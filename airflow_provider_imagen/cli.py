@@ -42,11 +42,15 @@ def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="make pictures with the example DAG",
-        description="Run the example DAG imagen_quickstart through Airflow, in a temporary home of its own, against the "
-        "built-in sandbox: no key, no cost. With a connection in AIRFLOW_CONN_IMAGEN_DEFAULT the API it names is used.",
+        description="Run the example DAG imagen_quickstart through Airflow, in a temporary home of its own, against "
+        "the built-in sandbox: no key, no cost. With a connection in AIRFLOW_CONN_IMAGEN_DEFAULT the API it names is used.",
     )
-    demo.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to paint; several prompts make several pictures")
-    demo.add_argument("--prompts-file", type=Path, metavar="FILE", help="further prompts, one per line; - is standard input")
+    demo.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="what to paint; several prompts make several pictures"
+    )
+    demo.add_argument(
+        "--prompts-file", type=Path, metavar="FILE", help="further prompts, one per line; - is standard input"
+    )
     demo.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
     demo.add_argument("--aspect-ratio", default="1:1", metavar="W:H", help="default: 1:1")
     demo.add_argument("--seed", type=int, metavar="N", help="makes results repeatable where the model can")
@@ -89,8 +93,12 @@ def _add_sandbox(commands: Any) -> None:
         "Point a connection's host at it.",
     )
     sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    sandbox.add_argument("--port", type=int, default=8765, help="port of the API (default: %(default)s; 0 takes a free one)")
-    sandbox.add_argument("--cdn-port", type=int, default=0, help="port the pictures are served from (default: a free one)")
+    sandbox.add_argument(
+        "--port", type=int, default=8765, help="port of the API (default: %(default)s; 0 takes a free one)"
+    )
+    sandbox.add_argument(
+        "--cdn-port", type=int, default=0, help="port the pictures are served from (default: a free one)"
+    )
     sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="time each generation takes")
     sandbox.set_defaults(run=_run_sandbox)
 

@@ -153,7 +153,8 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
 
-    DagBundlesManager().sync_bundles_to_db()
+    manager: Any = DagBundlesManager
+    manager().sync_bundles_to_db()
     bag = DagBag(dag_folder=os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
     if bag.import_errors:
         return _Outcome([], {}, RuntimeError(next(iter(bag.import_errors.values()))))
@@ -191,9 +192,10 @@ def _show(outcome: _Outcome, output: str) -> None:
         print(f"  cost  {cost}")
     summary = outcome.summary
     about = "about " if summary["usd_is_estimate"] else ""
+    plural = "s" if summary["made"] != 1 else ""
     print(
-        f"\n{summary['made']} picture{'s' if summary['made'] != 1 else ''} in {output} "
-        f"for {about}{summary['usd_spent']:.4f} USD; {summary['seconds']:.1f} s. List: {_shown_path(summary['manifest'])}"
+        f"\n{summary['made']} picture{plural} in {output} for {about}{summary['usd_spent']:.4f} USD, "
+        f"{summary['seconds']:.1f} s. List: {_shown_path(summary['manifest'])}"
     )
 
 

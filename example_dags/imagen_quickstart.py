@@ -1,9 +1,9 @@
 """
 ### Pictures from prompts
 
-One task that makes a picture for each prompt and stores it. Trigger it as it is, or with your own prompts.
-It needs the connection `imagen_default`; `AIRFLOW_CONN_IMAGEN_DEFAULT='{"conn_type": "imagen", "extra": {"sandbox": true}}'`
-works without a key.
+One task that makes a picture for each prompt and stores it. Trigger it as it is, or with prompts of your own.
+
+It needs the connection `imagen_default`; without a key, `{"conn_type": "imagen", "extra": {"sandbox": true}}` will do.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
         "aspect_ratio": Param("1:1", type="string", examples=["1:1", "9:16", "16:9", "3:4", "4:3"], title="Aspect ratio"),
         "seed": Param(None, type=["null", "integer"], title="Seed", description="Empty: a new one each time."),
         "model": Param("imagen-3.0-generate-002", type="string", title="Model"),
-        "output_path": Param("imagen-demo", type="string", title="Folder", description="Also s3://, gs:// or abfs://."),
+        "output_path": Param("imagen-pictures", type="string", title="Folder", description="Also s3://, gs://, abfs://."),
     },
 )
 def imagen_quickstart():
     @task
-    def prompts(params: dict) -> list[str]:
+    def prompts(params):
         return params["prompts"]
 
     ImagenGenerateOperator(
@@ -37,7 +37,7 @@ def imagen_quickstart():
         model="{{ params.model }}",
         num_images="{{ params.num_images }}",
         aspect_ratio="{{ params.aspect_ratio }}",
-        seed="{{ params.seed or '' }}",
+        seed="{{ params.seed }}",
         output_path="{{ params.output_path }}",
     )
 

@@ -80,12 +80,14 @@ def read_generation(
     status: int,
     headers: Mapping[str, str],
     body: bytes,
+    api_key: str | None = None,
     client_request_id: str | None = None,
     model: str | None = None,
 ) -> Generation:
     """
     Read the body of a 2xx answer.
 
+    :param api_key: blanked out wherever an error repeats what was answered
     :raises LostAnswerError: the body is cut off or a gateway's page; the request may have been billed
     :raises InvalidRequestError: the body is an error although the status says success
     :raises UnreadableResponseError: JSON of no known form
@@ -116,7 +118,7 @@ def read_generation(
         )
     pictures = _read_pictures(answer)
     if not pictures:
-        _refuse_what_is_no_empty_result(answer, facts=facts)
+        _refuse_what_is_no_empty_result(answer, api_key=api_key, facts=facts)
     return Generation(
         pictures=pictures,
         usd=usd,
@@ -127,20 +129,21 @@ def read_generation(
     )
 
 
-def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, facts: dict[str, Any]) -> None:
+def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:
     """Let an answer with an empty list of pictures pass; anything else without pictures is an error."""
     if error := answer.get("error"):
         said = error if isinstance(error, dict) else {"message": error}
         reason = _text(said.get("message")) or "no reason given"
         kind = _text(said.get("code")) or _text(said.get("type"))
         raise InvalidRequestError(
-            f"The API answered success with an error inside: {scrub(reason)}",
-            kind=scrub(kind, limit=100) if kind else None,
+            f"The API answered success with an error inside: {scrub(reason, api_key)}",
+            kind=scrub(kind, api_key, limit=100) if kind else None,
             **facts,
         )
     if not any(name in answer for name in _LIST_NAMES):
         raise UnreadableResponseError(
-            f"The API answered success without a list of pictures; it has only {scrub(', '.join(answer), limit=200)}.",
+            f"The API answered success without a list of pictures; it has only "
+            f"{scrub(', '.join(answer), api_key, limit=200)}.",
             **facts,
         )
 
@@ -152,16 +155,14 @@ def _read_pictures(answer: dict[str, Any]) -> tuple[AnsweredPicture, ...]:
     Lists side by side hold the same pictures (docs, Seedream v4 and USO pages, 2026-08), so they are not added up.
     """
     flags = answer.get("has_nsfw_concepts")
-    withheld_places = (
-        {number for number, flag in enumerate(flags) if flag is True} if isinstance(flags, list) else set()
-    )
+    flagged = {number for number, flag in enumerate(flags if isinstance(flags, list) else ()) if flag is True}
     common: dict[str, Any] = {"prompt": _text(answer.get("prompt")), "seed": _integer(answer.get("seed"))}
     violation = answer.get("content_violation") is True
     found = [
         tuple(
             picture
             for number, entry in enumerate(_entries(answer.get(name)))
-            if (picture := _read_picture(entry, withheld=violation or number in withheld_places, **common)) is not None
+            if (picture := _read_picture(entry, withheld=violation or number in flagged, **common)) is not None
         )
         for name in _LIST_NAMES
     ]

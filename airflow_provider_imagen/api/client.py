@@ -44,7 +44,7 @@ _KEY = re.compile(r"[!-~]+")
 """What can stand in an HTTP header: visible ASCII characters."""
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What the API keeps of ``X-Client-Request-Id``; it drops anything else silently (docs, request tracing, 2026-08-21)."""
+"""What the API keeps of ``X-Client-Request-Id``; anything else it drops (docs, request tracing, 2026-08-21)."""
 
 LOG_PAGE_ROWS = 100
 """Most rows ``GET /v2/logs`` gives at once (spec of the endpoint, 2026-08-21)."""
@@ -126,22 +126,21 @@ class ApiClient:
                 f"client_request_id={client_request_id!r}: 1 to 128 characters of A-Za-z0-9._:- are allowed; "
                 f"the API would drop this one silently"
             )
-        model = body.get("model")
+        model = body.get("model") if isinstance(body.get("model"), str) else None
         facts: dict[str, Any] = {
+            "api_key": self.settings.api_key,
             "client_request_id": client_request_id,
-            "model": model if isinstance(model, str) else None,
+            "model": model,
         }
         sent = {"data": dict(body), "files": files} if files else {"json": dict(body)}
         try:
             answer = self._exchange("POST", path, headers={"X-Client-Request-Id": client_request_id}, **sent)
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:
-            error.client_request_id, error.model = client_request_id, facts["model"]
+            error.client_request_id, error.model = client_request_id, model
             raise
         if 200 <= answer.status < 300:
-            return read_generation(status=answer.status, headers=answer.headers, body=answer.body, **facts)
-        raise error_for(
-            status=answer.status, headers=answer.headers, body=answer.body, api_key=self.settings.api_key, **facts
-        )
+            return read_generation(**vars(answer), **facts)
+        raise error_for(**vars(answer), **facts)
 
     def get_key(self) -> dict[str, Any]:
         """Ask ``GET /v1/key`` what the key is: name, prefix, scopes, limit; free."""
@@ -196,9 +195,7 @@ class ApiClient:
         except LostAnswerError as error:  # a GET costs nothing: its loss is only a missing answer
             raise ConnectionFailedError(str(error)) from error
         if not 200 <= answer.status < 300:
-            raise error_for(
-                status=answer.status, headers=answer.headers, body=answer.body, api_key=self.settings.api_key
-            )
+            raise error_for(**vars(answer), api_key=self.settings.api_key)
         try:
             found = json.loads(answer.body)
         except (ValueError, RecursionError):
@@ -324,9 +321,10 @@ def _was_never_sent(error: Exception, progress: Progress) -> bool:
     """
     Say whether no byte of the request can have reached the API; everything that is not certain counts as sent.
 
-    :param progress: what the connection noted; a proxy's address that cannot be used comes before any connection
+    :param progress: what the connection noted; the address of a proxy is read before there is a connection
     """
-    return progress.never_sent or isinstance(error, transport.InvalidProxyURL | transport.InvalidSchema)
+    no_use_for_proxy = isinstance(error, transport.InvalidURL | transport.InvalidSchema)
+    return progress.never_sent or (no_use_for_proxy and not progress.sent)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -358,12 +356,14 @@ def _reason(error: BaseException) -> str:
     for kinds, words in (
         ((pool.NameResolutionError, pool.LocationParseError), "the host name is not known"),
         ((ssl.SSLCertVerificationError,), "the TLS certificate is not trusted"),
-        ((pool.ConnectTimeoutError, transport.ConnectTimeout), "connecting took too long"),
         ((ConnectionRefusedError,), "connection refused"),
+        ((pool.NewConnectionError,), "the host cannot be reached"),
+        ((pool.ConnectTimeoutError, transport.ConnectTimeout), "connecting took too long"),
         ((pool.ReadTimeoutError, transport.ReadTimeout, TimeoutError), "no answer in time"),
         ((pool.IncompleteRead, http.client.IncompleteRead), "the answer was cut off"),
         ((ConnectionResetError, BrokenPipeError), "the connection was reset"),
         ((pool.ProtocolError, pool.DecodeError), "the connection broke off"),
+        ((transport.InvalidURL, transport.InvalidSchema), "the address of the proxy cannot be used"),
         ((pool.ProxyError, transport.ProxyError), "the proxy refused"),
     ):
         if any(isinstance(cause, kinds) for cause in causes):

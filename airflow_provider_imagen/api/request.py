@@ -139,7 +139,7 @@ class _Draft:
             else:
                 value = count
         if names and field:
-            self.body[field] = 1 if several else value
+            self._take(field, 1 if several else value)
         return value, several
 
     def take_ratio(self, asked: dict[str, Any]) -> None:
@@ -164,6 +164,7 @@ class _Draft:
         """Choose between links and base64 in the model's own words; give whether it is base64."""
         field = self.endpoint.base64_field
         ours = "convert_base64_to_url"
+        named = ours if ours in asked else field
         if ours in asked and field != ours:
             given = asked.pop(ours)
             wants_links = coerce({"type": "boolean"}, given)
@@ -176,15 +177,13 @@ class _Draft:
                 self._complain(ours, given, f"give either {ours} or {field}, not both")
             else:
                 asked[field] = _switch(field, links=wants_links)
-        if field is None:
+        if field is None or named is None:
             return False
-        named = field if field in asked else ours
         self._take(field, asked.pop(field, _switch(field, links=True)))
         inline = bool(self.body[field] == _switch(field, links=False))
         if inline and not can_store:
-            self._complain(
-                named, self.body[field], "base64 would be lost without output_path: set it, or ask for links"
-            )
+            value = self.body[field] if named == field else False
+            self._complain(named, value, "base64 would be lost without output_path: set it, or ask for links")
         return inline
 
     def take_fields(self, asked: Mapping[str, Any]) -> None:

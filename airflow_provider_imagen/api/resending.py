@@ -35,15 +35,21 @@ def may_resend(error: BaseException) -> bool:
 
 
 def resending(
-    *, wait: Callable[[float], None], on_refused: Callable[[ImagenError, float], None] = lambda *_: None
+    *,
+    wait: Callable[[float], None],
+    on_refused: Callable[[ImagenError, float], None] = lambda *_: None,
+    first_wait_seconds: float = FIRST_WAIT_SECONDS,
 ) -> Retrying:
     """
     Make the loop around a POST.
 
     :param wait: sleeps, and raises when the task is told to stop
     :param on_refused: told each error that will be tried again, with the seconds until then
+    :param first_wait_seconds: wait after the first refusal that asks for none; it doubles with each further one
     """
-    backoff = wait_exponential_jitter(initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS, jitter=1.0)
+    backoff = wait_exponential_jitter(
+        initial=first_wait_seconds, max=LONGEST_WAIT_SECONDS, jitter=min(1.0, first_wait_seconds)
+    )
 
     def seconds(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
@@ -26,7 +26,10 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
     """
 
     template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *ImagenGenerateOperator.template_fields)
-    template_fields_renderers = {**DecoratedOperator.template_fields_renderers, **ImagenGenerateOperator.template_fields_renderers}
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **ImagenGenerateOperator.template_fields_renderers,
+    }
     custom_operator_name = "@task.imagen"
     overwrite_rtif_after_execution = True  # the UI shows the prompt that was sent, not a placeholder
 
@@ -39,7 +42,9 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         **kwargs: Any,
     ) -> None:
         if "prompt" in kwargs:
-            raise TypeError("@task.imagen takes its prompt from what the function returns: leave the argument prompt out")
+            raise TypeError(
+                "@task.imagen takes its prompt from what the function returns: leave the argument prompt out"
+            )
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,

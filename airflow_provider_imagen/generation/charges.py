@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 CLOCK_SLACK = timedelta(minutes=10)
 """How far the API's clock may be from ours; the window that is searched is wider by this."""
 
+LONGEST_WINDOW = timedelta(days=92)
+"""Longest stretch the log shows at once (spec of ``GET /v2/logs``, 2026-08-21)."""
+
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
 
@@ -68,9 +71,10 @@ class ChargeLookup:
         self._patience_seconds = patience_seconds
         self._now = now
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._sought: dict[str, float] = {}
         self._found: dict[str, Charge] = {}
-        self._looked_at = float("-inf")
+        self._looks = 0
         self._failure: ImagenError | None = None
 
     def find(self, client_request_id: str, *, sent_at: float, lost_at: float) -> Charge | None:
@@ -82,60 +86,60 @@ class ChargeLookup:
         :param lost_at: when its answer was given up; patience counts from here
         :return: the charge, or one of 0 for a failed request; ``None`` when the log still does not know the request
             after the patience has run out
-        :raises ImagenError: not one look succeeded when the patience had run out, so nothing is known
+        :raises ImagenError: the log cannot be read, so nothing is known
         """
         give_up_at = lost_at + self._patience_seconds
         pause = FIRST_PAUSE_SECONDS
-        while True:
-            asked_at = self._now()
-            charge, failure = self._look(client_request_id, sent_at=sent_at, not_before=asked_at)
-            if charge is not None:
-                return charge
-            if asked_at >= give_up_at:
-                if failure is not None:
+        with self._lock:
+            self._sought[client_request_id] = sent_at
+        try:
+            while True:
+                is_last = self._now() >= give_up_at
+                failure = self._look()
+                if (charge := self._found.get(client_request_id)) is not None:
+                    return charge
+                if failure is not None and (is_last or not failure.retry_helps):
                     raise failure
-                return None
-            self._wait(min(pause, max(0.05, give_up_at - self._now())))
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+                if is_last:
+                    return None
+                self._wait(min(pause, max(0.05, give_up_at - self._now())))
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        finally:
+            with self._lock:
+                del self._sought[client_request_id]
 
     def look_once(self, sent: Mapping[str, float]) -> dict[str, Charge]:
         """Look a last time for requests taken for never billed; an unreachable log finds nothing."""
         with self._lock:
             self._sought.update(sent)
-            try:
-                self._read_log()
-            except ImagenError as error:
-                log.warning("The request log of the API could not be read a last time: %s", error)
-            return {
-                client_request_id: self._found[client_request_id]
-                for client_request_id in sent
-                if client_request_id in self._found
-            }
+        if (failure := self._look()) is not None:
+            log.warning("The request log of the API could not be read a last time: %s", failure)
+        return {name: charge for name in sent if (charge := self._found.get(name)) is not None}
 
-    def _look(
-        self, client_request_id: str, *, sent_at: float, not_before: float
-    ) -> tuple[Charge | None, ImagenError | None]:
-        """Read the log, unless another thread has done so since ``not_before``."""
+    def _look(self) -> ImagenError | None:
+        """Read the log, or take the result of another thread's look that began after this call; give what failed."""
         with self._lock:
-            self._sought[client_request_id] = sent_at
-            if client_request_id not in self._found and self._looked_at <= not_before:
-                looked_at = self._now()
+            looks_before = self._looks
+        with self._reading:
+            if self._looks == looks_before:
+                with self._lock:
+                    self._looks += 1
+                    sought = dict(self._sought)
                 try:
-                    self._read_log()
+                    self._read_log(sought)
                     self._failure = None
                 except ImagenError as error:
                     log.warning("The request log of the API could not be read: %s", error)
                     self._failure = error
-                self._looked_at = looked_at
-            charge = self._found.get(client_request_id)
-            if charge is not None:
-                self._sought.pop(client_request_id, None)
-            return charge, self._failure
+            return self._failure
 
-    def _read_log(self) -> None:
-        missing = set(self._sought) - set(self._found)
-        start = datetime.fromtimestamp(min(self._sought.values()), UTC) - CLOCK_SLACK
-        end = datetime.fromtimestamp(self._now(), UTC) + CLOCK_SLACK
+    def _read_log(self, sought: Mapping[str, float]) -> None:
+        missing = sought.keys() - self._found.keys()
+        if not missing:
+            return
+        times = [sought[name] for name in missing]
+        end = datetime.fromtimestamp(max(times), UTC) + CLOCK_SLACK
+        start = max(datetime.fromtimestamp(min(times), UTC) - CLOCK_SLACK, end - LONGEST_WINDOW)
         for row in self._iter_request_logs(start=start, end=end):
             client_request_id = row.get("client_request_id")
             if client_request_id in missing:
@@ -151,10 +155,10 @@ def _read_row(row: Mapping[str, Any]) -> Charge:
     usd = read_amount(cost.get("usd"))
     if usd is None and (credits_used := read_amount(cost.get("credits"))) is not None:
         usd = credits_used / CREDITS_PER_USD
-    succeeded = row.get("status") == "succeeded" or bool(usd)
+    billed = row.get("status") != "failed" or bool(usd)  # an outcome that is not documented is taken for a charge
     inference_id = row.get("inference_id")
     return Charge(
-        billed=succeeded,
-        usd=usd if succeeded else Decimal(0),
+        billed=billed,
+        usd=usd if billed else Decimal(0),
         inference_id=inference_id if isinstance(inference_id, str) else None,
     )

@@ -11,6 +11,8 @@ A request's life is a few durable facts, each a small JSON object:
     the answer: links (never picture bytes), ids, cost.
 ``stored``
     one picture is safe: path, digest, size.
+``gone``
+    a picture that was stored is not there any more, and no link leads to it.
 ``lost``
     the API billed the POST and the answer is gone.
 ``unbilled``
@@ -50,6 +52,11 @@ def refused(key: str, *, client_request_id: str) -> Fact:
     return {"k": key, "t": "refused", "id": client_request_id}
 
 
+def gone(key: str, picture: int) -> Fact:
+    """Note that a stored picture is not there any more and cannot be had again."""
+    return {"k": key, "t": "gone", "n": picture}
+
+
 def lost(key: str, *, client_request_id: str, inference_id: str | None, usd: Decimal | None) -> Fact:
     """Note that a POST was billed and its answer is gone."""
     return {
@@ -82,6 +89,11 @@ class PaidPicture:
     seed: int | None = None
     withheld: bool = False
     broken: str | None = None
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether its bytes came with the answer, and nowhere else can they be had."""
+        return self.url is None and not self.withheld and self.broken is None
 
     def to_json(self) -> dict[str, Any]:
         """Leave out what is not set."""
@@ -181,6 +193,7 @@ class Entry:
     :param open_intents: POSTs whose outcome is not known, by client request id, in the order sent
     :param lost: charges for which no picture will come
     :param unbilled: POSTs taken for never billed because the API's log did not know them
+    :param usd_replaced: charged for answers that were bought again because their pictures were gone, in USD
     """
 
     open_intents: dict[str, Fact] = field(default_factory=dict)
@@ -188,6 +201,7 @@ class Entry:
     stored: dict[int, Stored] = field(default_factory=dict)
     lost: dict[str, Fact] = field(default_factory=dict)
     unbilled: dict[str, Fact] = field(default_factory=dict)
+    usd_replaced: Decimal = Decimal(0)
 
     def apply(self, fact: Fact) -> None:
         """Take in the next fact."""
@@ -196,9 +210,13 @@ class Entry:
             self.open_intents[fact["id"]] = fact
         elif kind == "stored":
             self.stored[fact["n"]] = Stored.from_fact(fact)
+        elif kind == "gone":
+            self.stored.pop(fact["n"], None)
         elif isinstance(client_request_id, str):
             intended = self.open_intents.pop(client_request_id, None)
             if kind == "paid":
+                if self.paid is not None:
+                    self.usd_replaced += self.paid.usd or Decimal(0)
                 self.paid, self.stored = Paid.from_fact(fact), {}
             elif kind == "lost":
                 self.unbilled.pop(client_request_id, None)
@@ -209,7 +227,14 @@ class Entry:
     @property
     def usd_lost(self) -> Decimal:
         """Charged without a picture, in USD."""
-        return sum((read_amount(fact.get("usd")) or Decimal(0) for fact in self.lost.values()), Decimal(0))
+        return sum((read_amount(fact.get("usd")) or Decimal(0) for fact in self.lost.values()), self.usd_replaced)
+
+    @property
+    def has_unreachable_pictures(self) -> bool:
+        """Whether a picture came inline and was not stored, so that no try can bring it back."""
+        return self.paid is not None and any(
+            picture.is_inline and number not in self.stored for number, picture in enumerate(self.paid.pictures)
+        )
 
     @property
     def usd_spent(self) -> Decimal:

@@ -2,14 +2,14 @@
 A durable, append-only notebook of what was bought, shared by all threads of a task and all its tries.
 
 Facts are lines of JSON in numbered segments. A segment grows until it is :data:`SEGMENT_BYTES` long and is then
-left alone. Threads that write at the same time share one write (group commit): while one write is under way, facts gather, and
-the next write takes them all. Reading it back costs one call per segment, so ten thousand requests resume in seconds.
+left alone. Threads that write at the same time share one write (group commit): while one write is under way, facts
+gather, and the next write takes them all. Reading it back costs one call per segment, so ten thousand requests resume
+in seconds.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.generation.facts import Fact
 
-log = logging.getLogger(__name__)
-
 SEGMENT_BYTES = 48 * 1024
-"""Longest segment, below the 64 KB from which Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""
+"""Longest segment; from 64 KB on Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""
 
 
 class JournalStore(Protocol):
@@ -71,7 +69,7 @@ class Journal:
         self._store = store
         self._ready = threading.Condition()
         self._waiting: list[tuple[str, Future[None]]] = []
-        self._closing = False
+        self._closed = True
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._number = 0
@@ -85,13 +83,24 @@ class Journal:
 
         :raises JournalError: the store cannot be read, so nobody knows what was already bought
         """
-        facts: list[Fact] = []
-        number = 0
+        segments = self._read_segments()
+        facts = [fact for number, text in enumerate(segments) for fact in _parse(text, segment=number)]
         try:
-            while (text := self._store.read(number)) is not None:
-                facts += _parse(text, segment=number)
-                self._segment = text
-                number += 1
+            self.entries = entries_of(facts)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise _damaged("A fact in the journal") from None
+        if segments:
+            self._number, self._segment = len(segments) - 1, segments[-1]
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
+        self._thread.start()
+
+    def _read_segments(self) -> list[str]:
+        segments: list[str] = []
+        try:
+            while (text := self._store.read(len(segments))) is not None:
+                segments.append(text if text.endswith("\n") else f"{text}\n")
+            is_torn = self._store.read(len(segments) + 1) is not None
         except JournalError:
             raise
         except Exception as error:
@@ -99,17 +108,16 @@ class Journal:
                 f"The journal in {self._store.description} cannot be read ({type(error).__name__}), "
                 f"so what was already paid for is unknown; nothing was sent."
             ) from error
-        self._number = max(0, number - 1)
-        self.entries = entries_of(facts)
-        self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
-        self._thread.start()
+        if is_torn:
+            raise _damaged(f"The journal has no segment {len(segments)} but a later one: it")
+        return segments
 
     def append(self, fact: Fact) -> Future[None]:
         """Hand in a fact; the future is done once it is durable, and fails when it cannot be made so."""
         line = json.dumps(fact, separators=(",", ":"))  # ASCII: one character is one byte
         done: Future[None] = Future()
         with self._ready:
-            if self._failure is not None or self._closing:
+            if self._failure is not None or self._closed:
                 done.set_exception(_not_writable(self._store, self._failure))
                 return done
             self._waiting.append((line, done))
@@ -124,22 +132,22 @@ class Journal:
         """
         self.append(fact).result()
 
-    def close(self) -> None:
-        """Write what is waiting, then stop. Raises nothing: who needs a fact durable has waited for it."""
+    def close(self, timeout_seconds: float = 30.0) -> None:
+        """
+        Write what is waiting, then stop. Raises nothing: who needs a fact durable has waited for it.
+
+        :param timeout_seconds: how long a store that does not answer is waited for
+        """
         with self._ready:
-            self._closing = True
+            self._closed = True
             self._ready.notify()
         if self._thread is not None:
-            self._thread.join()
-
-    def forget(self) -> None:
-        """Delete every segment, the last one first, so that a crash in between leaves a readable beginning."""
-        forget(self._store)
+            self._thread.join(timeout_seconds)
 
     def _write_forever(self) -> None:
         while True:
             with self._ready:
-                while not self._waiting and not self._closing:
+                while not self._waiting and not self._closed:
                     self._ready.wait()
                 batch, self._waiting = self._waiting, []
                 if not batch:
@@ -151,9 +159,8 @@ class Journal:
                     self._failure = error
                     batch += self._waiting
                     self._waiting = []
-                failure = _not_writable(self._store, error)
                 for _, done in batch:
-                    done.set_exception(failure)
+                    done.set_exception(_not_writable(self._store, error))
                 return
             for _, done in batch:
                 done.set_result(None)
@@ -178,7 +185,7 @@ class Journal:
 
 
 def forget(store: JournalStore) -> None:
-    """Delete every segment of a store, the last one first."""
+    """Delete every segment of a store, the last one first, so that a crash in between leaves a readable beginning."""
     number = 0
     while store.read(number) is not None:
         number += 1
@@ -193,13 +200,17 @@ def _parse(text: str, *, segment: int) -> list[Fact]:
             fact = json.loads(line)
             if not isinstance(fact["k"], str) or not isinstance(fact["t"], str):
                 raise TypeError
-        except (ValueError, TypeError, KeyError):
-            raise JournalError(
-                f"Segment {segment} of the journal is damaged, so what was already paid for is unknown; nothing was "
-                f"sent. Compare with GET /v2/billing/transactions, then delete the journal to start anew."
-            ) from None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise _damaged(f"Segment {segment} of the journal") from None
         facts.append(fact)
     return facts
+
+
+def _damaged(what: str) -> JournalError:
+    return JournalError(
+        f"{what} is damaged, so what was already paid for is unknown; nothing was sent. Compare with "
+        f"GET /v2/billing/transactions, then delete the journal to start anew."
+    )
 
 
 def _not_writable(store: JournalStore, cause: BaseException | None) -> JournalError:

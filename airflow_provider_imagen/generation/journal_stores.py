@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend
-from airflow_provider_imagen.storage.writing import write_bytes_atomically
+from airflow_provider_imagen.exceptions import JournalError
+from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend, filesystem_of, local_path
+from airflow_provider_imagen.storage.writing import read_bytes, write_bytes_atomically
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.storage.paths import StoragePath
@@ -44,9 +46,15 @@ class TaskStateJournalStore:
         self._retention = retention
 
     def read(self, number: int) -> str | None:
-        """Give the text of a segment."""
+        """
+        Give the text of a segment.
+
+        :raises JournalError: the entry was changed into something that is no text
+        """
         value = self._store.get(f"{_KEY_PREFIX}/{number}")
-        return value if isinstance(value, str) else None
+        if value is None or isinstance(value, str):
+            return value
+        raise JournalError(f"Entry {_KEY_PREFIX}/{number} of {self.description} is no text; nothing was sent.")
 
     def write(self, number: int, text: str) -> None:
         """Write a segment whole."""
@@ -66,33 +74,34 @@ class FolderJournalStore:
     """
 
     def __init__(self, folder: StoragePath, identity: str) -> None:
+        self._identity = identity
         self._folder = descend(folder, f"{HIDDEN_FOLDER}/journal/{identity}")
         self.description = f"the folder {HIDDEN_FOLDER}/journal beside the pictures"
 
     def read(self, number: int) -> str | None:
         """Give the text of a segment."""
-        path: Any = self._path(number)
-        try:
-            data: bytes = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        return data.decode()
+        data = read_bytes(self._path(number))
+        return None if data is None else data.decode()
 
     def write(self, number: int, text: str) -> None:
         """Write a segment whole."""
-        write_bytes_atomically(self._path(number), text.encode(), content_type="application/x-ndjson")
+        write_bytes_atomically(
+            self._path(number), text.encode(), content_type="application/x-ndjson", owner=self._identity
+        )
 
     def delete(self, number: int) -> None:
-        """Remove a segment, and the folder with the last one."""
-        path: Any = self._path(number)
-        path.unlink(missing_ok=True)
+        """Remove a segment, and with the last one its folder on a disk; the folders above belong to other tasks too."""
+        path = self._path(number)
+        local = local_path(path)
+        if local is None:
+            filesystem, key = filesystem_of(path)
+            with suppress(FileNotFoundError):
+                filesystem.rm_file(key)
+            return
+        local.unlink(missing_ok=True)
         if number == 0:
-            folder: Any = self._folder
-            for place in (folder, folder.parent):
-                try:
-                    place.rmdir()
-                except (OSError, NotImplementedError, ValueError):
-                    return  # not empty, or a store without folders
+            with suppress(OSError):
+                local.parent.rmdir()
 
     def _path(self, number: int) -> StoragePath:
         return self._folder / f"{number:06}.jsonl"

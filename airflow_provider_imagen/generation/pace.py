@@ -79,12 +79,7 @@ class Pace:
 
         :raises StoppedError: the task was told to stop
         """
-        until = self._clock() + seconds
-        with self._changed:
-            while (left := until - self._clock()) > 0:
-                self._check()
-                self._changed.wait(min(left, 0.2))
-        self._check()
+        sleep_unless(self._should_stop, seconds, clock=self._clock)
 
     def _enter(self) -> None:
         with self._changed:
@@ -100,4 +95,24 @@ class Pace:
 
     def _check(self) -> None:
         if self._should_stop():
-            raise StoppedError("The task was told to stop; nothing new was sent.")
+            raise _stopped()
+
+
+def sleep_unless(
+    should_stop: Callable[[], bool], seconds: float, *, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """
+    Sleep, but look often whether the task is told to stop.
+
+    :raises StoppedError: it is
+    """
+    until = clock() + seconds
+    while not should_stop():
+        if (left := until - clock()) <= 0:
+            return
+        time.sleep(min(left, 0.1))
+    raise _stopped()
+
+
+def _stopped() -> StoppedError:
+    return StoppedError("The task was told to stop; nothing new was sent.")

@@ -1,27 +1,29 @@
-"""
-Turn rendered arguments into requests: checked, priced and fingerprinted before a cent is spent. Pure.
-"""
+"""Turn rendered arguments into requests: checked, priced and fingerprinted before a cent is spent. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_imagen.api.catalogue import COUNT_FIELDS
 from airflow_provider_imagen.api.request import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from airflow_provider_imagen.api.request import ImageRequest
 
 _OWN_KEYS = frozenset({"name"})
 """Keys of a prompt mapping that are ours and are not sent."""
+
+_PLACE = re.compile(r"^prompt\[\d+\]\.?")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ class Plan:
         """Pictures asked for in all."""
         return sum(item.images for item in self.items)
 
+    @property
+    def units(self) -> Iterator[Unit]:
+        """Every POST that may be made, those to fallback models included."""
+        for slot in self.slots:
+            for units in slot.choices:
+                yield from units
+
     def expected_usd(self, among: Callable[[Unit], bool] = lambda _: True) -> Decimal | None:
         """Price of the units chosen, ``None`` when one of them has no known price."""
         total = Decimal(0)
@@ -130,11 +139,7 @@ def make_plan(
         draft: list[list[tuple[ImageRequest, ...]]] = []
         try:
             for request in build_requests(asked, can_store=can_store, where=where):
-                share = {
-                    **asked,
-                    "num_images": request.expected_images,
-                    "seed": request.body.get("seed", asked.get("seed")),
-                }
+                share = _share(asked, request)
                 draft.append([(request,)])
                 for model in fallback_models:
                     draft[-1].append(build_requests({**share, "model": model}, can_store=can_store, where=where))
@@ -151,6 +156,14 @@ def make_plan(
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))
     return Plan(items=tuple(items), slots=tuple(_lay_out(items, drafts, price)))
+
+
+def _share(asked: Mapping[str, Any], request: ImageRequest) -> dict[str, Any]:
+    """Give the arguments for one request of several, in the words that fit every model."""
+    rest = {name: value for name, value in asked.items() if name not in COUNT_FIELDS}
+    if len(rest) < len(asked):
+        rest["num_images"] = request.expected_images
+    return {**rest, "seed": request.body.get("seed", asked.get("seed"))}
 
 
 def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, Any], str]]:
@@ -209,7 +222,7 @@ def _without_repeats(problems: Sequence[Problem]) -> list[Problem]:
     seen: set[str] = set()
     kept: list[Problem] = []
     for problem in problems:
-        text = str(problem).split("].", 1)[-1]
+        text = _PLACE.sub("", str(problem))
         if text not in seen:
             seen.add(text)
             kept.append(problem)

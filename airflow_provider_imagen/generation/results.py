@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.api.secrets import is_signed, without_query
@@ -16,14 +15,16 @@ from airflow_provider_imagen.exceptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from decimal import Decimal
 
     from airflow_provider_imagen.generation.facts import Paid, PaidPicture, Stored
     from airflow_provider_imagen.generation.plan import Item, Plan
 
 Record = dict[str, Any]
 """
-One picture: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``, ``sha256``, ``model``,
-``seed``, ``prompt``, ``enhanced_prompt``, ``usd``, ``inference_id``, ``client_request_id``. What is not known is ``None``.
+One picture: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``,
+``sha256``, ``model``, ``seed``, ``prompt``, ``enhanced_prompt``, ``usd``, ``inference_id``, ``client_request_id``.
+What is not known is ``None``.
 """
 
 
@@ -226,7 +227,8 @@ def withheld_error(*, requested: int, made: int, flagged: int, paid: Paid) -> Fi
         )
     why = f", {flagged} of them marked as filtered" if flagged else ""
     return FilteredError(
-        f"{paid.model} withheld {requested - made} of {requested} pictures{why}{cost}: change the prompt or safety_setting.",
+        f"{paid.model} withheld {requested - made} of {requested} pictures{why}{cost}: "
+        f"change the prompt or safety_setting.",
         **facts,
     )
 

@@ -160,9 +160,7 @@ class Keeper:
             enhanced_prompt=picture.prompt if picture.prompt != item.prompt else None,
             model=paid.model,
             seed=seed if isinstance(seed, int) else None,
-            parameters={
-                name: value for name, value in item.arguments.items() if name not in own and value is not None
-            },
+            parameters={name: value for name, value in item.arguments.items() if name not in own and value is not None},
             inference_id=paid.inference_id,
             origin=self._origin,
             created_at=datetime.fromtimestamp(paid.at, UTC),
@@ -172,7 +170,7 @@ class Keeper:
 
 def _changed(described: Provenance, changes: Mapping[str, Any]) -> Provenance:
     """Apply the author's wishes: a field of the provenance is replaced or left out, anything else is a parameter."""
-    fields = {
+    fields: dict[str, Any] = {
         name: ("" if value is None and name in ("prompt", "model") else value)
         for name, value in changes.items()
         if name in ("prompt", "enhanced_prompt", "model", "seed", "inference_id")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 
+from airflow_provider_imagen.exceptions import ImagenError, UnreadableResponseError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from airflow.sdk import Connection
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
 IMAGE_SCOPE = "model:image"
+LONGEST_TIMEOUT_SECONDS = 86_400
+
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 class ImagenHook(BaseHook):
@@ -59,24 +65,26 @@ class ImagenHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Add the typed fields of the connection form."""
+        """Add the fields of the connection form; Airflow 3.1 knows no numbers, so those are texts there."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from flask_babel import lazy_gettext
-        from wtforms import BooleanField, FloatField, StringField
+        from wtforms import BooleanField, StringField
 
         from airflow_provider_imagen.get_provider_info import get_provider_info
 
-        kinds = {"number": FloatField, "boolean": BooleanField}
-        fields = get_provider_info()["connection-types"][0]["conn-fields"]
-        return {
-            name: kinds.get(field["schema"]["type"] if isinstance(field["schema"]["type"], str) else "", StringField)(
-                lazy_gettext(field["label"]),
-                default=field["schema"].get("default"),
-                description=field["description"],
-                **({} if field["schema"]["type"] == "boolean" else {"widget": BS3TextFieldWidget()}),
+        def make_field(label: str, description: str, schema: dict[str, Any]) -> Any:
+            default = schema.get("default")
+            if schema["type"] == "boolean":
+                return BooleanField(lazy_gettext(label), default=default, description=description)
+            return StringField(
+                lazy_gettext(label),
+                default=None if default is None else str(default),
+                description=description,
+                widget=BS3TextFieldWidget(),
             )
-            for name, field in fields.items()
-        }
+
+        fields = get_provider_info()["connection-types"][0]["conn-fields"]
+        return {name: make_field(**field) for name, field in fields.items()}
 
     # --- connecting ---------------------------------------------------------------------------------------------------
 
@@ -96,7 +104,7 @@ class ImagenHook(BaseHook):
     def default_model(self) -> str:
         """The connection's model, else :data:`DEFAULT_MODEL`."""
         model = self._get_connection().extra_dejson.get("model")
-        return model if isinstance(model, str) and model.strip() else DEFAULT_MODEL
+        return (model.strip() if isinstance(model, str) else "") or DEFAULT_MODEL
 
     def close(self) -> None:
         """Close all connections of this hook."""
@@ -148,25 +156,33 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.api.request import build_requests
         from airflow_provider_imagen.api.resending import resending
 
+        named = {
+            "prompt": prompt,
+            "model": model,
+            "num_images": num_images,
+            "aspect_ratio": aspect_ratio,
+            "seed": seed,
+        }
+        given = {name: value for name, value in named.items() if value is not None}
         requests = build_requests(
-            {
-                **(parameters or {}),
-                "prompt": prompt,
-                "model": model or self.default_model,
-                "num_images": num_images,
-                "aspect_ratio": aspect_ratio,
-                "seed": seed,
-            },
+            {"model": self.default_model, **(parameters or {}), **given},
             can_store=True,  # the caller gets the bytes
         )
         client = self.get_conn()
 
         def send(request: ImageRequest) -> Generation:
-            return client.generate(
-                request.path, request.body, client_request_id=f"imagen.hook.{secrets.token_hex(8)}"
-            )
+            return client.generate(request.path, request.body, client_request_id=f"imagen.hook.{secrets.token_hex(8)}")
 
-        return [resending(wait=time.sleep)(send, request) for request in requests]
+        generations: list[Generation] = []
+        for request in requests:
+            try:
+                generations.append(resending(wait=time.sleep)(send, request))
+            except ImagenError as error:
+                if generations:
+                    ids = ", ".join(str(generation.inference_id) for generation in generations)
+                    error.add_note(f"{len(generations)} of {len(requests)} requests were paid for before: {ids}.")
+                raise
+        return generations
 
     def download(self, url: str) -> bytes:
         """
@@ -200,7 +216,10 @@ class ImagenHook(BaseHook):
 
     def get_balance(self) -> float:
         """Ask for the balance in USD (``GET /v2/billing``). Free."""
-        return float(self.get_conn().get_balance()["current_balance"])
+        balance = self.get_conn().get_balance().get("current_balance")
+        if isinstance(balance, bool) or not isinstance(balance, (int, float)):
+            raise UnreadableResponseError("GET /v2/billing named no balance.")
+        return float(balance)
 
     def list_models(self, *, include_pricing: bool = False) -> list[dict[str, Any]]:
         """Ask for the image models the API serves now (``GET /v1/models``). Free."""
@@ -224,17 +243,28 @@ class ImagenHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the key can make images, and the balance. Free: it never generates."""
+        from airflow_provider_imagen.api.secrets import scrub
+
         try:
-            key = self.get_key()
-            balance = self.get_balance()
+            return self._judge_key(self.get_key())
         except Exception as error:  # the form shows whatever went wrong
-            return False, str(error)
+            return False, scrub(str(error), self._connection.password if self._connection else None)
+        finally:
+            self.close()
+
+    def _judge_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
         name = f"Key {key.get('name') or '(unnamed)'!r} ({key.get('prefix') or '????????'}…)"
         scopes = key.get("scopes")
         if key.get("disabled"):
             return False, f"{name} is disabled."
         if isinstance(scopes, list) and scopes and IMAGE_SCOPE not in scopes:
             return False, f"{name} may not make images: it lacks the scope {IMAGE_SCOPE}."
+        try:
+            balance = self.get_balance()
+        except ImagenError as error:
+            return True, f"{name} can make images. The balance could not be read: {error}"
+        if balance <= 0:
+            return False, f"{name} may make images, but the account is out of credits: {balance:.2f} USD."
         return True, f"{name} can make images. Balance: {balance:.2f} USD."
 
 
@@ -248,25 +278,49 @@ def connection_settings(connection: Connection) -> ClientSettings:
 
     extra = connection.extra_dejson
     settings = ClientSettings(
-        base_url=(connection.host or "").strip() or ClientSettings.base_url,
+        base_url=_base_url(connection) or ClientSettings.base_url,
         api_key=(connection.password or "").strip() or None,
         connect_timeout_seconds=_seconds(extra, "connect_timeout", ClientSettings.connect_timeout_seconds),
         read_timeout_seconds=_seconds(extra, "read_timeout", ClientSettings.read_timeout_seconds),
         verify=_verify(extra.get("verify")),
     )
-    if connection.port and connection.host and "://" not in connection.host:
-        settings = replace(settings, base_url=f"{settings.base_url}:{connection.port}")
     if _truth(extra.get("sandbox"), "sandbox"):
-        from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, embedded
-
-        base_url = settings.base_url if connection.host else embedded().url
-        return replace(settings, base_url=base_url, api_key=settings.api_key or SANDBOX_API_KEY)
+        return _sandbox_settings(settings, elsewhere=bool(_base_url(connection)))
     if settings.api_key is None:
         raise ValueError(
             f"Connection {connection.conn_id!r} has no API key: put it into the password, "
             f'or set "sandbox": true in its extra to try things out without one.'
         )
     return settings
+
+
+def _base_url(connection: Connection) -> str:
+    """Put host and port together; empty when there is no host."""
+    host = (connection.host or "").strip()
+    if not host or not connection.port:
+        return host
+    parts = urlsplit(host if "://" in host else f"https://{host}")
+    if parts.netloc.rpartition("]")[2].count(":"):  # the host names a port itself
+        return host
+    return parts._replace(netloc=f"{parts.netloc}:{connection.port}").geturl()
+
+
+def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSettings:
+    """
+    Lead to a sandbox: the one of this process, or the one ``host`` names.
+
+    :raises ValueError: ``host`` is the API itself, which costs money
+    """
+    from airflow_provider_imagen.api.client import DEFAULT_BASE_URL
+    from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, embedded
+
+    if not elsewhere:
+        return replace(settings, base_url=embedded().url, api_key=SANDBOX_API_KEY)
+    if str(urlsplit(DEFAULT_BASE_URL).hostname) in settings.base_url.lower():
+        raise ValueError(
+            "Extra sandbox=True of the connection: with it, host is empty or that of a sandbox, not the API's"
+        )
+    return replace(settings, api_key=settings.api_key or SANDBOX_API_KEY)
 
 
 def _is_private(host: str) -> bool:
@@ -277,41 +331,47 @@ def _is_private(host: str) -> bool:
 
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     return bool(addresses) and not any(is_public_address(address) for address in addresses)
 
 
 def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:
     value = extra.get(name)
-    if value in (None, ""):
+    if value is None or value == "":
         return default
     try:
-        seconds = float(cast("Any", value))
+        seconds = 0.0 if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise ValueError(f"Extra {name}={value!r} of the connection: a number of seconds above 0 is allowed")
+    if not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
+        raise ValueError(
+            f"Extra {name}={value!r} of the connection: a number of seconds above 0, "
+            f"up to {LONGEST_TIMEOUT_SECONDS}, is allowed"
+        )
     return seconds
 
 
+def _read_truth(value: Any) -> bool | None:
+    """Read true or false from what JSON, a form or a person wrote; ``None`` when it is neither."""
+    return _TRUTH.get(str(value).strip().lower())
+
+
 def _truth(value: Any, name: str) -> bool:
-    if value in (None, ""):
+    if value is None or value == "":
         return False
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text in ("true", "1", "yes", "on"):
-        return True
-    if text in ("false", "0", "no", "off"):
-        return False
-    raise ValueError(f"Extra {name}={value!r} of the connection: true or false is allowed")
+    if (truth := _read_truth(value)) is None:
+        raise ValueError(f"Extra {name}={value!r} of the connection: true or false is allowed")
+    return truth
 
 
 def _verify(value: Any) -> bool | str:
-    if value in (None, ""):
+    if value is None or value == "":
         return True
-    try:
-        return _truth(value, "verify")
-    except ValueError:
-        return str(value)
+    if (truth := _read_truth(value)) is not None:
+        return truth
+    if isinstance(value, str) and Path(value.strip()).exists():
+        return value.strip()
+    raise ValueError(
+        f"Extra verify={value!r} of the connection: true, false or the path of an existing CA bundle is allowed"
+    )

@@ -34,6 +34,7 @@ from airflow_provider_imagen.operators.journal import journal_store
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
+from airflow_provider_imagen.storage.sheet import write_contact_sheet
 from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ _OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
 
 progress = logging.getLogger("airflow_provider_imagen.progress")
 """One line per picture; a logger of its own, so that others can listen."""
+
+MAX_SHEET_PICTURES: Final = 400
+"""Most pictures on a contact sheet; the first ones are taken."""
 
 MAX_XCOM_BYTES: Final = 48 * 1024
 """Longest list of records that goes into XCom; a longer one stays in the manifest."""
@@ -158,7 +162,11 @@ class TaskExecution:
                 prompt=operator.prompt,
                 arguments={
                     **{name: _or_none(value) for name, value in parameters.items()},
-                    **{name: value for name in API_ARGUMENTS if (value := _or_none(getattr(operator, name))) is not None},
+                    **{
+                        name: value
+                        for name in API_ARGUMENTS
+                        if (value := _or_none(getattr(operator, name))) is not None
+                    },
                     "model": model,
                 },
                 fallback_models=fallback_models,
@@ -253,15 +261,14 @@ class TaskExecution:
         store = journal_store(self._context, output_path=self._output_path)
         if isinstance(store, NoStore) and (self._operator.retries or 0) > 0:
             self._log.warning(
-                "There is no place for a journal (Airflow before 3.3 and no output_path): a retry of this task pays again."
+                "There is no place for a journal (Airflow before 3.3 and no output_path): "
+                "a retry of this task pays again."
             )
         journal = Journal(store)
         journal.open()
         if journal.entries:
             paid = sum(entry.paid is not None for entry in journal.entries.values())
-            self._log.info(
-                "Going on from an earlier try: %d of its requests are paid for and not bought again.", paid
-            )
+            self._log.info("Going on from an earlier try: %d of its requests are paid for and not bought again.", paid)
         return journal
 
     # --- while it runs and after --------------------------------------------------------------------------------------
@@ -282,7 +289,7 @@ class TaskExecution:
 
     def _publish(self, result: RunResult, folder: ObjectStoragePath | None) -> dict[str, Any]:
         """Put what there is where others look for it, also when the task is about to fail."""
-        summary: dict[str, Any] = {**result.summary(), "output_path": self._output_path, "manifest": None}
+        summary: dict[str, Any] = {**result.summary(), "output_path": self._output_path, "manifest": None, "contact_sheet": None}
         if folder is not None:
             summary["manifest"] = write_manifest(
                 folder,
@@ -300,6 +307,8 @@ class TaskExecution:
                 ],
                 failures=[failure.to_json() for failure in result.failures],
             )
+            if self._operator.contact_sheet and result.made:
+                summary["contact_sheet"] = self._make_contact_sheet(result, folder)
         if (ti := self._context.get("ti")) is not None and hasattr(ti, "xcom_push"):
             ti.xcom_push(key="images", value=_fit_for_xcom(result.records, summary["manifest"]))
             ti.xcom_push(key="summary", value=summary)
@@ -308,6 +317,23 @@ class TaskExecution:
             outlet_events[outlet].extra = summary
         self._count(result)
         return summary
+
+    def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
+        """Put the pictures on one sheet; that they are safe matters more than that the sheet succeeds."""
+        labelled = [
+            (made.stored.path, made.stored.thumbnail, _label(made.record)) for made in result.made if made.stored
+        ][:MAX_SHEET_PICTURES]
+        try:
+            return write_contact_sheet(
+                folder,
+                pictures=((open_folder(path), thumbnail, label) for path, thumbnail, label in labelled),
+                count=len(labelled),
+                title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
+                owner=self._origin.identity,
+            )
+        except ImagenError as error:
+            self._log.warning("No contact sheet: %s", error)
+            return None
 
     def _count(self, result: RunResult) -> None:
         """Feed Airflow's metrics."""
@@ -348,6 +374,10 @@ class TaskExecution:
             )
         if not result.records:
             raise AirflowSkipException("Not one picture was made, and on_failure or on_filtered accepts that.")
+
+
+def _label(record: Record) -> str:
+    return f"{record['prompt_index']}.{record['image_index']} {record['model']}: {record['prompt']}"
 
 
 def _needs_folder(name: str, value: Any) -> Problem:

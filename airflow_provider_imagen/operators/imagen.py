@@ -10,8 +10,6 @@ from airflow.sdk import BaseOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_imagen.exceptions import ImagenError
-    from airflow_provider_imagen.generation.results import Record, RunResult
 
     ImageFormat = Literal["png", "jpeg", "webp", "avif"]
     Tolerance = Literal["fail", "accept"]
@@ -22,13 +20,14 @@ class ImagenGenerateOperator(BaseOperator):
     """
     Generate images with the AI/ML API, one task for one prompt or for thousands.
 
-    Every argument is checked against the chosen model before anything is paid. What a try pays for is written down before
-    and after each request, so a retry goes on where the last try ended and buys nothing twice (see the README, "What is
-    guaranteed"). The return value is one URL per image in prompt order; XCom ``images`` holds a record per image and
-    ``summary`` the counts and costs.
+    Every argument is checked against the chosen model before anything is paid. What a try pays for is written down
+    before and after each request, so a retry goes on where the last try ended and buys nothing twice (see the README,
+    "What is guaranteed"). The return value is one URL per image in prompt order; XCom ``images`` holds a record per
+    image and ``summary`` the counts and costs.
 
-    :param prompt: text, or a list of texts or of mappings ``{"prompt": …, "name": …, <any API field>: …}`` whose fields
-        override the arguments for that item; an XComArg of these. An empty list skips the task. (templated)
+    :param prompt: text, or a list of texts or of mappings ``{"prompt": …, "name": …, <any API field>: …}`` whose
+        fields override the arguments for that item; an XComArg of these. Text that ends in ``.prompt`` names a
+        template file. An empty list skips the task. (templated)
     :param model: model id; default: the connection's, else ``imagen-3.0-generate-002``. (templated)
     :param num_images: pictures per prompt, 1 to 4 for Imagen. (templated)
     :param aspect_ratio: ``1:1``, ``9:16``, ``16:9``, ``3:4`` or ``4:3`` for Imagen. (templated)
@@ -41,19 +40,22 @@ class ImagenGenerateOperator(BaseOperator):
     :param parameters: any further field of the model by its API name. (templated)
     :param output_path: folder to store pictures in, as ``ObjectStoragePath`` takes it
         (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``); ``None`` stores nothing. (templated)
-    :param filename: pattern of the file names; default ``{task_id}-{name}-{image}-{identity}.{extension}``. (templated)
+    :param filename: pattern of the file names; default ``{task_id}-{name}-{image}-{identity}.{extension}``.
+        (templated)
     :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes as delivered
-    :param thumbnail_pixels: longer side of a preview beside each picture, 16 to 2048 pixels; ``None`` for none
-    :param contact_sheet: put all pictures on one labelled sheet beside them
-    :param provenance: write what made a picture into its file; a mapping adds fields, or drops those whose value is ``None``
+    :param thumbnail_pixels: longer side of a preview of each picture, 16 to 2048 pixels; ``None`` for none
+    :param contact_sheet: put the pictures on one labelled sheet beside them, 400 at most
+    :param provenance: write what made a picture into its file; a mapping adds fields, or drops those whose value is
+        ``None``
     :param concurrency: requests in flight in this task, 1 to 256
     :param requests_per_minute: most requests this task starts in a minute; ``None`` for no limit
     :param max_usd: spending cap of this task over all its tries, in USD
     :param on_failure: what a broken item means for the task: ``fail``, or ``accept`` and go on with the others
     :param on_filtered: what withheld pictures mean for the task: ``fail`` or ``accept``
-    :param on_lost_answer: what to do when an answer is lost on the way: ``check`` looks the request up in the API's log and
-        sends it again only if it was not billed, ``resend`` sends it again, ``fail`` gives the item up
-    :param lost_answer_patience_seconds: how long ``check`` waits for the API's log to show a request, in seconds
+    :param on_lost_answer: what to do when an answer is lost on the way: ``check`` looks the request up in the API's
+        log and sends it again only if it was not billed, ``resend`` sends it again, ``fail`` gives the item up
+    :param lost_answer_patience_seconds: how long ``check`` waits for the API's log to show a request, 0 to 3600
+        seconds
     :param fallback_models: model ids to try, in order, when the model is withdrawn
     :param imagen_conn_id: id of the connection
     """
@@ -68,6 +70,7 @@ class ImagenGenerateOperator(BaseOperator):
         "output_path",
         "filename",
     )
+    template_ext: Sequence[str] = (".prompt",)  # rare on purpose: any string in a template field with this end is a file
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "json", "parameters": "json"}
     ui_color = "#eef4ea"
 

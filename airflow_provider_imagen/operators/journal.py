@@ -40,8 +40,8 @@ def forget_journal(context: Context) -> None:
     """
     Delete the journal of a task that has succeeded: clearing it later makes new pictures.
 
-    Runs as ``on_success_callback``, after Airflow has taken the success in, so that a task whose worker dies before that
-    still finds what it paid for.
+    Runs as ``on_success_callback``, after Airflow has taken the success in, so that a task whose worker dies before
+    that still finds what it paid for.
     """
     from airflow_provider_imagen.generation.journal import forget
 

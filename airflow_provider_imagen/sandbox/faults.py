@@ -258,10 +258,10 @@ class Fault:
             raise ValueError(f"status={self.status!r}; allowed: 100 to 599")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability={self.probability!r}; allowed: 0 to 1")
-        for name in ("times", "skip", "seconds", "retry_after", "count", "bytes_sent", "content_length", "hops"):
+        for name in ("times", "skip", "seconds", "retry_after", "bytes_sent", "content_length", "hops"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ValueError(f"{name}={value!r}; allowed: 0 or more")
-        for name in ("chunk_bytes", "pixels"):
+        for name in ("count", "chunk_bytes", "pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value!r}; allowed: 1 or more")
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FLOURISHES = ("in soft morning light", "with fine detail", "wide view, calm mood", "rich colours, gentle shadows")
-_MOST_INPUT_FILES = 16
 
 Colors = tuple[tuple[int, int, int], ...]
 
@@ -59,6 +58,7 @@ class Order:
     """
     A checked request.
 
+    :param body: without the fields the model does not know
     :param count: pictures to make
     :param seed: the body's, else one made from the prompt and the sandbox's seed
     :param usd_each: price of one picture, in USD
@@ -230,6 +230,7 @@ async def _check(state: State, body: dict[str, Any], uploads: list[bytes], *, ed
         body = body | ({"image": [{} for _ in uploads]} if uploads else {})
     if meta := check_body(model, body):
         raise RefusedError(400, "Body validation error!", meta=meta)
+    body = {name: value for name, value in body.items() if name in model.fields}
     if "seed" in body and body.get("add_watermark") is True:
         raise RefusedError(400, "Seed is not supported when watermark is enabled")
     if body.get("background") == "transparent" and body.get("output_format") == "jpeg":
@@ -376,9 +377,9 @@ def _flag(body: dict[str, Any], fault: Fault | None, images: int) -> None:
 def _wants_inline(order: Order) -> bool:
     body = order.body
     return (
-        ("convert_base64_to_url" in order.model.fields and body.get("convert_base64_to_url") is False)
-        or ("response_format" in order.model.fields and body.get("response_format") == "b64_json")
-        or ("sync_mode" in order.model.fields and body.get("sync_mode") is True)
+        body.get("convert_base64_to_url") is False
+        or body.get("response_format") == "b64_json"
+        or body.get("sync_mode") is True
     )
 
 

@@ -256,7 +256,7 @@ def currents(canvas: Canvas) -> None:
 _WORDS: dict[Callable[[Canvas], None], str] = {
     mountains: "mountain alps hill valley landscape forest lake autumn desert volcano tree wood meadow fox cabin",
     sea: "sea ocean wave harbour harbor beach coast boat ship sail sailing lighthouse island surf bay whale fish",
-    city: "city skyscraper street skyline building tower town bridge market neon cafe house roof architecture train robot",
+    city: "city skyscraper street skyline building tower town bridge market neon cafe house roof architecture train",
     planets: "planet space galaxy star moon rocket astronaut cosmos nebula universe orbit",
     blossoms: "flower garden blossom rose tulip spring bouquet petal plant leaf butterfly bee bird orchid",
     currents: "abstract pattern flow texture poster logo wallpaper wind music dream data",

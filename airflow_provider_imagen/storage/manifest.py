@@ -4,8 +4,8 @@ Keep the list of all pictures of a folder: ``metadata.jsonl``, which opens as a 
 Several tasks, mapped task instances and runs may share a folder, and an object store can neither append nor lock. So
 each task instance owns one part, ``.imagen/parts/<identity>.jsonl``, that nobody else writes. ``metadata.jsonl`` is all
 parts put together, sorted. Whoever has written it looks at the parts again and, when they have changed meanwhile,
-writes it again: the last writer has therefore seen every part that was there, and no line is lost. Each file is
-replaced as a whole, so a reader always sees a complete one.
+writes it again, unless somebody else has written it since: the last writer has therefore seen every part that was
+there, and no line is lost. Each file is replaced as a whole, so a reader always sees a complete one.
 
 ``load_dataset`` guesses splits from file names: a picture called ``train`` or ``test`` would hide the others. With
 ``data_files="**"`` it does not guess.
@@ -16,6 +16,7 @@ Items without a picture go to ``.imagen/failures/<identity>.jsonl``: hidden fold
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend, filesystem_of, local_path
@@ -53,7 +54,7 @@ RECORD_KEYS: Final = (
 _PARTS: Final = f"{HIDDEN_FOLDER}/parts"
 _FAILURES: Final = f"{HIDDEN_FOLDER}/failures"
 _CONTENT_TYPE: Final = "application/x-ndjson"
-_MAX_ROUNDS: Final = 20
+_READS_AT_ONCE: Final = 16
 
 Line = dict[str, Any]
 
@@ -161,19 +162,20 @@ def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapp
 
 
 def _put_together(folder: StoragePath, *, owner: str) -> None:
-    """Write ``metadata.jsonl`` from all parts, again and again until the parts did not change while it was written."""
+    """Write ``metadata.jsonl`` from all parts, until no part changed meanwhile or somebody wrote it after us."""
     target = folder / MANIFEST_NAME
     foreign = _foreign_lines(read_bytes(target))
-    seen = _list_parts(folder)
-    for _ in range(_MAX_ROUNDS):
-        lines = _latest(line for data in _read_parts(folder, list(seen)) for line in _parse(data))
-        data = b"".join([*foreign, *map(_dump, lines)])
+    known: dict[str, tuple[str, list[Line]]] = {}
+    stamps = _list_parts(folder)
+    while True:
+        changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
+        fresh = _read_parts(folder, changed)
+        known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
+        data = b"".join([*foreign, *map(_dump, _latest(line for _, lines in known.values() for line in lines))])
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, shared=True)
-        now = _list_parts(folder)
-        if now == seen:
-            return
-        seen = now
-    # Somebody else keeps writing: their own last look includes this part as well.
+        before, stamps = stamps, _list_parts(folder)
+        if stamps == before or read_bytes(target) != data:
+            return  # whoever wrote it after us has this same look ahead of them
 
 
 def _list_parts(folder: StoragePath) -> dict[str, str]:
@@ -195,22 +197,12 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
     return {name: str(sorted(info.items(), key=str)) for name, info in sorted(named.items()) if name.endswith(".jsonl")}
 
 
-def _read_parts(folder: StoragePath, names: list[str]) -> Iterable[bytes | None]:
+def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[Line]]:
     place = descend(folder, _PARTS)
-    if local_path(place) is not None or not names:
-        return (read_bytes(place / name) for name in names)
-    filesystem, key = filesystem_of(place)
-    try:
-        # One call: stores fetch the parts side by side.
-        found = filesystem.cat([f"{key}/{name}" for name in names], on_error="return")
-    except Exception as error:
-        raise storage_error("read", place, error) from None
-    contents: dict[str, bytes | None] = {}
-    for path, data in (found if isinstance(found, dict) else {names[0]: found}).items():
-        if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-            raise storage_error("read", place, data) from None
-        contents[str(path)] = None if isinstance(data, Exception) else data
-    return [contents[path] for path in sorted(contents)]
+    if local_path(place) is not None:
+        return {name: _parse(read_bytes(place / name)) for name in names}
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(lambda name: _parse(read_bytes(place / name)), names), strict=True))
 
 
 def _exists(path: StoragePath) -> bool:

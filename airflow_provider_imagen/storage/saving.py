@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
+from airflow_provider_imagen.storage.containers import read_contents
 from airflow_provider_imagen.storage.convert import convert_picture, make_thumbnail
 from airflow_provider_imagen.storage.naming import with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
@@ -82,17 +83,23 @@ def save_picture(
     """
     facts = inspect_picture(data, max_pixels=max_pixels)
     notes: list[str] = []
+    marked_already = False
     if image_format is not None:
+        # An AVIF can be given its packet only while it is encoded; one that came as AVIF is not encoded anew for it.
+        packet = None
+        if provenance is not None and image_format == "avif" and facts.format != "AVIF":
+            contents = read_contents(data, facts.format)
+            packet = provenance_packet(provenance, existing=contents.xmp if contents else None)
         try:
-            xmp = provenance_packet(provenance) if provenance is not None and image_format == "avif" else None
-            data = convert_picture(data, image_format=image_format, xmp=xmp)
+            data = convert_picture(data, image_format=image_format, xmp=packet)
             facts = inspect_picture(data, max_pixels=max_pixels)
+            marked_already = packet is not None
         except BadImageError as error:
             notes.append(f"Kept as {facts.extension}: {error}")
-    if provenance is not None:
+    if provenance is not None and not marked_already:
         marked = embed_provenance(data, facts, provenance)
         data = marked.data
-        if marked.left_out is not None and not (facts.format == "AVIF" and image_format == "avif" and not notes):
+        if marked.left_out is not None:
             notes.append(marked.left_out)
     file_name = with_extension(stem, facts.extension)
     path = descend(folder, file_name)

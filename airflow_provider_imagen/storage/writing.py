@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
-from airflow_provider_imagen.storage.paths import address_of, filesystem_of, local_path, protocol_of
+from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, filesystem_of, local_path, protocol_of
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.storage.paths import StoragePath
@@ -42,6 +42,9 @@ _EXTRAS: Final[dict[str, str]] = {
     "wasb": "azure",
 }
 """Stores that keep whole objects only, and the extra of this package that brings what speaks to each."""
+
+_BAD_CREDENTIALS: Final = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+"""What S3 answers to credentials that are wrong, as against good ones without a right (AWS error code list)."""
 
 _REASONS: Final[dict[int, str]] = {
     errno.ENOSPC: "the disk is full",
@@ -136,8 +139,8 @@ def check_writable(folder: StoragePath) -> None:
     Find out, before money is spent, whether pictures can be stored in a folder.
 
     On a disk the folder is made and a small file written and removed. On an object store the bucket is asked for;
-    no object is written, so a right to write that is missing shows only later. A key that may write but not look
-    is accepted.
+    no object is written, so a right to write that is missing shows only later. Credentials that are good, but may not
+    look, are accepted.
 
     :raises StorageError: when nothing could be stored there
     """
@@ -155,13 +158,40 @@ def check_writable(folder: StoragePath) -> None:
         if protocol_of(folder) not in _EXTRAS:
             filesystem.makedirs(key, exist_ok=True)
             return
-        with contextlib.suppress(PermissionError):
-            filesystem.invalidate_cache()
-            bucket = key.lstrip("/").split("/", 1)[0]
-            if not bucket or not filesystem.exists(bucket):
-                raise FileNotFoundError(errno.ENOENT, "no such bucket")
+        _ask_for_bucket(filesystem, key)
     except Exception as error:
         raise storage_error("use", folder, error) from None
+
+
+def _ask_for_bucket(filesystem: Any, key: str) -> None:
+    """Ask whether a bucket is there, and take "you may not look" for a yes unless it means "I do not know you"."""
+    filesystem.invalidate_cache()
+    bucket, _, folder = key.lstrip("/").partition("/")
+    try:
+        try:
+            filesystem.info(bucket)
+        except FileNotFoundError:
+            # Google shows a bucket's own entry to few roles and says "not found"; its listing tells.
+            filesystem.ls(bucket)
+        except PermissionError:
+            # S3 refuses the bucket's own entry without a reason; asking for a small listing gives one.
+            filesystem.ls(f"{bucket}/{folder.rstrip('/')}/{HIDDEN_FOLDER}/none")
+    except Exception as error:
+        if _knows_us(error):
+            return
+        raise
+
+
+def _knows_us(error: Exception) -> bool:
+    """Whether a store refused something to credentials that it accepts as such."""
+    if isinstance(error, PermissionError):
+        answer = getattr(error.__cause__, "response", None) or {}
+        return answer.get("Error", {}).get("Code") not in _BAD_CREDENTIALS
+    if isinstance(error, FileNotFoundError):
+        return str(error).endswith(f"{HIDDEN_FOLDER}/none")  # the bucket could be listed, the folder is not there yet
+    if isinstance(error, OSError):
+        return str(error).startswith("Forbidden")  # gcsfs says so for 403; wrong credentials end in 401
+    return str(getattr(error, "error_code", "")).startswith("Authorization")  # Azure; wrong keys: "Authentication…"
 
 
 def remove_leftovers(folder: StoragePath, *, owner: str) -> int:

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from airflow_provider_imagen.api.catalogue import all_models, find_model, nearest_models
+from airflow_provider_imagen.api.catalogue import Endpoint, all_models, find_model, nearest_models
 from airflow_provider_imagen.api.refresh import to_text
 
 SIDE = {"type": "integer", "minimum": 64, "maximum": 1536, "multipleOf": 32}
@@ -182,6 +182,14 @@ def test_an_unknown_model_is_none_and_no_error(unknown):
 )
 def test_a_misspelt_model_is_near_the_one_that_was_meant(written, meant):
     assert meant in nearest_models(written)
+
+
+@pytest.mark.parametrize(
+    ("schema", "most"),
+    [({"enum": [1, 2, 4]}, 4), ({"enum": [1]}, 1), ({"minimum": 1, "maximum": 9}, 9), ({"type": "number"}, None)],
+)
+def test_the_most_pictures_of_a_request_are_read_from_its_count_field(schema, most):
+    assert Endpoint("/v1/images/generations", (), {"n": schema}).max_images == most
 
 
 def test_nothing_is_near_nonsense():

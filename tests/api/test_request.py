@@ -359,6 +359,21 @@ def test_rendered_text_counts_as_number_and_boolean():
     assert request.body["image_size"] == {"width": 1024, "height": 768}
 
 
+def test_a_whole_float_counts_as_a_whole_number_except_for_how_many_pictures_to_buy():
+    assert repr(build(model=IMAGEN, prompt="a", seed=7.0)[0].body["seed"]) == "7"
+    assert refuse(model=IMAGEN, prompt="a", seed=7.5).keys() == {"seed"}
+    assert refuse(model=IMAGEN, prompt="a", num_images=2.0).keys() == {"num_images"}
+
+
+def test_sides_are_whole_and_positive_also_where_the_documentation_says_just_number():
+    model = "hunyuan/hunyuan-image-v3-text-to-image"
+    assert build(model=model, prompt="a", image_size={"width": 1, "height": 999})
+    for side in (0, -5, 10.5):
+        assert refuse(model=model, prompt="a", image_size={"width": side, "height": 64}) == {
+            "image_size.width": "a whole number of at least 1 is allowed"
+        }
+
+
 def test_text_stays_text_where_the_field_wants_text():
     assert build(model=IMAGEN, prompt="42")[0].body["prompt"] == "42"
     assert build(model="flux-pro", prompt="a", safety_tolerance="2")[0].body["safety_tolerance"] == "2"
@@ -403,8 +418,9 @@ def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(
     for wanted in ({own: base64}, {"convert_base64_to_url": False}, {"convert_base64_to_url": "false"}):
         (request,) = build(model=model, prompt="a", **wanted)
         assert (request.body[own], request.answers_inline) == (base64, True)
-        (name,) = refuse(can_store=False, model=model, prompt="a", **wanted).items()
-        assert "output_path" in name[1]
+        problems = refuse(can_store=False, model=model, prompt="a", **wanted)
+        assert problems.keys() == wanted.keys()
+        assert all("output_path" in sentence for sentence in problems.values())
     for wanted in ({}, {own: links}, {"convert_base64_to_url": True}):
         (request,) = build(can_store=False, model=model, prompt="a", **wanted)
         assert (request.body[own], request.answers_inline) == (links, False)

@@ -86,9 +86,7 @@ def test_it_maps(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("returned", [None, 7, b"bytes", {"a", "set"}])
-def test_anything_else_is_refused_before_paying(
-    run_dag: Callable[..., Any], sandbox: Sandbox, returned: Any
-) -> None:
+def test_anything_else_is_refused_before_paying(run_dag: Callable[..., Any], sandbox: Sandbox, returned: Any) -> None:
     errors: list[BaseException] = []
     with DAG("decorated_wrong", schedule=None) as dag:
 

@@ -355,9 +355,7 @@ def test_an_answer_lost_before_billing_is_asked_for_again(paint: Painting, sandb
     assert paint.summary["usd_lost"] == 0
 
 
-def test_a_wrong_key_ends_the_task_at_once(
-    paint: Painting, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_key_ends_the_task_at_once(paint: Painting, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "AIRFLOW_CONN_IMAGEN_DEFAULT",
         json.dumps({"conn_type": "imagen", "host": sandbox.url, "password": "0" * 32}),

@@ -47,6 +47,7 @@ def test_the_table_in_the_docstring_names_every_kind_and_where_it_works():
         ({"kind": "shape", "shape": "F"}, "allowed: A, B, C, D, E"),
         ({"kind": "slow", "seconds": -1}, "0 or more"),
         ({"kind": "drip", "chunk_bytes": 0}, "1 or more"),
+        ({"kind": "fewer", "count": 0}, "1 or more"),
         ({"kind": "reset", "probability": 2}, "0 to 1"),
         ({"kind": "withdrawn"}, "needs model"),
         ({"kind": "reset", "loudness": 3}, "allowed: kind, times"),

@@ -102,6 +102,16 @@ def test_a_retry_writes_the_same_lines_once(folder, origin):
     assert read_bytes(folder / "metadata.jsonl") == first
 
 
+def test_a_folder_may_have_any_name(folder, origin):
+    odd = folder / "a [1]* ?{x}#%20ü"
+    for number in (0, 1):
+        one = replace(origin, map_index=number)
+        save_picture(picture(), folder=odd, stem=f"sub [2]/{number}", thumbnail_pixels=9)
+        write_manifest(odd, origin=one, lines=[line(one, 0, file_name=f"sub [2]/{number}.png")])
+    write_manifest(odd, origin=origin, lines=[])
+    assert [one["file_name"] for one in read_manifest(odd)] == ["sub [2]/0.png", "sub [2]/1.png"]
+
+
 def test_runs_and_mapped_tasks_share_a_folder(folder, origin):
     for run in ("b", "a"):
         for map_index in (1, 0):

@@ -84,6 +84,22 @@ def test_a_format_without_provenance_is_said(folder, provenance):
     assert "GIF is not supported" in stored.notes[0]
 
 
+def test_an_avif_that_came_as_avif_is_not_encoded_anew(folder, provenance):
+    data = picture("AVIF")
+    stored = save_picture(data, folder=folder, stem="fox", provenance=provenance, image_format="avif")
+    assert read_bytes(folder / "fox.avif") == data
+    assert "AVIF is not supported" in stored.notes[0]
+
+
+def test_an_existing_packet_goes_along_into_an_avif(folder, provenance):
+    own = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+    <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="5"/></rdf:RDF></x:xmpmeta>"""
+    save_picture(picture("WEBP", xmp=own), folder=folder, stem="fox", provenance=provenance, image_format="avif")
+    data = read_bytes(folder / "fox.avif")
+    assert b'xmp:Rating="5"' in data
+    assert read_provenance(data)["seed"] == provenance.seed
+
+
 def test_a_preview_that_cannot_be_written_does_not_lose_the_picture(tmp_path):
     (tmp_path / ".imagen").touch()
     stored = save_picture(picture(), folder=tmp_path, stem="fox", thumbnail_pixels=20)

@@ -74,10 +74,10 @@ class Store(MemoryFileSystem):
         if self.keep is None:
             super().pipe_file(path, value)
 
-    def exists(self, path, **options):
-        if isinstance(self.failure, Exception):
+    def info(self, path, **options):
+        if self.failure is not None:
             raise self.failure
-        return path in self.buckets or super().exists(path, **options)
+        return {"name": path, "size": 0, "type": "directory"} if path in self.buckets else super().info(path)
 
 
 # On a disk
@@ -423,10 +423,66 @@ def test_a_missing_bucket_is_found_before_paying():
         check_writable(StoredAt(Store(buckets=()), "bucket/x"))
 
 
-def test_a_key_that_may_write_but_not_look_is_accepted():
-    store = Store(failure=PermissionError("Forbidden"))
+class Hidden(Store):
+    """A bucket whose own entry may not be looked at, and what its listing answers."""
+
+    def __init__(self, refusal, listing):
+        super().__init__()
+        self.refusal, self.listing = refusal, listing
+
+    def info(self, path, **options):
+        raise self.refusal
+
+    def ls(self, path, detail=True, **options):
+        if isinstance(self.listing, Exception):
+            raise self.listing
+        raise FileNotFoundError(path)
+
+
+def s3_refusal(code):
+    class ClientError(Exception):
+        def __init__(self):
+            super().__init__(code)
+            self.response = {"Error": {"Code": code}}
+
+    refusal = PermissionError(code)
+    refusal.__cause__ = ClientError()
+    return refusal
+
+
+class AzureError(Exception):
+    def __init__(self, error_code):
+        super().__init__(error_code)
+        self.error_code = error_code
+
+
+@pytest.mark.parametrize(
+    ("refusal", "listing"),
+    [
+        (PermissionError("Forbidden"), s3_refusal("AccessDenied")),
+        (PermissionError("Forbidden"), None),
+        (FileNotFoundError("bucket"), OSError("Forbidden: no storage.objects.list")),
+        (AzureError("AuthorizationPermissionMismatch"), None),
+    ],
+)
+def test_good_credentials_that_may_not_look_are_accepted(refusal, listing):
+    store = Hidden(refusal, listing)
     check_writable(StoredAt(store, "bucket/x"))
     assert store.puts == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "listing"),
+    [
+        (PermissionError("Forbidden"), s3_refusal("InvalidAccessKeyId")),
+        (PermissionError("Forbidden"), s3_refusal("SignatureDoesNotMatch")),
+        (FileNotFoundError("bucket"), FileNotFoundError("bucket")),
+        (AzureError("AuthenticationFailed"), None),
+    ],
+)
+def test_credentials_that_nobody_knows_are_found_before_paying(refusal, listing):
+    with pytest.raises(StorageError):
+        check_writable(StoredAt(Hidden(refusal, listing), "bucket/x"))
 
 
 def test_a_store_that_cannot_be_reached_is_found_before_paying():

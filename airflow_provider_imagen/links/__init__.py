@@ -1,0 +1,1 @@
+"""The way from Airflow's pages to the pictures."""

@@ -1,0 +1,77 @@
+"""
+Addresses of the gallery's pages, as a path on Airflow's own web server.
+
+Only the path of ``[api] base_url`` is used, never its host: a reader may know the server by another name, and a
+session lasts on the name it began with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MOUNT: Final = "/imagen"
+"""Where the gallery is, below the base path of Airflow's web server."""
+
+PictureSize = Literal["thumbnail", "full"]
+
+
+def gallery_root() -> str:
+    """Give the path of the gallery, base path included, as Airflow's configuration on this machine says it."""
+    from airflow.configuration import conf
+
+    base_url = conf.get("api", "base_url", fallback="") or ""
+    return urlsplit(base_url).path.rstrip("/") + MOUNT
+
+
+def task_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1, **query: Any) -> str:
+    """Address the pictures of one task instance."""
+    ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    return _address(root, "task", ids | query)
+
+
+def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
+    """Address the pictures of a DAG run."""
+    return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)
+
+
+def dag_address(*, root: str, dag_id: str) -> str:
+    """Address the pictures of a DAG's newest runs."""
+    return _address(root, "dag", {"dag_id": dag_id})
+
+
+def picture_address(
+    *,
+    root: str,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int,
+    prompt_index: int,
+    image_index: int,
+    size: PictureSize | None = None,
+    **query: Any,
+) -> str:
+    """
+    Address one picture: its page, or with ``size`` the picture itself.
+
+    :param prompt_index: number of the prompt in the task, from 0
+    :param image_index: number of the picture of that prompt, from 0
+    """
+    ids = {
+        "dag_id": dag_id,
+        "run_id": run_id,
+        "task_id": task_id,
+        "map_index": map_index,
+        "prompt_index": prompt_index,
+        "image_index": image_index,
+    }
+    return _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
+
+
+def _address(root: str, page: str, query: Mapping[str, Any]) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{root}/{page}?{urlencode(given, quote_via=quote, safe='')}"

@@ -1,0 +1,970 @@
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import socket
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+import requests
+
+from airflow_provider_imagen.api import client as client_module
+from airflow_provider_imagen.api.client import ApiClient, ClientSettings
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    ConnectionFailedError,
+    ImagenError,
+    InvalidRequestError,
+    LostAnswerError,
+    ModelWithdrawnError,
+    OutOfCreditsError,
+    RateLimitedError,
+    ServerError,
+    UnreadableResponseError,
+)
+from airflow_provider_imagen.sandbox import Fault
+
+KEY = "feedc0de" + "9" * 24
+PATH = "/v1/images/generations"
+BODY = {"model": "imagen-3.0-generate-002", "prompt": "a red fox", "convert_base64_to_url": True}
+DONE = json.dumps({"data": [{"url": "http://cdn.test/a.png"}]}).encode()
+
+pytestmark = pytest.mark.usefixtures("no_proxies")
+
+
+@pytest.fixture
+def make_client():
+    clients = []
+
+    def make(base_url, *, api_key=KEY, connect=2.0, read=5.0, verify=True):
+        clients.append(
+            ApiClient(
+                ClientSettings(
+                    base_url=base_url,
+                    api_key=api_key,
+                    connect_timeout_seconds=connect,
+                    read_timeout_seconds=read,
+                    verify=verify,
+                )
+            )
+        )
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(sandbox, make_client):
+    return make_client(sandbox.url, api_key=sandbox.api_key)
+
+
+def send(client, request_id="job-1.a", **body):
+    return client.generate(PATH, BODY | body, client_request_id=request_id)
+
+
+def failure(client, kind=ImagenError, **body):
+    with pytest.raises(ImagenError) as caught:
+        send(client, **body)
+    assert type(caught.value) is kind, repr(caught.value)
+    assert caught.value.client_request_id == "job-1.a"
+    assert caught.value.model == BODY["model"]
+    return caught.value
+
+
+def everything_told(error):
+    """All that a log, a traceback, a pickle or a debugger's ``vars`` could show of an error."""
+    chain = []
+    while error is not None:
+        chain += [str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]
+        error = error.__cause__
+    return "\n".join(chain)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_generation_has_its_pictures_cost_and_ids(sandbox, client):
+    generation = send(client, num_images=2)
+
+    (charge,) = sandbox.ledger()
+    assert len(generation.pictures) == len(generation.urls) == 2
+    assert all(url.startswith(sandbox.cdn_url) for url in generation.urls)
+    assert (generation.usd, generation.usd_source) == (charge.usd, "header")
+    assert generation.inference_id == charge.inference_id
+    assert (generation.client_request_id, charge.client_request_id) == ("job-1.a", "job-1.a")
+    assert generation.model == BODY["model"]
+
+
+def test_one_call_is_one_post_with_exactly_the_body_that_was_given(sandbox, client):
+    send(client, seed=7)
+
+    (seen,) = sandbox.seen()
+    assert (seen.method, seen.path, seen.json) == ("POST", PATH, BODY | {"seed": 7})
+    assert seen.headers["authorization"] == f"Bearer {sandbox.api_key}"
+    assert seen.headers["x-client-request-id"] == "job-1.a"
+    assert seen.headers["user-agent"] == client_module.USER_AGENT
+
+
+def test_pictures_come_inline_when_asked_for_so(client):
+    (picture,) = send(client, convert_base64_to_url=False).pictures
+
+    assert picture.url is None
+    assert picture.data.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("shape", ["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64"])
+def test_every_shape_in_use_gives_every_picture_once(sandbox, client, shape):
+    sandbox.add_fault(Fault("shape", shape=shape))
+
+    pictures = send(client, num_images=3).pictures
+
+    assert len(pictures) == 3
+    assert all((picture.url is None) != (picture.data is None) for picture in pictures)
+    assert len({picture.url or picture.data for picture in pictures}) == 3
+    assert not any(picture.broken or picture.withheld for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("usage", "source"),
+    [("none", "header"), ("no_headers", "usage"), ("usd_spent", "usage"), ("credits_used", "usage")],
+)
+def test_the_cost_is_found_wherever_it_stands(sandbox, client, usage, source):
+    sandbox.add_fault(Fault("usage", usage=usage))
+
+    generation = send(client)
+
+    assert (generation.usd, generation.usd_source) == (sandbox.ledger()[0].usd, source)
+
+
+def test_a_cost_that_is_not_told_is_none_rather_than_zero(sandbox, client):
+    sandbox.add_fault(Fault("usage", usage="nothing"))
+
+    generation = send(client)
+
+    assert (generation.usd, generation.usd_source) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["null", "empty"])
+def test_an_answer_without_pictures_is_a_generation_of_none(sandbox, client, value):
+    sandbox.add_fault(Fault("none", value=value))
+
+    generation = send(client)
+
+    assert generation.pictures == ()
+    assert generation.usd == sandbox.ledger()[0].usd
+
+
+def test_fewer_pictures_than_asked_for_are_given_as_they_are(sandbox, client):
+    sandbox.add_fault(Fault("fewer", count=1))
+
+    assert len(send(client, num_images=4).pictures) == 1
+
+
+@pytest.mark.parametrize("kind", ["nsfw", "content_violation"])
+def test_pictures_the_model_flags_are_marked_and_their_links_not_handed_out(sandbox, client, kind):
+    sandbox.add_fault(Fault(kind))
+
+    generation = send(client, num_images=2)
+
+    assert [picture.withheld for picture in generation.pictures] == [True, True]
+    assert generation.urls == []
+
+
+def test_base64_that_cannot_be_decoded_is_reported_with_its_picture(sandbox, client):
+    sandbox.add_fault(Fault("bad_base64"))
+
+    generation = send(client, num_images=2)
+
+    assert [picture.broken for picture in generation.pictures] == ["base64 data that cannot be decoded"] * 2
+    assert generation.usd == sandbox.ledger()[0].usd
+
+
+# --- errors the API answers -------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_is_an_authentication_error(sandbox, make_client):
+    error = failure(make_client(sandbox.url), AuthenticationError)
+
+    assert error.status == 401
+    assert error.request_id
+    assert error.retry_helps is False
+
+
+def test_a_key_without_the_right_is_an_authentication_error(sandbox, client):
+    sandbox.add_fault(Fault("status", status=403, error_kind="err_scope"))
+
+    error = failure(client, AuthenticationError)
+
+    assert (error.status, error.kind) == (403, "err_scope")
+    assert error.inference_id
+
+
+def test_an_empty_account_is_told_by_the_kind_of_its_403(sandbox, client):
+    sandbox.configure(balance_usd=Decimal("0.001"))
+
+    error = failure(client, OutOfCreditsError)
+
+    assert (error.status, error.kind) == (403, "err_insufficent_credits")
+    assert error.request_id
+    assert error.retry_helps is False
+
+
+def test_a_refused_field_is_named_with_the_validators_words(sandbox, client):
+    error = failure(client, InvalidRequestError, aspect_ratio="5:1")
+
+    assert (error.status, error.field) == (400, "aspect_ratio")
+    assert "aspect_ratio" in str(error)
+    assert error.request_id
+    assert sandbox.ledger() == []
+
+
+@pytest.mark.parametrize("envelope", ["old", "problem"])
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("the prompt is too long", "the prompt is too long"),
+        (["the prompt is too long", "so is the seed"], "the prompt is too long; so is the seed"),
+        (json.dumps({"error": {"message": "the prompt is too long"}}), "the prompt is too long"),
+    ],
+)
+def test_the_reason_is_read_from_both_envelopes_in_all_its_forms(sandbox, client, envelope, message, shown):
+    as_text = envelope == "old" or None
+    sandbox.add_fault(Fault("status", status=400, envelope=envelope, message=message, status_as_text=as_text))
+
+    error = failure(client, InvalidRequestError)
+
+    assert str(error) == f"The API refused the request (400): {shown}."
+    assert error.request_id
+    assert error.kind == ("err_bad_request" if envelope == "problem" else None)
+
+
+def test_a_500_that_wraps_the_models_refusal_is_a_refusal(sandbox, client):
+    sandbox.add_fault(Fault("upstream_4xx", status=400, message="Prompt blocked"))
+
+    error = failure(client, InvalidRequestError)
+
+    assert error.status == 500
+    assert error.retry_helps is False
+    assert "Prompt blocked" in str(error)
+
+
+def test_a_500_that_wraps_a_model_that_is_gone_is_a_withdrawn_model(sandbox, client):
+    sandbox.add_fault(Fault("upstream_4xx", status=404, message="Publisher model not found"))
+
+    assert failure(client, ModelWithdrawnError).status == 500
+
+
+def test_a_500_that_wraps_a_refusal_that_passes_may_be_tried_again(sandbox, client):
+    sandbox.add_fault(Fault("upstream_4xx", status=429, message="Quota exceeded"))
+
+    assert failure(client, ServerError).retry_helps is True
+
+
+def test_a_model_that_is_gone_is_told_as_withdrawn(sandbox, client):
+    sandbox.add_fault(Fault("withdrawn", model=BODY["model"]))
+
+    error = failure(client, ModelWithdrawnError)
+
+    assert error.status == 404
+    assert BODY["model"] in str(error)
+
+
+def test_a_rate_limit_says_how_long_to_wait_in_seconds(sandbox, client):
+    sandbox.add_fault(Fault("status", status=429, retry_after=17))
+
+    error = failure(client, RateLimitedError)
+
+    assert (error.status, error.retry_after) == (429, 17.0)
+
+
+def test_a_rate_limit_says_how_long_to_wait_as_a_date(sandbox, client):
+    sandbox.add_fault(Fault("status", status=429, retry_after=3600, retry_after_as_date=True))
+
+    assert 3500 < failure(client, RateLimitedError).retry_after <= 3600
+
+
+def test_a_rate_limit_that_does_not_say_how_long_has_no_wait(sandbox, client):
+    sandbox.configure(requests_per_minute=0)
+
+    assert failure(client, RateLimitedError).retry_after is None
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_failure_in_the_apis_own_words_is_a_server_error(sandbox, client, status):
+    sandbox.add_fault(Fault("status", status=status, retry_after=3))
+
+    error = failure(client, ServerError)
+
+    assert (error.status, error.retry_after) == (status, 3.0)
+    assert error.request_id
+    assert error.inference_id
+    assert error.retry_helps is True
+
+
+def test_an_error_inside_a_success_is_a_refusal_with_what_it_cost(sandbox, client):
+    sandbox.add_fault(Fault("error_in_200", billed=True, message="No image came out"))
+
+    error = failure(client, InvalidRequestError)
+
+    assert (error.status, error.kind) == (200, "image_generation_failed")
+    assert error.usd == float(sandbox.ledger()[0].usd) > 0
+    assert "No image came out" in str(error)
+
+
+def test_a_success_of_no_known_form_is_unreadable_and_says_what_it_cost(sandbox, client):
+    sandbox.add_fault(Fault("wrong_json"))
+
+    error = failure(client, UnreadableResponseError)
+
+    assert error.status == 200
+    assert error.inference_id == sandbox.ledger()[0].inference_id
+    assert error.usd == float(sandbox.ledger()[0].usd) > 0
+
+
+# --- lost answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [408, 504, 520, 524])
+def test_a_gateway_that_gave_up_leaves_the_outcome_unknown_even_in_the_apis_words(sandbox, client, status):
+    sandbox.add_fault(Fault("status", status=status, billed=True))
+
+    assert failure(client, LostAnswerError).status == status
+    assert len(sandbox.ledger()) == 1
+
+
+@pytest.mark.parametrize("status", [200, 500, 502, 503])
+def test_a_gateways_page_leaves_the_outcome_unknown(sandbox, client, status):
+    sandbox.add_fault(Fault("html", status=status, billed=True))
+
+    assert failure(client, LostAnswerError).status == status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message": "Internal server error"}',
+        b'{"statusCode": 500, "message": "Internal server error"}',
+        b'{"message": "An invalid response was received from the upstream server", "request_id": "4e1f"}',
+        b'{"title": "Error 502: Bad gateway", "status": 502, "instance": "8f0", "retryable": true}',
+        b"[]",
+        b"",
+    ],
+)
+def test_a_gateways_json_is_not_taken_for_the_apis_word_that_nothing_was_billed(raw_server, make_client, body):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(body, "502 Bad Gateway", "Content-Type: application/json\r\n")
+
+    assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 502
+
+
+def test_a_cut_answer_is_lost_but_its_headers_say_what_to_claim(sandbox, client):
+    sandbox.add_fault(Fault("cut_body"))
+
+    error = failure(client, LostAnswerError)
+
+    (charge,) = sandbox.ledger()
+    assert error.status == 200
+    assert (error.inference_id, error.usd) == (charge.inference_id, float(charge.usd))
+
+
+@pytest.mark.parametrize("tail", [b"ff\r\n{", b"zz\r\n", b""])
+def test_an_answer_cut_between_or_inside_its_chunks_is_lost(raw_server, make_client, tail):
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n" + tail)
+
+    assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 200
+
+
+def test_a_compressed_answer_that_does_not_decompress_is_lost(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(b"this is no gzip", headers="Content-Encoding: gzip\r\n")
+
+    assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 200
+
+
+def test_a_silent_server_is_given_up_after_the_read_timeout(sandbox, make_client):
+    sandbox.add_fault(Fault("hang", billed=True, seconds=30))
+    started = time.monotonic()
+
+    error = failure(make_client(sandbox.url, api_key=sandbox.api_key, read=0.3), LostAnswerError)
+
+    assert time.monotonic() - started < 5
+    assert "no answer in time" in str(error)
+    assert error.status is None
+
+
+def test_an_answer_that_comes_in_drips_does_not_hold_the_task_longer_than_the_read_timeout(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while not peer.server.ending.wait(0.02):
+            peer.send(b" ")
+
+    started = time.monotonic()
+    failure(make_client(raw_server(behave).url, read=0.3), LostAnswerError)
+
+    assert time.monotonic() - started < 5
+
+
+def test_an_answer_larger_than_any_picture_is_not_read_into_memory(raw_server, make_client, monkeypatch):
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+
+    def behave(peer):
+        peer.read_request()
+        peer.answer(b" " * 5_000_000, headers="x-inference-id: inf-1\r\nx-aimlapi-usd-spent: 0.5\r\n")
+
+    error = failure(make_client(raw_server(behave).url), UnreadableResponseError)
+
+    assert (error.status, error.inference_id, error.usd) == (200, "inf-1", 0.5)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, AuthenticationError), (429, RateLimitedError)])
+def test_a_refusal_counts_although_its_words_are_cut_off(raw_server, make_client, status, kind):
+    def behave(peer):
+        peer.read_request()
+        peer.send(f'HTTP/1.1 {status} No\r\nContent-Length: 500\r\n\r\n{{"requestId": "r'.encode())
+
+    assert failure(make_client(raw_server(behave).url), kind).status == status
+
+
+def test_a_failure_whose_words_are_cut_off_is_a_lost_answer(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        peer.send(b'HTTP/1.1 500 No\r\nContent-Length: 500\r\n\r\n{"requestId": "r')
+
+    assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 500
+
+
+# --- never sent, or outcome unknown -----------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_a_refused_connection_sent_nothing(make_client):
+    error = failure(make_client(f"http://127.0.0.1:{free_port()}"), ConnectionFailedError)
+
+    assert str(error).endswith("no connection was made (connection refused). Nothing was sent.")
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".invalid"])
+def test_a_host_name_that_does_not_resolve_sent_nothing(make_client, host):
+    error = failure(make_client(f"http://{host}"), ConnectionFailedError)
+
+    assert "the host name is not known" in str(error)
+
+
+def test_a_connection_that_is_not_made_in_time_sent_nothing(make_client):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        callers = [socket.socket() for _ in range(4)]  # more than the queue holds: further calls wait
+        for caller in callers:
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        try:
+            client = make_client(f"http://127.0.0.1:{listener.getsockname()[1]}", connect=0.2)
+            error = failure(client, ConnectionFailedError)
+        finally:
+            for caller in callers:
+                caller.close()
+
+    assert "connecting took too long" in str(error)
+
+
+def test_a_certificate_that_is_not_trusted_is_refused_before_anything_is_sent(
+    raw_server, make_client, own_certificate
+):
+    server = raw_server(lambda peer: peer.read_request(), tls=own_certificate[0])
+
+    error = failure(make_client(server.url), ConnectionFailedError)
+
+    assert "certificate is not trusted" in str(error)
+    assert (server.connections, bytes(server.received)) == (1, b"")
+
+
+def test_a_tls_handshake_that_hangs_sent_nothing(raw_server, make_client):
+    server = raw_server(lambda peer: peer.hold())
+
+    failure(make_client(server.url.replace("http:", "https:"), connect=0.3), ConnectionFailedError)
+
+    assert server.received.startswith(b"\x16\x03")  # the handshake only
+    assert b"fox" not in server.received
+
+
+def test_a_server_that_speaks_no_tls_is_sent_nothing(raw_server, make_client):
+    server = raw_server(lambda peer: (peer.connection.recv(10), peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
+
+    failure(make_client(server.url.replace("http:", "https:")), ConnectionFailedError)
+
+    assert bytes(server.received) == b""
+
+
+def test_a_proxy_that_is_not_there_sent_nothing(make_client, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
+
+    error = failure(make_client("https://api.test"), ConnectionFailedError)
+
+    assert "behind a proxy" in str(error)
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 403 Forbidden\r\n\r\n", b"HTTP/1.1 407 Who\r\n\r\n", b"junk\r\n\r\n", b""])
+def test_a_proxy_that_opens_no_tunnel_was_sent_nothing_of_the_request(raw_server, make_client, monkeypatch, reply):
+    def behave(peer):
+        peer.read_request()
+        peer.send(reply)
+
+    proxy = raw_server(behave)
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+
+    failure(make_client("https://api.test"), ConnectionFailedError)
+
+    assert proxy.received.startswith(b"CONNECT api.test:443 ")
+    assert KEY.encode() not in proxy.received
+    assert b"fox" not in proxy.received
+
+
+def test_a_proxy_that_hangs_instead_of_opening_a_tunnel_was_sent_nothing(raw_server, make_client, monkeypatch):
+    proxy = raw_server(lambda peer: peer.hold())
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+
+    failure(make_client("https://api.test", connect=0.3), ConnectionFailedError)
+
+    assert b"fox" not in proxy.received
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "nonsense"])
+def test_a_proxy_of_a_kind_that_cannot_be_used_sent_nothing(raw_server, make_client, monkeypatch, scheme):
+    server = raw_server(lambda peer: peer.read_request())
+    monkeypatch.setenv("HTTP_PROXY", f"{scheme}://127.0.0.1:{server.port}")
+
+    with pytest.raises(ImagenError) as caught:
+        send(make_client("http://api.test"))
+
+    assert isinstance(caught.value, ConnectionFailedError)
+    assert b"fox" not in server.received
+
+
+def test_a_proxy_that_wants_credentials_is_told_as_such(raw_server, make_client, monkeypatch):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(b"<html>", "407 Proxy Authentication Required")
+
+    monkeypatch.setenv("HTTP_PROXY", raw_server(behave).url)
+
+    assert failure(make_client("http://api.test"), ConnectionFailedError).status == 407
+
+
+def test_a_plain_proxy_that_breaks_off_after_the_request_leaves_the_outcome_unknown(
+    raw_server, make_client, monkeypatch
+):
+    """requests calls this a ProxyError, exactly like a proxy that was never reached."""
+
+    def behave(peer):
+        peer.read_request()
+        peer.reset()
+
+    proxy = raw_server(behave)
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+
+    failure(make_client("http://api.test"), LostAnswerError)
+
+    assert b"fox" in proxy.received
+
+
+def test_a_tunnel_that_breaks_off_after_the_request_leaves_the_outcome_unknown(
+    raw_server, make_client, monkeypatch, own_certificate
+):
+    context, certificate = own_certificate
+    read = []
+
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with context.wrap_socket(peer.connection, server_side=True) as inner:
+            peer.connection = inner
+            read.append(peer.read_request())
+
+    monkeypatch.setenv("HTTPS_PROXY", raw_server(behave).url)
+
+    failure(make_client("https://127.0.0.1", verify=certificate), LostAnswerError)
+
+    assert b"fox" in read[0]
+
+
+def test_a_reset_before_the_request_was_read_leaves_the_outcome_unknown(raw_server, make_client):
+    server = raw_server(lambda peer: peer.reset())
+
+    with pytest.raises(ImagenError) as caught:
+        send(make_client(server.url))
+
+    assert isinstance(caught.value, LostAnswerError)
+    assert bytes(server.received) == b""
+
+
+def test_a_connection_closed_without_an_answer_leaves_the_outcome_unknown(raw_server, make_client):
+    failure(make_client(raw_server(lambda peer: peer.read_request()).url), LostAnswerError)
+
+
+@pytest.mark.parametrize("billed", [True, False])
+def test_a_reset_after_the_request_was_read_leaves_the_outcome_unknown(sandbox, client, billed):
+    sandbox.add_fault(Fault("reset", billed=billed))
+
+    error = failure(client, LostAnswerError)
+
+    assert "the connection was reset" in str(error)
+    assert len(sandbox.seen(PATH)) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n{}",  # requests: InvalidHeader
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"\x00" * 100,
+    ],
+)
+def test_an_answer_that_is_no_http_leaves_the_outcome_unknown(raw_server, make_client, answer):
+    def behave(peer):
+        peer.read_request()
+        peer.send(answer)
+
+    failure(make_client(raw_server(behave).url), LostAnswerError)
+
+
+def test_an_earlier_failure_to_connect_is_not_taken_for_this_one(sandbox, client):
+    sandbox.add_fault(Fault("reset", billed=True))
+
+    try:
+        requests.get(f"http://127.0.0.1:{free_port()}", timeout=1)
+    except requests.ConnectionError:
+        failure(client, LostAnswerError)  # sent while the other error is being handled
+
+    assert len(sandbox.ledger()) == 1
+
+
+def test_a_connection_that_idled_too_long_is_replaced_without_losing_an_answer(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(DONE)  # then closes, as a server does with idle connections
+
+    server = raw_server(behave)
+    client = make_client(server.url)
+
+    assert len(send(client).pictures) == 1
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and not client_side_closed(client):
+        time.sleep(0.01)
+    assert len(send(client).pictures) == 1
+
+    assert server.connections == 2
+    assert server.received.count(b"POST ") == 2
+
+
+def client_side_closed(client):
+    """Whether the close of the idle connection has arrived."""
+    from urllib3.util.connection import is_connection_dropped
+
+    pools = client._local.session.get_adapter(client.settings.base_url).poolmanager.pools
+    (pool,) = (pools[key] for key in pools.keys())  # noqa: SIM118 - it is no dict
+    return all(is_connection_dropped(connection) for connection in pool.pool.queue if connection is not None)
+
+
+@pytest.mark.parametrize("body", [{"seed": float("nan")}, {"seed": float("inf")}])
+def test_a_body_that_is_no_json_is_refused_before_anything_is_sent(sandbox, client, body):
+    with pytest.raises(ValueError, match="cannot be written down"):
+        send(client, **body)
+
+    assert sandbox.seen() == []
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "ä", "x" * 129, "a\n", "a/b"])
+def test_an_id_the_api_would_drop_silently_is_refused(sandbox, client, request_id):
+    with pytest.raises(ValueError, match="client_request_id"):
+        send(client, request_id=request_id)
+
+    assert sandbox.seen() == []
+
+
+# --- where the key goes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_never_followed(raw_server, make_client, status):
+    other = raw_server(lambda peer: peer.read_request())
+
+    def behave(peer):
+        while peer.read_request():
+            peer.answer(b"", f"{status} Over there", f"Location: {other.url}/v1/images/generations\r\n")
+
+    server = raw_server(behave)
+    client = make_client(server.url)
+
+    assert failure(client, InvalidRequestError).status == status
+    with pytest.raises(InvalidRequestError):
+        client.get_key()
+    assert other.connections == 0
+    assert server.received.count(b"/v1/") == 2
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "http://", "http://a:b", "\xff", "//", "file:///etc/passwd"])
+def test_a_redirect_to_nowhere_is_still_only_a_redirect(raw_server, make_client, location):
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 302 There\r\nContent-Length: 0\r\nLocation: " + location.encode("latin-1") + b"\r\n\r\n")
+
+    assert failure(make_client(raw_server(behave).url), InvalidRequestError).status == 302
+
+
+def test_netrc_is_not_read(raw_server, make_client, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password netrc-secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def behave(peer):
+        while peer.read_request():
+            peer.answer(b'{"data": []}')
+
+    server = raw_server(behave)
+    make_client(server.url).list_models()
+    make_client(server.url, api_key=None).list_models()
+
+    assert server.received.lower().count(b"authorization:") == 1
+    assert f"Bearer {KEY}".encode() in server.received
+
+
+def test_a_proxy_does_not_see_the_key_of_an_encrypted_api(raw_server, make_client, monkeypatch, own_certificate):
+    context, certificate = own_certificate
+    inside = []
+
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with context.wrap_socket(peer.connection, server_side=True) as inner:
+            peer.connection = inner
+            peer.server = type("Inside", (), {"received": bytearray()})()
+            inside.append(peer.read_request())
+            peer.answer(DONE)
+
+    proxy = raw_server(behave)
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+
+    assert len(send(make_client("https://127.0.0.1", verify=certificate)).pictures) == 1
+    assert KEY.encode() in inside[0]
+    assert KEY.encode() not in proxy.received
+
+
+def test_the_settings_decide_about_tls_not_the_environment(raw_server, make_client, monkeypatch, own_certificate):
+    context, certificate = own_certificate
+
+    def behave(peer):
+        peer.read_request()
+        peer.answer(DONE)
+
+    server = raw_server(behave, tls=context)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle")
+    assert len(send(make_client(server.url, verify=certificate)).pictures) == 1
+    with pytest.warns(Warning, match="Unverified HTTPS request"):
+        assert len(send(make_client(server.url, verify=False)).pictures) == 1
+
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
+    assert len(send(make_client(server.url)).pictures) == 1
+
+
+def test_a_bundle_that_is_not_there_sent_nothing(raw_server, make_client, own_certificate):
+    server = raw_server(lambda peer: peer.read_request(), tls=own_certificate[0])
+
+    failure(make_client(server.url, verify="/no/such/bundle"), ConnectionFailedError)
+
+    assert server.connections == 0
+
+
+FAULTS = [
+    Fault("status", status=400, message=f"Authorization: Bearer {KEY} is odd, see https://x.test/a?sig=SIGNATURE"),
+    Fault("status", status=401, message=[KEY, "no"], envelope="old"),
+    Fault("status", status=403, error_kind=KEY),
+    Fault("status", status=429, message=json.dumps({"message": f"key={KEY}"})),
+    Fault("status", status=500, message=f"400 {KEY}"),
+    Fault("status", status=503, message="https://user:SIGNATURE@proxy.test/ failed"),
+    Fault("error_in_200", message=f"{KEY}"),
+    Fault("reset"),
+    Fault("hang", seconds=30),
+    Fault("cut_body"),
+    Fault("html"),
+    Fault("wrong_json"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.status}")
+def test_no_error_and_no_log_line_tells_the_key_or_a_signature(sandbox, make_client, caplog, fault):
+    sandbox.configure(api_key=KEY)
+    sandbox.add_fault(fault)
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(ImagenError) as caught:
+        send(make_client(sandbox.url, read=0.5))
+
+    told = everything_told(caught.value) + everything_told(pickle.loads(pickle.dumps(caught.value))) + caplog.text
+    assert KEY not in told
+    assert "SIGNATURE" not in told
+    assert str(caught.value)
+
+
+def test_no_setting_shows_the_key(make_client):
+    client = make_client("http://127.0.0.1:9")
+
+    assert KEY not in repr(client.settings)
+    assert KEY not in repr(client)
+    assert KEY not in repr(vars(client))
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r\nX: y", f"{KEY} x", f"{KEY}ä", f"{KEY}\ud800", ""])
+def test_a_key_that_cannot_stand_in_a_header_is_refused_without_showing_it(key):
+    with pytest.raises(ValueError, match="password") as caught:
+        ApiClient(ClientSettings(api_key=key))
+
+    assert KEY not in everything_told(caught.value)
+
+
+# --- base URLs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+def test_the_base_url_may_end_in_v1(sandbox, make_client, suffix):
+    send(make_client(f"{sandbox.url}{suffix}", api_key=sandbox.api_key))
+
+    assert [seen.path for seen in sandbox.seen()] == [PATH]
+
+
+def test_a_path_before_v1_is_kept(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(DONE)
+
+    server = raw_server(behave)
+    send(make_client(f"{server.url}/gateway/v1"))
+
+    assert server.received.startswith(b"POST /gateway/v1/images/generations HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    "base_url", ["ftp://x", "https://", "http://[bad", "http://a:b", "http://a:99999", "https://*.x", "a b", "/", ""]
+)
+def test_a_base_url_nothing_can_be_sent_to_is_refused(base_url):
+    with pytest.raises(ValueError, match="host="):
+        ApiClient(ClientSettings(base_url=base_url))
+
+
+@pytest.mark.parametrize("base_url", ["https://me:hidden@api.test", "ftp://me:hidden@api.test", "me:hidden@api.test"])
+def test_a_password_in_the_base_url_is_refused_and_not_shown(base_url):
+    with pytest.raises(ValueError, match="host") as caught:
+        ApiClient(ClientSettings(base_url=base_url))
+
+    assert "hidden" not in everything_told(caught.value)
+
+
+# --- free calls -------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_and_the_balance_are_asked_for(sandbox, client):
+    assert client.get_key()["prefix"] == sandbox.api_key[:8]
+    assert client.get_balance() == {"current_balance": 100.0, "currency": "USD"}
+
+
+def test_the_catalogue_needs_no_key(sandbox, make_client):
+    client = make_client(sandbox.url, api_key=None)
+
+    models = client.list_models(include_pricing=True)
+
+    assert BODY["model"] in {model["id"] for model in models}
+    assert all("pricing" in model for model in models)
+    assert "pricing" not in client.list_models()[0]
+    assert "authorization" not in sandbox.seen()[0].headers
+    assert client.list_deprecations()
+
+
+def test_the_log_is_read_page_after_page(sandbox, client, monkeypatch):
+    monkeypatch.setattr(client_module, "LOG_PAGE_ROWS", 2)
+    for number in range(5):
+        send(client, request_id=f"job-{number}")
+    now = datetime.now(UTC)
+
+    rows = list(client.iter_request_logs(start=now - timedelta(hours=1), end=now + timedelta(hours=1)))
+
+    assert sorted(row["client_request_id"] for row in rows) == [f"job-{number}" for number in range(5)]
+    assert len(sandbox.seen("/v2/logs")) == 3
+
+
+def test_the_log_can_be_limited_to_models(client):
+    send(client)
+    now = datetime.now(UTC)
+    window = {"start": now - timedelta(hours=1), "end": now + timedelta(hours=1)}
+
+    assert len(list(client.iter_request_logs(**window, model=[BODY["model"], "flux-pro"]))) == 1
+    assert list(client.iter_request_logs(**window, model="flux-pro")) == []
+
+
+@pytest.mark.parametrize("fault", [Fault("reset", path="/v1/key"), Fault("hang", path="/v1/key", seconds=30)])
+def test_a_free_call_without_an_answer_is_a_failed_connection(sandbox, make_client, fault):
+    sandbox.add_fault(fault)
+
+    with pytest.raises(ConnectionFailedError):
+        make_client(sandbox.url, api_key=sandbox.api_key, read=0.3).get_key()
+
+
+def test_a_free_call_that_is_refused_says_why(sandbox, client):
+    sandbox.add_fault(Fault("status", path="/v2/logs", status=429, retry_after=5))
+    now = datetime.now(UTC)
+
+    with pytest.raises(RateLimitedError) as caught:
+        list(client.iter_request_logs(start=now - timedelta(hours=1), end=now))
+
+    assert caught.value.retry_after == 5
+
+
+@pytest.mark.parametrize("body", [b"[]", b"<html>", b"", b"null", b"[" * 100_000, b"\xff"])
+def test_a_free_call_answered_with_no_object_is_unreadable(raw_server, make_client, body):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(body)
+
+    with pytest.raises(UnreadableResponseError):
+        make_client(raw_server(behave).url).get_key()
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_many_threads_share_a_client_and_none_gets_anothers_answer(sandbox, client):
+    with ThreadPoolExecutor(8) as threads:
+        generations = list(threads.map(lambda number: send(client, request_id=f"job-{number}"), range(24)))
+
+    ids = {charge.client_request_id: charge.inference_id for charge in sandbox.ledger()}
+    assert [ids[generation.client_request_id] for generation in generations] == [
+        generation.inference_id for generation in generations
+    ]
+    assert len(ids) == 24
+
+
+def test_a_closed_client_can_be_used_again_and_closed_again(client):
+    send(client)
+    client.close()
+    send(client)
+    client.close()
+
+    assert client._sessions == []

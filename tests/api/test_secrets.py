@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_imagen.api.download import Downloader
+from airflow_provider_imagen.api.secrets import is_signed, keep_queries_out_of_logs, scrub, without_query
+from airflow_provider_imagen.sandbox import Fault
+
+KEY = "feedc0de" + "9" * 24
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        (f"key {KEY}!", "key ***!"),
+        (f"{KEY}{KEY}", "******"),
+        ("Authorization: Bearer abc.def-1", "Authorization: Bearer ***"),
+        ("BEARER abc", "BEARER ***"),
+        ("see https://x.test/a?sig=1&b=2 there", "see https://x.test/a there"),
+        ("see HTTPS://x.test/a#frag", "see HTTPS://x.test/a"),
+        ("'https://x.test/a?sig=1'", "'https://x.test/a'"),
+        ("https://me:hidden@x.test/a", "https://x.test/a"),
+        ("socks5://me:hidden@x.test", "socks5://x.test"),
+        ("\x1b[31mred\x07\n\nand \u202e more", "[31mred and more"),
+        ("half \ud800 a pair", "half a pair"),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_holds_no_secret_and_no_control_character(text, scrubbed):
+    assert scrub(text, KEY) == scrubbed
+
+
+def test_no_secret_at_all_is_no_reason_to_fail():
+    assert scrub("text", None, "") == "text"
+
+
+def test_a_long_text_is_cut():
+    assert scrub("x" * 1000, limit=10) == "xxxxxxxxx…"
+
+
+@given(
+    st.lists(
+        st.sampled_from([KEY, " ", " " * 500, "x" * 300, "https://a.test/b?c=", "\n", "word"]), max_size=60
+    ).map("".join)
+)
+def test_no_half_of_the_key_is_left_at_a_cut(text):
+    assert KEY[:8] not in scrub(text, KEY, limit=100)
+
+
+def test_a_link_loses_its_query_and_fragment():
+    assert without_query("https://x.test/a?b#c") == without_query("https://x.test/a#c?b") == "https://x.test/a"
+
+
+@pytest.mark.parametrize(
+    ("url", "signed"), [("https://x.test/a", False), ("https://x.test/a?b=1", True), ("https://[x?b", True)]
+)
+def test_a_link_with_a_query_counts_as_signed(url, signed):
+    assert is_signed(url) is signed
+
+
+@pytest.mark.parametrize("style", ["expires", "amz", "se", "tos"])
+def test_a_debug_log_of_a_download_shows_the_path_but_no_signature(sandbox, caplog, style):
+    import requests
+
+    sandbox.add_fault(Fault("signed_links", style=style))
+    answer = requests.post(
+        f"{sandbox.url}/v1/images/generations",
+        json={"model": "imagen-3.0-generate-002", "prompt": "a red fox"},
+        headers={"Authorization": f"Bearer {sandbox.api_key}"},
+        timeout=10,
+    )
+    link = answer.json()["data"][0]["url"]
+    path, _, query = link.removeprefix(sandbox.cdn_url).partition("?")
+    assert query
+    keep_queries_out_of_logs()
+
+    with caplog.at_level(logging.DEBUG), Downloader(allow_private_hosts=True) as downloader:
+        assert downloader.fetch(link).data
+
+    assert path in caplog.text
+    assert query not in caplog.text
+    assert "?" not in caplog.text
+
+
+def test_other_lines_of_the_same_log_stay_as_they_are(caplog):
+    keep_queries_out_of_logs()
+    log = logging.getLogger("urllib3.connectionpool")
+
+    with caplog.at_level(logging.DEBUG):
+        log.debug("Starting new %s connection (%d)", "HTTPS", 1)
+        log.warning("Failed to parse headers (url=%s): %s", "https://x.test/a?sig=1", ValueError("odd"))
+        log.debug("nothing?")
+        log.debug("%(name)s", {"name": "by name"})
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Starting new HTTPS connection (1)",
+        "Failed to parse headers (url=https://x.test/a): odd",
+        "nothing?",
+        "by name",
+    ]

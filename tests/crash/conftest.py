@@ -1,0 +1,252 @@
+"""A task that can be killed at any moment and tried again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+import airflow_provider_imagen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+KILLED = -signal.SIGKILL
+
+
+class Nursery:
+    """
+    The process in ``nursery.py``, seen from the tests.
+
+    :param home: folder for Airflow's database, and for what the processes say
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._orders = 0
+        self._log = open(home / "log", "wb")  # noqa: SIM115 - open as long as the process
+        package_parent = Path(airflow_provider_imagen.__file__).parents[1]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={
+                **environment,
+                "PYTHONPATH": str(package_parent),
+                "AIRFLOW_HOME": str(home),
+                "AIRFLOW__CORE__DAGS_FOLDER": str(home),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+                "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            },
+        )
+        self._answer()
+
+    def fork(self, order: dict[str, Any]) -> Fork:
+        """Start a process that follows an order."""
+        self._orders += 1
+        path = self._home / f"answer-{self._orders}.json"
+        pid = self._ask({**order, "answer": str(path)})["pid"]
+        return Fork(self, pid, path)
+
+    def wait(self, pid: int) -> int:
+        """Wait for a process to end, and give its exit status; that of a killed one is negative."""
+        return int(self._ask({"do": "wait", "pid": pid})["status"])
+
+    def close(self) -> None:
+        """End the process and its children."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._log.close()
+
+    def tail(self) -> str:
+        """Give the end of what the processes said."""
+        return (self._home / "log").read_text(errors="replace")[-6000:]
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, self.tail()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A process that follows an order."""
+
+    nursery: Nursery
+    pid: int
+    answer: Path
+
+    def kill(self) -> None:
+        """Kill it and see it gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.nursery.wait(self.pid) == KILLED
+
+    def result(self) -> dict[str, Any]:
+        """Wait for it to end well, and give its answer."""
+        assert self.nursery.wait(self.pid) == 0, self.nursery.tail()
+        answer: dict[str, Any] = json.loads(self.answer.read_text())
+        return answer
+
+
+@dataclass
+class Painting:
+    """
+    One task instance of a DAG, from its first try to its last.
+
+    :param arguments: of the operator; may be changed between tries as an author changes a DAG file
+    :param order: what every process is told
+    """
+
+    nursery: Nursery
+    sandbox: Sandbox
+    folder: Path
+    arguments: dict[str, Any]
+    order: dict[str, Any]
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, kill: dict[str, Any] | None = None) -> Fork:
+        """Start the next try in a process of its own."""
+        return self._fork("attempt", kill=kill)
+
+    def finish(self, fork: Fork | None = None) -> dict[str, Any]:
+        """Do the next try, or wait for one that is under way, to its end; say how it ended."""
+        self.last = (fork or self.start()).result()
+        return self.last
+
+    def die(self, when: str, what: str, nth: int = 1) -> None:
+        """Do the next try up to the moment at which it is killed."""
+        fork = self.start({"when": when, "what": what, "nth": nth})
+        assert self.nursery.wait(fork.pid) == KILLED, f"It lived past {when} {what}: {self.nursery.tail()}"
+
+    def clear(self) -> None:
+        """Clear the task, as a user does."""
+        self._fork("clear").result()
+
+    def look(self) -> dict[str, Any]:
+        """Read what the database holds."""
+        return self._fork("look").result()
+
+    def begin(self) -> None:
+        """Start a run of the DAG."""
+        self.order["run_id"] = self._fork("begin").result()["run_id"]
+
+    def of(self, map_index: int) -> Painting:
+        """Give another instance of a mapped task, in the same run."""
+        order = {**self.order, "map_index": map_index}
+        return Painting(self.nursery, self.sandbox, self.folder, self.arguments, order)
+
+    def _fork(self, deed: str, **more: Any) -> Fork:
+        return self.nursery.fork({**self.order, "do": deed, "arguments": self.arguments, **more})
+
+    # --- what came of it ----------------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """The records of the pictures, as the last try reported them."""
+        images: list[dict[str, Any]] = self.last["xcoms"]["images"]
+        return images
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts and costs, as the last try reported them."""
+        summary: dict[str, Any] = self.last["xcoms"]["summary"]
+        return summary
+
+    def bought(self) -> Counter[str]:
+        """Count what was billed, by prompt."""
+        return Counter(charge.prompt for charge in self.sandbox.ledger())
+
+    def pictures(self) -> list[Path]:
+        """List the pictures on the disk."""
+        return sorted(self.folder.rglob("*.png"))
+
+    def assert_whole(self, prompts: Sequence[str], *, also_billed: Sequence[str] = ()) -> None:
+        """
+        Assert that the task ended well: every prompt paid for once, every picture whole, every cent counted.
+
+        :param prompts: one per picture that must be there, in order
+        :param also_billed: prompts that were billed without a picture to show
+        """
+        assert self.last["state"] == "success", self.last["error"]
+        assert self.bought() == Counter([*prompts, *also_billed])
+        assert [image["prompt"] for image in self.images] == list(prompts)
+        self.assert_tidy()
+        assert {Path(image["path"]) for image in self.images} == set(self.pictures())
+        assert self.last["journal"] == []
+        assert not list(self.folder.rglob("journal/*/*"))
+
+    def assert_tidy(self) -> None:
+        """Assert that what is on the disk is whole and listed, nothing half-written is left, and the sums are right."""
+        for path in self.pictures():
+            with Image.open(path) as picture:
+                picture.load()
+        for image in self.images:
+            assert hashlib.sha256(Path(image["path"]).read_bytes()).hexdigest() == image["sha256"]
+        assert not [path.name for path in self.folder.rglob("*.part")]
+        lines = [json.loads(line) for line in (self.folder / "metadata.jsonl").read_text().splitlines()]
+        listed = {self.folder / line["file_name"] for line in lines}
+        assert {Path(image["path"]) for image in self.images} <= listed <= set(self.pictures())
+        assert self.summary["usd_spent"] == pytest.approx(float(sum(charge.usd for charge in self.sandbox.ledger())))
+
+
+def eventually(condition: Callable[[], object], *, what: str, seconds: float = 30.0) -> None:
+    """Wait until something is true."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, f"It never came to this: {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., Painting]:
+    """Give a function that starts a run of a DAG with one operator; its task has not been tried yet."""
+    folder = tmp_path / "pictures"
+
+    def make(*, mapped: bool = False, **options: Any) -> Painting:
+        own = {name: options.pop(name) for name in ("old_airflow", "segment_bytes") if name in options}
+        arguments = {"output_path": str(folder), "concurrency": 1, "lost_answer_patience_seconds": 1, **options}
+        order = {
+            "dag_id": f"painting_{tmp_path.name}",
+            "map_index": 0 if mapped else -1,
+            "mapped": mapped,
+            "connection": {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key},
+            **own,
+        }
+        painting = Painting(nursery, sandbox, folder, arguments, order)
+        painting.begin()
+        return painting
+
+    return make

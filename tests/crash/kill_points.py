@@ -1,0 +1,159 @@
+"""
+The places at which a task process kills itself, put around the package's own functions in the fork that is to die.
+
+A kill is ``{"when": "before" | "after", "what": …, "nth": …}``: before or after the nth event of a kind, counted in this
+process. ``SIGKILL`` leaves no time for anything: no ``finally``, no ``atexit``, no flush.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def die() -> None:
+    """End this process as the kernel's out-of-memory killer does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def install(kill: dict[str, Any] | None) -> None:
+    """Arm a kill in this process; ``None`` lets it live."""
+    if kill is not None:
+        what, _, detail = kill["what"].partition(" ")
+        INSTALLERS[what](_Trigger(kill["when"], kill.get("nth", 1)), detail)
+
+
+class _Trigger:
+    """Counts the events of one kind, from any thread, and kills at the right one."""
+
+    def __init__(self, when: str, nth: int) -> None:
+        self._when = when
+        self._nth = nth
+        self._seen = 0
+        self._lock = threading.Lock()
+
+    def around(self, event: Callable[[], Any]) -> Any:
+        """Let an event happen, unless it is the one to die before; die after it if it is the one to die after."""
+        with self._lock:
+            self._seen += 1
+            is_due = self._seen == self._nth
+        if is_due and self._when == "before":
+            die()
+        result = event()
+        if is_due and self._when == "after":
+            die()
+        return result
+
+
+def _wrap(owner: Any, name: str, trigger: _Trigger, is_event: Callable[..., bool] = lambda *_, **__: True) -> None:
+    original = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not is_event(*args, **kwargs):
+            return original(*args, **kwargs)
+        return trigger.around(lambda: original(*args, **kwargs))
+
+    setattr(owner, name, wrapped)
+
+
+def _on_fact(trigger: _Trigger, kind: str) -> None:
+    """The write that makes a fact of the journal durable, whichever others it carries along."""
+    from airflow_provider_imagen.generation import journal_stores
+
+    for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
+        known: dict[int, int] = {}
+
+        def is_event(self: Any, number: int, text: str, known: dict[int, int] = known) -> bool:
+            if number not in known:
+                known[number] = (self.read(number) or "").count(f'"t":"{kind}"')
+            before, known[number] = known[number], text.count(f'"t":"{kind}"')
+            return known[number] > before
+
+        _wrap(store, "write", trigger, is_event)
+
+
+def _on_segment(trigger: _Trigger, number: str) -> None:
+    """The first write of a segment of the journal."""
+    from airflow_provider_imagen.generation import journal_stores
+
+    for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
+        _wrap(store, "write", trigger, lambda _self, written, _text: written == int(number))
+
+
+def _on_forgetting(trigger: _Trigger, _: str) -> None:
+    """The removal of a segment of the journal, which begins once the task has succeeded."""
+    from airflow_provider_imagen.generation import journal_stores
+
+    for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
+        _wrap(store, "delete", trigger)
+
+
+def _on_post(trigger: _Trigger, _: str) -> None:
+    """A paid request: its answer is read, and nothing is noted of it yet."""
+    from airflow_provider_imagen.api.client import ApiClient
+
+    _wrap(ApiClient, "generate", trigger)
+
+
+def _on_download(trigger: _Trigger, _: str) -> None:
+    """The download of a picture: its bytes are here, and nowhere on the disk yet."""
+    from airflow_provider_imagen.api.download import Downloader
+
+    _wrap(Downloader, "fetch", trigger)
+
+
+def _on_half(trigger: _Trigger, _: str) -> None:
+    """The temporary file of a picture when half of it is written."""
+    from airflow_provider_imagen.storage import writing
+
+    original = writing._write_synced
+
+    def write_half(path: Path, data: bytes) -> None:
+        if data.startswith(PNG_SIGNATURE):
+            trigger.around(lambda: path.write_bytes(data[: len(data) // 2]))
+            path.unlink()
+        original(path, data)
+
+    writing._write_synced = write_half
+
+
+def _on_rename(trigger: _Trigger, suffix: str) -> None:
+    """The rename that gives a file its final name."""
+
+    def is_event(_: Path, target: Path) -> bool:
+        return target.name.endswith(suffix) and ".imagen" not in target.parts
+
+    _wrap(Path, "replace", trigger, is_event)
+
+
+def _on_message(trigger: _Trigger, name: str) -> None:
+    """A message from the task to Airflow, by its type and, for an XCom, its key."""
+    from airflow.sdk.execution_time.supervisor import InProcessSupervisorComms
+
+    wanted, _, key = name.partition(" ")
+
+    def is_event(_: Any, msg: Any) -> bool:
+        return type(msg).__name__ == wanted and (not key or msg.key == key)
+
+    _wrap(InProcessSupervisorComms, "send", trigger, is_event)
+
+
+INSTALLERS: dict[str, Callable[[_Trigger, str], None]] = {
+    "fact": _on_fact,
+    "segment": _on_segment,
+    "forgetting": _on_forgetting,
+    "post": _on_post,
+    "download": _on_download,
+    "half": _on_half,
+    "rename": _on_rename,
+    "message": _on_message,
+}

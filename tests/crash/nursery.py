@@ -1,0 +1,261 @@
+"""
+A process with Airflow loaded that forks a task process for every try, so that a test can afford to kill dozens of them.
+
+It is a script, not a module of tests: orders come in as lines of JSON on standard input, answers go out on standard
+output. Each try runs in a fork of its own through Airflow's own task runner, on a database that all of them share:
+what survives a ``SIGKILL`` is what Airflow and the file system kept, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.sdk import DAG
+
+RETRIES = 30
+TASK = "paint"
+
+
+def make_dag(order: dict[str, Any]) -> DAG:
+    """Build the DAG as its author would: one operator, perhaps mapped over prompts."""
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    arguments = dict(order["arguments"])
+    if (seconds := arguments.pop("execution_timeout", None)) is not None:
+        arguments["execution_timeout"] = timedelta(seconds=seconds)
+    common = {"task_id": TASK, "retries": RETRIES, "retry_delay": timedelta(0), **arguments}
+    with DAG(order["dag_id"], schedule=None) as dag:
+        if order["mapped"]:
+            prompts = common.pop("prompt")
+            ImagenGenerateOperator.partial(**common).expand(prompt=prompts)
+        else:
+            ImagenGenerateOperator(**common)
+    return dag
+
+
+def begin(order: dict[str, Any]) -> dict[str, Any]:
+    """Write the DAG to the database and start a run of it, as the DAG processor and a trigger do."""
+    from airflow.models.dagrun import DagRun, get_or_create_dagrun
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.sdk import timezone
+    from airflow.serialization.definitions.dag import SerializedDAG
+    from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
+    from airflow.utils.session import create_session
+    from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+    dag = make_dag(order)
+    now = timezone.utcnow()
+    with create_session() as session:
+        lazy = LazyDeserializedDAG.from_dag(dag)
+        SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
+        SerializedDagModel.write_dag(lazy, bundle_name="dags-folder", session=session)
+    with create_session() as session:
+        run = get_or_create_dagrun(
+            dag=DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag)),
+            start_date=now,
+            logical_date=now,
+            data_interval=(now, now),
+            run_after=now,
+            run_id=DagRun.generate_run_id(run_type=DagRunType.MANUAL, logical_date=now, run_after=now),
+            session=session,
+            conf=None,
+            triggered_by=DagRunTriggeredByType.TEST,
+            triggering_user_name="test",
+        )
+        return {"run_id": run.run_id}
+
+
+def attempt(order: dict[str, Any]) -> dict[str, Any]:
+    """Do the next try of the task in this process, and say how it ended, if it lives to."""
+    from airflow.sdk.api.datamodels._generated import TaskInstance as TaskToRun
+    from airflow.sdk.execution_time.supervisor import run_task_in_process
+    from kill_points import install
+
+    os.environ["AIRFLOW_CONN_IMAGEN_DEFAULT"] = json.dumps(order["connection"])
+    dag = make_dag(order)
+    queued = _queue(dag, order)
+    install(order["kill"])
+    done = run_task_in_process(ti=TaskToRun(**queued), task=dag.get_task(TASK))
+    return {
+        "state": str(done.ti.state.value),
+        "error": None if done.error is None else describe(done.error),
+        "try_number": queued["try_number"],
+        **_look(order),
+    }
+
+
+def _queue(dag: DAG, order: dict[str, Any]) -> dict[str, Any]:
+    """Do the scheduler's part: notice a dead worker, and put the task instance in the queue again."""
+    from airflow.utils.session import create_session
+    from airflow.utils.state import TaskInstanceState
+
+    with create_session() as session:
+        run, ti = _find(dag, order, session)
+        if ti.state == TaskInstanceState.RUNNING:
+            ti.handle_failure("The worker is gone.", session=session)
+            session.commit()
+            run, ti = _find(dag, order, session)
+        run.schedule_tis([ti], session=session)
+        session.commit()
+        session.refresh(ti)
+        ti.set_state(TaskInstanceState.QUEUED, session=session)
+        session.commit()
+        return {
+            "id": str(ti.id),
+            "task_id": ti.task_id,
+            "dag_id": ti.dag_id,
+            "run_id": ti.run_id,
+            "try_number": ti.try_number,
+            "map_index": ti.map_index,
+            "dag_version_id": str(ti.dag_version_id),
+        }
+
+
+def _find(dag: DAG, order: dict[str, Any], session: Any) -> tuple[Any, TaskInstance]:
+    from airflow.models.dagrun import DagRun
+    from airflow.serialization.serialized_objects import DagSerialization
+    from sqlalchemy import select
+
+    run = session.scalar(select(DagRun).where(DagRun.dag_id == order["dag_id"]))
+    run.dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    if order["mapped"]:
+        run.task_instance_scheduling_decisions(session=session)  # makes one task instance per prompt
+        session.commit()
+    ti = run.get_task_instance(TASK, map_index=order["map_index"], session=session)
+    ti.task = run.dag.get_task(TASK)
+    return run, ti
+
+
+def clear(order: dict[str, Any]) -> dict[str, Any]:
+    """Clear the task as a user does in the UI."""
+    from airflow.models.taskinstance import clear_task_instances
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        _, ti = _find(make_dag(order), order, session)
+        clear_task_instances([ti], session)
+    return {}
+
+
+def look(order: dict[str, Any]) -> dict[str, Any]:
+    """Read what the database holds of the task instance."""
+    return _look(order)
+
+
+def _look(order: dict[str, Any]) -> dict[str, Any]:
+    from airflow.models.task_state_store import TaskStateStoreModel
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    mine = {"dag_id": order["dag_id"], "task_id": TASK, "map_index": order["map_index"]}
+    with create_session() as session:
+        xcoms = session.execute(select(XComModel.key, XComModel.value).filter_by(**mine)).all()
+        journal = session.execute(select(TaskStateStoreModel.key).filter_by(**mine)).scalars().all()
+    return {"xcoms": {key: _decoded(value) for key, value in xcoms}, "journal": sorted(journal)}
+
+
+def _decoded(value: Any) -> Any:
+    from airflow.sdk.serde import deserialize
+
+    return deserialize(json.loads(value) if isinstance(value, str) else value)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Turn an error into plain data."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "inference_id": getattr(error, "inference_id", None),
+        "usd": getattr(error, "usd", None),
+        "failures": [describe(failure) for failure in getattr(error, "failures", ())],
+    }
+
+
+DEEDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "begin": begin,
+    "attempt": attempt,
+    "clear": clear,
+    "look": look,
+}
+
+
+def prepare() -> None:
+    """Load everything once, so that a fork has nothing left to load. No thread may be started here."""
+    import httpx
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.sdk.execution_time.supervisor import in_process_api_server
+    from airflow.utils import db
+
+    import airflow_provider_imagen.operators.execution
+    import airflow_provider_imagen.operators.imagen  # noqa: F401
+
+    async def ask_for_nothing(app: Any) -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://in-process") as client:
+            await client.get("/health/ping")
+
+    db.initdb()
+    DagBundlesManager().sync_bundles_to_db()
+    asyncio.run(ask_for_nothing(in_process_api_server().app))  # the first request takes 3 s: it puts the routes together
+    assert threading.active_count() == 1, "A lock that a thread holds during a fork stays held in the child"
+
+
+def main() -> None:
+    """Serve orders until standard input ends; then no child is left."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Airflow prints goes to the log
+    prepare()
+    children: set[int] = set()
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["do"] == "wait":
+            _, status = os.waitpid(order["pid"], 0)
+            children.discard(order["pid"])
+            answer: dict[str, Any] = {"status": os.waitstatus_to_exitcode(status)}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                answers.close()
+                serve(order)
+            children.add(pid)
+            answer = {"pid": pid}
+        print(json.dumps(answer), file=answers, flush=True)
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def serve(order: dict[str, Any]) -> None:
+    """Follow one order in a fork, and end."""
+    status = 1
+    try:
+        answer = DEEDS[order["do"]](order)
+        with open(order["answer"], "w") as file:
+            json.dump(answer, file)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""
+A folder of pictures opens as a Hugging Face dataset, with the real ``datasets`` package.
+
+Run in an environment of its own, which needs no Airflow::
+
+    python -m venv /tmp/hf && /tmp/hf/bin/pip install -r tests/huggingface/requirements.txt
+    HF_HUB_OFFLINE=1 /tmp/hf/bin/python -m pytest --noconftest -p no:cacheprovider tests/huggingface
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
+
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields, write_manifest
+from airflow_provider_imagen.storage.origin import Origin
+from airflow_provider_imagen.storage.saving import save_picture
+
+ORIGIN = Origin(dag_id="daily", task_id="draw", run_id="r1")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def fill(folder, stems, seeds=(1, None)):
+    """Store pictures as two mapped task instances would, with previews and failures."""
+    for map_index in range(2):
+        origin = replace(ORIGIN, map_index=map_index)
+        lines = []
+        for number, stem in enumerate(stems):
+            target = BytesIO()
+            Image.new("RGB", (30 + number, 20), (map_index * 90, 9, 9)).save(target, format="PNG")
+            stored = save_picture(target.getvalue(), folder=folder, stem=f"{stem}-{map_index}", thumbnail_pixels=8)
+            record = {
+                **stored_fields(stored),
+                "prompt_index": number,
+                "image_index": 0,
+                "prompt": f"fox {number}\u2028\n",
+                "seed": seeds[number % len(seeds)],
+            }
+            lines.append(
+                manifest_line(
+                    record,
+                    file_name=stored.file_name,
+                    thumbnail=stored.thumbnail,
+                    origin=origin,
+                    created_at=datetime(2026, 11, 21, tzinfo=UTC),
+                )
+            )
+        write_manifest(folder, origin=origin, lines=lines, failures=[{"prompt_index": 9, "error": "ServerError"}])
+
+
+def test_a_folder_opens_as_an_imagefolder(tmp_path):
+    fill(tmp_path / "out", ["a", "sub/b", "sub/c"])
+    found = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train")
+    assert len(found) == 6
+    assert [row["image"].size for row in found] == [(30, 20), (31, 20), (32, 20)] * 2
+    assert [row["prompt"] for row in found][:2] == ["fox 0\u2028\n", "fox 1\u2028\n"]
+    assert [row["seed"] for row in found] == [1, None, 1] * 2
+    assert [row["map_index"] for row in found] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_folder_is_recognised_without_saying_what_it_is(tmp_path):
+    fill(tmp_path / "out", ["a"])
+    found = load_dataset(str(tmp_path / "out"), split="train")
+    assert [row["image"].size for row in found] == [(30, 20)] * 2
+
+
+def test_pictures_named_like_splits_are_all_there_when_told_not_to_guess(tmp_path):
+    fill(tmp_path / "out", ["train-1", "test", "cat"])
+    found = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), data_files="**", split="train")
+    assert len(found) == 6

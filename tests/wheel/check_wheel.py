@@ -1,0 +1,106 @@
+"""
+The wheel, installed into an environment of its own, as Airflow and a stranger see it.
+
+``.ci/run`` builds it, installs it and says where, in ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_imagen import __version__
+
+PYTHON = Path(os.environ["IMAGEN_PYTHON"])
+WHEEL = Path(os.environ["IMAGEN_WHEEL"])
+SDIST = Path(os.environ["IMAGEN_SDIST"])
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("airflow")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def run(environment: dict[str, str], *command: str) -> str:
+    done = subprocess.run(
+        [str(PYTHON.parent / command[0]), *command[1:]],
+        env=environment,
+        cwd=environment["AIRFLOW_HOME"],  # not the checkout, whose package would be imported instead
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_airflow_lists_the_provider_its_hook_and_its_connection_type(environment: dict[str, str]) -> None:
+    providers = json.loads(run(environment, "airflow", "providers", "list", "--output", "json"))
+    (ours,) = [provider for provider in providers if provider["package_name"] == "airflow-provider-imagen"]
+    assert ours["version"] == __version__
+
+    hooks = json.loads(run(environment, "airflow", "providers", "hooks", "--output", "json"))
+    (hook,) = [hook for hook in hooks if hook["connection_type"] == "imagen"]
+    assert hook["class"] == "airflow_provider_imagen.hooks.imagen.ImagenHook"
+    assert hook["conn_id_attribute_name"] == "imagen_conn_id"
+    assert hook["hook_name"] == "AI/ML API Images"
+
+
+def test_the_installed_operator_and_decorator_import_without_the_checkout(environment: dict[str, str]) -> None:
+    out = run(
+        environment,
+        "python",
+        "-c",
+        "import airflow_provider_imagen, airflow_provider_imagen.operators.imagen as o;"
+        "from airflow.sdk import task; task.imagen; print(airflow_provider_imagen.__file__, o.ImagenGenerateOperator)",
+    )
+    assert "site-packages" in out.splitlines()[-1]
+
+
+def test_its_dependencies_are_complete(environment: dict[str, str]) -> None:
+    run(environment, "python", "-m", "pip", "check")
+
+
+def test_the_wheel_holds_the_package_and_nothing_else() -> None:
+    with zipfile.ZipFile(WHEEL) as wheel:
+        names = wheel.namelist()
+        metadata = Parser().parsestr(
+            wheel.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+        )
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"airflow_provider_imagen", f"airflow_provider_imagen-{__version__}.dist-info"}
+    for needed in (
+        "py.typed",
+        "api/catalogue.json",
+        "sandbox/models.json",
+        "example_dags/imagen_quickstart.py",
+    ):
+        assert f"airflow_provider_imagen/{needed}" in names
+    assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej"))]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"s3", "gcs", "azure"}
+
+
+def test_the_sdist_builds_and_tests_itself() -> None:
+    with tarfile.open(SDIST) as sdist:
+        names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
+    for needed in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests/conftest.py", "example_dags"):
+        assert any(name == needed or name.startswith(f"{needed}/") for name in names), needed
+    assert not [name for name in names if name.startswith((".git/", ".venv", "dist/", "imagen-demo/"))]
