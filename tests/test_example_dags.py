@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ def _runnable() -> list[str]:
 def test_an_example_runs(
     dag_id: str, bag: DagBag, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
+    for task in bag.dags[dag_id].tasks:
+        task.retry_delay = timedelta(0)
+
     run = run_dag(bag.dags[dag_id], run_conf={"output_path": str(tmp_path)})
 
     assert str(run.state) == "success"

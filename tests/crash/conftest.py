@@ -22,7 +22,7 @@ import airflow_provider_imagen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from airflow_provider_imagen.sandbox import Sandbox
+    from airflow_provider_imagen.sandbox import Charge, Sandbox
 
 KILLED = -signal.SIGKILL
 
@@ -72,8 +72,10 @@ class Nursery:
     def close(self) -> None:
         """End the process and its children."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
+        self._process.stdout.close()
         self._log.close()
 
     def tail(self) -> str:
@@ -178,6 +180,11 @@ class Painting:
         summary: dict[str, Any] = self.last["xcoms"]["summary"]
         return summary
 
+    def charge(self, prompt: str) -> Charge:
+        """Give the one charge for a prompt."""
+        (charge,) = [charge for charge in self.sandbox.ledger() if charge.prompt == prompt]
+        return charge
+
     def bought(self) -> Counter[str]:
         """Count what was billed, by prompt."""
         return Counter(charge.prompt for charge in self.sandbox.ledger())
@@ -186,20 +193,41 @@ class Painting:
         """List the pictures on the disk."""
         return sorted(self.folder.rglob("*.png"))
 
-    def assert_whole(self, prompts: Sequence[str], *, also_billed: Sequence[str] = ()) -> None:
+    def assert_whole(self, prompts: Sequence[str]) -> None:
         """
         Assert that the task ended well: every prompt paid for once, every picture whole, every cent counted.
 
         :param prompts: one per picture that must be there, in order
-        :param also_billed: prompts that were billed without a picture to show
         """
         assert self.last["state"] == "success", self.last["error"]
-        assert self.bought() == Counter([*prompts, *also_billed])
+        assert self.bought() == Counter(prompts)
+        assert self.summary["usd_lost"] == 0
         assert [image["prompt"] for image in self.images] == list(prompts)
         self.assert_tidy()
         assert {Path(image["path"]) for image in self.images} == set(self.pictures())
+        self.assert_forgotten()
+
+    def assert_forgotten(self) -> None:
+        """Assert that no journal is left, wherever it was kept."""
         assert self.last["journal"] == []
         assert not list(self.folder.rglob("journal/*/*"))
+
+    def assert_lost(self, *, lost: str, others: Sequence[str]) -> None:
+        """
+        Assert that one answer was billed and lost, that this is told with all that is needed to claim it back, that it
+        is not bought again, and that the other pictures are safe.
+        """
+        charge = self.charge(lost)
+        assert self.last["state"] == "failed"
+        (failure,) = self.last["error"]["failures"]
+        assert failure["type"] == "ChargedButLostError"
+        assert failure["inference_id"] == charge.inference_id
+        assert charge.inference_id in self.last["error"]["message"]
+        assert failure["usd"] == float(charge.usd)
+        assert self.summary["usd_lost"] == float(charge.usd)
+        assert self.bought() == Counter([lost, *others])
+        assert sorted(image["prompt"] for image in self.images) == sorted(others)
+        self.assert_tidy()
 
     def assert_tidy(self) -> None:
         """Assert that what is on the disk is whole and listed, nothing half-written is left, and the sums are right."""

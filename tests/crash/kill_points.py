@@ -129,10 +129,7 @@ def _on_half(trigger: _Trigger, _: str) -> None:
 def _on_rename(trigger: _Trigger, suffix: str) -> None:
     """The rename that gives a file its final name."""
 
-    def is_event(_: Path, target: Path) -> bool:
-        return target.name.endswith(suffix) and ".imagen" not in target.parts
-
-    _wrap(Path, "replace", trigger, is_event)
+    _wrap(Path, "replace", trigger, lambda _, target: target.name.endswith(suffix))
 
 
 def _on_message(trigger: _Trigger, name: str) -> None:
