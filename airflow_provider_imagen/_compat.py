@@ -40,11 +40,22 @@ def never_expire() -> dict[str, Any]:
 
 def get_metrics() -> Any:
     """Return Airflow's metrics client; it does nothing unless the deployment has metrics on."""
-    try:  # 3.2
+    try:
         from airflow.sdk.observability import stats
     except ImportError:  # 3.1
-        from airflow.stats import Stats as stats  # type: ignore[no-redef]  # noqa: N813
-    return stats
+        from airflow.stats import Stats
+
+        return Stats
+    return stats if hasattr(stats, "incr") else stats.Stats  # functions since 3.3, a class in 3.2
+
+
+def get_dag_bag() -> tuple[Any, Any]:
+    """Return the class that loads DAG files, and the function that makes what it loaded known to the database."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    except ImportError:  # 3.1
+        from airflow.models.dagbag import DagBag, sync_bag_to_db  # type: ignore[attr-defined,no-redef]
+    return DagBag, sync_bag_to_db
 
 
 def mask_secret(value: str) -> None:
@@ -62,6 +73,7 @@ __all__ = [
     "RetryDecision",
     "RetryPolicy",
     "determine_kwargs",
+    "get_dag_bag",
     "get_metrics",
     "mask_secret",
     "never_expire",

@@ -1,4 +1,4 @@
-"""The command ``airflow-imagen``: try things out, and run the sandbox."""
+"""The command ``airflow-imagen``: try things out, run the sandbox, find models, check what DAGs use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen import __version__
+from airflow_provider_imagen.commands.check import add_check
+from airflow_provider_imagen.commands.models import add_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands)
     _add_sandbox(commands)
+    add_models(commands)
+    add_check(commands)
     return parser
 
 

@@ -151,18 +151,29 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
 
     db.initdb()
     from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
 
+    from airflow_provider_imagen._compat import AirflowFailException, get_dag_bag
+
+    dag_bag, sync_bag_to_db = get_dag_bag()
     manager: Any = DagBundlesManager
     manager().sync_bundles_to_db()
-    bag = DagBag(dag_folder=os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
+    bag = dag_bag(dag_folder=os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
     if bag.import_errors:
         return _Outcome([], {}, RuntimeError(next(iter(bag.import_errors.values()))))
     sync_bag_to_db(bag, "dags-folder", None)
     dag = bag.dags[EXAMPLE]
     errors: list[BaseException] = []
     paint: Any = dag.task_dict["paint"]
-    paint.on_failure_callback = [lambda context: errors.append(context["exception"])]
+    execute = paint.execute
+
+    def recorded(context: Any) -> Any:
+        try:
+            return execute(context)
+        except Exception as error:
+            errors.append(error.__cause__ if isinstance(error, AirflowFailException) and error.__cause__ else error)
+            raise
+
+    paint.execute = recorded
     progress = logging.getLogger("airflow_provider_imagen.progress")
     if console is not sys.stdout:
         handler = logging.StreamHandler(console)

@@ -23,6 +23,8 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "AI/ML API Images", "python-modules": ["airflow_provider_imagen.operators.imagen"]}
         ],
         "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
+        "extra-links": ["airflow_provider_imagen.links.pictures.PicturesLink"],
+        "plugins": [{"name": "imagen", "plugin-class": "airflow_provider_imagen.plugins.imagen.ImagenPlugin"}],
         "connection-types": [
             {
                 "connection-type": "imagen",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.dag_processing.dagbag import DagBag
 from PIL import Image
+
+from airflow_provider_imagen._compat import get_dag_bag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,9 @@ NEEDS_AN_EVENT = {"imagen_asset_consumer"}
 
 
 @pytest.fixture(scope="module")
-def bag() -> DagBag:
-    return DagBag(dag_folder=str(EXAMPLES), bundle_name="dags-folder")
+def bag() -> Any:
+    dag_bag, _ = get_dag_bag()
+    return dag_bag(dag_folder=str(EXAMPLES), bundle_name="dags-folder")
 
 
 def _runnable() -> list[str]:
@@ -38,7 +40,7 @@ def _runnable() -> list[str]:
 @pytest.mark.parametrize("dag_id", _runnable())
 @pytest.mark.usefixtures("imagen_connection")
 def test_an_example_runs(
-    dag_id: str, bag: DagBag, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+    dag_id: str, bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     for task in bag.dags[dag_id].tasks:
         task.retry_delay = timedelta(0)
@@ -54,7 +56,7 @@ def test_an_example_runs(
             picture.load()
 
 
-def test_the_examples_load_without_errors_and_are_documented(bag: DagBag) -> None:
+def test_the_examples_load_without_errors_and_are_documented(bag: Any) -> None:
     assert bag.import_errors == {}
     assert set(bag.dags) == {*_runnable(), *(NEEDS_A_PERSON & {p.stem for p in EXAMPLES.glob("*.py")}), *NEEDS_AN_EVENT}
     for dag in bag.dags.values():
@@ -63,7 +65,7 @@ def test_the_examples_load_without_errors_and_are_documented(bag: DagBag) -> Non
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_the_batch_names_its_files_after_the_rows(bag: DagBag, run_dag: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_batch_names_its_files_after_the_rows(bag: Any, run_dag: Callable[..., Any], tmp_path: Path) -> None:
     run = run_dag(bag.dags["imagen_batch"], run_conf={"output_path": str(tmp_path)})
 
     folder = tmp_path / run.run_id
@@ -72,7 +74,7 @@ def test_the_batch_names_its_files_after_the_rows(bag: DagBag, run_dag: Callable
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_the_comparison_puts_every_model_on_the_sheet(bag: DagBag, run_dag: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_comparison_puts_every_model_on_the_sheet(bag: Any, run_dag: Callable[..., Any], tmp_path: Path) -> None:
     run = run_dag(bag.dags["imagen_many_models"], run_conf={"output_path": str(tmp_path)})
 
     ti = run.get_task_instance("compare")
@@ -84,7 +86,7 @@ def test_the_comparison_puts_every_model_on_the_sheet(bag: DagBag, run_dag: Call
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_the_asset_event_names_the_manifest(bag: DagBag, run_dag: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_asset_event_names_the_manifest(bag: Any, run_dag: Callable[..., Any], tmp_path: Path) -> None:
     from airflow.models.asset import AssetEvent
     from airflow.utils.session import create_session
     from sqlalchemy import select

@@ -12,6 +12,8 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,6 +26,7 @@ PriceSource = Literal["documented", "observed", "third party", "estimated"]
 COUNT_FIELDS = ("num_images", "n")
 SIZE_FIELDS = ("aspect_ratio", "image_size", "size")
 BASE64_FIELDS = ("convert_base64_to_url", "response_format", "sync_mode")
+INPUT_FIELDS = ("image", "image_url", "image_urls")
 IMAGE_FIELDS = ("image", "image_url", "image_urls", "mask", "reference_image_url", "alpha_url")
 
 
@@ -71,6 +74,22 @@ class Endpoint:
     def image_fields(self) -> tuple[str, ...]:
         """The fields that take pictures."""
         return tuple(name for name in IMAGE_FIELDS if name in self.fields)
+
+    @property
+    def input_fields(self) -> tuple[str, ...]:
+        """The fields that take the pictures to work on; masks and references to a look are given by their own names."""
+        return tuple(name for name in INPUT_FIELDS if name in self.fields)
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether no request can do without a picture."""
+        return any(name in self.required for name in INPUT_FIELDS)
+
+    @property
+    def max_inputs(self) -> int | None:
+        """The most pictures of one request: 0 when it takes none, ``None`` when no limit is documented."""
+        limits = [max_pictures(self.fields[name]) for name in self.input_fields]
+        return None if None in limits else max((limit for limit in limits if limit), default=0)
 
     def _first(self, names: tuple[str, ...]) -> str | None:
         return next((name for name in names if name in self.fields), None)
@@ -124,10 +143,16 @@ class Model:
 
         Pictures can be given to the models with ``/v1/images/edits`` only there.
         """
-        uploads = ("image", "mask")
+        uploads = (INPUT_ARGUMENT, "image", "mask")
         if self.edits and any(name in names and name not in self.generations.fields for name in uploads):
             return self.edits
         return self.generations
+
+
+def max_pictures(schema: Mapping[str, Any]) -> int | None:
+    """Give the most pictures a field takes, ``None`` when no limit is documented."""
+    lists = [choice for choice in schema.get("anyOf", (schema,)) if choice.get("type") == "array"]
+    return lists[0].get("maxItems") if lists else 1
 
 
 def find_model(model_id: object) -> Model | None:

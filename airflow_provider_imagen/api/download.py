@@ -36,6 +36,7 @@ from airflow_provider_imagen.api.guarded import (
     refuse_private_literal,
     refuse_private_name,
 )
+from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class Downloader:
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        keep_queries_out_of_logs()
         self._allow_private_hosts = allow_private_hosts
         self._verify = verify
         self._connect_timeout_seconds = connect_timeout_seconds

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, find_model
+from airflow_provider_imagen.api.inputs import PictureFile
 from airflow_provider_imagen.exceptions import Problem
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
+_PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 _DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]{4}")
@@ -106,7 +108,7 @@ def describe(schema: Mapping[str, Any]) -> str:
             return f"{{{', '.join(parts)}}}, each {next(iter(parts.values()))}"
         return "{" + ", ".join(f"{name}: {allowed}" for name, allowed in parts.items()) + "}"
     if kind == "file" or schema.get("format") == "uri":
-        return "a link (https://…) or a data URI (data:image/png;base64,…)"
+        return _PICTURE
     if "sides" in schema:
         smallest, largest = schema["sides"]
         return f"WIDTHxHEIGHT, each from {smallest} to {largest} pixels"
@@ -125,6 +127,8 @@ def show(value: Any, depth: int = 3) -> Any:
     if isinstance(value, str):
         text = _QUERY.sub(r"\1?…", _LOGIN.sub("://…@", value[: 4 * _SHOWN_CHARACTERS]))
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
+    if isinstance(value, PictureFile):
+        return show(value.address)
     if isinstance(value, (bool, float)) or value is None:
         return value
     if isinstance(value, int):
@@ -141,12 +145,17 @@ def show(value: Any, depth: int = 3) -> Any:
 @cache
 def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[str, Any]]:
     from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
 
     model = find_model(model_id)
     endpoints = (model.generations, model.edits) if model else ()
     schema = next(endpoint.fields[name] for endpoint in endpoints if endpoint and endpoint.path == path)
     strict = _make_strict(schema)
-    return Draft202012Validator(strict), strict
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "string", lambda _, instance: isinstance(instance, (str, PictureFile))
+    )
+    make: Any = extend
+    return make(Draft202012Validator, type_checker=types)(strict), strict
 
 
 def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,15 +228,16 @@ def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
 
 
 def _check_links(name: str, value: Any, *, bare_base64: bool) -> list[Problem]:
-    allowed = "a link (https://…) or a data URI (data:image/png;base64,…)"
     if not isinstance(value, list):
         if _is_link(value) or (bare_base64 and _BASE64.fullmatch(value)):
             return []
-        return [problem_with(name, value, allowed)]
-    return [problem_with(f"{name}[{index}]", part, allowed) for index, part in enumerate(value) if not _is_link(part)]
+        return [problem_with(name, value, _PICTURE)]
+    return [problem_with(f"{name}[{index}]", part, _PICTURE) for index, part in enumerate(value) if not _is_link(part)]
 
 
-def _is_link(text: str) -> bool:
+def _is_link(text: str | PictureFile) -> bool:
+    if isinstance(text, PictureFile):
+        return True
     if text.startswith("data:"):
         return _DATA_URI.match(text) is not None
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.api.catalogue import (
@@ -20,8 +20,10 @@ from airflow_provider_imagen.api.catalogue import (
     SIZE_FIELDS,
     Endpoint,
     find_model,
+    max_pictures,
 )
 from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
+from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT, MAX_INLINE_BYTES, PictureFile, flatten, limits_for
 from airflow_provider_imagen.api.ratios import ratios_offered, read_ratio, size_for
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -40,7 +42,8 @@ class ImageRequest:
     One paid POST.
 
     :param path: ``/v1/images/generations``, or ``/v1/images/edits`` for models that take uploads
-    :param body: what is sent as JSON (as form fields for edits); always has ``model``
+    :param body: what is sent as JSON (as form fields for edits); always has ``model``. Stored pictures stand in it as
+        :class:`~airflow_provider_imagen.api.inputs.PictureFile`, whose bytes are put in when it is sent
     :param expected_images: pictures it should return
     :param answers_inline: whether the answer holds base64 rather than links
     """
@@ -62,6 +65,8 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     one accepts only 1, gets several requests of one picture, at most :data:`MAX_IMAGES_PER_PROMPT`; a seed is counted
     up by one from request to request, since the same seed would buy the same picture again.
 
+    ``input_images`` goes into the model's own field for pictures, within its limits.
+
     ``aspect_ratio`` is turned into the size of exactly that ratio for models with ``image_size`` or ``size`` instead.
 
     Links are asked for by name, never left to the API's default, which has changed before. Base64 is asked for with
@@ -69,8 +74,8 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
 
     A model the catalogue does not know gets its arguments as they are, apart from the count.
 
-    :param arguments: by name: ``model``, ``prompt``, ``num_images``, ``aspect_ratio``, ``convert_base64_to_url`` and
-        any field of the model; ``None`` leaves a field to the model
+    :param arguments: by name: ``model``, ``prompt``, ``num_images``, ``aspect_ratio``, ``convert_base64_to_url``,
+        ``input_images`` and any field of the model; ``None`` leaves a field to the model
     :param can_store: whether pictures can be stored, without which base64 would be lost
     :param where: prefix of the names in problems, such as ``prompt[3].``
     :raises InvalidArgumentsError: with everything that is wrong
@@ -88,9 +93,12 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     draft.take_prompt(asked)
     count, several = draft.take_count(asked)
     draft.take_ratio(asked)
+    draft.take_inputs(asked)
     inline = draft.take_base64(asked, can_store=can_store)
     draft.take_fields(asked)
     draft.problems += _broken_rules(draft)
+    if not draft.problems:
+        draft.problems += _broken_input_rules(draft)
     if several:
         draft.check_last_seed(count)
     if draft.problems:
@@ -160,6 +168,37 @@ class _Draft:
         allowed = f"{self.model_id} has sizes for {', '.join(offered)}; or give " if offered else "give "
         self._complain("aspect_ratio", given, f"{allowed}{field}: {describe(schema)}")
 
+    def take_inputs(self, asked: dict[str, Any]) -> None:
+        """Put ``input_images`` into the field this model has for them: the one for one picture if that is enough."""
+        if INPUT_ARGUMENT not in asked:
+            return
+        given = asked.pop(INPUT_ARGUMENT)
+        pictures, fields = flatten(given), self.endpoint.input_fields
+        if not fields:
+            self._complain(INPUT_ARGUMENT, given, f"{self.model_id} takes no pictures and would ignore them")
+            return
+        if taken := [field for field in fields if field in asked]:
+            self._missing.discard(taken[0])
+            self._complain(INPUT_ARGUMENT, given, f"give either {INPUT_ARGUMENT} or {taken[0]}, not both")
+            return
+        self._missing.difference_update(fields)
+        if not pictures:
+            self._complain(INPUT_ARGUMENT, given, "at least one picture is needed; leave it out for none")
+            return
+        enough = [
+            field
+            for field in fields
+            if (most := max_pictures(self.endpoint.fields[field])) is None or len(pictures) <= most
+        ]
+        if not enough:
+            most = self.endpoint.max_inputs
+            noun = "one picture" if most == 1 else f"at most {most} pictures"
+            self._complain(INPUT_ARGUMENT, given, f"{self.model_id} takes {noun}, this has {len(pictures)}")
+            return
+        schema = self.endpoint.fields[enough[0]]
+        takes_one = any(choice.get("type") != "array" for choice in schema.get("anyOf", (schema,)))
+        self._take(enough[0], pictures[0] if takes_one and len(pictures) == 1 else pictures, called=INPUT_ARGUMENT)
+
     def take_base64(self, asked: dict[str, Any], *, can_store: bool) -> bool:
         """Choose between links and base64 in the model's own words; give whether it is base64."""
         field = self.endpoint.base64_field
@@ -206,10 +245,19 @@ class _Draft:
         for index in range(count):
             yield {**self.body, "seed": self.body["seed"] + index} if "seed" in self.body else dict(self.body)
 
-    def _take(self, name: str, value: Any) -> None:
+    def _take(self, name: str, value: Any, *, called: str | None = None) -> None:
+        """
+        Check a value for a field and keep it.
+
+        :param called: what the author calls the field, for problems
+        """
         self._missing.discard(name)
         value, problems = check_field(self.model_id, self.endpoint.path, name, value, where=self.where)
-        self.problems += problems
+        prefix = self.where + name
+        self.problems += [
+            replace(problem, field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
+            for problem in problems
+        ]
         self.body[name] = value
 
     def _complain(self, name: str, value: Any, allowed: str) -> None:
@@ -267,6 +315,31 @@ def _broken_rules(draft: _Draft) -> Iterator[Problem]:
         yield Problem(f"{where}image_url", None, "is needed with type=image_edit")
 
 
+def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
+    """Check stored pictures as far as their facts tell; what can be made to fit is made so when it is sent."""
+    files = {
+        name: [part for part in flatten(value) if isinstance(part, PictureFile)] for name, value in draft.body.items()
+    }
+    size = sum(picture.bytes for pictures in files.values() for picture in pictures)
+    if size > MAX_INLINE_BYTES and draft.endpoint.path == GENERATIONS_PATH:
+        names = ", ".join(name for name, pictures in files.items() if pictures)
+        allowed = f"at most {MAX_INLINE_BYTES:,} bytes of stored pictures go into one request, these have {size:,}"
+        yield Problem(draft.where + INPUT_ARGUMENT, names, f"{allowed}; give links")
+    for mask in files.get("mask", ()):
+        most = limits_for(draft.model_id, draft.endpoint.path, "mask").max_bytes
+        if most is not None and mask.bytes > most:
+            yield Problem(
+                f"{draft.where}mask", mask.address, f"at most {most:,} bytes are allowed, it has {mask.bytes:,}"
+            )
+        first = next(iter(flatten(draft.body.get("image"))), None)
+        if isinstance(first, PictureFile) and (mask.width, mask.height) != (first.width, first.height):
+            allowed = (
+                f"a mask has the size of the first picture, {first.width}x{first.height}; "
+                f"this one is {mask.width}x{mask.height}"
+            )
+            yield Problem(f"{draft.where}mask", mask.address, allowed)
+
+
 def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, where: str) -> tuple[ImageRequest, ...]:
     """Pass the arguments on; only the count is read, because it says how many pictures to expect."""
     problems: list[Problem] = []
@@ -285,11 +358,21 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     inline = any(field in asked and asked[field] == _switch(field, links=False) for field in BASE64_FIELDS)
     if inline and not can_store:
         problems.append(Problem(f"{where}output_path", None, "is needed: base64 would be lost without it"))
+    if INPUT_ARGUMENT in asked:
+        allowed = f"{model_id} is not in the catalogue: give its pictures in its own field, with parameters"
+        problems.append(Problem(where + INPUT_ARGUMENT, show(asked.pop(INPUT_ARGUMENT)), allowed))
     for name, value in asked.items():
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False, default=_stand_in)
         except (TypeError, ValueError, RecursionError):
             problems.append(problem_with(where + name, value, "what JSON can hold"))
     if problems:
         raise InvalidArgumentsError(problems)
     return (ImageRequest(GENERATIONS_PATH, {"model": model_id, **asked}, count, inline),)
+
+
+def _stand_in(value: Any) -> str:
+    """Let a stored picture pass as JSON, which it will be when it is sent."""
+    if isinstance(value, PictureFile):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from airflow_provider_imagen.exceptions import ConnectionFailedError, ImagenError, RateLimitedError, ServerError
 
@@ -47,9 +47,8 @@ def resending(
     :param on_refused: told each error that will be tried again, with the seconds until then
     :param first_wait_seconds: wait after the first refusal that asks for none; it doubles with each further one
     """
-    backoff = wait_exponential_jitter(
-        initial=first_wait_seconds, max=LONGEST_WAIT_SECONDS, jitter=min(1.0, first_wait_seconds)
-    )
+    spread = wait_random(0, min(1.0, first_wait_seconds))
+    backoff = wait_exponential(multiplier=first_wait_seconds, max=LONGEST_WAIT_SECONDS) + spread
 
     def seconds(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

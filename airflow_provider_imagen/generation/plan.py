@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.api.catalogue import COUNT_FIELDS
@@ -17,6 +16,7 @@ from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from decimal import Decimal
 
     from airflow_provider_imagen.api.request import ImageRequest
 
@@ -101,15 +101,13 @@ class Plan:
             for units in slot.choices:
                 yield from units
 
-    def expected_usd(self, among: Callable[[Unit], bool] = lambda _: True) -> Decimal | None:
-        """Price of the units chosen, ``None`` when one of them has no known price."""
-        total = Decimal(0)
-        for slot in self.slots:
-            for unit in filter(among, slot.choices[0]):
-                if unit.expected_usd is None:
-                    return None
-                total += unit.expected_usd
-        return total
+
+def _as_given(
+    entries: Sequence[tuple[dict[str, Any], str]],
+    problems: list[Problem],  # noqa: ARG001 - the signature of what resolves
+) -> list[dict[str, Any]]:
+    """Leave arguments as they are."""
+    return [asked for asked, _ in entries]
 
 
 def make_plan(
@@ -119,6 +117,7 @@ def make_plan(
     fallback_models: Sequence[str] = (),
     can_store: bool,
     price: Callable[[ImageRequest], Decimal | None] = lambda _: None,
+    resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]] = _as_given,
 ) -> Plan:
     """
     Check everything and lay out the requests.
@@ -129,13 +128,20 @@ def make_plan(
     :param fallback_models: models to try, in order, when the one asked for is withdrawn
     :param can_store: whether pictures can be stored, which base64 answers need
     :param price: expected price of a request, in USD
+    :param resolve: finds out which pictures the arguments of each item name, and adds what is wrong to the problems
+        (:meth:`~airflow_provider_imagen.generation.inputs.InputReader.resolve`)
     :raises InvalidArgumentsError: with every problem of every item
     """
     problems: list[Problem] = []
     items: list[Item] = []
     drafts: list[list[list[tuple[ImageRequest, ...]]]] = []  # per item, per slot, per model: its requests
-    for index, (entry, where) in enumerate(_entries(prompt, problems)):
-        asked = {**arguments, **{name: value for name, value in entry.items() if name not in _OWN_KEYS}}
+    entries = _entries(prompt, problems)
+    merged = [
+        ({**arguments, **{name: value for name, value in entry.items() if name not in _OWN_KEYS}}, where)
+        for entry, where in entries
+    ]
+    resolved = resolve(merged, problems)
+    for index, ((entry, where), asked) in enumerate(zip(entries, resolved, strict=True)):
         draft: list[list[tuple[ImageRequest, ...]]] = []
         try:
             for request in build_requests(asked, can_store=can_store, where=where):
@@ -212,7 +218,11 @@ def _lay_out(
 
 
 def fingerprint(request: ImageRequest) -> str:
-    """Name a request by everything that is sent: the same request has the same name in every try."""
+    """
+    Name a request by everything that is sent: the same request has the same name in every try.
+
+    A stored picture counts by its digest (its text), so one that has changed makes another request.
+    """
     text = json.dumps([request.path, request.body], sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.api.catalogue import find_model, nearest_models
 from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError, StorageError
 from airflow_provider_imagen.generation.facts import Stored
-from airflow_provider_imagen.storage.naming import NameFields, picture_name, picture_stems
+from airflow_provider_imagen.storage.manifest import recorded_names
+from airflow_provider_imagen.storage.naming import NameFields, may_clash, picture_name, picture_stems
 from airflow_provider_imagen.storage.provenance import Provenance
 from airflow_provider_imagen.storage.saving import save_picture
 from airflow_provider_imagen.storage.writing import check_stored
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.download import Downloader
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture
+    from airflow_provider_imagen.generation.inputs import InputReader
     from airflow_provider_imagen.generation.plan import Item, Plan
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.origin import Origin
@@ -36,14 +37,17 @@ class Keeper:
     """
     Keeps pictures in a folder, each under a name that is the same in every try.
 
+    A picture never replaces one of another task instance: where the pattern of the names allows two of them to choose
+    the same one, the later picture gets its task instance's identity behind its name.
+
     :param folder: where pictures go
     :param open_path: turns the path of a stored picture back into a path object
     :param plan: what is going to be made; decides the names
     :param entries: what the journal knows, so that a new picture never takes the name of one that is kept
     :param origin: which task instance this is
     :param filename: pattern of the names
-    :param provenance: ``True`` writes into the files what made them, ``False`` does not, a mapping adds fields or
-        (with the value ``None``) leaves fields out
+    :param provenance: ``True`` writes into the files what made them, ``False`` does not, a mapping changes, adds or
+        leaves out facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
     :param image_format: format to convert to, ``None`` keeps what was delivered
     :param thumbnail_pixels: longer side of the previews, ``None`` for none
     """
@@ -70,6 +74,10 @@ class Keeper:
         self._image_format = image_format
         self._thumbnail_pixels = thumbnail_pixels
         self._stems = self._name_pictures(entries)
+        self._may_clash = may_clash(filename)
+        self._lock = threading.Lock()
+        self._own_names: set[str] | None = None
+        self._has_warned = False
 
     def save(self, data: bytes, *, item: Item, image_index: int, paid: Paid, picture: PaidPicture) -> Stored:
         """Check, mark and store one picture."""
@@ -85,6 +93,7 @@ class Keeper:
             provenance=self._describe(item, paid, picture),
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
+            may_replace=self._is_own if self._may_clash else None,
         )
         for note in saved.notes:
             log.warning("%s: %s", saved.file_name, note)
@@ -106,6 +115,24 @@ class Keeper:
         except StorageError as error:
             log.warning("%s It is fetched again.", error)
             return False
+
+    def _is_own(self, file_name: str) -> bool:
+        """Say whether a file that is there already is of this task instance; warn once when one is not."""
+        with self._lock:
+            if self._own_names is None:
+                self._own_names = recorded_names(self.folder, self._origin)
+            if file_name in self._own_names:
+                return True
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning(
+                    "%s is there already, from another task instance, and is not replaced: pictures whose name is "
+                    "taken get -%s behind it. {identity} in filename %r, or {{ run_id }} in output_path, avoids that.",
+                    file_name,
+                    self._origin.identity,
+                    self._filename,
+                )
+        return False
 
     def _name_pictures(self, entries: Mapping[str, Entry]) -> dict[tuple[int, int], str]:
         """Name every planned picture, around the names that pictures of earlier tries already have."""
@@ -165,20 +192,7 @@ class Keeper:
             origin=self._origin,
             created_at=datetime.fromtimestamp(paid.at, UTC),
         )
-        return described if self._provenance is True else _changed(described, self._provenance)
-
-
-def _changed(described: Provenance, changes: Mapping[str, Any]) -> Provenance:
-    """Apply the author's wishes: a field of the provenance is replaced or left out, anything else is a parameter."""
-    fields: dict[str, Any] = {
-        name: ("" if value is None and name in ("prompt", "model") else value)
-        for name, value in changes.items()
-        if name in ("prompt", "enhanced_prompt", "model", "seed", "inference_id")
-    }
-    parameters = {name: value for name, value in {**described.parameters, **changes}.items() if name not in fields}
-    return replace(
-        described, **fields, parameters={name: value for name, value in parameters.items() if value is not None}
-    )
+        return described if self._provenance is True else described.changed(self._provenance)
 
 
 class RunTools:
@@ -188,10 +202,14 @@ class RunTools:
     :param client: calls the API
     :param downloader: fetches pictures
     :param keeper: stores them; ``None`` when only links are wanted
+    :param inputs: reads the pictures that requests name; ``None`` when none does
     """
 
-    def __init__(self, *, client: ApiClient, downloader: Downloader, keeper: Keeper | None) -> None:
+    def __init__(
+        self, *, client: ApiClient, downloader: Downloader, keeper: Keeper | None, inputs: InputReader | None = None
+    ) -> None:
         self._client = client
+        self._inputs = inputs
         self._downloader = downloader
         self._keeper = keeper
         self._lock = threading.Lock()
@@ -200,8 +218,9 @@ class RunTools:
 
     def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
         """Send one paid request, once; a model that is gone is told with its successor."""
+        body, files = self._inputs.wire(request) if self._inputs else (request.body, None)
         try:
-            return self._client.generate(request.path, request.body, client_request_id=client_request_id)
+            return self._client.generate(request.path, body, client_request_id=client_request_id, files=files)
         except ModelWithdrawnError as error:
             raise self._with_successor(error, str(request.body.get("model"))) from error
 

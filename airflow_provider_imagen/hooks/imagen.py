@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 
-from airflow_provider_imagen.exceptions import ImagenError, UnreadableResponseError
+from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError, UnreadableResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Sequence
 
-    from airflow.sdk import Connection
+    from airflow.sdk import Connection, ObjectStoragePath
 
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
     from airflow_provider_imagen.api.download import Downloader
+    from airflow_provider_imagen.api.lifecycle import ModelHealth
     from airflow_provider_imagen.api.request import ImageRequest
+    from airflow_provider_imagen.exceptions import Problem
+    from airflow_provider_imagen.generation.inputs import InputReader
+    from airflow_provider_imagen.generation.quote import PlanQuote
+    from airflow_provider_imagen.storage.convert import ImageFormat
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
 IMAGE_SCOPE = "model:image"
@@ -131,6 +138,7 @@ class ImagenHook(BaseHook):
         num_images: int | None = None,
         aspect_ratio: str | None = None,
         seed: int | None = None,
+        input_images: Any = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> list[Generation]:
         """
@@ -144,6 +152,8 @@ class ImagenHook(BaseHook):
         :param num_images: pictures to make
         :param aspect_ratio: for example ``16:9``
         :param seed: for models that have one
+        :param input_images: pictures to work on, for models that edit: links, ``data:`` URIs, paths, or records of
+            stored pictures; one or a list
         :param parameters: further fields of the model by their API names
         :return: one :class:`~airflow_provider_imagen.api.answers.Generation` per request; more than one only for
             models that make a single picture per request. Each has ``urls`` and ``pictures``.
@@ -162,16 +172,21 @@ class ImagenHook(BaseHook):
             "num_images": num_images,
             "aspect_ratio": aspect_ratio,
             "seed": seed,
+            "input_images": input_images,
         }
         given = {name: value for name, value in named.items() if value is not None}
-        requests = build_requests(
-            {"model": self.default_model, **(parameters or {}), **given},
-            can_store=True,  # the caller gets the bytes
-        )
+        inputs = self.get_input_reader()
+        problems: list[Problem] = []
+        (asked,) = inputs.resolve([({"model": self.default_model, **(parameters or {}), **given}, "")], problems)
+        if problems:
+            raise InvalidArgumentsError(problems)
+        requests = build_requests(asked, can_store=True)  # the caller gets the bytes
         client = self.get_conn()
 
         def send(request: ImageRequest) -> Generation:
-            return client.generate(request.path, request.body, client_request_id=f"imagen.hook.{secrets.token_hex(8)}")
+            body, files = inputs.wire(request)
+            client_request_id = f"imagen.hook.{secrets.token_hex(8)}"
+            return client.generate(request.path, body, client_request_id=client_request_id, files=files)
 
         generations: list[Generation] = []
         for request in requests:
@@ -184,6 +199,67 @@ class ImagenHook(BaseHook):
                 raise
         return generations
 
+    def quote(
+        self,
+        prompt: Any = None,
+        *,
+        model: str | None = None,
+        num_images: int | None = None,
+        aspect_ratio: str | None = None,
+        seed: int | None = None,
+        input_images: Any = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> PlanQuote:
+        """
+        Say what pictures are going to cost, without buying any. Free; the arguments are checked as for a task.
+
+        Prices come from the API's list of models where it names them and from the catalogue's last known ones
+        otherwise; :attr:`~airflow_provider_imagen.generation.quote.PlanQuote.source` says which.
+
+        :param prompt: text, or a list of texts or of mappings, as ``ImagenGenerateOperator`` takes it
+        :raises InvalidArgumentsError: an argument is wrong
+        """
+        from airflow_provider_imagen.api.pricing import PriceList
+        from airflow_provider_imagen.generation.quote import quote_plan
+
+        named = {
+            "model": model,
+            "num_images": num_images,
+            "aspect_ratio": aspect_ratio,
+            "seed": seed,
+            "input_images": input_images,
+        }
+        given = {name: value for name, value in named.items() if value is not None}
+        try:
+            prices = PriceList.from_answer(self.list_models(include_pricing=True))
+        except ImagenError as error:
+            self.log.warning("No live prices (%s); the last known ones are used.", error)
+            prices = PriceList()
+        return quote_plan(
+            prompt=prompt,
+            arguments={"model": self.default_model, **(parameters or {}), **given},
+            prices=prices,
+            resolve=self.get_input_reader().resolve,
+        )
+
+    def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
+        """
+        Ask whether models are alive, deprecated or withdrawn, and what takes their place. Free.
+
+        :param models: ids or aliases
+        :return: one :class:`~airflow_provider_imagen.api.lifecycle.ModelHealth` for each
+        """
+        from airflow_provider_imagen.api.lifecycle import judge_models
+
+        return judge_models(models, listed=self.list_models(), retired=self.list_deprecations())
+
+    def get_input_reader(self) -> InputReader:
+        """Make what reads input pictures for requests of this connection."""
+        from airflow_provider_imagen.generation.inputs import InputReader
+        from airflow_provider_imagen.hooks.paths import open_folder
+
+        return InputReader(open_path=open_folder, fetch=self.download)
+
     def download(self, url: str) -> bytes:
         """
         Fetch one picture, without the key: capped, whole, and from no private address unless the API's is private too.
@@ -191,6 +267,79 @@ class ImagenHook(BaseHook):
         :raises DownloadError: see its subclasses
         """
         return self.get_downloader().fetch(url).data
+
+    def store(
+        self,
+        picture: bytes | str,
+        *,
+        folder: str | ObjectStoragePath,
+        name: str | None = None,
+        provenance: bool | Mapping[str, Any] = True,
+        image_format: ImageFormat | None = None,
+        thumbnail_pixels: int | None = None,
+    ) -> dict[str, Any]:
+        """
+        Store one picture, made here or elsewhere, as the operator does: checked, whole, with its story inside.
+
+        For pictures a task has already, from :meth:`generate_images` or from another service. A file of the same name
+        is replaced. The manifest of the folder is not touched. ::
+
+            @task
+            def keep(url):
+                return ImagenHook().store(
+                    url, folder="s3://aws_default@media/logos", name="logo", provenance={"model": "a-model"}
+                )
+
+        :param picture: its bytes, or the link to fetch it from (:meth:`download`)
+        :param folder: where it goes, as ``output_path`` of the operator
+        :param name: name in the folder, ``/`` makes sub-folders; the extension follows the bytes. Default: the
+            beginning of the SHA-256 of its bytes as they came, so that a retry writes the same name
+        :param provenance: facts to write into the file besides the task: ``model``, ``prompt``, ``seed``,
+            ``created_at`` …, others become parameters; ``True`` for the task alone, ``False`` for nothing. Only with
+            a ``model`` (or a ``digital_source_type``) the file says that a model made it
+        :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes
+        :param thumbnail_pixels: longer side of a preview, in pixels; ``None`` for none
+        :return: its record, in the form of a line of the manifest; what is not known is ``None``
+        :raises InvalidArgumentsError: the name is no name for a file in the folder
+        :raises BadImageError: the bytes are no whole picture
+        :raises DownloadError: see its subclasses
+        :raises StorageError: it could not be written
+        """
+        from airflow_provider_imagen.api.secrets import without_query
+        from airflow_provider_imagen.hooks.origin import current_origin
+        from airflow_provider_imagen.hooks.paths import open_folder
+        from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
+        from airflow_provider_imagen.storage.naming import literal_stem
+        from airflow_provider_imagen.storage.provenance import Provenance
+        from airflow_provider_imagen.storage.saving import save_picture
+
+        facts = dict(provenance) if isinstance(provenance, Mapping) else {}
+        origin = current_origin()
+        described = None
+        if provenance is not False:
+            described = Provenance(origin=origin).changed({"digital_source_type": None} | facts)
+            if "model" in facts and "digital_source_type" not in facts:
+                described = replace(described, digital_source_type=Provenance.digital_source_type)
+        stem = literal_stem(name) if name is not None else None
+        data = picture if isinstance(picture, bytes) else self.download(picture)
+        stored = save_picture(
+            data,
+            folder=open_folder(folder) if isinstance(folder, str) else folder,
+            stem=stem or hashlib.sha256(data).hexdigest()[:16],
+            owner=origin.identity,
+            provenance=described,
+            image_format=image_format,
+            thumbnail_pixels=thumbnail_pixels,
+        )
+        for note in stored.notes:
+            self.log.warning("%s: %s", stored.file_name, note)
+        return manifest_line(
+            {**facts, **stored_fields(stored), "url": without_query(picture) if isinstance(picture, str) else None},
+            file_name=stored.file_name,
+            thumbnail=stored.thumbnail,
+            origin=origin,
+            created_at=datetime.now(UTC),
+        )
 
     def get_downloader(self, *, should_stop: Callable[[], bool] = lambda: False) -> Downloader:
         """

@@ -55,8 +55,9 @@ API_ARGUMENTS: Final = (
     "safety_setting",
     "add_watermark",
     "convert_base64_to_url",
+    "input_images",
 )
-"""Arguments of the operator that are fields of the API."""
+"""Arguments of the operator that become fields of the API."""
 
 _CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
     "on_failure": ("fail", "accept"),
@@ -124,7 +125,9 @@ class TaskExecution:
             keeper = self._keeper(folder, plan, journal) if folder is not None else None
             run = Run(
                 plan=plan,
-                tools=RunTools(client=client, downloader=downloader, keeper=keeper),
+                tools=RunTools(
+                    client=client, downloader=downloader, keeper=keeper, inputs=self._hook.get_input_reader()
+                ),
                 journal=journal,
                 options=self._run_options(),
                 links=LinkSeal(client.settings.api_key),
@@ -172,6 +175,7 @@ class TaskExecution:
                 fallback_models=fallback_models,
                 can_store=self._output_path is not None,
                 price=lambda request: prices.quote(request).usd,
+                resolve=self._hook.get_input_reader().resolve,
             )
         except InvalidArgumentsError as error:
             raise InvalidArgumentsError([*problems, *error.problems]) from None
@@ -289,7 +293,12 @@ class TaskExecution:
 
     def _publish(self, result: RunResult, folder: ObjectStoragePath | None) -> dict[str, Any]:
         """Put what there is where others look for it, also when the task is about to fail."""
-        summary: dict[str, Any] = {**result.summary(), "output_path": self._output_path, "manifest": None, "contact_sheet": None}
+        summary: dict[str, Any] = {
+            **result.summary(),
+            "output_path": self._output_path,
+            "manifest": None,
+            "contact_sheet": None,
+        }
         if folder is not None:
             summary["manifest"] = write_manifest(
                 folder,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 
-if TYPE_CHECKING:
-    from airflow.sdk import Context
+from airflow_provider_imagen.links.pictures import PicturesLink
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow.sdk import Context
 
     ImageFormat = Literal["png", "jpeg", "webp", "avif"]
     Tolerance = Literal["fail", "accept"]
@@ -37,6 +39,9 @@ class ImagenGenerateOperator(BaseOperator):
     :param safety_setting: ``block_low_and_above``, ``block_medium_and_above`` or ``block_only_high``
     :param add_watermark: let the model put an invisible watermark in
     :param convert_base64_to_url: ``False`` asks for the pictures inside the answer; needs ``output_path``
+    :param input_images: pictures to work on, for models that edit: a link, a ``data:`` URI, a path as
+        ``ObjectStoragePath`` takes it, a record of an earlier task's XCom ``images``, or a list of these; they are put
+        into the chosen model's own field. (templated)
     :param parameters: any further field of the model by its API name. (templated)
     :param output_path: folder to store pictures in, as ``ObjectStoragePath`` takes it
         (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``); ``None`` stores nothing. (templated)
@@ -66,12 +71,19 @@ class ImagenGenerateOperator(BaseOperator):
         "num_images",
         "aspect_ratio",
         "seed",
+        "input_images",
         "parameters",
         "output_path",
         "filename",
     )
-    template_ext: Sequence[str] = (".prompt",)  # rare on purpose: any string in a template field with this end is a file
-    template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "json", "parameters": "json"}
+    # Rare on purpose: any string in a template field with this end is a file.
+    template_ext: Sequence[str] = (".prompt",)
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "prompt": "json",
+        "input_images": "json",
+        "parameters": "json",
+    }
+    operator_extra_links = (PicturesLink(),)
     ui_color = "#eef4ea"
 
     _told_to_stop = False
@@ -89,6 +101,7 @@ class ImagenGenerateOperator(BaseOperator):
         safety_setting: str | None = None,
         add_watermark: bool | None = None,
         convert_base64_to_url: bool | None = None,
+        input_images: Any = None,
         parameters: Mapping[str, Any] | None = None,
         output_path: str | None = None,
         filename: str | None = None,
@@ -118,6 +131,7 @@ class ImagenGenerateOperator(BaseOperator):
         self.safety_setting = safety_setting
         self.add_watermark = add_watermark
         self.convert_base64_to_url = convert_base64_to_url
+        self.input_images = input_images
         self.parameters = parameters
         self.output_path = output_path
         self.filename = filename

@@ -40,7 +40,7 @@ class ImagenRetryPolicy(RetryPolicy):
             return RetryDecision.fail(f"{type(exception).__name__}: another try cannot end better")
         seconds = getattr(exception, "retry_after", None)
         if seconds:
-            delay = min(timedelta(seconds=seconds), LONGEST_RETRY_DELAY)
+            delay = timedelta(seconds=min(seconds, LONGEST_RETRY_DELAY.total_seconds()))
             return RetryDecision.retry(delay, f"the API asks to wait {delay.total_seconds():.0f} s")
         return RetryDecision.default()
 

@@ -72,7 +72,7 @@ def _pricing(model: SandboxModel) -> dict[str, Any]:
         return {"kind": "fixed", "currency": "USD", "units": [{"unit": "image", "price": float(model.usd), "per": 1}]}
     name, by_value = model.usd_by
     variants = [
-        {"parameters": {name: value}, "unit": "image", "price": float(usd), "per": 1} for value, usd in by_value.items()
+        {"when": {name: value}, "unit": "image", "price": float(usd), "per": 1} for value, usd in by_value.items()
     ]
     return {"kind": "variants", "currency": "USD", "dimensions": [name], "variants": variants}
 

@@ -110,7 +110,7 @@ def write_manifest(
     :returns: where ``metadata.jsonl`` is
     :raises StorageError: when it could not be written
     """
-    part = descend(folder, f"{_PARTS}/{origin.identity}.jsonl")
+    part = _part_path(folder, origin)
     names = {line["file_name"] for line in lines}
     earlier = [
         line
@@ -149,6 +149,19 @@ def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
     :raises StorageError: when the folder cannot be read
     """
     return _parse(read_bytes(_failures_path(folder, origin)), key="prompt_index")
+
+
+def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
+    """
+    Tell which files of a folder a task instance has recorded as its own.
+
+    :raises StorageError: when the folder cannot be read
+    """
+    return {str(line["file_name"]) for line in _parse(read_bytes(_part_path(folder, origin)))}
+
+
+def _part_path(folder: StoragePath, origin: Origin) -> StoragePath:
+    return descend(folder, f"{_PARTS}/{origin.identity}.jsonl")
 
 
 def _failures_path(folder: StoragePath, origin: Origin) -> StoragePath:

@@ -121,7 +121,7 @@ def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
         candidate = stem
         while _fold(candidate) in seen or (candidate != stem and _fold(candidate) in taken):
             counters[key] = counters.get(key, 1) + 1
-            candidate = _append(stem, f"-{counters[key]}")
+            candidate = append_to_stem(stem, f"-{counters[key]}")
         seen.add(_fold(candidate))
         unique.append(candidate)
     return tuple(unique)
@@ -130,6 +130,26 @@ def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
 def with_extension(stem: str, extension: str) -> str:
     """Complete a name of :func:`picture_stems` with the extension the bytes ask for (without the dot)."""
     return f"{stem}.{extension}"
+
+
+def literal_stem(name: str) -> str:
+    """
+    Make a name that holds no placeholders safe, without its extension.
+
+    :param name: ``/`` makes sub-folders
+    :raises InvalidArgumentsError: when it does not name a file in its folder
+    """
+    pattern = name.replace("{", "{{").replace("}", "}}")
+    try:
+        return _render(pattern, NameFields(origin=Origin(dag_id="", task_id="", run_id=""), index=0))
+    except InvalidArgumentsError as error:
+        raise InvalidArgumentsError([Problem("name", name, problem.allowed) for problem in error.problems]) from None
+
+
+def append_to_stem(stem: str, suffix: str) -> str:
+    """Add a suffix (ASCII) to a name of :func:`picture_stems`, which is shortened where it would become too long."""
+    folder, slash, name = stem.rpartition("/")
+    return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
 
 
 def may_clash(pattern: str) -> bool:
@@ -257,12 +277,6 @@ def _safe_component(pattern: str, part: str) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:10]
     return f"{_cut(name, limit - 11)}-{digest}"
-
-
-def _append(stem: str, suffix: str) -> str:
-    """Add a suffix to a name and keep it within the limit."""
-    folder, slash, name = stem.rpartition("/")
-    return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
 
 
 def _cut(text: str, limit: int) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -19,7 +20,6 @@ from airflow_provider_imagen.storage.xmp import Properties, build_packet, merge_
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.pictures import PictureFacts, PictureFormat
@@ -50,6 +50,17 @@ _NAMES: Final[dict[tuple[str, str], str]] = {
     (NAMESPACE, "TaskId"): "task_id",
     (NAMESPACE, "MapIndex"): "map_index",
 }
+_ORIGIN: Final = ("dag_id", "run_id", "task_id")
+_CHANGEABLE: Final = (
+    "created_at",
+    "model",
+    "prompt",
+    "enhanced_prompt",
+    "seed",
+    "parameters",
+    "inference_id",
+    "digital_source_type",
+)
 _MAX_PARAMETER_CHARACTERS: Final = 2_000
 _MAX_PARAMETERS_CHARACTERS: Final = 20_000
 _CAUTIOUS_BYTES: Final = 8_000
@@ -61,24 +72,49 @@ class Provenance:
     What made a picture.
 
     :param origin: the task instance
-    :param created_at: when the picture was made, with its time zone
-    :param model: model id
-    :param prompt: the prompt that was sent
+    :param created_at: when the picture was made, with its time zone; ``None`` when that is not known
+    :param model: model id, may be empty
+    :param prompt: the prompt that was sent, may be empty
     :param enhanced_prompt: the prompt the model made of it, ``None`` when it did not say
     :param seed: seed that was sent, ``None`` when none was
     :param parameters: the other API fields that were sent. Links lose their query strings (they may be signed) and
         embedded pictures their data before they are written.
     :param inference_id: the API's id of the paid work
+    :param digital_source_type: IPTC's word for how the picture came about; ``None`` says nothing of it
     """
 
     origin: Origin
-    created_at: datetime
-    model: str
-    prompt: str
+    created_at: datetime | str | None = None
+    model: str = ""
+    prompt: str = ""
     enhanced_prompt: str | None = None
     seed: int | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inference_id: str | None = None
+    digital_source_type: str | None = DIGITAL_SOURCE_TYPE
+
+    def changed(self, changes: Mapping[str, Any]) -> Provenance:
+        """
+        Apply an author's wishes.
+
+        :param changes: what to write in the place of a field of this class or of its origin, by its name; ``None``
+            leaves the field out. Other names are parameters: they are added, replaced or left out in the same way.
+        """
+        own = {name: value for name, value in changes.items() if name in _CHANGEABLE}
+        place: dict[str, Any] = {
+            name: "" if value is None else str(value) for name, value in changes.items() if name in _ORIGIN
+        }
+        if "map_index" in changes:
+            place["map_index"] = -1 if changes["map_index"] is None else changes["map_index"]
+        parameters = own.pop("parameters", self.parameters) or {}
+        known = {*_CHANGEABLE, *_ORIGIN, "map_index"}
+        further = {name: value for name, value in changes.items() if name not in known}
+        return replace(
+            self,
+            **own,
+            origin=replace(self.origin, **place),
+            parameters={name: value for name, value in {**parameters, **further}.items() if value is not None},
+        )
 
 
 @dataclass(frozen=True)
@@ -184,8 +220,8 @@ def _fitting_packet(provenance: Provenance, contents: Contents, picture_format: 
         shorter = replace(
             provenance,
             parameters={},
-            prompt=_shorten(provenance.prompt, limit),
-            enhanced_prompt=None if enhanced is None else _shorten(enhanced, limit),
+            prompt=_shorten(_text(provenance.prompt) or "", limit),
+            enhanced_prompt=None if enhanced is None else _shorten(str(enhanced), limit),
         )
         packet = provenance_packet(shorter, existing=contents.xmp)
         if len(packet) <= MAX_JPEG_PACKET:
@@ -196,21 +232,28 @@ def _fitting_packet(provenance: Provenance, contents: Contents, picture_format: 
 def _properties(provenance: Provenance) -> Properties:
     origin = provenance.origin
     values: dict[str, str | None] = {
-        "digital_source_type": DIGITAL_SOURCE_TYPE,
-        "prompt": provenance.prompt,
-        "model": provenance.model,
-        "created_at": provenance.created_at.isoformat(timespec="seconds"),
+        "digital_source_type": provenance.digital_source_type,
+        "prompt": _text(provenance.prompt),
+        "model": _text(provenance.model),
+        "created_at": _text(provenance.created_at),
         "creator_tool": CREATOR_TOOL,
-        "enhanced_prompt": provenance.enhanced_prompt,
-        "seed": None if provenance.seed is None else str(provenance.seed),
+        "enhanced_prompt": _text(provenance.enhanced_prompt),
+        "seed": _text(provenance.seed),
         "parameters": _parameters_text(provenance.parameters),
-        "inference_id": provenance.inference_id,
+        "inference_id": _text(provenance.inference_id),
         "dag_id": origin.dag_id,
         "run_id": origin.run_id,
         "task_id": origin.task_id,
         "map_index": None if origin.map_index < 0 else str(origin.map_index),
     }
     return {key: value for key, name in _NAMES.items() if (value := values[name])}
+
+
+def _text(value: Any) -> str | None:
+    """Write a value, which an author may have given in any form, as text."""
+    if value is None:
+        return None
+    return value.isoformat(timespec="seconds") if isinstance(value, datetime) else str(value)
 
 
 def _parameters_text(parameters: Mapping[str, Any]) -> str | None:

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.storage.containers import read_contents
 from airflow_provider_imagen.storage.convert import convert_picture, make_thumbnail
-from airflow_provider_imagen.storage.naming import with_extension
+from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
 from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, inspect_picture
 from airflow_provider_imagen.storage.provenance import embed_provenance, provenance_packet
-from airflow_provider_imagen.storage.writing import write_bytes_atomically
+from airflow_provider_imagen.storage.writing import check_stored, write_bytes_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.pictures import PictureFacts
     from airflow_provider_imagen.storage.provenance import Provenance
 
 
@@ -62,6 +65,7 @@ def save_picture(
     image_format: ImageFormat | None = None,
     thumbnail_pixels: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    may_replace: Callable[[str], bool] | None = None,
 ) -> StoredPicture:
     """
     Store one picture and its preview.
@@ -78,6 +82,9 @@ def save_picture(
     :param image_format: format to convert to, ``None`` to keep the delivered one
     :param thumbnail_pixels: longer side of the preview in pixels, ``None`` for no preview
     :param max_pixels: width times height that is still accepted
+    :param may_replace: asked, with its name relative to the folder, when a file with other bytes is there already,
+        whether this picture may replace it; if not, this picture gets ``-`` and ``owner`` behind its own name.
+        ``None`` replaces everything
     :raises BadImageError: when the bytes are no whole picture
     :raises StorageError: when the picture could not be written
     """
@@ -101,9 +108,10 @@ def save_picture(
         data = marked.data
         if marked.left_out is not None:
             notes.append(marked.left_out)
-    file_name = with_extension(stem, facts.extension)
-    path = descend(folder, file_name)
-    write_bytes_atomically(path, data, content_type=facts.mime_type, owner=owner)
+    digest = hashlib.sha256(data).hexdigest()
+    file_name = _write_picture(
+        data, facts=facts, digest=digest, folder=folder, stem=stem, owner=owner, may_replace=may_replace
+    )
     thumbnail = None
     if thumbnail_pixels is not None:
         thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
@@ -118,13 +126,37 @@ def save_picture(
             thumbnail = None
             notes.append(f"No preview: {error}")
     return StoredPicture(
-        path=address_of(path),
+        path=address_of(descend(folder, file_name)),
         file_name=file_name,
         bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest,
         mime_type=facts.mime_type,
         width=facts.width,
         height=facts.height,
         thumbnail=thumbnail,
         notes=tuple(notes),
     )
+
+
+def _write_picture(
+    data: bytes,
+    *,
+    facts: PictureFacts,
+    digest: str,
+    folder: StoragePath,
+    stem: str,
+    owner: str,
+    may_replace: Callable[[str], bool] | None,
+) -> str:
+    """Write the file under its name, or under one of its own when that name is another's; return the name."""
+    file_name = with_extension(stem, facts.extension)
+    if may_replace is not None:
+        path = descend(folder, file_name)
+        if write_bytes_atomically(path, data, content_type=facts.mime_type, owner=owner, replace=False):
+            return file_name
+        if check_stored(path, size=len(data), sha256=digest):
+            return file_name
+        if not may_replace(file_name):
+            file_name = with_extension(append_to_stem(stem, f"-{owner}"), facts.extension)
+    write_bytes_atomically(descend(folder, file_name), data, content_type=facts.mime_type, owner=owner)
+    return file_name

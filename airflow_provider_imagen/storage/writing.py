@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
-from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, filesystem_of, local_path, protocol_of
+from airflow_provider_imagen.storage.paths import (
+    HIDDEN_FOLDER,
+    address_of,
+    descend,
+    filesystem_of,
+    local_path,
+    protocol_of,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.storage.paths import StoragePath
@@ -43,8 +50,13 @@ _EXTRAS: Final[dict[str, str]] = {
 }
 """Stores that keep whole objects only, and the extra of this package that brings what speaks to each."""
 
-_BAD_CREDENTIALS: Final = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
-"""What S3 answers to credentials that are wrong, as against good ones without a right (AWS error code list)."""
+_PROBE: Final = f"{HIDDEN_FOLDER}/about.txt"
+_PROBE_TEXT: Final = (
+    b"This folder belongs to airflow-provider-imagen: previews, parts of metadata.jsonl and journals of the pictures "
+    b"beside it.\n"
+)
+_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
+"""What disks answer that know no hard links."""
 
 _REASONS: Final[dict[int, str]] = {
     errno.ENOSPC: "the disk is full",
@@ -65,8 +77,8 @@ _REASONS: Final[dict[int, str]] = {
 
 
 def write_bytes_atomically(
-    path: StoragePath, data: bytes, *, content_type: str, owner: str = "", shared: bool = False
-) -> None:
+    path: StoragePath, data: bytes, *, content_type: str, owner: str = "", shared: bool = False, replace: bool = True
+) -> bool:
     """
     Write a file whose name never stands for a part of it, replacing one that is there.
 
@@ -78,14 +90,16 @@ def write_bytes_atomically(
     :param owner: letters and digits that mark the temporary file, for :func:`remove_leftovers`
     :param shared: others may replace the same file at the same moment, so what a store holds afterwards is neither
         measured nor, after an error, removed: it may be theirs
+    :param replace: ``False`` leaves a file that is there already. Disks with hard links, S3, Google and Azure decide
+        that themselves, so of two writers at the same moment only one succeeds; others are asked before.
+    :returns: whether it was written; false only when it was not to replace what is there
     :raises StorageError: when it could not be written; nothing half-written is left under the name
     """
     local = local_path(path)
     try:
         if local is not None:
-            _write_local(local, data, owner)
-        else:
-            _write_object(path, data, content_type, shared=shared)
+            return _write_local(local, data, owner, replace=replace)
+        return _write_object(path, data, content_type, shared=shared, replace=replace)
     except StorageError:
         raise
     except Exception as error:
@@ -136,62 +150,26 @@ def read_bytes(path: StoragePath) -> bytes | None:
 
 def check_writable(folder: StoragePath) -> None:
     """
-    Find out, before money is spent, whether pictures can be stored in a folder.
+    Find out, before money is spent, whether pictures can be stored in a folder, by storing something.
 
-    On a disk the folder is made and a small file written and removed. On an object store the bucket is asked for;
-    no object is written, so a right to write that is missing shows only later. Credentials that are good, but may not
-    look, are accepted.
+    On a disk the folder is made, and a small file written and removed. On an object store, where the right to write
+    need not come with the right to look or to remove, a few words about the hidden folder are written and stay.
 
     :raises StorageError: when nothing could be stored there
     """
     local = local_path(folder)
     try:
-        if local is not None:
-            local.mkdir(parents=True, exist_ok=True)
-            probe = _temporary_name(local, "check")
-            try:
-                _write_synced(probe, b"\0" * 4096)
-            finally:
-                probe.unlink(missing_ok=True)
+        if local is None:
+            _write_object(descend(folder, _PROBE), _PROBE_TEXT, "text/plain", shared=True, replace=True)
             return
-        filesystem, key = filesystem_of(folder)
-        if protocol_of(folder) not in _EXTRAS:
-            filesystem.makedirs(key, exist_ok=True)
-            return
-        _ask_for_bucket(filesystem, key)
+        local.mkdir(parents=True, exist_ok=True)
+        probe = _temporary_name(local, "check")
+        try:
+            _write_synced(probe, b"\0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
     except Exception as error:
         raise storage_error("use", folder, error) from None
-
-
-def _ask_for_bucket(filesystem: Any, key: str) -> None:
-    """Ask whether a bucket is there, and take "you may not look" for a yes unless it means "I do not know you"."""
-    filesystem.invalidate_cache()
-    bucket, _, folder = key.lstrip("/").partition("/")
-    try:
-        try:
-            filesystem.info(bucket)
-        except FileNotFoundError:
-            # Google shows a bucket's own entry to few roles and says "not found"; its listing tells.
-            filesystem.ls(bucket)
-        except PermissionError:
-            # S3 refuses the bucket's own entry without a reason; asking for a small listing gives one.
-            filesystem.ls(f"{bucket}/{folder.rstrip('/')}/{HIDDEN_FOLDER}/none")
-    except Exception as error:
-        if _knows_us(error):
-            return
-        raise
-
-
-def _knows_us(error: Exception) -> bool:
-    """Whether a store refused something to credentials that it accepts as such."""
-    if isinstance(error, PermissionError):
-        answer = getattr(error.__cause__, "response", None) or {}
-        return answer.get("Error", {}).get("Code") not in _BAD_CREDENTIALS
-    if isinstance(error, FileNotFoundError):
-        return str(error).endswith(f"{HIDDEN_FOLDER}/none")  # the bucket could be listed, the folder is not there yet
-    if isinstance(error, OSError):
-        return str(error).startswith("Forbidden")  # gcsfs says so for 403; wrong credentials end in 401
-    return str(getattr(error, "error_code", "")).startswith("Authorization")  # Azure; wrong keys: "Authentication…"
 
 
 def remove_leftovers(folder: StoragePath, *, owner: str) -> int:
@@ -236,9 +214,10 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
 
 
 def _reason(error: BaseException, *, in_bucket: bool) -> str:
-    if isinstance(error, FileNotFoundError) and in_bucket:
+    code = str(getattr(error, "error_code", ""))  # of Azure
+    if in_bucket and (isinstance(error, FileNotFoundError) or code == "ContainerNotFound"):
         return "the bucket or container does not exist, or the connection may not see it"
-    if isinstance(error, PermissionError) and in_bucket:
+    if in_bucket and _is_refusal(error, code):
         return f"the connection has no permission there ({_redact(str(error))})"
     if "credential" in type(error).__name__.lower():
         return "no credentials were found; name a connection, as in s3://my_conn@bucket/folder"
@@ -249,6 +228,13 @@ def _reason(error: BaseException, *, in_bucket: bool) -> str:
     if isinstance(error, OSError) and error.errno in _REASONS:
         return _REASONS[error.errno]
     return f"{type(error).__name__}: {_redact(str(error))}"
+
+
+def _is_refusal(error: BaseException, code: str) -> bool:
+    """Whether a store knows who asks and does not let them, or does not know them."""
+    if isinstance(error, PermissionError) or code.startswith(("Authorization", "Authentication")):
+        return True
+    return isinstance(error, OSError) and str(error).startswith("Forbidden")  # gcsfs says so for 403
 
 
 def _redact(text: str) -> str:
@@ -265,17 +251,35 @@ def _redact(text: str) -> str:
     return line if len(line) <= 300 else f"{line[:299]}…"
 
 
-def _write_local(path: Path, data: bytes, owner: str) -> None:
+def _write_local(path: Path, data: bytes, owner: str, *, replace: bool) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path.parent, owner)
     try:
         _write_synced(temporary, data)
-        temporary.replace(path)
-    except BaseException:
+        if replace:
+            temporary.replace(path)
+        elif not _give_free_name(temporary, path):
+            return False
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
     _sync_folder(path.parent)
+    return True
+
+
+def _give_free_name(temporary: Path, path: Path) -> bool:
+    """Give a file its final name unless another has it; a link fails where a rename would replace."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        temporary.replace(path)
+    return True
 
 
 def _temporary_name(folder: Path, owner: str) -> Path:
@@ -301,16 +305,28 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: bool) -> None:
+def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: bool, replace: bool) -> bool:
     filesystem, key = filesystem_of(path)
     protocol = protocol_of(path)
     whole_objects_only = protocol in _EXTRAS
+    options = _content_type_options(protocol, content_type)
     try:
         if not whole_objects_only:
             filesystem.makedirs(filesystem._parent(key), exist_ok=True)
-        filesystem.pipe_file(key, data, **_content_type_options(protocol, content_type))
+        if not replace:
+            filesystem.invalidate_cache(filesystem._parent(key))
+            if filesystem.exists(key):
+                return False
+            if whole_objects_only:
+                options["mode"] = "create"
+        try:
+            filesystem.pipe_file(key, data, **options)
+        except FileExistsError:
+            if replace:
+                raise
+            return False
         if shared:
-            return
+            return True
         stored = _size_after(filesystem, key, len(data))
         if stored != len(data):
             raise StorageError(
@@ -322,6 +338,7 @@ def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: 
             with contextlib.suppress(Exception):
                 filesystem.rm_file(key)
         raise
+    return True
 
 
 def _size_after(filesystem: Any, key: str, expected: int) -> int | None:

@@ -157,7 +157,10 @@ def test_prompt_and_seed_of_the_picture_win_over_those_of_the_answer():
         {
             "prompt": "all",
             "seed": 2**70,
-            "data": [{"url": LINK, "prompt": "mine", "seed": 0}, {"url": LINK, "revised_prompt": "better", "prompt": "x"}],
+            "data": [
+                {"url": LINK, "prompt": "mine", "seed": 0},
+                {"url": LINK, "revised_prompt": "better", "prompt": "x"},
+            ],
         }
     )
 
@@ -165,7 +168,9 @@ def test_prompt_and_seed_of_the_picture_win_over_those_of_the_answer():
     assert (common.prompt, common.seed) == ("better", 2**70)
 
 
-@pytest.mark.parametrize(("seed", "read_as"), [(7.0, 7), (7.5, None), (True, None), ("7", None), (1e400, None), (None, None)])
+@pytest.mark.parametrize(
+    ("seed", "read_as"), [(7.0, 7), (7.5, None), (True, None), ("7", None), (1e400, None), (None, None)]
+)
 def test_a_seed_is_a_whole_number_or_unknown(seed, read_as):
     assert pictures({"data": [{"url": LINK}], "seed": seed})[0].seed == read_as
 
@@ -202,7 +207,9 @@ def test_an_empty_list_is_an_answer_without_pictures(answer):
     assert (generation.usd, generation.inference_id) == (Decimal("0.1"), "inf-1")
 
 
-@pytest.mark.parametrize("body", [b"", b"  ", b'{"data": [{"url": "htt', b"<!DOCTYPE html><html>", b"\xff\xfe\xfa", b"[" * 9999])
+@pytest.mark.parametrize(
+    "body", [b"", b"  ", b'{"data": [{"url": "htt', b"<!DOCTYPE html><html>", b"\xff\xfe\xfa", b"[" * 9999]
+)
 def test_a_body_that_is_no_whole_json_is_a_lost_answer_with_what_the_headers_say(body):
     with pytest.raises(LostAnswerError) as caught:
         read(body, x_aimlapi_usd_spent="0.1", x_inference_id="inf-1")
@@ -236,11 +243,15 @@ def test_an_error_in_place_of_pictures_is_a_refusal(error, kind, shown):
 
 
 def test_pictures_beside_an_error_are_not_lost():
-    assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (AnsweredPicture(url=LINK),)
+    assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (
+        AnsweredPicture(url=LINK),
+    )
 
 
 # --- whatever comes ---------------------------------------------------------------------------------------------------
 
+_NAMES = ["data", "images", "output", "choices", "url", "b64_json", "image", "image_url", "prompt", "seed", "error"]
+_NAMES += ["meta", "usage", "usd_spent", "credits_used", "has_nsfw_concepts", "content_violation", "message", "code"]
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -249,15 +260,13 @@ json_values = st.recursive(
     | st.floats(allow_nan=True)
     | st.text(st.characters(codec=None), max_size=20)
     | st.sampled_from([LINK, ENCODED, f"data:image/png;base64,{ENCODED}", "data:", "%%%", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(
-            ["data", "images", "output", "choices", "url", "b64_json", "image", "image_url", "prompt", "seed", "error"]
-            + ["meta", "usage", "usd_spent", "credits_used", "has_nsfw_concepts", "content_violation", "message", "code"]
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(_NAMES) | st.text(max_size=5),
+            inner,
+            max_size=5,
         )
-        | st.text(max_size=5),
-        inner,
-        max_size=5,
     ),
     max_leaves=25,
 )
@@ -288,14 +297,18 @@ def test_no_depth_raises_anything_but_our_errors(name, depth):
 
 @pytest.mark.parametrize("digits", [400, 4_000, 400_000])
 def test_no_number_raises_anything_but_our_errors(digits):
-    body = f'{{"data": [{{"url": "{LINK}", "seed": {"9" * digits}}}], "meta": {{"usage": {{"usd_spent": {"9" * digits}}}}}}}'
+    number = "9" * digits
+    body = f'{{"data": [{{"url": "{LINK}", "seed": {number}}}], "usage": {{"usd_spent": {number}}}}}'
     check_whatever_comes(200, {}, body.encode())
 
 
 def check_whatever_comes(status, headers, body):
+    error = generation = None
     try:
         generation = read_generation(status=status, headers=headers, body=body, model="m", client_request_id="c")
-    except ImagenError as error:
+    except ImagenError as raised:
+        error = raised
+    if generation is None:
         assert (error.status, error.model, error.client_request_id) == (status, "m", "c")
         assert str(error).isprintable()
         assert error.usd is None or 0 <= error.usd < float("inf")
@@ -310,7 +323,9 @@ def check_whatever_comes(status, headers, body):
 offered = st.one_of(
     st.builds(lambda number: {"url": f"https://cdn.test/{number}.png"}, st.integers(0, 99)),
     st.builds(lambda data: {"b64_json": base64.b64encode(data).decode()}, st.binary(min_size=1, max_size=40)),
-    st.builds(lambda data: {"url": f"data:;base64,{base64.b64encode(data).decode()}"}, st.binary(min_size=1, max_size=9)),
+    st.builds(
+        lambda data: {"url": f"data:;base64,{base64.b64encode(data).decode()}"}, st.binary(min_size=1, max_size=9)
+    ),
     st.builds(lambda junk: {"b64_json": f"%{junk}"}, st.text(max_size=5)),
     st.builds(lambda junk: {"url": f"gopher:{junk}"}, st.text(max_size=5)),
     st.builds(lambda junk: {"somewhere_else": junk}, st.text(max_size=5)),

@@ -32,7 +32,9 @@ def old(status, message="why", **more):
 
 def problem(status, message="why", kind="err_x"):
     error = {"name": "SomeException", "message": message, "data": {"kind": kind}}
-    return json.dumps({"title": "T", "status": status, "message": message, "requestId": "req-1", "error": error}).encode()
+    return json.dumps(
+        {"title": "T", "status": status, "message": message, "requestId": "req-1", "error": error}
+    ).encode()
 
 
 def fit(status, body=b"", headers=None, **facts):
@@ -217,22 +219,24 @@ json_values = st.recursive(
     | st.floats()
     | st.text(st.characters(codec=None), max_size=20)
     | st.sampled_from(["400 no", '{"message": "400 no"}', '{"message": {"message": ["x"]}}', "\ud800", KEY]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(["requestId", "statusCode", "message", "meta", "_errors", "error", "data", "kind", "name", "code"])
-        | st.sampled_from(["title", "detail", KEY])
-        | st.text(st.characters(codec=None), max_size=5),
-        inner,
-        max_size=5,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["requestId", "statusCode", "message", "meta", "_errors", "error", "data", "kind", "name", "code"]
+            )
+            | st.sampled_from(["title", "detail", KEY])
+            | st.text(st.characters(codec=None), max_size=5),
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=25,
 )
 
 
 def check_whatever_comes(status, headers, body):
-    error = error_for(
-        status=status, headers=headers, body=body, api_key=KEY, client_request_id="c", model="m", now=NOW
-    )
+    error = error_for(status=status, headers=headers, body=body, api_key=KEY, client_request_id="c", model="m", now=NOW)
 
     assert isinstance(error, ImagenError)
     assert (error.status, error.client_request_id, error.model) == (status, "c", "m")
@@ -245,7 +249,9 @@ def check_whatever_comes(status, headers, body):
 @settings(max_examples=300, deadline=None)
 @given(
     status=st.integers(0, 999),
-    headers=st.dictionaries(st.sampled_from(["Retry-After", "X-Inference-Id", "x-aimlapi-usd-spent"]), st.text(max_size=9)),
+    headers=st.dictionaries(
+        st.sampled_from(["Retry-After", "X-Inference-Id", "x-aimlapi-usd-spent"]), st.text(max_size=9)
+    ),
     body=st.binary(max_size=200),
 )
 def test_every_status_with_any_bytes_gives_one_of_our_errors(status, headers, body):

@@ -43,9 +43,9 @@ def test_a_long_text_is_cut():
 
 
 @given(
-    st.lists(
-        st.sampled_from([KEY, " ", " " * 500, "x" * 300, "https://a.test/b?c=", "\n", "word"]), max_size=60
-    ).map("".join)
+    st.lists(st.sampled_from([KEY, " ", " " * 500, "x" * 300, "https://a.test/b?c=", "\n", "word"]), max_size=60).map(
+        "".join
+    )
 )
 def test_no_half_of_the_key_is_left_at_a_cut(text):
     assert KEY[:8] not in scrub(text, KEY, limit=100)

@@ -96,6 +96,14 @@ class Nursery:
         return answer
 
 
+def wait_until(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
+    """Wait until something is true."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, "It never came to what the test waits for"
+        time.sleep(0.005)
+
+
 @dataclass(frozen=True)
 class Fork:
     """A process that follows an order."""
@@ -141,6 +149,12 @@ class Painting:
         self.last = (fork or self.start()).result()
         return self.last
 
+    def die_when(self, condition: Callable[[], object]) -> None:
+        """Do the next try, and kill it from outside once something is true."""
+        fork = self.start()
+        wait_until(condition)
+        fork.kill()
+
     def die(self, when: str, what: str, nth: int = 1) -> None:
         """Do the next try up to the moment at which it is killed."""
         fork = self.start({"when": when, "what": what, "nth": nth})
@@ -185,9 +199,21 @@ class Painting:
         (charge,) = [charge for charge in self.sandbox.ledger() if charge.prompt == prompt]
         return charge
 
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait until something is true."""
+        wait_until(condition)
+
+    def was_seen(self, prompt: str) -> bool:
+        """Say whether a request for a prompt has reached the API."""
+        return prompt in [request.json["prompt"] for request in self.sandbox.seen("/v1/images/generations")]
+
     def bought(self) -> Counter[str]:
         """Count what was billed, by prompt."""
         return Counter(charge.prompt for charge in self.sandbox.ledger())
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Read the manifest."""
+        return [json.loads(line) for line in (self.folder / "metadata.jsonl").read_text().splitlines()]
 
     def pictures(self) -> list[Path]:
         """List the pictures on the disk."""
@@ -219,7 +245,7 @@ class Painting:
         """
         charge = self.charge(lost)
         assert self.last["state"] == "failed"
-        (failure,) = self.last["error"]["failures"]
+        (failure,) = self.last["error"]["failures"] or [self.last["error"]]
         assert failure["type"] == "ChargedButLostError"
         assert failure["inference_id"] == charge.inference_id
         assert charge.inference_id in self.last["error"]["message"]
@@ -237,18 +263,9 @@ class Painting:
         for image in self.images:
             assert hashlib.sha256(Path(image["path"]).read_bytes()).hexdigest() == image["sha256"]
         assert not [path.name for path in self.folder.rglob("*.part")]
-        lines = [json.loads(line) for line in (self.folder / "metadata.jsonl").read_text().splitlines()]
-        listed = {self.folder / line["file_name"] for line in lines}
+        listed = {self.folder / line["file_name"] for line in self.manifest()}
         assert {Path(image["path"]) for image in self.images} <= listed <= set(self.pictures())
         assert self.summary["usd_spent"] == pytest.approx(float(sum(charge.usd for charge in self.sandbox.ledger())))
-
-
-def eventually(condition: Callable[[], object], *, what: str, seconds: float = 30.0) -> None:
-    """Wait until something is true."""
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, f"It never came to this: {what}"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")
@@ -263,11 +280,11 @@ def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., P
     """Give a function that starts a run of a DAG with one operator; its task has not been tried yet."""
     folder = tmp_path / "pictures"
 
-    def make(*, mapped: bool = False, **options: Any) -> Painting:
+    def make(*, dag: str = "painting", mapped: bool = False, **options: Any) -> Painting:
         own = {name: options.pop(name) for name in ("old_airflow", "segment_bytes") if name in options}
-        arguments = {"output_path": str(folder), "concurrency": 1, "lost_answer_patience_seconds": 1, **options}
+        arguments = {"output_path": str(folder), "concurrency": 1, "lost_answer_patience_seconds": 0.5, **options}
         order = {
-            "dag_id": f"painting_{tmp_path.name}",
+            "dag_id": f"{dag}_{tmp_path.name}",
             "map_index": 0 if mapped else -1,
             "mapped": mapped,
             "connection": {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key},

@@ -1,8 +1,8 @@
 """
 The places at which a task process kills itself, put around the package's own functions in the fork that is to die.
 
-A kill is ``{"when": "before" | "after", "what": …, "nth": …}``: before or after the nth event of a kind, counted in this
-process. ``SIGKILL`` leaves no time for anything: no ``finally``, no ``atexit``, no flush.
+A kill is ``{"when": "before" | "after", "what": …, "nth": …}``: before or after the nth event of a kind, counted in
+this process. ``SIGKILL`` leaves no time for anything: no ``finally``, no ``atexit``, no flush.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class _Trigger:
         self._seen = 0
         self._lock = threading.Lock()
 
-    def around(self, event: Callable[[], Any]) -> Any:
-        """Let an event happen, unless it is the one to die before; die after it if it is the one to die after."""
+    def around(self, event: Callable[[], Any], count: int = 1) -> Any:
+        """Let events happen, unless one of them is the one to die before; die after them if it is to die after."""
         with self._lock:
-            self._seen += 1
-            is_due = self._seen == self._nth
+            is_due = self._seen < self._nth <= self._seen + count
+            self._seen += count
         if is_due and self._when == "before":
             die()
         result = event()
@@ -54,13 +54,12 @@ class _Trigger:
         return result
 
 
-def _wrap(owner: Any, name: str, trigger: _Trigger, is_event: Callable[..., bool] = lambda *_, **__: True) -> None:
+def _wrap(owner: Any, name: str, trigger: _Trigger, events: Callable[..., int] = lambda *_, **__: 1) -> None:
+    """Put a trigger around a function; ``events`` says how many events a call of it is."""
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not is_event(*args, **kwargs):
-            return original(*args, **kwargs)
-        return trigger.around(lambda: original(*args, **kwargs))
+        return trigger.around(lambda: original(*args, **kwargs), events(*args, **kwargs))
 
     setattr(owner, name, wrapped)
 
@@ -72,13 +71,13 @@ def _on_fact(trigger: _Trigger, kind: str) -> None:
     for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
         known: dict[int, int] = {}
 
-        def is_event(self: Any, number: int, text: str, known: dict[int, int] = known) -> bool:
+        def new_facts(self: Any, number: int, text: str, known: dict[int, int] = known) -> int:
             if number not in known:
                 known[number] = (self.read(number) or "").count(f'"t":"{kind}"')
             before, known[number] = known[number], text.count(f'"t":"{kind}"')
-            return known[number] > before
+            return known[number] - before
 
-        _wrap(store, "write", trigger, is_event)
+        _wrap(store, "write", trigger, new_facts)
 
 
 def _on_segment(trigger: _Trigger, number: str) -> None:
@@ -138,10 +137,10 @@ def _on_message(trigger: _Trigger, name: str) -> None:
 
     wanted, _, key = name.partition(" ")
 
-    def is_event(_: Any, msg: Any) -> bool:
+    def is_wanted(_: Any, msg: Any) -> bool:
         return type(msg).__name__ == wanted and (not key or msg.key == key)
 
-    _wrap(InProcessSupervisorComms, "send", trigger, is_event)
+    _wrap(InProcessSupervisorComms, "send", trigger, is_wanted)
 
 
 INSTALLERS: dict[str, Callable[[_Trigger, str], None]] = {

@@ -17,6 +17,7 @@ import threading
 import traceback
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
     from airflow.sdk import DAG
 
+LOADED_WHEN_USED = (
+    "requests",
+    "PIL.PngImagePlugin",
+    "airflow.models.task_state_store",
+    "airflow_provider_imagen.api.client",
+    "airflow_provider_imagen.api.download",
+    "airflow_provider_imagen.generation.journal_stores",
+    "airflow_provider_imagen.operators.execution",
+    "airflow_provider_imagen.operators.imagen",
+    "airflow_provider_imagen.storage.saving",
+    "kill_points",
+)
 RETRIES = 30
 TASK = "paint"
 
@@ -93,10 +106,10 @@ def attempt(order: dict[str, Any]) -> dict[str, Any]:
     install(order["kill"])
     done = run_task_in_process(ti=TaskToRun(**queued), task=dag.get_task(TASK))
     return {
+        **look(order),
         "state": done.ti.state.value,
         "error": None if done.error is None else describe(done.error),
         "try_number": queued["try_number"],
-        **_look(order),
     }
 
 
@@ -173,11 +186,8 @@ def clear(order: dict[str, Any]) -> dict[str, Any]:
 
 def look(order: dict[str, Any]) -> dict[str, Any]:
     """Read what the database holds of the task instance."""
-    return _look(order)
-
-
-def _look(order: dict[str, Any]) -> dict[str, Any]:
     from airflow.models.task_state_store import TaskStateStoreModel
+    from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -186,13 +196,12 @@ def _look(order: dict[str, Any]) -> dict[str, Any]:
     with create_session() as session:
         xcoms = session.execute(select(XComModel.key, XComModel.value).filter_by(**mine)).all()
         journal = session.execute(select(TaskStateStoreModel.key).filter_by(**mine)).scalars().all()
-    return {"xcoms": {key: _decoded(value) for key, value in xcoms}, "journal": sorted(journal)}
-
-
-def _decoded(value: Any) -> Any:
-    from airflow.sdk.serde import deserialize
-
-    return deserialize(json.loads(value) if isinstance(value, str) else value)
+        state = session.scalar(select(TaskInstance.state).filter_by(**mine))
+    return {
+        "state": state,
+        "xcoms": {key: value for key, value in xcoms if not key.startswith("_")},
+        "journal": sorted(journal),
+    }
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -217,20 +226,30 @@ DEEDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def prepare() -> None:
     """Load everything once, so that a fork has nothing left to load. No thread may be started here."""
     import httpx
+    from airflow import settings
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.sdk.execution_time.supervisor import in_process_api_server
     from airflow.utils import db
 
-    import airflow_provider_imagen.operators.execution
-    import airflow_provider_imagen.operators.imagen  # noqa: F401
+    for name in LOADED_WHEN_USED:
+        import_module(name)
 
     async def ask_for_nothing(app: Any) -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://in-process") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://in-process"
+        ) as client:
             await client.get("/health/ping")
 
     db.initdb()
     DagBundlesManager().sync_bundles_to_db()
-    asyncio.run(ask_for_nothing(in_process_api_server().app))  # the first request takes 3 s: it puts the routes together
+    asyncio.run(
+        ask_for_nothing(in_process_api_server().app)
+    )  # the first request takes 3 s: it puts the routes together
+    rehearsal = {"dag_id": "rehearsal", "arguments": {"prompt": "x"}, "mapped": False, "map_index": -1}
+    begin(rehearsal)
+    _queue(make_dag(rehearsal), rehearsal)
+    look(rehearsal)
+    settings.engine.dispose()
     assert threading.active_count() == 1, "A lock that a thread holds during a fork stays held in the child"
 
 

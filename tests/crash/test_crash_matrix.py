@@ -1,32 +1,340 @@
 """
 Kill the task with SIGKILL at every step there is, try it again, and look at the bill.
 
-Each try is a process of its own that runs the operator through Airflow's task runner. The ledger of the sandbox says what
-was paid. Of one kind of crash alone something is lost, for the API gives an answer only once: when it was billed and
-the process ended before the answer was written down. That loss is told, counted and never paid for a second time.
+Each try is a process of its own that runs the operator through Airflow's task runner. The ledger of the sandbox says
+what was paid. Of one kind of crash alone something is lost, for the API gives an answer only once: when it was billed
+and the process ended before the answer was written down. That loss is told, counted and never paid for a second time.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import eventually
 
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Painting
-
     from airflow_provider_imagen.sandbox import Sandbox
 
 PROMPTS = ["one", "two", "three"]
-STORES = [
-    pytest.param(False, id="task state store"),
-    pytest.param(True, id="journal beside the pictures"),
-]
+
+HARMLESS = {
+    "before the first intent": ("before", "fact intent", 1),
+    "with an intent and no request": ("after", "fact intent", 2),
+    "with an answer paid and noted": ("after", "fact paid", 2),
+    "with a picture in memory": ("after", "download", 3),
+    "with half a picture on the disk": ("after", "half", 3),
+    "before a picture gets its name": ("before", "rename .png", 3),
+    "before its preview gets its name": ("before", "rename .webp", 3),
+    "before a picture is noted": ("before", "fact stored", 3),
+    "after the last picture is noted": ("after", "fact stored", 3),
+    "before the manifest gets its name": ("before", "rename metadata.jsonl", 1),
+    "after the manifest got its name": ("after", "rename metadata.jsonl", 1),
+    "before the first XCom": ("before", "message SetXCom images", 1),
+    "between two XComs": ("after", "message SetXCom images", 1),
+    "after the last XCom": ("after", "message SetXCom return_value", 1),
+    "before success is reported": ("before", "message SucceedTask", 1),
+}
+"""
+Moments at which a crash costs nothing at all.
+
+One request is sent at a time, and pictures are fetched beside that: at the third of three no request is on its way.
+"""
+
+LOSING = {
+    "with an answer that is not noted": ("after", "post", 2),
+    "while an answer is being noted": ("before", "fact paid", 2),
+}
+"""Moments at which an answer is billed and nowhere but in the memory of the process."""
+
+KEPT_BY = pytest.mark.parametrize(
+    "old_airflow", [pytest.param(False, id="state store"), pytest.param(True, id="folder")]
+)
+
+
+def every(moments: dict[str, tuple[str, str, int]]) -> Any:
+    """Make one test per moment."""
+    return pytest.mark.parametrize("moment", [pytest.param(moment, id=name) for name, moment in moments.items()])
+
+
+@every(HARMLESS)
+def test_a_crash_costs_nothing(paint: Callable[..., Any], moment: tuple[str, str, int]) -> None:
+    painting = paint(prompt=PROMPTS, thumbnail_pixels=32)
+    painting.die(*moment)
+    painting.finish()
+
+    painting.assert_whole(PROMPTS)
+    assert painting.last["try_number"] == 2
+
+
+@every({name: moment for name, moment in HARMLESS.items() if "message" not in moment[1] and "half" not in moment[1]})
+def test_a_crash_costs_nothing_where_the_journal_lies_beside_the_pictures(
+    paint: Callable[..., Any], moment: tuple[str, str, int]
+) -> None:
+    painting = paint(prompt=PROMPTS, old_airflow=True, thumbnail_pixels=32)
+    painting.die(*moment)
+    painting.finish()
+
+    painting.assert_whole(PROMPTS)
+
+
+@KEPT_BY
+@every(LOSING)
+def test_an_answer_billed_and_never_noted_is_told_and_not_bought_again(
+    paint: Callable[..., Any], moment: tuple[str, str, int], old_airflow: bool
+) -> None:
+    painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
+    painting.die(*moment)
+    painting.finish()
+    painting.assert_lost(lost="two", others=["one", "three"])
+
+    painting.clear()  # the loss is remembered, and still not bought again
+    painting.finish()
+    painting.assert_lost(lost="two", others=["one", "three"])
+
+    painting.arguments["on_failure"] = "accept"
+    painting.clear()
+    painting.finish()
+    assert painting.last["state"] == "success"
+    assert painting.summary["usd_lost"] == float(painting.charge("two").usd)
+    assert painting.bought() == Counter(PROMPTS)
+    painting.assert_tidy()
+    painting.assert_forgotten()
+
+
+def test_an_author_may_have_a_lost_answer_bought_again(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.die("after", "post", 2)
+    painting.finish()
+    painting.arguments["on_lost_answer"] = "resend"
+    painting.clear()
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter([*PROMPTS, "two"])
+    assert len(painting.images) == 3
+    assert painting.summary["usd_lost"] == pytest.approx(float(sandbox.ledger()[0].usd))
+    painting.assert_tidy()
+
+
+@pytest.mark.parametrize("logged", [True, False], ids=["a failed row in the log", "no row in the log"])
+def test_a_request_in_flight_that_was_not_billed_is_sent_again(
+    paint: Callable[..., Any], sandbox: Sandbox, logged: bool
+) -> None:
+    sandbox.add_fault(Fault("hang", prompt="two", billed=False, logged=logged))
+    painting = paint(prompt=PROMPTS)
+    painting.die_when(lambda: painting.was_seen("two"))
+    painting.finish()
+
+    painting.assert_whole(PROMPTS)
+    assert [request.json["prompt"] for request in sandbox.seen("/v1/images/generations")].count("two") == 2
+
+
+def test_a_request_in_flight_that_was_billed_is_told_and_not_sent_again(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("hang", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS)
+    painting.die_when(lambda: painting.bought()["two"])
+    painting.finish()
+
+    painting.assert_lost(lost="two", others=["one", "three"])
+    assert [request.json["prompt"] for request in sandbox.seen("/v1/images/generations")].count("two") == 1
+
+
+def test_a_request_billed_only_after_the_crash_is_waited_for_and_not_sent_again(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("slow", prompt="two", seconds=2.5))
+    painting = paint(prompt=PROMPTS, lost_answer_patience_seconds=10)
+    painting.die_when(lambda: painting.was_seen("two"))
+    assert not painting.bought()["two"]
+    painting.finish()
+
+    painting.assert_lost(lost="two", others=["one", "three"])
+
+
+def test_a_row_that_comes_late_into_the_log_is_waited_for(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.configure(log_lag_seconds=2)
+    painting = paint(prompt=PROMPTS, lost_answer_patience_seconds=10)
+    painting.die("after", "post", 2)
+    painting.finish()
+
+    painting.assert_lost(lost="two", others=["one", "three"])
+
+
+def test_while_the_log_cannot_be_read_nothing_is_sent_again(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.die("after", "post", 2)
+    sandbox.add_fault(Fault("status", status=500, path="/v2/logs", times=None))
+    painting.finish()
+    assert painting.last["state"] == "up_for_retry"
+    assert painting.bought() == Counter(PROMPTS)
+
+    sandbox.clear_faults()
+    painting.finish()
+    painting.assert_lost(lost="two", others=["one", "three"])
+
+
+def test_of_three_requests_in_flight_each_is_judged_by_itself(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("hang", prompt="billed", billed=True))
+    sandbox.add_fault(Fault("hang", prompt="failed", billed=False))
+    sandbox.add_fault(Fault("hang", prompt="unknown", billed=False, logged=False))
+    prompts = ["good", "billed", "failed", "unknown"]
+    painting = paint(prompt=prompts, concurrency=3)
+    painting.die_when(lambda: painting.bought()["billed"] and all(painting.was_seen(prompt) for prompt in prompts))
+    painting.finish()
+
+    painting.assert_lost(lost="billed", others=["good", "failed", "unknown"])
+
+
+@every(
+    {
+        "with three intents": ("after", "fact intent", 1),
+        "with three answers noted": ("after", "fact paid", 1),
+        "before three pictures are noted": ("before", "fact stored", 1),
+    }
+)
+def test_a_crash_with_three_requests_at_once_costs_no_picture_twice(
+    paint: Callable[..., Any], moment: tuple[str, str, int]
+) -> None:
+    painting = paint(prompt=[f"{number}" for number in range(9)], concurrency=3)
+    painting.die(*moment)
+    painting.arguments["on_failure"] = "accept"  # others may be billed, and their answers on the way
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter(painting.arguments["prompt"])
+    made, lost = len(painting.images), round(painting.summary["usd_lost"] / float(painting.charge("0").usd))
+    assert made + lost == 9
+    assert lost <= 3
+    painting.assert_tidy()
+    painting.assert_forgotten()
+
+
+@KEPT_BY
+def test_pictures_inside_the_answer_are_lost_only_with_the_process_that_holds_them(
+    paint: Callable[..., Any], old_airflow: bool
+) -> None:
+    painting = paint(prompt=PROMPTS, convert_base64_to_url=False, old_airflow=old_airflow)
+    painting.die("after", "fact paid", 1)
+    painting.finish()
+
+    painting.assert_lost(lost="one", others=["two", "three"])
+
+
+@every({"half written": ("after", "half", 1), "before it gets its name": ("before", "rename .png", 1)})
+def test_a_picture_inside_the_answer_that_is_not_wholly_stored_is_told_and_its_rest_removed(
+    paint: Callable[..., Any], moment: tuple[str, str, int]
+) -> None:
+    painting = paint(prompt=["one"], convert_base64_to_url=False)
+    painting.die(*moment)
+    assert list(painting.folder.rglob("*.part"))
+    painting.finish()
+
+    painting.assert_lost(lost="one", others=[])
+
+
+def test_a_picture_inside_the_answer_that_is_named_and_not_noted_is_told_and_stays_whole(
+    paint: Callable[..., Any],
+) -> None:
+    painting = paint(prompt=["one"], convert_base64_to_url=False)
+    painting.die("after", "rename .png", 1)
+    painting.finish()
+
+    painting.assert_lost(lost="one", others=[])
+    assert len(painting.pictures()) == 1
+
+
+def test_a_picture_inside_the_answer_that_is_noted_is_kept(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=["one"], convert_base64_to_url=False)
+    painting.die("after", "fact stored", 1)
+    painting.finish()
+
+    painting.assert_whole(["one"])
+
+
+@KEPT_BY
+@every(
+    {
+        "before a new segment": ("before", "segment 1", 1),
+        "after the first write of a segment": ("after", "segment 1", 1),
+        "before a later segment": ("before", "segment 3", 1),
+    }
+)
+def test_a_crash_while_the_journal_begins_a_new_segment_costs_nothing(
+    paint: Callable[..., Any], moment: tuple[str, str, int], old_airflow: bool
+) -> None:
+    prompts = ["a", "b", "c", "d", "e"]
+    painting = paint(prompt=prompts, segment_bytes=900, old_airflow=old_airflow)
+    painting.die(*moment)
+    painting.arguments["on_failure"] = "accept"  # what was being noted may have been an answer
+    painting.finish()
+
+    assert painting.bought() == Counter(prompts)
+    assert len(painting.images) >= 4
+    painting.assert_tidy()
+    painting.assert_forgotten()
+
+
+def test_a_crash_in_a_journal_of_real_size_costs_nothing(paint: Callable[..., Any]) -> None:
+    prompts = [f"prompt {number}" for number in range(70)]
+    painting = paint(prompt=prompts, concurrency=1)
+    painting.die("after", "segment 1", 1)
+    assert painting.look()["journal"] == ["imagen/journal/0", "imagen/journal/1"]
+    painting.arguments["concurrency"] = 8
+    painting.finish()
+
+    painting.last["xcoms"]["images"] = painting.manifest()  # too many for XCom
+    painting.assert_whole(prompts)
+
+
+@KEPT_BY
+def test_a_task_that_crashes_at_every_step_in_turn_pays_once(paint: Callable[..., Any], old_airflow: bool) -> None:
+    painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
+    steps = [
+        ("before", "fact intent", 1),
+        ("after", "fact intent", 1),
+        ("after", "fact paid", 1),
+        ("after", "fact paid", 1),
+        ("after", "fact paid", 1),
+        ("after", "download", 1),
+        ("after", "half", 1),
+        ("before", "rename .png", 1),
+        ("after", "rename .png", 1),
+        ("after", "fact stored", 1),
+        ("before", "rename metadata.jsonl", 1),
+        ("after", "message SetXCom summary", 1),
+        ("before", "message SucceedTask", 1),
+    ]
+    for step in steps:
+        painting.die(*step)
+    painting.finish()
+
+    painting.assert_whole(PROMPTS)
+    assert painting.last["try_number"] == len(steps) + 1
+    assert painting.summary["adopted"] == 3
+
+
+def test_a_mapped_task_that_crashes_leaves_its_siblings_alone(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    first = paint(prompt=PROMPTS, mapped=True)
+    second, third = first.of(1), first.of(2)
+    sandbox.add_fault(Fault("hang", on="download"))
+    second.die_when(lambda: [request for request in sandbox.seen() if request.host == "cdn"])
+    third.die("after", "fact stored")
+    first.finish()
+    third.finish()
+    second.finish()
+
+    assert [each.last["state"] for each in (first, second, third)] == ["success"] * 3
+    assert first.bought() == Counter(PROMPTS)
+    assert [each.images[0]["prompt"] for each in (first, second, third)] == PROMPTS
+    assert len(first.pictures()) == len(first.manifest()) == 3
+    assert not list(first.folder.rglob("*.part"))
+    assert [each.summary["adopted"] for each in (first, second, third)] == [0, 1, 1]
+    for each in (first, second, third):
+        each.assert_forgotten()

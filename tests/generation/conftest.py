@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from datetime import datetime
+from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_imagen.api.answers import AnsweredPicture, Generation
-from airflow_provider_imagen.exceptions import LostAnswerError
+from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
 from airflow_provider_imagen.generation.facts import Stored
 from airflow_provider_imagen.generation.journal import Journal
 from airflow_provider_imagen.generation.plan import make_plan
@@ -20,6 +21,7 @@ from airflow_provider_imagen.generation.sealing import LinkSeal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.generation.plan import Plan
@@ -83,6 +85,7 @@ class FakeTools:
         self.fetch_error: BaseException | None = None
         self.in_flight = 0
         self.most_in_flight = 0
+        self.withdrawn: set[str] = set()
         self.before_post: Callable[[str], None] = lambda client_request_id: None
         self._lock = threading.Lock()
 
@@ -124,6 +127,8 @@ class FakeTools:
             steps = self.steps.get(prompt)
             step = steps.pop(0) if steps else pictures()
         try:
+            if request.body["model"] in self.withdrawn:
+                raise ModelWithdrawnError("gone", status=404, replaced_by="x", model=request.body["model"])
             if self.latency_seconds:
                 time.sleep(self.latency_seconds)
             return step(self, request, client_request_id)
@@ -189,7 +194,9 @@ def pictures(
         return Generation(
             pictures=tuple(
                 AnsweredPicture(
-                    url=None if inline or place in broken else f"https://cdn.test/{client_request_id}/{place}.png{query}",
+                    url=None
+                    if inline or place in broken
+                    else f"https://cdn.test/{client_request_id}/{place}.png{query}",
                     data=b"inline" if inline and place not in broken else None,
                     withheld=place in withheld,
                     broken="base64 data that cannot be decoded" if place in broken else None,
@@ -269,6 +276,10 @@ class World:
         finally:
             journal.close()
 
+    def entries_by_type(self) -> dict[str, int]:
+        """Count the facts of the journal by their type."""
+        return dict(Counter(json.loads(line)["t"] for line in self.store.text.splitlines()))
+
     @property
     def entries(self) -> dict[str, Any]:
         """What the journal would tell the next try."""
@@ -283,12 +294,18 @@ def world() -> World:
     return World()
 
 
+@pytest.fixture(scope="session")
+def new_world() -> type[World]:
+    """For property tests, which need a world per example."""
+    return World
+
+
 @pytest.fixture
 def memory_store() -> MemoryStore:
     return MemoryStore()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def steps() -> Any:
     """The things an API can do with a POST: ``steps.pictures``, ``steps.fails``, ``steps.loses``."""
 

@@ -39,7 +39,7 @@ def test_spent_and_set_aside_never_pass_the_cap_whatever_the_interleaving(cap, o
         with lock:
             aside[0] += reserved.usd
             worst[0] = max(worst[0], aside[0] + sum(charged, Decimal(0)))
-        time.sleep(share / 500)
+        time.sleep(float(share) / 500)
         actual = {"at most": (reserved.usd * share).quantize(Decimal("0.0001")), "nothing": Decimal(0)}.get(outcome)
         with lock:
             if actual is not None:

@@ -113,18 +113,24 @@ def test_a_commit_returns_only_when_its_fact_is_durable(memory_store):
 
 
 def test_commits_that_wait_together_share_a_write(memory_store):
-    memory_store.delay_seconds = 0.02
+    writing, release = threading.Event(), threading.Event()
+
+    def hold(number: int, text: str) -> None:
+        writing.set()
+        release.wait(10)
+
+    memory_store.on_write = hold
     journal = opened(memory_store)
-    threads = [
-        threading.Thread(target=journal.commit, args=(intent(f"k{number}#1", f"r{number}"),)) for number in range(64)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    first = journal.append(intent("first#1", "r"))
+    assert writing.wait(10)
+    others = [journal.append(intent(f"k{number}#1", f"r{number}")) for number in range(64)]
+    assert not first.done()
+    release.set()
+    for future in others:
+        future.result(timeout=10)
     journal.close()
-    assert journal.writes <= 6
-    assert len(opened(memory_store).entries) == 64
+    assert journal.writes == 2
+    assert len(opened(memory_store).entries) == 65
 
 
 def test_facts_of_one_thread_keep_their_order_over_segments_and_tries(memory_store):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -21,17 +22,20 @@ class Clock:
         return self.now
 
 
-def most_in_flight(pace: Pace, threads: int = 40, seconds: float = 0.01) -> int:
-    lock, now, most = threading.Lock(), 0, 0
+def most_in_flight(pace: Pace, *, awaited: int, threads: int = 40) -> int:
+    """Count the turns held at once; each is held until as many are as awaited, and a little longer."""
+    changed, now, most = threading.Condition(), 0, 0
 
     def work() -> None:
         nonlocal now, most
         with pace.turn():
-            with lock:
+            with changed:
                 now += 1
                 most = max(most, now)
-            time.sleep(seconds)
-            with lock:
+                changed.notify_all()
+                changed.wait_for(lambda: most >= awaited, timeout=5)
+            time.sleep(0.01)
+            with changed:
                 now -= 1
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
@@ -44,16 +48,16 @@ def most_in_flight(pace: Pace, threads: int = 40, seconds: float = 0.01) -> int:
 
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
 def test_never_more_than_concurrency_are_in_flight_and_no_fewer(concurrency):
-    assert most_in_flight(Pace(concurrency=concurrency)) == concurrency
+    assert most_in_flight(Pace(concurrency=concurrency), awaited=concurrency) == concurrency
 
 
 def test_a_429_halves_how_many_are_in_flight_and_answers_win_it_back():
     pace = Pace(concurrency=8)
     pace.slow_down(0.0)
-    assert most_in_flight(pace) == 4
+    assert most_in_flight(pace, awaited=4) == 4
     for _ in range(60):
         pace.speed_up()
-    assert most_in_flight(pace) == 8
+    assert most_in_flight(pace, awaited=8) == 8
 
 
 def test_the_429s_of_one_burst_count_once_and_never_stop_everything():
@@ -61,11 +65,11 @@ def test_the_429s_of_one_burst_count_once_and_never_stop_everything():
     pace = Pace(concurrency=8, clock=clock)
     for _ in range(8):
         pace.slow_down(0.0)
-    assert most_in_flight(pace) == 4
+    assert most_in_flight(pace, awaited=4) == 4
     for _ in range(10):
         clock.now += 2
         pace.slow_down(0.0)
-    assert most_in_flight(pace) == 1
+    assert most_in_flight(pace, awaited=1) == 1
 
 
 def test_a_429_holds_everybody_for_the_time_it_asks_for():
@@ -104,7 +108,7 @@ def test_requests_per_minute_are_spaced_evenly():
         clock.now += 0.5
         time.sleep(0.005)
     assert len(starts) == 3
-    assert all(later - earlier >= 9.5 for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier >= 9.5 for earlier, later in pairwise(starts))
 
 
 def test_waiting_for_a_turn_ends_when_the_task_is_told_to_stop():

@@ -34,7 +34,7 @@ def test_an_item_overrides_the_arguments_of_all():
     assert [item.images for item in made.items] == [4, 2]
     assert [item.name for item in made.items] == ["first", None]
     assert made.images == 6
-    assert made.expected_usd() == Decimal("0.24")
+    assert [unit.expected_usd for unit in made.units] == [Decimal("0.16"), Decimal("0.08")]
     assert "name" not in made.slots[0].choices[0][0].request.body
 
 
@@ -98,9 +98,3 @@ def test_what_is_no_prompt_is_refused(prompt):
 def test_an_empty_list_makes_an_empty_plan():
     made = plan([])
     assert made.items == made.slots == ()
-    assert made.expected_usd() == 0
-
-
-def test_an_unknown_price_makes_the_whole_price_unknown():
-    made = make_plan(prompt=["a", "b"], arguments={"model": MODEL}, can_store=True)
-    assert made.expected_usd() is None

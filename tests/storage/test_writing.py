@@ -31,7 +31,7 @@ DATA = bytes(range(256)) * 400
 
 
 def write(path, data=DATA, **options):
-    write_bytes_atomically(path, data, content_type="image/png", **options)
+    return write_bytes_atomically(path, data, content_type="image/png", **options)
 
 
 class StoredAt:
@@ -66,6 +66,8 @@ class Store(MemoryFileSystem):
         self.failure, self.keep, self.buckets, self.puts = failure, keep, buckets, []
 
     def pipe_file(self, path, value, mode="overwrite", **options):
+        if mode == "create" and path in self.store:
+            raise FileExistsError(path)
         self.puts.append((path, options))
         if self.keep is not None:
             super().pipe_file(path, value[: self.keep])
@@ -231,6 +233,27 @@ def test_a_file_in_the_place_of_a_folder_is_said(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "c.png"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_disk_without_hard_links_leaves_what_is_there_too(tmp_path, monkeypatch, links):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(writing.os, "link", refuse)
+    assert write(tmp_path / "a.png", replace=False) is True
+    assert write(tmp_path / "a.png", b"other", replace=False) is False
+    assert (tmp_path / "a.png").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_of_many_who_want_a_new_name_exactly_one_gets_it(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        written = list(pool.map(lambda n: write(tmp_path / "a.png", b"%d" % n, replace=False), range(64)))
+    assert written.count(True) == 1
+    assert (tmp_path / "a.png").read_bytes() == b"%d" % written.index(True)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
 def test_many_threads_may_write_the_same_name(tmp_path):
     contents = [bytes([number]) * 50_000 for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -311,6 +334,29 @@ def test_a_listing_that_is_older_than_the_object_is_not_believed():
     store.info = info
     write(StoredAt(store, "/bucket/a.png"))
     assert answers == []
+    assert store.cat_file("/bucket/a.png") == DATA
+
+
+@pytest.mark.parametrize("protocol", ["s3", "gs", "abfs", "memory"])
+def test_an_object_that_is_there_is_left_when_it_is_not_to_be_replaced(protocol, monkeypatch):
+    monkeypatch.setattr(writing, "_content_type_options", lambda *_: {})
+    store = Store()
+    path = StoredAt(store, "/bucket/a.png", protocol)
+    assert write(path, replace=False) is True
+    assert write(path, b"other", replace=False) is False
+    assert store.cat_file("/bucket/a.png") == DATA
+    assert write(path, b"other") is True
+    assert store.cat_file("/bucket/a.png") == b"other"
+
+
+def test_of_two_who_put_the_same_new_object_the_store_decides():
+    class Late(Store):
+        def exists(self, path, **options):
+            return False  # the other one was not there yet
+
+    store = Late()
+    write(StoredAt(store, "/bucket/a.png"))
+    assert write(StoredAt(store, "/bucket/a.png"), b"other", replace=False) is False
     assert store.cat_file("/bucket/a.png") == DATA
 
 
@@ -411,43 +457,13 @@ def test_a_full_disk_is_found_before_paying(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_bucket_is_asked_for_and_nothing_left_in_it():
+def test_a_store_is_asked_by_storing_a_few_words_in_the_hidden_folder():
     store = Store()
     check_writable(StoredAt(store, "bucket/new/folder"))
-    assert store.puts == []
-    assert store.find("") == []
-
-
-def test_a_missing_bucket_is_found_before_paying():
-    with pytest.raises(StorageError, match="bucket or container does not exist"):
-        check_writable(StoredAt(Store(buckets=()), "bucket/x"))
-
-
-class Hidden(Store):
-    """A bucket whose own entry may not be looked at, and what its listing answers."""
-
-    def __init__(self, refusal, listing):
-        super().__init__()
-        self.refusal, self.listing = refusal, listing
-
-    def info(self, path, **options):
-        raise self.refusal
-
-    def ls(self, path, detail=True, **options):
-        if isinstance(self.listing, Exception):
-            raise self.listing
-        raise FileNotFoundError(path)
-
-
-def s3_refusal(code):
-    class ClientError(Exception):
-        def __init__(self):
-            super().__init__(code)
-            self.response = {"Error": {"Code": code}}
-
-    refusal = PermissionError(code)
-    refusal.__cause__ = ClientError()
-    return refusal
+    check_writable(StoredAt(store, "bucket/new/folder"))
+    assert store.find("") == ["/bucket/new/folder/.imagen/about.txt"]
+    assert store.puts[0] == ("bucket/new/folder/.imagen/about.txt", {"ContentType": "text/plain"})
+    assert b"airflow-provider-imagen" in store.cat_file("bucket/new/folder/.imagen/about.txt")
 
 
 class AzureError(Exception):
@@ -457,32 +473,19 @@ class AzureError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("refusal", "listing"),
+    ("refusal", "said"),
     [
-        (PermissionError("Forbidden"), s3_refusal("AccessDenied")),
-        (PermissionError("Forbidden"), None),
-        (FileNotFoundError("bucket"), OSError("Forbidden: no storage.objects.list")),
-        (AzureError("AuthorizationPermissionMismatch"), None),
+        (FileNotFoundError("The specified bucket does not exist"), "bucket or container does not exist"),
+        (AzureError("ContainerNotFound"), "bucket or container does not exist"),
+        (PermissionError("Access Denied"), "no permission there"),
+        (OSError("Forbidden: https://storage/upload"), "no permission there"),
+        (AzureError("AuthorizationPermissionMismatch"), "no permission there"),
+        (AzureError("AuthenticationFailed"), "no permission there"),
     ],
 )
-def test_good_credentials_that_may_not_look_are_accepted(refusal, listing):
-    store = Hidden(refusal, listing)
-    check_writable(StoredAt(store, "bucket/x"))
-    assert store.puts == []
-
-
-@pytest.mark.parametrize(
-    ("refusal", "listing"),
-    [
-        (PermissionError("Forbidden"), s3_refusal("InvalidAccessKeyId")),
-        (PermissionError("Forbidden"), s3_refusal("SignatureDoesNotMatch")),
-        (FileNotFoundError("bucket"), FileNotFoundError("bucket")),
-        (AzureError("AuthenticationFailed"), None),
-    ],
-)
-def test_credentials_that_nobody_knows_are_found_before_paying(refusal, listing):
-    with pytest.raises(StorageError):
-        check_writable(StoredAt(Hidden(refusal, listing), "bucket/x"))
+def test_a_store_that_takes_nothing_is_found_before_paying(refusal, said):
+    with pytest.raises(StorageError, match=said):
+        check_writable(StoredAt(Store(failure=refusal), "bucket/x"))
 
 
 def test_a_store_that_cannot_be_reached_is_found_before_paying():

@@ -1,0 +1,1 @@
+"""Commands of ``airflow-imagen`` that are more than a few lines."""

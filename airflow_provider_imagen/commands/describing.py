@@ -1,0 +1,132 @@
+"""Put what is known about a model into words, numbers and a DAG. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.api.fields import describe
+from airflow_provider_imagen.api.request import ImageRequest
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.api.catalogue import Endpoint, Model
+    from airflow_provider_imagen.api.lifecycle import ModelHealth
+    from airflow_provider_imagen.api.pricing import PriceList
+
+EXAMPLE_PICTURE = "https://example.com/picture.png"
+
+_OPERATOR_ARGUMENTS = (
+    "prompt",
+    "num_images",
+    "aspect_ratio",
+    "seed",
+    "enhance_prompt",
+    "person_generation",
+    "safety_setting",
+    "add_watermark",
+    "convert_base64_to_url",
+)
+
+_EXAMPLE_PROMPTS = {
+    "text_to_image": "A raccoon eating ice-cream",
+    "edit": "Make it night, with lanterns",
+    "image_to_image": "The same scene as a woodcut",
+}
+
+
+def model_facts(model: Model, *, prices: PriceList, health: ModelHealth | None) -> dict[str, Any]:
+    """
+    Sum a model up in plain values.
+
+    :param prices: live prices; an empty list leaves the last known ones
+    :param health: what the API says of it now; ``None`` leaves the catalogue's status
+    """
+    endpoint = model.generations
+    quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, answers_inline=False))
+    known = model.price if quote.source == "last known" else None
+    inputs = model.edits or endpoint
+    return {
+        "id": model.id,
+        "aliases": list(model.aliases),
+        "kind": model.kind,
+        "status": health.state if health else model.status,
+        "shutdown_at": health.shutdown_at if health else None,
+        "successor": (health.successor if health else None) or model.successor,
+        "usd_per_image": float(quote.usd) if quote.usd is not None else None,
+        "usd_source": f"{known.source}, {known.seen}" if known else quote.source,
+        "max_images_per_request": endpoint.max_images,
+        "max_prompt_characters": endpoint.fields.get("prompt", {}).get("maxLength"),
+        "max_input_images": inputs.max_inputs,
+        "needs_input_images": endpoint.needs_input,
+    }
+
+
+def field_facts(endpoint: Endpoint) -> list[dict[str, Any]]:
+    """Describe each field of an endpoint: what it allows, its default, and the argument that sets it."""
+    return [
+        {
+            "field": name,
+            "required": name in endpoint.required,
+            "allowed": describe(schema),
+            "default": schema.get("default"),
+            "argument": _argument_for(name, endpoint),
+        }
+        for name, schema in sorted(endpoint.fields.items(), key=lambda field: _rank(field[0], endpoint))
+    ]
+
+
+def example_arguments(model: Model) -> dict[str, Any]:
+    """Give arguments of the operator that this model takes: the fewest, and a shape where one can be chosen."""
+    endpoint = model.generations
+    arguments: dict[str, Any] = {"task_id": "paint"}
+    if "prompt" in endpoint.fields:
+        arguments["prompt"] = _EXAMPLE_PROMPTS.get(model.kind, _EXAMPLE_PROMPTS["text_to_image"])
+    arguments["model"] = model.id
+    if endpoint.needs_input:
+        arguments["input_images"] = EXAMPLE_PICTURE
+    required = {
+        name: endpoint.fields[name]["enum"][0]
+        for name in endpoint.required
+        if name != "prompt" and name not in endpoint.input_fields
+    }
+    if "16:9" in endpoint.fields.get("aspect_ratio", {}).get("enum", ()):
+        arguments["aspect_ratio"] = "16:9"
+    if required:
+        arguments["parameters"] = required
+    arguments["output_path"] = "imagen-pictures/{{ run_id }}"
+    return arguments
+
+
+def dag_snippet(model: Model) -> str:
+    """Write a DAG that makes a picture with this model."""
+    lines = "".join(f"        {name}={_literal(value)},\n" for name, value in example_arguments(model).items())
+    return (
+        "from airflow.sdk import dag\n\n"
+        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n\n"
+        "@dag(schedule=None)\n"
+        "def pictures():\n"
+        f"    ImagenGenerateOperator(\n{lines}    )\n\n\n"
+        "pictures()\n"
+    )
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # texts, and mappings of texts, are the same in Python
+
+
+def _argument_for(name: str, endpoint: Endpoint) -> str:
+    if name == endpoint.count_field:
+        return "num_images"
+    if name in _OPERATOR_ARGUMENTS:
+        return name
+    if name in endpoint.input_fields:
+        return "input_images"
+    if name == endpoint.base64_field:
+        return "convert_base64_to_url"
+    if name == endpoint.size_field:
+        return "aspect_ratio, or parameters"
+    return "parameters"
+
+
+def _rank(name: str, endpoint: Endpoint) -> tuple[bool, bool, str]:
+    return (name != "prompt", name not in endpoint.required, name)

@@ -1,0 +1,66 @@
+"""Write tables and code for people, with the library Airflow brings for that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WIDE_COLUMNS = 160
+
+
+def write_json(value: Any) -> None:
+    """Write JSON for programs, never cut or coloured."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def complain(text: str) -> None:
+    """Write a line to the error output."""
+    sys.stderr.write(text + "\n")
+
+
+class Screen:
+    """The terminal; where the output goes to a file or a pipe, lines are not cut to a terminal's width."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = _WIDE_COLUMNS
+
+    def line(self, text: str) -> None:
+        """Write one line."""
+        self._console.print(text, markup=False)
+
+    def heading(self, text: str) -> None:
+        """Write a line that stands out."""
+        self._console.print(text, style="bold", markup=False)
+
+    def code(self, text: str) -> None:
+        """Write code as it is, so that it can be copied."""
+        self._console.print(text.rstrip(), markup=False, soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+        """
+        Write a table.
+
+        :param columns: headings
+        :param rows: texts, one per column
+        :param right: headings of the columns that are set to the right
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for number, column in enumerate(columns):
+            table.add_column(
+                column, justify="right" if column in right else "left", no_wrap=number == 0, overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._console.print(table)

@@ -1,0 +1,155 @@
+"""
+Ask Airflow's public REST API, inside its own process, as the person who is looking.
+
+The request that came in is answered with further requests to the application the gallery is mounted in, carrying the
+same session. So the gallery cannot show what the visitor could not read themselves, and depends on nothing of Airflow
+but its documented API: no database model, no private route.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import httpx
+from fastapi import HTTPException
+
+from airflow_provider_imagen.plugins.imagen import AIRFLOW_APP
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi import Request
+
+_SESSION_HEADERS: Final = ("authorization", "cookie")
+_PAGE: Final = 100
+"""Entries asked for at once; ``[api] maximum_page_limit`` is 100 unless changed, and more are cut to it."""
+
+_MAX_ENTRIES: Final = 10_000
+_NEVER_IDS: Final = ("", "~", ".", "..")
+
+
+@dataclass(frozen=True, order=True)
+class TaskInstance:
+    """One task instance, as its four ids."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+
+@dataclass(frozen=True)
+class XCom:
+    """
+    A value a task left.
+
+    :param value: decoded, or ``None`` when it cannot be read
+    :param timestamp: when it was written, as Airflow says it
+    :param is_elsewhere: an XCom backend keeps the value outside the database, and Airflow does not hand it out
+    """
+
+    value: Any
+    timestamp: str
+    is_elsewhere: bool = False
+
+
+class AirflowApi:
+    """
+    Airflow's REST API, for the visitor behind one request.
+
+    :param request: the request that came in
+    """
+
+    def __init__(self, request: Request) -> None:
+        headers = {name: value for name in _SESSION_HEADERS if (value := request.headers.get(name)) is not None}
+        transport = httpx.ASGITransport(app=request.scope[AIRFLOW_APP], client=("gallery", 0))
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url=str(request.url.replace(path="/", query="")), headers=headers, trust_env=False
+        )
+
+    async def __aenter__(self) -> AirflowApi:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def get_xcom(self, ti: TaskInstance, key: str) -> XCom | None:
+        """Read one XCom; ``None`` when there is none."""
+        answer = await self._get(f"{_path_of(ti)}/xcomEntries/{_quoted(key)}", map_index=ti.map_index)
+        if answer is None:
+            return None
+        value, is_elsewhere = _decode(answer.get("value"))
+        return XCom(value=value, timestamp=str(answer.get("timestamp")), is_elsewhere=is_elsewhere)
+
+    async def iter_xcoms(
+        self, *, dag_id: str, run_id: str | None, key: str, newest_first: bool = False, limit: int = _MAX_ENTRIES
+    ) -> AsyncIterator[tuple[TaskInstance, str]]:
+        """
+        Find the task instances that left an XCom of that key, each with the time it was written.
+
+        :param run_id: one run, or ``None`` for all runs of the DAG
+        """
+        run = "~" if run_id is None else _quoted(run_id)
+        path = f"/dags/{_quoted(dag_id)}/dagRuns/{run}/taskInstances/~/xcomEntries"
+        order = "-timestamp" if newest_first else "task_id"
+        offset = 0
+        while offset < limit:
+            # The exact key is known from 3.3 on; the pattern narrows it down before.
+            answer = await self._get(
+                path, xcom_key=key, xcom_key_pattern=key, order_by=order, limit=_PAGE, offset=offset
+            )
+            entries = answer["xcom_entries"] if answer else []
+            for entry in entries:
+                if entry["key"] == key:
+                    ti = TaskInstance(entry["dag_id"], entry["run_id"], entry["task_id"], entry["map_index"])
+                    yield ti, str(entry["timestamp"])
+            offset += len(entries)
+            if not entries or answer is None or offset >= answer["total_entries"]:
+                return
+
+    async def get_state(self, ti: TaskInstance) -> str | None:
+        """Say in which state a task instance is; ``None`` when it does not exist or has none."""
+        path = _path_of(ti) if ti.map_index < 0 else f"{_path_of(ti)}/{ti.map_index}"
+        answer = await self._get(path)
+        return answer.get("state") if answer else None
+
+    async def get_run(self, *, dag_id: str, run_id: str) -> dict[str, Any] | None:
+        """Describe a DAG run; ``None`` when it does not exist."""
+        return await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}")
+
+    async def _get(self, path: str, **query: Any) -> dict[str, Any] | None:
+        answer = await self._client.get(f"/api/v2{path}", params=query)
+        if answer.status_code == 404:
+            return None
+        if answer.status_code != 200:
+            raise HTTPException(answer.status_code if answer.status_code in (401, 403) else 502)
+        body = answer.json()
+        return body if isinstance(body, dict) else None
+
+
+def _path_of(ti: TaskInstance) -> str:
+    return f"/dags/{_quoted(ti.dag_id)}/dagRuns/{_quoted(ti.run_id)}/taskInstances/{_quoted(ti.task_id)}"
+
+
+def _quoted(name: str) -> str:
+    """
+    Put an id into a path.
+
+    ``~`` would mean "all of them", and dots or slashes would lead to another route.
+    """
+    if name in _NEVER_IDS or "/" in name or "\\" in name:
+        raise HTTPException(404)
+    return quote(name, safe="")
+
+
+def _decode(value: Any) -> tuple[Any, bool]:
+    """Decode a value as the database holds it: JSON, mostly as text."""
+    if not isinstance(value, str):
+        return value, False
+    try:
+        return json.loads(value), False
+    except ValueError:
+        return None, True

@@ -1,0 +1,402 @@
+"""
+The gallery's routes.
+
+Each one that shows anything of a DAG asks Airflow first whether the visitor may read that DAG's XComs.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import quote
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+from airflow_provider_imagen.plugins.gallery.collection import Collection, total
+from airflow_provider_imagen.plugins.gallery.files import (
+    FileUnavailableError,
+    media_type,
+    read_picture,
+    read_preview,
+)
+from airflow_provider_imagen.plugins.gallery.pages import (
+    STATIC_TYPES,
+    Pager,
+    Pages,
+    Section,
+    image_sources,
+    read_static,
+    snippet,
+)
+from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+from airflow_provider_imagen.storage.provenance import read_provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from airflow_provider_imagen.plugins.gallery.collection import TaskPictures
+    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, TaskSummary
+
+log = logging.getLogger(__name__)
+
+PICTURES_PER_PAGE: Final = 60
+TASKS_PER_PAGE: Final = 30
+RUNS_SHOWN: Final = 8
+PICTURES_PER_RUN: Final = 8
+PROBLEMS_AT_TOP: Final = 12
+
+_UNFINISHED: Final = ("none", "scheduled", "queued", "running", "restarting", "deferred", "up_for_reschedule", "removed")
+_EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff"}
+_NOT_SHOWN_BY_BROWSERS: Final = ("image/tiff",)
+
+may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
+Id = Annotated[str, Query(min_length=1, max_length=250)]
+MapIndex = Annotated[int, Query(ge=-1)]
+Place = Annotated[int, Query(ge=0)]
+PageNumber = Annotated[int, Query(ge=1, le=100_000)]
+Show = Literal["pictures", "problems"]
+
+app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
+collection = Collection()
+thumbnails = ThumbnailCache()
+
+
+@app.middleware("http")
+async def add_safe_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Forbid everything a page or picture does not need."""
+    response = await call_next(request)
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; sandbox")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers.setdefault("Cache-Control", "private, no-store")
+    return response
+
+
+@app.exception_handler(StarletteHTTPException)
+async def show_error(request: Request, error: StarletteHTTPException) -> Response:
+    """Say what is wrong, or lead to the login."""
+    is_page = not request.url.path.endswith("/file")
+    if error.status_code == 401 and is_page and "authorization" not in request.headers:
+        base = _root(request).rpartition("/")[0]
+        here = f"{request.url.path}?{request.url.query}"
+        return RedirectResponse(f"{base}/api/v2/auth/login?next={quote(here, safe='')}", status_code=302)
+    message = {
+        401: "You are not logged in.",
+        403: "You may not see the pictures of this DAG.",
+        404: "There is no such picture or page.",
+        422: "This address is not complete.",
+        502: "Airflow did not answer. Try again in a moment.",
+    }.get(error.status_code, "Something went wrong.")
+    if not is_page:
+        return Response(error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain")
+    return _page(request, "message.html", status=error.status_code, title="Pictures", message=message)
+
+
+@app.exception_handler(RequestValidationError)
+async def show_wrong_address(request: Request, _: RequestValidationError) -> Response:
+    """Answer an address that lacks something, without repeating it."""
+    return await show_error(request, HTTPException(422))
+
+
+@app.get("/task", dependencies=[may_read])
+async def show_task(
+    request: Request,
+    dag_id: Id,
+    run_id: Id,
+    task_id: Id,
+    map_index: MapIndex = -1,
+    page: PageNumber = 1,
+) -> Response:
+    """Show the pictures of one task instance."""
+    ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    async with AirflowApi(request) as api:
+        found = await collection.get_task(api, ti)
+        empty = "" if found.pictures or found.notice else await _why_empty(api, found)
+    problems, why_not = await collection.read_problems(found.summary) if found.summary else ([], None)
+    pages = Pages(_root(request))
+    pager = _pager(page, len(found.pictures), PICTURES_PER_PAGE, lambda number: pages.task(ti, page=number))
+    first = (pager.number - 1) * PICTURES_PER_PAGE
+    section = Section(
+        pictures=found.pictures[first : first + PICTURES_PER_PAGE],
+        problems=problems if pager.number == 1 else [],
+        notes=[note for note in (found.notice, why_not) if note],
+    )
+    return _page(
+        request,
+        "gallery.html",
+        title=task_id if map_index < 0 else f"{task_id} [{map_index}]",
+        kind="task",
+        ti=ti,
+        dag_id=dag_id,
+        run_id=run_id,
+        summary=found.summary.summary if found.summary else None,
+        sections=[section],
+        pager=pager,
+        empty=empty,
+        more_problems=None,
+    )
+
+
+@app.get("/run", dependencies=[may_read])
+async def show_run(
+    request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures"
+) -> Response:
+    """Show the pictures of all tasks of a run."""
+    pages = Pages(_root(request))
+    async with AirflowApi(request) as api:
+        summaries = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
+        run = None if summaries else await api.get_run(dag_id=dag_id, run_id=run_id)
+        if show == "problems":
+            lacking = [summary for summary in summaries if summary.summary.problems]
+            pager = _pager(page, len(lacking), TASKS_PER_PAGE, lambda n: pages.run(dag_id, run_id, show=show, page=n))
+            first = (pager.number - 1) * TASKS_PER_PAGE
+            sections = [await _problem_section(pages, summary) for summary in lacking[first : first + TASKS_PER_PAGE]]
+        else:
+            count = sum(summary.summary.made for summary in summaries)
+            pager = _pager(page, count, PICTURES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n))
+            sections = await _picture_sections(
+                api, pages, summaries, first=(pager.number - 1) * PICTURES_PER_PAGE, most=PICTURES_PER_PAGE
+            )
+    sums = total(summaries)
+    empty = "" if summaries else _why_run_is_empty(run)
+    if show == "problems" and summaries and not sections:
+        empty = "Every picture that was asked for was made."
+    return _page(
+        request,
+        "gallery.html",
+        title=run_id,
+        kind="run",
+        ti=None,
+        dag_id=dag_id,
+        run_id=run_id,
+        summary=sums if summaries else None,
+        sections=sections,
+        pager=pager,
+        empty=empty,
+        more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and sums.problems else None,
+    )
+
+
+@app.get("/dag", dependencies=[may_read])
+async def show_dag(request: Request, dag_id: Id) -> Response:
+    """Show the newest runs of a DAG that made pictures."""
+    pages = Pages(_root(request))
+    sections = []
+    async with AirflowApi(request) as api:
+        newest = await collection.list_newest(api, dag_id=dag_id, runs=RUNS_SHOWN)
+        for run_id, summaries in newest.items():
+            parts = await _picture_sections(api, pages, summaries, first=0, most=PICTURES_PER_RUN)
+            sections.append(
+                Section(
+                    title=run_id,
+                    href=pages.run(dag_id, run_id),
+                    summary=total(summaries),
+                    pictures=[picture for part in parts for picture in part.pictures],
+                    notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+                )
+            )
+    return _page(
+        request,
+        "gallery.html",
+        title=dag_id,
+        kind="dag",
+        ti=None,
+        dag_id=dag_id,
+        run_id=None,
+        summary=None,
+        sections=sections,
+        pager=None,
+        empty="" if sections else "No run of this DAG has made pictures yet.",
+        more_problems=None,
+    )
+
+
+@app.get("/picture", dependencies=[may_read])
+async def show_picture(
+    request: Request,
+    dag_id: Id,
+    run_id: Id,
+    task_id: Id,
+    prompt_index: Place,
+    image_index: Place,
+    map_index: MapIndex = -1,
+) -> Response:
+    """Show one picture with everything known of it."""
+    found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
+    picture = found.pictures[place]
+    parameters: dict[str, Any] = {}
+    notice = None
+    if picture.is_stored:
+        try:
+            parameters = await collection.in_thread(partial(_read_parameters, picture))
+        except FileUnavailableError as error:
+            notice = str(error)
+    return _page(
+        request,
+        "picture.html",
+        pictures=[picture],
+        title=f"Picture {place + 1} of {len(found.pictures)}",
+        picture=picture,
+        parameters=parameters,
+        snippet=snippet(picture, parameters),
+        notice=notice,
+        previous=found.pictures[place - 1] if place else None,
+        next=found.pictures[place + 1] if place + 1 < len(found.pictures) else None,
+    )
+
+
+@app.get("/file", dependencies=[may_read])
+async def send_file(
+    request: Request,
+    dag_id: Id,
+    run_id: Id,
+    task_id: Id,
+    prompt_index: Place,
+    image_index: Place,
+    map_index: MapIndex = -1,
+    size: Literal["thumbnail", "full"] = "full",
+) -> Response:
+    """Send a stored picture, or its preview."""
+    found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
+    picture = found.pictures[place]
+    if not picture.is_stored:
+        raise HTTPException(404)
+    tag = f'"{picture.sha256}-{size}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    output_path = found.summary.output_path if found.summary else None
+    read = partial(_preview, picture, output_path) if size == "thumbnail" else partial(read_picture, picture)
+    try:
+        data = await collection.in_thread(read)
+        kind = await collection.in_thread(partial(media_type, data))
+    except FileUnavailableError as error:
+        raise HTTPException(410, str(error)) from None
+    if kind is None:
+        raise HTTPException(410, "The stored file is not a picture.")
+    disposition = "attachment" if kind in _NOT_SHOWN_BY_BROWSERS else "inline"
+    extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
+    name = f"{quote(task_id, safe='')}-{prompt_index}-{image_index}.{extension}"
+    headers["Content-Disposition"] = f"{disposition}; filename*=UTF-8''{name}"
+    return Response(data, media_type=kind, headers=headers)
+
+
+@app.get("/static/{name}")
+async def send_static(name: str) -> Response:
+    """Send the style sheet or the script, which hold nothing of anybody."""
+    data = read_static(name)
+    if data is None:
+        raise HTTPException(404)
+    return Response(data, headers={"Content-Type": STATIC_TYPES[name], "Cache-Control": "public, max-age=86400"})
+
+
+def _root(request: Request) -> str:
+    """Give the path the gallery is mounted at, base path included."""
+    return str(request.scope.get("root_path", ""))
+
+
+def _page(request: Request, template: str, *, status: int = 200, pictures: list[Picture] | None = None, **values: Any) -> Response:
+    """Render a page, and allow it what it needs: its own style and script, and pictures from where they are."""
+    shown = pictures or [picture for section in values.get("sections", ()) for picture in section.pictures]
+    policy = (
+        f"default-src 'none'; img-src {image_sources(shown)}; style-src 'self'; script-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    )
+    html = Pages(_root(request)).render(template, **values)
+    return HTMLResponse(html, status_code=status, headers={"Content-Security-Policy": policy})
+
+
+async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_index: int) -> tuple[TaskPictures, int]:
+    async with AirflowApi(request) as api:
+        found = await collection.get_task(api, ti)
+    place = found.find(prompt_index, image_index)
+    if place is None:
+        raise HTTPException(404)
+    return found, place
+
+
+def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]) -> Pager:
+    count = max(-(-items // per_page), 1)
+    number = min(number, count)
+    return Pager(number, count, {n: address(n) for n in (number - 1, number + 1) if 1 <= n <= count})
+
+
+async def _picture_sections(
+    api: AirflowApi, pages: Pages, summaries: list[TaskSummary], *, first: int, most: int
+) -> list[Section]:
+    """Take a stretch of all pictures of several task instances, reading only the records it needs."""
+    sections = []
+    start = 0
+    for summary in summaries:
+        end = start + summary.summary.made
+        if end > first and start < first + most:
+            found = await collection.get_task(api, summary.ti)
+            sections.append(
+                Section(
+                    title=_name(summary),
+                    href=pages.task(summary.ti),
+                    summary=summary.summary,
+                    pictures=found.pictures[max(first - start, 0) : first + most - start],
+                    notes=[found.notice] if found.notice else [],
+                )
+            )
+        start = end
+    return sections
+
+
+async def _problem_section(pages: Pages, summary: TaskSummary) -> Section:
+    problems, why_not = await collection.read_problems(summary)
+    notes = [why_not] if why_not else []
+    if summary.summary.not_sent:
+        notes.append(f"{summary.summary.not_sent} were not asked for, because the task ended before.")
+    return Section(
+        title=_name(summary), href=pages.task(summary.ti), summary=summary.summary, problems=problems, notes=notes
+    )
+
+
+def _name(summary: TaskSummary) -> str:
+    ti = summary.ti
+    return ti.task_id if ti.map_index < 0 else f"{ti.task_id} [{ti.map_index}]"
+
+
+async def _why_empty(api: AirflowApi, found: TaskPictures) -> str:
+    if found.summary is not None:
+        return "This task made no picture."
+    state = await api.get_state(found.ti)
+    if state is None or state in _UNFINISHED:
+        return "This task has not ended yet. Its pictures are shown here when it has."
+    if state == "success":
+        return "This task has left no pictures. If it made some, Airflow has deleted their records since."
+    return f"This task has left no pictures (its state is {state}). Its log says why."
+
+
+def _why_run_is_empty(run: dict[str, Any] | None) -> str:
+    if run is None:
+        return "This run does not exist, or was deleted."
+    if run.get("state") in ("queued", "running"):
+        return "No task of this run has made pictures yet. Each task's pictures are shown when it has ended."
+    return "No task of this run has made pictures."
+
+
+def _read_parameters(picture: Picture) -> dict[str, Any]:
+    """Read from the file which API fields its request had; long ones were shortened when it was written."""
+    told = read_provenance(read_picture(picture)).get("parameters")
+    return {name: value for name, value in told.items() if value != "…"} if isinstance(told, dict) else {}
+
+
+def _preview(picture: Picture, output_path: str | None) -> bytes:
+    """Find a picture's preview: kept here, made by the task, or made now."""
+    digest = picture.sha256 or ""
+    return (
+        thumbnails.get(digest)
+        or read_preview(picture, output_path=output_path)
+        or thumbnails.make(digest, read_picture(picture))
+    )

@@ -1,0 +1,209 @@
+"""
+Read what tasks left, and remember it for a moment.
+
+Pages and previews ask for the same records again and again. Remembered is content only, never permission: every
+request is checked before it gets here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from airflow_provider_imagen.plugins.gallery.files import (
+    FileUnavailableError,
+    read_listed_pictures,
+    read_listed_problems,
+)
+from airflow_provider_imagen.plugins.gallery.records import (
+    Picture,
+    Problem,
+    Summary,
+    TaskSummary,
+    manifest_of,
+    read_pictures,
+    read_summary,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+
+    from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+
+FRESH_SECONDS: Final = 10.0
+"""For how long records are taken from memory: a page and its previews, not longer."""
+
+_FILE_THREADS: Final = 8
+_READS_AT_ONCE: Final = 8
+_LOOK_BACK: Final = 1_000
+"""Summaries looked through for the newest runs."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TaskPictures:
+    """
+    What one task instance left.
+
+    :param summary: ``None`` when it left none
+    :param pictures: in prompt order
+    :param notice: why pictures that were made are not among them, as a sentence
+    """
+
+    ti: TaskInstance
+    summary: TaskSummary | None
+    pictures: list[Picture]
+    notice: str | None = None
+
+    def find(self, prompt_index: int, image_index: int) -> int | None:
+        """Find a picture's place in the list."""
+        for place, picture in enumerate(self.pictures):
+            if (picture.prompt_index, picture.image_index) == (prompt_index, image_index):
+                return place
+        return None
+
+
+class Memory(Generic[Result]):
+    """
+    Remember results for a while, and let one caller work while others wait for the same.
+
+    :param entries: results kept; the longest unused goes first
+    :param seconds: for how long a result is fresh
+    :param clock: gives seconds
+    """
+
+    def __init__(self, *, entries: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._entries = entries
+        self._seconds = seconds
+        self._clock = clock
+        self._kept: OrderedDict[Hashable, tuple[float, Result]] = OrderedDict()
+        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+
+    async def get(self, key: Hashable, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Give the remembered result, or do the work."""
+        lock, waiting = self._locks.get(key) or (asyncio.Lock(), 0)
+        self._locks[key] = (lock, waiting + 1)
+        try:
+            async with lock:
+                if (kept := self._kept.get(key)) is not None and self._clock() - kept[0] < self._seconds:
+                    self._kept.move_to_end(key)
+                    return kept[1]
+                result = await work()
+                self._kept[key] = (self._clock(), result)
+                self._kept.move_to_end(key)
+                while len(self._kept) > self._entries:
+                    self._kept.popitem(last=False)
+                return result
+        finally:
+            lock, waiting = self._locks[key]
+            if waiting == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = (lock, waiting - 1)
+
+
+class Collection:
+    """
+    The pictures of an Airflow deployment, as far as one visitor may see them.
+
+    The visitor is behind the :class:`AirflowApi` that each call takes.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tasks: Memory[TaskPictures] = Memory(entries=64, seconds=FRESH_SECONDS, clock=clock)
+        # A summary is known by the time it was written, so it never goes stale.
+        self._summaries: Memory[TaskSummary | None] = Memory(entries=20_000, seconds=3600.0, clock=clock)
+        self._file_threads: anyio.CapacityLimiter | None = None
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Read or compute without holding up the web server, on few threads that are not Airflow's."""
+        if self._file_threads is None:
+            self._file_threads = anyio.CapacityLimiter(_FILE_THREADS)
+        return await to_thread.run_sync(work, limiter=self._file_threads)
+
+    async def get_task(self, api: AirflowApi, ti: TaskInstance) -> TaskPictures:
+        """Read what a task instance left."""
+        return await self._tasks.get(ti, lambda: self._read_task(api, ti))
+
+    async def list_summaries(self, api: AirflowApi, *, dag_id: str, run_id: str) -> list[TaskSummary]:
+        """Read the summaries of all task instances of a run, by task, then map index."""
+        found = [entry async for entry in api.iter_xcoms(dag_id=dag_id, run_id=run_id, key="summary")]
+        summaries = await self._read_summaries(api, found)
+        return sorted(summaries, key=lambda summary: (summary.ti.task_id, summary.ti.map_index))
+
+    async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, list[TaskSummary]]:
+        """Read the summaries of the runs that made pictures last, newest run first."""
+        run_ids: list[str] = []
+        async for ti, _ in api.iter_xcoms(dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK):
+            if ti.run_id not in run_ids:
+                run_ids.append(ti.run_id)
+            if len(run_ids) == runs:
+                break
+        read = {run_id: await self.list_summaries(api, dag_id=dag_id, run_id=run_id) for run_id in run_ids}
+        return {run_id: summaries for run_id, summaries in read.items() if summaries}
+
+    async def read_problems(self, summary: TaskSummary) -> tuple[list[Problem], str | None]:
+        """Read what a task instance did not make and why, and a sentence about what cannot be told."""
+        counts = summary.summary
+        if not counts.filtered and not counts.failed:
+            return [], None
+        if summary.manifest is None:
+            return [], "The task stored nothing, so the reasons are in its log only."
+        try:
+            return await self.in_thread(partial(read_listed_problems, summary.ti, summary.manifest)), None
+        except FileUnavailableError as error:
+            return [], str(error)
+
+    async def _read_summaries(self, api: AirflowApi, entries: list[tuple[TaskInstance, str]]) -> list[TaskSummary]:
+        gate = asyncio.Semaphore(_READS_AT_ONCE)
+
+        async def read(ti: TaskInstance, timestamp: str) -> TaskSummary | None:
+            async def work() -> TaskSummary | None:
+                xcom = await api.get_xcom(ti, "summary")
+                return read_summary(ti, xcom.value, timestamp) if xcom else None
+
+            async with gate:
+                return await self._summaries.get((ti, timestamp), work)
+
+        found = await asyncio.gather(*(read(ti, timestamp) for ti, timestamp in entries))
+        return [summary for summary in found if summary is not None]
+
+    async def _read_task(self, api: AirflowApi, ti: TaskInstance) -> TaskPictures:
+        images, counts = await asyncio.gather(api.get_xcom(ti, "images"), api.get_xcom(ti, "summary"))
+        summary = read_summary(ti, counts.value, counts.timestamp) if counts else None
+        if summary is None:
+            elsewhere = counts is not None and counts.is_elsewhere
+            return TaskPictures(ti, None, [], _ELSEWHERE if elsewhere else None)
+        if images is None:
+            return TaskPictures(ti, summary, [], "The task's records were deleted." if summary.summary.made else None)
+        if images.is_elsewhere:
+            return TaskPictures(ti, summary, [], _ELSEWHERE)
+        manifest = manifest_of(images.value)
+        if manifest is None:
+            return TaskPictures(ti, summary, read_pictures(ti, images.value))
+        try:
+            pictures = await self.in_thread(partial(read_listed_pictures, ti, manifest))
+        except FileUnavailableError as error:
+            return TaskPictures(ti, summary, [], str(error))
+        return TaskPictures(ti, summary, pictures)
+
+
+_ELSEWHERE: Final = (
+    "An XCom backend of this deployment keeps the records outside Airflow's database, and Airflow's web server does "
+    "not hand them out. The pictures themselves are in the task's output folder."
+)
+
+
+def total(summaries: list[TaskSummary]) -> Summary:
+    """Sum summaries up."""
+    return sum((summary.summary for summary in summaries), Summary())
+
+

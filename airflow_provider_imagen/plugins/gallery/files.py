@@ -1,0 +1,153 @@
+"""
+Read the files that records name, and nothing else.
+
+A record is only a claim: whoever can run a task can write any path into an XCom, and the web server may open what
+that person may not. So a picture is handed out only if it has the size and the SHA-256 digest its record states, which
+nobody can state who does not have the file already. Whatever is wrong, the answer is the same sentence, so that errors
+tell nothing about other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import stat
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.operators.context import open_folder
+from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
+from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, read_failures, read_manifest
+from airflow_provider_imagen.storage.origin import Origin
+from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, filesystem_of, local_path
+from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem
+    from airflow_provider_imagen.storage.paths import StoragePath
+
+log = logging.getLogger(__name__)
+
+MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
+MAX_PREVIEW_BYTES: Final = 2 * 1024 * 1024
+MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+
+
+class FileUnavailableError(Exception):
+    """A file a record names cannot be shown; the message is a sentence for the visitor."""
+
+
+def read_picture(picture: Picture) -> bytes:
+    """
+    Read a stored picture.
+
+    :raises FileUnavailableError: it is not there any more, or is not the file the record describes
+    """
+    gone = FileUnavailableError("The stored file is not there any more, or is not the one this task wrote.")
+    if not picture.path or not picture.sha256 or not picture.bytes or picture.bytes > MAX_PICTURE_BYTES:
+        raise gone
+    try:
+        data = _read(picture.path, most=picture.bytes)
+    except Exception as error:
+        log.warning("A picture of %s cannot be read: %s", picture.ti, type(error).__name__)
+        raise gone from None
+    if len(data) != picture.bytes or hashlib.sha256(data).hexdigest() != picture.sha256:
+        raise gone
+    return data
+
+
+def read_preview(picture: Picture, *, output_path: str | None) -> bytes | None:
+    """
+    Read the preview the task made, if it made one.
+
+    It has no digest of its own, so only the one place where previews of this picture can be is looked at, below the
+    folder of previews, and only WebP is taken.
+    """
+    if picture.path is None or output_path is None:
+        return None
+    folder = str(open_folder(output_path)).rstrip("/") + "/"
+    path = str(open_folder(picture.path))
+    name = path.removeprefix(folder)
+    if name == path or ".." in name.split("/"):
+        return None
+    try:
+        data = _read(f"{folder}{HIDDEN_FOLDER}/thumbnails/{name}.webp", most=MAX_PREVIEW_BYTES)
+    except Exception:
+        return None
+    return data if media_type(data) == "image/webp" else None
+
+
+def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
+    """
+    Read a task instance's pictures from a manifest.
+
+    :raises FileUnavailableError: it cannot be read
+    """
+    gone = FileUnavailableError(f"The list of pictures ({MANIFEST_NAME} in the output folder) cannot be read any more.")
+    try:
+        path: Any = open_folder(manifest)
+        if path.name != MANIFEST_NAME:
+            raise gone
+        _check_size(path, most=MAX_MANIFEST_BYTES)
+        lines = read_manifest(path.parent)
+    except Exception as error:
+        log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
+        raise gone from None
+    return read_pictures(ti, [line for line in lines if belongs_to(ti, line)])
+
+
+def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
+    """
+    Read what a task instance could not make.
+
+    :raises FileUnavailableError: it cannot be read
+    """
+    origin = Origin(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
+    try:
+        folder: Any = open_folder(manifest).parent
+        return read_problems(ti, read_failures(folder, origin))
+    except Exception as error:
+        log.warning("The failures of %s cannot be read: %s", ti, type(error).__name__)
+        raise FileUnavailableError("The list of what was not made cannot be read any more.") from None
+
+
+def media_type(data: bytes) -> str | None:
+    """Say which kind of picture bytes are, from its header; ``None`` for anything else, or one too large to decode."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(data), formats=tuple(EXTENSIONS)) as image:
+            width, height = image.size
+            name = {"MPO": "JPEG", "DIB": "BMP"}.get(image.format or "", image.format)
+    except Exception:
+        return None
+    kind = {str(known): value for known, value in MIME_TYPES.items()}.get(name or "")
+    return kind if width * height <= DEFAULT_MAX_PIXELS else None
+
+
+def _read(path: str, *, most: int) -> bytes:
+    """Read a whole file of a bounded size."""
+    place: StoragePath = open_folder(path)
+    _check_size(place, most=most)
+    local = local_path(place)
+    if local is not None:
+        with local.open("rb") as file:
+            return file.read(most + 1)
+    filesystem, key = filesystem_of(place)
+    return bytes(filesystem.cat_file(key))
+
+
+def _check_size(place: StoragePath, *, most: int) -> None:
+    local = local_path(place)
+    if local is not None:
+        facts = local.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise StorageError("It is no file.")
+        size = facts.st_size
+    else:
+        filesystem, key = filesystem_of(place)
+        size = int(filesystem.info(key)["size"])
+    if size > most:
+        raise StorageError("It is larger than it should be.")

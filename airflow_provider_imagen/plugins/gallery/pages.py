@@ -1,0 +1,221 @@
+"""Make the gallery's pages: what a template shows, and the HTML itself."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from airflow_provider_imagen.links.addresses import dag_address, picture_address, run_address, task_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, Summary
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+STATIC_TYPES: Final = {"gallery.css": "text/css; charset=utf-8", "gallery.js": "text/javascript; charset=utf-8"}
+
+
+@dataclass(frozen=True)
+class Pager:
+    """
+    Where a page stands among the others.
+
+    :param number: from 1
+    :param count: pages there are, at least 1
+    :param address: of a page, by its number
+    """
+
+    number: int
+    count: int
+    addresses: Mapping[int, str]
+
+    @property
+    def previous(self) -> str | None:
+        """Address of the page before."""
+        return self.addresses.get(self.number - 1)
+
+    @property
+    def next(self) -> str | None:
+        """Address of the page after."""
+        return self.addresses.get(self.number + 1)
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    Pictures that belong together under a heading.
+
+    :param title: the heading; empty when the page's own says it all
+    :param href: where the heading leads
+    :param notes: sentences under the heading
+    """
+
+    title: str = ""
+    href: str | None = None
+    summary: Summary | None = None
+    pictures: list[Picture] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Pages:
+    """
+    Renders pages for one visitor's view of the server.
+
+    :param root: path of the gallery, base path included (``/airflow/imagen``)
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._base = root.rpartition("/")[0]
+
+    def render(self, template: str, **values: Any) -> str:
+        """Fill a template; everything in it is escaped."""
+        return _environment().get_template(template).render(
+            root=self._root, link=self, assets=_asset_versions(), **values
+        )
+
+    def dag(self, dag_id: str) -> str:
+        """Address the pictures of a DAG."""
+        return dag_address(root=self._root, dag_id=dag_id)
+
+    def run(self, dag_id: str, run_id: str, **query: Any) -> str:
+        """Address the pictures of a run."""
+        return run_address(root=self._root, dag_id=dag_id, run_id=run_id, **query)
+
+    def task(self, ti: TaskInstance, **query: Any) -> str:
+        """Address the pictures of a task instance."""
+        return task_address(
+            root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
+        )
+
+    def picture(self, picture: Picture) -> str:
+        """Address a picture's page."""
+        return self._picture(picture)
+
+    def thumbnail(self, picture: Picture) -> str:
+        """Address a picture's preview; the link of the API when it was never stored."""
+        return self._file(picture, "thumbnail") or ""
+
+    def full(self, picture: Picture) -> str:
+        """Address a picture in full size; the link of the API when it was never stored."""
+        return self._file(picture, "full") or ""
+
+    def airflow_dag(self, dag_id: str) -> str:
+        """Address a DAG in Airflow."""
+        return f"{self._base}/dags/{quote(dag_id, safe='')}"
+
+    def airflow_run(self, dag_id: str, run_id: str) -> str:
+        """Address a run in Airflow."""
+        return f"{self.airflow_dag(dag_id)}/runs/{quote(run_id, safe='')}"
+
+    def airflow_task(self, ti: TaskInstance) -> str:
+        """Address a task instance in Airflow, where its log is."""
+        mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
+        return f"{self.airflow_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, safe='')}{mapped}"
+
+    def _picture(self, picture: Picture, **query: Any) -> str:
+        ti = picture.ti
+        return picture_address(
+            root=self._root,
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            task_id=ti.task_id,
+            map_index=ti.map_index,
+            prompt_index=picture.prompt_index,
+            image_index=picture.image_index,
+            **query,
+        )
+
+    def _file(self, picture: Picture, size: str) -> str | None:
+        if not picture.is_stored:
+            return remote_link(picture)
+        # The beginning of the digest is there for the browser's memory: another picture, another address.
+        return self._picture(picture, size=size, v=(picture.sha256 or "")[:12])
+
+
+def remote_link(picture: Picture) -> str | None:
+    """Give the link of the API when a browser may follow it: HTTPS, or this machine for the sandbox."""
+    try:
+        parts = urlsplit(picture.url or "")
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    except ValueError:
+        return None
+    return picture.url if is_safe and parts.hostname else None
+
+
+def image_sources(pictures: Iterable[Picture]) -> str:
+    """List the servers a page needs pictures from, for its content security policy."""
+    origins = {"'self'"}
+    for picture in pictures:
+        if not picture.is_stored and (link := remote_link(picture)):
+            parts = urlsplit(link)
+            origins.add(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
+    return " ".join(sorted(origin for origin in origins if not set(origin) & set(" ;,\"")))
+
+
+def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
+    """
+    Write the Python that asks for such a picture again.
+
+    :param parameters: the API fields that were sent, as far as the picture's provenance tells them
+    """
+    known = ("num_images", "aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
+    arguments: dict[str, Any] = {"task_id": "paint", "prompt": picture.prompt}
+    if picture.model:
+        arguments["model"] = picture.model
+    if picture.seed is not None:
+        arguments["seed"] = picture.seed
+    own = ("convert_base64_to_url", "num_images")
+    arguments |= {name: parameters[name] for name in known if parameters.get(name) is not None and name not in own}
+    rest = {name: value for name, value in parameters.items() if name not in (*known, *own)}
+    if rest:
+        arguments["parameters"] = rest
+    lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
+    return (
+        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
+        f"ImagenGenerateOperator(\n{lines})\n"
+    )
+
+
+def read_static(name: str) -> bytes | None:
+    """Read a style sheet or script of the gallery."""
+    return _static_files().get(name)
+
+
+@cache
+def _static_files() -> dict[str, bytes]:
+    folder = files("airflow_provider_imagen.plugins.gallery") / "static"
+    return {name: (folder / name).read_bytes() for name in STATIC_TYPES}
+
+
+@cache
+def _asset_versions() -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest()[:12] for name, data in _static_files().items()}
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("airflow_provider_imagen.plugins.gallery"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["usd"] = lambda usd: f"${usd:,.4f}" if usd < 1 else f"${usd:,.2f}"
+    environment.filters["size"] = _readable_size
+    return environment
+
+
+def _readable_size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(count / 1e3, 0.1):.1f} kB"

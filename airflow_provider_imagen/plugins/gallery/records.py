@@ -1,0 +1,234 @@
+"""
+Understand what a task left: its summary, its pictures, and what it could not make.
+
+XComs and files are other people's data. Whatever does not have the expected form is left out here, so that nothing
+behind this module has to ask again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+
+Outcome = Literal["filtered", "failed"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    What a task instance, or several together, made and spent.
+
+    :param requested: pictures asked for
+    :param made: pictures there are
+    :param filtered: pictures the model withheld
+    :param failed: pictures that broke
+    :param not_sent: pictures that were not asked for because the task ended before
+    :param adopted: pictures an earlier try had paid for
+    :param usd_spent: charged in all, lost charges included
+    :param usd_lost: charged without a picture
+    :param usd_is_estimate: some cost is the known price, not what the API said
+    """
+
+    requested: int = 0
+    made: int = 0
+    filtered: int = 0
+    failed: int = 0
+    not_sent: int = 0
+    adopted: int = 0
+    usd_spent: float = 0.0
+    usd_lost: float = 0.0
+    usd_is_estimate: bool = False
+
+    @property
+    def problems(self) -> int:
+        """Pictures that were asked for and are not there."""
+        return self.filtered + self.failed + self.not_sent
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(**{part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(self)})
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """
+    The summary a task instance left.
+
+    :param ti: the task instance
+    :param manifest: path of its ``metadata.jsonl``, ``None`` when it stored nothing
+    :param output_path: the folder, as it was given
+    :param timestamp: when the summary was written
+    """
+
+    ti: TaskInstance
+    summary: Summary
+    manifest: str | None
+    output_path: str | None
+    timestamp: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """
+    One picture, as its record describes it. What is not known is ``None``.
+
+    :param path: where it is stored
+    :param url: the link the API gave
+    :param file_name: its name below the output folder
+    :param usd: its share of what its request cost
+    """
+
+    ti: TaskInstance
+    prompt_index: int
+    image_index: int
+    path: str | None = None
+    url: str | None = None
+    file_name: str | None = None
+    width: int | None = None
+    height: int | None = None
+    mime_type: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    model: str | None = None
+    seed: int | None = None
+    prompt: str = ""
+    enhanced_prompt: str | None = None
+    usd: float | None = None
+    inference_id: str | None = None
+    client_request_id: str | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether there is a file, and the digest to know it by."""
+        return bool(self.path and self.sha256 and self.bytes)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    One prompt that did not bring all its pictures.
+
+    :param why: what the error said
+    :param error: name of the error's class
+    """
+
+    ti: TaskInstance
+    prompt_index: int
+    prompt: str
+    name: str | None
+    model: str | None
+    requested: int
+    made: int
+    outcome: Outcome
+    error: str
+    why: str
+    usd: float | None = None
+    inference_id: str | None = None
+
+
+def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | None:
+    """Read an XCom ``summary``; ``None`` when it is somebody else's."""
+    if not isinstance(value, Mapping) or not {"requested", "made", "usd_spent"} <= value.keys():
+        return None
+    numbers = {name: _count(value.get(name)) for name in ("requested", "made", "filtered", "failed", "not_sent", "adopted")}
+    summary = Summary(
+        **numbers,
+        usd_spent=_number(value.get("usd_spent")) or 0.0,
+        usd_lost=_number(value.get("usd_lost")) or 0.0,
+        usd_is_estimate=value.get("usd_is_estimate") is True,
+    )
+    return TaskSummary(
+        ti=ti,
+        summary=summary,
+        manifest=_text(value.get("manifest")),
+        output_path=_text(value.get("output_path")),
+        timestamp=timestamp,
+    )
+
+
+def manifest_of(value: Any) -> str | None:
+    """Say where the records are when an XCom ``images`` only points to them."""
+    return _text(value.get("manifest")) if isinstance(value, Mapping) else None
+
+
+def read_pictures(ti: TaskInstance, records: Any) -> list[Picture]:
+    """Read image records, from an XCom or a manifest, in prompt order."""
+    if not isinstance(records, Sequence) or isinstance(records, str):
+        return []
+    found = [_read_picture(ti, record) for record in records if isinstance(record, Mapping)]
+    return sorted(
+        (picture for picture in found if picture is not None),
+        key=lambda picture: (picture.prompt_index, picture.image_index),
+    )
+
+
+def belongs_to(ti: TaskInstance, line: Mapping[str, Any]) -> bool:
+    """Say whether a line of a manifest was written by a task instance."""
+    ids = (line.get("dag_id"), line.get("run_id"), line.get("task_id"), line.get("map_index"))
+    return ids == (ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+
+
+def read_problems(ti: TaskInstance, lines: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Read the lines of a file of failures."""
+    return [
+        Problem(
+            ti=ti,
+            prompt_index=_count(line.get("prompt_index")),
+            prompt=_text(line.get("prompt")) or "",
+            name=_text(line.get("name")),
+            model=_text(line.get("model")),
+            requested=_count(line.get("requested")),
+            made=_count(line.get("made")),
+            outcome="filtered" if line.get("outcome") == "filtered" else "failed",
+            error=_text(line.get("error")) or "",
+            why=_text(line.get("message")) or "",
+            usd=_number(line.get("usd")),
+            inference_id=_text(line.get("inference_id")),
+        )
+        for line in lines
+    ]
+
+
+def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None:
+    prompt_index, image_index = record.get("prompt_index"), record.get("image_index")
+    if not isinstance(prompt_index, int) or not isinstance(image_index, int):
+        return None
+    return Picture(
+        ti=ti,
+        prompt_index=prompt_index,
+        image_index=image_index,
+        path=_text(record.get("path")),
+        url=_text(record.get("url")),
+        file_name=_text(record.get("file_name")),
+        width=_whole(record.get("width")),
+        height=_whole(record.get("height")),
+        mime_type=_text(record.get("mime_type")),
+        bytes=_whole(record.get("bytes")),
+        sha256=_text(record.get("sha256")),
+        model=_text(record.get("model")),
+        seed=_whole(record.get("seed")),
+        prompt=_text(record.get("prompt")) or "",
+        enhanced_prompt=_text(record.get("enhanced_prompt")),
+        usd=_number(record.get("usd")),
+        inference_id=_text(record.get("inference_id")),
+        client_request_id=_text(record.get("client_request_id")),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _count(value: Any) -> int:
+    return max(_whole(value) or 0, 0)

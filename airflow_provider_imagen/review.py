@@ -1,0 +1,168 @@
+"""
+Have people look at pictures before a DAG goes on: the text for Airflow's human-in-the-loop operators.
+
+A task between the pictures and the question makes the text, and one after it hands on what was chosen::
+
+    @task
+    def text(images):
+        return review_body(images, task_id="paint")
+
+
+    @task
+    def chosen(images, answer):
+        return pick_images(images, answer["chosen_options"])
+
+The pictures are shown through the gallery, so the people who answer need no account at the store, and a link of the
+API that has expired does not matter. Whether they see them is Airflow's decision, as for everything of that DAG.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from airflow_provider_imagen.links.addresses import gallery_root, picture_address, run_address
+
+MAX_REVIEWED: Final = 60
+"""Most pictures in one text: more than anybody compares at once; the rest is behind a link."""
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_MAX_PROMPT: Final = 300
+
+Record = Mapping[str, Any]
+Images = Sequence[Record] | Mapping[str, Any]
+"""XCom ``images`` of a task: a list of records, or ``{"manifest": …, "count": …}`` when there are many."""
+
+
+def review_body(
+    images: Images,
+    *,
+    task_id: str,
+    map_index: int = -1,
+    dag_id: str | None = None,
+    run_id: str | None = None,
+    columns: int = 2,
+) -> str:
+    """
+    Write the Markdown that shows pictures side by side, numbered from 1, with prompt, seed and cost.
+
+    The numbers are what :func:`pick_images` understands. Prompts are escaped: they cannot add links or markup.
+
+    :param images: XCom ``images`` of the task that made them
+    :param task_id: that task
+    :param map_index: its map index, -1 when it is not mapped
+    :param dag_id: its DAG; default the one that is running
+    :param run_id: its run; default the one that is running
+    :param columns: pictures side by side, 1 to 6
+    :raises ValueError: when ``columns`` is out of range
+    """
+    if not 1 <= columns <= 6:
+        raise ValueError(f"columns={columns}: 1 to 6 are allowed")
+    dag_id, run_id = _running(dag_id, run_id)
+    records = _records(images, (dag_id, run_id, task_id, map_index))
+    root = gallery_root()
+    cells = [
+        _cell(number, record, root=root, ids={"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index})
+        for number, record in enumerate(records[:MAX_REVIEWED], start=1)
+    ]
+    if not cells:
+        return "There is no picture to look at."
+    columns = min(columns, len(cells))
+    cells += [""] * (-len(cells) % columns)
+    rows = [f"| {' | '.join(cells[start : start + columns])} |" for start in range(0, len(cells), columns)]
+    lines = [f"|{'  |' * columns}", f"|{' --- |' * columns}", *rows, "", _sentence(records)]
+    if len(records) > MAX_REVIEWED:
+        address = run_address(root=root, dag_id=dag_id, run_id=run_id)
+        lines.append(f"Only the first {MAX_REVIEWED} are shown here; [see all of them]({address}).")
+    return "\n".join(lines)
+
+
+def pick_images(
+    images: Images,
+    chosen_options: Sequence[str],
+    *,
+    task_id: str | None = None,
+    map_index: int = -1,
+) -> list[dict[str, Any]]:
+    """
+    Give the records of the pictures that were chosen, in the order they were made.
+
+    :param images: XCom ``images`` of the task that made them
+    :param chosen_options: what the human-in-the-loop operator returned: numbers from 1, as :func:`review_body` shows
+        them
+    :param task_id: the task that made them; needed only when ``images`` points to a manifest
+    :param map_index: its map index
+    :raises ValueError: when a number is none of these pictures'
+    """
+    ids = (*_running(None, None), task_id, map_index) if isinstance(images, Mapping) else None
+    records = _records(images, ids)
+    numbers = set()
+    for option in chosen_options:
+        if not option.isdecimal() or not 1 <= int(option) <= len(records):
+            raise ValueError(f"chosen_options has {option!r}: the pictures are numbered 1 to {len(records)}")
+        numbers.add(int(option))
+    return [dict(records[number - 1]) for number in sorted(numbers)]
+
+
+def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
+    """Fill in the running DAG and run for what was not given."""
+    if dag_id is not None and run_id is not None:
+        return dag_id, run_id
+    from airflow.sdk import get_current_context
+
+    ti: Any = get_current_context()["ti"]
+    return dag_id or ti.dag_id, run_id or ti.run_id
+
+
+def _records(images: Images, ids: tuple[Any, ...] | None) -> list[Record]:
+    """Get the records, from their manifest when XCom only points to it."""
+    if not isinstance(images, Mapping):
+        return list(images)
+    from airflow_provider_imagen.operators.context import open_folder
+    from airflow_provider_imagen.storage.manifest import read_manifest
+
+    keys = ("dag_id", "run_id", "task_id", "map_index")
+    lines = read_manifest(open_folder(images["manifest"]).parent)
+    return [line for line in lines if tuple(line.get(key) for key in keys) == ids]
+
+
+def _cell(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
+    place = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
+    if record.get("path"):
+        source = picture_address(root=root, **place, size="thumbnail", v=str(record.get("sha256") or "")[:12])
+    else:
+        source = str(record.get("url") or "")
+    facts = [str(record["model"])] if record.get("model") else []
+    if record.get("seed") is not None:
+        facts.append(f"seed {record['seed']}")
+    facts.append(_cost(record.get("usd")))
+    page = picture_address(root=root, **place)
+    return (
+        f"**{number}** [![Picture {number}]({_target(source)})]({page})"
+        f" {_escape(str(record.get('prompt') or ''))} *{_escape(' · '.join(facts))}*"
+    )
+
+
+def _sentence(records: Sequence[Record]) -> str:
+    known = [record["usd"] for record in records if isinstance(record.get("usd"), (int, float))]
+    about = "" if len(known) == len(records) else "at least "
+    plural = "" if len(records) == 1 else "s"
+    return f"{len(records)} picture{plural}, {about}{_escape(_cost(sum(known)))}."
+
+
+def _cost(usd: Any) -> str:
+    return f"{usd:.4f} USD" if isinstance(usd, (int, float)) else "cost unknown"
+
+
+def _escape(text: str) -> str:
+    """Take the meaning out of every character that has one in Markdown, and keep it on one line of a table."""
+    text = " ".join(text.split())
+    if len(text) > _MAX_PROMPT:
+        text = f"{text[: _MAX_PROMPT - 1]}…"
+    return _PUNCTUATION.sub(r"\\\1", text)
+
+
+def _target(url: str) -> str:
+    """Keep a link from ending the Markdown around it."""
+    return re.sub(r"[\s()<>\\|]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), url)

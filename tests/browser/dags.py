@@ -1,0 +1,38 @@
+"""DAGs the browser check looks at, beside the examples: several tasks, several models, things that fail."""
+
+from __future__ import annotations
+
+from airflow.sdk import dag
+
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+PROMPTS = [
+    "A lighthouse on a cliff at dawn, long exposure",
+    "A raccoon eating ice-cream, watercolour on rough paper, soft morning light, the cone slightly melting",
+    "An old town square in the rain",
+    "A bowl of oranges, oil painting",
+    "Mountains above the clouds",
+    "A street market at dusk, lanterns",
+]
+
+
+@dag(schedule=None, tags=["browser"])
+def many_pictures():
+    ImagenGenerateOperator(
+        task_id="posters",
+        prompt=PROMPTS,
+        num_images=2,
+        seed=7,
+        aspect_ratio="3:4",
+        output_path="{{ params.output_path }}",
+        thumbnail_pixels=320,
+        on_filtered="accept",
+    )
+    ImagenGenerateOperator.partial(task_id="banners", aspect_ratio="16:9", output_path="{{ params.output_path }}").expand(
+        prompt=PROMPTS[:3]
+    )
+    ImagenGenerateOperator(task_id="not_stored", prompt="A boat in the fog")
+
+
+dag = many_pictures()
+dag.params["output_path"] = "pictures"

@@ -1,0 +1,210 @@
+"""
+What a further try buys and what it reuses: after a failure, a success, a change of the DAG, a time-out, a SIGTERM.
+
+The rule: what is in the journal under the same request is not bought again, and success ends the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.sandbox import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+PROMPTS = ["one", "two", "three"]
+
+
+def test_clearing_a_failed_task_reuses_what_it_bought(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("upstream_4xx", prompt="two"))
+    painting = paint(prompt=PROMPTS)
+    painting.finish()
+    assert painting.last["state"] == "failed"
+    assert painting.bought() == Counter(["one", "three"])
+
+    painting.clear()
+    painting.finish()
+    painting.assert_whole(PROMPTS)
+    assert painting.summary["adopted"] == 2
+
+
+def test_clearing_a_task_that_succeeded_makes_new_pictures(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.finish()
+    before = {image["inference_id"] for image in painting.images}
+    painting.clear()
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter(PROMPTS * 2)
+    assert before.isdisjoint(image["inference_id"] for image in painting.images)
+    assert painting.summary["adopted"] == 0
+    assert len(painting.manifest()) == len(painting.pictures()) == 3
+
+
+def test_a_worker_that_dies_between_its_success_and_its_forgetting_buys_nothing_when_cleared(
+    paint: Callable[..., Any],
+) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.die("before", "forgetting", 1)
+    assert painting.look()["state"] == "success"
+
+    painting.clear()
+    painting.finish()
+    painting.assert_whole(PROMPTS)
+
+
+def test_a_changed_prompt_buys_that_one_only(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.die("before", "message SetXCom images")
+    painting.arguments["prompt"] = ["one", "zwei", "three"]
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter([*PROMPTS, "zwei"])
+    assert [image["prompt"] for image in painting.images] == ["one", "zwei", "three"]
+    assert painting.summary["adopted"] == 2
+    painting.assert_tidy()
+
+
+def test_a_changed_argument_buys_the_items_it_changes(paint: Callable[..., Any]) -> None:
+    items = [{"prompt": prompt, "seed": 1} for prompt in PROMPTS]
+    painting = paint(prompt=items)
+    painting.die("before", "message SetXCom images")
+    painting.arguments["prompt"] = [items[0], {**items[1], "seed": 2}, items[2]]
+    painting.finish()
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter([*PROMPTS, "two"])
+    assert [image["seed"] for image in painting.images] == [1, 2, 1]
+    painting.assert_tidy()
+
+    other = paint(prompt=PROMPTS, dag="other")
+    other.die("before", "message SetXCom images")
+    other.arguments["aspect_ratio"] = "16:9"
+    other.finish()
+    assert other.summary["adopted"] == 0
+    assert all(image["width"] > image["height"] for image in other.images)
+
+
+def test_what_does_not_go_to_the_api_may_change_freely(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=[{"prompt": prompt} for prompt in PROMPTS])
+    painting.die("before", "message SetXCom images")
+    painting.arguments |= {"concurrency": 3, "contact_sheet": True, "max_usd": 5, "on_failure": "accept"}
+    painting.finish()
+
+    painting.assert_whole(PROMPTS)
+
+
+def test_prompts_in_another_order_buy_nothing(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.die("before", "message SetXCom images")
+    painting.arguments["prompt"] = ["three", "one", "two"]
+    painting.finish()
+
+    painting.assert_whole(["three", "one", "two"])
+
+
+def test_two_equal_prompts_are_two_pictures(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=["same", "same"])
+    painting.die("after", "fact paid", 1)
+    painting.finish()
+
+    painting.assert_whole(["same", "same"])
+    assert len({image["inference_id"] for image in painting.images}) == 2
+
+
+def test_a_picture_deleted_between_two_tries_is_fetched_again_and_not_bought_again(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=PROMPTS)
+    painting.die("before", "message SetXCom images")
+    painting.pictures()[0].unlink()
+    painting.pictures()[0].write_bytes(b"overwritten")
+    painting.finish()
+
+    painting.assert_whole(PROMPTS)
+
+
+def test_two_runs_of_a_dag_share_nothing(paint: Callable[..., Any]) -> None:
+    first = paint(prompt=PROMPTS)
+    second = paint(prompt=PROMPTS, dag="other")
+    first.die("before", "message SetXCom images")
+    second.finish()
+    first.finish()
+
+    assert first.bought() == Counter(PROMPTS * 2)
+    assert len(first.pictures()) == len(first.manifest()) == 6
+
+
+def test_a_time_out_keeps_the_answer_that_is_on_its_way(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=3))
+    painting = paint(prompt=PROMPTS, execution_timeout=2)
+    painting.finish()
+    assert painting.last["state"] == "up_for_retry"
+    assert painting.last["error"]["type"] == "AirflowTaskTimeout"
+    assert painting.bought() == Counter(["one", "two"])
+
+    painting.finish()
+    painting.assert_whole(PROMPTS)
+
+
+def test_a_request_that_hangs_does_not_hold_a_time_out_up(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("hang", prompt="two", billed=False))
+    painting = paint(prompt=PROMPTS, execution_timeout=1)
+    started = time.monotonic()
+    painting.finish()
+    assert painting.last["error"]["type"] == "AirflowTaskTimeout"
+    assert time.monotonic() - started < 15
+
+    painting.arguments.pop("execution_timeout")
+    painting.finish()
+    painting.assert_whole(PROMPTS)
+
+
+def test_a_task_told_to_stop_keeps_the_answer_that_is_on_its_way_and_sends_nothing_new(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=1))
+    painting = paint(prompt=PROMPTS)
+    fork = painting.start()
+    painting.wait_until(lambda: painting.bought()["two"])
+    os.kill(fork.pid, signal.SIGTERM)
+    painting.finish(fork)
+    assert painting.last["state"] == "up_for_retry"
+    assert painting.last["error"]["type"] == "StoppedError"
+    assert painting.bought() == Counter(["one", "two"])
+
+    painting.finish()
+    painting.assert_whole(PROMPTS)
+
+
+def test_a_task_told_to_stop_and_killed_five_seconds_later_loses_only_what_is_in_flight(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("hang", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS)
+    fork = painting.start()
+    painting.wait_until(lambda: painting.bought()["two"])
+    os.kill(fork.pid, signal.SIGTERM)
+    fork.kill()
+    painting.finish()
+
+    painting.assert_lost(lost="two", others=["one", "three"])
+
+
+def test_a_worker_that_dies_in_the_middle_of_forgetting_leaves_nothing_that_misleads(paint: Callable[..., Any]) -> None:
+    painting = paint(prompt=PROMPTS, segment_bytes=900)
+    painting.die("after", "forgetting", 1)
+    assert painting.look()["state"] == "success"
+    assert len(painting.look()["journal"]) > 1
+
+    painting.clear()
+    painting.finish()
+    assert painting.last["state"] == "success", painting.last["error"]
+    assert painting.summary["usd_lost"] == 0
+    painting.assert_tidy()

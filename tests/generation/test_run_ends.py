@@ -1,0 +1,309 @@
+"""What ends a run before its plan is done: errors that meet every request, the cap, and being told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from decimal import Decimal
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    BudgetExceededError,
+    ConnectionFailedError,
+    JournalError,
+    OutOfCreditsError,
+    RateLimitedError,
+    ServerError,
+    StoppedError,
+    StorageError,
+)
+
+pytestmark = pytest.mark.timeout(40)
+
+NAMES = [f"prompt {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthenticationError("key", status=401),
+        OutOfCreditsError("money", status=403),
+        RateLimitedError("429", status=429, retry_after=600),
+        ServerError("503", status=503, retry_after=600),
+    ],
+)
+def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_flight(world, steps, error):
+    in_flight = threading.Barrier(4, timeout=5)
+
+    def refuse(tools, request, name):
+        in_flight.wait()
+        raise error
+
+    def slow(tools, request, name):
+        in_flight.wait()
+        time.sleep(0.2)
+        return steps.pictures()(tools, request, name)
+
+    world.tools.script("prompt 0", refuse)
+    for number in (1, 2, 3):
+        world.tools.script(f"prompt {number}", slow)
+    result = world.run(NAMES, concurrency=4)
+    assert result.halt is error
+    assert len(result.made) == 3
+    assert len(world.tools.posts) == 4
+    assert len(result.not_sent) == 36
+    assert len(result.failures) == 1
+    world.tools.script("prompt 0")
+    assert len(world.run(NAMES).made) == 40
+    assert world.tools.billed_usd == Decimal("1.60")
+
+
+@pytest.mark.parametrize(
+    "make_error",
+    [lambda: RateLimitedError("429", status=429), lambda: ConnectionFailedError("no connection")],
+)
+def test_an_api_that_never_takes_a_request_ends_the_run(world, steps, make_error):
+    for name in NAMES:
+        world.tools.script(name, *[steps.fails(make_error) for _ in range(20)])
+    result = world.run(NAMES, concurrency=4)
+    assert isinstance(result.halt, (RateLimitedError, ConnectionFailedError))
+    assert len(world.tools.posts) <= 4 * 6
+    assert result.made == []
+    assert result.usd_spent == 0
+
+
+def test_no_request_that_waits_to_be_sent_again_is_sent_after_the_run_was_ended(world, steps):
+    world.tools.script("prompt 0", steps.fails(lambda: ServerError("503", status=503, retry_after=0.5)))
+
+    def refuse(tools, request, name):
+        time.sleep(0.1)
+        raise AuthenticationError("key", status=401)
+
+    world.tools.script("prompt 1", refuse)
+    result = world.run(NAMES[:2], concurrency=2)
+    assert isinstance(result.halt, AuthenticationError)
+    assert world.tools.sent("prompt 0") == 1
+    assert [item.prompt for item in result.not_sent] == ["prompt 0"]
+
+
+def test_a_429_slows_everybody_and_the_wait_it_asks_for_is_kept(world, steps):
+    times = []
+    world.tools.before_post = lambda name: times.append(time.monotonic())
+    world.tools.script("prompt 0", steps.fails(lambda: RateLimitedError("429", status=429, retry_after=0.4)))
+    world.tools.latency_seconds = 0.03
+    result = world.run(NAMES[:8], concurrency=2)
+    assert len(result.made) == 8
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) >= 0.35
+    assert times[-1] - times[0] >= 0.4
+
+
+def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
+    world.tools.latency_seconds = 0.05
+    world.store.on_write = lambda number, text: setattr(
+        world.store, "fails_after", world.store.writes if text.count('"t":"intent"') >= 8 else None
+    )
+    result = world.run(NAMES, concurrency=8)
+    assert isinstance(result.halt, JournalError)
+    assert len(world.tools.posts) == 8 == len(result.made) == len(world.tools.files)
+    assert result.usd_spent == world.tools.billed_usd
+
+
+def test_a_journal_that_is_away_from_the_start_lets_nothing_be_bought(world):
+    world.store.fails_after = 0
+    result = world.run(NAMES, concurrency=8)
+    assert isinstance(result.halt, JournalError)
+    assert world.tools.posts == []
+
+
+def test_a_full_disk_ends_buying(world):
+    world.tools.save_error = StorageError("the disk is full")
+    world.tools.latency_seconds = 0.01
+    result = world.run(NAMES, concurrency=2)
+    assert isinstance(result.halt, StorageError)
+    assert len(world.tools.posts) <= 12
+    world.tools.save_error = None
+    assert len(world.run(NAMES).made) == 40
+    assert len(world.tools.posts) == 40
+
+
+# --- the cap ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_that_cannot_fit_is_refused_before_the_first_post(world):
+    with pytest.raises(BudgetExceededError) as caught:
+        world.run(NAMES, max_usd=Decimal("1.59"))
+    assert world.tools.posts == []
+    assert (caught.value.items_done, caught.value.items_left) == (0, 40)
+    assert len(world.run(NAMES, max_usd=Decimal("1.60")).made) == 40
+
+
+def test_the_cap_holds_over_all_tries(world, steps):
+    for name in NAMES[20:]:
+        world.tools.script(name, steps.fails(lambda: OutOfCreditsError("money", status=403)))
+    world.run(NAMES, concurrency=1)
+    with pytest.raises(BudgetExceededError) as caught:
+        world.run(NAMES, max_usd=Decimal("1.59"))
+    assert (caught.value.items_done, caught.value.items_left) == (20, 20)
+    assert caught.value.spent_usd == 0.8
+
+
+def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, steps):
+    world.tools.script("prompt 0", steps.loses(billed=True))
+    world.run(NAMES[:2])
+    result = world.run(NAMES[:2], max_usd=Decimal("0.08"))
+    assert result.usd_spent == Decimal("0.08")
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_with_an_unknown_price_one_pilot_goes_alone_and_the_cap_holds(world, concurrency):
+    alone = []
+    world.tools.before_post = lambda name: alone.append(world.tools.in_flight)
+    world.tools.latency_seconds = 0.05
+    result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.42"), concurrency=concurrency)
+    assert isinstance(result.halt, BudgetExceededError)
+    assert world.tools.billed_usd == result.usd_spent == Decimal("0.40")
+    assert len(result.made) == 10
+    assert alone[0] == 0
+    assert len(world.run(world.plan(NAMES, price=None), max_usd=Decimal("1.60")).made) == 40
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    cap=st.integers(10, 60).map(lambda number: Decimal(number) / 100),
+    concurrency=st.sampled_from([1, 3, 8]),
+    costs=st.lists(st.sampled_from(["0", "0.01", "0.02", "0.04"]), min_size=5, max_size=20),
+)
+def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concurrency, costs):
+    world = new_world()
+    names = [f"p{number}" for number in range(len(costs))]
+    for name, cost in zip(names, costs, strict=True):
+        world.tools.script(name, steps.pictures(usd=Decimal(cost)))
+    plan = world.plan(names, price=None)
+    result = world.run(plan, max_usd=cap, concurrency=concurrency)
+    assert world.tools.billed_usd == result.usd_spent
+    # a pilot that was cheaper than the next request is the only way to be wrong, by the requests then in flight
+    dearest = max(map(Decimal, costs))
+    assert world.tools.billed_usd <= cap + dearest * concurrency
+    plan = world.plan(names, price=dearest or Decimal("0.01"))
+    world = new_world()
+    for name, cost in zip(names, costs, strict=True):
+        world.tools.script(name, steps.pictures(usd=Decimal(cost)))
+    try:
+        result = world.run(plan, max_usd=cap, concurrency=concurrency)
+    except BudgetExceededError:
+        assert world.tools.posts == []
+    else:
+        assert world.tools.billed_usd <= cap
+
+
+# --- being told to stop -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_kept(world):
+    world.tools.latency_seconds = 0.3
+    threading.Timer(0.1, world.stop.set).start()
+    result = world.run(NAMES, concurrency=4, grace_seconds=3)
+    assert isinstance(result.halt, StoppedError)
+    assert len(world.tools.posts) == 4
+    assert sum(entry.paid is not None for entry in world.entries.values()) == 4
+    assert not any(entry.open_intents for entry in world.entries.values())
+    world.stop.clear()
+    world.tools.latency_seconds = 0
+    assert len(world.run(NAMES, concurrency=4).made) == 40
+    assert len(world.tools.posts) == 40
+
+
+def test_an_inline_picture_that_is_in_flight_when_the_stop_comes_is_still_stored(world, steps):
+    world.tools.latency_seconds = 0.3
+    world.tools.script("prompt 0", steps.pictures(inline=True))
+    threading.Timer(0.1, world.stop.set).start()
+    world.run(NAMES, concurrency=1, grace_seconds=3)
+    assert list(world.tools.files) == ["000-0.png"]
+
+
+def test_the_run_ends_in_time_although_a_request_hangs(world):
+    release = threading.Event()
+
+    def hang(tools, request, name):
+        release.wait(20)
+        raise AssertionError("too late")
+
+    world.tools.script("prompt 2", hang)
+    threading.Timer(0.1, world.stop.set).start()
+    began = time.monotonic()
+    result = world.run(NAMES, concurrency=4, grace_seconds=0.5)
+    assert time.monotonic() - began < 1.5
+    assert isinstance(result.halt, StoppedError)
+    release.set()
+    (entry,) = [entry for entry in world.entries.values() if entry.open_intents]
+    assert entry.paid is None
+
+
+def test_the_run_ends_in_time_although_downloads_hang(world):
+    release = threading.Event()
+    world.tools.fetch = lambda url: (release.wait(20) and b"") or b""
+    threading.Timer(0.2, world.stop.set).start()
+    began = time.monotonic()
+    result = world.run(NAMES * 3, concurrency=8, grace_seconds=0.5)
+    assert time.monotonic() - began < 1.7
+    assert isinstance(result.halt, StoppedError)
+    release.set()
+
+
+def test_a_stop_before_the_start_sends_nothing(world):
+    world.stop.set()
+    result = world.run(NAMES)
+    assert isinstance(result.halt, StoppedError)
+    assert world.tools.posts == []
+    assert len(result.not_sent) == 40
+
+
+def test_a_stop_while_a_lost_answer_is_looked_up_leaves_it_to_the_next_try(world, steps):
+    world.tools.script("prompt 0", steps.loses(billed=True, logged=False))
+    threading.Timer(0.3, world.stop.set).start()
+    result = world.run(NAMES[:1], lost_answer_patience_seconds=60)
+    assert isinstance(result.halt, StoppedError)
+    world.stop.clear()
+    world.tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
+    assert world.run(NAMES[:1]).usd_lost == Decimal("0.04")
+
+
+class TimeUp(BaseException):
+    """Raised in the main thread by a signal, as Airflow does when ``execution_timeout`` is over."""
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_timeout_raised_in_the_main_thread_keeps_what_is_in_flight_and_the_journal_whole(world, steps, hangs):
+    release = threading.Event()
+    world.tools.latency_seconds = 0.2
+    if hangs:
+        world.tools.script("prompt 1", lambda *_: release.wait(20) and None)
+
+    def time_up(*_):
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, time_up)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    began = time.monotonic()
+    try:
+        with pytest.raises(TimeUp):
+            world.run(NAMES, concurrency=4, grace_seconds=1.0 if hangs else 5.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 2.3
+    posts, open_intents = len(world.tools.posts), sum(bool(entry.open_intents) for entry in world.entries.values())
+    assert open_intents == (1 if hangs else 0)
+    assert sum(entry.paid is not None for entry in world.entries.values()) == posts - open_intents
+    if not hangs:
+        world.tools.latency_seconds = 0
+        assert len(world.run(NAMES).made) == 40
+        assert len(world.tools.posts) == 40
+    release.set()

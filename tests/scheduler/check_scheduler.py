@@ -1,0 +1,196 @@
+"""
+Kill what a real Airflow runs, and look at the bill, the XComs and the files.
+
+Run by ``set-up.sh``. The order matters in one place: the task that has to wait for a minute is started first and looked
+at last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sqlite3
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from airflow_provider_imagen.sandbox import SandboxControl
+
+HOME = Path(os.environ["IMAGEN_SCHEDULER_HOME"])
+
+
+def bought(sandbox: SandboxControl, letter: str) -> Counter[str]:
+    """Count what was billed for one DAG, by prompt."""
+    return Counter(charge.prompt for charge in sandbox.ledger() if charge.prompt.startswith(letter))
+
+
+def usd(sandbox: SandboxControl, letter: str) -> float:
+    """Sum up what was billed for one DAG, in USD."""
+    return float(sum(charge.usd for charge in sandbox.ledger() if charge.prompt.startswith(letter)))
+
+
+def has_been_asked_for(sandbox: SandboxControl, prompt: str) -> bool:
+    return prompt in [request.json["prompt"] for request in sandbox.seen("/v1/images/generations")]
+
+
+def assert_whole(folder: Path, images: Iterable[dict[str, Any]]) -> None:
+    """Assert that the files are the pictures the XCom tells of, whole, and nothing else."""
+    paths = {Path(image["path"]): image for image in images}
+    assert set(folder.rglob("*.png")) == set(paths)
+    for path, image in paths.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == image["sha256"]
+        with Image.open(path) as picture:
+            picture.load()
+    assert not list(folder.rglob("*.part"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting(airflow: Any) -> Iterator[Any]:
+    """Start the task that is told to wait for a minute, before all others."""
+    return airflow.trigger("rate_limited")
+
+
+def test_a_long_retry_after_is_waited_for_without_a_worker(waiting: Any) -> None:
+    instance = waiting.wait("up_for_retry")
+
+    assert not psutil.pid_exists(instance["pid"])
+    assert instance["duration"] < 30
+    with sqlite3.connect(HOME / "airflow.db") as database:
+        delays = database.execute(
+            "SELECT retry_delay_override FROM task_instance WHERE dag_id = 'rate_limited'"
+        ).fetchall()
+    assert delays == [(61.0,)]
+
+
+def test_a_task_process_killed_in_flight_is_retried_and_pays_for_nothing_twice(
+    airflow: Any, sandbox: SandboxControl, wait_for: Any
+) -> None:
+    task = airflow.trigger("task_killed")
+    wait_for(lambda: has_been_asked_for(sandbox, "a4 held"), "the request that hangs")
+    wait_for(lambda: len(list(task.folder.glob("*.png"))) == 3, "three pictures")
+    task.process().kill()
+
+    assert task.wait("success", "failed")["state"] == "success"
+    prompts = ["a1 good", "a2 good", "a3 good", "a4 held", "a5 good"]
+    assert bought(sandbox, "a") == Counter(prompts)
+    images, summary = task.xcom("images"), task.xcom("summary")
+    assert [image["prompt"] for image in images] == prompts
+    assert len(task.xcom("return_value")) == 5
+    assert summary["adopted"] == 3
+    assert summary["usd_lost"] == 0
+    assert summary["usd_spent"] == pytest.approx(usd(sandbox, "a"))
+    assert_whole(task.folder, images)
+    assert len(task.tries()) == 2
+
+
+def test_a_task_process_killed_after_billing_has_its_loss_told_and_not_bought_again(
+    airflow: Any, sandbox: SandboxControl, wait_for: Any
+) -> None:
+    task = airflow.trigger("task_killed_after_billing")
+    wait_for(lambda: bought(sandbox, "b")["b2 billed"], "the charge")
+    task.process().kill()
+
+    assert task.wait("success", "failed")["state"] == "failed"
+    assert bought(sandbox, "b") == Counter(["b1 good", "b2 billed"])
+    (charge,) = [charge for charge in sandbox.ledger() if charge.prompt == "b2 billed"]
+    assert task.xcom("summary")["usd_lost"] == float(charge.usd)
+    assert task.xcom("summary")["usd_spent"] == pytest.approx(usd(sandbox, "b"))
+    (failures,) = (task.folder / ".imagen" / "failures").iterdir()
+    assert charge.inference_id in failures.read_text()
+    assert_whole(task.folder, task.xcom("images"))
+    assert len(task.tries()) == 2  # two more were left
+
+
+def test_a_killed_worker_leaves_an_orphan_that_buys_nothing_more(
+    airflow: Any, sandbox: SandboxControl, wait_for: Any
+) -> None:
+    """The executor's worker dies, its task process lives on and cannot note anything down any more."""
+    task = airflow.trigger("worker_killed")
+    wait_for(lambda: bought(sandbox, "c")["c2 slow"], "the charge")
+    orphan = task.process()
+    orphan.parent().kill()
+    wait_for(lambda: not orphan.is_running() or orphan.status() == "zombie", "the end of the orphan")
+    assert bought(sandbox, "c") == Counter(["c1 good", "c2 slow"])
+
+    assert task.wait("success", "failed")["state"] == "failed"
+    assert bought(sandbox, "c") == Counter(["c1 good", "c2 slow", "c3 good"])
+    (charge,) = [charge for charge in sandbox.ledger() if charge.prompt == "c2 slow"]
+    assert task.xcom("summary")["usd_lost"] == float(charge.usd)
+    assert task.xcom("summary")["usd_spent"] == pytest.approx(usd(sandbox, "c"))
+    assert {image["prompt"] for image in task.xcom("images")} == {"c1 good", "c3 good"}
+
+
+def test_one_killed_instance_of_a_mapped_task_is_retried_alone(
+    airflow: Any, sandbox: SandboxControl, wait_for: Any
+) -> None:
+    run = airflow.trigger("mapped")
+    first, second, third = run.of(0), run.of(1), run.of(2)
+    wait_for(lambda: bought(sandbox, "g")["g1 stuck"], "the charge")
+    first.wait("success")
+    third.wait("success")
+    assert second.get()["state"] == "running"  # its download hangs
+    second.process().kill()
+
+    assert second.wait("success", "failed")["state"] == "success"
+    assert bought(sandbox, "g") == Counter(["g0 good", "g1 stuck", "g2 good"])
+    assert [len(each.tries()) for each in (first, second, third)] == [1, 2, 1]
+    assert [each.xcom("summary")["adopted"] for each in (first, second, third)] == [0, 1, 0]
+    images = [image for each in (first, second, third) for image in each.xcom("images")]
+    assert [image["prompt"] for image in images] == ["g0 good", "g1 stuck", "g2 good"]
+    assert_whole(run.folder, images)
+    assert len((run.folder / "metadata.jsonl").read_text().splitlines()) == 3
+
+
+def test_clearing_a_task_that_succeeded_makes_new_pictures(airflow: Any, sandbox: SandboxControl) -> None:
+    task = airflow.trigger("cleared")
+    task.wait("success")
+    before = {image["inference_id"] for image in task.xcom("images")}
+    task.clear()
+    task.wait("success", tries=2)
+
+    assert bought(sandbox, "d") == Counter(["d1 good", "d2 good"] * 2)
+    assert before.isdisjoint(image["inference_id"] for image in task.xcom("images"))
+    assert_whole(task.folder, task.xcom("images"))
+
+
+def test_clearing_a_failed_task_reuses_what_it_bought(airflow: Any, sandbox: SandboxControl) -> None:
+    task = airflow.trigger("failed_and_cleared")
+    task.wait("failed")
+    assert bought(sandbox, "e") == Counter(["e1 good"])
+    task.clear()
+    task.wait("success", tries=2)
+
+    assert bought(sandbox, "e") == Counter(["e1 good", "e2 refused"])
+    assert task.xcom("summary")["adopted"] == 1
+    assert_whole(task.folder, task.xcom("images"))
+
+
+def test_a_long_retry_after_is_over_at_last_and_the_task_goes_on(sandbox: SandboxControl, waiting: Any) -> None:
+    waiting.wait("success")
+
+    first, second = waiting.tries()
+    waited = datetime.fromisoformat(second["start_date"]) - datetime.fromisoformat(first["end_date"])
+    assert waited.total_seconds() >= 61
+    assert bought(sandbox, "f") == Counter(["f1 limited"])
+
+
+def test_neither_the_key_nor_a_signed_link_is_written_anywhere(sandbox: SandboxControl) -> None:
+    """Logs, manifests, and the whole database: XComs, task state store, rendered fields."""
+    key = sandbox.api_key.encode()
+    signed = re.compile(rb"(Signature|OSSAccessKeyId)=")
+    assert all("Signature" in request.query for request in sandbox.seen("/generations/") if request.host == "cdn")
+    files = [path for path in HOME.rglob("*") if path.is_file() and path.name != "sandbox.out"]  # it shows its own key
+    logs = [path for path in files if path.suffix == ".log" and "task_id=paint" in str(path)]
+    assert len(logs) >= 12
+    assert any(b"Picture 1 of" in path.read_bytes() for path in logs)  # the search would find what is there
+    assert [path for path in files if key in path.read_bytes()] == []
+    assert [path for path in files if signed.search(path.read_bytes())] == []

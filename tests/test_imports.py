@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"requests", "urllib3", "PIL", "starlette", "fastapi", "uvicorn", "jsonschema", "cryptography"}
+
+_PROBE = """
+import json, sys
+{statements}
+print(json.dumps(sorted(sys.modules)))
+"""
+_AIRFLOW = "import airflow.sdk; from airflow.sdk import BaseHook, BaseOperator, Asset, ObjectStoragePath, dag, task"
+
+
+def loaded(*statements):
+    """What a fresh process has loaded after these statements."""
+    code = _PROBE.format(statements="\n".join(statements))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def families(modules):
+    return {module.partition(".")[0] for module in modules}
+
+
+@pytest.fixture(scope="module")
+def airflow():
+    """What Airflow itself has loaded before a DAG file of ours is read."""
+    return loaded(_AIRFLOW)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "airflow_provider_imagen",
+        "airflow_provider_imagen.get_provider_info",
+        "airflow_provider_imagen.exceptions",
+    ],
+)
+def test_what_every_airflow_process_reads_imports_nothing_but_the_standard_library(module):
+    added = loaded(f"import {module}") - loaded("import json")
+
+    assert families(added) - {"airflow_provider_imagen"} <= set(sys.stdlib_module_names)
+    assert not [name for name in added if name.startswith("airflow_provider_imagen.") and name != module]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "airflow_provider_imagen.operators.imagen",
+        "airflow_provider_imagen.decorators.imagen",
+        "airflow_provider_imagen.hooks.imagen",
+        "airflow_provider_imagen.policies.retry",
+    ],
+)
+def test_what_a_dag_file_imports_adds_nothing_heavy_to_what_airflow_has_loaded(airflow, module):
+    added = families(loaded(_AIRFLOW, f"import {module}") - airflow)
+
+    assert added & HEAVY == set()
+    assert {name for name in added if not name.startswith("_")} <= {"airflow_provider_imagen", "airflow"} | set(
+        sys.stdlib_module_names
+    )
+
+
+def test_writing_a_task_down_adds_nothing_heavy_either(airflow):
+    statements = (
+        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator",
+        "ImagenGenerateOperator(task_id='t', prompt='a red fox', output_path='file:///tmp/x', max_usd=1)",
+    )
+
+    assert families(loaded(_AIRFLOW, *statements) - airflow) & HEAVY == set()
+
+
+def test_the_sandbox_and_the_fixtures_are_light_until_they_are_used():
+    before = loaded("import pytest")
+    for module in ("airflow_provider_imagen.testing", "airflow_provider_imagen.sandbox"):
+        added = families(loaded("import pytest", f"import {module}") - before)
+
+        assert added & (HEAVY | {"airflow"}) == set(), module
+
+
+@pytest.mark.parametrize("package", ["api.client", "api.download", "sandbox.app", "storage.saving"])
+def test_what_knows_nothing_of_airflow_does_not_import_it(package):
+    assert "airflow" not in families(loaded(f"import airflow_provider_imagen.{package}"))
+
+
+def test_the_web_framework_belongs_to_the_sandbox_and_the_gallery_only():
+    modules = ("api.client", "api.download", "api.refresh", "storage.saving", "generation.run", "generation.plan")
+    added = families(loaded(*(f"import airflow_provider_imagen.{module}" for module in modules)))
+
+    assert added & {"starlette", "fastapi", "uvicorn"} == set()
+
+
+def test_the_client_shares_no_code_with_the_server_it_is_tested_against():
+    client = {"airflow_provider_imagen.api.client", "airflow_provider_imagen.api.request"}
+    of_client = {name for name in loaded(*(f"import {name}" for name in client)) if "imagen" in name}
+    of_sandbox = {name for name in loaded("import airflow_provider_imagen.sandbox.app") if "imagen" in name}
+
+    assert of_client & of_sandbox == {"airflow_provider_imagen"}

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import inspect
+import json
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+from airflow.sdk import Connection
+
+from airflow_provider_imagen import __version__
+from airflow_provider_imagen.get_provider_info import get_provider_info
+from airflow_provider_imagen.hooks.imagen import ImagenHook, connection_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def info():
+    return get_provider_info()
+
+
+@pytest.fixture
+def connection_type(info):
+    (found,) = info["connection-types"]
+    return found
+
+
+def schema(name):
+    return json.loads(files("airflow").joinpath(name).read_text())
+
+
+def class_paths(value):
+    """Every class or function a structure of provider metadata names."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key.endswith("class-name") or key in ("factory", "handler", "plugin-class"):
+                yield part
+            else:
+                yield from class_paths(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from class_paths(part)
+
+
+def test_the_metadata_is_what_airflow_allows(info):
+    jsonschema.validate(info, schema("provider_info.schema.json"))
+
+
+def test_the_metadata_is_made_anew_each_time_so_nobody_can_spoil_it():
+    get_provider_info()["connection-types"].clear()
+
+    assert get_provider_info()["connection-types"]
+
+
+def test_the_package_is_named_as_its_distribution_and_entry_point(info):
+    (found,) = [entry for entry in entry_points(group="apache_airflow_provider") if "imagen" in entry.value]
+
+    assert found.load() is get_provider_info
+    assert info["package-name"] == found.dist.metadata["Name"] == "airflow-provider-imagen"
+    assert found.dist.version == __version__
+
+
+def test_every_module_named_is_there(info):
+    for kind in ("hooks", "operators"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                import_module(module)
+
+
+def test_every_class_named_is_there(info):
+    paths = [*class_paths(info), *info.get("extra-links", []), *info.get("notifications", [])]
+
+    assert paths
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(import_module(module), name)), path
+
+
+def test_every_integration_named_is_described(info):
+    described = {integration["integration-name"] for integration in info["integrations"]}
+
+    for kind in ("hooks", "operators"):
+        assert {entry["integration-name"] for entry in info[kind]} <= described
+
+
+def test_the_hook_says_the_same_as_the_metadata(connection_type):
+    assert connection_type["hook-class-name"] == f"{ImagenHook.__module__}.{ImagenHook.__name__}"
+    assert connection_type["connection-type"] == ImagenHook.conn_type
+    assert connection_type["hook-name"] == ImagenHook.hook_name
+    assert ImagenHook.conn_name_attr in inspect.signature(ImagenHook).parameters
+    assert inspect.signature(ImagenHook).parameters[ImagenHook.conn_name_attr].default == ImagenHook.default_conn_name
+
+
+def test_airflow_finds_the_connection_type_with_all_its_fields(connection_type):
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+
+    (form,) = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "imagen"]
+
+    assert form.hook_name == connection_type["hook-name"]
+    assert set(form.extra_fields) == set(connection_type["conn-fields"])
+    assert form.standard_fields.password.title == "API key"
+    assert form.standard_fields.login.hidden
+
+
+def test_airflow_makes_the_hook_of_a_connection():
+    assert isinstance(Connection(conn_id="c", conn_type="imagen", password="k").get_hook(), ImagenHook)
+
+
+def test_tasks_can_be_written_with_the_decorator(info):
+    from airflow.sdk import task
+
+    for decorator in info["task-decorators"]:
+        assert callable(getattr(task, decorator["name"]))
+
+
+def test_the_defaults_shown_in_the_form_are_those_of_the_code(connection_type):
+    shown = {name: field["schema"].get("default") for name, field in connection_type["conn-fields"].items()}
+
+    def settings(extra):
+        return connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=json.dumps(extra)))
+
+    assert settings(shown) == settings({})
+
+
+def test_the_numbers_the_form_allows_are_allowed_by_the_code(connection_type):
+    for name, field in connection_type["conn-fields"].items():
+        if field["schema"]["type"] == "number":
+            extra = json.dumps({name: field["schema"]["minimum"]})
+            connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=extra))
+
+
+def test_every_field_of_the_form_is_told_in_the_hooks_docstring(connection_type):
+    for name, field in connection_type["conn-fields"].items():
+        assert f"``{name}``" in ImagenHook.__doc__
+        assert field["label"]
+        assert field["description"].endswith(".")

@@ -1,0 +1,129 @@
+"""The text people see before a DAG goes on, and what their answer selects."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.review import pick_images, review_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+IDS = {"dag_id": "d", "run_id": "r", "task_id": "paint"}
+
+
+def _record(number: int = 0, **values: Any) -> dict[str, Any]:
+    return {
+        "prompt_index": 0,
+        "image_index": number,
+        "prompt": f"prompt {number}",
+        "path": f"/pictures/{number}.png",
+        "sha256": "ab" * 32,
+        "usd": 0.025,
+        "model": "m",
+        "seed": 7,
+        **values,
+    }
+
+
+def test_pictures_stand_in_a_table_numbered_with_prompt_and_cost() -> None:
+    body = review_body([_record(n) for n in range(3)], **IDS)
+
+    head, rule, first, second, _, sums = body.splitlines()
+    assert (head, rule) == ("|  |  |", "| --- | --- |")
+    assert first.count("![Picture") == 2
+    assert second.count("![Picture") == 1
+    assert [int(number) for number in re.findall(r"\*\*(\d+)\*\*", body)] == [1, 2, 3]
+    assert "prompt 2" in second
+    assert sums == r"3 pictures, 0\.0750 USD\."[:-2] + "."
+
+
+def test_pictures_are_shown_through_the_gallery_so_that_no_store_need_be_public() -> None:
+    body = review_body([_record(path="s3://private/a.png")], **IDS)
+
+    (source,) = re.findall(r"!\[[^]]*\]\(([^)]*)\)", body)
+    assert urlsplit(source).path == "/imagen/file"
+    assert parse_qs(urlsplit(source).query)["size"] == ["thumbnail"]
+    assert "s3" not in body
+
+
+def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
+    body = review_body([_record(path=None, url="https://cdn.example/a b.png?x=(1)")], **IDS)
+
+    assert "![Picture 1](https://cdn.example/a%20b.png?x=%281%29)" in body
+
+
+@pytest.mark.parametrize("prompt", ["a | b\n| c", "![x](http://evil)", "[click](javascript:x)", "<img src=x>", "`x` **y**", "# x\n---"])
+def test_a_prompt_cannot_add_markup_or_cells(prompt: str) -> None:
+    plain, hostile = (review_body([_record(prompt=text)], **IDS) for text in ("plain", prompt))
+
+    assert len(hostile.splitlines()) == len(plain.splitlines())
+    without_escapes = re.sub(r"\\[!-/:-@\[-`{-~]", "", hostile)
+    kept = re.sub(r"\\[!-/:-@\[-`{-~]", "", plain)
+    for mark in "|[]()!<>`*#":
+        assert without_escapes.count(mark) == kept.count(mark), mark
+
+
+def test_only_a_bounded_number_is_shown_and_the_rest_is_linked() -> None:
+    body = review_body([_record(n) for n in range(70)], **IDS, columns=6)
+
+    assert body.count("![Picture") == 60
+    assert "/imagen/run?dag_id=d&run_id=r" in body
+
+
+def test_nothing_to_look_at_is_said() -> None:
+    assert review_body([], **IDS) == "There is no picture to look at."
+
+
+def test_the_choice_is_given_back_as_records_in_the_order_they_were_made() -> None:
+    images = [_record(n) for n in range(4)]
+
+    assert pick_images(images, ["4", "2", "2"]) == [images[1], images[3]]
+    assert pick_images(images, []) == []
+
+
+@pytest.mark.parametrize("option", ["0", "5", "-1", "Approve", "1.0", ""])
+def test_a_number_that_is_no_picture_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match="numbered 1 to 4"):
+        pick_images([_record(n) for n in range(4)], [option])
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_the_text_and_the_choice_work_for_few_pictures_and_for_many(run_dag: Callable[..., Any], tmp_path: Path) -> None:
+    """Many pictures leave only a pointer to their manifest in XCom; the running DAG and run are filled in."""
+    from airflow.sdk import DAG, task
+
+    with DAG("reviewed", schedule=None) as dag:
+
+        @task
+        def look(images: Any, task_id: str) -> str:
+            return review_body(images, task_id=task_id)
+
+        @task
+        def choose(images: Any, task_id: str) -> list[dict[str, Any]]:
+            return pick_images(images, ["2"], task_id=task_id)
+
+        for name, count in (("few", 2), ("many", 80)):
+            paint = ImagenGenerateOperator(
+                task_id=name,
+                prompt=[f"{name} {n}: {'long ' * 60}" for n in range(count)],
+                output_path=str(tmp_path),
+                concurrency=16,
+            )
+            look.override(task_id=f"look_{name}")(paint.output["images"], name)
+            choose.override(task_id=f"choose_{name}")(paint.output["images"], name)
+    run = run_dag(dag)
+
+    assert str(run.state) == "success"
+    for name, shown in (("few", 2), ("many", 60)):
+        text = run.get_task_instance(f"look_{name}").xcom_pull(task_ids=f"look_{name}")
+        (chosen,) = run.get_task_instance(f"choose_{name}").xcom_pull(task_ids=f"choose_{name}")
+        assert text.count("![Picture") == shown
+        assert f"dag_id=reviewed&run_id={run.run_id[:6]}" in text
+        assert chosen["prompt"].startswith(f"{name} 1:")
