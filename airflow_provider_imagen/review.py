@@ -61,17 +61,16 @@ def review_body(
         raise ValueError(f"columns={columns}: 1 to 6 are allowed")
     dag_id, run_id = _running(dag_id, run_id)
     records = _records(images, (dag_id, run_id, task_id, map_index))
-    root = gallery_root()
-    cells = [
-        _cell(number, record, root=root, ids={"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index})
-        for number, record in enumerate(records[:MAX_REVIEWED], start=1)
-    ]
-    if not cells:
+    if not records:
         return "There is no picture to look at."
-    columns = min(columns, len(cells))
-    cells += [""] * (-len(cells) % columns)
-    rows = [f"| {' | '.join(cells[start : start + columns])} |" for start in range(0, len(cells), columns)]
-    lines = [f"|{'  |' * columns}", f"|{' --- |' * columns}", *rows, "", _sentence(records)]
+    root = gallery_root()
+    ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    prompts = {str(record.get("prompt") or "") for record in records}
+    shown = records[:MAX_REVIEWED]
+    pictures = [_picture(number, record, root=root, ids=ids) for number, record in enumerate(shown, start=1)]
+    captions = [_caption(number, record, alone=len(prompts) == 1) for number, record in enumerate(shown, start=1)]
+    lines = [_escape(prompt) for prompt in prompts] + [""] if len(prompts) == 1 else []
+    lines += [*_table(pictures, captions, min(columns, len(shown))), "", _sums(records)]
     if len(records) > MAX_REVIEWED:
         address = run_address(root=root, dag_id=dag_id, run_id=run_id)
         lines.append(f"Only the first {MAX_REVIEWED} are shown here; [see all of them]({address}).")
@@ -127,24 +126,46 @@ def _records(images: Images, ids: tuple[Any, ...] | None) -> list[Record]:
     return [line for line in lines if tuple(line.get(key) for key in keys) == ids]
 
 
-def _cell(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
+def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
+    """Show a picture that leads to its page."""
     place = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
     if record.get("path"):
         source = picture_address(root=root, **place, size="thumbnail", v=str(record.get("sha256") or "")[:12])
     else:
         source = str(record.get("url") or "")
-    facts = [str(record["model"])] if record.get("model") else []
-    if record.get("seed") is not None:
-        facts.append(f"seed {record['seed']}")
+    return f"[![Picture {number}]({_target(source)})]({picture_address(root=root, **place)})"
+
+
+def _caption(number: int, record: Record, *, alone: bool) -> str:
+    """
+    Say what a picture is.
+
+    :param alone: all pictures have one prompt, which stands above them
+    """
+    facts = [] if alone else [str(record.get("prompt") or "")]
+    facts += [str(record["model"])] if record.get("model") else []
+    facts += [f"seed {record['seed']}"] if record.get("seed") is not None else []
     facts.append(_cost(record.get("usd")))
-    page = picture_address(root=root, **place)
-    return (
-        f"**{number}** [![Picture {number}]({_target(source)})]({page})"
-        f" {_escape(str(record.get('prompt') or ''))} *{_escape(' · '.join(facts))}*"
-    )
+    return f"**{number}** · {' · '.join(_escape(fact) for fact in facts if fact)}"
 
 
-def _sentence(records: Sequence[Record]) -> str:
+def _table(pictures: list[str], captions: list[str], columns: int) -> list[str]:
+    """Lay pictures out in rows, each row followed by one of captions, because a cell cannot hold two lines."""
+    gaps = [""] * (-len(pictures) % columns)
+    pictures, captions = pictures + gaps, captions + gaps
+    rows = [
+        _row(cells[start : start + columns])
+        for start in range(0, len(pictures), columns)
+        for cells in (pictures, captions)
+    ]
+    return [_row([""] * columns), _row(["---"] * columns), *rows]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _sums(records: Sequence[Record]) -> str:
     known = [record["usd"] for record in records if isinstance(record.get("usd"), (int, float))]
     about = "" if len(known) == len(records) else "at least "
     plural = "" if len(records) == 1 else "s"

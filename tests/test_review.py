@@ -35,13 +35,19 @@ def _record(number: int = 0, **values: Any) -> dict[str, Any]:
 def test_pictures_stand_in_a_table_numbered_with_prompt_and_cost() -> None:
     body = review_body([_record(n) for n in range(3)], **IDS)
 
-    head, rule, first, second, _, sums = body.splitlines()
+    head, rule, pictures, captions, *_, sums = body.splitlines()
     assert (head, rule) == ("|  |  |", "| --- | --- |")
-    assert first.count("![Picture") == 2
-    assert second.count("![Picture") == 1
+    assert pictures.count("![Picture") == 2
     assert [int(number) for number in re.findall(r"\*\*(\d+)\*\*", body)] == [1, 2, 3]
-    assert "prompt 2" in second
-    assert sums == r"3 pictures, 0\.0750 USD\."[:-2] + "."
+    assert captions == r"| **1** · prompt 0 · m · seed 7 · 0\.0250 USD | **2** · prompt 1 · m · seed 7 · 0\.0250 USD |"
+    assert sums == r"3 pictures, 0\.0750 USD."
+
+
+def test_a_prompt_that_all_pictures_share_is_said_once() -> None:
+    body = review_body([_record(n, prompt="a raccoon") for n in range(4)], **IDS)
+
+    assert body.startswith("a raccoon\n\n|")
+    assert body.count("raccoon") == 1
 
 
 def test_pictures_are_shown_through_the_gallery_so_that_no_store_need_be_public() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, find_model
+from airflow_provider_imagen.api.fields import show
 from airflow_provider_imagen.api.inputs import (
     INPUT_ARGUMENT,
     MAX_INPUT_BYTES,
@@ -45,6 +46,8 @@ INPUT_NAMES: Final = (INPUT_ARGUMENT, *IMAGE_FIELDS)
 """Arguments that name pictures."""
 
 _READS_AT_ONCE: Final = 4
+_STAND_IN: Final = "https://unusable.invalid"
+"""Keeps the place of a picture that cannot be used, so that the rest of its item is checked all the same."""
 
 Asked = dict[str, Any]
 Files = list[tuple[str, tuple[str, bytes, str]]]
@@ -101,11 +104,12 @@ class InputReader:
                 picture = found.get(reference, reference) if reference else None
                 if isinstance(picture, str) and reference in found:
                     problems.append(Problem(field, reference, picture))
+                    picture = _STAND_IN
                 elif picture is None:
-                    problems.append(Problem(field, part, why_no_reference(part)))
-                else:
-                    pictures.append(picture)
-            resolved[name] = pictures[0] if is_one and pictures else pictures
+                    problems.append(Problem(field, show(part), why_no_reference(part)))
+                    picture = _STAND_IN
+                pictures.append(picture)
+            resolved[name] = pictures[0] if is_one else pictures
         return resolved
 
     def _look_at(self, address: str) -> PictureFile | str:

@@ -16,7 +16,7 @@ PROMPTS = [
 ]
 
 
-@dag(schedule=None, tags=["browser"])
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
 def many_pictures():
     ImagenGenerateOperator(
         task_id="posters",
@@ -27,6 +27,7 @@ def many_pictures():
         output_path="{{ params.output_path }}",
         thumbnail_pixels=320,
         on_filtered="accept",
+        on_failure="accept",
     )
     ImagenGenerateOperator.partial(task_id="banners", aspect_ratio="16:9", output_path="{{ params.output_path }}").expand(
         prompt=PROMPTS[:3]
@@ -34,5 +35,4 @@ def many_pictures():
     ImagenGenerateOperator(task_id="not_stored", prompt="A boat in the fog")
 
 
-dag = many_pictures()
-dag.params["output_path"] = "pictures"
+many_pictures()

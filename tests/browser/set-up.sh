@@ -11,7 +11,24 @@ if ! command -v chromium >/dev/null; then
 fi
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+clean_up() {
+  "$python" - "$work/sessions" <<'PYTHON'
+import os, signal, sys
+from pathlib import Path
+
+noted = Path(sys.argv[1])
+sessions = {int(line) for line in noted.read_text().splitlines()} if noted.exists() else set()
+for entry in Path("/proc").iterdir():
+    try:
+        if entry.name.isdigit() and os.getsid(int(entry.name)) in sessions:
+            os.kill(int(entry.name), signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+PYTHON
+  rm -rf "$work"
+}
+trap clean_up EXIT
+unset AIRFLOW_HOME
 "$python" -m venv "$work/driver" # the browser's driver and Airflow must not share dependencies
 "$work/driver/bin/pip" install --quiet --disable-pip-version-check 'playwright>=1.50' 'pytest>=8.3' 'pytest-timeout>=2.3'
 

@@ -131,6 +131,7 @@ class Painting:
 
     :param arguments: of the operator; may be changed between tries as an author changes a DAG file
     :param order: what every process is told
+    :param tries: all there were, also of the siblings of a mapped task; the first starts the run of the DAG
     """
 
     nursery: Nursery
@@ -138,11 +139,13 @@ class Painting:
     folder: Path
     arguments: dict[str, Any]
     order: dict[str, Any]
+    tries: list[Fork] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
 
     def start(self, kill: dict[str, Any] | None = None) -> Fork:
         """Start the next try in a process of its own."""
-        return self._fork("attempt", kill=kill)
+        self.tries.append(self._fork("attempt", kill=kill, is_first=not self.tries))
+        return self.tries[-1]
 
     def finish(self, fork: Fork | None = None) -> dict[str, Any]:
         """Do the next try, or wait for one that is under way, to its end; say how it ended."""
@@ -168,14 +171,10 @@ class Painting:
         """Read what the database holds."""
         return self._fork("look").result()
 
-    def begin(self) -> None:
-        """Start a run of the DAG."""
-        self.order["run_id"] = self._fork("begin").result()["run_id"]
-
     def of(self, map_index: int) -> Painting:
         """Give another instance of a mapped task, in the same run."""
         order = {**self.order, "map_index": map_index}
-        return Painting(self.nursery, self.sandbox, self.folder, self.arguments, order)
+        return Painting(self.nursery, self.sandbox, self.folder, self.arguments, order, self.tries)
 
     def _fork(self, deed: str, **more: Any) -> Fork:
         return self.nursery.fork({**self.order, "do": deed, "arguments": self.arguments, **more})
@@ -277,7 +276,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture
 def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., Painting]:
-    """Give a function that starts a run of a DAG with one operator; its task has not been tried yet."""
+    """Give a function that makes a DAG with one operator; its task has not been tried yet."""
     folder = tmp_path / "pictures"
 
     def make(*, dag: str = "painting", mapped: bool = False, **options: Any) -> Painting:
@@ -290,8 +289,6 @@ def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., P
             "connection": {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key},
             **own,
         }
-        painting = Painting(nursery, sandbox, folder, arguments, order)
-        painting.begin()
-        return painting
+        return Painting(nursery, sandbox, folder, arguments, order)
 
     return make

@@ -1,0 +1,391 @@
+"""
+What people see: a real Airflow behind a base path, a real Chromium, two users.
+
+Run by ``set-up.sh``, in an environment that has the browser's driver and not Airflow. The tests build on each other, in
+the order they stand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "example_dags"
+ARTIFACTS = Path(os.environ["ARTIFACTS"])
+WORK = Path(os.environ["IMAGEN_WORK"])
+BASE_PATH = "/data/airflow"
+KEY = "f" * 32
+PASSWORDS = {"ann": "ann-sees-all", "bob": "bob-sees-nothing"}
+
+
+@dataclass
+class Airflow:
+    url: str
+    sandbox: str
+    token: str = ""
+
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            method=method,
+            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {self.token}"} if self.token else {})},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    def start_run(self, dag_id: str, **conf: Any) -> str:
+        _wait_for(lambda: not self.call(f"/api/v2/dags/{dag_id}")["is_paused"], f"{dag_id} to be there")
+        run = self.call(f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
+        return run["dag_run_id"]
+
+    def state_of(self, dag_id: str, run_id: str, task_id: str | None = None) -> str | None:
+        task = f"/taskInstances/{task_id}" if task_id else ""
+        return self.call(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}{task}")["state"]
+
+    def result_of(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
+        return self.call(f"{path}?deserialize=true")["value"]
+
+    def wait_for(self, dag_id: str, run_id: str, state: str, task_id: str | None = None) -> None:
+        _wait_for(
+            lambda: self.state_of(dag_id, run_id, task_id) == state, f"{dag_id} {task_id or ''} to be {state}", seconds=60
+        )
+
+
+def _wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except (OSError, HTTPError):
+            pass
+        time.sleep(0.3)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _start(name: str, command: list[str], environment: dict[str, str]) -> Path:
+    """Start a process in a session of its own, which set-up.sh ends with everything in it."""
+    log = WORK / f"{name}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=WORK, start_new_session=True)
+    with (WORK / "sessions").open("a") as sessions:
+        sessions.write(f"{process.pid}\n")
+    return log
+
+
+@pytest.fixture(scope="session")
+def airflow() -> Iterator[Airflow]:
+    python = os.environ["AIRFLOW_PYTHON"]
+    airflow_command = str(Path(python).with_name("airflow"))
+    home = WORK / "home"
+    (home / "dags").mkdir(parents=True)
+    for name in ("imagen_pick_best.py", "imagen_approve.py"):
+        shutil.copy(EXAMPLES / name, home / "dags")
+    shutil.copy(HERE / "dags.py", home / "dags" / "many_pictures.py")
+    (home / "passwords.json").write_text(json.dumps(PASSWORDS))
+    port, sandbox_port = _free_port(), _free_port()
+    url = f"http://localhost:{port}{BASE_PATH}"
+    sandbox = f"http://127.0.0.1:{sandbox_port}"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")},
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__AUTH_MANAGER": "restricted_auth_manager.RestrictedAuthManager",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API_AUTH__JWT_SECRET": "s" * 64,
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW_CONN_IMAGEN_DEFAULT": json.dumps({"conn_type": "imagen", "extra": {"sandbox": True}}),
+    }
+    subprocess.run([airflow_command, "db", "migrate"], env=environment, check=True, capture_output=True)
+    log = _start(
+        "sandbox",
+        [python, "-m", "airflow_provider_imagen.cli", "sandbox", "--port", str(sandbox_port)],
+        environment,
+    )
+    _wait_for(lambda: "Connection:" in log.read_text(), "the sandbox")
+    said = re.search(r"AIRFLOW_CONN_IMAGEN_DEFAULT='(.*)'", log.read_text())
+    environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = said[1]
+    for fault in (
+        {"kind": "fewer", "count": 1, "prompt": "street market"},
+        {"kind": "upstream_4xx", "times": None, "prompt": "bowl of oranges"},
+    ):
+        Airflow(sandbox, sandbox).call("/_sandbox/faults", fault)
+    for name in ("api-server", "scheduler", "dag-processor"):
+        _start(name, [airflow_command, name], environment)
+    server = Airflow(url, sandbox)
+    _wait_for(lambda: server.call("/api/v2/monitor/health"), "the api-server", seconds=90)
+    server.token = server.call("/auth/token", {"username": "ann", "password": PASSWORDS["ann"]})["access_token"]
+    server.key = json.loads(said[1])["password"]
+    yield server
+    for name in ("api-server", "scheduler", "dag-processor", "sandbox"):
+        shutil.copy(WORK / f"{name}.log", ARTIFACTS)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def _log_in(browser: Browser, airflow: Airflow, name: str, **options: Any) -> BrowserContext:
+    context = browser.new_context(viewport={"width": 1360, "height": 900}, **options)
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.goto(f"{airflow.url}/")
+    page.fill("input[name=username]", name)
+    page.fill("input[name=password]", PASSWORDS[name])
+    page.click("button[type=submit]")
+    page.wait_for_url(lambda url: "/auth/login" not in url)
+    page.close()
+    return context
+
+
+@pytest.fixture(scope="session")
+def ann(browser: Browser, airflow: Airflow) -> Iterator[Page]:
+    context = _log_in(browser, airflow, "ann", color_scheme="light")
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    # What the browser refuses to do must not be silent: the pages ask for nothing their policy forbids.
+    page.refused = []
+    page.on("console", lambda message: page.refused.append(message.text) if "Content Security Policy" in message.text else None)
+    yield page
+    context.close()
+
+
+def _shoot(page: Page, name: str, **options: Any) -> None:
+    page.screenshot(path=str(ARTIFACTS / f"{name}.png"), **options)
+
+
+def _all_loaded(frame: Any) -> bool:
+    return frame.evaluate(
+        "() => { const all = [...document.querySelectorAll('img')].filter(i => !i.hidden && i.getBoundingClientRect().top"
+        " < innerHeight); return all.length > 0 && all.every(i => i.complete && i.naturalWidth > 0) }"
+    )
+
+
+@pytest.fixture(scope="session")
+def run_id(airflow: Airflow) -> str:
+    run_id = airflow.start_run("many_pictures", output_path=str(WORK / "pictures"))
+    airflow.wait_for("many_pictures", run_id, "success")
+    return run_id
+
+
+def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(ann: Page, airflow: Airflow) -> None:
+    ann.goto(f"{airflow.url}/connections")
+    ann.get_by_role("button", name="Add Connection").click()
+    ann.locator("input[name=connection_id]").fill("imagen_browser")
+    ann.get_by_role("combobox").first.click()
+    ann.keyboard.type("AI/ML")
+    ann.keyboard.press("Enter")
+    expect(ann.get_by_text("API key", exact=False).first).to_be_visible()
+    ann.get_by_text("Extra Fields", exact=True).first.click()
+    for label in ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS"):
+        expect(ann.get_by_text(label, exact=True).first).to_be_visible()
+    _shoot(ann, "01-connection-form", full_page=True)
+    ann.locator("input[name=host]").fill(airflow.sandbox)
+    ann.locator("input[name=password]").fill(airflow.key)
+    _shoot(ann, "02-connection-form-filled", full_page=True)
+    ann.get_by_role("button", name="Save").click()
+    expect(ann.get_by_text("imagen_browser").first).to_be_visible()
+    ann.get_by_role("button", name="Test Connection").first.click()
+    ann.wait_for_timeout(2500)
+    _shoot(ann, "03-connection-tested")
+
+
+def test_the_tab_of_a_run_shows_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
+    ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}")
+    ann.get_by_role("link", name="Pictures").first.click()
+    frame = ann.frame_locator("iframe[title=Pictures]")
+    expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
+    expect(frame.locator("a.card")).to_have_count(13)
+    inner = ann.frame(url=re.compile("/imagen/run"))
+    _wait_for(lambda: _all_loaded(inner), "the previews")
+    _shoot(ann, "04-run-tab-light")
+
+
+def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id: str) -> None:
+    inner = ann.frame(url=re.compile("/imagen/run"))
+    light = inner.evaluate("getComputedStyle(document.body).backgroundColor")
+    ann.evaluate("localStorage.setItem('theme', 'dark')")
+    ann.reload()
+    ann.frame_locator("iframe[title=Pictures]").locator("a.card").first.wait_for()
+    inner = ann.frame(url=re.compile("/imagen/run"))
+    _wait_for(lambda: _all_loaded(inner), "the previews")
+    assert light == "rgb(255, 255, 255)"
+    assert inner.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(0, 0, 0)"
+    _shoot(ann, "05-run-tab-dark")
+    ann.evaluate("localStorage.setItem('theme', 'light')")
+
+
+def test_the_button_of_a_task_leads_to_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
+    ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}/tasks/posters/details")
+    link = ann.get_by_role("link", name="Pictures", exact=True)
+    link.last.scroll_into_view_if_needed()
+    _shoot(ann, "06-task-link")
+    ann.get_by_role("link", name="Pictures", exact=True).last.click()
+    ann.wait_for_url(re.compile(f"{BASE_PATH}/imagen/task"))
+    expect(ann.locator("a.card")).to_have_count(9)
+    expect(ann.get_by_text("withheld 1 of 2 pictures")).to_be_visible()
+    _wait_for(lambda: _all_loaded(ann), "the previews")
+    _shoot(ann, "07-task-gallery", full_page=True)
+
+
+def test_mapped_task_instances_have_links_of_their_own(ann: Page, airflow: Airflow, run_id: str) -> None:
+    for map_index in range(3):
+        answer = airflow.call(
+            f"/api/v2/dags/many_pictures/dagRuns/{run_id}/taskInstances/banners/links?map_index={map_index}"
+        )
+        assert f"map_index={map_index}" in answer["extra_links"]["Pictures"]
+        ann.goto(f"{airflow.url}{answer['extra_links']['Pictures'].removeprefix(BASE_PATH)}")
+        expect(ann.locator("a.card")).to_have_count(1)
+
+
+def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
+    ann: Page, airflow: Airflow, run_id: str
+) -> None:
+    ann.goto(f"{airflow.url}/imagen/task?dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}&task_id=posters")
+    ann.locator("a.card").first.focus()
+    ann.keyboard.press("ArrowRight")
+    ann.keyboard.press("Enter")
+    ann.wait_for_url(re.compile("/imagen/picture"))
+    _wait_for(lambda: _all_loaded(ann), "the picture")
+    expect(ann.get_by_role("heading", name="Picture 2 of 9")).to_be_visible()
+    _shoot(ann, "08-picture", full_page=True)
+    ann.get_by_role("button", name="Copy").click()
+    expect(ann.get_by_text("Copied.")).to_be_visible()
+    copied = ann.evaluate("navigator.clipboard.readText()")
+    assert "aspect_ratio='3:4'" in copied
+    compile(copied, "copied", "exec")
+    ann.keyboard.press("ArrowRight")
+    expect(ann.get_by_role("heading", name="Picture 3 of 9")).to_be_visible()
+    ann.keyboard.press("Escape")
+    ann.wait_for_url(re.compile("/imagen/task"))
+
+
+def test_the_newest_runs_of_a_dag_are_a_tab_too(ann: Page, airflow: Airflow, run_id: str) -> None:
+    ann.goto(f"{airflow.url}/dags/many_pictures")
+    ann.get_by_role("link", name="Pictures").first.click()
+    frame = ann.frame_locator("iframe[title=Pictures]")
+    expect(frame.locator("a.card").first).to_be_visible()
+    inner = ann.frame(url=re.compile("/imagen/dag"))
+    _wait_for(lambda: _all_loaded(inner), "the previews")
+    _shoot(ann, "09-dag-tab")
+
+
+def test_it_can_be_read_on_a_telephone(browser: Browser, airflow: Airflow, run_id: str) -> None:
+    context = _log_in(browser, airflow, "ann", color_scheme="dark")
+    page = context.new_page()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{airflow.url}/imagen/task?dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}&task_id=posters")
+    _wait_for(lambda: _all_loaded(page), "the previews")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    _shoot(page, "10-telephone-dark")
+    context.close()
+
+
+def test_a_person_picks_the_best_and_only_those_go_on(ann: Page, airflow: Airflow) -> None:
+    run = airflow.start_run("imagen_pick_best", output_path=str(WORK / "picked"))
+    airflow.wait_for("imagen_pick_best", run, "awaiting_input", "review")
+    ann.goto(f"{airflow.url}/dags/imagen_pick_best/runs/{run}/tasks/review/required_actions")
+    pictures = ann.locator("table img")
+    expect(pictures).to_have_count(4)
+    _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
+    _shoot(ann, "11-review", full_page=True)
+    ann.get_by_role("combobox").last.click()
+    for number in ("2", "4"):
+        ann.get_by_role("option", name=number, exact=True).click()
+    ann.keyboard.press("Escape")
+    _shoot(ann, "12-review-chosen", full_page=True)
+    ann.get_by_role("button", name="OK").or_(ann.get_by_role("button", name="Respond")).or_(
+        ann.get_by_role("button", name="Submit")
+    ).first.click()
+    airflow.wait_for("imagen_pick_best", run, "success")
+    chosen = airflow.result_of("imagen_pick_best", run, "choose")
+    assert [record["image_index"] for record in chosen] == [1, 3]
+    assert airflow.result_of("imagen_pick_best", run, "publish") == [record["path"] for record in chosen]
+
+
+def test_a_person_approves_before_anything_is_published(ann: Page, airflow: Airflow) -> None:
+    run = airflow.start_run("imagen_approve", output_path=str(WORK / "approved"))
+    airflow.wait_for("imagen_approve", run, "awaiting_input", "review")
+    assert airflow.state_of("imagen_approve", run, "publish") in (None, "none", "scheduled")
+    ann.goto(f"{airflow.url}/dags/imagen_approve/runs/{run}/tasks/review/required_actions")
+    expect(ann.locator("table img")).to_have_count(2)
+    _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
+    _shoot(ann, "13-approval", full_page=True)
+    ann.get_by_role("button", name="Approve").click()
+    airflow.wait_for("imagen_approve", run, "success")
+    assert len(airflow.result_of("imagen_approve", run, "publish")) == 2
+
+
+def test_a_user_without_access_sees_nothing(browser: Browser, airflow: Airflow, run_id: str) -> None:
+    context = _log_in(browser, airflow, "bob")
+    page = context.new_page()
+    query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
+    answer = page.goto(f"{airflow.url}/imagen/run?{query}")
+    assert answer.status == 403
+    _shoot(page, "14-no-access")
+    for path in ("task?task_id=posters&", "dag?", "picture?task_id=posters&prompt_index=0&image_index=0&", "file?task_id=posters&prompt_index=0&image_index=0&"):
+        assert context.request.get(f"{airflow.url}/imagen/{path}{query}").status == 403
+    context.close()
+
+
+def test_without_a_session_one_is_asked_to_log_in_and_comes_back(browser: Browser, airflow: Airflow, run_id: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{airflow.url}/imagen/dag?dag_id=many_pictures")
+    page.fill("input[name=username]", "ann")
+    page.fill("input[name=password]", PASSWORDS["ann"])
+    page.click("button[type=submit]")
+    page.wait_for_url(re.compile("/imagen/dag"))
+    expect(page.locator("a.card").first).to_be_visible()
+    context.close()
+
+
+def test_pictures_that_are_gone_say_so(ann: Page, airflow: Airflow, run_id: str) -> None:
+    shutil.rmtree(WORK / "pictures")
+    query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
+    ann.goto(f"{airflow.url}/imagen/picture?{query}&task_id=posters&prompt_index=0&image_index=0")
+    expect(ann.get_by_text("The stored file is not there any more")).to_be_visible()
+    ann.goto(f"{airflow.url}/imagen/task?{query}&task_id=banners&map_index=0")
+    _shoot(ann, "15-gone")
+
+
+def test_the_browser_had_to_refuse_nothing(ann: Page) -> None:
+    assert ann.refused == []

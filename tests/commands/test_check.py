@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+
+from airflow_provider_imagen.cli import main
+from airflow_provider_imagen.sandbox import Fault
+
+DAG = """
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+ImagenGenerateOperator(task_id="a", prompt="x", model={model!r})
+"""
+
+
+@pytest.fixture
+def run(capsys, tmp_path):
+    def run(*argv, model="flux/schnell"):
+        (tmp_path / "dag.py").write_text(DAG.format(model=model))
+        status = main(["check", str(tmp_path), *argv])
+        shown = capsys.readouterr()
+        return status, shown.out
+
+    return run
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_all_is_well_with_a_good_key_and_living_models(run, sandbox):
+    status, out = run()
+    assert status == 0
+    assert "Balance: 100.00 USD" in out
+    assert "flux/schnell: alive (dag.py:3)" in out
+    assert "imagen-3.0-generate-002: alive (connection imagen_default)" in out
+    assert sandbox.ledger() == []
+    assert sandbox.api_key not in out
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_withdrawn_model_fails_the_job_and_names_its_successor(run, sandbox):
+    sandbox.add_fault(Fault("withdrawn", model="flux/schnell", replaced_by="flux/dev", times=None))
+    status, out = run()
+    assert status == 1
+    assert "WRONG flux/schnell: withdrawn" in out
+    assert "use flux/dev (dag.py:3)" in out
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_typing_error_in_a_model_is_found(run):
+    status, out = run("--json", model="flux/schnel")
+    report = json.loads(out)
+    assert status == 1
+    assert report["ok"] is False
+    (wrong,) = [model for model in report["models"] if not model["ok"]]
+    assert (wrong["state"], wrong["similar"][0], wrong["places"]) == ("unknown", "flux/schnell", ["dag.py:3"])
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_an_empty_account_fails_the_job_and_the_models_are_still_checked(run, sandbox):
+    sandbox.configure(balance_usd=Decimal(0))
+    status, out = run()
+    assert status == 1
+    assert "out of credits" in out
+    assert "flux/schnell: alive" in out
+
+
+def test_a_wrong_key_fails_the_job_without_being_shown(run, sandbox, monkeypatch):
+    connection = {"conn_type": "imagen", "host": sandbox.url, "password": "0123456789abcdef" * 2}
+    monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps(connection))
+    status, out = run()
+    assert status == 1
+    assert "WRONG connection imagen_default" in out
+    assert "0123456789abcdef" not in out
+
+
+def test_a_connection_nobody_defined_is_told(run):
+    status, out = run("--imagen-conn-id", "imagen_nowhere")
+    assert status == 1
+    assert "imagen_nowhere" in out
+    assert "the models could not be checked" in out
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_an_api_without_its_lists_is_no_clean_bill(run, sandbox):
+    sandbox.add_fault(Fault("status", path="/v1/models/deprecations", times=None))
+    status, out = run("--json")
+    assert status == 1
+    assert json.loads(out)["models"] is None
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(capsys, tmp_path):
+    assert main(["check", str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_airflow_database")
+def test_a_connection_of_the_database_is_found(run, sandbox):
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.add(Connection(conn_id="imagen_stored", conn_type="imagen", host=sandbox.url, password=sandbox.api_key))
+    try:
+        status, out = run("--imagen-conn-id", "imagen_stored")
+    finally:
+        with create_session() as session:
+            session.query(Connection).filter_by(conn_id="imagen_stored").delete()
+    assert status == 0, out

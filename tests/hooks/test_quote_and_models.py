@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.exceptions import InvalidArgumentsError
+from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.sandbox import Fault
+
+
+@pytest.fixture
+def hook(imagen_connection):
+    hook = ImagenHook(imagen_connection)
+    yield hook
+    hook.close()
+
+
+def test_a_quote_is_what_the_sandbox_then_charges(hook, sandbox):
+    quote = hook.quote("a cat", model="flux/dev", num_images=3)
+    hook.generate_images("a cat", model="flux/dev", num_images=3)
+    assert (quote.source, quote.images, quote.requests) == ("live", 3, 1)
+    assert quote.usd == sum(charge.usd for charge in sandbox.ledger())
+
+
+def test_a_quote_knows_lists_of_prompts_and_models_that_make_one_picture_each(hook, sandbox):
+    quote = hook.quote(["a", {"prompt": "b", "model": "openai/gpt-image-2", "num_images": 2}], model="flux/schnell")
+    assert (quote.images, quote.requests) == (3, 3)
+    assert sandbox.ledger() == []
+
+
+def test_the_quality_asked_for_has_its_own_price(hook):
+    prices = [hook.quote("a", model="openai/gpt-image-2", parameters={"quality": q}).usd for q in ("low", "high")]
+    assert prices == [Decimal("0.0135"), Decimal("0.216")]
+
+
+def test_without_live_prices_the_last_known_ones_are_taken_and_marked(hook, sandbox):
+    sandbox.add_fault(Fault("status", path="/v1/models", times=None))
+    quote = hook.quote("a", model="flux/schnell", num_images=2)
+    assert (quote.usd, quote.source) == (Decimal("0.008"), "last known")
+    unknown = hook.quote(["a", {"prompt": "b", "model": "openai/gpt-image-1"}], model="flux/schnell")
+    assert (unknown.usd, unknown.source) == (None, "unknown")
+
+
+def test_a_quote_refuses_what_a_task_would_refuse(hook):
+    with pytest.raises(InvalidArgumentsError):
+        hook.quote("a", model="flux/schnell", num_images=5)
+    with pytest.raises(InvalidArgumentsError, match="no such file"):
+        hook.quote("a", model="reve/edit-image", input_images="/nowhere/cat.png")
+
+
+def test_models_are_judged_by_what_the_api_says_now(hook, sandbox):
+    sandbox.add_fault(Fault("withdrawn", model="flux/dev", replaced_by="flux/schnell", times=None))
+    states = hook.check_models(["flux/dev", "flux/schnell", "flux/nothing"])
+    assert [state.state for state in states] == ["withdrawn", "alive", "unknown"]
+    assert states[0].successor == "flux/schnell"
+
+
+@pytest.mark.parametrize("model", ["reve/edit-image", "bytedance/seedream-v4-edit", "openai/gpt-image-1"])
+def test_the_hook_edits_a_stored_picture(hook, sandbox, tmp_path, model):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (64, 64), (220, 20, 20)).save(path)
+
+    (generation,) = hook.generate_images("night market", model=model, input_images=str(path))
+
+    with Image.open(BytesIO(hook.download(generation.urls[0]))) as made:
+        red, green, blue = made.convert("RGB").resize((1, 1)).getpixel((0, 0))
+    assert red > green
+    assert red > blue
+
+
+def test_the_hook_refuses_a_picture_that_is_not_there(hook, sandbox):
+    with pytest.raises(InvalidArgumentsError) as caught:
+        hook.generate_images("x", model="reve/edit-image", input_images="/nowhere/cat.png")
+    assert [problem.field for problem in caught.value.problems] == ["input_images"]
+    assert sandbox.ledger() == []

@@ -1,0 +1,175 @@
+"""Pictures that go in, through a real Airflow and the sandbox."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from airflow.sdk import DAG, task
+from PIL import Image
+
+from airflow_provider_imagen.exceptions import InvalidArgumentsError
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.sandbox import Fault
+
+pytestmark = pytest.mark.usefixtures("imagen_connection")
+
+EDITORS = [
+    "flux/kontext-pro/image-to-image",
+    "bytedance/seedream-v4-edit",
+    "alibaba/qwen-image-edit",
+    "openai/gpt-image-1",
+]
+
+
+@pytest.fixture
+def red(tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (64, 48), (220, 20, 20)).save(path)
+    return path
+
+
+@pytest.fixture
+def paint(run_dag, tmp_path):
+    """Run one operator; give the task instance and the error that ended it."""
+    numbers = iter(range(100))
+
+    def paint(**arguments):
+        errors = []
+        with DAG(f"inputs_{tmp_path.name}_{next(numbers)}", schedule=None) as dag:
+            ImagenGenerateOperator(
+                task_id="paint",
+                on_failure_callback=lambda context: errors.append(context["exception"]),
+                retry_delay=timedelta(0),
+                **{"output_path": str(tmp_path / "out"), **arguments},
+            )
+        return run_dag(dag).get_task_instance("paint"), (errors or [None])[-1]
+
+    return paint
+
+
+def mean_color(path):
+    with Image.open(path) as picture:
+        return picture.convert("RGB").resize((1, 1)).getpixel((0, 0))
+
+
+@pytest.mark.parametrize("model", EDITORS)
+def test_the_picture_arrives_at_the_model(paint, red, model):
+    ti, _ = paint(prompt="night market", model=model, input_images=str(red))
+    (image,) = ti.xcom_pull(task_ids="paint", key="images")
+    color = mean_color(image["path"])
+    assert color[0] == max(color)
+
+
+def test_each_item_may_bring_its_own_pictures_and_templates_are_rendered(paint, red, sandbox):
+    ti, _ = paint(
+        prompt=[
+            {"prompt": "a", "input_images": "{{ params.folder }}/red.png"},
+            {"prompt": "b", "model": "flux/schnell", "input_images": None},
+            "c",
+        ],
+        model="flux/kontext-pro/image-to-image",
+        input_images="https://pictures.example/cat.png",
+        params={"folder": str(red.parent)},
+    )
+    assert str(ti.state) == "success"
+    sent = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
+    assert sent["a"]["image_url"].startswith("data:image/png;base64,")
+    assert "image_url" not in sent["b"]
+    assert sent["c"]["image_url"] == "https://pictures.example/cat.png"
+
+
+def test_records_pass_from_task_to_task_also_from_mapped_ones(run_dag, sandbox, tmp_path):
+    with DAG("inputs_chain", schedule=None) as dag:
+        made = ImagenGenerateOperator.partial(task_id="make", output_path=str(tmp_path)).expand(prompt=["one", "two"])
+
+        @task
+        def records(ti):
+            return list(ti.xcom_pull(task_ids="make", key="images"))
+
+        given = records()
+        made >> given
+        ImagenGenerateOperator(
+            task_id="join",
+            prompt="both in one",
+            model="alibaba/qwen-image-3-edit",
+            input_images=given,
+            output_path=str(tmp_path),
+        )
+    run = run_dag(dag)
+    assert str(run.state) == "success"
+    (last,) = [r for r in sandbox.seen("/v1/images/generations") if r.json["prompt"] == "both in one"]
+    assert [uri[:22] for uri in last.json["image_urls"]] == ["data:image/png;base64,"] * 2
+
+
+def test_a_picture_that_is_not_there_costs_nothing(paint, red, sandbox):
+    ti, error = paint(
+        prompt=["a", {"prompt": "b", "input_images": [str(red), "/nowhere/cat.png"]}],
+        model="flux/kontext-pro/image-to-image",
+        input_images=str(red),
+        retries=2,
+    )
+    assert str(ti.state) == "failed"
+    assert ti.try_number == 1
+    cause = error if isinstance(error, InvalidArgumentsError) else error.__cause__
+    assert [problem.field for problem in cause.problems] == ["prompt[1].input_images[1]"]
+    assert sandbox.seen("/v1/images/generations") == []
+
+
+def test_a_retry_adopts_what_was_paid_for_while_the_picture_is_the_same(paint, red, sandbox):
+    sandbox.add_fault(Fault("upstream_4xx", prompt="breaks", times=None))
+    ti, _ = paint(
+        prompt=["works", "breaks"],
+        model="flux/kontext-pro/image-to-image",
+        input_images=str(red),
+        retries=0,
+        on_failure="accept",
+    )
+    assert str(ti.state) == "success"
+    assert [charge.prompt for charge in sandbox.ledger()] == ["works"]
+
+    sandbox.reset()
+    sandbox.add_fault(Fault("status", prompt="breaks", times=4))
+    ti, _ = paint(prompt=["works", "breaks"], model="flux/kontext-pro/image-to-image", input_images=str(red), retries=1)
+    assert str(ti.state) == "success"
+    assert sorted(charge.prompt for charge in sandbox.ledger()) == ["breaks", "works"]
+
+
+def test_neither_the_manifest_nor_the_picture_tells_where_the_input_lies(paint, red, tmp_path):
+    ti, _ = paint(prompt="night", model="flux/kontext-pro/image-to-image", input_images=str(red))
+    (image,) = ti.xcom_pull(task_ids="paint", key="images")
+    manifest = (tmp_path / "out" / "metadata.jsonl").read_text()
+    data = Path(image["path"]).read_bytes()
+    assert str(red) not in manifest
+    assert "base64" not in manifest
+    assert str(red).encode() not in data
+    assert b"sha256:" in data
+
+
+def test_the_edits_endpoint_is_used_with_a_mask(paint, red, sandbox, tmp_path):
+    mask = tmp_path / "mask.png"
+    Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(mask)
+    ti, _ = paint(
+        prompt="a hat", model="openai/gpt-image-1", input_images=str(red), num_images=2, parameters={"mask": str(mask)}
+    )
+    assert str(ti.state) == "success"
+    (request,) = sandbox.seen("/v1/images/edits")
+    assert request.headers["content-type"].startswith("multipart/form-data")
+    (charge,) = sandbox.ledger()
+    assert charge.images == 2
+
+
+def test_a_fallback_model_gets_the_picture_in_its_own_field(paint, red, sandbox):
+    sandbox.add_fault(Fault("withdrawn", model="flux/kontext-pro/image-to-image", times=None))
+    ti, _ = paint(
+        prompt="night",
+        model="flux/kontext-pro/image-to-image",
+        fallback_models=["bytedance/seedream-v4-edit"],
+        input_images=str(red),
+    )
+    assert str(ti.state) == "success"
+    fields = [set(request.json) & {"image_url", "image_urls"} for request in sandbox.seen("/v1/images/generations")]
+    assert fields == [{"image_url"}, {"image_urls"}]
+    assert json.dumps(ti.xcom_pull(task_ids="paint", key="summary"))
