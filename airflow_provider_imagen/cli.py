@@ -47,7 +47,8 @@ def _add_demo(commands: Any) -> None:
         "demo",
         help="make pictures with the example DAG",
         description="Run the example DAG imagen_quickstart through Airflow, in a temporary home of its own, against "
-        "the built-in sandbox: no key, no cost. With a connection in AIRFLOW_CONN_IMAGEN_DEFAULT the API it names is used.",
+        "the built-in sandbox: no key, no cost. With a connection in AIRFLOW_CONN_IMAGEN_DEFAULT the API it names is "
+        "used.",
     )
     demo.add_argument(
         "prompts", nargs="*", metavar="PROMPT", help="what to paint; several prompts make several pictures"

@@ -157,7 +157,7 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
     dag_bag, sync_bag_to_db = get_dag_bag()
     manager: Any = DagBundlesManager
     manager().sync_bundles_to_db()
-    bag = dag_bag(dag_folder=os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
+    bag = dag_bag(dag_folder=os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
     if bag.import_errors:
         return _Outcome([], {}, RuntimeError(next(iter(bag.import_errors.values()))))
     sync_bag_to_db(bag, "dags-folder", None)

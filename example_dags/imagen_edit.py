@@ -2,8 +2,8 @@
 ### Make a picture, then change it
 
 The second task takes the first one's records: each stored picture goes to an edit model as it lies in the folder. The
-model's own field for pictures (`image_url`, `image_urls`, `image`) is chosen for you, and everything is checked before a
-cent is spent.
+model's own field for pictures (`image_url`, `image_urls`, `image`) is chosen for you, and everything is checked before
+a cent is spent.
 """
 
 from __future__ import annotations

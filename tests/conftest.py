@@ -54,9 +54,13 @@ def run_dag(_airflow_database: None) -> Callable[..., Any]:
 
     def run(dag: DAG, **options: Any) -> Any:
         from airflow.models.serialized_dag import SerializedDagModel
-        from airflow.serialization.definitions.dag import SerializedDAG
         from airflow.serialization.serialized_objects import LazyDeserializedDAG
         from airflow.utils.session import create_session
+
+        try:
+            from airflow.serialization.definitions.dag import SerializedDAG
+        except ImportError:  # Airflow 3.1
+            from airflow.serialization.serialized_objects import SerializedDAG
 
         with create_session() as session:
             lazy = LazyDeserializedDAG.from_dag(dag)

@@ -28,7 +28,7 @@ NEEDS_AN_EVENT = {"imagen_asset_consumer"}
 @pytest.fixture(scope="module")
 def bag() -> Any:
     dag_bag, _ = get_dag_bag()
-    return dag_bag(dag_folder=str(EXAMPLES), bundle_name="dags-folder")
+    return dag_bag(dag_folder=str(EXAMPLES))
 
 
 def _runnable() -> list[str]:

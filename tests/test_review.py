@@ -65,7 +65,9 @@ def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
     assert "![Picture 1](https://cdn.example/a%20b.png?x=%281%29)" in body
 
 
-@pytest.mark.parametrize("prompt", ["a | b\n| c", "![x](http://evil)", "[click](javascript:x)", "<img src=x>", "`x` **y**", "# x\n---"])
+@pytest.mark.parametrize(
+    "prompt", ["a | b\n| c", "![x](http://evil)", "[click](javascript:x)", "<img src=x>", "`x` **y**", "# x\n---"]
+)
 def test_a_prompt_cannot_add_markup_or_cells(prompt: str) -> None:
     plain, hostile = (review_body([_record(prompt=text)], **IDS) for text in ("plain", prompt))
 
@@ -101,7 +103,9 @@ def test_a_number_that_is_no_picture_is_refused(option: str) -> None:
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_the_text_and_the_choice_work_for_few_pictures_and_for_many(run_dag: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_text_and_the_choice_work_for_few_pictures_and_for_many(
+    run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
     """Many pictures leave only a pointer to their manifest in XCom; the running DAG and run are filled in."""
     from airflow.sdk import DAG, task
 

@@ -151,6 +151,8 @@ def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[st
     endpoints = (model.generations, model.edits) if model else ()
     schema = next(endpoint.fields[name] for endpoint in endpoints if endpoint and endpoint.path == path)
     strict = _make_strict(schema)
+    if name not in IMAGE_FIELDS:
+        return Draft202012Validator(strict), strict
     types = Draft202012Validator.TYPE_CHECKER.redefine(
         "string", lambda _, instance: isinstance(instance, (str, PictureFile))
     )

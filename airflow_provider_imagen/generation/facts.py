@@ -9,6 +9,8 @@ A request's life is a few durable facts, each a small JSON object:
     the API answered that it did not do the work; nothing was billed.
 ``paid``
     the answer: links (never picture bytes), ids, cost.
+``storing``
+    one picture that came inline is about to be written: path, digest, size. It is there if the file is.
 ``stored``
     one picture is safe: path, digest, size.
 ``gone``
@@ -176,8 +178,12 @@ class Stored:
     thumbnail: str | None = None
 
     def to_fact(self, key: str, picture: int) -> Fact:
-        """Make the fact to write down."""
+        """Make the fact to write down once it is safe."""
         return {"k": key, "t": "stored", "n": picture, **{k: v for k, v in self.__dict__.items() if v is not None}}
+
+    def to_announcement(self, key: str, picture: int) -> Fact:
+        """Make the fact to write down before the file is written."""
+        return {**self.to_fact(key, picture), "t": "storing"}
 
     @classmethod
     def from_fact(cls, fact: Mapping[str, Any]) -> Stored:
@@ -191,6 +197,8 @@ class Entry:
     Everything the journal knows of one request.
 
     :param open_intents: POSTs whose outcome is not known, by client request id, in the order sent
+    :param stored: pictures by their place in the answer, those in ``announced`` among them
+    :param announced: places of pictures that were about to be written: only their file says whether they are safe
     :param lost: charges for which no picture will come
     :param unbilled: POSTs taken for never billed because the API's log did not know them
     :param usd_replaced: charged for answers that were bought again because their pictures were gone, in USD
@@ -199,6 +207,7 @@ class Entry:
     open_intents: dict[str, Fact] = field(default_factory=dict)
     paid: Paid | None = None
     stored: dict[int, Stored] = field(default_factory=dict)
+    announced: set[int] = field(default_factory=set)
     lost: dict[str, Fact] = field(default_factory=dict)
     unbilled: dict[str, Fact] = field(default_factory=dict)
     usd_replaced: Decimal = Decimal(0)
@@ -208,16 +217,21 @@ class Entry:
         kind, client_request_id = fact["t"], fact.get("id")
         if kind == "intent":
             self.open_intents[fact["id"]] = fact
+        elif kind == "storing":
+            self.stored[fact["n"]] = Stored.from_fact(fact)
+            self.announced.add(fact["n"])
         elif kind == "stored":
             self.stored[fact["n"]] = Stored.from_fact(fact)
+            self.announced.discard(fact["n"])
         elif kind == "gone":
             self.stored.pop(fact["n"], None)
+            self.announced.discard(fact["n"])
         elif isinstance(client_request_id, str):
             intended = self.open_intents.pop(client_request_id, None)
             if kind == "paid":
                 if self.paid is not None:
                     self.usd_replaced += self.paid.usd or Decimal(0)
-                self.paid, self.stored = Paid.from_fact(fact), {}
+                self.paid, self.stored, self.announced = Paid.from_fact(fact), {}, set()
             elif kind == "lost":
                 self.unbilled.pop(client_request_id, None)
                 self.lost[client_request_id] = fact
@@ -231,7 +245,7 @@ class Entry:
 
     @property
     def has_unreachable_pictures(self) -> bool:
-        """Whether a picture came inline and was not stored, so that no try can bring it back."""
+        """Whether a picture came inline and was not even announced, so that no try can bring it back."""
         return self.paid is not None and any(
             picture.is_inline and number not in self.stored for number, picture in enumerate(self.paid.pictures)
         )

@@ -243,13 +243,22 @@ def _size_text(size: tuple[int, int]) -> str:
 
 
 def _size_of(path: StoragePath) -> int | None:
-    """Ask how large a file is before reading it; ``None`` when the store does not say or it is not there."""
+    """
+    Ask how large a file is before reading it.
+
+    ``None`` when that cannot be told: reading it says why.
+
+    :raises ValueError, ImportError: nothing that is installed speaks to this kind of store
+    """
     local = local_path(path)
-    try:
-        if local is not None:
+    if local is not None:
+        try:
             return local.stat().st_size
-        filesystem, key = filesystem_of(path)
+        except OSError:
+            return None
+    filesystem, key = filesystem_of(path)
+    try:
         size = filesystem.info(key).get("size")
-    except OSError:  # read_bytes tells what that means
+    except Exception:  # every store raises errors of its own
         return None
     return size if isinstance(size, int) else None

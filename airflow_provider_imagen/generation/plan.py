@@ -102,6 +102,17 @@ class Plan:
                 yield from units
 
 
+def place_of(number: int, *, unit: Unit, first_image: int, item: Item) -> int:
+    """
+    Give a picture its index within its item. Extra ones, more than asked for, come behind all that were.
+
+    :param number: its place in the answer, from 0
+    :param first_image: index of the unit's first picture within the item
+    """
+    beyond, place = divmod(number, unit.request.expected_images)
+    return first_image + place + beyond * item.images
+
+
 def _as_given(
     entries: Sequence[tuple[dict[str, Any], str]],
     problems: list[Problem],  # noqa: ARG001 - the signature of what resolves

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_imagen.api.catalogue import find_model, nearest_models
 from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError, StorageError
 from airflow_provider_imagen.generation.facts import Stored
+from airflow_provider_imagen.generation.plan import place_of
 from airflow_provider_imagen.storage.manifest import recorded_names
 from airflow_provider_imagen.storage.naming import NameFields, may_clash, picture_name, picture_stems
 from airflow_provider_imagen.storage.provenance import Provenance
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture
     from airflow_provider_imagen.generation.inputs import InputReader
-    from airflow_provider_imagen.generation.plan import Item, Plan
+    from airflow_provider_imagen.generation.plan import Item, Plan, Unit
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.saving import StoredPicture
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,21 @@ class Keeper:
         self._own_names: set[str] | None = None
         self._has_warned = False
 
-    def save(self, data: bytes, *, item: Item, image_index: int, paid: Paid, picture: PaidPicture) -> Stored:
-        """Check, mark and store one picture."""
+    def save(
+        self,
+        data: bytes,
+        *,
+        item: Item,
+        image_index: int,
+        paid: Paid,
+        picture: PaidPicture,
+        announce: Callable[[Stored], None] | None = None,
+    ) -> Stored:
+        """
+        Check, mark and store one picture.
+
+        :param announce: told what is going to be stored, right before it is written; its preview is not made yet
+        """
         stem = self._stems.get((item.index, image_index))
         if stem is None:  # more than asked for
             fields = self._name_fields(item, image_index)
@@ -94,19 +109,11 @@ class Keeper:
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
             may_replace=self._is_own if self._may_clash else None,
+            announce=(lambda expected: announce(_as_fact(expected))) if announce is not None else None,
         )
         for note in saved.notes:
             log.warning("%s: %s", saved.file_name, note)
-        return Stored(
-            path=saved.path,
-            file_name=saved.file_name,
-            sha256=saved.sha256,
-            bytes=saved.bytes,
-            mime_type=saved.mime_type,
-            width=saved.width,
-            height=saved.height,
-            thumbnail=saved.thumbnail,
-        )
+        return _as_fact(saved)
 
     def is_stored(self, stored: Stored) -> bool:
         """Say whether a picture of an earlier try is still there and whole."""
@@ -150,18 +157,22 @@ class Keeper:
 
     def _kept_names(self, entries: Mapping[str, Entry]) -> dict[tuple[Any, int], str]:
         """Find the names of stored pictures, by the place they have in this plan, or by their key if they have none."""
-        places: dict[str, tuple[int, int]] = {}
+        places: dict[str, tuple[Unit, Item, int]] = {}
         for slot in self._plan.slots:
             for units in slot.choices:
                 first = slot.first_image
                 for unit in units:
-                    places[unit.key] = (slot.item, first)
+                    places[unit.key] = (unit, self._plan.items[slot.item], first)
                     first += unit.request.expected_images
         kept: dict[tuple[Any, int], str] = {}
         for key, entry in entries.items():
-            item, first = places.get(key, (key, 0))
+            place = places.get(key)
             for number, stored in entry.stored.items():
-                kept[(item, first + number)] = stored.file_name.rpartition(".")[0]
+                where: tuple[Any, int] = (key, number)
+                if place is not None:
+                    unit, item, first = place
+                    where = (item.index, place_of(number, unit=unit, first_image=first, item=item))
+                kept[where] = stored.file_name.rpartition(".")[0]
         return kept
 
     def _name_fields(self, item: Item, image: int) -> NameFields:
@@ -259,11 +270,22 @@ class RunTools:
         """Download one picture."""
         return self._downloader.fetch(url).data
 
-    def save(self, data: bytes, *, item: Item, image_index: int, paid: Paid, picture: PaidPicture) -> Stored:
-        """Check and store one picture."""
+    def save(
+        self,
+        data: bytes,
+        *,
+        item: Item,
+        image_index: int,
+        paid: Paid,
+        picture: PaidPicture,
+        announce: Callable[[Stored], None] | None = None,
+    ) -> Stored:
+        """Check and store one picture; see :meth:`Keeper.save`."""
         if self._keeper is None:
             raise StorageError("There is no output_path to store a picture in.")
-        return self._keeper.save(data, item=item, image_index=image_index, paid=paid, picture=picture)
+        return self._keeper.save(
+            data, item=item, image_index=image_index, paid=paid, picture=picture, announce=announce
+        )
 
     def is_stored(self, stored: Stored) -> bool:
         """Say whether a picture of an earlier try is still there; true when nothing is stored any more."""
@@ -272,6 +294,19 @@ class RunTools:
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
         """Give the rows of the API's request log."""
         return self._client.iter_request_logs(**window)
+
+
+def _as_fact(picture: StoredPicture) -> Stored:
+    return Stored(
+        path=picture.path,
+        file_name=picture.file_name,
+        sha256=picture.sha256,
+        bytes=picture.bytes,
+        mime_type=picture.mime_type,
+        width=picture.width,
+        height=picture.height,
+        thumbnail=picture.thumbnail,
+    )
 
 
 def _similar(model: str) -> str:

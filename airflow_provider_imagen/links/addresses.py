@@ -69,7 +69,9 @@ def picture_address(
         "prompt_index": prompt_index,
         "image_index": image_index,
     }
-    return _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
+    return (
+        _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
+    )
 
 
 def _address(root: str, page: str, query: Mapping[str, Any]) -> str:

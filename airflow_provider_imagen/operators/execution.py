@@ -22,6 +22,7 @@ from airflow_provider_imagen.exceptions import (
     InvalidArgumentsError,
     ItemsFailedError,
     Problem,
+    StorageError,
 )
 from airflow_provider_imagen.generation.journal import Journal, NoStore
 from airflow_provider_imagen.generation.plan import make_plan
@@ -300,7 +301,22 @@ class TaskExecution:
             "contact_sheet": None,
         }
         if folder is not None:
-            summary["manifest"] = write_manifest(
+            summary["manifest"] = self._write_manifest(result, folder)
+            if self._operator.contact_sheet and result.made:
+                summary["contact_sheet"] = self._make_contact_sheet(result, folder)
+        if (ti := self._context.get("ti")) is not None and hasattr(ti, "xcom_push"):
+            ti.xcom_push(key="images", value=_fit_for_xcom(result.records, summary["manifest"]))
+            ti.xcom_push(key="summary", value=summary)
+        outlet_events: Any = self._context.get("outlet_events")
+        for outlet in self._operator.outlets if outlet_events is not None else ():
+            outlet_events[outlet].extra = summary
+        self._count(result)
+        return summary
+
+    def _write_manifest(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
+        """Record what was stored; that a task fails for another reason is not hidden by a store that is away."""
+        try:
+            return write_manifest(
                 folder,
                 origin=self._origin,
                 lines=[
@@ -316,16 +332,11 @@ class TaskExecution:
                 ],
                 failures=[failure.to_json() for failure in result.failures],
             )
-            if self._operator.contact_sheet and result.made:
-                summary["contact_sheet"] = self._make_contact_sheet(result, folder)
-        if (ti := self._context.get("ti")) is not None and hasattr(ti, "xcom_push"):
-            ti.xcom_push(key="images", value=_fit_for_xcom(result.records, summary["manifest"]))
-            ti.xcom_push(key="summary", value=summary)
-        outlet_events: Any = self._context.get("outlet_events")
-        for outlet in self._operator.outlets if outlet_events is not None else ():
-            outlet_events[outlet].extra = summary
-        self._count(result)
-        return summary
+        except StorageError as error:
+            if not result.failures and result.halt is None:
+                raise
+            self._log.warning("No manifest: %s", error)
+            return None
 
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
         """Put the pictures on one sheet; that they are safe matters more than that the sheet succeeds."""

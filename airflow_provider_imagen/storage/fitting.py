@@ -24,7 +24,7 @@ def fit_picture(
     max_pixels: int | None = None,
 ) -> tuple[bytes, str]:
     """
-    Give the picture within limits, and its media type: as it is when it fits, else encoded anew, and smaller if need be.
+    Give the picture within limits, and its media type: as it is when it fits, else encoded anew or made smaller.
 
     A kind that is not taken becomes PNG, which loses nothing. A file that is still too large becomes JPEG when the
     picture has no transparency and JPEG is taken, and is then made smaller step by step.

@@ -39,10 +39,10 @@ class StoragePath(Protocol):
 
 def local_path(path: StoragePath) -> Path | None:
     """Turn a path on this machine's disk into a :class:`pathlib.Path`; ``None`` for an object store."""
-    if isinstance(path, Path):
-        return path
-    remote: Any = path
-    return Path(remote.path) if protocol_of(path) in _LOCAL_PROTOCOLS else None
+    if protocol_of(path) not in _LOCAL_PROTOCOLS:
+        return None
+    known: Any = path  # not told by its class: before version 0.3 every UPath was a pathlib.Path as well
+    return Path(getattr(known, "path", known))
 
 
 def protocol_of(path: StoragePath) -> str:

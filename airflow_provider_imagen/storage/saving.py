@@ -7,7 +7,7 @@ This is the one call the run uses. It keeps no state and may be called from many
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
@@ -66,6 +66,7 @@ def save_picture(
     thumbnail_pixels: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     may_replace: Callable[[str], bool] | None = None,
+    announce: Callable[[StoredPicture], None] | None = None,
 ) -> StoredPicture:
     """
     Store one picture and its preview.
@@ -85,6 +86,8 @@ def save_picture(
     :param may_replace: asked, with its name relative to the folder, when a file with other bytes is there already,
         whether this picture may replace it; if not, this picture gets ``-`` and ``owner`` behind its own name.
         ``None`` replaces everything
+    :param announce: told what the picture will be, without its preview, right before it is written; told again when
+        it has to go under another name. Who notes that down finds the picture also after a crash
     :raises BadImageError: when the bytes are no whole picture
     :raises StorageError: when the picture could not be written
     """
@@ -109,8 +112,27 @@ def save_picture(
         if marked.left_out is not None:
             notes.append(marked.left_out)
     digest = hashlib.sha256(data).hexdigest()
+
+    def picture_at(file_name: str) -> StoredPicture:
+        return StoredPicture(
+            path=address_of(descend(folder, file_name)),
+            file_name=file_name,
+            bytes=len(data),
+            sha256=digest,
+            mime_type=facts.mime_type,
+            width=facts.width,
+            height=facts.height,
+        )
+
     file_name = _write_picture(
-        data, facts=facts, digest=digest, folder=folder, stem=stem, owner=owner, may_replace=may_replace
+        data,
+        facts=facts,
+        digest=digest,
+        folder=folder,
+        stem=stem,
+        owner=owner,
+        may_replace=may_replace,
+        announce=(lambda name: announce(picture_at(name))) if announce is not None else lambda _: None,
     )
     thumbnail = None
     if thumbnail_pixels is not None:
@@ -125,17 +147,7 @@ def save_picture(
         except (BadImageError, StorageError) as error:
             thumbnail = None
             notes.append(f"No preview: {error}")
-    return StoredPicture(
-        path=address_of(descend(folder, file_name)),
-        file_name=file_name,
-        bytes=len(data),
-        sha256=digest,
-        mime_type=facts.mime_type,
-        width=facts.width,
-        height=facts.height,
-        thumbnail=thumbnail,
-        notes=tuple(notes),
-    )
+    return replace(picture_at(file_name), thumbnail=thumbnail, notes=tuple(notes))
 
 
 def _write_picture(
@@ -147,9 +159,11 @@ def _write_picture(
     stem: str,
     owner: str,
     may_replace: Callable[[str], bool] | None,
+    announce: Callable[[str], None],
 ) -> str:
     """Write the file under its name, or under one of its own when that name is another's; return the name."""
     file_name = with_extension(stem, facts.extension)
+    announce(file_name)
     if may_replace is not None:
         path = descend(folder, file_name)
         if write_bytes_atomically(path, data, content_type=facts.mime_type, owner=owner, replace=False):
@@ -158,5 +172,6 @@ def _write_picture(
             return file_name
         if not may_replace(file_name):
             file_name = with_extension(append_to_stem(stem, f"-{owner}"), facts.extension)
+            announce(file_name)
     write_bytes_atomically(descend(folder, file_name), data, content_type=facts.mime_type, owner=owner)
     return file_name

@@ -214,10 +214,9 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
 
 
 def _reason(error: BaseException, *, in_bucket: bool) -> str:
-    code = str(getattr(error, "error_code", ""))  # of Azure
-    if in_bucket and (isinstance(error, FileNotFoundError) or code == "ContainerNotFound"):
+    if in_bucket and (isinstance(error, FileNotFoundError) or _status_of(error) == 404):
         return "the bucket or container does not exist, or the connection may not see it"
-    if in_bucket and _is_refusal(error, code):
+    if in_bucket and (isinstance(error, PermissionError) or _status_of(error) in (401, 403)):
         return f"the connection has no permission there ({_redact(str(error))})"
     if "credential" in type(error).__name__.lower():
         return "no credentials were found; name a connection, as in s3://my_conn@bucket/folder"
@@ -230,11 +229,13 @@ def _reason(error: BaseException, *, in_bucket: bool) -> str:
     return f"{type(error).__name__}: {_redact(str(error))}"
 
 
-def _is_refusal(error: BaseException, code: str) -> bool:
-    """Whether a store knows who asks and does not let them, or does not know them."""
-    if isinstance(error, PermissionError) or code.startswith(("Authorization", "Authentication")):
-        return True
-    return isinstance(error, OSError) and str(error).startswith("Forbidden")  # gcsfs says so for 403
+def _status_of(error: BaseException) -> int | None:
+    """Find the HTTP status in an error of Azure (``status_code``) or of gcsfs (``code``, or a text for 403)."""
+    for name in ("status_code", "code"):
+        status = getattr(error, name, None)
+        if isinstance(status, int):
+            return status
+    return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
 
 
 def _redact(text: str) -> str:

@@ -1,7 +1,6 @@
 import json
 import math
 import re
-import time
 from fractions import Fraction
 
 import pytest
@@ -638,13 +637,6 @@ def test_monstrous_values_are_refused_or_sent_but_never_crash(value):
                 requests, refusal = attempt({"model": model, "prompt": "a", name: monster})
                 assert bool(requests) != bool(refusal)
                 assert len(str(refusal)) < 2000
-
-
-def test_ten_thousand_prompts_are_checked_in_well_under_two_seconds():
-    started = time.perf_counter()
-    for index in range(10_000):
-        build(model=IMAGEN, prompt=f"cat {index}", num_images=2, aspect_ratio="16:9", seed=index, enhance_prompt=True)
-    assert time.perf_counter() - started < 2
 
 
 def test_the_arguments_given_are_not_changed():

@@ -15,14 +15,16 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "example_dags"
@@ -44,7 +46,10 @@ class Airflow:
             f"{self.url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             method=method,
-            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {self.token}"} if self.token else {})},
+            headers={
+                "Content-Type": "application/json",
+                **({"Authorization": f"Bearer {self.token}"} if self.token else {}),
+            },
         )
         with urllib.request.urlopen(request, timeout=20) as answer:
             return json.load(answer)
@@ -64,7 +69,9 @@ class Airflow:
 
     def wait_for(self, dag_id: str, run_id: str, state: str, task_id: str | None = None) -> None:
         _wait_for(
-            lambda: self.state_of(dag_id, run_id, task_id) == state, f"{dag_id} {task_id or ''} to be {state}", seconds=60
+            lambda: self.state_of(dag_id, run_id, task_id) == state,
+            f"{dag_id} {task_id or ''} to be {state}",
+            seconds=60,
         )
 
 
@@ -183,7 +190,10 @@ def ann(browser: Browser, airflow: Airflow) -> Iterator[Page]:
     page = context.new_page()
     # What the browser refuses to do must not be silent: the pages ask for nothing their policy forbids.
     page.refused = []
-    page.on("console", lambda message: page.refused.append(message.text) if "Content Security Policy" in message.text else None)
+    page.on(
+        "console",
+        lambda message: page.refused.append(message.text) if "Content Security Policy" in message.text else None,
+    )
     yield page
     context.close()
 
@@ -193,10 +203,13 @@ def _shoot(page: Page, name: str, **options: Any) -> None:
 
 
 def _all_loaded(frame: Any) -> bool:
-    return frame.evaluate(
-        "() => { const all = [...document.querySelectorAll('img')].filter(i => !i.hidden && i.getBoundingClientRect().top"
-        " < innerHeight); return all.length > 0 && all.every(i => i.complete && i.naturalWidth > 0) }"
-    )
+    """Whether there are pictures in sight, and all of them came."""
+    script = """() => {
+        const inSight = (image) => !image.hidden && image.getBoundingClientRect().top < innerHeight;
+        const images = [...document.querySelectorAll("img")].filter(inSight);
+        return images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
+    }"""
+    return frame.evaluate(script)
 
 
 @pytest.fixture(scope="session")
@@ -210,27 +223,36 @@ def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(
     ann.goto(f"{airflow.url}/connections")
     ann.get_by_role("button", name="Add Connection").click()
     ann.locator("input[name=connection_id]").fill("imagen_browser")
-    ann.get_by_role("combobox").first.click()
-    ann.keyboard.type("AI/ML")
+    ann.locator("input[aria-autocomplete=list]").first.click()
+    ann.keyboard.type("AI/ML API Images")
     ann.keyboard.press("Enter")
-    expect(ann.get_by_text("API key", exact=False).first).to_be_visible()
-    ann.get_by_text("Extra Fields", exact=True).first.click()
+    dialog = ann.get_by_role("dialog")
+    expect(dialog.get_by_text("API key", exact=True)).to_be_visible()
+    expect(dialog.locator("input[name=host]")).to_have_attribute("placeholder", "https://api.aimlapi.com")
+    for hidden in ("login", "schema", "port"):
+        expect(dialog.locator(f"input[name={hidden}]")).to_have_count(0)
+    dialog.get_by_role("button", name="Extra Fields", exact=True).click()
     for label in ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS"):
-        expect(ann.get_by_text(label, exact=True).first).to_be_visible()
-    _shoot(ann, "01-connection-form", full_page=True)
-    ann.locator("input[name=host]").fill(airflow.sandbox)
-    ann.locator("input[name=password]").fill(airflow.key)
-    _shoot(ann, "02-connection-form-filled", full_page=True)
-    ann.get_by_role("button", name="Save").click()
-    expect(ann.get_by_text("imagen_browser").first).to_be_visible()
-    ann.get_by_role("button", name="Test Connection").first.click()
-    ann.wait_for_timeout(2500)
-    _shoot(ann, "03-connection-tested")
+        expect(dialog.locator("label", has_text=label)).to_be_visible()
+    ann.wait_for_timeout(500)  # the section slides open
+    _shoot(ann, "01-connection-form")
+    dialog.get_by_role("button", name="Standard Fields").click()
+    dialog.locator("input[name=host]").fill(airflow.sandbox)
+    dialog.locator("input[name=password]").fill(airflow.key)
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    # Airflow 3.3.2 tests a stored connection without a port with port 0, and then finds that it differs from "none".
+    port = {"connection_id": "imagen_browser", "conn_type": "imagen", "port": 0}
+    airflow.call("/api/v2/connections/imagen_browser?update_mask=port", port, method="PATCH")
+    ann.reload()
+    ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
+    expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can make images. Balance: 100.00 USD.")).to_be_visible()
+    _shoot(ann, "02-connection-tested")
 
 
 def test_the_tab_of_a_run_shows_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}")
-    ann.get_by_role("link", name="Pictures").first.click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(13)
@@ -248,7 +270,7 @@ def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id:
     inner = ann.frame(url=re.compile("/imagen/run"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
     assert light == "rgb(255, 255, 255)"
-    assert inner.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(0, 0, 0)"
+    assert inner.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 29, 45)"
     _shoot(ann, "05-run-tab-dark")
     ann.evaluate("localStorage.setItem('theme', 'light')")
 
@@ -300,7 +322,7 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
 
 def test_the_newest_runs_of_a_dag_are_a_tab_too(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures")
-    ann.get_by_role("link", name="Pictures").first.click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()
     inner = ann.frame(url=re.compile("/imagen/dag"))
@@ -327,10 +349,9 @@ def test_a_person_picks_the_best_and_only_those_go_on(ann: Page, airflow: Airflo
     expect(pictures).to_have_count(4)
     _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
     _shoot(ann, "11-review", full_page=True)
-    ann.get_by_role("combobox").last.click()
     for number in ("2", "4"):
+        ann.locator("input[aria-autocomplete=list]").last.click()
         ann.get_by_role("option", name=number, exact=True).click()
-    ann.keyboard.press("Escape")
     _shoot(ann, "12-review-chosen", full_page=True)
     ann.get_by_role("button", name="OK").or_(ann.get_by_role("button", name="Respond")).or_(
         ann.get_by_role("button", name="Submit")
@@ -361,12 +382,19 @@ def test_a_user_without_access_sees_nothing(browser: Browser, airflow: Airflow, 
     answer = page.goto(f"{airflow.url}/imagen/run?{query}")
     assert answer.status == 403
     _shoot(page, "14-no-access")
-    for path in ("task?task_id=posters&", "dag?", "picture?task_id=posters&prompt_index=0&image_index=0&", "file?task_id=posters&prompt_index=0&image_index=0&"):
+    for path in (
+        "task?task_id=posters&",
+        "dag?",
+        "picture?task_id=posters&prompt_index=0&image_index=0&",
+        "file?task_id=posters&prompt_index=0&image_index=0&",
+    ):
         assert context.request.get(f"{airflow.url}/imagen/{path}{query}").status == 403
     context.close()
 
 
-def test_without_a_session_one_is_asked_to_log_in_and_comes_back(browser: Browser, airflow: Airflow, run_id: str) -> None:
+def test_without_a_session_one_is_asked_to_log_in_and_comes_back(
+    browser: Browser, airflow: Airflow, run_id: str
+) -> None:
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"{airflow.url}/imagen/dag?dag_id=many_pictures")
@@ -383,7 +411,6 @@ def test_pictures_that_are_gone_say_so(ann: Page, airflow: Airflow, run_id: str)
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
     ann.goto(f"{airflow.url}/imagen/picture?{query}&task_id=posters&prompt_index=0&image_index=0")
     expect(ann.get_by_text("The stored file is not there any more")).to_be_visible()
-    ann.goto(f"{airflow.url}/imagen/task?{query}&task_id=banners&map_index=0")
     _shoot(ann, "15-gone")
 
 

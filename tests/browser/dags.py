@@ -29,9 +29,9 @@ def many_pictures():
         on_filtered="accept",
         on_failure="accept",
     )
-    ImagenGenerateOperator.partial(task_id="banners", aspect_ratio="16:9", output_path="{{ params.output_path }}").expand(
-        prompt=PROMPTS[:3]
-    )
+    ImagenGenerateOperator.partial(
+        task_id="banners", aspect_ratio="16:9", output_path="{{ params.output_path }}"
+    ).expand(prompt=PROMPTS[:3])
     ImagenGenerateOperator(task_id="not_stored", prompt="A boat in the fog")
 
 

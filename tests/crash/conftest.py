@@ -160,8 +160,12 @@ class Painting:
 
     def die(self, when: str, what: str, nth: int = 1) -> None:
         """Do the next try up to the moment at which it is killed."""
+        assert self.dies(when, what, nth), f"It lived past {when} {what}: {self.nursery.tail()}"
+
+    def dies(self, when: str, what: str, nth: int = 1) -> bool:
+        """Do the next try up to the moment at which it is killed, and say whether that moment came."""
         fork = self.start({"when": when, "what": what, "nth": nth})
-        assert self.nursery.wait(fork.pid) == KILLED, f"It lived past {when} {what}: {self.nursery.tail()}"
+        return self.nursery.wait(fork.pid) == KILLED
 
     def clear(self) -> None:
         """Clear the task, as a user does."""

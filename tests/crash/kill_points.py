@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+LINGER_SECONDS = 0.1
+"""Pause before a death, for whatever would go on too early, without waiting for what did not happen."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -47,6 +51,7 @@ class _Trigger:
             is_due = self._seen < self._nth <= self._seen + count
             self._seen += count
         if is_due and self._when == "before":
+            time.sleep(LINGER_SECONDS)
             die()
         result = event()
         if is_due and self._when == "after":
@@ -126,9 +131,13 @@ def _on_half(trigger: _Trigger, _: str) -> None:
 
 
 def _on_rename(trigger: _Trigger, suffix: str) -> None:
-    """The rename that gives a file its final name."""
+    """The rename, or the link, that gives a file its final name."""
 
-    _wrap(Path, "replace", trigger, lambda _, target: target.name.endswith(suffix))
+    def is_wanted(_: Path, target: Path) -> bool:
+        return target.name.endswith(suffix)
+
+    _wrap(Path, "replace", trigger, is_wanted)
+    _wrap(os, "link", trigger, is_wanted)
 
 
 def _on_message(trigger: _Trigger, name: str) -> None:

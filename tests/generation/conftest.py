@@ -143,15 +143,11 @@ class FakeTools:
             self.fetched.append(url)
         return b"bytes of " + url.encode()
 
-    def save(self, data: bytes, *, item: Any, image_index: int, paid: Any, picture: Any) -> Stored:
-        if self.save_error is not None:
-            raise self.save_error
+    def save(
+        self, data: bytes, *, item: Any, image_index: int, paid: Any, picture: Any, announce: Any = None
+    ) -> Stored:
         name = f"{item.index:03}-{image_index}.png"
-        with self._lock:
-            assert name not in self.files or (item.index, image_index) in self.saved, "a name was given twice"
-            self.files[name] = data
-            self.saved.append((item.index, image_index))
-        return Stored(
+        stored = Stored(
             path=f"/out/{name}",
             file_name=name,
             sha256="0" * 64,
@@ -160,6 +156,15 @@ class FakeTools:
             width=1,
             height=1,
         )
+        if announce is not None:
+            announce(stored)
+        if self.save_error is not None:
+            raise self.save_error
+        with self._lock:
+            assert name not in self.files or (item.index, image_index) in self.saved, "a name was given twice"
+            self.files[name] = data
+            self.saved.append((item.index, image_index))
+        return stored
 
     def is_stored(self, stored: Stored) -> bool:
         return stored.file_name in self.files

@@ -118,7 +118,7 @@ def test_waiting_for_a_turn_ends_when_the_task_is_told_to_stop():
     began = time.monotonic()
     with pace.turn(), pytest.raises(StoppedError), pace.turn():
         pytest.fail("there was only one turn")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_a_wait_ends_early_when_the_task_is_told_to_stop():
@@ -127,7 +127,7 @@ def test_a_wait_ends_early_when_the_task_is_told_to_stop():
     began = time.monotonic()
     with pytest.raises(StoppedError):
         Pace(concurrency=1, should_stop=stop.is_set).wait(60)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_a_wait_of_nothing_still_says_that_the_task_is_told_to_stop():

@@ -71,7 +71,7 @@ def test_a_slow_journal_store_costs_little_of_the_wall_time_at_high_concurrency(
     assert world.journal.writes < 384 / 2
 
 
-def _save_nothing(data, *, item, image_index, paid, picture):
+def _save_nothing(data, *, item, image_index, paid, picture, announce):
     name = f"{item.index}-{image_index}.png"
     return Stored(
         path=f"/out/{name}", file_name=name, sha256="0" * 64, bytes=1, mime_type="image/png", width=1, height=1

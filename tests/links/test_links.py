@@ -45,7 +45,14 @@ def test_ids_survive_the_address_whatever_they_contain() -> None:
 
 def test_an_address_cannot_end_a_markdown_link() -> None:
     address = picture_address(
-        root="/imagen", dag_id="a)b", run_id="r|(", task_id="t>", map_index=-1, prompt_index=0, image_index=1, size="full"
+        root="/imagen",
+        dag_id="a)b",
+        run_id="r|(",
+        task_id="t>",
+        map_index=-1,
+        prompt_index=0,
+        image_index=1,
+        size="full",
     )
 
     assert not set(address) & set("()|<> \n")

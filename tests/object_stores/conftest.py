@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox import Sandbox
 
 
-@pytest.fixture(scope="session", params=KINDS, ids=lambda kind: kind.name)
+WANTED = os.environ.get("IMAGEN_STORE")
+"""Only this store; ``None`` for one after the other."""
+
+
+@pytest.fixture(
+    scope="session", params=[kind for kind in KINDS if WANTED in (None, kind.name)], ids=lambda kind: kind.name
+)
 def store_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     found = request.param(tmp_path_factory.mktemp("stores") / request.param.name)
     found.start()
@@ -51,7 +58,7 @@ class Place:
         return [key.removeprefix(f"{self.folder}/") for key in self.store.keys(f"{self.folder}/")]
 
     def pictures(self) -> list[str]:
-        return [key for key in self.list() if key.endswith((".png", ".jpg", ".webp")) and not key.startswith(".")]
+        return [key for key in self.list() if key.endswith(".png") and ".imagen/" not in key]
 
     def read(self, name: str) -> tuple[bytes, str]:
         return self.store.read(f"{self.folder}/{name}")

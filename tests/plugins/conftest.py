@@ -80,7 +80,9 @@ class Gallery:
     def task(self, task_id: str = "paint", **query: Any) -> tuple[str, dict[str, Any]]:
         return "/imagen/task", {**self.ids, "task_id": task_id, **query}
 
-    def file(self, prompt: int = 0, image: int = 0, *, task_id: str = "paint", **query: Any) -> tuple[str, dict[str, Any]]:
+    def file(
+        self, prompt: int = 0, image: int = 0, *, task_id: str = "paint", **query: Any
+    ) -> tuple[str, dict[str, Any]]:
         return "/imagen/file", {**self.ids, "task_id": task_id, "prompt_index": prompt, "image_index": image, **query}
 
     def page(self, prompt: int = 0, image: int = 0, *, task_id: str = "paint") -> tuple[str, dict[str, Any]]:
@@ -91,7 +93,9 @@ class Gallery:
 
 
 @pytest.fixture
-def painted(run_dag: Callable[..., Any], request: pytest.FixtureRequest, imagen_connection: str) -> Callable[..., Gallery]:
+def painted(
+    run_dag: Callable[..., Any], request: pytest.FixtureRequest, imagen_connection: str
+) -> Callable[..., Gallery]:
     """Give a function that runs one painting task and tells where its pictures are shown."""
     from airflow.sdk import DAG
 
@@ -127,4 +131,3 @@ def forged(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Calla
         return Gallery(run_dag(dag))
 
     return forge
-

@@ -40,7 +40,13 @@ def record(**values: Any) -> dict[str, Any]:
 def picture_file(path: Path, colour: str = "red") -> dict[str, Any]:
     Image.new("RGB", (40, 30), colour).save(path)
     data = path.read_bytes()
-    return {"path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "width": 40, "height": 30}
+    return {
+        "path": str(path),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "width": 40,
+        "height": 30,
+    }
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -181,6 +187,23 @@ def test_what_was_not_made_is_shown_with_its_reason(painted: Any, visit: Any, sa
     assert "withheld 2 of 3 pictures" in problems
 
 
+def test_a_long_list_of_what_was_not_made_is_cut_and_paged(
+    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.add_fault(Fault("upstream_4xx", times=None, prompt="bad"))
+    prompts = ["good", *(f"bad {number}" for number in range(70))]
+    gallery = painted(prompt=prompts, output_path=str(tmp_path), on_failure="accept", concurrency=16)
+    ann = visit()
+    path, query = gallery.task()
+
+    first = ann.get(path, params=query)
+    (more,) = {link for link in links(first.text) if link.endswith("show=problems")}
+
+    assert (first.text.count('class="card"'), first.text.count('class="badge failed"')) == (1, 12)
+    assert ann.get(more).text.count('class="badge failed"') == 60
+    assert ann.get(f"{more}&page=2").text.count('class="badge failed"') == 10
+
+
 def test_a_failed_task_shows_what_worked(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
     gallery = painted(prompt=RACCOON, num_images=3, output_path=str(tmp_path))
@@ -221,7 +244,9 @@ def test_mapped_tasks_are_shown_apart_and_summed_up(
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
     with DAG("mapped_gallery", schedule=None) as dag:
-        ImagenGenerateOperator.partial(task_id="paint", output_path=str(tmp_path)).expand(prompt=["one", "two", "three"])
+        ImagenGenerateOperator.partial(task_id="paint", output_path=str(tmp_path)).expand(
+            prompt=["one", "two", "three"]
+        )
     run = run_dag(dag)
     ids = {"dag_id": "mapped_gallery", "run_id": run.run_id}
     ann = visit()
@@ -231,7 +256,8 @@ def test_mapped_tasks_are_shown_apart_and_summed_up(
 
     assert whole.text.count('class="card"') == 3
     assert "3 of 3" in whole.text
-    assert ["paint [0]", "paint [1]", "paint [2]"] == re.findall(r"<h2><a [^>]*>(.*?)</a>", whole.text)
+    assert re.findall(r"<h2>(.*?)</h2>", whole.text) == ["paint"]
+    assert [int(number) for number in re.findall(r"\[(\d)\] ·", whole.text)] == [0, 1, 2]
     assert single.text.count('class="card"') == 1
     assert "two" in single.text
     for map_index in range(3):
@@ -353,18 +379,18 @@ def test_nobody_sees_anything_without_a_session(painted: Any, visit: Any, tmp_pa
             assert path in parse_qs(urlsplit(answer.headers["location"]).query)["next"][0]
 
 
-@pytest.mark.parametrize("trick", ["~", "..", ".", "x/../y", "%2e%2e", "a\\b"])
-def test_ids_that_would_reach_other_routes_or_all_dags_are_refused(visit: Any, trick: str, painted: Any, tmp_path: Path) -> None:
+def test_ids_that_would_reach_other_routes_or_all_dags_are_refused(visit: Any, painted: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
-    bob = visit("bob", only={"another_dag", trick})
+    tricks = ["~", "..", ".", "x/../y", "%2e%2e", "a\\b"]
+    bob = visit("bob", only={"another_dag", *tricks})
 
-    for path, query in _routes(gallery):
-        for name in ("dag_id", "run_id", "task_id"):
-            if name in query:
+    for trick in tricks:
+        for path, query in _routes(gallery):
+            for name in {"dag_id", "run_id", "task_id"} & query.keys():
                 answer = bob.get(path, params={**query, "dag_id": trick, name: trick})
-                assert answer.status_code in (200, 403, 404), (path, name)
+                assert answer.status_code in (200, 403, 404), (path, name, trick)
                 assert RACCOON not in answer.text
-                assert answer.status_code != 200 or "card" not in answer.text
+                assert 'class="card"' not in answer.text
 
 
 def test_permission_is_asked_anew_although_records_are_remembered(painted: Any, visit: Any, tmp_path: Path) -> None:
@@ -409,7 +435,9 @@ def test_a_file_that_is_no_picture_is_not_served_even_with_the_right_digest(
     page = tmp_path / "page.png"
     page.write_text("<html><script>alert(1)</script>")
     data = page.read_bytes()
-    gallery = forged([record(path=str(page), bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), mime_type="text/html")])
+    gallery = forged(
+        [record(path=str(page), bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), mime_type="text/html")]
+    )
 
     answer = visit().get(gallery.file()[0], params=gallery.file()[1])
 
@@ -447,7 +475,9 @@ def test_a_record_cannot_make_the_server_call_an_address(forged: Any, visit: Any
 
 def test_a_manifest_shows_only_the_lines_of_its_own_task(painted: Any, forged: Any, visit: Any, tmp_path: Path) -> None:
     painted(prompt="a secret prompt", output_path=str(tmp_path))
-    gallery = forged({"manifest": str(tmp_path / "metadata.jsonl"), "count": 1}, manifest=str(tmp_path / "metadata.jsonl"))
+    gallery = forged(
+        {"manifest": str(tmp_path / "metadata.jsonl"), "count": 1}, manifest=str(tmp_path / "metadata.jsonl")
+    )
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1])
 
@@ -491,24 +521,17 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(forged: Any, visit: Any, tmp_path: Path, text: str) -> None:
-    gallery = forged(
-        [
-            record(
-                prompt=text,
-                enhanced_prompt=text,
-                model=text,
-                inference_id=text,
-                url=text,
-                **picture_file(tmp_path / "a.png"),
-            ),
-            record(image_index=1, prompt=text, model=text, url=text),
-        ]
-    )
+def test_hostile_text_stays_text(forged: Any, visit: Any, tmp_path: Path) -> None:
+    file = picture_file(tmp_path / "a.png")
+    records = []
+    for number, text in enumerate(HOSTILE):
+        texts = {"prompt": text, "enhanced_prompt": text, "model": text, "inference_id": text, "url": text}
+        records += [record(prompt_index=number, **texts, **file), record(prompt_index=number, image_index=1, **texts)]
+    gallery = forged(records)
     ann = visit()
 
-    for path, query in (gallery.task(), gallery.page(), gallery.page(0, 1), ("/imagen/run", gallery.ids)):
+    pages = [gallery.page(number, image) for number in range(len(HOSTILE)) for image in (0, 1)]
+    for path, query in [gallery.task(), ("/imagen/run", gallery.ids), *pages]:
         page = ann.get(path, params=query)
         assert page.status_code == 200
         elements = Elements(page.text)
@@ -531,19 +554,19 @@ def test_the_snippet_of_a_hostile_prompt_is_one_python_string(forged: Any, visit
     assert {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}["prompt"] == prompt
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["http://intranet.example/a.png", "ftp://x/a", "//evil.example/a", "https://", "data:image/svg+xml,<svg/>", "https://a b;script-src *"],
-)
-def test_only_safe_links_are_shown_and_none_can_widen_the_policy(forged: Any, visit: Any, url: str) -> None:
-    gallery = forged([record(url=url)])
+def test_only_safe_links_are_shown_and_none_can_widen_the_policy(forged: Any, visit: Any) -> None:
+    unsafe = [
+        *("http://intranet.example/a.png", "ftp://x/a", "//evil.example/a", "https://", "javascript:alert(1)"),
+        *("data:image/svg+xml,<svg/>", "https://a b;script-src *", "https://x;img-src * /a.png"),
+    ]
+    gallery = forged([record(image_index=number, url=url) for number, url in enumerate(unsafe)])
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1])
 
     policy = page.headers["content-security-policy"]
+    assert page.text.count('class="card"') == len(unsafe)
     assert policy.count("script-src") == 1
-    assert "img-src 'self';" in policy
-    assert "default-src 'none'" in policy
+    assert "default-src 'none'; img-src 'self'; " in policy
 
 
 def test_every_answer_forbids_what_it_does_not_need(painted: Any, visit: Any, tmp_path: Path) -> None:

@@ -59,10 +59,11 @@ def waiting(airflow: Any) -> Iterator[Any]:
     return airflow.trigger("rate_limited")
 
 
-def test_a_long_retry_after_is_waited_for_without_a_worker(waiting: Any) -> None:
+def test_a_long_retry_after_is_waited_for_without_a_worker(waiting: Any, wait_for: Any) -> None:
     instance = waiting.wait("up_for_retry")
 
-    assert not psutil.pid_exists(instance["pid"])
+    wait_for(lambda: not psutil.pid_exists(instance["pid"]), "the end of the task's process")
+    assert waiting.get()["state"] == "up_for_retry"
     assert instance["duration"] < 30
     with sqlite3.connect(HOME / "airflow.db") as database:
         delays = database.execute(

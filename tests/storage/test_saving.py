@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -114,6 +115,34 @@ def test_a_bad_picture_is_refused_and_nothing_written(folder):
     with pytest.raises(BadImageError, match="at most 100"):
         save_picture(picture(), folder=folder, stem="fox", max_pixels=100)
     assert files(folder) == []
+
+
+def test_a_picture_is_announced_as_it_will_be_before_anything_is_written(folder, provenance):
+    announced = []
+
+    def announce(expected):
+        assert files(folder) == []
+        announced.append(expected)
+
+    stored = save_picture(
+        picture(), folder=folder, stem="fox", provenance=provenance, thumbnail_pixels=20, announce=announce
+    )
+    assert announced == [replace(stored, thumbnail=None)]
+
+
+def test_a_picture_whose_name_is_taken_is_announced_under_its_own_before_it_is_written(folder):
+    save_picture(picture(size=(20, 20)), folder=folder, stem="fox")
+    announced = []
+
+    def announce(expected):
+        assert files(folder) == ["fox.png"]
+        announced.append(expected.file_name)
+
+    stored = save_picture(
+        picture(), folder=folder, stem="fox", owner="me", may_replace=lambda _: False, announce=announce
+    )
+    assert announced == ["fox.png", "fox-me.png"]
+    assert stored.file_name == "fox-me.png"
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):

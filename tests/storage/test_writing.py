@@ -467,20 +467,26 @@ def test_a_store_is_asked_by_storing_a_few_words_in_the_hidden_folder():
 
 
 class AzureError(Exception):
-    def __init__(self, error_code):
-        super().__init__(error_code)
-        self.error_code = error_code
+    def __init__(self, status_code):
+        super().__init__("Server failed")
+        self.status_code = status_code
+
+
+class GoogleError(Exception):
+    def __init__(self, code):
+        super().__init__("Invalid Credentials")
+        self.code = code
 
 
 @pytest.mark.parametrize(
     ("refusal", "said"),
     [
         (FileNotFoundError("The specified bucket does not exist"), "bucket or container does not exist"),
-        (AzureError("ContainerNotFound"), "bucket or container does not exist"),
+        (AzureError(404), "bucket or container does not exist"),
         (PermissionError("Access Denied"), "no permission there"),
         (OSError("Forbidden: https://storage/upload"), "no permission there"),
-        (AzureError("AuthorizationPermissionMismatch"), "no permission there"),
-        (AzureError("AuthenticationFailed"), "no permission there"),
+        (AzureError(403), "no permission there"),
+        (GoogleError(401), "no permission there"),
     ],
 )
 def test_a_store_that_takes_nothing_is_found_before_paying(refusal, said):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from airflow_provider_imagen.plugins.gallery.collection import TaskPictures
-    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, TaskSummary
+    from airflow_provider_imagen.plugins.gallery.records import Picture, TaskSummary
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,16 @@ RUNS_SHOWN: Final = 8
 PICTURES_PER_RUN: Final = 8
 PROBLEMS_AT_TOP: Final = 12
 
-_UNFINISHED: Final = ("none", "scheduled", "queued", "running", "restarting", "deferred", "up_for_reschedule", "removed")
+_UNFINISHED: Final = (
+    "none",
+    "scheduled",
+    "queued",
+    "running",
+    "restarting",
+    "deferred",
+    "up_for_reschedule",
+    "removed",
+)
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff"}
 _NOT_SHOWN_BY_BROWSERS: Final = ("image/tiff",)
 
@@ -96,7 +105,9 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         502: "Airflow did not answer. Try again in a moment.",
     }.get(error.status_code, "Something went wrong.")
     if not is_page:
-        return Response(error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain")
+        return Response(
+            error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
+        )
     return _page(request, "message.html", status=error.status_code, title="Pictures", message=message)
 
 
@@ -114,21 +125,26 @@ async def show_task(
     task_id: Id,
     map_index: MapIndex = -1,
     page: PageNumber = 1,
+    show: Show = "pictures",
 ) -> Response:
-    """Show the pictures of one task instance."""
+    """Show the pictures of one task instance, below the first of what was not made."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     async with AirflowApi(request) as api:
         found = await collection.get_task(api, ti)
         empty = "" if found.pictures or found.notice else await _why_empty(api, found)
     problems, why_not = await collection.read_problems(found.summary) if found.summary else ([], None)
     pages = Pages(_root(request))
-    pager = _pager(page, len(found.pictures), PICTURES_PER_PAGE, lambda number: pages.task(ti, page=number))
-    first = (pager.number - 1) * PICTURES_PER_PAGE
-    section = Section(
-        pictures=found.pictures[first : first + PICTURES_PER_PAGE],
-        problems=problems if pager.number == 1 else [],
-        notes=[note for note in (found.notice, why_not) if note],
-    )
+    items = len(problems if show == "problems" else found.pictures)
+    pager = _pager(page, items, PICTURES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number))
+    part = slice((pager.number - 1) * PICTURES_PER_PAGE, pager.number * PICTURES_PER_PAGE)
+    if show == "problems":
+        section = Section(problems=problems[part], notes=[why_not] if why_not else [])
+    else:
+        section = Section(
+            pictures=found.pictures[part],
+            problems=problems[:PROBLEMS_AT_TOP] if pager.number == 1 else [],
+            notes=[note for note in (found.notice, why_not) if note],
+        )
     return _page(
         request,
         "gallery.html",
@@ -141,14 +157,12 @@ async def show_task(
         sections=[section],
         pager=pager,
         empty=empty,
-        more_problems=None,
+        more_problems=pages.task(ti, show="problems") if len(problems) > len(section.problems) > 0 else None,
     )
 
 
 @app.get("/run", dependencies=[may_read])
-async def show_run(
-    request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures"
-) -> Response:
+async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures") -> Response:
     """Show the pictures of all tasks of a run."""
     pages = Pages(_root(request))
     async with AirflowApi(request) as api:
@@ -303,7 +317,9 @@ def _root(request: Request) -> str:
     return str(request.scope.get("root_path", ""))
 
 
-def _page(request: Request, template: str, *, status: int = 200, pictures: list[Picture] | None = None, **values: Any) -> Response:
+def _page(
+    request: Request, template: str, *, status: int = 200, pictures: list[Picture] | None = None, **values: Any
+) -> Response:
     """Render a page, and allow it what it needs: its own style and script, and pictures from where they are."""
     shown = pictures or [picture for section in values.get("sections", ()) for picture in section.pictures]
     policy = (
@@ -332,24 +348,25 @@ def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]
 async def _picture_sections(
     api: AirflowApi, pages: Pages, summaries: list[TaskSummary], *, first: int, most: int
 ) -> list[Section]:
-    """Take a stretch of all pictures of several task instances, reading only the records it needs."""
-    sections = []
+    """
+    Take a stretch of all pictures of several task instances, reading only the records it needs.
+
+    The instances of a mapped task share a section.
+    """
+    sections: dict[str, Section] = {}
     start = 0
     for summary in summaries:
         end = start + summary.summary.made
         if end > first and start < first + most:
             found = await collection.get_task(api, summary.ti)
-            sections.append(
-                Section(
-                    title=_name(summary),
-                    href=pages.task(summary.ti),
-                    summary=summary.summary,
-                    pictures=found.pictures[max(first - start, 0) : first + most - start],
-                    notes=[found.notice] if found.notice else [],
-                )
-            )
+            ti = summary.ti
+            href = pages.task(ti) if ti.map_index < 0 else None
+            section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
+            section.pictures.extend(found.pictures[max(first - start, 0) : first + most - start])
+            if found.notice and found.notice not in section.notes:
+                section.notes.append(found.notice)
         start = end
-    return sections
+    return list(sections.values())
 
 
 async def _problem_section(pages: Pages, summary: TaskSummary) -> Section:

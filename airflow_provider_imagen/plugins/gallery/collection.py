@@ -142,7 +142,9 @@ class Collection:
     async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, list[TaskSummary]]:
         """Read the summaries of the runs that made pictures last, newest run first."""
         run_ids: list[str] = []
-        async for ti, _ in api.iter_xcoms(dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK):
+        async for ti, _ in api.iter_xcoms(
+            dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK
+        ):
             if ti.run_id not in run_ids:
                 run_ids.append(ti.run_id)
             if len(run_ids) == runs:
@@ -205,5 +207,3 @@ _ELSEWHERE: Final = (
 def total(summaries: list[TaskSummary]) -> Summary:
     """Sum summaries up."""
     return sum((summary.summary for summary in summaries), Summary())
-
-

@@ -80,8 +80,8 @@ class Pages:
 
     def render(self, template: str, **values: Any) -> str:
         """Fill a template; everything in it is escaped."""
-        return _environment().get_template(template).render(
-            root=self._root, link=self, assets=_asset_versions(), **values
+        return (
+            _environment().get_template(template).render(root=self._root, link=self, assets=_asset_versions(), **values)
         )
 
     def dag(self, dag_id: str) -> str:
@@ -160,7 +160,7 @@ def image_sources(pictures: Iterable[Picture]) -> str:
         if not picture.is_stored and (link := remote_link(picture)):
             parts = urlsplit(link)
             origins.add(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-    return " ".join(sorted(origin for origin in origins if not set(origin) & set(" ;,\"")))
+    return " ".join(sorted(origin for origin in origins if not set(origin) & set(' ;,"')))
 
 
 def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:

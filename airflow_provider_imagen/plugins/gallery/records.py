@@ -133,7 +133,9 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
     """Read an XCom ``summary``; ``None`` when it is somebody else's."""
     if not isinstance(value, Mapping) or not {"requested", "made", "usd_spent"} <= value.keys():
         return None
-    numbers = {name: _count(value.get(name)) for name in ("requested", "made", "filtered", "failed", "not_sent", "adopted")}
+    numbers = {
+        name: _count(value.get(name)) for name in ("requested", "made", "filtered", "failed", "not_sent", "adopted")
+    }
     summary = Summary(
         **numbers,
         usd_spent=_number(value.get("usd_spent")) or 0.0,

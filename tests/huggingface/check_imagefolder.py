@@ -1,10 +1,7 @@
 """
 A folder of pictures opens as a Hugging Face dataset, with the real ``datasets`` package.
 
-Run in an environment of its own, which needs no Airflow::
-
-    python -m venv /tmp/hf && /tmp/hf/bin/pip install -r tests/huggingface/requirements.txt
-    HF_HUB_OFFLINE=1 /tmp/hf/bin/python -m pytest --noconftest -p no:cacheprovider tests/huggingface
+``set-up.sh`` runs it in an environment of its own, which needs no Airflow.
 """
 
 from __future__ import annotations

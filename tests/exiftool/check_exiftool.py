@@ -1,4 +1,8 @@
-"""The provenance is read, and the files found sound, by exiftool: the tool everybody checks metadata with."""
+"""
+The provenance is read, and the files found sound, by exiftool: the tool everybody checks metadata with.
+
+``set-up.sh`` installs it where it is missing and runs this.
+"""
 
 from __future__ import annotations
 

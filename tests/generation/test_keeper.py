@@ -1,0 +1,82 @@
+"""The names a keeper gives to pictures, around those of earlier tries."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture, Stored
+from airflow_provider_imagen.generation.plan import make_plan, place_of
+from airflow_provider_imagen.generation.tools import Keeper
+from airflow_provider_imagen.storage.origin import Origin
+
+ONE_BY_ONE = "dall-e-3"
+"""A model that makes one picture per request."""
+
+
+def plan_of(images: int, model: str = ONE_BY_ONE):
+    return make_plan(prompt="a", arguments={"model": model, "num_images": images}, can_store=True)
+
+
+def keeper_of(plan, folder: Path, entries) -> Keeper:
+    return Keeper(
+        folder=folder,
+        open_path=Path,
+        plan=plan,
+        entries=entries,
+        origin=Origin(dag_id="dag", task_id="task", run_id="run"),
+        filename="{index}-{image}",
+    )
+
+
+def png() -> bytes:
+    target = BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(target, format="PNG")
+    return target.getvalue()
+
+
+def keep(keeper: Keeper, plan, image_index: int) -> Stored:
+    picture = PaidPicture(url="https://cdn.test/a.png")
+    paid = Paid("id", (picture,), Decimal("0.04"), False, None, ONE_BY_ONE, 0.0)
+    return keeper.save(png(), item=plan.items[0], image_index=image_index, paid=paid, picture=picture)
+
+
+@pytest.mark.parametrize(
+    ("model", "places"),
+    [
+        (ONE_BY_ONE, [[0, 3, 6], [1, 4, 7], [2, 5, 8]]),
+        ("imagen-4.0-generate-001", [[0, 1, 2, 3, 4, 5, 6]]),
+    ],
+)
+def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, places):
+    plan = plan_of(3, model)
+    assert [
+        [
+            place_of(number, unit=slot.choices[0][0], first_image=slot.first_image, item=plan.items[0])
+            for number in range(len(expected))
+        ]
+        for slot, expected in zip(plan.slots, places, strict=True)
+    ] == places
+
+
+def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tmp_path):
+    """The first answer brought a picture too many; then the author asks for more."""
+    plan = plan_of(3)
+    extra = place_of(1, unit=plan.slots[0].choices[0][0], first_image=0, item=plan.items[0])
+    first_try = keeper_of(plan, tmp_path, {})
+    stored = [keep(first_try, plan, image_index) for image_index in (0, 1, 2, extra)]
+    keys = [unit.key for unit in plan.units]
+    entries = {
+        keys[0]: Entry(stored={0: stored[0], 1: stored[3]}),
+        keys[1]: Entry(stored={0: stored[1]}),
+        keys[2]: Entry(stored={0: stored[2]}),
+    }
+    more = plan_of(5)
+    second_try = keeper_of(more, tmp_path, entries)
+    new = [keep(second_try, more, image_index) for image_index in (3, 4)]
+    assert not {each.file_name for each in new} & {each.file_name for each in stored}
+    assert all(second_try.is_stored(each) for each in stored)

@@ -1,0 +1,97 @@
+"""Pictures that come inline: their bytes exist once, so a crash around the writing of their file must not hide it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from airflow_provider_imagen.exceptions import ChargedButLostError, JournalError
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def inline(world, steps):
+    """A world whose API answers "a" inline, ``try_and_die`` in it: a try killed before or after the file is written."""
+    world.tools.script("a", steps.pictures(inline=True))
+
+    def try_and_die(when: str, **options) -> None:
+        save = world.tools.save
+
+        def save_and_die(*args, **kwargs):
+            save(*args, **kwargs)
+            raise Killed
+
+        world.tools.save_error = Killed() if when == "before" else None
+        world.tools.save = save_and_die if when == "after" else save
+        with pytest.raises(Killed):
+            world.run("a", **options)
+        world.tools.save, world.tools.save_error = save, None
+
+    world.try_and_die = try_and_die
+    return world
+
+
+@pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
+def test_one_whose_file_was_written_is_adopted_although_the_try_ended_before_it_was_noted(inline, on_lost_answer):
+    inline.try_and_die("after")
+    assert inline.entries_by_type() == {"intent": 1, "paid": 1, "storing": 1}
+    result = inline.run("a", on_lost_answer=on_lost_answer)
+    assert result.failures == []
+    assert (len(result.made), result.adopted, result.usd_lost) == (1, 1, 0)
+    assert result.records[0]["path"] == "/out/000-0.png"
+    assert len(inline.tools.posts) == len(inline.tools.saved) == 1
+
+
+def test_one_whose_file_was_not_written_is_told_lost_and_not_bought_again(inline):
+    inline.try_and_die("before")
+    for _ in range(2):
+        result = inline.run("a")
+        assert isinstance(result.failures[0].error, ChargedButLostError)
+        assert result.usd_lost == result.usd_spent == Decimal("0.04")
+    assert len(inline.tools.posts) == 1
+
+
+def test_one_whose_file_was_not_written_is_bought_again_at_once_when_the_author_says_resend(inline):
+    inline.try_and_die("before", on_lost_answer="resend")
+    result = inline.run("a", on_lost_answer="resend", max_usd=Decimal("0.08"))
+    assert (len(result.made), result.adopted) == (1, 0)
+    assert result.usd_lost == Decimal("0.04")
+    assert result.usd_spent == Decimal("0.08") == inline.tools.billed_usd
+    again = inline.run("a", on_lost_answer="resend")
+    assert (again.adopted, again.usd_spent, len(inline.tools.posts)) == (1, Decimal("0.08"), 2)
+
+
+def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
+    at_the_write = []
+    save = inline.tools.save
+
+    def look(*args, announce, **kwargs):
+        def announce_and_look(expected):
+            announce(expected)
+            at_the_write.append((expected.file_name, f'"file_name":"{expected.file_name}"' in inline.store.text))
+
+        return save(*args, announce=announce_and_look, **kwargs)
+
+    inline.tools.save = look
+    inline.run("a")
+    assert at_the_write == [("000-0.png", True)]
+    assert inline.entries_by_type() == {"intent": 1, "paid": 1, "storing": 1, "stored": 1}
+
+
+def test_one_that_cannot_be_announced_is_kept_all_the_same_and_nothing_more_is_bought(inline):
+    inline.store.fails_after = 2  # the intent and the answer
+    result = inline.run(["a", "b"], concurrency=1)
+    assert result.records[0]["prompt"] == "a"
+    assert isinstance(result.halt, JournalError)
+    assert inline.tools.files["000-0.png"] == b"inline"
+
+
+def test_one_that_a_link_leads_to_costs_no_further_write(world):
+    world.run("b")
+    assert world.entries_by_type() == {"intent": 1, "paid": 1, "stored": 1}

@@ -1,0 +1,69 @@
+"""Storing a picture with the hook alone, outside of any task."""
+
+from __future__ import annotations
+
+import hashlib
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, StorageError
+from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.storage.provenance import read_provenance
+
+
+@pytest.fixture
+def hook(imagen_connection):
+    return ImagenHook(imagen_connection)
+
+
+@pytest.fixture
+def moon():
+    drawn = BytesIO()
+    Image.radial_gradient("L").save(drawn, format="PNG")
+    return drawn.getvalue()
+
+
+def test_without_a_name_the_same_bytes_get_the_same_file(hook, moon, tmp_path):
+    first = hook.store(moon, folder=str(tmp_path))
+    assert hook.store(moon, folder=str(tmp_path))["path"] == first["path"]
+    assert first["file_name"] == f"{hashlib.sha256(moon).hexdigest()[:16]}.png"
+    assert (first["width"], first["height"]) == (256, 256)
+
+
+def test_a_file_of_the_same_name_is_replaced(hook, moon, tmp_path):
+    (tmp_path / "moon.png").write_bytes(b"old")
+    record = hook.store(moon, folder=str(tmp_path), name="moon.jpg", provenance=False)
+    assert record["file_name"] == "moon.png"
+    assert (tmp_path / "moon.png").read_bytes() == moon
+
+
+def test_nothing_says_that_a_model_made_it_unless_the_caller_does(hook, moon, tmp_path):
+    hook.store(moon, folder=str(tmp_path), name="photo", provenance={"camera": "mine"})
+    story = read_provenance((tmp_path / "photo.png").read_bytes())
+    assert story == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
+
+
+@pytest.mark.parametrize("name", ["", "/", "..", "a/../b", "tab\t"])
+def test_a_name_that_is_none_is_refused_before_anything_is_fetched(hook, sandbox, tmp_path, name):
+    with pytest.raises(InvalidArgumentsError) as caught:
+        hook.store(f"{sandbox.cdn_url}/x.png", folder=str(tmp_path), name=name)
+    assert [problem.field for problem in caught.value.problems] == ["name"]
+    assert sandbox.seen() == []
+
+
+def test_a_name_with_braces_is_taken_as_it_is(hook, moon, tmp_path):
+    assert hook.store(moon, folder=str(tmp_path), name="{moon}")["file_name"] == "{moon}.png"
+
+
+def test_what_is_no_picture_is_refused(hook, tmp_path):
+    with pytest.raises(BadImageError):
+        hook.store(b"no picture", folder=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(hook, moon, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        hook.store(moon, folder=str(tmp_path / "file"))

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Open folders of pictures as Hugging Face datasets, with the real library, offline.
+#   bash tests/huggingface/set-up.sh PYTHON      PYTHON: any Python 3.11 or later
+# Makes an environment of its own with the library; this package is read from the checkout and needs no Airflow there.
+set -euo pipefail
+python=$(realpath -s "$1")
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+unset PYTHONPATH
+"$python" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/huggingface/requirements.txt
+HF_HUB_OFFLINE=1 HF_HOME="$work/home" "$work/venv/bin/python" -m pytest --noconftest --basetemp="$work/tmp" \
+  tests/huggingface/check_imagefolder.py

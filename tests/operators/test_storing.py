@@ -1,0 +1,274 @@
+"""What the operator does with pictures at rest: names, story, stores that are not there, links that are dead."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG, task
+
+from airflow_provider_imagen.exceptions import ItemsFailedError, LinkExpiredError, StorageError
+from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.sandbox import Fault
+from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, read_provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("imagen_connection")
+
+RACCOON = "A raccoon eating ice-cream"
+
+
+class Storing:
+    """Run one operator in a DAG of its own, writing into one folder."""
+
+    def __init__(self, run_dag: Callable[..., Any], folder: Path) -> None:
+        self._run_dag = run_dag
+        self._number = 0
+        self.folder = folder
+        self.errors: list[BaseException] = []
+
+    def __call__(self, **arguments: Any) -> str:
+        self._number += 1
+        self.errors = []
+        with DAG(f"storing_{id(self)}_{self._number}", schedule=None) as dag:
+            ImagenGenerateOperator(
+                task_id="paint",
+                retry_delay=timedelta(0),
+                on_failure_callback=lambda context: self.errors.append(context["exception"]),
+                **{"prompt": RACCOON, "output_path": str(self.folder), **arguments},
+            )
+        self.run = self._run_dag(dag)
+        return str(self.run.state)
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        return self.run.get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
+
+    def manifest(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metadata.jsonl").read_text().splitlines()]
+
+    def story(self) -> dict[str, Any]:
+        (path,) = self.folder.glob("*.png")
+        return read_provenance(path.read_bytes())
+
+
+@pytest.fixture
+def paint(run_dag: Callable[..., Any], tmp_path: Path) -> Storing:
+    return Storing(run_dag, tmp_path / "pictures")
+
+
+# What made a picture
+
+
+def test_a_picture_says_what_made_it(paint: Storing) -> None:
+    assert paint(seed=7, aspect_ratio="16:9") == "success"
+
+    (image,) = paint.images
+    story = paint.story()
+    assert story["digital_source_type"] == DIGITAL_SOURCE_TYPE
+    assert (story["prompt"], story["model"], story["seed"]) == (RACCOON, image["model"], 7)
+    assert story["inference_id"] == image["inference_id"]
+    assert story["parameters"]["aspect_ratio"] == "16:9"
+    assert (story["task_id"], story["run_id"]) == ("paint", paint.run.run_id)
+
+
+def test_a_mapping_changes_adds_and_leaves_out_facts_of_the_file_alone(paint: Storing) -> None:
+    changes = {"prompt": None, "dag_id": None, "run_id": None, "model": "house style", "aspect_ratio": None, "shop": 12}
+    assert paint(seed=7, aspect_ratio="16:9", provenance=changes) == "success"
+
+    story = paint.story()
+    assert {"prompt", "dag_id", "run_id"} & set(story) == set()
+    assert story["model"] == "house style"
+    assert story["parameters"] == {"shop": 12}
+    assert (story["seed"], story["task_id"]) == (7, "paint")
+    (image,), (line,) = paint.images, paint.manifest()
+    assert image["prompt"] == line["prompt"] == RACCOON
+    assert image["model"] == line["model"] == "imagen-3.0-generate-002"
+    assert line["run_id"] == paint.run.run_id
+    assert "shop" not in line
+
+
+def test_without_provenance_the_file_is_what_the_api_delivered(paint: Storing, sandbox: Sandbox) -> None:
+    assert paint(provenance=False) == "success"
+
+    (image,) = paint.images
+    assert paint.story() == {}
+    (path,) = paint.folder.glob("*.png")
+    hook = ImagenHook()
+    assert path.read_bytes() == hook.download(image["url"])
+    hook.close()
+
+
+# Names that two want
+
+
+def test_a_later_run_never_replaces_the_pictures_of_an_earlier_one_and_says_so_once(
+    paint: Storing, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    wishes = {"prompt": [{"prompt": RACCOON, "name": name} for name in "ab"], "filename": "{name}.{extension}"}
+    assert paint(**wishes, seed=1) == "success"
+    first = {path.name: path.read_bytes() for path in paint.folder.glob("*.png")}
+    with caplog.at_level(logging.WARNING, "airflow_provider_imagen.generation.tools"):
+        assert paint(**wishes, seed=2) == "success"
+
+    assert first.keys() == {"a.png", "b.png"}
+    for name, data in first.items():
+        assert (paint.folder / name).read_bytes() == data
+    assert len(list(paint.folder.glob("*.png"))) == len(paint.manifest()) == len(sandbox.ledger()) == 4
+    assert len([message for message in caplog.messages if "is not replaced" in message]) == 1
+
+
+def test_mapped_tasks_that_choose_the_same_name_all_keep_their_pictures(
+    run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    with DAG("same_names", schedule=None) as dag:
+        ImagenGenerateOperator.partial(
+            task_id="paint", output_path=str(tmp_path), filename="picture.{extension}", thumbnail_pixels=32
+        ).expand(prompt=["one", "two", "three"])
+    assert str(run_dag(dag).state) == "success"
+
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert {line["prompt"] for line in lines} == {"one", "two", "three"}
+    for line in lines:
+        assert read_provenance((tmp_path / line["file_name"]).read_bytes())["prompt"] == line["prompt"]
+        assert (tmp_path / line["thumbnail"]).is_file()
+    assert len(list(tmp_path.glob("*.png"))) == len(sandbox.ledger()) == 3
+
+
+def test_a_file_of_a_person_is_not_replaced_either(paint: Storing) -> None:
+    paint.folder.mkdir()
+    (paint.folder / "logo.png").write_bytes(b"mine")
+    assert paint(filename="logo.{extension}") == "success"
+
+    assert (paint.folder / "logo.png").read_bytes() == b"mine"
+    assert len(paint.manifest()) == 1
+
+
+def test_a_task_that_is_cleared_replaces_its_own_pictures(
+    run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    with DAG("cleared", schedule=None) as dag:
+        ImagenGenerateOperator(task_id="paint", prompt=RACCOON, output_path=str(tmp_path), filename="logo.{extension}")
+    run = run_dag(dag)
+    first = (tmp_path / "logo.png").read_bytes()
+    ti = run.get_task_instance("paint")
+    context = {"ti": _Instance(ti.dag_id, ti.run_id)}
+    ImagenGenerateOperator(
+        task_id="paint", prompt="Something else", output_path=str(tmp_path), filename="logo.{extension}"
+    ).execute(context)
+
+    assert [path.name for path in tmp_path.glob("*.png")] == ["logo.png"]
+    assert (tmp_path / "logo.png").read_bytes() != first
+    assert len(sandbox.ledger()) == 2
+
+
+class _Instance:
+    """The same task instance, a second time."""
+
+    task_id = "paint"
+    map_index = -1
+
+    def __init__(self, dag_id: str, run_id: str) -> None:
+        self.dag_id = dag_id
+        self.run_id = run_id
+
+
+# What is not there
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [
+        ("s3://shop@bucket/x", "s3"),
+        ("gs://shop@bucket/x", "gcs"),
+        ("abfs://shop@container/x", "azure"),
+    ],
+)
+def test_a_store_whose_extra_is_not_installed_is_told_with_the_line_that_installs_it(
+    paint: Storing, sandbox: Sandbox, url: str, extra: str
+) -> None:
+    assert paint(output_path=url) == "failed"
+
+    (error,) = paint.errors
+    assert isinstance(error, StorageError)
+    assert f"pip install 'airflow-provider-imagen[{extra}]'" in str(error)
+    assert sandbox.seen("/v1/images/generations") == []
+
+
+def test_a_dead_link_is_told_with_its_host_and_age(paint: Storing, sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("expired", times=None))
+    assert paint() == "failed"
+
+    (error,) = paint.errors
+    assert isinstance(error, LinkExpiredError)
+    assert str(error.host) in str(error)
+    assert "The API gave the link" in str(error)
+    assert "seconds ago" in str(error)
+    assert "?" not in str(error)
+
+
+def test_a_failure_is_told_although_the_manifest_cannot_be_written_either(
+    paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_imagen.operators import execution
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise StorageError("The store is away.")
+
+    monkeypatch.setattr(execution, "write_manifest", refuse)
+    sandbox.add_fault(Fault("upstream_4xx", prompt="bad", times=None))
+    assert paint(prompt=["good", "bad"]) == "failed"
+    assert isinstance(paint.errors[-1], ItemsFailedError)
+    assert len(paint.images) == 1
+
+    assert paint(prompt="good") == "failed"
+    assert isinstance(paint.errors[-1], StorageError)
+
+
+# The hook alone
+
+
+def test_a_task_stores_a_picture_made_elsewhere_with_its_story(
+    run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    with DAG("by_hook", schedule=None) as dag:
+
+        @task
+        def keep() -> Any:
+            hook = ImagenHook()
+            (generation,) = hook.generate_images(RACCOON)
+            return hook.store(
+                generation.urls[0],
+                folder=str(tmp_path),
+                name="sub/raccoon",
+                provenance={"model": "another", "prompt": RACCOON, "campaign": "spring"},
+                image_format="webp",
+                thumbnail_pixels=32,
+            )
+
+        keep()
+    run = run_dag(dag)
+
+    record = run.get_task_instance("keep").xcom_pull(task_ids="keep")
+    data = (tmp_path / "sub" / "raccoon.webp").read_bytes()
+    assert record["path"] == str(tmp_path / "sub" / "raccoon.webp")
+    assert (record["file_name"], record["bytes"], record["mime_type"]) == (
+        "sub/raccoon.webp",
+        len(data),
+        "image/webp",
+    )
+    assert (record["model"], record["prompt"], record["dag_id"]) == ("another", RACCOON, "by_hook")
+    assert record["url"].startswith(sandbox.cdn_url)
+    assert (tmp_path / record["thumbnail"]).is_file()
+    story = read_provenance(data)
+    assert (story["model"], story["task_id"], story["parameters"]) == ("another", "keep", {"campaign": "spring"})
+    assert story["digital_source_type"] == DIGITAL_SOURCE_TYPE
