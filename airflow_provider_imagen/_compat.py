@@ -54,7 +54,7 @@ def get_dag_bag() -> tuple[Any, Any]:
     try:
         from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
     except ImportError:  # 3.1
-        from airflow.models.dagbag import DagBag, sync_bag_to_db  # type: ignore[attr-defined,no-redef]
+        from airflow.models.dagbag import DagBag, sync_bag_to_db  # type: ignore[no-redef]
     return DagBag, sync_bag_to_db
 
 

@@ -118,7 +118,7 @@ def _records(images: Images, ids: tuple[Any, ...] | None) -> list[Record]:
     """Get the records, from their manifest when XCom only points to it."""
     if not isinstance(images, Mapping):
         return list(images)
-    from airflow_provider_imagen.operators.context import open_folder
+    from airflow_provider_imagen.hooks.paths import open_folder
     from airflow_provider_imagen.storage.manifest import read_manifest
 
     keys = ("dag_id", "run_id", "task_id", "map_index")

@@ -1,8 +1,8 @@
 """
 ### A table of prompts, a folder of pictures
 
-Rows become prompts, each with a name and arguments of its own; one task makes them all, many at a time, and the next one
-reads the manifest it left beside the pictures. Set `output_path` to `s3://aws_default@bucket/folder`, `gs://…` or
+Rows become prompts, each with a name and arguments of its own; one task makes them all, many at a time, and the next
+one reads the manifest it left beside the pictures. Set `output_path` to `s3://aws_default@bucket/folder`, `gs://…` or
 `abfs://…` to store them there.
 """
 

@@ -1,8 +1,8 @@
 """
 ### A budget, and what to do about losses
 
-`max_usd` holds over all tries of the task: a plan that cannot fit is refused before the first request. What a model withholds
-is accepted here; what breaks still fails the task, with everything that worked kept.
+`max_usd` holds over all tries of the task: a plan that cannot fit is refused before the first request. What a model
+withholds is accepted here; what breaks still fails the task, with everything that worked kept.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 ### Mapping, in and out
 
-A mapped task instance per prompt, labelled with it; and a mapped task over the pictures of one batch. For more than a few
-dozen prompts one task with a list is much cheaper: each mapped instance costs Airflow about 0.2 seconds of CPU.
+A mapped task instance per prompt, labelled with it; and a mapped task over the pictures of one batch. For more than a
+few dozen prompts one task with a list is much cheaper: each mapped instance costs Airflow about 0.2 seconds of CPU.
 """
 
 from __future__ import annotations

@@ -39,9 +39,7 @@ def _runnable() -> list[str]:
 
 @pytest.mark.parametrize("dag_id", _runnable())
 @pytest.mark.usefixtures("imagen_connection")
-def test_an_example_runs(
-    dag_id: str, bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_an_example_runs(dag_id: str, bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path) -> None:
     for task in bag.dags[dag_id].tasks:
         task.retry_delay = timedelta(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.exceptions import (
@@ -115,7 +116,7 @@ class Finisher:
         if not self._tools.stores:
             return None
         if data is None:
-            data = self._fetch(url)
+            data = self._fetch(url, given_at=bought.paid.at)
 
         def announce(expected: Stored) -> None:
             """Write down where the only copy there is will be, so that a crash after the write does not hide it."""
@@ -136,12 +137,16 @@ class Finisher:
         self._journal.append(stored.to_fact(bought.unit.key, number))
         return stored
 
-    def _fetch(self, url: str | None) -> bytes:
+    def _fetch(self, url: str | None, *, given_at: float) -> bytes:
         if url is None:
             raise LinkExpiredError("The signed link was written down with another API key and cannot be opened.")
         if self._state.should_stop():
             raise StoppedError("The task was told to stop; the picture is paid for and the next try fetches it.")
-        return self._tools.fetch(url)
+        try:
+            return self._tools.fetch(url)
+        except LinkExpiredError as error:
+            error.args = (f"{error} The API gave the link {_age(time.time() - given_at)} ago.",)
+            raise
 
     def _lose(self, bought: Bought, number: int) -> ImagenError:
         """Count a picture that came inline and is not there any more, and make the error that tells of it."""
@@ -153,6 +158,14 @@ class Finisher:
         return lost_for_good(
             bought.unit, client_request_id=paid.client_request_id, inference_id=paid.inference_id, usd=share
         )
+
+
+def _age(seconds: float) -> str:
+    """Say how long ago something was, in the largest unit that fits."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} seconds"
 
 
 def _unexpected(error: Exception, paid: Paid) -> StorageError:

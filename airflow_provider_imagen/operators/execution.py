@@ -30,7 +30,8 @@ from airflow_provider_imagen.generation.run import Run, RunOptions
 from airflow_provider_imagen.generation.sealing import LinkSeal
 from airflow_provider_imagen.generation.tools import Keeper, RunTools
 from airflow_provider_imagen.hooks.imagen import ImagenHook
-from airflow_provider_imagen.operators.context import open_folder, origin_of
+from airflow_provider_imagen.hooks.origin import origin_of
+from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.operators.journal import journal_store
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest

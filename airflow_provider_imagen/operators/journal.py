@@ -29,7 +29,8 @@ def journal_store(context: Context, *, output_path: str | None) -> JournalStore:
 
         return TaskStateJournalStore(state_store, never_expire())
     if output_path:
-        from airflow_provider_imagen.operators.context import open_folder, origin_of
+        from airflow_provider_imagen.hooks.origin import origin_of
+        from airflow_provider_imagen.hooks.paths import open_folder
 
         origin = origin_of(context)
         return FolderJournalStore(open_folder(output_path), origin.identity)

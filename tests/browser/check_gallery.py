@@ -31,7 +31,7 @@ EXAMPLES = HERE.parents[1] / "example_dags"
 ARTIFACTS = Path(os.environ["ARTIFACTS"])
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
-KEY = "f" * 32
+_running: list[subprocess.Popen[bytes]] = []
 PASSWORDS = {"ann": "ann-sees-all", "bob": "bob-sees-nothing"}
 
 
@@ -40,6 +40,7 @@ class Airflow:
     url: str
     sandbox: str
     token: str = ""
+    key: str = ""
 
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
         request = urllib.request.Request(
@@ -100,6 +101,7 @@ def _start(name: str, command: list[str], environment: dict[str, str]) -> Path:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=WORK, start_new_session=True)
     with (WORK / "sessions").open("a") as sessions:
         sessions.write(f"{process.pid}\n")
+    _running.append(process)
     return log
 
 

@@ -29,7 +29,7 @@ def keeper_of(plan, folder: Path, entries) -> Keeper:
         plan=plan,
         entries=entries,
         origin=Origin(dag_id="dag", task_id="task", run_id="run"),
-        filename="{index}-{image}",
+        filename="{identity}-{index}-{image}",
     )
 
 

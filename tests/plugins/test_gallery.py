@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
 from PIL import Image
 
 from airflow_provider_imagen.sandbox import Fault
@@ -265,6 +264,34 @@ def test_mapped_tasks_are_shown_apart_and_summed_up(
         link = ti.xcom_pull(task_ids="paint", map_indexes=map_index, key="imagen_pictures_link")
         assert parse_qs(urlsplit(link).query)["map_index"] == [str(map_index)]
         assert ann.get(link).text.count('class="card"') == 1
+
+
+def test_a_run_of_very_many_tasks_is_counted_little_by_little(
+    run_dag: Callable[..., Any], visit: Any, monkeypatch: Any
+) -> None:
+    from airflow.sdk import DAG, task
+
+    from airflow_provider_imagen.plugins.gallery.app import collection
+
+    with DAG("very_many", schedule=None) as dag:
+
+        @task
+        def paint(number: int, ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=[record()])
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.01})
+
+        paint.expand(number=list(range(12)))
+    ids = {"dag_id": "very_many", "run_id": run_dag(dag).run_id}
+    ann = visit()
+    passing = iter(range(0, 1_000_000, 60))
+    monkeypatch.setattr(collection, "_clock", lambda: float(next(passing)))
+
+    first, second = (ann.get("/imagen/run", params=ids).text for _ in range(2))
+
+    assert "8 of 8" in first
+    assert "4 more tasks are not counted yet" in first
+    assert "12 of 12" in second
+    assert "not counted" not in second
 
 
 def test_the_newest_runs_of_a_dag_are_listed(painted: Any, visit: Any, tmp_path: Path) -> None:

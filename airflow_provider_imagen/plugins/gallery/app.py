@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
-from airflow_provider_imagen.plugins.gallery.collection import Collection, total
+from airflow_provider_imagen.plugins.gallery.collection import Collection
 from airflow_provider_imagen.plugins.gallery.files import (
     FileUnavailableError,
     media_type,
@@ -157,6 +157,7 @@ async def show_task(
         sections=[section],
         pager=pager,
         empty=empty,
+        notes=[],
         more_problems=pages.task(ti, show="problems") if len(problems) > len(section.problems) > 0 else None,
     )
 
@@ -166,7 +167,8 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
     """Show the pictures of all tasks of a run."""
     pages = Pages(_root(request))
     async with AirflowApi(request) as api:
-        summaries = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
+        counted = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
+        summaries = counted.tasks
         run = None if summaries else await api.get_run(dag_id=dag_id, run_id=run_id)
         if show == "problems":
             lacking = [summary for summary in summaries if summary.summary.problems]
@@ -179,7 +181,7 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
             sections = await _picture_sections(
                 api, pages, summaries, first=(pager.number - 1) * PICTURES_PER_PAGE, most=PICTURES_PER_PAGE
             )
-    sums = total(summaries)
+    sums = counted.total
     empty = "" if summaries else _why_run_is_empty(run)
     if show == "problems" and summaries and not sections:
         empty = "Every picture that was asked for was made."
@@ -195,6 +197,7 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
         sections=sections,
         pager=pager,
         empty=empty,
+        notes=counted.notes,
         more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and sums.problems else None,
     )
 
@@ -206,15 +209,15 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
     sections = []
     async with AirflowApi(request) as api:
         newest = await collection.list_newest(api, dag_id=dag_id, runs=RUNS_SHOWN)
-        for run_id, summaries in newest.items():
-            parts = await _picture_sections(api, pages, summaries, first=0, most=PICTURES_PER_RUN)
+        for run_id, counted in newest.items():
+            parts = await _picture_sections(api, pages, counted.tasks, first=0, most=PICTURES_PER_RUN)
             sections.append(
                 Section(
                     title=run_id,
                     href=pages.run(dag_id, run_id),
-                    summary=total(summaries),
+                    summary=counted.total,
                     pictures=[picture for part in parts for picture in part.pictures],
-                    notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+                    notes=[*counted.notes, *dict.fromkeys(note for part in parts for note in part.notes)],
                 )
             )
     return _page(
@@ -229,6 +232,7 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
         sections=sections,
         pager=None,
         empty="" if sections else "No run of this DAG has made pictures yet.",
+        notes=[],
         more_problems=None,
     )
 

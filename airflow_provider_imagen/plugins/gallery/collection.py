@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 FRESH_SECONDS: Final = 10.0
 """For how long records are taken from memory: a page and its previews, not longer."""
 
+COUNT_SECONDS: Final = 3.0
+"""Time a page may spend on reading summaries that nobody has asked for before."""
+
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
 _LOOK_BACK: Final = 1_000
@@ -71,6 +74,29 @@ class TaskPictures:
         return None
 
 
+@dataclass(frozen=True)
+class Summaries:
+    """
+    The summaries of a run.
+
+    :param tasks: by task, then map index
+    :param uncounted: task instances whose summaries have not been read yet
+    """
+
+    tasks: list[TaskSummary]
+    uncounted: int = 0
+
+    @property
+    def total(self) -> Summary:
+        """Sum up what has been read."""
+        return sum((task.summary for task in self.tasks), Summary())
+
+    @property
+    def notes(self) -> list[str]:
+        """Say what the sum leaves out."""
+        return [f"{self.uncounted} more tasks are not counted yet. Reload to count on."] if self.uncounted else []
+
+
 class Memory(Generic[Result]):
     """
     Remember results for a while, and let one caller work while others wait for the same.
@@ -86,6 +112,11 @@ class Memory(Generic[Result]):
         self._clock = clock
         self._kept: OrderedDict[Hashable, tuple[float, Result]] = OrderedDict()
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+
+    def knows(self, key: Hashable) -> bool:
+        """Say whether a result is fresh."""
+        kept = self._kept.get(key)
+        return kept is not None and self._clock() - kept[0] < self._seconds
 
     async def get(self, key: Hashable, work: Callable[[], Awaitable[Result]]) -> Result:
         """Give the remembered result, or do the work."""
@@ -118,6 +149,7 @@ class Collection:
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._tasks: Memory[TaskPictures] = Memory(entries=64, seconds=FRESH_SECONDS, clock=clock)
         # A summary is known by the time it was written, so it never goes stale.
         self._summaries: Memory[TaskSummary | None] = Memory(entries=20_000, seconds=3600.0, clock=clock)
@@ -133,24 +165,43 @@ class Collection:
         """Read what a task instance left."""
         return await self._tasks.get(ti, lambda: self._read_task(api, ti))
 
-    async def list_summaries(self, api: AirflowApi, *, dag_id: str, run_id: str) -> list[TaskSummary]:
-        """Read the summaries of all task instances of a run, by task, then map index."""
-        found = [entry async for entry in api.iter_xcoms(dag_id=dag_id, run_id=run_id, key="summary")]
-        summaries = await self._read_summaries(api, found)
-        return sorted(summaries, key=lambda summary: (summary.ti.task_id, summary.ti.map_index))
+    async def list_summaries(
+        self, api: AirflowApi, *, dag_id: str, run_id: str, seconds: float = COUNT_SECONDS
+    ) -> Summaries:
+        """
+        Read the summaries of a run's task instances, by task, then map index.
 
-    async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, list[TaskSummary]]:
+        Each is a question to Airflow, so of a run with very many only as many as the time allows; the others come the
+        next times somebody looks.
+
+        :param seconds: time after which no more are read
+        """
+        found = sorted([entry async for entry in api.iter_xcoms(dag_id=dag_id, run_id=run_id, key="summary")])
+        deadline = self._clock() + seconds
+        summaries: list[TaskSummary] = []
+        for start in range(0, len(found), _READS_AT_ONCE):
+            entries = found[start : start + _READS_AT_ONCE]
+            is_work = not all(self._summaries.knows(entry) for entry in entries)
+            read = await asyncio.gather(*(self._read_summary(api, *entry) for entry in entries))
+            summaries += [summary for summary in read if summary is not None]
+            if is_work and self._clock() > deadline:
+                return Summaries(summaries, uncounted=len(found) - start - len(entries))
+        return Summaries(summaries)
+
+    async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, Summaries]:
         """Read the summaries of the runs that made pictures last, newest run first."""
         run_ids: list[str] = []
-        async for ti, _ in api.iter_xcoms(
-            dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK
-        ):
+        entries = api.iter_xcoms(dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK)
+        async for ti, _ in entries:
             if ti.run_id not in run_ids:
                 run_ids.append(ti.run_id)
             if len(run_ids) == runs:
                 break
-        read = {run_id: await self.list_summaries(api, dag_id=dag_id, run_id=run_id) for run_id in run_ids}
-        return {run_id: summaries for run_id, summaries in read.items() if summaries}
+        seconds = COUNT_SECONDS / runs
+        read = {
+            run_id: await self.list_summaries(api, dag_id=dag_id, run_id=run_id, seconds=seconds) for run_id in run_ids
+        }
+        return {run_id: summaries for run_id, summaries in read.items() if summaries.tasks}
 
     async def read_problems(self, summary: TaskSummary) -> tuple[list[Problem], str | None]:
         """Read what a task instance did not make and why, and a sentence about what cannot be told."""
@@ -164,19 +215,12 @@ class Collection:
         except FileUnavailableError as error:
             return [], str(error)
 
-    async def _read_summaries(self, api: AirflowApi, entries: list[tuple[TaskInstance, str]]) -> list[TaskSummary]:
-        gate = asyncio.Semaphore(_READS_AT_ONCE)
+    async def _read_summary(self, api: AirflowApi, ti: TaskInstance, timestamp: str) -> TaskSummary | None:
+        async def work() -> TaskSummary | None:
+            xcom = await api.get_xcom(ti, "summary")
+            return read_summary(ti, xcom.value, timestamp) if xcom else None
 
-        async def read(ti: TaskInstance, timestamp: str) -> TaskSummary | None:
-            async def work() -> TaskSummary | None:
-                xcom = await api.get_xcom(ti, "summary")
-                return read_summary(ti, xcom.value, timestamp) if xcom else None
-
-            async with gate:
-                return await self._summaries.get((ti, timestamp), work)
-
-        found = await asyncio.gather(*(read(ti, timestamp) for ti, timestamp in entries))
-        return [summary for summary in found if summary is not None]
+        return await self._summaries.get((ti, timestamp), work)
 
     async def _read_task(self, api: AirflowApi, ti: TaskInstance) -> TaskPictures:
         images, counts = await asyncio.gather(api.get_xcom(ti, "images"), api.get_xcom(ti, "summary"))
@@ -202,8 +246,3 @@ _ELSEWHERE: Final = (
     "An XCom backend of this deployment keeps the records outside Airflow's database, and Airflow's web server does "
     "not hand them out. The pictures themselves are in the task's output folder."
 )
-
-
-def total(summaries: list[TaskSummary]) -> Summary:
-    """Sum summaries up."""
-    return sum((summary.summary for summary in summaries), Summary())

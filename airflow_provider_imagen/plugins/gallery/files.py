@@ -16,7 +16,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
-from airflow_provider_imagen.operators.context import open_folder
+from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
 from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, read_failures, read_manifest
 from airflow_provider_imagen.storage.origin import Origin

@@ -77,7 +77,6 @@ class Picture:
 
     :param path: where it is stored
     :param url: the link the API gave
-    :param file_name: its name below the output folder
     :param usd: its share of what its request cost
     """
 
@@ -86,7 +85,6 @@ class Picture:
     image_index: int
     path: str | None = None
     url: str | None = None
-    file_name: str | None = None
     width: int | None = None
     height: int | None = None
     mime_type: str | None = None
@@ -98,7 +96,6 @@ class Picture:
     enhanced_prompt: str | None = None
     usd: float | None = None
     inference_id: str | None = None
-    client_request_id: str | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -204,7 +201,6 @@ def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None
         image_index=image_index,
         path=_text(record.get("path")),
         url=_text(record.get("url")),
-        file_name=_text(record.get("file_name")),
         width=_whole(record.get("width")),
         height=_whole(record.get("height")),
         mime_type=_text(record.get("mime_type")),
@@ -216,7 +212,6 @@ def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None
         enhanced_prompt=_text(record.get("enhanced_prompt")),
         usd=_number(record.get("usd")),
         inference_id=_text(record.get("inference_id")),
-        client_request_id=_text(record.get("client_request_id")),
     )
 
 
