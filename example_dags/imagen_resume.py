@@ -2,7 +2,8 @@
 ### Retries that cost nothing
 
 Each try goes on where the last one ended: what was paid for is fetched and stored, never bought again, also when a
-worker died. On Airflow 3.3 the wait that the API asks for happens without holding a worker, and hopeless errors fail at once.
+worker died. On Airflow 3.3 the wait that the API asks for happens without holding a worker, and hopeless errors fail at
+once.
 """
 
 from __future__ import annotations
