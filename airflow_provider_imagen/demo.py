@@ -164,11 +164,10 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
     dag = bag.dags[EXAMPLE]
     errors: list[BaseException] = []
     paint: Any = dag.task_dict["paint"]
-    execute = paint.execute
 
     def recorded(context: Any) -> Any:
         try:
-            return execute(context)
+            return type(paint).execute(context["task"], context)  # a copy of paint, with its templates rendered
         except Exception as error:
             errors.append(error.__cause__ if isinstance(error, AirflowFailException) and error.__cause__ else error)
             raise

@@ -224,7 +224,7 @@ class Buyer:
                 facts.PaidPicture(
                     url=self._links.close(picture.url) if picture.url else None,
                     prompt=picture.prompt,
-                    seed=picture.seed,
+                    seed=picture.seed if picture.seed is not None else unit.request.body.get("seed"),
                     withheld=picture.withheld,
                     broken=picture.broken,
                 )

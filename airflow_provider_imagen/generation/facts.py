@@ -82,6 +82,7 @@ class PaidPicture:
 
     :param url: link, sealed when it is signed; ``None`` when the picture came inline
     :param prompt: the prompt as the model rewrote it
+    :param seed: the seed it was made with: the one the answer says, else the one that was sent
     :param withheld: filtered by the model
     :param broken: why it cannot be read
     """

@@ -26,6 +26,10 @@ SEGMENT_BYTES = 48 * 1024
 """Longest segment; from 64 KB on Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""
 
 
+_FORGOTTEN = '{"k":"","t":"forgotten"}\n'
+"""The first segment of a journal that is void."""
+
+
 class JournalStore(Protocol):
     """Where segments are kept. Each call returns only when its effect would survive the loss of this process."""
 
@@ -83,6 +87,8 @@ class Journal:
 
         :raises JournalError: the store cannot be read, so nobody knows what was already bought
         """
+        if self._is_forgotten():
+            forget(self._store)
         segments = self._read_segments()
         facts = [fact for number, text in enumerate(segments) for fact in _parse(text, segment=number)]
         try:
@@ -94,6 +100,12 @@ class Journal:
         self._closed = False
         self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
         self._thread.start()
+
+    def _is_forgotten(self) -> bool:
+        try:
+            return self._store.read(0) == _FORGOTTEN
+        except Exception:  # told by who reads it for good
+            return False
 
     def _read_segments(self) -> list[str]:
         segments: list[str] = []
@@ -185,10 +197,17 @@ class Journal:
 
 
 def forget(store: JournalStore) -> None:
-    """Delete every segment of a store, the last one first, so that a crash in between leaves a readable beginning."""
+    """
+    Delete every segment of a store.
+
+    One write makes all of it void, so that a crash in between leaves either everything known or nothing, never a part
+    that takes an answered request for one without an answer.
+    """
     number = 0
     while store.read(number) is not None:
         number += 1
+    if number > 1:
+        store.write(0, _FORGOTTEN)
     for left in range(number - 1, -1, -1):
         store.delete(left)
 

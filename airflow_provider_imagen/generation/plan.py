@@ -168,7 +168,9 @@ def make_plan(
         if problems:
             continue
         images = sum(choices[0][0].expected_images for choices in draft)
-        items.append(Item(index, name, str(asked.get("prompt") or ""), asked, images))
+        body = draft[0][0][0].body
+        typed = {argument: body.get(argument, value) for argument, value in asked.items()}  # "7" from a template is 7
+        items.append(Item(index, name, str(asked.get("prompt") or ""), typed, images))
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))

@@ -37,7 +37,6 @@ def describe_picture(
     :param url: the link the API gave, opened; ``None`` when the picture came inline
     :param stored: where it is safe, ``None`` when it is not stored
     """
-    seed = picture.seed if picture.seed is not None else item.arguments.get("seed")
     record = {
         "prompt_index": item.index,
         "image_index": image_index,
@@ -49,7 +48,7 @@ def describe_picture(
         "bytes": stored.bytes if stored else None,
         "sha256": stored.sha256 if stored else None,
         "model": paid.model,
-        "seed": seed,
+        "seed": picture.seed,
         "prompt": item.prompt,
         "enhanced_prompt": picture.prompt if picture.prompt != item.prompt else None,
         "usd": float(paid.usd / len(paid.pictures)) if paid.usd is not None else None,

@@ -192,12 +192,11 @@ class Keeper:
         if self._provenance is False:
             return None
         own = {"model", "prompt", "seed"}
-        seed = picture.seed if picture.seed is not None else item.arguments.get("seed")
         described = Provenance(
             prompt=item.prompt,
             enhanced_prompt=picture.prompt if picture.prompt != item.prompt else None,
             model=paid.model,
-            seed=seed if isinstance(seed, int) else None,
+            seed=picture.seed,
             parameters={name: value for name, value in item.arguments.items() if name not in own and value is not None},
             inference_id=paid.inference_id,
             origin=self._origin,

@@ -200,7 +200,6 @@ def test_a_task_told_to_stop_and_killed_five_seconds_later_loses_only_what_is_in
     painting.assert_lost(lost="two", others=["one", "three"])
 
 
-@pytest.mark.xfail(reason="half a journal takes a request whose answer is forgotten for one without an answer")
 def test_a_worker_that_dies_in_the_middle_of_forgetting_leaves_nothing_that_misleads(paint: Callable[..., Any]) -> None:
     prompts = ["one", "two"]
     for deletions in itertools.count(1):

@@ -21,11 +21,13 @@ Visit = Callable[..., "TestClient"]
 
 
 @pytest.fixture(scope="module")
-def airflow_app(_airflow_database: None) -> Iterator[Callable[[str], Any]]:
+def airflow_app(_airflow_database: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """Give a function that makes Airflow's web application, with an auth manager that can restrict users to DAGs."""
     import airflow.api_fastapi.app as module
     from airflow import plugins_manager
 
+    from airflow_provider_imagen.plugins.gallery import app as gallery
+    from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
     from airflow_provider_imagen.plugins.imagen import ImagenPlugin
 
     made: dict[str, Any] = {}
@@ -34,6 +36,7 @@ def airflow_app(_airflow_database: None) -> Iterator[Callable[[str], Any]]:
         patch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "restricted_auth_manager.RestrictedAuthManager")
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "ann:viewer,bob:viewer")
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
+        patch.setattr(gallery, "thumbnails", ThumbnailCache(tmp_path_factory.mktemp("previews", numbered=True)))
         # An installation made before the plugin existed does not know its entry point.
         patch.setattr(plugins_manager, "get_fastapi_plugins", lambda: (ImagenPlugin.fastapi_apps, []))
 

@@ -22,7 +22,7 @@ PIXELS: Final = 384
 """Longer side of a preview: sharp on screens of double density at the size the page shows."""
 
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
-_PRUNE_EVERY: Final = 64
+_PRUNE_EVERY: Final = 64  # previews made by one process
 _AT_ONCE: Final = 2
 
 
@@ -31,7 +31,7 @@ class ThumbnailCache:
     A bounded folder of previews, shared by all processes of the web server.
 
     :param folder: where they are; made when first needed, readable by this user alone
-    :param max_bytes: size the folder is brought back to, oldest first
+    :param max_bytes: size the folder is brought back to every 64 previews, oldest first
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:

@@ -1,0 +1,73 @@
+"""Previews kept on the web server's disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError
+from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _picture(number: int) -> tuple[str, bytes]:
+    target = BytesIO()
+    Image.new("RGB", (600, 300), (number % 256, 0, 0)).save(target, format="PNG")
+    return hashlib.sha256(target.getvalue()).hexdigest(), target.getvalue()
+
+
+def test_a_preview_is_kept_for_all_who_share_the_folder(tmp_path: Path) -> None:
+    digest, data = _picture(1)
+    made = ThumbnailCache(tmp_path / "previews").make(digest, data)
+
+    assert ThumbnailCache(tmp_path / "previews").get(digest) == made
+    with Image.open(BytesIO(made)) as preview:
+        assert preview.size == (384, 192)
+
+
+def test_the_folder_stays_below_its_bound_and_keeps_what_is_looked_at(tmp_path: Path) -> None:
+    cache = ThumbnailCache(tmp_path / "previews", max_bytes=10_000)
+    first, data = _picture(0)
+    cache.make(first, data)
+    for number in range(1, 129):  # the last write is one that tidies up
+        digest, data = _picture(number)
+        cache.make(digest, data)
+        os.utime(next((tmp_path / "previews").glob(f"{digest}*")), (number, number))
+        assert cache.get(first) is not None
+    sizes = [path.stat().st_size for path in (tmp_path / "previews").iterdir()]
+
+    assert len(sizes) < 129
+    assert sum(sizes) <= 10_000
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
+    digest, data = _picture(1)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    for name in ("open", "link"):
+        cache = ThumbnailCache(tmp_path / name)
+        assert cache.make(digest, data)
+        assert cache.get(digest) is None
+        assert list((tmp_path / name).iterdir()) == []
+
+
+def test_a_name_that_is_no_digest_reaches_no_file(tmp_path: Path) -> None:
+    cache = ThumbnailCache(tmp_path / "previews")
+    (tmp_path / "secret-384.webp").write_bytes(b"secret")
+
+    assert cache.get("../secret") is None
+
+
+def test_what_is_no_picture_has_no_preview(tmp_path: Path) -> None:
+    with pytest.raises(FileUnavailableError):
+        ThumbnailCache(tmp_path / "previews").make("0" * 64, b"<svg onload=alert(1)>")
