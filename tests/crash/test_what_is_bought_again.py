@@ -13,8 +13,6 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
