@@ -24,7 +24,6 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
         "extra-links": ["airflow_provider_imagen.links.pictures.PicturesLink"],
-        "plugins": [{"name": "imagen", "plugin-class": "airflow_provider_imagen.plugins.imagen.ImagenPlugin"}],
         "connection-types": [
             {
                 "connection-type": "imagen",
@@ -44,17 +43,17 @@ def get_provider_info() -> dict[str, Any]:
                     "connect_timeout": {
                         "label": "Connect timeout (seconds)",
                         "description": "Longest wait for a connection.",
-                        "schema": {"type": "number", "default": 10, "minimum": 0.1},
+                        "schema": {"type": ["number", "null"], "default": 10, "minimum": 0.1},
                     },
                     "read_timeout": {
                         "label": "Read timeout (seconds)",
                         "description": "Longest wait for an answer. Pictures can take minutes.",
-                        "schema": {"type": "number", "default": 300, "minimum": 1},
+                        "schema": {"type": ["number", "null"], "default": 300, "minimum": 1},
                     },
                     "sandbox": {
                         "label": "Sandbox",
                         "description": "Talk to the built-in sandbox: real HTTP on this machine, no key, no cost.",
-                        "schema": {"type": "boolean", "default": False},
+                        "schema": {"type": ["boolean", "null"], "default": False},
                     },
                     "verify": {
                         "label": "Verify TLS",

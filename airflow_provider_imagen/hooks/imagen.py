@@ -81,7 +81,7 @@ class ImagenHook(BaseHook):
 
         def make_field(label: str, description: str, schema: dict[str, Any]) -> Any:
             default = schema.get("default")
-            if schema["type"] == "boolean":
+            if "boolean" in schema["type"]:
                 return BooleanField(lazy_gettext(label), default=default, description=description)
             return StringField(
                 lazy_gettext(label),
