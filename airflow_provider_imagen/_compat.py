@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 try:  # 3.2
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -58,14 +55,6 @@ def get_dag_bag() -> tuple[Any, Any]:
     return DagBag, sync_bag_to_db
 
 
-def mask_secret(value: str) -> None:
-    """Have Airflow blank a value out of the logs."""
-    from airflow.sdk.log import mask_secret as mask
-
-    register: Callable[[str], None] = mask
-    register(value)
-
-
 __all__ = [
     "HAS_RETRY_POLICY",
     "AirflowFailException",
@@ -75,6 +64,5 @@ __all__ = [
     "determine_kwargs",
     "get_dag_bag",
     "get_metrics",
-    "mask_secret",
     "never_expire",
 ]

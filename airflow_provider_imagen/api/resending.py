@@ -30,6 +30,8 @@ def may_resend(error: BaseException) -> bool:
     """Say whether sending the same request again is free of the risk to pay twice, and worth it."""
     if not isinstance(error, (ConnectionFailedError, RateLimitedError, ServerError)):
         return False
+    if error.usd:
+        return False  # answered with an error, and with a cost all the same
     retry_after = getattr(error, "retry_after", None)
     return retry_after is None or retry_after <= LONGEST_WAIT_SECONDS
 

@@ -29,6 +29,8 @@ class RunOptions:
     :param max_usd: cap over all tries, in USD
     :param on_lost_answer: what to do when an answer is lost: look it up, send again, or give the item up
     :param lost_answer_patience_seconds: how long the API's log may take to show a request
+    :param answer_timeout_seconds: how long an answer may take at most; a request that a killed try left behind may
+        still be served for that long
     :param first_wait_seconds: wait before a refused request is sent again when the API asks for none; it doubles
     :param grace_seconds: how long answers in flight are awaited when the task is told to stop; Airflow kills after 5
     """
@@ -38,6 +40,7 @@ class RunOptions:
     max_usd: Decimal | None = None
     on_lost_answer: OnLostAnswer = "check"
     lost_answer_patience_seconds: float = 90.0
+    answer_timeout_seconds: float = 0.0
     first_wait_seconds: float = FIRST_WAIT_SECONDS
     grace_seconds: float = 4.0
 

@@ -220,11 +220,13 @@ def _lay_out(
         seen[name] += 1
         return Unit(f"{name}#{seen[name]}", request, price(request))
 
+    # The models asked for are numbered first: naming a fallback later must not rename what was already bought.
+    asked = [[tuple(map(unit, choices[0])) for choices in draft] for draft in drafts]
     slots: list[Slot] = []
-    for item, draft in zip(items, drafts, strict=True):
+    for item, draft, firsts in zip(items, drafts, asked, strict=True):
         first_image = 0
-        for choices in draft:
-            units = tuple(tuple(unit(request) for request in requests) for requests in choices)
+        for choices, first in zip(draft, firsts, strict=True):
+            units = (first, *(tuple(map(unit, requests)) for requests in choices[1:]))
             slots.append(Slot(item.index, first_image, choices[0][0].expected_images, units))
             first_image += slots[-1].images
     return slots

@@ -125,8 +125,9 @@ class Settler:
             client_request_id=doubt.client_request_id,
             model=doubt.unit.model,
         )
-        # Nobody saw its answer get lost: the API may have worked on it for as long again as its log takes to show it.
-        lost_at = doubt.sent_at + self._options.lost_answer_patience_seconds
+        # Nobody saw its answer get lost: the API may work on it for as long as an answer may take.
+        options = self._options
+        lost_at = doubt.sent_at + max(options.lost_answer_patience_seconds, options.answer_timeout_seconds)
         charged: Decimal | None = None
         try:
             verdict = self.judge(doubt.unit, doubt.client_request_id, cause, sent_at=doubt.sent_at, lost_at=lost_at)
@@ -155,6 +156,15 @@ class Settler:
         :raises StoppedError: the task was told to stop before there was a verdict
         """
         cause.client_request_id, cause.model = client_request_id, unit.model
+        if cause.usd:  # the head of the answer states the charge, so nothing needs to be looked up
+            stated = Decimal(str(cause.usd))
+            self.note_lost(unit.key, client_request_id, inference_id=cause.inference_id, usd=stated)
+            if self._options.on_lost_answer == "resend":
+                return Verdict(stated)
+            return Verdict(
+                stated,
+                lost_for_good(unit, client_request_id=client_request_id, inference_id=cause.inference_id, usd=stated),
+            )
         if self._options.on_lost_answer == "fail":
             cause.retry_helps = False
             return Verdict(None, cause)
@@ -183,8 +193,9 @@ class Settler:
 
     def note_lost(self, key: str, client_request_id: str, *, inference_id: str | None, usd: Decimal | None) -> None:
         """Write down, and count, that a POST was billed and brought nothing."""
-        self._journal.append(facts.lost(key, client_request_id=client_request_id, inference_id=inference_id, usd=usd))
+        fact = facts.lost(key, client_request_id=client_request_id, inference_id=inference_id, usd=usd)
         self._state.add_loss(usd)
+        self._journal.commit(fact)  # the API's log may never show it, so this note is all there is
 
     def look_for_late_charges(self) -> None:
         """Look a last time for POSTs taken for never billed, so that a charge that came late is at least counted."""

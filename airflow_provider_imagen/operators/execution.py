@@ -33,6 +33,8 @@ from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.hooks.origin import origin_of
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.operators.journal import journal_store
+from airflow_provider_imagen.operators.lineage import lineage_of
+from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
@@ -140,6 +142,9 @@ class TaskExecution:
         finally:
             journal.close()
         summary = self._publish(result, folder)
+        self._operator.lineage_facts = lineage_of(
+            result, base_url=client.settings.base_url, output=None if folder is None else str(folder)
+        )
         self._raise_what_counts(result)
         self._log.info("%s", _sentence(summary))
         return result.urls
@@ -225,6 +230,7 @@ class TaskExecution:
             max_usd=_decimal(operator.max_usd),
             on_lost_answer=operator.on_lost_answer,
             lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
+            answer_timeout_seconds=self._hook.get_conn().settings.read_timeout_seconds,
         )
 
     def _price_list(self) -> PriceList:
@@ -292,6 +298,11 @@ class TaskExecution:
             f"{seconds:.1f} s" if seconds else "from an earlier try",
             cost,
         )
+        if seconds:  # bought in this try
+            metrics, tags = get_metrics(), {"model": record["model"]}
+            metrics.incr("imagen.images", tags=tags)
+            metrics.incr("imagen.usd", count=record["usd"] or 0.0, tags=tags)
+            metrics.timing("imagen.seconds", seconds * 1000, tags=tags)
 
     def _publish(self, result: RunResult, folder: ObjectStoragePath | None) -> dict[str, Any]:
         """Put what there is where others look for it, also when the task is about to fail."""
@@ -309,9 +320,8 @@ class TaskExecution:
             ti.xcom_push(key="images", value=_fit_for_xcom(result.records, summary["manifest"]))
             ti.xcom_push(key="summary", value=summary)
         outlet_events: Any = self._context.get("outlet_events")
-        for outlet in self._operator.outlets if outlet_events is not None else ():
-            outlet_events[outlet].extra = summary
-        self._count(result)
+        if outlet_events is not None:
+            fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=folder)
         return summary
 
     def _write_manifest(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
@@ -355,19 +365,6 @@ class TaskExecution:
         except ImagenError as error:
             self._log.warning("No contact sheet: %s", error)
             return None
-
-    def _count(self, result: RunResult) -> None:
-        """Feed Airflow's metrics."""
-        metrics = get_metrics()
-        images: dict[str, int] = {}
-        usd: dict[str, float] = {}
-        for record in result.records:
-            images[record["model"]] = images.get(record["model"], 0) + 1
-            usd[record["model"]] = usd.get(record["model"], 0.0) + (record["usd"] or 0.0)
-        for model, count in images.items():
-            metrics.incr("imagen.images", count=count, tags={"model": model})
-            metrics.gauge("imagen.usd", usd[model], tags={"model": model})
-            metrics.timing("imagen.seconds", result.seconds * 1000, tags={"model": model})
 
     def _raise_what_counts(self, result: RunResult) -> None:
         """

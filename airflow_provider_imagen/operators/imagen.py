@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from airflow_provider_imagen.operators.lineage import LineageFacts
+
     ImageFormat = Literal["png", "jpeg", "webp", "avif"]
     Tolerance = Literal["fail", "accept"]
     OnLostAnswer = Literal["check", "resend", "fail"]
@@ -85,6 +87,9 @@ class ImagenGenerateOperator(BaseOperator):
     }
     operator_extra_links = (PicturesLink(),)
     ui_color = "#eef4ea"
+
+    lineage_facts: LineageFacts | None = None
+    """What this try has made, for OpenLineage; ``None`` until there is something to tell."""
 
     _told_to_stop = False
 
@@ -160,6 +165,18 @@ class ImagenGenerateOperator(BaseOperator):
 
         return TaskExecution(self, context, should_stop=lambda: self._told_to_stop).run()
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - OpenLineage passes it
+        """
+        Tell OpenLineage what was read and written; it asks after failures as well.
+
+        :return: an ``OperatorLineage``, or ``None`` when there is nothing to tell or no OpenLineage provider
+        """
+        if self.lineage_facts is None:
+            return None
+        from airflow_provider_imagen.operators.lineage import to_openlineage
+
+        return to_openlineage(self.lineage_facts)
+
     def on_kill(self) -> None:
         """Send nothing new. Called in a signal handler, so it only sets a flag."""
         self._told_to_stop = True
@@ -169,11 +186,13 @@ def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Add our retry policy, unless the author gave one, and forget the journal once the task has succeeded."""
     from airflow_provider_imagen.operators.journal import forget_journal
 
-    given = kwargs.get("on_success_callback")
+    shared = kwargs.get("default_args") or {}
+    given = kwargs.get("on_success_callback", shared.get("on_success_callback"))
     callbacks = list(given) if isinstance(given, (list, tuple, set)) else [given] if given is not None else []
     if forget_journal not in callbacks:
         callbacks.append(forget_journal)
-    return {**_retry_policy(), **kwargs, "on_success_callback": callbacks}
+    policy = {} if "retry_policy" in shared else _retry_policy()
+    return {**policy, **kwargs, "on_success_callback": callbacks}
 
 
 def _retry_policy() -> dict[str, Any]:

@@ -290,7 +290,12 @@ def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., P
             "dag_id": f"{dag}_{tmp_path.name}",
             "map_index": 0 if mapped else -1,
             "mapped": mapped,
-            "connection": {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key},
+            "connection": {
+                "conn_type": "imagen",
+                "host": sandbox.url,
+                "password": sandbox.api_key,
+                "extra": {"read_timeout": 2.5},  # also how long a request of a killed try may still be under way
+            },
             **own,
         }
         return Painting(nursery, sandbox, folder, arguments, order)

@@ -45,6 +45,15 @@ def test_equal_requests_have_their_own_keys_and_the_same_ones_in_every_try():
     assert keys(plan(["b", "a", "a"]))[0] == keys(first)[1]
 
 
+def test_naming_a_fallback_later_renames_nothing_that_was_bought():
+    prompts = [{"prompt": "x", "model": "imagen-3.0-generate-002"}, {"prompt": "x", "model": "flux/dev"}]
+    first = plan(prompts)
+    second = plan(prompts, fallback_models=["flux/dev"])
+    assert [slot.choices[0][0].key for slot in second.slots] == [slot.choices[0][0].key for slot in first.slots]
+    every = [unit.key for unit in second.units]
+    assert len(every) == len(set(every))
+
+
 def test_whatever_is_sent_is_in_the_fingerprint():
     bodies = [{}, {"seed": 1}, {"seed": 2}, {"aspect_ratio": "16:9"}, {"num_images": 2}]
     assert len({keys(plan("a", **body))[0] for body in bodies}) == len(bodies)

@@ -104,7 +104,7 @@ def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
     assert "hush-hush" not in world.store.text
     assert world.api_key not in world.store.text
     assert "inline" not in world.store.text
-    assert "b64" not in world.store.text
+    assert "b64_json" not in world.store.text
     assert "hush-hush" not in json.dumps(result.records)
     assert world.tools.fetched[0].endswith(".png") or world.tools.fetched[0].endswith("hush-hush")
     assert any(url.endswith("hush-hush") for url in world.tools.fetched)

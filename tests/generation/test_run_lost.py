@@ -203,6 +203,15 @@ def test_a_request_that_may_still_be_under_way_is_given_time_before_it_is_bought
     assert world.tools.posts == []
 
 
+def test_a_slow_answer_is_awaited_for_as_long_as_one_may_take_before_the_request_is_bought_again(world):
+    """The task was killed, the API was not: it bills when it is done, which may be long after the patience."""
+    name = leave_intent(world, "a", age_seconds=0.1)
+    threading.Timer(1.2, lambda: world.tools.charge(name, Decimal("0.04"))).start()
+    result = world.run("a", lost_answer_patience_seconds=0.1, answer_timeout_seconds=2.0)
+    assert isinstance(result.failures[0].error, ChargedButLostError)
+    assert world.tools.posts == []
+
+
 def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap(world):
     names = [f"p{number}" for number in range(5)]
     for number, prompt in enumerate(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -366,6 +367,74 @@ def test_an_answer_lost_before_billing_is_asked_for_again(paint: Painting, sandb
     assert paint.state == "success"
     assert len(sandbox.ledger()) == 1
     assert paint.summary["usd_lost"] == 0
+
+
+@pytest.mark.parametrize(("mode", "billed"), [("check", 1), ("fail", 1), ("resend", 2)])
+def test_a_charge_the_lost_answer_itself_states_is_believed_and_counted(
+    paint: Painting, sandbox: Sandbox, mode: str, billed: int
+) -> None:
+    sandbox.configure(log_lag_seconds=60)
+    sandbox.add_fault(Fault("cut_body"))
+    paint(prompt=RACCOON, on_lost_answer=mode, lost_answer_patience_seconds=0.2)
+
+    assert len(sandbox.ledger()) == billed
+    assert paint.summary["usd_spent"] == pytest.approx(float(sum(charge.usd for charge in sandbox.ledger())))
+    assert paint.summary["usd_lost"] == pytest.approx(float(sandbox.ledger()[0].usd))
+    if mode != "resend":
+        assert isinstance(paint.error, ChargedButLostError)
+        assert paint.error.inference_id == sandbox.ledger()[0].inference_id
+
+
+def test_metrics_count_what_a_try_bought_and_nothing_twice(
+    paint: Painting, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Metrics:
+        def __init__(self) -> None:
+            self.sums: Counter[str] = Counter()
+
+        def incr(self, name: str, count: float = 1, *, tags: dict[str, str]) -> None:
+            self.sums[f"{name} {tags['model']}"] += count
+
+        def timing(self, name: str, milliseconds: float, *, tags: dict[str, str]) -> None:
+            assert milliseconds > 0
+            self.sums[f"{name} {tags['model']}"] += 1
+
+    metrics = Metrics()
+    monkeypatch.setattr("airflow_provider_imagen.operators.execution.get_metrics", lambda: metrics)
+    sandbox.add_fault(Fault("status", status=503, retry_after=0, prompt="two", times=6))
+    paint(prompt=["one", "two"], output_path=str(tmp_path), retries=1)
+
+    assert paint.state == "success"
+    model = "imagen-3.0-generate-002"
+    assert metrics.sums[f"imagen.images {model}"] == 2
+    assert metrics.sums[f"imagen.seconds {model}"] == 2
+    assert metrics.sums[f"imagen.usd {model}"] == pytest.approx(float(sum(c.usd for c in sandbox.ledger())))
+
+
+def test_default_args_may_give_a_retry_policy_and_a_success_callback() -> None:
+    from airflow_provider_imagen.operators.journal import forget_journal
+
+    def mine(context: Any) -> None: ...
+
+    policy = object()
+    with DAG("defaults", schedule=None, default_args={"on_success_callback": mine, "retry_policy": policy}):
+        given = ImagenGenerateOperator(task_id="paint", prompt="x")
+    with DAG("no_defaults", schedule=None):
+        own = ImagenGenerateOperator(task_id="paint", prompt="x")
+
+    assert list(given.on_success_callback) == [mine, forget_journal]
+    assert list(own.on_success_callback) == [forget_journal]
+    if hasattr(own, "retry_policy"):  # Airflow 3.3
+        assert given.retry_policy is policy
+        assert type(own.retry_policy).__name__ == "ImagenRetryPolicy"
+
+
+def test_a_store_nobody_knows_is_told_before_paying(paint: Painting, sandbox: Sandbox) -> None:
+    paint(prompt=RACCOON, output_path="foo://bucket/folder", retries=2)
+
+    assert isinstance(paint.error, InvalidArgumentsError)
+    assert "foo" in str(paint.error)
+    assert sandbox.seen("/v1/images/generations") == []
 
 
 def test_a_wrong_key_ends_the_task_at_once(paint: Painting, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

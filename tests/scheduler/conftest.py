@@ -262,7 +262,9 @@ def processes() -> Iterator[Processes]:
             "sandbox"
         )
         (connection,) = [line for line in said.splitlines() if line.startswith("Connection:")]
-        environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = connection.partition("=")[2].strip("'")
+        fields = json.loads(connection.partition("=")[2].strip("'"))
+        # A request that a killed try left behind is awaited for as long as an answer may take.
+        environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = json.dumps({**fields, "extra": {"read_timeout": 20}})
         processes.run("airflow", "db", "migrate")
         for component in ("api-server", "scheduler", "dag-processor"):
             processes.start(component, "airflow", component)
