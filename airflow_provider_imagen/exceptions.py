@@ -60,6 +60,9 @@ class ImagenError(Exception):
     retry_helps: bool = False
     """Whether another try of the task, with nothing changed, may end better."""
 
+    generations: Sequence[Any] = ()
+    """What earlier requests of the same ``ImagenHook.generate_images`` call brought: paid for, and not to be lost."""
+
     def __init__(
         self,
         message: str,

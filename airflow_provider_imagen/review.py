@@ -29,6 +29,7 @@ MAX_REVIEWED: Final = 60
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _MAX_PROMPT: Final = 300
+_PLACE: Final = frozenset({"prompt_index", "image_index"})
 
 Record = Mapping[str, Any]
 Images = Sequence[Record] | Mapping[str, Any]
@@ -49,13 +50,14 @@ def review_body(
 
     The numbers are what :func:`pick_images` understands. Prompts are escaped: they cannot add links or markup.
 
-    :param images: XCom ``images`` of the task that made them
+    :param images: XCom ``images`` of the task instance that made them; of a mapped task, that of one instance
     :param task_id: that task
     :param map_index: its map index, -1 when it is not mapped
     :param dag_id: its DAG; default the one that is running
     :param run_id: its run; default the one that is running
     :param columns: pictures side by side, 1 to 6
-    :raises ValueError: when ``columns`` is out of range
+    :raises ValueError: when ``columns`` is out of range, or ``images`` is something else
+    :raises StorageError: when ``images`` points to a manifest that does not list these pictures any more
     """
     if not 1 <= columns <= 6:
         raise ValueError(f"columns={columns}: 1 to 6 are allowed")
@@ -79,7 +81,7 @@ def review_body(
 
 def pick_images(
     images: Images,
-    chosen_options: Sequence[str],
+    chosen_options: Sequence[str | int],
     *,
     task_id: str | None = None,
     map_index: int = -1,
@@ -87,17 +89,24 @@ def pick_images(
     """
     Give the records of the pictures that were chosen, in the order they were made.
 
-    :param images: XCom ``images`` of the task that made them
+    :param images: XCom ``images`` of the task instance that made them
     :param chosen_options: what the human-in-the-loop operator returned: numbers from 1, as :func:`review_body` shows
         them
     :param task_id: the task that made them; needed only when ``images`` points to a manifest
     :param map_index: its map index
-    :raises ValueError: when a number is none of these pictures'
+    :raises ValueError: when a number is none of these pictures', or ``images`` is something else
+    :raises StorageError: when ``images`` points to a manifest that does not list these pictures any more
     """
-    ids = (*_running(None, None), task_id, map_index) if isinstance(images, Mapping) else None
+    ids: tuple[Any, ...] = ()
+    if isinstance(images, Mapping):
+        if task_id is None:
+            raise ValueError("task_id is needed when images points to a manifest")
+        ids = (*_running(None, None), task_id, map_index)
     records = _records(images, ids)
+    if isinstance(chosen_options, str) or not isinstance(chosen_options, Sequence):
+        raise ValueError(f"chosen_options={chosen_options!r}: a list of the pictures' numbers is allowed")
     numbers = set()
-    for option in chosen_options:
+    for option in map(str, chosen_options):
         if not option.isdecimal() or not 1 <= int(option) <= len(records):
             raise ValueError(f"chosen_options has {option!r}: the pictures are numbered 1 to {len(records)}")
         numbers.add(int(option))
@@ -114,16 +123,39 @@ def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
     return dag_id or ti.dag_id, run_id or ti.run_id
 
 
-def _records(images: Images, ids: tuple[Any, ...] | None) -> list[Record]:
-    """Get the records, from their manifest when XCom only points to it."""
-    if not isinstance(images, Mapping):
-        return list(images)
+def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
+    """
+    Get the records, from their manifest when XCom only points to it.
+
+    :param ids: DAG, run, task and map index of the task instance, to know its lines in a manifest by
+    """
+    if isinstance(images, Mapping) and isinstance(images.get("manifest"), str):
+        return _listed_records(images, ids)
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        raise ValueError(f"images is a {type(images).__name__}: the XCom 'images' of a task instance is allowed")
+    records = list(images)
+    if not all(isinstance(record, Mapping) and _PLACE <= record.keys() for record in records):
+        raise ValueError(
+            "images has entries that are no records of pictures; of a mapped task, give the XCom 'images' of one "
+            "instance at a time, with its map_index"
+        )
+    return records
+
+
+def _listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Record]:
+    from airflow_provider_imagen.exceptions import StorageError
     from airflow_provider_imagen.hooks.paths import open_folder
     from airflow_provider_imagen.storage.manifest import read_manifest
 
     keys = ("dag_id", "run_id", "task_id", "map_index")
     lines = read_manifest(open_folder(images["manifest"]).parent)
-    return [line for line in lines if tuple(line.get(key) for key in keys) == ids]
+    records: list[Record] = [line for line in lines if tuple(line.get(key) for key in keys) == ids]
+    if not records and images.get("count"):
+        raise StorageError(
+            f"{images['manifest']} lists none of the {images['count']} pictures of {ids[2]!r} (map index {ids[3]}) in "
+            "this run: the file is gone or was replaced, or task_id or map_index name another task."
+        )
+    return records
 
 
 def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -42,10 +43,14 @@ def sandbox(imagen_sandbox: Sandbox) -> Sandbox:
 @pytest.fixture(scope="session")
 def _airflow_database() -> None:
     from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.sdk.execution_time import supervisor
     from airflow.utils import db
 
     db.initdb()
     DagBundlesManager().sync_bundles_to_db()
+    if not hasattr(supervisor.in_process_api_server, "cache_info"):
+        # Before 3.3 ``dag.test()`` builds a new API server for every task, which takes two seconds.
+        supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
 
 
 @pytest.fixture

@@ -139,7 +139,9 @@ def _show_list(rows: list[dict[str, Any]], *, live: bool) -> None:
         right=("USD", "Images", "Prompt"),
     )
     source = "USD: price of a picture as the API names it now, else last known." if live else "USD: last known price."
-    screen.line(f"{len(rows)} models. {source} Images: most per request. Prompt: most characters.")
+    screen.line(
+        f"{len(rows)} model{'s' if len(rows) != 1 else ''}. {source} Images: most per request. Prompt: most characters."
+    )
     screen.line("airflow-imagen models MODEL shows one of them." + ("" if live else " --live asks the API."))
 
 

@@ -158,7 +158,8 @@ class ImagenHook(BaseHook):
         :return: one :class:`~airflow_provider_imagen.api.answers.Generation` per request; more than one only for
             models that make a single picture per request. Each has ``urls`` and ``pictures``.
         :raises InvalidArgumentsError: refused before paying
-        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`
+        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold what earlier requests of
+            the same call brought
         """
         import secrets
         import time
@@ -194,6 +195,7 @@ class ImagenHook(BaseHook):
                 generations.append(resending(wait=time.sleep)(send, request))
             except ImagenError as error:
                 if generations:
+                    error.generations = tuple(generations)
                     ids = ", ".join(str(generation.inference_id) for generation in generations)
                     error.add_note(f"{len(generations)} of {len(requests)} requests were paid for before: {ids}.")
                 raise

@@ -283,7 +283,7 @@ def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., P
     """Give a function that makes a DAG with one operator; its task has not been tried yet."""
     folder = tmp_path / "pictures"
 
-    def make(*, dag: str = "painting", mapped: bool = False, **options: Any) -> Painting:
+    def make(*, dag: str = "painting", mapped: bool = False, read_timeout: float = 2.5, **options: Any) -> Painting:
         own = {name: options.pop(name) for name in ("old_airflow", "segment_bytes") if name in options}
         arguments = {"output_path": str(folder), "concurrency": 1, "lost_answer_patience_seconds": 0.5, **options}
         order = {
@@ -294,7 +294,9 @@ def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., P
                 "conn_type": "imagen",
                 "host": sandbox.url,
                 "password": sandbox.api_key,
-                "extra": {"read_timeout": 2.5},  # also how long a request of a killed try may still be under way
+                "extra": {
+                    "read_timeout": read_timeout
+                },  # also how long a request of a killed try may still be under way
             },
             **own,
         }

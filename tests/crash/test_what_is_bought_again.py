@@ -144,7 +144,7 @@ def test_two_runs_of_a_dag_share_nothing(paint: Callable[..., Any]) -> None:
 
 def test_a_time_out_keeps_the_answer_that_is_on_its_way(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=3))
-    painting = paint(prompt=PROMPTS, execution_timeout=2)
+    painting = paint(prompt=PROMPTS, execution_timeout=2, read_timeout=20)
     painting.finish()
     assert painting.last["state"] == "up_for_retry"
     assert painting.last["error"]["type"] == "AirflowTaskTimeout"

@@ -274,6 +274,9 @@ def test_a_failure_after_other_requests_were_paid_names_what_was_paid(hook, sand
     ids = [charge.inference_id for charge in sandbox.ledger()]
     assert len(ids) == 2
     assert caught.value.__notes__ == [f"2 of 3 requests were paid for before: {ids[0]}, {ids[1]}."]
+    kept = caught.value.generations
+    assert [generation.inference_id for generation in kept] == ids
+    assert all(hook.download(generation.urls[0]) for generation in kept)
 
 
 # --- downloading ------------------------------------------------------------------------------------------------------

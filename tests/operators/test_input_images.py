@@ -32,16 +32,16 @@ def red(tmp_path):
 
 
 @pytest.fixture
-def paint(run_dag, tmp_path):
+def paint(run_dag, recorded, tmp_path):
     """Run one operator; give the task instance and the error that ended it."""
     numbers = iter(range(100))
 
     def paint(**arguments):
         errors = []
         with DAG(f"inputs_{tmp_path.name}_{next(numbers)}", schedule=None) as dag:
-            ImagenGenerateOperator(
+            recorded(
                 task_id="paint",
-                on_failure_callback=lambda context: errors.append(context["exception"]),
+                errors=errors,
                 retry_delay=timedelta(0),
                 **{"output_path": str(tmp_path / "out"), **arguments},
             )
@@ -113,8 +113,8 @@ def test_a_picture_that_is_not_there_costs_nothing(paint, red, sandbox):
     )
     assert str(ti.state) == "failed"
     assert ti.try_number == 1
-    cause = error if isinstance(error, InvalidArgumentsError) else error.__cause__
-    assert [problem.field for problem in cause.problems] == ["prompt[1].input_images[1]"]
+    assert isinstance(error, InvalidArgumentsError)
+    assert [problem.field for problem in error.problems] == ["prompt[1].input_images[1]"]
     assert sandbox.seen("/v1/images/generations") == []
 
 

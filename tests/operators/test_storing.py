@@ -30,8 +30,9 @@ RACCOON = "A raccoon eating ice-cream"
 class Storing:
     """Run one operator in a DAG of its own, writing into one folder."""
 
-    def __init__(self, run_dag: Callable[..., Any], folder: Path) -> None:
+    def __init__(self, run_dag: Callable[..., Any], recorded: Callable[..., Any], folder: Path) -> None:
         self._run_dag = run_dag
+        self._recorded = recorded
         self._number = 0
         self.folder = folder
         self.errors: list[BaseException] = []
@@ -40,10 +41,10 @@ class Storing:
         self._number += 1
         self.errors = []
         with DAG(f"storing_{id(self)}_{self._number}", schedule=None) as dag:
-            ImagenGenerateOperator(
+            self._recorded(
                 task_id="paint",
+                errors=self.errors,
                 retry_delay=timedelta(0),
-                on_failure_callback=lambda context: self.errors.append(context["exception"]),
                 **{"prompt": RACCOON, "output_path": str(self.folder), **arguments},
             )
         self.run = self._run_dag(dag)
@@ -62,8 +63,8 @@ class Storing:
 
 
 @pytest.fixture
-def paint(run_dag: Callable[..., Any], tmp_path: Path) -> Storing:
-    return Storing(run_dag, tmp_path / "pictures")
+def paint(run_dag: Callable[..., Any], recorded: Callable[..., Any], tmp_path: Path) -> Storing:
+    return Storing(run_dag, recorded, tmp_path / "pictures")
 
 
 # What made a picture

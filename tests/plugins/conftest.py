@@ -67,7 +67,8 @@ def visit(airflow_app: Callable[[str], Any]) -> Iterator[Visit]:
         return client
 
     yield visit
-    sys.modules["restricted_auth_manager"].RestrictedAuthManager.only.clear()
+    if (loaded := sys.modules.get("restricted_auth_manager")) is not None:  # it is not when nobody has visited
+        loaded.RestrictedAuthManager.only.clear()
 
 
 @dataclass

@@ -151,10 +151,19 @@ def test_one_killed_instance_of_a_mapped_task_is_retried_alone(
     assert len((run.folder / "metadata.jsonl").read_text().splitlines()) == 3
 
 
-def test_clearing_a_task_that_succeeded_makes_new_pictures(airflow: Any, sandbox: SandboxControl) -> None:
+def journal_rows(dag_id: str) -> int:
+    with sqlite3.connect(HOME / "airflow.db") as database:
+        (count,) = database.execute("SELECT count(*) FROM task_state_store WHERE dag_id = ?", [dag_id]).fetchone()
+    return int(count)
+
+
+def test_clearing_a_task_that_succeeded_makes_new_pictures(
+    airflow: Any, sandbox: SandboxControl, wait_for: Any
+) -> None:
     task = airflow.trigger("cleared")
     task.wait("success")
     before = {image["inference_id"] for image in task.xcom("images")}
+    wait_for(lambda: not journal_rows("cleared"), "the journal to be forgotten")  # an instant after the success
     task.clear()
     task.wait("success", tries=2)
 

@@ -20,12 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Collection
-from airflow_provider_imagen.plugins.gallery.files import (
-    FileUnavailableError,
-    media_type,
-    read_picture,
-    read_preview,
-)
+from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, read_picture
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
@@ -291,8 +286,7 @@ async def send_file(
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    output_path = found.summary.output_path if found.summary else None
-    read = partial(_preview, picture, output_path) if size == "thumbnail" else partial(read_picture, picture)
+    read = partial(_preview if size == "thumbnail" else read_picture, picture)
     try:
         data = await collection.in_thread(read)
         kind = await collection.in_thread(partial(media_type, data))
@@ -413,11 +407,11 @@ def _read_parameters(picture: Picture) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value != "…"} if isinstance(told, dict) else {}
 
 
-def _preview(picture: Picture, output_path: str | None) -> bytes:
-    """Find a picture's preview: kept here, made by the task, or made now."""
+def _preview(picture: Picture) -> bytes:
+    """
+    Find a picture's preview: kept here, or made now from the picture.
+
+    One that the task made is not looked at, because nothing proves that it belongs to the picture.
+    """
     digest = picture.sha256 or ""
-    return (
-        thumbnails.get(digest)
-        or read_preview(picture, output_path=output_path)
-        or thumbnails.make(digest, read_picture(picture))
-    )
+    return thumbnails.get(digest) or thumbnails.make(digest, read_picture(picture))

@@ -2,13 +2,14 @@
 Read the files that records name, and nothing else.
 
 A record is only a claim: whoever can run a task can write any path into an XCom, and the web server may open what
-that person may not. So a picture is handed out only if it has the size and the SHA-256 digest its record states, which
-nobody can state who does not have the file already. Whatever is wrong, the answer is the same sentence, so that errors
+that person may not. So a picture is handed out only if it has the size and the SHA-256 digest its record states: to
+state them takes the file itself, or a record of it. Whatever is wrong, the answer is the same sentence, so that errors
 tell nothing about other files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import stat
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
-from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, read_failures, read_manifest
+from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, failures_address, read_failures, read_manifest
 from airflow_provider_imagen.storage.origin import Origin
-from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, filesystem_of, local_path
+from airflow_provider_imagen.storage.paths import filesystem_of, local_path
 from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
-MAX_PREVIEW_BYTES: Final = 2 * 1024 * 1024
-MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 
 
 class FileUnavailableError(Exception):
@@ -58,27 +58,6 @@ def read_picture(picture: Picture) -> bytes:
     return data
 
 
-def read_preview(picture: Picture, *, output_path: str | None) -> bytes | None:
-    """
-    Read the preview the task made, if it made one.
-
-    It has no digest of its own, so only the one place where previews of this picture can be is looked at, below the
-    folder of previews, and only WebP is taken.
-    """
-    if picture.path is None or output_path is None:
-        return None
-    folder = str(open_folder(output_path)).rstrip("/") + "/"
-    path = str(open_folder(picture.path))
-    name = path.removeprefix(folder)
-    if name == path or ".." in name.split("/"):
-        return None
-    try:
-        data = _read(f"{folder}{HIDDEN_FOLDER}/thumbnails/{name}.webp", most=MAX_PREVIEW_BYTES)
-    except Exception:
-        return None
-    return data if media_type(data) == "image/webp" else None
-
-
 def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
     """
     Read a task instance's pictures from a manifest.
@@ -90,7 +69,7 @@ def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
         path: Any = open_folder(manifest)
         if path.name != MANIFEST_NAME:
             raise gone
-        _check_size(path, most=MAX_MANIFEST_BYTES)
+        _check_size(path, most=MAX_LIST_BYTES)
         lines = read_manifest(path.parent)
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
@@ -107,6 +86,8 @@ def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
     origin = Origin(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
     try:
         folder: Any = open_folder(manifest).parent
+        with contextlib.suppress(FileNotFoundError):  # a task that could make everything wrote none
+            _check_size(open_folder(failures_address(folder, origin)), most=MAX_LIST_BYTES)
         return read_problems(ti, read_failures(folder, origin))
     except Exception as error:
         log.warning("The failures of %s cannot be read: %s", ti, type(error).__name__)

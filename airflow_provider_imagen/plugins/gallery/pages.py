@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -14,12 +16,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from airflow_provider_imagen.links.addresses import dag_address, picture_address, run_address, task_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
+
+    from urllib.parse import SplitResult
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, Summary
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+"""What a content security policy and a header take as it is: no wildcard, no quote, nothing beyond ASCII."""
+
+_CHANGED_BY_RENDERING: Final = ("{{", "{%", "{#", "\r")
+_CHANGED_AT_THE_END: Final = (".prompt", "\n")
 
 STATIC_TYPES: Final = {"gallery.css": "text/css; charset=utf-8", "gallery.js": "text/javascript; charset=utf-8"}
 
@@ -150,7 +159,7 @@ def remote_link(picture: Picture) -> str | None:
         is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
     except ValueError:
         return None
-    return picture.url if is_safe and parts.hostname else None
+    return picture.url if is_safe and parts.hostname and _ORIGIN.fullmatch(_origin_of(parts)) else None
 
 
 def image_sources(pictures: Iterable[Picture]) -> str:
@@ -158,33 +167,75 @@ def image_sources(pictures: Iterable[Picture]) -> str:
     origins = {"'self'"}
     for picture in pictures:
         if not picture.is_stored and (link := remote_link(picture)):
-            parts = urlsplit(link)
-            origins.add(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-    return " ".join(sorted(origin for origin in origins if not set(origin) & set(' ;,"')))
+            origins.add(_origin_of(urlsplit(link)))
+    return " ".join(sorted(origins))
+
+
+def _origin_of(parts: SplitResult) -> str:
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
     """
     Write the Python that asks for such a picture again.
 
+    Pictures that were sent are known by their digest only, so a comment stands in their place.
+
     :param parameters: the API fields that were sent, as far as the picture's provenance tells them
     """
-    known = ("num_images", "aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
+    known = ("aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
+    sent = {name: value for name, value in parameters.items() if not any(map(_is_sent_picture, _texts(value)))}
     arguments: dict[str, Any] = {"task_id": "paint", "prompt": picture.prompt}
     if picture.model:
         arguments["model"] = picture.model
     if picture.seed is not None:
         arguments["seed"] = picture.seed
-    own = ("convert_base64_to_url", "num_images")
-    arguments |= {name: parameters[name] for name in known if parameters.get(name) is not None and name not in own}
-    rest = {name: value for name, value in parameters.items() if name not in (*known, *own)}
+    if picture.image_index > 0 and sent.get("num_images") is not None:
+        arguments["num_images"] = sent["num_images"]  # one seed makes several pictures, and this is not the first
+    arguments |= {name: sent[name] for name in known if sent.get(name) is not None}
+    rest = {name: value for name, value in sent.items() if name not in (*known, "convert_base64_to_url", "num_images")}
     if rest:
         arguments["parameters"] = rest
-    lines = "".join(f"    {name}={value!r},\n" for name, value in arguments.items())
-    return (
-        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
-        f"ImagenGenerateOperator(\n{lines})\n"
-    )
+    lines = [f"{name}={_to_code(value)}," for name, value in arguments.items()]
+    if len(sent) < len(parameters):
+        lines.append("# input_images: the pictures it was made from")
+    imports = ["from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator"]
+    if any(map(_is_changed_by_rendering, _texts(arguments))):
+        imports.insert(0, "from airflow.sdk import literal")
+    return "\n".join([*imports, "", "ImagenGenerateOperator(", *(f"    {line}" for line in lines), ")", ""])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Find every text in a value of JSON's types."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _texts(part)
+
+
+def _is_sent_picture(text: str) -> bool:
+    """Say whether a field held a picture: provenance has the digest of a file, the beginning of a ``data:`` URI."""
+    return text.startswith(("sha256:", "data:"))
+
+
+def _is_changed_by_rendering(text: str) -> bool:
+    """Say whether Airflow would make another text of it, or read a file of that name."""
+    return any(mark in text for mark in _CHANGED_BY_RENDERING) or text.endswith(_CHANGED_AT_THE_END)
+
+
+def _to_code(value: Any) -> str:
+    """Write a value of JSON's types as Python, with texts that arrive in the task as they are."""
+    if isinstance(value, str):
+        return f"literal({value!r})" if _is_changed_by_rendering(value) else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_to_code(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(_to_code, value))}]"
+    return repr(value)
 
 
 def read_static(name: str) -> bytes | None:
@@ -214,8 +265,14 @@ def _environment() -> Environment:
     )
     environment.filters["usd"] = lambda usd: f"${usd:,.4f}" if usd < 1 else f"${usd:,.2f}"
     environment.filters["size"] = _readable_size
+    environment.filters["place"] = _without_connection
     return environment
 
 
 def _readable_size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(count / 1e3, 0.1):.1f} kB"
+
+
+def _without_connection(path: str) -> str:
+    """Take the connection id out of an object store's address (``s3://conn@bucket/key``)."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", path)

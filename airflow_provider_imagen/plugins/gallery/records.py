@@ -7,14 +7,17 @@ behind this module has to ask again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 
 Outcome = Literal["filtered", "failed"]
+
+_TOO_MUCH: Final = 2**63
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,12 @@ class TaskSummary:
 
     :param ti: the task instance
     :param manifest: path of its ``metadata.jsonl``, ``None`` when it stored nothing
-    :param output_path: the folder, as it was given
     :param timestamp: when the summary was written
     """
 
     ti: TaskInstance
     summary: Summary
     manifest: str | None
-    output_path: str | None
     timestamp: str
 
 
@@ -139,13 +140,7 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
         usd_lost=_number(value.get("usd_lost")) or 0.0,
         usd_is_estimate=value.get("usd_is_estimate") is True,
     )
-    return TaskSummary(
-        ti=ti,
-        summary=summary,
-        manifest=_text(value.get("manifest")),
-        output_path=_text(value.get("output_path")),
-        timestamp=timestamp,
-    )
+    return TaskSummary(ti=ti, summary=summary, manifest=_text(value.get("manifest")), timestamp=timestamp)
 
 
 def manifest_of(value: Any) -> str | None:
@@ -220,11 +215,18 @@ def _text(value: Any) -> str | None:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """Take a whole number; one beyond 64 bits counts nothing there is, and is more than a ``float`` may hold."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_MUCH else None
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _count(value: Any) -> int:
