@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
 
 try:  # 3.2
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -55,6 +58,24 @@ def get_dag_bag() -> tuple[Any, Any]:
     return DagBag, sync_bag_to_db
 
 
+def open_path(address: str) -> ObjectStoragePath:
+    """
+    Open a path, given as a URL.
+
+    :raises ValueError: nothing is known that speaks to such a store. By itself Airflow 3.1 says so only when the path
+        is used
+    """
+    from airflow.sdk import ObjectStoragePath
+    from airflow.sdk.io.fs import has_fs
+    from fsspec import available_protocols
+
+    scheme = address.partition("://")[0]
+    path = ObjectStoragePath(address)
+    if not has_fs(scheme) and scheme not in available_protocols():
+        raise ValueError(f"Unsupported filesystem: {scheme!r}")
+    return path
+
+
 __all__ = [
     "HAS_RETRY_POLICY",
     "AirflowFailException",
@@ -65,4 +86,5 @@ __all__ = [
     "get_dag_bag",
     "get_metrics",
     "never_expire",
+    "open_path",
 ]

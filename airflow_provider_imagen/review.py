@@ -134,7 +134,7 @@ def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
     if isinstance(images, str) or not isinstance(images, Sequence):
         raise ValueError(f"images is a {type(images).__name__}: the XCom 'images' of a task instance is allowed")
     records = list(images)
-    if not all(isinstance(record, Mapping) and _PLACE <= record.keys() for record in records):
+    if not all(isinstance(record, Mapping) and record.keys() >= _PLACE for record in records):
         raise ValueError(
             "images has entries that are no records of pictures; of a mapped task, give the XCom 'images' of one "
             "instance at a time, with its map_index"

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.review import pick_images, review_body
 
@@ -100,6 +101,46 @@ def test_the_choice_is_given_back_as_records_in_the_order_they_were_made() -> No
 def test_a_number_that_is_no_picture_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match="numbered 1 to 4"):
         pick_images([_record(n) for n in range(4)], [option])
+
+
+def test_numbers_may_be_numbers() -> None:
+    images = [_record(n) for n in range(4)]
+
+    assert pick_images(images, [1, 3]) == [images[0], images[2]]
+
+
+@pytest.mark.parametrize("chosen", [None, "12", {"1": "2"}])
+def test_a_choice_that_is_no_list_is_refused(chosen: Any) -> None:
+    with pytest.raises(ValueError, match="chosen_options"):
+        pick_images([_record(n) for n in range(12)], chosen)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([[_record(0)], [_record(1)]], "of one instance at a time"),
+        ([{"manifest": "/m/metadata.jsonl", "count": 80}], "of one instance at a time"),
+        ([None], "of one instance at a time"),
+        (None, "images is a NoneType"),
+        ("images", "images is a str"),
+        ({"prompt_index": 0}, "images is a dict"),
+    ],
+)
+def test_what_is_not_the_records_of_one_task_instance_is_refused(images: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        review_body(images, **IDS)
+
+
+def test_a_choice_from_a_manifest_needs_the_task() -> None:
+    with pytest.raises(ValueError, match="task_id is needed when images points to a manifest"):
+        pick_images({"manifest": "/pictures/metadata.jsonl", "count": 80}, ["1"])
+
+
+def test_pictures_whose_manifest_is_gone_are_not_said_to_be_none(tmp_path: Path) -> None:
+    images = {"manifest": str(tmp_path / "metadata.jsonl"), "count": 80}
+
+    with pytest.raises(StorageError, match=r"metadata\.jsonl lists none of the 80 pictures of 'paint'"):
+        review_body(images, **IDS)
 
 
 @pytest.mark.usefixtures("imagen_connection")

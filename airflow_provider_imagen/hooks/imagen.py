@@ -158,8 +158,8 @@ class ImagenHook(BaseHook):
         :return: one :class:`~airflow_provider_imagen.api.answers.Generation` per request; more than one only for
             models that make a single picture per request. Each has ``urls`` and ``pictures``.
         :raises InvalidArgumentsError: refused before paying
-        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold what earlier requests of
-            the same call brought
+        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold what
+            earlier requests of the same call brought
         """
         import secrets
         import time

@@ -20,12 +20,12 @@ def open_folder(address: str) -> ObjectStoragePath:
         machine, relative to the working directory
     :raises InvalidArgumentsError: nothing is known that speaks to such a store
     """
-    from airflow.sdk import ObjectStoragePath
+    from airflow_provider_imagen._compat import open_path
 
     if "://" not in address:
         address = f"file://{os.path.abspath(os.path.expanduser(address))}"
     try:
-        return ObjectStoragePath(address)
+        return open_path(address)
     except ValueError as error:
         known = "a path on this machine, s3://, gs://, abfs://, or what another installed provider brings"
         raise InvalidArgumentsError([Problem("output_path", without_query(address), f"{known} is allowed")]) from error

@@ -71,7 +71,7 @@ def to_openlineage(facts: LineageFacts) -> Any:
     :return: an ``OperatorLineage``, or ``None`` when the OpenLineage provider is not installed
     """
     try:
-        from airflow.providers.openlineage.extractors import OperatorLineage
+        from airflow.providers.openlineage.extractors import OperatorLineage  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return None
     from airflow.providers.common.compat.openlineage.facet import (

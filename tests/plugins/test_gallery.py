@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+from airflow.sdk import literal
 from PIL import Image
 
 from airflow_provider_imagen.sandbox import Fault
@@ -108,15 +111,6 @@ def test_a_picture_that_the_browser_has_is_not_sent_again(painted: Any, visit: A
     again = ann.get(path, params=query, headers={"If-None-Match": tag})
 
     assert (again.status_code, again.content) == (304, b"")
-
-
-def test_the_previews_a_task_made_are_used(painted: Any, visit: Any, tmp_path: Path) -> None:
-    gallery = painted(prompt=RACCOON, output_path=str(tmp_path), thumbnail_pixels=64)
-    (made,) = (tmp_path / ".imagen" / "thumbnails").iterdir()
-
-    preview = visit().get(gallery.file()[0], params=gallery.file(size="thumbnail")[1])
-
-    assert preview.content == made.read_bytes()
 
 
 def test_a_preview_is_made_once(painted: Any, visit: Any, tmp_path: Path) -> None:
@@ -358,6 +352,70 @@ def test_records_of_other_forms_do_not_break_a_page(forged: Any, visit: Any) -> 
     assert page.text.count('class="card"') == 1
 
 
+def test_values_beyond_all_measure_do_not_break_a_page(forged: Any, visit: Any, tmp_path: Path) -> None:
+    """A manifest may hold what no XCom would: numbers no ``float`` takes, and half a character."""
+    huge = 10**400
+    manifest = tmp_path / "metadata.jsonl"
+    gallery = forged({"manifest": str(manifest), "count": 3})
+    ids = {**gallery.ids, "task_id": "paint", "map_index": -1}
+    odd: list[dict[str, Any]] = [
+        {**picture_file(tmp_path / "a.png"), "usd": huge, "bytes": huge, "width": huge, "seed": huge},
+        {"usd": float("inf")},
+        {"prompt": "half a \ud83e character", "usd": None},
+    ]
+    lines = [
+        record(image_index=number, file_name=f"{number}.png", **ids, **values) for number, values in enumerate(odd)
+    ]
+    manifest.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    ann = visit()
+
+    task = ann.get(gallery.task()[0], params=gallery.task()[1])
+
+    assert task.status_code == 200
+    assert task.text.count("cost unknown") == 3
+    for number in range(3):
+        page = ann.get(gallery.page(0, number)[0], params=gallery.page(0, number)[1])
+        assert page.status_code == 200
+        assert str(huge) not in page.text
+
+
+def test_a_sum_beyond_all_measure_counts_as_nothing() -> None:
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+    from airflow_provider_imagen.plugins.gallery.records import read_summary
+
+    ti = TaskInstance("d", "r", "t")
+    counts = {"requested": 10**400, "made": 2, "usd_spent": 10**400, "usd_lost": float("nan")}
+
+    found = read_summary(ti, counts, "now")
+
+    assert found is not None
+    assert (found.summary.requested, found.summary.made) == (0, 2)
+    assert (found.summary.usd_spent, found.summary.usd_lost) == (0.0, 0.0)
+
+
+def test_a_list_of_what_was_not_made_that_is_too_long_to_read_is_not_read(
+    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.add_fault(Fault("fewer", count=1))
+    gallery = painted(prompt=RACCOON, num_images=3, output_path=str(tmp_path), on_filtered="accept")
+    (failures,) = (tmp_path / ".imagen" / "failures").iterdir()
+    os.truncate(failures, 65 * 1024 * 1024)
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert "The list of what was not made cannot be read any more" in page.text
+    assert "withheld" not in page.text
+
+
+def test_reasons_of_which_no_list_was_kept_leave_the_page_whole(forged: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = forged([record()], manifest=str(tmp_path / "metadata.jsonl"), failed=1)
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+
+    assert page.text.count('class="card"') == 1
+    assert "cannot be read" not in page.text
+
+
 # --- who may see it ---------------------------------------------------------------------------------------------------
 
 
@@ -454,6 +512,20 @@ def test_a_record_cannot_make_the_server_hand_out_a_file_its_author_does_not_hav
             answer = ann.get(gallery.file()[0], params=gallery.file(0, number, size=size)[1])
             assert answer.status_code in (404, 410), (number, size)
             assert len(answer.content) < 200
+
+
+def test_a_preview_is_made_only_from_the_picture_the_record_proves(forged: Any, visit: Any, tmp_path: Path) -> None:
+    """A preview that lies where a task would put one shows somebody else's picture, and proves nothing."""
+    other = tmp_path / "other"
+    (other / ".imagen" / "thumbnails").mkdir(parents=True)
+    picture_file(other / "secret.png")
+    Image.new("RGB", (40, 30), "red").save(other / ".imagen" / "thumbnails" / "secret.png.webp")
+    gallery = forged([record(path=str(other / "secret.png"), bytes=10, sha256="0" * 64)], output_path=str(other))
+
+    answer = visit().get(gallery.file()[0], params=gallery.file(size="thumbnail")[1])
+
+    assert answer.status_code == 410
+    assert b"WEBP" not in answer.content
 
 
 def test_a_file_that_is_no_picture_is_not_served_even_with_the_right_digest(
@@ -585,13 +657,20 @@ def test_only_safe_links_are_shown_and_none_can_widen_the_policy(forged: Any, vi
     unsafe = [
         *("http://intranet.example/a.png", "ftp://x/a", "//evil.example/a", "https://", "javascript:alert(1)"),
         *("data:image/svg+xml,<svg/>", "https://a b;script-src *", "https://x;img-src * /a.png"),
+        *("https://*/a.png", "https://*.example/a.png", "https://a.com'/a.png", "https://例え.jp/a.png"),
+        *("https://user@*/a.png", "https://[::1/a.png"),
     ]
     gallery = forged([record(image_index=number, url=url) for number, url in enumerate(unsafe)])
+    ann = visit()
 
-    page = visit().get(gallery.task()[0], params=gallery.task()[1])
+    page = ann.get(gallery.task()[0], params=gallery.task()[1])
 
+    assert page.status_code == 200
+    assert ann.get("/imagen/run", params=gallery.ids).status_code == 200
+    assert ann.get("/imagen/dag", params={"dag_id": gallery.run.dag_id}).status_code == 200
     policy = page.headers["content-security-policy"]
     assert page.text.count('class="card"') == len(unsafe)
+    assert set(links(page.text, "src")) == {links(page.text, "src")[0]}  # the script's
     assert policy.count("script-src") == 1
     assert "default-src 'none'; img-src 'self'; " in policy
 
@@ -621,6 +700,108 @@ def test_no_page_or_error_tells_the_key_or_anything_of_the_connection(
         answer = ann.get(path, params=query)
         assert sandbox.api_key.encode() not in answer.content
         assert b"imagen_default" not in answer.content
+
+
+def test_the_connection_of_a_store_is_not_shown(forged: Any, visit: Any) -> None:
+    paths = ["s3://secret_conn@bucket/a@b/c.png", "/pictures/x@y.png"]
+    records = [record(image_index=n, path=path, bytes=10, sha256="0" * 64) for n, path in enumerate(paths)]
+    gallery = forged(records)
+    ann = visit()
+
+    remote, local = (ann.get(gallery.page(0, n)[0], params=gallery.page(0, n)[1]).text for n in range(2))
+
+    assert "secret_conn" not in remote
+    assert "<code>s3://bucket/a@b/c.png</code>" in remote
+    assert "<code>/pictures/x@y.png</code>" in local
+
+
+# --- making it again --------------------------------------------------------------------------------------------------
+
+
+def read_snippet(visit: Any, gallery: Any, *, image: int = 0) -> str:
+    path, query = gallery.page(0, image)
+    page = visit().get(path, params=query).text
+    return unescape(re.search(r'<pre id="snippet"[^>]*>(.*?)</pre>', page, re.DOTALL)[1])
+
+
+@pytest.fixture
+def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[[str, Path], list[dict[str, Any]]]:
+    """Give a function that pastes code into a DAG, runs it, and gives the records of the pictures it made."""
+    from airflow.sdk import DAG
+
+    def run(code: str, folder: Path) -> list[dict[str, Any]]:
+        stored = code.replace("task_id='paint',", f"task_id='paint', output_path={str(folder)!r},", 1)
+        with DAG(f"again_{re.sub(r'[^a-z_]+', '_', request.node.name)[:80]}", schedule=None) as dag:
+            exec(stored, {})
+        return run_dag(dag).get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "prompt", ["x {{ 7 * 7 }}", "{% raw %} x {# y #}", "a {% endraw %} b", "whatever.prompt", "two\r\nlines\n"]
+)
+def test_the_snippet_asks_for_the_same_prompt_whatever_airflow_would_make_of_it(
+    painted: Any, visit: Any, paste: Any, tmp_path: Path, prompt: str
+) -> None:
+    gallery = painted(prompt=literal(prompt), model="alibaba/wan2.5-t2i-preview", output_path=str(tmp_path / "a"))
+    assert gallery.xcom("images")[0]["prompt"] == prompt
+
+    (again,) = paste(read_snippet(visit, gallery), tmp_path / "b")
+
+    assert again["prompt"] == prompt
+
+
+def test_the_snippet_keeps_parameters_that_look_like_templates(
+    painted: Any, visit: Any, paste: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    negative = "no {{ text }}"
+    gallery = painted(
+        prompt=RACCOON,
+        model="alibaba/wan2.5-t2i-preview",
+        parameters={"negative_prompt": literal(negative)},
+        output_path=str(tmp_path / "a"),
+    )
+
+    paste(read_snippet(visit, gallery), tmp_path / "b")
+
+    sent = [request.json["negative_prompt"] for request in sandbox.seen("/v1/images/generations")]
+    assert sent == [negative, negative]
+
+
+def test_the_snippet_of_a_later_picture_makes_that_picture(
+    painted: Any, visit: Any, paste: Any, tmp_path: Path
+) -> None:
+    gallery = painted(prompt=RACCOON, num_images=2, seed=7, output_path=str(tmp_path / "a"))
+    first, second = (read_snippet(visit, gallery, image=number) for number in range(2))
+    assert "num_images" not in first
+
+    again = paste(second, tmp_path / "b")
+
+    pixels = [Image.open(image["path"]).convert("RGB").tobytes() for image in (*gallery.xcom("images"), *again)]
+    assert pixels[2:] == pixels[:2]
+    assert pixels[0] != pixels[1]
+
+
+def test_the_snippet_says_where_the_pictures_it_was_made_from_belong(
+    painted: Any, visit: Any, paste: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "source.png"
+    Image.new("RGB", (512, 512), "red").save(source)
+    gallery = painted(
+        prompt="night",
+        model="flux/kontext-pro/image-to-image",
+        input_images=str(source),
+        output_path=str(tmp_path / "a"),
+    )
+
+    code = read_snippet(visit, gallery)
+    place = "# input_images: the pictures it was made from"
+    (again,) = paste(code.replace(place, f"input_images={str(source)!r},"), tmp_path / "b")
+
+    assert place in code
+    assert "sha256:" not in code
+    assert again["prompt"] == "night"
 
 
 # --- where it lives ---------------------------------------------------------------------------------------------------

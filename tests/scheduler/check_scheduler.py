@@ -184,6 +184,24 @@ def test_clearing_a_failed_task_reuses_what_it_bought(airflow: Any, sandbox: San
     assert_whole(task.folder, task.xcom("images"))
 
 
+def test_pictures_that_were_made_start_the_dag_that_waits_for_them(airflow: Any, wait_for: Any) -> None:
+    """The example: a run makes the asset's event, the event starts a run, and that one reads the manifest."""
+    task = airflow.trigger("imagen_asset_producer", {"output_path": str(HOME / "pictures" / "assets")})
+    task.wait("success", "failed")
+    (run,) = wait_for(lambda: airflow.runs("imagen_asset_consumer"), "the run the event starts")
+    wait_for(lambda: airflow.runs("imagen_asset_consumer")[0]["state"] in ("success", "failed"), "its end")
+
+    assert airflow.runs("imagen_asset_consumer")[0]["state"] == "success"
+    assert run["run_type"] == "asset_triggered"
+    path = f"/api/v2/dags/imagen_asset_consumer/dagRuns/{run['dag_run_id']}"
+    (event,) = airflow.call("GET", f"{path}/upstreamAssetEvents")["asset_events"]
+    assert (event["source_dag_id"], event["source_task_id"]) == ("imagen_asset_producer", "paint")
+    assert event["extra"] == task.xcom("summary")
+    (log,) = (HOME / "logs").glob("dag_id=imagen_asset_consumer/**/*.log")
+    for image in task.xcom("images"):
+        assert f"new picture: {Path(image['path']).name}" in log.read_text()
+
+
 def test_a_long_retry_after_is_over_at_last_and_the_task_goes_on(sandbox: SandboxControl, waiting: Any) -> None:
     waiting.wait("success")
 

@@ -158,10 +158,15 @@ class Airflow:
             return False
         return True
 
-    def trigger(self, dag_id: str) -> Task:
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> Task:
         """Start a run, and give its task."""
-        run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})
+        run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}})
         return Task(self, dag_id, run["dag_run_id"])
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Read all runs of a DAG."""
+        runs: list[dict[str, Any]] = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns")["dag_runs"]
+        return runs
 
 
 class Task:
@@ -233,6 +238,7 @@ def processes() -> Iterator[Processes]:
     (HOME / "dags").mkdir()
     (HOME / "pictures").mkdir()
     shutil.copy(Path(__file__).with_name("dags.py"), HOME / "dags" / "painting.py")
+    shutil.copy(Path(__file__).parents[2] / "example_dags" / "imagen_assets.py", HOME / "dags")
     environment |= {
         "PYTHONPATH": str(package_parent),
         "IMAGEN_SCHEDULER_PICTURES": str(HOME / "pictures"),
@@ -295,7 +301,7 @@ def sandbox(processes: Processes) -> SandboxControl:
 def airflow(processes: Processes, sandbox: SandboxControl) -> Airflow:
     airflow = Airflow(processes.url)
     wait_until(lambda: processes.all_live() and airflow.is_up(), "Airflow")
-    wait_until(lambda: airflow.knows("mapped"), "the DAGs")
+    wait_until(lambda: airflow.knows("mapped") and airflow.knows("imagen_asset_consumer"), "the DAGs")
     return airflow
 
 

@@ -23,9 +23,11 @@ run_on() { # version, day it is installed as of
   "$venv/bin/python" -m compileall -q "$venv/lib" || true # a package may carry templates that are not Python
   printf '\n--- Airflow %s, %s\n' "$1" "$("$venv/bin/python" --version)"
   "$venv/bin/python" -m pytest -q --basetemp="$work/tmp-$1" \
-    tests/operators tests/decorators tests/hooks tests/test_example_dags.py
+    tests/operators tests/decorators tests/hooks tests/test_example_dags.py || failed=1
   printf -- '--- Airflow %s: %s s, installation included\n' "$1" "$((SECONDS - started))"
 }
 
+failed=0
 run_on 3.1.8 2026-03-20
 run_on 3.2.2 2026-06-15
+exit "$failed"

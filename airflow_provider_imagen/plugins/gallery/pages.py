@@ -17,7 +17,6 @@ from airflow_provider_imagen.links.addresses import dag_address, picture_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
     from urllib.parse import SplitResult
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance

@@ -211,7 +211,8 @@ def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """Take a text; half a character (an unpaired surrogate), which no page can hold, becomes a question mark."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) and value else None
 
 
 def _whole(value: Any) -> int | None:
