@@ -257,7 +257,7 @@ class BadImageError(DownloadError):
 
 
 class StorageError(ImagenError):
-    """A picture could not be written to ``output_path``, or not be read there. A retry helps, and buys nothing again."""
+    """A picture could not be written to ``output_path`` or read there. A retry helps, and buys nothing again."""
 
     retry_helps = True
 
