@@ -18,7 +18,7 @@ run_on() { # version, day it is installed as of
   local venv="$work/$1" started=$SECONDS
   "$uv" venv --quiet --python "$python" "$venv"
   "$uv" pip install --quiet --python "$venv/bin/python" --exclude-newer "$2" "apache-airflow==$1" \
-    'requests>=2.32.2' 'urllib3>=2.2' 'Pillow>=11.3' 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.130' psutil
+    'requests>=2.32.2' 'urllib3>=2.2' 'Pillow>=11.3' 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.130'
   "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --editable .
   "$venv/bin/python" -m compileall -q "$venv/lib" || true # a package may carry templates that are not Python
   printf '\n--- Airflow %s, %s\n' "$1" "$("$venv/bin/python" --version)"
