@@ -20,11 +20,12 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     :param secrets: values to blank out wherever they stand, the API key first of all
     :param limit: characters to keep
     """
-    if len(text) > limit * _READ_PER_SHOWN:  # the last word may be half a secret, so it goes
-        text = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)[0]
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
+    if len(text) > limit * _READ_PER_SHOWN:  # the last word may be half an address with a login, so it goes
+        words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
+        text = words[0] if words else ""
     text = _BEARER.sub(r"\1 ***", text)
     text = _USER_INFO.sub(r"\1", text)
     text = _URL_QUERY.sub(r"\1", text)

@@ -51,6 +51,13 @@ def test_no_half_of_the_key_is_left_at_a_cut(text):
     assert KEY[:8] not in scrub(text, KEY, limit=100)
 
 
+@pytest.mark.parametrize("text", ["", " " * 100_000, "\n" * 9_000, "x" * 100_000, " " * 50_000 + KEY])
+def test_any_text_however_empty_can_be_scrubbed(text):
+    scrubbed = scrub(text, KEY, limit=100)
+    assert len(scrubbed) <= 100
+    assert KEY[:8] not in scrubbed
+
+
 def test_a_link_loses_its_query_and_fragment():
     assert without_query("https://x.test/a?b#c") == without_query("https://x.test/a#c?b") == "https://x.test/a"
 
