@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from airflow_provider_imagen.api.resending import resending
 from airflow_provider_imagen.exceptions import (
     ImagenError,
-    JournalError,
     LostAnswerError,
     ModelWithdrawnError,
     RateLimitedError,
@@ -24,6 +23,7 @@ from airflow_provider_imagen.generation.losses import known_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.generation.budget import Budget
@@ -54,6 +54,7 @@ class Bought:
     :param inline: bytes of the pictures that came with the answer, by their place in it
     :param adopted: an earlier try paid for it
     :param stored: pictures that an earlier try stored, by their place in the answer
+    :param noted: done once the answer is durable, ``None`` when it has been for long; nothing may happen to it before
     """
 
     slot_number: int
@@ -64,6 +65,7 @@ class Bought:
     inline: dict[int, bytes] = field(default_factory=dict)
     adopted: bool = False
     stored: dict[int, Stored] = field(default_factory=dict)
+    noted: Future[None] | None = None
 
 
 class Buyer:
@@ -159,7 +161,10 @@ class Buyer:
 
     def _post(self, number: int, offset: int, unit: Unit) -> Bought | None:
         """
-        Send one POST: intent durable before, answer durable after.
+        Send one POST: intent durable before, answer on its way into the journal after.
+
+        The buyer does not wait for the answer's note, for the next intent, which it does wait for, stands behind it in
+        the same journal: no request goes out before the answer to the one before is durable.
 
         :return: ``None`` when the answer was lost and the request may be sent again
         """
@@ -192,12 +197,12 @@ class Buyer:
                     raise verdict.error
                 return None
             self._pace.speed_up()
-            paid = self._note_paid(unit, client_request_id, generation)
+            paid, noted = self._note_paid(unit, client_request_id, generation)
             charged = paid.usd
         finally:
             self._budget.settle(reservation, actual_usd=charged)
         inline = {place: picture.data for place, picture in enumerate(generation.pictures) if picture.data is not None}
-        return Bought(number, offset, unit, paid, seconds, inline=inline)
+        return Bought(number, offset, unit, paid, seconds, inline=inline, noted=noted)
 
     def _note_refusal(self, unit: Unit, client_request_id: str, error: ImagenError) -> Decimal | None:
         """
@@ -216,8 +221,8 @@ class Buyer:
         self._settler.note_lost(unit.key, client_request_id, inference_id=error.inference_id, usd=usd)
         return usd
 
-    def _note_paid(self, unit: Unit, client_request_id: str, generation: Generation) -> Paid:
-        """Make an answer durable. When that fails, its pictures are kept all the same and nothing more is bought."""
+    def _note_paid(self, unit: Unit, client_request_id: str, generation: Generation) -> tuple[Paid, Future[None]]:
+        """Hand an answer in to the journal, and give it with what is done once it is durable."""
         paid = facts.Paid(
             client_request_id=client_request_id,
             pictures=tuple(
@@ -239,8 +244,4 @@ class Buyer:
         entry = self._earlier.entries.get(unit.key)
         if entry is not None and entry.paid is not None:  # bought again: what the first answer cost is lost
             self._state.add_loss(entry.paid.usd)
-        try:
-            self._journal.commit(paid.to_fact(unit.key))
-        except JournalError as error:
-            self._state.end_early(error)
-        return paid
+        return paid, self._journal.append(paid.to_fact(unit.key))

@@ -61,6 +61,7 @@ class Finisher:
 
     def finish(self, bought: Bought) -> None:
         """Keep the pictures of one paid request; each failure is noted, and the other pictures are kept."""
+        self._await_note(bought)
         paid, slot = bought.paid, self._plan.slots[bought.slot_number]
         requested = bought.unit.request.expected_images
         first_image = slot.first_image + bought.offset
@@ -86,6 +87,14 @@ class Finisher:
         if made < requested:
             withheld = withheld_error(requested=requested, made=made, flagged=flagged, paid=paid)
             self._state.note_error(bought.slot_number, withheld)
+
+    def _await_note(self, bought: Bought) -> None:
+        """Wait until an answer is durable; if it cannot be, its pictures are kept and nothing more is bought."""
+        try:
+            if bought.noted is not None:
+                bought.noted.result()
+        except JournalError as error:
+            self._state.end_early(error)
 
     def _item(self, bought: Bought) -> Item:
         return self._plan.items[self._plan.slots[bought.slot_number].item]

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 120.0
 
 
-def wait_until(what: Callable[[], Any], told: str) -> Any:
+def wait_until(what: Callable[[], Any], told: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait until something is there, and give it."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    give_up_at = time.monotonic() + seconds
     while not (value := what()):
-        assert time.monotonic() < give_up_at, f"{told}: not within {PATIENCE_SECONDS:.0f} s"
+        assert time.monotonic() < give_up_at, f"{told}: not within {seconds:.0f} s"
         time.sleep(0.1)
     return value
 
@@ -90,6 +90,10 @@ class Processes:
             capture_output=True,
             timeout=PATIENCE_SECONDS,
         )
+
+    def members(self, *names: str) -> list[psutil.Process]:
+        """Give the living processes of some that were started, and of all that came of them."""
+        return _members({self._started[name].pid for name in names})
 
     def end(self) -> None:
         """Ask all to end, then kill what is left of their sessions."""

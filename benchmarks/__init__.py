@@ -1,0 +1,6 @@
+"""
+What the provider costs beside the API's own waiting: ``python -m benchmarks`` prints tables and keeps JSON.
+
+Everything runs on this machine: a server of the API's shape (``server``), a real Airflow (``running``), and the DAGs in
+``dags``. One module per question; each has ``measure(lab, quick)``, which gives rows of plain data.
+"""

@@ -1,0 +1,50 @@
+"""Measure, print tables, and keep the numbers as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import alternatives, imports, journal, memory, throughput
+from benchmarks.running import lab
+from benchmarks.tables import Row, machine, show
+
+QUESTIONS: dict[str, Any] = {
+    "imports": imports,
+    "throughput": throughput,
+    "journal": journal,
+    "memory": memory,
+    "alternatives": alternatives,
+}
+
+
+def main() -> None:
+    """Parse the command line and go."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"some of {', '.join(QUESTIONS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="a few pictures each: shows that it works, not how fast")
+    parser.add_argument("--database", help="SQLAlchemy URL of an empty metadata database; default a new SQLite")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to keep the numbers")
+    options = parser.parse_args()
+    if unknown := set(options.questions) - set(QUESTIONS):
+        parser.error(f"{', '.join(sorted(unknown))}: choose among {', '.join(QUESTIONS)}")
+    chosen = [name for name in QUESTIONS if name in (options.questions or QUESTIONS)]
+    found: dict[str, Any] = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+    show("Machine", [found["machine"]])
+    with lab(options.database) as running:
+        for name in chosen:
+            started = time.monotonic()
+            rows: list[Row] = QUESTIONS[name].measure(running, quick=options.quick)
+            show(QUESTIONS[name].TITLE, rows, QUESTIONS[name].REMARK)
+            print(f"\n({name}: {time.monotonic() - started:.0f} s)", flush=True)
+            found[name] = rows
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nKept in {options.json}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""
+The DAGs of the benchmarks, copied into the DAGs folder of a lab.
+
+Each makes one picture per prompt; ``concurrency`` of the run's conf is the requests in flight. What is compared differs
+in nothing but the way it asks: by hand (``floor``), with this provider, and with what a user would take instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from airflow.sdk import DAG, get_current_context, task
+
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+try:
+    from airflow.providers.http.operators.http import HttpOperator
+except ImportError:  # the comparison with it is left out then
+    HttpOperator = None
+
+HOME = Path(os.environ["IMAGEN_BENCHMARK_HOME"])
+PICTURES = HOME / "pictures"
+
+
+def _conf(context):
+    return context["dag_run"].conf or {}
+
+
+@contextmanager
+def _measured(context):
+    """Write down what the body of a task cost its process; what it adds to the mapping it gets is written as well."""
+    conf, ti = _conf(context), context["ti"]
+    more = {"started_at": time.time()}
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    yield more
+    seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = {
+        "task": ti.task_id,
+        "prompts": conf["prompts"],
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_mib": _peak_mib(),
+        **more,
+    }
+    name = f"{ti.task_id}-{ti.map_index}-{ti.try_number}.json"
+    (HOME / "measured" / name).write_text(json.dumps(found))
+
+
+def _peak_mib():
+    """Give the largest memory this process ever had resident."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+class MeasuredOperator(ImagenGenerateOperator):
+    """The operator, with its arguments taken from the run's conf, and measured."""
+
+    def execute(self, context):
+        conf = _conf(context)
+        self.concurrency = conf.get("concurrency", 4)
+        self.requests_per_minute = conf.get("requests_per_minute")
+        if conf.get("inline"):
+            self.convert_base64_to_url = False
+        from airflow_provider_imagen.generation import journal
+        from airflow_provider_imagen.operators import execution
+
+        opened = []
+
+        class KnownJournal(journal.Journal):
+            def __init__(self, store):
+                super().__init__(InMemory() if conf.get("journal") == "memory" else store)
+                opened.append(self)
+
+        execution.Journal = KnownJournal
+        with _measured(context) as more:
+            urls = super().execute(context)
+            more["journal_writes"] = opened[0].writes
+        return urls
+
+
+class InMemory:
+    """Keeps a journal nowhere: what a run would cost without one."""
+
+    description = "memory"
+
+    def read(self, number):
+        return None
+
+    def write(self, number, text):
+        pass
+
+    def delete(self, number):
+        pass
+
+
+@task
+def prompts():
+    conf = _conf(get_current_context())
+    return [f"Picture {number} of a night's work, a sentence long as prompts are" for number in range(conf["prompts"])]
+
+
+with DAG("warm_up", schedule=None):
+
+    @task
+    def nothing():
+        pass
+
+    nothing()
+
+with DAG("floor", schedule=None):
+
+    @task
+    def floor(made):
+        from benchmarks.bare import paint
+
+        context = get_current_context()
+        conf = _conf(context)
+        with _measured(context):
+            count = paint(
+                made,
+                base_url=conf["base_url"],
+                folder=str(PICTURES),
+                concurrency=conf["concurrency"],
+                inline=conf.get("inline", False),
+            )
+        assert count == len(made)
+
+    floor(prompts())
+
+with DAG("ours", schedule=None):
+    MeasuredOperator(task_id="ours", prompt=prompts(), output_path=str(PICTURES))
+
+
+# --- mapped, and one task beside them: as many prompts as the name says -----------------------------------------------
+
+
+@task
+def empty(prompt):
+    pass
+
+
+@task
+def by_hand(prompt):
+    import requests
+
+    base_url = _conf(get_current_context())["base_url"]
+    body = {"model": "imagen-3.0-generate-002", "prompt": prompt}
+    answer = requests.post(f"{base_url}/v1/images/generations", json=body, timeout=300)
+    answer.raise_for_status()
+    url = answer.json()["data"][0]["url"]
+    (PICTURES / url.rpartition("/")[2]).write_bytes(requests.get(url, timeout=300).content)
+    return url
+
+
+def post(prompts, *, deferrable):
+    HttpOperator.partial(
+        task_id="post",
+        http_conn_id="benchmark_http",
+        endpoint="/v1/images/generations",
+        headers={"content-type": "application/json"},
+        deferrable=deferrable,
+    ).expand(data=[json.dumps({"model": "imagen-3.0-generate-002", "prompt": prompt}) for prompt in prompts])
+
+
+for number in (4, 20, 200):
+    some = [f"Picture {n} of a night's work, a sentence long as prompts are" for n in range(number)]
+    with DAG(f"ours_one_task_{number}", schedule=None):
+        ImagenGenerateOperator(task_id="paint", prompt=some, output_path=str(PICTURES), concurrency=16)
+    with DAG(f"ours_mapped_{number}", schedule=None):
+        ImagenGenerateOperator.partial(task_id="paint", output_path=str(PICTURES)).expand(prompt=some)
+    with DAG(f"taskflow_mapped_{number}", schedule=None):
+        by_hand.expand(prompt=some)
+    with DAG(f"empty_mapped_{number}", schedule=None):
+        empty.expand(prompt=some)
+    if HttpOperator is not None:
+        with DAG(f"http_mapped_{number}", schedule=None):
+            post(some, deferrable=False)
+        with DAG(f"http_deferrable_mapped_{number}", schedule=None):
+            post(some, deferrable=True)

@@ -1,0 +1,217 @@
+"""
+A real Airflow with a real scheduler, and the server beside it: where the benchmarks run.
+
+The processes are those of the checks (``tests/support/running_airflow.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+import psutil  # noqa: E402
+from running_airflow import (  # noqa: E402
+    Airflow,
+    Processes,
+    airflow_environment,
+    free_port,
+    wait_until,
+)
+
+SLOTS = 16
+"""Tasks at once: that many processes has the LocalExecutor."""
+
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+KEY = "0123456789abcdef" * 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """
+    What one DAG run cost.
+
+    :param seconds: from the trigger to the end of the run
+    :param cpu_seconds: of all processes of Airflow together, the tasks' included
+    :param tasks: what each task that measures itself wrote down: ``seconds``, ``cpu_seconds``, ``peak_mib`` …
+    :param states: of the task instances, with their numbers
+    :param counts: what the server counted
+    :param xcom_bytes: of all XComs of the task ``ours`` but the list of URLs
+    """
+
+    seconds: float
+    cpu_seconds: float
+    tasks: list[dict[str, Any]]
+    states: dict[str, int]
+    counts: dict[str, Any]
+    xcom_bytes: int
+
+
+class Lab:
+    """
+    A running Airflow and a running server.
+
+    :param home: folder for everything that is written
+    :param database: SQLAlchemy URL of the metadata database; SQLite in ``home`` when ``None``
+    """
+
+    def __init__(self, home: Path, *, database: str | None = None) -> None:
+        self.home = home
+        self.database = database or f"sqlite:///{home / 'airflow.db'}"
+        port = free_port()
+        (home / "dags").mkdir()
+        (home / "measured").mkdir()
+        shutil.copy(Path(__file__).with_name("dags.py"), home / "dags" / "benchmarks_dags.py")
+        self.environment = airflow_environment(
+            home, port=port, database=self.database, executor="LocalExecutor", parallelism=SLOTS
+        )
+        self.environment |= {
+            "PYTHONPATH": str(ROOT),
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(SLOTS),
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "IMAGEN_BENCHMARK_HOME": str(home),
+        }
+        self._processes = Processes(home, self.environment)
+        self._airflow = Airflow(f"http://127.0.0.1:{port}", pictures=home / "pictures")
+        self.server_url = ""
+
+    def start(self) -> None:
+        """Start everything and wait until it works."""
+        self._processes.start("server", "benchmarks.server")
+        wait_until(lambda: self._processes.output("server").startswith("http"), "the server")
+        self.server_url = self._processes.output("server").split()[0]
+        self.environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = json.dumps(
+            {"conn_type": "imagen", "host": self.server_url, "password": KEY}
+        )
+        self.environment["AIRFLOW_CONN_BENCHMARK_HTTP"] = self.server_url
+        self._processes.run("airflow", "db", "migrate")
+        for component in COMPONENTS:
+            self._processes.start(component, "airflow", component)
+        wait_until(lambda: self._processes.all_live() and self._airflow.is_up(), "Airflow")
+        wait_until(lambda: self._airflow.knows("warm_up"), "the DAGs")
+        self.run("warm_up")
+
+    def end(self) -> None:
+        """End everything."""
+        self._processes.end()
+
+    def run(self, dag_id: str, *, behaviour: dict[str, Any] | None = None, **conf: Any) -> Measured:
+        """
+        Run a DAG to its end.
+
+        :param behaviour: how the server answers meanwhile (:class:`benchmarks.server.Behaviour`)
+        :param conf: reaches the DAG's tasks
+        """
+        self.tell_server(**(behaviour or {}))
+        for folder in ("measured", "pictures"):
+            shutil.rmtree(self.home / folder, ignore_errors=True)
+            (self.home / folder).mkdir()
+        before, started = self._cpu_seconds(), time.monotonic()
+        self._airflow.trigger(dag_id, {**conf, "base_url": self.server_url})
+        return self._watch(dag_id, before, started)
+
+    def clear(self, dag_id: str, *, behaviour: dict[str, Any] | None = None) -> Measured:
+        """Clear what failed in the last run of a DAG, as a user does, and see the run to its end."""
+        self.tell_server(**(behaviour or {}))
+        shutil.rmtree(self.home / "measured")
+        (self.home / "measured").mkdir()
+        before, started = self._cpu_seconds(), time.monotonic()
+        self._airflow.call(
+            "POST",
+            f"/api/v2/dags/{dag_id}/clearTaskInstances",
+            {"dry_run": False, "dag_run_id": self._last_run(dag_id)["dag_run_id"], "only_failed": True},
+        )
+        return self._watch(dag_id, before, started)
+
+    def knows(self, dag_id: str) -> bool:
+        """Say whether there is such a DAG."""
+        return self._airflow.knows(dag_id)
+
+    def _watch(self, dag_id: str, cpu_before: float, started: float) -> Measured:
+        def is_over() -> bool:
+            return self._last_run(dag_id)["state"] in ("success", "failed")
+
+        wait_until(is_over, f"the end of {dag_id}", 1800)
+        seconds = time.monotonic() - started
+        return Measured(
+            seconds=seconds,
+            cpu_seconds=self._cpu_seconds() - cpu_before,
+            tasks=[json.loads(path.read_text()) for path in sorted((self.home / "measured").iterdir())],
+            states=self._states(dag_id),
+            counts=self.tell_server(),
+            xcom_bytes=self._xcom_bytes(dag_id),
+        )
+
+    def tell_server(self, **behaviour: Any) -> dict[str, Any]:
+        """Tell the server how to answer from now on, and give what it counted until now."""
+        body = json.dumps(behaviour).encode()
+        with urllib.request.urlopen(f"{self.server_url}/control", data=body, timeout=30) as answer:
+            counted: dict[str, Any] = json.load(answer)
+        return counted
+
+    def output(self, name: str) -> str:
+        """Give what a process has said."""
+        return self._processes.output(name)
+
+    def _last_run(self, dag_id: str) -> dict[str, Any]:
+        return max(self._airflow.runs(dag_id), key=lambda run: run["run_after"])
+
+    def _states(self, dag_id: str) -> dict[str, int]:
+        run_id = self._last_run(dag_id)["dag_run_id"]
+        states: Counter[str] = Counter()
+        while True:
+            page = f"limit=100&offset={states.total()}"
+            answer = self._airflow.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?{page}")
+            states.update(str(instance["state"]) for instance in answer["task_instances"])
+            if states.total() >= answer["total_entries"]:
+                return dict(states)
+
+    def _xcom_bytes(self, dag_id: str) -> int:
+        if dag_id != "ours":
+            return 0
+        entries = f"/api/v2/dags/{dag_id}/dagRuns/{self._last_run(dag_id)['dag_run_id']}/taskInstances/ours/xcomEntries"
+        keys = {entry["key"] for entry in self._airflow.call("GET", entries)["xcom_entries"]} - {"return_value"}
+        return sum(len(json.dumps(self._airflow.call("GET", f"{entries}/{key}")["value"])) for key in keys)
+
+    def _cpu_seconds(self) -> float:
+        """Sum up the CPU of all living processes of Airflow; what has ended is in its parent's count."""
+        total = 0.0
+        for process in self._processes.members(*COMPONENTS):
+            try:
+                total += sum(process.cpu_times()[:4])
+            except psutil.Error:
+                continue
+        return total
+
+
+@contextmanager
+def lab(database: str | None = None) -> Iterator[Lab]:
+    """Give a lab that works, and take it away again."""
+    with tempfile.TemporaryDirectory(prefix="imagen-benchmarks-", ignore_cleanup_errors=True) as folder:
+        made = Lab(Path(folder), database=database)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.end()
+
+
+def median(values: list[float]) -> float:
+    """Give the median."""
+    return statistics.median(values)
