@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
     from airflow.sdk import ObjectStoragePath
 
 try:  # 3.2
@@ -23,10 +25,13 @@ except ImportError:  # 3.1, 3.2: tasks have no retry policy
     HAS_RETRY_POLICY = False
 
 
-try:  # 3.2
-    from airflow.sdk.bases.decorator import determine_kwargs
-except ImportError:  # 3.1
-    from airflow.utils.operator_helpers import determine_kwargs  # type: ignore[attr-defined]
+def determine_kwargs(function: Callable[..., Any], args: Collection[Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose from a context what a function takes; what does it is loaded with the first decorator, not with us."""
+    try:
+        from airflow.sdk.bases.decorator import determine_kwargs as choose
+    except ImportError:  # 3.1
+        from airflow.utils.operator_helpers import determine_kwargs as choose  # type: ignore[attr-defined]
+    return dict(choose(function, args, context))
 
 
 def never_expire() -> dict[str, Any]:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 TITLE = "Through the scheduler, beside what one would use instead"
 REMARK = (
-    f"LocalExecutor, {SLOTS} slots; from the trigger to the end of the run, CPU of all of Airflow. TaskFlow posts, "
-    f"downloads and writes the file, unchecked; HttpOperator only posts, and its pictures are still to be fetched."
+    f"LocalExecutor, {SLOTS} slots, of which one task takes one; from the trigger to the end of the run, CPU of all of "
+    f"Airflow. TaskFlow posts, downloads and writes the file, unchecked; HttpOperator only posts."
 )
 WAYS = {
-    "ours, one task": "ours_one_task",
+    "ours, one task with 64 in flight": "ours_one_task",
     "ours, mapped": "ours_mapped",
     "TaskFlow + requests, mapped": "taskflow_mapped",
     "HttpOperator, mapped": "http_mapped",

@@ -8,7 +8,6 @@ words, every other argument must be one of its fields, and everything wrong is t
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -284,7 +283,9 @@ def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
         if name in names and own:
             values = f" ({describe(fields[own])})" if own in fields else ""
             return f"{text}; its {label} field is `{own}`{values}"
-    near = difflib.get_close_matches(name, fields, n=3, cutoff=0.6)
+    from difflib import get_close_matches  # only needed to say what is wrong
+
+    near = get_close_matches(name, fields, n=3, cutoff=0.6)
     if near:
         return f"{text}; did you mean {' or '.join(f'`{field}`' for field in near)}?"
     return f"{text}; leave it out, its fields are {', '.join(sorted(fields))}"

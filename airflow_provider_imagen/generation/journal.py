@@ -95,8 +95,6 @@ class Journal:
 
         :raises JournalError: the store cannot be read, so nobody knows what was already bought
         """
-        if self._is_forgotten():
-            forget(self._store)
         segments = self._read_segments()
         facts = [fact for number, text in enumerate(segments) for fact in _parse(text, segment=number)]
         try:
@@ -109,16 +107,13 @@ class Journal:
         self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
         self._thread.start()
 
-    def _is_forgotten(self) -> bool:
-        try:
-            return self._store.read(0) == _FORGOTTEN
-        except Exception:  # told by who reads it for good
-            return False
-
     def _read_segments(self) -> list[str]:
         segments: list[str] = []
         try:
             while (text := self._store.read(len(segments))) is not None:
+                if text == _FORGOTTEN and not segments:
+                    forget(self._store)
+                    break
                 segments.append(text if text.endswith("\n") else f"{text}\n")
             is_torn = self._store.read(len(segments) + 1) is not None
         except JournalError:
@@ -131,6 +126,11 @@ class Journal:
         if is_torn:
             raise _damaged(f"The journal has no segment {len(segments)} but a later one: it")
         return segments
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are, or may be by the end of the write that is under way."""
+        return self._number + 1
 
     def append(self, fact: Fact) -> Future[None]:
         """Hand in a fact; the future is done once it is durable, and fails when it cannot be made so."""
@@ -207,20 +207,27 @@ class Journal:
         self.writes += 1
 
 
-def forget(store: JournalStore) -> None:
+def forget(store: JournalStore, *, segments: int | None = None) -> None:
     """
     Delete every segment of a store.
 
     One write makes all of it void, so that a crash in between leaves either everything known or nothing, never a part
     that takes an answered request for one without an answer.
+
+    :param segments: how many there are, from who wrote them; ``None`` looks
     """
-    number = 0
-    while store.read(number) is not None:
-        number += 1
+    number = _count(store) if segments is None else segments
     if number > 1:
         store.write(0, _FORGOTTEN)
     for left in range(number - 1, -1, -1):
         store.delete(left)
+
+
+def _count(store: JournalStore) -> int:
+    number = 0
+    while store.read(number) is not None:
+        number += 1
+    return number
 
 
 def _parse(text: str, *, segment: int) -> list[Fact]:

@@ -141,6 +141,7 @@ class TaskExecution:
             result = run.execute()
         finally:
             journal.close()
+        self._operator.journal_segments = journal.segments
         summary = self._publish(result, folder)
         self._operator.lineage_facts = lineage_of(
             result, base_url=client.settings.base_url, output=None if folder is None else str(folder)

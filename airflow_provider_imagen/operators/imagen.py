@@ -91,6 +91,9 @@ class ImagenGenerateOperator(BaseOperator):
     lineage_facts: LineageFacts | None = None
     """What this try has made, for OpenLineage; ``None`` until there is something to tell."""
 
+    journal_segments: int | None = None
+    """How many parts the journal of this try has, for who deletes it; ``None`` until it is written."""
+
     _told_to_stop = False
 
     def __init__(

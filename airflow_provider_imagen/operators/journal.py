@@ -46,8 +46,9 @@ def forget_journal(context: Context) -> None:
     """
     from airflow_provider_imagen.generation.journal import forget
 
-    output_path = getattr(context["task"], "output_path", None)
+    task = context["task"]
+    output_path = getattr(task, "output_path", None)
     try:
-        forget(journal_store(context, output_path=output_path))
+        forget(journal_store(context, output_path=output_path), segments=getattr(task, "journal_segments", None))
     except Exception as error:  # the task has succeeded; its leftovers must not fail it
         log.warning("The journal could not be deleted (%s): clearing this task will reuse its pictures.", error)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, Contents, read_contents, write_xmp
-from airflow_provider_imagen.storage.xmp import Properties, build_packet, merge_packet, read_packet
+from airflow_provider_imagen.storage.xmp import Properties, build_packet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,8 +163,12 @@ def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) 
     :param existing: a packet to put it into; one that cannot be read is replaced
     """
     properties = _properties(provenance)
-    merged = merge_packet(existing, properties, _PREFIXES) if existing else None
-    return merged or build_packet(properties, _PREFIXES)
+    if existing:
+        from airflow_provider_imagen.storage.xmp_merging import merge_packet
+
+        if (merged := merge_packet(existing, properties, _PREFIXES)) is not None:
+            return merged
+    return build_packet(properties, _PREFIXES)
 
 
 def read_provenance(data: bytes) -> dict[str, Any]:
@@ -174,6 +178,8 @@ def read_provenance(data: bytes) -> dict[str, Any]:
     :returns: the fields of :class:`Provenance` and of its origin by name, ``created_at`` as ISO 8601 text, plus
         ``digital_source_type`` and ``creator_tool``; empty when there is nothing
     """
+    from airflow_provider_imagen.storage.xmp_merging import read_packet
+
     packet = _packet_of(data)
     found: dict[str, Any] = {
         _NAMES[key]: text for key, text in (read_packet(packet) if packet else {}).items() if key in _NAMES

@@ -282,3 +282,19 @@ def test_an_answer_bought_a_second_time_keeps_the_first_ones_cost():
     assert entry.paid.client_request_id == "r2"
     assert entry.usd_spent == Decimal("0.08")
     assert entry.usd_lost == Decimal("0.04")
+
+
+def test_who_knows_the_number_of_segments_forgets_them_without_reading(memory_store):
+    journal = Journal(memory_store)
+    journal.open()
+    for number in range(3):
+        journal.append({**intent("a#1", f"r{number}"), "filler": "x" * (SEGMENT_BYTES // 2)})
+    journal.close()
+    assert journal.segments == len(memory_store.segments) == 3
+
+    def refuse(number: int) -> None:
+        raise AssertionError(f"segment {number} was read")
+
+    memory_store.read = refuse
+    forget(memory_store, segments=journal.segments)
+    assert memory_store.segments == {}

@@ -1,8 +1,7 @@
 """
-The DAGs of the benchmarks, copied into the DAGs folder of a lab.
+One task for all prompts, by hand (``floor``) and with this provider (``ours``), each measuring itself.
 
-Each makes one picture per prompt; ``concurrency`` of the run's conf is the requests in flight. What is compared differs
-in nothing but the way it asks: by hand (``floor``), with this provider, and with what a user would take instead.
+The run's conf says how many prompts, and how many requests in flight.
 """
 
 from __future__ import annotations
@@ -17,11 +16,6 @@ from pathlib import Path
 from airflow.sdk import DAG, get_current_context, task
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-
-try:
-    from airflow.providers.http.operators.http import HttpOperator
-except ImportError:  # the comparison with it is left out then
-    HttpOperator = None
 
 HOME = Path(os.environ["IMAGEN_BENCHMARK_HOME"])
 PICTURES = HOME / "pictures"
@@ -135,51 +129,3 @@ with DAG("floor", schedule=None):
 
 with DAG("ours", schedule=None):
     MeasuredOperator(task_id="ours", prompt=prompts(), output_path=str(PICTURES))
-
-
-# --- mapped, and one task beside them: as many prompts as the name says -----------------------------------------------
-
-
-@task
-def empty(prompt):
-    pass
-
-
-@task
-def by_hand(prompt):
-    import requests
-
-    base_url = _conf(get_current_context())["base_url"]
-    body = {"model": "imagen-3.0-generate-002", "prompt": prompt}
-    answer = requests.post(f"{base_url}/v1/images/generations", json=body, timeout=300)
-    answer.raise_for_status()
-    url = answer.json()["data"][0]["url"]
-    (PICTURES / url.rpartition("/")[2]).write_bytes(requests.get(url, timeout=300).content)
-    return url
-
-
-def post(prompts, *, deferrable):
-    HttpOperator.partial(
-        task_id="post",
-        http_conn_id="benchmark_http",
-        endpoint="/v1/images/generations",
-        headers={"content-type": "application/json"},
-        deferrable=deferrable,
-    ).expand(data=[json.dumps({"model": "imagen-3.0-generate-002", "prompt": prompt}) for prompt in prompts])
-
-
-for number in (4, 20, 200):
-    some = [f"Picture {n} of a night's work, a sentence long as prompts are" for n in range(number)]
-    with DAG(f"ours_one_task_{number}", schedule=None):
-        ImagenGenerateOperator(task_id="paint", prompt=some, output_path=str(PICTURES), concurrency=16)
-    with DAG(f"ours_mapped_{number}", schedule=None):
-        ImagenGenerateOperator.partial(task_id="paint", output_path=str(PICTURES)).expand(prompt=some)
-    with DAG(f"taskflow_mapped_{number}", schedule=None):
-        by_hand.expand(prompt=some)
-    with DAG(f"empty_mapped_{number}", schedule=None):
-        empty.expand(prompt=some)
-    if HttpOperator is not None:
-        with DAG(f"http_mapped_{number}", schedule=None):
-            post(some, deferrable=False)
-        with DAG(f"http_deferrable_mapped_{number}", schedule=None):
-            post(some, deferrable=True)
