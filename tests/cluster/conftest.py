@@ -122,10 +122,8 @@ class Cluster:
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "worker_name.worker_name",
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(parallelism),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
-            # Short, for a killed worker's tasks wait for it; longer than a slow machine takes to restart an api-server.
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+            # A slow machine needs a minute to restart the api-server; three are given up in less.
             "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
         }
         self.store.start()
@@ -162,11 +160,11 @@ class Cluster:
         """Say whether every component is there and well; one that has ended by itself is told at once."""
         return self.processes.all_live() and self.airflow.is_up("triggerer")
 
-    def start_part(self, name: str) -> None:
+    def start_part(self, name: str, **environment: str) -> None:
         """Start a component of Airflow or a worker, also in place of one that is no more."""
         worker = ["celery", "worker", "-H", f"{name}@here", "--skip-serve-logs"]
         command = worker if name in WORKERS else [name]
-        self.processes.start(name, "airflow", *command, IMAGEN_WORKER=name)
+        self.processes.start(name, "airflow", *command, IMAGEN_WORKER=name, **environment)
 
     def revive(self) -> None:
         """Start again what has ended by itself, as systemd or Kubernetes does."""
