@@ -217,6 +217,7 @@ def go_through(
         fault(run)
         assert len(cluster.billed(dag_id)) < 240
         run.wait(while_waiting)
+    while_waiting()
     cluster.processes.all_live()
     remains = Remains(cluster, run)
     remains.assert_complete(240)
@@ -233,7 +234,7 @@ def test_an_api_server_restarted_in_the_middle_costs_nothing(cluster: Cluster) -
 
 
 def test_a_database_restarted_in_the_middle_costs_nothing(cluster: Cluster) -> None:
-    """Airflow's own triggerer does not survive that, so something has to start it again, here as anywhere."""
+    """Airflow's triggerer or DAG processor may not survive that: something has to start them again, as anywhere."""
     remains = go_through(
         cluster, "database_fails", "PostgreSQL restarted", lambda run: cluster.postgres.restart(), cluster.revive
     )
@@ -259,8 +260,9 @@ def test_a_killed_worker_costs_no_more_than_what_it_had_in_flight(cluster: Clust
     killed: set[int] = set()
 
     def fault(run: Run) -> None:
-        busy, _ = Counter(run.running().values()).most_common(1)[0]
-        killed.update(map_index for (_, map_index), worker in run.running().items() if worker == busy)
+        workers = run.running()
+        busy, _ = Counter(workers.values()).most_common(1)[0]
+        killed.update(map_index for (_, map_index), worker in workers.items() if worker == busy)
         cluster.processes.kill(busy)
         cluster.start_part(busy)
 

@@ -29,7 +29,7 @@ HOME = Path(os.environ.get("IMAGEN_CLUSTER_HOME", ""))
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 WORKERS = ("worker-1", "worker-2")
 TASKS_PER_WORKER = 5
-PATIENCE_SECONDS = 400.0
+PATIENCE_SECONDS = 900.0
 
 
 class Run:
@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, airflow: Airflow, dag_id: str) -> None:
         self.dag_id = dag_id
-        self.run_id = airflow.trigger(dag_id)._run_id
+        self.run_id = airflow.trigger(dag_id).run_id
         self._airflow = airflow
         self._path = f"/api/v2/dags/{dag_id}/dagRuns/{self.run_id}"
 

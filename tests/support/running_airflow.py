@@ -271,13 +271,13 @@ class Task:
         self._airflow = airflow
         self._run = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
         self._dag_id = dag_id
-        self._run_id = run_id
+        self.run_id = run_id
         self._task_id = task_id
         self._map_index = map_index
 
     def of(self, map_index: int) -> Task:
         """Give an instance of a mapped task."""
-        return Task(self._airflow, self._dag_id, self._run_id, self._task_id, map_index)
+        return Task(self._airflow, self._dag_id, self.run_id, self._task_id, map_index)
 
     @property
     def folder(self) -> Path:
@@ -317,7 +317,7 @@ class Task:
         self._airflow.call(
             "POST",
             f"/api/v2/dags/{self._dag_id}/clearTaskInstances",
-            {"dry_run": False, "dag_run_id": self._run_id, "task_ids": [self._task_id], "only_failed": False},
+            {"dry_run": False, "dag_run_id": self.run_id, "task_ids": [self._task_id], "only_failed": False},
         )
 
     def process(self) -> psutil.Process:
