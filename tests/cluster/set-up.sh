@@ -11,14 +11,19 @@ cd "$(dirname "$0")/../.."
 
 work=$(mktemp -d)
 home="$work/home"
-policy=/usr/sbin/policy-rc.d
+policy=/usr/sbin/policy-rc.d # asked before a service is started; 101 is "no"
 made_policy=no
 root=()
 [ "$(id -u)" = 0 ] || root=(sudo)
 
+drop_policy() {
+  [ "$made_policy" = no ] || "${root[@]}" rm -f "$policy"
+  made_policy=no
+}
+
 clean_up() {
   trap '' INT TERM
-  [ "$made_policy" = no ] || "${root[@]}" rm -f "$policy"
+  drop_policy
   if [ -s "$home/sessions" ]; then
     # First in its own way, for a killed PostgreSQL leaves a piece of shared memory behind.
     [ ! -s "$home/postgres/postmaster.pid" ] || kill -QUIT "$(head -n 1 "$home/postgres/postmaster.pid")" || true
@@ -34,7 +39,7 @@ unset PYTHONPATH AIRFLOW_HOME PYTHONDONTWRITEBYTECODE # with bytecode, Airflow s
 
 programs() { command -v redis-server >/dev/null && ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }
 if ! programs; then
-  if [ ! -e "$policy" ]; then # asked before a service is started: 101 is "no"
+  if [ ! -e "$policy" ]; then
     made_policy=yes
     printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
     "${root[@]}" chmod +x "$policy"
@@ -42,6 +47,7 @@ if ! programs; then
   "${root[@]}" apt-get update -qq
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     postgresql postgresql-client redis-server redis-tools >"$work/apt.log" 2>&1 || { cat "$work/apt.log"; exit 1; }
+  drop_policy
   programs
 fi
 
