@@ -153,7 +153,7 @@ class Lab:
         def is_over() -> bool:
             return self._last_run(dag_id)["state"] in ("success", "failed")
 
-        wait_until(is_over, f"the end of {dag_id}", 1800)
+        wait_until(is_over, f"the end of {dag_id}", patience_seconds=1800)
         seconds = time.monotonic() - started
         return Measured(
             seconds=seconds,

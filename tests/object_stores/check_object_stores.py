@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from object_store_servers import BUCKET, Azure, Gcs, Refusal
 from PIL import Image
 
 from airflow_provider_imagen.exceptions import StorageError
@@ -23,8 +24,6 @@ from airflow_provider_imagen.operators.journal import forget_journal
 from airflow_provider_imagen.sandbox import Fault
 from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.writing import write_bytes_atomically
-
-from .servers import BUCKET, Azure, Gcs, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

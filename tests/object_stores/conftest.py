@@ -8,8 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from .servers import BUCKET, KINDS, Gcs, Store
+from object_store_servers import BUCKET, KINDS, Gcs, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,18 +12,7 @@ home=$(mktemp -d)
 touch "$home/sessions"
 
 clean_up() {
-  "$python" - "$home/sessions" <<'PYTHON'
-import os, signal, sys
-import psutil
-
-sessions = {int(line) for line in open(sys.argv[1])}
-for process in psutil.process_iter():
-    try:
-        if os.getsid(process.pid) in sessions:
-            process.send_signal(signal.SIGKILL)
-    except (psutil.Error, ProcessLookupError, PermissionError):
-        pass
-PYTHON
+  "$python" tests/support/end_sessions.py "$home/sessions"
   rm -rf "$home"
 }
 trap clean_up EXIT

