@@ -3,6 +3,8 @@
 
 Airflow makes the trigger form out of `params`: sections, choices with readable labels, limits, a prompt of several
 lines. What people enter is checked by the form, and again against the model before anything is paid.
+
+Fields without a section stand first and are unfolded; each `section` folds what is rarely changed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
             maxLength=400,
             title="Prompt",
             description_md="What to paint: **subject, style, light**. At most 400 characters, in English.",
-            section="Picture",
         ),
         "aspect_ratio": Param(
             "1:1",
@@ -40,7 +41,6 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
                 "16:9": "Screen (16:9)",
             },
             title="Shape",
-            section="Picture",
         ),
         "num_images": Param(
             2,
@@ -49,7 +49,6 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
             maximum=4,
             title="How many",
             description="Each picture is paid for.",
-            section="Picture",
         ),
         "model": Param(
             "imagen-3.0-generate-002",
@@ -61,7 +60,7 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
                 "flux/dev": "FLUX.1 dev",
             },
             title="Model",
-            description_md="`airflow-imagen models` lists all, with fields and prices.",
+            description="The command airflow-imagen models lists all, with their prices.",
             section="Model",
         ),
         "seed": Param(
@@ -78,8 +77,8 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
             type="string",
             minLength=1,
             title="Folder",
-            description_md="A folder, or `s3://`, `gs://` or `abfs://` with a connection: `s3://aws_default@media/forms`.",
-            section="Where to",
+            description="Also in a store, for example s3://aws_default@media/posters.",
+            section="Folder",
         ),
     },
 )
