@@ -14,12 +14,12 @@ from airflow.sdk import Param, dag
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 
-# [START imagen_trigger_form]
 @dag(
     schedule=None,
     tags=["imagen", "example"],
     doc_md=__doc__,
     params={
+        # [START imagen_trigger_form]
         "prompt": Param(
             "A lighthouse on a cliff,\nwatercolour, soft morning light",
             type="string",
@@ -50,6 +50,7 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
             title="How many",
             description="Each picture is paid for.",
         ),
+        # [END imagen_trigger_form]
         "model": Param(
             "imagen-3.0-generate-002",
             type="string",
@@ -96,4 +97,3 @@ def imagen_trigger_form():
 
 
 imagen_trigger_form()
-# [END imagen_trigger_form]
