@@ -9,7 +9,7 @@ Make the pool first, in the UI under *Admin → Pools* or with
 
     airflow pools set imagen 8 "Requests in flight to the AI/ML API"
 
-A task whose pool does not exist waits for ever; the DAG's page warns of it.
+A task whose pool does not exist stays *scheduled* for ever; its page says why.
 """
 
 from __future__ import annotations
