@@ -22,7 +22,6 @@ def imagen_budget():
         output_path="{{ params.output_path }}/{{ run_id }}",
         max_usd=0.50,
         on_filtered="accept",
-        pool="default_pool",  # a pool of your own limits all tasks that use it together
         concurrency=4,
         requests_per_minute=120,
     )

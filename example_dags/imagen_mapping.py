@@ -1,8 +1,9 @@
 """
 ### Mapping, in and out
 
-A mapped task instance per prompt, labelled with it; and a mapped task over the pictures of one batch. For more than a
-few dozen prompts one task with a list is much cheaper: each mapped instance costs Airflow about 0.2 seconds of CPU.
+A mapped task instance for each prompt, labelled with it; and mapped tasks over the links and the records of one batch.
+For more than a few dozen prompts one task with a list is much cheaper: each mapped instance costs Airflow about 0.2
+seconds of CPU.
 """
 
 from __future__ import annotations
@@ -27,12 +28,30 @@ def imagen_mapping():
         ]
     )
 
+    batch = ImagenGenerateOperator(
+        task_id="one_task_for_all",
+        prompt=["A market at dusk", "A street at night"],
+        output_path="{{ params.output_path }}/{{ run_id }}",
+    )
+
     @task
     def look_at(url):
         print("A picture is at", url)
 
-    batch = ImagenGenerateOperator(task_id="one_task_for_all", prompt=["A market at dusk", "A street at night"])
     look_at.expand(url=batch.output)
+
+    @task
+    def records(images):
+        return images  # Airflow maps over what a task returns, not over its other XComs
+
+    @task(map_index_template="{{ name }}")
+    def publish(image):
+        from airflow.sdk import get_current_context
+
+        get_current_context()["name"] = image["prompt"]
+        print(image["path"], image["width"], image["height"], image["usd"])
+
+    publish.expand(image=records(batch.output["images"]))
     # [END imagen_mapping]
 
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from airflow_provider_imagen._compat import get_dag_bag
+
+try:
+    from airflow.sdk.exceptions import ParamValidationError
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import ParamValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +64,99 @@ def test_an_example_runs(dag_id: str, bag: Any, run_dag: Callable[..., Any], san
     for path in pictures:
         with Image.open(path) as picture:
             picture.load()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.usefixtures("imagen_connection")
+def test_rows_of_every_format_become_the_same_pictures(
+    suffix: str, bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    table = tmp_path / f"rows{suffix}"
+    _write_table(
+        table,
+        [
+            {"name": "fox", "prompt": "Ein Fuchs, überrascht", "aspect_ratio": "3:4", "num_images": 2},
+            {"name": "heron", "prompt": 'A "heron", wading', "aspect_ratio": None, "num_images": None},
+        ],
+    )
+    run = run_dag(bag.dags["imagen_from_files"], run_conf={"table": str(table), "output_path": str(tmp_path)})
+
+    assert str(run.state) == "success"
+    names = sorted(path.name for path in (tmp_path / run.run_id).glob("*.png"))
+    assert names == ["fox-0.png", "fox-1.png", "heron-0.png"]
+    asked = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
+    assert (asked["Ein Fuchs, überrascht"]["aspect_ratio"], asked["Ein Fuchs, überrascht"]["num_images"]) == ("3:4", 2)
+    assert {"aspect_ratio", "num_images"} & set(asked['A "heron", wading']) == set()
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), "utf-8")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_what_the_form_lets_people_enter_is_what_the_task_takes(
+    bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Every choice the form offers, and its limits, are taken; what lies beyond is refused by the form."""
+    form = bag.dags["imagen_trigger_form"]
+    schema = {name: form.params.get_param(name).schema for name in form.params}
+    for model, shape, count, seed in zip(
+        schema["model"]["enum"],
+        [["1:1", "3:4"], ["4:3", "9:16"], ["16:9", "1:1"]],
+        [1, 4, 2],
+        [0, 4294967295, None],
+        strict=True,
+    ):
+        for aspect_ratio in shape:
+            entered = {"model": model, "aspect_ratio": aspect_ratio, "num_images": count, "seed": seed}
+            run = run_dag(form, run_conf={**entered, "prompt": "A fox,\nink", "output_path": str(tmp_path)})
+            assert str(run.state) == "success", entered
+    assert {request.json["prompt"] for request in sandbox.seen("/v1/images/generations")} == {"A fox,\nink"}
+    assert set(schema["aspect_ratio"]["enum"]) == {"1:1", "3:4", "4:3", "9:16", "16:9"}
+    for name, beyond in (("num_images", 5), ("seed", -1), ("aspect_ratio", "2:1"), ("prompt", ""), ("model", "other")):
+        with pytest.raises(ParamValidationError):
+            form.params.get_param(name).resolve(beyond)
+
+
+def test_a_pool_of_an_example_is_made_with_a_command_its_page_shows(bag: Any) -> None:
+    """A task whose pool is not there waits for ever."""
+    for dag in bag.dags.values():
+        for pool in {task.pool for task in dag.tasks} - {"default_pool"}:
+            slots = re.search(rf"airflow pools set {pool} (\d+) ", dag.doc_md)
+            assert slots, dag.dag_id
+            assert all(task.pool_slots <= int(slots[1]) for task in dag.tasks if task.pool == pool)
+
+
+def test_airflow_itself_finds_nothing_wrong_with_the_examples(tmp_path: Path) -> None:
+    """The commands a user would run: a database of its own, the folder of examples, ``list-import-errors``."""
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(EXAMPLES),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path / 'airflow.db'}",
+    }
+
+    def airflow(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            env=environment, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    airflow("db", "migrate")
+    assert "No data found" in airflow("dags", "list-import-errors", "--local")
+    out = airflow("dags", "list", "--local", "--output", "json")
+    listed = json.loads(out[out.index("[{") :])  # behind a warning that graphviz is not there
+    assert {dag["dag_id"] for dag in listed} == {*_runnable(), *NEEDS_A_PERSON, *NEEDS_AN_EVENT}
 
 
 def test_the_examples_load_without_errors_and_are_documented(bag: Any) -> None:

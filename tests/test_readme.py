@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import configparser
 import inspect
+import json
+import os
 import re
+import sqlite3
 import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_provider_imagen import exceptions
+from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.generation.results import RunResult
+from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.sandbox import Fault
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -96,6 +108,108 @@ def test_ci_runs_the_very_commands_the_readme_shows(mark: str) -> None:
 
 def _function(script: str, name: str) -> str:
     return script[script.index(f"{name}() {{") :].split("\n}\n", 1)[0] + "\n}"
+
+
+@pytest.mark.usefixtures("imagen_connection")
+@pytest.mark.parametrize("command", re.findall(r"^\$ airflow-imagen (.+)$", README, re.MULTILINE))
+def test_a_command_prints_what_the_readme_shows(
+    command: str, sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.add_fault(Fault("withdrawn", model="flux/schnell", replaced_by="flux/dev", times=None))
+    monkeypatch.chdir(ROOT)
+    shown, status = README.split(f"$ airflow-imagen {command}\n", 1)[1].split("\n```", 1)[0], 0
+    if "\n$ echo $?\n" in shown:
+        shown, status = shown.split("\n$ echo $?\n")
+
+    assert main(command.split()) == int(status)
+    assert _lines(capsys.readouterr().out) == _lines(shown)
+
+
+@pytest.mark.usefixtures("imagen_connection")
+@pytest.mark.parametrize(("expression", "shown"), re.findall(r"^>>> (.+)\n(.+)$", README, re.MULTILINE))
+def test_an_expression_gives_what_the_readme_shows(expression: str, shown: str) -> None:
+    assert repr(eval(expression, {"ImagenHook": ImagenHook})) == shown
+
+
+def _lines(text: str) -> list[str]:
+    """Give the lines, without the air in and around them."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _block(mark: str) -> str:
+    return README.split(f"<!-- {mark} -->\n```", 1)[1].split("\n", 1)[1].split("\n```", 1)[0]
+
+
+def _airflow(environment: dict[str, str], *command: str) -> str:
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        cwd=environment["AIRFLOW_HOME"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_connections_of_the_environment_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = re.findall(r"^export AIRFLOW_CONN_(\w+)='(.+)'$", _block("connection: environment"), re.MULTILINE)
+    assert [name for name, _ in given] == ["IMAGEN_DEFAULT", "IMAGEN_SANDBOX"]
+    for name, value in given:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", value.replace("<your key>", "yours"))
+    assert ImagenHook().get_conn().settings.api_key == "yours"
+    hook = ImagenHook("imagen_sandbox")
+    try:
+        ok, message = hook.test_connection()
+    finally:
+        hook.close()
+    assert ok, message
+
+
+def test_the_commands_for_airflows_database_do_what_they_say(tmp_path: Path) -> None:
+    database = {
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path / 'airflow.db'}",
+        "AIML_API_KEY": "from the readme",
+    }
+    commands = f"airflow db migrate && {_block('connection: database')} && {_block('pool')}"
+    _airflow(database, "bash", "-c", commands)
+
+    with sqlite3.connect(tmp_path / "airflow.db") as rows:
+        assert list(rows.execute("select conn_id, conn_type from connection")) == [("imagen_default", "imagen")]
+        assert ("imagen", 8) in list(rows.execute("select pool, slots from slot_pool"))
+
+
+def test_the_secrets_backend_gives_the_connection(sandbox: Sandbox, tmp_path: Path) -> None:
+    settings = configparser.ConfigParser()
+    settings.read_string(_block("connection: secrets"))
+    secrets = json.loads(_block("connection: file").replace("<your key>", sandbox.api_key))
+    secrets["imagen_default"]["host"] = sandbox.url
+    (tmp_path / "connections.json").write_text(json.dumps(secrets))
+    (tmp_path / "dag.py").write_text("")
+    backend = settings["secrets"]["backend_kwargs"].replace("/run/secrets", str(tmp_path))
+
+    out = _airflow(
+        {
+            "AIRFLOW_HOME": str(tmp_path),
+            "AIRFLOW__SECRETS__BACKEND": settings["secrets"]["backend"],
+            "AIRFLOW__SECRETS__BACKEND_KWARGS": backend,
+        },
+        "airflow-imagen",
+        "check",
+        str(tmp_path),
+    )
+    assert "can make images" in out
+    assert "google/imagen-4.0-generate-001: alive (connection imagen_default)" in out
+
+
+def test_the_contents_name_every_section_in_order() -> None:
+    sections = [line.removeprefix("## ") for line in README.splitlines() if line.startswith("## ")]
+    anchors = [re.sub(r"[^\w -]", "", section).lower().replace(" ", "-") for section in sections]
+    contents = README.split("\n## ", 1)[0]
+    assert re.findall(r"\]\(#([\w-]+)\)", contents) == anchors
 
 
 def test_links_to_files_lead_somewhere() -> None:

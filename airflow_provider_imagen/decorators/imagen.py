@@ -9,10 +9,11 @@ from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factor
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
 from airflow_provider_imagen._compat import determine_kwargs
+from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from airflow.sdk import Context
     from airflow.sdk.bases.decorator import TaskDecorator
@@ -57,21 +58,32 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         """
         Call the function, render what it returns, and make the pictures.
 
-        :raises TypeError: the function returned something that cannot be a prompt; nothing was paid
+        :raises InvalidArgumentsError: the function returned something that cannot be a prompt; nothing was paid
         """
         arguments: Any = {**context, **self.op_kwargs}
         kwargs = determine_kwargs(self.python_callable, self.op_args, arguments)
         prompt = self.python_callable(*self.op_args, **kwargs)
-        if not isinstance(prompt, (str, Mapping)) and (
-            not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray))
-        ):
-            raise TypeError(
-                f"The function {self.python_callable.__name__!r} of @task.imagen returned {type(prompt).__name__}; "
-                f'text, a mapping such as {{"prompt": …}}, or a list of these is allowed'
-            )
+        if problems := list(_problems(prompt, of=f"the function {self.python_callable.__name__!r} of @task.imagen")):
+            from airflow_provider_imagen.operators.execution import raise_for_airflow
+
+            raise_for_airflow(InvalidArgumentsError(problems), self)
         self.prompt = prompt
         self.render_template_fields(context)
         return ImagenGenerateOperator.execute(self, context)
+
+
+def _problems(returned: Any, *, of: str) -> Iterator[Problem]:
+    """Say what of a function's value cannot be a prompt; what is in a mapping is checked with everything else."""
+    if isinstance(returned, (str, Mapping)):
+        return
+    if isinstance(returned, (bytes, bytearray)) or not isinstance(returned, Sequence):
+        allowed = 'text, a mapping such as {"prompt": …}, or a list of these is allowed'
+        yield Problem("prompt", returned, f"{of} returned {type(returned).__name__}; {allowed}")
+        return
+    for index, each in enumerate(returned):
+        if not isinstance(each, (str, Mapping)):
+            allowed = 'text or a mapping such as {"prompt": …} is allowed'
+            yield Problem(f"prompt[{index}]", each, f"{of} returned {type(each).__name__} here; {allowed}")
 
 
 def imagen_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from airflow_provider_imagen._compat import AirflowFailException, AirflowSkipException, get_metrics
 from airflow_provider_imagen.api.catalogue import find_model
@@ -87,6 +87,17 @@ MAX_XCOM_BYTES: Final = 48 * 1024
 """Longest list of records that goes into XCom; a longer one stays in the manifest."""
 
 
+def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImagenGenerateOperator) -> NoReturn:
+    """
+    Raise an error so that a hopeless one ends the task at once, also where no retry policy says so.
+
+    :raises AirflowFailException: from the error, when it is hopeless and the task has no retry policy
+    """
+    if getattr(operator, "retry_policy", None) is not None or getattr(error, "retry_helps", False):
+        raise error
+    raise AirflowFailException(str(error)) from error
+
+
 class TaskExecution:
     """
     One try of a task.
@@ -110,10 +121,7 @@ class TaskExecution:
         try:
             return self._run()
         except (ImagenError, InvalidArgumentsError) as error:
-            has_policy = getattr(self._operator, "retry_policy", None) is not None
-            if has_policy or getattr(error, "retry_helps", False):
-                raise
-            raise AirflowFailException(str(error)) from error
+            raise_for_airflow(error, self._operator)
         finally:
             self._hook.close()
 
@@ -170,7 +178,7 @@ class TaskExecution:
         prices = PriceList() if problems else self._price_list()
         try:
             plan = make_plan(
-                prompt=operator.prompt,
+                prompt=_without_blanks(operator.prompt),
                 arguments={
                     **{name: _or_none(value) for name, value in parameters.items()},
                     **{
@@ -438,6 +446,19 @@ def _sentence(summary: Mapping[str, Any]) -> str:
 def _or_none(value: Any) -> Any:
     """Take a template that rendered to nothing for "not given"."""
     return None if isinstance(value, str) and value.strip() in ("", "None") else value
+
+
+def _without_blanks(prompt: Any) -> Any:
+    """Take an empty text in a mapping, such as an empty cell of a table, for "not given", as among the arguments."""
+    if isinstance(prompt, Mapping):
+        return {name: value for name, value in prompt.items() if name == "prompt" or not _is_blank(value)}
+    if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
+        return [_without_blanks(each) if isinstance(each, Mapping) else each for each in prompt]
+    return prompt
+
+
+def _is_blank(value: Any) -> bool:
+    return value is not None and _or_none(value) is None
 
 
 def _decimal(value: Any) -> Decimal | None:

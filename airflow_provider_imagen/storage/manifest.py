@@ -54,6 +54,8 @@ RECORD_KEYS: Final = (
 _PARTS: Final = f"{HIDDEN_FOLDER}/parts"
 _FAILURES: Final = f"{HIDDEN_FOLDER}/failures"
 _CONTENT_TYPE: Final = "application/x-ndjson"
+_LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""Ends of a line to ``str.splitlines`` but not to JSON: escaped, so that one picture stays one line to every reader."""
 _READS_AT_ONCE: Final = 16
 
 Line = dict[str, Any]
@@ -276,7 +278,7 @@ def _latest(lines: Iterable[Line]) -> list[Line]:
 
 def _dump(line: Mapping[str, Any]) -> bytes:
     # Half a character (an unpaired surrogate in a prompt) has no place in UTF-8 and becomes a question mark.
-    return json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
+    return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace") + b"\n"
 
 
 def _write_lines(path: StoragePath, lines: Iterable[Mapping[str, Any]], *, owner: str) -> None:

@@ -64,8 +64,8 @@ class Airflow:
         task = f"/taskInstances/{task_id}" if task_id else ""
         return self.call(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}{task}")["state"]
 
-    def result_of(self, dag_id: str, run_id: str, task_id: str) -> Any:
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
+    def result_of(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.call(f"{path}?deserialize=true")["value"]
 
     def wait_for(self, dag_id: str, run_id: str, state: str, task_id: str | None = None) -> None:
@@ -111,7 +111,7 @@ def airflow() -> Iterator[Airflow]:
     airflow_command = str(Path(python).with_name("airflow"))
     home = WORK / "home"
     (home / "dags").mkdir(parents=True)
-    for name in ("imagen_pick_best.py", "imagen_approve.py"):
+    for name in ("imagen_pick_best.py", "imagen_approve.py", "imagen_trigger_form.py"):
         shutil.copy(EXAMPLES / name, home / "dags")
     shutil.copy(HERE / "dags.py", home / "dags" / "many_pictures.py")
     (home / "passwords.json").write_text(json.dumps(PASSWORDS))
@@ -250,6 +250,31 @@ def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
     expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can make images. Balance: 100.00 USD.")).to_be_visible()
     _shoot(ann, "02-connection-tested")
+
+
+def test_a_person_fills_in_the_trigger_form_and_gets_what_was_asked_for(ann: Page, airflow: Airflow) -> None:
+    _wait_for(lambda: not airflow.call("/api/v2/dags/imagen_trigger_form")["is_paused"], "the DAG to be there")
+    ann.goto(f"{airflow.url}/dags/imagen_trigger_form")
+    ann.get_by_role("button", name=re.compile("^Trigger")).first.click()
+    form = ann.get_by_role("dialog")
+    expect(form.get_by_text("What to paint: subject, style, light.")).to_be_visible()
+    expect(form.get_by_text("Square (1:1)")).to_be_visible()
+    ann.wait_for_timeout(500)  # the section slides open
+    _shoot(ann, "03-trigger-form")
+    form.locator("[name=element_prompt]").fill("A harbour,\nengraving")
+    form.locator("input[name=element_num_images]").fill("3")
+    form.get_by_role("button", name="Folder", exact=True).click()
+    form.locator("input[name=element_output_path]").fill(str(WORK / "forms"))
+    ann.wait_for_timeout(500)
+    form.get_by_role("button", name="Trigger", exact=True).click()
+    expect(form).to_have_count(0)
+    runs = "/api/v2/dags/imagen_trigger_form/dagRuns"
+    _wait_for(lambda: airflow.call(runs)["dag_runs"], "the run")
+    run_id = airflow.call(runs)["dag_runs"][0]["dag_run_id"]
+    airflow.wait_for("imagen_trigger_form", run_id, "success")
+    images = airflow.result_of("imagen_trigger_form", run_id, "paint", "images")
+    assert [image["prompt"] for image in images] == ["A harbour,\nengraving"] * 3
+    assert all(Path(image["path"]).is_file() for image in images)
 
 
 def test_the_tab_of_a_run_shows_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:

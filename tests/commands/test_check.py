@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_there_is_a_usage_error(capsys, tmp_path):
 
 @pytest.mark.usefixtures("_airflow_database")
 def test_a_connection_of_the_database_is_found(run, sandbox):
-    from airflow.models import Connection
+    from airflow.models.connection import Connection
     from airflow.utils.session import create_session
 
     with create_session() as session:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG, task
 
 from airflow_provider_imagen.decorators.imagen import imagen_task
+from airflow_provider_imagen.exceptions import InvalidArgumentsError
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,37 +71,124 @@ def test_the_function_gets_arguments_and_context(run_dag: Callable[..., Any], sa
     assert [charge.prompt for charge in sandbox.ledger()] == ["A heron in decorated_context"]
 
 
+def test_the_ui_shows_the_prompt_that_was_sent(run_dag: Callable[..., Any]) -> None:
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+
+    with DAG("decorated_shown", schedule=None, params={"animal": "fox"}) as dag:
+
+        @task.imagen(output_path=None, parameters={"safety_setting": "block_{{ 'only' }}_high"})
+        def paint() -> list[str]:
+            return ["a {{ params.animal }}", "two"]
+
+        paint()
+    ti = run_dag(dag).get_task_instance("paint")
+
+    shown = RenderedTaskInstanceFields.get_templated_fields(ti)
+    assert shown["prompt"] == ["a fox", "two"]
+    assert shown["parameters"] == {"safety_setting": "block_only_high"}
+
+
+def test_it_takes_every_argument_of_the_operator() -> None:
+    names = [
+        name
+        for name, parameter in inspect.signature(ImagenGenerateOperator.__init__).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "prompt"
+    ]
+    given = {name: f"value of {name}" for name in names}
+    with DAG("decorated_arguments", schedule=None):
+
+        @task.imagen(**given, retries=2, pool="imagen", map_index_template="{{ task.prompt }}")
+        def paint() -> str:
+            return "a fox"
+
+        operator = paint().operator
+
+    assert {name: getattr(operator, name) for name in names} == given
+    assert (operator.retries, operator.pool) == (2, "imagen")
+    assert set(ImagenGenerateOperator.template_fields) < set(operator.template_fields)
+    assert operator.template_ext == ImagenGenerateOperator.template_ext
+
+
 def test_it_maps(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
     with DAG("decorated_mapped", schedule=None) as dag:
 
-        @task.imagen(num_images=1)
-        def paint(what: str) -> str:
-            return f"A {what}"
+        @task.imagen(map_index_template="{{ task.prompt }}")
+        def paint(what: str, style: str) -> str:
+            return f"A {what}, {style}"
 
         @task
         def use(urls: list[list[str]]) -> int:
             return len(list(urls))
 
-        use(paint.expand(what=["cat", "dog"]))
+        use(paint.partial(style="ink").expand(what=["cat", "dog"]))
     run = run_dag(dag)
 
     assert str(run.state) == "success"
-    assert {charge.prompt for charge in sandbox.ledger()} == {"A cat", "A dog"}
+    assert {charge.prompt for charge in sandbox.ledger()} == {"A cat, ink", "A dog, ink"}
+    tasks = [ti for ti in run.get_task_instances() if ti.task_id == "paint"]
+    assert {ti.map_index: ti._rendered_map_index for ti in tasks} == {0: "A cat, ink", 1: "A dog, ink"}
+    assert run.get_task_instance("use").xcom_pull(task_ids="use") == 2
 
 
-@pytest.mark.parametrize("returned", [None, 7, b"bytes", {"a", "set"}])
-def test_anything_else_is_refused_before_paying(sandbox: Sandbox, returned: Any) -> None:
-    with DAG("decorated_wrong", schedule=None):
+def test_it_maps_over_keyword_arguments_and_over_its_urls(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
+    with DAG("decorated_expanded", schedule=None) as dag:
+
+        @task.imagen(num_images=2)
+        def paint(what: str, style: str) -> str:
+            return f"A {what}, {style}"
 
         @task.imagen
+        def both() -> list[str]:
+            return ["A cat", "A dog"]
+
+        @task
+        def fetch(url: str) -> str:
+            return url
+
+        paint.expand_kwargs([{"what": "cat", "style": "ink"}, {"what": "dog", "style": "oil"}])
+        fetch.expand(url=both())
+    run = run_dag(dag)
+
+    assert str(run.state) == "success"
+    assert {charge.prompt for charge in sandbox.ledger()} == {"A cat, ink", "A dog, oil", "A cat", "A dog"}
+    ti = run.get_task_instance("both")
+    assert list(ti.xcom_pull(task_ids="fetch", map_indexes=[0, 1])) == ti.xcom_pull(task_ids="both")
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "prompt=None: {of} returned NoneType; text, a mapping"),
+        (7, "prompt=7: {of} returned int; text, a mapping"),
+        (b"bytes", "prompt=b'bytes': {of} returned bytes; text, a mapping"),
+        ({"a fox"}, "prompt={{'a fox'}}: {of} returned set; text, a mapping"),
+        ((each for each in "ab"), "{of} returned generator; text, a mapping"),
+        (["a fox", None], "prompt[1]=None: {of} returned NoneType here; text or a mapping"),
+        ([7.5, "a fox"], "prompt[0]=7.5: {of} returned float here; text or a mapping"),
+        ([["nested"]], "prompt[0]=['nested']: {of} returned list here; text or a mapping"),
+    ],
+)
+def test_anything_else_is_refused_before_paying_and_not_tried_again(
+    run_dag: Callable[..., Any], sandbox: Sandbox, returned: Any, told: str
+) -> None:
+    calls, errors = [], []
+    with DAG("decorated_wrong", schedule=None) as dag:
+
+        @task.imagen(retries=2, retry_delay=timedelta(0), on_failure_callback=lambda context: errors.append(context))
         def paint() -> Any:
+            calls.append(1)
             return returned
 
-        operator = paint().operator
+        paint()
+    run = run_dag(dag)
 
-    with pytest.raises(TypeError, match=f"'paint' of @task.imagen returned {type(returned).__name__}"):
-        operator.execute({})
-    assert sandbox.seen() == []
+    assert str(run.state) == "failed"
+    assert len(calls) == 1  # two retries were left and none was used
+    assert sandbox.seen("/v1/images/generations") == []
+    error = errors[0].get("exception")
+    if error is not None:  # Airflow 3.1 does not tell it
+        assert told.format(of="the function 'paint' of @task.imagen") in str(error)
+        assert isinstance(error.__cause__ or error, InvalidArgumentsError)
 
 
 def test_prompt_as_an_argument_is_refused_when_the_dag_is_parsed() -> None:

@@ -208,14 +208,16 @@ def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concu
 
 def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_kept(world):
     world.tools.latency_seconds = 0.3
-    threading.Timer(0.1, world.stop.set).start()
-    result = world.run(NAMES, concurrency=4, grace_seconds=3)
+    all_in_flight = threading.Barrier(4, action=world.stop.set)
+    world.tools.before_post = lambda _: all_in_flight.wait(60)
+    result = world.run(NAMES, concurrency=4, grace_seconds=60)
     assert isinstance(result.halt, StoppedError)
     assert len(world.tools.posts) == 4
     assert sum(entry.paid is not None for entry in world.entries.values()) == 4
     assert not any(entry.open_intents for entry in world.entries.values())
     world.stop.clear()
     world.tools.latency_seconds = 0
+    world.tools.before_post = lambda _: None
     assert len(world.run(NAMES, concurrency=4).made) == 40
     assert len(world.tools.posts) == 40
 
@@ -223,8 +225,8 @@ def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_ke
 def test_an_inline_picture_that_is_in_flight_when_the_stop_comes_is_still_stored(world, steps):
     world.tools.latency_seconds = 0.3
     world.tools.script("prompt 0", steps.pictures(inline=True))
-    threading.Timer(0.1, world.stop.set).start()
-    world.run(NAMES, concurrency=1, grace_seconds=3)
+    world.tools.before_post = lambda _: world.stop.set()
+    world.run(NAMES, concurrency=1, grace_seconds=60)
     assert list(world.tools.files) == ["000-0.png"]
 
 
@@ -232,11 +234,11 @@ def test_the_run_ends_in_time_although_a_request_hangs(world):
     release = threading.Event()
 
     def hang(tools, request, name):
+        world.stop.set()
         release.wait(60)
         raise AssertionError("too late")
 
     world.tools.script("prompt 2", hang)
-    threading.Timer(0.1, world.stop.set).start()
     began = time.monotonic()
     result = world.run(NAMES, concurrency=4, grace_seconds=0.5)
     assert time.monotonic() - began < 30  # far less than the hanging request takes

@@ -98,7 +98,11 @@ def test_a_failed_task_and_one_that_was_retried_have_the_same_link(
 
 def test_airflow_keeps_the_link_when_it_stores_the_dag(run_dag: Callable[..., Any]) -> None:
     from airflow.sdk import DAG
-    from airflow.serialization.serialized_objects import DagSerialization
+
+    try:
+        from airflow.serialization.serialized_objects import DagSerialization
+    except ImportError:  # Airflow 3.1
+        from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization
 
     from airflow_provider_imagen.decorators.imagen import imagen_task
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator

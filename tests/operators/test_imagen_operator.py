@@ -156,27 +156,79 @@ def test_every_documented_field_is_a_template(run_dag: Callable[..., Any], sandb
     assert (tmp_path / run.run_id / "fox-000-0.png").is_file()
 
 
-def test_mapping_over_prompts_and_over_the_urls_works(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
-    with DAG("mapped", schedule=None) as dag:
-
-        @task
-        def fetch(url: str) -> str:
-            return f"got {url}"
-
-        one_each = ImagenGenerateOperator.partial(
-            task_id="one_each", map_index_template="{{ task.prompt }}", num_images=1
-        ).expand(prompt=["a", "b"])
-        both = ImagenGenerateOperator(task_id="both", prompt=["c", "d"])
-        fetch.expand(url=both.output)
-        one_each >> both
+def test_expanding_over_prompts_makes_a_labelled_task_for_each(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
+    with DAG("mapped", schedule=None, params={"animal": "fox"}) as dag:
+        ImagenGenerateOperator.partial(
+            task_id="one_each", map_index_template="{{ task.prompt }}", aspect_ratio="3:4"
+        ).expand(prompt=["a {{ params.animal }}", "a heron"])
     run = run_dag(dag)
 
     assert str(run.state) == "success"
-    assert {charge.prompt for charge in sandbox.ledger()} == {"a", "b", "c", "d"}
-    labels = {ti._rendered_map_index for ti in run.get_task_instances() if ti.task_id == "one_each"}
-    assert labels == {"a", "b"}
-    fetched = [ti for ti in run.get_task_instances() if ti.task_id == "fetch"]
-    assert len(fetched) == 2
+    assert _labels(run, "one_each") == {0: "a fox", 1: "a heron"}
+    assert {request.json["prompt"] for request in sandbox.seen("/v1/images/generations")} == {"a fox", "a heron"}
+    assert {request.json["aspect_ratio"] for request in sandbox.seen("/v1/images/generations")} == {"3:4"}
+
+
+def test_expanding_over_arguments_gives_each_task_its_own(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
+    with DAG("mapped_arguments", schedule=None) as dag:
+
+        @task
+        def rows() -> list[dict[str, Any]]:
+            return [{"prompt": "a fox", "num_images": 2}, {"prompt": "a heron", "aspect_ratio": "9:16", "seed": 7}]
+
+        ImagenGenerateOperator.partial(
+            task_id="one_each", map_index_template="{{ task.prompt }}, {{ task.num_images or 1 }}"
+        ).expand_kwargs(rows())
+    run = run_dag(dag)
+
+    assert _labels(run, "one_each") == {0: "a fox, 2", 1: "a heron, 1"}
+    fox, heron = sorted((request.json for request in sandbox.seen("/v1/images/generations")), key=lambda b: b["prompt"])
+    assert (fox["num_images"], fox.get("seed")) == (2, None)
+    assert (heron["aspect_ratio"], heron["seed"]) == ("9:16", 7)
+
+
+def test_the_urls_and_the_records_of_a_task_can_be_expanded_over(run_dag: Callable[..., Any], tmp_path: Path) -> None:
+    with DAG("mapped_downstream", schedule=None) as dag:
+
+        @task
+        def fetch(url: str) -> str:
+            return url
+
+        @task
+        def records(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return images
+
+        @task(map_index_template="{{ title }}")
+        def show(image: dict[str, Any]) -> str:
+            from airflow.sdk import get_current_context
+
+            get_current_context()["title"] = image["prompt"]
+            return image["path"]
+
+        both = ImagenGenerateOperator(task_id="both", prompt=["one", "two"], num_images=2, output_path=str(tmp_path))
+        fetch.expand(url=both.output)
+        show.expand(image=records(both.output["images"]))
+    run = run_dag(dag)
+
+    assert str(run.state) == "success"
+    ti = run.get_task_instance("both")
+    urls, images = ti.xcom_pull(task_ids="both"), ti.xcom_pull(task_ids="both", key="images")
+    assert list(ti.xcom_pull(task_ids="fetch", map_indexes=range(4))) == urls
+    assert list(ti.xcom_pull(task_ids="show", map_indexes=range(4))) == [image["path"] for image in images]
+    assert _labels(run, "show") == {0: "one", 1: "one", 2: "two", 3: "two"}
+
+
+def _labels(run: Any, task_id: str) -> dict[int, str]:
+    """Give what the UI shows for each mapped instance instead of its number."""
+    return {ti.map_index: ti._rendered_map_index for ti in run.get_task_instances() if ti.task_id == task_id}
+
+
+def test_an_empty_cell_of_a_table_leaves_its_field_to_the_arguments(paint: Painting, sandbox: Sandbox) -> None:
+    paint(prompt=[{"prompt": "a fox", "seed": "", "name": "", "num_images": "2"}], seed=7)
+
+    assert paint.state == "success"
+    (request,) = sandbox.seen("/v1/images/generations")
+    assert (request.json["seed"], request.json["num_images"]) == (7, 2)
 
 
 def test_an_empty_list_skips_the_task(paint: Painting, sandbox: Sandbox) -> None:

@@ -202,6 +202,27 @@ def test_pictures_that_were_made_start_the_dag_that_waits_for_them(airflow: Any,
         assert f"new picture: {Path(image['path']).name}" in log.read_text()
 
 
+def test_a_pool_holds_several_tasks_to_one_limit_and_one_that_is_missing_is_told_of(
+    airflow: Any, processes: Any, wait_for: Any
+) -> None:
+    """The example, first without its pool: nothing starts, and Airflow says why. With it: two of four at a time."""
+    seasons = ("spring", "summer", "autumn", "winter")
+    spring = airflow.trigger("imagen_pool", {"output_path": str(HOME / "pictures" / "pool")}, task_id="spring")
+    tasks = [spring.beside(season) for season in seasons]
+    wait_for(lambda: all(task.get()["state"] == "scheduled" for task in tasks), "tasks that wait for their pool")
+    reasons = " ".join(reason["reason"] for reason in spring.waits_for())
+    assert "non-existent pool 'imagen'" in reasons
+    wait_for(lambda: "non-existent pool 'imagen'" in processes.output("scheduler"), "the scheduler's warning")
+
+    airflow.call("POST", "/api/v2/pools", {"name": "imagen", "slots": 8})
+    spans = []
+    for task in tasks:
+        instance = task.wait("success", "failed")
+        assert instance["state"] == "success"
+        spans.append((datetime.fromisoformat(instance["start_date"]), datetime.fromisoformat(instance["end_date"])))
+    assert max(sum(began <= start < ended for began, ended in spans) for start, _ in spans) == 2
+
+
 def test_a_long_retry_after_is_over_at_last_and_the_task_goes_on(sandbox: SandboxControl, waiting: Any) -> None:
     waiting.wait("success")
 

@@ -28,7 +28,8 @@ def processes() -> Iterator[Processes]:
     (HOME / "dags").mkdir()
     (HOME / "pictures").mkdir()
     shutil.copy(Path(__file__).with_name("dags.py"), HOME / "dags" / "painting.py")
-    shutil.copy(Path(__file__).parents[2] / "example_dags" / "imagen_assets.py", HOME / "dags")
+    for example in ("imagen_assets.py", "imagen_pool.py"):
+        shutil.copy(Path(__file__).parents[2] / "example_dags" / example, HOME / "dags")
     environment = airflow_environment(
         HOME, port=PORT, database=f"sqlite:///{HOME / 'airflow.db'}", executor="LocalExecutor", parallelism=6
     )
@@ -65,6 +66,7 @@ def sandbox(processes: Processes) -> SandboxControl:
         Fault("upstream_4xx", prompt="e2 refused"),
         Fault("status", status=429, retry_after=61, prompt="f1 limited"),  # a task waits 60 s at most by itself
         Fault("hang", prompt="g1 stuck", on="download"),
+        Fault("slow_after_billing", prompt="A park bench", seconds=4, times=None),
     ):
         sandbox.add_fault(fault)
     return sandbox
@@ -74,7 +76,7 @@ def sandbox(processes: Processes) -> SandboxControl:
 def airflow(processes: Processes, sandbox: SandboxControl) -> Airflow:
     airflow = Airflow(f"http://127.0.0.1:{PORT}", pictures=HOME / "pictures")
     wait_until(lambda: processes.all_live() and airflow.is_up(), "Airflow")
-    wait_until(lambda: airflow.knows("mapped") and airflow.knows("imagen_asset_consumer"), "the DAGs")
+    wait_until(lambda: all(map(airflow.knows, ("mapped", "imagen_asset_consumer", "imagen_pool"))), "the DAGs")
     return airflow
 
 

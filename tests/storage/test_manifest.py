@@ -72,6 +72,14 @@ def test_pictures_are_listed_in_the_order_of_their_prompts(folder, origin):
     assert read_manifest(folder) == lines_of(folder)
 
 
+def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, origin):
+    prompt = "".join(map(chr, (*range(32), 0x85, 0x2028, 0x2029))) + "ä"
+    write_manifest(folder, origin=origin, lines=[line(origin, number, prompt=prompt) for number in range(2)])
+
+    assert [one["prompt"] for one in lines_of(folder)] == [prompt, prompt]
+    assert "ä" in read_bytes(folder / "metadata.jsonl").decode()
+
+
 def test_items_without_a_picture_have_a_list_of_their_own(folder, origin):
     failures = [{"prompt_index": 5, "error": "FilteredError"}, {"prompt_index": 1, "error": "ServerError"}]
     write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=failures)

@@ -283,6 +283,10 @@ class Task:
         """Give an instance of a mapped task."""
         return Task(self._airflow, self._dag_id, self.run_id, self._task_id, map_index)
 
+    def beside(self, task_id: str) -> Task:
+        """Give another task of the same run."""
+        return Task(self._airflow, self._dag_id, self._run_id, task_id)
+
     @property
     def folder(self) -> Path:
         """Where its pictures are."""
@@ -299,6 +303,13 @@ class Task:
         mapped = "" if self._map_index < 0 else f"/{self._map_index}"
         answer = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}/tries")
         return sorted(answer["task_instances"], key=lambda each: each["try_number"])
+
+    def waits_for(self) -> list[dict[str, Any]]:
+        """Read why it is not started, as its page in the UI shows it."""
+        mapped = "" if self._map_index < 0 else f"/{self._map_index}"
+        answer = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}/dependencies")
+        dependencies: list[dict[str, Any]] = answer["dependencies"]
+        return dependencies
 
     def xcom(self, key: str) -> Any:
         """Read an XCom."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -21,6 +22,9 @@ from airflow_provider_imagen import __version__
 PYTHON = Path(os.environ["IMAGEN_PYTHON"])
 WHEEL = Path(os.environ["IMAGEN_WHEEL"])
 SDIST = Path(os.environ["IMAGEN_SDIST"])
+
+
+pytestmark = pytest.mark.timeout(700)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +102,37 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     assert set(metadata.get_all("Provides-Extra", [])) >= {"s3", "gcs", "azure"}
 
 
-def test_the_sdist_builds_and_tests_itself() -> None:
+def test_the_sdist_holds_what_builds_and_tests_it_and_nothing_else(tmp_path: Path) -> None:
     with tarfile.open(SDIST) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
-    for needed in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests/conftest.py", "example_dags"):
-        assert any(name == needed or name.startswith(f"{needed}/") for name in names), needed
-    assert not [name for name in names if name.startswith((".git/", ".venv", "dist/", "imagen-demo/"))]
+        sdist.extractall(tmp_path, filter="data")
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {
+        *("airflow_provider_imagen", "docs", "example_dags", "tests", ".ci", ".github"),
+        *("CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"),
+    }
+    assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej", ".db", ".log"))]
+    (root,) = tmp_path.iterdir()
+    done = subprocess.run(  # with what the project was installed with, from the unpacked files
+        [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'tmp'}", "tests/test_readme.py"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_metadata_says_what_the_package_index_shows() -> None:
+    """Nothing in it that the index would refuse or show as plain text."""
+    with zipfile.ZipFile(WHEEL) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(wheel.read(name).decode())
+    assert metadata["Name"] == "airflow-provider-imagen"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert len(metadata["Summary"]) <= 512
+    classifiers = metadata.get_all("Classifier", [])
+    for version in ("3.11", "3.12", "3.13"):
+        assert f"Programming Language :: Python :: {version}" in classifiers

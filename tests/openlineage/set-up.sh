@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Run DAGs with the real OpenLineage provider, and read the events it writes:  bash tests/openlineage/set-up.sh PYTHON
+# PYTHON: any Python 3.11 or later. Makes an environment of its own, since the provider would change what other tests see.
+set -euo pipefail
+python=$(realpath -s "${1:?usage: set-up.sh PYTHON}")
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+unset PYTHONPATH AIRFLOW_HOME PYTHONDONTWRITEBYTECODE
+"$python" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check \
+  . 'apache-airflow-providers-openlineage>=2.10' 'pytest>=8.3' 'pytest-timeout>=2.3'
+"$work/venv/bin/python" -m compileall -q "$work/venv/lib" || true # a package may carry templates that are not Python
+IMAGEN_EVENTS="$work/events.jsonl" "$work/venv/bin/python" -m pytest --basetemp="$work/tmp" \
+  tests/openlineage/check_openlineage.py

@@ -1,0 +1,176 @@
+"""
+Run the suite on several versions of Airflow and Python, two at a time, and print one table of what came out.
+
+Started by ``set-up.sh``, with the Python of an environment that has the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHONS = ("3.11", "3.12", "3.13")
+MEETS_AIRFLOW = ("tests/operators", "tests/decorators", "tests/hooks", "tests/links", "tests/test_example_dags.py")
+"""What differs between Airflow's versions."""
+
+MEETS_PYTHON = (*MEETS_AIRFLOW, "tests/api", "tests/generation", "tests/storage")
+"""What differs between Python's versions; the rest are servers, processes and screens that both leave alone."""
+
+TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.130", "pyarrow>=18")
+_print_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Combination:
+    """
+    One Airflow on one Python.
+
+    :param python: the interpreter
+    :param python_version: as ``3.12``
+    :param airflow: version; ``None`` is the newest
+    :param day: Airflow is installed as it could be on this day. With what was published later beside it, an older one
+        does not run
+    :param tests: what is run
+    """
+
+    python: str
+    python_version: str
+    airflow: str | None
+    day: str | None
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"airflow-{self.airflow or 'newest'}-python-{self.python_version}"
+
+
+@dataclass
+class Outcome:
+    airflow: str
+    python: str
+    passed: str = ""
+    failed: str = ""
+    seconds: str = ""
+    fine: bool = False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--uv", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = {version: find_python(version, options.uv) for version in PYTHONS if version != here}
+    combinations = [
+        *(Combination(python, version, None, None, MEETS_PYTHON) for version, python in found.items() if python),
+        Combination(sys.executable, here, "3.1.8", "2026-03-20", MEETS_AIRFLOW),
+        Combination(sys.executable, here, "3.2.2", "2026-06-15", MEETS_AIRFLOW),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda each: run(each, options.uv, options.work), combinations))
+    missing = [Outcome("newest", version, failed="not found here") for version, python in found.items() if not python]
+    print_table(outcomes + missing)
+    return 0 if all(outcome.fine for outcome in outcomes) else 1
+
+
+def find_python(version: str, uv: str) -> str | None:
+    """Find an interpreter that really starts; nothing is downloaded."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    ask = (uv, "python", "find", "--no-python-downloads", "--system", version)
+    asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+    candidates = [
+        shutil.which(f"python{version}"),
+        *sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python")), reverse=True),
+        asked.stdout.strip() if asked.returncode == 0 else None,
+    ]
+    for candidate in filter(None, candidates):
+        probe = "import sqlite3, ssl, venv, sys; print('%d.%d' % sys.version_info[:2])"
+        told = subprocess.run([candidate, "-c", probe], capture_output=True, text=True, check=False)
+        if told.stdout.strip() == version:
+            return candidate
+    return None
+
+
+def run(what: Combination, uv: str, work: Path) -> Outcome:
+    """Make the environment, run the tests in it, and say what came out."""
+    started = time.monotonic()
+    outcome = Outcome(what.airflow or "newest", what.python_version)
+    report = work / f"{what.name}.xml"
+    with (work / f"{what.name}.log").open("w+") as log:
+        try:
+            python = install(what, uv, work, log)
+            outcome.airflow, outcome.python = versions_of(python)
+            tests = [python, "-m", "pytest", "-q", f"--basetemp={work / what.name}.tmp", f"--junitxml={report}"]
+            outcome.fine = subprocess.run([*tests, *what.tests], cwd=ROOT, stdout=log, stderr=log).returncode == 0
+        except subprocess.CalledProcessError as error:
+            log.write(f"{error}\n")
+            outcome.failed = "could not be installed"
+        log.seek(0)
+        said = log.read()
+    if report.exists():
+        (suite,) = ElementTree.parse(report).iter("testsuite")
+        count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+        broken = count["failures"] + count["errors"]
+        outcome.failed = str(broken)
+        outcome.passed = str(count["tests"] - broken - count["skipped"])
+    outcome.seconds = f"{time.monotonic() - started:.0f}"
+    with _print_lock:
+        print(f"\n--- Airflow {outcome.airflow}, Python {outcome.python}", flush=True)
+        print(said.strip().splitlines()[-1] if outcome.fine else said[-20_000:], flush=True)
+    return outcome
+
+
+def install(what: Combination, uv: str, work: Path, log: object) -> str:
+    """
+    Give the interpreter of an environment with Airflow, this project and what the tests need.
+
+    :raises subprocess.CalledProcessError: it could not be made
+    """
+    folder = work / what.name
+    python = str(folder / "bin" / "python")
+
+    def call(*command: str) -> None:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)  # type: ignore[call-overload]
+
+    call(uv, "venv", "--quiet", "--python", what.python, str(folder))
+    pip = (uv, "pip", "install", "--quiet", "--python", python)
+    if what.airflow is None:
+        call(*pip, "--editable", ".", *TOOLS)
+    else:
+        dependencies = ("requests>=2.32.2", "urllib3>=2.2", "Pillow>=11.3")
+        call(*pip, "--exclude-newer", str(what.day), f"apache-airflow=={what.airflow}", *dependencies, *TOOLS)
+        call(*pip, "--no-deps", "--editable", ".")
+    # A package may carry templates that are not Python, so this one may complain.
+    subprocess.run([python, "-m", "compileall", "-q", str(folder / "lib")], stdout=log, stderr=log, check=False)
+    return python
+
+
+def versions_of(python: str) -> tuple[str, str]:
+    probe = "import sys, importlib.metadata as m; print(m.version('apache-airflow'), sys.version.split()[0])"
+    told = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True)
+    airflow, version = told.stdout.split()
+    return airflow, version
+
+
+def print_table(outcomes: list[Outcome]) -> None:
+    rows = [("Airflow", "Python", "passed", "failed", "seconds")]
+    rows += [(each.airflow, each.python, each.passed, each.failed, each.seconds) for each in outcomes]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print("\nSeconds include the installation; two ran at a time.")
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
