@@ -26,6 +26,7 @@ from airflow_provider_imagen.exceptions import (
 )
 from airflow_provider_imagen.generation.journal import Journal, NoStore
 from airflow_provider_imagen.generation.plan import make_plan
+from airflow_provider_imagen.generation.recorded import facts_missed
 from airflow_provider_imagen.generation.run import Run, RunOptions
 from airflow_provider_imagen.generation.sealing import LinkSeal
 from airflow_provider_imagen.generation.tools import Keeper, RunTools
@@ -36,7 +37,7 @@ from airflow_provider_imagen.operators.journal import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
-from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
+from airflow_provider_imagen.storage.manifest import manifest_line, recorded_lines, write_manifest
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
 from airflow_provider_imagen.storage.sheet import write_contact_sheet
 from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
@@ -132,8 +133,11 @@ class TaskExecution:
         folder = self._open_folder()
         client = self._hook.get_conn()
         downloader = self._hook.get_downloader(should_stop=self._should_stop)
+        links = LinkSeal(client.settings.api_key)
         journal = self._open_journal()
         try:
+            if folder is not None:
+                self._note_what_was_missed(plan, folder, journal, links)
             keeper = self._keeper(folder, plan, journal) if folder is not None else None
             run = Run(
                 plan=plan,
@@ -142,7 +146,7 @@ class TaskExecution:
                 ),
                 journal=journal,
                 options=self._run_options(),
-                links=LinkSeal(client.settings.api_key),
+                links=links,
                 should_stop=self._should_stop,
                 on_picture=lambda *picture: self._report_picture(plan, *picture),
             )
@@ -291,6 +295,15 @@ class TaskExecution:
             paid = sum(entry.paid is not None for entry in journal.entries.values())
             self._log.info("Going on from an earlier try: %d of its requests are paid for and not bought again.", paid)
         return journal
+
+    def _note_what_was_missed(self, plan: Plan, folder: ObjectStoragePath, journal: Journal, links: LinkSeal) -> None:
+        """Complete the journal with answers that an earlier try could not write down, but whose pictures it kept."""
+        if not any(entry.open_intents for entry in journal.entries.values()):
+            return
+        lines = recorded_lines(folder, self._origin)
+        for fact in facts_missed(plan, entries=journal.entries, lines=lines, links=links):
+            journal.commit(fact)
+            journal.entries[fact["k"]].apply(fact)
 
     # --- while it runs and after --------------------------------------------------------------------------------------
 

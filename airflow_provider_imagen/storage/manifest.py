@@ -159,7 +159,16 @@ def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
 
     :raises StorageError: when the folder cannot be read
     """
-    return {str(line["file_name"]) for line in _parse(read_bytes(_part_path(folder, origin)))}
+    return {str(line["file_name"]) for line in recorded_lines(folder, origin)}
+
+
+def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
+    """
+    Read what a task instance has recorded of its own pictures.
+
+    :raises StorageError: when the folder cannot be read
+    """
+    return _parse(read_bytes(_part_path(folder, origin)))
 
 
 def _part_path(folder: StoragePath, origin: Origin) -> StoragePath:

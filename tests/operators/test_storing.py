@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import DAG, task
 
-from airflow_provider_imagen.exceptions import ItemsFailedError, LinkExpiredError, StorageError
+from airflow_provider_imagen.exceptions import ItemsFailedError, JournalError, LinkExpiredError, StorageError
+from airflow_provider_imagen.generation.journal_stores import FolderJournalStore, TaskStateJournalStore
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.sandbox import Fault
@@ -273,3 +274,32 @@ def test_a_task_stores_a_picture_made_elsewhere_with_its_story(
     story = read_provenance(data)
     assert (story["model"], story["task_id"], story["parameters"]) == ("another", "keep", {"campaign": "spring"})
     assert story["digital_source_type"] == DIGITAL_SOURCE_TYPE
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_a_picture_whose_answer_could_not_be_written_down_is_adopted_from_the_manifest(
+    paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, num_images: int
+) -> None:
+    """Airflow's database is away from the answer on until the next try: paid, stored, and nowhere in the journal."""
+    refused: list[int] = []
+    for store in (TaskStateJournalStore, FolderJournalStore):
+
+        def write(self: Any, number: int, text: str, original: Any = store.write) -> None:
+            if '"t":"paid"' in text and not refused:
+                refused.append(number)
+                raise ConnectionError("the database is away")
+            original(self, number, text)
+
+        monkeypatch.setattr(store, "write", write)
+    sandbox.add_fault(Fault("signed_links", times=None))
+
+    assert paint(retries=1, num_images=num_images) == "success"
+
+    assert refused
+    assert [type(error) for error in paint.errors] == [JournalError]
+    (charge,) = sandbox.ledger()
+    summary = paint.run.get_task_instance("paint").xcom_pull(task_ids="paint", key="summary")
+    assert (summary["made"], summary["adopted"], summary["usd_lost"]) == (num_images, num_images, 0)
+    assert summary["usd_spent"] == pytest.approx(float(charge.usd))
+    assert paint.images == [{name: line[name] for name in paint.images[0]} for line in paint.manifest()]
+    assert len(list(paint.folder.glob("*.png"))) == num_images
