@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION  # the only place it has, in all versions
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
@@ -83,6 +85,7 @@ def open_path(address: str) -> ObjectStoragePath:
 
 __all__ = [
     "HAS_RETRY_POLICY",
+    "SET_DURING_EXECUTION",
     "AirflowFailException",
     "AirflowSkipException",
     "RetryDecision",

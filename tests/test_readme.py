@@ -11,9 +11,10 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import task
 
 from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.cli import main
@@ -111,7 +112,7 @@ def _function(script: str, name: str) -> str:
 
 
 @pytest.mark.usefixtures("imagen_connection")
-@pytest.mark.parametrize("command", re.findall(r"^\$ airflow-imagen (.+)$", README, re.MULTILINE))
+@pytest.mark.parametrize("command", re.findall(r"^```console\n\$ airflow-imagen (.+)$", README, re.MULTILINE))
 def test_a_command_prints_what_the_readme_shows(
     command: str, sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,38 @@ def test_a_command_prints_what_the_readme_shows(
 @pytest.mark.parametrize(("expression", "shown"), re.findall(r"^>>> (.+)\n(.+)$", README, re.MULTILINE))
 def test_an_expression_gives_what_the_readme_shows(expression: str, shown: str) -> None:
     assert repr(eval(expression, {"ImagenHook": ImagenHook})) == shown
+
+
+_SNIPPETS = re.findall(r"(?<!-->\n)^```python\n(?!>>>)(.+?)^```$", README, re.MULTILINE | re.DOTALL)
+"""What is Python and comes from no example."""
+
+
+def test_every_snippet_is_python() -> None:
+    for snippet in _SNIPPETS:
+        compile(snippet, "a snippet of the README", "exec")
+
+
+@pytest.mark.parametrize("name", ["paint", "models_are_alive", "keep"])
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_task_that_uses_the_hook_does_what_it_should(name: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    (snippet,) = [each for each in _SNIPPETS if each.startswith(f"@task\ndef {name}(")]
+    names: dict[str, Any] = {"task": task, "ImagenHook": ImagenHook}
+    exec(snippet.replace("s3://aws_default@media", str(tmp_path)), names)
+    function = names[name].function
+
+    if name == "paint":
+        made = function()
+        assert (made["bytes"] > 1000, made["usd"]) == (True, float(sandbox.ledger()[0].usd))
+    elif name == "models_are_alive":
+        function()
+        sandbox.add_fault(Fault("withdrawn", model="flux/schnell", times=None))
+        with pytest.raises(ValueError, match="flux/schnell: withdrawn"):
+            function()
+    else:
+        (generation,) = ImagenHook().generate_images("a logo")
+        record = function(generation.urls[0])
+        assert Path(record["path"]).parent == tmp_path / "logos"
+        assert Path(record["path"]).is_file()
 
 
 def _lines(text: str) -> list[str]:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
-from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 
-from airflow_provider_imagen._compat import determine_kwargs
+from airflow_provider_imagen._compat import SET_DURING_EXECUTION, determine_kwargs
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
@@ -67,8 +66,7 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
             from airflow_provider_imagen.operators.execution import raise_for_airflow
 
             raise_for_airflow(InvalidArgumentsError(problems), self)
-        self.prompt = prompt
-        self.render_template_fields(context)
+        self.prompt = self.render_template(prompt, context)  # alone: all other fields are rendered, and once is enough
         return ImagenGenerateOperator.execute(self, context)
 
 
@@ -94,6 +92,8 @@ def imagen_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any
     :param kwargs: arguments of
         :class:`~airflow_provider_imagen.operators.imagen.ImagenGenerateOperator`, all but ``prompt``
     """
+    # Airflow infers several outputs from an annotation such as ``-> dict``, but that is the prompt; links are a list.
+    kwargs.setdefault("multiple_outputs", False)
     return task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=_ImagenDecoratedOperator, **kwargs
     )

@@ -228,6 +228,8 @@ class TaskExecution:
             yield Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed")
         if operator.parameters is not None and not isinstance(operator.parameters, Mapping):
             yield Problem("parameters", operator.parameters, "a mapping of API fields is allowed")
+        if getattr(operator, "multiple_outputs", False):
+            yield Problem("multiple_outputs", True, "only False is allowed, as the task returns a list of links")
         if operator.contact_sheet and self._output_path is None:
             yield _needs_folder("contact_sheet", operator.contact_sheet)
         try:

@@ -15,6 +15,7 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 
@@ -52,6 +53,54 @@ def test_what_the_function_returns_is_the_prompt(
     assert str(run.state) == "success"
     assert sorted(charge.prompt for charge in sandbox.ledger()) == sorted(prompts)
     assert sandbox.seen("/v1/images/generations")[0].json["aspect_ratio"] == "4:3"
+
+
+def test_a_function_annotated_with_a_mapping_still_hands_on_a_list_of_links(run_dag: Callable[..., Any]) -> None:
+    """Airflow takes such an annotation for several outputs; a list would then fail, after the pictures are paid for."""
+    with DAG("decorated_annotated", schedule=None) as dag:
+
+        @task.imagen
+        def paint() -> dict[str, Any]:
+            return {"prompt": "a fox"}
+
+        @task
+        def use(urls: list[str]) -> int:
+            return len(urls)
+
+        use(paint())
+    run = run_dag(dag)
+
+    assert str(run.state) == "success"
+    assert run.get_task_instance("use").xcom_pull(task_ids="use") == 1
+
+
+def test_what_a_run_was_given_is_not_taken_for_a_template(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
+    """Only what the function returns is rendered after it ran; the other fields were, and hold what people entered."""
+    with DAG("decorated_once", schedule=None, params={"entered": "{{ 6 * 7 }}"}) as dag:
+
+        @task.imagen(parameters={"negative_prompt": "{{ params.entered }}"}, model="flux/dev-nope")
+        def paint() -> str:
+            return "a fox {{ 6 * 7 }}"
+
+        paint()
+    run_dag(dag)
+    (request,) = sandbox.seen("/v1/images/generations")
+
+    assert (request.json["prompt"], request.json["negative_prompt"]) == ("a fox 42", "{{ 6 * 7 }}")
+
+
+def test_a_function_may_name_a_template_file(run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "fox.prompt").write_text("a fox in {{ params.city }}")
+    with DAG("decorated_file", schedule=None, params={"city": "Rome"}, template_searchpath=str(tmp_path)) as dag:
+
+        @task.imagen
+        def paint() -> str:
+            return "fox.prompt"
+
+        paint()
+    run_dag(dag)
+
+    assert [charge.prompt for charge in sandbox.ledger()] == ["a fox in Rome"]
 
 
 def test_the_function_gets_arguments_and_context(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
