@@ -123,9 +123,11 @@ class Run:
         """
         started = time.monotonic()
         self._refuse_what_cannot_fit()
-        threads = self._start(self._buy, self._buyers, "imagen-buyer")
-        threads += self._start(self._finish, self._finishers, "imagen-finisher")
+        threads = self._threads(self._buy, self._buyers, "imagen-buyer")
+        threads += self._threads(self._finish, self._finishers, "imagen-finisher")
         try:
+            for thread in threads:
+                thread.start()
             self._join(threads)
         except BaseException:  # Airflow's time-out arrives here, in the main thread
             self._state.stop()
@@ -159,8 +161,8 @@ class Run:
 
     # --- threads ------------------------------------------------------------------------------------------------------
 
-    def _start(self, work: Callable[[], None], count: int, name: str) -> list[threading.Thread]:
-        """Start daemon threads: a request that hangs must not keep a killed task's process alive."""
+    def _threads(self, work: Callable[[], None], count: int, name: str) -> list[threading.Thread]:
+        """Make daemon threads: a request that hangs must not keep a killed task's process alive."""
 
         def guarded() -> None:
             try:
@@ -168,10 +170,7 @@ class Run:
             except BaseException as error:
                 self._state.break_down(error)
 
-        threads = [threading.Thread(target=guarded, name=f"{name}-{number}", daemon=True) for number in range(count)]
-        for thread in threads:
-            thread.start()
-        return threads
+        return [threading.Thread(target=guarded, name=f"{name}-{number}", daemon=True) for number in range(count)]
 
     def _join(self, threads: list[threading.Thread]) -> None:
         """Wait for threads; once the task is told to stop, only for the grace time in all."""

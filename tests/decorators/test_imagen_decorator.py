@@ -201,7 +201,7 @@ def test_it_maps_over_keyword_arguments_and_over_its_urls(run_dag: Callable[...,
     assert str(run.state) == "success"
     assert {charge.prompt for charge in sandbox.ledger()} == {"A cat, ink", "A dog, oil", "A cat", "A dog"}
     ti = run.get_task_instance("both")
-    assert list(ti.xcom_pull(task_ids="fetch", map_indexes=[0, 1])) == ti.xcom_pull(task_ids="both")
+    assert [ti.xcom_pull(task_ids="fetch", map_indexes=index) for index in (0, 1)] == ti.xcom_pull(task_ids="both")
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,17 @@ def storm() -> Iterator[Sandbox]:
 class Task:
     """One task over its tries: a folder, a journal beside it, and the real client, downloader and keeper."""
 
-    def __init__(self, sandbox: Sandbox, folder: Path, prompts: Any, **arguments: Any) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        folder: Path,
+        prompts: Any,
+        *,
+        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+        **arguments: Any,
+    ) -> None:
         self.sandbox = sandbox
+        self.read_timeout_seconds = read_timeout_seconds
         self.folder = folder
         self.plan = make_plan(
             prompt=prompts,
@@ -85,12 +94,12 @@ class Task:
             ClientSettings(
                 base_url=self.sandbox.url,
                 api_key=self.sandbox.api_key,
-                read_timeout_seconds=READ_TIMEOUT_SECONDS,
+                read_timeout_seconds=self.read_timeout_seconds,
             )
         )
         downloader = Downloader(
             allow_private_hosts=True,
-            read_timeout_seconds=READ_TIMEOUT_SECONDS,
+            read_timeout_seconds=self.read_timeout_seconds,
             sleep=lambda seconds: time.sleep(min(seconds, 0.01)),
         )
         journal = Journal(FolderJournalStore(self.folder, ORIGIN.identity))
@@ -187,7 +196,7 @@ def test_several_pictures_per_prompt_and_every_way_to_withhold_them(storm, tmp_p
     ):
         storm.add_fault(fault)
     names = ["fewer", "none", "flagged", "error", "unreadable", "broken", "refused", "fine"]
-    task = Task(storm, tmp_path, names, num_images=3)
+    task = Task(storm, tmp_path, names, num_images=3, read_timeout_seconds=60)  # nothing hangs here
     first = task.run()
     errors = {failure.item.prompt: type(failure.error).__name__ for failure in first.failures}
     assert errors == {

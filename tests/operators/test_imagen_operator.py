@@ -213,8 +213,8 @@ def test_the_urls_and_the_records_of_a_task_can_be_expanded_over(run_dag: Callab
     assert str(run.state) == "success"
     ti = run.get_task_instance("both")
     urls, images = ti.xcom_pull(task_ids="both"), ti.xcom_pull(task_ids="both", key="images")
-    assert list(ti.xcom_pull(task_ids="fetch", map_indexes=range(4))) == urls
-    assert list(ti.xcom_pull(task_ids="show", map_indexes=range(4))) == [image["path"] for image in images]
+    assert [ti.xcom_pull(task_ids="fetch", map_indexes=index) for index in range(4)] == urls
+    assert [ti.xcom_pull(task_ids="show", map_indexes=index) for index in range(4)] == [each["path"] for each in images]
     assert _labels(run, "show") == {0: "one", 1: "one", 2: "two", 3: "two"}
 
 
