@@ -105,6 +105,22 @@ def _add_sandbox(commands: Any) -> None:
         "--cdn-port", type=int, default=0, help="port the pictures are served from (default: a free one)"
     )
     sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="time each generation takes")
+    sandbox.add_argument(
+        "--requests-per-minute", type=float, metavar="N", help="answer 429 to generations beyond this (default: none)"
+    )
+    sandbox.add_argument(
+        "--counting",
+        choices=["sliding", "fixed", "bucket"],
+        default="sliding",
+        help="over the last minute, per minute of the clock, or evenly (default: %(default)s)",
+    )
+    sandbox.add_argument(
+        "--burst", type=int, default=1, metavar="N", help="with --counting bucket: so many at once (default: 1)"
+    )
+    sandbox.add_argument(
+        "--max-concurrent", type=int, metavar="N", help="answer 429 when more are under way (default: none)"
+    )
+    sandbox.add_argument("--retry-after", action="store_true", help="let these 429 answers carry Retry-After")
     sandbox.set_defaults(run=_run_sandbox)
 
 
@@ -122,6 +138,11 @@ def _run_sandbox(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         cdn_port=arguments.cdn_port,
         latency_seconds=arguments.latency,
+        requests_per_minute=arguments.requests_per_minute,
+        counting=arguments.counting,
+        burst=arguments.burst,
+        max_concurrent=arguments.max_concurrent,
+        tells_retry_after=arguments.retry_after,
         on_ready=announce,
     )
     return 0

@@ -41,6 +41,7 @@ def resending(
     wait: Callable[[float], None],
     on_refused: Callable[[ImagenError, float], None] = lambda *_: None,
     first_wait_seconds: float = FIRST_WAIT_SECONDS,
+    without: tuple[type[ImagenError], ...] = (),
 ) -> Retrying:
     """
     Make the loop around a POST.
@@ -48,6 +49,7 @@ def resending(
     :param wait: sleeps, and raises when the task is told to stop
     :param on_refused: told each error that will be tried again, with the seconds until then
     :param first_wait_seconds: wait after the first refusal that asks for none; it doubles with each further one
+    :param without: errors that the caller sees to itself; they end the loop at once
     """
     spread = wait_random(0, min(1.0, first_wait_seconds))
     backoff = wait_exponential(multiplier=first_wait_seconds, max=LONGEST_WAIT_SECONDS) + spread
@@ -65,7 +67,7 @@ def resending(
             on_refused(error, state.upcoming_sleep)
 
     return Retrying(
-        retry=retry_if_exception(may_resend),
+        retry=retry_if_exception(lambda error: may_resend(error) and not isinstance(error, without)),
         stop=stop_after_attempt(MAX_POSTS),
         wait=seconds,
         sleep=wait,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.api.resending import resending
+from airflow_provider_imagen.api.resending import MAX_POSTS, may_resend, resending
 from airflow_provider_imagen.exceptions import (
     ImagenError,
     LostAnswerError,
@@ -146,18 +146,34 @@ class Buyer:
         )
 
     def _pay(self, number: int, offset: int, unit: Unit) -> Bought | None:
-        """Send a unit until it is answered, resending only what certainly bought nothing; see :meth:`_post`."""
+        """
+        Send a unit until it is answered, resending only what certainly bought nothing; see :meth:`_post`.
+
+        A request that was answered 429 waits for another turn, however often, as long as others get through.
+        """
+        item = self._plan.slots[number].item
 
         def on_refused(error: ImagenError, seconds: float) -> None:
-            if isinstance(error, RateLimitedError):
-                self._pace.slow_down(seconds)
-            item = self._plan.slots[number].item
             log.warning("Prompt %d: %s Sending it again in %.1f s.", item, error, seconds)
 
         again = resending(
-            wait=self._pace.wait, on_refused=on_refused, first_wait_seconds=self._options.first_wait_seconds
+            wait=self._pace.wait,
+            on_refused=on_refused,
+            first_wait_seconds=self._options.first_wait_seconds,
+            without=(RateLimitedError,),
         )
-        return again(self._post, number, offset, unit)
+        times_limited, limited_at = 0, 0.0
+        while True:
+            try:
+                return again(self._post, number, offset, unit)
+            except RateLimitedError as error:
+                times_limited += 1
+                limited_at = limited_at or time.monotonic()
+                patience = self._options.rate_limit_patience_seconds
+                is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
+                if is_singled_out or self._pace.refused_for_seconds >= patience or not may_resend(error):
+                    raise
+                log.info("Prompt %d: %s It is sent again at its next turn.", item, error)
 
     def _post(self, number: int, offset: int, unit: Unit) -> Bought | None:
         """
@@ -196,7 +212,6 @@ class Buyer:
                 if verdict.error is not None:
                     raise verdict.error
                 return None
-            self._pace.speed_up()
             paid, noted = self._note_paid(unit, client_request_id, generation)
             charged = paid.usd
         finally:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.generation.facts import Paid, PaidPicture, Stored
     from airflow_provider_imagen.generation.plan import Item
 
+RATE_LIMIT_PATIENCE_SECONDS = 120.0
+"""Longer than a minute, the longest window in which APIs usually count requests."""
+
 OnLostAnswer = Literal["check", "resend", "fail"]
 
 
@@ -31,7 +34,8 @@ class RunOptions:
     :param lost_answer_patience_seconds: how long the API's log may take to show a request
     :param answer_timeout_seconds: how long an answer may take at most; a request that a killed try left behind may
         still be served for that long
-    :param first_wait_seconds: wait before a refused request is sent again when the API asks for none; it doubles
+    :param first_wait_seconds: wait before a failed request is sent again when the API asks for none; it doubles
+    :param rate_limit_patience_seconds: how long nothing but 429 may be answered until the try ends
     :param grace_seconds: how long answers in flight are awaited when the task is told to stop; Airflow kills after 5
     """
 
@@ -42,6 +46,7 @@ class RunOptions:
     lost_answer_patience_seconds: float = 90.0
     answer_timeout_seconds: float = 0.0
     first_wait_seconds: float = FIRST_WAIT_SECONDS
+    rate_limit_patience_seconds: float = RATE_LIMIT_PATIENCE_SECONDS
     grace_seconds: float = 4.0
 
 

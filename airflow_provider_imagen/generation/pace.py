@@ -1,24 +1,25 @@
-"""How fast a task may send: requests in flight, requests per minute, and what the API's 429 answers teach."""
+"""Make the workers of a task wait for their turn; when that is, the :mod:`throttle <.throttle>` decides."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.exceptions import StoppedError
+from airflow_provider_imagen.exceptions import RateLimitedError, StoppedError
+from airflow_provider_imagen.generation.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
 
 
 class Pace:
     """
     Lets requests out, one turn each; shared by all workers of a task.
-
-    A 429 halves the number in flight for the whole task and holds every worker for the time the API asks for; each
-    answer that is not a 429 wins a part of it back, up to ``concurrency``.
 
     :param concurrency: most requests in flight, 1 or more
     :param requests_per_minute: most requests started in a minute, evenly spaced; ``None`` for no such limit
@@ -34,44 +35,47 @@ class Pace:
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._concurrency = concurrency
-        self._spacing_seconds = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._throttle = Throttle(concurrency=concurrency, requests_per_minute=requests_per_minute)
         self._should_stop = should_stop
         self._clock = clock
+        self._door = threading.Lock()
         self._changed = threading.Condition()
-        self._in_flight = 0
-        self._allowed = float(concurrency)
-        self._next_start = float("-inf")
-        self._held_until = float("-inf")
-        self._slowed_at = float("-inf")
+        self._is_told = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn, and hold it while the request is in flight."""
-        self._enter()
+        """
+        Wait for a turn, and hold it while the request is in flight.
+
+        A :class:`RateLimitedError` that leaves the block slows the whole task down.
+        """
+        with self._door, self._changed:  # one worker waits for the next start, the others for that worker
+            while (seconds := self._throttle.seconds_until_start(self._clock())) > 0:
+                self._check()
+                self._changed.wait(min(seconds, 0.2))
+            self._check()
+            turn = self._throttle.start(self._clock())
+        refused: RateLimitedError | None = None
         try:
             yield
+        except RateLimitedError as error:
+            refused = error
+            raise
         finally:
             with self._changed:
-                self._in_flight -= 1
+                if refused is None:
+                    self._throttle.end(turn)
+                else:
+                    self._tell_once()
+                    self._throttle.refuse(turn, self._clock(), retry_after=refused.retry_after)
                 self._changed.notify_all()
 
-    def slow_down(self, seconds: float) -> None:
-        """Take in a 429: nobody starts for ``seconds``, and half as many are in flight from now on."""
+    @property
+    def refused_for_seconds(self) -> float:
+        """How long nothing but 429 answers have come; 0 while requests are taken."""
         with self._changed:
-            now = self._clock()
-            self._held_until = max(self._held_until, now + seconds)
-            if now - self._slowed_at > 1.0:  # the answers to one burst are one lesson
-                self._allowed = max(1.0, self._allowed / 2)
-                self._slowed_at = now
-            self._changed.notify_all()
-
-    def speed_up(self) -> None:
-        """Take in an answer that is not a 429: about ``allowed`` of them allow one more in flight."""
-        with self._changed:
-            if self._allowed < self._concurrency:
-                self._allowed = min(float(self._concurrency), self._allowed + 1 / self._allowed)
-                self._changed.notify_all()
+            since = self._throttle.stopped_since
+            return 0.0 if since is None else self._clock() - since
 
     def wait(self, seconds: float) -> None:
         """
@@ -81,17 +85,10 @@ class Pace:
         """
         sleep_unless(self._should_stop, seconds, clock=self._clock)
 
-    def _enter(self) -> None:
-        with self._changed:
-            while True:
-                self._check()
-                now = self._clock()
-                earliest = max(self._held_until, self._next_start)
-                if self._in_flight < int(self._allowed) and now >= earliest:
-                    break
-                self._changed.wait(min(max(earliest - now, 0.001), 0.2) if now < earliest else 0.2)
-            self._in_flight += 1
-            self._next_start = max(now, self._next_start) + self._spacing_seconds
+    def _tell_once(self) -> None:
+        if not self._is_told:
+            self._is_told = True
+            log.warning("The API limits this task (429). It pauses for a moment and finds a pace that is accepted.")
 
     def _check(self) -> None:
         if self._should_stop():

@@ -1,9 +1,8 @@
-"""The sandbox's account: balance, charges, the log of requests, and the limits per minute."""
+"""The sandbox's account: balance, charges, and the log of requests."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
@@ -55,7 +54,6 @@ class Account:
         self._held = Decimal(0)
         self._charges: list[Charge] = []
         self._log: list[LogRow] = []
-        self._recent: dict[str, deque[float]] = {}
         self.in_flight = 0
         self.epoch = 0
         """Counts resets: what began before the last one is not booked any more."""
@@ -68,7 +66,6 @@ class Account:
             self._balance, self._held = balance_usd, Decimal(0)
             self._charges.clear()
             self._log.clear()
-            self._recent.clear()
 
     def set_balance(self, balance_usd: Decimal) -> None:
         """Top the account up, or empty it."""
@@ -135,17 +132,3 @@ class Account:
         with self._lock:
             rows = [row for row in self._log if row.finished <= shows_until]
         return sorted(rows, key=lambda row: row.created, reverse=True)
-
-    def within_rate(self, what: str, per_minute: int | None) -> bool:
-        """Count a call, and say whether it is within its number per 60 seconds."""
-        if per_minute is None:
-            return True
-        now = self._clock()
-        with self._lock:
-            recent = self._recent.setdefault(what, deque())
-            while recent and recent[0] <= now - 60:
-                recent.popleft()
-            if len(recent) >= per_minute:
-                return False
-            recent.append(now)
-            return True

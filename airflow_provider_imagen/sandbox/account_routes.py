@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
+from airflow_provider_imagen.sandbox.limits import RateLimit
 from airflow_provider_imagen.sandbox.models import find_model
 from airflow_provider_imagen.sandbox.responses import Json
 
@@ -92,7 +93,7 @@ async def _transactions(request: Request) -> Response:
 
 async def _logs(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    if not state.account.within_rate("logs", state.settings.logs_per_minute):
+    if state.log_meter.seconds_to_wait(RateLimit(state.settings.logs_per_minute), now=state.clock()):
         body = error_body(429, "Too many requests.", path=request.url.path, now=state.clock(), envelope="problem")
         return Json(body, 429, media_type="application/problem+json")
     query = request.query_params

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import math
 import re
 import time
 import uuid
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.faults import Fault, Hits
-    from airflow_provider_imagen.sandbox.state import State
+    from airflow_provider_imagen.sandbox.state import Settings, State
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FLOURISHES = ("in soft morning light", "with fine detail", "wide view, calm mood", "rich colours, gentle shadows")
@@ -46,9 +47,18 @@ Colors = tuple[tuple[int, int, int], ...]
 class RefusedError(Exception):
     """The request is refused before it costs anything."""
 
-    def __init__(self, status: int, message: str, *, problem: bool = False, **details: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        problem: bool = False,
+        headers: Mapping[str, str] | None = None,
+        **details: Any,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers or {}
         self.body = partial(error_body, status, message, envelope="problem" if problem else "old", **details)
         self.media_type = "application/problem+json" if problem else None
 
@@ -160,7 +170,8 @@ async def _answer(request: Request, *, edits: bool) -> Any:
     except RefusedError as refusal:
         call.fail()
         body = refusal.body(path=call.path, now=state.clock())
-        return Json(body, refusal.status, call.headers, media_type=refusal.media_type)
+        headers = {**call.headers, **refusal.headers}
+        return Json(body, refusal.status, headers, media_type=refusal.media_type)
     state.account.enter(epoch=call.epoch)
     try:
         answer = await _serve(call, order, hits)
@@ -186,11 +197,17 @@ class _InFlight:
 
 
 def _keep_limits(state: State) -> None:
-    limit = state.settings.max_concurrent
-    if limit is not None and state.account.in_flight >= limit:
-        raise RefusedError(429, "Too many requests at once.", problem=True)
-    if not state.account.within_rate("generations", state.settings.requests_per_minute):
-        raise RefusedError(429, "Too many requests per minute.", problem=True)
+    settings = state.settings
+    if settings.max_concurrent is not None and state.account.in_flight >= settings.max_concurrent:
+        raise _over_limit(settings, "Too many requests at once.", seconds=1.0)  # nobody knows when one ends
+    seconds = state.generation_meter.seconds_to_wait(settings.generation_limit, now=state.clock())
+    if seconds:
+        raise _over_limit(settings, "Too many requests per minute.", seconds=seconds)
+
+
+def _over_limit(settings: Settings, message: str, *, seconds: float) -> RefusedError:
+    headers = {"retry-after": str(max(1, math.ceil(seconds)))} if settings.tells_retry_after else None
+    return RefusedError(429, message, problem=settings.limit_envelope == "problem", headers=headers)
 
 
 async def _read_json(request: Request) -> tuple[dict[str, Any], list[bytes]]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from airflow_provider_imagen.sandbox.envelopes import Envelope
     from airflow_provider_imagen.sandbox.faults import Fault
+    from airflow_provider_imagen.sandbox.limits import Counting
     from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 
 SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
@@ -46,7 +48,13 @@ class Sandbox:
     :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
     :param picture_scale: width and height of what is drawn, as a share of what was asked for
     :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
+    :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
+        see :data:`~airflow_provider_imagen.sandbox.limits.Counting`
+    :param window_seconds: what ``sliding`` and ``fixed`` count over
+    :param burst: generations that ``bucket`` lets through at once
     :param max_concurrent: generations at once beyond this are answered 429; ``None`` = no limit
+    :param tells_retry_after: a 429 for one of these limits carries ``Retry-After``, in whole seconds
+    :param limit_envelope: the form of such a 429, ``problem`` or ``old``
     :param logs_per_minute: calls of ``/v2/logs`` beyond this are answered 429; the API's number is 200
     :param seed: decides pictures without a seed of their own, and faults with a probability
     :param clock: gives seconds since the epoch, for the log, links and limits
@@ -63,8 +71,13 @@ class Sandbox:
         latency_seconds: float = 0.0,
         log_lag_seconds: float = 0.0,
         picture_scale: float = 1.0,
-        requests_per_minute: int | None = None,
+        requests_per_minute: float | None = None,
+        counting: Counting = "sliding",
+        window_seconds: float = 60.0,
+        burst: int = 1,
         max_concurrent: int | None = None,
+        tells_retry_after: bool = False,
+        limit_envelope: Envelope = "problem",
         logs_per_minute: int | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.time,
@@ -76,7 +89,12 @@ class Sandbox:
             log_lag_seconds=log_lag_seconds,
             picture_scale=picture_scale,
             requests_per_minute=requests_per_minute,
+            counting=counting,
+            window_seconds=window_seconds,
+            burst=burst,
             max_concurrent=max_concurrent,
+            tells_retry_after=tells_retry_after,
+            limit_envelope=limit_envelope,
             logs_per_minute=logs_per_minute,
             seed=seed,
         )

@@ -7,10 +7,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from airflow_provider_imagen.sandbox.account import Account
+from airflow_provider_imagen.sandbox.envelopes import Envelope
 from airflow_provider_imagen.sandbox.faults import FaultBook
+from airflow_provider_imagen.sandbox.limits import Counting, Meter, RateLimit
 from airflow_provider_imagen.sandbox.models import all_models, find_model
 from airflow_provider_imagen.sandbox.pictures import PictureStore
 
@@ -34,7 +36,13 @@ class Settings:
     :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
     :param picture_scale: width and height of what is drawn, as a share of what was asked for
     :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
+    :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
+        see :data:`~airflow_provider_imagen.sandbox.limits.Counting`
+    :param window_seconds: what ``sliding`` and ``fixed`` count over
+    :param burst: generations that ``bucket`` lets through at once
     :param max_concurrent: generations at once beyond this are answered 429; ``None`` = no limit
+    :param tells_retry_after: a 429 for one of these limits carries ``Retry-After``, in whole seconds
+    :param limit_envelope: the form of such a 429, ``problem`` or ``old``
     :param logs_per_minute: calls of ``/v2/logs`` beyond this are answered 429; the API's number is 200
     :param seed: decides pictures without a seed of their own, and faults with a probability
     """
@@ -44,8 +52,13 @@ class Settings:
     latency_seconds: float = 0.0
     log_lag_seconds: float = 0.0
     picture_scale: float = 1.0
-    requests_per_minute: int | None = None
+    requests_per_minute: float | None = None
+    counting: Counting = "sliding"
+    window_seconds: float = 60.0
+    burst: int = 1
     max_concurrent: int | None = None
+    tells_retry_after: bool = False
+    limit_envelope: Envelope = "problem"
     logs_per_minute: int | None = None
     seed: int = 0
 
@@ -55,6 +68,13 @@ class Settings:
         for name in ("latency_seconds", "log_lag_seconds", "balance_usd"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: 0 or more")
+        for name, choices in (("counting", get_args(Counting)), ("limit_envelope", get_args(Envelope))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(choices)}")
+        if self.window_seconds <= 0:
+            raise ValueError(f"window_seconds={self.window_seconds!r}; allowed: above 0")
+        if self.burst < 1:
+            raise ValueError(f"burst={self.burst!r}; allowed: 1 or more")
 
     def changed(self, values: dict[str, Any]) -> Settings:
         """
@@ -68,6 +88,16 @@ class Settings:
         if "balance_usd" in values:
             values = {**values, "balance_usd": Decimal(str(values["balance_usd"]))}
         return replace(self, **values)
+
+    @property
+    def generation_limit(self) -> RateLimit:
+        """How many generations are let through."""
+        return RateLimit(
+            self.requests_per_minute,
+            counting=self.counting,
+            window_seconds=self.window_seconds,
+            burst=self.burst,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Give plain JSON values; money travels as text."""
@@ -90,6 +120,8 @@ class State:
         self.api_url = ""
         self.cdn_url = ""
         self.account = Account(settings.balance_usd, clock)
+        self.generation_meter = Meter()
+        self.log_meter = Meter()
         self.faults = FaultBook(settings.seed)
         self.pictures = PictureStore(draw)
         self._lock = threading.Lock()
@@ -114,6 +146,8 @@ class State:
         self.settings = self.initial_settings
         self.faults.clear()
         self.account.reset(self.settings.balance_usd)
+        self.generation_meter.reset()
+        self.log_meter.reset()
         self.pictures.clear()
         with self._lock:
             self._seen.clear()

@@ -266,6 +266,7 @@ class World:
             plan = self.plan(plan)
         on_picture = options.pop("on_picture", lambda record, seconds, done: self.reports.append(record))
         options = {"lost_answer_patience_seconds": 0.0, "first_wait_seconds": 0.005, "grace_seconds": 0.5} | options
+        options = {"rate_limit_patience_seconds": 2.0} | options
         journal = self.journal = Journal(self.store)
         journal.open()
         try:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from airflow_provider_imagen.exceptions import StoppedError
+from airflow_provider_imagen.exceptions import RateLimitedError, ServerError, StoppedError
 from airflow_provider_imagen.generation.pace import Pace, sleep_unless
 
 pytestmark = pytest.mark.timeout(20)
@@ -51,32 +51,11 @@ def test_never_more_than_concurrency_are_in_flight_and_no_fewer(concurrency):
     assert most_in_flight(Pace(concurrency=concurrency), awaited=concurrency) == concurrency
 
 
-def test_a_429_halves_how_many_are_in_flight_and_answers_win_it_back():
-    pace = Pace(concurrency=8)
-    pace.slow_down(0.0)
-    assert most_in_flight(pace, awaited=4) == 4
-    for _ in range(60):
-        pace.speed_up()
-    assert most_in_flight(pace, awaited=8) == 8
-
-
-def test_the_429s_of_one_burst_count_once_and_never_stop_everything():
-    clock = Clock()
-    pace = Pace(concurrency=8, clock=clock)
-    for _ in range(8):
-        pace.slow_down(0.0)
-    assert most_in_flight(pace, awaited=4) == 4
-    for _ in range(10):
-        clock.now += 2
-        pace.slow_down(0.0)
-    assert most_in_flight(pace, awaited=1) == 1
-
-
 def test_a_429_holds_everybody_for_the_time_it_asks_for():
     clock = Clock()
     pace = Pace(concurrency=8, clock=clock)
-    pace.slow_down(30.0)
-    pace.slow_down(5.0)
+    with pytest.raises(RateLimitedError), pace.turn():
+        raise RateLimitedError("429", retry_after=30.0)
     entered = threading.Event()
 
     def work() -> None:
@@ -90,6 +69,38 @@ def test_a_429_holds_everybody_for_the_time_it_asks_for():
     clock.now += 0.2
     assert entered.wait(2)
     thread.join()
+
+
+def test_it_is_known_for_how_long_everything_was_refused():
+    clock = Clock()
+    pace = Pace(concurrency=8, clock=clock)
+    assert pace.refused_for_seconds == 0
+    for _ in range(2):
+        with pytest.raises(RateLimitedError), pace.turn():
+            raise RateLimitedError("429")
+        clock.now += 10
+    assert pace.refused_for_seconds == 20
+    with pace.turn():
+        pass
+    assert pace.refused_for_seconds == 0
+
+
+def test_any_other_error_slows_nobody_down():
+    pace = Pace(concurrency=8, clock=Clock())
+    with pytest.raises(ServerError), pace.turn():
+        raise ServerError("503")
+    assert most_in_flight(pace, awaited=8) == 8
+
+
+def test_the_log_says_once_that_the_api_limits_the_task(caplog):
+    clock = Clock()
+    pace = Pace(concurrency=8, clock=clock)
+    for _ in range(3):
+        with pytest.raises(RateLimitedError), pace.turn():
+            raise RateLimitedError("429")
+        clock.now += 10
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
 
 
 def test_requests_per_minute_are_spaced_evenly():

@@ -72,7 +72,7 @@ def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_fli
 def test_an_api_that_never_takes_a_request_ends_the_run(world, steps, make_error):
     for name in NAMES:
         world.tools.script(name, *[steps.fails(make_error) for _ in range(20)])
-    result = world.run(NAMES, concurrency=4)
+    result = world.run(NAMES, concurrency=4, rate_limit_patience_seconds=0.05)
     assert isinstance(result.halt, (RateLimitedError, ConnectionFailedError))
     assert len(world.tools.posts) <= 4 * 6
     assert result.made == []

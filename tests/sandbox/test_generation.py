@@ -237,6 +237,69 @@ def test_requests_per_minute_are_limited_and_the_minute_ends(generate, sandbox, 
     assert generate().status_code == 200
 
 
+def test_a_fixed_window_begins_anew_with_the_clock(generate, sandbox, clock):
+    clock.now = 1_795_000_000.0 + 19  # 19 s into a window of 20
+    sandbox.configure(requests_per_minute=6, counting="fixed", window_seconds=20)
+
+    assert [generate().status_code for _ in range(3)] == [200, 200, 429]
+    clock.now += 1
+    assert [generate().status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_bucket_lets_a_burst_through_and_fills_evenly(generate, sandbox, clock):
+    sandbox.configure(requests_per_minute=60, counting="bucket", burst=3)
+
+    assert [generate().status_code for _ in range(4)] == [200, 200, 200, 429]
+    clock.now += 1
+    assert [generate().status_code for _ in range(2)] == [200, 429]
+    clock.now += 60
+    assert [generate().status_code for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_what_was_counted_stays_when_the_limit_changes(generate, sandbox):
+    sandbox.configure(requests_per_minute=2)
+    assert [generate().status_code for _ in range(3)] == [200, 200, 429]
+    sandbox.configure(requests_per_minute=3)
+
+    assert [generate().status_code for _ in range(2)] == [200, 429]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({"requests_per_minute": 1}, "60"),
+        ({"requests_per_minute": 3, "counting": "bucket"}, "20"),
+        ({"requests_per_minute": 600, "counting": "bucket"}, "1"),  # a tenth of a second, in whole seconds
+        ({"max_concurrent": 0}, "1"),
+    ],
+)
+def test_a_limit_tells_how_long_to_wait_if_it_is_set_to(generate, sandbox, settings, seconds):
+    sandbox.configure(**settings)
+    while (answer := generate()).status_code == 200:
+        pass
+    assert "retry-after" not in answer.headers
+    sandbox.configure(tells_retry_after=True)
+
+    assert generate().headers["retry-after"] == seconds
+
+
+@pytest.mark.parametrize(("envelope", "status"), [("problem", "status"), ("old", "statusCode")])
+def test_a_limit_answers_in_either_form_of_an_error(generate, sandbox, envelope, status):
+    sandbox.configure(requests_per_minute=0, limit_envelope=envelope)
+
+    answer = generate()
+    assert answer.status_code == answer.json()[status] == 429
+    assert (answer.headers["content-type"] == "application/problem+json") == (envelope == "problem")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"counting": "weekly"}, {"window_seconds": 0}, {"burst": 0}, {"limit_envelope": "new"}]
+)
+def test_a_limit_that_makes_no_sense_is_refused(sandbox, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        sandbox.configure(**settings)
+
+
 texts = st.text(st.characters(exclude_categories=()), max_size=8)  # half surrogate pairs too, as JSON may hold them
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,

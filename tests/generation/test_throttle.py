@@ -1,0 +1,226 @@
+"""What the pace achieves, in virtual time: the API of ``limited_api`` has a limit that the task does not know."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from limited_api import AtOnce, Bucket, FixedWindow, Moody, SlidingWindow, send
+
+from airflow_provider_imagen.generation.throttle import Throttle
+
+PER_SECOND = 20
+LIMITS = {
+    "bucket, burst 1": lambda: Bucket(PER_SECOND, burst=1),
+    "bucket, burst 10": lambda: Bucket(PER_SECOND, burst=10),
+    "window of 1 s": lambda: FixedWindow(PER_SECOND, seconds=1),
+    "window of 10 s": lambda: FixedWindow(PER_SECOND, seconds=10),
+    "sliding window of 6 s": lambda: SlidingWindow(PER_SECOND, seconds=6),
+}
+TEN_MINUTES = 600
+
+
+def share_lost(found, known):
+    """How much less was made per second than with the limit known beforehand."""
+    return 1 - known.seconds / found.seconds
+
+
+@pytest.mark.parametrize("retry_after", [False, True])
+@pytest.mark.parametrize("latency_seconds", [0.05, 1, 4])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_the_highest_rate_is_found(limit, latency_seconds, retry_after):
+    requests, concurrency = PER_SECOND * TEN_MINUTES, 128
+    known = send(
+        Throttle(concurrency=concurrency, requests_per_minute=60 * PER_SECOND),
+        LIMITS[limit](),
+        requests=requests,
+        latency_seconds=latency_seconds,
+    )
+    found = send(
+        Throttle(concurrency=concurrency),
+        LIMITS[limit](),
+        requests=requests,
+        latency_seconds=latency_seconds,
+        retry_after=retry_after,
+    )
+
+    assert known.refused == []
+    assert share_lost(found, known) < 0.05
+    assert found.share_refused(since=30) < 0.03
+
+
+@pytest.mark.parametrize("retry_after", [False, True])
+@pytest.mark.parametrize("spread", [0, 0.5])
+@pytest.mark.parametrize(("most", "latency_seconds"), [(2, 0.05), (8, 0.05), (2, 1), (8, 1), (32, 1), (8, 4), (32, 4)])
+def test_the_highest_number_under_way_is_found(most, latency_seconds, spread, retry_after):
+    requests = round(most / latency_seconds * TEN_MINUTES)
+    api = {"requests": min(20_000, max(2_000, requests)), "latency_seconds": latency_seconds, "spread": spread}
+    known = send(Throttle(concurrency=most), AtOnce(most), **api)
+    found = send(Throttle(concurrency=64), AtOnce(most), **api, retry_after=retry_after)
+
+    assert known.refused == []
+    assert share_lost(found, known) < 0.05
+    assert found.share_refused(since=30) < 0.03
+
+
+@pytest.mark.parametrize("retry_after", [False, True])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_that_falls_or_rises_is_found_again(limit, retry_after):
+    found = send(
+        Throttle(concurrency=64),
+        LIMITS[limit](),
+        requests=100_000,
+        latency_seconds=1,
+        retry_after=retry_after,
+        changes=[(200, 0.5), (400, 2)],
+        until=1000,
+    )
+
+    half = PER_SECOND / 2
+    assert found.per_second(100, 200) > 0.93 * PER_SECOND
+    assert found.per_second(230, 400) > 0.9 * half
+    is_dear = retry_after or limit == "window of 10 s"  # trying to go faster costs a second or more: it is done rarely
+    assert found.per_second(800 if is_dear else 460, 1000) > 0.93 * PER_SECOND
+
+
+def test_a_number_under_way_that_falls_or_rises_is_found_again():
+    found = send(
+        Throttle(concurrency=64),
+        AtOnce(8),
+        requests=100_000,
+        latency_seconds=1,
+        spread=0.5,
+        changes=[(200, 0.5), (400, 2)],
+        until=1000,
+    )
+
+    assert found.per_second(100, 200) > 0.9 * 8
+    assert found.per_second(230, 400) > 0.9 * 4
+    assert found.per_second(600, 1000) > 0.9 * 8
+
+
+@pytest.mark.parametrize("limit", sorted(LIMITS.keys() - {"bucket, burst 1"}))  # there, the first to come gets it all
+def test_tasks_that_share_a_limit_use_it_up_between_them(limit):
+    first, second = send(
+        [Throttle(concurrency=32), Throttle(concurrency=32)],
+        LIMITS[limit](),
+        requests=100_000,
+        latency_seconds=1,
+        until=600,
+    )
+
+    shares = [outcome.per_second(60, 600) / PER_SECOND for outcome in (first, second)]
+    assert sum(shares) > 0.9
+    assert min(shares) > 0.1
+    assert first.share_refused(since=60) < 0.05
+
+
+def test_a_window_that_others_have_used_up_teaches_nothing_wrong():
+    limit = FixedWindow(PER_SECOND, seconds=60, used_up=True)
+    found = send(Throttle(concurrency=64), limit, requests=100_000, latency_seconds=1, until=600)
+
+    assert found.per_second(120, 600) > 0.9 * PER_SECOND
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03])
+def test_an_api_that_refuses_a_few_whatever_the_rate_does_not_stop_the_task(share):
+    found = send(Throttle(concurrency=16), Moody(share), requests=100_000, latency_seconds=1, until=1800)
+
+    assert found.per_second(600, 1800) > 16 / 4
+
+
+def test_the_first_429_stops_the_whole_task_at_once_until_a_scout_is_taken():
+    throttle = Throttle(concurrency=8)
+    turns = [throttle.start(0.0) for _ in range(8)]
+    throttle.refuse(turns[0], 0.1)
+    assert throttle.seconds_until_start(0.1) > 0
+    assert throttle.stopped_since == 0.1
+
+    now = 0.1 + throttle.seconds_until_start(0.1)
+    scout = throttle.start(now)
+    for turn in turns[1:]:
+        throttle.end(turn)
+    assert throttle.seconds_until_start(now) > 0  # one at a time
+    throttle.end(scout)
+    assert throttle.stopped_since is None
+
+
+def test_the_time_a_429_asks_for_is_kept_by_everyone():
+    throttle = Throttle(concurrency=8)
+    first, second = throttle.start(0.0), throttle.start(0.0)
+    throttle.refuse(first, 1.0, retry_after=30.0)
+    throttle.refuse(second, 1.0, retry_after=5.0)
+
+    assert throttle.seconds_until_start(1.0) == 30.0
+    assert throttle.seconds_until_start(31.0) == 0
+
+
+def test_pauses_grow_while_scouts_are_refused():
+    throttle = Throttle(concurrency=1)
+    now, pauses = 0.0, []
+    for _ in range(12):
+        turn = throttle.start(now)
+        now += 0.01
+        throttle.refuse(turn, now, retry_after=0.0)
+        pauses.append(throttle.seconds_until_start(now))
+        now += pauses[-1]
+
+    assert all(later >= earlier > 0 for earlier, later in pairwise(pauses))
+    assert 0.1 < pauses[-1] < pauses[0] + 5
+
+
+def test_a_scout_that_is_not_refused_in_time_counts_as_taken():
+    """An answer takes seconds, a refusal does not: the task does not wait for the answer."""
+    throttle = Throttle(concurrency=8)
+    throttle.start(0.0)
+    throttle.refuse(throttle.start(0.0), 0.1)
+    now = 0.1 + throttle.seconds_until_start(0.1)
+    throttle.start(now)
+
+    now += throttle.seconds_until_start(now)
+    throttle.seconds_until_start(now)
+    assert throttle.stopped_since is None
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "start", "start", "end", "refuse"]),
+        st.floats(0, 5),
+        st.none() | st.floats(0, 20),
+    ),
+    max_size=120,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(steps=steps, concurrency=st.integers(1, 5), per_minute=st.integers(1, 120))
+def test_neither_limit_is_ever_exceeded(steps, concurrency, per_minute):
+    throttle = Throttle(concurrency=concurrency, requests_per_minute=per_minute)
+    now, under_way, starts = 0.0, [], []
+    for what, seconds, retry_after in steps:
+        now += seconds
+        if what == "start":
+            while (wait := throttle.seconds_until_start(now)) > 0:
+                if wait == math.inf:
+                    throttle.end(under_way.pop(0))
+                else:
+                    now += wait
+            under_way.append(throttle.start(now))
+            starts.append(now)
+        elif under_way and what == "end":
+            throttle.end(under_way.pop(0))
+        elif under_way:
+            throttle.refuse(under_way.pop(), now, retry_after=retry_after)
+        assert len(under_way) <= concurrency
+        assert sum(start > now - 60 for start in starts) <= per_minute
+
+
+def test_after_an_idle_time_requests_are_still_spaced():
+    throttle = Throttle(concurrency=8, requests_per_minute=60)
+    for now in (0.0, 100.0):
+        assert throttle.seconds_until_start(now) == 0
+        throttle.start(now)
+        assert throttle.seconds_until_start(now) >= 1
