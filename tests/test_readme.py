@@ -180,7 +180,7 @@ def _airflow(environment: dict[str, str], *command: str) -> str:
         cwd=environment["AIRFLOW_HOME"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -201,6 +201,7 @@ def test_the_connections_of_the_environment_are_ours(monkeypatch: pytest.MonkeyP
     assert ok, message
 
 
+@pytest.mark.timeout(420)  # four commands of Airflow, seconds each, on a busy machine much more
 def test_the_commands_for_airflows_database_do_what_they_say(tmp_path: Path) -> None:
     database = {
         "AIRFLOW_HOME": str(tmp_path),
@@ -215,6 +216,7 @@ def test_the_commands_for_airflows_database_do_what_they_say(tmp_path: Path) -> 
         assert ("imagen", 8) in list(rows.execute("select pool, slots from slot_pool"))
 
 
+@pytest.mark.timeout(420)
 def test_the_secrets_backend_gives_the_connection(sandbox: Sandbox, tmp_path: Path) -> None:
     settings = configparser.ConfigParser()
     settings.read_string(_block("connection: secrets"))
