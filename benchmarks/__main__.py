@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +36,7 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: choose among {', '.join(QUESTIONS)}")
     chosen = [name for name in QUESTIONS if name in (options.questions or QUESTIONS)]
     found: dict[str, Any] = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is taken away then, too
     show("Machine", [found["machine"]])
     with lab(options.database) as running:
         for name in chosen:
