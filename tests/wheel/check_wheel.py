@@ -108,7 +108,7 @@ def test_the_sdist_holds_what_builds_and_tests_it_and_nothing_else(tmp_path: Pat
         sdist.extractall(tmp_path, filter="data")
     tops = {name.split("/")[0] for name in names}
     assert tops == {
-        *("airflow_provider_imagen", "docs", "example_dags", "tests", ".ci", ".github"),
+        *("airflow_provider_imagen", "benchmarks", "docs", "example_dags", "tests", ".ci", ".github"),
         *("CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"),
     }
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej", ".db", ".log"))]
