@@ -151,7 +151,7 @@ class _Lesson:
     @classmethod
     def of(cls, flow: _Flow, stop: _Stop, scout: Turn) -> _Lesson:
         """Put together what is known when a scout was taken."""
-        taken = max(0, flow.taken) + 1
+        taken = max(0, flow.taken) + 1  # late refusals may outnumber what was counted since
         until = max(stop.last_refusal, stop.until - _WHOLE_SECOND if stop.is_told else -math.inf)
         fastest = taken / max(until - flow.began, 1e-9)
         seconds = max(scout.started - flow.began, 1e-9)
@@ -161,7 +161,7 @@ class _Lesson:
             seconds=seconds,
             fastest=fastest,
             measured=math.sqrt(fastest * taken / seconds),
-            recent=(taken - taken_then) / max(until - since, 1e-9),
+            recent=max(0, taken - taken_then) / max(until - since, 1e-9),
             pause_seconds=scout.started - stop.since,
             refused_with=stop.refused_with,
             scout_with=scout.others,

@@ -102,6 +102,23 @@ def test_a_number_under_way_that_falls_or_rises_is_found_again():
     assert found.per_second(600, 1000) > 0.9 * 8
 
 
+@pytest.mark.parametrize("way_seconds", [0.1, 0.5])
+def test_many_late_refusals_at_once_do_not_confuse_it(way_seconds):
+    """When a limit collapses, all that is on its way comes back refused, after the count began anew."""
+    found = send(
+        Throttle(concurrency=64),
+        AtOnce(40),
+        requests=100_000,
+        latency_seconds=0.05,
+        spread=0.5,
+        way_seconds=way_seconds,
+        changes=[(5, 1 / 40), (6.5, 40)],
+        until=60,
+    )
+
+    assert found.per_second(40, 60) > 0.5 * found.per_second(2, 5)
+
+
 @pytest.mark.parametrize("limit", sorted(LIMITS.keys() - {"bucket, burst 1"}))  # there, the first to come gets it all
 def test_tasks_that_share_a_limit_use_it_up_between_them(limit):
     first, second = send(

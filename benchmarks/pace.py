@@ -1,0 +1,142 @@
+"""
+How much is lost when a task has to find out how fast the API lets it.
+
+The provider's own run sends over HTTP to a sandbox in a process of its own, which limits it: once with ``concurrency``
+and ``requests_per_minute`` set to just that limit, once with neither. Nothing is drawn, downloaded or stored, so that
+the limit is what holds the task up. ``python -m benchmarks.pace`` prints the table, ``--quick`` a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.api.client import ApiClient, ClientSettings
+from airflow_provider_imagen.api.download import Downloader
+from airflow_provider_imagen.generation.journal import Journal
+from airflow_provider_imagen.generation.journal_stores import FolderJournalStore
+from airflow_provider_imagen.generation.plan import make_plan
+from airflow_provider_imagen.generation.run import Run, RunOptions
+from airflow_provider_imagen.generation.sealing import LinkSeal
+from airflow_provider_imagen.generation.tools import RunTools
+from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, SandboxControl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TITLE = "Finding the pace that a limited API accepts"
+REMARK = "lost: fewer pictures per second than with the limit known beforehand, learning included."
+
+PER_SECOND = 20
+RATE = {"requests_per_minute": 60 * PER_SECOND}
+LIMITS: dict[str, dict[str, Any]] = {
+    "token bucket, burst 1": {**RATE, "counting": "bucket"},
+    "token bucket, burst 10": {**RATE, "counting": "bucket", "burst": 10},
+    "fixed window of 1 s": {**RATE, "counting": "fixed", "window_seconds": 1},
+    "fixed window of 10 s": {**RATE, "counting": "fixed", "window_seconds": 10},
+    "sliding window of 6 s": {**RATE, "window_seconds": 6},
+    "8 at once": {"max_concurrent": 8},
+}
+
+
+def measure(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure each limit, and give a row for each."""
+    cases = [(limit, 0.4, False) for limit in LIMITS] + [
+        ("token bucket, burst 10", 2.0, False),
+        ("token bucket, burst 10", 0.4, True),
+    ]
+    pictures, known_pictures = (100, 40) if quick else (3000, 600)
+    rows = []
+    with _sandbox() as sandbox:
+        for limit, latency, retry_after in cases[1:2] if quick else cases:
+            limits = LIMITS[limit]
+            sandbox.reset()
+            sandbox.configure(latency_seconds=latency, tells_retry_after=retry_after, **limits)
+            told = {"concurrency": limits.get("max_concurrent", 64)}
+            if "requests_per_minute" in limits:
+                told["requests_per_minute"] = limits["requests_per_minute"]
+            known, known_refused = _run(sandbox, known_pictures, latency=latency, **told)
+            sandbox.reset()
+            sandbox.configure(latency_seconds=latency, tells_retry_after=retry_after, **limits)
+            found, refused = _run(sandbox, pictures, latency=latency, concurrency=64)
+            rows.append(
+                {
+                    "limit": limit,
+                    "latency_seconds": latency,
+                    "retry_after": retry_after,
+                    "pictures": pictures,
+                    "known_per_second": round(known, 2),
+                    "found_per_second": round(found, 2),
+                    "lost_percent": round(100 * (1 - found / known), 1),
+                    "refused_percent": round(100 * refused, 2),
+                    "refused_percent_known": round(100 * known_refused, 2),
+                }
+            )
+    return rows
+
+
+def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: Any) -> tuple[float, float]:
+    """Make pictures, and give how many per second and the share of requests that was answered 429."""
+    plan = make_plan(
+        prompt=[f"picture {number}" for number in range(pictures)],
+        arguments={"model": "imagen-3.0-generate-002"},
+        can_store=False,
+        price=lambda _: None,
+    )
+    client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=SANDBOX_API_KEY))
+    downloader = Downloader(allow_private_hosts=True)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(FolderJournalStore(Path(folder), "pace"))
+        journal.open()
+        try:
+            result = Run(
+                plan=plan,
+                tools=RunTools(client=client, downloader=downloader, keeper=None),
+                journal=journal,
+                options=RunOptions(**options),
+                links=LinkSeal(SANDBOX_API_KEY),
+            ).execute()
+        finally:
+            journal.close()
+            client.close()
+            downloader.close()
+    billed = Counter(charge.client_request_id for charge in sandbox.ledger())
+    if len(result.made) != pictures or len(billed) != pictures or set(billed.values()) != {1}:
+        raise RuntimeError(f"{len(result.made)} made and {billed.total()} billed of {pictures}: {result.halt}")
+    answers = Counter(seen.status for seen in sandbox.seen("/v1/images/generations"))
+    return pictures / (result.seconds - latency), answers[429] / answers.total()
+
+
+@contextmanager
+def _sandbox() -> Iterator[SandboxControl]:
+    """Run a sandbox in a process of its own."""
+    command = [sys.executable, "-m", "airflow_provider_imagen.cli", "sandbox", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            sandbox = SandboxControl(process.stdout.readline().split()[-1])
+            sandbox.configure(balance_usd=100_000)
+            yield sandbox
+        finally:
+            process.terminate()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pace", description=TITLE)
+    parser.add_argument("--quick", action="store_true", help="one limit and few pictures: shows that it works")
+    rows = measure(quick=parser.parse_args().quick)
+    names = list(rows[0])
+    widths = [max(len(str(row[name])) for row in [*rows, dict(zip(names, names, strict=True))]) for name in names]
+    for row in [dict(zip(names, names, strict=True)), *rows]:
+        print("  ".join(str(row[name]).ljust(width) for name, width in zip(names, widths, strict=True)))
+    print(REMARK)
+
+
+if __name__ == "__main__":
+    _main()
