@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alternatives, imports, journal, memory, throughput
+from benchmarks import alternatives, imports, journal, memory, pace, throughput
 from benchmarks.running import lab
 from benchmarks.tables import Row, machine, show
 
@@ -20,6 +20,7 @@ QUESTIONS: dict[str, Any] = {
     "throughput": throughput,
     "journal": journal,
     "memory": memory,
+    "pace": pace,
     "alternatives": alternatives,
 }
 

@@ -3,12 +3,11 @@ How much is lost when a task has to find out how fast the API lets it.
 
 The provider's own run sends over HTTP to a sandbox in a process of its own, which limits it: once with ``concurrency``
 and ``requests_per_minute`` set to just that limit, once with neither. Nothing is drawn, downloaded or stored, so that
-the limit is what holds the task up. ``python -m benchmarks.pace`` prints the table, ``--quick`` a short one.
+the limit is what holds the task up.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,9 @@ from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, SandboxControl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from benchmarks.running import Lab
+    from benchmarks.tables import Row
+
 TITLE = "Finding the pace that a limited API accepts"
 REMARK = "lost: fewer pictures per second than with the limit known beforehand, learning included."
 
@@ -45,8 +47,8 @@ LIMITS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure each limit, and give a row for each."""
+def measure(_: Lab | None = None, *, quick: bool) -> list[Row]:
+    """Give a row for each limit; needs no running Airflow."""
     cases = [(limit, 0.4, False) for limit in LIMITS] + [
         ("token bucket, burst 10", 2.0, False),
         ("token bucket, burst 10", 0.4, True),
@@ -68,14 +70,14 @@ def measure(quick: bool = False) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "limit": limit,
-                    "latency_seconds": latency,
-                    "retry_after": retry_after,
+                    "latency s": latency,
+                    "Retry-After": "told" if retry_after else "not told",
                     "pictures": pictures,
-                    "known_per_second": round(known, 2),
-                    "found_per_second": round(found, 2),
-                    "lost_percent": round(100 * (1 - found / known), 1),
-                    "refused_percent": round(100 * refused, 2),
-                    "refused_percent_known": round(100 * known_refused, 2),
+                    "known pictures/s": round(known, 2),
+                    "found pictures/s": round(found, 2),
+                    "lost %": round(100 * (1 - found / known), 1),
+                    "refused %": round(100 * refused, 2),
+                    "refused % when known": round(100 * known_refused, 2),
                 }
             )
     return rows
@@ -125,18 +127,3 @@ def _sandbox() -> Iterator[SandboxControl]:
             yield sandbox
         finally:
             process.terminate()
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pace", description=TITLE)
-    parser.add_argument("--quick", action="store_true", help="one limit and few pictures: shows that it works")
-    rows = measure(quick=parser.parse_args().quick)
-    names = list(rows[0])
-    widths = [max(len(str(row[name])) for row in [*rows, dict(zip(names, names, strict=True))]) for name in names]
-    for row in [dict(zip(names, names, strict=True)), *rows]:
-        print("  ".join(str(row[name]).ljust(width) for name, width in zip(names, widths, strict=True)))
-    print(REMARK)
-
-
-if __name__ == "__main__":
-    _main()
