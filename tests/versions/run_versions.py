@@ -26,9 +26,6 @@ MEETS_AIRFLOW = ("tests/operators", "tests/decorators", "tests/hooks", "tests/li
 MEETS_PYTHON = (*MEETS_AIRFLOW, "tests/api", "tests/generation", "tests/storage")
 """What differs between Python's versions; the rest are servers, processes and screens that both leave alone."""
 
-LEFT_OUT = ("--ignore=tests/generation/test_run_cost.py",)
-"""Measures time and memory, which a second run beside it spoils."""
-
 TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.130", "pyarrow>=18")
 _print_lock = threading.Lock()
 
@@ -115,9 +112,7 @@ def run(what: Combination, uv: str, work: Path) -> Outcome:
             python = install(what, uv, work, log)
             outcome.airflow, outcome.python = versions_of(python)
             tests = [python, "-m", "pytest", "-q", f"--basetemp={work / what.name}.tmp", f"--junitxml={report}"]
-            outcome.fine = (
-                subprocess.run([*tests, *LEFT_OUT, *what.tests], cwd=ROOT, stdout=log, stderr=log).returncode == 0
-            )
+            outcome.fine = subprocess.run([*tests, *what.tests], cwd=ROOT, stdout=log, stderr=log).returncode == 0
         except subprocess.CalledProcessError as error:
             log.write(f"{error}\n")
             outcome.failed = "could not be installed"
