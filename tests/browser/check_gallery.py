@@ -373,7 +373,7 @@ def test_a_person_picks_the_best_and_only_those_go_on(ann: Page, airflow: Airflo
     airflow.wait_for("imagen_pick_best", run, "awaiting_input", "review")
     ann.goto(f"{airflow.url}/dags/imagen_pick_best/runs/{run}/tasks/review/required_actions")
     pictures = ann.locator("table img")
-    expect(pictures).to_have_count(4)
+    expect(pictures).to_have_count(4, timeout=60_000)
     _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
     _shoot(ann, "11-review", full_page=True)
     for number in ("2", "4"):

@@ -285,7 +285,7 @@ class Task:
 
     def beside(self, task_id: str) -> Task:
         """Give another task of the same run."""
-        return Task(self._airflow, self._dag_id, self._run_id, task_id)
+        return Task(self._airflow, self._dag_id, self.run_id, task_id)
 
     @property
     def folder(self) -> Path:
