@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "example_dags"
 ARTIFACTS = Path(os.environ["ARTIFACTS"])
+expect.set_options(timeout=60_000)  # a busy machine takes its time over a page
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
 _running: list[subprocess.Popen[bytes]] = []
@@ -373,7 +374,7 @@ def test_a_person_picks_the_best_and_only_those_go_on(ann: Page, airflow: Airflo
     airflow.wait_for("imagen_pick_best", run, "awaiting_input", "review")
     ann.goto(f"{airflow.url}/dags/imagen_pick_best/runs/{run}/tasks/review/required_actions")
     pictures = ann.locator("table img")
-    expect(pictures).to_have_count(4, timeout=60_000)
+    expect(pictures).to_have_count(4)
     _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
     _shoot(ann, "11-review", full_page=True)
     for number in ("2", "4"):
