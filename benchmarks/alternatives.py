@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.running import SLOTS, median
+from benchmarks.running import SLOTS
 
 if TYPE_CHECKING:
     from benchmarks.running import Lab

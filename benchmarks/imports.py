@@ -9,9 +9,10 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.running import ROOT, median
+from benchmarks.running import ROOT
 
 if TYPE_CHECKING:
     from benchmarks.running import Lab

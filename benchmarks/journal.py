@@ -6,9 +6,8 @@ Small pictures, so that nothing but the waiting for the API and the journal take
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
-
-from benchmarks.running import median
 
 if TYPE_CHECKING:
     from benchmarks.running import Lab

@@ -9,7 +9,6 @@ from __future__ import annotations
 import compileall
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -174,10 +173,6 @@ class Lab:
             counted: dict[str, Any] = json.load(answer)
         return counted
 
-    def output(self, name: str) -> str:
-        """Give what a process has said."""
-        return self._processes.output(name)
-
     def _last_run(self, dag_id: str) -> dict[str, Any]:
         return max(self._airflow.runs(dag_id), key=lambda run: run["run_after"])
 
@@ -219,8 +214,3 @@ def lab(database: str | None = None) -> Iterator[Lab]:
             yield made
         finally:
             made.end()
-
-
-def median(values: list[float]) -> float:
-    """Give the median."""
-    return statistics.median(values)

@@ -7,9 +7,8 @@ work (:mod:`benchmarks.bare` against ``execute`` of the operator), not Airflow's
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
-
-from benchmarks.running import median
 
 if TYPE_CHECKING:
     from benchmarks.running import Lab

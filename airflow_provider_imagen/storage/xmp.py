@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 RDF: Final = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+BEGIN: Final = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+END: Final = '<?xpacket end="w"?>'
+
 Properties = dict[tuple[str, str], str]
 """Text by namespace and name of the property."""
 
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-BEGIN = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-END = '<?xpacket end="w"?>'
 
 
 def xml_text(text: str) -> str:

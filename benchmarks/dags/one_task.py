@@ -58,7 +58,6 @@ class MeasuredOperator(ImagenGenerateOperator):
     def execute(self, context):
         conf = _conf(context)
         self.concurrency = conf.get("concurrency", 4)
-        self.requests_per_minute = conf.get("requests_per_minute")
         if conf.get("inline"):
             self.convert_base64_to_url = False
         from airflow_provider_imagen.generation import journal
@@ -68,7 +67,7 @@ class MeasuredOperator(ImagenGenerateOperator):
 
         class KnownJournal(journal.Journal):
             def __init__(self, store):
-                super().__init__(InMemory() if conf.get("journal") == "memory" else store)
+                super().__init__(journal.NoStore() if conf.get("journal") == "memory" else store)
                 opened.append(self)
 
         execution.Journal = KnownJournal
@@ -76,21 +75,6 @@ class MeasuredOperator(ImagenGenerateOperator):
             urls = super().execute(context)
             more["journal_writes"] = opened[0].writes
         return urls
-
-
-class InMemory:
-    """Keeps a journal nowhere: what a run would cost without one."""
-
-    description = "memory"
-
-    def read(self, number):
-        return None
-
-    def write(self, number, text):
-        pass
-
-    def delete(self, number):
-        pass
 
 
 @task

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_imagen.operators.journal import WRITE_PATIENCE_SECONDS, PatientStateStore
+from airflow_provider_imagen.operators.state_store import WRITE_PATIENCE_SECONDS, PatientStateStore
 
 AWAY = {"status_code": None, "message": "[Errno 111] Connection refused", "exception_type": "ConnectError"}
 DATABASE_AWAY = {"status_code": 500, "message": "Internal Server Error", "detail": None}
