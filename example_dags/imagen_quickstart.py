@@ -29,6 +29,7 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
     },
 )
 def imagen_quickstart():
+    # [START imagen_quickstart]
     @task
     def prompts(params):
         return params["prompts"]
@@ -42,6 +43,7 @@ def imagen_quickstart():
         seed="{{ params.seed }}",
         output_path="{{ params.output_path }}",
     )
+    # [END imagen_quickstart]
 
 
 imagen_quickstart()
