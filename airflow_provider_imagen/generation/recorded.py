@@ -65,7 +65,7 @@ def _answer(client_request_id: str, lines: list[Line], links: LinkSeal) -> Paid:
             for line in lines
         ),
         usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,
-        usd_is_estimate=False,
+        usd_is_estimate=True,  # the manifest does not say where the amounts are from
         inference_id=lines[0]["inference_id"],
         model=lines[0]["model"],
         at=datetime.fromisoformat(lines[0]["created_at"]).timestamp(),

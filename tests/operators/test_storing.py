@@ -301,5 +301,6 @@ def test_a_picture_whose_answer_could_not_be_written_down_is_adopted_from_the_ma
     summary = paint.run.get_task_instance("paint").xcom_pull(task_ids="paint", key="summary")
     assert (summary["made"], summary["adopted"], summary["usd_lost"]) == (num_images, num_images, 0)
     assert summary["usd_spent"] == pytest.approx(float(charge.usd))
+    assert summary["usd_is_estimate"]
     assert paint.images == [{name: line[name] for name in paint.images[0]} for line in paint.manifest()]
     assert len(list(paint.folder.glob("*.png"))) == num_images
