@@ -7,6 +7,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.api.resending import MAX_POSTS, may_resend, resending
@@ -189,12 +190,9 @@ class Buyer:
         reservation = self._budget.reserve(model=unit.model, expected_usd=unit.expected_usd, pictures=images)
         charged: Decimal | None = Decimal(0)
         try:
-            client_request_id = f"imagen.{unit.key.partition('#')[0]}.{secrets.token_hex(8)}"
             lost: LostAnswerError | None = None
-            with self._pace.turn():
-                self._journal.commit(
-                    facts.intent(unit.key, client_request_id=client_request_id, model=unit.model, usd=unit.expected_usd)
-                )
+            turn = self._pace.turn(partial(self._announce, unit), undo=partial(self._note_nothing, unit))
+            with turn as client_request_id:
                 started, sent_at, charged = time.monotonic(), time.time(), None
                 try:
                     if self._state.is_over():
@@ -219,6 +217,18 @@ class Buyer:
         inline = {place: picture.data for place, picture in enumerate(generation.pictures) if picture.data is not None}
         return Bought(number, offset, unit, paid, seconds, inline=inline, noted=noted)
 
+    def _announce(self, unit: Unit) -> str:
+        """Make it durable that a POST is about to be sent, and give its id."""
+        client_request_id = f"imagen.{unit.key.partition('#')[0]}.{secrets.token_hex(8)}"
+        self._journal.commit(
+            facts.intent(unit.key, client_request_id=client_request_id, model=unit.model, usd=unit.expected_usd)
+        )
+        return client_request_id
+
+    def _note_nothing(self, unit: Unit, client_request_id: str) -> None:
+        """Write down that an announced POST was not sent, or that the API did nothing for it."""
+        self._journal.append(facts.refused(unit.key, client_request_id=client_request_id))
+
     def _note_refusal(self, unit: Unit, client_request_id: str, error: ImagenError) -> Decimal | None:
         """
         Write down that a POST brought nothing, and give what it cost all the same.
@@ -231,7 +241,7 @@ class Buyer:
         if is_success and usd is None and isinstance(error, UnreadableResponseError):
             usd = self._state.cost_of(unit, None)
         elif not is_success or not usd:
-            self._journal.append(facts.refused(unit.key, client_request_id=client_request_id))
+            self._note_nothing(unit, client_request_id)
             return Decimal(0)
         self._settler.note_lost(unit.key, client_request_id, inference_id=error.inference_id, usd=usd)
         return usd

@@ -70,9 +70,9 @@ _MINUTE_SECONDS: Final = 60.25
 @dataclass(eq=False, slots=True)
 class Turn:
     """
-    One request on its way.
+    One request that is about to start, or on its way.
 
-    :param started: when, in seconds
+    :param started: when, in seconds; may be some time ahead
     :param others: requests that were under way when it started, without those that were refused
     """
 
@@ -308,34 +308,48 @@ class Throttle:
         """When the refusals began that stop the task, ``None`` while it goes on."""
         return None if self._stop is None else self._stop.since
 
-    def seconds_until_start(self, now: float) -> float:
-        """Say when the next request may start: 0 = now, infinite = not before one under way has ended."""
+    def seconds_until_start(self, now: float, *, ahead: float = 0.0) -> float:
+        """
+        Say when the next request may start: 0 = now, infinite = not before one under way has ended.
+
+        :param ahead: how many seconds before its start a request is to be prepared; 0 is then said so much earlier
+        """
         if len(self._turns) >= self._concurrency:
             return math.inf
-        if (stop := self._stop) is not None:
-            if stop.scout is None:
-                return max(stop.until - now, self._last_start + self._asked_spacing - now, 0.0)
+        if (stop := self._stop) is not None and stop.scout is not None:
             if (left := stop.scout.started + 2 * self._refusal_seconds - now) > 1e-9:
                 return left
             self._go_on(stop, stop.scout)  # a refusal would be here by now
         limit = self._in_flight.limit
-        if limit is not None and len(self._turns) >= limit:
+        if self._stop is None and limit is not None and len(self._turns) >= limit:
             return math.inf
-        return max(self._last_start + self._spacing - now, 0.0)
+        return max(self._next_start - ahead - now, 0.0)
 
     def start(self, now: float) -> Turn:
-        """Start a request. To be called when :meth:`seconds_until_start` is 0."""
-        turn = Turn(now, len(self._turns))
+        """Give the next request its turn. To be called when :meth:`seconds_until_start` is 0."""
+        turn = Turn(max(now, self._next_start), len(self._turns))
         self._turns.add(turn)
         if self._flow is None:
-            self._flow = _Flow(now)
+            self._flow = _Flow(turn.started)
         if self._stop is not None:
             self._stop.scout = turn
         else:
             self._flow.taken += 1
-            self._count_start(self._flow, now)
-        self._last_start = now
+            self._count_start(self._flow, turn.started)
+        self._last_start = turn.started
         return turn
+
+    def is_held_up(self, turn: Turn) -> bool:
+        """Say whether a request that was given a turn is not to be sent now, because others were refused since."""
+        return self._stop is not None and turn is not self._stop.scout
+
+    def withdraw(self, turn: Turn) -> None:
+        """Take in that a request was not sent after all."""
+        self._turns.discard(turn)
+        if self._stop is not None and turn is self._stop.scout:
+            self._stop.scout = None
+        elif self._flow is not None:
+            self._flow.taken -= 1
 
     def end(self, turn: Turn) -> None:
         """Take in that a request was answered, or came to nothing, with anything but a 429."""
@@ -366,6 +380,13 @@ class Throttle:
             stop.refused_with = min(stop.refused_with, len(self._turns))
         stop.is_told = retry_after is not None
         stop.until = max(stop.until, now + max(stop.pause_seconds, retry_after or 0.0))
+
+    @property
+    def _next_start(self) -> float:
+        """Before when nothing may start, however few are under way."""
+        if self._stop is not None:
+            return max(self._stop.until, self._last_start + self._asked_spacing)
+        return self._last_start + self._spacing
 
     @property
     def _spacing(self) -> float:

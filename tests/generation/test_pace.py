@@ -3,11 +3,15 @@ from __future__ import annotations
 import threading
 import time
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_provider_imagen.exceptions import RateLimitedError, ServerError, StoppedError
 from airflow_provider_imagen.generation.pace import Pace, sleep_unless
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -22,13 +26,18 @@ class Clock:
         return self.now
 
 
+def turn_of(pace: Pace) -> AbstractContextManager[None]:
+    """Take a turn that nothing has to be prepared for."""
+    return pace.turn(lambda: None, undo=lambda _: None)
+
+
 def most_in_flight(pace: Pace, *, awaited: int, threads: int = 40) -> int:
     """Count the turns held at once; each is held until as many are as awaited, and a little longer."""
     changed, now, most = threading.Condition(), 0, 0
 
     def work() -> None:
         nonlocal now, most
-        with pace.turn():
+        with turn_of(pace):
             with changed:
                 now += 1
                 most = max(most, now)
@@ -54,12 +63,12 @@ def test_never_more_than_concurrency_are_in_flight_and_no_fewer(concurrency):
 def test_a_429_holds_everybody_for_the_time_it_asks_for():
     clock = Clock()
     pace = Pace(concurrency=8, clock=clock)
-    with pytest.raises(RateLimitedError), pace.turn():
+    with pytest.raises(RateLimitedError), turn_of(pace):
         raise RateLimitedError("429", retry_after=30.0)
     entered = threading.Event()
 
     def work() -> None:
-        with pace.turn():
+        with turn_of(pace):
             entered.set()
 
     thread = threading.Thread(target=work)
@@ -76,18 +85,18 @@ def test_it_is_known_for_how_long_everything_was_refused():
     pace = Pace(concurrency=8, clock=clock)
     assert pace.refused_for_seconds == 0
     for _ in range(2):
-        with pytest.raises(RateLimitedError), pace.turn():
+        with pytest.raises(RateLimitedError), turn_of(pace):
             raise RateLimitedError("429")
         clock.now += 10
     assert pace.refused_for_seconds == 20
-    with pace.turn():
+    with turn_of(pace):
         pass
     assert pace.refused_for_seconds == 0
 
 
 def test_any_other_error_slows_nobody_down():
     pace = Pace(concurrency=8, clock=Clock())
-    with pytest.raises(ServerError), pace.turn():
+    with pytest.raises(ServerError), turn_of(pace):
         raise ServerError("503")
     assert most_in_flight(pace, awaited=8) == 8
 
@@ -96,7 +105,7 @@ def test_the_log_says_once_that_the_api_limits_the_task(caplog):
     clock = Clock()
     pace = Pace(concurrency=8, clock=clock)
     for _ in range(3):
-        with pytest.raises(RateLimitedError), pace.turn():
+        with pytest.raises(RateLimitedError), turn_of(pace):
             raise RateLimitedError("429")
         clock.now += 10
     (record,) = caplog.records
@@ -109,7 +118,7 @@ def test_requests_per_minute_are_spaced_evenly():
     starts: list[float] = []
 
     def work() -> None:
-        with pace.turn():
+        with turn_of(pace):
             starts.append(clock.now)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -127,7 +136,7 @@ def test_waiting_for_a_turn_ends_when_the_task_is_told_to_stop():
     pace = Pace(concurrency=1, should_stop=stop.is_set)
     threading.Timer(0.1, stop.set).start()
     began = time.monotonic()
-    with pace.turn(), pytest.raises(StoppedError), pace.turn():
+    with turn_of(pace), pytest.raises(StoppedError), turn_of(pace):
         pytest.fail("there was only one turn")
     assert time.monotonic() - began < 30
 
@@ -149,7 +158,112 @@ def test_a_wait_of_nothing_still_says_that_the_task_is_told_to_stop():
 
 def test_a_turn_is_given_back_when_its_request_fails():
     pace = Pace(concurrency=1)
-    with pytest.raises(ValueError, match="x"), pace.turn():
+    with pytest.raises(ValueError, match="x"), turn_of(pace):
         raise ValueError("x")
-    with pace.turn():
+    with turn_of(pace):
+        pass
+
+
+class Preparing:
+    """Something to be done before a request is sent, which takes a while by the clock."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock = clock
+        self.seconds = seconds
+        self.prepared: list[float] = []
+        self.undone: list[float] = []
+
+    def prepare(self) -> float:
+        self.prepared.append(self.clock.now)
+        self.clock.now += self.seconds
+        return self.prepared[-1]
+
+
+def test_what_takes_a_while_before_a_request_is_done_ahead_of_its_turn():
+    clock = Clock()
+    pace = Pace(concurrency=1, requests_per_minute=6, clock=clock)
+    preparing = Preparing(clock, 2.0)
+    for _ in range(5):
+        with pace.turn(preparing.prepare, undo=preparing.undone.append):
+            clock.now += 60  # long after the next turn could come: it is not waited for
+    turn = preparing.prepared[-1]
+    clock.now = turn + 2
+
+    with pytest.raises(ValueError, match="sent"):
+        send_while_time_goes_by(pace, preparing, clock)
+    assert turn + 5 <= preparing.prepared[-1] <= turn + 9.5
+    assert clock.now >= turn + 10
+
+
+def send_while_time_goes_by(pace: Pace, preparing: Preparing, clock: Clock) -> None:
+    def pass_time() -> None:
+        while not is_sent.wait(0.25):  # each wait for a turn lasts 0.2 s at most
+            clock.now += 0.5
+
+    is_sent = threading.Event()
+    time_goes_by = threading.Thread(target=pass_time)
+    time_goes_by.start()
+    try:
+        with pace.turn(preparing.prepare, undo=preparing.undone.append):
+            raise ValueError("sent")
+    finally:
+        is_sent.set()
+        time_goes_by.join()
+
+
+def test_what_was_prepared_is_undone_when_others_are_refused_before_its_turn_and_done_again():
+    clock = Clock()
+    pace = Pace(concurrency=2, clock=clock)
+    preparing = Preparing(clock, 0)
+
+    def prepare() -> float:
+        if not preparing.prepared:
+            with pytest.raises(RateLimitedError), turn_of(pace):
+                raise RateLimitedError("429", retry_after=5.0)
+            threading.Timer(0.3, lambda: setattr(clock, "now", clock.now + 6)).start()
+        return preparing.prepare()
+
+    with pace.turn(prepare, undo=preparing.undone.append) as prepared:
+        assert prepared == preparing.prepared[1] == preparing.prepared[0] + 6
+    assert preparing.undone == preparing.prepared[:1]
+
+
+def test_what_was_prepared_too_long_ago_is_prepared_anew():
+    clock = Clock()
+    pace = Pace(concurrency=1, clock=clock)
+    preparing = Preparing(clock, 31)
+
+    def prepare() -> float:
+        prepared = preparing.prepare()
+        preparing.seconds = 1
+        return prepared
+
+    with pace.turn(prepare, undo=preparing.undone.append) as prepared:
+        assert prepared == preparing.prepared[1]
+    assert preparing.undone == preparing.prepared[:1]
+
+
+def test_what_was_prepared_is_undone_when_the_task_is_told_to_stop_before_its_turn():
+    clock, stop = Clock(), threading.Event()
+    pace = Pace(concurrency=1, should_stop=stop.is_set, clock=clock)
+    preparing = Preparing(clock, 0)
+
+    def prepare() -> float:
+        stop.set()
+        return preparing.prepare()
+
+    with pytest.raises(StoppedError), pace.turn(prepare, undo=preparing.undone.append):
+        pytest.fail("it was sent")
+    assert preparing.undone == preparing.prepared == [clock.now]
+
+
+def test_a_preparation_that_fails_gives_its_turn_back():
+    pace = Pace(concurrency=1)
+
+    def fail() -> None:
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), pace.turn(fail, undo=pytest.fail):
+        pytest.fail("it was sent")
+    with turn_of(pace):
         pass

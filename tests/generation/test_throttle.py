@@ -235,6 +235,40 @@ def test_neither_limit_is_ever_exceeded(steps, concurrency, per_minute):
         assert sum(start > now - 60 for start in starts) <= per_minute
 
 
+def test_a_request_that_is_prepared_ahead_starts_at_its_time():
+    throttle = Throttle(concurrency=8, requests_per_minute=60)
+    first = throttle.start(0.0)
+    assert throttle.seconds_until_start(0.5, ahead=0.4) == pytest.approx(0.104, abs=0.01)
+    second, third = throttle.start(0.7), throttle.start(0.8)
+    assert second.started - first.started == third.started - second.started == pytest.approx(1, abs=0.01)
+
+
+def test_nothing_is_prepared_while_a_scout_is_on_its_way():
+    throttle = Throttle(concurrency=8)
+    throttle.refuse(throttle.start(0.0), 0.5, retry_after=2.0)
+    assert throttle.seconds_until_start(1.0, ahead=2.0) == 0
+    scout = throttle.start(1.0)
+    assert scout.started == 2.5
+    assert not throttle.is_held_up(scout)
+    assert throttle.seconds_until_start(2.4, ahead=2.0) > 0
+
+
+def test_what_is_held_up_by_a_429_and_not_sent_counts_for_nothing():
+    throttle = Throttle(concurrency=3)
+    sent, unsent = throttle.start(0.0), throttle.start(0.0)
+    throttle.refuse(sent, 0.1)
+    assert throttle.is_held_up(unsent)
+    throttle.withdraw(unsent)
+
+    now = 0.1 + throttle.seconds_until_start(0.1)
+    scout = throttle.start(now)
+    assert scout.others == 0
+    throttle.withdraw(scout)
+    assert throttle.seconds_until_start(now) == 0  # another one goes ahead instead
+    throttle.end(throttle.start(now))
+    assert throttle.stopped_since is None
+
+
 def test_after_an_idle_time_requests_are_still_spaced():
     throttle = Throttle(concurrency=8, requests_per_minute=60)
     for now in (0.0, 100.0):
