@@ -10,6 +10,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def test_an_example_in_the_readme_is_the_one_that_runs(name: str) -> None:
     source = (ROOT / "example_dags" / f"{name}.py").read_text("utf-8")
     region = source.split(f"# [START {name}]\n", 1)[1].split(f"# [END {name}]", 1)[0]
     shown = README.split(f"<!-- example: {name} -->\n", 1)[1]
-    assert shown.startswith(f"```python\n{inspect.cleandoc(region)}\n```\n")
+    assert shown.startswith(f"```python\n{textwrap.dedent(region).strip()}\n```\n")
 
 
 def test_every_example_is_quoted_in_the_readme() -> None:

@@ -143,7 +143,7 @@ class Finisher:
             announce=announce if picture.is_inline else None,
         )
         self._state.note_written()
-        self._journal.append(stored.to_fact(bought.unit.key, number))
+        self._journal.append(stored.to_fact(bought.unit.key, number), can_wait=True)
         return stored
 
     def _fetch(self, url: str | None, *, given_at: float) -> bytes:

@@ -10,6 +10,7 @@ thousand requests resume in seconds.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -33,6 +34,9 @@ How long a write waits for company, a tenth of what it takes (about 20 ms in Air
 
 The answer to one request and the intent of the next, which the same thread hands in right after it, share a write.
 """
+
+LEISURE_SECONDS = 0.5
+"""How long a fact that can wait does, for a write that is made anyway."""
 
 _FORGOTTEN = '{"k":"","t":"forgotten"}\n'
 """The first segment of a journal that is void."""
@@ -81,6 +85,7 @@ class Journal:
         self._store = store
         self._ready = threading.Condition()
         self._waiting: list[tuple[str, Future[None]]] = []
+        self._due = math.inf
         self._closed = True
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -132,8 +137,12 @@ class Journal:
         """How many segments there are, or may be by the end of the write that is under way."""
         return self._number + 1
 
-    def append(self, fact: Fact) -> Future[None]:
-        """Hand in a fact; the future is done once it is durable, and fails when it cannot be made so."""
+    def append(self, fact: Fact, *, can_wait: bool = False) -> Future[None]:
+        """
+        Hand in a fact; the future is done once it is durable, and fails when it cannot be made so.
+
+        :param can_wait: its loss costs work and no money, so that it may wait :data:`LEISURE_SECONDS` for others
+        """
         line = json.dumps(fact, separators=(",", ":"))  # ASCII: one character is one byte
         done: Future[None] = Future()
         with self._ready:
@@ -141,6 +150,7 @@ class Journal:
                 done.set_exception(_not_writable(self._store, self._failure))
                 return done
             self._waiting.append((line, done))
+            self._due = min(self._due, time.monotonic() + (LEISURE_SECONDS if can_wait else 0))
             self._ready.notify()
         return done
 
@@ -167,12 +177,13 @@ class Journal:
     def _write_forever(self) -> None:
         while True:
             with self._ready:
-                while not self._waiting and not self._closed:
-                    self._ready.wait()
+                while not self._closed and (seconds := self._due - time.monotonic()) > 0:
+                    self._ready.wait(None if seconds == math.inf else seconds)
             if not self._closed:
                 time.sleep(GATHERING_SECONDS)
             with self._ready:
                 batch, self._waiting = self._waiting, []
+                self._due = math.inf
                 if not batch:
                     return
             try:

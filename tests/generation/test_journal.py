@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_imagen.exceptions import JournalError
 from airflow_provider_imagen.generation import facts
+from airflow_provider_imagen.generation import journal as journal_module
 from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture, entries_of
 from airflow_provider_imagen.generation.journal import SEGMENT_BYTES, Journal, NoStore, forget
 
@@ -131,6 +132,29 @@ def test_commits_that_wait_together_share_a_write(memory_store):
     journal.close()
     assert journal.writes == 2
     assert len(opened(memory_store).entries) == 65
+
+
+def test_a_fact_that_can_wait_goes_with_the_next_write(memory_store, monkeypatch):
+    monkeypatch.setattr(journal_module, "LEISURE_SECONDS", 3600.0)
+    journal = opened(memory_store)
+    leisurely = journal.append(intent("a#1", "r1"), can_wait=True)
+    assert not leisurely.done()
+    journal.commit(intent("b#1", "r2"))
+    assert leisurely.done()
+    assert [fact["id"] for fact in written_by(memory_store)] == ["r1", "r2"]
+    last = journal.append(intent("c#1", "r3"), can_wait=True)
+    journal.close()
+    assert last.done()
+    assert journal.writes == 2
+    assert [fact["id"] for fact in written_by(memory_store)] == ["r1", "r2", "r3"]
+
+
+def test_a_fact_that_can_wait_is_written_soon_all_the_same(memory_store):
+    journal = opened(memory_store)
+    for name in ("r1", "r2"):
+        journal.append(intent("a#1", name), can_wait=True).result(timeout=10)
+        assert f'"{name}"' in memory_store.text
+    journal.close()
 
 
 def test_facts_of_one_thread_keep_their_order_over_segments_and_tries(memory_store):
