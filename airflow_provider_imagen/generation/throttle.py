@@ -341,7 +341,8 @@ class Throttle:
 
     def is_held_up(self, turn: Turn) -> bool:
         """Say whether a request that was given a turn is not to be sent now, because others were refused since."""
-        return self._stop is not None and turn is not self._stop.scout
+        stop = self._stop
+        return stop is not None and (turn is not stop.scout or turn.started < stop.until)
 
     def withdraw(self, turn: Turn) -> None:
         """Take in that a request was not sent after all."""

@@ -253,6 +253,17 @@ def test_nothing_is_prepared_while_a_scout_is_on_its_way():
     assert throttle.seconds_until_start(2.4, ahead=2.0) > 0
 
 
+def test_a_scout_that_is_not_sent_yet_keeps_what_a_late_429_asks_for():
+    throttle = Throttle(concurrency=8)
+    first, late = throttle.start(0.0), throttle.start(0.0)
+    throttle.refuse(first, 0.5, retry_after=2.0)
+    scout = throttle.start(2.4)
+    throttle.refuse(late, 2.45, retry_after=9.0)
+    assert throttle.is_held_up(scout)
+    throttle.withdraw(scout)
+    assert throttle.seconds_until_start(2.45) == 9.0
+
+
 def test_what_is_held_up_by_a_429_and_not_sent_counts_for_nothing():
     throttle = Throttle(concurrency=3)
     sent, unsent = throttle.start(0.0), throttle.start(0.0)
