@@ -35,8 +35,7 @@ No message holds the API key, a header, or the query string of a signed link.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -301,8 +300,7 @@ class ItemsFailedError(ImagenError):
         return max(waits, default=None)
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """
     One thing wrong with one argument.
 

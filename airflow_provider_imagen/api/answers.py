@@ -11,9 +11,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes, urlsplit
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.money import CostSource, read_cost
 from airflow_provider_imagen.api.secrets import scrub
@@ -28,8 +29,7 @@ _LINK_NAMES = ("url", "image_url", "image")
 _LIST_NAMES = ("data", "images", "output")
 
 
-@dataclass(frozen=True)
-class AnsweredPicture:
+class AnsweredPicture(Struct, frozen=True):
     """
     One picture as it was answered; either ``url`` or ``data`` is set, or ``broken`` says why neither is.
 
@@ -49,8 +49,7 @@ class AnsweredPicture:
     broken: str | None = None
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(Struct, frozen=True):
     """
     What one paid request brought.
 

@@ -7,10 +7,11 @@ asked for. A model that is not in it is not refused: the API gains models faster
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT
 
@@ -30,8 +31,7 @@ INPUT_FIELDS = ("image", "image_url", "image_urls")
 IMAGE_FIELDS = ("image", "image_url", "image_urls", "mask", "reference_image_url", "alpha_url")
 
 
-@dataclass(frozen=True, eq=False)
-class Endpoint:
+class Endpoint(Struct, frozen=True, eq=False):
     """
     One way to call a model.
 
@@ -95,8 +95,7 @@ class Endpoint:
         return next((name for name in names if name in self.fields), None)
 
 
-@dataclass(frozen=True)
-class KnownPrice:
+class KnownPrice(Struct, frozen=True):
     """
     What one picture cost when somebody last looked.
 
@@ -110,8 +109,7 @@ class KnownPrice:
     seen: str
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+class Model(Struct, frozen=True, eq=False):
     """
     One image model.
 

@@ -12,11 +12,12 @@ import re
 import ssl
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
+from msgspec import Struct
+from msgspec.structs import asdict
 from requests import exceptions as transport
 from urllib3 import exceptions as pool
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.sending import Progress
 
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
+CONNECT_TIMEOUT_SECONDS = 10.0
+READ_TIMEOUT_SECONDS = 300.0
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """Largest body that is read: four base64 pictures of 40 MB fit."""
@@ -50,8 +53,7 @@ LOG_PAGE_ROWS = 100
 """Most rows ``GET /v2/logs`` gives at once (spec of the endpoint, 2026-08-21)."""
 
 
-@dataclass(frozen=True)
-class ClientSettings:
+class ClientSettings(Struct, frozen=True):
     """
     Where the API is and how to reach it.
 
@@ -63,14 +65,16 @@ class ClientSettings:
     """
 
     base_url: str = DEFAULT_BASE_URL
-    api_key: str | None = field(default=None, repr=False)
-    connect_timeout_seconds: float = 10.0
-    read_timeout_seconds: float = 300.0
+    api_key: str | None = None
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
+    read_timeout_seconds: float = READ_TIMEOUT_SECONDS
     verify: bool | str = True
 
+    def __repr__(self) -> str:
+        return f"ClientSettings(base_url={self.base_url!r})"
 
-@dataclass(frozen=True)
-class Answer:
+
+class Answer(Struct, frozen=True):
     """A complete HTTP answer: status, headers by lower-case name, whole body."""
 
     status: int
@@ -139,8 +143,8 @@ class ApiClient:
             error.client_request_id, error.model = client_request_id, model
             raise
         if 200 <= answer.status < 300:
-            return read_generation(**vars(answer), **facts)
-        raise error_for(**vars(answer), **facts)
+            return read_generation(**asdict(answer), **facts)
+        raise error_for(**asdict(answer), **facts)
 
     def get_key(self) -> dict[str, Any]:
         """Ask ``GET /v1/key`` what the key is: name, prefix, scopes, limit; free."""
@@ -195,7 +199,7 @@ class ApiClient:
         except LostAnswerError as error:  # a GET costs nothing: its loss is only a missing answer
             raise ConnectionFailedError(str(error)) from error
         if not 200 <= answer.status < 300:
-            raise error_for(**vars(answer), api_key=self.settings.api_key)
+            raise error_for(**asdict(answer), api_key=self.settings.api_key)
         try:
             found = json.loads(answer.body)
         except (ValueError, RecursionError):

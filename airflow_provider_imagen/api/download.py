@@ -15,13 +15,13 @@ import socket
 import ssl
 import time
 import zlib
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from msgspec import Struct
 from requests.utils import select_proxy
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
 from urllib3 import Retry
@@ -60,11 +60,10 @@ _HEADERS = {
     "Accept": "image/*, */*;q=0.5",  # the second part for servers that store pictures under a vague type
     "Accept-Encoding": "identity",
 }
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+_CONTENT_RANGE = r"(?a)bytes (\d+)-(\d+)/(\d+)"
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(Struct, frozen=True):
     """
     What a link gave.
 
@@ -73,13 +72,15 @@ class Download:
     :param final_host: host that gave the body, after redirects
     """
 
-    data: bytes = field(repr=False)
+    data: bytes
     content_type: str | None
     final_host: str
 
+    def __repr__(self) -> str:
+        return f"Download({len(self.data)} bytes, {self.content_type!r}, {self.final_host!r})"
 
-@dataclass(frozen=True)
-class _Failed:
+
+class _Failed(Struct, frozen=True):
     """
     One attempt that brought no picture.
 
@@ -100,8 +101,7 @@ class _Failed:
         return self.kind(explain(self.host, f"{self.what}{tried}"), host=self.host, status=self.status)
 
 
-@dataclass(frozen=True)
-class _Partial:
+class _Partial(Struct, frozen=True):
     """
     The beginning of a body that was cut off, and what proves that a continuation belongs to it.
 
@@ -117,8 +117,7 @@ class _Partial:
     size_bytes: int
 
 
-@dataclass
-class _Fetch:
+class _Fetch(Struct):
     """One fetch under way: its limits, and what an earlier attempt left to continue."""
 
     limits: FetchLimits
@@ -463,7 +462,7 @@ def _validator(response: Response) -> str | None:
 
 def _continues(response: Response, begun: _Partial) -> bool:
     """Whether a partial answer goes on exactly where ``begun`` ends, up to the end of the same body."""
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(_CONTENT_RANGE, response.headers.get("Content-Range", "").strip())
     if match is None or str(response.url) != begun.url:
         return False
     start, end, total = (int(number) for number in match.groups())

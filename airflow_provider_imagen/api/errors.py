@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import scrub
@@ -46,8 +47,7 @@ _DEEPEST = 8
 """Levels of nested JSON that are searched for words and complaints."""
 
 
-@dataclass(frozen=True)
-class ErrorBody:
+class ErrorBody(Struct, frozen=True):
     """
     What an error body says.
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
-_INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
-_NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
-_DATA_URI = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]{4}")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
-_LOGIN = re.compile(r"://[^/\s@]*@")
-_QUERY = re.compile(r"(://[^?#]*)[?#].*", re.DOTALL)
+_INTEGER = r"[+-]?[0-9]{1,30}"
+_NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
+_DATA_URI = r"data:image/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]{4}"
+_BASE64 = r"[A-Za-z0-9+/_-]{16,}={0,2}"
+_LOGIN = r"://[^/\s@]*@"
+_QUERY = r"(?s)(://[^?#]*)[?#].*"
 _SHOWN_CHARACTERS = 80
 _PROBLEMS_SHOWN = 10
 
@@ -83,7 +83,7 @@ def coerce(schema: Mapping[str, Any], value: Any) -> Any:
 
 def read_whole_number(value: Any) -> int | None:
     """Read a whole number, also from digits in text; booleans and floats are none."""
-    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+    if isinstance(value, str) and re.fullmatch(_INTEGER, value.strip()):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -125,7 +125,7 @@ def problem_with(field: str, value: Any, allowed: str) -> Problem:
 def show(value: Any, depth: int = 3) -> Any:
     """Shorten a value for a message; links lose their login and their query, which may be a signature."""
     if isinstance(value, str):
-        text = _QUERY.sub(r"\1?…", _LOGIN.sub("://…@", value[: 4 * _SHOWN_CHARACTERS]))
+        text = re.sub(_QUERY, r"\1?…", re.sub(_LOGIN, "://…@", value[: 4 * _SHOWN_CHARACTERS]))
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
     if isinstance(value, PictureFile):
         return show(value.address)
@@ -181,9 +181,9 @@ def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _read_text(wanted: str, text: str) -> Any:
     if wanted == "boolean":
         return {"true": True, "false": False}.get(text.lower(), text)
-    if _INTEGER.fullmatch(text):
+    if re.fullmatch(_INTEGER, text):
         return int(text)
-    return float(text) if wanted == "number" and _NUMBER.fullmatch(text) else text
+    return float(text) if wanted == "number" and re.fullmatch(_NUMBER, text) else text
 
 
 def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
@@ -231,7 +231,7 @@ def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
 
 def _check_links(name: str, value: Any, *, bare_base64: bool) -> list[Problem]:
     if not isinstance(value, list):
-        if _is_link(value) or (bare_base64 and _BASE64.fullmatch(value)):
+        if _is_link(value) or (bare_base64 and re.fullmatch(_BASE64, value)):
             return []
         return [problem_with(name, value, _PICTURE)]
     return [problem_with(f"{name}[{index}]", part, _PICTURE) for index, part in enumerate(value) if not _is_link(part)]
@@ -241,7 +241,7 @@ def _is_link(text: str | PictureFile) -> bool:
     if isinstance(text, PictureFile):
         return True
     if text.startswith("data:"):
-        return _DATA_URI.match(text) is not None
+        return re.match(_DATA_URI, text) is not None
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+from msgspec import Struct
 
 INPUT_ARGUMENT: Final = "input_images"
 """Argument that puts pictures into the chosen model's own field."""
@@ -27,11 +28,10 @@ MAX_MASK_BYTES: Final = 4_000_000
 
 LinkKind = Literal["link", "data", "base64", "path"]
 
-_BARE_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
+_BARE_BASE64 = r"[A-Za-z0-9+/_-]{16,}={0,2}"
 
 
-@dataclass(frozen=True)
-class PictureFile:
+class PictureFile(Struct, frozen=True):
     """
     A stored picture that was looked at before anything is paid.
 
@@ -56,8 +56,7 @@ class PictureFile:
         return f"sha256:{self.sha256}"
 
 
-@dataclass(frozen=True)
-class InputLimits:
+class InputLimits(Struct, frozen=True):
     """
     What a model takes; ``None`` where its documentation states no limit.
 
@@ -121,7 +120,7 @@ def kind_of(text: str, *, field: str) -> LinkKind:
         return "data"
     if text.lower().startswith(("http://", "https://")):
         return "link"
-    return "base64" if field == "image" and _BARE_BASE64.fullmatch(text) else "path"
+    return "base64" if field == "image" and re.fullmatch(_BARE_BASE64, text) else "path"
 
 
 def flatten(value: Any) -> list[Any]:

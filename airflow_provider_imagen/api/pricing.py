@@ -8,9 +8,10 @@ that fits is taken; where it cannot be told (per token, per second of work), the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct, field
 
 from airflow_provider_imagen.api.catalogue import Endpoint, find_model
 from airflow_provider_imagen.api.fields import read_whole_number
@@ -38,8 +39,7 @@ _PRESET_PIXELS = {
 """Areas of the named sizes, as fal.ai, who serves these models, defines them."""
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(Struct, frozen=True):
     """
     What a request is expected to cost.
 
@@ -51,8 +51,7 @@ class Quote:
     source: QuoteSource
 
 
-@dataclass(frozen=True)
-class PriceList:
+class PriceList(Struct, frozen=True):
     """
     Prices the API gave for its models; empty, it knows the catalogue's last known prices only.
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 COMMON_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5", "21:9", "9:21", "2:1", "1:2")
 
-_RATIO = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,2})?):([0-9]{1,4}(?:\.[0-9]{1,2})?)")
-_PRESET = re.compile(r"(?:(square)(?:_hd)?|(portrait|landscape)_([0-9]+)_([0-9]+))")
-_SIDES = re.compile(r"([0-9]{2,5})x([0-9]{2,5})")
-_K_SIDE = re.compile(r"([0-9](?:\.[0-9])?)[Kk]")
+_RATIO = r"([0-9]{1,4}(?:\.[0-9]{1,2})?):([0-9]{1,4}(?:\.[0-9]{1,2})?)"
+_PRESET = r"(?:(square)(?:_hd)?|(portrait|landscape)_([0-9]+)_([0-9]+))"
+_SIDES = r"([0-9]{2,5})x([0-9]{2,5})"
+_K_SIDE = r"([0-9](?:\.[0-9])?)[Kk]"
 _ONE_MEGAPIXEL = 1024 * 1024
 _STEPS_PIXELS = (32, 16, 8)
 _NO_LIMIT_PIXELS = (64, 4096)
@@ -22,7 +22,7 @@ _NO_LIMIT_PIXELS = (64, 4096)
 
 def read_ratio(text: Any) -> Fraction | None:
     """Read ``16:9`` as width divided by height, ``None`` when it is no ratio."""
-    match = _RATIO.fullmatch(text.strip()) if isinstance(text, str) else None
+    match = re.fullmatch(_RATIO, text.strip()) if isinstance(text, str) else None
     if not match or not Fraction(match[1]) or not Fraction(match[2]):
         return None
     return Fraction(match[1]) / Fraction(match[2])
@@ -59,9 +59,9 @@ def ratio_of(name: Any) -> Fraction | None:
     """Read the ratio of a named size (``landscape_16_9``, ``square``, ``1024x1536``); ``2K`` and ``auto`` have none."""
     if not isinstance(name, str):
         return None
-    if match := _SIDES.fullmatch(name):
+    if match := re.fullmatch(_SIDES, name):
         return Fraction(int(match[1]), int(match[2]))
-    match = _PRESET.fullmatch(name)
+    match = re.fullmatch(_PRESET, name)
     if match is None:
         return None
     if match[1]:
@@ -84,7 +84,7 @@ def ratios_offered(schema: Mapping[str, Any]) -> list[str]:
 
 
 def _rank(name: str) -> tuple[int, bool]:
-    match = _SIDES.fullmatch(name)
+    match = re.fullmatch(_SIDES, name)
     return (int(match[1]) * int(match[2]) if match else 0, name.endswith("_hd"))
 
 
@@ -92,7 +92,7 @@ def _default_area(schema: Mapping[str, Any], choice: Mapping[str, Any]) -> int:
     """Read the area of the default size, in pixels: ``2K`` is a square of 2048; presets are about a megapixel."""
     default = schema.get("default")
     if isinstance(default, str):
-        match = _K_SIDE.fullmatch(default)
+        match = re.fullmatch(_K_SIDE, default)
         return round(float(match[1]) * 1024) ** 2 if match else _ONE_MEGAPIXEL
     sides = [choice["properties"][name].get("default") for name in ("width", "height")]
     return sides[0] * sides[1] if all(sides) else _ONE_MEGAPIXEL

@@ -9,8 +9,9 @@ words, every other argument must be one of its fields, and everything wrong is t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.catalogue import (
     BASE64_FIELDS,
@@ -35,8 +36,7 @@ MAX_IMAGES_PER_PROMPT = 50
 GENERATIONS_PATH = "/v1/images/generations"
 
 
-@dataclass(frozen=True)
-class ImageRequest:
+class ImageRequest(Struct, frozen=True):
     """
     One paid POST.
 
@@ -254,7 +254,7 @@ class _Draft:
         value, problems = check_field(self.model_id, self.endpoint.path, name, value, where=self.where)
         prefix = self.where + name
         self.problems += [
-            replace(problem, field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
+            problem._replace(field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
             for problem in problems
         ]
         self.body[name] = value

@@ -6,9 +6,9 @@ import logging
 import re
 from urllib.parse import urlsplit
 
-_USER_INFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@")
-_URL_QUERY = re.compile(r"(?i)(https?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*")
-_BEARER = re.compile(r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]+")
+_USER_INFO = r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@"
+_URL_QUERY = r"(?i)(https?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*"
+_BEARER = r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]+"
 _READ_PER_SHOWN = 20
 
 
@@ -26,9 +26,9 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     if len(text) > limit * _READ_PER_SHOWN:  # the last word may be half an address with a login, so it goes
         words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
         text = words[0] if words else ""
-    text = _BEARER.sub(r"\1 ***", text)
-    text = _USER_INFO.sub(r"\1", text)
-    text = _URL_QUERY.sub(r"\1", text)
+    text = re.sub(_BEARER, r"\1 ***", text)
+    text = re.sub(_USER_INFO, r"\1", text)
+    text = re.sub(_URL_QUERY, r"\1", text)
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from requests import Session
 from requests.adapters import HTTPAdapter
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from requests import Response
 
 
-@dataclass
-class Progress:
+class Progress(Struct):
     """
     How far one request came.
 

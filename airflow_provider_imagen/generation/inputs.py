@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
+from msgspec.structs import asdict
+
 from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, find_model
 from airflow_provider_imagen.api.fields import show
 from airflow_provider_imagen.api.inputs import (
@@ -222,7 +224,7 @@ class InputReader:
         ):
             return data, value.mime_type, (value.width, value.height)
         with self._decoding:
-            fitted, mime_type = fit_picture(data, **vars(limits))
+            fitted, mime_type = fit_picture(data, **asdict(limits))
             facts = inspect_picture(fitted)
         if fitted is not data:
             log.info(

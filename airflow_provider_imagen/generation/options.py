@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.resending import FIRST_WAIT_SECONDS
 
@@ -22,8 +23,7 @@ RATE_LIMIT_PATIENCE_SECONDS = 120.0
 OnLostAnswer = Literal["check", "resend", "fail"]
 
 
-@dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Struct, frozen=True):
     """
     How a run behaves.
 

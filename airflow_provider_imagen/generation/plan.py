@@ -7,8 +7,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.catalogue import COUNT_FIELDS
 from airflow_provider_imagen.api.request import build_requests
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
 _OWN_KEYS = frozenset({"name"})
 """Keys of a prompt mapping that are ours and are not sent."""
 
-_PLACE = re.compile(r"^prompt\[\d+\]\.?")
+_PLACE = r"^prompt\[\d+\]\.?"
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(Struct, frozen=True):
     """
     One paid POST.
 
@@ -46,8 +46,7 @@ class Unit:
         return str(self.request.body["model"])
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """
     A part of an item that one worker sees through: some of its pictures, from the first model that makes them.
 
@@ -63,8 +62,7 @@ class Slot:
     choices: tuple[tuple[Unit, ...], ...]
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(Struct, frozen=True):
     """
     One prompt with its arguments.
 
@@ -82,8 +80,7 @@ class Item:
     images: int
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Everything a task is going to buy."""
 
     items: tuple[Item, ...]
@@ -247,7 +244,7 @@ def _without_repeats(problems: Sequence[Problem]) -> list[Problem]:
     seen: set[str] = set()
     kept: list[Problem] = []
     for problem in problems:
-        text = _PLACE.sub("", str(problem))
+        text = re.sub(_PLACE, "", str(problem))
         if text not in seen:
             seen.add(text)
             kept.append(problem)

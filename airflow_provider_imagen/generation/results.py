@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from airflow_provider_imagen.api.secrets import is_signed, without_query
 from airflow_provider_imagen.exceptions import (
@@ -62,8 +63,7 @@ def describe_picture(
     return Made(record=record, url=public_url, stored=stored, at=paid.at)
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(Struct, frozen=True):
     """
     One picture that was made.
 
@@ -79,8 +79,7 @@ class Made:
     at: float
 
 
-@dataclass
-class SlotResult:
+class SlotResult(Struct):
     """
     What became of one slot.
 
@@ -94,8 +93,7 @@ class SlotResult:
     errors: list[ImagenError] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """One item that did not bring all its pictures, with the first error that says why."""
 
     item: Item
@@ -128,8 +126,7 @@ class Failure:
         }
 
 
-@dataclass(frozen=True)
-class RunResult:
+class RunResult(Struct, frozen=True):
     """
     Everything a run brought.
 

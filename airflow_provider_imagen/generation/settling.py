@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from airflow_provider_imagen.api.money import read_amount
 from airflow_provider_imagen.exceptions import ImagenError, LostAnswerError, StoppedError
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Doubt:
+class Doubt(Struct, frozen=True):
     """
     A POST of an earlier try whose outcome nobody knows yet.
 
@@ -46,8 +46,7 @@ class Doubt:
     verdict: Future[None] = field(default_factory=Future)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """
     What became of a POST without an answer.
 

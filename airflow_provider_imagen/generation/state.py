@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from airflow_provider_imagen.api.resending import LONGEST_WAIT_SECONDS
 from airflow_provider_imagen.exceptions import (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,12 +306,14 @@ class ImagenHook(BaseHook):
         :raises DownloadError: see its subclasses
         :raises StorageError: it could not be written
         """
+        from msgspec.structs import replace
+
         from airflow_provider_imagen.api.secrets import without_query
         from airflow_provider_imagen.hooks.origin import current_origin
         from airflow_provider_imagen.hooks.paths import open_folder
         from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
         from airflow_provider_imagen.storage.naming import literal_stem
-        from airflow_provider_imagen.storage.provenance import Provenance
+        from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
         from airflow_provider_imagen.storage.saving import save_picture
 
         facts = dict(provenance) if isinstance(provenance, Mapping) else {}
@@ -321,7 +322,7 @@ class ImagenHook(BaseHook):
         if provenance is not False:
             described = Provenance(origin=origin).changed({"digital_source_type": None} | facts)
             if "model" in facts and "digital_source_type" not in facts:
-                described = replace(described, digital_source_type=Provenance.digital_source_type)
+                described = replace(described, digital_source_type=DIGITAL_SOURCE_TYPE)
         stem = literal_stem(name) if name is not None else None
         data = picture if isinstance(picture, bytes) else self.download(picture)
         stored = save_picture(
@@ -425,14 +426,19 @@ def connection_settings(connection: Connection) -> ClientSettings:
 
     :raises ValueError: a field cannot be used, or there is no key
     """
-    from airflow_provider_imagen.api.client import ClientSettings
+    from airflow_provider_imagen.api.client import (
+        CONNECT_TIMEOUT_SECONDS,
+        DEFAULT_BASE_URL,
+        READ_TIMEOUT_SECONDS,
+        ClientSettings,
+    )
 
     extra = connection.extra_dejson
     settings = ClientSettings(
-        base_url=_base_url(connection) or ClientSettings.base_url,
+        base_url=_base_url(connection) or DEFAULT_BASE_URL,
         api_key=(connection.password or "").strip() or None,
-        connect_timeout_seconds=_seconds(extra, "connect_timeout", ClientSettings.connect_timeout_seconds),
-        read_timeout_seconds=_seconds(extra, "read_timeout", ClientSettings.read_timeout_seconds),
+        connect_timeout_seconds=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT_SECONDS),
+        read_timeout_seconds=_seconds(extra, "read_timeout", READ_TIMEOUT_SECONDS),
         verify=_verify(extra.get("verify")),
     )
     if _truth(extra.get("sandbox"), "sandbox"):
@@ -462,6 +468,8 @@ def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSet
 
     :raises ValueError: ``host`` is the API itself, which costs money
     """
+    from msgspec.structs import replace
+
     from airflow_provider_imagen.api.client import DEFAULT_BASE_URL
     from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, embedded
 

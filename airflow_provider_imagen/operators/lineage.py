@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from airflow_provider_imagen.api.inputs import PictureFile, flatten
 from airflow_provider_imagen.operators.places import host_of, place_of
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.generation.results import RunResult
 
 
-@dataclass(frozen=True)
-class LineageFacts:
+class LineageFacts(Struct, frozen=True):
     """
     Where the pictures of one try came from and where they went.
 

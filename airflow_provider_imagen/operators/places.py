@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlsplit
+
+from msgspec import Struct
 
 _PLAIN: Final = "/:+@=&,;!$'()*~"
 """What stands for itself in the path of a URI; the rest of ASCII's marks, and all beyond ASCII, is escaped."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """
     A folder or file, without the connection that opens it: the same place whoever looks at it.
 

@@ -9,8 +9,9 @@ profile, EXIF and every other part keep their bytes. (PNG: ``iTXt`` with keyword
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from airflow_provider_imagen.storage.pictures import PNG_SIGNATURE, iterate_png_chunks
 
@@ -27,8 +28,7 @@ _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(Struct, frozen=True):
     """
     What a picture file holds besides its picture.
 

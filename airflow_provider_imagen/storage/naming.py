@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.storage.origin import Origin
@@ -53,8 +54,8 @@ File systems take 255; five are left for the ``.webp`` of a thumbnail.
 _MAX_VALUE_BYTES: Final = 80
 _MAX_PROMPT_BYTES: Final = 60
 _LONGEST_EXTENSION: Final = ".webp"
-_SPEC = re.compile(r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?")
-_PICTURE_EXTENSION = re.compile(r"\.(png|jpe?g|webp|avif|gif|tiff?|bmp)\Z", re.IGNORECASE)
+_SPEC = r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?"
+_PICTURE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp)\Z"
 _UNSAFE = re.compile(r"""[\s/\\<>:"'|?*#%&{}\[\]$!`^~;,]+""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?\Z", re.IGNORECASE)
 # Bidirectional overrides and isolates make a name read as another one ("gpj.exe").
@@ -62,8 +63,7 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 _JOINERS = "\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NameFields:
+class NameFields(Struct, frozen=True, kw_only=True):
     """
     What the placeholders of a file name pattern stand for, for one picture.
 
@@ -189,7 +189,7 @@ def _render(pattern: str, fields: NameFields) -> str:
         if not spec:
             rendered.append(values[name])
             continue
-        if not _SPEC.fullmatch(spec):
+        if not re.fullmatch(_SPEC, spec):
             raise _wrong(pattern, f"the format {spec!r} of {{{name}}} is not a simple width such as 04d or .20")
         number = None if spec.endswith("s") else numbers.get(name)
         if name == "seed" and number is None:
@@ -213,7 +213,7 @@ def _without_extension(pattern: str) -> str:
     """Cut off the pattern's end that stands for the extension, spelled out or not: the bytes decide it."""
     text = pattern.removesuffix(".{extension}")
     if text == pattern:
-        text = _PICTURE_EXTENSION.sub("", pattern)
+        text = re.sub(_PICTURE_EXTENSION, "", pattern)
     if "{extension}" in text.replace("{{extension}}", ""):
         raise _wrong(pattern, "{extension} may only stand at the end, as .{extension}")
     return text

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cached_property
 
+from msgspec import Struct
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
+
+class Origin(Struct, frozen=True, kw_only=True, dict=True):
     """
     The task instance a picture comes from, the same in all its tries.
 

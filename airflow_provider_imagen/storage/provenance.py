@@ -10,10 +10,12 @@ ours added, replacing same-named properties; one that cannot be read is replaced
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, Contents, read_contents, write_xmp
 from airflow_provider_imagen.storage.xmp import Properties, build_packet
@@ -66,8 +68,7 @@ _MAX_PARAMETERS_CHARACTERS: Final = 20_000
 _CAUTIOUS_BYTES: Final = 8_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
+class Provenance(Struct, frozen=True, kw_only=True):
     """
     What made a picture.
 
@@ -117,8 +118,7 @@ class Provenance:
         )
 
 
-@dataclass(frozen=True)
-class Marked:
+class Marked(Struct, frozen=True):
     """
     A picture after :func:`embed_provenance`.
 

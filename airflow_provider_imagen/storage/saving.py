@@ -7,8 +7,10 @@ This is the one call the run uses. It keeps no state and may be called from many
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.storage.containers import read_contents
@@ -28,8 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.provenance import Provenance
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredPicture:
+class StoredPicture(Struct, frozen=True, kw_only=True):
     """
     A picture that is safe.
 

@@ -21,12 +21,14 @@ END: Final = '<?xpacket end="w"?>'
 Properties = dict[tuple[str, str], str]
 """Text by namespace and name of the property."""
 
-_UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNWRITABLE = "[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def xml_text(text: str) -> str:
     """Keep what XML can hold of a text; the rest becomes U+FFFD, and every line ends in a line feed as XML has it."""
-    return _UNWRITABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if text.isascii() and text.isprintable():  # as most are; the pattern takes a few milliseconds to compile
+        return text
+    return re.sub(_UNWRITABLE, "\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def build_packet(properties: Properties, prefixes: Mapping[str, str]) -> bytes:

@@ -6,12 +6,12 @@ A folder of pictures opens as a Hugging Face dataset, with the real ``datasets``
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 
 import pytest
 from datasets import load_dataset
+from msgspec.structs import replace
 from PIL import Image
 
 from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields, write_manifest

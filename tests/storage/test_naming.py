@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.storage.naming import (

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import replace
 from io import BytesIO
 from xml.dom import minidom
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
