@@ -17,8 +17,9 @@ class PicturesLink(BaseOperatorLink):
     """
     Lead from a task instance to its pictures in the gallery.
 
-    The worker stores the link after every try, whatever became of it. The address names the task instance and not the
-    try, so it stays right when a task is retried or cleared.
+    The address names the task instance and not the try, so it stays right when a task is retried or cleared. For this
+    package's own operators the web server makes it (through the plugin); for subclasses, which the web server does not
+    know, the worker stores it after every try, whatever became of it.
     """
 
     name = "Pictures"

@@ -9,9 +9,9 @@ from airflow.sdk import BaseOperator
 from airflow_provider_imagen.links.pictures import PicturesLink
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
 
     from airflow_provider_imagen.operators.lineage import LineageFacts
 
@@ -85,7 +85,7 @@ class ImagenGenerateOperator(BaseOperator):
         "input_images": "json",
         "parameters": "json",
     }
-    operator_extra_links = (PicturesLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (PicturesLink(),)
     ui_color = "#eef4ea"
 
     lineage_facts: LineageFacts | None = None
@@ -166,6 +166,8 @@ class ImagenGenerateOperator(BaseOperator):
         """
         from airflow_provider_imagen.operators.execution import TaskExecution
 
+        if _is_ours(type(self)):
+            self.operator_extra_links = ()  # the web server makes the link: nothing to store after the try
         return TaskExecution(self, context, should_stop=lambda: self._told_to_stop).run()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - OpenLineage passes it
@@ -183,6 +185,11 @@ class ImagenGenerateOperator(BaseOperator):
     def on_kill(self) -> None:
         """Send nothing new. Called in a signal handler, so it only sets a flag."""
         self._told_to_stop = True
+
+
+def _is_ours(operator: type) -> bool:
+    """Tell the operators of this package, whose links the web server knows, from a DAG author's subclasses."""
+    return operator.__module__.startswith(f"{__package__.partition('.')[0]}.")
 
 
 def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:

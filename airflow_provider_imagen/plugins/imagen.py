@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_imagen.links.addresses import MOUNT
+from airflow_provider_imagen.links.pictures import PicturesLink
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+
+    from airflow.sdk import BaseOperator
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
@@ -39,15 +42,28 @@ class LazyGallery:
         await app(scope, receive, send)
 
 
+class LinkOfOurOperators(PicturesLink):
+    """The button "Pictures", made by the web server, so that no task has to store it (Airflow: links via plugins)."""
+
+    @property
+    def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]
+        """The operators it is for; the web server asks when it first reads a DAG, and only then they are loaded."""
+        from airflow_provider_imagen.decorators.imagen import _ImagenDecoratedOperator
+        from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+        return [ImagenGenerateOperator, _ImagenDecoratedOperator]
+
+
 class ImagenPlugin(AirflowPlugin):
     """
-    The gallery, and the tabs "Pictures" of a DAG and of a DAG run.
+    The gallery, the tabs "Pictures" of a DAG and of a DAG run, and the button "Pictures" of a task.
 
     The addresses of the tabs are relative: the browser puts the base path of the web server in front.
     """
 
     name = "imagen"
     fastapi_apps: list[Any] = [{"name": "imagen", "app": LazyGallery(), "url_prefix": MOUNT}]  # noqa: RUF012 (the same)
+    operator_extra_links: list[Any] = [LinkOfOurOperators()]  # noqa: RUF012 (the same)
     external_views: list[Any] = [  # noqa: RUF012 (Airflow's base class declares it so)
         {
             "name": "Pictures",

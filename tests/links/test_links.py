@@ -58,51 +58,83 @@ def test_an_address_cannot_end_a_markdown_link() -> None:
     assert not set(address) & set("()|<> \n")
 
 
-@pytest.fixture
-def finished(run_dag: Callable[..., Any], imagen_connection: str) -> Callable[..., Any]:
-    from airflow.sdk import DAG
-
-    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-
-    def run(dag_id: str, **arguments: Any) -> Any:
-        with DAG(dag_id, schedule=None) as dag:
-            ImagenGenerateOperator(task_id="paint", retry_delay=timedelta(0), **arguments)
-        return run_dag(dag)
-
-    return run
-
-
-def _stored_link(run: Any) -> str:
-    return run.get_task_instance("paint").xcom_pull(task_ids="paint", key=PicturesLink.xcom_key)
-
-
-def test_a_finished_task_has_its_link(finished: Callable[..., Any], tmp_path: Path) -> None:
-    run = finished("linked", prompt="one", output_path=str(tmp_path))
-
-    assert _stored_link(run) == task_address(root="/imagen", dag_id="linked", run_id=run.run_id, task_id="paint")
-
-
-def test_a_failed_task_and_one_that_was_retried_have_the_same_link(
-    finished: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
-) -> None:
-    sandbox.add_fault(Fault("fewer", count=1))
-    failed = finished("linked_failed", prompt="one", num_images=3, output_path=str(tmp_path))
-    sandbox.add_fault(Fault("cut_image", on="download", times=5))
-    retried = finished("linked_retried", prompt="one", retries=2, output_path=str(tmp_path))
-
-    assert str(failed.state) == "failed"
-    assert str(retried.state) == "success"
-    for run in (failed, retried):
-        assert _stored_link(run) == task_address(root="/imagen", dag_id=run.dag_id, run_id=run.run_id, task_id="paint")
-
-
-def test_airflow_keeps_the_link_when_it_stores_the_dag(run_dag: Callable[..., Any]) -> None:
-    from airflow.sdk import DAG
-
+def _as_the_web_server_has_it(dag: Any) -> Any:
+    """Store a DAG and read it back, as the web server does."""
     try:
         from airflow.serialization.serialized_objects import DagSerialization
     except ImportError:  # Airflow 3.1
         from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization
+
+    return DagSerialization.from_dict(DagSerialization.to_dict(dag))
+
+
+def _stored_link(run: Any) -> str | None:
+    return run.get_task_instance("paint").xcom_pull(task_ids="paint", key=PicturesLink.xcom_key)
+
+
+def _link(dag: Any, run: Any) -> str | None:
+    """Ask for the link as the web server does."""
+    return _as_the_web_server_has_it(dag).get_task("paint").get_extra_links(run.get_task_instance("paint"), "Pictures")
+
+
+def test_the_web_server_makes_the_link_of_a_task_so_that_none_is_stored(
+    run_dag: Callable[..., Any], imagen_connection: str, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    with DAG("linked", schedule=None) as dag:
+        ImagenGenerateOperator(task_id="paint", prompt="one", output_path=str(tmp_path))
+    run = run_dag(dag)
+
+    assert _stored_link(run) is None
+    assert _link(dag, run) == task_address(root="/imagen", dag_id="linked", run_id=run.run_id, task_id="paint")
+
+
+def test_a_subclass_which_the_web_server_does_not_know_stores_its_link(
+    run_dag: Callable[..., Any], imagen_connection: str, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    class Ours(ImagenGenerateOperator):
+        pass
+
+    with DAG("linked_subclass", schedule=None) as dag:
+        Ours(task_id="paint", prompt="one", output_path=str(tmp_path))
+    run = run_dag(dag)
+
+    address = task_address(root="/imagen", dag_id="linked_subclass", run_id=run.run_id, task_id="paint")
+    assert _stored_link(run) == _link(dag, run) == address
+
+
+def test_a_failed_task_and_one_that_was_retried_have_the_same_link(
+    run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    def finished(dag_id: str, **arguments: Any) -> tuple[Any, Any]:
+        with DAG(dag_id, schedule=None) as dag:
+            ImagenGenerateOperator(task_id="paint", prompt="one", retry_delay=timedelta(0), **arguments)
+        return dag, run_dag(dag)
+
+    sandbox.add_fault(Fault("fewer", count=1))
+    failed = finished("linked_failed", num_images=3, output_path=str(tmp_path))
+    sandbox.add_fault(Fault("cut_image", on="download", times=5))
+    retried = finished("linked_retried", retries=2, output_path=str(tmp_path))
+
+    assert str(failed[1].state) == "failed"
+    assert str(retried[1].state) == "success"
+    for dag, run in (failed, retried):
+        assert _link(dag, run) == task_address(root="/imagen", dag_id=run.dag_id, run_id=run.run_id, task_id="paint")
+
+
+def test_airflow_keeps_the_link_when_it_stores_the_dag(run_dag: Callable[..., Any]) -> None:
+    from airflow.sdk import DAG
 
     from airflow_provider_imagen.decorators.imagen import imagen_task
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
@@ -117,6 +149,6 @@ def test_airflow_keeps_the_link_when_it_stores_the_dag(run_dag: Callable[..., An
 
         decorated()
 
-    stored = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    stored = _as_the_web_server_has_it(dag)
     for task_id in ("operator", "mapped", "decorated"):
         assert stored.get_task(task_id).extra_links == ["Pictures"], task_id

@@ -21,6 +21,7 @@ import pytest
 from airflow.sdk import literal
 from PIL import Image
 
+from airflow_provider_imagen.links.pictures import PicturesLink
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -254,8 +255,7 @@ def test_mapped_tasks_are_shown_apart_and_summed_up(
     assert single.text.count('class="card"') == 1
     assert "two" in single.text
     for map_index in range(3):
-        ti = run.get_task_instance("paint", map_index=map_index)
-        link = ti.xcom_pull(task_ids="paint", map_indexes=map_index, key="imagen_pictures_link")
+        link = PicturesLink().get_link(None, ti_key=run.get_task_instance("paint", map_index=map_index).key)
         assert parse_qs(urlsplit(link).query)["map_index"] == [str(map_index)]
         assert ann.get(link).text.count('class="card"') == 1
 
