@@ -181,11 +181,12 @@ def nearest_models(model_id: str) -> list[str]:
 
 @cache
 def _load() -> tuple[Model, ...]:
-    import json
     from importlib import resources
 
-    text = resources.files(__package__).joinpath(CATALOGUE_FILE).read_text(encoding="utf-8")
-    return tuple(_read_model(model_id, entry) for model_id, entry in sorted(json.loads(text).items()))
+    from msgspec import json
+
+    data = resources.files(__package__).joinpath(CATALOGUE_FILE).read_bytes()
+    return tuple(_read_model(model_id, entry) for model_id, entry in sorted(json.decode(data).items()))
 
 
 @cache
