@@ -16,8 +16,12 @@ Items without a picture go to ``.imagen/failures/<identity>.jsonl``: hidden fold
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import DecodeError
+from msgspec.json import decode
 
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend, filesystem_of, local_path
 from airflow_provider_imagen.storage.writing import read_bytes, storage_error, write_bytes_atomically
@@ -208,7 +212,8 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
     local = local_path(place)
     try:
         if local is not None:
-            stats = {entry.name: entry.stat() for entry in local.iterdir() if entry.name.endswith(".jsonl")}
+            with os.scandir(local) as entries:
+                stats = {entry.name: entry.stat() for entry in entries if entry.name.endswith(".jsonl")}
             return {name: f"{s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in sorted(stats.items())}
         filesystem, key = filesystem_of(place)
         filesystem.invalidate_cache(key)
@@ -223,8 +228,8 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
 
 def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[Line]]:
     place = descend(folder, _PARTS)
-    if local_path(place) is not None:
-        return {name: _parse(read_bytes(place / name)) for name in names}
+    if (local := local_path(place)) is not None:
+        return {name: _parse(read_bytes(local / name)) for name in names}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         return dict(zip(names, pool.map(lambda name: _parse(read_bytes(place / name)), names), strict=True))
 
@@ -251,10 +256,15 @@ def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
 
 
 def _load(raw: bytes) -> Line | None:
-    try:
-        line = json.loads(raw)
-    except ValueError:
+    if not raw:
         return None
+    try:
+        line = decode(raw)  # several times as fast, and there is a line for every picture of the folder
+    except (DecodeError, ValueError, RecursionError):  # it is stricter than the standard library
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            return None
     return line if isinstance(line, dict) else None
 
 
