@@ -35,7 +35,8 @@ No message holds the API key, a header, or the query string of a signed link.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -300,7 +301,8 @@ class ItemsFailedError(ImagenError):
         return max(waits, default=None)
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True)
+class Problem:
     """
     One thing wrong with one argument.
 

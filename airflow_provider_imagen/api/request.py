@@ -9,6 +9,7 @@ words, every other argument must be one of its fields, and everything wrong is t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -254,7 +255,7 @@ class _Draft:
         value, problems = check_field(self.model_id, self.endpoint.path, name, value, where=self.where)
         prefix = self.where + name
         self.problems += [
-            problem._replace(field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
+            replace(problem, field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
             for problem in problems
         ]
         self.body[name] = value
