@@ -76,6 +76,26 @@ def test_writing_a_task_down_adds_nothing_heavy_either(airflow):
     assert families(loaded(_AIRFLOW, *statements) - airflow) & HEAVY == set()
 
 
+def test_what_is_preloaded_leaves_a_task_nothing_of_ours_to_import(tmp_path):
+    preload = "import airflow_provider_imagen.preload"
+    late = loaded(
+        preload,
+        "import io, os",
+        'os.environ[\'AIRFLOW_CONN_IMAGEN_DEFAULT\'] = \'{"conn_type": "imagen", "password": "k"}\'',
+        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator",
+        f"task = ImagenGenerateOperator(task_id='t', prompt='a red fox', output_path={str(tmp_path)!r})",
+        "from airflow_provider_imagen.operators.execution import TaskExecution",
+        "execution = TaskExecution(task, {}, should_stop=lambda: False)",
+        "execution._plan(); execution._open_folder(); execution._hook.get_downloader()",
+        "from PIL import Image",
+        "Image.new('RGB', (1, 1)).save(file := io.BytesIO(), 'PNG')",
+        "from airflow_provider_imagen.storage.pictures import inspect_picture",
+        "inspect_picture(file.getvalue())",
+    ) - loaded(preload)
+
+    assert not {name for name in late if name.partition(".")[0] in HEAVY | {"airflow_provider_imagen"}}
+
+
 def test_the_sandbox_and_the_fixtures_are_light_until_they_are_used():
     before = loaded("import pytest")
     for module in ("airflow_provider_imagen.testing", "airflow_provider_imagen.sandbox"):
