@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from airflow_provider_imagen.api.resending import MAX_POSTS, may_resend, resending
 from airflow_provider_imagen.exceptions import (
@@ -44,8 +45,7 @@ MAX_LOST_ANSWERS = 3
 """Answers of one request that may get lost within one try before it is left to the next try."""
 
 
-@dataclass(frozen=True)
-class Bought:
+class Bought(Struct, frozen=True):
     """
     What one unit brought, on its way from a buyer to a finisher.
 

@@ -24,9 +24,11 @@ A request's life is a few durable facts, each a small JSON object:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from airflow_provider_imagen.api.money import read_amount
 
@@ -75,8 +77,7 @@ def unbilled(key: str, *, client_request_id: str) -> Fact:
     return {"k": key, "t": "unbilled", "id": client_request_id}
 
 
-@dataclass(frozen=True)
-class PaidPicture:
+class PaidPicture(Struct, frozen=True):
     """
     One answered picture without its bytes.
 
@@ -113,8 +114,7 @@ class PaidPicture:
         }
 
 
-@dataclass(frozen=True)
-class Paid:
+class Paid(Struct, frozen=True):
     """
     What a paid request brought.
 
@@ -158,8 +158,7 @@ class Paid:
         )
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """
     One picture that is safe.
 
@@ -180,7 +179,7 @@ class Stored:
 
     def to_fact(self, key: str, picture: int) -> Fact:
         """Make the fact to write down once it is safe."""
-        return {"k": key, "t": "stored", "n": picture, **{k: v for k, v in self.__dict__.items() if v is not None}}
+        return {"k": key, "t": "stored", "n": picture, **{k: v for k, v in asdict(self).items() if v is not None}}
 
     def to_announcement(self, key: str, picture: int) -> Fact:
         """Make the fact to write down before the file is written."""
@@ -189,11 +188,10 @@ class Stored:
     @classmethod
     def from_fact(cls, fact: Mapping[str, Any]) -> Stored:
         """Read the fact back."""
-        return cls(**{name: fact[name] for name in cls.__dataclass_fields__ if name in fact})
+        return cls(**{name: fact[name] for name in cls.__struct_fields__ if name in fact})
 
 
-@dataclass
-class Entry:
+class Entry(Struct):
     """
     Everything the journal knows of one request.
 

@@ -73,4 +73,4 @@ def _answer(client_request_id: str, lines: list[Line], links: LinkSeal) -> Paid:
 
 
 def _stored(line: Line) -> Stored:
-    return Stored(**{name: line[name] for name in Stored.__dataclass_fields__})
+    return Stored(**{name: line[name] for name in Stored.__struct_fields__})

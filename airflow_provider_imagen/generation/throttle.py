@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 _DIP: Final = 0.03
 """How far below the refused rate the next approach begins."""
@@ -67,8 +68,7 @@ _MINUTE_SECONDS: Final = 60.25
 """A minute, and what the way to the API may add or take: evenly spaced over it, no minute there sees one too many."""
 
 
-@dataclass(eq=False, slots=True)
-class Turn:
+class Turn(Struct, eq=False):
     """
     One request that is about to start, or on its way.
 
@@ -80,8 +80,7 @@ class Turn:
     others: int
 
 
-@dataclass(slots=True)
-class _Flow:
+class _Flow(Struct):
     """
     What was let through since the last stop.
 
@@ -102,8 +101,7 @@ class _Flow:
             self.marks = (self.marks[1], (now, self.taken))
 
 
-@dataclass(slots=True)
-class _Stop:
+class _Stop(Struct):
     """
     A time without starts but those of scouts.
 
@@ -123,8 +121,7 @@ class _Stop:
     scout: Turn | None = None
 
 
-@dataclass(frozen=True)
-class _Lesson:
+class _Lesson(Struct, frozen=True):
     """
     What a stop taught, once a scout was taken.
 
