@@ -73,6 +73,10 @@ class ClientSettings(Struct, frozen=True):
     def __repr__(self) -> str:
         return f"ClientSettings(base_url={self.base_url!r})"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Keep the key out of tracebacks that show variables, too: a ``Struct`` shows all its fields there."""
+        return [("base_url", self.base_url)]
+
 
 class Answer(Struct, frozen=True):
     """A complete HTTP answer: status, headers by lower-case name, whole body."""

@@ -17,7 +17,7 @@ import time
 import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -78,6 +78,10 @@ class Download(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Download({len(self.data)} bytes, {self.content_type!r}, {self.final_host!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Leave the data out of tracebacks that show variables, too."""
+        return [("content_type", self.content_type), ("final_host", self.final_host)]
 
 
 class _Failed(Struct, frozen=True):

@@ -13,6 +13,7 @@ from decimal import Decimal
 
 import pytest
 import requests
+from rich.pretty import pretty_repr
 
 from airflow_provider_imagen.api import client as client_module
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
@@ -834,6 +835,7 @@ def test_no_setting_shows_the_key(make_client):
     assert KEY not in repr(client.settings)
     assert KEY not in repr(client)
     assert KEY not in repr(vars(client))
+    assert KEY not in pretty_repr([client.settings, vars(client)])  # as tracebacks that show variables print it
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r\nX: y", f"{KEY} x", f"{KEY}ä", f"{KEY}\ud800", ""])
