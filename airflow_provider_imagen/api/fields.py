@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, find_model
-from airflow_provider_imagen.api.inputs import PictureFile
+from airflow_provider_imagen.api.inputs import BARE_BASE64, PictureFile
 from airflow_provider_imagen.exceptions import Problem
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"[+-]?[0-9]{1,30}"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
 _DATA_URI = r"data:image/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]{4}"
-_BASE64 = r"[A-Za-z0-9+/_-]{16,}={0,2}"
 _LOGIN = r"://[^/\s@]*@"
 _QUERY = r"(?s)(://[^?#]*)[?#].*"
 _SHOWN_CHARACTERS = 80
@@ -231,7 +230,7 @@ def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
 
 def _check_links(name: str, value: Any, *, bare_base64: bool) -> list[Problem]:
     if not isinstance(value, list):
-        if _is_link(value) or (bare_base64 and re.fullmatch(_BASE64, value)):
+        if _is_link(value) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
             return []
         return [problem_with(name, value, _PICTURE)]
     return [problem_with(f"{name}[{index}]", part, _PICTURE) for index, part in enumerate(value) if not _is_link(part)]

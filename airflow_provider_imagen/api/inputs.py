@@ -28,7 +28,8 @@ MAX_MASK_BYTES: Final = 4_000_000
 
 LinkKind = Literal["link", "data", "base64", "path"]
 
-_BARE_BASE64 = r"[A-Za-z0-9+/_-]{16,}={0,2}"
+BARE_BASE64: Final = r"[A-Za-z0-9+/_-]{16,}={0,2}"
+"""A picture as base64 alone, without the head of a data URI."""
 
 
 class PictureFile(Struct, frozen=True):
@@ -120,7 +121,7 @@ def kind_of(text: str, *, field: str) -> LinkKind:
         return "data"
     if text.lower().startswith(("http://", "https://")):
         return "link"
-    return "base64" if field == "image" and re.fullmatch(_BARE_BASE64, text) else "path"
+    return "base64" if field == "image" and re.fullmatch(BARE_BASE64, text) else "path"
 
 
 def flatten(value: Any) -> list[Any]:

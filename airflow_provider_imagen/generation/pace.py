@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 
 Prepared = TypeVar("Prepared")
 
-PREPARED_LASTS_SECONDS = 30.0
-"""What was prepared longer ago than this when its turn comes is prepared anew."""
+_PREPARED_LASTS_SECONDS = 30.0
+"""What was begun to be prepared longer ago than this when its turn comes is prepared anew: it bears its time."""
 
 _LONGEST_AHEAD_SECONDS = 5.0
+"""A disk that takes longer makes requests late, rather than hold so many turns."""
 
 
 class _Preparing:
@@ -120,7 +121,7 @@ class Pace:
                 self._check()
                 self._changed.wait(min(seconds, 0.2))
             self._check()
-            is_fresh = self._clock() - prepared_at <= PREPARED_LASTS_SECONDS
+            is_fresh = self._clock() - prepared_at <= _PREPARED_LASTS_SECONDS
             return is_fresh and not self._throttle.is_held_up(turn)
 
     def _give_back(self, turn: Turn, *, is_sent: bool, refused: RateLimitedError | None) -> None:

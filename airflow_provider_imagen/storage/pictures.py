@@ -8,9 +8,10 @@ answers ``image/jpeg``).
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Final, Literal
+
+from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import BadImageError
 
@@ -43,8 +44,7 @@ MIME_TYPES: Final[dict[PictureFormat, str]] = {
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
-class PictureFacts:
+class PictureFacts(Struct, frozen=True):
     """
     What the bytes of a whole picture say about themselves.
 

@@ -12,19 +12,7 @@ fi
 
 work=$(mktemp -d)
 clean_up() {
-  "$python" - "$work/sessions" <<'PYTHON'
-import os, signal, sys
-from pathlib import Path
-
-noted = Path(sys.argv[1])
-sessions = {int(line) for line in noted.read_text().splitlines()} if noted.exists() else set()
-for entry in Path("/proc").iterdir():
-    try:
-        if entry.name.isdigit() and os.getsid(int(entry.name)) in sessions:
-            os.kill(int(entry.name), signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-PYTHON
+  [ ! -s "$work/sessions" ] || "$python" "$here/../support/end_sessions.py" "$work/sessions"
   rm -rf "$work"
 }
 trap clean_up EXIT
