@@ -324,11 +324,25 @@ class Task:
             instance.update(self.get())
             return instance["state"] in states and instance["try_number"] >= tries
 
-        wait_until(is_there, f"{self._dag_id} in state {' or '.join(states)}")
+        try:
+            wait_until(is_there, f"{self._dag_id} in state {' or '.join(states)}, try {tries}")
+        except AssertionError as error:
+            seen = f"state {instance['state']} in try {instance['try_number']}"
+            raise AssertionError(f"{error}; last seen: {seen}, its run {self.run_state()}") from None
         return instance
 
+    def run_state(self) -> str:
+        """Read the state of its run."""
+        return str(self._airflow.call("GET", self._run)["state"])
+
     def clear(self) -> None:
-        """Clear it, as a user does."""
+        """
+        Clear it, as a user does who sees that the run has ended.
+
+        Airflow can lose a task that is cleared between the end of the task and that of its run: the scheduler, which has
+        read that all tasks are done, then ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
+        """
+        wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self._dag_id}'s run")
         self._airflow.call(
             "POST",
             f"/api/v2/dags/{self._dag_id}/clearTaskInstances",
