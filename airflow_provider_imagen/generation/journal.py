@@ -1,16 +1,21 @@
 """
 A durable, append-only notebook of what was bought, shared by all threads of a task and all its tries.
 
-Facts are lines of JSON in numbered segments. A segment grows until it is :data:`SEGMENT_BYTES` long and is then
-left alone. Threads that write at the same time share one write (group commit): while one write is under way, and for a
-moment before it, facts gather, and the next write takes them all. Reading it back costs one call per segment, so ten
-thousand requests resume in seconds.
+Facts are lines of JSON in numbered segments. Segment 0 is the one that grows. When it is :data:`SEGMENT_BYTES` long, it
+is copied to the next free number and begun anew, with a first line that says how many full ones there are. So what
+segment 0 says is true at any moment: a journal without it is none, a full segment counts once segment 0 names it, and
+one that is missing is found out. A task that makes a few pictures reads one segment, writes one and deletes one.
+
+Threads that write at the same time share one write (group commit): while one write is under way, and for a moment
+before it, facts gather, and the next write takes them all. Reading it back costs one call per segment, so ten thousand
+requests resume in seconds.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -38,8 +43,8 @@ The answer to one request and the intent of the next, which the same thread hand
 LEISURE_SECONDS = 0.5
 """How long a fact that can wait does, for a write that is made anyway."""
 
-_FORGOTTEN = '{"k":"","t":"forgotten"}\n'
-"""The first segment of a journal that is void."""
+_HEADING = '{"full_segments":'
+"""How the first line of segment 0 begins once there are full ones."""
 
 
 class JournalStore(Protocol):
@@ -89,7 +94,7 @@ class Journal:
         self._closed = True
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._number = 0
+        self._full = 0
         self._segment = ""
         self.writes = 0
         self.entries: dict[str, Entry] = {}
@@ -101,26 +106,28 @@ class Journal:
         :raises JournalError: the store cannot be read, so nobody knows what was already bought
         """
         segments = self._read_segments()
-        facts = [fact for number, text in enumerate(segments) for fact in _parse(text, segment=number)]
+        facts = [fact for number, text in segments.items() for fact in _parse(text, segment=number)]
         try:
             self.entries = entries_of(facts)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise _damaged("A fact in the journal") from None
-        if segments:
-            self._number, self._segment = len(segments) - 1, segments[-1]
         self._closed = False
         self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
         self._thread.start()
 
-    def _read_segments(self) -> list[str]:
-        segments: list[str] = []
+    def _read_segments(self) -> dict[int, str]:
+        """Read all segments, the oldest first; the one that grows is last."""
+        segments: dict[int, str] = {}
         try:
-            while (text := self._store.read(len(segments))) is not None:
-                if text == _FORGOTTEN and not segments:
-                    forget(self._store)
-                    break
-                segments.append(text if text.endswith("\n") else f"{text}\n")
-            is_torn = self._store.read(len(segments) + 1) is not None
+            text = self._store.read(0)
+            if text is None:
+                return {}
+            self._segment = text if text.endswith("\n") else f"{text}\n"
+            self._full = _count_full(self._segment)
+            for number in range(1, self._full + 1):
+                if (full := self._store.read(number)) is None:
+                    raise _damaged(f"The journal has no segment {number} of {self._full}: it")
+                segments[number] = full
         except JournalError:
             raise
         except Exception as error:
@@ -128,14 +135,12 @@ class Journal:
                 f"The journal in {self._store.description} cannot be read ({type(error).__name__}), "
                 f"so what was already paid for is unknown; nothing was sent."
             ) from error
-        if is_torn:
-            raise _damaged(f"The journal has no segment {len(segments)} but a later one: it")
-        return segments
+        return {**segments, 0: self._segment.removeprefix(_heading(self._full))}
 
     @property
     def segments(self) -> int:
         """How many segments there are, or may be by the end of the write that is under way."""
-        return self._number + 1
+        return self._full + 1
 
     def append(self, fact: Fact, *, can_wait: bool = False) -> Future[None]:
         """
@@ -200,45 +205,43 @@ class Journal:
                 done.set_result(None)
 
     def _write(self, lines: Iterable[str]) -> None:
-        """Fill the segment that is open, and further ones when it is full."""
-        dirty = False
+        """Add to the segment that grows, and put full ones aside; what is in them counts once segment 0 is written."""
         for line in lines:
-            if self._segment and len(self._segment) + len(line) + 1 > SEGMENT_BYTES:
-                if dirty:
-                    self._store_segment()
-                self._number += 1
-                self._segment = ""
+            heading = _heading(self._full)
+            if len(self._segment) > len(heading) and len(self._segment) + len(line) + 1 > SEGMENT_BYTES:
+                self._full += 1
+                self._store.write(self._full, self._segment.removeprefix(heading))
+                self.writes += 1
+                self._segment = _heading(self._full)
             self._segment += line + "\n"
-            dirty = True
-        if dirty:
-            self._store_segment()
-
-    def _store_segment(self) -> None:
-        self._store.write(self._number, self._segment)
+        self._store.write(0, self._segment)
         self.writes += 1
 
 
 def forget(store: JournalStore, *, segments: int | None = None) -> None:
     """
-    Delete every segment of a store.
-
-    One write makes all of it void, so that a crash in between leaves either everything known or nothing, never a part
-    that takes an answered request for one without an answer.
+    Delete every segment of a store. The first deletion makes all of it void, so that a crash in between misleads nobody.
 
     :param segments: how many there are, from who wrote them; ``None`` looks
     """
-    number = _count(store) if segments is None else segments
-    if number > 1:
-        store.write(0, _FORGOTTEN)
-    for left in range(number - 1, -1, -1):
-        store.delete(left)
+    if segments is None:
+        segments = 1 + _count_full(store.read(0) or "")
+    for number in range(segments):
+        store.delete(number)
 
 
-def _count(store: JournalStore) -> int:
-    number = 0
-    while store.read(number) is not None:
-        number += 1
-    return number
+def _heading(full: int) -> str:
+    return f'{_HEADING}{full}}}\n' if full else ""
+
+
+def _count_full(segment: str) -> int:
+    """Read from segment 0 how many full ones there are."""
+    if not segment.startswith(_HEADING):
+        return 0
+    found = re.match(r"([1-9][0-9]{0,8})\}\n", segment[len(_HEADING) :])
+    if found is None:
+        raise _damaged("Segment 0 of the journal")
+    return int(found[1])
 
 
 def _parse(text: str, *, segment: int) -> list[Fact]:

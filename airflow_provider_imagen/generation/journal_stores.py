@@ -90,7 +90,7 @@ class FolderJournalStore:
         )
 
     def delete(self, number: int) -> None:
-        """Remove a segment, and with the last one its folder on a disk; the folders above belong to other tasks too."""
+        """Remove a segment, and with the last one the folder, on a disk; those above it belong to other tasks too."""
         path = self._path(number)
         local = local_path(path)
         if local is None:
@@ -99,9 +99,8 @@ class FolderJournalStore:
                 filesystem.rm_file(key)
             return
         local.unlink(missing_ok=True)
-        if number == 0:
-            with suppress(OSError):
-                local.parent.rmdir()
+        with suppress(OSError):  # there are others, or there never was one
+            local.parent.rmdir()
 
     def _path(self, number: int) -> StoragePath:
         return self._folder / f"{number:06}.jsonl"
