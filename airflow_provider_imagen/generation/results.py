@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -132,7 +133,7 @@ class RunResult(Struct, frozen=True):
 
     :param made: the pictures, in prompt order, then image order
     :param failures: items that are not whole, in prompt order
-    :param not_sent: items for which nothing was sent because the task had to end before
+    :param not_sent: items that were not sent, or not seen through, because the task had to end before
     :param halt: the error that ended the run early, if one did
     :param usd_spent: charged over all tries, lost charges included, in USD
     :param usd_lost: the part of it no picture came of, in USD
@@ -172,12 +173,13 @@ class RunResult(Struct, frozen=True):
 
     def summary(self) -> dict[str, Any]:
         """Sum the run up, small enough for XCom and asset events."""
+        made = Counter(record["prompt_index"] for record in self.records)
         return {
             "requested": self.plan.images,
             "made": len(self.made),
             "filtered": sum(failure.item.images - failure.made for failure in self.filtered),
             "failed": sum(failure.item.images - failure.made for failure in self.failed),
-            "not_sent": sum(item.images for item in self.not_sent),
+            "not_sent": sum(item.images - made[item.index] for item in self.not_sent),
             "adopted": self.adopted,
             "usd_spent": float(self.usd_spent),
             "usd_lost": float(self.usd_lost),

@@ -239,7 +239,7 @@ class Run:
             failed = [error for error in result.errors if not isinstance(error, StoppedError)]
             if failed:
                 errors.setdefault(slot.item, []).extend(failed)
-            if len(failed) < len(result.errors) or not (failed or result.made):
+            if len(failed) < len(result.errors) or (not failed and len(result.made) < slot.images):
                 unsent.add(slot.item)
             adopted += result.adopted
             made += result.made

@@ -258,6 +258,33 @@ def test_the_run_ends_in_time_although_downloads_hang(world):
     release.set()
 
 
+def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_by_the_next_try(world):
+    release = threading.Event()
+    fetch = world.tools.fetch
+
+    def fetch_one(url: str) -> bytes:
+        if world.tools.fetched:
+            world.stop.set()
+            release.wait(60)
+            raise AssertionError("too late")
+        return fetch(url)
+
+    world.tools.fetch = fetch_one
+    prompt = {"prompt": "a", "num_images": 3}
+    result = world.run(prompt, grace_seconds=0.5)
+    assert isinstance(result.halt, StoppedError)
+    assert len(result.made) == 1
+    assert [item.prompt for item in result.not_sent] == ["a"]
+    assert (result.summary()["made"], result.summary()["not_sent"]) == (1, 2)
+    release.set()
+    world.stop.clear()
+    world.tools.fetch = fetch
+    result = world.run(prompt)
+    assert result.halt is None
+    assert len(result.made) == 3
+    assert len(world.tools.posts) == 1
+
+
 def test_a_stop_before_the_start_sends_nothing(world):
     world.stop.set()
     result = world.run(NAMES)
