@@ -43,8 +43,11 @@ The answer to one request and the intent of the next, which the same thread hand
 LEISURE_SECONDS = 0.5
 """How long a fact that can wait does, for a write that is made anyway."""
 
-_HEADING = '{"full_segments":'
-"""How the first line of segment 0 begins once there are full ones."""
+_FULL = "full_segments"
+"""Key in the first line of segment 0 that says how many full ones there are; without it there is none."""
+
+_FORGOTTEN = "forgotten_segments"
+"""Key in the only line of segment 0 when the journal is void; it says how many full ones may be left to delete."""
 
 
 class JournalStore(Protocol):
@@ -122,8 +125,13 @@ class Journal:
             text = self._store.read(0)
             if text is None:
                 return {}
+            if _count(_FORGOTTEN, text):
+                forget(self._store)
+                return {}
+            if not text.strip():  # no write of ours leaves it like that
+                raise _damaged("Segment 0 of the journal")
             self._segment = text if text.endswith("\n") else f"{text}\n"
-            self._full = _count_full(self._segment)
+            self._full = _count(_FULL, self._segment)
             for number in range(1, self._full + 1):
                 if (full := self._store.read(number)) is None:
                     raise _damaged(f"The journal has no segment {number} of {self._full}: it")
@@ -135,7 +143,7 @@ class Journal:
                 f"The journal in {self._store.description} cannot be read ({type(error).__name__}), "
                 f"so what was already paid for is unknown; nothing was sent."
             ) from error
-        return {**segments, 0: self._segment.removeprefix(_heading(self._full))}
+        return {**segments, 0: self._segment.removeprefix(_heading(_FULL, self._full))}
 
     @property
     def segments(self) -> int:
@@ -207,12 +215,12 @@ class Journal:
     def _write(self, lines: Iterable[str]) -> None:
         """Add to the segment that grows, and put full ones aside; what is in them counts once segment 0 is written."""
         for line in lines:
-            heading = _heading(self._full)
+            heading = _heading(_FULL, self._full)
             if len(self._segment) > len(heading) and len(self._segment) + len(line) + 1 > SEGMENT_BYTES:
                 self._full += 1
                 self._store.write(self._full, self._segment.removeprefix(heading))
                 self.writes += 1
-                self._segment = _heading(self._full)
+                self._segment = _heading(_FULL, self._full)
             self._segment += line + "\n"
         self._store.write(0, self._segment)
         self.writes += 1
@@ -220,25 +228,33 @@ class Journal:
 
 def forget(store: JournalStore, *, segments: int | None = None) -> None:
     """
-    Delete every segment of a store. The first deletion makes all of it void, so that a crash in between misleads nobody.
+    Delete every segment of a store.
+
+    One write makes all of it void, so that a crash in between leaves either everything known or nothing.
 
     :param segments: how many there are, from who wrote them; ``None`` looks
     """
     if segments is None:
-        segments = 1 + _count_full(store.read(0) or "")
-    for number in range(segments):
+        text = store.read(0) or ""
+        full = _count(_FULL, text) or _count(_FORGOTTEN, text)
+    else:
+        full = segments - 1
+    if full:
+        store.write(0, _heading(_FORGOTTEN, full))
+    for number in range(full, -1, -1):
         store.delete(number)
 
 
-def _heading(full: int) -> str:
-    return f'{_HEADING}{full}}}\n' if full else ""
+def _heading(key: str, full: int) -> str:
+    return f'{{"{key}":{full}}}\n' if full else ""
 
 
-def _count_full(segment: str) -> int:
-    """Read from segment 0 how many full ones there are."""
-    if not segment.startswith(_HEADING):
+def _count(key: str, segment: str) -> int:
+    """Read a number of full segments from the first line of segment 0; 0 when it does not say."""
+    start = f'{{"{key}":'
+    if not segment.startswith(start):
         return 0
-    found = re.match(r"([1-9][0-9]{0,8})\}\n", segment[len(_HEADING) :])
+    found = re.match(r"([1-9][0-9]{0,8})\}\n", segment[len(start) :])
     if found is None:
         raise _damaged("Segment 0 of the journal")
     return int(found[1])

@@ -84,9 +84,9 @@ class FolderJournalStore:
         return None if data is None else data.decode()
 
     def write(self, number: int, text: str) -> None:
-        """Write a segment whole."""
+        """Write a segment whole. What a write that fails leaves there stays: a missing segment would say nothing."""
         write_bytes_atomically(
-            self._path(number), text.encode(), content_type="application/x-ndjson", owner=self._identity
+            self._path(number), text.encode(), content_type="application/x-ndjson", owner=self._identity, shared=True
         )
 
     def delete(self, number: int) -> None:

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 
+_NEEDED = {
+    "image_index",
+    "url",
+    "enhanced_prompt",
+    "seed",
+    "usd",
+    "inference_id",
+    "model",
+    "created_at",
+    *Stored.__struct_fields__,
+}
+"""What a line must have to tell of a picture; somebody may have edited the file."""
+
 
 def facts_missed(plan: Plan, *, entries: Mapping[str, Entry], lines: Iterable[Line], links: LinkSeal) -> list[Fact]:
     """
@@ -37,7 +50,8 @@ def facts_missed(plan: Plan, *, entries: Mapping[str, Entry], lines: Iterable[Li
     """
     by_request: dict[Any, list[Line]] = defaultdict(list)
     for line in lines:
-        by_request[line.get("client_request_id")].append(line)
+        if line.keys() >= _NEEDED:
+            by_request[line.get("client_request_id")].append(line)
     missed: list[Fact] = []
     for unit in plan.units:
         entry = entries.get(unit.key)

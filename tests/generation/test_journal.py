@@ -256,6 +256,8 @@ def test_a_store_that_cannot_be_read_is_refused():
 @pytest.mark.parametrize(
     "text",
     [
+        "",
+        "\n",
         "{",
         "[]\n",
         '"text"\n',
@@ -329,10 +331,12 @@ def test_forgetting_that_is_cut_short_leaves_no_journal():
     forget(store)
     assert store.states[-1] == {}
     for crash in range(before - 1, len(store.states)):
-        again = opened(store.crashed_after(crash))
+        crashed = store.crashed_after(crash)
+        again = opened(crashed)
         again.close()
         ids = list(again.entries.get("a#1", Entry()).open_intents)
         assert len(ids) == (1000 if crash == before - 1 else 0)
+        assert crash == before - 1 or crashed.states[-1] == {}
 
 
 def test_an_answer_bought_a_second_time_keeps_the_first_ones_cost():
