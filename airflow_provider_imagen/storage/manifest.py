@@ -20,14 +20,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import DecodeError
+from msgspec import DecodeError, Struct
 from msgspec.json import decode
 
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend, filesystem_of, local_path
 from airflow_provider_imagen.storage.writing import read_bytes, storage_error, write_bytes_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from airflow_provider_imagen.storage.origin import Origin
@@ -63,6 +63,20 @@ _LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029
 _READS_AT_ONCE: Final = 16
 
 Line = dict[str, Any]
+
+
+class _Entry(Struct):
+    """What of a part's line decides where it stands in the manifest, and the line as it was read."""
+
+    file_name: str
+    created_at: str | None = None
+    dag_id: str | None = None
+    run_id: str | None = None
+    task_id: str | None = None
+    map_index: int | None = None
+    prompt_index: int | None = None
+    image_index: int | None = None
+    raw: bytes = b""
 
 
 def manifest_line(
@@ -192,14 +206,18 @@ def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapp
 def _put_together(folder: StoragePath, *, owner: str) -> None:
     """Write ``metadata.jsonl`` from all parts, until no part changed meanwhile or somebody wrote it after us."""
     target = folder / MANIFEST_NAME
-    foreign = _foreign_lines(read_bytes(target))
-    known: dict[str, tuple[str, list[Line]]] = {}
+    found = read_bytes(target) or b""
+    foreign: list[bytes] | None = None
+    known: dict[str, tuple[str, list[_Entry]]] = {}
     stamps = _list_parts(folder)
     while True:
         changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
         fresh = _read_parts(folder, changed)
         known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
-        data = b"".join([*foreign, *map(_dump, _latest(line for _, lines in known.values() for line in lines))])
+        entries = [entry for _, each in known.values() for entry in each]
+        if foreign is None:
+            foreign = _foreign_lines(found, ours={entry.raw for entry in entries})
+        data = b"".join(raw + b"\n" for raw in [*foreign, *(entry.raw for entry in _latest(entries))])
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, shared=True)
         before, stamps = stamps, _list_parts(folder)
         if stamps == before or read_bytes(target) != data:
@@ -226,12 +244,30 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
     return {name: str(sorted(info.items(), key=str)) for name, info in sorted(named.items()) if name.endswith(".jsonl")}
 
 
-def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[Line]]:
+def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_Entry]]:
     place = descend(folder, _PARTS)
     if (local := local_path(place)) is not None:
-        return {name: _parse(read_bytes(local / name)) for name in names}
+        return {name: _entries(read_bytes(local / name)) for name in names}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: _parse(read_bytes(place / name)), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _entries(read_bytes(place / name)), names), strict=True))
+
+
+def _entries(data: bytes | None) -> list[_Entry]:
+    """Read what puts the lines of a part in order; those in ASCII stay as they are, the others are written anew."""
+    entries = []
+    for raw in (data or b"").split(b"\n"):
+        try:
+            entry = decode(raw, type=_Entry)
+            entry.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
+        except (DecodeError, ValueError, RecursionError):
+            line = _load(raw)
+            if line is None or "file_name" not in line:
+                continue
+            known: Line = {name: line[name] for name in _Entry.__struct_fields__ if name in line}
+            entry = _Entry(**known)
+            entry.raw = _dump(line)
+        entries.append(entry)
+    return entries
 
 
 def _exists(path: StoragePath) -> bool:
@@ -263,18 +299,24 @@ def _load(raw: bytes) -> Line | None:
     except (DecodeError, ValueError, RecursionError):  # it is stricter than the standard library
         try:
             line = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return line if isinstance(line, dict) else None
 
 
-def _foreign_lines(data: bytes | None) -> list[bytes]:
-    """Find the lines of a ``metadata.jsonl`` that somebody else wrote; they stay, as they are, in front of ours."""
+def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
+    """
+    Find the lines of a ``metadata.jsonl`` that somebody else wrote; they stay, as they are, in front of ours.
+
+    :param ours: lines of the parts, which need no second look
+    """
     kept = []
-    for raw in (data or b"").split(b"\n"):
+    for raw in data.split(b"\n"):
+        if raw in ours or not raw.strip():
+            continue
         line = _load(raw)
-        if raw.strip() and (line is None or not {"dag_id", "sha256", "file_name"} <= line.keys()):
-            kept.append(raw + b"\n")
+        if line is None or not {"dag_id", "sha256", "file_name"} <= line.keys():
+            kept.append(raw)
     return kept
 
 
@@ -282,24 +324,22 @@ def _place(line: Mapping[str, Any]) -> tuple[int, int, str]:
     return (line.get("prompt_index") or 0, line.get("image_index") or 0, str(line.get("file_name")))
 
 
-def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    origin = (str(line.get("dag_id")), str(line.get("run_id")), str(line.get("task_id")), line.get("map_index") or 0)
-    return (*origin, *_place(line))
-
-
-def _latest(lines: Iterable[Line]) -> list[Line]:
+def _latest(entries: Iterable[_Entry]) -> list[_Entry]:
     """Keep one line per file: of several that claim it, the one that wrote it last."""
-    by_name: dict[str, Line] = {}
-    for line in sorted(lines, key=lambda line: str(line.get("created_at"))):
-        by_name[line["file_name"]] = line
+    by_name = {entry.file_name: entry for entry in sorted(entries, key=lambda entry: str(entry.created_at))}
     return sorted(by_name.values(), key=_order)
+
+
+def _order(entry: _Entry) -> tuple[Any, ...]:
+    origin = (str(entry.dag_id), str(entry.run_id), str(entry.task_id), entry.map_index or 0)
+    return (*origin, entry.prompt_index or 0, entry.image_index or 0, str(entry.file_name))
 
 
 def _dump(line: Mapping[str, Any]) -> bytes:
     # Half a character (an unpaired surrogate in a prompt) has no place in UTF-8 and becomes a question mark.
-    return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace") + b"\n"
+    return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace")
 
 
 def _write_lines(path: StoragePath, lines: Iterable[Mapping[str, Any]], *, owner: str) -> None:
-    data = b"".join(map(_dump, lines))
+    data = b"".join(_dump(line) + b"\n" for line in lines)
     write_bytes_atomically(path, data, content_type=_CONTENT_TYPE, owner=owner)

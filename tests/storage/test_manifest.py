@@ -208,12 +208,33 @@ def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, ori
 
 
 def test_lines_of_somebody_else_stay_as_they_are(folder, origin):
-    foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}\nnot json \xff\n'
+    foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}\nnot json \xff\n' + b"[" * 100_000 + b"\n"
     write_bytes_atomically(folder / "metadata.jsonl", foreign, content_type="application/x-ndjson")
     for number in (0, 1):
         write_manifest(folder, origin=origin, lines=[line(origin, number)])
     assert read_bytes(folder / "metadata.jsonl").startswith(foreign)
-    assert read_bytes(folder / "metadata.jsonl").count(b"\n") == 3
+    assert read_bytes(folder / "metadata.jsonl").count(b"\n") == 4
+
+
+def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stumbles_over(folder, origin):
+    ours = json.dumps(line(origin, 1, file_name="plain.png")).encode()
+    part = b"\n".join(
+        [
+            ours + b" \r",
+            '{"file_name": "end of line.png", "prompt": "a\u2028b"}'.encode(),
+            b'{"file_name": "no text.png", "prompt": "\xff"}',
+            b'{"file_name": "number.png", "map_index": 2.0, "prompt": NaN}',
+            b'{"prompt": "no name"}',
+            b"[" * 100_000,
+            b"17",
+        ]
+    )
+    path = folder / ".imagen" / "parts" / "edited.jsonl"
+    write_bytes_atomically(path, part, content_type="application/x-ndjson")
+    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="new.png")])
+    assert {one["file_name"] for one in lines_of(folder)} == {"plain.png", "end of line.png", "number.png", "new.png"}
+    assert ours + b"\n" in read_bytes(folder / "metadata.jsonl")
+    assert b"\r" not in read_bytes(folder / "metadata.jsonl")
 
 
 def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_path, origin):
