@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"some of {', '.join(QUESTIONS)}; default all")
     parser.add_argument("--quick", action="store_true", help="a few pictures each: shows that it works, not how fast")
     parser.add_argument("--database", help="SQLAlchemy URL of an empty metadata database; default a new SQLite")
+    parser.add_argument("--preload", action="store_true", help="with airflow_provider_imagen.preload in each process")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to keep the numbers")
     options = parser.parse_args()
     if unknown := set(options.questions) - set(QUESTIONS):
@@ -39,7 +40,7 @@ def main() -> None:
     found: dict[str, Any] = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is taken away then, too
     show("Machine", [found["machine"]])
-    with lab(options.database) as running:
+    with lab(options.database, preload=options.preload) as running:
         for name in chosen:
             started = time.monotonic()
             rows: list[Row] = QUESTIONS[name].measure(running, quick=options.quick)
