@@ -73,11 +73,10 @@ class Airflow:
         _wait_for(
             lambda: self.state_of(dag_id, run_id, task_id) == state,
             f"{dag_id} {task_id or ''} to be {state}",
-            seconds=60,
         )
 
 
-def _wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+def _wait_for(condition: Callable[[], Any], what: str, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -157,7 +156,7 @@ def airflow() -> Iterator[Airflow]:
     for name in ("api-server", "scheduler", "dag-processor"):
         _start(name, [airflow_command, name], environment)
     server = Airflow(url, sandbox)
-    _wait_for(lambda: server.call("/api/v2/monitor/health"), "the api-server", seconds=90)
+    _wait_for(lambda: server.call("/api/v2/monitor/health"), "the api-server")
     server.token = server.call("/auth/token", {"username": "ann", "password": PASSWORDS["ann"]})["access_token"]
     server.key = json.loads(said[1])["password"]
     yield server
@@ -175,7 +174,7 @@ def browser() -> Iterator[Browser]:
 
 def _log_in(browser: Browser, airflow: Airflow, name: str, **options: Any) -> BrowserContext:
     context = browser.new_context(viewport={"width": 1360, "height": 900}, **options)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     page.goto(f"{airflow.url}/")
     page.fill("input[name=username]", name)

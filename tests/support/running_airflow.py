@@ -339,8 +339,8 @@ class Task:
         """
         Clear it, as a user does who sees that the run has ended.
 
-        Airflow can lose a task that is cleared between the end of the task and that of its run: the scheduler, which has
-        read that all tasks are done, then ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
+        Airflow can lose a task that is cleared between the end of the task and that of its run: the scheduler has read
+        that all tasks are done, ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
         """
         wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self._dag_id}'s run")
         self._airflow.call(
