@@ -178,7 +178,7 @@ class Lab:
         return counted
 
     def _last_run(self, dag_id: str) -> dict[str, Any]:
-        return max(self._airflow.runs(dag_id), key=lambda run: run["run_after"])
+        return self._airflow.runs(dag_id)[0]
 
     def _states(self, dag_id: str) -> dict[str, int]:
         run_id = self._last_run(dag_id)["dag_run_id"]

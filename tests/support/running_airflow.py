@@ -263,8 +263,9 @@ class Airflow:
         return Task(self, dag_id, run["dag_run_id"], task_id)
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """Read all runs of a DAG."""
-        runs: list[dict[str, Any]] = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns")["dag_runs"]
+        """Read the last runs of a DAG, as many as one answer takes, the newest first."""
+        answer = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=-run_after&limit=100")
+        runs: list[dict[str, Any]] = answer["dag_runs"]
         return runs
 
 
