@@ -218,11 +218,13 @@ class Journal:
             heading = _heading(_FULL, self._full)
             if len(self._segment) > len(heading) and len(self._segment) + len(line) + 1 > SEGMENT_BYTES:
                 self._full += 1
-                self._store.write(self._full, self._segment.removeprefix(heading))
-                self.writes += 1
+                self._store_segment(self._full, self._segment.removeprefix(heading))
                 self._segment = _heading(_FULL, self._full)
             self._segment += line + "\n"
-        self._store.write(0, self._segment)
+        self._store_segment(0, self._segment)
+
+    def _store_segment(self, number: int, text: str) -> None:
+        self._store.write(number, text)
         self.writes += 1
 
 

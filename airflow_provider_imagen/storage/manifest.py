@@ -65,7 +65,7 @@ _READS_AT_ONCE: Final = 16
 Line = dict[str, Any]
 
 
-class _Entry(Struct):
+class _PartLine(Struct):
     """What of a part's line decides where it stands in the manifest, and the line as it was read."""
 
     file_name: str
@@ -208,16 +208,16 @@ def _put_together(folder: StoragePath, *, owner: str) -> None:
     target = folder / MANIFEST_NAME
     found = read_bytes(target) or b""
     foreign: list[bytes] | None = None
-    known: dict[str, tuple[str, list[_Entry]]] = {}
+    known: dict[str, tuple[str, list[_PartLine]]] = {}
     stamps = _list_parts(folder)
     while True:
         changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
         fresh = _read_parts(folder, changed)
         known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
-        entries = [entry for _, each in known.values() for entry in each]
+        ours = [line for _, lines in known.values() for line in lines]
         if foreign is None:
-            foreign = _foreign_lines(found, ours={entry.raw for entry in entries})
-        data = b"".join(raw + b"\n" for raw in [*foreign, *(entry.raw for entry in _latest(entries))])
+            foreign = _foreign_lines(found, ours={line.raw for line in ours})
+        data = b"".join(raw + b"\n" for raw in [*foreign, *(line.raw for line in _latest(ours))])
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, shared=True)
         before, stamps = stamps, _list_parts(folder)
         if stamps == before or read_bytes(target) != data:
@@ -244,30 +244,30 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
     return {name: str(sorted(info.items(), key=str)) for name, info in sorted(named.items()) if name.endswith(".jsonl")}
 
 
-def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_Entry]]:
+def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLine]]:
     place = descend(folder, _PARTS)
     if (local := local_path(place)) is not None:
-        return {name: _entries(read_bytes(local / name)) for name in names}
+        return {name: _part_lines(read_bytes(local / name)) for name in names}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: _entries(read_bytes(place / name)), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _part_lines(read_bytes(place / name)), names), strict=True))
 
 
-def _entries(data: bytes | None) -> list[_Entry]:
+def _part_lines(data: bytes | None) -> list[_PartLine]:
     """Read what puts the lines of a part in order; those in ASCII stay as they are, the others are written anew."""
-    entries = []
+    lines = []
     for raw in (data or b"").split(b"\n"):
         try:
-            entry = decode(raw, type=_Entry)
-            entry.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
+            part_line = decode(raw, type=_PartLine)
+            part_line.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
         except (DecodeError, ValueError, RecursionError):
             line = _load(raw)
             if line is None or "file_name" not in line:
                 continue
-            known: Line = {name: line[name] for name in _Entry.__struct_fields__ if name in line}
-            entry = _Entry(**known)
-            entry.raw = _dump(line)
-        entries.append(entry)
-    return entries
+            fields: Line = {name: line[name] for name in _PartLine.__struct_fields__ if name in line}
+            part_line = _PartLine(**fields)
+            part_line.raw = _dump(line)
+        lines.append(part_line)
+    return lines
 
 
 def _exists(path: StoragePath) -> bool:
@@ -324,15 +324,15 @@ def _place(line: Mapping[str, Any]) -> tuple[int, int, str]:
     return (line.get("prompt_index") or 0, line.get("image_index") or 0, str(line.get("file_name")))
 
 
-def _latest(entries: Iterable[_Entry]) -> list[_Entry]:
+def _latest(lines: Iterable[_PartLine]) -> list[_PartLine]:
     """Keep one line per file: of several that claim it, the one that wrote it last."""
-    by_name = {entry.file_name: entry for entry in sorted(entries, key=lambda entry: str(entry.created_at))}
+    by_name = {line.file_name: line for line in sorted(lines, key=lambda line: str(line.created_at))}
     return sorted(by_name.values(), key=_order)
 
 
-def _order(entry: _Entry) -> tuple[Any, ...]:
-    origin = (str(entry.dag_id), str(entry.run_id), str(entry.task_id), entry.map_index or 0)
-    return (*origin, entry.prompt_index or 0, entry.image_index or 0, str(entry.file_name))
+def _order(line: _PartLine) -> tuple[Any, ...]:
+    origin = (str(line.dag_id), str(line.run_id), str(line.task_id), line.map_index or 0)
+    return (*origin, line.prompt_index or 0, line.image_index or 0, str(line.file_name))
 
 
 def _dump(line: Mapping[str, Any]) -> bytes:

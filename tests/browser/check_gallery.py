@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "example_dags"
 ARTIFACTS = Path(os.environ["ARTIFACTS"])
 expect.set_options(timeout=60_000)  # a busy machine takes its time over a page
+PATIENCE_SECONDS = 150
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
 _running: list[subprocess.Popen[bytes]] = []
@@ -76,8 +77,8 @@ class Airflow:
         )
 
 
-def _wait_for(condition: Callable[[], Any], what: str, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
+def _wait_for(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
             if condition():
@@ -85,7 +86,7 @@ def _wait_for(condition: Callable[[], Any], what: str, seconds: float = 150) -> 
         except (OSError, HTTPError):
             pass
         time.sleep(0.3)
-    raise AssertionError(f"waited {seconds} s for {what}")
+    raise AssertionError(f"waited {PATIENCE_SECONDS} s for {what}")
 
 
 def _free_port() -> int:
