@@ -17,7 +17,7 @@ for _name in (
     "api.client",
     "api.download",
     "generation.inputs",
-    "generation.journal_stores",
+    "journal.stores",
     "operators.execution",
     "operators.imagen",
     "operators.state_store",

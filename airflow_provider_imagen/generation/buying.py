@@ -20,8 +20,8 @@ from airflow_provider_imagen.exceptions import (
     StoppedError,
     UnreadableResponseError,
 )
-from airflow_provider_imagen.generation import facts
 from airflow_provider_imagen.generation.losses import known_loss
+from airflow_provider_imagen.journal import records as facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.generation.budget import Budget
     from airflow_provider_imagen.generation.earlier import EarlierTries
-    from airflow_provider_imagen.generation.facts import Paid, Stored
-    from airflow_provider_imagen.generation.journal import Journal
     from airflow_provider_imagen.generation.options import RunOptions, Tools
     from airflow_provider_imagen.generation.pace import Pace
     from airflow_provider_imagen.generation.plan import Plan, Unit
-    from airflow_provider_imagen.generation.sealing import LinkSeal
     from airflow_provider_imagen.generation.settling import Settler
     from airflow_provider_imagen.generation.state import RunState
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.records import Paid, Stored
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 log = logging.getLogger(__name__)
 

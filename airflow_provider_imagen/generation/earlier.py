@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from airflow_provider_imagen.generation.facts import Entry, Stored
     from airflow_provider_imagen.generation.plan import Slot, Unit
+    from airflow_provider_imagen.journal.records import Entry, Stored
 
 
 class EarlierTries:

@@ -14,22 +14,22 @@ from airflow_provider_imagen.exceptions import (
     StorageError,
     UnreadableResponseError,
 )
-from airflow_provider_imagen.generation import facts
 from airflow_provider_imagen.generation.losses import lost_for_good
 from airflow_provider_imagen.generation.plan import place_of
 from airflow_provider_imagen.generation.results import describe_picture, withheld_error
+from airflow_provider_imagen.journal import records as facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_provider_imagen.generation.buying import Bought
-    from airflow_provider_imagen.generation.facts import Paid, PaidPicture, Stored
-    from airflow_provider_imagen.generation.journal import Journal
     from airflow_provider_imagen.generation.options import Tools
     from airflow_provider_imagen.generation.plan import Item, Plan
     from airflow_provider_imagen.generation.results import Record
-    from airflow_provider_imagen.generation.sealing import LinkSeal
     from airflow_provider_imagen.generation.state import RunState
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.records import Paid, PaidPicture, Stored
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from airflow_provider_imagen.exceptions import ChargedButLostError, ImagenError, LostAnswerError
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.generation.facts import Fact
     from airflow_provider_imagen.generation.plan import Unit
+    from airflow_provider_imagen.journal.records import Fact
 
 
 def lost_for_good(

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.request import ImageRequest
-    from airflow_provider_imagen.generation.facts import Paid, PaidPicture, Stored
     from airflow_provider_imagen.generation.plan import Item
+    from airflow_provider_imagen.journal.records import Paid, PaidPicture, Stored
 
 RATE_LIMIT_PATIENCE_SECONDS = 120.0
 """Longer than a minute, the longest window in which APIs usually count requests."""

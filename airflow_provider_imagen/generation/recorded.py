@@ -13,14 +13,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.generation.facts import Paid, PaidPicture, Stored
+from airflow_provider_imagen.journal.records import Paid, PaidPicture, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from airflow_provider_imagen.generation.facts import Entry, Fact
     from airflow_provider_imagen.generation.plan import Plan
-    from airflow_provider_imagen.generation.sealing import LinkSeal
+    from airflow_provider_imagen.journal.records import Entry, Fact
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 Line = dict[str, Any]
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from decimal import Decimal
 
-    from airflow_provider_imagen.generation.facts import Paid, PaidPicture, Stored
     from airflow_provider_imagen.generation.plan import Item, Plan
+    from airflow_provider_imagen.journal.records import Paid, PaidPicture, Stored
 
 Record = dict[str, Any]
 """

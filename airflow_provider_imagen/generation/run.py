@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow_provider_imagen.generation.buying import Bought
-    from airflow_provider_imagen.generation.journal import Journal
     from airflow_provider_imagen.generation.options import Tools
     from airflow_provider_imagen.generation.plan import Plan
     from airflow_provider_imagen.generation.results import Record
-    from airflow_provider_imagen.generation.sealing import LinkSeal
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 __all__ = ["MAX_FINISHERS", "Run", "RunOptions"]
 

@@ -13,19 +13,19 @@ from msgspec import Struct, field
 
 from airflow_provider_imagen.api.money import read_amount
 from airflow_provider_imagen.exceptions import ImagenError, LostAnswerError, StoppedError
-from airflow_provider_imagen.generation import facts
 from airflow_provider_imagen.generation.charges import ChargeLookup
 from airflow_provider_imagen.generation.losses import lost_for_good, unknown_charge
 from airflow_provider_imagen.generation.pace import sleep_unless
+from airflow_provider_imagen.journal import records as facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from airflow_provider_imagen.generation.budget import Budget, Reservation
-    from airflow_provider_imagen.generation.journal import Journal
     from airflow_provider_imagen.generation.options import RunOptions, Tools
     from airflow_provider_imagen.generation.plan import Plan, Unit
     from airflow_provider_imagen.generation.state import RunState
+    from airflow_provider_imagen.journal.log import Journal
 
 log = logging.getLogger(__name__)
 

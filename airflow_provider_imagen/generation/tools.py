@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.api.catalogue import find_model, nearest_models
 from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError, StorageError
-from airflow_provider_imagen.generation.facts import Stored
 from airflow_provider_imagen.generation.plan import place_of
+from airflow_provider_imagen.journal.records import Stored
 from airflow_provider_imagen.storage.manifest import recorded_names
 from airflow_provider_imagen.storage.naming import NameFields, may_clash, picture_name, picture_stems
 from airflow_provider_imagen.storage.provenance import Provenance
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.download import Downloader
     from airflow_provider_imagen.api.request import ImageRequest
-    from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture
     from airflow_provider_imagen.generation.inputs import InputReader
     from airflow_provider_imagen.generation.plan import Item, Plan, Unit
+    from airflow_provider_imagen.journal.records import Entry, Paid, PaidPicture
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.paths import StoragePath

@@ -24,15 +24,15 @@ from airflow_provider_imagen.exceptions import (
     Problem,
     StorageError,
 )
-from airflow_provider_imagen.generation.journal import Journal, NoStore
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.recorded import facts_missed
 from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.generation.sealing import LinkSeal
 from airflow_provider_imagen.generation.tools import Keeper, RunTools
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.hooks.origin import origin_of
 from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.journal.log import Journal, NoStore
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
 from airflow_provider_imagen.operators.journal import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.outlets import fill_outlets

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_imagen.generation.journal import JournalStore
+    from airflow_provider_imagen.journal.log import JournalStore
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ def journal_store(context: Context, *, output_path: str | None) -> JournalStore:
     :param context: the task's context
     :param output_path: rendered; ``None`` when pictures are not stored
     """
-    from airflow_provider_imagen.generation.journal import NoStore
-    from airflow_provider_imagen.generation.journal_stores import FolderJournalStore, TaskStateJournalStore
+    from airflow_provider_imagen.journal.log import NoStore
+    from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore
 
     state_store: Any = context.get("task_state_store")
     if state_store is not None:
@@ -45,7 +45,7 @@ def forget_journal(context: Context) -> None:
     Runs as ``on_success_callback``, after Airflow has taken the success in, so that a task whose worker dies before
     that still finds what it paid for.
     """
-    from airflow_provider_imagen.generation.journal import forget
+    from airflow_provider_imagen.journal.log import forget
 
     task = context["task"]
     output_path = getattr(task, "output_path", None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_imagen.generation.journal_stores import StateStore
+    from airflow_provider_imagen.journal.stores import StateStore
 
 log = logging.getLogger(__name__)
 

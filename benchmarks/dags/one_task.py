@@ -60,7 +60,7 @@ class MeasuredOperator(ImagenGenerateOperator):
         self.concurrency = conf.get("concurrency", 4)
         if conf.get("inline"):
             self.convert_base64_to_url = False
-        from airflow_provider_imagen.generation import journal
+        from airflow_provider_imagen.journal import log as journal
         from airflow_provider_imagen.operators import execution
 
         opened = []

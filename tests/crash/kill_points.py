@@ -71,7 +71,7 @@ def _wrap(owner: Any, name: str, trigger: _Trigger, events: Callable[..., int] =
 
 def _on_fact(trigger: _Trigger, kind: str) -> None:
     """The write that makes a fact of the journal durable, whichever others it carries along."""
-    from airflow_provider_imagen.generation import journal_stores
+    from airflow_provider_imagen.journal import stores as journal_stores
 
     for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
         known: dict[int, int] = {}
@@ -87,7 +87,7 @@ def _on_fact(trigger: _Trigger, kind: str) -> None:
 
 def _on_segment(trigger: _Trigger, number: str) -> None:
     """The first write of a segment of the journal."""
-    from airflow_provider_imagen.generation import journal_stores
+    from airflow_provider_imagen.journal import stores as journal_stores
 
     for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
         _wrap(store, "write", trigger, lambda _self, written, _text: written == int(number))
@@ -95,7 +95,7 @@ def _on_segment(trigger: _Trigger, number: str) -> None:
 
 def _on_forgetting(trigger: _Trigger, _: str) -> None:
     """The removal of a segment of the journal, which begins once the task has succeeded."""
-    from airflow_provider_imagen.generation import journal_stores
+    from airflow_provider_imagen.journal import stores as journal_stores
 
     for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
         _wrap(store, "delete", trigger)

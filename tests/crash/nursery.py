@@ -33,7 +33,7 @@ LOADED_WHEN_USED = (
     "airflow.models.task_state_store",
     "airflow_provider_imagen.api.client",
     "airflow_provider_imagen.api.download",
-    "airflow_provider_imagen.generation.journal_stores",
+    "airflow_provider_imagen.journal.stores",
     "airflow_provider_imagen.operators.execution",
     "airflow_provider_imagen.operators.imagen",
     "airflow_provider_imagen.storage.saving",
@@ -118,7 +118,7 @@ def _make_older(order: dict[str, Any]) -> None:
     """Take away what Airflow 3.1 does not have, and make the journal's segments as small as the test wants them."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-    from airflow_provider_imagen.generation import journal
+    from airflow_provider_imagen.journal import log as journal
 
     journal.SEGMENT_BYTES = order.get("segment_bytes", journal.SEGMENT_BYTES)
     if order.get("old_airflow"):

@@ -10,14 +10,15 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from memory_store import MemoryStore
 
 from airflow_provider_imagen.api.answers import AnsweredPicture, Generation
 from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
-from airflow_provider_imagen.generation.facts import Stored
-from airflow_provider_imagen.generation.journal import Journal
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.generation.sealing import LinkSeal
+from airflow_provider_imagen.journal.log import Journal
+from airflow_provider_imagen.journal.records import Stored
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,38 +32,6 @@ Step = "Callable[[FakeTools, ImageRequest, str], Generation]"
 
 MODEL = "imagen-3.0-generate-002"
 PRICE = Decimal("0.04")
-
-
-class MemoryStore:
-    """A journal store in memory that can be slow, fail, and lose everything after a number of writes."""
-
-    description = "memory"
-
-    def __init__(self) -> None:
-        self.segments: dict[int, str] = {}
-        self.writes = 0
-        self.delay_seconds = 0.0
-        self.fails_after: int | None = None
-        self.on_write: Callable[[int, str], None] = lambda number, text: None
-
-    def read(self, number: int) -> str | None:
-        return self.segments.get(number)
-
-    def write(self, number: int, text: str) -> None:
-        if self.delay_seconds:
-            time.sleep(self.delay_seconds)
-        if self.fails_after is not None and self.writes >= self.fails_after:
-            raise OSError("the store is away")
-        self.writes += 1
-        self.on_write(number, text)
-        self.segments[number] = text
-
-    def delete(self, number: int) -> None:
-        self.segments.pop(number, None)
-
-    @property
-    def text(self) -> str:
-        return "".join(text for _, text in sorted(self.segments.items()))
 
 
 class FakeTools:
@@ -296,6 +265,11 @@ class World:
 
 
 @pytest.fixture
+def memory_store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
 def world() -> World:
     return World()
 
@@ -304,11 +278,6 @@ def world() -> World:
 def new_world() -> type[World]:
     """For property tests, which need a world per example."""
     return World
-
-
-@pytest.fixture
-def memory_store() -> MemoryStore:
-    return MemoryStore()
 
 
 @pytest.fixture(scope="session")

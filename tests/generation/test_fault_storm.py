@@ -13,12 +13,12 @@ from PIL import Image
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.api.download import Downloader
 from airflow_provider_imagen.exceptions import ChargedButLostError
-from airflow_provider_imagen.generation.journal import Journal
-from airflow_provider_imagen.generation.journal_stores import FolderJournalStore
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.generation.sealing import LinkSeal
 from airflow_provider_imagen.generation.tools import Keeper, RunTools
+from airflow_provider_imagen.journal.log import Journal
+from airflow_provider_imagen.journal.stores import FolderJournalStore
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
 from airflow_provider_imagen.sandbox import Fault, Sandbox
 from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.writing import remove_leftovers

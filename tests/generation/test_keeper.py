@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture, Stored
 from airflow_provider_imagen.generation.plan import make_plan, place_of
 from airflow_provider_imagen.generation.tools import Keeper
+from airflow_provider_imagen.journal.records import Entry, Paid, PaidPicture, Stored
 from airflow_provider_imagen.storage.origin import Origin
 
 ONE_BY_ONE = "dall-e-3"

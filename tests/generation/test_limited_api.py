@@ -11,11 +11,11 @@ import pytest
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.api.download import Downloader
 from airflow_provider_imagen.exceptions import RateLimitedError
-from airflow_provider_imagen.generation.journal import Journal
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.generation.sealing import LinkSeal
 from airflow_provider_imagen.generation.tools import RunTools
+from airflow_provider_imagen.journal.log import Journal
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
 from airflow_provider_imagen.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.timeout(100)

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_imagen.generation import facts
-from airflow_provider_imagen.generation.facts import Entry
 from airflow_provider_imagen.generation.recorded import facts_missed
-from airflow_provider_imagen.generation.sealing import LinkSeal
+from airflow_provider_imagen.journal import records as facts
+from airflow_provider_imagen.journal.records import Entry
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 LINE = {
     "client_request_id": "r1",

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from airflow_provider_imagen.generation.facts import Stored
-from airflow_provider_imagen.generation.journal import Journal
+from airflow_provider_imagen.journal.log import Journal
+from airflow_provider_imagen.journal.records import Stored
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,7 +16,7 @@ from airflow_provider_imagen.exceptions import (
     ConnectionFailedError,
     LostAnswerError,
 )
-from airflow_provider_imagen.generation import facts
+from airflow_provider_imagen.journal import records as facts
 
 pytestmark = pytest.mark.timeout(30)
 

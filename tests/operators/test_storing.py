@@ -11,8 +11,8 @@ import pytest
 from airflow.sdk import DAG, task
 
 from airflow_provider_imagen.exceptions import ItemsFailedError, JournalError, LinkExpiredError, StorageError
-from airflow_provider_imagen.generation.journal_stores import FolderJournalStore, TaskStateJournalStore
 from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.sandbox import Fault
 from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, read_provenance

@@ -22,12 +22,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from airflow_provider_imagen.exceptions import JournalError
-from airflow_provider_imagen.generation.facts import Entry, entries_of
+from airflow_provider_imagen.journal.records import Entry, entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from airflow_provider_imagen.generation.facts import Fact
+    from airflow_provider_imagen.journal.records import Fact
 
 SEGMENT_BYTES = 48 * 1024
 """Longest segment; from 64 KB on Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from airflow_provider_imagen.generation.sealing import LinkSeal
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 SIGNED = "https://cdn.test/a/b.png?Expires=1&Signature=hush"
 

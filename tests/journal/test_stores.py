@@ -9,9 +9,9 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
 from airflow_provider_imagen.exceptions import JournalError
-from airflow_provider_imagen.generation import facts
-from airflow_provider_imagen.generation.journal import Journal, forget
-from airflow_provider_imagen.generation.journal_stores import FolderJournalStore, TaskStateJournalStore
+from airflow_provider_imagen.journal import records as facts
+from airflow_provider_imagen.journal.log import Journal, forget
+from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore
 
 
 class TaskState:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.exceptions import JournalError
-from airflow_provider_imagen.generation import facts
-from airflow_provider_imagen.generation import journal as journal_module
-from airflow_provider_imagen.generation.facts import Entry, Paid, PaidPicture, entries_of
-from airflow_provider_imagen.generation.journal import SEGMENT_BYTES, Journal, NoStore, forget
+from airflow_provider_imagen.journal import log as journal_module
+from airflow_provider_imagen.journal import records as facts
+from airflow_provider_imagen.journal.log import SEGMENT_BYTES, Journal, NoStore, forget
+from airflow_provider_imagen.journal.records import Entry, Paid, PaidPicture, entries_of
 
 pytestmark = pytest.mark.timeout(30)
 
