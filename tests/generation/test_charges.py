@@ -251,6 +251,7 @@ def test_a_window_is_never_longer_than_the_api_takes_whatever_a_journal_says(sen
     log = Log()
     log.show("new")
     assert log.lookup().look_once({"old": sent_at, "new": log.now}).keys() == {"new"}
+    assert log.lookup(patience=0).find("old", sent_at=sent_at, lost_at=log.now) is None
 
 
 @pytest.mark.parametrize("place", [0, 50, 99, 100, 150, 199, 200, 250])
