@@ -204,6 +204,8 @@ class ApiClient:
         :param start: start of the window, with a time zone
         :param end: its end, at most 92 days later (spec of the endpoint, 2026-08-21)
         :param model: only requests made to this model, or these (50 at most)
+        :raises UnreadableResponseError: a page does not say what it holds or whether another follows, so a row that is
+            not found may exist all the same
         """
         params: dict[str, Any] = {"start": start.isoformat(), "end": end.isoformat(), "limit": LOG_PAGE_ROWS}
         if model:
@@ -212,12 +214,14 @@ class ApiClient:
         while True:
             self._log_pacer.wait()
             page = self.get_json("/v2/logs", params={**params, "offset": offset})
-            rows = _rows(page)
-            yield from rows
-            pagination = page.get("pagination")
-            if not rows or not (isinstance(pagination, dict) and pagination.get("has_more")):
+            data, pagination = page.get("data"), page.get("pagination")
+            has_more = pagination.get("has_more") if isinstance(pagination, dict) else None
+            if not isinstance(data, list) or not isinstance(has_more, bool) or (has_more and not data):
+                raise UnreadableResponseError("GET /v2/logs did not answer with a page of the log.", status=200)
+            yield from _rows(page)
+            if not has_more:
                 return
-            offset += len(rows)
+            offset += len(data)
 
     def get_json(self, path: str, *, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """

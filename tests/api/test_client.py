@@ -926,6 +926,27 @@ def test_the_log_can_be_limited_to_models(client):
     assert list(client.iter_request_logs(**window, model="flux-pro")) == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        {},
+        {"data": [], "pagination": None},
+        {"data": [], "pagination": {}},
+        {"data": None, "pagination": {"has_more": False}},
+        {"data": [], "pagination": {"has_more": True}},
+        {"error": {"message": "The log is away."}},
+    ],
+)
+def test_a_page_that_may_hide_rows_is_not_taken_for_an_empty_log(raw_server, make_client, page):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(json.dumps(page).encode())
+
+    now = datetime.now(UTC)
+    with pytest.raises(UnreadableResponseError):
+        list(make_client(raw_server(behave).url).iter_request_logs(start=now, end=now))
+
+
 class Clock:
     """A clock that moves only while somebody sleeps."""
 
