@@ -23,14 +23,14 @@ from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.answers import Generation, read_generation
-from airflow_provider_imagen.api.errors import error_for
+from airflow_provider_imagen.api.errors import error_for, read_http_date
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
 from airflow_provider_imagen.api.sending import WatchedSession, watching
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from airflow_provider_imagen.api.sending import Progress
@@ -51,6 +51,16 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 LOG_PAGE_ROWS = 100
 """Most rows ``GET /v2/logs`` gives at once (spec of the endpoint, 2026-08-21)."""
+
+LOG_INTERVAL_SECONDS = 0.35
+"""
+Shortest time from one call of ``GET /v2/logs`` to the next.
+
+The API allows 200 in 60 s (its documentation, 2026-08-21); these are 171, as other tasks may use the same key.
+"""
+
+_LARGEST_CLOCK_OFFSET_SECONDS = 30 * 86400
+"""A ``Date`` further from our clock than this is taken for a mistake of the server's."""
 
 
 class ClientSettings(Struct, frozen=True):
@@ -91,10 +101,18 @@ class ApiClient:
     Calls the API. Safe to share between threads: each has its own connections.
 
     :param settings: where to call and with which key
+    :param clock: monotonic seconds, for the time between pages of the log
+    :param sleep: waits for the next page of the log
     :raises ValueError: the base URL or the key cannot be used
     """
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         if settings.api_key is not None and not _KEY.fullmatch(settings.api_key):
             raise ValueError("password: an API key of visible ASCII characters is allowed, without blanks")
         self.settings = settings
@@ -103,11 +121,18 @@ class ApiClient:
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._lock = threading.Lock()
+        self._log_pacer = _Pacer(LOG_INTERVAL_SECONDS, clock=clock, sleep=sleep)
+        self._clock_offset_seconds: float | None = None
 
     @property
     def host(self) -> str:
         """Host name of the API."""
         return urlsplit(self._root).hostname or ""
+
+    @property
+    def clock_offset_seconds(self) -> float | None:
+        """How far the API's clock is ahead of ours, by the latest response's ``Date``; ``None`` before the first."""
+        return self._clock_offset_seconds
 
     def generate(
         self,
@@ -174,22 +199,29 @@ class ApiClient:
         """
         Yield the rows of ``GET /v2/logs`` in a window, page after page, newest first as the API orders them.
 
+        All threads together ask for one page in :data:`LOG_INTERVAL_SECONDS`.
+
         :param start: start of the window, with a time zone
         :param end: its end, at most 92 days later (spec of the endpoint, 2026-08-21)
         :param model: only requests made to this model, or these (50 at most)
+        :raises UnreadableResponseError: a page does not say what it holds or whether another follows, so a row that is
+            not found may exist all the same
         """
         params: dict[str, Any] = {"start": start.isoformat(), "end": end.isoformat(), "limit": LOG_PAGE_ROWS}
         if model:
             params["model"] = model  # a list is sent as a repeated parameter
         offset = 0
         while True:
+            self._log_pacer.wait()
             page = self.get_json("/v2/logs", params={**params, "offset": offset})
-            rows = _rows(page)
-            yield from rows
-            pagination = page.get("pagination")
-            if not rows or not (isinstance(pagination, dict) and pagination.get("has_more")):
+            data, pagination = page.get("data"), page.get("pagination")
+            has_more = pagination.get("has_more") if isinstance(pagination, dict) else None
+            if not isinstance(data, list) or not isinstance(has_more, bool) or (has_more and not data):
+                raise UnreadableResponseError("GET /v2/logs did not answer with a page of the log.", status=200)
+            yield from _rows(page)
+            if not has_more:
                 return
-            offset += len(rows)
+            offset += len(data)
 
     def get_json(self, path: str, *, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """
@@ -250,6 +282,7 @@ class ApiClient:
     def _read_answer(self, response: requests.Response, where: str) -> Answer:
         """Read the body; of an error, as much of it as comes, because its status alone says what happened."""
         headers = {name.lower(): value for name, value in response.headers.items()}
+        self._measure_clock(headers)
         status = response.status_code
         usd, _ = read_cost(headers, {})
         facts: dict[str, Any] = {
@@ -272,6 +305,15 @@ class ApiClient:
             )
         return Answer(status=status, headers=headers, body=bytes(body))
 
+    def _measure_clock(self, headers: Mapping[str, str]) -> None:
+        """Record how far the API's clock is ahead, unless a cache answered, whose ``Date`` is of the past."""
+        date = read_http_date(headers.get("date"))
+        if date is None or "age" in headers:
+            return
+        offset = date.timestamp() - time.time()
+        if abs(offset) <= _LARGEST_CLOCK_OFFSET_SECONDS:
+            self._clock_offset_seconds = offset
+
     def _read_parts(self, response: requests.Response) -> Iterator[bytes]:
         """Yield what has come as soon as it has come, so that an answer in drips is noticed too."""
         deadline = time.monotonic() + self.settings.read_timeout_seconds
@@ -289,6 +331,30 @@ class ApiClient:
             with self._lock:
                 self._sessions.append(session)
         return session
+
+
+class _Pacer:
+    """
+    Spaces the calls of all threads evenly.
+
+    :param interval_seconds: shortest time from one call to the next
+    """
+
+    def __init__(self, interval_seconds: float, *, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self._interval_seconds = interval_seconds
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._next_at = 0.0
+
+    def wait(self) -> None:
+        """Sleep until this call may go out."""
+        with self._lock:
+            now = self._clock()
+            at = max(now, self._next_at)
+            self._next_at = at + self._interval_seconds
+        if at > now:
+            self._sleep(at - now)
 
 
 class _KeyFor(requests.auth.AuthBase):

@@ -112,7 +112,7 @@ def error_for(
     """
     Make the error that fits an answer outside 2xx.
 
-    :param now: the present time, for a ``Retry-After`` that is a date; default: the clock
+    :param now: the present time, for a ``Retry-After`` that is a date, if no ``Date`` tells it; default: the clock
     """
     by_name = {name.lower(): value for name, value in headers.items()}
     said = read_error_body(body, api_key)
@@ -126,7 +126,7 @@ def error_for(
         "field": said.field,
     }
     reason = said.message or "no reason given"
-    retry_after = read_retry_after(by_name.get("retry-after"), now=now)
+    retry_after = read_retry_after(by_name.get("retry-after"), now=read_http_date(by_name.get("date")) or now)
 
     if status == 401:
         return AuthenticationError(
@@ -198,13 +198,17 @@ def read_retry_after(value: str | None, *, now: datetime | None = None) -> float
     value = value.strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value):
         return float(value)
+    at = read_http_date(value)
+    return None if at is None else max(0.0, (at - (now or datetime.now(UTC))).total_seconds())
+
+
+def read_http_date(value: str | None) -> datetime | None:
+    """Read the date in a header; ``None`` when there is none that can be read."""
     try:
-        at = parsedate_to_datetime(value)
+        at = parsedate_to_datetime(value or "")
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max(0.0, (at - (now or datetime.now(UTC))).total_seconds())
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _name(value: Any) -> str | None:

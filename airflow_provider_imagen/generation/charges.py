@@ -1,9 +1,9 @@
 """
-Find out whether a POST whose answer was lost was billed.
+Find out whether a POST whose response was lost was billed.
 
 ``GET /v2/logs`` has one row per request, with the ``X-Client-Request-Id`` we sent (docs, request-tracing page,
-2026-08-21). Rows appear some time after the answer, so one look is not enough to say "never billed". All workers that
-wait for a verdict share the looks: the endpoint allows 200 requests a minute.
+2026-08-21). Rows appear some time after the response, so one look is not enough to say "never billed". All threads that
+wait share the looks, because the API limits them.
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from airflow_provider_imagen.api.money import CREDITS_PER_USD, read_amount
-from airflow_provider_imagen.exceptions import ImagenError
+from airflow_provider_imagen.exceptions import ImagenError, UnreadableResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 log = logging.getLogger(__name__)
 
-CLOCK_SLACK = timedelta(minutes=10)
-"""How far the API's clock may be from ours; the window that is searched is wider by this."""
+CLOCK_SLACK_SECONDS = 15 * 60.0
+"""
+How far a journal's times may be ahead of both our clock and the API's.
 
-LONGEST_WINDOW = timedelta(days=92)
-"""Longest stretch the log shows at once (spec of ``GET /v2/logs``, 2026-08-21)."""
+The machine of a previous attempt wrote them, and nobody can measure its clock any more. Times that lag behind do no
+harm: they only widen the window.
+"""
+
+LONGEST_WINDOW_SECONDS = 92 * 86400.0
+"""Longest window the log shows at once (spec of ``GET /v2/logs``, 2026-08-21)."""
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
@@ -39,8 +45,8 @@ class Charge(Struct, frozen=True):
     """
     What the log says of one POST.
 
-    :param usd: what it was charged, in USD; 0 when it failed
     :param billed: whether there was a charge
+    :param usd: what it was charged, in USD; 0 when it failed, ``None`` when it was billed and no amount is stated
     """
 
     billed: bool
@@ -48,14 +54,34 @@ class Charge(Struct, frozen=True):
     inference_id: str | None
 
 
+def log_window(sent_at: Iterable[float], *, now: float, clock_offset_seconds: float) -> tuple[datetime, datetime]:
+    """
+    Return start and end of the log that is to be read for some requests.
+
+    The window spans from the first of them to the present, whether their times are by our clock or by the API's: the
+    machine that sent them may agree with either. It has to reach the present, because a request may be logged under
+    the time it ended.
+
+    :param sent_at: when they were sent, in seconds since the epoch
+    :param now: the present by our clock, in seconds since the epoch
+    :param clock_offset_seconds: how far the API's clock is ahead of ours
+    """
+    end = now + max(clock_offset_seconds, 0) + CLOCK_SLACK_SECONDS
+    start = min(now, *sent_at) + min(clock_offset_seconds, 0) - CLOCK_SLACK_SECONDS
+    start = max(start, end - LONGEST_WINDOW_SECONDS)
+    return datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
+
+
 class ChargeLookup:
     """
     Answers "was this request billed?" for any number of threads.
 
-    :param iter_request_logs: gives the log's rows of a window, as :meth:`ApiClient.iter_request_logs` does
-    :param wait: sleeps; raises when the task is told to stop
-    :param patience_seconds: how long a request may stay out of the log before it counts as never billed
+    :param iter_request_logs: yields the log's rows of a window, as :meth:`ApiClient.iter_request_logs` does
+    :param wait: sleeps; raises when the task is cancelled
+    :param patience_seconds: how long a request may stay out of the log before it counts as never billed, and how long
+        an unavailable log is asked again
     :param now: wall-clock seconds since the epoch, comparable with the times in the journal
+    :param clock_offset_seconds: how far the API's clock is ahead of ``now``; ``None`` before its first response
     """
 
     def __init__(
@@ -65,88 +91,118 @@ class ChargeLookup:
         wait: Callable[[float], None],
         patience_seconds: float,
         now: Callable[[], float] = time.time,
+        clock_offset_seconds: Callable[[], float | None] = lambda: 0.0,
     ) -> None:
         self._iter_request_logs = iter_request_logs
         self._wait = wait
         self._patience_seconds = patience_seconds
         self._now = now
+        self._clock_offset_seconds = clock_offset_seconds
         self._lock = threading.Lock()
         self._reading = threading.Lock()
-        self._sought: dict[str, float] = {}
+        self._sought: list[Mapping[str, float]] = []
         self._found: dict[str, Charge] = {}
         self._looks = 0
         self._failure: ImagenError | None = None
+        self._blocked_until = 0.0
 
     def find(self, client_request_id: str, *, sent_at: float, lost_at: float) -> Charge | None:
         """
-        Wait for a verdict on a POST.
+        Wait until the log tells what became of a POST.
 
         :param client_request_id: the id it was sent with
         :param sent_at: when, in seconds since the epoch
-        :param lost_at: when its answer was given up; patience counts from here
+        :param lost_at: when its response was given up; patience counts from here
         :return: the charge, or one of 0 for a failed request; ``None`` when the log still does not know the request
             after the patience has run out
         :raises ImagenError: the log cannot be read, so nothing is known
         """
-        give_up_at = lost_at + self._patience_seconds
+        unbilled_at = lost_at + self._patience_seconds
+        unknown_at = max(lost_at, self._now()) + self._patience_seconds
         pause = FIRST_PAUSE_SECONDS
-        with self._lock:
-            self._sought[client_request_id] = sent_at
-        try:
+        with self._seek({client_request_id: sent_at}):
             while True:
-                is_last = self._now() >= give_up_at
+                looked_at = self._now()
                 failure = self._look()
                 if (charge := self._found.get(client_request_id)) is not None:
                     return charge
-                if failure is not None and (is_last or not failure.retry_helps):
+                give_up_at = unbilled_at if failure is None else unknown_at
+                if failure is not None and (looked_at >= give_up_at or not _may_pass(failure)):
                     raise failure
-                if is_last:
+                if looked_at >= give_up_at:
                     return None
-                self._wait(min(pause, max(0.05, give_up_at - self._now())))
+                self._wait(min(max(pause, _retry_after(failure)), max(0.05, give_up_at - self._now())))
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-        finally:
-            with self._lock:
-                del self._sought[client_request_id]
 
     def look_once(self, sent: Mapping[str, float]) -> dict[str, Charge]:
-        """Look a last time for requests taken for never billed; an unreachable log finds nothing."""
-        with self._lock:
-            self._sought.update(sent)
-        if (failure := self._look()) is not None:
-            log.warning("The request log of the API could not be read a last time: %s", failure)
+        """
+        Look once for requests taken for never billed, whose charges may have come late.
+
+        :param sent: when each was sent, in seconds since the epoch, by its client request id
+        :return: what the log shows by now; nothing when it cannot be read
+        """
+        with self._seek(sent):
+            failure = self._look()
+        if failure is not None:
+            log.warning("The API's request log could not be searched for late charges: %s", failure)
         return {name: charge for name in sent if (charge := self._found.get(name)) is not None}
 
+    @contextmanager
+    def _seek(self, sent: Mapping[str, float]) -> Iterator[None]:
+        """Have every look, of any thread, seek these requests, too."""
+        with self._lock:
+            self._sought.append(sent)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sought.remove(sent)
+
     def _look(self) -> ImagenError | None:
-        """Read the log, or take the result of another thread's look that began after this call; give what failed."""
+        """Read the log, or share another thread's look that began after this call; return why it failed, if it did."""
         with self._lock:
             looks_before = self._looks
         with self._reading:
-            if self._looks == looks_before:
+            if self._looks == looks_before and self._now() >= self._blocked_until:
                 with self._lock:
                     self._looks += 1
-                    sought = dict(self._sought)
+                    sought = {name: at for sent in self._sought for name, at in sent.items()}
+                self._failure = ImagenError("The API's request log was not read to its end.")
                 try:
                     self._read_log(sought)
                     self._failure = None
                 except ImagenError as error:
-                    log.warning("The request log of the API could not be read: %s", error)
+                    log.warning("The API's request log could not be read: %s", error)
                     self._failure = error
+                    self._blocked_until = self._now() + _retry_after(error)
             return self._failure
 
     def _read_log(self, sought: Mapping[str, float]) -> None:
-        missing = sought.keys() - self._found.keys()
+        missing = {name: at for name, at in sought.items() if name not in self._found}
         if not missing:
             return
-        times = [sought[name] for name in missing]
-        end = datetime.fromtimestamp(max(times), UTC) + CLOCK_SLACK
-        start = max(datetime.fromtimestamp(min(times), UTC) - CLOCK_SLACK, end - LONGEST_WINDOW)
+        offset = self._clock_offset_seconds()
+        if offset is None:  # any response tells it, even one about an empty window
+            now = datetime.fromtimestamp(self._now(), UTC)
+            next(self._iter_request_logs(start=now, end=now), None)
+            offset = self._clock_offset_seconds() or 0.0
+        start, end = log_window(missing.values(), now=self._now(), clock_offset_seconds=offset)
         for row in self._iter_request_logs(start=start, end=end):
+            self._wait(0)  # a long log takes many pages: end when the task is cancelled
             client_request_id = row.get("client_request_id")
-            if client_request_id in missing:
+            if isinstance(client_request_id, str) and client_request_id in missing:
                 self._found[client_request_id] = _read_row(row)
-                missing.discard(client_request_id)
+                del missing[client_request_id]
                 if not missing:
                     return
+
+
+def _may_pass(error: ImagenError) -> bool:
+    return error.retry_helps or isinstance(error, UnreadableResponseError)  # reading again is free
+
+
+def _retry_after(error: ImagenError | None) -> float:
+    return getattr(error, "retry_after", None) or 0.0
 
 
 def _read_row(row: Mapping[str, Any]) -> Charge:

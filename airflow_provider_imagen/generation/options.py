@@ -56,6 +56,10 @@ class Tools(Protocol):
     stores: bool
     """Whether pictures are stored at all."""
 
+    @property
+    def clock_offset_seconds(self) -> float | None:
+        """How far the API's clock is ahead of ours; ``None`` before its first response."""
+
     def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
         """Send one paid request, once."""
 

@@ -290,6 +290,11 @@ class RunTools:
         """Say whether a picture of an earlier try is still there; true when nothing is stored any more."""
         return self._keeper is None or self._keeper.is_stored(stored)
 
+    @property
+    def clock_offset_seconds(self) -> float | None:
+        """How far the API's clock is ahead of ours; ``None`` before its first response."""
+        return self._client.clock_offset_seconds
+
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
         """Give the rows of the API's request log."""
         return self._client.iter_request_logs(**window)

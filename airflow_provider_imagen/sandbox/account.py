@@ -21,8 +21,8 @@ class LogRow:
     """
     One request as ``GET /v2/logs`` shows it.
 
-    :param created: when the request arrived, seconds since the epoch
-    :param finished: when its outcome was known; the row shows ``log_lag_seconds`` after that
+    :param created: when the request arrived by the sandbox's clock, seconds since the epoch
+    :param finished: when its outcome was known, without clock skew; the row shows ``log_lag_seconds`` after that
     :param usd: what it was charged; 0 when it failed
     """
 
@@ -44,7 +44,7 @@ class Account:
     requests in flight together cannot spend more than there is.
 
     :param balance_usd: what the account starts with, in USD
-    :param clock: gives seconds since the epoch
+    :param clock: gives seconds since the epoch, without clock skew
     """
 
     def __init__(self, balance_usd: Decimal, clock: Callable[[], float]) -> None:

@@ -93,7 +93,7 @@ async def _transactions(request: Request) -> Response:
 
 async def _logs(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    if state.log_meter.seconds_to_wait(RateLimit(state.settings.logs_per_minute), now=state.clock()):
+    if state.log_meter.seconds_to_wait(RateLimit(state.settings.logs_per_minute), now=state.true_clock()):
         body = error_body(429, "Too many requests.", path=request.url.path, now=state.clock(), envelope="problem")
         return Json(body, 429, media_type="application/problem+json")
     query = request.query_params

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs
 
@@ -84,7 +85,7 @@ class _Gate:
 
 class Watched:
     """
-    Note each request before it is answered, and the status of its answer.
+    Record each request before it is answered and the status of its answer, which gets a ``Date``.
 
     :param app: what answers
     :param host: the name under which requests are noted
@@ -113,7 +114,7 @@ class Watched:
                 headers=headers,
                 json=_decoded(body, headers),
                 client_request_id=headers.get("x-client-request-id"),
-                at=self.state.clock(),
+                at=self.state.true_clock(),
             )
         )
         replayed = False
@@ -128,6 +129,8 @@ class Watched:
         async def note(message: Message) -> None:
             if message["type"] == "http.response.start":
                 sighting.answered(message["status"])
+                date = formatdate(self.state.clock(), usegmt=True).encode()
+                message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
             await send(message)
 
         await self.app(scope, replay, note)

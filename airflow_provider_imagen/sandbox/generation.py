@@ -113,7 +113,7 @@ class Call:
         """Make the line of the log; no charge means that the request failed."""
         return LogRow(
             created=self.started,
-            finished=self.state.clock(),
+            finished=self.state.true_clock(),
             status="failed" if usd is None else "succeeded",
             model=self.model_name,
             usd=usd or Decimal(0),
@@ -200,7 +200,7 @@ def _keep_limits(state: State) -> None:
     settings = state.settings
     if settings.max_concurrent is not None and state.account.in_flight >= settings.max_concurrent:
         raise _over_limit(settings, "Too many requests at once.", seconds=1.0)  # nobody knows when one ends
-    seconds = state.generation_meter.seconds_to_wait(settings.generation_limit, now=state.clock())
+    seconds = state.generation_meter.seconds_to_wait(settings.generation_limit, now=state.true_clock())
     if seconds:
         raise _over_limit(settings, "Too many requests per minute.", seconds=seconds)
 

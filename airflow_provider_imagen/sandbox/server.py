@@ -46,6 +46,8 @@ class Sandbox:
     :param balance_usd: money in the account, in USD
     :param latency_seconds: how long a generation takes
     :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
+    :param clock_skew_seconds: how far the sandbox's clock is ahead of the real time, or behind it if negative: in the
+        ``Date`` header, in ``/v2/logs``, and in every time that a body or a signed link states
     :param picture_scale: width and height of what is drawn, as a share of what was asked for
     :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
     :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
@@ -70,6 +72,7 @@ class Sandbox:
         balance_usd: Decimal = Decimal(100),
         latency_seconds: float = 0.0,
         log_lag_seconds: float = 0.0,
+        clock_skew_seconds: float = 0.0,
         picture_scale: float = 1.0,
         requests_per_minute: float | None = None,
         counting: Counting = "sliding",
@@ -87,6 +90,7 @@ class Sandbox:
             balance_usd=Decimal(balance_usd),
             latency_seconds=latency_seconds,
             log_lag_seconds=log_lag_seconds,
+            clock_skew_seconds=clock_skew_seconds,
             picture_scale=picture_scale,
             requests_per_minute=requests_per_minute,
             counting=counting,
@@ -98,7 +102,7 @@ class Sandbox:
             logs_per_minute=logs_per_minute,
             seed=seed,
         )
-        self._state = State(settings, clock=clock, draw=draw)
+        self._state = State(settings, true_clock=clock, draw=draw)
         self._host = host
         self._ports = (port, cdn_port)
         self._sockets: list[socket.socket] = []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.records import SeenRequest
 
 _SEEN_KEPT = 50_000
+_LARGEST_SKEW_SECONDS = 365 * 86400
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Settings:
     :param balance_usd: money in the account, in USD
     :param latency_seconds: how long a generation takes
     :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
+    :param clock_skew_seconds: how far the sandbox's clock is ahead of the real time, or behind it if negative: in the
+        ``Date`` header, in ``/v2/logs``, and in every time that a body or a signed link states
     :param picture_scale: width and height of what is drawn, as a share of what was asked for
     :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
     :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
@@ -51,6 +54,7 @@ class Settings:
     balance_usd: Decimal = Decimal(100)
     latency_seconds: float = 0.0
     log_lag_seconds: float = 0.0
+    clock_skew_seconds: float = 0.0
     picture_scale: float = 1.0
     requests_per_minute: float | None = None
     counting: Counting = "sliding"
@@ -71,6 +75,8 @@ class Settings:
         for name, choices in (("counting", get_args(Counting)), ("limit_envelope", get_args(Envelope))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(choices)}")
+        if not abs(self.clock_skew_seconds) <= _LARGEST_SKEW_SECONDS:
+            raise ValueError(f"clock_skew_seconds={self.clock_skew_seconds!r}; allowed: a year either way")
         if self.window_seconds <= 0:
             raise ValueError(f"window_seconds={self.window_seconds!r}; allowed: above 0")
         if self.burst < 1:
@@ -110,22 +116,26 @@ class State:
     """
     The state of one sandbox. Its methods may be called from any thread.
 
-    :param clock: gives seconds since the epoch
+    :param true_clock: gives seconds since the epoch, without the skew of the settings
     """
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float], draw: Callable[[Recipe], bytes]) -> None:
-        self.clock = clock
+    def __init__(self, settings: Settings, *, true_clock: Callable[[], float], draw: Callable[[Recipe], bytes]) -> None:
+        self.true_clock = true_clock
         self.settings = settings
         self.initial_settings = settings
         self.api_url = ""
         self.cdn_url = ""
-        self.account = Account(settings.balance_usd, clock)
+        self.account = Account(settings.balance_usd, true_clock)
         self.generation_meter = Meter()
         self.log_meter = Meter()
         self.faults = FaultBook(settings.seed)
         self.pictures = PictureStore(draw)
         self._lock = threading.Lock()
         self._seen: deque[Sighting] = deque(maxlen=_SEEN_KEPT)
+
+    def clock(self) -> float:
+        """Return the time that the sandbox tells, in seconds since the epoch."""
+        return self.true_clock() + self.settings.clock_skew_seconds
 
     def open(self) -> None:
         """Get ready to draw."""

@@ -5,11 +5,13 @@ import logging
 import pickle
 import select
 import socket
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from email.utils import format_datetime
 
 import pytest
 import requests
@@ -29,7 +31,7 @@ from airflow_provider_imagen.exceptions import (
     ServerError,
     UnreadableResponseError,
 )
-from airflow_provider_imagen.sandbox import Fault
+from airflow_provider_imagen.sandbox import Fault, Sandbox
 
 KEY = "feedc0de" + "9" * 24
 PATH = "/v1/images/generations"
@@ -924,6 +926,76 @@ def test_the_log_can_be_limited_to_models(client):
     assert list(client.iter_request_logs(**window, model="flux-pro")) == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        {},
+        {"data": [], "pagination": None},
+        {"data": [], "pagination": {}},
+        {"data": None, "pagination": {"has_more": False}},
+        {"data": [], "pagination": {"has_more": True}},
+        {"error": {"message": "The log is away."}},
+    ],
+)
+def test_a_page_that_may_hide_rows_is_not_taken_for_an_empty_log(raw_server, make_client, page):
+    def behave(peer):
+        peer.read_request()
+        peer.answer(json.dumps(page).encode())
+
+    now = datetime.now(UTC)
+    with pytest.raises(UnreadableResponseError):
+        list(make_client(raw_server(behave).url).iter_request_logs(start=now, end=now))
+
+
+class Clock:
+    """A clock that moves only while somebody sleeps."""
+
+    def __init__(self):
+        self.now = 1_795_000_000.0
+        self.sleeps = []
+        self.lock = threading.Lock()
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        with self.lock:
+            self.sleeps.append(seconds)
+            self.now += seconds
+
+
+def test_a_long_log_is_read_without_breaking_its_limit(monkeypatch):
+    """By the clock of the client and the server, who share one here, this takes minutes."""
+    clock = Clock()
+    with Sandbox(picture_scale=0.0625, logs_per_minute=200, clock=clock, balance_usd=Decimal(100)) as sandbox:
+        settings = ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key)
+        client = ApiClient(settings, clock=clock, sleep=clock.sleep)
+        for number in range(250):
+            send(client, request_id=f"job-{number}")
+        monkeypatch.setattr(client_module, "LOG_PAGE_ROWS", 1)
+        now = datetime.fromtimestamp(clock.now, UTC)
+        rows = list(client.iter_request_logs(start=now - timedelta(hours=1), end=now + timedelta(hours=1)))
+        client.close()
+
+    assert len(rows) == 250
+    assert len(clock.sleeps) == 249
+
+
+def test_threads_share_the_limit_of_the_log(sandbox, monkeypatch):
+    clock = Clock()
+    client = ApiClient(
+        ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key), clock=clock, sleep=clock.sleeps.append
+    )
+    now = datetime.now(UTC)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in threads.map(lambda _: list(client.iter_request_logs(start=now, end=now)), range(4)):
+            pass
+    client.close()
+
+    interval = client_module.LOG_INTERVAL_SECONDS
+    assert sorted(clock.sleeps) == pytest.approx([interval, 2 * interval, 3 * interval])
+
+
 @pytest.mark.parametrize("fault", [Fault("reset", path="/v1/key"), Fault("hang", path="/v1/key", seconds=30)])
 def test_a_free_call_without_an_answer_is_a_failed_connection(sandbox, make_client, fault):
     sandbox.add_fault(fault)
@@ -950,6 +1022,78 @@ def test_a_free_call_answered_with_no_object_is_unreadable(raw_server, make_clie
 
     with pytest.raises(UnreadableResponseError):
         make_client(raw_server(behave).url).get_key()
+
+
+# --- the API's clock --------------------------------------------------------------------------------------------------
+
+
+def http_date(ahead_seconds):
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=ahead_seconds), usegmt=True)
+
+
+@pytest.fixture
+def server_telling(raw_server, make_client):
+    """Give a function that makes a client of a server whose answers have these headers, one after the other."""
+
+    def start(*headers, status="200 OK"):
+        waiting = list(headers)
+
+        def behave(peer):
+            while waiting and peer.read_request():
+                peer.answer(headers=waiting.pop(0), status=status)
+
+        return make_client(raw_server(behave).url)
+
+    return start
+
+
+def test_the_api_s_clock_is_not_known_before_it_answered(client):
+    assert client.clock_offset_seconds is None
+    client.get_key()
+    assert client.clock_offset_seconds == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("skew", [-10_800, -600, 600, 10_800])
+def test_the_api_s_clock_is_read_from_every_answer(sandbox, client, skew):
+    sandbox.configure(clock_skew_seconds=skew)
+    send(client)
+    assert client.clock_offset_seconds == pytest.approx(skew, abs=2)
+    sandbox.configure(clock_skew_seconds=2 * skew)
+    sandbox.add_fault(Fault("status", path="/v1/key", status=500))
+    with pytest.raises(ServerError):
+        client.get_key()
+    assert client.clock_offset_seconds == pytest.approx(2 * skew, abs=2)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "",
+        "Date: soon\r\n",
+        "Date:\r\n",
+        "Date: Mon, 99 Foo 2026 00:00:00 GMT\r\n",
+        "Date: Fri, 31 Dec 9999 23:59:59 GMT\r\n",
+        "Date: Mon, 01 Jan 0001 00:00:00 +1400\r\n",
+        f"Date: {http_date(-600)}\r\nAge: 600\r\n",
+    ],
+)
+def test_an_answer_that_does_not_tell_the_time_changes_nothing(server_telling, headers):
+    client = server_telling(headers, f"Date: {http_date(600)}\r\n", headers)
+    client.get_key()
+    assert client.clock_offset_seconds is None
+    client.get_key()
+    assert client.clock_offset_seconds == pytest.approx(600, abs=5)
+    client.get_key()
+    assert client.clock_offset_seconds == pytest.approx(600, abs=5)
+
+
+def test_a_date_to_come_back_at_is_by_the_clock_of_the_api(server_telling):
+    client = server_telling(
+        f"Date: {http_date(7200)}\r\nRetry-After: {http_date(7230)}\r\n", status="429 Too Many Requests"
+    )
+    with pytest.raises(RateLimitedError) as caught:
+        client.get_key()
+    assert caught.value.retry_after == pytest.approx(30, abs=1)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import pytest
 import requests
@@ -143,5 +144,45 @@ def test_the_log_can_be_limited_per_minute(get, sandbox, clock):
     sandbox.configure(logs_per_minute=2)
 
     assert [get("/v2/logs", period="1h").status_code for _ in range(3)] == [200, 200, 429]
+    clock.now += 60
+    assert get("/v2/logs", period="1h").status_code == 200
+
+
+@pytest.mark.parametrize("skew", [-10_800, 600])
+def test_the_clock_can_be_off_wherever_the_api_tells_the_time(get, generate, sandbox, clock, skew):
+    sandbox.configure(clock_skew_seconds=skew)
+    told = datetime.fromtimestamp(clock.now + skew, UTC)
+    answer = generate(headers={"X-Client-Request-Id": "r1"})
+    refusal = generate(num_images=9)
+
+    assert parsedate_to_datetime(answer.headers["date"]) == parsedate_to_datetime(refusal.headers["date"]) == told
+    assert datetime.fromisoformat(refusal.json()["timestamp"]) == told
+    assert datetime.fromisoformat(get("/v2/billing/transactions").json()["data"][0]["created_at"]) == told
+    assert [datetime.fromisoformat(row["created"]) for row in get("/v2/logs", period="1h").json()["data"]] == [told] * 2
+
+
+def test_the_window_of_the_log_is_by_the_clock_that_is_off(get, generate, sandbox, clock):
+    sandbox.configure(clock_skew_seconds=10_800)
+    generate()
+    now = datetime.fromtimestamp(clock.now, UTC)
+
+    def rows(start, end):
+        window = {"start": now + timedelta(hours=start), "end": now + timedelta(hours=end)}
+        return len(get("/v2/logs", **{name: at.isoformat() for name, at in window.items()}).json()["data"])
+
+    assert rows(-1, 1) == 0
+    assert rows(2, 4) == 1
+
+
+def test_a_clock_that_is_off_changes_neither_lag_nor_limits(get, generate, sandbox, clock):
+    sandbox.configure(log_lag_seconds=30, logs_per_minute=2)
+    generate()
+    sandbox.configure(clock_skew_seconds=-10_800)
+    clock.now += 30
+
+    assert len(get("/v2/logs", period="1h").json()["data"]) == 0, "the row is of the future now"
+    sandbox.configure(clock_skew_seconds=600)
+    assert len(get("/v2/logs", period="1h").json()["data"]) == 1
+    assert get("/v2/logs", period="1h").status_code == 429
     clock.now += 60
     assert get("/v2/logs", period="1h").status_code == 200

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,15 @@ def test_chosen_ports_are_used():
 
 
 @pytest.mark.parametrize(
-    "options", [{"picture_scale": 0}, {"picture_scale": 2}, {"latency_seconds": -1}, {"balance_usd": -1}]
+    "options",
+    [
+        {"picture_scale": 0},
+        {"picture_scale": 2},
+        {"latency_seconds": -1},
+        {"balance_usd": -1},
+        {"clock_skew_seconds": 4e7},
+        {"clock_skew_seconds": float("nan")},
+    ],
 )
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match="allowed"):
@@ -258,7 +267,7 @@ def test_serve_in_a_thread_does_not_touch_signals():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_sandbox_can_be_controlled_over_http(sandbox):
+def test_a_sandbox_can_be_controlled_over_http(sandbox, clock):
     control = SandboxControl(f"{sandbox.url}/")
     assert (control.api_key, control.cdn_url) == (sandbox.api_key, sandbox.cdn_url)
 
@@ -278,6 +287,10 @@ def test_a_sandbox_can_be_controlled_over_http(sandbox):
         ("api", "POST", 200, "a cat"),
         ("api", "POST", 200, "a fox"),
     ]
+
+    control.configure(clock_skew_seconds=-600)
+    date = requests.get(f"{sandbox.url}/v1/models", timeout=5).headers["date"]
+    assert date == formatdate(clock.now - 600, usegmt=True)
 
     control.reset()
     assert control.ledger() == control.seen() == []
