@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, field
 
-from airflow_provider_imagen.api.catalogue import Endpoint, find_model
+from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, Endpoint, find_model
 from airflow_provider_imagen.api.fields import read_whole_number
+from airflow_provider_imagen.api.inputs import PictureFile, flatten
 from airflow_provider_imagen.api.money import read_amount
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 QuoteSource = Literal["live", "last known", "unknown"]
 
-_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation"})
+_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
 _PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
 _PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
 
@@ -82,7 +83,9 @@ class PriceList(Struct, frozen=True):
     def quote(self, request: ImageRequest) -> Quote:
         """Say what a request is expected to cost."""
         model_id = str(request.body.get("model"))
-        pricing = self.by_model.get(model_id)
+        model = find_model(model_id)
+        names = (model_id, *((model.id, *model.aliases) if model else ()))
+        pricing = next((self.by_model[name] for name in names if name in self.by_model), None)
         usd = _live_price(pricing, request) if pricing is not None else None
         if usd is not None:
             return Quote(usd, "live")
@@ -115,32 +118,40 @@ def _live_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal | 
     """
     Price a request by a model's ``pricing`` block.
 
-    ``fixed`` has ``units``, each ``{price, unit, per}``: ``price`` buys ``per`` units. ``variants`` has the same rates
-    with ``when``, the values of the ``dimensions`` they hold for. ``variable`` tells nothing (docs, models-catalogue
-    page, 2026-08; it shows no ``fixed`` example, so that form is read like the one of ``variants``).
+    ``fixed`` lists ``units``, each ``{name, measure, price, per}``, which add up. ``variants`` lists rates
+    ``{when, price, unit, per}``, where ``when`` holds the values of the request's fields that a rate is for.
+    ``variable`` cannot be quoted (docs, complete-model-list page, 2026-08-19).
     """
     if str(pricing.get("currency", "USD")).upper() != "USD":
         return None
     if pricing.get("kind") == "fixed":
-        prices = [_rate_price(rate, request) for rate in _mappings(pricing.get("units"))]
-        return _sum(prices)
+        return _sum([_rate_price(rate, request) for rate in _mappings(pricing.get("units"))])
     if pricing.get("kind") == "variants":
         variants = _mappings(pricing.get("variants"))
         fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
-        return _highest([_rate_price(variant, request) for variant in fitting])
+        groups: dict[str, list[Decimal | None]] = {}  # rates for the same values come together
+        for variant in fitting:
+            groups.setdefault(repr(variant.get("when")), []).append(_rate_price(variant, request))
+        return _highest([_sum(prices) for prices in groups.values()])
     return None
 
 
 def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
-    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("unit")
+    """Price one rate: ``price`` buys ``per`` of what ``name`` (``unit`` in a variant) counts."""
+    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name", rate.get("unit"))
     if unit is None and isinstance(per, str):
         unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
-    amount = _units_bought(str(unit).lower(), request)
+    amount = _units_bought(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
     size = read_amount(per)
     return price * amount / size if price is not None and amount is not None and size else None
 
 
-def _units_bought(unit: str, request: ImageRequest) -> Decimal | None:
+def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
+    """Count what a request buys of a unit, going out of the model or into it; ``None`` when nothing tells."""
+    if measure == "input":
+        return _inputs_bought(unit, request)
+    if measure != "output":
+        return None
     if unit in _PER_PICTURE_UNITS:
         return Decimal(request.expected_images)
     if unit in _PER_REQUEST_UNITS:
@@ -150,13 +161,24 @@ def _units_bought(unit: str, request: ImageRequest) -> Decimal | None:
     return None
 
 
+def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
+    """Count what goes into a request; the size of a picture behind a link is not known."""
+    pictures = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
+    if unit in _PER_PICTURE_UNITS:
+        return Decimal(len(pictures))
+    files = [part for part in pictures if isinstance(part, PictureFile)]
+    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(pictures):
+        return sum((Decimal(part.width * part.height) for part in files), Decimal(0)) / 1_000_000
+    return None
+
+
 def _fits(when: Any, request: ImageRequest) -> bool:
-    """Tell whether a variant may apply; what neither the request nor the model's default says may be anything."""
+    """Return whether a variant may apply; what the model decides, for want of a value or by ``auto``, may be anything."""
     endpoint = _endpoint(request)
     for name, wanted in when.items() if isinstance(when, Mapping) else ():
         default = endpoint.fields.get(name, {}).get("default") if endpoint else None
         given = request.body.get(name, default)
-        if given is not None and str(given).lower() != str(wanted).lower():
+        if given is not None and str(given).lower() not in ("auto", str(wanted).lower()):
             return False
     return True
 

@@ -68,11 +68,13 @@ def _entry(model: SandboxModel, api_url: str, *, priced: bool) -> dict[str, Any]
 
 
 def _pricing(model: SandboxModel) -> dict[str, Any]:
+    """Write a price in the documented form (docs, complete-model-list page, 2026-08-19)."""
     if model.usd_by is None:
-        return {"kind": "fixed", "currency": "USD", "units": [{"unit": "image", "price": float(model.usd), "per": 1}]}
+        unit = {"name": "image", "measure": "output", "price": float(model.usd), "per": 1}
+        return {"kind": "fixed", "currency": "USD", "units": [unit]}
     name, by_value = model.usd_by
     variants = [
-        {"when": {name: value}, "unit": "image", "price": float(usd), "per": 1} for value, usd in by_value.items()
+        {"when": {name: value}, "price": float(usd), "unit": "image", "per": 1} for value, usd in by_value.items()
     ]
     return {"kind": "variants", "currency": "USD", "dimensions": [name], "variants": variants}
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import requests
 
+from airflow_provider_imagen.api.pricing import PriceList
+from airflow_provider_imagen.api.request import ImageRequest
 from airflow_provider_imagen.sandbox import Fault
 
 from .conftest import IMAGEN
@@ -44,9 +46,29 @@ def test_prices_come_when_asked_for(sandbox):
     (variants,) = ask(sandbox, "/v1/models", details="true", id="openai/gpt-image-2").json()["data"]
 
     assert fixed["pricing"]["kind"] == "fixed"
-    assert fixed["pricing"]["units"] == [{"unit": "image", "price": 0.042, "per": 1}]
+    assert fixed["pricing"]["units"] == [{"name": "image", "measure": "output", "price": 0.042, "per": 1}]
     assert variants["pricing"]["kind"] == "variants"
     assert variants["pricing"]["dimensions"] == ["quality"]
+    assert variants["pricing"]["variants"][0] == {
+        "when": {"quality": "low"},
+        "price": 0.0135,
+        "unit": "image",
+        "per": 1,
+    }
+
+
+def test_every_price_of_the_list_has_the_documented_form_and_is_read(sandbox):
+    """The members that the examples of the complete-model-list page have (2026-08-19)."""
+    rows = ask(sandbox, "/v1/models", include="pricing").json()["data"]
+    prices = PriceList.from_answer({"data": rows})
+
+    for row in rows:
+        pricing = row["pricing"]
+        rates = {"fixed": pricing.get("units"), "variants": pricing.get("variants")}[pricing["kind"]]
+        members = {"fixed": {"name", "measure", "price", "per"}, "variants": {"when", "price", "unit", "per"}}
+        assert all(set(rate) == members[pricing["kind"]] for rate in rates)
+        request = ImageRequest("/v1/images/generations", {"model": row["id"]}, 1, answers_inline=False)
+        assert prices.quote(request).source == "live", row["id"]
 
 
 def test_a_model_leads_to_its_own_openapi_document(sandbox):
