@@ -8,14 +8,13 @@ pictures, OpenAI's ``created`` + ``data[]``, and ``output.choices[]`` of 2024. A
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from airflow_provider_imagen.api.data_uris import is_data_uri, read_base64, read_data_uri
 from airflow_provider_imagen.api.money import CostSource, read_cost
 from airflow_provider_imagen.api.secrets import scrub
 from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
@@ -189,7 +188,7 @@ def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int |
     own_seed = _integer(entry.get("seed"))
     link, encoded = _first_text(entry, _LINK_NAMES), _first_text(entry, _BASE64_NAMES)
     url, data, broken = None, None, None
-    if link and not link.startswith("data:"):
+    if link and not is_data_uri(link):
         url, broken = _read_link(link)
     elif link and encoded is None:
         encoded = link
@@ -232,25 +231,11 @@ def _read_link(link: str) -> tuple[str | None, str | None]:
 
 
 def _read_base64(text: str) -> tuple[bytes | None, str | None]:
-    """Decode base64 text or a ``data:`` URI; white space and missing padding are forgiven, other characters are not."""
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma:
-            return None, "a data: URI without data"
-        if not head.lower().endswith(";base64"):
-            try:
-                data = unquote_to_bytes(text)
-            except UnicodeEncodeError:
-                return None, "a data: URI that is no text"
-            return (data, None) if data else (None, "an empty data: URI")
-    text = "".join(text.split()).rstrip("=")
+    """Decode base64 text or a ``data:`` URI; give the bytes, or why there are none."""
     try:
-        data = base64.b64decode(
-            text + "=" * (-len(text) % 4), altchars=b"-_" if "-" in text or "_" in text else None, validate=True
-        )
-    except (binascii.Error, ValueError):
-        return None, "base64 data that cannot be decoded"
-    return (data, None) if data else (None, "empty base64 data")
+        return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def _text(value: Any) -> str | None:

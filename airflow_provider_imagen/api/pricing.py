@@ -173,7 +173,7 @@ def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
 
 
 def _fits(when: Any, request: ImageRequest) -> bool:
-    """Return whether a variant may apply; what the model decides, for want of a value or by ``auto``, may be anything."""
+    """Return whether a variant may apply; what is left to the model, or ``auto``, may be anything."""
     endpoint = _endpoint(request)
     for name, wanted in when.items() if isinstance(when, Mapping) else ():
         default = endpoint.fields.get(name, {}).get("default") if endpoint else None
