@@ -2,7 +2,7 @@
 Check one value against the JSON Schema of its field, and say what is wrong in words.
 
 Values that went through a template arrive as text, so ``"4"`` is taken for a number and ``"true"`` for a boolean where
-the field wants one. Tables turn whole numbers into floats once a row has none, so ``4.0``, and the text ``"4.0"`` that a
+the field wants one. Tables turn whole numbers into floats once a row has none, so ``4.0``, and the text ``"4.0"`` a
 template makes of it, is the whole number 4. jsonschema does the checking; it is imported, and a checker compiled, when
 a field is first used.
 """

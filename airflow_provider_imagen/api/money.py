@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -13,18 +14,24 @@ CREDITS_PER_USD = Decimal(2_000_000)
 
 CostSource = Literal["header", "usage", "estimate"]
 
+_AMOUNT = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE]-[0-9]{1,9})?")
 _MOST = Decimal(10) ** 15
 """No bill is higher, in whatever unit; a larger number is an error, and would spoil every sum it gets into."""
 
 
 def read_amount(value: Any) -> Decimal | None:
-    """Read a non-negative amount of a sensible size from text or a number; anything else is ``None``."""
+    """
+    Read a non-negative amount of a sensible size; anything else is ``None``.
+
+    Text has to be a number as JSON writes it. Other spellings that :class:`~decimal.Decimal` reads (``1_0``, ``1e5``,
+    blanks, the digits of other scripts) are more likely damage than money. Negative exponents count, because
+    JavaScript and Python write small amounts so: ``5e-05``.
+    """
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         return None
-    try:
-        amount = Decimal(str(value).strip())
-    except (InvalidOperation, ValueError):
+    if isinstance(value, str) and not _AMOUNT.fullmatch(value):
         return None
+    amount = Decimal(str(value))
     return amount if amount.is_finite() and 0 <= amount <= _MOST else None
 
 
