@@ -57,7 +57,8 @@ def test_what_is_no_amount_of_money_is_none(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["1_0", "١٠", "１０", " 10 ", "10\n", "1e5", "1E+5", "+10", "010", ".5", "10.", "0x10", "1,0", "$10", "10 USD"]
+    "value",
+    ["1_0", "١٠", "１０", " 10 ", "10\n", "1e5", "1E+5", "+10", "010", ".5", "10.", "0x10", "1,0", "$10", "10 USD"],
 )
 def test_only_numbers_as_json_writes_them_are_amounts(value):
     """Decimal reads most of these, and would take damage for money."""
