@@ -27,6 +27,7 @@ from airflow_provider_imagen.api.errors import error_for
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
 from airflow_provider_imagen.api.sending import WatchedSession, watching
+from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class ApiClient:
     Calls the API. Safe to share between threads: each has its own connections.
 
     :param settings: where to call and with which key
-    :raises ValueError: the base URL or the key cannot be used
+    :raises ValueError: the base URL, the key or the CA bundle cannot be used
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -99,6 +100,10 @@ class ApiClient:
             raise ValueError("password: an API key of visible ASCII characters is allowed, without blanks")
         self.settings = settings
         self._root = _root_of(settings.base_url)
+        if self._root.startswith("https:"):
+            check_ca_bundle(settings.verify)
+        elif settings.api_key:
+            warn_about_plain_http(self._root)
         keep_queries_out_of_logs()
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
@@ -315,6 +320,8 @@ def _root_of(base_url: str) -> str:
         raise ValueError(
             "host: user name and password in the URL are not allowed; the key is the connection's password"
         )
+    if parts.query or parts.fragment:
+        raise ValueError(f"host={scrub(base_url)!r}: a query or fragment would be lost; leave it out")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"host={scrub(base_url)!r}: a base URL such as {DEFAULT_BASE_URL} is allowed")
     return root

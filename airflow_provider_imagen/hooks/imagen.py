@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -40,7 +41,8 @@ class ImagenHook(BaseHook):
     Call the AI/ML API's image endpoints with the key of an Airflow connection.
 
     Fields of the connection: ``password`` is the API key, ``host`` the base URL (default
-    ``https://api.aimlapi.com``, with or without ``/v1``). Its extra holds ``model`` (default model),
+    ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for scheme or path, may stand apart
+    from it, as in a connection URI; where they contradict it, the connection is refused. Its extra holds ``model`` (default model),
     ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no key needed)
     and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
 
@@ -434,15 +436,16 @@ def connection_settings(connection: Connection) -> ClientSettings:
     )
 
     extra = connection.extra_dejson
+    base_url = _base_url(connection)
     settings = ClientSettings(
-        base_url=_base_url(connection) or DEFAULT_BASE_URL,
+        base_url=base_url or DEFAULT_BASE_URL,
         api_key=(connection.password or "").strip() or None,
         connect_timeout_seconds=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT_SECONDS),
         read_timeout_seconds=_seconds(extra, "read_timeout", READ_TIMEOUT_SECONDS),
         verify=_verify(extra.get("verify")),
     )
     if _truth(extra.get("sandbox"), "sandbox"):
-        return _sandbox_settings(settings, elsewhere=bool(_base_url(connection)))
+        return _sandbox_settings(settings, elsewhere=bool(base_url))
     if settings.api_key is None:
         raise ValueError(
             f"Connection {connection.conn_id!r} has no API key: put it into the password, "
@@ -452,14 +455,50 @@ def connection_settings(connection: Connection) -> ClientSettings:
 
 
 def _base_url(connection: Connection) -> str:
-    """Put host and port together; empty when there is no host."""
-    host = (connection.host or "").strip()
-    if not host or not connection.port:
+    """
+    Put scheme, host, port and path together; empty when there is no host.
+
+    ``schema`` holds what stands in a URI after the host: ``http`` or ``https`` is the scheme, as in Airflow's own http
+    connections, anything else a path.
+
+    :raises ValueError: fields contradict each other, or one says something about a host that is not named
+    """
+    host, port = (connection.host or "").strip(), connection.port
+    schema = (connection.schema or "").strip().strip("/")
+    scheme = schema.lower() if schema.lower() in ("http", "https") else ""
+    path = "" if scheme else schema
+    if not host:
+        if port or path or scheme == "http":
+            raise ValueError(f"Connection {connection.conn_id!r} has a port or schema without a host: set host, too")
+        return ""
+    if not (scheme or path or port):
         return host
-    parts = urlsplit(host if "://" in host else f"https://{host}")
-    if parts.netloc.rpartition("]")[2].count(":"):  # the host names a port itself
-        return host
-    return parts._replace(netloc=f"{parts.netloc}:{connection.port}").geturl()
+    if _is_ipv6(host):  # Airflow takes the brackets off those of a URI
+        host = f"[{host}]"
+    try:
+        parts = urlsplit(host if "://" in host else f"{scheme or 'https'}://{host}")
+        own_port = parts.port
+    except ValueError:
+        return host  # the client says what is wrong with it
+    for name, ours, theirs in (
+        ("schema", scheme or parts.scheme, parts.scheme),
+        ("schema", path, parts.path.strip("/") or path),
+        ("port", port or own_port, own_port or port),
+    ):
+        if ours != theirs and ours:
+            raise ValueError(
+                f"Connection {connection.conn_id!r}: {name}={ours!r} and host={host!r} say different things; "
+                f"write everything into host, such as https://gateway.example.com:8443/images"
+            )
+    netloc = f"{parts.netloc}:{port}" if port and not own_port else parts.netloc
+    return parts._replace(netloc=netloc, path=parts.path or (path and f"/{path}")).geturl()
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSettings:
