@@ -169,6 +169,10 @@ class ApiClient:
         params = {"type": "openai/image-generations", **({"include": "pricing"} if include_pricing else {})}
         return _rows(self.get_json("/v1/models", params=params))
 
+    def find_models(self, model_id: str) -> list[dict[str, Any]]:
+        """Ask ``GET /v1/models`` for what has this id or alias, of every type; needs no key; free."""
+        return _rows(self.get_json("/v1/models", params={"id": model_id}))
+
     def list_deprecations(self) -> list[dict[str, Any]]:
         """Ask ``GET /v1/models/deprecations`` which models are on their way out; needs no key; free."""
         return _rows(self.get_json("/v1/models/deprecations"))

@@ -20,6 +20,7 @@ from airflow_provider_imagen.api.catalogue import (
     IMAGE_FIELDS,
     SIZE_FIELDS,
     Endpoint,
+    Model,
     find_model,
     max_pictures,
 )
@@ -89,7 +90,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     model = find_model(model_id)
     if model is None:
         return _build_unchecked(model_id, asked, can_store=can_store, where=where)
-    draft = _Draft(model_id, model.endpoint_for(asked), where)
+    draft = _Draft(model_id, model, model.endpoint_for(asked), where)
     draft.take_prompt(asked)
     count, several = draft.take_count(asked)
     draft.take_ratio(asked)
@@ -111,8 +112,9 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
 class _Draft:
     """A body in the making: each step takes its arguments out of what was asked and notes what is wrong."""
 
-    def __init__(self, model_id: str, endpoint: Endpoint, where: str) -> None:
-        self.model_id = model_id
+    def __init__(self, model_id: str, model: Model, endpoint: Endpoint, where: str) -> None:
+        self.model_id = model_id  # as the author wrote it, which is what is sent
+        self.model = model
         self.endpoint = endpoint
         self.where = where
         self.body: dict[str, Any] = {"model": model_id}
@@ -328,7 +330,7 @@ def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
         allowed = f"at most {MAX_INLINE_BYTES:,} bytes of stored pictures go into one request, these have {size:,}"
         yield Problem(draft.where + INPUT_ARGUMENT, names, f"{allowed}; give links")
     for mask in files.get("mask", ()):
-        most = limits_for(draft.model_id, draft.endpoint.path, "mask").max_bytes
+        most = limits_for(draft.model.id, draft.endpoint.path, "mask").max_bytes
         if most is not None and mask.bytes > most:
             yield Problem(
                 f"{draft.where}mask", mask.address, f"at most {most:,} bytes are allowed, it has {mask.bytes:,}"

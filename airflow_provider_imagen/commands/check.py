@@ -124,11 +124,15 @@ def _show(report: Mapping[str, Any]) -> None:
         screen.line(f"{_mark(False)} the models could not be checked")
     for model in report["models"] or ():
         screen.line(f"{_mark(model['ok'])} {model['model']}: {model['sentence']} ({_places(model['places'])})")
+        if model["warning"]:
+            screen.line(f"warn  {model['model']}: {model['warning']}")
     for broken in report["broken"]:
         screen.line(f"{_mark(False)} {broken}")
     if report["unread"]:
         screen.line(f"  not checked, known only when the DAG runs: {_places(report['unread'])}")
-    screen.line("All is well." if report["ok"] else "Something has to be done.")
+    warned = any(model["warning"] for model in report["models"] or ())
+    fine = "Nothing is broken; mind the warnings." if warned else "All is well."
+    screen.line(fine if report["ok"] else "Something has to be done.")
 
 
 def _mark(is_fine: bool) -> str:

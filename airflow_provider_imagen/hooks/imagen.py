@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
     from airflow_provider_imagen.api.download import Downloader
-    from airflow_provider_imagen.api.lifecycle import ModelHealth
+    from airflow_provider_imagen.api.lifecycle import LiveModel, ModelHealth
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.exceptions import Problem
     from airflow_provider_imagen.generation.inputs import InputReader
@@ -42,9 +42,9 @@ class ImagenHook(BaseHook):
 
     Fields of the connection: ``password`` is the API key, ``host`` the base URL (default
     ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for scheme or path, may stand apart
-    from it, as in a connection URI; where they contradict it, the connection is refused. Its extra holds ``model`` (default model),
-    ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no key needed)
-    and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
+    from it, as in a connection URI; where they contradict it, the connection is refused. Its extra holds ``model``
+    (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no
+    key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
 
     :param imagen_conn_id: id of the connection
     """
@@ -254,7 +254,20 @@ class ImagenHook(BaseHook):
         """
         from airflow_provider_imagen.api.lifecycle import judge_models
 
-        return judge_models(models, listed=self.list_models(), retired=self.list_deprecations())
+        today = datetime.now(UTC).date()
+        return judge_models(models, listed=self.list_models(), retired=self.list_deprecations(), today=today)
+
+    def look_up_model(self, model_id: str) -> LiveModel:
+        """
+        Ask the API what an id is that the catalogue does not know: another name, a new model, or none at all. Free.
+
+        :return: :class:`~airflow_provider_imagen.api.lifecycle.LiveModel`; where it has ``known_as``, that id gets all
+            checks
+        """
+        from airflow_provider_imagen.api.lifecycle import look_up
+
+        listed = self.get_conn().find_models(model_id)
+        return look_up(model_id, listed=listed, retired=self.list_deprecations())
 
     def get_input_reader(self) -> InputReader:
         """Make what reads input pictures for requests of this connection."""

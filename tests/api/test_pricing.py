@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.api.catalogue import all_models
+from airflow_provider_imagen.api.catalogue import all_models, find_model
 from airflow_provider_imagen.api.inputs import PictureFile
 from airflow_provider_imagen.api.pricing import PriceList, Quote, last_known_price
 from airflow_provider_imagen.api.request import ImageRequest, build_requests
@@ -45,6 +45,94 @@ def test_the_last_known_price_of_an_upload_is_the_one_of_its_endpoint():
     assert last_known_price("openai/gpt-image-2", {"prompt": "a", "n": 1}) == Decimal("0.054")
     assert last_known_price("openai/gpt-image-2", {"prompt": "a", "n": 2, "image": "…"}) == Decimal("0.190")
     assert last_known_price("openai/gpt-image-1", {"prompt": "a", "image": "…"}) is None
+
+
+def known(model_id, **body):
+    return last_known_price(model_id, body)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "usd"),
+    [
+        ("bytedance/seedream-v4-edit", "0.0315"),
+        ("blackforestlabs/flux-2-lora", "0.02205"),
+        ("flux/srpo/image-to-image", "0.02625"),
+        ("google/nano-banana-pro-edit", "0.1575"),
+    ],
+)
+def test_documented_prices_are_known(model_id, usd):
+    """USD per picture of the examples on the model pages, 2026-08."""
+    assert known(model_id) == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "usd"),
+    [
+        ("blackforestlabs/flux-2-edit", "0.0378"),
+        ("blackforestlabs/flux-2-lora-edit", "0.06615"),
+        ("blackforestlabs/flux-2-pro-edit", "0.0945"),
+    ],
+)
+def test_inputs_cost_as_in_the_documented_examples(model_id, usd):
+    """The pages' examples combine two pictures; a third and further outputs cost more (2026-08)."""
+    two = ["https://h.example/a.png", "https://h.example/b.png"]
+    assert known(model_id, image_urls=two) == Decimal(usd)
+    assert known(model_id, image_urls=[*two, two[0]]) == Decimal(usd) * 4 / 3
+    assert known(model_id, image_urls=two[:1]) == Decimal(usd) * 2 / 3 == known(model_id)
+    count_field = find_model(model_id).generations.count_field
+    assert count_field is None or known(model_id, image_urls=two, **{count_field: 2}) == 2 * Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "field", "rising"),
+    [
+        ("openai/gpt-image-2", "quality", ("low", "medium", "high")),
+        ("openai/gpt-image-1-mini", "quality", ("low", "medium", "high")),
+        ("google/nano-banana-pro", "resolution", ("1K", "4K")),
+        ("google/gemini-3-pro-image-preview", "resolution", ("1K", "4K")),
+        ("google/nano-banana-pro-edit", "resolution", ("1K", "4K")),
+        ("google/nano-banana-2", "resolution", ("1K", "2K", "4K")),
+        ("google/gemini-3-1-flash-image-preview", "resolution", ("1K", "2K", "4K")),
+        ("dall-e-3", "quality", ("standard", "hd")),
+    ],
+)
+def test_a_dearer_setting_has_a_higher_last_known_price(model_id, field, rising):
+    prices = [known(model_id, **{field: value}) for value in rising]
+    assert prices == sorted(set(prices))
+    assert known(model_id, **{field: "auto"}) == prices[-1]
+    default = find_model(model_id).generations.fields[field]["default"]
+    assert known(model_id) == known(model_id, **{field: default})
+
+
+def test_uploads_have_prices_of_their_own_by_quality_and_beyond_two_inputs():
+    high = known("openai/gpt-image-2", image="…", quality="high")
+    assert known("openai/gpt-image-2", image="…") < high
+    assert known("openai/gpt-image-2", image=["…"] * 2) == Decimal("0.095")
+    assert known("openai/gpt-image-2", image=["…"] * 3) == Decimal("0.116")
+
+
+@pytest.mark.parametrize("model_id", [model.id for model in all_models() if model.price and "megapixel" in str(model)])
+def test_pictures_of_more_than_a_megapixel_cost_more(model_id):
+    one = known(model_id, image_size={"width": 1024, "height": 1024})
+    assert one == known(model_id, image_size="square_hd") == known(model_id, image_size="square")
+    assert known(model_id, image_size={"width": 1056, "height": 1024}) > one
+
+
+def test_of_a_size_that_does_not_tell_the_largest_is_expected():
+    largest = known("blackforestlabs/flux-2", image_size={"width": 2048, "height": 2048})
+    assert known("blackforestlabs/flux-2", image_size="of tomorrow") == largest == 4 * Decimal("0.0126")
+    assert known("bytedance/uso", image_size="of tomorrow") is None
+
+
+def test_every_last_known_price_with_steps_says_what_it_rests_on():
+    for model in all_models():
+        for price in (model.price, model.edits_price):
+            assert price is None or (price.pricing is None) == (price.basis is None), model.id
+
+
+@pytest.mark.parametrize("name", ["gpt-image-2", "openai/gpt-image-2"])
+def test_a_price_is_known_under_every_name(name):
+    assert known(name, quality="high") == Decimal("0.275")
 
 
 @pytest.mark.parametrize("model_id", ["no/such-model", "", "flux-realism/none"])

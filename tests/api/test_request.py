@@ -346,6 +346,22 @@ def test_imagen_makes_one_to_four_pictures_and_says_so(count):
     assert refuse(model=IMAGEN, prompt="a", num_images=count) == {"num_images": "a whole number from 1 to 4 is allowed"}
 
 
+@pytest.mark.parametrize("name", ["gpt-image-1", "openai/gpt-image-1"])
+def test_an_alias_gets_every_check_and_is_sent_as_written(name):
+    (request,) = build(model=name, prompt="a", aspect_ratio="3:2", num_images=1)
+    assert request.body == {
+        "model": name,
+        "prompt": "a",
+        "size": "1536x1024",
+        "n": 1,
+        "response_format": "url",
+    }
+    assert "size" in refuse(model=name, prompt="a", aspect_ratio="16:9")["aspect_ratio"]
+    assert "would ignore it" in refuse(model=name, prompt="a", seed=1)["seed"]
+    uploads = build(model=name, prompt="a", input_images=[LINK])
+    assert (uploads[0].path, uploads[0].body["image"]) == ("/v1/images/edits", LINK)
+
+
 # ---------------------------------------------------------------- templates render to text
 
 
