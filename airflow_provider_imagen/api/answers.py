@@ -57,7 +57,9 @@ class Generation(Struct, frozen=True):
     :param usd_source: where ``usd`` stood
     :param inference_id: the API's id of the paid work
     :param client_request_id: the id we sent
-    :param model: the model that answered, by the name it was asked under
+    :param model: the model that was asked, by the name it was asked under
+    :param answered_model: the model that answered and whose price is charged, where the answer names one: some ids
+        choose between models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
     """
 
     pictures: tuple[AnsweredPicture, ...]
@@ -66,6 +68,7 @@ class Generation(Struct, frozen=True):
     inference_id: str | None
     client_request_id: str | None
     model: str | None
+    answered_model: str | None = None
 
     @property
     def urls(self) -> list[str]:
@@ -124,7 +127,16 @@ def read_generation(
         inference_id=inference_id,
         client_request_id=client_request_id,
         model=model,
+        answered_model=_answered_model(by_name, answer, api_key),
     )
+
+
+def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
+    """Read which model answered; the header wins over the body."""
+    meta = answer.get("meta")
+    said = (headers.get("x-aimlapi-model"), meta.get("model") if isinstance(meta, dict) else None, answer.get("model"))
+    name = next(filter(None, map(_text, said)), None)
+    return scrub(name, api_key, limit=200) if name else None
 
 
 def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ def catalogue_routes() -> list[Route]:
         *(Route(path, _models) for path in _LISTS),
         *(Route(f"{path}/{name}", _deprecations) for path in _LISTS for name in ("deprecations", "deprecated")),
         Route("/model/{name:path}", _model),
+        Route("/models/metrics", _metrics),
         Route("/docs-json", _document),
     ]
 
@@ -58,6 +59,12 @@ async def _model(request: Request) -> Response:
     if model is None or model.id in state.withdrawn():
         return Json(error_body(404, f"Model {name} not found", path=request.url.path, now=state.clock()), 404)
     return unless_known(request, Json({"object": "model", "data": _entry(request, model)}))
+
+
+async def _metrics(request: Request) -> Response:
+    """Answer as when no request was measured lately."""
+    state: State = request.app.state.sandbox
+    return Json({"window_seconds": 300, "generated_at": timestamp(state.clock()), "models": []})
 
 
 def _is_wanted(request: Request, model: SandboxModel) -> bool:
