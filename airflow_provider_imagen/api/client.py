@@ -23,7 +23,8 @@ from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.answers import Generation, read_generation
-from airflow_provider_imagen.api.errors import error_for
+from airflow_provider_imagen.api.catalogue import BASE64_FIELDS
+from airflow_provider_imagen.api.errors import error_for, refused_switch
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
 from airflow_provider_imagen.api.sending import WatchedSession, watching
@@ -108,6 +109,7 @@ class ApiClient:
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._lock = threading.Lock()
+        self._refused: set[tuple[str | None, str]] = set()
 
     @property
     def host(self) -> str:
@@ -123,7 +125,7 @@ class ApiClient:
         files: Any = None,
     ) -> Generation:
         """
-        Send one paid request, once.
+        Send one paid request, once; again without the field that asks for links or base64, where a gateway refuses it.
 
         :param path: ``/v1/images/generations`` or ``/v1/images/edits``
         :param body: JSON fields, or the form fields beside ``files``
@@ -145,9 +147,16 @@ class ApiClient:
             "client_request_id": client_request_id,
             "model": model,
         }
-        sent = {"data": dict(body), "files": files} if files else {"json": dict(body)}
+        named = {"X-Client-Request-Id": client_request_id}
         try:
-            answer = self._exchange("POST", path, headers={"X-Client-Request-Id": client_request_id}, **sent)
+            while True:
+                fields = {name: value for name, value in body.items() if (model, name) not in self._refused}
+                sent = {"data": fields, "files": files} if files else {"json": fields}
+                answer = self._exchange("POST", path, headers=named, **sent)
+                refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
+                if refused is None:
+                    break
+                self._refused.add((model, refused))  # nothing was bought; the pictures come in the gateway's own way
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:
             error.client_request_id, error.model = client_request_id, model
             raise

@@ -40,7 +40,8 @@ def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Deci
     Find what a call was charged, in USD, and say where that stood.
 
     Headers win over the body, dollars over credits; ``tokens_used`` is the name credits had until
-    about November 2025 (docs, request-tracing-and-cost page, 2026-08-21).
+    about November 2025 (docs, request-tracing-and-cost page, 2026-08-21). A LiteLLM proxy in between computes costs of
+    its own, in USD (LiteLLM docs, response_headers page, 2026-10); its 0 means that it knows no price for the model.
 
     :param headers: response headers, looked up without regard to case
     :param body: the decoded JSON body
@@ -50,6 +51,8 @@ def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Deci
         return usd, "header"
     if (credits_used := read_amount(by_name.get("x-aimlapi-credits-used"))) is not None:
         return credits_used / CREDITS_PER_USD, "header"
+    if usd := read_amount(by_name.get("x-litellm-response-cost")):
+        return usd, "header"
     meta = body.get("meta")
     for usage in (meta.get("usage") if isinstance(meta, dict) else None, body.get("usage")):
         if not isinstance(usage, dict):

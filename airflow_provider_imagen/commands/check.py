@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.commands.dag_models import Findings, find_models
 from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
     import argparse
@@ -88,7 +89,8 @@ def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, A
         connection["ok"], connection["message"] = hook.test_connection()
         models = hook.check_models(places)
         if connection["ok"]:
-            connection["balance_usd"] = hook.get_balance()
+            with suppress(InvalidRequestError):  # a gateway names none
+                connection["balance_usd"] = hook.get_balance()
     except Exception as error:  # a connection that is missing raises one of Airflow's errors, a wrong one a ValueError
         connection["ok"] = False
         connection["message"] = connection["message"] or str(error)

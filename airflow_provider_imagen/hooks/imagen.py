@@ -12,7 +12,12 @@ from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 
-from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError, UnreadableResponseError
+from airflow_provider_imagen.exceptions import (
+    ImagenError,
+    InvalidArgumentsError,
+    InvalidRequestError,
+    UnreadableResponseError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +50,11 @@ class ImagenHook(BaseHook):
     from it, as in a connection URI; where they contradict it, the connection is refused. Its extra holds ``model``
     (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no
     key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
+
+    ``host`` may be an OpenAI-compatible gateway, such as LiteLLM's proxy. Pictures, their cost
+    (``x-litellm-response-cost``) and errors come through it. What does not: the request id and the log of requests, so
+    a lost answer cannot be looked up; key, balance, prices and announced ends; and fields that are not OpenAI's, which
+    gateways drop silently or refuse, as ``seed`` or ``aspect_ratio`` of other makers' models.
 
     :param imagen_conn_id: id of the connection
     """
@@ -255,7 +265,8 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.api.lifecycle import judge_models
 
         today = datetime.now(UTC).date()
-        return judge_models(models, listed=self.list_models(), retired=self.list_deprecations(), today=today)
+        listed = self.list_models()
+        return judge_models(models, listed=listed, retired=self._list_retired(listed), today=today)
 
     def look_up_model(self, model_id: str) -> LiveModel:
         """
@@ -267,7 +278,16 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.api.lifecycle import look_up
 
         listed = self.get_conn().find_models(model_id)
-        return look_up(model_id, listed=listed, retired=self.list_deprecations())
+        return look_up(model_id, listed=listed, retired=self._list_retired(listed))
+
+    def _list_retired(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Ask which models are on their way out; gateways have no such list."""
+        try:
+            return self.list_deprecations()
+        except InvalidRequestError as error:
+            if error.status != 404 or not _is_gateway(listed):
+                raise
+            return []
 
     def get_input_reader(self) -> InputReader:
         """Make what reads input pictures for requests of this connection."""
@@ -413,11 +433,32 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.api.secrets import scrub
 
         try:
-            return self._judge_key(self.get_key())
+            try:
+                key = self.get_key()
+            except InvalidRequestError as error:
+                if error.status != 404:
+                    raise
+                return self._judge_gateway(error)
+            return self._judge_key(key)
         except Exception as error:  # the form shows whatever went wrong
             return False, scrub(str(error), self._connection.password if self._connection else None)
         finally:
             self.close()
+
+    def _judge_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
+        """
+        Recognize an OpenAI-compatible gateway, such as LiteLLM's proxy, by its list of models.
+
+        :param error: what the host answered when it was asked about the key
+        """
+        models = self.list_models()
+        if not _is_gateway(models):
+            raise error
+        noun = "model" if len(models) == 1 else "models"
+        return True, (
+            f"The host is an OpenAI-compatible gateway and accepts the key; it lists {len(models)} {noun}. "
+            f"Key, balance, prices and the log of requests cannot be read through it."
+        )
 
     def _judge_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
         name = f"Key {key.get('name') or '(unnamed)'!r} ({key.get('prefix') or '????????'}…)"
@@ -532,6 +573,12 @@ def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSet
             "Extra sandbox=True of the connection: with it, host is empty or that of a sandbox, not the API's"
         )
     return replace(settings, api_key=settings.api_key or SANDBOX_API_KEY)
+
+
+def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a list of models has OpenAI's form rather than the AI/ML API's, which names each one's type."""
+    rows = list(models)
+    return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
 
 
 def _is_private(host: str) -> bool:
