@@ -243,7 +243,7 @@ def _read_link(link: str) -> tuple[str | None, str | None]:
 
 
 def _read_base64(text: str) -> tuple[bytes | None, str | None]:
-    """Decode base64 text or a ``data:`` URI; give the bytes, or why there are none."""
+    """Decode base64 text or a ``data:`` URI; return the bytes, or why there are none."""
     try:
         return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
     except ValueError as error:

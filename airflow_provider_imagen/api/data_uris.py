@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
@@ -59,6 +60,19 @@ def read_data_uri(text: str) -> DataUri:
     if not data:
         raise ValueError("an empty data: URI")
     return DataUri(mime_type.lower() or "text/plain", data, is_base64)
+
+
+def plain_data_uris(value: Any) -> Any:
+    """Rewrite a base64 ``data:`` URI, or those in a list, in the plainest form; leave what cannot be read."""
+    if isinstance(value, list):
+        return [plain_data_uris(part) for part in value]
+    if not isinstance(value, str) or not is_data_uri(value):
+        return value
+    try:
+        uri = read_data_uri(value)
+    except ValueError:
+        return value
+    return str(uri) if uri.is_base64 else value
 
 
 def read_base64(text: str) -> bytes:

@@ -150,7 +150,7 @@ def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal |
 
 def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
     """Price one rate: ``price`` buys ``per`` of what ``name`` (``unit`` in a variant) counts."""
-    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name", rate.get("unit"))
+    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name") or rate.get("unit")
     if unit is None and isinstance(per, str):
         unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
     amount = _units_bought(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)

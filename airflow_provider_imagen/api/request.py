@@ -24,6 +24,7 @@ from airflow_provider_imagen.api.catalogue import (
     find_model,
     max_pictures,
 )
+from airflow_provider_imagen.api.data_uris import plain_data_uris
 from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
 from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT, MAX_INLINE_BYTES, PictureFile, flatten, limits_for
 from airflow_provider_imagen.api.ratios import ratios_offered, read_ratio, size_for
@@ -365,6 +366,7 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     if INPUT_ARGUMENT in asked:
         allowed = f"{model_id} is not in the catalogue: give its pictures in its own field, with parameters"
         problems.append(Problem(where + INPUT_ARGUMENT, show(asked.pop(INPUT_ARGUMENT)), allowed))
+    asked |= {name: plain_data_uris(asked[name]) for name in IMAGE_FIELDS if name in asked}
     for name, value in asked.items():
         try:
             json.dumps(value, allow_nan=False, default=_stand_in)

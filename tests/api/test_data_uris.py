@@ -47,6 +47,9 @@ def test_every_spelling_gives_the_same_bytes_in_requests_and_in_answers(spelling
     assert request.body["image_url"] == PLAIN
     arguments = {"model": "blackforestlabs/flux-2-edit", "prompt": "a", "input_images": [spelling.strip()]}
     assert build_requests(arguments, can_store=True)[0].body["image_urls"] == [PLAIN]
+    unknown = {"model": "some/new-model", "prompt": "a", "image_urls": [spelling.strip(), "https://h.example/a.png"]}
+    (request,) = build_requests(unknown, can_store=True)
+    assert request.body["image_urls"] == [PLAIN, "https://h.example/a.png"]
     answer = json.dumps({"data": [{"url": spelling}]}).encode()
     assert read_generation(status=200, headers={}, body=answer).pictures[0].data == PICTURE
     assert kind_of(spelling.strip(), field="image_url") == "data"
