@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.state import State
 
 _TYPE = "openai/image-generations"
+_SHUT_DOWN = "2026-06-30"
+"""When a model ended that a fault withdraws."""
+
 _LISTS = ("/v1/models", "/models", "/api/v1/models")
 _STATUSES = ("deprecated", "superseded", "withdrawn")
 
@@ -136,11 +139,10 @@ def _pricing(model: SandboxModel) -> dict[str, Any]:
 async def _deprecations(request: Request) -> Response:
     """Answer with what is on its way out, newest first (docs, model-deprecations page, 2026-08)."""
     state: State = request.app.state.sandbox
-    today = timestamp(state.clock())[:10]
     data = []
     for model_id, replaced_by in sorted(state.withdrawn().items()):
         model = find_model(model_id)
-        date = model.shutdown_at if model and model.shutdown_at else today  # a fault withdrew it today
+        date = model.shutdown_at if model and model.shutdown_at else _SHUT_DOWN
         data.append(
             {
                 "id": model_id,
