@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -598,16 +599,15 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:
     value = extra.get(name)
     if value is None or value == "":
         return default
-    try:
-        seconds = 0.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_text = isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", value)
+    seconds = float(value) if is_text else value if is_number else 0
     if not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
         raise ValueError(
             f"Extra {name}={value!r} of the connection: a number of seconds above 0, "
             f"up to {LONGEST_TIMEOUT_SECONDS}, is allowed"
         )
-    return seconds
+    return float(seconds)
 
 
 def _read_truth(value: Any) -> bool | None:
