@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from airflow_provider_imagen.commands.models import add_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,11 +72,10 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     prompts = [*arguments.prompts]
     if arguments.prompts_file is not None:
         try:
-            text = sys.stdin.read() if str(arguments.prompts_file) == "-" else arguments.prompts_file.read_text("utf-8")
+            prompts += _read_prompts(arguments.prompts_file)
         except (OSError, UnicodeDecodeError) as error:
             print(f"Error: --prompts-file {arguments.prompts_file}: {error}", file=sys.stderr)
             return 2
-        prompts += [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         print('Error: no prompt. Try: airflow-imagen demo "A raccoon eating ice-cream"', file=sys.stderr)
         return 2
@@ -88,6 +90,14 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         verbose=arguments.verbose,
     )
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """Read one prompt per line; UTF-8, or UTF-16 as Windows writes it, with or without a byte order mark."""
+    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    lines = data.decode(json.detect_encoding(data)).splitlines()
+    prompts = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in lines)  # joined files have one in the middle
+    return [prompt for prompt in prompts if prompt]
 
 
 def _add_sandbox(commands: Any) -> None:
@@ -149,8 +159,6 @@ def _run_sandbox(arguments: argparse.Namespace) -> int:
 
 
 def _connection_json(sandbox: Any) -> str:
-    import json
-
     return json.dumps({"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key})
 
 

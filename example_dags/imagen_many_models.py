@@ -11,7 +11,7 @@ from airflow.sdk import dag
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
-MODELS = ["imagen-3.0-generate-002", "google/imagen-4.0-fast-generate-001", "flux/schnell", "openai/gpt-image-1"]
+MODELS = ["blackforestlabs/flux-2", "bytedance/seedream-v4-text-to-image", "flux/schnell", "openai/gpt-image-2"]
 
 
 @dag(

@@ -24,7 +24,7 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
             "1:1", type="string", examples=["1:1", "9:16", "16:9", "3:4", "4:3"], title="Aspect ratio"
         ),
         "seed": Param(None, type=["null", "integer"], title="Seed", description="Empty: a new one each time."),
-        "model": Param("imagen-3.0-generate-002", type="string", title="Model"),
+        "model": Param("flux/dev", type="string", title="Model"),
         "output_path": Param("imagen-pictures", type="string", title="Folder", description="Also s3:// and the like."),
     },
 )

@@ -26,7 +26,7 @@ def imagen_resume():
         retry_delay=timedelta(minutes=2),
         execution_timeout=timedelta(minutes=30),
         on_lost_answer="check",  # the default: look a lost answer up before paying again
-        fallback_models=["google/imagen-4.0-generate-001", "flux/schnell"],
+        fallback_models=["blackforestlabs/flux-2", "flux/schnell"],
     )
     # [END imagen_resume]
 

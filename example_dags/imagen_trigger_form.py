@@ -52,13 +52,13 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
         ),
         # [END imagen_trigger_form]
         "model": Param(
-            "imagen-3.0-generate-002",
+            "bytedance/seedream-4-5",
             type="string",
-            enum=["imagen-3.0-generate-002", "google/imagen-4.0-fast-generate-001", "flux/dev"],
+            enum=["bytedance/seedream-4-5", "bytedance/seedream-5-0-lite-preview", "bytedance/seedream-5-0-pro"],
             values_display={
-                "imagen-3.0-generate-002": "Imagen 3",
-                "google/imagen-4.0-fast-generate-001": "Imagen 4 Fast",
-                "flux/dev": "FLUX.1 dev",
+                "bytedance/seedream-4-5": "Seedream 4.5",
+                "bytedance/seedream-5-0-lite-preview": "Seedream 5 Lite",
+                "bytedance/seedream-5-0-pro": "Seedream 5 Pro",
             },
             title="Model",
             description="The command airflow-imagen models lists all, with their prices.",

@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen._compat import get_dag_bag
+from airflow_provider_imagen.api.catalogue import find_model
+from airflow_provider_imagen.commands.dag_models import find_models
 
 try:
     from airflow.sdk.exceptions import ParamValidationError
@@ -124,6 +126,15 @@ def test_what_the_form_lets_people_enter_is_what_the_task_takes(
     for name, beyond in (("num_images", 5), ("seed", -1), ("aspect_ratio", "2:1"), ("prompt", ""), ("model", "other")):
         with pytest.raises(ParamValidationError):
             form.params.get_param(name).resolve(beyond)
+
+
+def test_no_example_asks_for_a_model_whose_end_is_announced() -> None:
+    uses = find_models(EXAMPLES).uses
+    assert len(uses) > 5
+    for use in uses:
+        model = find_model(use.model)
+        assert model is not None, use
+        assert (model.status, model.ends) == ("listed", None), use
 
 
 def test_a_pool_of_an_example_is_made_with_a_command_its_page_shows(bag: Any) -> None:

@@ -8,14 +8,13 @@ pictures, OpenAI's ``created`` + ``data[]``, and ``output.choices[]`` of 2024. A
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from airflow_provider_imagen.api.data_uris import is_data_uri, read_base64, read_data_uri
 from airflow_provider_imagen.api.money import CostSource, read_cost
 from airflow_provider_imagen.api.secrets import scrub
 from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
@@ -58,7 +57,9 @@ class Generation(Struct, frozen=True):
     :param usd_source: where ``usd`` stood
     :param inference_id: the API's id of the paid work
     :param client_request_id: the id we sent
-    :param model: the model that answered, by the name it was asked under
+    :param model: the model that was asked, by the name it was asked under
+    :param answered_model: the model that answered and whose price is charged, where the answer names one: some ids
+        choose between models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
     """
 
     pictures: tuple[AnsweredPicture, ...]
@@ -67,6 +68,7 @@ class Generation(Struct, frozen=True):
     inference_id: str | None
     client_request_id: str | None
     model: str | None
+    answered_model: str | None = None
 
     @property
     def urls(self) -> list[str]:
@@ -125,7 +127,16 @@ def read_generation(
         inference_id=inference_id,
         client_request_id=client_request_id,
         model=model,
+        answered_model=_answered_model(by_name, answer, api_key),
     )
+
+
+def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
+    """Read which model answered; the header wins over the body."""
+    meta = answer.get("meta")
+    said = (headers.get("x-aimlapi-model"), meta.get("model") if isinstance(meta, dict) else None, answer.get("model"))
+    name = next(filter(None, map(_text, said)), None)
+    return scrub(name, api_key, limit=200) if name else None
 
 
 def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:
@@ -189,7 +200,7 @@ def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int |
     own_seed = _integer(entry.get("seed"))
     link, encoded = _first_text(entry, _LINK_NAMES), _first_text(entry, _BASE64_NAMES)
     url, data, broken = None, None, None
-    if link and not link.startswith("data:"):
+    if link and not is_data_uri(link):
         url, broken = _read_link(link)
     elif link and encoded is None:
         encoded = link
@@ -232,25 +243,11 @@ def _read_link(link: str) -> tuple[str | None, str | None]:
 
 
 def _read_base64(text: str) -> tuple[bytes | None, str | None]:
-    """Decode base64 text or a ``data:`` URI; white space and missing padding are forgiven, other characters are not."""
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma:
-            return None, "a data: URI without data"
-        if not head.lower().endswith(";base64"):
-            try:
-                data = unquote_to_bytes(text)
-            except UnicodeEncodeError:
-                return None, "a data: URI that is no text"
-            return (data, None) if data else (None, "an empty data: URI")
-    text = "".join(text.split()).rstrip("=")
+    """Decode base64 text or a ``data:`` URI; return the bytes, or why there are none."""
     try:
-        data = base64.b64decode(
-            text + "=" * (-len(text) % 4), altchars=b"-_" if "-" in text or "_" in text else None, validate=True
-        )
-    except (binascii.Error, ValueError):
-        return None, "base64 data that cannot be decoded"
-    return (data, None) if data else (None, "empty base64 data")
+        return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def _text(value: Any) -> str | None:

@@ -24,6 +24,10 @@ Kind = Literal["text_to_image", "edit", "image_to_image", "upscale"]
 Status = Literal["listed", "unlisted", "deprecated", "withdrawn"]
 PriceSource = Literal["documented", "observed", "third party", "estimated"]
 
+_BARE_NAMED = ("openai/", "google/")
+"""Developers whose models the API also takes without their name: ``gpt-image-1``, ``veo-2.0-generate-001`` (docs,
+complete-model-list page, 2026-08-19)."""
+
 COUNT_FIELDS = ("num_images", "n")
 SIZE_FIELDS = ("aspect_ratio", "image_size", "size")
 BASE64_FIELDS = ("convert_base64_to_url", "response_format", "sync_mode")
@@ -99,13 +103,32 @@ class KnownPrice(Struct, frozen=True):
     """
     What one picture cost when somebody last looked.
 
-    :param usd: USD per picture; the highest figure where sources differ
+    :param usd: USD per picture at the settings of the source; the highest figure where sources differ
     :param source: ``documented`` by the vendor, ``observed`` on a real call, of a ``third party``, or ``estimated``
     :param seen: year and month it was published, ``YYYY-MM``
+    :param pricing: how the price grows with quality, resolution, megapixels or inputs, in the form of the API's own
+        ``pricing`` block (:mod:`~airflow_provider_imagen.api.pricing`); ``None`` when every picture costs ``usd``
+    :param basis: what ``pricing`` rests on, ``None`` without it
     """
 
     usd: Decimal
     source: PriceSource
+    seen: str
+    pricing: Mapping[str, Any] | None = None
+    basis: str | None = None
+
+
+class AnnouncedEnd(Struct, frozen=True):
+    """
+    When a model's maker said that it ends; the API may stop serving it then, whatever its own lists say before.
+
+    :param date: the day, ``YYYY-MM-DD``
+    :param source: who said so, and where
+    :param seen: year and month it was read, ``YYYY-MM``
+    """
+
+    date: str
+    source: str
     seen: str
 
 
@@ -119,6 +142,7 @@ class Model(Struct, frozen=True, eq=False):
     :param status: ``listed`` by the vendor; ``unlisted`` but documented; ``deprecated``: the vendor announced its end,
         or lists it as no longer supported; ``withdrawn``: requests end in 404
     :param successor: the model that takes its place, where one is named
+    :param ends: its announced end, where its maker named one
     :param generations: the endpoint every model has
     :param edits: the endpoint that takes uploads, of a few models
     :param price: last known price of ``generations``
@@ -134,6 +158,7 @@ class Model(Struct, frozen=True, eq=False):
     edits: Endpoint | None
     price: KnownPrice | None
     edits_price: KnownPrice | None
+    ends: AnnouncedEnd | None = None
 
     def endpoint_for(self, names: Any) -> Endpoint:
         """
@@ -191,8 +216,10 @@ def _load() -> tuple[Model, ...]:
 
 @cache
 def _by_name() -> Mapping[str, Model]:
-    """Ids win over aliases."""
-    return {alias: model for model in _load() for alias in model.aliases} | {model.id: model for model in _load()}
+    """Ids win over aliases, and those over names without the developer."""
+    bare = {model.id.partition("/")[2]: model for model in _load() if model.id.startswith(_BARE_NAMED)}
+    aliases = {alias: model for model in _load() for alias in model.aliases}
+    return bare | aliases | {model.id: model for model in _load()}
 
 
 def _read_model(model_id: str, entry: Mapping[str, Any]) -> Model:
@@ -207,6 +234,7 @@ def _read_model(model_id: str, entry: Mapping[str, Any]) -> Model:
         edits=_read_endpoint(edits) if edits else None,
         price=_read_price(entry),
         edits_price=_read_price(edits or {}),
+        ends=AnnouncedEnd(**entry["ends"]) if "ends" in entry else None,
     )
 
 
@@ -216,4 +244,4 @@ def _read_endpoint(entry: Mapping[str, Any]) -> Endpoint:
 
 def _read_price(entry: Mapping[str, Any]) -> KnownPrice | None:
     price = entry.get("price")
-    return KnownPrice(Decimal(price["usd"]), price["source"], price["seen"]) if price else None
+    return KnownPrice(**{**price, "usd": Decimal(price["usd"])}) if price else None

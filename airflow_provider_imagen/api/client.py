@@ -23,10 +23,12 @@ from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.answers import Generation, read_generation
-from airflow_provider_imagen.api.errors import error_for, read_http_date
+from airflow_provider_imagen.api.catalogue import BASE64_FIELDS
+from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
 from airflow_provider_imagen.api.sending import WatchedSession, watching
+from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ class ClientSettings(Struct, frozen=True):
     :param base_url: scheme, host and optional path, with or without ``/v1``
     :param api_key: sent to this host only; never shown by ``repr``
     :param connect_timeout_seconds: longest wait for a connection
-    :param read_timeout_seconds: longest silence while an answer is awaited, and longest time its body may take
+    :param read_timeout_seconds: longest wait for the headers of an answer, longest silence after them, and longest
+        time its body may take
     :param verify: check TLS certificates; a path names a CA bundle
     """
 
@@ -103,7 +106,7 @@ class ApiClient:
     :param settings: where to call and with which key
     :param clock: monotonic seconds, for the time between pages of the log
     :param sleep: waits for the next page of the log
-    :raises ValueError: the base URL or the key cannot be used
+    :raises ValueError: the base URL, the key or the CA bundle cannot be used
     """
 
     def __init__(
@@ -117,12 +120,17 @@ class ApiClient:
             raise ValueError("password: an API key of visible ASCII characters is allowed, without blanks")
         self.settings = settings
         self._root = _root_of(settings.base_url)
+        if self._root.startswith("https:"):
+            check_ca_bundle(settings.verify)
+        elif settings.api_key:
+            warn_about_plain_http(self._root)
         keep_queries_out_of_logs()
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._lock = threading.Lock()
         self._log_pacer = _Pacer(LOG_INTERVAL_SECONDS, clock=clock, sleep=sleep)
         self._clock_offset_seconds: float | None = None
+        self._refused: set[tuple[str | None, str]] = set()
 
     @property
     def host(self) -> str:
@@ -143,7 +151,7 @@ class ApiClient:
         files: Any = None,
     ) -> Generation:
         """
-        Send one paid request, once.
+        Send one paid request, once; again without the field that asks for links or base64, where a gateway refuses it.
 
         :param path: ``/v1/images/generations`` or ``/v1/images/edits``
         :param body: JSON fields, or the form fields beside ``files``
@@ -165,9 +173,16 @@ class ApiClient:
             "client_request_id": client_request_id,
             "model": model,
         }
-        sent = {"data": dict(body), "files": files} if files else {"json": dict(body)}
+        named = {"X-Client-Request-Id": client_request_id}
         try:
-            answer = self._exchange("POST", path, headers={"X-Client-Request-Id": client_request_id}, **sent)
+            while True:
+                fields = {name: value for name, value in body.items() if (model, name) not in self._refused}
+                sent = {"data": fields, "files": files} if files else {"json": fields}
+                answer = self._exchange("POST", path, headers=named, **sent)
+                refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
+                if refused is None:
+                    break
+                self._refused.add((model, refused))  # nothing was bought; the pictures come in the gateway's own way
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:
             error.client_request_id, error.model = client_request_id, model
             raise
@@ -188,6 +203,10 @@ class ApiClient:
         """Ask ``GET /v1/models`` for the image models; needs no key; free."""
         params = {"type": "openai/image-generations", **({"include": "pricing"} if include_pricing else {})}
         return _rows(self.get_json("/v1/models", params=params))
+
+    def find_models(self, model_id: str) -> list[dict[str, Any]]:
+        """Ask ``GET /v1/models`` for what has this id or alias, of every type; needs no key; free."""
+        return _rows(self.get_json("/v1/models", params={"id": model_id}))
 
     def list_deprecations(self) -> list[dict[str, Any]]:
         """Ask ``GET /v1/models/deprecations`` which models are on their way out; needs no key; free."""
@@ -381,6 +400,8 @@ def _root_of(base_url: str) -> str:
         raise ValueError(
             "host: user name and password in the URL are not allowed; the key is the connection's password"
         )
+    if parts.query or parts.fragment:
+        raise ValueError(f"host={scrub(base_url)!r}: a query or fragment would be lost; leave it out")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"host={scrub(base_url)!r}: a base URL such as {DEFAULT_BASE_URL} is allowed")
     return root

@@ -32,7 +32,7 @@ from airflow_provider_imagen.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 OUT_OF_CREDITS_KINDS = frozenset({"err_insufficent_credits", "err_insufficient_credits"})
 """``error.data.kind`` of a 403 for want of money; the first spelling is the API's (support ticket, 2026-04)."""
@@ -42,6 +42,9 @@ _UNKNOWN_OUTCOME = frozenset({408, 504, 520, 521, 522, 523, 524, 525, 526, 527, 
 
 _PASSING_UPSTREAM = frozenset({408, 425, 429})
 """Refusals of the model's own service that pass; every other 4xx would be given again."""
+
+_FIELD_REFUSED = r"unknown parameter|unrecognized|not supported|unsupported|not permitted|extra_forbidden"
+_MOST_BYTES_SEARCHED = 10_000
 
 _DEEPEST = 8
 """Levels of nested JSON that are searched for words and complaints."""
@@ -185,6 +188,23 @@ def _server_error(
     return InvalidRequestError(
         f"The model's own service refused the request ({upstream}, wrapped in a {status}): {reason}.", **facts
     )
+
+
+def refused_switch(status: int, body: bytes, names: Iterable[str]) -> str | None:
+    """
+    Return which of these request fields an answer refuses as unknown, ``None`` when that is not what it says.
+
+    OpenAI and the gateways in front of it refuse fields of other APIs: "Unknown parameter: 'response_format'",
+    "Setting `response_format` is not supported" (openai and BerriAI/litellm issues, 2025-05 to 2026-06).
+
+    :param names: fields that were sent and can be left out
+    """
+    if status not in (400, 422):
+        return None
+    text = body[:_MOST_BYTES_SEARCHED].decode("utf-8", "replace")
+    if not re.search(_FIELD_REFUSED, text, flags=re.IGNORECASE):
+        return None
+    return next((name for name in names if name in text), None)
 
 
 def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:

@@ -2,7 +2,9 @@
 Check one value against the JSON Schema of its field, and say what is wrong in words.
 
 Values that went through a template arrive as text, so ``"4"`` is taken for a number and ``"true"`` for a boolean where
-the field wants one. jsonschema does the checking; it is imported, and a checker compiled, when a field is first used.
+the field wants one. Tables turn whole numbers into floats once a row has none, so ``4.0``, and the text ``"4.0"`` a
+template makes of it, is the whole number 4. jsonschema does the checking; it is imported, and a checker compiled, when
+a field is first used.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import cache
 from itertools import islice
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, find_model
+from airflow_provider_imagen.api.data_uris import is_data_uri, read_data_uri
 from airflow_provider_imagen.api.inputs import BARE_BASE64, PictureFile
 from airflow_provider_imagen.exceptions import Problem
 
@@ -26,11 +31,12 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
-_INTEGER = r"[+-]?[0-9]{1,30}"
+_INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
-_DATA_URI = r"data:image/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/=_-]{4}"
+_PICTURE_TYPE = r"image/[a-z0-9.+-]+"
 _LOGIN = r"://[^/\s@]*@"
 _QUERY = r"(?s)(://[^?#]*)[?#].*"
+_MOST_DIGITS = 30
 _SHOWN_CHARACTERS = 80
 _PROBLEMS_SHOWN = 10
 
@@ -55,7 +61,8 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
         problems = [problem_with(where + name, value, describe(schema))]
     if not problems:
         if _holds_links(name, schema):
-            problems = _check_links(where + name, value, bare_base64=name == "image" and "anyOf" not in schema)
+            bare_base64 = name == "image" and "anyOf" not in schema
+            value, problems = _check_links(where + name, value, bare_base64=bare_base64)
         elif "sides" in schema:
             problems = _check_sides(where + name, value, schema)
         elif not _is_finite(value):
@@ -64,8 +71,9 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
 
 
 def coerce(schema: Mapping[str, Any], value: Any) -> Any:
-    """Turn text that a template rendered into the number or boolean the schema wants; leave all else as it is."""
+    """Turn what templates and tables made of a value into the number or boolean the schema wants; leave all else."""
     wanted = schema.get("type")
+    value = _plain_number(value)
     if isinstance(value, str):
         return _read_text(wanted, value.strip()) if wanted in ("integer", "number", "boolean") else value
     if isinstance(value, float):
@@ -81,10 +89,26 @@ def coerce(schema: Mapping[str, Any], value: Any) -> Any:
 
 
 def read_whole_number(value: Any) -> int | None:
-    """Read a whole number, also from digits in text; booleans and floats are none."""
-    if isinstance(value, str) and re.fullmatch(_INTEGER, value.strip()):
+    """Read a whole number: ``4``, ``4.0`` or either as text; ``None`` for booleans, fractions and everything else."""
+    value = _plain_number(value)
+    if isinstance(value, str) and (found := re.fullmatch(_INTEGER, value.strip())):
+        return int(found[1])
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _plain_number(value: Any) -> Any:
+    """Turn a number of :mod:`decimal` or NumPy, as tables hold them, into one of Python's own; leave all else."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Decimal):
+        if not value.is_finite() or value.adjusted() > _MOST_DIGITS:
+            return math.nan  # which no field accepts
+        return int(value) if value == value.to_integral_value() else float(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def describe(schema: Mapping[str, Any]) -> str:
@@ -180,8 +204,8 @@ def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _read_text(wanted: str, text: str) -> Any:
     if wanted == "boolean":
         return {"true": True, "false": False}.get(text.lower(), text)
-    if re.fullmatch(_INTEGER, text):
-        return int(text)
+    if found := re.fullmatch(_INTEGER, text):
+        return int(found[1])
     return float(text) if wanted == "number" and re.fullmatch(_NUMBER, text) else text
 
 
@@ -228,19 +252,25 @@ def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
     return schema.get("format") == "uri" or schema.get("items", {}).get("format") == "uri"
 
 
-def _check_links(name: str, value: Any, *, bare_base64: bool) -> list[Problem]:
-    if not isinstance(value, list):
-        if _is_link(value) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
-            return []
-        return [problem_with(name, value, _PICTURE)]
-    return [problem_with(f"{name}[{index}]", part, _PICTURE) for index, part in enumerate(value) if not _is_link(part)]
+def _check_links(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
+    """Check links and ``data:`` URIs; return them as they are sent, ``data:`` URIs in their plainest form."""
+    if isinstance(value, list):
+        checked = [_check_links(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
+        return [part for part, _ in checked], [problem for _, problems in checked for problem in problems]
+    if isinstance(value, PictureFile) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
+        return value, []
+    if not is_data_uri(value):
+        return value, [] if _is_link(value) else [problem_with(name, value, _PICTURE)]
+    try:
+        uri = read_data_uri(value)
+    except ValueError as error:
+        return value, [Problem(name, show(value), f"{_PICTURE} is needed; this is {error}")]
+    if not uri.is_base64 or not re.fullmatch(_PICTURE_TYPE, uri.mime_type):
+        return value, [problem_with(name, value, _PICTURE)]
+    return str(uri), []
 
 
-def _is_link(text: str | PictureFile) -> bool:
-    if isinstance(text, PictureFile):
-        return True
-    if text.startswith("data:"):
-        return re.match(_DATA_URI, text) is not None
+def _is_link(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)

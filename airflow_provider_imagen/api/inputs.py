@@ -14,6 +14,8 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from airflow_provider_imagen.api.data_uris import is_data_uri
+
 INPUT_ARGUMENT: Final = "input_images"
 """Argument that puts pictures into the chosen model's own field."""
 
@@ -117,7 +119,7 @@ def kind_of(text: str, *, field: str) -> LinkKind:
     :param field: the argument it was given in: only ``image``, the field of models that take base64 as it is, can hold
         that; text without a dot that could be base64 is taken for it there
     """
-    if text.startswith("data:"):
+    if is_data_uri(text):
         return "data"
     if text.lower().startswith(("http://", "https://")):
         return "link"

@@ -2,7 +2,8 @@
 What a request is going to cost, before it is sent. Pure.
 
 Prices guard ``max_usd``, so they err upwards: where a price depends on something the request does not say, the highest
-that fits is taken; where it cannot be told (per token, per second of work), there is none.
+that fits is taken; where it cannot be told (per token, per second of work), there is none. Last known prices grow with
+quality, resolution, megapixels and inputs as far as the documentation shows it; steps it does not show are estimated.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, field
 
-from airflow_provider_imagen.api.catalogue import Endpoint, find_model
+from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, Endpoint, find_model
 from airflow_provider_imagen.api.fields import read_whole_number
+from airflow_provider_imagen.api.inputs import PictureFile, flatten
 from airflow_provider_imagen.api.money import read_amount
 
 if TYPE_CHECKING:
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
 
 QuoteSource = Literal["live", "last known", "unknown"]
 
-_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation"})
+_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
 _PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
 _PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
+
+_FULL_MEGAPIXEL = 1024 * 1024
+"""What is billed as one megapixel by those who round up: a square of 1024 pixels costs the price of one."""
 
 _PRESET_PIXELS = {
     "square_hd": 1024 * 1024,
@@ -82,8 +87,10 @@ class PriceList(Struct, frozen=True):
     def quote(self, request: ImageRequest) -> Quote:
         """Say what a request is expected to cost."""
         model_id = str(request.body.get("model"))
-        pricing = self.by_model.get(model_id)
-        usd = _live_price(pricing, request) if pricing is not None else None
+        model = find_model(model_id)
+        names = (model_id, *((model.id, *model.aliases) if model else ()))
+        pricing = next((self.by_model[name] for name in names if name in self.by_model), None)
+        usd = _block_price(pricing, request) if pricing is not None else None
         if usd is not None:
             return Quote(usd, "live")
         usd = _last_known(model_id, request.body, edits=request.path.endswith("/edits"))
@@ -102,61 +109,94 @@ def last_known_price(model_id: str, body: Mapping[str, Any]) -> Decimal | None:
 
 
 def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decimal | None:
+    from airflow_provider_imagen.api.request import ImageRequest
+
     model = find_model(model_id)
     price = (model.edits_price if edits else model.price) if model else None
     endpoint = (model.edits if edits else model.generations) if model else None
     if price is None or endpoint is None:
         return None
-    count = read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None
-    return price.usd * (count or 1)
+    count = (read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None) or 1
+    if price.pricing is None:
+        return price.usd * count
+    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, answers_inline=False)
+    return _block_price(price.pricing, request)
 
 
-def _live_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
+def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
     """
     Price a request by a model's ``pricing`` block.
 
-    ``fixed`` has ``units``, each ``{price, unit, per}``: ``price`` buys ``per`` units. ``variants`` has the same rates
-    with ``when``, the values of the ``dimensions`` they hold for. ``variable`` tells nothing (docs, models-catalogue
-    page, 2026-08; it shows no ``fixed`` example, so that form is read like the one of ``variants``).
+    ``fixed`` lists ``units``, each ``{name, measure, price, per}``, which add up. ``variants`` lists rates
+    ``{when, price, unit, per}``, where ``when`` holds the values of the request's fields that a rate is for.
+    ``variable`` cannot be quoted (docs, complete-model-list page, 2026-08-19).
+
+    The catalogue's own blocks say three things more, which the API does not: the unit ``started megapixel`` rounds up,
+    the measure ``input each`` counts inputs once for each output, and a rate holds ``beyond`` a number of them.
     """
     if str(pricing.get("currency", "USD")).upper() != "USD":
         return None
     if pricing.get("kind") == "fixed":
-        prices = [_rate_price(rate, request) for rate in _mappings(pricing.get("units"))]
-        return _sum(prices)
+        return _sum([_rate_price(rate, request) for rate in _mappings(pricing.get("units"))])
     if pricing.get("kind") == "variants":
         variants = _mappings(pricing.get("variants"))
         fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
-        return _highest([_rate_price(variant, request) for variant in fitting])
+        groups: dict[str, list[Decimal | None]] = {}  # rates for the same values come together
+        for variant in fitting:
+            groups.setdefault(repr(variant.get("when")), []).append(_rate_price(variant, request))
+        return _highest([_sum(prices) for prices in groups.values()])
     return None
 
 
 def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
-    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("unit")
+    """Price one rate: ``price`` buys ``per`` of what ``name`` (``unit`` in a variant) counts."""
+    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name") or rate.get("unit")
     if unit is None and isinstance(per, str):
         unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
-    amount = _units_bought(str(unit).lower(), request)
+    amount = _units_bought(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
+    if amount is not None and (beyond := read_amount(rate.get("beyond"))):
+        amount = max(amount - beyond, Decimal(0))
     size = read_amount(per)
     return price * amount / size if price is not None and amount is not None and size else None
 
 
-def _units_bought(unit: str, request: ImageRequest) -> Decimal | None:
+def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
+    """Count what a request buys of a unit, going out of the model or into it; ``None`` when nothing tells."""
+    if measure in ("input", "input each"):
+        inputs = _inputs_bought(unit, request)
+        return inputs and inputs * (request.expected_images if measure == "input each" else 1)
+    if measure != "output":
+        return None
     if unit in _PER_PICTURE_UNITS:
         return Decimal(request.expected_images)
     if unit in _PER_REQUEST_UNITS:
         return Decimal(1)
     if unit in _PER_MEGAPIXEL_UNITS and (pixels := _pixels(request)) is not None:
         return Decimal(pixels) * request.expected_images / 1_000_000
+    if unit == "started megapixel" and (pixels := _pixels(request) or _most_pixels(request)):
+        return Decimal(-(-pixels // _FULL_MEGAPIXEL) * request.expected_images)
+    return None
+
+
+def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
+    """Count what goes into a request, one at least where it cannot do without; the size behind a link is not known."""
+    pictures = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
+    if unit in _PER_PICTURE_UNITS:
+        endpoint = _endpoint(request)
+        return Decimal(max(len(pictures), 1 if endpoint and endpoint.needs_input else 0))
+    files = [part for part in pictures if isinstance(part, PictureFile)]
+    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(pictures):
+        return sum((Decimal(part.width * part.height) for part in files), Decimal(0)) / 1_000_000
     return None
 
 
 def _fits(when: Any, request: ImageRequest) -> bool:
-    """Tell whether a variant may apply; what neither the request nor the model's default says may be anything."""
+    """Return whether a variant may apply; what is left to the model, or ``auto``, may be anything."""
     endpoint = _endpoint(request)
     for name, wanted in when.items() if isinstance(when, Mapping) else ():
         default = endpoint.fields.get(name, {}).get("default") if endpoint else None
         given = request.body.get(name, default)
-        if given is not None and str(given).lower() != str(wanted).lower():
+        if given is not None and str(given).lower() not in ("auto", str(wanted).lower()):
             return False
     return True
 
@@ -176,6 +216,17 @@ def _pixels(request: ImageRequest) -> int | None:
         return None
     width, height = (*sides, None)[:2]
     return width * height if width and height else None
+
+
+def _most_pixels(request: ImageRequest) -> int | None:
+    """Give the area of the largest picture the model makes, ``None`` when its documentation names no limit."""
+    endpoint = _endpoint(request)
+    schema = endpoint.fields[endpoint.size_field] if endpoint and endpoint.size_field else {}
+    for choice in schema.get("anyOf", (schema,)):
+        sides = [choice.get("properties", {}).get(side, {}).get("maximum") for side in ("width", "height")]
+        if all(sides):
+            return int(sides[0] * sides[1])
+    return None
 
 
 def _endpoint(request: ImageRequest) -> Endpoint | None:

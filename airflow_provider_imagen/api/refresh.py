@@ -7,9 +7,9 @@ Make ``catalogue.json`` again from the API's OpenAPI documents.
     python -m airflow_provider_imagen.api.refresh --live URL   what a running API says of itself; no key is needed
 
 The file is sorted, one field a line, so that a refresh reads as a diff. Only facts are taken: types, limits, choices
-and defaults, no descriptions. What OpenAPI does not hold (prices, successors, status, kinds, names a document does not
-mention) stays as the previous catalogue has it. A folder is taken for complete, so models without a document are
-dropped; the live list is not (a deprecated model leaves it and still serves), so nothing is dropped there.
+and defaults, no descriptions. What OpenAPI does not hold (prices, successors, announced ends, status, kinds, names a
+document does not mention) stays as the previous catalogue has it. A folder is taken for complete, so models without a
+document are dropped; the live list is not (a deprecated model leaves it and still serves), so nothing is dropped there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,10 @@ def from_live(url: str, previous: Mapping[str, Entry]) -> dict[str, Entry]:
             status = renewed[name]["status"] if row["status"] == "superseded" else row["status"]
             successor = row.get("replaced_by") or renewed[name].get("successor")
             renewed[name] = {**renewed[name], "status": status, "successor": successor}
+            day = str(row.get("shutdown_at") or "")[:10]
+            if day and day != renewed[name].get("ends", {}).get("date"):
+                seen = datetime.now(UTC).strftime("%Y-%m")
+                renewed[name]["ends"] = {"date": day, "source": "the API's list of deprecations", "seen": seen}
     return {name: _tidy(entry) for name, entry in renewed.items()}
 
 
@@ -196,7 +201,7 @@ def _as_file(field: Entry) -> Entry:
 
 def _with_earlier(name: str, entry: Entry, earlier: Entry) -> Entry:
     """Add what OpenAPI does not hold."""
-    kept: Entry = {key: earlier[key] for key in ("kind", "status", "successor", "price") if key in earlier}
+    kept: Entry = {key: earlier[key] for key in ("kind", "status", "successor", "price", "ends") if key in earlier}
     entry = {"kind": _guess_kind(name, entry), "status": "listed", **kept, **entry}
     entry["aliases"] = sorted({*entry["aliases"], *earlier.get("aliases", [])} - {name})
     if "edits" in entry and "price" in earlier.get("edits", {}):

@@ -20,9 +20,11 @@ from airflow_provider_imagen.api.catalogue import (
     IMAGE_FIELDS,
     SIZE_FIELDS,
     Endpoint,
+    Model,
     find_model,
     max_pictures,
 )
+from airflow_provider_imagen.api.data_uris import plain_data_uris
 from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
 from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT, MAX_INLINE_BYTES, PictureFile, flatten, limits_for
 from airflow_provider_imagen.api.ratios import ratios_offered, read_ratio, size_for
@@ -89,7 +91,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     model = find_model(model_id)
     if model is None:
         return _build_unchecked(model_id, asked, can_store=can_store, where=where)
-    draft = _Draft(model_id, model.endpoint_for(asked), where)
+    draft = _Draft(model_id, model, model.endpoint_for(asked), where)
     draft.take_prompt(asked)
     count, several = draft.take_count(asked)
     draft.take_ratio(asked)
@@ -111,8 +113,9 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
 class _Draft:
     """A body in the making: each step takes its arguments out of what was asked and notes what is wrong."""
 
-    def __init__(self, model_id: str, endpoint: Endpoint, where: str) -> None:
-        self.model_id = model_id
+    def __init__(self, model_id: str, model: Model, endpoint: Endpoint, where: str) -> None:
+        self.model_id = model_id  # as the author wrote it, which is what is sent
+        self.model = model
         self.endpoint = endpoint
         self.where = where
         self.body: dict[str, Any] = {"model": model_id}
@@ -328,7 +331,7 @@ def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
         allowed = f"at most {MAX_INLINE_BYTES:,} bytes of stored pictures go into one request, these have {size:,}"
         yield Problem(draft.where + INPUT_ARGUMENT, names, f"{allowed}; give links")
     for mask in files.get("mask", ()):
-        most = limits_for(draft.model_id, draft.endpoint.path, "mask").max_bytes
+        most = limits_for(draft.model.id, draft.endpoint.path, "mask").max_bytes
         if most is not None and mask.bytes > most:
             yield Problem(
                 f"{draft.where}mask", mask.address, f"at most {most:,} bytes are allowed, it has {mask.bytes:,}"
@@ -363,6 +366,7 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     if INPUT_ARGUMENT in asked:
         allowed = f"{model_id} is not in the catalogue: give its pictures in its own field, with parameters"
         problems.append(Problem(where + INPUT_ARGUMENT, show(asked.pop(INPUT_ARGUMENT)), allowed))
+    asked |= {name: plain_data_uris(asked[name]) for name in IMAGE_FIELDS if name in asked}
     for name, value in asked.items():
         try:
             json.dumps(value, allow_nan=False, default=_stand_in)

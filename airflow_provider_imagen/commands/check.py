@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.commands.dag_models import Findings, find_models
 from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
     import argparse
@@ -88,7 +89,8 @@ def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, A
         connection["ok"], connection["message"] = hook.test_connection()
         models = hook.check_models(places)
         if connection["ok"]:
-            connection["balance_usd"] = hook.get_balance()
+            with suppress(InvalidRequestError):  # a gateway names none
+                connection["balance_usd"] = hook.get_balance()
     except Exception as error:  # a connection that is missing raises one of Airflow's errors, a wrong one a ValueError
         connection["ok"] = False
         connection["message"] = connection["message"] or str(error)
@@ -124,11 +126,15 @@ def _show(report: Mapping[str, Any]) -> None:
         screen.line(f"{_mark(False)} the models could not be checked")
     for model in report["models"] or ():
         screen.line(f"{_mark(model['ok'])} {model['model']}: {model['sentence']} ({_places(model['places'])})")
+        if model["warning"]:
+            screen.line(f"warn  {model['model']}: {model['warning']}")
     for broken in report["broken"]:
         screen.line(f"{_mark(False)} {broken}")
     if report["unread"]:
         screen.line(f"  not checked, known only when the DAG runs: {_places(report['unread'])}")
-    screen.line("All is well." if report["ok"] else "Something has to be done.")
+    warned = any(model["warning"] for model in report["models"] or ())
+    fine = "Nothing is broken; mind the warnings." if warned else "All is well."
+    screen.line(fine if report["ok"] else "Something has to be done.")
 
 
 def _mark(is_fine: bool) -> str:

@@ -34,7 +34,7 @@ class Screen:
 
     def line(self, text: str) -> None:
         """Write one line."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)
 
     def heading(self, text: str) -> None:
         """Write a line that stands out."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 
-from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError, UnreadableResponseError
+from airflow_provider_imagen.exceptions import (
+    ImagenError,
+    InvalidArgumentsError,
+    InvalidRequestError,
+    UnreadableResponseError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
     from airflow_provider_imagen.api.download import Downloader
-    from airflow_provider_imagen.api.lifecycle import ModelHealth
+    from airflow_provider_imagen.api.lifecycle import LiveModel, ModelHealth
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.exceptions import Problem
     from airflow_provider_imagen.generation.inputs import InputReader
@@ -40,9 +47,15 @@ class ImagenHook(BaseHook):
     Call the AI/ML API's image endpoints with the key of an Airflow connection.
 
     Fields of the connection: ``password`` is the API key, ``host`` the base URL (default
-    ``https://api.aimlapi.com``, with or without ``/v1``). Its extra holds ``model`` (default model),
-    ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no key needed)
-    and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
+    ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for scheme or path, may stand apart
+    from it, as in a connection URI; where they contradict it, the connection is refused. Its extra holds ``model``
+    (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no
+    key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
+
+    ``host`` may be an OpenAI-compatible gateway, such as LiteLLM's proxy. Pictures, their cost
+    (``x-litellm-response-cost``) and errors come through it. What does not: the request id and the log of requests, so
+    a lost answer cannot be looked up; key, balance, prices and announced ends; and fields that are not OpenAI's, which
+    gateways drop silently or refuse, as ``seed`` or ``aspect_ratio`` of other makers' models.
 
     :param imagen_conn_id: id of the connection
     """
@@ -252,7 +265,30 @@ class ImagenHook(BaseHook):
         """
         from airflow_provider_imagen.api.lifecycle import judge_models
 
-        return judge_models(models, listed=self.list_models(), retired=self.list_deprecations())
+        today = datetime.now(UTC).date()
+        listed = self.list_models()
+        return judge_models(models, listed=listed, retired=self._list_retired(listed), today=today)
+
+    def look_up_model(self, model_id: str) -> LiveModel:
+        """
+        Ask the API what an id is that the catalogue does not know: another name, a new model, or none at all. Free.
+
+        :return: :class:`~airflow_provider_imagen.api.lifecycle.LiveModel`; where it has ``known_as``, that id gets all
+            checks
+        """
+        from airflow_provider_imagen.api.lifecycle import look_up
+
+        listed = self.get_conn().find_models(model_id)
+        return look_up(model_id, listed=listed, retired=self._list_retired(listed))
+
+    def _list_retired(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Ask which models are on their way out; gateways have no such list."""
+        try:
+            return self.list_deprecations()
+        except InvalidRequestError as error:
+            if error.status != 404 or not _is_gateway(listed):
+                raise
+            return []
 
     def get_input_reader(self) -> InputReader:
         """Make what reads input pictures for requests of this connection."""
@@ -398,11 +434,32 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.api.secrets import scrub
 
         try:
-            return self._judge_key(self.get_key())
+            try:
+                key = self.get_key()
+            except InvalidRequestError as error:
+                if error.status != 404:
+                    raise
+                return self._judge_gateway(error)
+            return self._judge_key(key)
         except Exception as error:  # the form shows whatever went wrong
             return False, scrub(str(error), self._connection.password if self._connection else None)
         finally:
             self.close()
+
+    def _judge_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
+        """
+        Recognize an OpenAI-compatible gateway, such as LiteLLM's proxy, by its list of models.
+
+        :param error: what the host answered when it was asked about the key
+        """
+        models = self.list_models()
+        if not _is_gateway(models):
+            raise error
+        noun = "model" if len(models) == 1 else "models"
+        return True, (
+            f"The host is an OpenAI-compatible gateway and accepts the key; it lists {len(models)} {noun}. "
+            f"Key, balance, prices and the log of requests cannot be read through it."
+        )
 
     def _judge_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
         name = f"Key {key.get('name') or '(unnamed)'!r} ({key.get('prefix') or '????????'}…)"
@@ -434,15 +491,16 @@ def connection_settings(connection: Connection) -> ClientSettings:
     )
 
     extra = connection.extra_dejson
+    base_url = _base_url(connection)
     settings = ClientSettings(
-        base_url=_base_url(connection) or DEFAULT_BASE_URL,
+        base_url=base_url or DEFAULT_BASE_URL,
         api_key=(connection.password or "").strip() or None,
         connect_timeout_seconds=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT_SECONDS),
         read_timeout_seconds=_seconds(extra, "read_timeout", READ_TIMEOUT_SECONDS),
         verify=_verify(extra.get("verify")),
     )
     if _truth(extra.get("sandbox"), "sandbox"):
-        return _sandbox_settings(settings, elsewhere=bool(_base_url(connection)))
+        return _sandbox_settings(settings, elsewhere=bool(base_url))
     if settings.api_key is None:
         raise ValueError(
             f"Connection {connection.conn_id!r} has no API key: put it into the password, "
@@ -452,14 +510,50 @@ def connection_settings(connection: Connection) -> ClientSettings:
 
 
 def _base_url(connection: Connection) -> str:
-    """Put host and port together; empty when there is no host."""
-    host = (connection.host or "").strip()
-    if not host or not connection.port:
+    """
+    Put scheme, host, port and path together; empty when there is no host.
+
+    ``schema`` holds what stands in a URI after the host: ``http`` or ``https`` is the scheme, as in Airflow's own http
+    connections, anything else a path.
+
+    :raises ValueError: fields contradict each other, or one says something about a host that is not named
+    """
+    host, port = (connection.host or "").strip(), connection.port
+    schema = (connection.schema or "").strip().strip("/")
+    scheme = schema.lower() if schema.lower() in ("http", "https") else ""
+    path = "" if scheme else schema
+    if not host:
+        if port or path or scheme == "http":
+            raise ValueError(f"Connection {connection.conn_id!r} has a port or schema without a host: set host, too")
+        return ""
+    if not (scheme or path or port):
         return host
-    parts = urlsplit(host if "://" in host else f"https://{host}")
-    if parts.netloc.rpartition("]")[2].count(":"):  # the host names a port itself
-        return host
-    return parts._replace(netloc=f"{parts.netloc}:{connection.port}").geturl()
+    if _is_ipv6(host):  # Airflow takes the brackets off those of a URI
+        host = f"[{host}]"
+    try:
+        parts = urlsplit(host if "://" in host else f"{scheme or 'https'}://{host}")
+        own_port = parts.port
+    except ValueError:
+        return host  # the client says what is wrong with it
+    for name, ours, theirs in (
+        ("schema", scheme or parts.scheme, parts.scheme),
+        ("schema", path, parts.path.strip("/") or path),
+        ("port", port or own_port, own_port or port),
+    ):
+        if ours != theirs and ours:
+            raise ValueError(
+                f"Connection {connection.conn_id!r}: {name}={ours!r} and host={host!r} say different things; "
+                f"write everything into host, such as https://gateway.example.com:8443/images"
+            )
+    netloc = f"{parts.netloc}:{port}" if port and not own_port else parts.netloc
+    return parts._replace(netloc=netloc, path=parts.path or (path and f"/{path}")).geturl()
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSettings:
@@ -482,6 +576,12 @@ def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSet
     return replace(settings, api_key=settings.api_key or SANDBOX_API_KEY)
 
 
+def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a list of models has OpenAI's form rather than the AI/ML API's, which names each one's type."""
+    rows = list(models)
+    return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
+
+
 def _is_private(host: str) -> bool:
     """Say whether the API itself is in a private network: a sandbox, or a gateway of one's own."""
     import socket
@@ -499,16 +599,15 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:
     value = extra.get(name)
     if value is None or value == "":
         return default
-    try:
-        seconds = 0.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = 0.0
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_text = isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", value)
+    seconds = float(value) if is_text else value if is_number else 0
     if not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
         raise ValueError(
             f"Extra {name}={value!r} of the connection: a number of seconds above 0, "
             f"up to {LONGEST_TIMEOUT_SECONDS}, is allowed"
         )
-    return seconds
+    return float(seconds)
 
 
 def _read_truth(value: Any) -> bool | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.state import State
 
 _LONGEST_WINDOW = timedelta(days=92)
+_LOW_CREDITS = 10_000
 _KEY_MADE = "2026-01-05T09:00:00.000Z"
 
 
@@ -36,6 +37,8 @@ def account_routes() -> list[Route]:
         Route("/v2/billing", _billing),
         Route("/v2/billing/transactions", _transactions),
         Route("/v2/logs", _logs),
+        Route("/v2/usage", _usage),
+        Route("/v1/billing/balance", _old_balance),
     ]
 
 
@@ -60,6 +63,43 @@ async def _key(request: Request) -> Response:
 async def _billing(request: Request) -> Response:
     state: State = request.app.state.sandbox
     return Json({"current_balance": float(state.account.balance_usd), "currency": "USD"})
+
+
+async def _old_balance(request: Request) -> Response:
+    """Answer in credits, as before ``/v2/billing``."""
+    state: State = request.app.state.sandbox
+    credits_left = int(state.account.balance_usd * CREDITS_PER_USD)
+    return Json(
+        {
+            "balance": credits_left,
+            "lowBalance": credits_left < _LOW_CREDITS,
+            "lowBalanceThreshold": _LOW_CREDITS,
+            "lastUpdated": timestamp(state.clock()),
+            "autoDebitStatus": "disabled",
+            "status": "current",
+            "statusExplanation": "Balance is current and up to date",
+        }
+    )
+
+
+async def _usage(request: Request) -> Response:
+    """Add up what was spent in a window."""
+    state: State = request.app.state.sandbox
+    try:
+        since, until = _window(request.query_params, datetime.fromtimestamp(state.clock(), UTC))
+    except ValueError as error:
+        return _refuse(request, str(error))
+    charges = [c for c in state.account.charges() if since.timestamp() <= c.at <= until.timestamp()]
+    return Json(
+        {
+            "api_key_prefix": request.query_params.get("key_prefix"),
+            "start": timestamp(since.timestamp()),
+            "end": timestamp(until.timestamp()),
+            "spend": float(sum((charge.usd for charge in charges), start=0)),
+            "currency": "USD",
+            "requests": len(charges),
+        }
+    )
 
 
 async def _transactions(request: Request) -> Response:

@@ -18,7 +18,7 @@ from airflow_provider_imagen.sandbox.envelopes import error_body
 from airflow_provider_imagen.sandbox.failing import failing_answer
 from airflow_provider_imagen.sandbox.generation import edits, generations
 from airflow_provider_imagen.sandbox.records import SeenRequest
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.responses import Json, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from airflow_provider_imagen.sandbox.state import State
+
+
+_NO_KEY = (
+    "This request requires a valid API key. You can create a new API key on the Billing page: "
+    "https://aimlapi.com/app/keys"
+)
+"""What a 401 says (docs, "Errors with status code 4xx" page, 2026-08)."""
 
 
 def api_app(state: State) -> ASGIApp:
@@ -56,7 +63,7 @@ async def _not_there(request: Request, error: Exception) -> Response:
 class _Gate:
     """What stands before every endpoint of the API: faults of single paths, then the key."""
 
-    _OPEN = ("/v1/models", "/models", "/api/v1/models", "/docs-json", CONTROL_PREFIX)
+    _OPEN = ("/v1/models", "/models", "/api/v1/models", "/model/", "/docs-json", CONTROL_PREFIX)
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app = app
@@ -73,8 +80,8 @@ class _Gate:
                 await failing_answer(hits["end"], path=path, now=self.state.clock())(scope, receive, send)
                 return
             if not path.startswith(self._OPEN) and not self._has_key(dict(scope["headers"])):
-                body = error_body(401, "The key is missing or not known.", path=path, now=self.state.clock())
-                await Json(body, 401)(scope, receive, send)
+                body = error_body(401, _NO_KEY, path=path, now=self.state.clock(), envelope="problem")
+                await Problem(body, 401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
 from airflow_provider_imagen.sandbox.models import SandboxModel, all_models, find_model
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.responses import Json, unless_known
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -19,81 +19,150 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.state import State
 
 _TYPE = "openai/image-generations"
-_SHUT_DOWN = "2026-06-30T00:00:00.000Z"
+_SHUT_DOWN = "2026-06-30"
+"""When a model ended that a fault withdraws."""
+
+_LISTS = ("/v1/models", "/models", "/api/v1/models")
+_STATUSES = ("deprecated", "superseded", "withdrawn")
 
 
 def catalogue_routes() -> list[Route]:
     """List the routes that need no key."""
     return [
-        *(Route(path, _models) for path in ("/v1/models", "/models", "/api/v1/models")),
-        Route("/v1/models/deprecations", _deprecations),
+        *(Route(path, _models) for path in _LISTS),
+        *(Route(f"{path}/{name}", _deprecations) for path in _LISTS for name in ("deprecations", "deprecated")),
+        Route("/model/{name:path}", _model),
+        Route("/models/metrics", _metrics),
         Route("/docs-json", _document),
     ]
 
 
 def _values(request: Request, name: str) -> set[str]:
-    """Read a filter: comma-separated and repeated values are both accepted."""
-    return {part for value in request.query_params.getlist(name) for part in value.split(",") if part}
+    """Read a filter: comma-separated and repeated values are both accepted, in any case."""
+    return {part.lower() for value in request.query_params.getlist(name) for part in value.split(",") if part}
 
 
 async def _models(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    ids, types, include = (_values(request, name) for name in ("id", "type", "include"))
     withdrawn = state.withdrawn()
-    priced = bool(include & {"pricing", "all"}) or request.query_params.get("details") in ("1", "true")
     data = [
-        _entry(model, state.api_url, priced=priced)
+        _entry(request, model)
         for model in all_models().values()
-        if model.id not in withdrawn and (not ids or ids & {model.id, *model.aliases}) and (not types or _TYPE in types)
+        if model.id not in withdrawn and _is_wanted(request, model)
     ]
-    answer = Json({"object": "list", "data": data})
-    answer.headers["etag"] = f'W/"{sha256(answer.body).hexdigest()[:16]}"'
-    return answer
+    return unless_known(request, Json({"object": "list", "data": data}))
 
 
-def _entry(model: SandboxModel, api_url: str, *, priced: bool) -> dict[str, Any]:
-    name = model.id.rsplit("/", 1)[-1].replace("-", " ").title()
+async def _model(request: Request) -> Response:
+    """Answer with one model, as :func:`_models` lists it."""
+    state: State = request.app.state.sandbox
+    name = request.path_params["name"]
+    by_name = {each.lower(): model for model in all_models().values() for each in model.names}
+    model = by_name.get(name.lower())
+    if model is None or model.id in state.withdrawn():
+        return Json(error_body(404, f"Model {name} not found", path=request.url.path, now=state.clock()), 404)
+    return unless_known(request, Json({"object": "model", "data": _entry(request, model)}))
+
+
+async def _metrics(request: Request) -> Response:
+    """Answer as when no request was measured lately."""
+    state: State = request.app.state.sandbox
+    return Json({"window_seconds": 300, "generated_at": timestamp(state.clock()), "models": []})
+
+
+def _is_wanted(request: Request, model: SandboxModel) -> bool:
+    """Apply the filters: several values of one are alternatives, several filters all have to fit."""
+    inputs, outputs = _modalities(model).values()
+    facts = {
+        "id": {name.lower() for name in model.names},
+        "type": {_TYPE},
+        "tags": {"playground:image"},
+        "modalities": {*inputs, *outputs},
+        "input_modalities": {*inputs},
+        "output_modalities": {*outputs},
+        "capabilities": {*_capabilities(model)},
+    }
+    return all(not (wanted := _values(request, name)) or wanted & own for name, own in facts.items())
+
+
+def _entry(request: Request, model: SandboxModel) -> dict[str, Any]:
+    state: State = request.app.state.sandbox
+    name = model.id.rsplit("/", 1)[-1]
+    docs = f"https://docs.aimlapi.com/api-references/image-models/{model.developer.lower().replace(' ', '-')}/{name}"
+    query = f"model={quote(model.id, safe='')}&endpoint={quote(_TYPE, safe='')}"
     entry: dict[str, Any] = {
         "id": model.id,
         "aliases": list(model.aliases),
         "type": _TYPE,
         "info": {
-            "name": name,
+            "name": name.replace("-", " ").title(),
             "developer": model.developer,
-            "docsJson": f"{api_url}/docs-json?model={quote(model.id, safe='')}&endpoint={quote(_TYPE, safe='')}",
+            "url": "",
+            "docsUrl": docs,
+            "docsJson": f"{state.api_url}/docs-json?{query}",
         },
         "tags": ["playground:image"],
     }
-    return {**entry, "pricing": _pricing(model)} if priced else entry
+    sections: dict[str, Any] = {
+        "modalities": _modalities(model),
+        "capabilities": _capabilities(model),
+        "pricing": _pricing(model),
+    }
+    include = _values(request, "include")
+    if "all" in include or request.query_params.get("details") in ("1", "true"):
+        include = {*sections}
+    return entry | {section: value for section, value in sections.items() if section in include}
+
+
+def _modalities(model: SandboxModel) -> dict[str, list[str]]:
+    takes = (("image", any(name.startswith("image_url") or name == "image" for name in model.fields)),)
+    inputs = [name for name, fits in (*takes, ("text", "prompt" in model.fields)) if fits]
+    return {"input": inputs, "output": ["image"]}
+
+
+def _capabilities(model: SandboxModel) -> list[str]:
+    return {"generate": ["text_to_image"], "edit": ["image_to_image"], "upscale": ["image_to_image"]}[model.kind]
 
 
 def _pricing(model: SandboxModel) -> dict[str, Any]:
+    """Write a price in the documented form (docs, complete-model-list page, 2026-08-19)."""
     if model.usd_by is None:
-        return {"kind": "fixed", "currency": "USD", "units": [{"unit": "image", "price": float(model.usd), "per": 1}]}
+        unit = {"name": "image", "measure": "output", "price": float(model.usd), "per": 1}
+        return {"kind": "fixed", "currency": "USD", "units": [unit]}
     name, by_value = model.usd_by
     variants = [
-        {"when": {name: value}, "unit": "image", "price": float(usd), "per": 1} for value, usd in by_value.items()
+        {"when": {name: value}, "price": float(usd), "unit": "image", "per": 1} for value, usd in by_value.items()
     ]
     return {"kind": "variants", "currency": "USD", "dimensions": [name], "variants": variants}
 
 
 async def _deprecations(request: Request) -> Response:
+    """Answer with what is on its way out, newest first (docs, model-deprecations page, 2026-08)."""
     state: State = request.app.state.sandbox
     data = []
     for model_id, replaced_by in sorted(state.withdrawn().items()):
         model = find_model(model_id)
+        date = model.shutdown_at if model and model.shutdown_at else _SHUT_DOWN
         data.append(
             {
                 "id": model_id,
                 "aliases": list(model.aliases) if model else [],
                 "status": "withdrawn",
-                "deprecated_at": None,
-                "shutdown_at": _SHUT_DOWN,
+                "deprecated_at": date,
+                "shutdown_at": date,
                 "replaced_by": replaced_by,
-                "reason": "The model's maker ended it.",
+                "reason": "provider_delisted",
             }
         )
-    return Json({"object": "list", "generated_at": timestamp(state.clock()), "data": data})
+    data.sort(key=lambda entry: str(entry["shutdown_at"]), reverse=True)
+    if statuses := _values(request, "status") & {*_STATUSES}:
+        data = [entry for entry in data if entry["status"] in statuses]
+    since = request.query_params.get("since", "")
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", since):
+        data = [entry for entry in data if str(entry["shutdown_at"]) >= since]
+    answer = Json({"object": "list", "generated_at": timestamp(state.clock()), "data": data})
+    answer.headers["cache-control"] = "public, max-age=300"
+    return unless_known(request, answer, data=data)
 
 
 async def _document(request: Request) -> Response:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.faults import Fault
 
 _MESSAGES = {
-    401: "The key is missing or not known.",
+    401: "This request requires a valid API key.",
     403: "This action is not allowed.",
     404: "Not found.",
     429: "Too many requests.",

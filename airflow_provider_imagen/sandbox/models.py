@@ -21,6 +21,7 @@ class SandboxModel:
     :param kind: from text, from a picture and text, or from a picture alone
     :param status: ``withdrawn`` models are in the documentation's list of what is no longer supported
     :param replaced_by: successor of a withdrawn model
+    :param shutdown_at: when a withdrawn model stopped, ``YYYY-MM-DD``; invented where no date is published
     :param shape: form of the answer, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
     :param usd: price of one picture, in USD; invented where no price is published
     :param usd_by: price by the value of one field, for models whose price depends on it
@@ -41,6 +42,7 @@ class SandboxModel:
     fields: dict[str, Any]
     aliases: tuple[str, ...] = ()
     replaced_by: str | None = None
+    shutdown_at: str | None = None
     usd_by: tuple[str, dict[str, Decimal]] | None = None
     edits: SandboxModel | None = None
 

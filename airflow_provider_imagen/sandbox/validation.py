@@ -55,7 +55,8 @@ def _check(value: Any, schema: dict[str, Any]) -> dict[str, Any]:
     if isinstance(value, list) and "items" in schema:
         branches = {str(place): found for place, item in enumerate(value) if (found := _check(item, schema["items"]))}
     elif isinstance(value, dict):
-        branches = {
+        branches = {name: {"_errors": ["Required"]} for name in schema.get("required", ()) if name not in value}
+        branches |= {
             name: found
             for name, part in schema.get("properties", {}).items()
             if name in value and (found := _check(value[name], part))

@@ -349,3 +349,24 @@ def test_every_picture_offered_is_given_or_reported_broken_in_its_place(entries,
             assert picture.data == base64.b64decode(entry["b64_json"])
         else:
             assert picture.broken
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer", "named"),
+    [
+        ({}, {}, None),
+        ({"X-AIMLAPI-Model": "a/b"}, {"meta": {"model": "c/d"}, "model": "e/f"}, "a/b"),
+        ({}, {"meta": {"model": "c/d"}, "model": "e/f"}, "c/d"),
+        ({}, {"meta": None, "model": "e/f"}, "e/f"),
+        ({"x-aimlapi-model": ""}, {"meta": {"model": None}, "model": 5}, None),
+    ],
+)
+def test_the_model_that_answered_is_told_apart_from_the_one_that_was_asked(headers, answer, named):
+    body = json.dumps({"data": [{"url": LINK}], **answer}).encode()
+    generation = read_generation(status=200, headers=headers, body=body, model="asked/model")
+    assert (generation.model, generation.answered_model) == ("asked/model", named)
+
+
+def test_a_named_model_never_shows_the_key():
+    body = json.dumps({"data": [{"url": LINK}], "model": "my-secret"}).encode()
+    assert read_generation(status=200, headers={}, body=body, api_key="my-secret").answered_model == "***"

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from datetime import date
 from decimal import Decimal
 from importlib import resources
 
@@ -197,18 +198,56 @@ def test_nothing_is_near_nonsense():
 
 
 def test_withdrawn_imagen_names_the_successor_and_the_retired_models_are_marked():
-    assert find_model("imagen-3.0-generate-002").successor == "google/gemini-2.5-flash-image"
+    assert find_model("imagen-3.0-generate-002").successor == "google/gemini-3-1-flash-image-preview"
     assert {model.id for model in all_models() if model.status == "deprecated"} == {
         "bytedance/seededit-3.0-i2i",
         "bytedance/seedream-3.0",
         "dall-e-2",
         "dall-e-3",
         "imagen-4.0-ultra-generate-preview-06-06",
+        "microsoft/mai-image-2.5",
         "stabilityai/stable-diffusion-xl-base-1.0",
         "x-ai/grok-2-image",
     }
     known = {model.id for model in all_models()}
     assert {model.successor for model in all_models() if model.successor} <= known
+
+
+def test_no_successor_has_an_announced_end_itself():
+    for model in all_models():
+        if model.successor:
+            successor = find_model(model.successor)
+            assert (successor.status, successor.ends, successor.successor) == ("listed", None, None), model.id
+
+
+def test_announced_ends_are_days_with_their_source():
+    ends = {model.id: model.ends for model in all_models() if model.ends}
+    assert ends["google/gemini-2.5-flash-image"].date == "2026-10-02"
+    assert ends["openai/gpt-image-1"].date == "2026-10-23"
+    assert ends["openai/gpt-image-1-5"].date == ends["openai/gpt-image-1-mini"].date == "2026-12-01"
+    assert all(date.fromisoformat(end.date) and end.source and end.seen for end in ends.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [
+        ("gpt-image-1", "openai/gpt-image-1"),
+        ("gpt-image-1-5", "openai/gpt-image-1-5"),
+        ("gpt-image-1-mini", "openai/gpt-image-1-mini"),
+        ("gpt-image-2", "openai/gpt-image-2"),
+        ("gpt-image-2.5-flare", "openai/gpt-image-2.5-flare"),
+        ("imagen-4.0-fast-generate-001", "google/imagen-4.0-fast-generate-001"),
+        ("gemini-2.5-flash-image", "google/gemini-2.5-flash-image"),
+        ("nano-banana-2", "google/nano-banana-2"),
+        ("imagen4/preview", "imagen4/preview"),
+    ],
+)
+def test_a_name_without_the_developer_is_the_same_model(name, model_id):
+    assert find_model(name).id == model_id
+
+
+def test_a_name_without_a_family_is_no_model():
+    assert [find_model(name) for name in ("dev", "schnell", "v1.1", "preview", "")] == [None] * 5
 
 
 def test_a_known_price_says_where_it_is_from():

@@ -793,12 +793,50 @@ def test_the_settings_decide_about_tls_not_the_environment(raw_server, make_clie
     assert len(send(make_client(server.url)).pictures) == 1
 
 
-def test_a_bundle_that_is_not_there_sent_nothing(raw_server, make_client, own_certificate):
+@pytest.mark.parametrize("how", ["verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize(("content", "reason"), [(None, "no such"), (b"", "cannot be read"), (b"junk", "cannot be")])
+def test_a_bundle_that_cannot_be_used_is_named_before_anything_is_sent(
+    raw_server, make_client, own_certificate, monkeypatch, tmp_path, how, content, reason
+):
     server = raw_server(lambda peer: peer.read_request(), tls=own_certificate[0])
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    if how != "verify":
+        monkeypatch.setenv(how, str(path))
 
-    failure(make_client(server.url, verify="/no/such/bundle"), ConnectionFailedError)
+    with pytest.raises(ValueError, match=rf"^{how}='.*ca\.pem': .*{reason}"):
+        make_client(server.url, verify=str(path) if how == "verify" else True)
 
     assert server.connections == 0
+
+
+def test_a_bundle_matters_only_where_it_is_used(sandbox, make_client, monkeypatch):
+    monkeypatch.setenv("CURL_CA_BUNDLE", "/no/such/bundle")
+    make_client(sandbox.url)  # no TLS
+    make_client("https://gateway.test", verify=False)
+
+
+@pytest.mark.parametrize("host", ["gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
+def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplog, monkeypatch, host):
+    monkeypatch.setattr("airflow_provider_imagen.api.transport_checks._warned_hosts", set())
+    for _ in range(2):
+        make_client(f"http://{host}/v1")
+
+    (warning,) = caplog.records
+    assert "sent unencrypted" in warning.message
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8765", "http://127.9.9.9", "http://[::1]", "http://LOCALHOST", "http://api.localhost"]
+)
+def test_this_machine_and_https_are_not_warned_about(make_client, caplog, monkeypatch, url):
+    monkeypatch.setattr("airflow_provider_imagen.api.transport_checks._warned_hosts", set())
+    make_client(url)
+    make_client("https://gateway.test")
+    make_client("http://gateway.test", api_key=None)
+    assert not caplog.records
 
 
 FAULTS = [

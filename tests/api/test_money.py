@@ -41,7 +41,7 @@ def test_a_cost_that_is_not_told_is_unknown(body):
     assert read_cost({}, body) == (None, None)
 
 
-@pytest.mark.parametrize("value", ["0.1", 0.1, Decimal("0.1"), " 0.1 ", "1e-1"])
+@pytest.mark.parametrize("value", ["0.1", 0.1, Decimal("0.1"), "1e-1", "0.100"])
 def test_an_amount_is_read_exactly(value):
     assert read_amount(value) == Decimal("0.1")
 
@@ -54,6 +54,21 @@ def test_nothing_is_an_amount(value):
 @pytest.mark.parametrize("value", [True, None, "", "x", "-1", -0.01, "NaN", "sNaN", "Infinity", float("inf"), [1], {}])
 def test_what_is_no_amount_of_money_is_none(value):
     assert read_amount(value) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1_0", "١٠", "１０", " 10 ", "10\n", "1e5", "1E+5", "+10", "010", ".5", "10.", "0x10", "1,0", "$10", "10 USD"],
+)
+def test_only_numbers_as_json_writes_them_are_amounts(value):
+    """Decimal reads most of these, and would take damage for money."""
+    assert read_amount(value) is None
+    assert read_cost({"x-aimlapi-usd-spent": value}, {"meta": {"usage": {"usd_spent": value}}}) == (None, None)
+
+
+def test_small_amounts_are_read_as_javascript_and_python_write_them():
+    assert read_amount("5e-7") == read_amount("5E-07") == Decimal("0.0000005")
+    assert read_amount(str(Decimal(1) / 2_000_000)) == Decimal("5E-7")
 
 
 @pytest.mark.parametrize("value", ["1e999999999", 10**300, "9" * 5000, 1e200])

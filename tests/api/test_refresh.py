@@ -148,7 +148,14 @@ def test_what_openapi_does_not_hold_is_kept():
         "kind": "edit",
         "status": "deprecated",
         "successor": "b/model",
-        "price": {"usd": "0.1", "source": "observed", "seen": "2026-04"},
+        "price": {
+            "usd": "0.1",
+            "source": "observed",
+            "seen": "2026-04",
+            "pricing": {"kind": "fixed"},
+            "basis": "a page",
+        },
+        "ends": {"date": "2026-12-01", "source": "its maker", "seen": "2026-10"},
         "fields": {"image_size": {"anyOf": [{"properties": {"width": {"multipleOf": 32}}}]}},
         "edits": {"price": {"usd": "0.2", "source": "observed", "seen": "2026-04"}},
     }
@@ -158,7 +165,7 @@ def test_what_openapi_does_not_hold_is_kept():
         document("a/model", path="/v1/images/edits", prompt=PROMPT),
     ]
     entry = refresh.from_documents(documents, {"a/model": earlier})["a/model"]
-    for name in ("aliases", "kind", "status", "successor", "price"):
+    for name in ("aliases", "kind", "status", "successor", "price", "ends"):
         assert entry[name] == earlier[name]
     assert entry["edits"]["price"] == earlier["edits"]["price"]
     assert entry["fields"]["image_size"]["anyOf"][0]["properties"]["width"]["multipleOf"] == 32
@@ -218,7 +225,13 @@ def live():
                 "/v1/models/deprecations": {
                     "object": "list",
                     "data": [
-                        {"id": "a/gone", "aliases": [], "status": "withdrawn", "replaced_by": "a/new"},
+                        {
+                            "id": "a/gone",
+                            "aliases": [],
+                            "status": "withdrawn",
+                            "shutdown_at": "2026-08-10",
+                            "replaced_by": "a/new",
+                        },
                         {"id": "x", "aliases": ["a/folded"], "status": "superseded", "replaced_by": "a/known"},
                         {"id": "no/such", "aliases": [], "status": "withdrawn", "replaced_by": None},
                     ],
@@ -259,6 +272,8 @@ def test_a_running_api_renews_statuses_successors_and_documents_and_drops_nothin
         "a/gone": "a/new",
         "a/folded": "a/known",
     }
+    assert [name for name, found in made.items() if "ends" in found] == ["a/gone"]
+    assert made["a/gone"]["ends"]["date"] == "2026-08-10"
     assert said.splitlines()[:2] == ["5 models", "added 1: a/new"]
     assert seen[0][:2] == ("/v1/models", {"type": ["openai/image-generations"]})
     assert not any("Authorization" in headers for _, _, headers in seen)

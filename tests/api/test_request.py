@@ -1,7 +1,9 @@
 import json
 import math
 import re
+from decimal import Decimal
 from fractions import Fraction
+from numbers import Integral
 
 import pytest
 from hypothesis import given, settings
@@ -167,7 +169,7 @@ def test_every_limit_is_accepted_on_its_edge_and_refused_one_step_outside(model_
         if name in ("num_images", "n"):
             most = MAX_IMAGES_PER_PROMPT if endpoint.max_images in (1, None) else endpoint.max_images
             good = [1, most]
-            bad = [value for value in bad if value != 2] + [0, -1, most + 1, 1.0, 2.5, "0", "two", ""]
+            bad = [value for value in bad if value != 2] + [0, -1, most + 1, 2.5, "0", "two", ""]
         if name == "image" and endpoint.path.endswith("generations"):
             good, bad = [LINK, DATA_URI, "iVBORw0KGgoAAAANSUhEUgAA"], ["", "cat.png", 5]
         for value in good:
@@ -337,9 +339,27 @@ def test_the_models_own_count_field_works_too_but_not_both():
     assert "its count field is `num_images`" in refuse(model=IMAGEN, prompt="a", n=2)["n"]
 
 
-@pytest.mark.parametrize("count", [0, 5, -1, True, False, 1.0, 2.5, "2.0", "", "two", [2], {"n": 2}])
+@pytest.mark.parametrize(
+    "count", [0, 5, -1, True, False, 2.5, "2.5", "2e0", "", "two", math.nan, math.inf, "nan", "٢", [2], {"n": 2}]
+)
 def test_imagen_makes_one_to_four_pictures_and_says_so(count):
     assert refuse(model=IMAGEN, prompt="a", num_images=count) == {"num_images": "a whole number from 1 to 4 is allowed"}
+
+
+@pytest.mark.parametrize("name", ["gpt-image-1", "openai/gpt-image-1"])
+def test_an_alias_gets_every_check_and_is_sent_as_written(name):
+    (request,) = build(model=name, prompt="a", aspect_ratio="3:2", num_images=1)
+    assert request.body == {
+        "model": name,
+        "prompt": "a",
+        "size": "1536x1024",
+        "n": 1,
+        "response_format": "url",
+    }
+    assert "size" in refuse(model=name, prompt="a", aspect_ratio="16:9")["aspect_ratio"]
+    assert "would ignore it" in refuse(model=name, prompt="a", seed=1)["seed"]
+    uploads = build(model=name, prompt="a", input_images=[LINK])
+    assert (uploads[0].path, uploads[0].body["image"]) == ("/v1/images/edits", LINK)
 
 
 # ---------------------------------------------------------------- templates render to text
@@ -358,10 +378,39 @@ def test_rendered_text_counts_as_number_and_boolean():
     assert request.body["image_size"] == {"width": 1024, "height": 768}
 
 
-def test_a_whole_float_counts_as_a_whole_number_except_for_how_many_pictures_to_buy():
-    assert repr(build(model=IMAGEN, prompt="a", seed=7.0)[0].body["seed"]) == "7"
-    assert refuse(model=IMAGEN, prompt="a", seed=7.5).keys() == {"seed"}
-    assert refuse(model=IMAGEN, prompt="a", num_images=2.0).keys() == {"num_images"}
+@Integral.register
+class TwoOfNumpy:
+    """What counts of NumPy's ``int64`` here: it is an ``Integral`` and no ``int``."""
+
+    def __int__(self):
+        return 2
+
+
+WHOLE = [2, 2.0, "2", "2.0", " 2.00 ", Decimal(2), Decimal("2.0"), Fraction(2), TwoOfNumpy()]
+
+
+@pytest.mark.parametrize("two", WHOLE)
+def test_a_whole_number_may_come_as_a_table_holds_it(two):
+    """In every field for whole numbers: counts, seeds, steps, sides, also of models whose schema just says number."""
+    (request,) = build(model=IMAGEN, prompt="a", seed=two, num_images=two)
+    assert repr((request.body["seed"], request.body["num_images"], request.expected_images)) == "(2, 2, 2)"
+    (request,) = build(model="flux/schnell", prompt="a", num_inference_steps=two, num_images=two)
+    assert repr((request.body["num_inference_steps"], request.body["num_images"])) == "(2, 2)"
+    (request,) = build(model="x-ai/grok-imagine-image", prompt="a", n=two)
+    assert repr(request.body["n"]) == "2"
+    assert len(build(model="recraft-v3", prompt="a", num_images=two)) == 2
+    assert repr(build(model="some/new-model", prompt="a", num_images=two)[0].body["num_images"]) == "2"
+
+
+def test_the_sides_of_a_size_may_be_whole_floats():
+    (request,) = build(model="flux/dev", prompt="a", image_size={"width": 1024.0, "height": "768.0"})
+    assert repr(request.body["image_size"]) == "{'width': 1024, 'height': 768}"
+
+
+@pytest.mark.parametrize("seed", [7.5, "7.5", Decimal("7.5"), math.nan, math.inf, Decimal("NaN"), Decimal("1e999999")])
+def test_what_has_a_fraction_or_is_no_number_is_no_whole_number(seed):
+    assert refuse(model=IMAGEN, prompt="a", seed=seed).keys() == {"seed"}
+    assert refuse(model=IMAGEN, prompt="a", num_images=seed).keys() == {"num_images"}
 
 
 def test_sides_are_whole_and_positive_also_where_the_documentation_says_just_number():

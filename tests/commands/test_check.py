@@ -46,6 +46,18 @@ def test_a_withdrawn_model_fails_the_job_and_names_its_successor(run, sandbox):
 
 
 @pytest.mark.usefixtures("imagen_connection")
+def test_an_announced_end_is_a_warning_and_no_failure(run):
+    status, out = run(model="openai/gpt-image-1")
+    assert status == 0
+    assert "ok    openai/gpt-image-1: alive (dag.py:3)" in out
+    assert "warn  openai/gpt-image-1: its maker ends it on 2026-10-23 (OpenAI, deprecations page, 2026-10): " in out
+    assert "may fail; use openai/gpt-image-2.5-sunburst\n" in out  # one line, for those who read it with a program
+    assert "mind the warnings" in out
+    report = json.loads(run("--json", model="openai/gpt-image-1")[1])
+    assert {model["model"]: bool(model["warning"]) for model in report["models"]}["openai/gpt-image-1"] is True
+
+
+@pytest.mark.usefixtures("imagen_connection")
 def test_a_typing_error_in_a_model_is_found(run):
     status, out = run("--json", model="flux/schnel")
     report = json.loads(out)

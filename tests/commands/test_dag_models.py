@@ -112,9 +112,9 @@ def test_the_examples_name_their_models():
     findings = find_models(Path(__file__).parents[2] / "example_dags")
     models = {use.model for use in findings.uses}
     assert {
-        "imagen-3.0-generate-002",
+        "flux/dev",
         "flux/schnell",
-        "openai/gpt-image-1",
+        "openai/gpt-image-2",
         "flux/kontext-pro/image-to-image",
     } <= models
     assert findings.broken == []

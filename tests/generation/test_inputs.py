@@ -11,7 +11,7 @@ from PIL import Image
 
 from airflow_provider_imagen.api.inputs import MAX_INLINE_BYTES, PictureFile, kind_of
 from airflow_provider_imagen.api.request import build_requests
-from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, InvalidRequestError, StorageError
+from airflow_provider_imagen.exceptions import InvalidArgumentsError, InvalidRequestError, StorageError
 from airflow_provider_imagen.generation.inputs import InputReader
 from airflow_provider_imagen.generation.plan import make_plan
 
@@ -335,7 +335,7 @@ def test_a_mask_whose_size_shows_only_when_sending_is_refused_there(disk):
 
 
 def test_a_data_uri_without_base64_is_not_uploaded(disk):
-    with pytest.raises(BadImageError, match="Nothing was sent"):
+    with pytest.raises(InvalidArgumentsError, match="base64 data that cannot be decoded"):
         disk.wire(model=GPT, input_images="data:image/png;base64,AAAA!!!!")
 
 

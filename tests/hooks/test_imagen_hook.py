@@ -76,20 +76,72 @@ def test_a_connection_with_only_a_key_leads_to_the_api_with_the_documented_defau
     [
         (None, None, REAL),
         ("  ", None, REAL),
-        (None, 8080, REAL),
         ("gateway.test", None, "gateway.test"),
         ("gateway.test", 8080, "https://gateway.test:8080"),
         ("gateway.test/v1", 8080, "https://gateway.test:8080/v1"),
         ("http://gateway.test", 8080, "http://gateway.test:8080"),
         ("http://gateway.test/v1", 8080, "http://gateway.test:8080/v1"),
-        ("http://gateway.test:9090", 8080, "http://gateway.test:9090"),
-        ("gateway.test:9090", 8080, "gateway.test:9090"),
+        ("http://gateway.test:8080", 8080, "http://gateway.test:8080"),
         ("https://[::1]", 8080, "https://[::1]:8080"),
-        ("https://[::1]:9090", 8080, "https://[::1]:9090"),
+        ("::1", 8080, "https://[::1]:8080"),
     ],
 )
 def test_host_and_port_make_the_base_url(host, port, base_url):
     assert settings(host=host, port=port).base_url == base_url
+
+
+@pytest.mark.parametrize(
+    ("uri", "base_url"),
+    [
+        ("imagen://:k@127.0.0.1:8765/http", "http://127.0.0.1:8765"),
+        ("imagen://:k@gateway.test/https", "https://gateway.test"),
+        ("imagen://:k@gateway.test/HTTPS", "https://gateway.test"),
+        ("imagen://:k@gateway.test/images", "https://gateway.test/images"),
+        ("imagen://:k@gateway.test:8443/images/v1", "https://gateway.test:8443/images/v1"),
+        ("imagen://:k@[::1]:8765/http", "http://[::1]:8765"),
+        ("imagen://:k@http%3A%2F%2Fgateway.test:8443/images", "http://gateway.test:8443/images"),
+        ("imagen://:k@https%3A%2F%2Fgateway.test%2Fimages", "https://gateway.test/images"),
+        ("imagen://:k@https%3A%2F%2Fgateway.test%2Fimages/images", "https://gateway.test/images"),
+        ("imagen://:k@/https", REAL),
+    ],
+)
+def test_a_connection_uri_means_what_it_says(uri, base_url):
+    assert connection_settings(Connection(conn_id="c", uri=uri)).base_url == base_url
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"port": 8080},
+        {"schema": "http"},
+        {"schema": "images"},
+        {"host": "http://gateway.test", "schema": "https"},
+        {"host": "https://gateway.test", "schema": "http"},
+        {"host": "http://gateway.test:9090", "port": 8080},
+        {"host": "gateway.test:9090", "port": 8080},
+        {"host": "https://[::1]:9090", "port": 8080},
+        {"host": "https://gateway.test/a", "schema": "b"},
+    ],
+)
+def test_fields_that_contradict_the_host_are_refused_rather_than_dropped(fields):
+    with pytest.raises(ValueError, match=r"'c'.*host"):
+        settings(**fields)
+
+
+@pytest.mark.parametrize("host", ["https://gateway.test/images?team=a", "https://gateway.test/#images"])
+def test_a_query_in_the_host_is_refused_rather_than_dropped(make_hook, host):
+    with pytest.raises(ValueError, match="query"):
+        make_hook(host=host).get_conn()
+
+
+def test_a_bundle_of_the_environment_that_is_missing_is_named_at_once(make_hook, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
+    hook = make_hook(host="https://127.0.0.1:1")
+
+    with pytest.raises(ValueError, match=r"REQUESTS_CA_BUNDLE='/no/such/bundle\.pem'"):
+        hook.generate_images("a cat")
+    assert hook.test_connection()[0] is False
+    assert "REQUESTS_CA_BUNDLE" in hook.test_connection()[1]
 
 
 @pytest.mark.parametrize("host", ["http://{address}", "http://{address}/v1", "http://{address}/"])
@@ -120,7 +172,7 @@ def test_fields_left_empty_have_their_defaults(value):
 
 
 @pytest.mark.parametrize("name", ["connect_timeout", "read_timeout"])
-@pytest.mark.parametrize("value", [0, -1, "soon", "nan", "inf", 86_401, True, [], {}])
+@pytest.mark.parametrize("value", [0, -1, "soon", "nan", "inf", "1_0", "1e1", "١٠", 86_401, 10**400, True, [], {}])
 def test_a_timeout_that_cannot_be_used_is_named_with_what_is_allowed(name, value):
     with pytest.raises(ValueError, match=f"Extra {name}=.* seconds above 0, up to 86400"):
         settings({name: value})

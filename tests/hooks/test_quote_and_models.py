@@ -76,3 +76,23 @@ def test_the_hook_refuses_a_picture_that_is_not_there(hook, sandbox):
         hook.generate_images("x", model="reve/edit-image", input_images="/nowhere/cat.png")
     assert [problem.field for problem in caught.value.problems] == ["input_images"]
     assert sandbox.ledger() == []
+
+
+def test_an_unknown_id_is_looked_up_in_the_live_list_for_free(hook, sandbox):
+    chat = hook.look_up_model("openai/gpt-6")
+    assert (chat.id, chat.can_make_images, chat.health.state) == (None, False, "unknown")
+    known = hook.look_up_model("gpt-image-2")
+    assert (known.id, known.known_as, known.can_make_images) == ("openai/gpt-image-2", "openai/gpt-image-2", True)
+    assert [seen.query for seen in sandbox.seen("/v1/models")] == [{"id": ["openai/gpt-6"]}, {"id": ["gpt-image-2"]}]
+    assert sandbox.ledger() == []
+
+
+def test_a_looked_up_id_that_was_withdrawn_names_its_successor(hook):
+    gone = hook.look_up_model("dall-e-3")
+    assert (gone.can_make_images, gone.health.state) == (False, "withdrawn")
+
+
+def test_an_alias_is_sent_as_written_and_answered(hook, sandbox):
+    hook.generate_images("a cat", model="gpt-image-2", aspect_ratio="3:2")
+    (sent,) = sandbox.seen("/v1/images/generations")
+    assert (sent.json["model"], sent.json["size"]) == ("gpt-image-2", "1536x1024")

@@ -34,6 +34,22 @@ def test_the_balance_falls_by_what_was_charged(get, generate):
     assert get("/v2/billing").json() == {"current_balance": 99.916, "currency": "USD"}
 
 
+def test_the_old_balance_is_in_credits(get, generate):
+    generate(num_images=2)
+
+    answer = get("/v1/billing/balance").json()
+    assert (answer["balance"], answer["lowBalance"]) == (199_832_000, False)
+
+
+def test_the_usage_of_a_window_is_added_up(get, generate):
+    generate(num_images=2)
+    generate()
+
+    answer = get("/v2/usage", period="1h").json()
+    assert (answer["spend"], answer["currency"], answer["requests"]) == (0.126, "USD", 2)
+    assert get("/v2/usage").status_code == 400
+
+
 def test_transactions_come_in_pages_newest_first(get, generate):
     ids = [generate().headers["x-inference-id"] for _ in range(5)]
     found, cursor = [], {}

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import requests
 
+from airflow_provider_imagen.api.pricing import PriceList
+from airflow_provider_imagen.api.request import ImageRequest
 from airflow_provider_imagen.sandbox import Fault
 
 from .conftest import IMAGEN
@@ -44,9 +48,29 @@ def test_prices_come_when_asked_for(sandbox):
     (variants,) = ask(sandbox, "/v1/models", details="true", id="openai/gpt-image-2").json()["data"]
 
     assert fixed["pricing"]["kind"] == "fixed"
-    assert fixed["pricing"]["units"] == [{"unit": "image", "price": 0.042, "per": 1}]
+    assert fixed["pricing"]["units"] == [{"name": "image", "measure": "output", "price": 0.042, "per": 1}]
     assert variants["pricing"]["kind"] == "variants"
     assert variants["pricing"]["dimensions"] == ["quality"]
+    assert variants["pricing"]["variants"][0] == {
+        "when": {"quality": "low"},
+        "price": 0.0135,
+        "unit": "image",
+        "per": 1,
+    }
+
+
+def test_every_price_of_the_list_has_the_documented_form_and_is_read(sandbox):
+    """The members that the examples of the complete-model-list page have (2026-08-19)."""
+    rows = ask(sandbox, "/v1/models", include="pricing").json()["data"]
+    prices = PriceList.from_answer({"data": rows})
+
+    for row in rows:
+        pricing = row["pricing"]
+        rates = {"fixed": pricing.get("units"), "variants": pricing.get("variants")}[pricing["kind"]]
+        members = {"fixed": {"name", "measure", "price", "per"}, "variants": {"when", "price", "unit", "per"}}
+        assert all(set(rate) == members[pricing["kind"]] for rate in rates)
+        request = ImageRequest("/v1/images/generations", {"model": row["id"]}, 1, answers_inline=False)
+        assert prices.quote(request).source == "live", row["id"]
 
 
 def test_a_model_leads_to_its_own_openapi_document(sandbox):
@@ -67,7 +91,75 @@ def test_withdrawn_models_are_listed_with_their_successor(sandbox):
 
     assert data["dall-e-3"]["status"] == "withdrawn"
     assert data["dall-e-3"]["replaced_by"] == "openai/gpt-image-1"
+    assert data["microsoft/mai-image-2.5"]["status"] == "withdrawn"
     assert IMAGEN not in data
+    for entry in data.values():
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", entry["shutdown_at"])
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", entry["deprecated_at"])
+        assert entry["reason"] == "provider_delisted"
+
+
+def test_the_deprecations_are_filtered_sorted_and_cached_as_documented(sandbox):
+    """The model-deprecations page, 2026-08."""
+
+    def ids(**query):
+        return [entry["id"] for entry in ask(sandbox, "/v1/models/deprecations", **query).json()["data"]]
+
+    sandbox.add_fault(Fault("withdrawn", model=IMAGEN))
+    whole = ids()
+    assert whole[0] == "microsoft/mai-image-2.5"  # withdrawn last, so it comes first
+    assert IMAGEN in whole
+    assert ids(status="WITHDRAWN") == ids(status="nonsense") == ids(since="soon") == whole
+    assert ids(status="superseded,deprecated") == []
+    assert ids(since="2026-08-01") == ["microsoft/mai-image-2.5"]
+    paths = [f"{root}/{name}" for root in ("/v1/models", "/models", "/api/v1/models") for name in ("deprecated",)]
+    for path in (*paths, "/models/deprecations"):
+        assert [entry["id"] for entry in ask(sandbox, path).json()["data"]] == whole
+    answer = ask(sandbox, "/v1/models/deprecations")
+    assert answer.headers["cache-control"] == "public, max-age=300"
+    again = requests.get(answer.url, headers={"If-None-Match": answer.headers["etag"]}, timeout=10)
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_one_model_is_looked_up_by_any_of_its_names(sandbox):
+    """The complete-model-list page, 2026-08-19: singular, not under /v1, slashes as they are, any case."""
+    for name in ("openai/gpt-image-2", "gpt-image-2", "OpenAI/GPT-Image-2"):
+        answer = ask(sandbox, f"/model/{name}", include="pricing").json()
+        assert (answer["object"], answer["data"]["id"]) == ("model", "openai/gpt-image-2")
+        assert answer["data"]["pricing"]["kind"] == "variants"
+    (listed,) = ask(sandbox, "/v1/models", id="openai/gpt-image-2").json()["data"]
+    assert ask(sandbox, "/model/openai/gpt-image-2").json()["data"] == listed
+    for unknown in ("no/such", "dall-e-3", ""):
+        assert ask(sandbox, f"/model/{unknown}").status_code == 404
+
+
+def test_an_unchanged_list_is_not_sent_again(sandbox):
+    answer = ask(sandbox, "/v1/models", include="pricing")
+    tag = answer.headers["etag"]
+    assert re.fullmatch(r'W/"[^"]+"', tag)
+    for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
+        again = requests.get(answer.url, headers={"If-None-Match": known}, timeout=10)
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    other = requests.get(f"{sandbox.url}/v1/models", headers={"If-None-Match": tag}, timeout=10)
+    assert other.status_code == 200
+
+
+def test_the_sections_and_filters_are_those_that_are_documented(sandbox):
+    (whole,) = ask(sandbox, "/v1/models", include="all", id="FLUX/DEV").json()["data"]
+    assert {"modalities", "capabilities", "pricing"} <= set(whole)
+    assert whole["modalities"] == {"input": ["text"], "output": ["image"]}
+    assert whole["info"]["docsUrl"].startswith("https://docs.aimlapi.com/api-references/image-models/")
+    (bare,) = ask(sandbox, "/v1/models", include="nonsense", id="flux/dev").json()["data"]
+    assert not {"modalities", "capabilities", "pricing"} & set(bare)
+
+    def count(**query):
+        return len(ask(sandbox, "/v1/models", **query).json()["data"])
+
+    assert count(output_modalities="IMAGE") == count(tags="playground:image") == count()
+    assert 0 < count(input_modalities="image") < count()
+    assert count(output_modalities="video") == count(tags="tier:9") == 0
+    assert count(id="flux/dev", input_modalities="image") == 0
+    assert count(capabilities=["text_to_image", "image_to_image"]) == count()
 
 
 def test_a_withdrawn_fault_withdraws_a_model_everywhere(sandbox, generate):

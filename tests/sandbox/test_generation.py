@@ -95,7 +95,8 @@ def test_without_the_key_the_answer_is_401(sandbox, header):
     answer = requests.post(f"{sandbox.url}/v1/images/generations", json={}, headers=headers, timeout=10)
 
     assert answer.status_code == 401
-    assert {"requestId", "statusCode", "timestamp", "path", "message"} <= set(answer.json())
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert {"title", "status", "message", "instance", "requestId", "timestamp", "error"} == set(answer.json())
 
 
 def test_a_body_outside_the_limits_is_refused_with_a_tree_of_fields(generate, sandbox):
