@@ -60,7 +60,8 @@ class ClientSettings(Struct, frozen=True):
     :param base_url: scheme, host and optional path, with or without ``/v1``
     :param api_key: sent to this host only; never shown by ``repr``
     :param connect_timeout_seconds: longest wait for a connection
-    :param read_timeout_seconds: longest silence while an answer is awaited, and longest time its body may take
+    :param read_timeout_seconds: longest wait for the headers of an answer, longest silence after them, and longest
+        time its body may take
     :param verify: check TLS certificates; a path names a CA bundle
     """
 

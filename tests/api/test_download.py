@@ -679,6 +679,64 @@ def test_a_server_that_drips_is_left_after_the_total_timeout(server, make, first
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("interim", [(100,), (102,), (103,), (199,), (103, 100, 102, 103)])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_interim_answers_are_never_the_outcome(server, tls_server, make, certificate, interim, scheme):
+    asked = tls_server if scheme == "https" else server
+
+    def send(request, connection):
+        for status in interim:
+            connection.sendall(head(status, {"Link": "</a.css>; rel=preload", "Content-Length": 7}))
+        return answer(request.target.encode() + PICTURE)(request, connection)
+
+    asked.fallback = send
+    downloader = make(verify=certificate)
+    for path in ("/1.png", "/2.png", "/3.png"):
+        assert downloader.fetch(asked.url(path)).data == path.encode() + PICTURE
+    assert asked.connections == 1
+    assert len(asked.requests) == 3
+
+
+def test_interim_answers_come_before_redirects_errors_and_parts_too(server, make):
+    def early(send):
+        return lambda request, connection: connection.sendall(head(103, {})) or send(request, connection)
+
+    server.routes["/a.png"] = early(redirect("/b.png"))
+    server.routes["/b.png"] = in_turn(*map(early, [answer(b"", 503), ranged(cut_at=5000, ETag='"1"')]))
+    assert make().fetch(server.url()).data == PICTURE
+    server.routes["/gone.png"] = early(answer(b"", 404))
+    with pytest.raises(LinkExpiredError):
+        make().fetch(server.url("/gone.png"))
+
+
+def test_a_connection_that_switches_protocols_is_closed(server, make):
+    def switch(request, connection):
+        connection.sendall(head(101, {"Upgrade": "h2c"}) + answer_bytes(b"of another protocol"))
+
+    server.routes["/a.png"] = in_turn(switch, answer())
+    assert make().fetch(server.url()).data == PICTURE
+    assert server.connections == 2
+
+
+def answer_bytes(body):
+    return head(200, {"Content-Length": len(body)}) + body
+
+
+@pytest.mark.parametrize("status", [100, 102, 103])
+@pytest.mark.parametrize("pause", [0, 0.05])
+def test_endless_interim_answers_end_at_the_total_timeout(server, make, status, pause):
+    def send(request, connection):
+        while True:
+            connection.sendall(head(status, {}))
+            time.sleep(pause)
+
+    server.routes["/a.png"] = send
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not complete after 0\.5 s"):
+        make(total_timeout_seconds=0.5, read_timeout_seconds=0.3).fetch(server.url())
+    assert time.monotonic() - began < 3
+
+
 def test_a_silent_server_is_left_after_the_read_timeout_and_asked_again(server, make, waits):
     silent = threading.Event()
     server.routes["/a.png"] = in_turn(lambda request, connection: silent.wait(10), answer())
