@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from airflow_provider_imagen.storage.pictures import PNG_SIGNATURE, iterate_png_chunks
+from airflow_provider_imagen.storage.png import (
+    PNG_SIGNATURE,
+    XMP_KEYWORD,
+    XmpTooLargeError,
+    iterate_png_chunks,
+    read_xmp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +29,9 @@ if TYPE_CHECKING:
 MAX_JPEG_PACKET: Final = 65_502
 """Bytes of XMP one JPEG segment holds."""
 
-_PNG_KEYWORD = b"XML:com.adobe.xmp\0"
+MAX_INFLATED_PACKET: Final = 64 * 1024
+"""Bytes of XMP that a compressed packet may unpack to; larger ones are not read."""
+
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 
@@ -35,11 +43,13 @@ class Contents(Struct, frozen=True):
     :param xmp: its XMP packet, ``None`` when it has none
     :param signed: whether a C2PA manifest signs the file
     :param several: whether the file holds several pictures that find each other by their distance in bytes
+    :param has_huge_xmp: whether it has a compressed XMP packet of more than :data:`MAX_INFLATED_PACKET` bytes
     """
 
     xmp: bytes | None
     signed: bool
     several: bool = False
+    has_huge_xmp: bool = False
 
 
 def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None:
@@ -70,34 +80,16 @@ def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> byte
     return _write_webp(data, packet)
 
 
-def _png_xmp(content: bytes) -> bytes:
-    """Take the text out of an ``iTXt`` chunk: keyword, compression, language, translated keyword, text."""
-    compressed = content[len(_PNG_KEYWORD)] == 1
-    text = content[len(_PNG_KEYWORD) + 2 :].split(b"\0", 2)[2]
-    if not compressed:
-        return text
-    inflate = zlib.decompressobj()
-    text = inflate.decompress(text, 2**20)
-    if inflate.unconsumed_tail:
-        raise ValueError("the compressed XMP is too large")
-    return text
-
-
 def _read_png(data: bytes) -> Contents:
-    xmp = None
-    signed = False
-    for kind, start, end in iterate_png_chunks(data):
-        signed = signed or kind == b"caBX"
-        if xmp is None and kind == b"iTXt" and data.startswith(_PNG_KEYWORD, start):
-            try:
-                xmp = _png_xmp(data[start:end])
-            except (zlib.error, ValueError, IndexError):
-                xmp = b""
-    return Contents(xmp=xmp, signed=signed)
+    signed = any(kind == b"caBX" for kind, _, _ in iterate_png_chunks(data))
+    try:
+        return Contents(xmp=read_xmp(data, max_inflated_bytes=MAX_INFLATED_PACKET), signed=signed)
+    except XmpTooLargeError:
+        return Contents(xmp=None, signed=signed, has_huge_xmp=True)
 
 
 def _write_png(data: bytes, packet: bytes) -> bytes:
-    content = _PNG_KEYWORD + b"\0\0\0\0" + packet
+    content = XMP_KEYWORD + b"\0\0\0\0" + packet
     chunk = len(content).to_bytes(4, "big") + b"iTXt" + content + zlib.crc32(b"iTXt" + content).to_bytes(4, "big")
     parts = [data[: len(PNG_SIGNATURE)]]
     last = len(PNG_SIGNATURE)
@@ -119,7 +111,7 @@ def _write_png(data: bytes, packet: bytes) -> bytes:
 
 
 def _is_png_xmp(data: bytes, kind: bytes, start: int, _end: int) -> bool:
-    return kind == b"iTXt" and data.startswith(_PNG_KEYWORD, start)
+    return kind == b"iTXt" and data.startswith(XMP_KEYWORD, start)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:

@@ -1,0 +1,101 @@
+"""
+Open pictures with Pillow: whatever stands beside their pixels, and never more of them at once than memory holds.
+
+No setting of Pillow is changed, because all tasks of the process share them.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
+
+from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.png import (
+    PNG_SIGNATURE,
+    XmpTooLargeError,
+    read_profile,
+    read_xmp,
+    without_needless_chunks,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.Image import Image as PillowImage
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
+"""The formats Pillow is asked to read."""
+
+MAX_DECODED_PIXELS: Final = 360_000_000
+"""
+Pixels that all threads of a process together hold decoded, of 4 bytes each: 1.44 GB.
+
+A picture counts once for each copy of it that exists at a time. One that needs more than all is worked on alone.
+"""
+
+_MAX_PROFILE_BYTES: Final = 4 * 2**20
+_MAX_XMP_BYTES: Final = 2**20  # to carry along; to take apart, fewer
+_DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # what these decoders hold besides the picture they give
+
+
+class PixelBudget:
+    """
+    A number of pixels that threads take from and give back.
+
+    :param pixels: how many there are
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until so many pixels are free, or all when it is more than there are; they are given back at the end."""
+        pixels = min(pixels, self.pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_budget = PixelBudget(MAX_DECODED_PIXELS)
+
+
+@contextmanager
+def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -> Iterator[PillowImage]:
+    """
+    Open a picture without decoding it, and keep room for its pixels, which are freed at the end of the block.
+
+    Blocks must not be nested: the outer picture's room would be missing for the inner one.
+
+    :param data: a whole picture
+    :param copies: how many pictures of its size exist at a time in the block, itself included
+    :param max_pixels: width times height that is still accepted; ``None`` leaves Pillow's own limit only
+    :raises BadImageError: it has more pixels; Pillow's own errors come as they are
+    """
+    from PIL import Image
+
+    is_png = data.startswith(PNG_SIGNATURE)
+    with Image.open(BytesIO(without_needless_chunks(data) if is_png else data), formats=FORMATS) as image:
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise BadImageError(f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted.")
+        if is_png:
+            image.info["icc_profile"] = read_profile(data, max_bytes=_MAX_PROFILE_BYTES)
+            with suppress(XmpTooLargeError):
+                if packet := read_xmp(data, max_inflated_bytes=_MAX_XMP_BYTES):
+                    image.info["xmp"] = packet
+        with _budget.reserve(width * height * (copies + _DECODER_COPIES.get(image.format or "", 0))):
+            try:
+                yield image
+            finally:
+                image.close()
