@@ -12,6 +12,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from airflow_provider_imagen.storage.png import (
     PNG_SIGNATURE,
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 MAX_JPEG_PACKET: Final = 65_502
 """Bytes of XMP one JPEG segment holds."""
 
+MAX_PACKET: Final = 2**20
+"""Bytes of XMP that are taken apart."""
+
 MAX_INFLATED_PACKET: Final = 64 * 1024
-"""Bytes of XMP that a compressed packet may unpack to; larger ones are not read."""
+"""Bytes of XMP that a compressed packet may unpack to, because its size costs its sender nothing."""
 
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
@@ -43,7 +47,7 @@ class Contents(Struct, frozen=True):
     :param xmp: its XMP packet, ``None`` when it has none
     :param signed: whether a C2PA manifest signs the file
     :param several: whether the file holds several pictures that find each other by their distance in bytes
-    :param has_huge_xmp: whether it has a compressed XMP packet of more than :data:`MAX_INFLATED_PACKET` bytes
+    :param has_huge_xmp: whether it has an XMP packet that is too large to be read; ``xmp`` is ``None`` then
     """
 
     xmp: bytes | None
@@ -54,16 +58,12 @@ class Contents(Struct, frozen=True):
 
 def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None:
     """Look into a file; ``None`` when its format is none of PNG, JPEG and WebP, or its parts do not add up."""
+    readers = {"PNG": _read_png, "JPEG": _read_jpeg, "WEBP": _read_webp}
     try:
-        if picture_format == "PNG":
-            return _read_png(data)
-        if picture_format == "JPEG":
-            return _read_jpeg(data)
-        if picture_format == "WEBP":
-            return _read_webp(data)
-    except (ValueError, IndexError):
-        pass
-    return None
+        contents = readers[picture_format](data)
+    except (KeyError, ValueError, IndexError):
+        return None
+    return replace(contents, xmp=None, has_huge_xmp=True) if len(contents.xmp or b"") > MAX_PACKET else contents
 
 
 def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> bytes:

@@ -103,6 +103,8 @@ def save_picture(
         if provenance is not None and image_format == "avif" and facts.format != "AVIF":
             contents = read_contents(data, facts.format)
             packet = provenance_packet(provenance, existing=contents.xmp if contents else None)
+            if contents is not None and contents.has_huge_xmp:
+                notes.append("Its own XMP metadata was left out: it is too large to be read.")
         try:
             data = convert_picture(data, image_format=image_format, xmp=packet, notes=notes)
             facts = inspect_picture(data, max_pixels=max_pixels)
