@@ -83,7 +83,9 @@ def convert_picture(
         raise BadImageError(f"The picture cannot be written as {image_format}: {error}") from error
 
 
-def make_thumbnail(data: bytes, *, pixels: int, image_format: Literal["webp", "jpeg"] = "webp") -> bytes:
+def make_thumbnail(
+    data: bytes, *, pixels: int, image_format: Literal["webp", "jpeg"] = "webp", max_pixels: int | None = None
+) -> bytes:
     """
     Make a small preview, upright and with the picture's proportions; never larger than the picture.
 
@@ -91,10 +93,11 @@ def make_thumbnail(data: bytes, *, pixels: int, image_format: Literal["webp", "j
 
     :param data: a whole picture
     :param pixels: its longer side
-    :raises BadImageError: when the bytes are no picture
+    :param max_pixels: width times height the picture may have; ``None`` leaves Pillow's own limit only
+    :raises BadImageError: when the bytes are no picture, or a larger one
     """
     try:
-        with open_image(data, copies=_PREVIEW_COPIES) as source:
+        with open_image(data, copies=_PREVIEW_COPIES, max_pixels=max_pixels) as source:
             options: dict[str, Any] = {"icc_profile": source.info.get("icc_profile"), "quality": 80}
             image = _fit_mode(_shrink(source, pixels), image_format, options, [])
             target = BytesIO()
