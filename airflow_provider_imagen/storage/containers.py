@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from airflow_provider_imagen.storage.jpeg import iterate_jpeg_segments
 from airflow_provider_imagen.storage.png import (
     PNG_SIGNATURE,
     XMP_KEYWORD,
@@ -23,8 +24,6 @@ from airflow_provider_imagen.storage.png import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from airflow_provider_imagen.storage.pictures import PictureFormat
 
 MAX_JPEG_PACKET: Final = 65_502
@@ -37,7 +36,6 @@ MAX_INFLATED_PACKET: Final = 64 * 1024
 """Bytes of XMP that a compressed packet may unpack to, because its size costs its sender nothing."""
 
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_JPEG_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 
 
 class Contents(Struct, frozen=True):
@@ -114,37 +112,10 @@ def _is_png_xmp(data: bytes, kind: bytes, start: int, _end: int) -> bool:
     return kind == b"iTXt" and data.startswith(XMP_KEYWORD, start)
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """
-    Walk the segments in front of a JPEG's picture data.
-
-    :returns: for each its marker, where it begins, where its content starts and ends; at last the start of scan
-    """
-    position = 2
-    while True:
-        begin = position
-        if data[position] != 0xFF:
-            raise ValueError("no marker where one must be")
-        while data[position] == 0xFF:
-            position += 1
-        marker = data[position]
-        position += 1
-        if marker in _JPEG_STANDALONE:
-            continue
-        length = int.from_bytes(data[position : position + 2], "big")
-        end = position + length
-        if length < 2 or end > len(data):
-            raise ValueError("a segment runs over the end")
-        yield marker, begin, position + 2, end
-        if marker == 0xDA:
-            return
-        position = end
-
-
 def _read_jpeg(data: bytes) -> Contents:
     xmp = None
     signed = several = False
-    for marker, _, start, end in _jpeg_segments(data):
+    for marker, _, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and xmp is None and data.startswith(_JPEG_XMP, start):
             xmp = data[start + len(_JPEG_XMP) : end]
         elif marker == 0xEB and data.startswith(b"JP", start) and b"c2pa" in data[start : min(end, start + 256)]:
@@ -160,7 +131,7 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
     place = cut = None
     insert = 2
     leading = True
-    for marker, begin, start, end in _jpeg_segments(data):
+    for marker, begin, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and place is None and data.startswith(_JPEG_XMP, start):
             place, cut = begin, end
         # JFIF and EXIF must come first, so the packet goes behind them.

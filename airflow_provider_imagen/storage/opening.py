@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.jpeg import without_needless_segments
 from airflow_provider_imagen.storage.png import (
     PNG_SIGNATURE,
     XmpTooLargeError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from PIL.Image import Image as PillowImage
+    from PIL.ImageFile import ImageFile
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
 """The formats Pillow is asked to read."""
@@ -82,10 +84,8 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
     :param max_pixels: width times height that is still accepted; ``None`` leaves Pillow's own limit only
     :raises BadImageError: it has more pixels; Pillow's own errors come as they are
     """
-    from PIL import Image
-
     is_png = data.startswith(PNG_SIGNATURE)
-    with Image.open(BytesIO(without_needless_chunks(data) if is_png else data), formats=FORMATS) as image:
+    with _open(without_needless_chunks(data) if is_png else data) as image:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
             raise BadImageError(f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted.")
@@ -99,3 +99,15 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
                 yield image
             finally:
                 image.close()
+
+
+def _open(data: bytes) -> ImageFile:
+    from PIL import Image
+
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except Exception:
+        bare = without_needless_segments(data)
+        if bare is None:
+            raise
+    return Image.open(BytesIO(bare), formats=FORMATS)  # without the segment that Pillow stumbled over

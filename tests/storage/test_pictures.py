@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 
 from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.opening import open_image
 from airflow_provider_imagen.storage.pictures import EXTENSIONS, MIME_TYPES, inspect_picture
 
 from .conftest import picture
@@ -123,6 +124,35 @@ def test_nothing_beside_the_pixels_of_a_png_makes_it_unusable(aside, place):
     data = picture("PNG")
     at = data.index(place) - 4
     assert inspect_picture(data[:at] + ASIDE[aside] + data[at:]) == inspect_picture(data)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+
+@pytest.mark.parametrize(
+    "aside",
+    [
+        segment(0xE2, b"ICC_PROFILE\0"),
+        segment(0xE2, b"ICC_PROFILE\0\2\5abc"),
+        segment(0xE2, b"MPF\0garbage"),
+        segment(0xE1, b"Exif\0\0garbage"),
+        segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\x7f"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\x10\0ab"),
+        segment(0xEE, b"Adobe\0"),
+        segment(0xE0, b"JFIF\0\1"),
+        segment(0xFE, b"\xff\xfe\0"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_nothing_beside_the_pixels_of_a_jpeg_makes_it_unusable(aside, mode):
+    data = picture("JPEG", mode=mode)
+    odd = data[:2] + aside + data[2:]
+    assert inspect_picture(odd) == inspect_picture(data)
+    with open_image(odd) as image, open_image(data) as whole:
+        assert image.tobytes() == whole.tobytes()
+    with pytest.raises(BadImageError):
+        inspect_picture(odd[: len(odd) // 2])
 
 
 def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
