@@ -37,6 +37,7 @@ Pixels that all threads of a process together hold decoded, of 4 bytes each: 1.4
 A picture counts once for each copy of it that exists at a time. One that needs more than all is worked on alone.
 """
 
+_LARGE_PIXELS: Final = MAX_DECODED_PIXELS // 10
 _MAX_PROFILE_BYTES: Final = 4 * 2**20
 _MAX_XMP_BYTES: Final = 2**20  # to carry along; to take apart, fewer
 _DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # what these decoders hold besides the picture they give
@@ -94,11 +95,22 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
             with suppress(XmpTooLargeError):
                 if packet := read_xmp(data, max_inflated_bytes=_MAX_XMP_BYTES):
                     image.info["xmp"] = packet
-        with _budget.reserve(width * height * (copies + _DECODER_COPIES.get(image.format or "", 0))):
+        pixels = width * height * (copies + _DECODER_COPIES.get(image.format or "", 0))
+        with _budget.reserve(pixels):
             try:
                 yield image
             finally:
                 image.close()
+                if pixels >= _LARGE_PIXELS:
+                    _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Let the C library give the system what was freed; else it keeps up to a gigabyte for each thread."""
+    import ctypes
+
+    with suppress(AttributeError, OSError, TypeError):  # only glibc can, and need
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _open(data: bytes) -> ImageFile:
