@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -610,6 +611,25 @@ def test_large_pictures_are_not_held_in_memory(
         assert highest < 15_000_000
     gallery = forged([record(**facts)])
     assert visit().get(gallery.file()[0], params=gallery.file()[1]).content == data
+
+
+def test_many_visitors_at_once_all_get_their_previews(tmp_path: Path) -> None:
+    """Whoever makes a preview holds a whole picture and asks for its kind, which must not wait for another's."""
+    from airflow_provider_imagen.plugins.gallery import files
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+    from airflow_provider_imagen.plugins.gallery.records import Picture
+    from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+
+    cache = ThumbnailCache(tmp_path / "previews")
+
+    def look(number: int) -> bytes:
+        facts = picture_file(tmp_path / f"{number}.webp")
+        picture = Picture(TaskInstance("d", "r", "t", -1), 0, number, **facts)
+        with files.whole_picture(picture) as data:
+            return cache.make(facts["sha256"], data)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(look, range(64), timeout=60))) == 64
 
 
 @pytest.mark.parametrize("change", [b"", b"more", b"other"])

@@ -5,6 +5,7 @@ import time
 import zlib
 from io import BytesIO
 from xml.dom import minidom
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -446,6 +447,35 @@ def writable(text: str) -> str:
         )
 
     return "".join(character if allowed(ord(character)) else "\ufffd" for character in lines)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize("padding", [b"\0", bytes(512), b"<!-- cached -->"])
+def test_padding_behind_a_file_stays_where_it_is(name, padding, provenance):
+    marked = embed(VARIANTS[name] + padding, provenance)
+    assert marked.data == embed(VARIANTS[name], provenance).data + padding
+    assert read_provenance(marked.data)["seed"] == provenance.seed
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=st.sampled_from([FOREIGN, packet_with("<xmp:CreateDate/><p:a b='>'/>", "xmp:CreatorTool='>\"'").encode()]),
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from([*"<>\"' \0", "", "/>", "&#13;", "</r:RDF>"]))),
+)
+def test_a_packet_with_our_properties_in_it_is_always_xml(start, changes):
+    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.provenance import Provenance
+
+    existing = start
+    for place, text in changes:
+        place %= len(existing)
+        existing = existing[:place] + text.encode() + existing[place + 1 :]
+    made = Provenance(origin=Origin(dag_id="d", task_id="t", run_id="r"), model="m", prompt="p")
+    merged = provenance_packet(made, existing=existing)
+    root = ElementTree.fromstring(merged)
+    assert len(list(root.iter(f"{{{XMP}}}CreatorTool"))) == 1
+    data = embed(picture("WEBP", xmp=existing), made).data
+    assert read_provenance(data)["creator_tool"] == "airflow-provider-imagen"
 
 
 @settings(max_examples=200, deadline=None)

@@ -45,6 +45,7 @@ CHUNK_BYTES: Final = 256 * 1024
 _BLOCK_BYTES: Final = 4 * 1024 * 1024  # asked of an object store at a time
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
 _whole_pictures = threading.BoundedSemaphore(2)
+_headers = threading.BoundedSemaphore(2)  # its own, because who has a whole picture asks for its kind
 
 
 class FileUnavailableError(Exception):
@@ -134,7 +135,7 @@ def media_type(file: IO[bytes]) -> str | None:
         pixels = int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
         return MIME_TYPES["PNG"] if 0 < pixels <= DEFAULT_MAX_PIXELS and head[12:16] == b"IHDR" else None
     file.seek(0)
-    with _whole_pictures:  # some decoders read all of the file
+    with _headers:  # some decoders read all of the file for it
         try:
             with Image.open(file, formats=tuple(EXTENSIONS)) as image:
                 width, height = image.size
