@@ -329,7 +329,7 @@ class Downloader:
         if total is not None and total > self._max_bytes:
             return too_large
         cut: _Failed | None = None
-        response.raw.headers.discard("Content-Encoding")  # urllib3 would refuse a long one even without decoding
+        response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
         try:
             while data := response.raw.read(_CHUNK_BYTES, decode_content=False):
                 chunks.append(data)
@@ -350,7 +350,7 @@ class Downloader:
         return cut
 
     def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
-        """Undo a compression nobody asked for, and refuse what cannot be a picture."""
+        """Undo unrequested compression, and refuse what cannot be a picture."""
         codings = _content_codings(response)
         for _ in range(_MAX_PACKINGS):
             packing = _packing_of(body, codings)
@@ -451,7 +451,7 @@ def _stated_bytes(response: Response) -> int | None:
 
 
 def _content_codings(response: Response) -> set[str]:
-    """List the compressions a host names; what else stands in ``Content-Encoding`` changes no bytes."""
+    """Return the compressions a host names; anything else in ``Content-Encoding`` does not change the bytes."""
     stated = response.headers.get("Content-Encoding", "").lower().split(",")
     return {part.strip() for part in stated} & _COMPRESSIONS
 
@@ -490,11 +490,11 @@ def _continues(response: Response, begun: _Partial) -> bool:
 
 def _packing_of(body: bytes, codings: set[str]) -> int | None:
     """
-    Find how a body may be packed, as zlib's ``wbits``; ``None`` when it is not.
+    Return how a body may be compressed, as zlib's ``wbits``; ``None`` when it is not.
 
-    The bytes decide, because hosts keep a ``Content-Encoding`` that somebody gave with an upload: no picture starts as
-    gzip does, named or not. zlib's header is shorter, so it counts only where a compression is named. "deflate"
-    without that header, which some servers send, shows only when it unpacks.
+    The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload carried. No picture starts
+    like gzip, so gzip is recognized even when it is not named. zlib's shorter header counts only where a compression
+    is named. Raw "deflate", which some servers send, is recognized by decompressing cleanly.
     """
     if body.startswith(_GZIP_START):
         return _GZIP
@@ -505,7 +505,7 @@ def _packing_of(body: bytes, codings: set[str]) -> int | None:
 
 
 def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
-    """Unpack to at most one byte more than allowed; ``None`` when it is broken."""
+    """Decompress to at most one byte over the limit; ``None`` when the data is broken."""
     unpacked = b""
     for _ in range(_MAX_GZIP_MEMBERS):
         unpacker = zlib.decompressobj(packing)

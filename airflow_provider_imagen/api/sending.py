@@ -60,7 +60,7 @@ def watching() -> Iterator[Progress]:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Read from a socket until a deadline, however often something comes; without one, each read has its timeout."""
+    """Read from a socket until a deadline, however often data arrives; once lifted, each read has its own timeout."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw  # holds the socket open until this reader closes
@@ -88,7 +88,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _TimedResponse(FinalResponse):
-    """A final response whose headers, with all interim responses before them, come within the read timeout."""
+    """A final response whose headers, interim responses included, must arrive within the read timeout."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)

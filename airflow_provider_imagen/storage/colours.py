@@ -1,8 +1,8 @@
 """
-Turn the pixels of a picture into another kind, together with the colour profile that says what they mean.
+Convert pixels between modes, and keep the colour profile consistent with them.
 
-A profile describes grey, RGB or CMYK pixels and is worthless, or worse, beside any other kind. So it stays only where
-it fits; where the kind must change, the pixels are converted through it to sRGB, which needs no profile.
+A profile describes grey, RGB or CMYK pixels and misleads viewers beside any other kind. It is kept only where it fits;
+when the kind must change, the pixels are converted through it to sRGB, which needs no profile.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def change_mode(image: PillowImage, mode: str, options: dict[str, Any], notes: l
 
     :param mode: ``L``, ``LA``, ``RGB`` or ``RGBA``, or the mode the picture has. What is transparent becomes white in
         a mode without transparency
-    :param options: for the encoder; the profile in ``icc_profile`` is taken out when it does not fit the new pixels
-    :param notes: gets a sentence when a profile is lost without having been applied
+    :param options: encoder options; ``icc_profile`` is set to ``None`` when it does not fit the new pixels
+    :param notes: receives a sentence when a profile is dropped without having been applied
     """
     profile: bytes | None = options.get("icc_profile")
     kind = _kind_of(image.mode)
     if profile and profile[_KIND_AT] != kind:
         options["icc_profile"] = profile = None
-        notes.append("Its colour profile was left out: it is made for another kind of pixels.")
+        notes.append("Its colour profile was left out: it describes another kind of pixels.")
     if image.mode == mode:
         return image
     image = to_eight_bits(image)
@@ -69,7 +69,7 @@ def _on_white(layer: PillowImage, mode: str) -> PillowImage:
 
 
 def _to_srgb(image: PillowImage, profile: bytes, notes: list[str]) -> PillowImage:
-    """Give RGB or RGBA pixels that look as the profile says; plainly converted ones when it cannot be read."""
+    """Convert to RGB or RGBA through the profile, or without it when it cannot be applied."""
     from PIL import ImageCms
 
     mode = "L" if is_grey(image.mode) else image.mode

@@ -1,4 +1,4 @@
-"""Walk the segments of a JPEG, and leave out those that stand beside the pixels."""
+"""Walk the segments of a JPEG, and drop its metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 _STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 _APPLICATION: Final = range(0xE0, 0xF0)
 _COMMENT: Final = 0xFE
-_ADOBE: Final = 0xEE  # says how colours were turned into what is stored
+_ADOBE: Final = 0xEE  # names the colour transform
 _ADOBE_BYTES: Final = 12
 
 
@@ -43,7 +43,7 @@ def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def without_needless_segments(data: bytes) -> bytes | None:
-    """Leave out of a JPEG whatever its pixels and its orientation do not need; ``None`` when it is no JPEG."""
+    """Return a JPEG with only the segments that its pixels and orientation need; ``None`` when it is no JPEG."""
     if not data.startswith(b"\xff\xd8"):
         return None
     parts = [data[:2]]

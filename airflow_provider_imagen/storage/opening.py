@@ -1,7 +1,7 @@
 """
-Open pictures with Pillow: whatever stands beside their pixels, and never more of them at once than memory holds.
+Open pictures with Pillow: metadata it cannot read does not count, and all threads share a memory budget.
 
-No setting of Pillow is changed, because all tasks of the process share them.
+Pillow's own limits are left alone, because every task in the process shares them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
 
 MAX_DECODED_PIXELS: Final = 360_000_000
 """
-Pixels that all threads of a process together hold decoded, of 4 bytes each: 1.44 GB.
+Decoded pixels that all threads of a process may hold together, at 4 bytes each: 1.44 GB.
 
-A picture counts once for each copy of it that exists at a time. One that needs more than all is worked on alone.
+A picture counts once per copy that exists at the same time. One that needs more than the whole budget runs alone.
 """
 
 _LARGE_PIXELS: Final = MAX_DECODED_PIXELS // 10
@@ -45,9 +45,9 @@ _DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # what these decoders hold besi
 
 class PixelBudget:
     """
-    A number of pixels that threads take from and give back.
+    A counting semaphore for pixels.
 
-    :param pixels: how many there are
+    :param pixels: the whole budget
     """
 
     def __init__(self, pixels: int) -> None:
@@ -57,7 +57,7 @@ class PixelBudget:
 
     @contextmanager
     def reserve(self, pixels: int) -> Iterator[None]:
-        """Wait until so many pixels are free, or all when it is more than there are; they are given back at the end."""
+        """Wait for this many pixels (at most the whole budget) and hold them until the end of the block."""
         pixels = min(pixels, self.pixels)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
@@ -76,12 +76,12 @@ _budget = PixelBudget(MAX_DECODED_PIXELS)
 @contextmanager
 def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -> Iterator[PillowImage]:
     """
-    Open a picture without decoding it, and keep room for its pixels, which are freed at the end of the block.
+    Open a picture without decoding it, with its pixels reserved from the budget; the end of the block frees both.
 
-    Blocks must not be nested: the outer picture's room would be missing for the inner one.
+    Do not nest these blocks: the inner one could wait for pixels that the outer one holds.
 
     :param data: a whole picture
-    :param copies: how many pictures of its size exist at a time in the block, itself included
+    :param copies: how many pictures of this size the block holds at the same time, this one included
     :param max_pixels: width times height that is still accepted; ``None`` leaves Pillow's own limit only
     :raises BadImageError: it has more pixels; Pillow's own errors come as they are
     """
@@ -106,10 +106,10 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
 
 
 def _return_freed_memory() -> None:
-    """Let the C library give the system what was freed; else it keeps up to a gigabyte for each thread."""
+    """Return freed memory to the system; glibc would keep up to a gigabyte per thread."""
     import ctypes
 
-    with suppress(AttributeError, OSError, TypeError):  # only glibc can, and need
+    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -122,4 +122,4 @@ def _open(data: bytes) -> ImageFile:
         bare = without_needless_segments(data)
         if bare is None:
             raise
-    return Image.open(BytesIO(bare), formats=FORMATS)  # without the segment that Pillow stumbled over
+    return Image.open(BytesIO(bare), formats=FORMATS)  # without the metadata Pillow failed on

@@ -1,8 +1,8 @@
 """
-Walk the chunks of a PNG, and read those that stand beside the pixels.
+Walk the chunks of a PNG and read its metadata.
 
-Pillow's limits for them are settings of the whole process (``PngImagePlugin.MAX_TEXT_CHUNK``), and a chunk it refuses
-makes it refuse the picture. So the colour profile and the XMP packet are read here, and Pillow is shown neither.
+Pillow refuses a whole picture for one metadata chunk it dislikes, and its limits (``PngImagePlugin.MAX_TEXT_CHUNK``)
+are process-wide. So the colour profile and the XMP packet are read here, and Pillow never sees those chunks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NEEDED: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"
 
 
 class XmpTooLargeError(Exception):
-    """A compressed XMP packet would unpack to more than is allowed."""
+    """A compressed XMP packet exceeds its limit once decompressed."""
 
 
 def iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -49,8 +49,8 @@ def read_xmp(data: bytes, *, max_inflated_bytes: int) -> bytes | None:
     """
     Return the first XMP packet of a PNG: ``None`` when it has none, empty when it is broken.
 
-    :param max_inflated_bytes: size a compressed packet may have when it is unpacked
-    :raises XmpTooLargeError: it has more
+    :param max_inflated_bytes: largest size a compressed packet may have once decompressed
+    :raises XmpTooLargeError: it is larger
     """
     for kind, start, end in iterate_png_chunks(data):
         if kind == b"iTXt" and data.startswith(XMP_KEYWORD, start):
@@ -79,7 +79,7 @@ def read_profile(data: bytes, *, max_bytes: int) -> bytes | None:
 
 
 def without_needless_chunks(data: bytes) -> bytes:
-    """Leave out of a PNG whatever its pixels, its transparency and its orientation do not need."""
+    """Return a PNG with only the chunks that its pixels, transparency and orientation need."""
     chunks = list(iterate_png_chunks(data))
     needed = [chunk for chunk in chunks if chunk[0] in _NEEDED or _is_exif_text(data, *chunk)]
     if len(needed) == len(chunks) or chunks[-1][0] != b"IEND":
@@ -96,7 +96,7 @@ def _is_exif_text(data: bytes, kind: bytes, start: int, end: int) -> bool:
 
 
 def _inflate(packed: bytes, max_bytes: int) -> bytes | None:
-    """Unpack to at most one byte more than allowed; ``None`` when it is broken."""
+    """Decompress to at most one byte over the limit; ``None`` when the data is broken."""
     try:
         return zlib.decompressobj().decompress(packed, max_bytes + 1)
     except zlib.error:

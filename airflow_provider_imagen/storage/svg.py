@@ -1,8 +1,8 @@
 """
-Recognize SVG, and read how large it wants to be shown.
+Recognize SVG and read its nominal size.
 
-Nothing is drawn: the file is only proven to begin with one whole XML document whose root is ``svg``, by a parser that
-keeps none of it.
+Nothing is rendered. A streaming parser proves that the file starts with one complete XML document whose root is
+``svg``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from airflow_provider_imagen.exceptions import BadImageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MAX_PARSED_BYTES: Final = 8 * 2**20  # of a larger file, the start is parsed and the end looked at
+_MAX_PARSED_BYTES: Final = 8 * 2**20  # larger files: this much is parsed, and the end checked
 _MAX_BYTES_WITH_ENTITIES: Final = 2**20
 _MAX_ENTITY_CHARACTERS: Final = 1_000  # drawing programs define short names for namespaces
 _MAX_SIDE_PIXELS: Final = 1_000_000
@@ -29,7 +29,7 @@ class _OtherRootError(Exception):
 
 
 class _BrokenError(Exception):
-    """The document is no XML from some byte on."""
+    """The document stops being well-formed at a byte position."""
 
     def __init__(self, error: expat.ExpatError, position: int) -> None:
         super().__init__(str(error))
@@ -58,7 +58,7 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
     except _BrokenError as error:
         if not root:
             return None
-        # What is behind the root does no harm: then the document is whole up to the last end of an svg element.
+        # Padding after the root is fine: then the document is complete up to the last </svg>.
         try:
             _parse(document[: document.rfind(b"svg>", 0, error.position) + 4], [], encoding)
         except _BrokenError:
@@ -67,7 +67,7 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None) -> None:
-    """Parse a whole document, and put the attributes of its root into a list as soon as they are known."""
+    """Parse a complete document; append the attributes of its root to ``root`` as soon as they are known."""
     parser = expat.ParserCreate(encoding)
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -79,7 +79,7 @@ def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None)
     def declare_entity(_name: str, _is_parameter: bool, value: str | None, *_: Any) -> None:
         if value is not None and (len(value) > _MAX_ENTITY_CHARACTERS or len(document) > _MAX_BYTES_WITH_ENTITIES):
             raise BadImageError("The SVG defines entities, which only a small one may.")
-        parser.DefaultHandler = lambda _: None  # keeps the parser from putting entities into the text
+        parser.DefaultHandler = lambda _: None  # stops expat from expanding entities in the content
 
     parser.StartElementHandler = start
     parser.EntityDeclHandler = declare_entity

@@ -1,9 +1,9 @@
 """
 Take existing XMP packets apart: put properties into one, read them back.
 
-A packet is read as a stream and never written anew: what is replaced is cut out of its text and what is added is put
-in, so every other byte stays. Needs an XML parser, which few tasks do, so import this module when a picture has a
-packet.
+A packet is parsed as a stream and never serialized again: replaced properties are cut out of its text and new ones
+inserted, so every other byte stays. Needs an XML parser, which few tasks do, so import this module when a picture has
+a packet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from airflow_provider_imagen.storage.xmp import Properties
 
-_MAX_EVENTS: Final = 100_000  # tags, texts and comments: what a parser needs its time for
+_MAX_EVENTS: Final = 100_000  # tags, texts and comments: bounds the parsing time
 _SEPARATOR: Final = "\x01"  # between namespace, name and prefix; no XML holds it
 _ENCODINGS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -105,11 +105,11 @@ def read_packet(packet: bytes) -> Properties:
 
 
 def _places(text: bytes, found: _Found) -> list[tuple[int, int]]:
-    """Find where a property stands: an element as a whole, an attribute within its tag."""
+    """Return the byte range of a property: a whole element, or an attribute within its tag."""
     if found.attribute is None:
         return [(found.begin, found.end)]
     attribute = rb"\s" + re.escape(found.attribute.encode()) + rb"\s*=\s*(\"[^\"]*\"|'[^']*')"
-    # Other attributes are matched, too, so that what looks like one inside a value is not taken for it.
+    # Values are matched too, so that text inside one is not mistaken for an attribute.
     for match in re.finditer(rb"(?P<it>" + attribute + rb")|\"[^\"]*\"|'[^']*'", text[found.begin : found.end]):
         if match["it"]:
             return [(found.begin + match.start(), found.begin + match.end())]
@@ -131,7 +131,7 @@ def _to_utf8(packet: bytes) -> bytes:
 
 
 class _Reader:
-    """Follows a parser through a packet, and notes where the properties are that describe the file."""
+    """Collects the properties of a packet and their positions while it is parsed."""
 
     def __init__(self, text: bytes) -> None:
         self._packet = _Packet(text)
@@ -161,7 +161,7 @@ class _Reader:
         raise _UnreadableError
 
     def _event(self, place: int | None = None) -> int:
-        """Note where an event is, which is where the tag before it ended."""
+        """Record an event's position, which is also where the previous tag ended."""
         self._events += 1
         if self._events > _MAX_EVENTS:
             raise _UnreadableError
@@ -217,7 +217,7 @@ class _Reader:
 
 
 def _split(name: str) -> tuple[_Key, str]:
-    """Give namespace and name, and the name as it is written, with its prefix."""
+    """Return namespace and local name, and the name as written, with its prefix."""
     *namespace, local = name.split(_SEPARATOR)[:2]
     prefix = name.split(_SEPARATOR)[2:]
     return ("".join(namespace), local), ":".join((*prefix, local))

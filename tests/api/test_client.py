@@ -447,6 +447,27 @@ def test_every_request_gets_its_own_final_answer_past_interim_ones(raw_server, m
     assert server.connections == 1
 
 
+@pytest.mark.parametrize("stray", [10, 100_000, 1_000_000])
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_what_a_server_says_unasked_is_never_an_answer(raw_server, make_client, stray, pause):
+    asked = []
+
+    def behave(peer):
+        while peer.read_request():
+            asked.append(peer)
+            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+            time.sleep(pause)
+            peer.answer(DONE.replace(b"a.png", b"stray.png") + b" " * stray)
+
+    client = make_client(raw_server(behave).url)
+    links = []
+    for _ in range(3):
+        links.append(send(client).pictures[0].url)
+        time.sleep(0.3)
+
+    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+
+
 def test_a_refusal_after_an_interim_answer_is_the_outcome(raw_server, make_client):
     def behave(peer):
         peer.read_request()

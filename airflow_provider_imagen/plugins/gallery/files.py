@@ -45,7 +45,7 @@ CHUNK_BYTES: Final = 256 * 1024
 _BLOCK_BYTES: Final = 4 * 1024 * 1024  # asked of an object store at a time
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
 _whole_pictures = threading.BoundedSemaphore(2)
-_headers = threading.BoundedSemaphore(2)  # its own, because who has a whole picture asks for its kind
+_headers = threading.BoundedSemaphore(2)  # separate, because a holder of a whole picture asks for its media type
 
 
 class FileUnavailableError(Exception):
@@ -54,9 +54,9 @@ class FileUnavailableError(Exception):
 
 def open_picture(picture: Picture) -> IO[bytes]:
     """
-    Open a stored picture for reading, from its beginning, after all of it was checked.
+    Verify a stored picture and open it for reading.
 
-    Little of it is in memory at a time: one on a disk is read in place, one in an object store from a temporary copy.
+    It is never read into memory as a whole: files on a disk are read in place, objects from a temporary copy.
 
     :raises FileUnavailableError: it is not there any more, or is not the file the record describes
     """
