@@ -161,6 +161,8 @@ def _listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Rec
 def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
     """Show a picture that leads to its page."""
     place = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
+    if record.get("mime_type") == "image/svg+xml":  # there is no preview of it
+        return f"[Picture {number} (SVG)]({picture_address(root=root, **place)})"
     if record.get("path"):
         source = picture_address(root=root, **place, size="thumbnail", v=str(record.get("sha256") or "")[:12])
     else:

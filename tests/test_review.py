@@ -60,6 +60,13 @@ def test_pictures_are_shown_through_the_gallery_so_that_no_store_need_be_public(
     assert "s3" not in body
 
 
+def test_a_vector_picture_is_only_linked() -> None:
+    body = review_body([_record(mime_type="image/svg+xml")], task_id="paint", dag_id="d", run_id="r")
+
+    assert "[Picture 1 (SVG)](" in body
+    assert "![" not in body
+
+
 def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
     body = review_body([_record(path=None, url="https://cdn.example/a b.png?x=(1)")], **IDS)
 

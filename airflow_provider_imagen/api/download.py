@@ -60,6 +60,11 @@ _HEADERS = {
     "Accept": "image/*, */*;q=0.5",  # the second part for servers that store pictures under a vague type
     "Accept-Encoding": "identity",
 }
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
+_GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
+_GZIP_START = b"\x1f\x8b\x08"
+_MAX_GZIP_MEMBERS = 16  # one behind the other
+_MAX_PACKINGS = 4  # one inside the other
 _CONTENT_RANGE = r"(?a)bytes (\d+)-(\d+)/(\d+)"
 
 
@@ -324,6 +329,7 @@ class Downloader:
         if total is not None and total > self._max_bytes:
             return too_large
         cut: _Failed | None = None
+        response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
         try:
             while data := response.raw.read(_CHUNK_BYTES, decode_content=False):
                 chunks.append(data)
@@ -344,16 +350,18 @@ class Downloader:
         return cut
 
     def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
-        """Undo a compression nobody asked for, and refuse what cannot be a picture."""
-        for encoding in reversed(_content_encodings(response)):
-            decoded = _inflate(body, self._max_bytes) if encoding in ("gzip", "x-gzip", "deflate") else None
-            if decoded is None:
-                return _Failed(
-                    f"the body is packed as {encoding[:20]!r} and broken or unknown", host, kind=BadImageError
-                )
-            if len(decoded) > self._max_bytes:
+        """Undo unrequested compression, and refuse what cannot be a picture."""
+        codings = _content_codings(response)
+        for _ in range(_MAX_PACKINGS):
+            packing = _packing_of(body, codings)
+            unpacked = None if packing is None else _inflate(body, packing, self._max_bytes)
+            if unpacked is None and packing in (_GZIP, _ZLIB):
+                return _Failed("the body is packed as its first bytes say, but broken", host, kind=BadImageError)
+            if unpacked is None:
+                break
+            if len(unpacked) > self._max_bytes:
                 return _Failed(f"the body unpacks to more than {self._max_bytes} bytes", host, kind=BadImageError)
-            body = decoded
+            body = unpacked
         if not body:
             return _Failed("the body is empty", host, again=True, kind=BadImageError, status=response.status_code)
         stated_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or None
@@ -442,15 +450,15 @@ def _stated_bytes(response: Response) -> int | None:
     return int(text) if text.isdecimal() and "Transfer-Encoding" not in response.headers else None
 
 
-def _content_encodings(response: Response) -> list[str]:
+def _content_codings(response: Response) -> set[str]:
+    """Return the compressions a host names; anything else in ``Content-Encoding`` does not change the bytes."""
     stated = response.headers.get("Content-Encoding", "").lower().split(",")
-    # Some S3 stores repeat the "aws-chunked" of the upload, which the body no longer has.
-    return [name for part in stated if (name := part.strip()) not in ("", "identity", "aws-chunked")]
+    return {part.strip() for part in stated} & _COMPRESSIONS
 
 
 def _validator(response: Response) -> str | None:
     """Find what ``If-Range`` may rest on: a strong ``ETag``, or a date that is strong (RFC 9110, 8.8 and 13.1.5)."""
-    if _content_encodings(response):
+    if _content_codings(response):
         return None
     etag = response.headers.get("ETag")
     if etag is not None:
@@ -480,23 +488,49 @@ def _continues(response: Response, begun: _Partial) -> bool:
     )
 
 
-def _inflate(body: bytes, max_bytes: int) -> bytes | None:
-    """Unpack gzip or zlib to at most one byte more than allowed; ``None`` when it is broken."""
-    try:
-        unpacked = (unpacker := zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)).decompress(body, max_bytes + 1)
-    except zlib.error:
-        return None
-    return unpacked if unpacker.eof or len(unpacked) > max_bytes else None
+def _packing_of(body: bytes, codings: set[str]) -> int | None:
+    """
+    Return how a body may be compressed, as zlib's ``wbits``; ``None`` when it is not.
+
+    The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload carried. No picture starts
+    like gzip, so gzip is recognized even when it is not named. zlib's shorter header counts only where a compression
+    is named. Raw "deflate", which some servers send, is recognized by decompressing cleanly.
+    """
+    if body.startswith(_GZIP_START):
+        return _GZIP
+    has_zlib_header = len(body) > 1 and body[0] & 0x8F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    if has_zlib_header and codings & {"gzip", "x-gzip", "deflate"}:
+        return _ZLIB
+    return _RAW_DEFLATE if "deflate" in codings else None
+
+
+def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
+    """Decompress to at most one byte over the limit; ``None`` when the data is broken."""
+    unpacked = b""
+    for _ in range(_MAX_GZIP_MEMBERS):
+        unpacker = zlib.decompressobj(packing)
+        try:
+            unpacked += unpacker.decompress(body, max_bytes + 1 - len(unpacked))
+        except zlib.error:
+            return None
+        if len(unpacked) > max_bytes:
+            return unpacked
+        if not unpacker.eof or (packing == _RAW_DEFLATE and unpacker.unused_data):
+            return None
+        body = unpacker.unused_data
+        if packing != _GZIP or not body.startswith(_GZIP_START):
+            break
+    return unpacked
 
 
 def _document_kind(body: bytes, stated_type: str | None) -> str | None:
-    """Name the document a host gave in place of a picture; a picture under a wrong type holds zero bytes and passes."""
-    head = body[:512].lstrip().lower()
+    """Name the document a host gave in place of a picture; a picture under a wrong type shows by its bytes."""
+    head = body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
     if head.startswith((b"{", b"[")):
         return "a JSON document"
-    if stated_type is None or b"\0" in body[:512]:
+    if stated_type is None or b"\0" in body[:512] or b"<svg" in body[:4096].lower():
         return None
     if stated_type in ("text/html", "application/xhtml+xml"):
         return "an HTML page"

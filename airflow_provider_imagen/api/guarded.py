@@ -12,7 +12,6 @@ import io
 import socket
 from contextlib import contextmanager
 from contextvars import ContextVar
-from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from requests.adapters import HTTPAdapter
@@ -22,6 +21,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util.connection import create_connection
 
 from airflow_provider_imagen.api.addresses import is_public_address, literal_address
+from airflow_provider_imagen.api.final_response import FinalResponse
 from airflow_provider_imagen.exceptions import DownloadError, UnsafeAddressError
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class _WatchedReader(io.RawIOBase):
         super().close()
 
 
-class _WatchedResponse(HTTPResponse):
-    """A response whose status line, headers and body are all read under the limits of the fetch."""
+class _WatchedResponse(FinalResponse):
+    """A final response that is read under the limits of the fetch, with all interim ones before it."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)

@@ -1,5 +1,5 @@
 """
-Know whether a request went out: connections that note when they hand the first bytes of it to the network.
+Know whether a request went out, and which response is its own: connections that watch both.
 
 What an exception of requests is called does not tell. A proxy that breaks off after it took the request ends as
 ``ProxyError``, an answer with two lengths as ``InvalidHeader``, a TLS handshake that hangs as ``ReadTimeout``. So the
@@ -9,6 +9,8 @@ import this module when it is used.
 
 from __future__ import annotations
 
+import io
+import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,10 @@ from msgspec import Struct
 from requests import Session
 from requests.adapters import HTTPAdapter
 
+from airflow_provider_imagen.api.final_response import FinalResponse
+
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from requests import Response
@@ -54,9 +59,51 @@ def watching() -> Iterator[Progress]:
         _current.reset(token)
 
 
+class _DeadlineReader(io.RawIOBase):
+    """Read from a socket until a deadline, however often data arrives; once lifted, each read has its own timeout."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw  # holds the socket open until this reader closes
+        self._sock = sock
+        self._timeout_seconds = sock.gettimeout()
+        self._deadline = None if self._timeout_seconds is None else time.monotonic() + self._timeout_seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._deadline is not None:
+            if (seconds := self._deadline - time.monotonic()) <= 0:
+                raise TimeoutError("the headers were not complete in time")
+            self._sock.settimeout(seconds)
+        return self._sock.recv_into(buffer)
+
+    def lift_deadline(self) -> None:
+        self._deadline = None
+        self._sock.settimeout(self._timeout_seconds)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _TimedResponse(FinalResponse):
+    """A final response whose headers, interim responses included, must arrive within the read timeout."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._reader = _DeadlineReader(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self._reader)
+
+    def begin(self) -> None:
+        super().begin()
+        self._reader.lift_deadline()
+
+
 class _NotesSending:
     """Mixin for a connection of urllib3. What is said to a proxy to open a tunnel is not part of the request."""
 
+    response_class = _TimedResponse
     sock: Any
     _is_connecting = False
 

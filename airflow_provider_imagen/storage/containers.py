@@ -12,20 +12,30 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from airflow_provider_imagen.storage.pictures import PNG_SIGNATURE, iterate_png_chunks
+from airflow_provider_imagen.storage.jpeg import iterate_jpeg_segments
+from airflow_provider_imagen.storage.png import (
+    PNG_SIGNATURE,
+    XMP_KEYWORD,
+    XmpTooLargeError,
+    iterate_png_chunks,
+    read_xmp,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from airflow_provider_imagen.storage.pictures import PictureFormat
 
 MAX_JPEG_PACKET: Final = 65_502
 """Bytes of XMP one JPEG segment holds."""
 
-_PNG_KEYWORD = b"XML:com.adobe.xmp\0"
+MAX_PACKET: Final = 2**20
+"""Bytes of XMP that are taken apart."""
+
+MAX_INFLATED_PACKET: Final = 64 * 1024
+"""Bytes of XMP that a compressed packet may unpack to, because its size costs its sender nothing."""
+
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_JPEG_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 
 
 class Contents(Struct, frozen=True):
@@ -35,25 +45,23 @@ class Contents(Struct, frozen=True):
     :param xmp: its XMP packet, ``None`` when it has none
     :param signed: whether a C2PA manifest signs the file
     :param several: whether the file holds several pictures that find each other by their distance in bytes
+    :param has_huge_xmp: whether it has an XMP packet that is too large to be read; ``xmp`` is ``None`` then
     """
 
     xmp: bytes | None
     signed: bool
     several: bool = False
+    has_huge_xmp: bool = False
 
 
 def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None:
     """Look into a file; ``None`` when its format is none of PNG, JPEG and WebP, or its parts do not add up."""
+    readers = {"PNG": _read_png, "JPEG": _read_jpeg, "WEBP": _read_webp}
     try:
-        if picture_format == "PNG":
-            return _read_png(data)
-        if picture_format == "JPEG":
-            return _read_jpeg(data)
-        if picture_format == "WEBP":
-            return _read_webp(data)
-    except (ValueError, IndexError):
-        pass
-    return None
+        contents = readers[picture_format](data)
+    except (KeyError, ValueError, IndexError):
+        return None
+    return replace(contents, xmp=None, has_huge_xmp=True) if len(contents.xmp or b"") > MAX_PACKET else contents
 
 
 def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> bytes:
@@ -70,34 +78,16 @@ def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> byte
     return _write_webp(data, packet)
 
 
-def _png_xmp(content: bytes) -> bytes:
-    """Take the text out of an ``iTXt`` chunk: keyword, compression, language, translated keyword, text."""
-    compressed = content[len(_PNG_KEYWORD)] == 1
-    text = content[len(_PNG_KEYWORD) + 2 :].split(b"\0", 2)[2]
-    if not compressed:
-        return text
-    inflate = zlib.decompressobj()
-    text = inflate.decompress(text, 2**20)
-    if inflate.unconsumed_tail:
-        raise ValueError("the compressed XMP is too large")
-    return text
-
-
 def _read_png(data: bytes) -> Contents:
-    xmp = None
-    signed = False
-    for kind, start, end in iterate_png_chunks(data):
-        signed = signed or kind == b"caBX"
-        if xmp is None and kind == b"iTXt" and data.startswith(_PNG_KEYWORD, start):
-            try:
-                xmp = _png_xmp(data[start:end])
-            except (zlib.error, ValueError, IndexError):
-                xmp = b""
-    return Contents(xmp=xmp, signed=signed)
+    signed = any(kind == b"caBX" for kind, _, _ in iterate_png_chunks(data))
+    try:
+        return Contents(xmp=read_xmp(data, max_inflated_bytes=MAX_INFLATED_PACKET), signed=signed)
+    except XmpTooLargeError:
+        return Contents(xmp=None, signed=signed, has_huge_xmp=True)
 
 
 def _write_png(data: bytes, packet: bytes) -> bytes:
-    content = _PNG_KEYWORD + b"\0\0\0\0" + packet
+    content = XMP_KEYWORD + b"\0\0\0\0" + packet
     chunk = len(content).to_bytes(4, "big") + b"iTXt" + content + zlib.crc32(b"iTXt" + content).to_bytes(4, "big")
     parts = [data[: len(PNG_SIGNATURE)]]
     last = len(PNG_SIGNATURE)
@@ -119,40 +109,13 @@ def _write_png(data: bytes, packet: bytes) -> bytes:
 
 
 def _is_png_xmp(data: bytes, kind: bytes, start: int, _end: int) -> bool:
-    return kind == b"iTXt" and data.startswith(_PNG_KEYWORD, start)
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """
-    Walk the segments in front of a JPEG's picture data.
-
-    :returns: for each its marker, where it begins, where its content starts and ends; at last the start of scan
-    """
-    position = 2
-    while True:
-        begin = position
-        if data[position] != 0xFF:
-            raise ValueError("no marker where one must be")
-        while data[position] == 0xFF:
-            position += 1
-        marker = data[position]
-        position += 1
-        if marker in _JPEG_STANDALONE:
-            continue
-        length = int.from_bytes(data[position : position + 2], "big")
-        end = position + length
-        if length < 2 or end > len(data):
-            raise ValueError("a segment runs over the end")
-        yield marker, begin, position + 2, end
-        if marker == 0xDA:
-            return
-        position = end
+    return kind == b"iTXt" and data.startswith(XMP_KEYWORD, start)
 
 
 def _read_jpeg(data: bytes) -> Contents:
     xmp = None
     signed = several = False
-    for marker, _, start, end in _jpeg_segments(data):
+    for marker, _, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and xmp is None and data.startswith(_JPEG_XMP, start):
             xmp = data[start + len(_JPEG_XMP) : end]
         elif marker == 0xEB and data.startswith(b"JP", start) and b"c2pa" in data[start : min(end, start + 256)]:
@@ -168,7 +131,7 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
     place = cut = None
     insert = 2
     leading = True
-    for marker, begin, start, end in _jpeg_segments(data):
+    for marker, begin, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and place is None and data.startswith(_JPEG_XMP, start):
             place, cut = begin, end
         # JFIF and EXIF must come first, so the packet goes behind them.

@@ -1,18 +1,22 @@
 """
 Make other pictures out of a picture: another format, a small preview, a sheet of previews.
 
-What becomes of the metadata when a picture is converted: the colour profile, EXIF and XMP are carried over; an EXIF
-orientation is applied to the pixels and removed; text chunks, comments and C2PA manifests are not carried over (a
-manifest signs bytes that no longer exist). An animation becomes its first frame.
+What becomes of the metadata when a picture is converted: EXIF and XMP are carried over, and the colour profile where it
+fits the new pixels (:mod:`~airflow_provider_imagen.storage.colours`); an EXIF orientation is applied to the pixels and
+removed; text chunks, comments and C2PA manifests are not carried over (a manifest signs bytes that no longer exist). An
+animation becomes its first frame.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, Problem
+from airflow_provider_imagen.storage.colours import change_mode, is_grey, to_eight_bits
+from airflow_provider_imagen.storage.opening import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +33,16 @@ _MAX_JPEG_SEGMENT: Final = 65_502  # what an APP1 segment holds besides the name
 _MAX_SHEET_PIXELS: Final = 16_000_000
 _MAX_WEBP_SIDE: Final = 16_383
 _LABEL_LINES: Final = 2
+_CONVERSION_COPIES: Final = 4
+_PREVIEW_COPIES: Final = 3
+_ORIENTATION: Final = 0x0112
+_TIFF_STRUCTURE: Final = frozenset(
+    (
+        *(*range(254, 260), 262, 263, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338, 339, 347),
+        *(529, 530, 531, 532, 700, 33723, 34377, 34675),
+    )
+)
+"""Tags of a TIFF that describe how its pixels are stored, or hold other metadata: no EXIF of another file has them."""
 
 
 def convert_picture(
@@ -38,12 +52,12 @@ def convert_picture(
     quality: int | None = None,
     lossless: bool | None = None,
     xmp: bytes | None = None,
+    notes: list[str] | None = None,
 ) -> bytes:
     """
     Convert a picture to another format; one that has it already is returned unchanged.
 
-    Transparency is flattened on white for JPEG. CMYK becomes RGB and loses its profile. 16-bit grey becomes 8-bit
-    except in PNG.
+    Transparency is flattened on white for JPEG. CMYK becomes RGB. 16-bit grey becomes 8-bit except in PNG.
 
     :param data: a whole picture
     :param image_format: what to make
@@ -51,31 +65,27 @@ def convert_picture(
         anew even when it has the format
     :param lossless: keep every pixel; webp only (png always does, jpeg and avif cannot here)
     :param xmp: XMP packet to write instead of the picture's own
+    :param notes: gets a sentence for what was lost although it should not have been
     :raises InvalidArgumentsError: when the arguments do not fit together
     :raises BadImageError: when the bytes are no picture, or the format cannot hold it (webp ends at 16,383 pixels
         a side)
     """
-    from PIL import Image, ImageOps
-
     _check_arguments(image_format, quality, lossless)
     try:
-        with Image.open(BytesIO(data)) as source:
-            orientation = source.getexif().get(0x0112, 1)
-            as_asked = _has_format(source.format, image_format) and orientation == 1
+        with open_image(data, copies=_CONVERSION_COPIES) as source:
+            is_upright = source.getexif().get(_ORIENTATION, 1) == 1
+            as_asked = _has_format(source.format, image_format) and is_upright
             if as_asked and quality is None and not lossless and xmp is None:
                 return data
-            upright = ImageOps.exif_transpose(source)
-            options = _metadata_options(upright, source, image_format, xmp)
-            image = _fit_mode(upright, image_format, options)
-            options.update(_encoder_options(image_format, quality, lossless))
-            target = BytesIO()
-            image.save(target, format=image_format, **options)
+            options = _encoder_options(image_format, quality, lossless)
+            return _encode(source, image_format, options, xmp, [] if notes is None else notes)
     except Exception as error:
         raise BadImageError(f"The picture cannot be written as {image_format}: {error}") from error
-    return target.getvalue()
 
 
-def make_thumbnail(data: bytes, *, pixels: int, image_format: Literal["webp", "jpeg"] = "webp") -> bytes:
+def make_thumbnail(
+    data: bytes, *, pixels: int, image_format: Literal["webp", "jpeg"] = "webp", max_pixels: int | None = None
+) -> bytes:
     """
     Make a small preview, upright and with the picture's proportions; never larger than the picture.
 
@@ -83,17 +93,15 @@ def make_thumbnail(data: bytes, *, pixels: int, image_format: Literal["webp", "j
 
     :param data: a whole picture
     :param pixels: its longer side
-    :raises BadImageError: when the bytes are no picture
+    :param max_pixels: width times height the picture may have; ``None`` leaves Pillow's own limit only
+    :raises BadImageError: when the bytes are no picture, or a larger one
     """
-    from PIL import Image
-
     try:
-        with Image.open(BytesIO(data)) as source:
-            image = _shrink(source, pixels)
-            options: dict[str, Any] = {"icc_profile": source.info.get("icc_profile")}
-            image = _fit_mode(image, image_format, options)
+        with open_image(data, copies=_PREVIEW_COPIES, max_pixels=max_pixels) as source:
+            options: dict[str, Any] = {"icc_profile": source.info.get("icc_profile"), "quality": 80}
+            image = _fit_mode(_shrink(source, pixels), image_format, options, [])
             target = BytesIO()
-            image.save(target, format=image_format, quality=80, **options)
+            image.save(target, format=image_format, **options)
     except Exception as error:
         raise BadImageError(f"No preview can be made of the picture: {error}") from error
     return target.getvalue()
@@ -162,23 +170,32 @@ def _has_format(pillow_format: str | None, image_format: ImageFormat) -> bool:
     return (pillow_format or "").lower().replace("mpo", "jpeg") == image_format
 
 
-def _metadata_options(
-    upright: PillowImage, source: PillowImage, image_format: ImageFormat, xmp: bytes | None
-) -> dict[str, Any]:
-    options: dict[str, Any] = {"icc_profile": source.info.get("icc_profile")}
-    exif = upright.getexif()
-    if exif:
-        packed = exif.tobytes()
-        if image_format != "jpeg" or len(packed) <= _MAX_JPEG_SEGMENT:
-            options["exif"] = packed
-    packet = xmp if xmp is not None else upright.info.get("xmp")
+def _encode(
+    image: PillowImage, image_format: ImageFormat, options: dict[str, Any], xmp: bytes | None, notes: list[str]
+) -> bytes:
+    from PIL import ImageOps
+
+    was_tiff = image.format == "TIFF"
+    if image.getexif().get(_ORIENTATION, 1) != 1 and xmp is not None:
+        xmp = re.sub(rb"<tiff:Orientation>\d</tiff:Orientation>|\btiff:Orientation=(\"\d\"|'\d')", b"", xmp)
+    ImageOps.exif_transpose(image, in_place=True)
+    options["icc_profile"] = image.info.get("icc_profile")
+    exif = image.getexif()
+    for tag in _TIFF_STRUCTURE.intersection(exif) if was_tiff else ():
+        del exif[tag]
+    if exif and (image_format != "jpeg" or len(exif.tobytes()) <= _MAX_JPEG_SEGMENT):
+        options["exif"] = exif.tobytes()
+    packet = xmp if xmp is not None else image.info.get("xmp")
     if isinstance(packet, str):
         packet = packet.encode()
     if packet and image_format == "png":
         options["pnginfo"] = _png_text(packet)
     elif packet and (image_format != "jpeg" or len(packet) <= _MAX_JPEG_SEGMENT):
         options["xmp"] = packet
-    return options
+    image = _fit_mode(image, image_format, options, notes)
+    target = BytesIO()
+    image.save(target, format=image_format, **options)
+    return target.getvalue()
 
 
 def _png_text(packet: bytes) -> Any:
@@ -189,26 +206,15 @@ def _png_text(packet: bytes) -> Any:
     return info
 
 
-def _fit_mode(image: PillowImage, image_format: str, options: dict[str, Any]) -> PillowImage:
+def _fit_mode(image: PillowImage, image_format: str, options: dict[str, Any], notes: list[str]) -> PillowImage:
     """Turn the pixels into a kind the format can hold, losing as little as possible."""
-    from PIL import Image
-
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        options["icc_profile"] = None  # it describes the old colours
-        image = image.convert("RGB")
     if image_format == "png" and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        return image
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    transparent = image.has_transparency_data
-    if image_format == "jpeg":
-        if transparent:
-            layer = image.convert("RGBA")
-            image = Image.new("RGB", image.size, (255, 255, 255))
-            image.paste(layer, mask=layer.getchannel("A"))
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
-    wanted = "RGBA" if transparent else "RGB"
-    return image if image.mode == wanted else image.convert(wanted)
+        mode = image.mode
+    elif image_format in ("jpeg", "png") and is_grey(image.mode):
+        mode = "L"
+    else:
+        mode = "RGBA" if image.has_transparency_data and image_format != "jpeg" else "RGB"
+    return change_mode(image, mode, options, notes)
 
 
 def _encoder_options(image_format: ImageFormat, quality: int | None, lossless: bool | None) -> dict[str, Any]:
@@ -227,7 +233,8 @@ def _shrink(source: PillowImage, pixels: int) -> PillowImage:
 
     if source.format == "JPEG":
         source.draft(None, (pixels * 2, pixels * 2))  # decode at a fraction of the size; twice is enough to stay sharp
-    image = ImageOps.exif_transpose(source)
+    ImageOps.exif_transpose(source, in_place=True)
+    image = to_eight_bits(source)
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
@@ -254,22 +261,18 @@ def _sheet_layout(count: int, columns: int | None, cell_pixels: int) -> tuple[in
 
 
 def _paste_cell(sheet: PillowImage, draw: Any, data: bytes | None, corner: tuple[int, int], cell: int) -> None:
-    from PIL import Image
-
     left, upper = corner
-    image = None
     if data is not None:
         try:
-            with Image.open(BytesIO(data)) as source:
-                image = _fit_mode(_shrink(source, cell), "webp", {})
-        except Exception:
-            image = None  # an empty frame says as much; a sheet is no reason to fail
-    if image is None:
-        draw.rectangle((left, upper, left + cell - 1, upper + cell - 1), outline=(200, 200, 200))
-        draw.line((left, upper, left + cell - 1, upper + cell - 1), fill=(200, 200, 200))
-        return
-    place = (left + (cell - image.width) // 2, upper + (cell - image.height) // 2)
-    sheet.paste(image, place, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+            with open_image(data, copies=_PREVIEW_COPIES) as source:
+                image = _fit_mode(_shrink(source, cell), "webp", {"icc_profile": source.info.get("icc_profile")}, [])
+                place = (left + (cell - image.width) // 2, upper + (cell - image.height) // 2)
+                sheet.paste(image, place, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+                return
+        except Exception:  # an empty frame says as much; a sheet is no reason to fail
+            data = None
+    draw.rectangle((left, upper, left + cell - 1, upper + cell - 1), outline=(200, 200, 200))
+    draw.line((left, upper, left + cell - 1, upper + cell - 1), fill=(200, 200, 200))
 
 
 def _wrap(label: str, font: Any, width: int) -> list[str]:

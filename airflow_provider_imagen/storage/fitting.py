@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.colours import change_mode
 from airflow_provider_imagen.storage.convert import convert_picture
+from airflow_provider_imagen.storage.opening import open_image
 from airflow_provider_imagen.storage.pictures import inspect_picture
 
 if TYPE_CHECKING:
@@ -68,9 +70,7 @@ def fit_picture(
 
 
 def _has_transparency(data: bytes) -> bool:
-    from PIL import Image
-
-    with Image.open(BytesIO(data)) as image:
+    with open_image(data) as image:
         return image.has_transparency_data
 
 
@@ -79,13 +79,15 @@ def _scaled(data: bytes, scale: float) -> bytes:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(BytesIO(data)) as source:
-            image = ImageOps.exif_transpose(source)
-            if image.mode not in ("L", "LA", "RGB", "RGBA"):
-                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        with open_image(data, copies=4) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
+            usual = "RGBA" if image.has_transparency_data else "RGB"
+            mode = image.mode if image.mode in ("L", "LA", "RGB", "RGBA") else usual
             size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
             target = BytesIO()
-            image.resize(size, Image.Resampling.LANCZOS).save(target, format="PNG")
+            upright = change_mode(image, mode, options, [])
+            upright.resize(size, Image.Resampling.LANCZOS).save(target, format="PNG", **options)
     except Exception as error:
         raise BadImageError(f"The picture cannot be made smaller: {error}") from error
     return target.getvalue()

@@ -55,7 +55,7 @@ _MAX_VALUE_BYTES: Final = 80
 _MAX_PROMPT_BYTES: Final = 60
 _LONGEST_EXTENSION: Final = ".webp"
 _SPEC = r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?"
-_PICTURE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp)\Z"
+_PICTURE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp|svg)\Z"
 _UNSAFE = re.compile(r"""[\s/\\<>:"'|?*#%&{}\[\]$!`^~;,]+""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?\Z", re.IGNORECASE)
 # Bidirectional overrides and isolates make a name read as another one ("gpj.exe").

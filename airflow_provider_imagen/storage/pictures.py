@@ -8,22 +8,23 @@ answers ``image/jpeg``).
 from __future__ import annotations
 
 import zlib
-from io import BytesIO
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.opening import open_image
+from airflow_provider_imagen.storage.png import PNG_SIGNATURE, iterate_png_chunks
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["PNG_SIGNATURE", "iterate_png_chunks"]
 
-PictureFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
+PixelFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
+PictureFormat = Literal[PixelFormat, "SVG"]
 
 DEFAULT_MAX_PIXELS: Final = 89_478_485
 """Pixels a picture may have: where Pillow starts to suspect a decompression bomb (a quarter GiB of RGB)."""
 
-EXTENSIONS: Final[dict[PictureFormat, str]] = {
+EXTENSIONS: Final[dict[PixelFormat, str]] = {
     "PNG": "png",
     "JPEG": "jpg",
     "WEBP": "webp",
@@ -32,7 +33,7 @@ EXTENSIONS: Final[dict[PictureFormat, str]] = {
     "TIFF": "tiff",
     "BMP": "bmp",
 }
-MIME_TYPES: Final[dict[PictureFormat, str]] = {
+MIME_TYPES: Final[dict[PixelFormat, str]] = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
     "WEBP": "image/webp",
@@ -41,7 +42,7 @@ MIME_TYPES: Final[dict[PictureFormat, str]] = {
     "TIFF": "image/tiff",
     "BMP": "image/bmp",
 }
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+SVG_MIME_TYPE: Final = "image/svg+xml"
 
 
 class PictureFacts(Struct, frozen=True):
@@ -51,8 +52,8 @@ class PictureFacts(Struct, frozen=True):
     :param format: the format, in Pillow's spelling
     :param mime_type: its media type, for instance ``image/png``
     :param extension: its usual file name extension, without the dot
-    :param width: pixels, as stored (an EXIF orientation is not applied)
-    :param height: pixels, as stored
+    :param width: pixels, as stored (an EXIF orientation is not applied); 0 for an SVG that does not say
+    :param height: pixels, as stored; 0 for an SVG that does not say
     """
 
     format: PictureFormat
@@ -62,28 +63,30 @@ class PictureFacts(Struct, frozen=True):
     height: int
 
 
-def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PictureFacts:
+def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> PictureFacts:
     """
     Prove that the bytes are one whole picture, and say which.
 
     The size is read from the header and checked before anything is decoded; then the picture (the first frame of an
-    animation) is decoded once, because only that shows that its data is there and sound. Safe to call from many
-    threads: no setting of Pillow is changed.
+    animation) is decoded once, because only that shows that its data is there and sound. What stands beside the pixels
+    or behind the end of the file does not count against it. Safe to call from many threads: no setting of Pillow is
+    changed, and they share a budget of pixels (:data:`~airflow_provider_imagen.storage.opening.MAX_DECODED_PIXELS`).
 
     :param data: the whole file
     :param max_pixels: width times height that is still accepted; Pillow's own limit (twice
         :data:`DEFAULT_MAX_PIXELS`) applies besides
+    :param accept_svg: whether an SVG, which has no pixels and may hold scripts, is a picture too
     :raises BadImageError: when it is no picture of a known format, is cut off or damaged, or is too large
     """
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise BadImageError("The picture is empty: 0 bytes came.")
+    if accept_svg and (facts := _inspect_svg(data)) is not None:
+        return facts
     try:
-        with Image.open(BytesIO(data), formats=tuple(EXTENSIONS)) as image:
+        with open_image(data, max_pixels=max_pixels) as image:
             width, height = image.size
-            if width * height > max_pixels:
-                raise BadImageError(f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted.")
             picture_format = _format_named(image.format)
             image.load()
     except UnidentifiedImageError:
@@ -106,7 +109,16 @@ def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pic
     )
 
 
-def _format_named(name: str | None) -> PictureFormat:
+def _inspect_svg(data: bytes) -> PictureFacts | None:
+    from airflow_provider_imagen.storage.svg import read_svg_size
+
+    size = read_svg_size(data)
+    if size is None:
+        return None
+    return PictureFacts(format="SVG", mime_type=SVG_MIME_TYPE, extension="svg", width=size[0], height=size[1])
+
+
+def _format_named(name: str | None) -> PixelFormat:
     for known in EXTENSIONS:
         if known == name:
             return known
@@ -117,7 +129,7 @@ def _format_named(name: str | None) -> PictureFormat:
     raise BadImageError(f"A picture of format {name} is not supported.")
 
 
-def _check_end(data: bytes, picture_format: PictureFormat) -> None:
+def _check_end(data: bytes, picture_format: PixelFormat) -> None:
     """Check what Pillow does not: the check sums and the end of a PNG, the trailer of a GIF."""
     if picture_format == "PNG":
         last = b""
@@ -127,28 +139,32 @@ def _check_end(data: bytes, picture_format: PictureFormat) -> None:
             last = kind
         if last != b"IEND":
             raise BadImageError(f"The picture is cut off: the PNG has no end ({len(data)} bytes).")
-    elif picture_format == "GIF" and b";" not in data[-64:]:
+    elif picture_format == "GIF" and not _has_gif_end(data):
         raise BadImageError(f"The picture is cut off: the GIF has no end ({len(data)} bytes).")
 
 
-def iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """
-    Walk the parts of a PNG, up to its end or to where it is cut off.
+def _has_gif_end(data: bytes) -> bool:
+    """Walk the blocks of a GIF to its trailer; what follows that is padding (GIF89a, appendix A)."""
 
-    :param data: a PNG file
-    :returns: for each chunk its four-letter type, and where its content starts and ends; four bytes of check sum follow
-    """
-    position = len(PNG_SIGNATURE)
-    while position + 12 <= len(data):
-        kind = data[position + 4 : position + 8]
-        start = position + 8
-        end = start + int.from_bytes(data[position : position + 4], "big")
-        if end + 4 > len(data):
-            return
-        yield kind, start, end
-        if kind == b"IEND":
-            return
-        position = end + 4
+    def skip_table(packed: int) -> int:
+        return 3 * 2 ** ((packed & 7) + 1) if packed & 0x80 else 0
+
+    try:
+        position = 13 + skip_table(data[10])
+        while data[position] != 0x3B:
+            if data[position] == 0x2C:  # an image: its descriptor, its colours, the size of its codes
+                position += 10 + skip_table(data[position + 9]) + 1
+            elif data[position] == 0x21:  # an extension
+                position += 2
+            else:  # decoders skip what they do not know
+                position += 1
+                continue
+            while data[position]:
+                position += data[position] + 1
+            position += 1
+    except IndexError:
+        return False
+    return True
 
 
 def _describe_start(data: bytes) -> str:

@@ -150,6 +150,8 @@ def embed_provenance(
         return Marked(data, "No provenance was written into the file: it would break the file's C2PA signature.")
     if contents.several:
         return Marked(data, "No provenance was written into the file: it holds several pictures.")
+    if contents.has_huge_xmp:
+        return Marked(data, "No provenance was written into the file: its own metadata is too large to be read.")
     packet = _fitting_packet(provenance, contents, facts.format)
     if packet is None:
         return Marked(data, "No provenance was written into the file: its own metadata leaves no room.")

@@ -39,8 +39,8 @@ class StoredPicture(Struct, frozen=True, kw_only=True):
     :param bytes: size of the stored file
     :param sha256: digest of the stored file, in hex
     :param mime_type: media type of the stored file
-    :param width: pixels
-    :param height: pixels
+    :param width: pixels; 0 for an SVG that does not say
+    :param height: pixels; 0 for an SVG that does not say
     :param thumbnail: name of its preview relative to the output folder, ``None`` when there is none
     :param notes: what could not be done although it was asked for, one sentence each; empty in the normal case
     """
@@ -73,7 +73,7 @@ def save_picture(
     Store one picture and its preview.
 
     A bought picture is not lost over something smaller: one that cannot be converted is kept as it came, one whose
-    preview fails is kept without; ``notes`` says so.
+    preview fails is kept without; ``notes`` says so. An SVG is always kept as it came: nothing here draws it.
 
     :param data: the bytes as delivered
     :param folder: the output folder; missing parts of it are made
@@ -92,17 +92,21 @@ def save_picture(
     :raises BadImageError: when the bytes are no whole picture
     :raises StorageError: when the picture could not be written
     """
-    facts = inspect_picture(data, max_pixels=max_pixels)
+    facts = inspect_picture(data, max_pixels=max_pixels, accept_svg=True)
     notes: list[str] = []
     marked_already = False
-    if image_format is not None:
+    if image_format is not None and facts.format == "SVG":
+        notes.append(f"Kept as svg: a vector picture has no pixels to write as {image_format}.")
+    elif image_format is not None:
         # An AVIF can be given its packet only while it is encoded; one that came as AVIF is not encoded anew for it.
         packet = None
         if provenance is not None and image_format == "avif" and facts.format != "AVIF":
             contents = read_contents(data, facts.format)
             packet = provenance_packet(provenance, existing=contents.xmp if contents else None)
+            if contents is not None and contents.has_huge_xmp:
+                notes.append("Its own XMP metadata was left out: it is too large to be read.")
         try:
-            data = convert_picture(data, image_format=image_format, xmp=packet)
+            data = convert_picture(data, image_format=image_format, xmp=packet, notes=notes)
             facts = inspect_picture(data, max_pixels=max_pixels)
             marked_already = packet is not None
         except BadImageError as error:
@@ -136,7 +140,9 @@ def save_picture(
         announce=(lambda name: announce(picture_at(name))) if announce is not None else lambda _: None,
     )
     thumbnail = None
-    if thumbnail_pixels is not None:
+    if thumbnail_pixels is not None and facts.format == "SVG":
+        notes.append("No preview: a vector picture is not drawn here.")
+    elif thumbnail_pixels is not None:
         thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
         try:
             write_bytes_atomically(

@@ -40,12 +40,13 @@ def build_packet(properties: Properties, prefixes: Mapping[str, str]) -> bytes:
     """
     body = (
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">\n'
-        f"{_description(properties, prefixes)}\n</rdf:RDF></x:xmpmeta>"
+        f"{describe(properties, prefixes)}\n</rdf:RDF></x:xmpmeta>"
     )
     return f"{BEGIN}\n{body}\n{END}".encode()
 
 
-def _description(properties: Properties, prefixes: Mapping[str, str]) -> str:
+def describe(properties: Properties, prefixes: Mapping[str, str]) -> str:
+    """Write properties as an ``rdf:Description`` that can stand in any packet."""
     used = {namespace for namespace, _ in properties}
     declared = "".join(f' xmlns:{prefix}="{namespace}"' for namespace, prefix in prefixes.items() if namespace in used)
     lines = "\n".join(

@@ -420,6 +420,129 @@ def test_an_answer_that_comes_in_drips_does_not_hold_the_task_longer_than_the_re
     assert time.monotonic() - started < 5
 
 
+INTERIM = {
+    "100": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "102": b"HTTP/1.1 102 Processing\r\n\r\n",
+    "103": b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nLink: </b.js>; rel=preload\r\n\r\n",
+    "unassigned": b"HTTP/1.1 199 So\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("interim", [[name] for name in INTERIM] + [list(INTERIM), ["103", "100", "102"] * 30])
+@pytest.mark.parametrize("pause", [0, 0.05])
+def test_every_request_gets_its_own_final_answer_past_interim_ones(raw_server, make_client, interim, pause):
+    asked = []
+
+    def behave(peer):
+        while peer.read_request():
+            asked.append(peer)
+            for name in interim[: 5 if pause else None]:
+                peer.send(INTERIM[name])
+                time.sleep(pause)
+            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+
+    server = raw_server(behave)
+    client = make_client(server.url)
+    links = [send(client).pictures[0].url for _ in range(3)]
+
+    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("stray", [10, 100_000, 1_000_000])
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_what_a_server_says_unasked_is_never_an_answer(raw_server, make_client, stray, pause):
+    asked = []
+
+    def behave(peer):
+        while peer.read_request():
+            asked.append(peer)
+            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+            time.sleep(pause)
+            peer.answer(DONE.replace(b"a.png", b"stray.png") + b" " * stray)
+
+    client = make_client(raw_server(behave).url)
+    links = []
+    for _ in range(3):
+        links.append(send(client).pictures[0].url)
+        time.sleep(0.3)
+
+    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+
+
+def test_a_refusal_after_an_interim_answer_is_the_outcome(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        peer.send(INTERIM["102"])
+        peer.answer(b'{"message": "no"}', status="401 Unauthorized")
+
+    failure(make_client(raw_server(behave).url), AuthenticationError)
+
+
+@pytest.mark.parametrize("ending", ["close", "reset", "nonsense", "101 only"])
+def test_an_interim_answer_alone_leaves_the_outcome_unknown_and_the_connection_closed(raw_server, make_client, ending):
+    def behave(peer):
+        peer.read_request()
+        if peer.server.connections > 1:
+            peer.answer(DONE)
+            return
+        peer.send(INTERIM["103"])
+        if ending == "reset":
+            peer.reset()
+        elif ending == "nonsense":
+            peer.send(b"nonsense\r\n\r\n")
+        elif ending == "101 only":
+            peer.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n")
+            peer.answer(b'{"of": "another protocol"}')
+            peer.hold()
+
+    server = raw_server(behave)
+    client = make_client(server.url)
+    failure(client, LostAnswerError)
+
+    assert send(client).pictures[0].url == "http://cdn.test/a.png"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("drip", [INTERIM["100"], INTERIM["102"], INTERIM["103"], b"X-Slow: yes\r\n", b"x"])
+def test_headers_without_end_are_given_up_after_the_read_timeout(raw_server, make_client, drip):
+    def behave(peer):
+        peer.read_request()
+        if not drip.startswith(b"HTTP"):
+            peer.send(b"HTTP/1.1 200 OK\r\n")
+        while not peer.server.ending.wait(0.1):
+            peer.send(drip)
+
+    started = time.monotonic()
+    error = failure(make_client(raw_server(behave).url, read=0.5), LostAnswerError)
+
+    assert time.monotonic() - started < 3
+    assert "no answer in time" in str(error)
+
+
+def test_interim_answers_in_a_flood_are_given_up_after_the_read_timeout(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        while True:
+            peer.send(INTERIM["102"] * 1000)
+
+    started = time.monotonic()
+    failure(make_client(raw_server(behave).url, read=0.5), LostAnswerError)
+
+    assert time.monotonic() - started < 3
+
+
+def test_a_body_may_take_its_own_time_after_slow_headers(raw_server, make_client):
+    def behave(peer):
+        peer.read_request()
+        time.sleep(0.7)
+        peer.send(INTERIM["102"] + f"HTTP/1.1 200 OK\r\nContent-Length: {len(DONE)}\r\n\r\n".encode())
+        time.sleep(0.7)
+        peer.send(DONE)
+
+    assert send(make_client(raw_server(behave).url, read=1.0)).pictures[0].url == "http://cdn.test/a.png"
+
+
 def test_an_answer_larger_than_any_picture_is_not_read_into_memory(raw_server, make_client, monkeypatch):
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
 

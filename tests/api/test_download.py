@@ -28,6 +28,10 @@ from airflow_provider_imagen.exceptions import BadImageError, DownloadError, Lin
 
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 4000
 SIZE = len(PICTURE)
+JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) * 40
+WEBP = b"RIFF\x24\x28\0\0WEBPVP8 " + bytes(range(256)) * 40
+GIF = b"GIF89a\x10\0\x10\0" + bytes(range(256)) * 40
+BMP = b"BM\x36\x28\0\0\0\0\0\0" + bytes(10_240)
 PUBLIC = "93.184.215.14"
 
 
@@ -635,22 +639,93 @@ def test_a_compressed_bomb_does_not_pass_the_cap(server, make, encoding, pack):
         make(max_bytes=1_000_000).fetch(server.url())
 
 
+def raw_deflate(data):
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def in_two_members(data):
+    return gzip.compress(data[:5000]) + gzip.compress(data[5000:])
+
+
+@pytest.mark.parametrize(
+    "body", [PICTURE, JPEG, b"<svg xmlns='http://www.w3.org/2000/svg'/>"], ids=["png", "jpeg", "svg"]
+)
 @pytest.mark.parametrize(
     ("encoding", "pack"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes), ("aws-chunked", bytes)],
+    [
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("gzip", in_two_members),
+        ("gzip", zlib.compress),
+        ("deflate", zlib.compress),
+        ("deflate", raw_deflate),
+        ("deflate", gzip.compress),
+        ("gzip, gzip", lambda data: gzip.compress(gzip.compress(data))),
+        ("gzip, gzip", gzip.compress),
+        ("gzip", lambda data: gzip.compress(gzip.compress(data))),
+        ("deflate, gzip", lambda data: gzip.compress(zlib.compress(data))),
+        ("gzip, aws-chunked", gzip.compress),
+        ("utf-8, gzip", gzip.compress),
+        ("none", gzip.compress),
+        ("gzip", lambda data: gzip.compress(data) + bytes(512)),
+    ],
 )
-def test_a_picture_compressed_against_our_wish_arrives(server, make, encoding, pack):
-    server.routes["/a.png"] = answer(pack(PICTURE), Content_Encoding=encoding)
+def test_a_picture_compressed_against_our_wish_arrives(server, make, encoding, pack, body):
+    server.routes["/a.png"] = answer(pack(body), Content_Encoding=encoding)
+    assert make().fetch(server.url()).data == body
+
+
+@pytest.mark.parametrize("body", [PICTURE, JPEG, WEBP, GIF, BMP], ids=["png", "jpeg", "webp", "gif", "bmp"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        *("identity", "none", "null", "utf-8", "UTF-8", "aws-chunked", "binary", "base64", "image/png", "8bit", ","),
+        *("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "gzip, gzip", "gzip,deflate,br", "aws-chunked,gzip"),
+        ", ".join(["gzip"] * 20),
+    ],
+)
+def test_a_content_encoding_that_the_bytes_do_not_have_is_no_harm(server, make, encoding, body):
+    server.routes["/a.png"] = answer(body, Content_Encoding=encoding)
+    assert make().fetch(server.url()).data == body
+
+
+def test_a_cut_off_body_under_a_content_encoding_that_is_none_goes_on_where_it_stopped(server, make):
+    server.routes["/a.png"] = ranged(cut_at=100_000, ETag='"1"', Content_Encoding="utf-8")
     assert make().fetch(server.url()).data == PICTURE
+    assert server.requests[1].headers["range"] == "bytes=100000-"
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack):
+    server.routes["/a.png"] = answer(pack(PICTURE)[:-9], Content_Encoding=encoding)
+    with pytest.raises(BadImageError, match="packed"):
+        make().fetch(server.url())
 
 
 @pytest.mark.parametrize(
-    ("encoding", "body"), [("br", PICTURE), ("gzip", PICTURE), ("gzip", gzip.compress(PICTURE)[:-9])]
+    ("encoding", "bomb"),
+    [
+        ("gzip, gzip", gzip.compress(gzip.compress(bytes(50_000_000)))),
+        ("gzip", gzip.compress(bytes(900_000)) * 16),
+        ("none", gzip.compress(bytes(50_000_000))),
+        ("deflate", raw_deflate(bytes(50_000_000))),
+    ],
 )
-def test_a_body_that_cannot_be_unpacked_is_no_picture(server, make, encoding, body):
-    server.routes["/a.png"] = answer(body, Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="packed as"):
-        make().fetch(server.url())
+def test_no_way_of_packing_passes_the_cap(server, make, encoding, bomb):
+    server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
+    with pytest.raises(BadImageError, match="unpacks to more than 1000000 bytes"):
+        make(max_bytes=1_000_000).fetch(server.url())
+
+
+@pytest.mark.parametrize(
+    "stated", ["image/svg+xml", "text/html", "application/xhtml+xml", "application/json", "text/xml"]
+)
+def test_a_vector_picture_arrives_under_any_type(server, make, stated):
+    body = b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>"
+    server.routes["/a.png"] = answer(body, Content_Type=stated)
+    assert make().fetch(server.url()).data == body
 
 
 def drip(first):
@@ -677,6 +752,64 @@ def test_a_server_that_drips_is_left_after_the_total_timeout(server, make, first
         make(total_timeout_seconds=0.4, read_timeout_seconds=0.3).fetch(server.url())
     assert time.monotonic() - began < 2
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("interim", [(100,), (102,), (103,), (199,), (103, 100, 102, 103)])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_interim_answers_are_never_the_outcome(server, tls_server, make, certificate, interim, scheme):
+    asked = tls_server if scheme == "https" else server
+
+    def send(request, connection):
+        for status in interim:
+            connection.sendall(head(status, {"Link": "</a.css>; rel=preload", "Content-Length": 7}))
+        return answer(request.target.encode() + PICTURE)(request, connection)
+
+    asked.fallback = send
+    downloader = make(verify=certificate)
+    for path in ("/1.png", "/2.png", "/3.png"):
+        assert downloader.fetch(asked.url(path)).data == path.encode() + PICTURE
+    assert asked.connections == 1
+    assert len(asked.requests) == 3
+
+
+def test_interim_answers_come_before_redirects_errors_and_parts_too(server, make):
+    def early(send):
+        return lambda request, connection: connection.sendall(head(103, {})) or send(request, connection)
+
+    server.routes["/a.png"] = early(redirect("/b.png"))
+    server.routes["/b.png"] = in_turn(*map(early, [answer(b"", 503), ranged(cut_at=5000, ETag='"1"')]))
+    assert make().fetch(server.url()).data == PICTURE
+    server.routes["/gone.png"] = early(answer(b"", 404))
+    with pytest.raises(LinkExpiredError):
+        make().fetch(server.url("/gone.png"))
+
+
+def test_a_connection_that_switches_protocols_is_closed(server, make):
+    def switch(request, connection):
+        connection.sendall(head(101, {"Upgrade": "h2c"}) + answer_bytes(b"of another protocol"))
+
+    server.routes["/a.png"] = in_turn(switch, answer())
+    assert make().fetch(server.url()).data == PICTURE
+    assert server.connections == 2
+
+
+def answer_bytes(body):
+    return head(200, {"Content-Length": len(body)}) + body
+
+
+@pytest.mark.parametrize("status", [100, 102, 103])
+@pytest.mark.parametrize("pause", [0, 0.05])
+def test_endless_interim_answers_end_at_the_total_timeout(server, make, status, pause):
+    def send(request, connection):
+        while True:
+            connection.sendall(head(status, {}))
+            time.sleep(pause)
+
+    server.routes["/a.png"] = send
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not complete after 0\.5 s"):
+        make(total_timeout_seconds=0.5, read_timeout_seconds=0.3).fetch(server.url())
+    assert time.monotonic() - began < 3
 
 
 def test_a_silent_server_is_left_after_the_read_timeout_and_asked_again(server, make, waits):

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -20,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from airflow.sdk import literal
 from PIL import Image
+from upath import UPath
 
 from airflow_provider_imagen.links.pictures import PicturesLink
 from airflow_provider_imagen.sandbox import Fault
@@ -552,6 +555,92 @@ def test_the_bytes_decide_the_content_type_not_the_record(forged: Any, visit: An
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("mime_type", ["image/svg+xml", "image/png", None])
+def test_a_vector_picture_is_only_downloaded(forged: Any, visit: Any, tmp_path: Path, mime_type: str | None) -> None:
+    data = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
+    (tmp_path / "a.svg").write_bytes(data)
+    facts = {"path": str(tmp_path / "a.svg"), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    gallery = forged([record(**facts, mime_type=mime_type)])
+    ann = visit()
+
+    full = ann.get(gallery.file()[0], params=gallery.file()[1])
+
+    assert full.content == data
+    assert full.headers["content-type"].startswith("image/svg+xml")
+    assert full.headers["content-disposition"].startswith("attachment;")
+    assert full.headers["content-disposition"].endswith(".svg")
+    assert full.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert full.headers["x-content-type-options"] == "nosniff"
+    assert ann.get(gallery.file()[0], params=gallery.file(size="thumbnail")[1]).status_code == 410
+    for path, query in (gallery.task(), gallery.page()):
+        page = ann.get(path, params=query)
+        assert page.status_code == 200
+        assert "<script>alert" not in page.text
+        if mime_type == "image/svg+xml":
+            assert "<img" not in page.text
+            assert "/imagen/file" in page.text or path == "/imagen/task"
+
+
+def test_large_pictures_are_not_held_in_memory(
+    forged: Any, visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_imagen.plugins.gallery import files
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+    from airflow_provider_imagen.plugins.gallery.records import Picture
+
+    facts = picture_file(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("ab") as file:
+        file.write(os.urandom(30_000_000))
+    data = (tmp_path / "a.png").read_bytes()
+    facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    store = UPath("memory://gallery/large.png")
+    store.write_bytes(data)
+    for path, opens in ((facts["path"], files.open_folder), ("memory://gallery/large.png", UPath)):
+        picture = Picture(TaskInstance("d", "r", "t", -1), 0, 0, path=path, bytes=len(data), sha256=facts["sha256"])
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "open_folder", opens)  # Airflow knows no store in memory
+            tracemalloc.start()
+            with files.open_picture(picture) as file:
+                assert files.media_type(file) == "image/png"
+                _, highest = tracemalloc.get_traced_memory()
+                tracemalloc.stop()
+                file.seek(0)
+                assert file.read() == data
+        assert highest < 15_000_000
+    gallery = forged([record(**facts)])
+    assert visit().get(gallery.file()[0], params=gallery.file()[1]).content == data
+
+
+def test_many_visitors_at_once_all_get_their_previews(tmp_path: Path) -> None:
+    """Whoever makes a preview holds a whole picture and asks for its kind, which must not wait for another's."""
+    from airflow_provider_imagen.plugins.gallery import files
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+    from airflow_provider_imagen.plugins.gallery.records import Picture
+    from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+
+    cache = ThumbnailCache(tmp_path / "previews")
+
+    def look(number: int) -> bytes:
+        facts = picture_file(tmp_path / f"{number}.webp")
+        picture = Picture(TaskInstance("d", "r", "t", -1), 0, number, **facts)
+        with files.whole_picture(picture) as data:
+            return cache.make(facts["sha256"], data)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(look, range(64), timeout=60))) == 64
+
+
+@pytest.mark.parametrize("change", [b"", b"more", b"other"])
+def test_a_file_that_changed_is_not_sent(forged: Any, visit: Any, tmp_path: Path, change: bytes) -> None:
+    facts = picture_file(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes({b"": b"", b"more": data + b"x"}.get(change, data[:-1] + b"x"))
+    gallery = forged([record(**facts)])
+
+    for size in ("full", "thumbnail"):
+        assert visit().get(gallery.file()[0], params=gallery.file(size=size)[1]).status_code == 410
 
 
 def test_a_record_cannot_make_the_server_call_an_address(forged: Any, visit: Any, sandbox: Sandbox) -> None:

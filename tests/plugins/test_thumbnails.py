@@ -8,7 +8,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
@@ -66,6 +67,37 @@ def test_a_name_that_is_no_digest_reaches_no_file(tmp_path: Path) -> None:
     (tmp_path / "secret-384.webp").write_bytes(b"secret")
 
     assert cache.get("../secret") is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_picture_of_very_many_pixels_is_not_decoded_for_a_preview(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    target = BytesIO()
+    Image.new(mode, (9459, 9459)).save(target, format="PNG")
+    data = target.getvalue()
+
+    def refuse(self: ImageFile.ImageFile) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    with pytest.raises(FileUnavailableError, match="too large"):
+        ThumbnailCache(tmp_path / "previews").make(hashlib.sha256(data).hexdigest(), data)
+
+
+def test_a_picture_with_much_beside_its_pixels_has_a_preview(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("workflow", "x" * 3_000_000, zip=True)
+    target = BytesIO()
+    Image.new("RGB", (600, 300)).save(target, format="PNG", pnginfo=text)
+    data = target.getvalue()
+
+    assert ThumbnailCache(tmp_path / "previews").make(hashlib.sha256(data).hexdigest(), data)
+
+
+def test_a_vector_picture_has_no_preview(tmp_path: Path) -> None:
+    with pytest.raises(FileUnavailableError, match="vector"):
+        ThumbnailCache(tmp_path / "previews").make("0" * 64, b"<svg xmlns='http://www.w3.org/2000/svg'/>")
 
 
 def test_what_is_no_picture_has_no_preview(tmp_path: Path) -> None:

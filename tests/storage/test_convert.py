@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from io import BytesIO
 
@@ -13,6 +14,7 @@ from airflow_provider_imagen.storage.convert import (
     make_contact_sheet,
     make_thumbnail,
 )
+from airflow_provider_imagen.storage.fitting import fit_picture
 from airflow_provider_imagen.storage.pictures import inspect_picture
 
 from .conftest import picture, pixels
@@ -89,6 +91,109 @@ def test_the_colour_profile_and_the_xmp_are_kept(image_format):
     assert after.info["icc_profile"] == PROFILE
     found = after.info.get("xmp") or after.info.get("XML:com.adobe.xmp")
     assert found in (packet, packet.decode())
+
+
+def grey_profile() -> bytes:
+    """The smallest profile for grey pixels: gamma 2.2."""
+
+    def tag(kind: bytes, data: bytes) -> bytes:
+        return kind + bytes(4) + data
+
+    white = struct.pack(">iii", 63190, 65536, 54061)
+    parts = [
+        (b"desc", tag(b"desc", struct.pack(">I", 5) + b"Gray\0" + bytes(79))),
+        (b"wtpt", tag(b"XYZ ", white)),
+        (b"kTRC", tag(b"curv", struct.pack(">IHH", 1, 563, 0))),
+    ]
+    table, body, at = struct.pack(">I", len(parts)), b"", 132 + 12 * len(parts)
+    for name, data in parts:
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data
+    kinds = (b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ", bytes([7, 230, 0, 1, 0, 1]) + bytes(6), b"acsp")
+    head = struct.pack(">I4sI4s4s4s12s4s", at + len(body), *kinds)
+    return head + bytes(28) + white + bytes(48) + table + body
+
+
+GREY_PROFILE = grey_profile()
+LAB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+BROKEN_CMYK = PROFILE[:16] + b"CMYK" + PROFILE[20:]
+SPACES = {"1": b"GRAY", "L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "CMYK": b"CMYK"}
+PROFILES = {"grey": GREY_PROFILE, "rgb": PROFILE, "lab": LAB_PROFILE, "cmyk": BROKEN_CMYK, "broken": b"x" * 200}
+
+
+@pytest.mark.parametrize("make", [*IMAGE_FORMATS, "preview", "jpeg preview", "scaled"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK", "clear L", "clear P"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
+    options = {"transparency": 0} if "clear" in mode else {}
+    mode = mode.removeprefix("clear ")
+    grey = smooth((300, 200))
+    image = Image.new("I;16", grey.size, 30_000) if mode == "I;16" else grey.convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    before = saved(image, kind, icc_profile=PROFILES[profile], **options)
+    notes = []
+    if make in IMAGE_FORMATS:
+        quality = None if make == "png" else 90  # so that a JPEG is encoded anew, too
+        after = opened(convert_picture(before, image_format=make, quality=quality, notes=notes))
+    elif make == "scaled":
+        after = opened(fit_picture(before, max_side_pixels=100)[0])
+    else:
+        after = opened(make_thumbnail(before, pixels=64, image_format="jpeg" if "jpeg" in make else "webp"))
+    kept = after.info.get("icc_profile")
+    if kept and not (make == "png" and kind == "PNG"):  # that one is returned as it came
+        assert kept[16:20] == SPACES.get(after.mode, b"RGB ")
+    fitting = PROFILES[profile][16:20] == SPACES.get(mode, b"RGB ")
+    if make == "jpeg" and fitting and mode != "CMYK":
+        assert kept == PROFILES[profile]
+    if make in ("webp", "avif") and not fitting:
+        assert "colour profile was left out" in notes[0]
+    if make in ("webp", "avif") and profile != "cmyk":
+        assert len(notes) == (not fitting)
+    if mode not in ("1", "I;16") and not options:
+        assert difference(after, (image.convert("RGB") if mode == "P" else grey).resize(after.size)) < 12
+
+
+@pytest.mark.parametrize("image_format", ["webp", "avif"])
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_grey_pixels_become_colours_that_look_as_their_profile_says(mode, image_format):
+    dark = GREY_PROFILE.replace(struct.pack(">IHH", 1, 563, 0), struct.pack(">IHH", 1, 1024, 0))  # gamma 4
+    image = Image.new("L", (32, 32), 128)
+    if mode == "LA":
+        image.putalpha(90)
+    after = opened(convert_picture(saved(image, "PNG", icc_profile=dark), image_format=image_format))
+    assert after.info.get("icc_profile") is None
+    # 128 at gamma 4 is 6 % of white, which sRGB writes as 71.
+    assert after.getpixel((9, 9))[:3] == pytest.approx((71, 71, 71), abs=3)
+    assert (after.getpixel((9, 9))[3:] or (90,)) == pytest.approx((90,), abs=2)
+
+
+def test_a_large_profile_of_a_png_is_carried_over():
+    large = PROFILE + bytes(range(256)) * 6_000  # what follows its parts counts as nothing
+    large = struct.pack(">I", len(large)) + large[4:]
+    before = saved(smooth(), "PNG", icc_profile=large)
+    assert opened(convert_picture(before, image_format="webp")).info["icc_profile"] == large
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_the_structure_of_a_tiff_does_not_become_exif(mode, image_format):
+    exif = Image.Exif()
+    exif[0x010E] = "stays"
+    before = saved(smooth().convert(mode), "TIFF", compression="tiff_lzw", icc_profile=BROKEN_CMYK, exif=exif)
+    assert 273 in opened(before).getexif()
+    assert dict(opened(convert_picture(before, image_format=image_format)).getexif()) == {0x010E: "stays"}
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_an_orientation_that_was_applied_is_taken_out_of_a_given_packet_too(quote):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    packet = f"<x:xmpmeta xmlns:x='adobe:ns:meta/' a={quote}1{quote} tiff:Orientation={quote}6{quote}/>".encode()
+    before = saved(smooth((64, 48)), "JPEG", exif=exif)
+    after = opened(convert_picture(before, image_format="avif", xmp=packet))
+    assert after.size == (48, 64)
+    assert b"Orientation" not in after.info["xmp"]
+    assert f"a={quote}1{quote}".encode() in after.info["xmp"]
 
 
 def test_transparency_becomes_white_in_a_jpeg_and_stays_elsewhere():

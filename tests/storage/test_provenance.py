@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from io import BytesIO
 from xml.dom import minidom
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -163,6 +165,139 @@ def test_a_packet_that_cannot_be_read_is_replaced(broken, provenance):
     assert provenance_packet(provenance, existing=broken) == provenance_packet(provenance)
 
 
+XMP = "http://ns.adobe.com/xap/1.0/"
+PHOTOSHOP = "http://ns.adobe.com/photoshop/1.0/"
+
+
+def packet_with(inside: str, attributes: str = "", rdf: str = "rdf") -> str:
+    return (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><{rdf}:RDF xmlns:{rdf}="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<{rdf}:Description {rdf}:about="" xmlns:p="{PHOTOSHOP}" xmlns:xmp="{XMP}" {attributes}>{inside}'
+        f"</{rdf}:Description></{rdf}:RDF></x:xmpmeta>"
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a cat&#xA;Negative prompt: dog&#xA;Steps:&#x9;20",
+        "a&#10;b&#13;c&#x0D;&#xA;d",
+        "&lt;b&gt; &amp; &quot;c&quot; &apos;",
+        "xmp:CreatorTool=&quot;x&quot; é 🦊 &#128522;",
+        "two  blanks and a ]]&gt;",
+    ],
+)
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_every_byte_of_another_tools_properties_stays(provenance, value, quote):
+    element = f"<p:Text>{value}</p:Text><!-- a {value} --><p:More><![CDATA[<{value}>]]></p:More>"
+    attribute = f"p:Instructions={quote}{value}{quote}"
+    old = packet_with(
+        f"{element}<xmp:CreateDate>long ago</xmp:CreateDate>", f"xmp:CreatorTool = {quote}x{quote} {attribute}"
+    )
+    new = provenance_packet(provenance, existing=old.encode()).decode()
+    for kept in (element, attribute):
+        assert kept in new
+    assert "long ago" not in new
+    assert f"xmp:CreatorTool = {quote}x{quote}" not in new
+    before, after = (minidom.parseString(text.encode()) for text in (old, new))
+    values = [
+        document.getElementsByTagName("rdf:Description")[0].getAttributeNS(PHOTOSHOP, "Instructions")
+        for document in (before, after)
+    ]
+    assert values[0] == values[1] != ""
+    again = provenance_packet(provenance, existing=new.encode()).decode()
+    assert again.count("CreatorTool>") == 2
+    assert again.count(element) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("declared", ["", "<?xml version='1.0' encoding='utf-16'?>"])
+def test_a_packet_is_read_in_every_encoding(provenance, encoding, declared):
+    old = (declared + packet_with("<p:Text>ein Füchslein 🦊</p:Text>", rdf="r")).encode(encoding) + bytes(8)
+    new = provenance_packet(provenance, existing=old)
+    assert "<p:Text>ein Füchslein 🦊</p:Text>" in new.decode()
+    minidom.parseString(new)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "doctype",
+    [
+        "<!DOCTYPE x [<!ENTITY a 'b'>]>",
+        "<!-- -->\n<!DOCTYPE x SYSTEM 'file:///etc/passwd'>",
+        "<!DOCTYPE x [<!ENTITY a '" + "b" * 1000 + "'><!ENTITY c '" + "&a;" * 1000 + "'>]>",
+    ],
+)
+def test_a_document_type_is_refused_in_every_encoding(provenance, encoding, doctype):
+    existing = (doctype + packet_with("<p:Text>secret</p:Text>")).encode(encoding)
+    assert provenance_packet(provenance, existing=existing) == provenance_packet(provenance)
+
+
+def test_a_property_with_the_default_namespace_or_another_prefix_is_found(provenance):
+    inside = (
+        f'<CreatorTool xmlns="{XMP}">old</CreatorTool><z:CreateDate xmlns:z="{XMP}"/>'
+        "<p:CreatorTool>other</p:CreatorTool>"
+    )
+    new = provenance_packet(provenance, existing=packet_with(inside).encode()).decode()
+    assert "old" not in new
+    assert "z:CreateDate" not in new
+    assert "<p:CreatorTool>other</p:CreatorTool>" in new
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/></x:xmpmeta>',
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF>',
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description/></rdf:RDF><!-- end -->\n',
+    ],
+)
+def test_a_packet_without_properties_gets_ours(provenance, existing):
+    data = picture("WEBP", xmp=existing.encode())
+    assert read_provenance(embed(data, provenance).data)["seed"] == provenance.seed
+
+
+def crowded(elements: int) -> str:
+    return packet_with("<p:a/>" * elements)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        crowded(150_000),
+        packet_with("<p:a>" * 100_000 + "</p:a>" * 100_000),
+        packet_with("".join(f"<p:a{number}/>" for number in range(90_000))),
+        packet_with("", "".join(f" p:a{number}='b'" for number in range(60_000))),
+        packet_with("\n" * 900_000),
+        packet_with("<!---->" * 140_000),
+        "<p:a " * 200_000,
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_no_packet_holds_a_thread_up(provenance, packet, encoding):
+    text = PngInfo()
+    text.add(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet.encode(encoding)))
+    for data in (picture("PNG", pnginfo=text), picture("WEBP", xmp=packet.encode(encoding)[: 2**20])):
+        started = time.process_time()
+        read_provenance(data)
+        embed(data, provenance)
+        assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("name", ["png", "webp"])
+def test_a_packet_too_large_to_be_read_is_left_alone_and_said_so(provenance, name):
+    if name == "png":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet_with("<p:a>" + "b" * 66_000 + "</p:a>"), zip=True)
+        data = picture("PNG", pnginfo=text)
+    else:
+        data = picture("WEBP", xmp=packet_with("<p:a>" + "b" * 2**20 + "</p:a>").encode())
+    marked = embed(data, provenance)
+    assert marked.data == data
+    assert "too large to be read" in marked.left_out
+    assert read_provenance(data) == {}
+
+
 @pytest.mark.parametrize("name", ["png", "jpeg full", "webp lossless"])
 def test_a_signed_file_is_left_alone_and_said_so(name, provenance):
     signed, block = sign(VARIANTS[name])
@@ -312,6 +447,35 @@ def writable(text: str) -> str:
         )
 
     return "".join(character if allowed(ord(character)) else "\ufffd" for character in lines)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize("padding", [b"\0", bytes(512), b"<!-- cached -->"])
+def test_padding_behind_a_file_stays_where_it_is(name, padding, provenance):
+    marked = embed(VARIANTS[name] + padding, provenance)
+    assert marked.data == embed(VARIANTS[name], provenance).data + padding
+    assert read_provenance(marked.data)["seed"] == provenance.seed
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=st.sampled_from([FOREIGN, packet_with("<xmp:CreateDate/><p:a b='>'/>", "xmp:CreatorTool='>\"'").encode()]),
+    changes=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from([*"<>\"' \0", "", "/>", "&#13;", "</r:RDF>"]))),
+)
+def test_a_packet_with_our_properties_in_it_is_always_xml(start, changes):
+    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.provenance import Provenance
+
+    existing = start
+    for place, text in changes:
+        place %= len(existing)
+        existing = existing[:place] + text.encode() + existing[place + 1 :]
+    made = Provenance(origin=Origin(dag_id="d", task_id="t", run_id="r"), model="m", prompt="p")
+    merged = provenance_packet(made, existing=existing)
+    root = ElementTree.fromstring(merged)
+    assert len(list(root.iter(f"{{{XMP}}}CreatorTool"))) == 1
+    data = embed(picture("WEBP", xmp=existing), made).data
+    assert read_provenance(data)["creator_tool"] == "airflow-provider-imagen"
 
 
 @settings(max_examples=200, deadline=None)

@@ -15,12 +15,18 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Collection
-from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, read_picture
+from airflow_provider_imagen.plugins.gallery.files import (
+    CHUNK_BYTES,
+    FileUnavailableError,
+    media_type,
+    open_picture,
+    whole_picture,
+)
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
@@ -31,10 +37,12 @@ from airflow_provider_imagen.plugins.gallery.pages import (
     snippet,
 )
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
 from airflow_provider_imagen.storage.provenance import read_provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from typing import IO
 
     from airflow_provider_imagen.plugins.gallery.collection import TaskPictures
     from airflow_provider_imagen.plugins.gallery.records import Picture, TaskSummary
@@ -57,8 +65,9 @@ _UNFINISHED: Final = (
     "up_for_reschedule",
     "removed",
 )
-_EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff"}
-_NOT_SHOWN_BY_BROWSERS: Final = ("image/tiff",)
+_EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
+_DOWNLOADED: Final = ("image/tiff", SVG_MIME_TYPE)
+"""Kinds that browsers do not show, or that may hold scripts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 Id = Annotated[str, Query(min_length=1, max_length=250)]
@@ -286,19 +295,33 @@ async def send_file(
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    read = partial(_preview if size == "thumbnail" else read_picture, picture)
     try:
-        data = await collection.in_thread(read)
-        kind = await collection.in_thread(partial(media_type, data))
+        if size == "thumbnail":
+            preview = await collection.in_thread(partial(_preview, picture))
+            headers["Content-Disposition"] = _disposition(picture, "image/webp")
+            return Response(preview, media_type="image/webp", headers=headers)
+        file = await collection.in_thread(partial(open_picture, picture))
     except FileUnavailableError as error:
         raise HTTPException(410, str(error)) from None
+    kind = await collection.in_thread(partial(media_type, file))
     if kind is None:
+        file.close()
         raise HTTPException(410, "The stored file is not a picture.")
-    disposition = "attachment" if kind in _NOT_SHOWN_BY_BROWSERS else "inline"
+    headers |= {"Content-Disposition": _disposition(picture, kind), "Content-Length": str(picture.bytes)}
+    return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
+
+
+def _disposition(picture: Picture, kind: str) -> str:
     extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
-    name = f"{quote(task_id, safe='')}-{prompt_index}-{image_index}.{extension}"
-    headers["Content-Disposition"] = f"{disposition}; filename*=UTF-8''{name}"
-    return Response(data, media_type=kind, headers=headers)
+    name = f"{quote(picture.ti.task_id, safe='')}-{picture.prompt_index}-{picture.image_index}.{extension}"
+    return f"{'attachment' if kind in _DOWNLOADED else 'inline'}; filename*=UTF-8''{name}"
+
+
+async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    with file:
+        file.seek(0)
+        while chunk := await collection.in_thread(partial(file.read, CHUNK_BYTES)):
+            yield chunk
 
 
 @app.get("/static/{name}")
@@ -403,7 +426,8 @@ def _why_run_is_empty(run: dict[str, Any] | None) -> str:
 
 def _read_parameters(picture: Picture) -> dict[str, Any]:
     """Read from the file which API fields its request had; long ones were shortened when it was written."""
-    told = read_provenance(read_picture(picture)).get("parameters")
+    with whole_picture(picture) as data:
+        told = read_provenance(data).get("parameters")
     return {name: value for name, value in told.items() if value != "…"} if isinstance(told, dict) else {}
 
 
@@ -414,4 +438,8 @@ def _preview(picture: Picture) -> bytes:
     One that the task made is not looked at, because nothing proves that it belongs to the picture.
     """
     digest = picture.sha256 or ""
-    return thumbnails.get(digest) or thumbnails.make(digest, read_picture(picture))
+    kept = thumbnails.get(digest)
+    if kept is not None:
+        return kept
+    with whole_picture(picture) as data:
+        return thumbnails.make(digest, data)

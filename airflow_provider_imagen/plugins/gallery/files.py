@@ -12,19 +12,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import stat
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+import tempfile
+import threading
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
 from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, failures_address, read_failures, read_manifest
 from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.paths import filesystem_of, local_path
-from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES
+from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
+from airflow_provider_imagen.storage.png import PNG_SIGNATURE
+from airflow_provider_imagen.storage.svg import read_svg_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.records import Picture, Problem
     from airflow_provider_imagen.storage.paths import StoragePath
@@ -33,15 +40,23 @@ log = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
+CHUNK_BYTES: Final = 256 * 1024
+
+_BLOCK_BYTES: Final = 4 * 1024 * 1024  # asked of an object store at a time
+_MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
+_whole_pictures = threading.BoundedSemaphore(2)
+_headers = threading.BoundedSemaphore(2)  # separate, because a holder of a whole picture asks for its media type
 
 
 class FileUnavailableError(Exception):
     """A file a record names cannot be shown; the message is a sentence for the visitor."""
 
 
-def read_picture(picture: Picture) -> bytes:
+def open_picture(picture: Picture) -> IO[bytes]:
     """
-    Read a stored picture.
+    Verify a stored picture and open it for reading.
+
+    It is never read into memory as a whole: files on a disk are read in place, objects from a temporary copy.
 
     :raises FileUnavailableError: it is not there any more, or is not the file the record describes
     """
@@ -49,13 +64,29 @@ def read_picture(picture: Picture) -> bytes:
     if not picture.path or not picture.sha256 or not picture.bytes or picture.bytes > MAX_PICTURE_BYTES:
         raise gone
     try:
-        data = _read(picture.path, most=picture.bytes)
+        file = _open(picture.path, most=picture.bytes)
     except Exception as error:
         log.warning("A picture of %s cannot be read: %s", picture.ti, type(error).__name__)
         raise gone from None
-    if len(data) != picture.bytes or hashlib.sha256(data).hexdigest() != picture.sha256:
+    try:
+        is_right = file.seek(0, os.SEEK_END) == picture.bytes and _digest(file) == picture.sha256
+    except OSError:
+        is_right = False
+    if not is_right:
+        file.close()
         raise gone
-    return data
+    return file
+
+
+@contextmanager
+def whole_picture(picture: Picture) -> Iterator[bytes]:
+    """
+    Read a stored picture into memory; two at a time, others wait.
+
+    :raises FileUnavailableError: it is not there any more, or is not the file the record describes
+    """
+    with _whole_pictures, open_picture(picture) as file:
+        yield file.read()
 
 
 def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
@@ -94,30 +125,59 @@ def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
         raise FileUnavailableError("The list of what was not made cannot be read any more.") from None
 
 
-def media_type(data: bytes) -> str | None:
-    """Say which kind of picture bytes are, from its header; ``None`` for anything else, or one too large to decode."""
+def media_type(file: IO[bytes]) -> str | None:
+    """Say which kind of picture a file is, from its header; ``None`` for anything else, or one too large to decode."""
     from PIL import Image
 
-    try:
-        with Image.open(BytesIO(data), formats=tuple(EXTENSIONS)) as image:
-            width, height = image.size
-            name = {"MPO": "JPEG", "DIB": "BMP"}.get(image.format or "", image.format)
-    except Exception:
-        return None
+    file.seek(0)
+    head = file.read(1024)
+    if head.startswith(PNG_SIGNATURE):  # Pillow would refuse one for the text in it
+        pixels = int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
+        return MIME_TYPES["PNG"] if 0 < pixels <= DEFAULT_MAX_PIXELS and head[12:16] == b"IHDR" else None
+    file.seek(0)
+    with _headers:  # some decoders read all of the file for it
+        try:
+            with Image.open(file, formats=tuple(EXTENSIONS)) as image:
+                width, height = image.size
+                name = {"MPO": "JPEG", "DIB": "BMP"}.get(image.format or "", image.format)
+        except Exception:
+            return _svg_media_type(file)
     kind = {str(known): value for known, value in MIME_TYPES.items()}.get(name or "")
     return kind if width * height <= DEFAULT_MAX_PIXELS else None
 
 
-def _read(path: str, *, most: int) -> bytes:
-    """Read a whole file of a bounded size."""
+def _svg_media_type(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    try:
+        return SVG_MIME_TYPE if read_svg_size(file.read()) is not None else None
+    except BadImageError:
+        return None
+
+
+def _digest(file: IO[bytes]) -> str:
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return digest
+
+
+def _open(path: str, *, most: int) -> IO[bytes]:
+    """Open a whole file of a bounded size."""
     place: StoragePath = open_folder(path)
     _check_size(place, most=most)
     local = local_path(place)
     if local is not None:
-        with local.open("rb") as file:
-            return file.read(most + 1)
+        return local.open("rb")
     filesystem, key = filesystem_of(place)
-    return bytes(filesystem.cat_file(key))
+    copy = tempfile.SpooledTemporaryFile(_MAX_COPY_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+    try:
+        with filesystem.open(key, "rb", block_size=_BLOCK_BYTES) as source:
+            while copy.tell() <= most and (chunk := source.read(CHUNK_BYTES)):
+                copy.write(chunk)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
 
 
 def _check_size(place: StoragePath, *, most: int) -> None:

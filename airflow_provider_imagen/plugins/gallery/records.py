@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
+
 if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 
@@ -102,6 +104,11 @@ class Picture:
     def is_stored(self) -> bool:
         """Whether there is a file, and the digest to know it by."""
         return bool(self.path and self.sha256 and self.bytes)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is an SVG, which may hold scripts and so is only downloaded."""
+        return self.mime_type == SVG_MIME_TYPE
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,22 @@ import re
 import secrets
 import tempfile
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type
 from airflow_provider_imagen.storage.convert import make_thumbnail
+from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
 
 PIXELS: Final = 384
 """Longer side of a preview: sharp on screens of double density at the size the page shows."""
 
+MAX_PICTURE_PIXELS: Final = 40_000_000
+"""Pixels of the largest picture a preview is made of: more than 8192 by 4096."""
+
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
 _PRUNE_EVERY: Final = 64  # previews made by one process
-_AT_ONCE: Final = 2
 
 
 class ThumbnailCache:
@@ -39,7 +43,6 @@ class ThumbnailCache:
         self._max_bytes = max_bytes
         self._written = 0
         self._lock = threading.Lock()
-        self._makers = threading.BoundedSemaphore(_AT_ONCE)
 
     def get(self, sha256: str) -> bytes | None:
         """Give the preview of a picture, if it has been made."""
@@ -58,15 +61,17 @@ class ThumbnailCache:
         Make the preview of a picture, and keep it.
 
         :param sha256: the digest of ``data``, checked
-        :raises FileUnavailableError: it is no picture
+        :raises FileUnavailableError: it is no picture, or none a preview is made of
         """
-        if media_type(data) is None:
+        kind = media_type(BytesIO(data))
+        if kind is None:
             raise FileUnavailableError("The stored file is not a picture.")
+        if kind == SVG_MIME_TYPE:
+            raise FileUnavailableError("A vector picture has no preview.")
         try:
-            with self._makers:
-                preview = make_thumbnail(data, pixels=PIXELS)
+            preview = make_thumbnail(data, pixels=PIXELS, max_pixels=MAX_PICTURE_PIXELS)
         except Exception:
-            raise FileUnavailableError("The stored picture is damaged.") from None
+            raise FileUnavailableError("The stored picture is damaged, or too large for a preview.") from None
         self._keep(sha256, preview)
         return preview
 

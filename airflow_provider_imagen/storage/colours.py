@@ -1,0 +1,92 @@
+"""
+Convert pixels between modes, and keep the colour profile consistent with them.
+
+A profile describes grey, RGB or CMYK pixels and misleads viewers beside any other kind. It is kept only where it fits;
+when the kind must change, the pixels are converted through it to sRGB, which needs no profile.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+_KIND_AT: Final = slice(16, 20)  # "data colour space" in the header of a profile (ICC.1:2022, 7.2)
+_OTHER_KINDS: Final = {"CMYK": b"CMYK", "LAB": b"Lab "}
+
+
+def change_mode(image: PillowImage, mode: str, options: dict[str, Any], notes: list[str]) -> PillowImage:
+    """
+    Convert a picture to a mode of Pillow, transparency included.
+
+    :param mode: ``L``, ``LA``, ``RGB`` or ``RGBA``, or the mode the picture has. What is transparent becomes white in
+        a mode without transparency
+    :param options: encoder options; ``icc_profile`` is set to ``None`` when it does not fit the new pixels
+    :param notes: receives a sentence when a profile is dropped without having been applied
+    """
+    profile: bytes | None = options.get("icc_profile")
+    kind = _kind_of(image.mode)
+    if profile and profile[_KIND_AT] != kind:
+        options["icc_profile"] = profile = None
+        notes.append("Its colour profile was left out: it describes another kind of pixels.")
+    if image.mode == mode:
+        return image
+    image = to_eight_bits(image)
+    if profile and _kind_of(mode) != kind:
+        options["icc_profile"] = None
+        image = _to_srgb(image, profile, notes)
+    if image.has_transparency_data and mode in ("L", "RGB"):
+        return _on_white(image.convert(mode + "A"), mode)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def to_eight_bits(image: PillowImage) -> PillowImage:
+    """Turn 16-bit grey, which few operations take, into 8-bit grey; return any other picture as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+
+
+def is_grey(mode: str) -> bool:
+    """Whether a mode has no colours."""
+    return _kind_of(mode) == b"GRAY"
+
+
+def _kind_of(mode: str) -> bytes:
+    if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"):
+        return b"GRAY"
+    return _OTHER_KINDS.get(mode, b"RGB ")
+
+
+def _on_white(layer: PillowImage, mode: str) -> PillowImage:
+    from PIL import Image
+
+    image = Image.new(mode, layer.size, "white")
+    image.paste(layer, mask=layer.getchannel("A"))
+    return image
+
+
+def _to_srgb(image: PillowImage, profile: bytes, notes: list[str]) -> PillowImage:
+    """Convert to RGB or RGBA through the profile, or without it when it cannot be applied."""
+    from PIL import ImageCms
+
+    mode = "L" if is_grey(image.mode) else image.mode
+    alpha = image.convert("LA").getchannel("A") if mode == "L" and image.has_transparency_data else None
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        converted = ImageCms.profileToProfile(
+            image if image.mode == mode else image.convert(mode),
+            source,
+            ImageCms.createProfile("sRGB"),
+            outputMode="RGB",
+        )
+    except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
+        notes.append(f"Its colour profile was left out: it cannot be applied ({error}).")
+        return image.convert("RGB" if alpha is None else "RGBA")
+    if converted is None:  # only when converting in place
+        return image.convert("RGB")
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted

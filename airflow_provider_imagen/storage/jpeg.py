@@ -1,0 +1,60 @@
+"""Walk the segments of a JPEG, and drop its metadata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
+_APPLICATION: Final = range(0xE0, 0xF0)
+_COMMENT: Final = 0xFE
+_ADOBE: Final = 0xEE  # names the colour transform
+_ADOBE_BYTES: Final = 12
+
+
+def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """
+    Walk the segments in front of a JPEG's picture data.
+
+    :returns: for each its marker, where it begins, where its content starts and ends; at last the start of scan
+    :raises ValueError, IndexError: the segments do not add up
+    """
+    position = 2
+    while True:
+        begin = position
+        if data[position] != 0xFF:
+            raise ValueError("no marker where one must be")
+        while data[position] == 0xFF:
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in _STANDALONE:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        end = position + length
+        if length < 2 or end > len(data):
+            raise ValueError("a segment runs over the end")
+        yield marker, begin, position + 2, end
+        if marker == 0xDA:
+            return
+        position = end
+
+
+def without_needless_segments(data: bytes) -> bytes | None:
+    """Return a JPEG with only the segments that its pixels and orientation need; ``None`` when it is no JPEG."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    parts = [data[:2]]
+    try:
+        for marker, begin, start, end in iterate_jpeg_segments(data):
+            is_exif = marker == 0xE1 and data.startswith(b"Exif\0", start)
+            is_colours = marker == _ADOBE and end - start >= _ADOBE_BYTES
+            if marker == 0xDA:
+                parts.append(data[begin:])
+            elif marker not in (*_APPLICATION, _COMMENT) or is_exif or is_colours:
+                parts.append(data[begin:end])
+    except (ValueError, IndexError):
+        return None
+    return b"".join(parts)

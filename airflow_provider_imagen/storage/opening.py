@@ -1,0 +1,125 @@
+"""
+Open pictures with Pillow: metadata it cannot read does not count, and all threads share a memory budget.
+
+Pillow's own limits are left alone, because every task in the process shares them.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
+
+from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.jpeg import without_needless_segments
+from airflow_provider_imagen.storage.png import (
+    PNG_SIGNATURE,
+    XmpTooLargeError,
+    read_profile,
+    read_xmp,
+    without_needless_chunks,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.Image import Image as PillowImage
+    from PIL.ImageFile import ImageFile
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
+"""The formats Pillow is asked to read."""
+
+MAX_DECODED_PIXELS: Final = 360_000_000
+"""
+Decoded pixels that all threads of a process may hold together, at 4 bytes each: 1.44 GB.
+
+A picture counts once per copy that exists at the same time. One that needs more than the whole budget runs alone.
+"""
+
+_LARGE_PIXELS: Final = MAX_DECODED_PIXELS // 10
+_MAX_PROFILE_BYTES: Final = 4 * 2**20
+_MAX_XMP_BYTES: Final = 2**20  # to carry along; to take apart, fewer
+_DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # what these decoders hold besides the picture they give
+
+
+class PixelBudget:
+    """
+    A counting semaphore for pixels.
+
+    :param pixels: the whole budget
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait for this many pixels (at most the whole budget) and hold them until the end of the block."""
+        pixels = min(pixels, self.pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_budget = PixelBudget(MAX_DECODED_PIXELS)
+
+
+@contextmanager
+def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -> Iterator[PillowImage]:
+    """
+    Open a picture without decoding it, with its pixels reserved from the budget; the end of the block frees both.
+
+    Do not nest these blocks: the inner one could wait for pixels that the outer one holds.
+
+    :param data: a whole picture
+    :param copies: how many pictures of this size the block holds at the same time, this one included
+    :param max_pixels: width times height that is still accepted; ``None`` leaves Pillow's own limit only
+    :raises BadImageError: it has more pixels; Pillow's own errors come as they are
+    """
+    is_png = data.startswith(PNG_SIGNATURE)
+    with _open(without_needless_chunks(data) if is_png else data) as image:
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise BadImageError(f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted.")
+        if is_png:
+            image.info["icc_profile"] = read_profile(data, max_bytes=_MAX_PROFILE_BYTES)
+            with suppress(XmpTooLargeError):
+                if packet := read_xmp(data, max_inflated_bytes=_MAX_XMP_BYTES):
+                    image.info["xmp"] = packet
+        pixels = width * height * (copies + _DECODER_COPIES.get(image.format or "", 0))
+        with _budget.reserve(pixels):
+            try:
+                yield image
+            finally:
+                image.close()
+                if pixels >= _LARGE_PIXELS:
+                    _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the system; glibc would keep up to a gigabyte per thread."""
+    import ctypes
+
+    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _open(data: bytes) -> ImageFile:
+    from PIL import Image
+
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except Exception:
+        bare = without_needless_segments(data)
+        if bare is None:
+            raise
+    return Image.open(BytesIO(bare), formats=FORMATS)  # without the metadata Pillow failed on

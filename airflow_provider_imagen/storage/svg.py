@@ -1,0 +1,109 @@
+"""
+Recognize SVG and read its nominal size.
+
+Nothing is rendered. A streaming parser proves that the file starts with one complete XML document whose root is
+``svg``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from xml.parsers import expat
+
+from airflow_provider_imagen.exceptions import BadImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MAX_PARSED_BYTES: Final = 8 * 2**20  # larger files: this much is parsed, and the end checked
+_MAX_BYTES_WITH_ENTITIES: Final = 2**20
+_MAX_ENTITY_CHARACTERS: Final = 1_000  # drawing programs define short names for namespaces
+_MAX_SIDE_PIXELS: Final = 1_000_000
+_PIXELS_PER_UNIT: Final = {"": 1, "px": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "pc": 16}
+_LENGTH: Final = r"\s*\+?(\d*\.?\d+|\d+\.)(px|in|cm|mm|pt|pc|)\s*"
+
+
+class _OtherRootError(Exception):
+    """The document is not SVG."""
+
+
+class _BrokenError(Exception):
+    """The document stops being well-formed at a byte position."""
+
+    def __init__(self, error: expat.ExpatError, position: int) -> None:
+        super().__init__(str(error))
+        self.position = position
+
+
+def read_svg_size(data: bytes) -> tuple[int, int] | None:
+    """
+    Prove that the bytes are a whole SVG, and return its width and height in pixels, both 0 when it does not say.
+
+    :returns: ``None`` when the bytes are something else
+    :raises BadImageError: they are an SVG that is cut off or damaged
+    """
+    encoding = None  # as the document says
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        data, encoding = data.decode("utf-16", "replace").encode(), "utf-8"
+    document = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not document.startswith(b"<"):
+        return None
+    root: list[Mapping[str, str]] = []
+    try:
+        _parse(document, root, encoding)
+        return _size_of(root[0])
+    except _OtherRootError:
+        return None
+    except _BrokenError as error:
+        if not root:
+            return None
+        # Padding after the root is fine: then the document is complete up to the last </svg>.
+        try:
+            _parse(document[: document.rfind(b"svg>", 0, error.position) + 4], [], encoding)
+        except _BrokenError:
+            raise BadImageError(f"The SVG is cut off or damaged ({len(data)} bytes): {error}") from error
+    return _size_of(root[0])
+
+
+def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None) -> None:
+    """Parse a complete document; append the attributes of its root to ``root`` as soon as they are known."""
+    parser = expat.ParserCreate(encoding)
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if name.rpartition(":")[2] != "svg":
+            raise _OtherRootError
+        root.append(attributes)
+        parser.StartElementHandler = None
+
+    def declare_entity(_name: str, _is_parameter: bool, value: str | None, *_: Any) -> None:
+        if value is not None and (len(value) > _MAX_ENTITY_CHARACTERS or len(document) > _MAX_BYTES_WITH_ENTITIES):
+            raise BadImageError("The SVG defines entities, which only a small one may.")
+        parser.DefaultHandler = lambda _: None  # stops expat from expanding entities in the content
+
+    parser.StartElementHandler = start
+    parser.EntityDeclHandler = declare_entity
+    is_large = len(document) > _MAX_PARSED_BYTES
+    try:
+        parser.Parse(document[:_MAX_PARSED_BYTES], not is_large)
+    except expat.ExpatError as error:
+        raise _BrokenError(error, parser.ErrorByteIndex) from error
+    if is_large and not root:
+        raise _OtherRootError
+    if is_large and not document.rstrip(b"\0 \t\r\n").endswith(b"svg>"):
+        raise BadImageError(f"The SVG is cut off ({len(document)} bytes).")
+
+
+def _size_of(root: Mapping[str, str]) -> tuple[int, int]:
+    """Read the size from the root's own attributes, or else from its view box."""
+    box = root.get("viewBox", "").replace(",", " ").split()
+    for sides in ((root.get("width", ""), root.get("height", "")), tuple(box[2:])):
+        if len(sides) == 2 and all(pixels := [_pixels(side) for side in sides]):
+            return pixels[0], pixels[1]
+    return 0, 0
+
+
+def _pixels(length: str) -> int:
+    match = re.fullmatch(_LENGTH, length[:30])
+    pixels = round(float(match[1]) * _PIXELS_PER_UNIT[match[2]]) if match else 0
+    return pixels if pixels <= _MAX_SIDE_PIXELS else 0
