@@ -14,6 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
@@ -37,23 +38,26 @@ SEED = 20261128
 LATENCY_SECONDS = 1.0
 DOWNLOAD_SECONDS = 0.5
 PROMPTS_PER_FAULT = 8
-"""One task has 4 requests in flight; so each fault finds an attempt that has got over the fault before."""
+"""Twice what one task has in flight, so that each fault finds an attempt that is past the fault before."""
 
 TITLE = "Kills and overlapping attempts"
 REMARK = (
-    f"One fault to {PROMPTS_PER_FAULT} prompts, all kinds equally often: SIGKILL of the task; SIGKILL of its supervisor; "
-    f"SIGSTOP of both until the next attempt runs; SIGTERM, and SIGKILL 4 s later. Each comes within "
-    f"{LATENCY_SECONDS + DOWNLOAD_SECONDS} s after its prompt's first request; a request takes {LATENCY_SECONDS} s, a "
-    f"download {DOWNLOAD_SECONDS} s. What comes after the task's end strikes nothing. Images: whole files, or URLs in "
-    f"XCom for HttpOperator. Unreported: billed, and neither an image nor the task's own count stands for it."
+    f"One fault for {PROMPTS_PER_FAULT} prompts, each kind equally often: SIGKILL of the task process; SIGKILL of its "
+    f"supervisor; SIGSTOP of both until the next attempt runs; SIGTERM, then SIGKILL after 4 s. It comes within "
+    f"{LATENCY_SECONDS + DOWNLOAD_SECONDS} s of the first request for its prompt, at the same moment for each way; a "
+    f"request takes {LATENCY_SECONDS} s, a download {DOWNLOAD_SECONDS} s. A fault that comes after the end of its task "
+    f"strikes nothing. Images: whole files; for HttpOperator, which does not download, URLs in XCom. Unreported: "
+    f"billed, but neither an image nor what the task itself reports accounts for it."
 )
 WAYS = {
     "HttpOperator, mapped": "killed_http",
     "TaskFlow + requests, mapped": "killed_taskflow",
     "ours, mapped": "killed_ours_mapped",
     "ours, one task": "killed_ours_one_task",
+    "ours, one task, on_lost_answer='resend'": "killed_ours_resend",
 }
-_UNMAPPED = "killed_ours_one_task"
+_UNMAPPED = ("killed_ours_one_task", "killed_ours_resend")
+_PAID_PATH = "/v1/images/generations"
 _IMPATIENT = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
@@ -88,43 +92,61 @@ def draw(count: int) -> list[Fault]:
 # --- what a fault does to the attempt that runs -----------------------------------------------------------------------
 
 
-def _kill_task(process: psutil.Process, _: Task) -> None:
-    process.kill()
+@dataclass(frozen=True)
+class Attempt:
+    """A running attempt: its task instance, the process of the task, and the executor's worker that supervises it."""
 
+    task: Task
+    number: int
+    process: psutil.Process
+    supervisor: psutil.Process
 
-def _kill_supervisor(process: psutil.Process, _: Task) -> None:
-    process.parent().kill()
+    def is_over(self) -> bool:
+        """Return whether the process has ended; nobody may have reaped it."""
+        try:
+            return self.process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
-
-def _overlap(process: psutil.Process, task: Task) -> None:
-    stopped, attempt = (process.parent(), process), task.get()["try_number"]
-
-    def has_successor() -> bool:
+    def has_successor(self) -> bool:
+        """Return whether the next attempt runs, or none will."""
         with suppress(OSError):  # an API server that is too busy
-            instance = task.get()
-            return instance["state"] in ("success", "failed") or (
-                instance["try_number"] > attempt and instance["state"] == "running"
-            )
+            instance = self.task.get()
+            if instance["state"] == "running":
+                return bool(instance["try_number"] > self.number)
+            return instance["state"] in ("success", "failed")
         return False
 
+
+def _kill_task(attempt: Attempt) -> None:
+    attempt.process.kill()
+
+
+def _kill_supervisor(attempt: Attempt) -> None:
+    attempt.supervisor.kill()
+
+
+def _overlap(attempt: Attempt) -> None:
+    stopped = (attempt.supervisor, attempt.process)
     try:
         for each in stopped:
             each.suspend()
-        wait_until(has_successor, "the next attempt")
+        wait_until(attempt.has_successor, "the next attempt")
     finally:
         for each in stopped:
-            each.resume()
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
 
 
-def _terminate_and_kill(process: psutil.Process, _: Task) -> None:
-    process.terminate()
+def _terminate_and_kill(attempt: Attempt) -> None:
+    attempt.process.terminate()
     try:
-        process.wait(4)
+        attempt.process.wait(4)
     except psutil.TimeoutExpired:
-        process.kill()
+        attempt.process.kill()
 
 
-KINDS: dict[str, Callable[[psutil.Process, Task], None]] = {
+KINDS: dict[str, Callable[[Attempt], None]] = {
     "task killed": _kill_task,
     "supervisor killed": _kill_supervisor,
     "overlap": _overlap,
@@ -132,20 +154,25 @@ KINDS: dict[str, Callable[[psutil.Process, Task], None]] = {
 }
 
 
-def strike(fault: Fault, task: Task, asked_at: float) -> bool:
+def strike(lab: Lab, fault: Fault, task: Task, asked_at: float) -> bool:
     """
-    Carry a fault out when its time comes, and return whether the attempt still ran.
+    Carry a fault out when its time comes, await the end of what it struck, and return whether there was anything.
 
     :param asked_at: when the prompt's first request arrived, seconds since the epoch
     """
     try:
-        process = task.process()
-        time.sleep(max(0.0, asked_at + fault.after_seconds - time.time()))
-        if process.status() == psutil.STATUS_ZOMBIE:
+        process, number = task.process(), task.get()["try_number"]
+        supervisor = process.parent()
+        if supervisor is None or not lab.owns(process) or not lab.owns(supervisor):  # has ended, or is an orphan
             return False
-        KINDS[fault.kind](process, task)
-    except psutil.NoSuchProcess:
+        attempt = Attempt(task, number, process, supervisor)
+        time.sleep(max(0.0, asked_at + fault.after_seconds - time.time()))
+        if attempt.is_over():
+            return False
+        KINDS[fault.kind](attempt)
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return False
+    wait_until(attempt.is_over, "the end of the attempt")
     return True
 
 
@@ -153,96 +180,91 @@ def strike(fault: Fault, task: Task, asked_at: float) -> bool:
 
 
 def measure(lab: Lab, *, quick: bool) -> list[Row]:
-    """Give a row per way; all of them run at the same time."""
+    """Return a row per way; all of them run at the same time."""
     faults = draw(4 if quick else 16)
     with sandbox.Sandbox(latency_seconds=LATENCY_SECONDS, picture_scale=0.125) as api:
         api.add_fault(sandbox.Fault("slow", on="download", seconds=DOWNLOAD_SECONDS, times=None))
         lab.restart_scheduler(**_IMPATIENT, **_connections(api))
-        ways = {way: dag_id for way, dag_id in WAYS.items() if lab.knows(dag_id)}
-        struck = _run(lab, api, list(ways.values()), faults)
-        return [_row(way, struck[dag_id], lab, api) for way, dag_id in ways.items()]
+        has_http = find_spec("airflow.providers.http") is not None
+        ways = {way: dag_id for way, dag_id in WAYS.items() if has_http or dag_id != "killed_http"}
+        wait_until(lambda: all(map(lab.knows, ways.values())), "the DAGs")
+        tasks = {dag_id: _trigger(lab, dag_id, len(faults) * PROMPTS_PER_FAULT) for dag_id in ways.values()}
+        struck = _strike_until_over(lab, api, tasks, faults)
+        return [_row(way, tasks[dag_id], struck[dag_id], lab, api) for way, dag_id in ways.items()]
 
 
 def _connections(api: sandbox.Sandbox) -> dict[str, str]:
-    """Make the connections: a killed attempt's answer cannot come later than ``read_timeout`` after its request."""
     ours = {"conn_type": "imagen", "host": api.url, "password": api.api_key, "extra": {"read_timeout": 10}}
     http = {"conn_type": "http", "host": api.url, "extra": {"Authorization": f"Bearer {api.api_key}"}}
     return {"AIRFLOW_CONN_KILLED": json.dumps(ours), "AIRFLOW_CONN_KILLED_HTTP": json.dumps(http)}
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """One way's run that is over: its task, its prompts, and how many faults struck."""
-
-    task: Task
-    prompts: list[str]
-    struck: int
-
-
-def _run(lab: Lab, api: sandbox.Sandbox, dag_ids: list[str], faults: list[Fault]) -> dict[str, _Outcome]:
-    """Start all ways, strike when it is time, and wait for their ends."""
-    numbers = range(len(faults) * PROMPTS_PER_FAULT)
-    prompts = {dag_id: [f"{dag_id}, picture {number}" for number in numbers] for dag_id in dag_ids}
-    for dag_id in dag_ids:
-        _folder(lab, dag_id).mkdir(parents=True)
-    tasks = {dag_id: lab.airflow.trigger(dag_id, {"prompts": prompts[dag_id]}) for dag_id in dag_ids}
-    due = {prompts[dag_id][fault.prompt]: (dag_id, fault) for dag_id in dag_ids for fault in faults}
-    strikes: dict[str, list[Future[bool]]] = {dag_id: [] for dag_id in dag_ids}
-    noticed = 0
-
-    def are_over() -> bool:
-        nonlocal noticed
-        requests = api.seen("/v1/images/generations")
-        for request in requests[noticed:]:
-            if (awaited := due.pop(request.json["prompt"], None)) is not None:
-                dag_id, fault = awaited
-                instance = _instances(dag_id, tasks[dag_id], fault.prompt + 1)[-1]
-                strikes[dag_id].append(pool.submit(strike, fault, instance, request.at))
-        noticed = len(requests)
-        with suppress(OSError):  # an API server that is too busy
-            return all(task.run_state() in ("success", "failed") for task in tasks.values())
-        return False
-
-    with ThreadPoolExecutor(max_workers=len(dag_ids) * len(faults)) as pool:
-        wait_until(are_over, "the end of the runs", patience_seconds=1800)
-        struck = {dag_id: sum(each.result() for each in strikes[dag_id]) for dag_id in dag_ids}
-    return {dag_id: _Outcome(tasks[dag_id], prompts[dag_id], struck[dag_id]) for dag_id in dag_ids}
+def _prompt(dag_id: str, number: int) -> str:
+    return f"{dag_id}, picture {number}"
 
 
 def _folder(lab: Lab, dag_id: str) -> Path:
     return lab.home / "killed" / dag_id
 
 
-def _instances(dag_id: str, task: Task, count: int) -> list[Task]:
-    """List the task instances of the first prompts: one for each, or one for all."""
-    return [task] if dag_id == _UNMAPPED else [task.of(number) for number in range(count)]
+def _trigger(lab: Lab, dag_id: str, prompts: int) -> list[Task]:
+    """Start a run, and return its task instances: one for each prompt, or one for all."""
+    _folder(lab, dag_id).mkdir(parents=True)
+    task = lab.airflow.trigger(dag_id, {"prompts": [_prompt(dag_id, number) for number in range(prompts)]})
+    return [task] if dag_id in _UNMAPPED else [task.of(number) for number in range(prompts)]
 
 
-def _row(way: str, outcome: _Outcome, lab: Lab, api: sandbox.Sandbox) -> Row:
+def _strike_until_over(
+    lab: Lab, api: sandbox.Sandbox, tasks: dict[str, list[Task]], faults: list[Fault]
+) -> dict[str, int]:
+    """Watch requests arrive, strike when it is time until all runs are over, and count what was struck."""
+    due = {_prompt(dag_id, fault.prompt): (dag_id, fault) for dag_id in tasks for fault in faults}
+    strikes: dict[str, list[Future[bool]]] = {dag_id: [] for dag_id in tasks}
+    noticed = 0
+
+    def are_over() -> bool:
+        nonlocal noticed
+        requests = api.seen(_PAID_PATH)
+        for request in requests[noticed:]:
+            if (found := due.pop(request.json["prompt"], None)) is not None:
+                dag_id, fault = found
+                task = tasks[dag_id][0 if dag_id in _UNMAPPED else fault.prompt]
+                strikes[dag_id].append(pool.submit(strike, lab, fault, task, request.at))
+        noticed = len(requests)
+        with suppress(OSError):  # an API server that is too busy
+            return all(each[0].run_state() in ("success", "failed") for each in tasks.values())
+        return False
+
+    with ThreadPoolExecutor(max_workers=len(due)) as pool:
+        wait_until(are_over, "the end of the runs", patience_seconds=1800)
+        struck = {dag_id: sum(each.result() for each in strikes[dag_id]) for dag_id in tasks}
+    wait_until(lambda: time.time() > api.seen(_PAID_PATH)[-1].at + 2 * LATENCY_SECONDS, "the last bill")
+    return struck
+
+
+def _row(way: str, tasks: list[Task], struck: int, lab: Lab, api: sandbox.Sandbox) -> Row:
     """Compare the bill with what is there and with what the tasks say."""
     dag_id = WAYS[way]
-    charges = [charge for charge in api.ledger() if charge.prompt in set(outcome.prompts)]
-    billed = Counter(charge.prompt for charge in charges)
-    usd = float(sum(charge.usd for charge in charges))
-    instances = _instances(dag_id, outcome.task, len(outcome.prompts))
-    summaries = [summary for each in instances if (summary := _xcom(each, "summary"))]
+    charges = [charge for charge in api.ledger() if charge.prompt.startswith(f"{dag_id},")]
+    billed_usd = float(sum(charge.usd for charge in charges))
+    summaries = [summary for task in tasks if (summary := _xcom(task, "summary"))]
     if dag_id == "killed_http":
-        images = sum(_xcom(each, "return_value") is not None for each in instances)
+        images = sum(_xcom(task, "return_value") is not None for task in tasks)
     else:
         images = sum(map(_is_whole, _folder(lab, dag_id).rglob("*.png")))
-    told_usd = sum(summary["usd_spent"] + summary.get("usd_in_doubt", 0) for summary in summaries)
-    accounted_usd = max(told_usd, images * float(charges[0].usd))
-    states = Counter(each.get()["state"] for each in instances)
+    reported_usd = sum(summary["usd_spent"] + summary.get("usd_in_doubt", 0) for summary in summaries)
+    accounted_usd = max(reported_usd, images * float(charges[0].usd))
+    states = Counter(task.get()["state"] for task in tasks)
     return {
         "way": way,
-        "prompts": len(outcome.prompts),
-        "faults": outcome.struck,
+        "prompts": len({charge.prompt for charge in charges}),
+        "faults struck": struck,
         "billed": len(charges),
-        "billed USD": usd,
+        "billed USD": billed_usd,
         "images": images,
-        "bought twice": sum(billed.values()) - len(billed),
-        "told lost USD": sum(summary["usd_lost"] for summary in summaries) if summaries else None,
-        "unreported USD": max(0.0, round(usd - accounted_usd, 6)),
+        "bought twice": len(charges) - len({charge.prompt for charge in charges}),
+        "reported lost USD": sum(summary["usd_lost"] for summary in summaries) if summaries else None,
+        "unreported USD": max(0.0, round(billed_usd - accounted_usd, 6)),
         "ended": ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
     }
 

@@ -158,6 +158,10 @@ class Lab:
         )
         return self._watch(dag_id, before, started)
 
+    def owns(self, process: psutil.Process) -> bool:
+        """Return whether a process is a task of this Airflow, or a worker of its executor."""
+        return self._processes.name_of(process.pid) == "scheduler"
+
     def knows(self, dag_id: str) -> bool:
         """Say whether there is such a DAG."""
         return self.airflow.knows(dag_id)

@@ -1,4 +1,4 @@
-"""This provider under kills: one task for all prompts, and a task for each."""
+"""This provider under kills: one task for all prompts, with and without paying again for lost answers; one for each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def prompts():
     return get_current_context()["dag_run"].conf["prompts"]
 
 
-with DAG("killed_ours_one_task", schedule=None):
-    ImagenGenerateOperator(prompt=prompts(), output_path=f"{FOLDER}/killed_ours_one_task", **COMMON)
+for dag_id, arguments in (("killed_ours_one_task", {}), ("killed_ours_resend", {"on_lost_answer": "resend"})):
+    with DAG(dag_id, schedule=None):
+        ImagenGenerateOperator(prompt=prompts(), output_path=f"{FOLDER}/{dag_id}", **COMMON, **arguments)
 
 with DAG("killed_ours_mapped", schedule=None):
     ImagenGenerateOperator.partial(
