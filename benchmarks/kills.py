@@ -1,8 +1,9 @@
 """
 What kills and overlapping attempts cost: the same faults, drawn from one seed, against several ways to do the job.
 
-A fault belongs to a prompt. It strikes a set time after the prompt's first request has arrived, whoever sent it, and
-hits the attempt that runs then. The bill is the sandbox's ledger, not what a task says about itself.
+A fault belongs to a prompt: it strikes a drawn time after the prompt's first request arrived, and hits the attempt that
+ran then. Requests are the clock, so that every way meets the same faults at the same moments, however fast it starts.
+The bill is the sandbox's ledger, not what a task says about itself.
 """
 
 from __future__ import annotations
@@ -188,9 +189,18 @@ def measure(lab: Lab, *, quick: bool) -> list[Row]:
         has_http = find_spec("airflow.providers.http") is not None
         ways = {way: dag_id for way, dag_id in WAYS.items() if has_http or dag_id != "killed_http"}
         wait_until(lambda: all(map(lab.knows, ways.values())), "the DAGs")
-        tasks = {dag_id: _trigger(lab, dag_id, len(faults) * PROMPTS_PER_FAULT) for dag_id in ways.values()}
+        prompts = len(faults) * PROMPTS_PER_FAULT
+        tasks = {dag_id: _trigger(lab, dag_id, prompts) for dag_id in ways.values()}
         struck = _strike_until_over(lab, api, tasks, faults)
-        return [_row(way, tasks[dag_id], struck[dag_id], lab, api) for way, dag_id in ways.items()]
+        return [
+            {
+                "way": way,
+                "prompts": prompts,
+                "faults struck": struck[dag_id],
+                **_outcome(dag_id, tasks[dag_id], lab, api),
+            }
+            for way, dag_id in ways.items()
+        ]
 
 
 def _connections(api: sandbox.Sandbox) -> dict[str, str]:
@@ -242,9 +252,8 @@ def _strike_until_over(
     return struck
 
 
-def _row(way: str, tasks: list[Task], struck: int, lab: Lab, api: sandbox.Sandbox) -> Row:
-    """Compare the bill with what is there and with what the tasks say."""
-    dag_id = WAYS[way]
+def _outcome(dag_id: str, tasks: list[Task], lab: Lab, api: sandbox.Sandbox) -> Row:
+    """Compare the bill with the images at hand and with what the tasks report."""
     charges = [charge for charge in api.ledger() if charge.prompt.startswith(f"{dag_id},")]
     billed_usd = float(sum(charge.usd for charge in charges))
     summaries = [summary for task in tasks if (summary := _xcom(task, "summary"))]
@@ -253,12 +262,10 @@ def _row(way: str, tasks: list[Task], struck: int, lab: Lab, api: sandbox.Sandbo
     else:
         images = sum(map(_is_whole, _folder(lab, dag_id).rglob("*.png")))
     reported_usd = sum(summary["usd_spent"] + summary.get("usd_in_doubt", 0) for summary in summaries)
+    # What a task reports includes what its images cost; a way that reports nothing still has its images.
     accounted_usd = max(reported_usd, images * float(charges[0].usd))
     states = Counter(task.get()["state"] for task in tasks)
     return {
-        "way": way,
-        "prompts": len({charge.prompt for charge in charges}),
-        "faults struck": struck,
         "billed": len(charges),
         "billed USD": billed_usd,
         "images": images,
