@@ -84,6 +84,7 @@ class Lab:
         shutil.copytree(Path(__file__).with_name("dags"), home / "dags")  # a file each: a task parses its own only
         if find_spec("airflow.providers.http") is None:
             (home / "dags" / "with_http.py").unlink()
+            (home / "dags" / "killed_http.py").unlink()
         self.environment = airflow_environment(
             home, port=port, database=self.database, executor="LocalExecutor", parallelism=SLOTS
         )
@@ -97,7 +98,7 @@ class Lab:
         self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed runs from bytecode
         compileall.compile_dir(ROOT / "airflow_provider_imagen", quiet=1)
         self._processes = Processes(home, self.environment)
-        self._airflow = Airflow(f"http://127.0.0.1:{port}", pictures=home / "pictures")
+        self.airflow = Airflow(f"http://127.0.0.1:{port}", pictures=home / "pictures")
         self.server_url = ""
 
     def start(self) -> None:
@@ -112,9 +113,18 @@ class Lab:
         self._processes.run("airflow", "db", "migrate")
         for component in COMPONENTS:
             self._processes.start(component, "airflow", component)
-        wait_until(lambda: self._processes.all_live() and self._airflow.is_up(), "Airflow")
-        wait_until(lambda: all(self._airflow.knows(name) for name in _DAGS), "the DAGs")
+        wait_until(lambda: self._processes.all_live() and self.airflow.is_up(), "Airflow")
+        wait_until(lambda: all(self.airflow.knows(name) for name in _DAGS), "the DAGs")
         self.run("warm_up")
+
+    def restart_scheduler(self, **environment: str) -> None:
+        """
+        Restart the scheduler and its executor with other settings, and keep them.
+
+        :param environment: what the scheduler and the tasks get in addition
+        """
+        self._processes.stop("scheduler")
+        self._processes.start("scheduler", "airflow", "scheduler", **environment)
 
     def end(self) -> None:
         """End everything."""
@@ -132,7 +142,7 @@ class Lab:
             shutil.rmtree(self.home / folder, ignore_errors=True)
             (self.home / folder).mkdir()
         before, started = self._cpu_seconds(), time.monotonic()
-        self._airflow.trigger(dag_id, {**conf, "base_url": self.server_url})
+        self.airflow.trigger(dag_id, {**conf, "base_url": self.server_url})
         return self._watch(dag_id, before, started)
 
     def clear(self, dag_id: str, *, behaviour: dict[str, Any] | None = None) -> Measured:
@@ -141,16 +151,20 @@ class Lab:
         shutil.rmtree(self.home / "measured")
         (self.home / "measured").mkdir()
         before, started = self._cpu_seconds(), time.monotonic()
-        self._airflow.call(
+        self.airflow.call(
             "POST",
             f"/api/v2/dags/{dag_id}/clearTaskInstances",
             {"dry_run": False, "dag_run_id": self._last_run(dag_id)["dag_run_id"], "only_failed": True},
         )
         return self._watch(dag_id, before, started)
 
+    def owns(self, process: psutil.Process) -> bool:
+        """Return whether a process is a task of this Airflow, or a worker of its executor."""
+        return self._processes.name_of(process.pid) == "scheduler"
+
     def knows(self, dag_id: str) -> bool:
         """Say whether there is such a DAG."""
-        return self._airflow.knows(dag_id)
+        return self.airflow.knows(dag_id)
 
     def _watch(self, dag_id: str, cpu_before: float, started: float) -> Measured:
         def is_over() -> bool:
@@ -178,14 +192,14 @@ class Lab:
         return counted
 
     def _last_run(self, dag_id: str) -> dict[str, Any]:
-        return self._airflow.runs(dag_id)[0]
+        return self.airflow.runs(dag_id)[0]
 
     def _states(self, dag_id: str) -> dict[str, int]:
         run_id = self._last_run(dag_id)["dag_run_id"]
         states: Counter[str] = Counter()
         while True:
             page = f"limit=100&offset={states.total()}"
-            answer = self._airflow.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?{page}")
+            answer = self.airflow.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?{page}")
             states.update(str(instance["state"]) for instance in answer["task_instances"])
             if states.total() >= answer["total_entries"]:
                 return dict(states)
@@ -194,8 +208,8 @@ class Lab:
         if dag_id != "ours":
             return 0
         entries = f"/api/v2/dags/{dag_id}/dagRuns/{self._last_run(dag_id)['dag_run_id']}/taskInstances/ours/xcomEntries"
-        keys = {entry["key"] for entry in self._airflow.call("GET", entries)["xcom_entries"]} - {"return_value"}
-        return sum(len(json.dumps(self._airflow.call("GET", f"{entries}/{key}")["value"])) for key in keys)
+        keys = {entry["key"] for entry in self.airflow.call("GET", entries)["xcom_entries"]} - {"return_value"}
+        return sum(len(json.dumps(self.airflow.call("GET", f"{entries}/{key}")["value"])) for key in keys)
 
     def _cpu_seconds(self) -> float:
         """Sum up the CPU of all living processes of Airflow; what has ended is in its parent's count."""
