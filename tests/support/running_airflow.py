@@ -49,10 +49,12 @@ class Processes:
 
     :param home: folder for what they say, ``<name>.out``, and for the numbers of their sessions, ``sessions``
     :param environment: what each of them gets; may still grow between two starts
+    :param python: interpreter that runs Python modules
     """
 
-    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+    def __init__(self, home: Path, environment: dict[str, str], *, python: str = sys.executable) -> None:
         self._home = home
+        self._python = python
         self.environment = environment
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -62,7 +64,7 @@ class Processes:
 
         :param environment: what this one gets in addition
         """
-        self.start_program(name, sys.executable, "-m", *command, **environment)
+        self.start_program(name, self._python, "-m", *command, **environment)
 
     def start_program(self, name: str, *command: str, user: str | None = None, **environment: str) -> None:
         """
@@ -119,10 +121,14 @@ class Processes:
         """Say whether one has ended by itself."""
         return self._started[name].poll() is not None
 
+    def pid(self, name: str) -> int:
+        """Return the process id of one that was started, also after its end."""
+        return self._started[name].pid
+
     def run(self, *command: str) -> None:
         """Run a Python module to its end."""
         subprocess.run(
-            [sys.executable, "-m", *command],
+            [self._python, "-m", *command],
             env=self.environment,
             cwd=self._home,
             check=True,
@@ -344,6 +350,10 @@ class Task:
         that all tasks are done, ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
         """
         wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self._dag_id}'s run")
+        self.clear_while_running()
+
+    def clear_while_running(self) -> None:
+        """Clear it at once, whatever it and its run are doing."""
         self._airflow.call(
             "POST",
             f"/api/v2/dags/{self._dag_id}/clearTaskInstances",
