@@ -15,6 +15,8 @@ from running_airflow import Airflow, Processes, airflow_environment, free_port, 
 import airflow_provider_imagen
 from airflow_provider_imagen.sandbox import Fault, Sandbox
 
+from .stage import SECONDS_PER_RESPONSE, Stage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,9 +25,6 @@ HOME = Path(os.environ.get("IMAGEN_OVERLAPS_HOME", ""))
 
 PYTHON = os.environ.get("IMAGEN_OVERLAPS_PYTHON", "")
 """Interpreter of the Airflow under test; set by ``set-up.sh``. The checks themselves run in any environment."""
-
-SECONDS_PER_RESPONSE = {4: 3.0, 32: 5.0}
-"""By concurrency. Shorter than the connection's ``read_timeout``, and long enough for an overlap to need many."""
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +45,7 @@ def processes(sandbox: Sandbox) -> Iterator[Processes]:
         "host": sandbox.url,
         "password": sandbox.api_key,
         # A request that an earlier attempt left behind is awaited for as long as a response may take.
-        "extra": {"read_timeout": 10},
+        "extra": {"read_timeout": 15},
     }
     environment = airflow_environment(
         HOME, port=free_port(), database=f"sqlite:///{HOME / 'airflow.db'}", executor="LocalExecutor", parallelism=16
@@ -73,5 +72,10 @@ def processes(sandbox: Sandbox) -> Iterator[Processes]:
 def airflow(processes: Processes) -> Airflow:
     airflow = Airflow(processes.environment["AIRFLOW__API__BASE_URL"], pictures=HOME / "pictures")
     wait_until(lambda: processes.all_live() and airflow.is_up(), "Airflow")
-    wait_until(lambda: airflow.knows("cleared_32"), "the DAGs")
+    wait_until(lambda: airflow.knows("api_away_60_s_4"), "the DAGs")
     return airflow
+
+
+@pytest.fixture(scope="session")
+def stage(airflow: Airflow, processes: Processes, sandbox: Sandbox) -> Stage:
+    return Stage(airflow, processes, sandbox)

@@ -1,4 +1,4 @@
-"""The DAGs whose task gets a second attempt while the first still runs: one per scenario and concurrency."""
+"""The DAGs that are caught in the middle. The name of each begins its prompts, and ends with its concurrency."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from requests.adapters import HTTPAdapter
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 PICTURES = os.environ["IMAGEN_OVERLAPS_PICTURES"]
-PROMPTS = {4: 40, 32: 160}
-"""Prompts by concurrency: enough rounds of requests that Airflow starts the next attempt in the middle."""
-
-INLINE = {"supervisor_killed_32", "suspended_4", "by_hand_twice_32", "cleared_4"}
-"""DAGs whose images come as base64 inside the response; those of the others come as URLs."""
+COMMON = {"on_failure": "accept", "lost_answer_patience_seconds": 2, "retry_delay": timedelta(seconds=1)}
+INLINE = {"convert_base64_to_url": False}
+"""Arguments for images that come as base64 inside the response, and not as URLs."""
 
 
 def sign_requests(context: Any) -> None:
@@ -30,20 +28,32 @@ def sign_requests(context: Any) -> None:
     HTTPAdapter.send = signed
 
 
-for scenario in ("supervisor_killed", "suspended", "by_hand_twice", "cleared"):
-    for concurrency, count in PROMPTS.items():
-        dag_id = f"{scenario}_{concurrency}"
-        # A run of a paused DAG waits in the queue for ``airflow tasks test``; no scheduler touches it.
-        with DAG(dag_id, schedule=None, is_paused_upon_creation=scenario == "by_hand_twice"):
-            ImagenGenerateOperator(
-                task_id="paint",
-                prompt=[f"{dag_id} {number:03}" for number in range(count)],
-                output_path=f"{PICTURES}/{dag_id}",
-                concurrency=concurrency,
-                convert_base64_to_url=False if dag_id in INLINE else None,
-                on_failure="accept",
-                lost_answer_patience_seconds=2,
-                pre_execute=sign_requests,
-                retries=3,
-                retry_delay=timedelta(seconds=1),
-            )
+def make_dag(dag_id: str, *, prompts: int, is_paused: bool = False, **arguments: Any) -> None:
+    with DAG(dag_id, schedule=None, is_paused_upon_creation=is_paused):
+        ImagenGenerateOperator(
+            task_id="paint",
+            prompt=[f"{dag_id} {number:03}" for number in range(prompts)],
+            output_path=f"{PICTURES}/{dag_id}",
+            concurrency=int(dag_id.rpartition("_")[2]),
+            pre_execute=sign_requests,
+            **{**COMMON, "retries": 3, **arguments},
+        )
+
+
+# Enough prompts that Airflow starts the second attempt while the first still has some before it.
+make_dag("supervisor_killed_4", prompts=40)
+make_dag("supervisor_killed_32", prompts=160, **INLINE)
+make_dag("suspended_4", prompts=40, **INLINE)
+make_dag("suspended_32", prompts=128)
+make_dag("cleared_4", prompts=40)
+make_dag("cleared_32", prompts=128, **INLINE)
+
+# No scheduler touches the run of a paused DAG: it waits in the queue for ``airflow tasks test``.
+make_dag("by_hand_4", prompts=80, is_paused=True, **INLINE)
+make_dag("by_hand_32", prompts=224, is_paused=True)
+make_dag("by_hand_together_4", prompts=24, is_paused=True)
+
+make_dag("timed_out_8", prompts=24, retries=0, execution_timeout=timedelta(seconds=12))
+for seconds in (25, 60):
+    # Airflow goes on starting attempts that cannot begin without the api-server.
+    make_dag(f"api_away_{seconds}_s_4", prompts=40, retries=20)

@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -226,16 +227,19 @@ class Airflow:
         self.pictures = pictures
         self._url = url
         self._token = ""
+        # Two that write at once hold each other up for as long as SQLite waits for a lock (3.3.2).
+        self._one_writer = threading.Lock()
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Call the REST API."""
+        """Call the REST API, from any thread."""
         request = urllib.request.Request(
             f"{self._url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json", "authorization": f"Bearer {self._token}"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        turn = nullcontext() if method == "GET" else self._one_writer
+        with turn, urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
     def is_up(self, *components: str) -> bool:
@@ -281,23 +285,23 @@ class Task:
     def __init__(self, airflow: Airflow, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
         self._airflow = airflow
         self._run = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
-        self._dag_id = dag_id
+        self.dag_id = dag_id
         self.run_id = run_id
         self._task_id = task_id
         self._map_index = map_index
 
     def of(self, map_index: int) -> Task:
         """Give an instance of a mapped task."""
-        return Task(self._airflow, self._dag_id, self.run_id, self._task_id, map_index)
+        return Task(self._airflow, self.dag_id, self.run_id, self._task_id, map_index)
 
     def beside(self, task_id: str) -> Task:
         """Give another task of the same run."""
-        return Task(self._airflow, self._dag_id, self.run_id, task_id)
+        return Task(self._airflow, self.dag_id, self.run_id, task_id)
 
     @property
     def folder(self) -> Path:
         """Where its pictures are."""
-        return self._airflow.pictures / self._dag_id
+        return self._airflow.pictures / self.dag_id
 
     def get(self) -> dict[str, Any]:
         """Read the task instance."""
@@ -332,7 +336,7 @@ class Task:
             return instance["state"] in states and instance["try_number"] >= tries
 
         try:
-            wait_until(is_there, f"{self._dag_id} in state {' or '.join(states)}, try {tries}")
+            wait_until(is_there, f"{self.dag_id} in state {' or '.join(states)}, try {tries}")
         except AssertionError as error:
             seen = f"state {instance['state']} in try {instance['try_number']}"
             raise AssertionError(f"{error}; last seen: {seen}, its run {self.run_state()}") from None
@@ -349,14 +353,14 @@ class Task:
         Airflow can lose a task that is cleared between the end of the task and that of its run: the scheduler has read
         that all tasks are done, ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
         """
-        wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self._dag_id}'s run")
+        wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self.dag_id}'s run")
         self.clear_while_running()
 
     def clear_while_running(self) -> None:
         """Clear it at once, whatever it and its run are doing."""
         self._airflow.call(
             "POST",
-            f"/api/v2/dags/{self._dag_id}/clearTaskInstances",
+            f"/api/v2/dags/{self.dag_id}/clearTaskInstances",
             {"dry_run": False, "dag_run_id": self.run_id, "task_ids": [self._task_id], "only_failed": False},
         )
 
