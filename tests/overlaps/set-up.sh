@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run two attempts of one task at once, on two versions of Airflow:  bash tests/overlaps/set-up.sh PYTHON
+# Run two attempts of one task at once, and stop others in the middle:  bash tests/overlaps/set-up.sh PYTHON
 #
 # PYTHON is that of a virtual environment with this project installed; its Airflow keeps journals in the task state store.
 # Airflow 3.2, which keeps them in a folder, is installed beside it. Everything lives in a temporary folder and on free
@@ -32,15 +32,26 @@ older="$work/venv/bin/python"
 "$work/uv/bin/uv" pip install --quiet --python "$older" --no-deps --editable .
 "$older" -m compileall -q "$work/venv/lib" >"$work/compileall.log" || true # a package may carry templates that are not Python
 
+# check INTERPRETER FOLDER CHECKS: with a home of its own, so that two can run side by side
 check() {
-  echo "--- Airflow $("$1" -c 'from importlib.metadata import version; print(version("apache-airflow"))')"
   mkdir "$work/$2"
   touch "$work/$2/sessions"
-  IMAGEN_OVERLAPS_HOME="$work/$2" IMAGEN_OVERLAPS_PYTHON="$1" \
-    "$python" -m pytest -o timeout=300 tests/overlaps/check_overlaps.py
+  IMAGEN_OVERLAPS_HOME="$work/$2" IMAGEN_OVERLAPS_PYTHON="$1" "$python" -m pytest -o timeout=300 "tests/overlaps/$3"
+}
+
+version() {
+  "$1" -c 'from importlib.metadata import version; print(version("apache-airflow"))'
 }
 
 failed=0
-check "$python" newest || failed=1
-check "$older" older || failed=1
+echo "--- overlaps, Airflow $(version "$python")"
+check "$python" overlaps check_overlaps.py || failed=1
+
+check "$python" stops check_stops.py >"$work/stops.log" 2>&1 & # it waits most of the time
+stops=$!
+echo "--- overlaps, Airflow $(version "$older")"
+check "$older" overlaps-older check_overlaps.py || failed=1
+wait "$stops" || failed=1
+echo "--- stops, Airflow $(version "$python")"
+cat "$work/stops.log"
 exit "$failed"
