@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from running_airflow import wait_until
 
-from .stage import has_ended, sender
+from .stage import has_ended, sender, start_api_server
 
 if TYPE_CHECKING:
     from running_airflow import Airflow, Processes, Task
@@ -51,7 +51,7 @@ def test_an_api_server_that_is_away_costs_no_more_than_what_is_reported(
     task, _ = stage.start(f"api_away_{seconds}_s_4")
     processes.stop("api-server")
     time.sleep(seconds)
-    processes.start("api-server", "airflow", "api-server")
+    start_api_server(processes)
     wait_until(airflow.is_up, "the api-server")
     task.wait("success", "failed")
     attempts = {sender(request) for request in stage.requests(task.dag_id)}

@@ -15,7 +15,7 @@ from running_airflow import Airflow, Processes, airflow_environment, free_port, 
 import airflow_provider_imagen
 from airflow_provider_imagen.sandbox import Fault, Sandbox
 
-from .stage import SECONDS_PER_RESPONSE, Stage
+from .stage import SECONDS_PER_RESPONSE, Stage, start_api_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +47,10 @@ def processes(sandbox: Sandbox) -> Iterator[Processes]:
         # A request that an earlier attempt left behind is awaited for as long as a response may take.
         "extra": {"read_timeout": 15},
     }
+    # Everything starts at once, so that a process may have to wait for others to write.
+    database = f"sqlite:///{HOME / 'airflow.db'}?timeout=60"
     environment = airflow_environment(
-        HOME, port=free_port(), database=f"sqlite:///{HOME / 'airflow.db'}", executor="LocalExecutor", parallelism=16
+        HOME, port=free_port(), database=database, executor="LocalExecutor", parallelism=16
     )
     environment |= {
         "PYTHONPATH": str(Path(airflow_provider_imagen.__file__).parents[1]),
@@ -61,7 +63,8 @@ def processes(sandbox: Sandbox) -> Iterator[Processes]:
     processes = Processes(HOME, environment, python=PYTHON)
     try:
         processes.run("airflow", "db", "migrate")
-        for component in ("api-server", "scheduler", "dag-processor"):
+        start_api_server(processes)
+        for component in ("scheduler", "dag-processor"):
             processes.start(component, "airflow", component)
         yield processes
     finally:

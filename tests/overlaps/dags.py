@@ -45,6 +45,8 @@ make_dag("supervisor_killed_4", prompts=40)
 make_dag("supervisor_killed_32", prompts=160, **INLINE)
 make_dag("suspended_4", prompts=40, **INLINE)
 make_dag("suspended_32", prompts=128)
+make_dag("suspended_for_long_4", prompts=24)
+make_dag("suspended_for_long_32", prompts=96, **INLINE)
 make_dag("cleared_4", prompts=40)
 make_dag("cleared_32", prompts=128, **INLINE)
 
@@ -56,4 +58,4 @@ make_dag("by_hand_together_4", prompts=24, is_paused=True)
 make_dag("timed_out_8", prompts=24, retries=0, execution_timeout=timedelta(seconds=12))
 for seconds in (25, 60):
     # Airflow goes on starting attempts that cannot begin without the api-server.
-    make_dag(f"api_away_{seconds}_s_4", prompts=40, retries=20)
+    make_dag(f"api_away_{seconds}_s_4", prompts=24, retries=20)

@@ -44,13 +44,12 @@ version() {
 }
 
 failed=0
-echo "--- overlaps, Airflow $(version "$python")"
-check "$python" overlaps check_overlaps.py || failed=1
-
 check "$python" stops check_stops.py >"$work/stops.log" 2>&1 & # it waits most of the time
 stops=$!
-echo "--- overlaps, Airflow $(version "$older")"
-check "$older" overlaps-older check_overlaps.py || failed=1
+for each in "$python" "$older"; do
+  echo "--- overlaps, Airflow $(version "$each")"
+  check "$each" "overlaps-$(version "$each")" check_overlaps.py || failed=1
+done
 wait "$stops" || failed=1
 echo "--- stops, Airflow $(version "$python")"
 cat "$work/stops.log"

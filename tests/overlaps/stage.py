@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox, SeenRequest
 
+DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 SECONDS_PER_RESPONSE = {4: 3.0, 8: 8.0, 32: 8.0}
 """By concurrency. Less than the connection's ``read_timeout``, and enough to be caught with a request in flight."""
 
@@ -48,6 +49,12 @@ class Stage:
         """Compare the charges for a task with what it published."""
         charges = [charge for charge in self.sandbox.ledger() if charge.prompt.startswith(f"{task.dag_id} ")]
         return Bill.read(charges, folder=task.folder, summary=task.xcom("summary"))
+
+
+def start_api_server(processes: Processes) -> None:
+    """Start the api-server. It waits for SQLite as briefly as by default, for the lock may be its own."""
+    database, _, _ = processes.environment[DATABASE].partition("?")
+    processes.start("api-server", "airflow", "api-server", **{DATABASE: database})
 
 
 def concurrency(dag_id: str) -> int:

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -215,6 +215,11 @@ def airflow_environment(home: Path, *, port: int, database: str, executor: str, 
     }
 
 
+def _json_of(request: urllib.request.Request) -> Any:
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
 class Airflow:
     """
     The public REST API, and what the file system shows beside it.
@@ -227,20 +232,31 @@ class Airflow:
         self.pictures = pictures
         self._url = url
         self._token = ""
-        # Two that write at once hold each other up for as long as SQLite waits for a lock (3.3.2).
         self._one_writer = threading.Lock()
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Call the REST API, from any thread."""
+        """
+        Call the REST API, from any thread.
+
+        On SQLite, a write can wait for a lock that the api-server itself holds, until it gives up after five seconds
+        and answers 500 (3.3.2, seen when requests came together). So writes take turns, and a failed one is repeated.
+        """
         request = urllib.request.Request(
             f"{self._url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json", "authorization": f"Bearer {self._token}"},
             method=method,
         )
-        turn = nullcontext() if method == "GET" else self._one_writer
-        with turn, urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        if method == "GET":
+            return _json_of(request)
+        with self._one_writer:
+            for _ in range(5):
+                try:
+                    return _json_of(request)
+                except urllib.error.HTTPError as error:
+                    if error.code != 500:
+                        raise
+            return _json_of(request)
 
     def is_up(self, *components: str) -> bool:
         """
