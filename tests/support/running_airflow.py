@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -49,10 +50,12 @@ class Processes:
 
     :param home: folder for what they say, ``<name>.out``, and for the numbers of their sessions, ``sessions``
     :param environment: what each of them gets; may still grow between two starts
+    :param python: interpreter that runs Python modules
     """
 
-    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+    def __init__(self, home: Path, environment: dict[str, str], *, python: str = sys.executable) -> None:
         self._home = home
+        self._python = python
         self.environment = environment
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -62,7 +65,7 @@ class Processes:
 
         :param environment: what this one gets in addition
         """
-        self.start_program(name, sys.executable, "-m", *command, **environment)
+        self.start_program(name, self._python, "-m", *command, **environment)
 
     def start_program(self, name: str, *command: str, user: str | None = None, **environment: str) -> None:
         """
@@ -119,10 +122,14 @@ class Processes:
         """Say whether one has ended by itself."""
         return self._started[name].poll() is not None
 
+    def pid(self, name: str) -> int:
+        """Return the process id of one that was started, also after its end."""
+        return self._started[name].pid
+
     def run(self, *command: str) -> None:
         """Run a Python module to its end."""
         subprocess.run(
-            [sys.executable, "-m", *command],
+            [self._python, "-m", *command],
             env=self.environment,
             cwd=self._home,
             check=True,
@@ -208,6 +215,11 @@ def airflow_environment(home: Path, *, port: int, database: str, executor: str, 
     }
 
 
+def _json_of(request: urllib.request.Request) -> Any:
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
 class Airflow:
     """
     The public REST API, and what the file system shows beside it.
@@ -220,17 +232,31 @@ class Airflow:
         self.pictures = pictures
         self._url = url
         self._token = ""
+        self._one_writer = threading.Lock()
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Call the REST API."""
+        """
+        Call the REST API, from any thread.
+
+        On SQLite, a write can wait for a lock that the api-server itself holds, until it gives up after five seconds
+        and answers 500 (3.3.2, seen when requests came together). So writes take turns, and a failed one is repeated.
+        """
         request = urllib.request.Request(
             f"{self._url}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"content-type": "application/json", "authorization": f"Bearer {self._token}"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        if method == "GET":
+            return _json_of(request)
+        with self._one_writer:
+            for _ in range(5):
+                try:
+                    return _json_of(request)
+                except urllib.error.HTTPError as error:
+                    if error.code != 500:
+                        raise
+            return _json_of(request)
 
     def is_up(self, *components: str) -> bool:
         """
@@ -275,23 +301,23 @@ class Task:
     def __init__(self, airflow: Airflow, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
         self._airflow = airflow
         self._run = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
-        self._dag_id = dag_id
+        self.dag_id = dag_id
         self.run_id = run_id
         self._task_id = task_id
         self._map_index = map_index
 
     def of(self, map_index: int) -> Task:
         """Give an instance of a mapped task."""
-        return Task(self._airflow, self._dag_id, self.run_id, self._task_id, map_index)
+        return Task(self._airflow, self.dag_id, self.run_id, self._task_id, map_index)
 
     def beside(self, task_id: str) -> Task:
         """Give another task of the same run."""
-        return Task(self._airflow, self._dag_id, self.run_id, task_id)
+        return Task(self._airflow, self.dag_id, self.run_id, task_id)
 
     @property
     def folder(self) -> Path:
         """Where its pictures are."""
-        return self._airflow.pictures / self._dag_id
+        return self._airflow.pictures / self.dag_id
 
     def get(self) -> dict[str, Any]:
         """Read the task instance."""
@@ -326,7 +352,7 @@ class Task:
             return instance["state"] in states and instance["try_number"] >= tries
 
         try:
-            wait_until(is_there, f"{self._dag_id} in state {' or '.join(states)}, try {tries}")
+            wait_until(is_there, f"{self.dag_id} in state {' or '.join(states)}, try {tries}")
         except AssertionError as error:
             seen = f"state {instance['state']} in try {instance['try_number']}"
             raise AssertionError(f"{error}; last seen: {seen}, its run {self.run_state()}") from None
@@ -343,10 +369,14 @@ class Task:
         Airflow can lose a task that is cleared between the end of the task and that of its run: the scheduler has read
         that all tasks are done, ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
         """
-        wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self._dag_id}'s run")
+        wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self.dag_id}'s run")
+        self.clear_while_running()
+
+    def clear_while_running(self) -> None:
+        """Clear it at once, whatever it and its run are doing."""
         self._airflow.call(
             "POST",
-            f"/api/v2/dags/{self._dag_id}/clearTaskInstances",
+            f"/api/v2/dags/{self.dag_id}/clearTaskInstances",
             {"dry_run": False, "dag_run_id": self.run_id, "task_ids": [self._task_id], "only_failed": False},
         )
 
