@@ -22,7 +22,8 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
     """
     Call a function, take what it returns for the prompt, and generate.
 
-    :param python_callable: returns text, a mapping with ``prompt``, or a list of these; templates in it are rendered
+    :param python_callable: returns text, a mapping with ``prompt``, or a list of these; it is data, in which no
+        template is rendered and no template file is named
     """
 
     template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *ImagenGenerateOperator.template_fields)
@@ -55,7 +56,7 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
 
     def execute(self, context: Context) -> list[str]:
         """
-        Call the function, render what it returns, and make the pictures.
+        Call the function, and make the images of what it returns.
 
         :raises InvalidArgumentsError: the function returned something that cannot be a prompt; nothing was paid
         """
@@ -66,7 +67,7 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
             from airflow_provider_imagen.operators.execution import raise_for_airflow
 
             raise_for_airflow(InvalidArgumentsError(problems), self)
-        self.prompt = self.render_template(prompt, context)  # alone: all other fields are rendered, and once is enough
+        self.prompt = prompt  # data, never a template: it may hold text from outside, such as a headline
         return ImagenGenerateOperator.execute(self, context)
 
 
