@@ -933,3 +933,17 @@ def test_the_plugin_is_named_for_airflow_to_find() -> None:
     (target,) = project["entry-points"]["airflow.plugins"].values()
     module, _, name = target.partition(":")
     assert getattr(__import__(module, fromlist=[name]), name).name == "imagen"
+
+
+def test_money_in_doubt_is_shown_with_the_requests_it_is_for(
+    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.add_fault(Fault("reset", prompt="lost", billed=True))
+    sandbox.add_fault(Fault("status", status=401, path="/v2/logs", times=None))
+    gallery = painted(prompt=["good", "lost"], output_path=str(tmp_path), on_failure="accept")
+    path, query = gallery.task()
+    page = visit().get(path, params=query).text
+
+    assert "In doubt, at most" in page
+    assert page.count('class="badge in_doubt"') == 1
+    assert "could not be looked up" in page

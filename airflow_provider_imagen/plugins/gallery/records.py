@@ -17,7 +17,7 @@ from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
 if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 
-Outcome = Literal["filtered", "failed"]
+Outcome = Literal["filtered", "failed", "in_doubt"]
 
 _TOO_MUCH: Final = 2**63
 
@@ -35,6 +35,7 @@ class Summary:
     :param adopted: pictures an earlier try had paid for
     :param usd_spent: charged in all, lost charges included
     :param usd_lost: charged without a picture
+    :param usd_in_doubt: what more may have been charged, for requests whose outcome is not known
     :param usd_is_estimate: some cost is the known price, not what the API said
     """
 
@@ -46,6 +47,7 @@ class Summary:
     adopted: int = 0
     usd_spent: float = 0.0
     usd_lost: float = 0.0
+    usd_in_doubt: float = 0.0
     usd_is_estimate: bool = False
 
     @property
@@ -145,6 +147,7 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
         **numbers,
         usd_spent=_number(value.get("usd_spent")) or 0.0,
         usd_lost=_number(value.get("usd_lost")) or 0.0,
+        usd_in_doubt=_number(value.get("usd_in_doubt")) or 0.0,
         usd_is_estimate=value.get("usd_is_estimate") is True,
     )
     return TaskSummary(ti=ti, summary=summary, manifest=_text(value.get("manifest")), timestamp=timestamp)
@@ -183,7 +186,7 @@ def read_problems(ti: TaskInstance, lines: Sequence[Mapping[str, Any]]) -> list[
             model=_text(line.get("model")),
             requested=_count(line.get("requested")),
             made=_count(line.get("made")),
-            outcome="filtered" if line.get("outcome") == "filtered" else "failed",
+            outcome=_outcome(line.get("outcome")),
             error=_text(line.get("error")) or "",
             why=_text(line.get("message")) or "",
             usd=_number(line.get("usd")),
@@ -191,6 +194,10 @@ def read_problems(ti: TaskInstance, lines: Sequence[Mapping[str, Any]]) -> list[
         )
         for line in lines
     ]
+
+
+def _outcome(value: Any) -> Outcome:
+    return value if value in ("filtered", "in_doubt") else "failed"
 
 
 def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None:
