@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION  # the only place it has, in all versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from airflow.sdk import ObjectStoragePath
 
@@ -27,6 +34,18 @@ except ImportError:  # 3.1, 3.2: tasks have no retry policy
     HAS_RETRY_POLICY = False
 
 
+GRACE_SECONDS = 60.0
+"""
+Longer than most models take to answer, and than a Kubernetes pod is given to end (30 s).
+
+What is in flight when a task is cancelled has been paid for. An ``execution_timeout`` sends no SIGKILL, so only this
+limits the wait; who does send one ends it sooner, and finds published what there was.
+"""
+
+
+LOCK_PATIENCE_SECONDS = 5.0
+
+
 def determine_kwargs(function: Callable[..., Any], args: Collection[Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """Choose from a context what a function takes; what does it is loaded with the first decorator, not with us."""
     try:
@@ -43,6 +62,74 @@ def never_expire() -> dict[str, Any]:
     except ImportError:
         return {}
     return {"retention": NEVER_EXPIRE}
+
+
+class DatabaseStateStore:
+    """
+    The task state store of one task instance, through Airflow's database; for commands, outside a task (3.3).
+
+    :param map_index: -1 when the task is not mapped
+    """
+
+    def __init__(self, *, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
+        try:
+            from airflow.state import TaskScope, get_state_backend
+        except ImportError:
+            raise ValueError("This Airflow has no task state store: name the output folder instead.") from None
+        self._backend = get_state_backend()
+        self._scope = TaskScope(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key."""
+        value = self._backend.get(self._scope, key)
+        return default if value is None else json.loads(value)
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        """Write the value of a key."""
+        self._backend.set(self._scope, key, json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        """Remove a key."""
+        self._backend.delete(self._scope, key)
+
+
+@contextmanager
+def machine_lock() -> Iterator[None]:
+    """Take turns with other processes of the same user on this machine; who waits too long goes on without."""
+    path = Path(tempfile.gettempdir(), f"airflow-provider-imagen-{os.getuid()}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:  # a file of somebody else, or a disk that takes none
+        yield
+        return
+    try:
+        give_up_at = time.monotonic() + LOCK_PATIENCE_SECONDS
+        while time.monotonic() < give_up_at:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.01)
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def has_supervisor() -> bool:
+    """Return whether this process is a task's, with a supervisor as its parent; not so in ``airflow tasks test``."""
+    from airflow.sdk.execution_time import task_runner
+
+    return type(getattr(task_runner, "SUPERVISOR_COMMS", None)).__name__ == "CommsDecoder"
+
+
+def get_grace_seconds() -> float:
+    """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
+    try:
+        from airflow.sdk.configuration import conf
+    except ImportError:  # 3.1
+        from airflow.configuration import conf
+    return max(0.0, float(conf.getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
 
 
 def get_metrics() -> Any:
@@ -88,11 +175,15 @@ __all__ = [
     "SET_DURING_EXECUTION",
     "AirflowFailException",
     "AirflowSkipException",
+    "DatabaseStateStore",
     "RetryDecision",
     "RetryPolicy",
     "determine_kwargs",
     "get_dag_bag",
+    "get_grace_seconds",
     "get_metrics",
+    "has_supervisor",
+    "machine_lock",
     "never_expire",
     "open_path",
 ]

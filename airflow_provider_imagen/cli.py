@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.commands.check import add_check
 from airflow_provider_imagen.commands.models import add_models
+from airflow_provider_imagen.commands.reconcile import add_reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sandbox(commands)
     add_models(commands)
     add_check(commands)
+    add_reconcile(commands)
     return parser
 
 

@@ -22,7 +22,8 @@ Everything that can go wrong, as classes that carry data.
     │   ├── LinkExpiredError       the link is dead                                         hopeless
     │   └── BadImageError          what came is no whole picture, or too large              retry helps
     ├── StorageError               the picture could not be written                         retry helps
-    ├── JournalError               what was paid for cannot be noted down durably           retry helps
+    ├── JournalError               what was paid for cannot be written down durably         retry helps
+    │   └── OwnershipLostError     another attempt of the task owns the journal now         hopeless
     ├── StoppedError               the task was told to stop; nothing new was sent          retry helps
     └── ItemsFailedError           some items of a task failed, each with its own error     as its parts
 
@@ -266,6 +267,16 @@ class JournalError(ImagenError):
     """The journal cannot be written or read, so nothing may be bought. A retry helps once its store is back."""
 
     retry_helps = True
+
+
+class OwnershipLostError(JournalError):
+    """
+    Another attempt of the same task has taken the journal over, or somebody deleted it: this one may not send anything.
+
+    A retry does not help: it would take the journal away from the attempt that has it.
+    """
+
+    retry_helps = False
 
 
 class StoppedError(ImagenError):

@@ -24,6 +24,21 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
         "extra-links": ["airflow_provider_imagen.links.pictures.PicturesLink"],
+        "config": {
+            "imagen": {
+                "description": "Settings of tasks that generate images.",
+                "options": {
+                    "grace_seconds": {
+                        "description": "How long requests and downloads in flight may go on once a task is cancelled, "
+                        "in seconds: they are paid for. What there is has been published by then.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": "25",
+                        "default": "60",
+                    }
+                },
+            }
+        },
         "connection-types": [
             {
                 "connection-type": "imagen",

@@ -20,6 +20,7 @@ from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.api.download import Downloader
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
+from airflow_provider_imagen.generation.state import Cancellation
 from airflow_provider_imagen.generation.tools import RunTools
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
@@ -103,6 +104,7 @@ def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: A
                 journal=journal,
                 options=RunOptions(**options),
                 links=LinkSeal(SANDBOX_API_KEY),
+                cancellation=Cancellation(),
             ).execute()
         finally:
             journal.close()

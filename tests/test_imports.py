@@ -85,7 +85,7 @@ def test_what_is_preloaded_leaves_a_task_nothing_of_ours_to_import(tmp_path):
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator",
         f"task = ImagenGenerateOperator(task_id='t', prompt='a red fox', output_path={str(tmp_path)!r})",
         "from airflow_provider_imagen.operators.execution import TaskExecution",
-        "execution = TaskExecution(task, {}, should_stop=lambda: False)",
+        "execution = TaskExecution(task, {}, is_killed=lambda: False)",
         "execution._plan(); execution._open_folder(); execution._hook.get_downloader()",
         "from PIL import Image",
         "Image.new('RGB', (1, 1)).save(file := io.BytesIO(), 'PNG')",

@@ -60,6 +60,7 @@ class Generation(Struct, frozen=True):
     :param model: the model that was asked, by the name it was asked under
     :param answered_model: the model that answered and whose price is charged, where the answer names one: some ids
         choose between models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
+    :param null_items: entries of the list that hold no picture, only nulls
     """
 
     pictures: tuple[AnsweredPicture, ...]
@@ -68,6 +69,7 @@ class Generation(Struct, frozen=True):
     inference_id: str | None
     client_request_id: str | None
     model: str | None
+    null_items: int = 0
     answered_model: str | None = None
 
     @property
@@ -127,6 +129,7 @@ def read_generation(
         inference_id=inference_id,
         client_request_id=client_request_id,
         model=model,
+        null_items=_count_null_items(answer),
         answered_model=_answered_model(by_name, answer, api_key),
     )
 
@@ -137,6 +140,12 @@ def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key:
     said = (headers.get("x-aimlapi-model"), meta.get("model") if isinstance(meta, dict) else None, answer.get("model"))
     name = next(filter(None, map(_text, said)), None)
     return scrub(name, api_key, limit=200) if name else None
+
+
+def _count_null_items(answer: dict[str, Any]) -> int:
+    """Count the nulls in the longest list of pictures; lists side by side hold the same pictures."""
+    lists = [_entries(answer.get(name)) for name in _LIST_NAMES]
+    return sum(_read_picture(entry, withheld=False, prompt=None, seed=None) is None for entry in max(lists, key=len))
 
 
 def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:

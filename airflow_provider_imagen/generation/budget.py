@@ -1,4 +1,4 @@
-"""The purse of a task: what was spent over all its tries, what is promised to requests in flight, and the cap."""
+"""All money of a task, over all its attempts: spent, lost, reserved, in doubt, and the cap."""
 
 from __future__ import annotations
 
@@ -13,149 +13,242 @@ from airflow_provider_imagen.exceptions import BudgetExceededError, StoppedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow_provider_imagen.journal.records import Intent, JournalState
 
-class Reservation(Struct, frozen=True):
+ZERO = Decimal(0)
+
+
+class Reservation(Struct, eq=False):
     """
-    Money set aside for one request in flight.
+    Money set aside for one request.
 
-    :param usd: what was set aside, in USD; 0 without a cap
-    :param model: id of the model it is for
-    :param pictures: how many pictures it asks for
-    :param expected_usd: its price as known beforehand, in USD
+    :param model: id of the model it goes to
+    :param images: how many images it asks for
+    :param quoted_usd: its price as known beforehand, in USD; ``None`` when it is not known
+    :param client_request_id: the id it is sent with; ``None`` until it is about to be sent
     """
 
-    usd: Decimal
     model: str
-    pictures: int
-    expected_usd: Decimal | None
+    images: int
+    quoted_usd: Decimal | None
+    client_request_id: str | None = None
 
 
 class Budget:
     """
-    Counts money, and stops before the cap is passed.
+    Counts money, and stops before the cap is exceeded. Safe to use from any number of threads.
 
-    A request takes its expected price out of what is left before it is sent and settles with its real cost after. A
-    model that turns out dearer than its known price is expected to stay so. While no price of a model is known at all,
-    one request takes all that is left, and what it costs is expected of the others.
+    With a cap, a request is let through only if it and all requests in flight fit into what is left, each at the
+    highest price per image seen or quoted for its model. While no charge of a model has been seen, a single request is
+    in flight: what it costs decides about the others. So a price that rises in the middle of a run can cost at most one
+    round of requests in flight more than the cap.
 
-    :param max_usd: cap over all tries, in USD; ``None`` for no cap
-    :param spent_usd: what earlier tries spent, in USD
-    :param should_stop: asked while waiting for others to settle
+    Requests of unknown outcome, and those that are presumed unbilled, keep their money reserved: they may still turn
+    out to be charged.
+
+    :param max_usd: cap over all attempts, in USD; ``None`` for no cap
+    :param is_over: asked while waiting; when true, waiting ends in :class:`StoppedError`
     """
 
-    def __init__(
-        self,
-        *,
-        max_usd: Decimal | None = None,
-        spent_usd: Decimal = Decimal(0),
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, *, max_usd: Decimal | None = None, is_over: Callable[[], bool] = lambda: False) -> None:
         self._max_usd = max_usd
-        self._spent = spent_usd
-        self._promised = Decimal(0)
-        self._in_doubt = Decimal(0)
-        self._in_flight = 0
-        self._dearest_picture: dict[str, Decimal] = {}
-        self._dearest: dict[str, tuple[Decimal, Decimal]] = {}
-        self._should_stop = should_stop
-        self._settled = threading.Condition()
+        self._is_over = is_over
+        self._changed = threading.Condition(threading.RLock())
+        self._spent = ZERO
+        self._lost = ZERO
+        self._is_estimate = False
+        self._in_flight: set[Reservation] = set()
+        self._in_doubt: dict[str, Reservation] = {}
+        self._highest: dict[str, tuple[Decimal, int]] = {}  # by model: the dearest charge per image, and its images
+
+    # --- what earlier attempts did ------------------------------------------------------------------------------------
+
+    def inherit(self, state: JournalState) -> None:
+        """Count what earlier attempts spent, and learn their prices."""
+        with self._changed:
+            for request in state.requests.values():
+                self._spent += request.usd_spent
+                self._lost += request.usd_lost
+                if (response := request.response) is None:
+                    continue
+                self._is_estimate = self._is_estimate or response.usd_is_estimate
+                images = request.target.images if request.target is not None else len(response.images)
+                if response.usd:
+                    self._learn(response.model, images, response.usd)
+                elif response.usd is None:  # charged, and nobody knows how much
+                    self.doubt(Reservation(response.model, images, None, response.client_request_id))
+            for intent in state.all_unresolved().values():
+                self.doubt(reservation_for(intent))
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def reserve(self, *, model: str, quoted_usd: Decimal | None, images: int) -> Reservation:
+        """
+        Set money aside for a request, waiting for others to settle where that may make room.
+
+        :return: what was set aside; hand it to :meth:`settle`, :meth:`release` or :meth:`doubt`
+        :raises BudgetExceededError: the cap could be exceeded
+        :raises StoppedError: the task was cancelled meanwhile
+        """
+        reservation = Reservation(model, images, quoted_usd)
+        with self._changed:
+            while not self._fits(reservation):
+                if self._is_over():
+                    raise StoppedError("The task was cancelled; nothing new was sent.")
+                self._refuse_what_never_fits(reservation)
+                self._changed.wait(0.2)
+            self._in_flight.add(reservation)
+        return reservation
+
+    def _fits(self, reservation: Reservation) -> bool:
+        if self._max_usd is None:
+            return True
+        if self._in_flight and any(each.model not in self._highest for each in (reservation, *self._in_flight)):
+            return False  # what a request of this model really costs is not known yet
+        if self._has_doubt_of_unknown_price():
+            return False
+        price = self.price(reservation)
+        room = self._max_usd - self._spent - sum(map(self._worth, [*self._in_flight, *self._in_doubt.values()]), ZERO)
+        return room > 0 if price is None else price <= room
+
+    def _refuse_what_never_fits(self, reservation: Reservation) -> None:
+        """Raise if not even the end of every request in flight would make room."""
+        assert self._max_usd is not None  # noqa: S101 - a type check
+        left = self._max_usd - self._spent - sum(map(self._worth, self._in_doubt.values()), ZERO)
+        price = self.price(reservation)
+        if (price or ZERO) > left or (not self._in_flight and (left <= 0 or self._has_doubt_of_unknown_price())):
+            raise self.exceeded(next_usd=price)
+
+    def _has_doubt_of_unknown_price(self) -> bool:
+        return any(self.price(each) is None for each in self._in_doubt.values())
+
+    def settle(self, reservation: Reservation, *, usd: Decimal) -> None:
+        """Count what a request was charged; a charge of 0 does not tell its model's price."""
+        with self._changed:
+            self._drop(reservation)
+            self._spent += usd
+            if usd:
+                self._learn(reservation.model, reservation.images, usd)
+            self._changed.notify_all()
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back what was set aside for a request that bought nothing."""
+        with self._changed:
+            self._drop(reservation)
+            self._changed.notify_all()
+
+    def doubt(self, reservation: Reservation) -> None:
+        """Keep money reserved for a request that may have been billed."""
+        with self._changed:
+            self._in_flight.discard(reservation)
+            if reservation.client_request_id is not None:
+                self._in_doubt[reservation.client_request_id] = reservation
+            self._changed.notify_all()
+
+    def examine(self, client_request_id: str) -> Reservation | None:
+        """
+        Treat a request in doubt as one in flight while its outcome is looked up, so that others wait for it.
+
+        :return: what is reserved for it; hand it to :meth:`settle`, :meth:`release` or :meth:`doubt`
+        """
+        with self._changed:
+            reservation = self._in_doubt.pop(client_request_id, None)
+            if reservation is not None:
+                self._in_flight.add(reservation)
+            return reservation
+
+    def is_in_doubt(self, client_request_id: str) -> bool:
+        """Return whether money is reserved for a request that may have been billed, and that nobody looks up."""
+        with self._changed:
+            return client_request_id in self._in_doubt
+
+    def _drop(self, reservation: Reservation) -> None:
+        self._in_flight.discard(reservation)
+        if reservation.client_request_id is not None:
+            self._in_doubt.pop(reservation.client_request_id, None)
+
+    # --- prices -------------------------------------------------------------------------------------------------------
+
+    def price(self, reservation: Reservation) -> Decimal | None:
+        """Return what a request costs at the highest price seen or quoted for its model; ``None`` if none is known."""
+        seen = self._highest.get(reservation.model)
+        if seen is None:
+            return reservation.quoted_usd
+        usd, images = seen
+        return max(reservation.quoted_usd or ZERO, usd * reservation.images / images)
+
+    def cost(self, reservation: Reservation, stated_usd: Decimal | None, *, has_images: bool) -> Decimal | None:
+        """
+        Return what a response is counted at: the stated cost, or the known price if it states none, or zero for images.
+
+        :return: ``None`` when no price is known either
+        """
+        if stated_usd or (stated_usd is not None and not has_images):
+            return stated_usd
+        with self._changed:
+            self._is_estimate = True
+            return self.price(reservation)
+
+    def _learn(self, model: str, images: int, usd: Decimal) -> None:
+        before = self._highest.get(model)
+        if before is None or usd * before[1] > before[0] * images:
+            self._highest[model] = (usd, images)
+
+    def _worth(self, reservation: Reservation) -> Decimal:
+        return self.price(reservation) or ZERO
+
+    # --- totals -------------------------------------------------------------------------------------------------------
+
+    def lose(self, usd: Decimal | None) -> None:
+        """Count money, already counted as spent, for which there is no image; a negative amount takes that back."""
+        with self._changed:
+            self._lost += usd or ZERO
 
     @property
     def spent_usd(self) -> Decimal:
-        """Charged so far, over all tries, in USD."""
-        with self._settled:
+        """Charged by all attempts so far, in USD."""
+        with self._changed:
             return self._spent
 
-    def reserve(self, *, model: str, expected_usd: Decimal | None, pictures: int) -> Reservation:
+    @property
+    def lost_usd(self) -> Decimal:
+        """The part of it for which there is no image, in USD."""
+        with self._changed:
+            return self._lost
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether some cost is a quoted price, because the response did not state one."""
+        return self._is_estimate
+
+    def in_doubt(self) -> tuple[Decimal, list[str]]:
+        """Return the money that may have been charged beyond what is known, and the client request ids it is for."""
+        with self._changed:
+            open_requests = [*self._in_doubt.values(), *self._in_flight]
+            sent = {each.client_request_id: each for each in open_requests if each.client_request_id is not None}
+            return sum(map(self._worth, sent.values()), ZERO), sorted(sent)
+
+    def exceeded(self, *, next_usd: Decimal | None) -> BudgetExceededError:
         """
-        Set money aside for a request, waiting for others to settle when that may make room.
+        Return the error for a cap that is reached.
 
-        :param model: id of the model it goes to
-        :param expected_usd: the request's price as known beforehand
-        :param pictures: how many it asks for
-        :return: what was set aside; give it to :meth:`settle`
-        :raises BudgetExceededError: the cap could be passed
-        :raises StoppedError: the task was told to stop meanwhile
+        :param next_usd: what the next request would cost, ``None`` when that is not known
         """
-        cap = self._max_usd
-        if cap is None:
-            return Reservation(Decimal(0), model, pictures, expected_usd)
-        with self._settled:
-            while True:
-                if self._should_stop():
-                    raise StoppedError("The task was told to stop; nothing new was sent.")
-                price = self._price(model, expected_usd, pictures)
-                gone = self._spent + self._in_doubt
-                room = cap - gone - self._promised
-                if price is None and self._in_flight == 0 and room > 0:
-                    price = room  # the pilot: nothing else fits beside it
-                if price is not None and price <= room:
-                    self._promised += price
-                    self._in_flight += 1
-                    return Reservation(price, model, pictures, expected_usd)
-                if gone + price > cap if price is not None else self._in_flight == 0:
-                    raise self._exceeded(cap, price)
-                self._settled.wait(0.2)
-
-    def promise(self, *, model: str, usd: Decimal | None, pictures: int) -> Reservation:
-        """Set money aside for a request of an earlier try whose outcome is still to be found out."""
-        aside = usd if usd is not None and self._max_usd is not None else Decimal(0)
-        with self._settled:
-            self._promised += aside
-            self._in_flight += 1
-        return Reservation(aside, model, pictures, usd)
-
-    def settle(self, reservation: Reservation, *, actual_usd: Decimal | None) -> None:
-        """
-        Count what was charged in place of what was set aside.
-
-        :param reservation: from :meth:`reserve` or :meth:`promise`, settled once
-        :param actual_usd: the charge; 0 when nothing was bought; ``None``, which keeps it aside, when nobody knows
-        """
-        with self._settled:
-            self._in_flight -= 1
-            self._promised -= reservation.usd
-            if actual_usd is None:
-                self._in_doubt += reservation.usd
-            else:
-                self._spent += actual_usd
-                self._learn(reservation, actual_usd)
-            self._settled.notify_all()
-
-    def add(self, usd: Decimal) -> None:
-        """Count a charge that was found out later."""
-        with self._settled:
-            self._spent += usd
-            self._settled.notify_all()
-
-    def _price(self, model: str, expected_usd: Decimal | None, pictures: int) -> Decimal | None:
-        """Give what a request should cost, after what was learnt; multiplied before divided, which keeps it exact."""
-        if expected_usd is None:
-            each = self._dearest_picture.get(model)
-            return each * pictures if each is not None else None
-        if (seen := self._dearest.get(model)) is None:
-            return expected_usd
-        actual, expected = seen
-        return expected_usd * actual / expected
-
-    def _learn(self, reservation: Reservation, actual: Decimal) -> None:
-        if not actual or not reservation.pictures:
-            return
-        model, expected = reservation.model, reservation.expected_usd
-        each = actual / reservation.pictures
-        self._dearest_picture[model] = max(each, self._dearest_picture.get(model, each))
-        if expected and actual > expected:
-            before = self._dearest.get(model)
-            if before is None or actual * before[1] > before[0] * expected:
-                self._dearest[model] = (actual, expected)
-
-    def _exceeded(self, cap: Decimal, price: Decimal | None) -> BudgetExceededError:
-        wanted = f"the next request costs about {price:.4f}" if price is not None else "the next one's price is unknown"
-        doubt = f", {self._in_doubt:.4f} more may have been" if self._in_doubt else ""
+        with self._changed:
+            doubt, _ = self.in_doubt()
+        following = f"the next request costs about ${next_usd:.4f}" if next_usd else "the price of the next is unknown"
+        may_be = f", ${doubt:.4f} more may have been charged" if doubt else ""
+        if self._has_doubt_of_unknown_price():
+            may_be = ", an unknown amount more may have been charged"
         return BudgetExceededError(
-            f"max_usd={cap}: {self._spent:.4f} USD are spent{doubt}, and {wanted}.",
+            f"max_usd={self._max_usd}: ${self._spent:.4f} are spent{may_be}, and {following}.",
             spent_usd=float(self._spent),
-            max_usd=float(cap),
+            max_usd=float(self._max_usd or 0),
             items_done=0,
             items_left=0,
         )
+
+
+def reservation_for(intent: Intent) -> Reservation:
+    """Return what is to be reserved for a POST of an earlier attempt."""
+    return Reservation(intent.model, intent.target.images, intent.usd, intent.client_request_id)

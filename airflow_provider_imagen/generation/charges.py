@@ -134,15 +134,19 @@ class ChargeLookup:
                 self._wait(min(max(pause, _retry_after(failure)), max(0.05, give_up_at - self._now())))
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
-    def look_once(self, sent: Mapping[str, float]) -> dict[str, Charge]:
+    def look_once(self, sent: Mapping[str, float], *, strict: bool = False) -> dict[str, Charge]:
         """
         Look once for requests taken for never billed, whose charges may have come late.
 
         :param sent: when each was sent, in seconds since the epoch, by its client request id
+        :param strict: raise when the log cannot be read, instead of returning what was found
         :return: what the log shows by now; nothing when it cannot be read
+        :raises ImagenError: the log cannot be read, with ``strict``
         """
         with self._seek(sent):
             failure = self._look()
+        if failure is not None and strict:
+            raise failure
         if failure is not None:
             log.warning("The API's request log could not be searched for late charges: %s", failure)
         return {name: charge for name in sent if (charge := self._found.get(name)) is not None}

@@ -9,13 +9,13 @@ from msgspec import Struct
 from airflow_provider_imagen.api.resending import FIRST_WAIT_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from decimal import Decimal
 
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.generation.plan import Item
-    from airflow_provider_imagen.journal.records import Paid, PaidPicture, Stored
+    from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
 
 RATE_LIMIT_PATIENCE_SECONDS = 120.0
 """Longer than a minute, the longest window in which APIs usually count requests."""
@@ -29,14 +29,13 @@ class RunOptions(Struct, frozen=True):
 
     :param concurrency: requests in flight, 1 or more
     :param requests_per_minute: most requests started in a minute; ``None`` for no limit
-    :param max_usd: cap over all tries, in USD
-    :param on_lost_answer: what to do when an answer is lost: look it up, send again, or give the item up
+    :param max_usd: cap over all attempts, in USD
+    :param on_lost_answer: what to do when a response is lost: look it up, send again, or give the item up
     :param lost_answer_patience_seconds: how long the API's log may take to show a request
-    :param answer_timeout_seconds: how long an answer may take at most; a request that a killed try left behind may
+    :param answer_timeout_seconds: how long a response may take at most; a request that a killed attempt left behind may
         still be served for that long
     :param first_wait_seconds: wait before a failed request is sent again when the API asks for none; it doubles
-    :param rate_limit_patience_seconds: how long nothing but 429 may be answered until the try ends
-    :param grace_seconds: how long answers in flight are awaited when the task is told to stop; Airflow kills after 5
+    :param rate_limit_patience_seconds: how long nothing but 429 may be answered until the attempt ends
     """
 
     concurrency: int = 4
@@ -47,7 +46,6 @@ class RunOptions(Struct, frozen=True):
     answer_timeout_seconds: float = 0.0
     first_wait_seconds: float = FIRST_WAIT_SECONDS
     rate_limit_patience_seconds: float = RATE_LIMIT_PATIENCE_SECONDS
-    grace_seconds: float = 4.0
 
 
 class Tools(Protocol):
@@ -72,18 +70,24 @@ class Tools(Protocol):
         *,
         item: Item,
         image_index: int,
-        paid: Paid,
-        picture: PaidPicture,
-        announce: Callable[[Stored], None] | None = None,
-    ) -> Stored:
+        response: Response,
+        image: ResponseImage,
+        announce: Callable[[StoredFile], None] | None = None,
+    ) -> StoredFile:
         """
-        Check and store one picture under its deterministic name.
+        Verify and store one image under its deterministic name.
 
-        :param announce: told what is going to be stored, right before it is written; its preview is not made yet
+        :param announce: called with what is going to be stored, right before it is written; its preview is not made yet
         """
 
-    def is_stored(self, stored: Stored) -> bool:
-        """Say whether a picture that an earlier try stored is still there and whole."""
+    def is_stored(self, stored: StoredFile) -> bool:
+        """Return whether an image that an earlier attempt stored is still there and whole."""
+
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        """Return where an image of an earlier attempt is now, ``None`` if it is gone; it may be copied for that."""
+
+    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+        """Return those images whose files have disappeared; one directory listing tells."""
 
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
-        """Give the rows of the API's request log."""
+        """Yield the rows of the API's request log."""

@@ -71,6 +71,7 @@ class Item(Struct, frozen=True):
     :param prompt: the text; empty for models that take none
     :param arguments: everything asked for, by the names the author used
     :param images: pictures asked for
+    :param is_superseded: an earlier attempt paid for it, and nobody asks for it any more
     """
 
     index: int
@@ -78,6 +79,7 @@ class Item(Struct, frozen=True):
     prompt: str
     arguments: Mapping[str, Any]
     images: int
+    is_superseded: bool = False
 
 
 class Plan(Struct, frozen=True):
@@ -99,15 +101,17 @@ class Plan(Struct, frozen=True):
                 yield from units
 
 
-def place_of(number: int, *, unit: Unit, first_image: int, item: Item) -> int:
+def place_of(place: int, *, images: int, first_image: int, prompt_images: int) -> int:
     """
-    Give a picture its index within its item. Extra ones, more than asked for, come behind all that were.
+    Return the index of an image among the images of its prompt. Extra ones, more than asked for, come after all others.
 
-    :param number: its place in the answer, from 0
-    :param first_image: index of the unit's first picture within the item
+    :param place: its place in the response, from 0
+    :param images: images the request asked for
+    :param first_image: index of the request's first image
+    :param prompt_images: images asked for with the prompt in all
     """
-    beyond, place = divmod(number, unit.request.expected_images)
-    return first_image + place + beyond * item.images
+    beyond, place = divmod(place, images)
+    return first_image + place + beyond * prompt_images
 
 
 def _as_given(

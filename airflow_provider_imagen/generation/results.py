@@ -13,14 +13,20 @@ from airflow_provider_imagen.exceptions import (
     EmptyResultError,
     FilteredError,
     ImagenError,
+    LostAnswerError,
 )
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterable
+    from concurrent.futures import Future
     from decimal import Decimal
 
     from airflow_provider_imagen.generation.plan import Item, Plan
-    from airflow_provider_imagen.journal.records import Paid, PaidPicture, Stored
+    from airflow_provider_imagen.journal.records import Intent, Response, StoredFile
+
+MAX_LISTED_REQUESTS = 100
+"""Most requests in doubt that the summary names; the file of failures names all."""
 
 Record = dict[str, Any]
 """
@@ -30,67 +36,133 @@ What is not known is ``None``.
 """
 
 
-def describe_picture(
-    *, item: Item, image_index: int, url: str | None, paid: Paid, picture: PaidPicture, stored: Stored | None
-) -> Made:
+class Answered(Struct, eq=False):
     """
-    Describe one picture, and choose the link to hand on.
+    One request with its response, on its way from a submitter to a finisher.
 
-    :param url: the link the API gave, opened; ``None`` when the picture came inline
-    :param stored: where it is safe, ``None`` when it is not stored
-    """
-    record = {
-        "prompt_index": item.index,
-        "image_index": image_index,
-        "url": url if stored is None or url is None else without_query(url),
-        "path": stored.path if stored else None,
-        "width": stored.width if stored else None,
-        "height": stored.height if stored else None,
-        "mime_type": stored.mime_type if stored else None,
-        "bytes": stored.bytes if stored else None,
-        "sha256": stored.sha256 if stored else None,
-        "model": paid.model,
-        "seed": picture.seed,
-        "prompt": item.prompt,
-        "enhanced_prompt": picture.prompt if picture.prompt != item.prompt else None,
-        "usd": float(paid.usd / len(paid.pictures)) if paid.usd is not None else None,
-        "inference_id": paid.inference_id,
-        "client_request_id": paid.client_request_id,
-    }
-    if url is not None and (stored is None or not is_signed(url)):
-        public_url = url
-    else:  # no link, or one that soon is dead
-        public_url = stored.path if stored is not None else ""
-    return Made(record=record, url=public_url, stored=stored, at=paid.at)
-
-
-class Made(Struct, frozen=True):
-    """
-    One picture that was made.
-
-    :param record: its description
-    :param url: what to hand on: the API's link, or where the picture is stored
-    :param stored: where it is safe, ``None`` when it is not stored
-    :param at: when it was made, in seconds since the epoch
+    :param key: of the request
+    :param slot_number: which slot of the plan it is for; ``None`` when its prompt is not asked for any more
+    :param item: the prompt
+    :param first_image: index of the request's first image within the item
+    :param images: how many images it asked for
+    :param seconds: how long the request took
+    :param inline: bytes of the images that came inside the response, by their place in it
+    :param is_reused: an earlier attempt paid for it
+    :param files: images that an earlier attempt stored, by their place in the response
+    :param missing: places of images that an earlier attempt could not retrieve
+    :param recorded: done once the response is durable, ``None`` when it has been for long
+    :param finished: set once its images are stored, or have failed; ``None`` when nobody waits for that
     """
 
-    record: Record
-    url: str
-    stored: Stored | None
-    at: float
+    key: str
+    slot_number: int | None
+    item: Item
+    first_image: int
+    images: int
+    response: Response
+    seconds: float = 0.0
+    inline: dict[int, bytes] = field(default_factory=dict)
+    is_reused: bool = False
+    files: dict[int, StoredFile] = field(default_factory=dict)
+    missing: frozenset[int] = frozenset()
+    recorded: Future[None] | None = None
+    finished: threading.Event | None = None
+
+
+class Made(Struct, frozen=True, eq=False):
+    """
+    One image that was made.
+
+    :param answered: the request it came of
+    :param place: its place in the response
+    :param image_index: its index among the images of its prompt
+    :param api_url: the URL the API gave, decrypted; ``None`` when the image came inside the response
+    :param stored: where it is stored, ``None`` when it is not
+    """
+
+    answered: Answered
+    place: int
+    image_index: int
+    api_url: str | None
+    stored: StoredFile | None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its place among all images: by prompt, then by image."""
+        return self.answered.item.index, self.image_index
+
+    @property
+    def url(self) -> str:
+        """The URL to hand on: the API's, or where the image is stored if there is none or it expires soon."""
+        if self.api_url is not None and (self.stored is None or not is_signed(self.api_url)):
+            return self.api_url
+        return self.stored.path if self.stored is not None else ""
+
+    @property
+    def record(self) -> Record:
+        """Its description, made anew at each call."""
+        item, response, stored, url = self.answered.item, self.answered.response, self.stored, self.api_url
+        image, usd = response.images[self.place], response.usd_per_image
+        return {
+            "prompt_index": item.index,
+            "image_index": self.image_index,
+            "url": url if stored is None or url is None else without_query(url),
+            "path": stored.path if stored else None,
+            "width": stored.width if stored else None,
+            "height": stored.height if stored else None,
+            "mime_type": stored.mime_type if stored else None,
+            "bytes": stored.bytes if stored else None,
+            "sha256": stored.sha256 if stored else None,
+            "model": response.model,
+            "seed": image.seed,
+            "prompt": item.prompt,
+            "enhanced_prompt": image.prompt if image.prompt != item.prompt else None,
+            "usd": float(usd) if usd is not None else None,
+            "inference_id": response.inference_id,
+            "client_request_id": response.client_request_id,
+        }
+
+
+class InDoubt(Struct, frozen=True):
+    """
+    A request that may have been billed, and for which there is no image.
+
+    :param intent: the request; ``None`` when the charge is of an unknown amount, but the response is there
+    """
+
+    client_request_id: str
+    intent: Intent | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe it for the file of failures."""
+        intent = self.intent
+        return {
+            "prompt_index": intent.target.prompt_index if intent else None,
+            "name": intent.target.name if intent else None,
+            "prompt": intent.target.prompt if intent else None,
+            "requested": intent.target.images if intent else None,
+            "made": 0,
+            "outcome": "in_doubt",
+            "error": "LostAnswerError",
+            "message": "Whether this request was billed is not known.",
+            "status": None,
+            "kind": None,
+            "model": intent.model if intent else None,
+            "usd": float(intent.usd) if intent and intent.usd is not None else None,
+            "inference_id": None,
+            "client_request_id": self.client_request_id,
+        }
 
 
 class SlotResult(Struct):
     """
     What became of one slot.
 
-    :param made: the pictures, in the order they were finished
-    :param adopted: pictures whose money an earlier try had spent
+    :param made: the images, in the order they were finished
     :param errors: what went wrong, in the order it did
     """
 
     made: list[Made] = field(default_factory=list)
-    adopted: int = 0
     errors: list[ImagenError] = field(default_factory=list)
 
 
@@ -106,6 +178,13 @@ class Failure(Struct, frozen=True):
         """Whether the model withheld pictures, as opposed to something breaking."""
         return isinstance(self.error, FilteredError)
 
+    @property
+    def outcome(self) -> str:
+        """``filtered``, ``in_doubt`` when it may have been billed, else ``failed``."""
+        if self.is_filtered:
+            return "filtered"
+        return "in_doubt" if type(self.error) is LostAnswerError else "failed"
+
     def to_json(self) -> dict[str, Any]:
         """Describe it for the file of failures."""
         error = self.error
@@ -115,7 +194,7 @@ class Failure(Struct, frozen=True):
             "prompt": self.item.prompt,
             "requested": self.item.images,
             "made": self.made,
-            "outcome": "filtered" if self.is_filtered else "failed",
+            "outcome": self.outcome,
             "error": type(error).__name__,
             "message": str(error),
             "status": error.status,
@@ -129,27 +208,42 @@ class Failure(Struct, frozen=True):
 
 class RunResult(Struct, frozen=True):
     """
-    Everything a run brought.
+    Everything there is at one moment of a run, of this attempt and of earlier ones.
 
-    :param made: the pictures, in prompt order, then image order
-    :param failures: items that are not whole, in prompt order
+    :param made: the images that were asked for, in prompt order, then image order
+    :param superseded: images that earlier attempts paid for, of prompts that were removed or changed since
+    :param failures: items that are not complete, in prompt order
     :param not_sent: items that were not sent, or not seen through, because the task had to end before
     :param halt: the error that ended the run early, if one did
-    :param usd_spent: charged over all tries, lost charges included, in USD
-    :param usd_lost: the part of it no picture came of, in USD
-    :param usd_is_estimate: some cost was not in the answers and is the known price instead
+    :param usd_spent: charged over all attempts, lost charges included, in USD
+    :param usd_lost: the part of it for which there is no image, in USD
+    :param usd_in_doubt: what more may have been charged, at the highest known prices, in USD
+    :param in_doubt: the requests it is for
+    :param usd_is_estimate: some cost was not in the responses and is the quoted price instead
     """
 
     plan: Plan
     made: list[Made]
+    superseded: list[Made]
     failures: list[Failure]
     not_sent: list[Item]
-    adopted: int
     halt: ImagenError | None
     usd_spent: Decimal
     usd_lost: Decimal
+    usd_in_doubt: Decimal
+    in_doubt: list[InDoubt]
     usd_is_estimate: bool
     seconds: float
+
+    @property
+    def listed(self) -> list[Made]:
+        """Every image there is, those of prompts that are not asked for any more at the end."""
+        return [*self.made, *self.superseded]
+
+    @property
+    def adopted(self) -> int:
+        """How many of the images earlier attempts had paid for."""
+        return sum(made.answered.is_reused for made in self.made)
 
     @property
     def records(self) -> list[Record]:
@@ -173,7 +267,7 @@ class RunResult(Struct, frozen=True):
 
     def summary(self) -> dict[str, Any]:
         """Sum the run up, small enough for XCom and asset events."""
-        made = Counter(record["prompt_index"] for record in self.records)
+        made = Counter(made.answered.item.index for made in self.made)
         return {
             "requested": self.plan.images,
             "made": len(self.made),
@@ -181,11 +275,22 @@ class RunResult(Struct, frozen=True):
             "failed": sum(failure.item.images - failure.made for failure in self.failed),
             "not_sent": sum(item.images - made[item.index] for item in self.not_sent),
             "adopted": self.adopted,
+            "superseded": len(self.superseded),
             "usd_spent": float(self.usd_spent),
             "usd_lost": float(self.usd_lost),
+            "usd_in_doubt": float(self.usd_in_doubt),
+            "in_doubt": [request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],
             "usd_is_estimate": self.usd_is_estimate,
             "seconds": round(self.seconds, 3),
         }
+
+    def failure_lines(self) -> list[dict[str, Any]]:
+        """Return one line for the file of failures per item that is not complete, and per request in doubt."""
+        known = {failure.error.client_request_id for failure in self.failures}
+        return [
+            *(failure.to_json() for failure in self.failures),
+            *(request.to_json() for request in self.in_doubt if request.client_request_id not in known),
+        ]
 
     def table(self, limit: int = 20) -> str:
         """List what did not work, one line per item, by prompt."""
@@ -206,26 +311,26 @@ def worst_error(errors: Iterable[ImagenError]) -> ImagenError:
     return min(errors, key=lambda error: (not isinstance(error, ChargedButLostError), isinstance(error, FilteredError)))
 
 
-def withheld_error(*, requested: int, made: int, flagged: int, paid: Paid) -> FilteredError:
+def withheld_error(*, requested: int, made: int, flagged: int, response: Response) -> FilteredError:
     """Make the error for pictures that a paid request did not bring."""
     facts: dict[str, Any] = {
         "requested": requested,
         "made": made,
-        "model": paid.model,
-        "usd": float(paid.usd) if paid.usd is not None else None,
-        "inference_id": paid.inference_id,
-        "client_request_id": paid.client_request_id,
+        "model": response.model,
+        "usd": float(response.usd) if response.usd is not None else None,
+        "inference_id": response.inference_id,
+        "client_request_id": response.client_request_id,
     }
-    cost = f", charged {paid.usd:.4f} USD" if paid.usd else ""
+    cost = f", charged {response.usd:.4f} USD" if response.usd else ""
     if made == 0 and not flagged:
         return EmptyResultError(
-            f"{paid.model} answered success without a picture ({requested} asked for{cost}). Its safety filter may "
+            f"{response.model} answered success without a picture ({requested} asked for{cost}). Its safety filter may "
             f"have withheld them: change the prompt or safety_setting.",
             **facts,
         )
     why = f", {flagged} of them marked as filtered" if flagged else ""
     return FilteredError(
-        f"{paid.model} withheld {requested - made} of {requested} pictures{why}{cost}: "
+        f"{response.model} withheld {requested - made} of {requested} pictures{why}{cost}: "
         f"change the prompt or safety_setting.",
         **facts,
     )

@@ -1,16 +1,18 @@
 """
-See a plan through: buy each request once, fetch and keep its pictures, and know at any moment what was paid.
+See a plan through: send each request once, keep its images, and know at any moment what was paid.
 
-Two groups of threads work side by side. *Buyers* take slots of the plan, look into the journal for what earlier tries
-paid, and send the rest; ``concurrency`` of them, so that many requests are in flight. *Finishers* download, check and
-store, so that this work runs beside the waiting. A short queue between them bounds the pictures in memory.
+Two groups of threads work side by side. *Submitters* take slots of the plan, look into the journal for what earlier
+attempts paid for, and send the rest; ``concurrency`` of them, so that many requests are in flight. *Finishers*
+download, verify and store, so that this work runs beside the waiting. A short queue between them bounds the images in
+memory.
 
-This module is the threads and the order of things. What they do is in ``buying``, ``settling`` (lost answers) and
-``finishing``; what they know together in ``state``.
+This module is the threads and their order. What they do is in ``submit``, ``reconcile`` (lost responses) and
+``finish``; what they share is in ``state`` and ``budget``.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -19,44 +21,64 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.exceptions import BudgetExceededError, ImagenError, StoppedError
+from airflow_provider_imagen.exceptions import (
+    BudgetExceededError,
+    ImagenError,
+    OwnershipLostError,
+    StoppedError,
+    StorageError,
+)
 from airflow_provider_imagen.generation.budget import Budget
-from airflow_provider_imagen.generation.buying import Buyer
-from airflow_provider_imagen.generation.earlier import EarlierTries
-from airflow_provider_imagen.generation.finishing import Finisher
+from airflow_provider_imagen.generation.finish import Finisher
 from airflow_provider_imagen.generation.options import RunOptions
 from airflow_provider_imagen.generation.pace import Pace
-from airflow_provider_imagen.generation.results import Failure, Made, RunResult, SlotResult, worst_error
-from airflow_provider_imagen.generation.settling import Settler
-from airflow_provider_imagen.generation.state import RunState
+from airflow_provider_imagen.generation.reconcile import Reconciler
+from airflow_provider_imagen.generation.replay import PreviousAttempts
+from airflow_provider_imagen.generation.results import (
+    Answered,
+    Failure,
+    InDoubt,
+    Made,
+    RunResult,
+    SlotResult,
+    worst_error,
+)
+from airflow_provider_imagen.generation.state import Cancellation, RunState
+from airflow_provider_imagen.generation.submit import Submitter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
-    from airflow_provider_imagen.generation.buying import Bought
     from airflow_provider_imagen.generation.options import Tools
-    from airflow_provider_imagen.generation.plan import Plan
+    from airflow_provider_imagen.generation.plan import Item, Plan
     from airflow_provider_imagen.generation.results import Record
     from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.records import JournalState
     from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 __all__ = ["MAX_FINISHERS", "Run", "RunOptions"]
 
+log = logging.getLogger(__name__)
+
 MAX_FINISHERS = 8
-"""Threads that download, check and store; more would only queue for the interpreter and the disk."""
+"""Threads that download, verify and store; more would only queue for the interpreter and the disk."""
+
+MAX_VERIFICATIONS = 3
+"""Times that the files of a finished run are looked for, with what is missing downloaded again in between."""
 
 
 class Run:
     """
-    One try of a task.
+    One attempt of a task.
 
     :param plan: what to buy
     :param tools: what to buy and keep it with
-    :param journal: open; holds what earlier tries did
+    :param journal: open; holds what earlier attempts did
     :param options: how to behave
-    :param links: seals signed links before they are written down
-    :param should_stop: asked often; true when the task is being killed
-    :param on_picture: told each picture that is done: its record, seconds the request took, pictures done so far
+    :param links: encrypts signed URLs before they are written down
+    :param cancellation: tells when the attempt is to end
+    :param reload: returns what earlier attempts have recorded by now; default: in the journal
+    :param on_picture: called with each image that is done: its record, seconds the request took, images done so far
     """
 
     def __init__(
@@ -67,26 +89,31 @@ class Run:
         journal: Journal,
         options: RunOptions,
         links: LinkSeal,
-        should_stop: Callable[[], bool] = lambda: False,
+        cancellation: Cancellation,
+        reload: Callable[[], JournalState] | None = None,
         on_picture: Callable[[Record, float, int], None] = lambda *_: None,
     ) -> None:
         self._plan = plan
+        self._tools = tools
+        self._journal = journal
         self._options = options
-        self._earlier = EarlierTries(
-            journal.entries, may_buy_again=options.on_lost_answer == "resend", is_stored=tools.is_stored
+        self._cancellation = cancellation
+        self._previous = PreviousAttempts(
+            journal.state.requests, may_resend=options.on_lost_answer == "resend", is_stored=tools.is_stored
         )
-        self._state = RunState(
-            asked_to_stop=should_stop,
-            usd_lost=self._earlier.usd_lost,
-            usd_is_estimate=self._earlier.usd_is_estimate,
+        self._state = RunState(cancellation)
+        self._budget = Budget(max_usd=options.max_usd, is_over=self._state.is_over)
+        self._budget.inherit(journal.state)
+        self._reconciler = Reconciler(
+            plan=plan,
+            tools=tools,
+            journal=journal,
+            options=options,
+            state=self._state,
+            budget=self._budget,
+            reload=reload or journal.reload,
         )
-        self._budget = Budget(
-            max_usd=options.max_usd, spent_usd=self._earlier.usd_spent, should_stop=self._state.is_over
-        )
-        self._settler = Settler(
-            plan=plan, tools=tools, journal=journal, options=options, state=self._state, budget=self._budget
-        )
-        self._buyer = Buyer(
+        self._submitter = Submitter(
             plan=plan,
             tools=tools,
             journal=journal,
@@ -99,65 +126,84 @@ class Run:
                 requests_per_minute=options.requests_per_minute,
                 should_stop=self._state.is_over,
             ),
-            earlier=self._earlier,
-            settler=self._settler,
+            previous=self._previous,
+            reconciler=self._reconciler,
             hand_over=self._put,
         )
         self._finisher = Finisher(
-            plan=plan, tools=tools, journal=journal, links=links, state=self._state, on_picture=on_picture
+            tools=tools,
+            journal=journal,
+            links=links,
+            state=self._state,
+            budget=self._budget,
+            find_file=self._reconciler.find_file,
+            on_picture=on_picture,
         )
+        self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._abandoned = threading.Event()
         self._work = self._things_to_do()
-        self._buyers = min(options.concurrency, len(plan.slots))
-        self._finishers = min(MAX_FINISHERS, 2 * self._buyers)
-        self._bought: queue.Queue[Bought | None] = queue.Queue(maxsize=2 * MAX_FINISHERS)
+        self._submitters = max(1, min(options.concurrency, len(plan.slots)))
+        self._finishers = min(MAX_FINISHERS, 2 * self._submitters)
+        self._answered: queue.Queue[Answered | None] = queue.Queue(maxsize=2 * MAX_FINISHERS)
 
     def execute(self) -> RunResult:
         """
-        Buy, fetch and keep everything, and say what came of it. To be called once.
+        Send, download and keep everything, and return what came of it. To be called once.
 
         Failures of items are in the result; only what no result could tell is raised.
 
         :raises BudgetExceededError: the plan cannot fit under ``max_usd``; nothing was sent
         """
-        started = time.monotonic()
-        self._refuse_what_cannot_fit()
-        threads = self._threads(self._buy, self._buyers, "imagen-buyer")
+        self._started = time.monotonic()
+        refusal = self._refuse_what_cannot_fit()
+        if self._options.on_lost_answer == "check":
+            self._reconciler.look_for_late_charges()
+        threads = self._threads(self._submit, self._submitters, "imagen-submitter")
         threads += self._threads(self._finish, self._finishers, "imagen-finisher")
-        try:
-            for thread in threads:
-                thread.start()
-            self._join(threads)
-        except BaseException:  # Airflow's time-out arrives here, in the main thread
-            self._state.stop()
-            self._join(threads)
-            raise
+        for thread in threads:
+            thread.start()
+        self._join(threads)
+        if refusal is not None:
+            self._state.abort(refusal)
         if self._state.crash is not None:
             raise self._state.crash
-        self._settler.look_for_late_charges()
-        return self._result(time.monotonic() - started)
+        goes_on = not self._cancellation.is_cancelled() and not isinstance(self._state.abort_reason, OwnershipLostError)
+        if goes_on:
+            self._recover_losses()
+        self._verify_files(may_download=goes_on)
+        if goes_on:
+            self._reconciler.look_for_late_charges()
+        return self.snapshot()
 
-    def _refuse_what_cannot_fit(self) -> None:
-        """Compare what is left to buy with what is left to spend, before the first request."""
+    def _refuse_what_cannot_fit(self) -> BudgetExceededError | None:
+        """
+        Compare what is left to buy with what is left to spend, before the first request.
+
+        :return: the reason why nothing is sent, if what earlier attempts paid for is to be kept all the same
+        :raises BudgetExceededError: there is nothing to keep
+        """
         cap = self._options.max_usd
         if cap is None:
-            return
-        to_buy = {number: self._earlier.units_to_buy(slot) for number, slot in enumerate(self._plan.slots)}
+            return None
+        to_buy = {number: self._previous.units_to_send(slot) for number, slot in enumerate(self._plan.slots)}
         prices = [unit.expected_usd for units in to_buy.values() for unit in units]
         spent = self._budget.spent_usd
         known = [price for price in prices if price is not None]
         if len(known) < len(prices) or not any(known) or spent + sum(known, Decimal(0)) <= cap:
-            return
+            return None
         left = {self._plan.slots[number].item for number, units in to_buy.items() if units}
-        raise BudgetExceededError(
-            f"max_usd={cap}: {spent:.4f} USD are spent and what is left to make costs about "
-            f"{sum(known, Decimal(0)):.4f}. Nothing was sent.",
+        refusal = BudgetExceededError(
+            f"max_usd={cap}: ${spent:.4f} are spent and what is left to make costs about "
+            f"${sum(known, Decimal(0)):.4f}. Nothing was sent.",
             spent_usd=float(spent),
             max_usd=float(cap),
             items_done=len(self._plan.items) - len(left),
             items_left=len(left),
         )
+        if not self._journal.state.requests:
+            raise refusal
+        self._work = self._things_to_do(without={number for number, units in to_buy.items() if units})
+        return refusal
 
     # --- threads ------------------------------------------------------------------------------------------------------
 
@@ -168,36 +214,54 @@ class Run:
             try:
                 work()
             except BaseException as error:
-                self._state.break_down(error)
+                self._state.record_crash(error)
 
         return [threading.Thread(target=guarded, name=f"{name}-{number}", daemon=True) for number in range(count)]
 
     def _join(self, threads: list[threading.Thread]) -> None:
-        """Wait for threads; once the task is told to stop, only for the grace time in all."""
-        give_up_at: float | None = None
+        """Wait for threads, unless one has crashed or the grace period of a cancelled task is over."""
         for thread in threads:
-            while thread.is_alive():
-                if give_up_at is None and self._state.should_stop():
-                    give_up_at = time.monotonic() + self._options.grace_seconds
-                if give_up_at is not None and time.monotonic() >= give_up_at:
-                    self._abandoned.set()
-                    return
+            while thread.is_alive() and self._state.crash is None and not self._cancellation.is_abandoned():
                 thread.join(0.1)
 
-    def _things_to_do(self) -> Iterator[Callable[[], None]]:
+    def _things_to_do(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
         """
-        Order the work: first the doubts of earlier tries, then the slots.
+        Order the work: first the requests that earlier attempts left in doubt, then the slots, then superseded images.
 
-        A slot waits for the doubts about its own requests. All doubts are in someone's hands before the first slot is,
-        so that wait always ends.
+        A slot waits for what is in doubt about its own requests. All of that is in someone's hands before the first
+        slot is, so the wait always ends.
+
+        :param without: numbers of slots to leave out
         """
-        for doubt in self._settler.doubts:
-            yield partial(self._settler.settle, doubt)
+        for request in self._reconciler.in_doubt:
+            yield partial(self._reconciler.resolve, request)
         for number in range(len(self._plan.slots)):
-            yield partial(self._buyer.see_through, number)
+            if number not in without:
+                yield partial(self._submitter.see_through, number)
+        for key, item in self._previous.superseded(self._plan):
+            yield partial(self._hand_over_superseded, key, item)
 
-    def _buy(self) -> None:
-        """Do things while there are any; the last buyer to end tells the finishers."""
+    def _hand_over_superseded(self, key: str, item: Item) -> None:
+        """Keep what an earlier attempt paid for, although its prompt is not asked for any more."""
+        request = self._previous.requests[key]
+        if request.response is None or request.target is None:
+            return
+        self._put(
+            Answered(
+                key=key,
+                slot_number=None,
+                item=item,
+                first_image=request.target.image_index,
+                images=request.target.images,
+                response=request.response,
+                is_reused=True,
+                files=request.files,
+                missing=request.missing,
+            )
+        )
+
+    def _submit(self) -> None:
+        """Do things while there are any; the last submitter to end tells the finishers."""
         try:
             while True:
                 with self._lock:
@@ -207,32 +271,63 @@ class Run:
                 thing()
         finally:
             with self._lock:
-                self._buyers -= 1
-                is_last = self._buyers == 0
+                self._submitters -= 1
+                is_last = self._submitters == 0
             if is_last:
                 for _ in range(self._finishers):
                     self._put(None)
 
-    def _put(self, bought: Bought | None) -> None:
+    def _put(self, answered: Answered | None) -> None:
         """Hand over to the finishers; what nobody is there to take any more stays in the journal."""
-        while self._state.crash is None and not self._abandoned.is_set():
+        while self._state.crash is None and not self._cancellation.is_abandoned():
             try:
-                self._bought.put(bought, timeout=0.2)
+                self._answered.put(answered, timeout=0.2)
             except queue.Full:
                 continue
             return
 
     def _finish(self) -> None:
-        while (bought := self._bought.get()) is not None:
-            self._finisher.finish(bought)
+        while (answered := self._answered.get()) is not None:
+            self._finisher.finish(answered)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def _result(self, seconds: float) -> RunResult:
+    def _recover_losses(self) -> None:
+        """Keep the images of responses that were reported lost, and that an earlier attempt has recorded since."""
+        for request in self._reconciler.recover_losses():
+            for number, slot in enumerate(self._plan.slots):
+                for units in slot.choices:
+                    first_image = slot.first_image
+                    for unit in units:
+                        response = self._previous.requests[unit.key].response if unit is request.unit else None
+                        if response is not None:
+                            self._state.forget_error(number, request.intent.client_request_id)
+                            self._finisher.finish(self._submitter.reuse(number, first_image, unit, response))
+                        first_image += unit.request.expected_images
+
+    def _verify_files(self, *, may_download: bool) -> None:
+        """See that every file that is listed is there; download again what has disappeared, or list it no more."""
+        for _ in range(MAX_VERIFICATIONS):
+            listed = {made.stored: made for made in self.snapshot().listed if made.stored is not None}
+            try:
+                missing = self._tools.find_missing(listed) if listed else []
+            except StorageError as error:
+                log.warning("Whether every stored image is there could not be checked: %s", error)
+                return
+            if not missing:
+                return
+            log.warning("%d images have disappeared since they were stored.", len(missing))
+            for stored in missing:
+                made = listed[stored]
+                self._state.take_back(made.answered.slot_number, made)
+                if may_download:
+                    self._finisher.finish_again(made.answered, made.place)
+
+    def snapshot(self) -> RunResult:
+        """Return what there is at this moment; other threads may go on working."""
         made: list[Made] = []
         errors: dict[int, list[ImagenError]] = {}
         unsent: set[int] = set()
-        adopted = 0
         results = self._state.results()
         for number, slot in enumerate(self._plan.slots):
             result = results.get(number, SlotResult())
@@ -241,26 +336,29 @@ class Run:
                 errors.setdefault(slot.item, []).extend(failed)
             if len(failed) < len(result.errors) or (not failed and len(result.made) < slot.images):
                 unsent.add(slot.item)
-            adopted += result.adopted
             made += result.made
-        made.sort(key=lambda each: (each.record["prompt_index"], each.record["image_index"]))
-        counts = Counter(each.record["prompt_index"] for each in made)
+        made.sort(key=lambda each: each.order)
+        counts = Counter(each.answered.item.index for each in made)
         not_sent = sorted(unsent - errors.keys())
-        halt = self._state.halt
-        if halt is None and not_sent and self._state.should_stop():
-            halt = StoppedError("The task was told to stop; what was paid is kept for the next try.")
+        halt = self._state.abort_reason
+        if halt is None and not_sent and self._cancellation.is_cancelled():
+            halt = StoppedError(f"The task was cancelled ({self._cancellation.reason}); what was paid for is kept.")
+        usd_in_doubt, in_doubt = self._budget.in_doubt()
+        intents = dict(self._journal.unresolved)
         return RunResult(
             plan=self._plan,
             made=made,
+            superseded=sorted(self._state.superseded(), key=lambda each: each.order),
             failures=[
                 Failure(self._plan.items[item], worst_error(failed), counts[item])
                 for item, failed in sorted(errors.items())
             ],
             not_sent=[self._plan.items[item] for item in not_sent],
-            adopted=adopted,
             halt=halt,
             usd_spent=self._budget.spent_usd,
-            usd_lost=self._state.usd_lost,
-            usd_is_estimate=self._state.usd_is_estimate,
-            seconds=seconds,
+            usd_lost=self._budget.lost_usd,
+            usd_in_doubt=usd_in_doubt,
+            in_doubt=[InDoubt(name, intents.get(name)) for name in in_doubt],
+            usd_is_estimate=self._budget.is_estimate,
+            seconds=time.monotonic() - self._started,
         )

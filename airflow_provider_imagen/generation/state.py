@@ -1,10 +1,11 @@
-"""What the threads of a run know together: what came of each slot, what was lost, and whether to go on."""
+"""What the threads of a run share: whether to go on, and what came of each slot so far."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from decimal import Decimal
+import time
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -25,9 +26,6 @@ from airflow_provider_imagen.exceptions import (
 from airflow_provider_imagen.generation.results import SlotResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from airflow_provider_imagen.generation.plan import Unit
     from airflow_provider_imagen.generation.results import Made
 
 log = logging.getLogger(__name__)
@@ -35,7 +33,7 @@ log = logging.getLogger(__name__)
 MAX_STORAGE_FAILURES = 3
 """Pictures that may fail to be written one after the other before buying more of them ends."""
 
-_MEETS_ALL = (
+_HIT_EVERY_REQUEST = (
     AuthenticationError,
     OutOfCreditsError,
     BudgetExceededError,
@@ -43,79 +41,98 @@ _MEETS_ALL = (
     RateLimitedError,
     ConnectionFailedError,
 )
-"""Errors that would meet every further request too."""
+"""Errors that every later request would also hit."""
+
+
+class Cancellation:
+    """
+    How an attempt is told to end: from :meth:`cancel` on nothing new is sent; what is in flight has a grace period.
+
+    Not to be called in a signal handler: an event's lock is not reentrant.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._give_up_at = math.inf
+        self.reason = ""
+
+    def cancel(self, reason: str, *, grace_seconds: float) -> None:
+        """
+        End the attempt.
+
+        :param reason: completes "the task was cancelled: …"
+        :param grace_seconds: how long requests and downloads in flight may go on; of several calls the shortest counts
+        """
+        self.reason = self.reason or reason
+        self._give_up_at = min(self._give_up_at, time.monotonic() + grace_seconds)
+        self._cancelled.set()
+
+    def is_cancelled(self) -> bool:
+        """Return whether nothing new may be sent."""
+        return self._cancelled.is_set()
+
+    def is_abandoned(self, *, since_seconds: float = 0.0) -> bool:
+        """Return whether the grace period is over, for some time: not even what is in flight is awaited any more."""
+        return time.monotonic() >= self._give_up_at + since_seconds
 
 
 class RunState:
     """
-    The notes that all threads of a run share, behind one lock.
+    What all threads of a run share, behind one lock: whether to go on, and the results so far.
 
-    :param asked_to_stop: asked often; true when the task is being killed
-    :param usd_lost: what earlier tries were charged without a picture, in USD
-    :param usd_is_estimate: some cost of earlier tries is a known price that no answer stated
+    :param cancellation: tells whether the attempt is to end
     """
 
-    def __init__(self, *, asked_to_stop: Callable[[], bool], usd_lost: Decimal, usd_is_estimate: bool) -> None:
-        self._asked_to_stop = asked_to_stop
-        self._stopping = threading.Event()
+    def __init__(self, cancellation: Cancellation) -> None:
+        self.cancellation = cancellation
         self._lock = threading.Lock()
-        self._usd_lost = usd_lost
-        self._usd_is_estimate = usd_is_estimate
-        self._halt: ImagenError | None = None
+        self._abort_reason: ImagenError | None = None
         self._crash: BaseException | None = None
         self._withdrawn: dict[str, ModelWithdrawnError] = {}
         self._results: dict[int, SlotResult] = {}
+        self._superseded: list[Made] = []
         self._done = 0
         self._storage_failures = 0
 
     # --- whether to go on ---------------------------------------------------------------------------------------------
 
-    def should_stop(self) -> bool:
-        """Say whether the task is to end now."""
-        return self._stopping.is_set() or self._asked_to_stop()
-
     def is_over(self) -> bool:
-        """Say whether nothing more is to be bought, although what is under way may still be finished."""
-        return self._halt is not None or self.should_stop()
+        """Return whether nothing more may be sent, although what is in flight may still be finished."""
+        return self._abort_reason is not None or self._crash is not None or self.cancellation.is_cancelled()
 
-    def stop(self) -> None:
-        """Have every thread end as soon as it can."""
-        self._stopping.set()
-
-    def break_down(self, error: BaseException) -> None:
-        """End a thread that met what no thread should meet, and the others with it."""
+    def record_crash(self, error: BaseException) -> None:
+        """End the run for an error that no worker should meet."""
         with self._lock:
             self._crash = self._crash or error
-        self.stop()
 
-    def end_early(self, error: ImagenError) -> None:
-        """Buy nothing more; the first reason is the one that is told."""
+    def abort(self, error: ImagenError) -> None:
+        """Send nothing more; the first reason is the one that is reported."""
         with self._lock:
-            self._halt = self._halt or error
+            self._abort_reason = self._abort_reason or error
 
-    def weigh(self, error: ImagenError) -> None:
-        """End early for an error that would meet every further request too; those worth it were resent before."""
+    def fail_fast(self, error: ImagenError) -> None:
+        """Stop the run on errors that every later request would also hit."""
         if isinstance(error, ServerError):  # one that asks for a longer wait than the task makes
-            ends_the_task = error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS
+            hits_all = error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS
         else:
-            ends_the_task = isinstance(error, _MEETS_ALL)
-        if ends_the_task:
-            self.end_early(error)
+            hits_all = isinstance(error, _HIT_EVERY_REQUEST)
+        if hits_all:
+            self.abort(error)
 
     @property
-    def halt(self) -> ImagenError | None:
-        """The error that ended the buying early, if one did."""
-        return self._halt
+    def abort_reason(self) -> ImagenError | None:
+        """The error that ended the run early, if one did."""
+        return self._abort_reason
 
     @property
     def crash(self) -> BaseException | None:
-        """What broke a thread down, if anything did."""
+        """What crashed a worker, if anything did."""
         return self._crash
 
     # --- models -------------------------------------------------------------------------------------------------------
 
-    def note_withdrawn(self, model: str, error: ModelWithdrawnError) -> None:
-        """Remember that a model is gone, and say so once."""
+    def record_withdrawn(self, model: str, error: ModelWithdrawnError) -> None:
+        """Remember that a model is withdrawn, and log it once."""
         with self._lock:
             is_news = model not in self._withdrawn
             self._withdrawn.setdefault(model, error)
@@ -124,71 +141,75 @@ class RunState:
 
     def refuse_withdrawn(self, model: str) -> None:
         """
-        Send nothing to a model that is known to be gone.
+        Send nothing to a model that is known to be withdrawn.
 
         :raises ModelWithdrawnError: it is
         """
         if (gone := self._withdrawn.get(model)) is not None:
             raise ModelWithdrawnError(str(gone), replaced_by=gone.replaced_by, model=model, status=gone.status)
 
-    # --- money --------------------------------------------------------------------------------------------------------
+    # --- images -------------------------------------------------------------------------------------------------------
 
-    def add_loss(self, usd: Decimal | None) -> None:
-        """Count money no picture came of."""
+    def record_made(self, slot_number: int | None, made: Made) -> int:
+        """
+        Record an image that is done, and return how many are by now.
+
+        :param slot_number: ``None`` for an image of a prompt that is not asked for any more
+        """
         with self._lock:
-            self._usd_lost += usd or Decimal(0)
-
-    def cost_of(self, unit: Unit, stated_usd: Decimal | None) -> Decimal | None:
-        """Take the known price for a cost that the API does not state, and remember that this happened."""
-        if stated_usd is not None:
-            return stated_usd
-        with self._lock:
-            self._usd_is_estimate = True
-        return unit.expected_usd
-
-    @property
-    def usd_lost(self) -> Decimal:
-        """Charged without a picture over all tries, in USD."""
-        return self._usd_lost
-
-    @property
-    def usd_is_estimate(self) -> bool:
-        """Whether some cost is a known price that no answer stated."""
-        return self._usd_is_estimate
-
-    # --- pictures -----------------------------------------------------------------------------------------------------
-
-    def note_made(self, slot_number: int, made: Made, *, adopted: bool) -> int:
-        """Take in a picture that is done, and say how many are by now."""
-        with self._lock:
-            result = self._results.setdefault(slot_number, SlotResult())
-            result.made.append(made)
-            result.adopted += adopted
-            self._done += 1
+            if slot_number is None:
+                self._superseded.append(made)
+            else:
+                self._results.setdefault(slot_number, SlotResult()).made.append(made)
+                self._done += 1
             return self._done
 
-    def note_error(self, slot_number: int, error: ImagenError) -> None:
-        """Take in what went wrong with a slot."""
+    def take_back(self, slot_number: int | None, made: Made) -> None:
+        """Forget an image whose file has disappeared."""
+        with self._lock:
+            if slot_number is None:
+                self._superseded.remove(made)
+            else:
+                self._results[slot_number].made.remove(made)
+                self._done -= 1
+
+    def record_error(self, slot_number: int | None, error: ImagenError) -> None:
+        """Record what went wrong with a slot; with an image that nobody asks for any more it is only logged."""
+        if slot_number is None:
+            log.warning("An image of a prompt that is not asked for any more could not be kept: %s", error)
+            return
         with self._lock:
             self._results.setdefault(slot_number, SlotResult()).errors.append(error)
 
-    def note_written(self) -> None:
-        """Take in that a picture could be written."""
+    def forget_error(self, slot_number: int, client_request_id: str) -> None:
+        """Forget what went wrong with a request, because it has turned out well."""
+        with self._lock:
+            result = self._results.get(slot_number)
+            if result is not None:
+                result.errors = [error for error in result.errors if error.client_request_id != client_request_id]
+
+    def count_written(self) -> None:
+        """Count that an image could be written."""
         with self._lock:
             self._storage_failures = 0
 
-    def note_not_written(self, error: StorageError) -> None:
+    def count_not_written(self, error: StorageError) -> None:
         """Stop buying what cannot be stored; a single failure may be chance."""
         with self._lock:
             self._storage_failures += 1
             is_chance = self._storage_failures < MAX_STORAGE_FAILURES
         if not is_chance:
-            self.end_early(error)
+            self.abort(error)
 
     def results(self) -> dict[int, SlotResult]:
-        """Give what came of each slot so far, as a copy: threads that outlived the grace time may still write."""
+        """Return what came of each slot so far, as a copy: other threads may go on writing."""
         with self._lock:
             return {
                 number: replace(result, made=list(result.made), errors=list(result.errors))
                 for number, result in self._results.items()
             }
+
+    def superseded(self) -> list[Made]:
+        """Return the images of prompts that are not asked for any more, as a copy."""
+        with self._lock:
+            return list(self._superseded)

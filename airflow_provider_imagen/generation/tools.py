@@ -7,18 +7,21 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from airflow_provider_imagen.api.catalogue import find_model, nearest_models
-from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError, StorageError
+from airflow_provider_imagen.exceptions import BadImageError, ImagenError, ModelWithdrawnError, StorageError
 from airflow_provider_imagen.generation.plan import place_of
-from airflow_provider_imagen.journal.records import Stored
+from airflow_provider_imagen.journal.records import StoredFile
 from airflow_provider_imagen.storage.manifest import recorded_names
-from airflow_provider_imagen.storage.naming import NameFields, may_clash, picture_name, picture_stems
+from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, picture_name, picture_stems
+from airflow_provider_imagen.storage.paths import address_of, descend
 from airflow_provider_imagen.storage.provenance import Provenance
-from airflow_provider_imagen.storage.saving import save_picture
-from airflow_provider_imagen.storage.writing import check_stored
+from airflow_provider_imagen.storage.saving import save_picture, write_thumbnail, write_under_free_name
+from airflow_provider_imagen.storage.writing import check_stored, file_sizes, read_bytes, redacted_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.request import ImageRequest
     from airflow_provider_imagen.generation.inputs import InputReader
     from airflow_provider_imagen.generation.plan import Item, Plan, Unit
-    from airflow_provider_imagen.journal.records import Entry, Paid, PaidPicture
+    from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.paths import StoragePath
@@ -60,7 +63,7 @@ class Keeper:
         folder: StoragePath,
         open_path: Callable[[str], StoragePath],
         plan: Plan,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, RequestState],
         origin: Origin,
         filename: str,
         provenance: bool | Mapping[str, Any] = True,
@@ -76,9 +79,10 @@ class Keeper:
         self._image_format = image_format
         self._thumbnail_pixels = thumbnail_pixels
         self._stems = self._name_pictures(entries)
-        self._may_clash = may_clash(filename)
+        self._own_names = recorded_names(folder, origin) | {
+            stored.file_name for request in entries.values() for stored in request.files.values()
+        }
         self._lock = threading.Lock()
-        self._own_names: set[str] | None = None
         self._has_warned = False
 
     def save(
@@ -87,61 +91,124 @@ class Keeper:
         *,
         item: Item,
         image_index: int,
-        paid: Paid,
-        picture: PaidPicture,
-        announce: Callable[[Stored], None] | None = None,
-    ) -> Stored:
+        response: Response,
+        image: ResponseImage,
+        announce: Callable[[StoredFile], None] | None = None,
+    ) -> StoredFile:
         """
         Check, mark and store one picture.
 
         :param announce: told what is going to be stored, right before it is written; its preview is not made yet
         """
-        stem = self._stems.get((item.index, image_index))
-        if stem is None:  # more than asked for
+        stem = None if item.is_superseded else self._stems.get((item.index, image_index))
+        if stem is None:  # more than asked for, or not asked for any more
             fields = self._name_fields(item, image_index)
             stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
+            if item.is_superseded and stem in self._stems.values():
+                stem = append_to_stem(stem, f"-{response.key[:8]}")
         saved = save_picture(
             data,
             folder=self.folder,
             stem=stem,
             owner=self._origin.identity,
-            provenance=self._describe(item, paid, picture),
+            provenance=self._describe(item, response, image),
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
-            may_replace=self._is_own if self._may_clash else None,
+            may_replace=self._is_own,
             announce=(lambda expected: announce(_as_fact(expected))) if announce is not None else None,
         )
         for note in saved.notes:
             log.warning("%s: %s", saved.file_name, note)
         return _as_fact(saved)
 
-    def is_stored(self, stored: Stored) -> bool:
-        """Say whether a picture of an earlier try is still there and whole."""
+    def is_stored(self, stored: StoredFile) -> bool:
+        """Return whether an image of an earlier attempt is still there and whole."""
         try:
             return check_stored(self._open_path(stored.path), size=stored.bytes, sha256=stored.sha256)
         except StorageError as error:
-            log.warning("%s It is fetched again.", error)
+            log.warning("%s It is downloaded again.", error)
             return False
 
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        """
+        Return where an image of an earlier attempt is now, or ``None`` if it is gone.
+
+        One that lies in another folder, because ``output_path`` has changed, is copied to the present one.
+        """
+        path = descend(self.folder, stored.file_name)
+        if not self.is_stored(stored):
+            return None
+        if address_of(path) == stored.path:
+            return stored
+        try:
+            data = read_bytes(self._open_path(stored.path))
+        except StorageError as error:
+            log.warning("%s The image is downloaded again.", error)
+            return None
+        if data is None:
+            return None
+        file_name = write_under_free_name(
+            data,
+            folder=self.folder,
+            file_name=stored.file_name,
+            content_type=stored.mime_type,
+            owner=self._origin.identity,
+            digest=stored.sha256,
+            may_replace=self._is_own,
+        )
+        place = redacted_address(self._open_path(stored.path))
+        log.info("Copied %s from %s: output_path has changed since the last attempt.", file_name, place)
+        return replace(
+            stored,
+            path=address_of(descend(self.folder, file_name)),
+            file_name=file_name,
+            thumbnail=self._thumbnail(data, file_name),
+        )
+
+    def _thumbnail(self, data: bytes, file_name: str) -> str | None:
+        """Make the preview of a copied image, if previews are made; an image is not lost over it."""
+        if self._thumbnail_pixels is None:
+            return None
+        try:
+            return write_thumbnail(
+                data,
+                folder=self.folder,
+                file_name=file_name,
+                pixels=self._thumbnail_pixels,
+                owner=self._origin.identity,
+            )
+        except (BadImageError, StorageError) as error:
+            log.warning("%s: no preview: %s", file_name, error)
+            return None
+
+    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+        """
+        Return those images whose files have disappeared, or have another size.
+
+        :raises StorageError: the folder cannot be listed
+        """
+        wanted = list(stored)
+        sizes = file_sizes(self.folder, {each.file_name for each in wanted})
+        return [each for each in wanted if sizes.get(each.file_name) != each.bytes]
+
     def _is_own(self, file_name: str) -> bool:
-        """Say whether a file that is there already is of this task instance; warn once when one is not."""
+        """Return whether a file that exists was there, as one of this task instance, before this attempt began."""
+        if file_name in self._own_names:
+            return True
         with self._lock:
-            if self._own_names is None:
-                self._own_names = recorded_names(self.folder, self._origin)
-            if file_name in self._own_names:
-                return True
             if not self._has_warned:
                 self._has_warned = True
                 log.warning(
-                    "%s is there already, from another task instance, and is not replaced: pictures whose name is "
-                    "taken get -%s behind it. {identity} in filename %r, or {{ run_id }} in output_path, avoids that.",
+                    "%s exists already, and not as an image that this task instance is known to have made. It is not "
+                    "replaced: images whose name is taken get -%s appended. {identity} in filename %r, or {{ run_id }} "
+                    "in output_path, avoids that.",
                     file_name,
                     self._origin.identity,
                     self._filename,
                 )
         return False
 
-    def _name_pictures(self, entries: Mapping[str, Entry]) -> dict[tuple[int, int], str]:
+    def _name_pictures(self, entries: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
         """Name every planned picture, around the names that pictures of earlier tries already have."""
         places = [(item, image) for item in self._plan.items for image in range(item.images)]
         stems = picture_stems(self._filename, [self._name_fields(item, image) for item, image in places])
@@ -155,7 +222,7 @@ class Keeper:
                 names[place] = f"{stem}-v{number}"
         return names
 
-    def _kept_names(self, entries: Mapping[str, Entry]) -> dict[tuple[Any, int], str]:
+    def _kept_names(self, entries: Mapping[str, RequestState]) -> dict[tuple[Any, int], str]:
         """Find the names of stored pictures, by the place they have in this plan, or by their key if they have none."""
         places: dict[str, tuple[Unit, Item, int]] = {}
         for slot in self._plan.slots:
@@ -167,11 +234,14 @@ class Keeper:
         kept: dict[tuple[Any, int], str] = {}
         for key, entry in entries.items():
             place = places.get(key)
-            for number, stored in entry.stored.items():
+            for number, stored in entry.files.items():
                 where: tuple[Any, int] = (key, number)
                 if place is not None:
                     unit, item, first = place
-                    where = (item.index, place_of(number, unit=unit, first_image=first, item=item))
+                    index = place_of(
+                        number, images=unit.request.expected_images, first_image=first, prompt_images=item.images
+                    )
+                    where = (item.index, index)
                 kept[where] = stored.file_name.rpartition(".")[0]
         return kept
 
@@ -188,19 +258,19 @@ class Keeper:
             items=len(self._plan.items),
         )
 
-    def _describe(self, item: Item, paid: Paid, picture: PaidPicture) -> Provenance | None:
+    def _describe(self, item: Item, response: Response, image: ResponseImage) -> Provenance | None:
         if self._provenance is False:
             return None
         own = {"model", "prompt", "seed"}
         described = Provenance(
             prompt=item.prompt,
-            enhanced_prompt=picture.prompt if picture.prompt != item.prompt else None,
-            model=paid.model,
-            seed=picture.seed,
+            enhanced_prompt=image.prompt if image.prompt != item.prompt else None,
+            model=response.model,
+            seed=image.seed,
             parameters={name: value for name, value in item.arguments.items() if name not in own and value is not None},
-            inference_id=paid.inference_id,
+            inference_id=response.inference_id,
             origin=self._origin,
-            created_at=datetime.fromtimestamp(paid.at, UTC),
+            created_at=datetime.fromtimestamp(response.at, UTC),
         )
         return described if self._provenance is True else described.changed(self._provenance)
 
@@ -275,20 +345,28 @@ class RunTools:
         *,
         item: Item,
         image_index: int,
-        paid: Paid,
-        picture: PaidPicture,
-        announce: Callable[[Stored], None] | None = None,
-    ) -> Stored:
+        response: Response,
+        image: ResponseImage,
+        announce: Callable[[StoredFile], None] | None = None,
+    ) -> StoredFile:
         """Check and store one picture; see :meth:`Keeper.save`."""
         if self._keeper is None:
             raise StorageError("There is no output_path to store a picture in.")
         return self._keeper.save(
-            data, item=item, image_index=image_index, paid=paid, picture=picture, announce=announce
+            data, item=item, image_index=image_index, response=response, image=image, announce=announce
         )
 
-    def is_stored(self, stored: Stored) -> bool:
-        """Say whether a picture of an earlier try is still there; true when nothing is stored any more."""
+    def is_stored(self, stored: StoredFile) -> bool:
+        """Return whether an image of an earlier attempt is there and whole; true when no images are stored any more."""
         return self._keeper is None or self._keeper.is_stored(stored)
+
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        """Return where an image of an earlier attempt is now; see :meth:`Keeper.keep_stored`."""
+        return stored if self._keeper is None else self._keeper.keep_stored(stored)
+
+    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+        """Return the images whose files have disappeared; see :meth:`Keeper.find_missing`."""
+        return [] if self._keeper is None else self._keeper.find_missing(stored)
 
     @property
     def clock_offset_seconds(self) -> float | None:
@@ -300,8 +378,8 @@ class RunTools:
         return self._client.iter_request_logs(**window)
 
 
-def _as_fact(picture: StoredPicture) -> Stored:
-    return Stored(
+def _as_fact(picture: StoredPicture) -> StoredFile:
+    return StoredFile(
         path=picture.path,
         file_name=picture.file_name,
         sha256=picture.sha256,

@@ -1,69 +1,118 @@
 """
-A durable, append-only notebook of what was bought, shared by all threads of a task and all its tries.
+A write-ahead log with group commit, shared by all threads of an attempt, and read by the attempts after it.
 
-Facts are lines of JSON in numbered segments. Segment 0 is the one that grows. When it is :data:`SEGMENT_BYTES` long, it
-is copied to the next free number and begun anew, with a first line that says how many full ones there are. So what
-segment 0 says is true at any moment: a journal without it is none, a full segment counts once segment 0 names it, and
-one that is missing is found out. A task that makes a few pictures reads one segment, writes one and deletes one.
+Only one attempt at a time owns a journal. A small header names the owner and every owner before it; taking a journal
+over means writing the header. Each owner appends its records to segments of its own, so that two attempts that overlap
+never overwrite each other's records.
 
-Threads that write at the same time share one write (group commit): while one write is under way, and for a moment
-before it, facts gather, and the next write takes them all. Reading it back costs one call per segment, so ten thousand
-requests resume in seconds.
+Before a POST may be sent, its intent is written and *after that* the header is read again. The new owner does it the
+other way round: it writes the header and *after that* reads all segments. So either the old owner sees that it has lost
+the journal, or the new owner sees the intent: no request goes out that the new owner does not know of.
+
+Threads that append at the same time share one write (group commit): while a write is under way, and for a moment before
+it, records gather, and the next write takes them all. A store that is away is tried again until it is back; the records
+stay in memory meanwhile.
+
+An owner's segment 0 is the one that grows. When it is :data:`SEGMENT_BYTES` long, it is copied to the next free number
+and started anew, with a first line that says how many full ones there are: a short journal is read with one call.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
+import secrets
 import threading
 import time
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from airflow_provider_imagen.exceptions import JournalError
-from airflow_provider_imagen.journal.records import Entry, entries_of
+from msgspec import Struct, ValidationError, convert, to_builtins
+
+from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
+from airflow_provider_imagen.journal.records import (
+    FORMAT_VERSION,
+    ChargeLost,
+    Finished,
+    Intent,
+    JournalState,
+    Rejected,
+    Response,
+    decode_record,
+    encode_record,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
-    from airflow_provider_imagen.journal.records import Fact
+    from airflow_provider_imagen.journal.records import Record
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HEADER = "header"
+"""Name of the header among the texts of a store; segments are called ``<owner>/<number>``."""
 
 SEGMENT_BYTES = 48 * 1024
 """Longest segment; from 64 KB on Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""
 
-
-GATHERING_SECONDS = 0.002
+GROUP_COMMIT_DELAY_SECONDS = 0.002
 """
-How long a write waits for company, a tenth of what it takes (about 20 ms in Airflow's task state store, Airflow 3.3).
+How long a write waits for more records, a tenth of what it takes (about 20 ms in Airflow's task state store, 3.3).
 
-The answer to one request and the intent of the next, which the same thread hands in right after it, share a write.
+The response to one request and the intent of the next, which the same thread appends right after it, share a write.
 """
 
-LEISURE_SECONDS = 0.5
-"""How long a fact that can wait does, for a write that is made anyway."""
+MAXIMUM_FLUSH_DELAY_SECONDS = 0.5
+"""Longest time that a record of no urgency waits to share the write of another."""
+
+WRITE_PATIENCE_SECONDS = 120.0
+"""
+How long an intent waits for a store that is away, until the attempt gives up.
+
+An API server needs some time to restart, and Airflow itself tries for about ten seconds only (``[workers]
+execution_api_retries``). Airflow ends a task whose heartbeats fail sooner than this (``[workers]
+max_failed_heartbeats``), unless it is told to wait.
+"""
+
+RETRY_PAUSE_SECONDS = 1.0
+
+MAX_SEGMENTS = 1_000_000
+"""More full segments than any journal has; a larger number in a file that somebody wrote is not believed."""
+
+_OWNER = re.compile(r"[0-9]{1,9}-[0-9a-f]{12}")
 
 _FULL = "full_segments"
 """Key in the first line of segment 0 that says how many full ones there are; without it there is none."""
 
-_FORGOTTEN = "forgotten_segments"
-"""Key in the only line of segment 0 when the journal is void; it says how many full ones may be left to delete."""
+
+class StoreUnavailableError(Exception):
+    """A store cannot be reached, or refuses to work, at the moment; trying again later makes sense."""
 
 
 class JournalStore(Protocol):
-    """Where segments are kept. Each call returns only when its effect would survive the loss of this process."""
+    """Keeps texts by name. Each call returns only when its effect would survive the loss of this process."""
 
     description: str
     """What to call the place in a log line."""
 
-    def read(self, number: int) -> str | None:
-        """Give the text of a segment, ``None`` when there is none."""
+    def read(self, name: str) -> str | None:
+        """Return a text, ``None`` when there is none."""
 
-    def write(self, number: int, text: str) -> None:
-        """Write a segment whole, in place of what it held."""
+    def write(self, name: str, text: str) -> None:
+        """
+        Write a text, replacing what was there.
 
-    def delete(self, number: int) -> None:
-        """Remove a segment; no error when there is none."""
+        :raises StoreUnavailableError: worth trying again
+        """
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove texts in the order given, and whatever kept them; no error when one does not exist."""
 
 
 class NoStore:
@@ -71,136 +120,303 @@ class NoStore:
 
     description = "nowhere"
 
-    def read(self, number: int) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """Nothing was kept."""
+    def read(self, name: str) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Return ``None``: nothing was kept."""
         return None
 
-    def write(self, number: int, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
         """Keep nothing."""
 
-    def delete(self, number: int) -> None:
+    def delete(self, names: Iterable[str]) -> None:
         """Nothing to remove."""
+
+
+class Header(Struct, frozen=True):
+    """
+    Who owns a journal.
+
+    :param version: of the header and of all records
+    :param owner: the attempt that may send requests
+    :param owners: every attempt that has records, the first one first, ``owner`` last
+    """
+
+    version: int
+    owner: str
+    owners: tuple[str, ...]
 
 
 class Journal:
     """
-    The notebook of one task instance.
+    The journal of one task instance, as one attempt sees it.
 
-    :param store: where segments are kept
+    :param store: where it is kept
+    :param try_number: number of this attempt, to recognize its records by
+    :param takeover_lock: held while the journal is taken over, which takes a read and a write: of two attempts that do
+        so within the same instant, the one whose header is overwritten would not be known to the other. Airflow starts
+        only one attempt at a time, but a person may start two on one machine
     """
 
-    def __init__(self, store: JournalStore) -> None:
+    def __init__(
+        self,
+        store: JournalStore,
+        *,
+        try_number: int = 0,
+        takeover_lock: AbstractContextManager[object] | None = None,
+    ) -> None:
+        self.owner = f"{try_number}-{secrets.token_hex(6)}"
+        self.state = JournalState()
+        """What earlier attempts wrote."""
+        self.unresolved: dict[str, Intent] = {}
+        """POSTs of all attempts that may have been billed, by client request id."""
+        self.writes = 0
         self._store = store
+        self._takeover_lock = takeover_lock or nullcontext()
+        self._header: Header | None = None  # stays None where nothing is kept
+        self._lost: str | None = None  # why no more requests may be sent
+        self.is_gone = False
+        """Whether the journal was found deleted: by somebody, or by another attempt that has finished."""
+        self._owned_at = -math.inf
+        self._full = 0  # full segments of this owner
+        self._lines: list[str] = []  # of its segment that grows
         self._ready = threading.Condition()
-        self._waiting: list[tuple[str, Future[None]]] = []
+        self._waiting: list[tuple[Record, Future[None]]] = []
         self._due = math.inf
-        self._closed = True
+        self._closed = threading.Event()
+        self._close_by = math.inf
+        self._newest: Future[None] | None = None
+        self._busy_since = math.inf
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._full = 0
-        self._segment = ""
-        self.writes = 0
-        self.entries: dict[str, Entry] = {}
+
+    # --- opening ------------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """
-        Read what earlier tries wrote, and be ready to write.
+        Take the journal over from earlier attempts, read what they wrote, and get ready to append.
 
-        :raises JournalError: the store cannot be read, so nobody knows what was already bought
+        :raises JournalError: the store cannot be read, or holds what this version does not understand, so nobody knows
+            what was already paid for
         """
-        segments = self._read_segments()
-        facts = [fact for number, text in segments.items() for fact in _parse(text, segment=number)]
-        try:
-            self.entries = entries_of(facts)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise _damaged("A fact in the journal") from None
-        self._closed = False
+        if not isinstance(self._store, NoStore):
+            self.state = self._ask(
+                self._take_over, so=", so what earlier attempts paid for is unknown; nothing was sent"
+            )
+        self.unresolved = self.state.all_unresolved()
         self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
         self._thread.start()
 
-    def _read_segments(self) -> dict[int, str]:
-        """Read all segments, the oldest first; the one that grows is last."""
-        segments: dict[int, str] = {}
+    def _take_over(self) -> JournalState:
+        with self._takeover_lock:
+            before = _read_header(self._store)
+            owners = before.owners if before is not None else ()
+            self._header = Header(FORMAT_VERSION, self.owner, (*owners, self.owner))
+            self._owned_at = time.monotonic()
+            self._store.write(HEADER, json.dumps(to_builtins(self._header)))
+        # From here on an earlier owner sends nothing more that is not in its segments.
+        return _state_of(_read_segments(self._store, owners))
+
+    def _ask(self, act: Callable[[], T], *, so: str = "") -> T:
+        """Do something with the store, with any failure as a JournalError; ``so`` says what it means."""
         try:
-            text = self._store.read(0)
-            if text is None:
-                return {}
-            if _count(_FORGOTTEN, text):
-                forget(self._store)
-                return {}
-            if not text.strip():  # no write of ours leaves it like that
-                raise _damaged("Segment 0 of the journal")
-            self._segment = text if text.endswith("\n") else f"{text}\n"
-            self._full = _count(_FULL, self._segment)
-            for number in range(1, self._full + 1):
-                if (full := self._store.read(number)) is None:
-                    raise _damaged(f"The journal has no segment {number} of {self._full}: it")
-                segments[number] = full
+            return act()
         except JournalError:
             raise
         except Exception as error:
-            raise JournalError(
-                f"The journal in {self._store.description} cannot be read ({type(error).__name__}), "
-                f"so what was already paid for is unknown; nothing was sent."
-            ) from error
-        return {**segments, 0: self._segment.removeprefix(_heading(_FULL, self._full))}
+            reason = type(error).__name__
+            raise JournalError(f"The journal in {self._store.description} cannot be used ({reason}){so}.") from error
 
-    @property
-    def segments(self) -> int:
-        """How many segments there are, or may be by the end of the write that is under way."""
-        return self._full + 1
-
-    def append(self, fact: Fact, *, can_wait: bool = False) -> Future[None]:
+    def reload(self) -> JournalState:
         """
-        Hand in a fact; the future is done once it is durable, and fails when it cannot be made so.
+        Return what earlier attempts have written by now: one that has lost the journal still records what it receives.
 
-        :param can_wait: its loss costs work and no money, so that it may wait :data:`LEISURE_SECONDS` for others
+        :raises JournalError: the store cannot be read at the moment
         """
-        line = json.dumps(fact, separators=(",", ":"))  # ASCII: one character is one byte
+        return _state_of(self._read_earlier())
+
+    def _read_earlier(self) -> dict[str, list[str]]:
+        """Read the segments of others again, and drop what is resolved by now from the unresolved requests."""
+        owners = [owner for owner in self._header.owners if owner != self.owner] if self._header is not None else []
+        segments = self._ask(lambda: _read_segments(self._store, owners)) if owners else {}
+        unresolved = _state_of(segments).all_unresolved()
+        for client_request_id in self.state.all_unresolved().keys() - unresolved.keys():
+            self.unresolved.pop(client_request_id, None)
+        return segments
+
+    # --- appending ----------------------------------------------------------------------------------------------------
+
+    def append(self, record: Record, *, can_wait: bool = False) -> Future[None]:
+        """
+        Hand a record in. The future is done once it is durable, and fails when it cannot become so.
+
+        :param can_wait: its loss costs work and no money, so it may wait :data:`MAXIMUM_FLUSH_DELAY_SECONDS` for others
+        """
         done: Future[None] = Future()
         with self._ready:
-            if self._failure is not None or self._closed:
+            if isinstance(record, (Rejected, Response, ChargeLost)):
+                self.unresolved.pop(record.client_request_id, None)
+            if self._failure is not None or self._closed.is_set() or self._thread is None:
                 done.set_exception(_not_writable(self._store, self._failure))
-                return done
-            self._waiting.append((line, done))
-            self._due = min(self._due, time.monotonic() + (LEISURE_SECONDS if can_wait else 0))
-            self._ready.notify()
+            elif isinstance(record, Intent) and self._lost is not None:
+                done.set_exception(OwnershipLostError(self._lost))
+            else:
+                if isinstance(record, Intent):
+                    self.unresolved[record.client_request_id] = record
+                self._waiting.append((record, done))
+                self._newest = done
+                self._due = min(self._due, time.monotonic() + (MAXIMUM_FLUSH_DELAY_SECONDS if can_wait else 0))
+                self._ready.notify()
         return done
 
-    def commit(self, fact: Fact) -> None:
+    def commit(self, record: Record, *, timeout_seconds: float = WRITE_PATIENCE_SECONDS) -> None:
         """
-        Write a fact and return when it is durable.
+        Append a record and return when it is durable. Of an intent this says: its POST may be sent now.
 
-        :raises JournalError: it could not be made durable
+        :raises OwnershipLostError: it is an intent, and another attempt has taken the journal over
+        :raises JournalError: it is not durable, nor was within the time
         """
-        self.append(fact).result()
+        try:
+            self.append(record).result(timeout_seconds)
+        except TimeoutError:
+            raise _not_writable(self._store, None) from None
+
+    def confirm_ownership(self, *, max_age_seconds: float) -> None:
+        """
+        Make sure that requests may still be sent.
+
+        :param max_age_seconds: how old the last look at the header may be
+        :raises OwnershipLostError: another attempt has taken the journal over
+        :raises JournalError: the store refuses, or was away for too long
+        """
+        give_up_at = time.monotonic() + WRITE_PATIENCE_SECONDS
+        while self._lost is None and self._header is not None and time.monotonic() - self._owned_at > max_age_seconds:
+            try:
+                self._check_ownership()
+            except StoreUnavailableError as error:
+                if time.monotonic() >= give_up_at:
+                    raise _not_writable(self._store, error) from error
+                time.sleep(RETRY_PAUSE_SECONDS)
+            except Exception as error:
+                raise _not_writable(self._store, error) from error
+            else:
+                break
+        if self._lost is not None:
+            raise OwnershipLostError(self._lost)
+
+    def _check_ownership(self) -> bool:
+        """Look who owns the journal, and return whether it is this attempt."""
+        if self._lost is None and self._header is not None:
+            looked_at = time.monotonic()
+            header = _read_header(self._store)
+            if header is None:
+                self.is_gone = True
+                self._lost = (
+                    f"The journal in {self._store.description} is gone: somebody deleted it, or another attempt of "
+                    f"this task has finished. Nothing more is sent. Without the journal, a retry does not know what "
+                    f"was paid for, and pays again; what this attempt has received is stored all the same."
+                )
+            elif header.owner != self.owner:
+                self._lost = (
+                    f"The journal in {self._store.description} belongs to another attempt of this task now "
+                    f"({header.owner}). This one ({self.owner}) sends nothing more and stores what it has already "
+                    f"received."
+                )
+            else:
+                self._header = header  # somebody may have added to it
+            if self._lost is not None:
+                log.error("%s", self._lost)
+            self._owned_at = looked_at
+        return self._lost is None
+
+    def flush(self, timeout_seconds: float) -> None:
+        """Write what can wait now, and return when everything is durable, has failed, or the time is up."""
+        with self._ready:
+            newest = self._newest
+            self._due = min(self._due, time.monotonic())
+            self._ready.notify()
+        if newest is not None:
+            wait([newest], timeout_seconds)
+
+    @property
+    def behind_seconds(self) -> float:
+        """How long the oldest records have been on their way into the store; 0 while nothing holds them up."""
+        return max(0.0, time.monotonic() - self._busy_since)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this attempt owned the journal when it last looked."""
+        return self._lost is None
+
+    @property
+    def is_closed_to_this_attempt(self) -> bool:
+        """Whether another attempt owns the journal, or its store refuses this one for good."""
+        return self._lost is not None or self._failure is not None
+
+    def still_owns(self) -> bool:
+        """Look whether this attempt still owns the journal; a store that refuses it says no."""
+        try:
+            return self._check_ownership()
+        except StoreUnavailableError:
+            return self._lost is None
+        except Exception as error:
+            log.warning("The journal in %s refuses this attempt (%s).", self._store.description, type(error).__name__)
+            return False
+
+    # --- ending -------------------------------------------------------------------------------------------------------
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """
-        Write what is waiting, then stop. Raises nothing: who needs a fact durable has waited for it.
+        Write what is waiting, then stop. Never raises; callers that need durability have already awaited it.
 
-        :param timeout_seconds: how long a store that does not answer is waited for
+        :param timeout_seconds: how long a store that does not respond is waited for
         """
+        self._close_by = time.monotonic() + timeout_seconds
         with self._ready:
-            self._closed = True
+            self._closed.set()
             self._ready.notify()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
 
+    def finish(self) -> None:
+        """
+        End the journal of a task that has succeeded, so that clearing the task creates new images.
+
+        It is deleted, unless requests in it may have been billed: then it stays until someone has resolved them. An
+        attempt that does not own the journal leaves it as it is.
+
+        :raises JournalError: the store cannot be reached
+        """
+        if self._header is None or not self._ask(self._check_ownership):
+            return
+        segments = self._read_earlier()
+        if self.unresolved:
+            self._lines.append(encode_record(Finished()))
+            self._ask(self._store_segment)
+            return
+        # An earlier owner may have died after it put a segment aside and before it counted it.
+        counts = {owner: len(segments.get(owner, ())) + 1 for owner in self._header.owners}
+        counts[self.owner] = self._full + 1
+        names = [_segment(owner, number) for owner, count in counts.items() for number in range(count)]
+        self._ask(lambda: self._store.delete([HEADER, *names]))
+
+    # --- the writing thread -------------------------------------------------------------------------------------------
+
     def _write_forever(self) -> None:
         while True:
             with self._ready:
-                while not self._closed and (seconds := self._due - time.monotonic()) > 0:
+                while not self._closed.is_set() and (seconds := self._due - time.monotonic()) > 0:
                     self._ready.wait(None if seconds == math.inf else seconds)
-            if not self._closed:
-                time.sleep(GATHERING_SECONDS)
+            if not self._closed.is_set():
+                time.sleep(GROUP_COMMIT_DELAY_SECONDS)
             with self._ready:
                 batch, self._waiting = self._waiting, []
                 self._due = math.inf
                 if not batch:
-                    return
+                    if self._closed.is_set():
+                        return
+                    continue
+            self._busy_since = time.monotonic()
             try:
-                self._write(line for line, _ in batch)
+                self._write_batch(batch)
             except BaseException as error:
                 with self._ready:
                     self._failure = error
@@ -209,83 +425,192 @@ class Journal:
                 for _, done in batch:
                     done.set_exception(_not_writable(self._store, error))
                 return
-            for _, done in batch:
+            self._busy_since = math.inf
+
+    def _write_batch(self, batch: list[tuple[Record, Future[None]]]) -> None:
+        """Make records durable; after that, if there are intents, check whether their POSTs may still be sent."""
+        for record, _ in batch:
+            self._add(record)
+        self._until_available(self._store_segment)
+        if any(isinstance(record, Intent) for record, _ in batch):
+            self._until_available(self._check_ownership)
+        for record, done in batch:
+            if isinstance(record, Intent) and self._lost is not None:
+                done.set_exception(OwnershipLostError(self._lost))
+            else:
                 done.set_result(None)
 
-    def _write(self, lines: Iterable[str]) -> None:
-        """Add to the segment that grows, and put full ones aside; what is in them counts once segment 0 is written."""
-        for line in lines:
-            heading = _heading(_FULL, self._full)
-            if len(self._segment) > len(heading) and len(self._segment) + len(line) + 1 > SEGMENT_BYTES:
-                self._full += 1
-                self._store_segment(self._full, self._segment.removeprefix(heading))
-                self._segment = _heading(_FULL, self._full)
-            self._segment += line + "\n"
-        self._store_segment(0, self._segment)
+    def _until_available(self, act: Callable[[], object]) -> None:
+        """Do something with the store, again and again while it is away."""
+        has_failed = False
+        while True:
+            try:
+                act()
+            except StoreUnavailableError as error:
+                if self._closed.is_set() and time.monotonic() >= self._close_by:
+                    raise
+                if not has_failed:
+                    log.warning(
+                        "The journal in %s is not available (%s). Responses are kept in memory until it is, and no new "
+                        "request is sent.",
+                        self._store.description,
+                        error,
+                    )
+                has_failed = True
+                time.sleep(RETRY_PAUSE_SECONDS)
+            else:
+                return
 
-    def _store_segment(self, number: int, text: str) -> None:
-        self._store.write(number, text)
+    def _add(self, record: Record) -> None:
+        """Append a record to the segment that grows, which is put aside when it is full."""
+        line = encode_record(record)
+        if self._lines and len(self._text([*self._lines, line])) > SEGMENT_BYTES:
+            self._until_available(self._put_aside)
+        self._lines.append(line)
+
+    def _put_aside(self) -> None:
+        """Store the full segment under the next free number; it counts once the new one says so."""
+        self._write(self._full + 1, _join(self._lines))
+        self._full += 1
+        self._lines = []
+
+    def _store_segment(self) -> None:
+        self._write(0, self._text(self._lines))
+
+    def _text(self, lines: Iterable[str]) -> str:
+        """Return the segment that grows, which says how many full ones there are."""
+        first = [f'{{"{_FULL}":{self._full}}}'] if self._full else []
+        return _join([*first, *lines])
+
+    def _write(self, number: int, text: str) -> None:
+        self._store.write(_segment(self.owner, number), text)
         self.writes += 1
 
 
-def forget(store: JournalStore, *, segments: int | None = None) -> None:
+def read_journal(store: JournalStore) -> JournalState:
     """
-    Delete every segment of a store.
+    Read a journal without taking it over.
 
-    One write makes all of it void, so that a crash in between leaves either everything known or nothing.
-
-    :param segments: how many there are, from who wrote them; ``None`` looks
+    :raises JournalError: it is damaged, or of another version
     """
-    if segments is None:
-        text = store.read(0) or ""
-        full = _count(_FULL, text) or _count(_FORGOTTEN, text)
-    else:
-        full = segments - 1
-    if full:
-        store.write(0, _heading(_FORGOTTEN, full))
-    for number in range(full, -1, -1):
-        store.delete(number)
+    header = _read_header(store)
+    return _state_of(_read_segments(store, header.owners if header is not None else ()))
 
 
-def _heading(key: str, full: int) -> str:
-    return f'{{"{key}":{full}}}\n' if full else ""
+def annotate_journal(store: JournalStore, records: Iterable[Record]) -> None:
+    """
+    Add records to a journal without taking it over, such as what became of requests in doubt; for no running attempt.
+
+    A journal of a finished task in which nothing is left unresolved is deleted. To be called under the takeover lock.
+
+    :raises JournalError: it is damaged, or of another version
+    """
+    author = f"0-{secrets.token_hex(6)}"
+    text = _join(map(encode_record, records))
+    if not text or _read_header(store) is None:
+        return
+    store.write(_segment(author, 0), text)
+    header = _read_header(store)
+    if header is None:
+        return
+    header = Header(FORMAT_VERSION, header.owner, (*header.owners, author))
+    store.write(HEADER, json.dumps(to_builtins(header)))
+    segments = _read_segments(store, header.owners)
+    state = _state_of(segments)
+    if not state.requests and not state.unresolved:
+        names = [_segment(owner, number) for owner, texts in segments.items() for number in range(len(texts))]
+        store.delete([HEADER, *names])
 
 
-def _count(key: str, segment: str) -> int:
-    """Read a number of full segments from the first line of segment 0; 0 when it does not say."""
-    start = f'{{"{key}":'
-    if not segment.startswith(start):
-        return 0
-    found = re.match(r"([1-9][0-9]{0,8})\}\n", segment[len(start) :])
-    if found is None:
-        raise _damaged("Segment 0 of the journal")
-    return int(found[1])
+def _segment(owner: str, number: int) -> str:
+    return f"{owner}/{number}"
 
 
-def _parse(text: str, *, segment: int) -> list[Fact]:
-    facts: list[Fact] = []
-    for line in filter(None, text.split("\n")):
-        try:
-            fact = json.loads(line)
-            if not isinstance(fact["k"], str) or not isinstance(fact["t"], str):
-                raise TypeError
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise _damaged(f"Segment {segment} of the journal") from None
-        facts.append(fact)
-    return facts
+def _join(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _read_header(store: JournalStore) -> Header | None:
+    text = store.read(HEADER)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text.partition("\n")[0])
+        version = found.get("version", 1)
+    except (ValueError, AttributeError, RecursionError):
+        raise _damaged("The header of the journal") from None
+    if version != FORMAT_VERSION:
+        raise JournalError(
+            f"The journal in {store.description} has format {version!r}, and this version of airflow-provider-imagen "
+            f"understands format {FORMAT_VERSION} only; nothing was sent. Let the version that wrote it finish the "
+            f"task, or compare with GET /v2/billing/transactions and delete the journal to start anew."
+        )
+    try:
+        header = convert(found, type=Header)
+    except ValidationError:
+        raise _damaged("The header of the journal") from None
+    if header.owner not in header.owners or not all(map(_OWNER.fullmatch, header.owners)):  # they become file names
+        raise _damaged("The header of the journal")
+    return header
+
+
+def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list[str]]:
+    """Read the segments of some owners, each owner's in the order they were written: the one that grows is last."""
+    segments: dict[str, list[str]] = {}
+    for owner in owners:
+        newest = store.read(_segment(owner, 0))
+        if newest is None:  # it took the journal over and wrote nothing
+            continue
+        segments[owner] = []
+        full, newest = _count_full(newest)
+        if not newest.strip():  # no write of ours leaves it like that
+            raise _damaged(f"A segment of attempt {owner} in the journal")
+        for number in range(1, full + 1):
+            text = store.read(_segment(owner, number))
+            if text is None:
+                raise _damaged(f"The journal has no segment {number} of {full}: it")
+            segments[owner].append(text)
+        segments[owner].append(newest)
+    return segments
+
+
+def _count_full(newest: str) -> tuple[int, str]:
+    """Take the first line off the segment that grows, if it says how many full ones there are."""
+    first, _, rest = newest.partition("\n")
+    if not first.startswith(f'{{"{_FULL}"'):
+        return 0, newest
+    try:
+        full = json.loads(first)[_FULL]
+    except ValueError:
+        full = 0
+    if not isinstance(full, int) or not 1 <= full <= MAX_SEGMENTS:
+        raise _damaged("The first line of a segment of the journal")
+    return full, rest
+
+
+def _state_of(segments: Mapping[str, Iterable[str]]) -> JournalState:
+    state = JournalState()
+    for owner, texts in segments.items():
+        for line in filter(None, (line for text in texts for line in text.split("\n"))):
+            try:
+                record = decode_record(line)
+            except ValueError as error:
+                raise _damaged(f"A record of attempt {owner} in the journal ({error})") from None
+            state.apply(record)
+    return state
 
 
 def _damaged(what: str) -> JournalError:
     return JournalError(
-        f"{what} is damaged, so what was already paid for is unknown; nothing was sent. Compare with "
-        f"GET /v2/billing/transactions, then delete the journal to start anew."
+        f"{what} is damaged or was written by another version, so what was already paid for is unknown; nothing was "
+        f"sent. Compare with GET /v2/billing/transactions, then delete the journal to start anew."
     )
 
 
 def _not_writable(store: JournalStore, cause: BaseException | None) -> JournalError:
     error = JournalError(
         f"The journal in {store.description} cannot be written"
-        f"{f' ({type(cause).__name__})' if cause is not None else ''}, so nothing more is bought."
+        f"{f' ({type(cause).__name__})' if cause is not None else ''}, so nothing more is sent."
     )
     error.__cause__ = cause
     return error

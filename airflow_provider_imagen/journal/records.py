@@ -1,89 +1,80 @@
 """
-The facts a journal keeps of each paid request, and what they add up to.
+The records of the journal: what is written about each paid request, and what the records of a request add up to.
 
-A request's life is a few durable facts, each a small JSON object:
+A request goes through these states, each a durable record:
 
 ``intent``
-    before the POST: its ``X-Client-Request-Id``, model and expected price. One per POST, never reused.
-``refused``
-    the API answered that it did not do the work; nothing was billed.
-``paid``
-    the answer: links (never picture bytes), ids, cost.
-``storing``
-    one picture that came inline is about to be written: path, digest, size. It is there if the file is.
-``stored``
-    one picture is safe: path, digest, size.
-``gone``
-    a picture that was stored is not there any more, and no link leads to it.
-``lost``
-    the API billed the POST and the answer is gone.
-``unbilled``
-    the answer is gone, and the API's log knows no charge.
+    before the POST: its ``X-Client-Request-Id``, model, quoted price, and what the images are for. One per POST.
+``rejected``
+    the API answered that it did not do the work, or the POST was never sent. Nothing was billed.
+``response``
+    the answer: URLs (never image bytes), ids, cost.
+``write_started``
+    an image that came inside the response is about to be written: path, digest, size. If the file exists, it is whole.
+``write_committed``
+    an image is stored: path, digest, size.
+``missing``
+    an image that was paid for cannot be retrieved any more.
+``charge_lost``
+    the API billed the POST and its response is gone.
+``presumed_unbilled``
+    the response is gone, and the API's log did not show a charge within the patience. It may still turn up.
+``finished``
+    the task succeeded. What came before is history: only its unresolved requests still matter.
+
+Every record is a JSON object on a line of its own. Decoding is strict: an unknown record type or field is an error,
+because skipping a record could mean paying again.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Union
 
-from msgspec import Struct, field
-from msgspec.structs import asdict
+from msgspec import Struct, ValidationError, convert, field, to_builtins
 
-from airflow_provider_imagen.api.money import read_amount
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-Fact = dict[str, Any]
-"""A JSON object with ``k`` (key of the request), ``t`` (type of the fact) and what that type holds."""
+FORMAT_VERSION = 2
+"""Version of the records and of the header. A journal of any other version is rejected before anything is sent."""
 
 
-def intent(key: str, *, client_request_id: str, model: str, usd: Decimal | None) -> Fact:
-    """Note that a POST is about to be sent."""
-    return {
-        "k": key,
-        "t": "intent",
-        "id": client_request_id,
-        "model": model,
-        "at": round(time.time(), 3),  # wall-clock: it is compared with the API's log after a restart
-        **({"usd": str(usd)} if usd is not None else {}),
-    }
-
-
-def refused(key: str, *, client_request_id: str) -> Fact:
-    """Note that the API answered an error, which bills nothing."""
-    return {"k": key, "t": "refused", "id": client_request_id}
-
-
-def gone(key: str, picture: int) -> Fact:
-    """Note that a stored picture is not there any more and cannot be had again."""
-    return {"k": key, "t": "gone", "n": picture}
-
-
-def lost(key: str, *, client_request_id: str, inference_id: str | None, usd: Decimal | None) -> Fact:
-    """Note that a POST was billed and its answer is gone."""
-    return {
-        "k": key,
-        "t": "lost",
-        "id": client_request_id,
-        "inf": inference_id,
-        "usd": str(usd) if usd is not None else None,
-    }
-
-
-def unbilled(key: str, *, client_request_id: str) -> Fact:
-    """Note that the answer of a POST is gone and the API's log shows no charge for it."""
-    return {"k": key, "t": "unbilled", "id": client_request_id}
-
-
-class PaidPicture(Struct, frozen=True):
+class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
-    One answered picture without its bytes.
+    What the images of a request are for, so that they can be listed even if the prompt has left the DAG since.
 
-    :param url: link, sealed when it is signed; ``None`` when the picture came inline
+    :param prompt_index: place of the prompt in the list, from 0
+    :param image_index: index of the request's first image among the images of its prompt
+    :param images: images the request asks for
+    :param prompt_images: images asked for with this prompt in all
+    :param prompt: the text, empty for models that take none
+    :param name: the name the author gave the item
+    """
+
+    prompt_index: int
+    image_index: int
+    images: int
+    prompt_images: int
+    prompt: str
+    name: str | None = None
+
+    def index_of(self, place: int) -> int:
+        """
+        Return the index of an image among the images of its prompt. More than asked for come after all others.
+
+        :param place: its place in the response, from 0
+        """
+        beyond, place = divmod(place, self.images)
+        return self.image_index + place + beyond * self.prompt_images
+
+
+class ResponseImage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """
+    One image of a response, without its bytes.
+
+    :param url: encrypted when it is signed; ``None`` when the image came inside the response
     :param prompt: the prompt as the model rewrote it
-    :param seed: the seed it was made with: the one the answer says, else the one that was sent
+    :param seed: the seed the response states, else the one that was sent
     :param withheld: filtered by the model
     :param broken: why it cannot be read
     """
@@ -96,76 +87,19 @@ class PaidPicture(Struct, frozen=True):
 
     @property
     def is_inline(self) -> bool:
-        """Whether its bytes came with the answer, and nowhere else can they be had."""
+        """Whether its bytes came inside the response and cannot be downloaded."""
         return self.url is None and not self.withheld and self.broken is None
 
-    def to_json(self) -> dict[str, Any]:
-        """Leave out what is not set."""
-        return {
-            name: value
-            for name, value in (
-                ("url", self.url),
-                ("prompt", self.prompt),
-                ("seed", self.seed),
-                ("withheld", self.withheld),
-                ("broken", self.broken),
-            )
-            if value not in (None, False)
-        }
 
-
-class Paid(Struct, frozen=True):
+class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
-    What a paid request brought.
-
-    :param usd: charged, in USD; an estimate when ``usd_is_estimate``; ``None`` when nothing is known
-    :param at: when the answer came, in seconds since the epoch
-    """
-
-    client_request_id: str
-    pictures: tuple[PaidPicture, ...]
-    usd: Decimal | None
-    usd_is_estimate: bool
-    inference_id: str | None
-    model: str
-    at: float
-
-    def to_fact(self, key: str) -> Fact:
-        """Make the fact to write down."""
-        return {
-            "k": key,
-            "t": "paid",
-            "id": self.client_request_id,
-            "pics": [picture.to_json() for picture in self.pictures],
-            "usd": str(self.usd) if self.usd is not None else None,
-            **({"est": True} if self.usd_is_estimate else {}),
-            "inf": self.inference_id,
-            "model": self.model,
-            "at": self.at,
-        }
-
-    @classmethod
-    def from_fact(cls, fact: Mapping[str, Any]) -> Paid:
-        """Read the fact back."""
-        return cls(
-            client_request_id=fact["id"],
-            pictures=tuple(PaidPicture(**picture) for picture in fact["pics"]),
-            usd=read_amount(fact.get("usd")),
-            usd_is_estimate=bool(fact.get("est")),
-            inference_id=fact.get("inf"),
-            model=fact["model"],
-            at=fact["at"],
-        )
-
-
-class Stored(Struct, frozen=True):
-    """
-    One picture that is safe.
+    One stored image.
 
     :param path: where it is, as a string :class:`~airflow.sdk.ObjectStoragePath` takes
-    :param file_name: its name in the output folder
+    :param file_name: its name relative to the output folder
     :param sha256: hexadecimal digest of the file
     :param bytes: size of the file
+    :param thumbnail: name of its preview relative to the output folder
     """
 
     path: str
@@ -177,87 +111,312 @@ class Stored(Struct, frozen=True):
     height: int
     thumbnail: str | None = None
 
-    def to_fact(self, key: str, picture: int) -> Fact:
-        """Make the fact to write down once it is safe."""
-        return {"k": key, "t": "stored", "n": picture, **{k: v for k, v in asdict(self).items() if v is not None}}
 
-    def to_announcement(self, key: str, picture: int) -> Fact:
-        """Make the fact to write down before the file is written."""
-        return {**self.to_fact(key, picture), "t": "storing"}
-
-    @classmethod
-    def from_fact(cls, fact: Mapping[str, Any]) -> Stored:
-        """Read the fact back."""
-        return cls(**{name: fact[name] for name in cls.__struct_fields__ if name in fact})
-
-
-class Entry(Struct):
+class _Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="t", kw_only=True):
     """
-    Everything the journal knows of one request.
+    Base of all records.
 
+    :param key: names the request: a fingerprint of what is sent, and which one it is among equal ones
+    """
+
+    key: str
+
+
+class Intent(_Record, frozen=True, tag="intent"):
+    """
+    A POST is about to be sent.
+
+    :param at: when, in seconds since the epoch: wall-clock time, because a later attempt compares it with the API's log
+    :param usd: the quoted price, ``None`` when it is not known
+    :param clock_offset: how many seconds the API's clock was ahead of the one ``at`` was read from; ``None`` before the
+        first response
+    """
+
+    client_request_id: str
+    model: str
+    at: float
+    target: Target
+    usd: Decimal | None = None
+    clock_offset: float | None = None
+
+
+class Rejected(_Record, frozen=True, tag="rejected"):
+    """A POST brought nothing and cost nothing."""
+
+    client_request_id: str
+
+
+class Response(_Record, frozen=True, tag="response"):
+    """
+    A POST was answered and paid for.
+
+    :param usd: charged, in USD; ``None`` when neither the response nor a price list says
+    :param usd_is_estimate: ``usd`` is the quoted price, because the response states no cost
+    :param usd_undelivered: the part of ``usd`` for images that can never be retrieved, because the response holds none
+    :param at: when the response came, in seconds since the epoch
+    """
+
+    client_request_id: str
+    images: tuple[ResponseImage, ...]
+    model: str
+    at: float
+    usd: Decimal | None = None
+    usd_is_estimate: bool = False
+    usd_undelivered: Decimal = Decimal(0)
+    inference_id: str | None = None
+
+    @property
+    def usd_per_image(self) -> Decimal | None:
+        """What each image of the response cost, in USD; ``None`` when that is not known."""
+        return (self.usd - self.usd_undelivered) / len(self.images) if self.usd is not None and self.images else None
+
+
+class WriteStarted(_Record, frozen=True, tag="write_started"):
+    """An inline image is about to be written; ``image`` is its place in the response, from 0."""
+
+    image: int
+    file: StoredFile
+
+
+class WriteCommitted(_Record, frozen=True, tag="write_committed"):
+    """An image is stored; ``image`` is its place in the response, from 0."""
+
+    image: int
+    file: StoredFile
+
+
+class Missing(_Record, frozen=True, tag="missing"):
+    """An image that was paid for cannot be retrieved any more; ``image`` is its place in the response, from 0."""
+
+    image: int
+
+
+class ChargeLost(_Record, frozen=True, tag="charge_lost"):
+    """A POST was billed, and its response is gone."""
+
+    client_request_id: str
+    usd: Decimal | None = None
+    inference_id: str | None = None
+
+
+class PresumedUnbilled(_Record, frozen=True, tag="presumed_unbilled"):
+    """The response of a POST is gone, and the API's log showed no charge for it within the patience."""
+
+    client_request_id: str
+
+
+class Finished(_Record, frozen=True, tag="finished"):
+    """The task succeeded; ``key`` is empty."""
+
+    key: str = ""
+
+
+Record = Union[  # noqa: UP007 - msgspec reads the union at run time
+    Intent, Rejected, Response, WriteStarted, WriteCommitted, Missing, ChargeLost, PresumedUnbilled, Finished
+]
+
+
+def new_intent(
+    key: str,
+    *,
+    client_request_id: str,
+    model: str,
+    usd: Decimal | None,
+    target: Target,
+    clock_offset: float | None = None,
+) -> Intent:
+    """Return the intent for a POST that is sent now."""
+    return Intent(
+        key=key,
+        client_request_id=client_request_id,
+        model=model,
+        at=round(time.time(), 3),
+        target=target,
+        usd=usd,
+        clock_offset=clock_offset,
+    )
+
+
+def encode_record(record: Record) -> str:
+    """Return a record as one line of ASCII, without its end; half a character (a lone surrogate) survives as well."""
+    return json.dumps(to_builtins(record), separators=(",", ":"))
+
+
+def decode_record(line: str) -> Record:
+    """
+    Return the record of a line.
+
+    :raises ValueError: it is no JSON, or no record of this format
+    """
+    try:
+        record: Record = convert(json.loads(line), type=Record)
+    except (ValidationError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return record
+
+
+class RequestState(Struct):
+    """
+    Everything the journal knows about one request.
+
+    :param target: what its images are for, as the latest intent says
     :param open_intents: POSTs whose outcome is not known, by client request id, in the order sent
-    :param stored: pictures by their place in the answer, those in ``announced`` among them
-    :param announced: places of pictures that were about to be written: only their file says whether they are safe
-    :param lost: charges for which no picture will come
-    :param unbilled: POSTs taken for never billed because the API's log did not know them
-    :param usd_replaced: charged for answers that were bought again because their pictures were gone, in USD
+    :param presumed_unbilled: POSTs that the API's log did not show, by client request id
+    :param files: stored images by their place in the response, those of ``writes_started`` among them
+    :param writes_started: places whose file decides whether they are stored
+    :param missing: places of paid images that cannot be retrieved
+    :param charges_lost: charges without a response, by client request id
+    :param usd_replaced: charged for responses that were bought again because their images were gone, in USD
     """
 
-    open_intents: dict[str, Fact] = field(default_factory=dict)
-    paid: Paid | None = None
-    stored: dict[int, Stored] = field(default_factory=dict)
-    announced: set[int] = field(default_factory=set)
-    lost: dict[str, Fact] = field(default_factory=dict)
-    unbilled: dict[str, Fact] = field(default_factory=dict)
+    target: Target | None = None
+    open_intents: dict[str, Intent] = field(default_factory=dict)
+    presumed_unbilled: dict[str, Intent] = field(default_factory=dict)
+    response: Response | None = None
+    files: dict[int, StoredFile] = field(default_factory=dict)
+    writes_started: frozenset[int] = frozenset()
+    missing: frozenset[int] = frozenset()
+    charges_lost: dict[str, ChargeLost] = field(default_factory=dict)
     usd_replaced: Decimal = Decimal(0)
 
-    def apply(self, fact: Fact) -> None:
-        """Take in the next fact."""
-        kind, client_request_id = fact["t"], fact.get("id")
-        if kind == "intent":
-            self.open_intents[fact["id"]] = fact
-        elif kind == "storing":
-            self.stored[fact["n"]] = Stored.from_fact(fact)
-            self.announced.add(fact["n"])
-        elif kind == "stored":
-            self.stored[fact["n"]] = Stored.from_fact(fact)
-            self.announced.discard(fact["n"])
-        elif kind == "gone":
-            self.stored.pop(fact["n"], None)
-            self.announced.discard(fact["n"])
-        elif isinstance(client_request_id, str):
-            intended = self.open_intents.pop(client_request_id, None)
-            if kind == "paid":
-                if self.paid is not None:
-                    self.usd_replaced += self.paid.usd or Decimal(0)
-                self.paid, self.stored, self.announced = Paid.from_fact(fact), {}, set()
-            elif kind == "lost":
-                self.unbilled.pop(client_request_id, None)
-                self.lost[client_request_id] = fact
-            elif kind == "unbilled":
-                self.unbilled[client_request_id] = intended or fact
+    def apply(self, record: Record) -> None:
+        """Take the next record into account."""
+        match record:
+            case Intent():
+                self.target = record.target
+                self.open_intents[record.client_request_id] = record
+            case WriteStarted():
+                self.files[record.image] = record.file
+                self.writes_started |= {record.image}
+            case WriteCommitted():
+                self.files[record.image] = record.file
+                self.writes_started -= {record.image}
+                self.missing -= {record.image}
+            case Missing():
+                self.files.pop(record.image, None)
+                self.writes_started -= {record.image}
+                self.missing |= {record.image}
+            case Rejected():
+                self._close(record.client_request_id)
+            case Response():
+                self._close(record.client_request_id)
+                self.charges_lost.pop(record.client_request_id, None)
+                if self.response is not None and self.response.client_request_id != record.client_request_id:
+                    self.usd_replaced += self.response.usd or Decimal(0)
+                    self.files, self.writes_started, self.missing = {}, frozenset(), frozenset()
+                self.response = record
+            case ChargeLost():
+                self._close(record.client_request_id)
+                if self.response is None or self.response.client_request_id != record.client_request_id:
+                    self.charges_lost[record.client_request_id] = record
+            case PresumedUnbilled():
+                if (intent := self._close(record.client_request_id)) is not None:
+                    self.presumed_unbilled[record.client_request_id] = intent
+
+    def _close(self, client_request_id: str) -> Intent | None:
+        """Forget a POST whose outcome is known, or presumed, from now on."""
+        presumed = self.presumed_unbilled.pop(client_request_id, None)
+        return self.open_intents.pop(client_request_id, presumed)
+
+    @property
+    def usd_missing(self) -> Decimal:
+        """The part of the response's charge for which there is no image, in USD."""
+        if self.response is None:
+            return Decimal(0)
+        return self.response.usd_undelivered + (self.response.usd_per_image or Decimal(0)) * len(self.missing)
+
+    @property
+    def usd_without_response(self) -> Decimal:
+        """Charged for responses that are gone, or were bought again, in USD."""
+        return sum((charge.usd or Decimal(0) for charge in self.charges_lost.values()), self.usd_replaced)
 
     @property
     def usd_lost(self) -> Decimal:
-        """Charged without a picture, in USD."""
-        return sum((read_amount(fact.get("usd")) or Decimal(0) for fact in self.lost.values()), self.usd_replaced)
-
-    @property
-    def has_unreachable_pictures(self) -> bool:
-        """Whether a picture came inline and was not even announced, so that no try can bring it back."""
-        return self.paid is not None and any(
-            picture.is_inline and number not in self.stored for number, picture in enumerate(self.paid.pictures)
-        )
+        """Charged without an image, in USD."""
+        return self.usd_without_response + self.usd_missing
 
     @property
     def usd_spent(self) -> Decimal:
-        """Charged in all, lost charges included, in USD."""
-        return self.usd_lost + ((self.paid.usd or Decimal(0)) if self.paid else Decimal(0))
+        """Charged in all, the lost part included, in USD."""
+        return self.usd_without_response + ((self.response.usd or Decimal(0)) if self.response else Decimal(0))
+
+    @property
+    def unresolved(self) -> dict[str, Intent]:
+        """POSTs that may have been billed, by client request id."""
+        return {**self.open_intents, **self.presumed_unbilled}
+
+    @property
+    def places_without_file(self) -> list[int]:
+        """Places of images that came, and are not known to be stored."""
+        images = self.response.images if self.response is not None else ()
+        return [
+            place
+            for place, image in enumerate(images)
+            if place not in self.files and not image.withheld and image.broken is None
+        ]
+
+    @property
+    def has_unreachable_images(self) -> bool:
+        """Whether an image came inside the response and its write did not even start."""
+        return self.response is not None and any(
+            image.is_inline and place not in self.files for place, image in enumerate(self.response.images)
+        )
 
 
-def entries_of(facts: Iterable[Fact]) -> dict[str, Entry]:
-    """Add facts up, in the order they were written, by the key of their request."""
-    entries: dict[str, Entry] = {}
-    for fact in facts:
-        entries.setdefault(fact["k"], Entry()).apply(fact)
-    return entries
+class JournalState(Struct):
+    """
+    Everything a journal knows.
+
+    :param requests: by their key, in the order they were first sent
+    :param unresolved: POSTs of finished tasks (the task was cleared after its success) that may have been billed
+    """
+
+    requests: dict[str, RequestState] = field(default_factory=dict)
+    unresolved: dict[str, Intent] = field(default_factory=dict)
+
+    def apply(self, record: Record) -> None:
+        """Take the next record into account."""
+        if isinstance(record, Finished):
+            for request in self.requests.values():
+                self.unresolved |= request.unresolved
+            self.requests = {}
+        elif getattr(record, "client_request_id", None) in self.unresolved:
+            if isinstance(record, (Rejected, Response, ChargeLost)):
+                del self.unresolved[record.client_request_id]
+        else:
+            self.requests.setdefault(record.key, RequestState()).apply(record)
+
+    @property
+    def has_loose_ends(self) -> bool:
+        """Whether there are requests without a response, or images that are not known to be stored."""
+        return any(request.open_intents or request.places_without_file for request in self.requests.values())
+
+    def all_unresolved(self) -> dict[str, Intent]:
+        """Return every POST that may have been billed, those of finished tasks included, by client request id."""
+        found = dict(self.unresolved)
+        for request in self.requests.values():
+            found |= request.unresolved
+        return found
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ChargeLost",
+    "Finished",
+    "Intent",
+    "JournalState",
+    "Missing",
+    "PresumedUnbilled",
+    "Record",
+    "Rejected",
+    "RequestState",
+    "Response",
+    "ResponseImage",
+    "StoredFile",
+    "Target",
+    "WriteCommitted",
+    "WriteStarted",
+    "decode_record",
+    "encode_record",
+    "new_intent",
+]

@@ -1,15 +1,19 @@
-"""The places a journal can live: Airflow's task state store, or a folder beside the pictures."""
+"""The places a journal can live: Airflow's task state store, or a folder beside the images."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_imagen.exceptions import JournalError
+from airflow_provider_imagen.exceptions import JournalError, StorageError
+from airflow_provider_imagen.journal.log import HEADER, StoreUnavailableError
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend, filesystem_of, local_path
-from airflow_provider_imagen.storage.writing import read_bytes, write_bytes_atomically
+from airflow_provider_imagen.storage.writing import read_bytes, redacted_address, write_bytes_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from airflow_provider_imagen.storage.paths import StoragePath
 
 _KEY_PREFIX = "imagen/journal"
@@ -19,7 +23,7 @@ class StateStore(Protocol):
     """Airflow's ``context["task_state_store"]`` (3.3 and later), as far as it is used."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Give the value of a key."""
+        """Return the value of a key."""
 
     def set(self, key: str, value: Any, **retention: Any) -> None:
         """Write the value of a key, durable on return."""
@@ -30,12 +34,12 @@ class StateStore(Protocol):
 
 class TaskStateJournalStore:
     """
-    Segments as values of Airflow's task state store.
+    Texts as values of Airflow's task state store.
 
-    It is bound to DAG, run, task and map index, survives retries, dead workers and clearing, and is deleted with the
-    DAG run.
+    It belongs to DAG, run, task and map index, survives retries, dead workers and clearing, and is deleted with the DAG
+    run.
 
-    :param store: the task's own store
+    :param store: the task's own store; raises :class:`StoreUnavailableError` for what is worth trying again
     :param retention: keyword arguments for ``set`` that keep a value until it is deleted
     """
 
@@ -45,62 +49,98 @@ class TaskStateJournalStore:
         self._store = store
         self._retention = retention
 
-    def read(self, number: int) -> str | None:
+    def read(self, name: str) -> str | None:
         """
-        Give the text of a segment.
+        Return a text.
 
-        :raises JournalError: the entry was changed into something that is no text
+        :raises JournalError: the entry was changed into something that is not text
         """
-        value = self._store.get(f"{_KEY_PREFIX}/{number}")
+        value = self._store.get(_key(name))
         if value is None or isinstance(value, str):
             return value
-        raise JournalError(f"Entry {_KEY_PREFIX}/{number} of {self.description} is no text; nothing was sent.")
+        raise JournalError(f"Entry {_key(name)} of {self.description} is not text; nothing was sent.")
 
-    def write(self, number: int, text: str) -> None:
-        """Write a segment whole."""
-        self._store.set(f"{_KEY_PREFIX}/{number}", text, **self._retention)
+    def write(self, name: str, text: str) -> None:
+        """Write a text."""
+        self._store.set(_key(name), text, **self._retention)
 
-    def delete(self, number: int) -> None:
-        """Remove a segment."""
-        self._store.delete(f"{_KEY_PREFIX}/{number}")
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove texts."""
+        for name in names:
+            self._store.delete(_key(name))
+
+
+def _key(name: str) -> str:
+    # The header is where format 1 had its first segment, so that each format finds, and rejects, the other's journal.
+    return f"{_KEY_PREFIX}/{'0' if name == HEADER else name}"
+
+
+def list_identities(folder: StoragePath) -> list[str]:
+    """Return the identities of the task instances whose journals lie in a folder."""
+    place = descend(folder, f"{HIDDEN_FOLDER}/journal")
+    local = local_path(place)
+    if local is not None:
+        return sorted(each.name for each in local.iterdir() if each.is_dir()) if local.is_dir() else []
+    filesystem, key = filesystem_of(place)
+    try:
+        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in filesystem.ls(key, detail=False))
+    except FileNotFoundError:
+        return []
 
 
 class FolderJournalStore:
     """
-    Segments as files in a hidden folder beside the pictures, for Airflow 3.1 and 3.2.
+    Texts as files in a hidden folder beside the images, for Airflow 3.1 and 3.2.
 
-    :param folder: where the pictures go
+    :param folder: where the images go
     :param identity: letters and digits that stand for DAG, run, task and map index
     """
 
     def __init__(self, folder: StoragePath, identity: str) -> None:
         self._identity = identity
         self._folder = descend(folder, f"{HIDDEN_FOLDER}/journal/{identity}")
-        self.description = f"the folder {HIDDEN_FOLDER}/journal beside the pictures"
+        self.description = f"the folder {redacted_address(self._folder)}"
 
-    def read(self, number: int) -> str | None:
-        """Give the text of a segment."""
-        data = read_bytes(self._path(number))
+    def read(self, name: str) -> str | None:
+        """
+        Return a text.
+
+        :raises StoreUnavailableError: it may be there and cannot be read at the moment
+        """
+        try:
+            data = read_bytes(self._path(name))
+        except StorageError as error:
+            raise StoreUnavailableError(str(error)) from error
         return None if data is None else data.decode()
 
-    def write(self, number: int, text: str) -> None:
-        """Write a segment whole. What a write that fails leaves there stays: a missing segment would say nothing."""
-        write_bytes_atomically(
-            self._path(number), text.encode(), content_type="application/x-ndjson", owner=self._identity, shared=True
-        )
+    def write(self, name: str, text: str) -> None:
+        """
+        Write a text. What a failed write leaves there stays, because a missing text would mean that there was none.
 
-    def delete(self, number: int) -> None:
-        """Remove a segment, and with the last one the folder, on a disk; those above it belong to other tasks too."""
-        path = self._path(number)
-        local = local_path(path)
-        if local is None:
-            filesystem, key = filesystem_of(path)
-            with suppress(FileNotFoundError):
-                filesystem.rm_file(key)
-            return
-        local.unlink(missing_ok=True)
-        with suppress(OSError):  # there are others, or there never was one
-            local.parent.rmdir()
+        :raises StoreUnavailableError: it could not be written at the moment
+        """
+        try:
+            write_bytes_atomically(
+                self._path(name), text.encode(), content_type="application/x-ndjson", owner=self._identity, shared=True
+            )
+        except StorageError as error:
+            raise StoreUnavailableError(str(error)) from error
 
-    def _path(self, number: int) -> StoragePath:
-        return self._folder / f"{number:06}.jsonl"
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove texts; on a disk also everything else that a journal left there, and its folder."""
+        for name in names:
+            path = self._path(name)
+            local = local_path(path)
+            if local is not None:
+                local.unlink(missing_ok=True)
+            else:
+                filesystem, key = filesystem_of(path)
+                with suppress(FileNotFoundError):
+                    filesystem.rm_file(key)
+        folder = local_path(self._folder)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, name: str) -> StoragePath:
+        # As in _key: where format 1 had its first segment.
+        return descend(self._folder, "000000.jsonl" if name == HEADER else f"{name}.jsonl")

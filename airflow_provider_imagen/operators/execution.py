@@ -6,15 +6,26 @@ Imported when the task runs, so that parsing a DAG file stays cheap.
 
 from __future__ import annotations
 
-import json
+import contextvars
 import logging
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from airflow_provider_imagen._compat import AirflowFailException, AirflowSkipException, get_metrics
+from airflow_provider_imagen._compat import (
+    AirflowFailException,
+    AirflowSkipException,
+    get_grace_seconds,
+    get_metrics,
+    has_supervisor,
+    machine_lock,
+)
 from airflow_provider_imagen.api.catalogue import find_model
+from airflow_provider_imagen.api.lifecycle import ending_soon
 from airflow_provider_imagen.api.pricing import PriceList
 from airflow_provider_imagen.exceptions import (
     BudgetExceededError,
@@ -22,25 +33,27 @@ from airflow_provider_imagen.exceptions import (
     InvalidArgumentsError,
     ItemsFailedError,
     Problem,
+    StoppedError,
     StorageError,
 )
+from airflow_provider_imagen.generation.manifest_recovery import missed_records
 from airflow_provider_imagen.generation.plan import make_plan
-from airflow_provider_imagen.generation.recorded import facts_missed
+from airflow_provider_imagen.generation.replay import previous_result
 from airflow_provider_imagen.generation.run import Run, RunOptions
+from airflow_provider_imagen.generation.state import Cancellation
 from airflow_provider_imagen.generation.tools import Keeper, RunTools
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.hooks.origin import origin_of
 from airflow_provider_imagen.hooks.paths import open_folder
-from airflow_provider_imagen.journal.log import Journal, NoStore
+from airflow_provider_imagen.journal.log import WRITE_PATIENCE_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.url_encryption import LinkSeal
 from airflow_provider_imagen.operators.journal import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
-from airflow_provider_imagen.operators.outlets import fill_outlets
+from airflow_provider_imagen.operators.publish import Publisher
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
-from airflow_provider_imagen.storage.manifest import manifest_line, recorded_lines, write_manifest
+from airflow_provider_imagen.storage.manifest import recorded_lines
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
-from airflow_provider_imagen.storage.sheet import write_contact_sheet
-from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
+from airflow_provider_imagen.storage.writing import check_stored, check_writable, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +61,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
 
     from airflow_provider_imagen.generation.plan import Plan
-    from airflow_provider_imagen.generation.results import Record, RunResult
+    from airflow_provider_imagen.generation.results import Record as ImageRecord
+    from airflow_provider_imagen.generation.results import RunResult
+    from airflow_provider_imagen.journal.log import JournalStore
+    from airflow_provider_imagen.journal.records import JournalState, Record, StoredFile
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 API_ARGUMENTS: Final = (
@@ -79,13 +95,16 @@ _RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
 _OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
 
 progress = logging.getLogger("airflow_provider_imagen.progress")
-"""One line per picture; a logger of its own, so that others can listen."""
+"""One line per image; a logger of its own, so that others can listen."""
 
-MAX_SHEET_PICTURES: Final = 400
-"""Most pictures on a contact sheet; the first ones are taken."""
+ORPHAN_GRACE_SECONDS: Final = 10.0
+"""Grace period once the supervisor of the task's process has died: nobody waits for this process any more."""
 
-MAX_XCOM_BYTES: Final = 48 * 1024
-"""Longest list of records that goes into XCom; a longer one stays in the manifest."""
+JOURNAL_PATIENCE_SECONDS: Final = 2.0
+"""How long the last records may take to become durable before the results are published."""
+
+PUBLISH_PATIENCE_SECONDS: Final = 30.0
+"""How long publishing may take at the end of a cancelled attempt: Airflow may be away."""
 
 
 def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImagenGenerateOperator) -> NoReturn:
@@ -101,66 +120,165 @@ def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: Imag
 
 class TaskExecution:
     """
-    One try of a task.
+    One attempt of a task.
+
+    The work is done in a thread of its own, so that what Airflow does to the main thread (it raises
+    ``AirflowTaskTimeout`` there, and runs signal handlers) never interrupts a call of Airflow half-way. The main thread
+    waits, and cancels the attempt when it has to end.
 
     :param operator: its arguments, rendered
     :param context: Airflow's context
-    :param should_stop: whether the task is being killed
+    :param is_killed: whether Airflow has asked the task to end; may be set by a signal handler
     """
 
-    def __init__(self, operator: ImagenGenerateOperator, context: Context, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, operator: ImagenGenerateOperator, context: Context, is_killed: Callable[[], bool]) -> None:
         self._operator = operator
         self._context = context
-        self._should_stop = should_stop
+        self._is_killed = is_killed
         self._hook = ImagenHook(operator.imagen_conn_id)
         self._log = operator.log
         self._origin = origin_of(context)
         self._output_path = _or_none(operator.output_path)
+        self._airflow_lock = threading.RLock()
+        self._cancellation = Cancellation()
+        self._publisher: Publisher | None = None
+        self._recovered: list[Record] = []
+        self._supervisor = os.getppid() if has_supervisor() else None
+        self._is_done = threading.Event()
+        self._result: list[str] = []
+        self._error: BaseException | None = None
+
+    # --- the main thread ----------------------------------------------------------------------------------------------
 
     def run(self) -> list[str]:
-        """Make the pictures and return their URLs; see :meth:`ImagenGenerateOperator.execute`."""
+        """Make the images and return their URLs; see :meth:`ImagenGenerateOperator.execute`."""
+        attempt = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._attempt,), name="imagen-attempt", daemon=True
+        )
+        attempt.start()
         try:
-            return self._run()
-        except (ImagenError, InvalidArgumentsError) as error:
-            raise_for_airflow(error, self._operator)
+            self._await_end()
+        except BaseException as error:  # above all Airflow's time-out, which is raised here
+            self._cancel(type(error).__name__, grace_seconds=get_grace_seconds())
+            self._await_end()
+            raise
+        if not self._is_done.is_set():
+            raise_for_airflow(StoppedError("The task was cancelled and could not publish in time."), self._operator)
+        if isinstance(self._error, (ImagenError, InvalidArgumentsError)):
+            raise_for_airflow(self._error, self._operator)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _await_end(self) -> None:
+        """Wait for the attempt, and cancel it when Airflow asks for that or the supervisor of this process has died."""
+        while not self._is_done.wait(0.1):
+            if self._is_killed():
+                self._cancel("Airflow asked it to end", grace_seconds=get_grace_seconds())
+            if self._supervisor is not None and os.getppid() != self._supervisor:
+                if self._publisher is not None:
+                    self._publisher.can_reach_airflow = False
+                self._cancel("the supervisor of its process has died", grace_seconds=ORPHAN_GRACE_SECONDS)
+            if self._cancellation.is_abandoned(since_seconds=PUBLISH_PATIENCE_SECONDS):
+                return
+
+    def _cancel(self, reason: str, *, grace_seconds: float) -> None:
+        """Send nothing more, publish what there is at once, and let what is in flight end within the grace period."""
+        is_first = not self._cancellation.is_cancelled()
+        self._cancellation.cancel(reason, grace_seconds=grace_seconds)
+        if is_first:
+            self._log.warning(
+                "The task is cancelled (%s): nothing more is sent. What is in flight is awaited for %.0f s.",
+                reason,
+                grace_seconds,
+            )
+            if self._publisher is not None:
+                self._publisher.publish_now()
+
+    # --- the attempt's own thread -------------------------------------------------------------------------------------
+
+    def _attempt(self) -> None:
+        try:
+            self._result = self._make_images()
+        except BaseException as error:
+            self._error = error
         finally:
             self._hook.close()
+            self._is_done.set()
 
-    def _run(self) -> list[str]:
-        plan = self._plan()
-        if not plan.items:
-            raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
-        folder = self._open_folder()
-        client = self._hook.get_conn()
-        downloader = self._hook.get_downloader(should_stop=self._should_stop)
-        links = LinkSeal(client.settings.api_key)
-        journal = self._open_journal()
+    def _make_images(self) -> list[str]:
+        plan: Plan | None = None
+        folder: ObjectStoragePath | None = None
         try:
-            if folder is not None:
-                self._note_what_was_missed(plan, folder, journal, links)
-            keeper = self._keeper(folder, plan, journal) if folder is not None else None
+            plan = self._plan()
+            if not plan.items:
+                raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
+            folder = self._open_folder()
+            client = self._hook.get_conn()
+            links = LinkSeal(client.settings.api_key)
+            journal = self._open_journal()
+        except Exception:
+            self._publish_earlier_attempts(plan, folder)
+            raise
+        try:
+            reload = partial(self._reload, journal, folder, links)
+            if journal.state.has_loose_ends:
+                journal.state = reload()
             run = Run(
                 plan=plan,
                 tools=RunTools(
-                    client=client, downloader=downloader, keeper=keeper, inputs=self._hook.get_input_reader()
+                    client=client,
+                    downloader=self._hook.get_downloader(should_stop=self._cancellation.is_abandoned),
+                    keeper=self._keeper(folder, plan, journal) if folder is not None else None,
+                    inputs=self._hook.get_input_reader(),
                 ),
                 journal=journal,
                 options=self._run_options(),
                 links=links,
-                should_stop=self._should_stop,
+                cancellation=self._cancellation,
+                reload=reload,
                 on_picture=lambda *picture: self._report_picture(plan, *picture),
             )
-            result = run.execute()
+            result = self._execute(run, journal, folder)
+        except Exception:
+            if self._publisher is None:  # it did not come to a run
+                self._publish_earlier_attempts(plan, folder)
+            raise
         finally:
-            journal.close()
-        self._operator.journal_segments = journal.segments
-        summary = self._publish(result, folder)
+            # Records that a store which is away has not taken yet: without them, the next attempt knows of no response.
+            is_hurried = self._cancellation.is_cancelled()
+            journal.close(JOURNAL_PATIENCE_SECONDS if is_hurried else WRITE_PATIENCE_SECONDS)
+        self._operator.journal = journal
         self._operator.lineage_facts = lineage_of(
             result, base_url=client.settings.base_url, output=None if folder is None else str(folder)
         )
         self._raise_what_counts(result)
-        self._log.info("%s", _sentence(summary))
         return result.urls
+
+    def _execute(self, run: Run, journal: Journal, folder: ObjectStoragePath | None) -> RunResult:
+        """See a run through, and publish what came of it however it ends."""
+        publisher = self._publisher = self._publisher_for(folder)
+        publishing = publisher.start(run.snapshot, journal)
+        try:
+            result = run.execute()
+        except BaseException:
+            self._publish_anyway(run.snapshot(), journal)
+            raise
+        finally:
+            publisher.stop()
+            publishing.join(PUBLISH_PATIENCE_SECONDS)
+        journal.flush(JOURNAL_PATIENCE_SECONDS)
+        summary = publisher.publish(result, journal)
+        self._log.info("%s", _sentence(summary))
+        return result
+
+    def _publish_anyway(self, result: RunResult, journal: Journal) -> None:
+        """Publish a result while an error is on its way, which matters more than one that comes up here."""
+        try:
+            if self._publisher is not None:
+                self._publisher.publish(result, journal)
+        except Exception as error:
+            self._log.warning("What there is could not be published (%s).", error)
 
     # --- before paying ------------------------------------------------------------------------------------------------
 
@@ -175,10 +293,8 @@ class TaskExecution:
         wrong = {problem.field for problem in problems}
         fallback_models = () if "fallback_models" in wrong else operator.fallback_models
         parameters = {} if "parameters" in wrong else operator.parameters or {}
-        model = _or_none(operator.model) or self._hook.default_model
-        for model_id in (model, *fallback_models):
-            if isinstance(model_id, str) and find_model(model_id) is None:
-                self._log.warning("Model %s is not in the catalogue: its arguments go out unchecked.", model_id)
+        model = self._known_name(_or_none(operator.model) or self._hook.default_model)
+        fallback_models = [self._known_name(each) for each in fallback_models]
         prices = PriceList() if problems else self._price_list()
         try:
             plan = make_plan(
@@ -202,6 +318,32 @@ class TaskExecution:
         if problems:
             raise InvalidArgumentsError(problems)
         return plan
+
+    def _known_name(self, model: Any) -> Any:
+        """
+        Return the name under which a model is checked, and warn of one that is ending or cannot be checked.
+
+        One that the API's list does not name is only warned of: models that are about to end are not listed either.
+
+        :raises InvalidArgumentsError: the API serves the model for something else than images
+        """
+        if not isinstance(model, str):
+            return model
+        if find_model(model) is not None:
+            if (ending := ending_soon(model, datetime.now(UTC).date())) is not None:
+                self._log.warning("Model %s: %s.", model, ending)
+            return model
+        try:
+            live = self._hook.look_up_model(model)
+        except ImagenError as error:
+            self._log.warning("Model %s is not in the catalogue, and the API's list cannot be read: %s", model, error)
+            return model
+        if live.known_as:
+            return live.known_as
+        if live.type is not None and not live.can_make_images:
+            raise InvalidArgumentsError([Problem("model", model, live.sentence)])
+        self._log.warning("%s.", live.sentence)
+        return model
 
     def _problems(self) -> Iterator[Problem]:
         """Check the arguments that are ours; those of the API are checked with the plan."""
@@ -276,7 +418,7 @@ class TaskExecution:
             folder=folder,
             open_path=open_folder,
             plan=plan,
-            entries=journal.entries,
+            entries=journal.state.requests,
             origin=self._origin,
             filename=self._filename,
             provenance=self._operator.provenance,
@@ -284,33 +426,68 @@ class TaskExecution:
             thumbnail_pixels=self._operator.thumbnail_pixels,
         )
 
+    def _store(self) -> JournalStore:
+        return journal_store(self._context, output_path=self._output_path, airflow_lock=self._airflow_lock)
+
     def _open_journal(self) -> Journal:
-        store = journal_store(self._context, output_path=self._output_path)
+        store = self._store()
         if isinstance(store, NoStore) and (self._operator.retries or 0) > 0:
             self._log.warning(
                 "There is no place for a journal (Airflow before 3.3 and no output_path): "
                 "a retry of this task pays again."
             )
-        journal = Journal(store)
+        try_number = getattr(self._context.get("ti"), "try_number", None) or 0
+        journal = Journal(store, try_number=try_number, takeover_lock=machine_lock())
         journal.open()
-        if journal.entries:
-            paid = sum(entry.paid is not None for entry in journal.entries.values())
-            self._log.info("Going on from an earlier try: %d of its requests are paid for and not bought again.", paid)
+        if requests := journal.state.requests:
+            paid = sum(request.response is not None for request in requests.values())
+            self._log.info("Continuing an earlier attempt: %d of its requests are paid for and not sent again.", paid)
         return journal
 
-    def _note_what_was_missed(self, plan: Plan, folder: ObjectStoragePath, journal: Journal, links: LinkSeal) -> None:
-        """Complete the journal with answers that an earlier try could not write down, but whose pictures it kept."""
-        if not any(entry.open_intents for entry in journal.entries.values()):
-            return
-        lines = recorded_lines(folder, self._origin)
-        for fact in facts_missed(plan, entries=journal.entries, lines=lines, links=links):
-            journal.commit(fact)
-            journal.entries[fact["k"]].apply(fact)
+    def _reload(self, journal: Journal, folder: ObjectStoragePath | None, links: LinkSeal) -> JournalState:
+        """
+        Return what earlier attempts have recorded by now: in the journal, or else in the manifest.
+
+        :raises JournalError: the journal cannot be read at the moment
+        :raises StorageError: the manifest cannot
+        """
+        state = journal.reload()
+        if folder is not None and state.has_loose_ends:
+            for record in missed_records(state.requests, lines=recorded_lines(folder, self._origin), links=links):
+                state.apply(record)
+                if record not in self._recovered:
+                    self._recovered.append(record)
+                    journal.append(record)
+        return state
+
+    def _publisher_for(self, folder: ObjectStoragePath | None) -> Publisher:
+        return Publisher(
+            self._operator, self._context, origin=self._origin, folder=folder, airflow_lock=self._airflow_lock
+        )
+
+    def _publish_earlier_attempts(self, plan: Plan | None, folder: ObjectStoragePath | None) -> None:
+        """
+        Publish what earlier attempts made, although this one is rejected: Airflow has cleared their XComs.
+
+        Never raises: the reason of the rejection matters more.
+        """
+        try:
+            state = read_journal(self._store())
+            if state.requests:
+                if folder is None and self._output_path is not None:
+                    folder = open_folder(self._output_path)
+                links = LinkSeal(self._hook.get_conn().settings.api_key)
+                result = previous_result(state, plan=plan, links=links, is_there=_is_there)
+                self._publisher_for(folder).publish(result, None, keeps_failures=True)
+        except Exception as error:
+            self._log.warning("What earlier attempts made could not be published (%s).", error)
 
     # --- while it runs and after --------------------------------------------------------------------------------------
 
-    def _report_picture(self, plan: Plan, record: Record, seconds: float, done: int) -> None:
-        size = f"{record['width']}x{record['height']}" if record["width"] else "not stored"
+    def _report_picture(self, plan: Plan, record: ImageRecord, seconds: float, done: int) -> None:
+        size = "not stored" if record["path"] is None else f"{record['width']}x{record['height']}"
+        if record["width"] == 0:  # a vector image without a size
+            size = record["mime_type"]
         cost = f"{record['usd']:.4f} USD" if record["usd"] is not None else "cost unknown"
         progress.info(
             "Picture %d of %d: prompt %d, image %d, %s, %s, %s.",
@@ -327,68 +504,6 @@ class TaskExecution:
             metrics.incr("imagen.images", tags=tags)
             metrics.incr("imagen.usd", count=record["usd"] or 0.0, tags=tags)
             metrics.timing("imagen.seconds", seconds * 1000, tags=tags)
-
-    def _publish(self, result: RunResult, folder: ObjectStoragePath | None) -> dict[str, Any]:
-        """Put what there is where others look for it, also when the task is about to fail."""
-        summary: dict[str, Any] = {
-            **result.summary(),
-            "output_path": self._output_path,
-            "manifest": None,
-            "contact_sheet": None,
-        }
-        if folder is not None:
-            summary["manifest"] = self._write_manifest(result, folder)
-            if self._operator.contact_sheet and result.made:
-                summary["contact_sheet"] = self._make_contact_sheet(result, folder)
-        if (ti := self._context.get("ti")) is not None and hasattr(ti, "xcom_push"):
-            ti.xcom_push(key="images", value=_fit_for_xcom(result.records, summary["manifest"]))
-            ti.xcom_push(key="summary", value=summary)
-        outlet_events: Any = self._context.get("outlet_events")
-        if outlet_events is not None:
-            fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=folder)
-        return summary
-
-    def _write_manifest(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
-        """Record what was stored; that a task fails for another reason is not hidden by a store that is away."""
-        try:
-            return write_manifest(
-                folder,
-                origin=self._origin,
-                lines=[
-                    manifest_line(
-                        made.record,
-                        file_name=made.stored.file_name,
-                        thumbnail=made.stored.thumbnail,
-                        origin=self._origin,
-                        created_at=datetime.fromtimestamp(made.at, UTC),
-                    )
-                    for made in result.made
-                    if made.stored is not None
-                ],
-                failures=[failure.to_json() for failure in result.failures],
-            )
-        except StorageError as error:
-            if not result.failures and result.halt is None:
-                raise
-            self._log.warning("No manifest: %s", error)
-            return None
-
-    def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
-        """Put the pictures on one sheet; that they are safe matters more than that the sheet succeeds."""
-        labelled = [
-            (made.stored.path, made.stored.thumbnail, _label(made.record)) for made in result.made if made.stored
-        ][:MAX_SHEET_PICTURES]
-        try:
-            return write_contact_sheet(
-                folder,
-                pictures=((open_folder(path), thumbnail, label) for path, thumbnail, label in labelled),
-                count=len(labelled),
-                title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
-                owner=self._origin.identity,
-            )
-        except ImagenError as error:
-            self._log.warning("No contact sheet: %s", error)
-            return None
 
     def _raise_what_counts(self, result: RunResult) -> None:
         """
@@ -418,22 +533,20 @@ class TaskExecution:
             raise AirflowSkipException("Not one picture was made, and on_failure or on_filtered accepts that.")
 
 
-def _label(record: Record) -> str:
-    return f"{record['prompt_index']}.{record['image_index']} {record['model']}: {record['prompt']}"
-
-
 def _needs_folder(name: str, value: Any) -> Problem:
     return Problem(name, value, "needs output_path, the folder to store pictures in")
 
 
 def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
-    """Tell a spent budget how far the task came."""
+    """Let an exhausted budget report the final amount, and how far the task came."""
     if not isinstance(error, BudgetExceededError):
         return error
     left = len(result.not_sent) + len(result.failures)
     done = len(result.plan.items) - left
+    doubt = f" and up to ${result.usd_in_doubt:.4f} more in doubt" if result.usd_in_doubt else ""
     return BudgetExceededError(
-        f"{error} {done} of {len(result.plan.items)} items are done and kept, {left} are left.",
+        f"max_usd={error.max_usd:g}: ${result.usd_spent:.4f} are spent{doubt}, and the next request could exceed the "
+        f"cap. {done} of {len(result.plan.items)} items are done and kept, {left} are left.",
         spent_usd=float(result.usd_spent),
         max_usd=error.max_usd,
         items_done=done,
@@ -441,20 +554,25 @@ def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
     )
 
 
-def _fit_for_xcom(records: list[Record], manifest: str | None) -> list[Record] | dict[str, Any]:
-    """Give the records while they are small, else where they are and how many."""
-    if len(json.dumps(records)) <= MAX_XCOM_BYTES:
-        return records
-    return {"manifest": manifest, "count": len(records)}
+def _is_there(stored: StoredFile) -> bool:
+    """Return whether a file exists; one whose store cannot be asked counts as existing."""
+    try:
+        return check_stored(open_folder(stored.path), size=stored.bytes)
+    except (StorageError, InvalidArgumentsError):
+        return True
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
     about = "about " if summary["usd_is_estimate"] else ""
-    lost = f", {summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
-    adopted = f", {summary['adopted']} of them paid for by earlier tries" if summary["adopted"] else ""
+    lost = f", ${summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
+    reused = f", {summary['adopted']} of them paid for by earlier attempts" if summary["adopted"] else ""
+    doubt = ""
+    if summary["in_doubt"]:
+        requests = len(summary["in_doubt"])
+        doubt = f" Up to ${summary['usd_in_doubt']:.4f} more may have been charged for {requests} requests in doubt."
     return (
-        f"Made {summary['made']} of {summary['requested']} pictures{adopted} in {summary['seconds']:.1f} s "
-        f"for {about}{summary['usd_spent']:.4f} USD{lost}."
+        f"Made {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
+        f"for {about}${summary['usd_spent']:.4f}{lost}.{doubt}"
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context
 
+    from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.lineage import LineageFacts
 
     ImageFormat = Literal["png", "jpeg", "webp", "avif"]
@@ -91,10 +92,10 @@ class ImagenGenerateOperator(BaseOperator):
     lineage_facts: LineageFacts | None = None
     """What this try has made, for OpenLineage; ``None`` until there is something to tell."""
 
-    journal_segments: int | None = None
-    """How many parts the journal of this try has, for who deletes it; ``None`` until it is written."""
+    journal: Journal | None = None
+    """The journal of an attempt that has ended, for whoever deletes it; ``None`` before."""
 
-    _told_to_stop = False
+    _is_killed = False
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class ImagenGenerateOperator(BaseOperator):
 
         if _is_ours(type(self)):
             self.operator_extra_links = ()  # the web server makes the link: nothing to store after the try
-        return TaskExecution(self, context, should_stop=lambda: self._told_to_stop).run()
+        return TaskExecution(self, context, is_killed=lambda: self._is_killed).run()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - OpenLineage passes it
         """
@@ -184,7 +185,7 @@ class ImagenGenerateOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Send nothing new. Called in a signal handler, so it only sets a flag."""
-        self._told_to_stop = True
+        self._is_killed = True
 
 
 def _is_ours(operator: type) -> bool:
@@ -193,14 +194,14 @@ def _is_ours(operator: type) -> bool:
 
 
 def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Add our retry policy, unless the author gave one, and forget the journal once the task has succeeded."""
-    from airflow_provider_imagen.operators.journal import forget_journal
+    """Add our retry policy, unless the author gave one, and end the journal once the task has succeeded."""
+    from airflow_provider_imagen.operators.journal import finish_journal
 
     shared = kwargs.get("default_args") or {}
     given = kwargs.get("on_success_callback", shared.get("on_success_callback"))
     callbacks = list(given) if isinstance(given, (list, tuple, set)) else [given] if given is not None else []
-    if forget_journal not in callbacks:
-        callbacks.append(forget_journal)
+    if finish_journal not in callbacks:
+        callbacks.append(finish_journal)
     policy = {} if "retry_policy" in shared else _retry_policy()
     return {**policy, **kwargs, "on_success_callback": callbacks}
 

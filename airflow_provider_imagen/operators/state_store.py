@@ -1,76 +1,60 @@
-"""Airflow's task state store, with writes that wait until the API server is back."""
+"""Airflow's task state store, as a journal needs it: one call at a time, and its outages told from its refusals."""
 
 from __future__ import annotations
 
-import logging
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_imagen.journal.log import StoreUnavailableError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from airflow_provider_imagen.journal.stores import StateStore
 
-log = logging.getLogger(__name__)
-
-WRITE_PATIENCE_SECONDS = 120.0
-"""
-How long a write waits for an API server or database that is away.
-
-Airflow itself tries for about ten seconds (``[workers] execution_api_retries``). An API server needs longer to restart,
-and an answer that cannot be written down is lost with its task. Airflow ends a task whose heartbeats fail sooner than
-this (``[workers] max_failed_heartbeats``), unless it is told to wait.
-"""
-
-_PAUSE_SECONDS = 1.0
+T = TypeVar("T")
 
 
-class PatientStateStore:
+class AirflowStateStore:
     """
-    Airflow's task state store, whose writes wait until the API server is back.
-
-    Only writes do: a read that fails costs a try, a write that fails costs the pictures that were just answered.
+    Airflow's task state store.
 
     :param store: the task's own store
-    :param sleep: waits between two tries
-    :param now: seconds of a clock that only goes forward
+    :param airflow_lock: held while Airflow is called; ``airflow tasks test`` cannot take two calls at once
     """
 
-    def __init__(
-        self,
-        store: StateStore,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, store: StateStore, airflow_lock: threading.RLock) -> None:
         self._store = store
-        self._sleep = sleep
-        self._now = now
+        self._lock = airflow_lock
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Give the value of a key."""
-        return self._store.get(key, default)
+        """
+        Return the value of a key.
+
+        :raises StoreUnavailableError: the API server or its database is away
+        """
+        return self._call(lambda: self._store.get(key, default))
 
     def set(self, key: str, value: Any, **retention: Any) -> None:
-        """Write the value of a key, durable on return."""
-        give_up_at = self._now() + WRITE_PATIENCE_SECONDS
-        has_failed = False
-        while True:
-            try:
-                self._store.set(key, value, **retention)
-            except Exception as error:
-                if not _is_away(error) or self._now() >= give_up_at:
-                    raise
-                if not has_failed:
-                    log.warning("Airflow's API server does not take the journal in (%s); buying waits for it.", error)
-                has_failed = True
-                self._sleep(_PAUSE_SECONDS)
-            else:
-                return
+        """
+        Write the value of a key, durable on return.
+
+        :raises StoreUnavailableError: the API server or its database is away
+        """
+        self._call(lambda: self._store.set(key, value, **retention))
 
     def delete(self, key: str) -> None:
         """Remove a key."""
-        self._store.delete(key)
+        self._call(lambda: self._store.delete(key))
+
+    def _call(self, call: Callable[[], T]) -> T:
+        try:
+            with self._lock:
+                return call()
+        except Exception as error:
+            if _is_away(error):
+                raise StoreUnavailableError(str(error)) from error
+            raise
 
 
 def _is_away(error: Exception) -> bool:
@@ -78,7 +62,9 @@ def _is_away(error: Exception) -> bool:
     from airflow.sdk.exceptions import AirflowRuntimeError
 
     if not isinstance(error, AirflowRuntimeError):
-        return False
+        # Without a supervisor, in airflow tasks test, the client's own error comes through.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        return isinstance(status, int) and status >= 500
     detail = error.error.detail or {}
     status = detail.get("status_code")
     return status >= 500 if isinstance(status, int) else "exception_type" in detail

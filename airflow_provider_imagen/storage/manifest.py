@@ -24,7 +24,7 @@ from msgspec import DecodeError, Struct
 from msgspec.json import decode
 
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend, filesystem_of, local_path
-from airflow_provider_imagen.storage.writing import read_bytes, storage_error, write_bytes_atomically
+from airflow_provider_imagen.storage.writing import file_sizes, read_bytes, storage_error, write_bytes_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -116,7 +116,12 @@ def stored_fields(stored: StoredPicture) -> dict[str, Any]:
 
 
 def write_manifest(
-    folder: StoragePath, *, origin: Origin, lines: Sequence[Line], failures: Sequence[Mapping[str, Any]] = ()
+    folder: StoragePath,
+    *,
+    origin: Origin,
+    lines: Sequence[Line],
+    failures: Sequence[Mapping[str, Any]] | None = (),
+    attempt: str = "",
 ) -> str:
     """
     Record the pictures of one task instance, and bring ``metadata.jsonl`` up to date.
@@ -126,21 +131,41 @@ def write_manifest(
     :param folder: the output folder
     :param origin: the task instance
     :param lines: one per picture, from :func:`manifest_line`, in any order; all pictures of this try, adopted ones too
-    :param failures: one JSON object per item that has no picture, with ``prompt_index``; replaces the earlier ones
+    :param failures: one JSON object per item that has no picture, with ``prompt_index``; replaces the earlier ones;
+        ``None`` leaves these
+    :param attempt: names an attempt that another one has replaced: its lines go to a part of their own, and its
+        failures nowhere; what it has made is taken off the failures of the other
     :returns: where ``metadata.jsonl`` is
     :raises StorageError: when it could not be written
     """
-    part = _part_path(folder, origin)
+    part = _part_path(folder, origin, attempt)
     names = {line["file_name"] for line in lines}
-    earlier = [
-        line
-        for line in _parse(read_bytes(part))
-        if line["file_name"] not in names and _exists(descend(folder, line["file_name"]))
-    ]
+    others = [line for line in _parse(read_bytes(part)) if line["file_name"] not in names]
+    there = file_sizes(folder, [line["file_name"] for line in others])
+    earlier = [line for line in others if line["file_name"] in there]
     _write_lines(part, sorted([*earlier, *lines], key=_place), owner=origin.identity)
-    _write_failures(folder, origin, failures)
+    if not attempt:
+        _prune_parts(folder, origin)
+    if attempt:  # what the other attempt has reported lost, and is here after all
+        made = {line["client_request_id"] for line in lines}
+        reported = read_failures(folder, origin)
+        failures = [line for line in reported if line.get("client_request_id") not in made]
+        failures = failures if len(failures) < len(reported) else None
+    if failures is not None:
+        _write_failures(folder, origin, failures)
     _put_together(folder, owner=origin.identity)
     return manifest_address(folder)
+
+
+def _prune_parts(folder: StoragePath, origin: Origin) -> None:
+    """Take files that are gone off the parts of attempts that others have replaced: nobody else writes those."""
+    for name in _list_parts(folder):
+        if name.startswith(f"{origin.identity}-"):
+            part = descend(folder, _PARTS) / name
+            lines = _parse(read_bytes(part))
+            there = file_sizes(folder, [line["file_name"] for line in lines])
+            if len(there) < len(lines):
+                _write_lines(part, [line for line in lines if line["file_name"] in there], owner=origin.identity)
 
 
 def manifest_address(folder: StoragePath) -> str:
@@ -171,26 +196,37 @@ def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
     return _parse(read_bytes(_failures_path(folder, origin)), key="prompt_index")
 
 
+def has_part(folder: StoragePath, origin: Origin) -> bool:
+    """
+    Return whether a task instance has listed its pictures, even if there were none.
+
+    :raises StorageError: when the folder cannot be read
+    """
+    return read_bytes(_part_path(folder, origin)) is not None
+
+
 def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
     """
     Tell which files of a folder a task instance has recorded as its own.
 
     :raises StorageError: when the folder cannot be read
     """
-    return {str(line["file_name"]) for line in recorded_lines(folder, origin)}
+    return {str(line["file_name"]) for line in _parse(read_bytes(_part_path(folder, origin)))}
 
 
 def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
     """
-    Read what a task instance has recorded of its own pictures.
+    Read what a task instance has recorded of its own pictures, in all its attempts.
 
     :raises StorageError: when the folder cannot be read
     """
-    return _parse(read_bytes(_part_path(folder, origin)))
+    names = [name for name in _list_parts(folder) if name.startswith((f"{origin.identity}.", f"{origin.identity}-"))]
+    place = descend(folder, _PARTS)
+    return [line for name in names for line in _parse(read_bytes(place / name))]
 
 
-def _part_path(folder: StoragePath, origin: Origin) -> StoragePath:
-    return descend(folder, f"{_PARTS}/{origin.identity}.jsonl")
+def _part_path(folder: StoragePath, origin: Origin, attempt: str = "") -> StoragePath:
+    return descend(folder, f"{_PARTS}/{origin.identity}{f'-{attempt}' if attempt else ''}.jsonl")
 
 
 def _failures_path(folder: StoragePath, origin: Origin) -> StoragePath:
@@ -268,17 +304,6 @@ def _part_lines(data: bytes | None) -> list[_PartLine]:
             part_line.raw = _dump(line)
         lines.append(part_line)
     return lines
-
-
-def _exists(path: StoragePath) -> bool:
-    local = local_path(path)
-    try:
-        if local is not None:
-            return local.is_file()
-        filesystem, key = filesystem_of(path)
-        return bool(filesystem.exists(key))
-    except Exception as error:
-        raise storage_error("read", path, error) from None
 
 
 def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:

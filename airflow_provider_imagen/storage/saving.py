@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
-    from airflow_provider_imagen.storage.pictures import PictureFacts
     from airflow_provider_imagen.storage.provenance import Provenance
 
 
@@ -129,12 +128,12 @@ def save_picture(
             height=facts.height,
         )
 
-    file_name = _write_picture(
+    file_name = write_under_free_name(
         data,
-        facts=facts,
-        digest=digest,
         folder=folder,
-        stem=stem,
+        file_name=with_extension(stem, facts.extension),
+        content_type=facts.mime_type,
+        digest=digest,
         owner=owner,
         may_replace=may_replace,
         announce=(lambda name: announce(picture_at(name))) if announce is not None else lambda _: None,
@@ -143,42 +142,55 @@ def save_picture(
     if thumbnail_pixels is not None and facts.format == "SVG":
         notes.append("No preview: a vector picture is not drawn here.")
     elif thumbnail_pixels is not None:
-        thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
         try:
-            write_bytes_atomically(
-                descend(folder, thumbnail),
-                make_thumbnail(data, pixels=thumbnail_pixels),
-                content_type="image/webp",
-                owner=owner,
-            )
+            thumbnail = write_thumbnail(data, folder=folder, file_name=file_name, pixels=thumbnail_pixels, owner=owner)
         except (BadImageError, StorageError) as error:
-            thumbnail = None
             notes.append(f"No preview: {error}")
     return replace(picture_at(file_name), thumbnail=thumbnail, notes=tuple(notes))
 
 
-def _write_picture(
+def write_under_free_name(
     data: bytes,
     *,
-    facts: PictureFacts,
-    digest: str,
     folder: StoragePath,
-    stem: str,
+    file_name: str,
+    content_type: str,
+    digest: str,
     owner: str,
     may_replace: Callable[[str], bool] | None,
-    announce: Callable[[str], None],
+    announce: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Write the file under its name, or under one of its own when that name is another's; return the name."""
-    file_name = with_extension(stem, facts.extension)
+    """
+    Write a file, under another name if its own is taken by a file that may not be replaced; return the name.
+
+    :param digest: of the data, in hex
+    :param may_replace: as in :func:`save_picture`
+    :param announce: called with the name right before a file is written
+    """
     announce(file_name)
     if may_replace is not None:
         path = descend(folder, file_name)
-        if write_bytes_atomically(path, data, content_type=facts.mime_type, owner=owner, replace=False):
+        if write_bytes_atomically(path, data, content_type=content_type, owner=owner, replace=False):
             return file_name
         if check_stored(path, size=len(data), sha256=digest):
             return file_name
         if not may_replace(file_name):
-            file_name = with_extension(append_to_stem(stem, f"-{owner}"), facts.extension)
+            stem, _, extension = file_name.rpartition(".")
+            file_name = with_extension(append_to_stem(stem, f"-{owner}"), extension)
             announce(file_name)
-    write_bytes_atomically(descend(folder, file_name), data, content_type=facts.mime_type, owner=owner)
+    write_bytes_atomically(descend(folder, file_name), data, content_type=content_type, owner=owner)
     return file_name
+
+
+def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels: int, owner: str) -> str:
+    """
+    Write the preview of an image, and return its name.
+
+    :param pixels: longer side of the preview
+    :raises BadImageError: it cannot be made
+    :raises StorageError: it cannot be written
+    """
+    thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
+    preview = make_thumbnail(data, pixels=pixels)
+    write_bytes_atomically(descend(folder, thumbnail), preview, content_type="image/webp", owner=owner)
+    return thumbnail

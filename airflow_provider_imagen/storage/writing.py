@@ -29,6 +29,8 @@ from airflow_provider_imagen.storage.paths import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from airflow_provider_imagen.storage.paths import StoragePath
 
 TEMPORARY_PREFIX: Final = ".imagen-"
@@ -148,6 +150,43 @@ def read_bytes(path: StoragePath) -> bytes | None:
         raise storage_error("read", path, error) from None
 
 
+def file_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
+    """
+    Return the sizes in bytes of those files of a folder that exist, by name; one listing per subfolder.
+
+    :param names: relative to the folder, parts joined by ``/``
+    :raises StorageError: when a folder cannot be listed
+    """
+    by_parent: dict[str, set[str]] = {}
+    for name in names:
+        by_parent.setdefault(name.rpartition("/")[0], set()).add(name)
+    sizes: dict[str, int] = {}
+    for parent, wanted in by_parent.items():
+        place = descend(folder, parent) if parent else folder
+        for file_name, size in _list_files(place):
+            name = f"{parent}/{file_name}" if parent else file_name
+            if name in wanted:
+                sizes[name] = size
+    return sizes
+
+
+def _list_files(folder: StoragePath) -> Iterator[tuple[str, int]]:
+    local = local_path(folder)
+    try:
+        if local is not None:
+            with os.scandir(local) as entries:
+                yield from ((each.name, each.stat().st_size) for each in entries if each.is_file())
+            return
+        filesystem, key = filesystem_of(folder)
+        filesystem.invalidate_cache(key)
+        for info in filesystem.ls(key, detail=True):
+            yield str(info["name"]).rpartition("/")[2], int(info.get("size") or 0)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except Exception as error:
+        raise storage_error("read", folder, error) from None
+
+
 def check_writable(folder: StoragePath) -> None:
     """
     Find out, before money is spent, whether pictures can be stored in a folder, by storing something.
@@ -211,6 +250,11 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
         install = f"pip install 'airflow-provider-imagen[{extra}]'" if extra else "install the Airflow provider for it"
         return StorageError(f"Cannot {verb} {where}: nothing installed here speaks {protocol}://; {install}.")
     return StorageError(f"Cannot {verb} {where}: {_reason(error, in_bucket=extra is not None)}.")
+
+
+def redacted_address(path: StoragePath) -> str:
+    """Return where something is, for a log or an error, without what a key could hide in."""
+    return _redact(address_of(path))
 
 
 def _reason(error: BaseException, *, in_bucket: bool) -> str:

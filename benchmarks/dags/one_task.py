@@ -66,8 +66,8 @@ class MeasuredOperator(ImagenGenerateOperator):
         opened = []
 
         class KnownJournal(journal.Journal):
-            def __init__(self, store):
-                super().__init__(journal.NoStore() if conf.get("journal") == "memory" else store)
+            def __init__(self, store, **kwargs):
+                super().__init__(journal.NoStore() if conf.get("journal") == "memory" else store, **kwargs)
                 opened.append(self)
 
         execution.Journal = KnownJournal

@@ -69,36 +69,40 @@ def _wrap(owner: Any, name: str, trigger: _Trigger, events: Callable[..., int] =
     setattr(owner, name, wrapped)
 
 
-def _on_fact(trigger: _Trigger, kind: str) -> None:
-    """The write that makes a fact of the journal durable, whichever others it carries along."""
-    from airflow_provider_imagen.journal import stores as journal_stores
+def _on_record(trigger: _Trigger, kind: str) -> None:
+    """The write that makes a record of the journal durable, whichever others it carries along."""
+    from airflow_provider_imagen.journal import stores
 
-    for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
-        known: dict[int, int] = {}
+    for store in (stores.TaskStateJournalStore, stores.FolderJournalStore):
+        known: dict[str, int] = {}
 
-        def new_facts(self: Any, number: int, text: str, known: dict[int, int] = known) -> int:
-            if number not in known:
-                known[number] = (self.read(number) or "").count(f'"t":"{kind}"')
-            before, known[number] = known[number], text.count(f'"t":"{kind}"')
-            return known[number] - before
+        def new_records(self: Any, name: str, text: str, known: dict[str, int] = known) -> int:
+            before, known[name] = known.get(name, 0), text.count(f'"t":"{kind}"')
+            return known[name] - before
 
-        _wrap(store, "write", trigger, new_facts)
+        _wrap(store, "write", trigger, new_records)
 
 
 def _on_segment(trigger: _Trigger, number: str) -> None:
     """The first write of a segment of the journal."""
-    from airflow_provider_imagen.journal import stores as journal_stores
+    from airflow_provider_imagen.journal import stores
 
-    for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
-        _wrap(store, "write", trigger, lambda _self, written, _text: written == int(number))
+    for store in (stores.TaskStateJournalStore, stores.FolderJournalStore):
+        _wrap(store, "write", trigger, lambda _self, name, _text: name.endswith(f"/{number}"))
 
 
-def _on_forgetting(trigger: _Trigger, _: str) -> None:
-    """The removal of a segment of the journal, which begins once the task has succeeded."""
-    from airflow_provider_imagen.journal import stores as journal_stores
+def _on_deletion(trigger: _Trigger, _: str) -> None:
+    """The removal of a text of the journal, which begins once the task has succeeded."""
+    from airflow_provider_imagen.journal import stores
 
-    for store in (journal_stores.TaskStateJournalStore, journal_stores.FolderJournalStore):
-        _wrap(store, "delete", trigger)
+    for store in (stores.TaskStateJournalStore, stores.FolderJournalStore):
+        original = store.delete
+
+        def delete(self: Any, names: Any, original: Any = original) -> None:
+            for name in names:
+                trigger.around(lambda name=name: original(self, [name]))
+
+        store.delete = delete
 
 
 def _on_post(trigger: _Trigger, _: str) -> None:
@@ -153,9 +157,9 @@ def _on_message(trigger: _Trigger, name: str) -> None:
 
 
 INSTALLERS: dict[str, Callable[[_Trigger, str], None]] = {
-    "fact": _on_fact,
+    "record": _on_record,
     "segment": _on_segment,
-    "forgetting": _on_forgetting,
+    "deletion": _on_deletion,
     "post": _on_post,
     "download": _on_download,
     "half": _on_half,

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 import os
 import signal
 import sys
 import threading
 import traceback
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -119,8 +120,12 @@ def _make_older(order: dict[str, Any]) -> None:
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     from airflow_provider_imagen.journal import log as journal
+    from airflow_provider_imagen.operators import publish
 
     journal.SEGMENT_BYTES = order.get("segment_bytes", journal.SEGMENT_BYTES)
+    publish.PUBLISH_INTERVAL_SECONDS = order.get("publish_interval_seconds", publish.PUBLISH_INTERVAL_SECONDS)
+    if "grace_seconds" in order:
+        os.environ["AIRFLOW__IMAGEN__GRACE_SECONDS"] = str(order["grace_seconds"])
     if order.get("old_airflow"):
         get_context = RuntimeTaskInstance.get_template_context
 
@@ -216,10 +221,28 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
+def reconcile(order: dict[str, Any]) -> dict[str, Any]:
+    """Resolve what a task left in doubt, as a user does on the command line."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    from airflow_provider_imagen.cli import main
+
+    os.environ["AIRFLOW_CONN_IMAGEN_DEFAULT"] = json.dumps(order["connection"])
+    with create_session() as session:
+        run_id = session.scalar(select(DagRun.run_id).where(DagRun.dag_id == order["dag_id"]))
+    ids = ["--dag-id", order["dag_id"], "--run-id", run_id, "--task-id", TASK, "--map-index", str(order["map_index"])]
+    with redirect_stdout(io.StringIO()) as out:
+        status = main(["reconcile", "--json", *ids])
+    return {"status": status, "rows": json.loads(out.getvalue()), "journal": look(order)["journal"]}
+
+
 DEEDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "attempt": attempt,
     "clear": clear,
     "look": look,
+    "reconcile": reconcile,
 }
 
 

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 PROMPTS = ["one", "two", "three"]
 
 HARMLESS = {
-    "before the first intent": ("before", "fact intent", 1),
-    "with an intent and no request": ("after", "fact intent", 2),
-    "with an answer paid and noted": ("after", "fact paid", 2),
+    "before the first intent": ("before", "record intent", 1),
+    "with an intent and no request": ("after", "record intent", 2),
+    "with an answer paid and noted": ("after", "record response", 2),
     "with a picture in memory": ("after", "download", 3),
     "with half a picture on the disk": ("after", "half", 3),
     "before a picture gets its name": ("before", "rename .png", 3),
     "before its preview gets its name": ("before", "rename .webp", 3),
-    "before a picture is noted": ("before", "fact stored", 3),
-    "after the last picture is noted": ("after", "fact stored", 3),
+    "before a picture is noted": ("before", "record write_committed", 3),
+    "after the last picture is noted": ("after", "record write_committed", 3),
     "before the manifest gets its name": ("before", "rename metadata.jsonl", 1),
     "after the manifest got its name": ("after", "rename metadata.jsonl", 1),
     "before the first XCom": ("before", "message SetXCom images", 1),
@@ -47,7 +47,7 @@ One request is sent at a time, and pictures are fetched beside that: at the thir
 
 LOSING = {
     "with an answer that is not noted": ("after", "post", 2),
-    "while an answer is being noted": ("before", "fact paid", 2),
+    "while an answer is being noted": ("before", "record response", 2),
 }
 """Moments at which an answer is billed and nowhere but in the memory of the process."""
 
@@ -71,7 +71,7 @@ def test_a_crash_costs_nothing(paint: Callable[..., Any], moment: tuple[str, str
     assert painting.last["try_number"] == 2
 
 
-@every({name: moment for name, moment in HARMLESS.items() if moment[1].startswith(("fact", "rename .png"))})
+@every({name: moment for name, moment in HARMLESS.items() if moment[1].startswith(("record", "rename .png"))})
 def test_a_crash_costs_nothing_where_the_journal_lies_beside_the_pictures(
     paint: Callable[..., Any], moment: tuple[str, str, int]
 ) -> None:
@@ -108,14 +108,14 @@ def test_an_answer_billed_and_never_noted_is_told_and_not_bought_again(
 
 def test_nothing_is_sent_before_its_intent_is_durable(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     painting = paint(prompt=PROMPTS, concurrency=3)
-    painting.die("before", "fact intent", 1)
+    painting.die("before", "record intent", 1)
 
     assert sandbox.seen("/v1/images/generations") == []
 
 
 def test_nothing_happens_to_an_answer_before_it_is_durable(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     painting = paint(prompt=PROMPTS)
-    painting.die("before", "fact paid", 1)
+    painting.die("before", "record response", 1)
 
     assert painting.bought() == Counter(["one"])
     assert [request for request in sandbox.seen() if request.host == "cdn"] == []
@@ -223,9 +223,9 @@ def test_of_three_requests_in_flight_each_is_judged_by_itself(paint: Callable[..
 
 @every(
     {
-        "with three intents": ("after", "fact intent", 1),
-        "with three answers noted": ("after", "fact paid", 1),
-        "before three pictures are noted": ("before", "fact stored", 1),
+        "with three intents": ("after", "record intent", 1),
+        "with three answers noted": ("after", "record response", 1),
+        "before three pictures are noted": ("before", "record write_committed", 1),
     }
 )
 def test_a_crash_with_three_requests_at_once_costs_no_picture_twice(
@@ -250,7 +250,7 @@ def test_pictures_inside_the_answer_are_lost_only_with_the_process_that_holds_th
     paint: Callable[..., Any], old_airflow: bool
 ) -> None:
     painting = paint(prompt=PROMPTS, convert_base64_to_url=False, old_airflow=old_airflow)
-    painting.die("after", "fact paid", 1)
+    painting.die("after", "record response", 1)
     painting.finish()
 
     painting.assert_lost(lost="one", others=["two", "three"])
@@ -272,7 +272,7 @@ def test_a_picture_inside_the_answer_that_is_not_wholly_stored_is_told_and_its_r
 @every(
     {
         "it has its name": ("after", "rename .png", 1),
-        "it is noted": ("after", "fact stored", 1),
+        "it is noted": ("after", "record write_committed", 1),
     }
 )
 def test_a_picture_inside_the_answer_is_safe_as_soon_as(
@@ -314,7 +314,9 @@ def test_a_crash_in_a_journal_of_real_size_costs_at_most_the_answer_that_was_on_
     prompts = [f"prompt {number}" for number in range(70)]
     painting = paint(prompt=prompts, concurrency=1)
     painting.die("after", "segment 1", 1)
-    assert painting.look()["journal"] == ["imagen/journal/0", "imagen/journal/1"]
+    header, *segments = painting.look()["journal"]
+    assert header == "imagen/journal/0"
+    assert [segment.rpartition("/")[2] for segment in segments] == ["0", "1"]
     painting.arguments |= {"concurrency": 8, "on_failure": "accept"}  # the next request may be out at that moment
     painting.finish()
 
@@ -331,16 +333,16 @@ def test_a_crash_in_a_journal_of_real_size_costs_at_most_the_answer_that_was_on_
 def test_a_task_that_crashes_at_every_step_in_turn_pays_once(paint: Callable[..., Any], old_airflow: bool) -> None:
     painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
     steps = [
-        ("before", "fact intent", 1),
-        ("after", "fact intent", 1),
-        ("after", "fact paid", 1),
-        ("after", "fact paid", 1),
-        ("after", "fact paid", 1),
+        ("before", "record intent", 1),
+        ("after", "record intent", 1),
+        ("after", "record response", 1),
+        ("after", "record response", 1),
+        ("after", "record response", 1),
         ("after", "download", 1),
         ("after", "half", 1),
         ("before", "rename .png", 1),
         ("after", "rename .png", 1),
-        ("after", "fact stored", 1),
+        ("after", "record write_committed", 1),
         ("before", "rename metadata.jsonl", 1),
         ("after", "message SetXCom summary", 1),
         ("before", "message SucceedTask", 1),
@@ -359,7 +361,7 @@ def test_a_mapped_task_that_crashes_leaves_its_siblings_alone(paint: Callable[..
     second, third = first.of(1), first.of(2)
     sandbox.add_fault(Fault("hang", on="download"))
     second.die_when(lambda: [request for request in sandbox.seen() if request.host == "cdn"])
-    third.die("after", "fact stored")
+    third.die("after", "record write_committed")
     first.finish()
     third.finish()
     second.finish()

@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox import Sandbox
 
 PROMPTS = ["one", "two", "three"]
+
+KEPT_BY = pytest.mark.parametrize(
+    "old_airflow", [pytest.param(False, id="state store"), pytest.param(True, id="folder")]
+)
 
 
 def test_clearing_a_failed_task_reuses_what_it_bought(paint: Callable[..., Any], sandbox: Sandbox) -> None:
@@ -54,7 +60,7 @@ def test_a_worker_that_dies_between_its_success_and_its_forgetting_buys_nothing_
     paint: Callable[..., Any],
 ) -> None:
     painting = paint(prompt=PROMPTS)
-    painting.die("before", "forgetting", 1)
+    painting.die("before", "deletion", 1)
     assert painting.look()["state"] == "success"
 
     painting.clear()
@@ -70,8 +76,9 @@ def test_a_changed_prompt_buys_that_one_only(paint: Callable[..., Any]) -> None:
 
     assert painting.last["state"] == "success"
     assert painting.bought() == Counter([*PROMPTS, "zwei"])
-    assert [image["prompt"] for image in painting.images] == ["one", "zwei", "three"]
-    assert painting.summary["adopted"] == 2
+    assert [image["prompt"] for image in painting.images] == ["one", "zwei", "three", "two"]
+    assert painting.last["xcoms"]["return_value"] == [image["url"] for image in painting.images[:3]]
+    assert (painting.summary["adopted"], painting.summary["superseded"]) == (2, 1)
     painting.assert_tidy()
 
 
@@ -83,15 +90,16 @@ def test_a_changed_argument_buys_the_items_it_changes(paint: Callable[..., Any])
     painting.finish()
     assert painting.last["state"] == "success"
     assert painting.bought() == Counter([*PROMPTS, "two"])
-    assert [image["seed"] for image in painting.images] == [1, 2, 1]
+    assert [image["seed"] for image in painting.images] == [1, 2, 1, 1]
+    assert [image["prompt"] for image in painting.images] == [*PROMPTS, "two"]
     painting.assert_tidy()
 
     other = paint(prompt=PROMPTS, dag="other")
     other.die("before", "message SetXCom images")
     other.arguments["aspect_ratio"] = "16:9"
     other.finish()
-    assert other.summary["adopted"] == 0
-    assert all(image["width"] > image["height"] for image in other.images)
+    assert (other.summary["adopted"], other.summary["superseded"]) == (0, 3)
+    assert [image["width"] > image["height"] for image in other.images] == [True] * 3 + [False] * 3
 
 
 def test_what_does_not_go_to_the_api_may_change_freely(paint: Callable[..., Any]) -> None:
@@ -114,7 +122,7 @@ def test_prompts_in_another_order_buy_nothing(paint: Callable[..., Any]) -> None
 
 def test_two_equal_prompts_are_two_pictures(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=["same", "same"])
-    painting.die("after", "fact paid", 1)
+    painting.die("after", "record response", 1)
     painting.finish()
 
     painting.assert_whole(["same", "same"])
@@ -202,7 +210,7 @@ def test_a_worker_that_dies_in_the_middle_of_forgetting_leaves_nothing_that_misl
     prompts = ["one", "two"]
     for deletions in itertools.count(1):
         painting = paint(prompt=prompts, segment_bytes=500, dag=f"forgetting_{deletions}")
-        if not painting.dies("after", "forgetting", deletions):
+        if not painting.dies("after", "deletion", deletions):
             break
         assert painting.look()["state"] == "success"
         painting.clear()
@@ -210,5 +218,67 @@ def test_a_worker_that_dies_in_the_middle_of_forgetting_leaves_nothing_that_misl
         assert painting.last["state"] == "success", (deletions, painting.last["error"])
         assert painting.summary["usd_lost"] == 0
         assert [image["prompt"] for image in painting.images] == prompts
-        painting.assert_forgotten()
+        assert "imagen/journal/0" not in painting.last["journal"]  # what it led to may stay, where nobody looks for it
     assert deletions > 3
+
+
+@KEPT_BY
+def test_what_exists_is_published_before_a_sigkill_that_follows_a_sigterm(
+    paint: Callable[..., Any], sandbox: Sandbox, old_airflow: bool
+) -> None:
+    sandbox.add_fault(Fault("hang", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS, concurrency=3, read_timeout=60, old_airflow=old_airflow)
+    fork = painting.start()
+    painting.wait_until(lambda: len(painting.pictures()) == 2 and painting.bought()["two"])
+    os.kill(fork.pid, signal.SIGTERM)
+    time.sleep(3)
+    fork.kill()
+
+    painting.last = painting.look()
+    (charge,) = [charge for charge in sandbox.ledger() if charge.prompt == "two"]
+    assert [image["prompt"] for image in painting.images] == ["one", "three"]
+    assert len(painting.manifest()) == 2
+    assert painting.summary["usd_in_doubt"] == pytest.approx(float(charge.usd), rel=0.3)
+    assert painting.summary["in_doubt"] == [charge.client_request_id]
+    (line,) = painting.failure_lines()
+    assert (line["outcome"], line["prompt"], line["client_request_id"]) == (
+        "in_doubt",
+        "two",
+        charge.client_request_id,
+    )
+
+
+def test_a_response_that_comes_within_the_grace_period_is_kept_although_the_time_is_out(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("slow_after_billing", seconds=8, times=None))
+    prompts = [f"{number}" for number in range(8)]
+    painting = paint(prompt=prompts, concurrency=8, execution_timeout=3, read_timeout=60)
+    painting.finish()
+
+    assert painting.last["error"]["type"] == "AirflowTaskTimeout"
+    assert painting.bought() == Counter(prompts)
+    assert [image["prompt"] for image in painting.images] == prompts
+    assert painting.summary["in_doubt"] == []
+    painting.assert_tidy()
+
+
+def test_the_grace_period_can_be_set(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("hang", prompt="two", billed=False))
+    painting = paint(prompt=PROMPTS, concurrency=3, execution_timeout=3, read_timeout=60, grace_seconds=1)
+    started = time.monotonic()
+    painting.finish()
+
+    assert painting.last["error"]["type"] == "AirflowTaskTimeout"
+    assert time.monotonic() - started < 30  # half of the request's own time-out
+    assert [image["prompt"] for image in painting.images] == ["one", "three"]
+    assert len(painting.summary["in_doubt"]) == 1
+
+
+def test_what_a_killed_task_had_made_for_a_while_is_published(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+    sandbox.add_fault(Fault("hang", prompt="three", billed=False))
+    painting = paint(prompt=PROMPTS, publish_interval_seconds=0.5)
+    painting.die_when(lambda: (painting.folder / "metadata.jsonl").exists() and len(painting.manifest()) == 2)
+
+    painting.last = painting.look()
+    assert [line["prompt"] for line in painting.manifest()] == ["one", "two"]

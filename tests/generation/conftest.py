@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -16,8 +15,9 @@ from airflow_provider_imagen.api.answers import AnsweredPicture, Generation
 from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.journal.log import Journal
-from airflow_provider_imagen.journal.records import Stored
+from airflow_provider_imagen.generation.state import Cancellation
+from airflow_provider_imagen.journal.log import Journal, read_journal
+from airflow_provider_imagen.journal.records import StoredFile
 from airflow_provider_imagen.journal.url_encryption import LinkSeal
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class FakeTools:
 
     def __init__(self) -> None:
         self.stores = True
+        self.clock_offset_seconds: float | None = 0.0
         self.latency_seconds = 0.0
         self.steps: dict[str, list[Any]] = {}
         self.posts: list[tuple[str, str]] = []
@@ -113,10 +114,10 @@ class FakeTools:
         return b"bytes of " + url.encode()
 
     def save(
-        self, data: bytes, *, item: Any, image_index: int, paid: Any, picture: Any, announce: Any = None
-    ) -> Stored:
+        self, data: bytes, *, item: Any, image_index: int, response: Any, image: Any, announce: Any = None
+    ) -> StoredFile:
         name = f"{item.index:03}-{image_index}.png"
-        stored = Stored(
+        stored = StoredFile(
             path=f"/out/{name}",
             file_name=name,
             sha256="0" * 64,
@@ -135,8 +136,14 @@ class FakeTools:
             self.saved.append((item.index, image_index))
         return stored
 
-    def is_stored(self, stored: Stored) -> bool:
+    def is_stored(self, stored: StoredFile) -> bool:
         return stored.file_name in self.files
+
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        return stored if self.is_stored(stored) else None
+
+    def find_missing(self, stored: Any) -> list[StoredFile]:
+        return [each for each in stored if each.file_name not in self.files]
 
     def iter_request_logs(self, *, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
         assert start <= end
@@ -216,7 +223,8 @@ class World:
         self.tools = FakeTools()
         self.store = MemoryStore()
         self.api_key = "5ec2e7" * 5
-        self.stop = threading.Event()
+        self.cancellation = Cancellation()
+        self.grace_seconds = 0.5
         self.reports: list[dict[str, Any]] = []
         self.journal: Journal | None = None
 
@@ -234,7 +242,8 @@ class World:
         if not hasattr(plan, "slots"):
             plan = self.plan(plan)
         on_picture = options.pop("on_picture", lambda record, seconds, done: self.reports.append(record))
-        options = {"lost_answer_patience_seconds": 0.0, "first_wait_seconds": 0.005, "grace_seconds": 0.5} | options
+        options = {"lost_answer_patience_seconds": 0.0, "first_wait_seconds": 0.005} | options
+        self.grace_seconds = options.pop("grace_seconds", 0.5)
         options = {"rate_limit_patience_seconds": 2.0} | options
         journal = self.journal = Journal(self.store)
         journal.open()
@@ -245,23 +254,28 @@ class World:
                 journal=journal,
                 options=RunOptions(**options),
                 links=LinkSeal(self.api_key),
-                should_stop=self.stop.is_set,
+                cancellation=self.cancellation,
                 on_picture=on_picture,
             ).execute()
         finally:
             journal.close()
 
-    def entries_by_type(self) -> dict[str, int]:
-        """Count the facts of the journal by their type."""
-        return dict(Counter(json.loads(line)["t"] for line in self.store.text.splitlines()))
+    def cancel(self) -> None:
+        """Cancel the attempt that goes on."""
+        self.cancellation.cancel("the test says so", grace_seconds=self.grace_seconds)
+
+    def resume(self) -> None:
+        """Let the next attempt go on."""
+        self.cancellation = Cancellation()
+
+    def records_by_type(self) -> dict[str, int]:
+        """Count the records of the journal by their type."""
+        return dict(Counter(record["t"] for record in self.store.records))
 
     @property
-    def entries(self) -> dict[str, Any]:
-        """What the journal would tell the next try."""
-        journal = Journal(self.store)
-        journal.open()
-        journal.close()
-        return journal.entries
+    def requests(self) -> dict[str, Any]:
+        """What the journal would tell the next attempt."""
+        return read_journal(self.store).requests
 
 
 @pytest.fixture

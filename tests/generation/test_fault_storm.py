@@ -15,6 +15,7 @@ from airflow_provider_imagen.api.download import Downloader
 from airflow_provider_imagen.exceptions import ChargedButLostError
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
+from airflow_provider_imagen.generation.state import Cancellation
 from airflow_provider_imagen.generation.tools import Keeper, RunTools
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
@@ -110,7 +111,7 @@ class Task:
                 folder=self.folder,
                 open_path=Path,
                 plan=self.plan,
-                entries=journal.entries,
+                entries=journal.state.requests,
                 origin=ORIGIN,
                 filename="{index}-{image}",
             )
@@ -118,10 +119,9 @@ class Task:
                 plan=self.plan,
                 tools=RunTools(client=client, downloader=downloader, keeper=keeper),
                 journal=journal,
-                options=RunOptions(
-                    **{"lost_answer_patience_seconds": 0.4, "first_wait_seconds": 0.01, "grace_seconds": 1} | options
-                ),
+                options=RunOptions(**{"lost_answer_patience_seconds": 0.4, "first_wait_seconds": 0.01} | options),
                 links=LinkSeal(self.sandbox.api_key),
+                cancellation=Cancellation(),
             ).execute()
         finally:
             journal.close()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from airflow_provider_imagen.generation.plan import make_plan, place_of
 from airflow_provider_imagen.generation.tools import Keeper
-from airflow_provider_imagen.journal.records import Entry, Paid, PaidPicture, Stored
+from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage, StoredFile
 from airflow_provider_imagen.storage.origin import Origin
 
 ONE_BY_ONE = "dall-e-3"
@@ -39,10 +39,12 @@ def png() -> bytes:
     return target.getvalue()
 
 
-def keep(keeper: Keeper, plan, image_index: int) -> Stored:
-    picture = PaidPicture(url="https://cdn.test/a.png")
-    paid = Paid("id", (picture,), Decimal("0.04"), False, None, ONE_BY_ONE, 0.0)
-    return keeper.save(png(), item=plan.items[0], image_index=image_index, paid=paid, picture=picture)
+def keep(keeper: Keeper, plan, image_index: int) -> StoredFile:
+    image = ResponseImage(url="https://cdn.test/a.png")
+    response = Response(
+        key="a#1", client_request_id="id", images=(image,), usd=Decimal("0.04"), model=ONE_BY_ONE, at=0.0
+    )
+    return keeper.save(png(), item=plan.items[0], image_index=image_index, response=response, image=image)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,12 @@ def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, place
     plan = plan_of(3, model)
     assert [
         [
-            place_of(number, unit=slot.choices[0][0], first_image=slot.first_image, item=plan.items[0])
+            place_of(
+                number,
+                images=slot.choices[0][0].request.expected_images,
+                first_image=slot.first_image,
+                prompt_images=plan.items[0].images,
+            )
             for number in range(len(expected))
         ]
         for slot, expected in zip(plan.slots, places, strict=True)
@@ -66,14 +73,14 @@ def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, place
 def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tmp_path):
     """The first answer brought a picture too many; then the author asks for more."""
     plan = plan_of(3)
-    extra = place_of(1, unit=plan.slots[0].choices[0][0], first_image=0, item=plan.items[0])
+    extra = place_of(1, images=1, first_image=0, prompt_images=3)
     first_try = keeper_of(plan, tmp_path, {})
     stored = [keep(first_try, plan, image_index) for image_index in (0, 1, 2, extra)]
     keys = [unit.key for unit in plan.units]
     entries = {
-        keys[0]: Entry(stored={0: stored[0], 1: stored[3]}),
-        keys[1]: Entry(stored={0: stored[1]}),
-        keys[2]: Entry(stored={0: stored[2]}),
+        keys[0]: RequestState(files={0: stored[0], 1: stored[3]}),
+        keys[1]: RequestState(files={0: stored[1]}),
+        keys[2]: RequestState(files={0: stored[2]}),
     }
     more = plan_of(5)
     second_try = keeper_of(more, tmp_path, entries)

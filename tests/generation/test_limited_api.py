@@ -13,6 +13,7 @@ from airflow_provider_imagen.api.download import Downloader
 from airflow_provider_imagen.exceptions import RateLimitedError
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
+from airflow_provider_imagen.generation.state import Cancellation
 from airflow_provider_imagen.generation.tools import RunTools
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.url_encryption import LinkSeal
@@ -57,6 +58,7 @@ def run(limited, memory_store):
                 journal=journal,
                 options=RunOptions(**options),
                 links=LinkSeal(limited.api_key),
+                cancellation=Cancellation(),
             ).execute()
         finally:
             journal.close()
@@ -87,7 +89,7 @@ def test_every_picture_is_made_and_billed_once_whatever_the_limit(limited, memor
     assert answers[200] == PICTURES
     assert answers[429] > 0
     announced = memory_store.text.count('"t":"intent"')
-    assert memory_store.text.count('"t":"refused"') == announced - PICTURES >= answers[429]  # some are not even sent
+    assert memory_store.text.count('"t":"rejected"') == announced - PICTURES >= answers[429]  # some are not even sent
 
 
 def test_a_told_retry_after_is_obeyed_by_the_whole_task(limited, run):

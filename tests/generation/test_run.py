@@ -76,13 +76,13 @@ def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(
     seen = []
 
     def before_post(name):
-        seen.append(f'"t":"intent","id":"{name}"' in world.store.text)
+        seen.append(f'"t":"intent","client_request_id":"{name}"' in world.store.text)
 
     real_save = world.tools.save
 
-    def save(*args, paid, **kwargs):
-        seen.append(f'"t":"paid","id":"{paid.client_request_id}"' in world.store.text)
-        return real_save(*args, paid=paid, **kwargs)
+    def save(*args, response, **kwargs):
+        seen.append(f'"t":"response","client_request_id":"{response.client_request_id}"' in world.store.text)
+        return real_save(*args, response=response, **kwargs)
 
     world.tools.before_post, world.tools.save = before_post, save
     world.run(NAMES)
@@ -301,7 +301,7 @@ def test_what_surely_bought_nothing_is_sent_again(world, steps):
     result = world.run("a")
     assert len(result.made) == 1
     assert world.tools.sent("a") == 4
-    assert world.entries_by_type() == {"intent": 4, "refused": 3, "paid": 1, "stored": 1}
+    assert world.records_by_type() == {"intent": 4, "rejected": 3, "response": 1, "write_committed": 1}
 
 
 def test_a_refused_request_is_not_sent_again_and_ends_only_its_item(world, steps):

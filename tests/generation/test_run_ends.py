@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from decimal import Decimal
@@ -114,10 +112,17 @@ def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
     assert result.usd_spent == world.tools.billed_usd
 
 
-def test_a_journal_that_is_away_from_the_start_lets_nothing_be_bought(world):
-    world.store.fails_after = 0
+def test_a_journal_that_takes_no_record_lets_nothing_be_bought(world):
+    world.store.fails_after = 1  # the header
     result = world.run(NAMES, concurrency=8)
     assert isinstance(result.halt, JournalError)
+    assert world.tools.posts == []
+
+
+def test_a_journal_that_cannot_be_taken_over_lets_nothing_be_bought(world):
+    world.store.fails_after = 0
+    with pytest.raises(JournalError):
+        world.run(NAMES, concurrency=8)
     assert world.tools.posts == []
 
 
@@ -147,10 +152,12 @@ def test_the_cap_holds_over_all_tries(world, steps):
     for name in NAMES[20:]:
         world.tools.script(name, steps.fails(lambda: OutOfCreditsError("money", status=403)))
     world.run(NAMES, concurrency=1)
-    with pytest.raises(BudgetExceededError) as caught:
-        world.run(NAMES, max_usd=Decimal("1.59"))
-    assert (caught.value.items_done, caught.value.items_left) == (20, 20)
-    assert caught.value.spent_usd == 0.8
+    posts = len(world.tools.posts)
+    result = world.run(NAMES, max_usd=Decimal("1.59"))
+    assert isinstance(result.halt, BudgetExceededError)
+    assert (result.halt.items_done, result.halt.items_left) == (20, 20)
+    assert result.halt.spent_usd == 0.8
+    assert (len(result.made), len(result.not_sent), len(world.tools.posts)) == (20, 20, posts)
 
 
 def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, steps):
@@ -177,7 +184,7 @@ def test_with_an_unknown_price_one_pilot_goes_alone_and_the_cap_holds(world, con
 @given(
     cap=st.integers(10, 60).map(lambda number: Decimal(number) / 100),
     concurrency=st.sampled_from([1, 3, 8]),
-    costs=st.lists(st.sampled_from(["0", "0.01", "0.02", "0.04"]), min_size=5, max_size=20),
+    costs=st.lists(st.sampled_from(["0.01", "0.02", "0.04"]), min_size=5, max_size=20),
 )
 def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concurrency, costs):
     world = new_world()
@@ -207,14 +214,14 @@ def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concu
 
 def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_kept(world):
     world.tools.latency_seconds = 0.3
-    all_in_flight = threading.Barrier(4, action=world.stop.set)
+    all_in_flight = threading.Barrier(4, action=world.cancel)
     world.tools.before_post = lambda _: all_in_flight.wait(60)
     result = world.run(NAMES, concurrency=4, grace_seconds=60)
     assert isinstance(result.halt, StoppedError)
     assert len(world.tools.posts) == 4
-    assert sum(entry.paid is not None for entry in world.entries.values()) == 4
-    assert not any(entry.open_intents for entry in world.entries.values())
-    world.stop.clear()
+    assert sum(entry.response is not None for entry in world.requests.values()) == 4
+    assert not any(entry.open_intents for entry in world.requests.values())
+    world.resume()
     world.tools.latency_seconds = 0
     world.tools.before_post = lambda _: None
     assert len(world.run(NAMES, concurrency=4).made) == 40
@@ -224,7 +231,7 @@ def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_ke
 def test_an_inline_picture_that_is_in_flight_when_the_stop_comes_is_still_stored(world, steps):
     world.tools.latency_seconds = 0.3
     world.tools.script("prompt 0", steps.pictures(inline=True))
-    world.tools.before_post = lambda _: world.stop.set()
+    world.tools.before_post = lambda _: world.cancel()
     world.run(NAMES, concurrency=1, grace_seconds=60)
     assert list(world.tools.files) == ["000-0.png"]
 
@@ -233,7 +240,7 @@ def test_the_run_ends_in_time_although_a_request_hangs(world):
     release = threading.Event()
 
     def hang(tools, request, name):
-        world.stop.set()
+        world.cancel()
         release.wait(60)
         raise AssertionError("too late")
 
@@ -243,14 +250,14 @@ def test_the_run_ends_in_time_although_a_request_hangs(world):
     assert time.monotonic() - began < 30  # far less than the hanging request takes
     assert isinstance(result.halt, StoppedError)
     release.set()
-    (entry,) = [entry for entry in world.entries.values() if entry.open_intents]
-    assert entry.paid is None
+    (entry,) = [entry for entry in world.requests.values() if entry.open_intents]
+    assert entry.response is None
 
 
 def test_the_run_ends_in_time_although_downloads_hang(world):
     release = threading.Event()
     world.tools.fetch = lambda url: (release.wait(60) and b"") or b""
-    threading.Timer(0.2, world.stop.set).start()
+    threading.Timer(0.2, world.cancel).start()
     began = time.monotonic()
     result = world.run(NAMES * 3, concurrency=8, grace_seconds=0.5)
     assert time.monotonic() - began < 30  # far less than the hanging request takes
@@ -264,7 +271,7 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
 
     def fetch_one(url: str) -> bytes:
         if world.tools.fetched:
-            world.stop.set()
+            world.cancel()
             release.wait(60)
             raise AssertionError("too late")
         return fetch(url)
@@ -277,7 +284,7 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
     assert [item.prompt for item in result.not_sent] == ["a"]
     assert (result.summary()["made"], result.summary()["not_sent"]) == (1, 2)
     release.set()
-    world.stop.clear()
+    world.resume()
     world.tools.fetch = fetch
     result = world.run(prompt)
     assert result.halt is None
@@ -286,7 +293,7 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
 
 
 def test_a_stop_before_the_start_sends_nothing(world):
-    world.stop.set()
+    world.cancel()
     result = world.run(NAMES)
     assert isinstance(result.halt, StoppedError)
     assert world.tools.posts == []
@@ -295,44 +302,9 @@ def test_a_stop_before_the_start_sends_nothing(world):
 
 def test_a_stop_while_a_lost_answer_is_looked_up_leaves_it_to_the_next_try(world, steps):
     world.tools.script("prompt 0", steps.loses(billed=True, logged=False))
-    threading.Timer(0.3, world.stop.set).start()
+    threading.Timer(0.3, world.cancel).start()
     result = world.run(NAMES[:1], lost_answer_patience_seconds=60)
     assert isinstance(result.halt, StoppedError)
-    world.stop.clear()
+    world.resume()
     world.tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
     assert world.run(NAMES[:1]).usd_lost == Decimal("0.04")
-
-
-class TimeUp(BaseException):
-    """Raised in the main thread by a signal, as Airflow does when ``execution_timeout`` is over."""
-
-
-@pytest.mark.parametrize("hangs", [False, True])
-def test_a_timeout_raised_in_the_main_thread_keeps_what_is_in_flight_and_the_journal_whole(world, steps, hangs):
-    release = threading.Event()
-    world.tools.latency_seconds = 0.2
-    all_in_flight = threading.Barrier(4, action=lambda: os.kill(os.getpid(), signal.SIGALRM))
-    world.tools.before_post = lambda _: all_in_flight.wait(60)
-    if hangs:
-        world.tools.script("prompt 1", lambda *_: release.wait(60) and None)
-
-    def time_up(*_):
-        world.tools.before_post = lambda _: None
-        raise TimeUp
-
-    before = signal.signal(signal.SIGALRM, time_up)
-    began = time.monotonic()
-    try:
-        with pytest.raises(TimeUp):
-            world.run(NAMES, concurrency=4, grace_seconds=2.0 if hangs else 60.0)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - began < 30  # far less than the hanging request takes
-    posts, open_intents = len(world.tools.posts), sum(bool(entry.open_intents) for entry in world.entries.values())
-    assert open_intents == (1 if hangs else 0)
-    assert sum(entry.paid is not None for entry in world.entries.values()) == posts - open_intents
-    if not hangs:
-        world.tools.latency_seconds = 0
-        assert len(world.run(NAMES).made) == 40
-        assert len(world.tools.posts) == 40
-    release.set()

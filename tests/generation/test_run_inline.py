@@ -40,7 +40,7 @@ def inline(world, steps):
 @pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
 def test_one_whose_file_was_written_is_adopted_although_the_try_ended_before_it_was_noted(inline, on_lost_answer):
     inline.try_and_die("after")
-    assert inline.entries_by_type() == {"intent": 1, "paid": 1, "storing": 1}
+    assert inline.records_by_type() == {"intent": 1, "response": 1, "write_started": 1}
     result = inline.run("a", on_lost_answer=on_lost_answer)
     assert result.failures == []
     assert (len(result.made), result.adopted, result.usd_lost) == (1, 1, 0)
@@ -81,7 +81,7 @@ def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
     inline.tools.save = look
     inline.run("a")
     assert at_the_write == [("000-0.png", True)]
-    assert inline.entries_by_type() == {"intent": 1, "paid": 1, "storing": 1, "stored": 1}
+    assert inline.records_by_type() == {"intent": 1, "response": 1, "write_started": 1, "write_committed": 1}
 
 
 def test_one_that_cannot_be_announced_is_kept_all_the_same_and_nothing_more_is_bought(inline):
@@ -94,4 +94,4 @@ def test_one_that_cannot_be_announced_is_kept_all_the_same_and_nothing_more_is_b
 
 def test_one_that_a_link_leads_to_costs_no_further_write(world):
     world.run("b")
-    assert world.entries_by_type() == {"intent": 1, "paid": 1, "stored": 1}
+    assert world.records_by_type() == {"intent": 1, "response": 1, "write_committed": 1}

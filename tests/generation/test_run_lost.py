@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import (
     AuthenticationError,
@@ -16,7 +16,8 @@ from airflow_provider_imagen.exceptions import (
     ConnectionFailedError,
     LostAnswerError,
 )
-from airflow_provider_imagen.journal import records as facts
+from airflow_provider_imagen.journal.log import Journal
+from airflow_provider_imagen.journal.records import Target, new_intent
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -170,9 +171,12 @@ def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
 def leave_intent(world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed") -> str:
     """Leave in the journal what a killed try leaves there: an intent without an answer."""
     (unit,) = world.plan(prompt).units
-    fact = facts.intent(unit.key, client_request_id=name, model=unit.model, usd=unit.expected_usd)
-    journal_line = {**fact, "at": round(time.time() - age_seconds, 3)}
-    world.store.segments = {0: world.store.text + json.dumps(journal_line) + "\n"}
+    target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt=prompt)
+    intent = new_intent(unit.key, client_request_id=name, model=unit.model, usd=unit.expected_usd, target=target)
+    journal = Journal(world.store)
+    journal.open()
+    journal.commit(replace(intent, at=round(time.time() - age_seconds, 3)))
+    journal.close()
     return name
 
 
@@ -217,9 +221,28 @@ def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap
     for number, prompt in enumerate(names):
         leave_intent(world, prompt, name=f"imagen.killed.{number}")
     world.tools.charge("imagen.killed.3", Decimal("0.04"))
+    for number in (0, 1, 2, 4):
+        world.tools.log_row(f"imagen.killed.{number}", "failed")
     result = world.run(names, concurrency=1, max_usd=Decimal("0.20"))
     assert len(result.made) == 4
     assert result.usd_spent == Decimal("0.20") == world.tools.billed_usd
+
+
+def test_requests_that_are_presumed_unbilled_keep_their_money_reserved(world):
+    """The API's log may show the charge later, so the cap must have room for it."""
+    names = [f"p{number}" for number in range(5)]
+    for number, prompt in enumerate(names):
+        leave_intent(world, prompt, name=f"imagen.killed.{number}")
+    result = world.run(names, concurrency=1, max_usd=Decimal("0.28"))
+    assert len(result.made) == 2
+    assert isinstance(result.halt, BudgetExceededError)
+    assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.08"), Decimal("0.20"))
+    assert [request.client_request_id for request in result.in_doubt] == [f"imagen.killed.{n}" for n in range(5)]
+    for number in range(5):
+        world.tools.charge(f"imagen.killed.{number}", Decimal("0.04"))
+    late = world.run(names[:2])
+    assert (late.usd_spent, late.usd_in_doubt) == (Decimal("0.28"), Decimal(0))
+    assert late.usd_spent == world.tools.billed_usd
 
 
 def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):

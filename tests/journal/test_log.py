@@ -2,124 +2,303 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.exceptions import JournalError
-from airflow_provider_imagen.journal import log as journal_module
-from airflow_provider_imagen.journal import records as facts
-from airflow_provider_imagen.journal.log import SEGMENT_BYTES, Journal, NoStore, forget
-from airflow_provider_imagen.journal.records import Entry, Paid, PaidPicture, entries_of
+from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
+from airflow_provider_imagen.journal import log as log_module
+from airflow_provider_imagen.journal.log import (
+    HEADER,
+    SEGMENT_BYTES,
+    Journal,
+    NoStore,
+    StoreUnavailableError,
+    read_journal,
+)
+from airflow_provider_imagen.journal.records import (
+    ChargeLost,
+    Finished,
+    Intent,
+    JournalState,
+    Missing,
+    PresumedUnbilled,
+    Rejected,
+    Response,
+    ResponseImage,
+    StoredFile,
+    Target,
+    WriteCommitted,
+    WriteStarted,
+    encode_record,
+    new_intent,
+)
 
-pytestmark = pytest.mark.timeout(30)
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+pytestmark = pytest.mark.timeout(60)
+
+EARLIER = "1-0123456789ab"
+HEADER_OF_EARLIER = json.dumps({"version": 2, "owner": EARLIER, "owners": [EARLIER]})
 
 
 class Recorder:
-    """Keeps every state the store was in, so that a crash after any write can be replayed."""
+    """Keeps every state the store was in, so that a crash after any write or deletion can be replayed."""
 
     description = "a recorder"
 
-    def __init__(self) -> None:
-        self.states: list[dict[int, str]] = [{}]
+    def __init__(self, texts: dict[str, str] | None = None) -> None:
+        self.states: list[dict[str, str]] = [texts or {}]
 
-    def read(self, number: int) -> str | None:
-        return self.states[-1].get(number)
+    @property
+    def texts(self) -> dict[str, str]:
+        return self.states[-1]
 
-    def write(self, number: int, text: str) -> None:
-        self.states.append({**self.states[-1], number: text})
+    def read(self, name: str) -> str | None:
+        return self.texts.get(name)
 
-    def delete(self, number: int) -> None:
-        left = dict(self.states[-1])
-        left.pop(number, None)
-        self.states.append(left)
+    def write(self, name: str, text: str) -> None:
+        self.states.append({**self.texts, name: text})
 
-    def crashed_after(self, writes: int) -> Recorder:
-        again = Recorder()
-        again.states = [self.states[writes]]
-        return again
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.states.append({each: text for each, text in self.texts.items() if each != name})
+
+    def crashed_after(self, changes: int) -> Recorder:
+        return Recorder(dict(self.states[changes]))
 
 
-def opened(store: Any) -> Journal:
-    journal = Journal(store)
+def opened(store: Any, try_number: int = 1) -> Journal:
+    journal = Journal(store, try_number=try_number)
     journal.open()
     return journal
 
 
-def intent(key: str, name: str) -> dict[str, Any]:
-    return facts.intent(key, client_request_id=name, model="m", usd=Decimal("0.04"))
+def target(prompt: str = "a cat") -> Target:
+    return Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt=prompt)
 
 
-def written_by(store: Any) -> list[dict[str, Any]]:
-    newest = [json.loads(line) for line in store.read(0).splitlines()]
-    full = newest.pop(0)["full_segments"] if "full_segments" in newest[0] else 0
-    return [json.loads(line) for number in range(1, full + 1) for line in store.read(number).splitlines()] + newest
+def intent(key: str, name: str, *, prompt: str = "a cat") -> Intent:
+    return new_intent(key, client_request_id=name, model="m", usd=Decimal("0.04"), target=target(prompt))
 
+
+def response(key: str, name: str) -> Response:
+    return Response(key=key, client_request_id=name, images=(ResponseImage(url="https://x/y"),), model="m", at=1.0)
+
+
+def rejected(key: str, name: str) -> Rejected:
+    return Rejected(key=key, client_request_id=name)
+
+
+def replay(records: Iterable[Any]) -> JournalState:
+    state = JournalState()
+    for record in records:
+        state.apply(record)
+    return state
+
+
+def ids_in(store: Any) -> list[str]:
+    return [record["client_request_id"] for record in store.records]
+
+
+def full_segments(texts: dict[str, str], owner: str) -> int:
+    first = texts.get(f"{owner}/0", "").partition("\n")[0]
+    return json.loads(first).get("full_segments", 0) if first else 0
+
+
+# --- durability -------------------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(), max_size=40) | st.sampled_from(["\ud800", "a\udfffb", "\u2028\n\r\t\0", "é" * 40])
 ids = st.sampled_from(["r1", "r2", "r3"])
 keys = st.sampled_from(["a#1", "b#1"])
-links = st.none() | texts.map(lambda text: f"https://x/{text}")
-any_fact = st.one_of(
-    st.builds(lambda k, i: facts.intent(k, client_request_id=i, model="m", usd=Decimal("0.04")), keys, ids),
-    st.builds(lambda k, i: facts.refused(k, client_request_id=i), keys, ids),
-    st.builds(lambda k, i: facts.unbilled(k, client_request_id=i), keys, ids),
-    st.builds(lambda k, i: facts.lost(k, client_request_id=i, inference_id=None, usd=Decimal("0.04")), keys, ids),
+places = st.integers(0, 2)
+times = st.floats(0, 4e9)
+money = st.none() | st.decimals(0, 100, places=4)
+images = st.builds(
+    ResponseImage,
+    url=st.none() | texts,
+    prompt=st.none() | texts,
+    seed=st.none() | st.integers(-(2**31), 2**64),
+    withheld=st.booleans(),
+    broken=st.none() | texts,
+)
+files = st.builds(
+    StoredFile,
+    path=texts,
+    file_name=texts,
+    sha256=texts,
+    bytes=st.integers(0, 2**50),
+    mime_type=texts,
+    width=st.integers(0, 9999),
+    height=st.integers(0, 9999),
+    thumbnail=st.none() | texts,
+)
+targets = st.builds(
+    Target,
+    prompt_index=places,
+    image_index=places,
+    images=places,
+    prompt_images=places,
+    prompt=texts,
+    name=st.none() | texts,
+)
+any_record = st.one_of(
     st.builds(
-        lambda k, i, url, prompt: Paid(
-            client_request_id=i,
-            pictures=(PaidPicture(url=url, prompt=prompt), PaidPicture(withheld=True)),
-            usd=Decimal("0.0800"),
-            usd_is_estimate=False,
-            inference_id="inf",
-            model="m",
-            at=1.5,
-        ).to_fact(k),
-        keys,
-        ids,
-        links,
-        texts,
+        Intent,
+        key=keys,
+        client_request_id=ids,
+        model=texts,
+        at=times,
+        target=targets,
+        usd=money,
+        clock_offset=st.none() | st.floats(-9, 9),
     ),
+    st.builds(Rejected, key=keys, client_request_id=ids),
+    st.builds(
+        Response,
+        key=keys,
+        client_request_id=ids,
+        images=st.lists(images, max_size=3).map(tuple),
+        model=texts,
+        at=times,
+        usd=money,
+        usd_is_estimate=st.booleans(),
+        usd_undelivered=st.decimals(0, 100, places=4),
+        inference_id=st.none() | texts,
+    ),
+    st.builds(WriteStarted, key=keys, image=places, file=files),
+    st.builds(WriteCommitted, key=keys, image=places, file=files),
+    st.builds(Missing, key=keys, image=places),
+    st.builds(ChargeLost, key=keys, client_request_id=ids, usd=money, inference_id=st.none() | texts),
+    st.builds(PresumedUnbilled, key=keys, client_request_id=ids),
+    st.just(Finished()),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(any_fact, max_size=25), st.data())
-def test_reading_back_after_a_crash_gives_what_was_durable_and_nothing_else(written, data):
+@given(
+    attempts=st.lists(st.lists(any_record, max_size=12), min_size=1, max_size=3),
+    segment_bytes=st.sampled_from([1, 400, SEGMENT_BYTES]),
+    data=st.data(),
+)
+def test_reading_back_after_a_crash_gives_what_was_durable_and_nothing_else(attempts, segment_bytes, data):
     store = Recorder()
-    journal = opened(store)
-    durable_after: list[int] = []
-    for fact in written:
-        journal.commit(fact)
-        durable_after.append(len(store.states) - 1)
-    journal.close()
+    durable: list[tuple[int, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_module, "SEGMENT_BYTES", segment_bytes)
+        for records in attempts:
+            journal = opened(store)
+            for record in records:
+                journal.commit(record)
+                durable.append((len(store.states) - 1, record))
+            journal.close()
     crash = data.draw(st.integers(0, len(store.states) - 1))
     again = opened(store.crashed_after(crash))
     again.close()
-    survived = written[: sum(writes <= crash for writes in durable_after)]
-    assert again.entries == entries_of(survived)
+    assert again.state == replay(record for changes, record in durable if changes <= crash)
+    assert again.unresolved == again.state.all_unresolved()
 
 
-def test_a_commit_returns_only_when_its_fact_is_durable(memory_store):
-    memory_store.delay_seconds = 0.05
+def test_a_commit_returns_only_when_its_record_is_durable(memory_store):
     journal = opened(memory_store)
+    memory_store.delay_seconds = 0.05
     journal.commit(intent("a#1", "r1"))
-    assert '"r1"' in memory_store.text
+    assert ids_in(memory_store) == ["r1"]
     journal.close()
 
 
+def test_records_of_one_thread_keep_their_order_over_segments_and_attempts(memory_store):
+    for start in (0, 400):
+        journal = opened(memory_store)
+        for number in range(start, start + 400):
+            journal.append(intent("a#1", f"request-{number}"))
+        journal.close()
+    names = [f"request-{number}" for number in range(800)]
+    assert ids_in(memory_store) == names
+    assert list(read_journal(memory_store).requests["a#1"].open_intents) == names
+    assert all(full_segments(memory_store.texts, owner) for owner in json.loads(memory_store.texts[HEADER])["owners"])
+
+
+def test_records_of_many_threads_all_become_durable_each_threads_own_in_order(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 2000)
+    journal = opened(memory_store)
+
+    def write(thread: int) -> None:
+        for number in range(40):
+            journal.commit(intent(f"t{thread}#1", f"{thread}.{number}"))
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(write, thread) for thread in range(8)]:
+            done.result()
+    journal.close()
+    requests = read_journal(memory_store).requests
+    assert {key: list(request.open_intents) for key, request in requests.items()} == {
+        f"t{thread}#1": [f"{thread}.{number}" for number in range(40)] for thread in range(8)
+    }
+
+
+def test_a_last_line_without_its_end_counts(memory_store):
+    memory_store.texts = {HEADER: HEADER_OF_EARLIER, f"{EARLIER}/0": encode_record(intent("a#1", "r1"))}
+    journal = opened(memory_store)
+    journal.commit(intent("a#1", "r2"))
+    journal.close()
+    assert list(read_journal(memory_store).requests["a#1"].open_intents) == ["r1", "r2"]
+
+
+def test_a_journal_that_is_not_open_takes_no_record(memory_store):
+    journal = Journal(memory_store)
+    with pytest.raises(JournalError):
+        journal.commit(intent("a#1", "r1"))
+    journal.open()
+    journal.close()
+    with pytest.raises(JournalError):
+        journal.commit(intent("a#1", "r1"))
+    assert memory_store.texts.keys() == {HEADER}
+
+
+def test_a_journal_that_is_kept_nowhere_lets_requests_be_sent():
+    journal = opened(NoStore())
+    journal.commit(intent("a#1", "r1"))
+    journal.confirm_ownership(max_age_seconds=0)
+    journal.commit(response("a#1", "r1"))
+    journal.close()
+    journal.finish()
+    assert journal.state == JournalState()
+    assert journal.is_owner
+
+
+def test_what_is_unresolved_follows_the_records(memory_store):
+    journal = opened(memory_store)
+    journal.commit(intent("a#1", "r1"))
+    journal.commit(PresumedUnbilled(key="a#1", client_request_id="r1"))
+    journal.commit(intent("a#1", "r2"))
+    journal.commit(intent("b#1", "r3"))
+    assert list(journal.unresolved) == ["r1", "r2", "r3"]
+    journal.commit(rejected("a#1", "r2"))
+    journal.commit(ChargeLost(key="a#1", client_request_id="r1"))
+    journal.commit(response("b#1", "r3"))
+    assert journal.unresolved == {}
+    journal.close()
+
+
+# --- group commit -----------------------------------------------------------------------------------------------------
+
+
 def test_commits_that_wait_together_share_a_write(memory_store):
+    journal = opened(memory_store)
     writing, release = threading.Event(), threading.Event()
 
-    def hold(number: int, text: str) -> None:
+    def hold(name: str, text: str) -> None:
         writing.set()
         release.wait(10)
 
     memory_store.on_write = hold
-    journal = opened(memory_store)
     first = journal.append(intent("first#1", "r"))
     assert writing.wait(10)
     others = [journal.append(intent(f"k{number}#1", f"r{number}")) for number in range(64)]
@@ -129,128 +308,367 @@ def test_commits_that_wait_together_share_a_write(memory_store):
         future.result(timeout=10)
     journal.close()
     assert journal.writes == 2
-    assert len(opened(memory_store).entries) == 65
+    assert len(read_journal(memory_store).requests) == 65
 
 
-def test_a_fact_that_can_wait_goes_with_the_next_write(memory_store, monkeypatch):
-    monkeypatch.setattr(journal_module, "LEISURE_SECONDS", 3600.0)
+def test_a_response_and_the_intent_of_the_next_request_share_a_write(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "GROUP_COMMIT_DELAY_SECONDS", 0.2)
     journal = opened(memory_store)
-    leisurely = journal.append(intent("a#1", "r1"), can_wait=True)
-    assert not leisurely.done()
+    journal.commit(intent("a#1", "r1"))
+    journal.append(response("a#1", "r1"))
     journal.commit(intent("b#1", "r2"))
+    journal.close()
+    assert journal.writes == 2
+
+
+def test_a_record_that_can_wait_goes_with_the_next_write(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "MAXIMUM_FLUSH_DELAY_SECONDS", 3600.0)
+    journal = opened(memory_store)
+    leisurely = journal.append(rejected("a#1", "r1"), can_wait=True)
+    assert not leisurely.done()
+    journal.commit(rejected("b#1", "r2"))
     assert leisurely.done()
-    assert [fact["id"] for fact in written_by(memory_store)] == ["r1", "r2"]
-    last = journal.append(intent("c#1", "r3"), can_wait=True)
+    assert ids_in(memory_store) == ["r1", "r2"]
+    last = journal.append(rejected("c#1", "r3"), can_wait=True)
     journal.close()
     assert last.done()
     assert journal.writes == 2
-    assert [fact["id"] for fact in written_by(memory_store)] == ["r1", "r2", "r3"]
+    assert ids_in(memory_store) == ["r1", "r2", "r3"]
 
 
-def test_a_fact_that_can_wait_is_written_soon_all_the_same(memory_store):
+def test_a_record_that_can_wait_is_written_soon_all_the_same(memory_store):
     journal = opened(memory_store)
     for name in ("r1", "r2"):
-        journal.append(intent("a#1", name), can_wait=True).result(timeout=10)
-        assert f'"{name}"' in memory_store.text
+        journal.append(rejected("a#1", name), can_wait=True).result(timeout=10)
+        assert ids_in(memory_store)[-1] == name
     journal.close()
 
 
-def test_facts_of_one_thread_keep_their_order_over_segments_and_tries(memory_store):
-    for start in (0, 700):
-        journal = opened(memory_store)
-        for number in range(start, start + 700):
-            journal.append(intent("a#1", f"request-{number}"))
-        journal.close()
-    assert [fact["id"] for fact in written_by(memory_store)] == [f"request-{number}" for number in range(1400)]
-    assert len(memory_store.segments) > 2
-
-
-def test_segments_stay_within_their_size_except_for_one_longer_fact(memory_store):
+def test_flushing_writes_at_once_what_can_wait(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "MAXIMUM_FLUSH_DELAY_SECONDS", 3600.0)
     journal = opened(memory_store)
-    for number in range(300):
-        journal.append({**intent("a#1", f"r{number}"), "filler": "é" * 60})
-    journal.append({**intent("a#1", "giant"), "filler": "x" * (2 * SEGMENT_BYTES)})
-    for number in range(300):
-        journal.append(intent("a#1", f"s{number}"))
+    waiting = [journal.append(rejected("a#1", f"r{number}"), can_wait=True) for number in range(3)]
+    journal.flush(20)
+    assert all(future.done() for future in waiting)
+    assert ids_in(memory_store) == ["r0", "r1", "r2"]
+    assert journal.writes == 1
     journal.close()
-    long = [text for text in memory_store.segments.values() if len(text.encode()) > SEGMENT_BYTES]
-    assert len(long) == 1
-    assert long[0].count("giant") == long[0].count("\n") == 1
-    assert len(opened(memory_store).entries["a#1"].open_intents) == 601
 
 
-def test_a_full_segment_is_written_before_the_newest_one_names_it():
+def test_flushing_what_is_durable_already_returns_at_once_and_ends_nothing(memory_store):
+    journal = opened(memory_store)
+    for name in ("r1", "r2"):
+        journal.flush(3600)
+        journal.commit(rejected("a#1", name))
+        journal.flush(3600)
+        time.sleep(0.02)
+    assert ids_in(memory_store) == ["r1", "r2"]
+    journal.close()
+    journal.flush(3600)
+
+
+def test_an_intent_takes_a_write_and_a_look_at_the_header_and_any_other_record_a_write(memory_store):
+    journal = opened(memory_store)
+    memory_store.calls.clear()
+    journal.commit(intent("a#1", "r1"))
+    assert memory_store.calls == [("write", f"{journal.owner}/0"), ("read", HEADER)]
+    memory_store.calls.clear()
+    journal.commit(response("a#1", "r1"))
+    assert memory_store.calls == [("write", f"{journal.owner}/0")]
+    journal.close()
+
+
+# --- segments ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=20))
+def test_segments_stay_within_their_size_except_for_one_longer_record(sizes):
+    store = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_module, "SEGMENT_BYTES", 600)
+        journal = opened(store)
+        for number, size in enumerate(sizes):
+            journal.commit(intent("a#1", f"r{number}", prompt="x" * size))
+        journal.close()
+    written = {text for state in store.states for name, text in state.items() if name != HEADER}
+    for text in written:
+        lines = [line for line in text.splitlines() if "full_segments" not in line]
+        assert len(text) <= 600 or len(lines) == 1, f"{len(text)} bytes in {len(lines)} records"
+    assert len(read_journal(store).requests["a#1"].open_intents) == len(sizes)
+
+
+def test_no_segment_of_ordinary_records_comes_near_what_airflow_warns_of(memory_store):
+    """Airflow's task state store warns from 64 KB on."""
+    journal = opened(memory_store)
+    for number in range(600):
+        journal.append(intent("a#1", f"r{number}", prompt="é" * (number % 200)))
+    journal.close()
+    assert full_segments(memory_store.texts, journal.owner) > 1
+    assert max(map(len, memory_store.texts.values())) < SEGMENT_BYTES + 100
+
+
+def test_a_full_segment_is_written_before_the_growing_one_names_it():
     store = Recorder()
     journal = opened(store)
-    for number in range(1500):
+    for number in range(700):
         journal.append(intent("a#1", f"request-{number}"))
     journal.close()
-    for state in store.states[1:]:
-        newest = state.get(0, "").partition("\n")[0]
-        full = json.loads(newest).get("full_segments", 0) if newest else 0
-        assert set(range(1, full + 1)) <= state.keys()
+    for state in store.states:
+        full = full_segments(state, journal.owner)
+        assert {f"{journal.owner}/{number}" for number in range(1, full + 1)} <= state.keys()
     assert full > 1
 
 
-def test_a_full_segment_that_was_written_in_vain_does_not_count():
+def test_a_full_segment_that_was_written_in_vain_does_not_count(monkeypatch):
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 1000)
     store = Recorder()
     journal = opened(store)
-    while len(store.states[-1]) < 2:
-        journal.commit({**intent("a#1", f"r{len(store.states)}"), "filler": "x" * 9_000})
+    written = 0
+    while f"{journal.owner}/1" not in store.texts:
+        journal.commit(intent("a#1", f"r{written}"))
+        written += 1
     journal.close()
-    before = next(number for number, state in enumerate(store.states) if 1 in state)
-    assert store.states[before][0] == store.states[before][1]
-    again = opened(store.crashed_after(before))
-    assert list(again.entries["a#1"].open_intents) == [f"r{number}" for number in range(1, before)]
-    again.close()
+    before = next(number for number, state in enumerate(store.states) if f"{journal.owner}/1" in state)
+    assert store.states[before][f"{journal.owner}/0"] == store.states[before][f"{journal.owner}/1"]
+    state = read_journal(store.crashed_after(before))
+    assert list(state.requests["a#1"].open_intents) == [f"r{number}" for number in range(written - 1)]
 
 
-def test_a_short_journal_is_read_with_one_call_and_forgotten_with_one():
-    class Counting(Recorder):
-        calls = 0
-
-        def read(self, number: int) -> str | None:
-            self.calls += 1
-            return super().read(number)
-
-        def delete(self, number: int) -> None:
-            self.calls += 1
-            super().delete(number)
-
-    store = Counting()
-    for expected in (1, 2):
-        journal = opened(store)
-        journal.commit(intent("a#1", "r1"))
+def test_opening_short_journals_takes_one_read_per_earlier_attempt(memory_store):
+    owners: list[str] = []
+    for number in range(3):
+        memory_store.calls.clear()
+        journal = opened(memory_store)
+        assert memory_store.calls == [
+            ("read", HEADER),
+            ("write", HEADER),
+            *(("read", f"{owner}/0") for owner in owners),
+        ]
+        journal.commit(intent("a#1", f"r{number}"))
         journal.close()
-        assert store.calls == expected
-    forget(store, segments=journal.segments)
-    assert store.calls == 3
-    assert store.states[-1] == {}
+        owners.append(journal.owner)
 
 
-def test_a_write_that_fails_fails_every_waiter_and_all_later_facts(memory_store):
+# --- a store that is away ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(log_module, "RETRY_PAUSE_SECONDS", 0.005)
+
+
+def wait_until(condition: Any) -> None:
+    give_up_at = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.002)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_records_wait_for_a_store_that_is_away_and_are_written_in_order_when_it_is_back(memory_store, caplog):
+    journal = opened(memory_store)
+    journal.commit(intent("a#1", "r0"))
+    memory_store.is_away = True
+    waiting = []
+    for number in range(1, 6):
+        waiting.append(journal.append(rejected("a#1", f"r{number}")))
+        tries = len(memory_store.calls)
+        wait_until(lambda tries=tries: len(memory_store.calls) > tries)
+    assert not any(future.done() for future in waiting)
+    assert ids_in(memory_store) == ["r0"]
+    memory_store.is_away = False
+    for future in waiting:
+        future.result(timeout=10)
+    journal.commit(intent("b#1", "r6"))
+    journal.close()
+    assert ids_in(memory_store) == [f"r{number}" for number in range(7)]
+    assert [message for message in caplog.messages if "not available" in message] == [
+        "The journal in memory is not available (the store is away). Responses are kept in memory until it is, and no "
+        "new request is sent."
+    ], "told once, not at every turn"
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_full_segment_waits_for_a_store_that_is_away_as_well(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
+    journal = opened(memory_store)
+    memory_store.is_away = True
+    waiting = [journal.append(intent("a#1", f"r{number}")) for number in range(20)]
+    tries = len(memory_store.calls)
+    wait_until(lambda: len(memory_store.calls) > tries + 2)
+    memory_store.is_away = False
+    for future in waiting:
+        future.result(timeout=10)
+    journal.close()
+    assert full_segments(memory_store.texts, journal.owner) > 2
+    assert ids_in(memory_store) == [f"r{number}" for number in range(20)]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_an_intent_may_not_be_sent_before_the_header_could_be_read(memory_store):
+    journal = opened(memory_store)
+    memory_store.on_write = lambda name, text: setattr(memory_store, "is_away", True)
+    waiting = journal.append(intent("a#1", "r1"))
+    wait_until(lambda: memory_store.calls.count(("read", HEADER)) > 3)
+    assert ids_in(memory_store) == ["r1"]
+    assert not waiting.done()
+    memory_store.is_away = False
+    waiting.result(timeout=10)
+    journal.close()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_the_journal_tells_how_far_it_is_behind(memory_store):
+    journal = opened(memory_store)
+    assert journal.behind_seconds == 0
+    journal.commit(intent("a#1", "r1"))
+    wait_until(lambda: journal.behind_seconds == 0)
+    memory_store.is_away = True
+    started = time.monotonic()
+    journal.append(response("a#1", "r1"))
+    wait_until(lambda: journal.behind_seconds > 0.05)
+    late = journal.append(rejected("a#1", "r2"))
+    earlier = journal.behind_seconds
+    wait_until(lambda: journal.behind_seconds > earlier + 0.02)
+    assert journal.behind_seconds <= time.monotonic() - started
+    memory_store.is_away = False
+    late.result(timeout=10)
+    wait_until(lambda: journal.behind_seconds == 0)
+    journal.close()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_commit_gives_up_after_its_time_and_its_record_is_written_all_the_same(memory_store):
+    journal = opened(memory_store)
+    memory_store.is_away = True
+    with pytest.raises(JournalError, match="cannot be written, so nothing more is sent"):
+        journal.commit(intent("a#1", "r1"), timeout_seconds=0.02)
+    memory_store.is_away = False
+    journal.commit(rejected("a#1", "r1"))
+    journal.close()
+    assert [record["t"] for record in memory_store.records] == ["intent", "rejected"]
+    assert journal.unresolved == {}
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_flushing_while_the_store_is_away_gives_up_after_its_time(memory_store):
+    journal = opened(memory_store)
+    memory_store.is_away = True
+    waiting = journal.append(rejected("a#1", "r1"))
+    started = time.monotonic()
+    journal.flush(0.1)
+    assert 0.05 < time.monotonic() - started < 10
+    assert not waiting.done()
+    memory_store.is_away = False
+    journal.flush(20)
+    assert waiting.done()
+    journal.close()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_closing_while_the_store_is_away_gives_up_after_its_time(memory_store):
+    journal = opened(memory_store)
+    memory_store.is_away = True
+    lost = journal.append(response("a#1", "r1"))
+    started = time.monotonic()
+    journal.close(timeout_seconds=0.1)
+    assert 0.05 < time.monotonic() - started < 10
+    with pytest.raises(JournalError, match="StoreUnavailableError"):
+        lost.result(timeout=10)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_closing_while_the_store_is_away_writes_everything_if_it_comes_back_in_time(memory_store):
+    journal = opened(memory_store)
+    memory_store.is_away = True
+    waiting = [journal.append(rejected("a#1", f"r{number}")) for number in range(3)]
+    threading.Timer(0.05, lambda: setattr(memory_store, "is_away", False)).start()
+    journal.close(timeout_seconds=20)
+    assert all(future.done() and future.exception() is None for future in waiting)
+    assert ids_in(memory_store) == ["r0", "r1", "r2"]
+
+
+def test_closing_writes_what_waits_and_does_not_hang_on_a_store_that_does_not_respond(memory_store):
+    journal = opened(memory_store)
+    memory_store.delay_seconds = 0.05
+    futures = [journal.append(rejected("a#1", f"r{number}")) for number in range(3)]
+    journal.close()
+    assert all(future.done() for future in futures)
+    memory_store.delay_seconds = 0
+    stuck, release = opened(memory_store), threading.Event()
+    memory_store.on_write = lambda name, text: release.wait(30)
+    stuck.append(rejected("a#1", "late"))
+    started = time.monotonic()
+    stuck.close(timeout_seconds=0.1)
+    assert time.monotonic() - started < 10
+    release.set()
+
+
+def test_a_store_that_refuses_for_good_fails_every_waiter_and_all_later_records(memory_store):
     journal = opened(memory_store)
     journal.commit(intent("a#1", "r1"))
     memory_store.delay_seconds = 0.05
-    memory_store.fails_after = 1
+    memory_store.fails_after = memory_store.writes
     waiting = [journal.append(intent("a#1", f"w{number}")) for number in range(5)]
+    waiting += [journal.append(response("a#1", "r1"))]
     for future in waiting:
-        with pytest.raises(JournalError, match="nothing more is bought"):
-            future.result(timeout=5)
-    with pytest.raises(JournalError):
-        journal.commit(intent("a#1", "later"))
+        with pytest.raises(JournalError, match=r"cannot be written \(OSError\), so nothing more is sent"):
+            future.result(timeout=10)
+    memory_store.fails_after = None
+    for record in (intent("a#1", "later"), response("a#1", "r1")):
+        with pytest.raises(JournalError):
+            journal.commit(record)
     journal.close()
-    assert len(opened(memory_store).entries["a#1"].open_intents) == 1
+    assert ids_in(memory_store) == ["r1"]
 
 
-def test_a_store_that_cannot_be_read_is_refused():
-    class Away(NoStore):
-        def read(self, number: int) -> str | None:
-            raise ConnectionError("no route to https://store/?sig=secret")
+def test_what_a_store_says_when_it_refuses_is_not_repeated(memory_store):
+    journal = opened(memory_store)
 
-    with pytest.raises(JournalError, match="ConnectionError") as caught:
-        opened(Away())
+    def refuse(name: str, text: str) -> None:
+        raise OSError("403 for https://store/?sig=secret")
+
+    memory_store.on_write = refuse
+    with pytest.raises(JournalError, match="OSError") as caught:
+        journal.commit(intent("a#1", "r1"))
     assert "secret" not in str(caught.value)
+    journal.close()
+
+
+# --- a journal that cannot be trusted ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ConnectionError, StoreUnavailableError])
+def test_a_store_that_cannot_be_read_is_refused(memory_store, error):
+    def away(name: str) -> str | None:
+        raise error("no route to https://store/?sig=secret")
+
+    memory_store.read = away
+    with pytest.raises(JournalError, match=rf"cannot be used \({error.__name__}\).*nothing was sent") as caught:
+        opened(memory_store)
+    assert "secret" not in str(caught.value)
+    assert memory_store.calls == []
+
+
+def test_a_segment_that_cannot_be_read_is_refused(memory_store):
+    opened(memory_store).commit(intent("a#1", "r1"))
+    read = memory_store.read
+
+    def only_header(name: str) -> str | None:
+        if name != HEADER:
+            raise ConnectionError("no route to https://store/?sig=secret")
+        return read(name)
+
+    memory_store.read = only_header
+    with pytest.raises(JournalError, match="ConnectionError"):
+        opened(memory_store)
+
+
+def test_a_store_that_cannot_be_written_is_refused_when_it_is_opened(memory_store):
+    memory_store.fails_after = 0
+    with pytest.raises(JournalError, match="nothing was sent"):
+        opened(memory_store)
 
 
 @pytest.mark.parametrize(
@@ -261,114 +679,250 @@ def test_a_store_that_cannot_be_read_is_refused():
         "{",
         "[]\n",
         '"text"\n',
-        '{"k": 1, "t": "intent"}\n',
-        '{"k": "a#1"}\n',
-        '{"k": "a#1", "t": "intent"}\n',
-        '{"k": "a#1", "t": "paid", "id": "r1"}\n',
-        '{"k": "a#1", "t": "paid", "id": "r", "pics": [{"bogus": 1}], "model": "m", "at": 1}\n',
-        '{"k": "a#1", "t": "stored", "n": 0}\n',
+        '{"key":"a#1"}\n',
+        '{"t":"intent","key":1}\n',
+        '{"t":"intent","key":"a#1"}\n',
+        '{"t":"refunded","key":"a#1","client_request_id":"r1"}\n',
+        '{"t":"rejected","key":"a#1","client_request_id":"r1","because":"new"}\n',
+        '{"t":"response","key":"a#1","client_request_id":"r","images":[{"bogus":1}],"model":"m","at":1}\n',
+        '{"t":"write_committed","key":"a#1","image":0}\n',
         "[" * 100_000,
         '{"full_segments":0}\n',
         '{"full_segments":-1}\n',
         '{"full_segments":1',
         '{"full_segments":"1"}\n',
+        '{"full_segments":1.5}\n',
+        '{"full_segments":null}\n',
+        '{"full_segments":1000000000}\n',
         '{"full_segments":' + "9" * 5000 + "}\n",
     ],
+    ids=lambda text: repr(text[:50]),
 )
 def test_a_damaged_segment_is_refused_rather_than_guessed(memory_store, text):
-    memory_store.segments = {0: text}
-    with pytest.raises(JournalError, match="damaged"):
+    memory_store.texts = {HEADER: HEADER_OF_EARLIER, f"{EARLIER}/0": text}
+    with pytest.raises(JournalError, match=r"is damaged or was written by another version.*nothing was sent"):
         opened(memory_store)
+    with pytest.raises(JournalError, match="damaged"):
+        read_journal(memory_store)
 
 
 def test_a_missing_segment_is_refused(memory_store):
     journal = opened(memory_store)
-    for number in range(1500):
+    for number in range(600):
         journal.append(intent("a#1", f"r{number}"))
     journal.close()
-    del memory_store.segments[1]
-    with pytest.raises(JournalError, match="no segment 1 of 2: it is damaged"):
+    del memory_store.texts[f"{journal.owner}/1"]
+    full = full_segments(memory_store.texts, journal.owner)
+    assert full > 1
+    with pytest.raises(JournalError, match=f"no segment 1 of {full}: it is damaged"):
         opened(memory_store)
 
 
-def test_a_last_line_without_its_end_does_not_swallow_the_next_fact(memory_store):
-    memory_store.segments = {0: json.dumps(intent("a#1", "r1"))}
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "\n",
+        "{",
+        "[]",
+        '"text"',
+        "[" * 100_000,
+        '{"version":2}',
+        '{"version":2,"owner":"1-0123456789ab"}',
+        '{"version":2,"owner":1,"owners":[]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":"all"}',
+        '{"version":2,"owner":"1-0123456789ab","owners":[null]}',
+        '{"version":2,"owner":"../../x","owners":["../../x"]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":["../../x","1-0123456789ab"]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":["/etc/passwd","1-0123456789ab"]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":["1-0123456789ab/..","1-0123456789ab"]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":["1-0123456789ab\\n","1-0123456789ab"]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":["","1-0123456789ab"]}',
+        '{"version":2,"owner":"1-0123456789ab","owners":["\\u0661-0123456789ab","1-0123456789ab"]}',
+    ],
+    ids=lambda text: repr(text[:70]),
+)
+def test_a_damaged_header_is_refused_and_left_as_it_is(memory_store, header):
+    memory_store.texts = {HEADER: header}
+    with pytest.raises(JournalError, match=r"The header of the journal is damaged.*nothing was sent"):
+        opened(memory_store)
+    assert memory_store.texts == {HEADER: header}
+    assert memory_store.calls == [("read", HEADER)]
+
+
+@pytest.mark.parametrize("owners", [[], ["1-ba9876543210"]])
+def test_a_header_whose_owner_is_not_among_its_owners_is_refused(memory_store, owners):
+    """Otherwise the records of an owner that is not listed would be passed over, and paid for again."""
+    memory_store.texts = {
+        HEADER: json.dumps({"version": 2, "owner": EARLIER, "owners": owners}),
+        f"{EARLIER}/0": encode_record(intent("a#1", "r1")),
+    }
+    with pytest.raises(JournalError, match="damaged"):
+        opened(memory_store)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ('{"version":3,"owner":"1-0123456789ab","owners":["1-0123456789ab"]}', "3"),
+        ('{"version":"2","owner":"1-0123456789ab","owners":["1-0123456789ab"]}', "'2'"),
+        ('{"version":null}', "None"),
+        ('{"k":"a#1","t":"intent","id":"r1","model":"m","at":1.0,"usd":"0.04"}\n', "1"),
+        ('{"full_segments":2}\n{"k":"a#1","t":"intent","id":"r1","model":"m","at":1.0,"usd":"0.04"}\n', "1"),
+    ],
+)
+def test_a_journal_of_another_format_is_refused_and_left_as_it_is(memory_store, text, version):
+    memory_store.texts = {HEADER: text}
+    with pytest.raises(
+        JournalError, match=f"has format {version}, and this version .* understands format 2 only; nothing was sent"
+    ):
+        opened(memory_store)
+    with pytest.raises(JournalError, match=f"has format {version}"):
+        read_journal(memory_store)
+    assert memory_store.texts == {HEADER: text}
+
+
+def test_reading_a_journal_does_not_take_it_over(memory_store):
+    assert read_journal(memory_store) == JournalState()
     journal = opened(memory_store)
+    journal.commit(intent("a#1", "r1"))
+    before = dict(memory_store.texts)
+    assert list(read_journal(memory_store).requests) == ["a#1"]
+    assert memory_store.texts == before
     journal.commit(intent("a#1", "r2"))
     journal.close()
-    assert list(opened(memory_store).entries["a#1"].open_intents) == ["r1", "r2"]
 
 
-def test_a_journal_that_is_not_open_takes_no_fact(memory_store):
-    journal = Journal(memory_store)
-    with pytest.raises(JournalError):
-        journal.commit(intent("a#1", "r1"))
-    journal.open()
-    journal.close()
-    with pytest.raises(JournalError):
-        journal.commit(intent("a#1", "r1"))
+# --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_closing_writes_what_waits_and_does_not_hang_on_a_dead_store(memory_store):
+def test_finishing_leaves_nothing_in_the_store(memory_store):
     journal = opened(memory_store)
-    memory_store.delay_seconds = 0.05
-    futures = [journal.append(intent("a#1", f"r{number}")) for number in range(3)]
+    journal.commit(intent("a#1", "r1"))
+    journal.commit(response("a#1", "r1"))
     journal.close()
-    assert all(future.done() for future in futures)
-    stuck = opened(memory_store)
-    memory_store.delay_seconds = 3.0
-    stuck.append(intent("a#1", "late"))
-    stuck.close(timeout_seconds=0.1)
+    journal.finish()
+    assert memory_store.texts == {}
 
 
-def test_forgetting_that_is_cut_short_leaves_no_journal():
+def test_finishing_leaves_nothing_of_several_segments_and_several_owners(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
+    for attempt in range(3):
+        journal = opened(memory_store, try_number=attempt)
+        for number in range(5):
+            journal.commit(intent("a#1", f"{attempt}-{number}"))
+            journal.commit(rejected("a#1", f"{attempt}-{number}"))
+        journal.close()
+    assert len(memory_store.texts) > 7
+    journal.finish()
+    assert memory_store.texts == {}
+
+
+def test_finishing_a_journal_without_records_leaves_nothing(memory_store):
+    journal = opened(memory_store)
+    journal.close()
+    journal.finish()
+    assert memory_store.texts == {}
+
+
+def test_finishing_leaves_nothing_wherever_the_attempt_before_it_was_killed(monkeypatch):
+    """Otherwise prompts and URLs stay in the store until somebody deletes the DAG run, or the folder."""
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
     store = Recorder()
     journal = opened(store)
-    for number in range(1000):
-        journal.append(intent("a#1", f"request-{number}"))
+    for number in range(6):
+        journal.commit(intent("a#1", f"r{number}"))
+        journal.commit(rejected("a#1", f"r{number}"))
     journal.close()
-    before = len(store.states)
-    forget(store)
-    assert store.states[-1] == {}
-    for crash in range(before - 1, len(store.states)):
+    left = {}
+    for crash in range(len(store.states)):
         crashed = store.crashed_after(crash)
         again = opened(crashed)
+        for name in list(again.unresolved):
+            again.append(rejected("a#1", name))
         again.close()
-        ids = list(again.entries.get("a#1", Entry()).open_intents)
-        assert len(ids) == (1000 if crash == before - 1 else 0)
-        assert crash == before - 1 or crashed.states[-1] == {}
+        again.finish()
+        if crashed.texts:
+            left[crash] = sorted(crashed.texts)
+    assert left == {}
 
 
-def test_an_answer_bought_a_second_time_keeps_the_first_ones_cost():
-    def paid(name: str) -> dict[str, Any]:
-        return Paid(
-            client_request_id=name,
-            pictures=(PaidPicture(),),
-            usd=Decimal("0.04"),
-            usd_is_estimate=False,
-            inference_id=None,
-            model="m",
-            at=1.0,
-        ).to_fact("a#1")
-
-    entry = entries_of([paid("r1"), paid("r2")])["a#1"]
-    assert entry.paid is not None
-    assert entry.paid.client_request_id == "r2"
-    assert entry.usd_spent == Decimal("0.08")
-    assert entry.usd_lost == Decimal("0.04")
+def test_finishing_leaves_nothing_that_an_earlier_owner_wrote_after_it_had_lost_the_journal(memory_store):
+    earlier = opened(memory_store)
+    later = opened(memory_store)
+    with pytest.raises(OwnershipLostError):
+        earlier.commit(intent("a#1", "r1"))
+    earlier.commit(rejected("a#1", "r1"))
+    later.close()
+    later.finish()
+    assert memory_store.texts == {}
+    earlier.close()
 
 
-def test_who_knows_the_number_of_segments_forgets_them_without_reading(memory_store):
-    journal = Journal(memory_store)
-    journal.open()
-    for number in range(3):
-        journal.append({**intent("a#1", f"r{number}"), "filler": "x" * (SEGMENT_BYTES // 2)})
+def test_finishing_that_is_cut_short_leaves_everything_or_no_journal(monkeypatch):
+    monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
+    store = Recorder()
+    for attempt in range(2):
+        journal = opened(store)
+        for number in range(5):
+            journal.commit(intent("a#1", f"{attempt}-{number}"))
+            journal.commit(rejected("a#1", f"{attempt}-{number}"))
+        journal.close()
+    before = len(store.states) - 1
+    journal.finish()
+    assert len(store.states) > before + 4
+    assert read_journal(store.crashed_after(before)).requests.keys() == {"a#1"}
+    for crash in range(before + 1, len(store.states)):
+        assert read_journal(store.crashed_after(crash)) == JournalState()
+
+
+def test_finishing_with_unresolved_requests_keeps_them_and_nothing_to_reuse(memory_store):
+    journal = opened(memory_store)
+    journal.commit(intent("a#1", "r1"))
+    journal.commit(response("a#1", "r1"))
+    journal.commit(intent("b#1", "r2"))
+    journal.commit(PresumedUnbilled(key="b#1", client_request_id="r2"))
     journal.close()
-    assert journal.segments == len(memory_store.segments) == 3
+    journal.finish()
+    assert [record["t"] for record in memory_store.records][-2:] == ["presumed_unbilled", "finished"]
+    cleared = opened(memory_store)
+    assert cleared.state.requests == {}
+    assert cleared.unresolved.keys() == cleared.state.all_unresolved().keys() == {"r2"}
+    cleared.commit(intent("a#1", "r3"))
+    cleared.commit(response("a#1", "r3"))
+    cleared.commit(ChargeLost(key="b#1", client_request_id="r2"))
+    cleared.close()
+    cleared.finish()
+    assert memory_store.texts == {}
 
-    def refuse(number: int) -> None:
-        raise AssertionError(f"segment {number} was read")
 
-    memory_store.read = refuse
-    forget(memory_store, segments=journal.segments)
-    assert memory_store.segments == {}
+def test_finishing_with_requests_unresolved_since_an_earlier_attempt_keeps_them(memory_store):
+    earlier = opened(memory_store)
+    earlier.commit(intent("a#1", "r1"))
+    earlier.close()
+    journal = opened(memory_store)
+    journal.close()
+    journal.finish()
+    assert opened(memory_store).unresolved.keys() == {"r1"}
+
+
+def test_a_response_that_an_earlier_owner_recorded_late_resolves_its_request(memory_store):
+    """Who has read it must neither look for its charge again nor keep the journal for it."""
+    earlier = opened(memory_store)
+    earlier.commit(intent("a#1", "r1"))
+    journal = opened(memory_store)
+    earlier.commit(response("a#1", "r1"))
+    assert journal.reload().requests["a#1"].response == response("a#1", "r1")
+    assert journal.unresolved == {}
+    journal.close()
+    journal.finish()
+    assert memory_store.texts == {}
+    earlier.close()
+
+
+def test_finishing_while_the_store_is_away_is_an_error(memory_store):
+    journal = opened(memory_store)
+    journal.close()
+    memory_store.is_away = True
+    with pytest.raises(JournalError, match="StoreUnavailableError"):
+        journal.finish()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -9,9 +10,14 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
 from airflow_provider_imagen.exceptions import JournalError
-from airflow_provider_imagen.journal import records as facts
-from airflow_provider_imagen.journal.log import Journal, forget
-from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore
+from airflow_provider_imagen.journal.log import HEADER, Journal, StoreUnavailableError, read_journal
+from airflow_provider_imagen.journal.records import Rejected, Target, new_intent
+from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore, list_identities
+
+pytestmark = pytest.mark.timeout(60)
+
+FORMAT_1 = '{"k":"a#1","t":"intent","id":"r1","model":"m","at":1.0,"usd":"0.04"}\n'
+SEGMENT = "1-0123456789ab/0"
 
 
 class TaskState:
@@ -50,86 +56,262 @@ def store(request, tmp_path):
     return TaskStateJournalStore(TaskState(), {"retention": timedelta(days=9)})
 
 
-def filled(store: Any, count: int = 900) -> None:
-    journal = Journal(store)
+def opened(store: Any) -> Journal:
+    journal = Journal(store, try_number=1)
     journal.open()
+    return journal
+
+
+def filled(store: Any, count: int = 400, *, resolved: bool = False) -> Journal:
+    target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt="\ud800")
+    journal = opened(store)
     for number in range(count):
-        journal.append(facts.intent("é#1", client_request_id=f"request-{number}", model="\ud800", usd=None))
+        name = f"request-{number}"
+        journal.append(new_intent("é#1", client_request_id=name, model="m", usd=None, target=target))
+        if resolved:
+            journal.append(Rejected(key="é#1", client_request_id=name))
     journal.close()
+    return journal
 
 
-def test_what_one_try_writes_the_next_one_reads(store):
-    filled(store)
-    assert store.read(1) is not None
-    journal = Journal(store)
-    journal.open()
-    journal.close()
-    assert list(journal.entries["é#1"].open_intents) == [f"request-{number}" for number in range(900)]
+def files_below(path: Any) -> list[str]:
+    return sorted(str(each.relative_to(path)) for each in path.rglob("*") if each.is_file())
 
 
-def test_a_segment_that_is_not_there_is_none_and_deleting_it_is_no_error(store):
-    assert store.read(7) is None
-    store.delete(7)
-    store.delete(0)
+# --- both stores ------------------------------------------------------------------------------------------------------
 
 
-def test_forgetting_leaves_nothing_to_read(store):
-    filled(store)
-    forget(store)
-    forget(store)
-    assert store.read(0) is None
+def test_what_one_attempt_writes_the_next_one_reads(store):
+    first = filled(store)
+    assert store.read(f"{first.owner}/1") is not None
+    second = opened(store)
+    second.close()
+    assert list(second.state.requests["é#1"].open_intents) == [f"request-{number}" for number in range(400)]
+
+
+def test_a_text_is_read_as_it_was_written_and_replaced_whole(store):
+    for text in ("first and longer\n", "second\n", "\u2028\r\n{}"):
+        for name in (HEADER, SEGMENT):
+            store.write(name, text)
+            assert store.read(name) == text
+
+
+def test_a_text_that_is_not_there_is_none_and_deleting_it_is_no_error(store):
+    assert store.read(HEADER) is None
+    assert store.read(SEGMENT) is None
+    store.delete([HEADER, SEGMENT])
+    store.delete([])
+
+
+def test_deleting_leaves_nothing_to_read(store):
+    store.write(HEADER, "{}")
+    store.write(SEGMENT, "{}")
+    store.delete([HEADER, SEGMENT])
+    assert store.read(HEADER) is None
+    assert store.read(SEGMENT) is None
+    store.write(HEADER, "new")
+    assert store.read(HEADER) == "new"
+
+
+def test_a_finished_journal_is_gone_and_the_next_attempt_begins_a_new_one(store):
+    filled(store, 3, resolved=True)
+    journal = filled(store, resolved=True)
+    journal.finish()
+    assert store.read(HEADER) is None
+    assert store.read(f"{journal.owner}/0") is None
+    assert store.read(f"{journal.owner}/1") is None
     filled(store, 1)
-    assert store.read(0) is not None
+    assert len(read_journal(store).all_unresolved()) == 1
+
+
+@pytest.mark.parametrize("text", [FORMAT_1, f'{{"full_segments":1}}\n{FORMAT_1}', '{"forgotten":3}\n'])
+def test_a_journal_of_the_first_format_is_refused_and_left_as_it_is(tmp_path, text):
+    """Format 1 had its first segment where the header is now."""
+    state = TaskState()
+    state.values["imagen/journal/0"] = text
+    file = tmp_path / ".imagen/journal/ab12/000000.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    for store in (TaskStateJournalStore(state, {}), FolderJournalStore(tmp_path, "ab12")):
+        with pytest.raises(
+            JournalError, match=r"has format 1, and this .* understands format 2 only; nothing was sent"
+        ):
+            Journal(store).open()
+    assert state.values == {"imagen/journal/0": text}
+    assert file.read_text() == text
+    assert files_below(tmp_path) == [".imagen/journal/ab12/000000.jsonl"]
+
+
+def test_an_owner_that_is_none_of_ours_leads_nowhere(store):
+    store.write(HEADER, json.dumps({"version": 2, "owner": "../../x", "owners": ["../../x"]}))
+    with pytest.raises(JournalError, match="damaged"):
+        Journal(store).open()
+    with pytest.raises(JournalError, match="damaged"):
+        read_journal(store)
+
+
+def test_a_store_says_where_it_is(tmp_path):
+    assert TaskStateJournalStore(TaskState(), {}).description == "Airflow's task state store"
+    assert FolderJournalStore(tmp_path, "ab12").description == f"the folder {tmp_path}/.imagen/journal/ab12"
+    remote = FolderJournalStore(ObjectStoragePath("memory://bucket/out"), "ab12")
+    assert remote.description.startswith("the folder memory://")
+    assert remote.description.endswith("bucket/out/.imagen/journal/ab12")
+
+
+def test_a_store_keeps_a_password_in_its_address_to_itself():
+    """As errors of the storage do; where it is goes into logs and messages."""
+    store = FolderJournalStore(ObjectStoragePath("memory://user:hush-hush@host/out"), "ab12")
+    assert "hush-hush" not in store.description
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", ["file://{}/out", "memory://{}/out"])
-def test_forgetting_one_tasks_journal_leaves_the_others_and_the_pictures_alone(tmp_path, url):
+def test_finishing_one_tasks_journal_leaves_the_others_and_the_images_alone(tmp_path, url):
     folder = ObjectStoragePath(url.format(tmp_path))
     mine, other = FolderJournalStore(folder, "mine"), FolderJournalStore(folder, "other")
-    filled(mine, 3)
+    journal = filled(mine, 3, resolved=True)
     filled(other, 3)
     (folder / "picture.png").write_bytes(b"picture")
-    forget(mine)
-    assert mine.read(0) is None
-    assert other.read(0) is not None
+    journal.finish()
+    assert mine.read(HEADER) is None
+    assert len(read_journal(other).all_unresolved()) == 3
     assert (folder / "picture.png").read_bytes() == b"picture"
 
 
-def test_no_temporary_file_and_no_empty_folder_of_the_task_is_left_on_a_disk(tmp_path):
+def test_no_object_of_a_finished_journal_is_left_in_an_object_store(tmp_path):
+    store = FolderJournalStore(ObjectStoragePath(f"memory://{tmp_path.name}/finished"), "ab12")
+    filled(store, resolved=True)
+    journal = filled(store, 3, resolved=True)
+    filesystem = fsspec.filesystem("memory")
+    assert len(filesystem.find(f"/{tmp_path.name}/finished")) > 3
+    journal.finish()
+    assert filesystem.find(f"/{tmp_path.name}/finished") == []
+
+
+def test_a_folder_holds_a_header_and_the_segments_of_each_owner_and_no_temporary_file(tmp_path):
+    journals = [filled(FolderJournalStore(tmp_path, "ab12"), count) for count in (400, 1)]
+    owners = [journal.owner for journal in journals]
+    files = files_below(tmp_path / ".imagen/journal/ab12")
+    full = len(files) - 3
+    assert full > 0
+    expected = ["000000.jsonl", *(f"{owner}/0.jsonl" for owner in owners)]
+    expected += [f"{owners[0]}/{number}.jsonl" for number in range(1, full + 1)]
+    assert files == sorted(expected)
+
+
+def test_deleting_removes_the_whole_folder_on_a_disk(tmp_path):
+    """Also what a killed attempt has left there, and what an earlier one wrote after it had lost the journal."""
     store = FolderJournalStore(tmp_path, "ab12")
-    filled(store)
-    assert sorted(path.name for path in (tmp_path / ".imagen/journal/ab12").iterdir()) == [
-        f"{number:06}.jsonl" for number in range(len(list((tmp_path / ".imagen/journal/ab12").iterdir())))
-    ]
-    forget(store)
+    journal = filled(store, 3, resolved=True)
+    store.write("1-0123456789ab/7", "late\n")
+    (tmp_path / ".imagen/journal/ab12/.imagen-ab12-x.part").write_text("half")
+    journal.finish()
     assert not (tmp_path / ".imagen/journal/ab12").exists()
+    assert (tmp_path / ".imagen/journal").exists()
 
 
-def test_a_folder_that_cannot_be_read_is_no_empty_journal(tmp_path):
+def test_a_file_that_cannot_be_read_is_no_empty_journal(tmp_path):
     store = FolderJournalStore(tmp_path, "ab12")
     (tmp_path / ".imagen/journal/ab12/000000.jsonl").mkdir(parents=True)
-    with pytest.raises(JournalError, match="cannot be read"):
+    with pytest.raises(StoreUnavailableError, match="a folder of that name is in the way"):
+        store.read(HEADER)
+    with pytest.raises(JournalError, match="cannot be used"):
         Journal(store).open()
 
 
-def test_a_segment_of_broken_bytes_is_refused(tmp_path):
+def test_a_file_that_cannot_be_written_is_worth_another_try(tmp_path):
+    (tmp_path / ".imagen").write_text("a file where a folder must be")
     store = FolderJournalStore(tmp_path, "ab12")
-    path = tmp_path / ".imagen/journal/ab12/000000.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StoreUnavailableError, match="Cannot write"):
+        store.write(HEADER, "{}")
     with pytest.raises(JournalError):
         Journal(store).open()
 
 
-def test_an_entry_of_the_task_state_that_someone_changed_is_no_empty_journal():
+@pytest.mark.parametrize("method", ["cat_file", "pipe_file"])
+def test_an_object_store_that_is_away_is_worth_another_try_and_says_no_secret(tmp_path, monkeypatch, method):
+    store = FolderJournalStore(ObjectStoragePath(f"memory://{tmp_path.name}/away"), "ab12")
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to https://store/bucket?sig=hush-hush")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), method, away)
+    with pytest.raises(StoreUnavailableError, match="the connection to the store failed") as caught:
+        store.read(SEGMENT) if method == "cat_file" else store.write(SEGMENT, "{}")
+    assert "hush-hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["000000.jsonl", "1-0123456789ab/0.jsonl"])
+def test_a_file_of_broken_bytes_is_refused(tmp_path, name):
+    store = FolderJournalStore(tmp_path, "ab12")
+    store.write(HEADER, json.dumps({"version": 2, "owner": "1-0123456789ab", "owners": ["1-0123456789ab"]}))
+    store.write(SEGMENT, "{}")
+    (tmp_path / ".imagen/journal/ab12" / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JournalError):
+        Journal(store).open()
+
+
+@pytest.mark.parametrize("url", ["file://{}/out", "memory://{}/out"])
+def test_journals_of_a_folder_are_listed_by_their_task_instances(tmp_path, url):
+    folder = ObjectStoragePath(url.format(tmp_path))
+    assert list_identities(folder) == []
+    for identity in ("cd34", "ab12"):
+        filled(FolderJournalStore(folder, identity), 1)
+    (folder / "picture.png").write_bytes(b"picture")
+    assert list_identities(folder) == ["ab12", "cd34"]
+
+
+# --- the task state store ---------------------------------------------------------------------------------------------
+
+
+def test_the_task_state_holds_a_header_and_the_segments_of_each_owner():
     state = TaskState()
-    state.values["imagen/journal/0"] = {"edited": "by hand"}
-    with pytest.raises(JournalError, match="no text"):
+    journal = filled(TaskStateJournalStore(state, {}), 3)
+    assert state.values.keys() == {"imagen/journal/0", f"imagen/journal/{journal.owner}/0"}
+    assert json.loads(state.values["imagen/journal/0"])["owner"] == journal.owner
+
+
+def test_a_finished_journal_leaves_nothing_in_the_task_state_but_what_is_not_ours():
+    state = TaskState()
+    state.set("somebody else's", 1)
+    store = TaskStateJournalStore(state, {})
+    filled(store, 3, resolved=True)
+    filled(store, resolved=True).finish()
+    assert state.values == {"somebody else's": 1}
+
+
+@pytest.mark.parametrize("name", ["0", "1-0123456789ab/0"])
+@pytest.mark.parametrize("value", [{"edited": "by hand"}, 7, ["lines"], False])
+def test_an_entry_of_the_task_state_that_someone_changed_is_no_empty_journal(name, value):
+    state = TaskState()
+    state.values["imagen/journal/0"] = '{"version":2,"owner":"1-0123456789ab","owners":["1-0123456789ab"]}'
+    state.values[f"imagen/journal/{name}"] = value
+    with pytest.raises(
+        JournalError, match=f"Entry imagen/journal/{name} of Airflow's task state store is not text; nothing was sent"
+    ):
         Journal(TaskStateJournalStore(state, {})).open()
 
 
 def test_every_write_to_the_task_state_carries_the_retention():
     state = TaskState()
-    filled(TaskStateJournalStore(state, {"retention": timedelta(days=9)}), 3)
+    filled(TaskStateJournalStore(state, {"retention": timedelta(days=9)}))
+    assert len(state.retentions) > 2
     assert set(state.retentions) == {timedelta(days=9)}
     assert all(isinstance(value, str) for value in state.values.values())
+
+
+def test_what_is_worth_another_try_passes_through():
+    class Away(TaskState):
+        def get(self, key: str, default: Any = None) -> Any:
+            raise StoreUnavailableError("away")
+
+        def set(self, key: str, value: Any, **retention: Any) -> None:
+            raise StoreUnavailableError("away")
+
+    store = TaskStateJournalStore(Away(), {})
+    with pytest.raises(StoreUnavailableError):
+        store.read(HEADER)
+    with pytest.raises(StoreUnavailableError):
+        store.write(HEADER, "{}")

@@ -20,7 +20,7 @@ from PIL import Image
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.operators.journal import forget_journal
+from airflow_provider_imagen.operators.journal import finish_journal
 from airflow_provider_imagen.sandbox import Fault
 from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.writing import write_bytes_atomically
@@ -41,7 +41,7 @@ class WithoutStateStore(ImagenGenerateOperator):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.on_success_callback = [lambda context: forget_journal(without_state_store(context))]
+        self.on_success_callback = [lambda context: finish_journal(without_state_store(context))]
 
     def execute(self, context: Any) -> Any:
         return super().execute(without_state_store(context))

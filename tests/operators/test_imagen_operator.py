@@ -447,7 +447,7 @@ def test_metrics_count_what_a_try_bought_and_nothing_twice(
 
 
 def test_default_args_may_give_a_retry_policy_and_a_success_callback() -> None:
-    from airflow_provider_imagen.operators.journal import forget_journal
+    from airflow_provider_imagen.operators.journal import finish_journal
 
     def mine(context: Any) -> None: ...
 
@@ -457,8 +457,8 @@ def test_default_args_may_give_a_retry_policy_and_a_success_callback() -> None:
     with DAG("no_defaults", schedule=None):
         own = ImagenGenerateOperator(task_id="paint", prompt="x")
 
-    assert list(given.on_success_callback) == [mine, forget_journal]
-    assert list(own.on_success_callback) == [forget_journal]
+    assert list(given.on_success_callback) == [mine, finish_journal]
+    assert list(own.on_success_callback) == [finish_journal]
     if hasattr(own, "retry_policy"):  # Airflow 3.3
         assert given.retry_policy is policy
         assert type(own.retry_policy).__name__ == "ImagenRetryPolicy"

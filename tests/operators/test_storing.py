@@ -213,7 +213,7 @@ def test_a_dead_link_is_told_with_its_host_and_age(paint: Storing, sandbox: Sand
     (error,) = paint.errors
     assert isinstance(error, LinkExpiredError)
     assert str(error.host) in str(error)
-    assert "The API gave the link" in str(error)
+    assert "The API gave the URL" in str(error)
     assert "seconds ago" in str(error)
     assert "?" not in str(error)
 
@@ -221,12 +221,12 @@ def test_a_dead_link_is_told_with_its_host_and_age(paint: Storing, sandbox: Sand
 def test_a_failure_is_told_although_the_manifest_cannot_be_written_either(
     paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_imagen.operators import execution
+    from airflow_provider_imagen.operators import publish
 
     def refuse(*_: Any, **__: Any) -> str:
         raise StorageError("The store is away.")
 
-    monkeypatch.setattr(execution, "write_manifest", refuse)
+    monkeypatch.setattr(publish, "write_manifest", refuse)
     sandbox.add_fault(Fault("upstream_4xx", prompt="bad", times=None))
     assert paint(prompt=["good", "bad"]) == "failed"
     assert isinstance(paint.errors[-1], ItemsFailedError)
@@ -281,14 +281,14 @@ def test_a_picture_whose_answer_could_not_be_written_down_is_adopted_from_the_ma
     paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, num_images: int
 ) -> None:
     """Airflow's database is away from the answer on until the next try: paid, stored, and nowhere in the journal."""
-    refused: list[int] = []
+    refused: list[str] = []
     for store in (TaskStateJournalStore, FolderJournalStore):
 
-        def write(self: Any, number: int, text: str, original: Any = store.write) -> None:
-            if '"t":"paid"' in text and not refused:
-                refused.append(number)
+        def write(self: Any, name: str, text: str, original: Any = store.write) -> None:
+            if '"t":"response"' in text and not refused:
+                refused.append(name)
                 raise ConnectionError("the database is away")
-            original(self, number, text)
+            original(self, name, text)
 
         monkeypatch.setattr(store, "write", write)
     sandbox.add_fault(Fault("signed_links", times=None))

@@ -40,6 +40,7 @@ HOPELESS = {
     "UnsafeAddressError",
     "LinkExpiredError",
     "ItemsFailedError",
+    "OwnershipLostError",
 }
 
 

@@ -1,0 +1,149 @@
+"""``airflow-imagen reconcile``: find out what became of requests that a task left in doubt."""
+
+from __future__ import annotations
+
+import json
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from airflow_provider_imagen.generation.charges import Charge
+    from airflow_provider_imagen.journal.log import JournalStore
+    from airflow_provider_imagen.journal.records import Intent, Record
+
+
+def add_reconcile(commands: Any) -> None:
+    """Add the command to a parser."""
+    reconcile = commands.add_parser(
+        "reconcile",
+        help="find out whether requests in doubt were billed",
+        description="Look up, in the API's log, the requests whose outcome a task could not find out, and record what "
+        "became of them in the task's journal. Free: nothing is generated. Name output folders, for tasks of Airflow "
+        "3.1 and 3.2, or a task instance of Airflow 3.3, on a machine that reaches Airflow's database. The exit status "
+        "is 0 when nothing is in doubt any more, and 1 otherwise.",
+    )
+    reconcile.add_argument("folders", nargs="*", metavar="FOLDER", help="output folder, as ObjectStoragePath takes it")
+    reconcile.add_argument("--dag-id", metavar="ID")
+    reconcile.add_argument("--run-id", metavar="ID")
+    reconcile.add_argument("--task-id", metavar="ID")
+    reconcile.add_argument("--map-index", type=int, default=-1, metavar="N", help="of a mapped task instance")
+    reconcile.add_argument("--imagen-conn-id", default="imagen_default", metavar="ID", help="default: %(default)s")
+    reconcile.add_argument("--json", action="store_true", help="write JSON")
+    reconcile.set_defaults(run=run_reconcile)
+
+
+def run_reconcile(arguments: argparse.Namespace) -> int:
+    """Run the command; 1 when something is still in doubt, 2 when it cannot be looked up."""
+    from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError
+    from airflow_provider_imagen.hooks.imagen import ImagenHook
+
+    ids = (arguments.dag_id, arguments.run_id, arguments.task_id)
+    if bool(arguments.folders) == any(ids) or (any(ids) and not all(ids)):
+        complain("Error: name output folders, or all of --dag-id, --run-id and --task-id.")
+        return 2
+    rows: list[dict[str, Any]] = []
+    hook = ImagenHook(arguments.imagen_conn_id)
+    try:
+        for store in _stores(arguments):
+            rows += _reconcile(store, hook.get_conn())
+    except (ImagenError, InvalidArgumentsError) as error:
+        complain(f"Error: {error}")
+        return 2
+    finally:
+        hook.close()
+    if arguments.json:
+        write_json(rows)
+    else:
+        _show(rows)
+    return 1 if any(row["outcome"] == "unknown" for row in rows) else 0
+
+
+def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
+    from airflow_provider_imagen.hooks.paths import open_folder
+    from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore, list_identities
+
+    if arguments.folders:
+        for address in arguments.folders:
+            folder = open_folder(address)
+            for identity in list_identities(folder):
+                yield FolderJournalStore(folder, identity)
+    else:
+        from airflow_provider_imagen._compat import DatabaseStateStore
+
+        state_store = DatabaseStateStore(
+            dag_id=arguments.dag_id,
+            run_id=arguments.run_id,
+            task_id=arguments.task_id,
+            map_index=arguments.map_index,
+        )
+        yield TaskStateJournalStore(state_store, {})
+
+
+def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
+    """Look the unresolved requests of a journal up, and record what became of them."""
+    from airflow_provider_imagen._compat import machine_lock
+    from airflow_provider_imagen.generation.charges import ChargeLookup
+    from airflow_provider_imagen.generation.reconcile import is_final
+    from airflow_provider_imagen.journal.log import annotate_journal, read_journal
+    from airflow_provider_imagen.journal.records import ChargeLost, Rejected
+
+    unresolved = read_journal(store).all_unresolved()
+    if not unresolved:
+        return []
+    lookup = ChargeLookup(
+        iter_request_logs=client.iter_request_logs,
+        wait=time.sleep,
+        patience_seconds=0,
+        clock_offset_seconds=lambda: client.clock_offset_seconds,
+    )
+    charges = lookup.look_once({name: intent.at for name, intent in unresolved.items()}, strict=True)
+    rows: list[dict[str, Any]] = []
+    records: list[Record] = []
+    for client_request_id, intent in unresolved.items():
+        charge = charges.get(client_request_id)
+        if charge is not None and charge.billed:
+            usd = charge.usd if charge.usd is not None else intent.usd
+            records.append(
+                ChargeLost(
+                    key=intent.key, client_request_id=client_request_id, usd=usd, inference_id=charge.inference_id
+                )
+            )
+            rows.append(_row(intent, "billed", charge, usd))
+        elif charge is not None or is_final(intent.at):
+            records.append(Rejected(key=intent.key, client_request_id=client_request_id))
+            rows.append(_row(intent, "not billed", charge, Decimal(0)))
+        else:
+            rows.append(_row(intent, "unknown", charge, intent.usd))
+    with machine_lock():
+        annotate_journal(store, records)
+    return rows
+
+
+def _row(intent: Intent, outcome: str, charge: Charge | None, usd: Decimal | None) -> dict[str, Any]:
+    return {
+        "client_request_id": intent.client_request_id,
+        "inference_id": charge.inference_id if charge else None,
+        "model": intent.model,
+        "prompt": intent.target.prompt,
+        "outcome": outcome,
+        "usd": float(usd) if usd is not None else None,
+    }
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    screen = Screen()
+    if not rows:
+        screen.line("Nothing is in doubt.")
+        return
+    for row in rows:
+        usd = "unknown cost" if row["usd"] is None else f"${row['usd']:.4f}"
+        screen.line(f"{row['outcome']:<10}  {usd:>12}  {row['client_request_id']}  {json.dumps(row['prompt'][:60])}")
+    billed = sum(row["usd"] or 0 for row in rows if row["outcome"] == "billed")
+    unknown = sum(row["outcome"] == "unknown" for row in rows)
+    screen.line(f"{len(rows)} requests: ${billed:.4f} billed without an image, {unknown} still in doubt.")

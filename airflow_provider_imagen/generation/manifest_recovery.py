@@ -1,0 +1,109 @@
+"""
+Find in the manifest what the journal could not record.
+
+A response that cannot be made durable, because Airflow's database is away for long, has its images stored all the same,
+and the manifest lists them. Without a look there the next attempt would find a request that was billed and no response
+to it, and report a loss that is none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotation
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, ValidationError, convert
+
+from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile, WriteCommitted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from airflow_provider_imagen.journal.records import Record, RequestState
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+
+
+class _Line(Struct):
+    """What a line must have, and of which type, to describe an image; somebody may have edited the file."""
+
+    client_request_id: str
+    image_index: int
+    url: str | None
+    enhanced_prompt: str | None
+    seed: int | None
+    usd: float | None
+    inference_id: str | None
+    model: str
+    created_at: datetime
+    path: str
+    file_name: str
+    sha256: str
+    bytes: int
+    mime_type: str
+    width: int
+    height: int
+    thumbnail: str | None
+
+
+def missed_records(
+    requests: Mapping[str, RequestState], *, lines: Iterable[Mapping[str, Any]], links: LinkSeal
+) -> list[Record]:
+    """
+    Return the records that the journal lacks of images that are in the manifest.
+
+    A request without a response, of which only some images are listed, stays in doubt: what became of the others,
+    nobody knows.
+
+    :param requests: the journal; requests in doubt are those with an intent and no response
+    :param lines: what this very task instance recorded in the manifest
+    :param links: encrypts URLs for the journal
+    """
+    by_request: dict[str, list[_Line]] = defaultdict(list)
+    for line in lines:
+        with suppress(ValidationError):
+            read = convert(line, type=_Line)
+            by_request[read.client_request_id].append(read)
+    missed: list[Record] = []
+    for key, request in requests.items():
+        if request.response is not None:
+            missed += _missed_files(key, request, by_request.get(request.response.client_request_id, ()))
+            continue
+        for client_request_id, intent in request.open_intents.items():
+            found = sorted(by_request.get(client_request_id, ()), key=lambda line: line.image_index)
+            if found and len(found) == intent.target.images:
+                missed.append(_response(key, client_request_id, found, links))
+                missed += [WriteCommitted(key=key, image=place, file=_stored(line)) for place, line in enumerate(found)]
+                break
+    return missed
+
+
+def _missed_files(key: str, request: RequestState, lines: Iterable[_Line]) -> Iterator[WriteCommitted]:
+    """Yield the records of images that came with a recorded response and are stored, which is not recorded."""
+    by_index = {line.image_index: line for line in lines}
+    for place in request.places_without_file if request.target is not None else ():
+        line = by_index.get(request.target.index_of(place))  # type: ignore[union-attr]
+        if line is not None:
+            yield WriteCommitted(key=key, image=place, file=_stored(line))
+
+
+def _response(key: str, client_request_id: str, lines: list[_Line], links: LinkSeal) -> Response:
+    costs = [Decimal(str(line.usd)) for line in lines if line.usd is not None]
+    return Response(
+        key=key,
+        client_request_id=client_request_id,
+        images=tuple(
+            ResponseImage(url=links.close(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed)
+            for line in lines
+        ),
+        usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,
+        usd_is_estimate=True,  # the manifest does not say where the amounts are from
+        inference_id=lines[0].inference_id,
+        model=lines[0].model,
+        at=lines[0].created_at.timestamp(),
+    )
+
+
+def _stored(line: _Line) -> StoredFile:
+    return StoredFile(**{name: getattr(line, name) for name in StoredFile.__struct_fields__})

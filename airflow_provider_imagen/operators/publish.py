@@ -1,0 +1,237 @@
+"""Put what there is where others look for it: the manifest, XCom, asset events, the contact sheet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.exceptions import ImagenError, StorageError
+from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.operators.outlets import fill_outlets
+from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
+from airflow_provider_imagen.storage.sheet import write_contact_sheet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from airflow.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_imagen.generation.results import Record, RunResult
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.storage.origin import Origin
+
+log = logging.getLogger(__name__)
+
+PUBLISH_INTERVAL_SECONDS: Final = 10.0
+"""How often a running task publishes what it has so far, so that even a SIGKILL hides little."""
+
+MAX_PUBLISHING_SHARE: Final = 0.02
+"""Most of a running task's time that goes into that."""
+
+UNRECORDED_SECONDS: Final = 3.0
+"""How long the journal may be behind until images are listed in the manifest at once: nothing else names them."""
+
+MAX_SHEET_PICTURES: Final = 400
+"""Most images on a contact sheet; the first ones are taken."""
+
+MAX_XCOM_BYTES: Final = 48 * 1024
+"""Longest list of records that goes into XCom; a longer one stays in the manifest."""
+
+
+class Publisher:
+    """
+    Publishes the state of a run: while it goes on, when it is cancelled, and at its end.
+
+    :param operator: its arguments, rendered
+    :param context: Airflow's context
+    :param origin: the task instance
+    :param folder: where images are stored; ``None`` when they are not
+    :param airflow_lock: held while Airflow is called; ``airflow tasks test`` cannot take two calls at once
+    """
+
+    def __init__(
+        self,
+        operator: ImagenGenerateOperator,
+        context: Context,
+        *,
+        origin: Origin,
+        folder: ObjectStoragePath | None,
+        airflow_lock: threading.RLock,
+    ) -> None:
+        self._operator = operator
+        self._context = context
+        self._origin = origin
+        self._folder = folder
+        self._airflow_lock = airflow_lock
+        self._publishing = threading.Lock()
+        self._wake = threading.Event()
+        self._is_over = threading.Event()
+        self.can_reach_airflow = True
+        """False once the supervisor of this process has died."""
+
+    # --- one moment ---------------------------------------------------------------------------------------------------
+
+    def publish(
+        self, result: RunResult, journal: Journal | None, *, is_final: bool = True, keeps_failures: bool = False
+    ) -> dict[str, Any]:
+        """
+        Publish a result, and return its summary.
+
+        An attempt that does not own the journal any more leaves XCom to its successor, and lists its images in a part
+        of the manifest of its own.
+
+        :param journal: of this attempt; ``None`` when there is none
+        :param keeps_failures: leave what an earlier attempt wrote about items without images
+        :raises StorageError: the manifest cannot be written, and nothing else went wrong
+        """
+        with self._publishing:
+            owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
+            summary: dict[str, Any] = {
+                **result.summary(),
+                "output_path": None if self._folder is None else self._operator.output_path,
+                "manifest": None,
+                "contact_sheet": None,
+            }
+            unwritten: StorageError | None = None
+            if self._folder is not None:
+                attempt = "" if owns_results or journal is None else journal.owner
+                failures = None if keeps_failures else result.failure_lines()
+                try:
+                    summary["manifest"] = self._write_manifest(result, self._folder, attempt, failures)
+                except StorageError as error:
+                    log.warning("No manifest: %s", error)
+                    unwritten = error
+                if is_final and self._operator.contact_sheet and result.made:
+                    summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
+            is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
+            if owns_results and (is_final or not is_behind):
+                self._push_xcoms(result, summary)
+                outlet_events: Any = self._context.get("outlet_events")
+                if is_final and outlet_events is not None:
+                    fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=self._folder)
+            if unwritten is not None and not result.failures and result.halt is None:
+                raise unwritten
+            return summary
+
+    def _owns_results(self, journal: Journal) -> bool:
+        """
+        Return whether no other attempt publishes, or has published, the task's results.
+
+        A journal that is gone was deleted by an attempt that has finished and left its part of the manifest, or by
+        somebody together with the whole folder.
+        """
+        if journal.still_owns():
+            return True
+        return journal.is_gone and self._folder is not None and not has_part(self._folder, self._origin)
+
+    def _push_xcoms(self, result: RunResult, summary: dict[str, Any]) -> None:
+        ti = self._context.get("ti")
+        if ti is None or not hasattr(ti, "xcom_push"):
+            return
+        records = [made.record for made in result.listed]
+        with self._airflow_lock:
+            ti.xcom_push(key="images", value=_fit_for_xcom(records, summary["manifest"]))
+            ti.xcom_push(key="summary", value=summary)
+
+    def _write_manifest(
+        self,
+        result: RunResult,
+        folder: ObjectStoragePath,
+        attempt: str,
+        failures: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
+        return write_manifest(
+            folder,
+            origin=self._origin,
+            attempt=attempt,
+            lines=[
+                manifest_line(
+                    made.record,
+                    file_name=made.stored.file_name,
+                    thumbnail=made.stored.thumbnail,
+                    origin=self._origin,
+                    created_at=datetime.fromtimestamp(made.answered.response.at, UTC),
+                )
+                for made in result.listed
+                if made.stored is not None
+            ],
+            failures=failures,
+        )
+
+    def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
+        """Put the images on one sheet; that they are safe matters more than that the sheet succeeds."""
+        labelled = [
+            (made.stored.path, made.stored.thumbnail, _label(made.record)) for made in result.made if made.stored
+        ][:MAX_SHEET_PICTURES]
+        try:
+            return write_contact_sheet(
+                folder,
+                pictures=((open_folder(path), thumbnail, label) for path, thumbnail, label in labelled),
+                count=len(labelled),
+                title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
+                owner=self._origin.identity,
+            )
+        except ImagenError as error:
+            log.warning("No contact sheet: %s", error)
+            return None
+
+    # --- while the run goes on ----------------------------------------------------------------------------------------
+
+    def start(self, snapshot: Callable[[], RunResult], journal: Journal) -> threading.Thread:
+        """Publish what there is every now and then, and at once when :meth:`publish_now` asks for it."""
+        thread = threading.Thread(
+            target=self._publish_forever, args=(snapshot, journal), name="imagen-publisher", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def publish_now(self) -> None:
+        """Have the publishing thread publish at once; returns before it has."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Have the publishing thread end; it may still be publishing when this returns."""
+        self._is_over.set()
+        self._wake.set()
+
+    def _publish_forever(self, snapshot: Callable[[], RunResult], journal: Journal) -> None:
+        published, is_urgent = 0, False
+        due = time.monotonic() + PUBLISH_INTERVAL_SECONDS
+        while True:
+            is_asked = self._wake.wait(1.0)
+            self._wake.clear()
+            if self._is_over.is_set():
+                return
+            # A cancelled task may be killed at any moment; and an attempt that has taken the journal over looks here
+            # for what became of the requests in flight.
+            is_urgent = is_urgent or is_asked or journal.is_closed_to_this_attempt
+            is_behind = journal.behind_seconds > UNRECORDED_SECONDS
+            if not (is_urgent or is_behind or time.monotonic() >= due):
+                continue
+            result = snapshot()
+            if not is_asked and len(result.listed) == published:
+                continue
+            started = time.monotonic()
+            try:
+                self.publish(result, journal, is_final=False)
+            except Exception as error:  # the end of the run publishes again
+                log.warning("What has been made so far could not be published (%s).", error)
+            published = len(result.listed)
+            took = time.monotonic() - started
+            due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)
+
+
+def _label(record: Record) -> str:
+    return f"{record['prompt_index']}.{record['image_index']} {record['model']}: {record['prompt']}"
+
+
+def _fit_for_xcom(records: list[Record], manifest: str | None) -> list[Record] | dict[str, Any]:
+    """Return the records while they are small, else where they are and how many."""
+    if len(json.dumps(records)) <= MAX_XCOM_BYTES:
+        return records
+    return {"manifest": manifest, "count": len(records)}

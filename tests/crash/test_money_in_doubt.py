@@ -1,0 +1,120 @@
+"""Money in doubt: reported, kept in the journal also after a success, and resolved by whoever looks again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_imagen.sandbox import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_imagen.sandbox import Sandbox
+
+PROMPTS = ["one", "two", "three"]
+
+KEPT_BY = pytest.mark.parametrize(
+    "old_airflow", [pytest.param(False, id="state store"), pytest.param(True, id="folder")]
+)
+
+
+@pytest.fixture
+def lagging(sandbox: Sandbox) -> Any:
+    """Let the API's log show nothing for an hour; ``catch_up`` ends that."""
+    sandbox.configure(log_lag_seconds=3600.0)
+    yield lambda: sandbox.configure(log_lag_seconds=0.0)
+    sandbox.configure(log_lag_seconds=0.0)
+
+
+@KEPT_BY
+def test_a_charge_that_the_log_shows_too_late_was_reported_as_in_doubt(
+    paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None], old_airflow: bool
+) -> None:
+    sandbox.add_fault(Fault("reset", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
+    painting.finish()
+
+    billed = float(sum(charge.usd for charge in sandbox.ledger()))
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter([*PROMPTS, "two"])
+    lost = next(charge for charge in sandbox.ledger() if charge.prompt == "two")
+    assert painting.summary["in_doubt"] == [lost.client_request_id]
+    assert billed <= painting.summary["usd_spent"] + painting.summary["usd_in_doubt"] <= billed * 1.1
+    assert [line["outcome"] for line in painting.failure_lines()] == ["in_doubt"]
+    painting.assert_forgotten()  # which says: the journal is still there
+
+    lagging()
+    painting.clear()
+    painting.finish()
+    assert painting.bought() == Counter([*PROMPTS, "two", *PROMPTS])  # cleared after a success: new images ...
+    assert painting.summary["in_doubt"] == []  # ... and nothing in doubt any more
+    assert painting.summary["adopted"] == 0
+    assert painting.summary["usd_lost"] == float(lost.usd)
+    painting.assert_forgotten()
+
+
+def test_a_command_resolves_what_a_finished_task_left_in_doubt(
+    paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None]
+) -> None:
+    sandbox.add_fault(Fault("reset", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS)
+    painting.finish()
+    assert painting.reconcile()["rows"][0]["outcome"] == "unknown"
+
+    lagging()
+    found = painting.reconcile()
+    (row,) = found["rows"]
+    assert (found["status"], row["outcome"], row["prompt"]) == (0, "billed", "two")
+    assert found["journal"] == []
+
+
+@KEPT_BY
+@pytest.mark.parametrize("status", [401, 429, 500])
+def test_a_log_that_cannot_be_read_leaves_the_request_in_doubt_and_buys_nothing_again(
+    paint: Callable[..., Any], sandbox: Sandbox, status: int, old_airflow: bool
+) -> None:
+    sandbox.add_fault(Fault("reset", prompt="two", billed=True))
+    sandbox.add_fault(Fault("status", status=status, path="/v2/logs", times=None))
+    painting = paint(prompt=PROMPTS, old_airflow=old_airflow, on_failure="accept")
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter(PROMPTS)
+    billed = float(sum(charge.usd for charge in sandbox.ledger()))
+    assert billed <= painting.summary["usd_spent"] + painting.summary["usd_in_doubt"] <= billed * 1.1
+    assert painting.summary["in_doubt"] == [painting.charge("two").client_request_id]
+    painting.assert_forgotten()  # which says: the journal is still there
+
+
+@KEPT_BY
+def test_a_cap_has_room_for_what_earlier_attempts_left_in_doubt(
+    paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None], old_airflow: bool
+) -> None:
+    prompts = [f"{number}" for number in range(6)]
+    painting = paint(prompt=prompts, old_airflow=old_airflow, max_usd=0.26, concurrency=2)
+    painting.die("after", "post", 2)
+    painting.finish()
+
+    billed = float(sum(charge.usd for charge in sandbox.ledger()))
+    assert billed <= 0.26
+    assert painting.summary["usd_spent"] + painting.summary["usd_in_doubt"] >= billed
+    assert painting.last["error"]["type"] == "BudgetExceededError"
+
+
+def test_an_output_folder_that_is_deleted_with_its_journal_stops_the_task_which_says_what_that_means(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=3))
+    painting = paint(prompt=PROMPTS, old_airflow=True, read_timeout=30)
+    fork = painting.start()
+    painting.wait_until(lambda: painting.bought()["two"] and painting.pictures())
+    painting.folder.rename(painting.folder.with_name("gone"))
+    painting.finish(fork)
+
+    assert painting.last["error"]["type"] == "OwnershipLostError"
+    assert "a retry does not know what was paid for" in painting.last["error"]["message"]
+    assert painting.bought() == Counter(["one", "two"])
+    assert [image["prompt"] for image in painting.images] == ["two"]
