@@ -27,6 +27,7 @@ from airflow_provider_imagen.api.catalogue import (
 from airflow_provider_imagen.api.data_uris import plain_data_uris
 from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
 from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT, MAX_INLINE_BYTES, PictureFile, flatten, limits_for
+from airflow_provider_imagen.api.prompts import why_no_prompt
 from airflow_provider_imagen.api.ratios import ratios_offered, read_ratio, size_for
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -130,6 +131,9 @@ class _Draft:
                 self._complain("prompt", prompt, "text that is not empty is needed")
         elif "prompt" not in self.endpoint.fields:
             self._complain("prompt", prompt, f"{self.model_id} takes no prompt and would ignore it; leave it out")
+        elif isinstance(prompt, str) and (reason := why_no_prompt(prompt)):
+            self._missing.discard("prompt")
+            self._complain("prompt", prompt, reason)
         else:
             self._take("prompt", prompt)
 
@@ -351,6 +355,8 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     prompt = asked.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         problems.append(problem_with(f"{where}prompt", prompt, "text"))
+    elif prompt is not None and (reason := why_no_prompt(prompt)):
+        problems.append(Problem(f"{where}prompt", show(prompt), reason))
     count = 1
     for name in COUNT_FIELDS:
         if name in asked:

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
@@ -32,15 +32,14 @@ from airflow_provider_imagen.api.inputs import (
 )
 from airflow_provider_imagen.exceptions import BadImageError, InvalidRequestError, Problem, StorageError
 from airflow_provider_imagen.storage.fitting import fit_picture
-from airflow_provider_imagen.storage.paths import filesystem_of, local_path
+from airflow_provider_imagen.storage.paths import StoragePath, filesystem_of, local_path
 from airflow_provider_imagen.storage.pictures import inspect_picture
 from airflow_provider_imagen.storage.writing import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from airflow_provider_imagen.api.request import ImageRequest
-    from airflow_provider_imagen.storage.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +79,10 @@ class InputReader:
         :param problems: takes what is wrong
         :raises StorageError: a file is there, or may be, and cannot be read now
         """
+        asked = [
+            ({**arguments, **{name: _as_text(arguments[name]) for name in INPUT_NAMES if name in arguments}}, where)
+            for arguments, where in asked
+        ]
         wanted = dict.fromkeys(
             reference
             for arguments, _ in asked
@@ -238,6 +241,15 @@ class InputReader:
                 len(fitted),
             )
         return fitted, mime_type, (facts.width, facts.height)
+
+
+def _as_text(value: Any) -> Any:
+    """Turn the path objects that an argument names pictures with, alone or in a list or record, into text."""
+    if isinstance(value, Mapping):
+        return {key: _as_text(part) if key == "path" else part for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return [_as_text(part) for part in value]
+    return str(value) if isinstance(value, StoragePath) else value
 
 
 def _size_text(size: tuple[int, int]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from airflow_provider_imagen.api.catalogue import COUNT_FIELDS
+from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.api.request import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -114,6 +115,12 @@ def place_of(place: int, *, images: int, first_image: int, prompt_images: int) -
     return first_image + place + beyond * prompt_images
 
 
+def name_from(value: Any) -> Any:
+    """Turn a whole number, as tables have in their columns of keys, into a name; leave all else."""
+    number = None if isinstance(value, str) else read_whole_number(value)
+    return value if number is None else str(number)
+
+
 def _as_given(
     entries: Sequence[tuple[dict[str, Any], str]],
     problems: list[Problem],  # noqa: ARG001 - the signature of what resolves
@@ -163,9 +170,9 @@ def make_plan(
                     draft[-1].append(build_requests({**share, "model": model}, can_store=can_store, where=where))
         except InvalidArgumentsError as error:
             problems += error.problems
-        name = entry.get("name")
+        name = name_from(entry.get("name"))
         if name is not None and not (isinstance(name, str) and name.strip()):
-            problems.append(Problem(f"{where}name", name, "text that is not empty is allowed"))
+            problems.append(Problem(f"{where}name", name, "text that is not empty, or a whole number, is allowed"))
         if problems:
             continue
         images = sum(choices[0][0].expected_images for choices in draft)

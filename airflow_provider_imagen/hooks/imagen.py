@@ -309,7 +309,7 @@ class ImagenHook(BaseHook):
         self,
         picture: bytes | str,
         *,
-        folder: str | ObjectStoragePath,
+        folder: str | Path | ObjectStoragePath,
         name: str | None = None,
         provenance: bool | Mapping[str, Any] = True,
         image_format: ImageFormat | None = None,
@@ -349,6 +349,7 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.hooks.paths import open_folder
         from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
         from airflow_provider_imagen.storage.naming import literal_stem
+        from airflow_provider_imagen.storage.paths import path_text
         from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
         from airflow_provider_imagen.storage.saving import save_picture
 
@@ -359,11 +360,11 @@ class ImagenHook(BaseHook):
             described = Provenance(origin=origin).changed({"digital_source_type": None} | facts)
             if "model" in facts and "digital_source_type" not in facts:
                 described = replace(described, digital_source_type=DIGITAL_SOURCE_TYPE)
-        stem = literal_stem(name) if name is not None else None
+        stem = literal_stem(path_text(name)) if name is not None else None
         data = picture if isinstance(picture, bytes) else self.download(picture)
         stored = save_picture(
             data,
-            folder=open_folder(folder) if isinstance(folder, str) else folder,
+            folder=open_folder(path_text(folder)),
             stem=stem or hashlib.sha256(data).hexdigest()[:16],
             owner=origin.identity,
             provenance=described,

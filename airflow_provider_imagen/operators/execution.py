@@ -53,6 +53,7 @@ from airflow_provider_imagen.operators.publish import Publisher
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import recorded_lines
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
+from airflow_provider_imagen.storage.paths import path_text
 from airflow_provider_imagen.storage.writing import check_stored, check_writable, remove_leftovers
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class TaskExecution:
         self._hook = ImagenHook(operator.imagen_conn_id)
         self._log = operator.log
         self._origin = origin_of(context)
-        self._output_path = _or_none(operator.output_path)
+        self._output_path = _or_none(path_text(operator.output_path))
         self._airflow_lock = threading.RLock()
         self._cancellation = Cancellation()
         self._publisher: Publisher | None = None
@@ -374,10 +375,15 @@ class TaskExecution:
             yield Problem("multiple_outputs", True, "only False is allowed, as the task returns a list of links")
         if operator.contact_sheet and self._output_path is None:
             yield _needs_folder("contact_sheet", operator.contact_sheet)
-        try:
-            check_pattern(self._filename)
-        except InvalidArgumentsError as error:
-            yield from error.problems
+        if self._output_path is not None and not isinstance(self._output_path, str):
+            yield Problem("output_path", self._output_path, "a path is allowed, as text or as a path object")
+        if isinstance(self._filename, str):
+            try:
+                check_pattern(self._filename)
+            except InvalidArgumentsError as error:
+                yield from error.problems
+        else:
+            yield Problem("filename", self._filename, "text is allowed")
 
     def _run_options(self) -> RunOptions:
         operator = self._operator
@@ -411,7 +417,7 @@ class TaskExecution:
 
     @property
     def _filename(self) -> str:
-        return _or_none(self._operator.filename) or DEFAULT_FILENAME
+        return _or_none(path_text(self._operator.filename)) or DEFAULT_FILENAME
 
     def _keeper(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> Keeper:
         return Keeper(

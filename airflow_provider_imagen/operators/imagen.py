@@ -10,8 +10,9 @@ from airflow_provider_imagen.links.pictures import PicturesLink
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
-    from airflow.sdk import BaseOperatorLink, Context
+    from airflow.sdk import BaseOperatorLink, Context, ObjectStoragePath
 
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.lineage import LineageFacts
@@ -43,11 +44,12 @@ class ImagenGenerateOperator(BaseOperator):
     :param add_watermark: let the model put an invisible watermark in
     :param convert_base64_to_url: ``False`` asks for the pictures inside the answer; needs ``output_path``
     :param input_images: pictures to work on, for models that edit: a link, a ``data:`` URI, a path as
-        ``ObjectStoragePath`` takes it, a record of an earlier task's XCom ``images``, or a list of these; they are put
-        into the chosen model's own field. (templated)
+        ``ObjectStoragePath`` takes it or a path object, a record of an earlier task's XCom ``images``, or a list of
+        these; they are put into the chosen model's own field. (templated)
     :param parameters: any further field of the model by its API name. (templated)
-    :param output_path: folder to store pictures in, as ``ObjectStoragePath`` takes it
-        (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``); ``None`` stores nothing. (templated)
+    :param output_path: folder to store pictures in, as text that ``ObjectStoragePath`` takes
+        (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``) or as a path object; ``None`` stores
+        nothing. (templated)
     :param filename: pattern of the file names; default ``{task_id}-{name}-{image}-{identity}.{extension}``.
         (templated)
     :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes as delivered
@@ -112,7 +114,7 @@ class ImagenGenerateOperator(BaseOperator):
         convert_base64_to_url: bool | None = None,
         input_images: Any = None,
         parameters: Mapping[str, Any] | None = None,
-        output_path: str | None = None,
+        output_path: str | Path | ObjectStoragePath | None = None,
         filename: str | None = None,
         image_format: ImageFormat | None = None,
         thumbnail_pixels: int | None = None,

@@ -13,6 +13,7 @@ from airflow_provider_imagen.exceptions import ImagenError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
+from airflow_provider_imagen.storage.paths import path_text
 from airflow_provider_imagen.storage.sheet import write_contact_sheet
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Publisher:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
             summary: dict[str, Any] = {
                 **result.summary(),
-                "output_path": None if self._folder is None else self._operator.output_path,
+                "output_path": None if self._folder is None else path_text(self._operator.output_path),
                 "manifest": None,
                 "contact_sheet": None,
             }

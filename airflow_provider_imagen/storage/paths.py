@@ -70,6 +70,12 @@ def address_of(path: StoragePath) -> str:
     return str(path if local is None else local.absolute())
 
 
+def path_text(value: Any) -> Any:
+    """Turn a path object, or a whole number that native rendering made of digits, into text; leave all else."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number or isinstance(value, StoragePath) else value
+
+
 def descend(folder: StoragePath, relative: str) -> StoragePath:
     """
     Go from a folder to a file below it.

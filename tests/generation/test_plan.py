@@ -60,8 +60,21 @@ def test_whatever_is_sent_is_in_the_fingerprint():
 
 
 def test_a_fingerprint_takes_any_text():
-    request = next(plan("\ud800 é").units).request
+    request = next(plan("é", model="somebody/new-model", note="\ud800").units).request
     assert len(fingerprint(request)) == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [(1001, "1001"), (1001.0, "1001"), (Decimal(1001), "1001"), (0, "0"), ("1001.0", "1001.0")]
+)
+def test_a_whole_number_is_a_name(given, name):
+    assert plan([{"prompt": "a", "name": given}]).items[0].name == name
+
+
+@pytest.mark.parametrize("name", [1.5, float("nan"), float("inf"), True, ["a"], " "])
+def test_what_is_no_name_is_refused_with_its_place(name):
+    with pytest.raises(InvalidArgumentsError, match=r"prompt\[1\]\.name="):
+        plan([{"prompt": "a"}, {"prompt": "b", "name": name}])
 
 
 def test_a_model_without_a_count_gets_a_slot_per_picture():

@@ -1,0 +1,58 @@
+"""Prompts that nobody wrote: what a template makes of a missing value or of a list, and text that is cut. Pure."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Final
+
+_NOTHING: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
+"""What Python, JSON and pandas write for a missing value."""
+
+_BRACKETS: Final = {"[": "]", "(": ")", "{": "}"}
+_LAZY_SEQUENCE: Final = re.compile(r"Lazy\w*Sequence\(.*\)", re.DOTALL)  # a mapped task's results, written as text
+_MAX_LITERAL_CHARACTERS: Final = 1_000_000
+
+_ADVICE: Final = (
+    "pass the upstream task's result itself (prompt=upstream() or upstream.output), not a template that writes it as "
+    "text"
+)
+
+
+def why_no_prompt(text: str) -> str | None:
+    """
+    Say why a text is no prompt to pay for, and what to do instead; ``None`` when it is one.
+
+    JSON objects are prompts (FLUX.2 and others take them), the text of a Python ``dict`` is not.
+    """
+    stripped = text.strip()
+    if stripped in _NOTHING:
+        return "this is how a template writes a missing value; make sure that the upstream task returns a prompt"
+    if _LAZY_SEQUENCE.fullmatch(stripped) or _is_rendered_collection(stripped):
+        return f"this is the text of a list or mapping, not a prompt; {_ADVICE}"
+    for index, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
+            return (
+                f"half a character (a lone surrogate, as of a cut emoji) at index {index}; keep it whole or remove it"
+            )
+        if character == "\0":
+            return f"a null character (U+0000) at index {index}, which databases reject; remove it"
+    return None
+
+
+def _is_rendered_collection(text: str) -> bool:
+    """Return whether a text is a list, a tuple, a set or a ``dict`` as Python writes it, or a list as JSON does."""
+    if len(text) < 2 or _BRACKETS.get(text[0]) != text[-1] or len(text) > _MAX_LITERAL_CHARACTERS:
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return isinstance(value, list) or not value
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return isinstance(value, (list, tuple, set, dict))
