@@ -113,8 +113,8 @@ class Watch:
         with_rows = set()
         for instance, text in self.rows():
             with_rows.add(instance)
-            lines = json_lines(json.loads(text).encode())  # the first one of a long journal is no fact
-            self.requests[instance] |= {line["id"] for line in lines if line.get("t") == "intent"}
+            lines = json_lines(json.loads(text).encode())  # the first one may not be a record
+            self.requests[instance] |= {line["client_request_id"] for line in lines if line.get("t") == "intent"}
         self.workers_at_once.append({each: worker for each, worker in workers.items() if each in with_rows})
         self._looked_at = time.monotonic()
 
