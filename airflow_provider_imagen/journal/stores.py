@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_imagen.exceptions import JournalError, StorageError
 from airflow_provider_imagen.journal.log import HEADER, StoreUnavailableError
-from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend, filesystem_of, local_path
+from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend, filesystem_of, list_objects, local_path
 from airflow_provider_imagen.storage.writing import read_bytes, redacted_address, write_bytes_atomically
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def list_identities(folder: StoragePath) -> list[str]:
         return sorted(each.name for each in local.iterdir() if each.is_dir()) if local.is_dir() else []
     filesystem, key = filesystem_of(place)
     try:
-        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in filesystem.ls(key, detail=False))
+        return sorted(str(each["name"]).rstrip("/").rpartition("/")[2] for each in list_objects(filesystem, key))
     except FileNotFoundError:
         return []
 

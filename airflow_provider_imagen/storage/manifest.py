@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import DecodeError, Struct
 from msgspec.json import decode
 
-from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend, filesystem_of, local_path
+from airflow_provider_imagen.storage.paths import (
+    HIDDEN_FOLDER,
+    address_of,
+    descend,
+    filesystem_of,
+    list_objects,
+    local_path,
+)
 from airflow_provider_imagen.storage.writing import file_sizes, read_bytes, storage_error, write_bytes_atomically
 
 if TYPE_CHECKING:
@@ -270,8 +277,7 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
                 stats = {entry.name: entry.stat() for entry in entries if entry.name.endswith(".jsonl")}
             return {name: f"{s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in sorted(stats.items())}
         filesystem, key = filesystem_of(place)
-        filesystem.invalidate_cache(key)
-        found = filesystem.ls(key, detail=True)
+        found = list_objects(filesystem, key)
     except FileNotFoundError:
         return {}
     except Exception as error:

@@ -70,6 +70,22 @@ def address_of(path: StoragePath) -> str:
     return str(path if local is None else local.absolute())
 
 
+def list_objects(filesystem: AbstractFileSystem, key: str) -> list[dict[str, Any]]:
+    """
+    List a folder of an object store as it is now: name, size and whatever else the store says of each object.
+
+    No listing stays in fsspec's cache, where it would hide from others in this process what is written later.
+
+    :raises FileNotFoundError: nothing is in the folder
+    """
+    filesystem.invalidate_cache(key)
+    try:
+        found: list[dict[str, Any]] = filesystem.ls(key, detail=True)
+        return found
+    finally:
+        filesystem.invalidate_cache(key)
+
+
 def path_text(value: Any) -> Any:
     """Turn a path object, or a whole number that native rendering made of digits, into text; leave all else."""
     is_number = isinstance(value, int) and not isinstance(value, bool)

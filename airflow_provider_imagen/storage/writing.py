@@ -24,6 +24,7 @@ from airflow_provider_imagen.storage.paths import (
     address_of,
     descend,
     filesystem_of,
+    list_objects,
     local_path,
     protocol_of,
 )
@@ -178,8 +179,7 @@ def _list_files(folder: StoragePath) -> Iterator[tuple[str, int]]:
                 yield from ((each.name, each.stat().st_size) for each in entries if each.is_file())
             return
         filesystem, key = filesystem_of(folder)
-        filesystem.invalidate_cache(key)
-        for info in filesystem.ls(key, detail=True):
+        for info in list_objects(filesystem, key):
             yield str(info["name"]).rpartition("/")[2], int(info.get("size") or 0)
     except (FileNotFoundError, NotADirectoryError):
         return
