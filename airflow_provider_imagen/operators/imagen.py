@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import BaseOperator
 
 from airflow_provider_imagen.links.pictures import PicturesLink
+from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -144,7 +145,7 @@ class ImagenGenerateOperator(BaseOperator):
         self.convert_base64_to_url = convert_base64_to_url
         self.input_images = input_images
         self.parameters = parameters
-        self.output_path = output_path
+        self.output_path = path_text(output_path)  # a task of Airflow 3.1 cannot render a pathlib.Path
         self.filename = filename
         self.image_format = image_format
         self.thumbnail_pixels = thumbnail_pixels

@@ -9,7 +9,7 @@ from decimal import Decimal
 from unittest.mock import MagicMock
 
 import pytest
-from airflow.sdk import Connection
+from airflow.sdk import BaseHook, Connection
 
 from airflow_provider_imagen.api.client import ClientSettings
 from airflow_provider_imagen.exceptions import (
@@ -105,8 +105,9 @@ def test_host_and_port_make_the_base_url(host, port, base_url):
         ("imagen://:k@/https", REAL),
     ],
 )
-def test_a_connection_uri_means_what_it_says(uri, base_url):
-    assert connection_settings(Connection(conn_id="c", uri=uri)).base_url == base_url
+def test_a_connection_uri_means_what_it_says(monkeypatch, uri, base_url):
+    monkeypatch.setenv("AIRFLOW_CONN_BY_URI", uri)
+    assert connection_settings(BaseHook.get_connection("by_uri")).base_url == base_url
 
 
 @pytest.mark.parametrize(
