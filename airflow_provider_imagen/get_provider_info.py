@@ -30,7 +30,7 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     "grace_seconds": {
                         "description": "How long requests and downloads in flight may go on once a task is cancelled, "
-                        "in seconds: they are paid for. What there is has been published by then.",
+                        "in seconds: they are paid for. The results so far are published first.",
                         "version_added": "0.1.0",
                         "type": "float",
                         "example": "25",

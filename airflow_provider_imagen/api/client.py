@@ -62,7 +62,7 @@ The API allows 200 in 60 s (its documentation, 2026-08-21); these are 171, as ot
 """
 
 _LARGEST_CLOCK_OFFSET_SECONDS = 30 * 86400
-"""A ``Date`` further from our clock than this is taken for a mistake of the server's."""
+"""A ``Date`` header further from our clock than this is ignored as wrong."""
 
 
 class ClientSettings(Struct, frozen=True):
@@ -205,7 +205,7 @@ class ApiClient:
         return _rows(self.get_json("/v1/models", params=params))
 
     def find_models(self, model_id: str) -> list[dict[str, Any]]:
-        """Ask ``GET /v1/models`` for what has this id or alias, of every type; needs no key; free."""
+        """List the models of any type with this id or alias (``GET /v1/models``; free, no key needed)."""
         return _rows(self.get_json("/v1/models", params={"id": model_id}))
 
     def list_deprecations(self) -> list[dict[str, Any]]:

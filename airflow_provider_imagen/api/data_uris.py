@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Struct
 
 _HEAD = re.compile(r'(?i)data:((?:[^,"]|"[^"]*")*),')
-"""What stands before the data; a comma inside a quoted parameter does not end it."""
+"""The scheme, media type and parameters; a comma inside a quoted parameter does not end them."""
 
 
 class DataUri(Struct, frozen=True):

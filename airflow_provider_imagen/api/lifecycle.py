@@ -103,7 +103,7 @@ class LiveModel:
 
     @property
     def sentence(self) -> str:
-        """Say what it is, and what to do."""
+        """What the API's list says about the model, as a sentence for logs and errors."""
         if self.known_as:
             return f"{self.asked} is {self.known_as} under another name"
         if not self.can_make_images:

@@ -31,7 +31,7 @@ _PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
 _PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
 
 _FULL_MEGAPIXEL = 1024 * 1024
-"""What is billed as one megapixel by those who round up: a square of 1024 pixels costs the price of one."""
+"""Pixels billed as one megapixel where fractions round up: 1024 x 1024 costs the price of one."""
 
 _PRESET_PIXELS = {
     "square_hd": 1024 * 1024,
@@ -219,7 +219,7 @@ def _pixels(request: ImageRequest) -> int | None:
 
 
 def _most_pixels(request: ImageRequest) -> int | None:
-    """Give the area of the largest picture the model makes, ``None`` when its documentation names no limit."""
+    """Return the area in pixels of the largest image the model makes; ``None`` if no limit is documented."""
     endpoint = _endpoint(request)
     schema = endpoint.fields[endpoint.size_field] if endpoint and endpoint.size_field else {}
     for choice in schema.get("anyOf", (schema,)):

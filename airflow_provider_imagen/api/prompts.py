@@ -1,4 +1,4 @@
-"""Prompts that nobody wrote: what a template makes of a missing value or of a list, and text that is cut. Pure."""
+"""Recognize text that is no prompt: values that a template turned into text, and broken characters. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 from typing import Final
 
 _NOTHING: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
-"""What Python, JSON and pandas write for a missing value."""
+"""Text that Python, JSON and pandas produce for a missing value."""
 
 _BRACKETS: Final = {"[": "]", "(": ")", "{": "}"}
 _LAZY_SEQUENCE: Final = re.compile(r"Lazy\w*Sequence\(.*\)", re.DOTALL)  # a mapped task's results, written as text
 _MAX_LITERAL_CHARACTERS: Final = 1_000_000
 
 _ADVICE: Final = (
-    "pass the upstream task's result itself (prompt=upstream() or upstream.output), not a template that writes it as "
-    "text"
+    "pass the upstream task's result itself (prompt=upstream() or upstream.output), not a template that turns it "
+    "into text"
 )
 
 
@@ -28,7 +28,7 @@ def why_no_prompt(text: str) -> str | None:
     """
     stripped = text.strip()
     if stripped in _NOTHING:
-        return "this is how a template writes a missing value; make sure that the upstream task returns a prompt"
+        return "this is a missing value that a template turned into text; the upstream task has to return a prompt"
     if _LAZY_SEQUENCE.fullmatch(stripped) or _is_rendered_collection(stripped):
         return f"this is the text of a list or mapping, not a prompt; {_ADVICE}"
     for index, character in enumerate(text):
@@ -52,7 +52,25 @@ def _is_rendered_collection(text: str) -> bool:
     else:
         return isinstance(value, list) or not value
     try:
-        value = ast.literal_eval(text)
+        tree = ast.parse(text, mode="eval").body
+        return isinstance(tree, (ast.List, ast.Tuple, ast.Set, ast.Dict)) and _is_representation(tree)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    return isinstance(value, (list, tuple, set, dict))
+
+
+def _is_representation(node: ast.expr | None) -> bool:
+    """Return whether an expression could be what ``repr`` gives of data: literals, also inside ``datetime(…)``."""
+    match node:
+        case ast.Constant() | ast.Attribute():  # the latter in tzinfo=datetime.timezone.utc
+            return True
+        case ast.Name(id=name):
+            return name in ("nan", "inf", "NaT")
+        case ast.UnaryOp(operand=operand):
+            return _is_representation(operand)
+        case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
+            return all(map(_is_representation, parts))
+        case ast.Dict(keys=keys, values=values):
+            return all(map(_is_representation, (*keys, *values)))
+        case ast.Call(args=arguments, keywords=keywords):
+            return all(map(_is_representation, (*arguments, *(keyword.value for keyword in keywords))))
+    return False

@@ -136,7 +136,7 @@ class ChargeLookup:
 
     def look_once(self, sent: Mapping[str, float], *, strict: bool = False) -> dict[str, Charge]:
         """
-        Look once for requests taken for never billed, whose charges may have come late.
+        Look once for late charges of requests that were presumed unbilled.
 
         :param sent: when each was sent, in seconds since the epoch, by its client request id
         :param strict: raise when the log cannot be read, instead of returning what was found
@@ -215,7 +215,7 @@ def _read_row(row: Mapping[str, Any]) -> Charge:
     usd = read_amount(cost.get("usd"))
     if usd is None and (credits_used := read_amount(cost.get("credits"))) is not None:
         usd = credits_used / CREDITS_PER_USD
-    billed = row.get("status") != "failed" or bool(usd)  # an outcome that is not documented is taken for a charge
+    billed = row.get("status") != "failed" or bool(usd)  # an undocumented status counts as a charge
     inference_id = row.get("inference_id")
     return Charge(
         billed=billed,

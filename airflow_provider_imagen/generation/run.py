@@ -324,7 +324,7 @@ class Run:
                     self._finisher.finish_again(made.answered, made.place)
 
     def snapshot(self) -> RunResult:
-        """Return what there is at this moment; other threads may go on working."""
+        """Return the result so far; other threads may go on working."""
         made: list[Made] = []
         errors: dict[int, list[ImagenError]] = {}
         unsent: set[int] = set()

@@ -46,7 +46,7 @@ _HIT_EVERY_REQUEST = (
 
 class Cancellation:
     """
-    How an attempt is told to end: from :meth:`cancel` on nothing new is sent; what is in flight has a grace period.
+    Ends an attempt: after :meth:`cancel` nothing new is sent, and what is in flight has a grace period.
 
     Not to be called in a signal handler: an event's lock is not reentrant.
     """

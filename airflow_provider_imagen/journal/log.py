@@ -77,7 +77,7 @@ How long an intent waits for a store that is away, until the attempt gives up.
 
 An API server needs some time to restart, and Airflow itself tries for about ten seconds only (``[workers]
 execution_api_retries``). Airflow ends a task whose heartbeats fail sooner than this (``[workers]
-max_failed_heartbeats``), unless it is told to wait.
+max_failed_heartbeats``), unless that setting is raised.
 """
 
 RETRY_PAUSE_SECONDS = 1.0

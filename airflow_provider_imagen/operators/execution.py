@@ -184,7 +184,7 @@ class TaskExecution:
                 return
 
     def _cancel(self, reason: str, *, grace_seconds: float) -> None:
-        """Send nothing more, publish what there is at once, and let what is in flight end within the grace period."""
+        """Send nothing more, publish the results so far, and let requests in flight end within the grace period."""
         is_first = not self._cancellation.is_cancelled()
         self._cancellation.cancel(reason, grace_seconds=grace_seconds)
         if is_first:
@@ -279,7 +279,7 @@ class TaskExecution:
             if self._publisher is not None:
                 self._publisher.publish(result, journal)
         except Exception as error:
-            self._log.warning("What there is could not be published (%s).", error)
+            self._log.warning("The results so far could not be published (%s).", error)
 
     # --- before paying ------------------------------------------------------------------------------------------------
 

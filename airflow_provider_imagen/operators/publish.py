@@ -1,4 +1,4 @@
-"""Put what there is where others look for it: the manifest, XCom, asset events, the contact sheet."""
+"""Publish the results of an attempt: the manifest, XCom, asset events and the contact sheet."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Publisher:
     # --- while the run goes on ----------------------------------------------------------------------------------------
 
     def start(self, snapshot: Callable[[], RunResult], journal: Journal) -> threading.Thread:
-        """Publish what there is every now and then, and at once when :meth:`publish_now` asks for it."""
+        """Publish the results so far every few seconds, and at once after :meth:`publish_now`."""
         thread = threading.Thread(
             target=self._publish_forever, args=(snapshot, journal), name="imagen-publisher", daemon=True
         )

@@ -1,4 +1,4 @@
-"""Airflow's task state store, as a journal needs it: one call at a time, and its outages told from its refusals."""
+"""Airflow's task state store, as a journal needs it: one call at a time, with outages kept apart from rejections."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AirflowStateStore:
 
 
 def _is_away(error: Exception) -> bool:
-    """Tell an API server that is away, or whose database is, from one that refuses: the task may be over for it."""
+    """Return whether the API server or its database is unavailable, rather than the call rejected."""
     from airflow.sdk.exceptions import AirflowRuntimeError
 
     if not isinstance(error, AirflowRuntimeError):

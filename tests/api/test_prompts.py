@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import pytest
 
@@ -14,7 +16,7 @@ KNOWN, UNKNOWN = "imagen-3.0-generate-002", "somebody/new-model"
 @pytest.mark.parametrize("model", [KNOWN, UNKNOWN])
 @pytest.mark.parametrize("text", ["None", " None\n", "null", "nan", "NaN", "NaT", "<NA>"])
 def test_a_missing_value_written_as_text_is_no_prompt(text, model):
-    with pytest.raises(InvalidArgumentsError, match=r"prompt\[4\]\.prompt=.*writes a missing value"):
+    with pytest.raises(InvalidArgumentsError, match=r"prompt\[4\]\.prompt=.*missing value"):
         build_requests({"model": model, "prompt": text}, can_store=True, where="prompt[4].")
 
 
@@ -27,6 +29,9 @@ def test_a_missing_value_written_as_text_is_no_prompt(text, model):
         str(("a", "b")),
         str({"prompt": "a harbour", "seed": None}),
         str([{"prompt": "a harbour"}]),
+        str([date(2026, 1, 1), "a harbour"]),
+        str({"prompt": "a harbour", "at": datetime(2026, 1, 1, tzinfo=UTC)}),
+        str([{"prompt": "a harbour", "usd": Decimal("0.5"), "seed": float("nan"), "shift": -1}]),
         str([]),
         str({}),
         json.dumps(["a harbour", None, True]),
@@ -50,6 +55,9 @@ def test_a_list_or_mapping_written_as_text_is_no_prompt(text, model):
         "(masterpiece), (best quality:1.2)",
         "{a|b} lighthouse",
         "(a cat)",
+        "[harbour, lighthouse]",
+        "(masterpiece, best, 1)",
+        "[cat(s), dog(s)]",
         "(1)",
         "'a quoted prompt'",
         "42",
