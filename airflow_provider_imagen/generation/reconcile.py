@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STRAGGLER_SECONDS = 10.0
+STRAGGLER_SECONDS = 3.0
 """
-How long a charge may be known before an earlier attempt has recorded the response to it.
+How long a charge may be known before the response to it appears in the journal.
 
-That attempt may still be alive (its supervisor was killed, it was suspended, its task was cleared): it sends nothing
-any more, but records the responses it gets. A cleared one can no longer write into Airflow's task state store, so it
-records an image in the manifest, once it has downloaded and stored it.
+An earlier attempt may still be alive (its supervisor was killed, it was stopped and continued): it sends nothing any
+more, but records the responses it gets, and those come about when the API's log shows the charge.
 """
+
 
 FLUSH_SECONDS = 2.0
 """How long the last records may take to become durable before late charges are looked for."""
