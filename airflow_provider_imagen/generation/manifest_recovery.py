@@ -60,18 +60,18 @@ def missed_records(
     :param lines: what this very task instance recorded in the manifest
     :param links: encrypts URLs for the journal
     """
-    by_request: dict[str, list[_Line]] = defaultdict(list)
-    for line in lines:
+    by_request: dict[str, dict[int, _Line]] = defaultdict(dict)
+    for line in lines:  # one image may be in two parts: its attempt listed it before and after it lost the journal
         with suppress(ValidationError):
             read = convert(line, type=_Line)
-            by_request[read.client_request_id].append(read)
+            by_request[read.client_request_id][read.image_index] = read
     missed: list[Record] = []
     for key, request in requests.items():
         if request.response is not None:
-            missed += _missed_files(key, request, by_request.get(request.response.client_request_id, ()))
+            missed += _missed_files(key, request, by_request.get(request.response.client_request_id, {}))
             continue
         for client_request_id, intent in request.open_intents.items():
-            found = sorted(by_request.get(client_request_id, ()), key=lambda line: line.image_index)
+            found = [line for _, line in sorted(by_request.get(client_request_id, {}).items())]
             if found and len(found) == intent.target.images:
                 missed.append(_response(key, client_request_id, found, links))
                 missed += [WriteCommitted(key=key, image=place, file=_stored(line)) for place, line in enumerate(found)]
@@ -79,9 +79,8 @@ def missed_records(
     return missed
 
 
-def _missed_files(key: str, request: RequestState, lines: Iterable[_Line]) -> Iterator[WriteCommitted]:
+def _missed_files(key: str, request: RequestState, by_index: Mapping[int, _Line]) -> Iterator[WriteCommitted]:
     """Yield the records of images that came with a recorded response and are stored, which is not recorded."""
-    by_index = {line.image_index: line for line in lines}
     for place in request.places_without_file if request.target is not None else ():
         line = by_index.get(request.target.index_of(place))  # type: ignore[union-attr]
         if line is not None:

@@ -90,6 +90,16 @@ def test_a_response_whose_image_the_manifest_lists_is_known():
     ]
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_an_image_that_two_parts_list_is_one_image(images):
+    lines = [line(place) for place in range(images)]
+    assert missed([*lines, *reversed(lines)], intent(images=images)) == missed(lines, intent(images=images)) != []
+
+
+def test_images_that_two_parts_list_do_not_stand_for_those_that_none_lists():
+    assert missed([line(0), line(0), line(1), line(1)], intent(images=4)) == []
+
+
 def test_what_is_recovered_ends_the_doubt():
     state = JournalState()
     for record in (intent(), *missed([LINE])):
