@@ -61,7 +61,7 @@ def _is_rendered_collection(text: str) -> bool:
 def _is_representation(node: ast.expr | None) -> bool:
     """Return whether an expression could be what ``repr`` gives of data: literals, also inside ``datetime(…)``."""
     match node:
-        case ast.Constant() | ast.Attribute():  # the latter in tzinfo=datetime.timezone.utc
+        case ast.Constant():
             return True
         case ast.Name(id=name):
             return name in ("nan", "inf", "NaT")
@@ -72,5 +72,9 @@ def _is_representation(node: ast.expr | None) -> bool:
         case ast.Dict(keys=keys, values=values):
             return all(map(_is_representation, (*keys, *values)))
         case ast.Call(args=arguments, keywords=keywords):
-            return all(map(_is_representation, (*arguments, *(keyword.value for keyword in keywords))))
+            values = [keyword.value for keyword in keywords]
+            return all(
+                isinstance(value, ast.Attribute) or _is_representation(value)  # tzinfo=datetime.timezone.utc
+                for value in (*arguments, *values)
+            )
     return False
