@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from airflow_provider_imagen.exceptions import ImagenError, JournalError, LostAnswerError, StoppedError, StorageError
 from airflow_provider_imagen.generation.budget import reservation_for
 from airflow_provider_imagen.generation.charges import LONGEST_WINDOW_SECONDS, ChargeLookup
-from airflow_provider_imagen.generation.losses import charge_lost, unknown_outcome
+from airflow_provider_imagen.generation.losses import charge_lost, lost_request, lost_requests, unknown_outcome
 from airflow_provider_imagen.generation.pace import sleep_unless
 from airflow_provider_imagen.journal.records import ChargeLost, PresumedUnbilled, Rejected
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.generation.budget import Budget, Reservation
     from airflow_provider_imagen.generation.options import RunOptions, Tools
     from airflow_provider_imagen.generation.plan import Plan, Unit
+    from airflow_provider_imagen.generation.results import RequestWithoutImages
     from airflow_provider_imagen.generation.state import RunState
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import Intent, JournalState, RequestState, StoredFile
@@ -121,6 +122,10 @@ class Reconciler:
         self._reloaded: tuple[float, JournalState] | None = None
         self._in_doubt: dict[str, list[PendingRequest]] = {}
         self._lost: list[tuple[PendingRequest, Decimal]] = []
+        models = {unit.key: unit.model for unit in plan.units}
+        self._without_response = {
+            request.client_request_id: request for request in lost_requests(journal.state.requests, models)
+        }
         for unit in plan.units:
             request = journal.state.requests.get(unit.key)
             for intent in request.open_intents.values() if request is not None else ():
@@ -239,6 +244,7 @@ class Reconciler:
             if (found := self._find_response(request)) is not None and found.response is not None:
                 self._budget.settle(request.reservation, usd=(found.response.usd or usd) - usd)
                 self._budget.lose(found.usd_missing - usd)
+                self._without_response.pop(request.intent.client_request_id, None)
                 yield request
 
     def find_file(self, key: str, place: int) -> StoredFile | None:
@@ -346,11 +352,18 @@ class Reconciler:
 
     def record_loss(self, key: str, client_request_id: str, *, inference_id: str | None, usd: Decimal | None) -> None:
         """Count and record that a POST was billed and its response is gone."""
-        self._budget.lose(usd)
-        # The API's log may never show it, so this record is all there is.
-        self._journal.commit(
-            ChargeLost(key=key, client_request_id=client_request_id, inference_id=inference_id, usd=usd)
-        )
+        loss = ChargeLost(key=key, client_request_id=client_request_id, inference_id=inference_id, usd=usd)
+        self._count_loss(loss, self._journal.unresolved.get(client_request_id))
+        self._journal.commit(loss)  # the API's log may never show it, so this record is all there is
+
+    def _count_loss(self, loss: ChargeLost, intent: Intent | None) -> None:
+        self._budget.lose(loss.usd)
+        model, target = (intent.model, intent.target) if intent is not None else (None, None)
+        self._without_response[loss.client_request_id] = lost_request(loss, model, target)
+
+    def lost(self) -> list[RequestWithoutImages]:
+        """Return the requests of all attempts that were billed and whose responses are gone."""
+        return list(self._without_response.values())
 
     # --- the beginning and the end ------------------------------------------------------------------------------------
 
@@ -386,10 +399,10 @@ class Reconciler:
                 client_request_id,
             )
             self._settle(reservation, usd)
-            self._budget.lose(usd)
             loss = ChargeLost(
                 key=intent.key, client_request_id=client_request_id, inference_id=charge.inference_id, usd=usd
             )
+            self._count_loss(loss, intent)
             self._journal.append(loss)
             if (request := self._journal.state.requests.get(intent.key)) is not None:
                 request.apply(loss)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.generation.budget import Budget
+from airflow_provider_imagen.generation.losses import lost_requests
 from airflow_provider_imagen.generation.plan import Item, Plan, place_of
-from airflow_provider_imagen.generation.results import Answered, InDoubt, Made, RunResult
+from airflow_provider_imagen.generation.results import Answered, Made, RequestWithoutImages, RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -132,7 +133,8 @@ def previous_result(
         usd_spent=budget.spent_usd,
         usd_lost=budget.lost_usd,
         usd_in_doubt=usd_in_doubt,
-        in_doubt=[InDoubt(name, unresolved.get(name)) for name in in_doubt],
+        in_doubt=[RequestWithoutImages.in_doubt(name, unresolved.get(name)) for name in in_doubt],
+        lost=list(lost_requests(state.requests, models={})),
         usd_is_estimate=budget.is_estimate,
         seconds=0.0,
     )

@@ -18,12 +18,12 @@ from airflow_provider_imagen.exceptions import (
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Iterator
     from concurrent.futures import Future
     from decimal import Decimal
 
     from airflow_provider_imagen.generation.plan import Item, Plan
-    from airflow_provider_imagen.journal.records import Intent, Response, StoredFile
+    from airflow_provider_imagen.journal.records import Intent, Response, StoredFile, Target
 
 MAX_LISTED_REQUESTS = 100
 """Most requests in doubt that the summary names; the file of failures names all."""
@@ -123,35 +123,40 @@ class Made(Struct, frozen=True, eq=False):
         }
 
 
-class InDoubt(Struct, frozen=True):
+class RequestWithoutImages(Struct, frozen=True):
     """
-    A request that may have been billed, and for which there is no image.
+    A request that was billed, or may have been, and for which there are no images.
 
-    :param intent: the request; ``None`` when the charge is of an unknown amount, but the response is there
+    :param error: :class:`LostAnswerError` while that is in doubt, then :class:`ChargedButLostError`
+    :param target: what its images were for; ``None`` when that is not known any more
     """
 
     client_request_id: str
-    intent: Intent | None
+    error: LostAnswerError
+    target: Target | None
+
+    @classmethod
+    def in_doubt(cls, client_request_id: str, intent: Intent | None) -> RequestWithoutImages:
+        """Describe a request of which nobody knows whether it was billed; ``None``: or how much."""
+        error = LostAnswerError(
+            "Whether this request was billed is not known.",
+            client_request_id=client_request_id,
+            model=intent.model if intent else None,
+            usd=float(intent.usd) if intent and intent.usd is not None else None,
+        )
+        return cls(client_request_id, error, intent.target if intent else None)
 
     def to_json(self) -> dict[str, Any]:
         """Describe it for the file of failures."""
-        intent = self.intent
-        return {
-            "prompt_index": intent.target.prompt_index if intent else None,
-            "name": intent.target.name if intent else None,
-            "prompt": intent.target.prompt if intent else None,
-            "requested": intent.target.images if intent else None,
-            "made": 0,
-            "outcome": "in_doubt",
-            "error": "LostAnswerError",
-            "message": "Whether this request was billed is not known.",
-            "status": None,
-            "kind": None,
-            "model": intent.model if intent else None,
-            "usd": float(intent.usd) if intent and intent.usd is not None else None,
-            "inference_id": None,
-            "client_request_id": self.client_request_id,
-        }
+        target = self.target
+        return _failure_line(
+            self.error,
+            prompt_index=target.prompt_index if target else None,
+            name=target.name if target else None,
+            prompt=target.prompt if target else None,
+            requested=target.images if target else None,
+            made=0,
+        )
 
 
 class SlotResult(Struct):
@@ -167,43 +172,45 @@ class SlotResult(Struct):
 
 
 class Failure(Struct, frozen=True):
-    """One item that did not bring all its pictures, with the first error that says why."""
+    """
+    One item that did not bring all its pictures.
+
+    :param errors: what went wrong, in the order it did
+    :param made: pictures that it brought
+    """
 
     item: Item
-    error: ImagenError
+    errors: list[ImagenError]
     made: int
+
+    @property
+    def error(self) -> ImagenError:
+        """The error that says most: a lost charge, then what broke, then what was withheld."""
+
+        def rank(error: ImagenError) -> tuple[bool, bool]:
+            return not isinstance(error, ChargedButLostError), isinstance(error, FilteredError)
+
+        return min(self.errors, key=rank)
 
     @property
     def is_filtered(self) -> bool:
         """Whether the model withheld pictures, as opposed to something breaking."""
         return isinstance(self.error, FilteredError)
 
-    @property
-    def outcome(self) -> str:
-        """``filtered``, ``in_doubt`` when it may have been billed, else ``failed``."""
-        if self.is_filtered:
-            return "filtered"
-        return "in_doubt" if type(self.error) is LostAnswerError else "failed"
-
-    def to_json(self) -> dict[str, Any]:
-        """Describe it for the file of failures."""
-        error = self.error
-        return {
-            "prompt_index": self.item.index,
-            "name": self.item.name,
-            "prompt": self.item.prompt,
-            "requested": self.item.images,
-            "made": self.made,
-            "outcome": self.outcome,
-            "error": type(error).__name__,
-            "message": str(error),
-            "status": error.status,
-            "kind": error.kind,
-            "model": error.model,
-            "usd": error.usd,
-            "inference_id": error.inference_id,
-            "client_request_id": error.client_request_id,
-        }
+    def to_json(self) -> Iterator[dict[str, Any]]:
+        """Describe it for the file of failures: the error that says most, then every other request that was charged."""
+        item, first = self.item, self.error
+        charged = {error.client_request_id: error for error in self.errors if error.usd}
+        charged.pop(first.client_request_id, None)
+        for error in (first, *charged.values()):
+            yield _failure_line(
+                error,
+                prompt_index=item.index,
+                name=item.name,
+                prompt=item.prompt,
+                requested=item.images,
+                made=self.made,
+            )
 
 
 class RunResult(Struct, frozen=True):
@@ -219,6 +226,7 @@ class RunResult(Struct, frozen=True):
     :param usd_lost: the part of it for which there is no image, in USD
     :param usd_in_doubt: what more may have been charged, at the highest known prices, in USD
     :param in_doubt: the requests it is for
+    :param lost: requests that were billed and whose responses are gone
     :param usd_is_estimate: some cost was not in the responses and is the quoted price instead
     """
 
@@ -231,7 +239,8 @@ class RunResult(Struct, frozen=True):
     usd_spent: Decimal
     usd_lost: Decimal
     usd_in_doubt: Decimal
-    in_doubt: list[InDoubt]
+    in_doubt: list[RequestWithoutImages]
+    lost: list[RequestWithoutImages]
     usd_is_estimate: bool
     seconds: float
 
@@ -285,12 +294,11 @@ class RunResult(Struct, frozen=True):
         }
 
     def failure_lines(self) -> list[dict[str, Any]]:
-        """Return one line for the file of failures per item that is not complete, and per request in doubt."""
-        known = {failure.error.client_request_id for failure in self.failures}
-        return [
-            *(failure.to_json() for failure in self.failures),
-            *(request.to_json() for request in self.in_doubt if request.client_request_id not in known),
-        ]
+        """Return the lines of the file of failures: of every incomplete item and every other request without images."""
+        lines = [line for failure in self.failures for line in failure.to_json()]
+        known = {line["client_request_id"] for line in lines}
+        others = (*self.in_doubt, *self.lost)
+        return lines + [each.to_json() for each in others if each.client_request_id not in known]
 
     def table(self, limit: int = 20) -> str:
         """List what did not work, one line per item, by prompt."""
@@ -304,11 +312,6 @@ class RunResult(Struct, frozen=True):
         if self.not_sent:
             lines.append(f"{len(self.not_sent)} of {len(self.plan.items)} items were not sent")
         return "\n".join(lines)
-
-
-def worst_error(errors: Iterable[ImagenError]) -> ImagenError:
-    """Choose the error that says most about an item: a lost charge, then what broke, then what was withheld."""
-    return min(errors, key=lambda error: (not isinstance(error, ChargedButLostError), isinstance(error, FilteredError)))
 
 
 def withheld_error(*, requested: int, made: int, flagged: int, response: Response) -> FilteredError:
@@ -334,6 +337,26 @@ def withheld_error(*, requested: int, made: int, flagged: int, response: Respons
         f"change the prompt or safety_setting.",
         **facts,
     )
+
+
+def _failure_line(error: ImagenError, **item: Any) -> dict[str, Any]:
+    """Return a line of the file of failures: what was asked for, then what became of it."""
+    if isinstance(error, FilteredError):
+        outcome = "filtered"
+    else:
+        outcome = "in_doubt" if type(error) is LostAnswerError else "failed"
+    return {
+        **item,
+        "outcome": outcome,
+        "error": type(error).__name__,
+        "message": str(error),
+        "status": error.status,
+        "kind": error.kind,
+        "model": error.model,
+        "usd": error.usd,
+        "inference_id": error.inference_id,
+        "client_request_id": error.client_request_id,
+    }
 
 
 def _shorten(text: str, limit: int) -> str:

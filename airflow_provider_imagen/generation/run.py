@@ -37,11 +37,10 @@ from airflow_provider_imagen.generation.replay import PreviousAttempts
 from airflow_provider_imagen.generation.results import (
     Answered,
     Failure,
-    InDoubt,
     Made,
+    RequestWithoutImages,
     RunResult,
     SlotResult,
-    worst_error,
 )
 from airflow_provider_imagen.generation.state import Cancellation, RunState
 from airflow_provider_imagen.generation.submit import Submitter
@@ -349,16 +348,14 @@ class Run:
             plan=self._plan,
             made=made,
             superseded=sorted(self._state.superseded(), key=lambda each: each.order),
-            failures=[
-                Failure(self._plan.items[item], worst_error(failed), counts[item])
-                for item, failed in sorted(errors.items())
-            ],
+            failures=[Failure(self._plan.items[item], failed, counts[item]) for item, failed in sorted(errors.items())],
             not_sent=[self._plan.items[item] for item in not_sent],
             halt=halt,
             usd_spent=self._budget.spent_usd,
             usd_lost=self._budget.lost_usd,
             usd_in_doubt=usd_in_doubt,
-            in_doubt=[InDoubt(name, intents.get(name)) for name in in_doubt],
+            in_doubt=[RequestWithoutImages.in_doubt(name, intents.get(name)) for name in in_doubt],
+            lost=self._reconciler.lost(),
             usd_is_estimate=self._budget.is_estimate,
             seconds=time.monotonic() - self._started,
         )

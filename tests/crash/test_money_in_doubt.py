@@ -56,6 +56,44 @@ def test_a_charge_that_the_log_shows_too_late_was_reported_as_in_doubt(
     painting.assert_forgotten()
 
 
+@KEPT_BY
+def test_a_charge_that_the_log_shows_at_the_end_is_reported_by_id_although_its_prompt_has_its_image(
+    paint: Callable[..., Any], sandbox: Sandbox, old_airflow: bool
+) -> None:
+    sandbox.add_fault(Fault("reset", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS, old_airflow=old_airflow, on_lost_answer="resend")
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter([*PROMPTS, "two"])
+    assert painting.summary["made"] == 3
+    (line,) = painting.failure_lines()
+    assert line["error"] == "ChargedButLostError"
+    assert painting.summary["usd_lost"] == line["usd"]
+    assert (line["prompt_index"], line["prompt"], line["requested"]) == (1, "two", 1)
+    images = {image["client_request_id"] for image in painting.images}
+    assert {line["client_request_id"], *images} == {charge.client_request_id for charge in sandbox.ledger()}
+
+
+@KEPT_BY
+def test_a_loss_of_an_earlier_attempt_is_reported_by_id_although_its_prompt_has_left_the_dag(
+    paint: Callable[..., Any], sandbox: Sandbox, old_airflow: bool
+) -> None:
+    sandbox.add_fault(Fault("reset", prompt="two", billed=True))
+    painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
+    painting.finish()
+    lost = painting.charge("two")
+    painting.arguments["prompt"] = ["one", "three"]
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter(PROMPTS)
+    assert painting.summary["usd_lost"] == float(lost.usd)
+    (line,) = painting.failure_lines()
+    assert (line["error"], line["prompt"]) == ("ChargedButLostError", "two")
+    assert line["client_request_id"] == lost.client_request_id
+
+
 def test_a_command_resolves_what_a_finished_task_left_in_doubt(
     paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None]
 ) -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import pickle
 from decimal import Decimal
+from itertools import permutations
 
 import pytest
 
-from airflow_provider_imagen.exceptions import ChargedButLostError, FilteredError, InvalidRequestError
-from airflow_provider_imagen.generation.results import worst_error
+from airflow_provider_imagen.exceptions import ChargedButLostError, FilteredError, ImagenError, InvalidRequestError
+from airflow_provider_imagen.generation.plan import Item
+from airflow_provider_imagen.generation.results import Failure
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -68,15 +70,31 @@ def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_pro
     world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(["fine", "refused"])
     assert result.table().startswith("[1] refused: 0 of 1 made; InvalidRequestError: no")
-    told = result.failures[0].to_json()
-    assert (told["prompt_index"], told["outcome"], told["status"]) == (1, "failed", 400)
-    json.dumps(told)
+    (line,) = result.failure_lines()
+    assert (line["prompt_index"], line["outcome"], line["status"]) == (1, "failed", 400)
+    json.dumps(line)
     assert str(pickle.loads(pickle.dumps(result.failures[0].error))) == "no"
 
 
 def test_a_lost_charge_says_more_than_what_broke_and_that_more_than_what_was_withheld():
     filtered, broke = FilteredError("f", requested=1, made=0), InvalidRequestError("b")
     lost = ChargedButLostError("l", usd=float(Decimal("0.04")))
-    assert worst_error([filtered, broke, lost]) is lost
-    assert worst_error([filtered, broke]) is broke
-    assert worst_error([filtered]) is filtered
+    for errors in permutations([filtered, broke, lost]):
+        assert failure_of(*errors).error is lost
+        assert failure_of(*(error for error in errors if error is not lost)).error is broke
+
+
+def test_an_item_reports_every_charge_it_failed_with_once():
+    lost = [
+        ChargedButLostError(name, usd=0.04, client_request_id=name, inference_id=f"i-{name}")
+        for name in ("first", "second", "second")
+    ]
+    free = InvalidRequestError("nothing was billed", client_request_id="third")
+    lines = list(failure_of(free, *lost).to_json())
+    assert [line["client_request_id"] for line in lines] == ["first", "second"]
+    assert [line["inference_id"] for line in lines] == ["i-first", "i-second"]
+    assert {(line["prompt_index"], line["requested"], line["made"]) for line in lines} == {(3, 4, 1)}
+
+
+def failure_of(*errors: ImagenError) -> Failure:
+    return Failure(Item(3, None, "a fox", {}, 4), list(errors), made=1)
