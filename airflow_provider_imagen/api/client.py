@@ -6,6 +6,7 @@ Whether to call again is decided by the callers. Imports requests, so import thi
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import re
@@ -82,6 +83,11 @@ class ClientSettings(Struct, frozen=True):
     connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS
     verify: bool | str = True
+
+    @property
+    def account(self) -> str:
+        """Short hash of the API key: only the key that sent a request sees it in the API's log."""
+        return hashlib.sha256(b"airflow-provider-imagen account\0" + (self.api_key or "").encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"ClientSettings(base_url={self.base_url!r})"

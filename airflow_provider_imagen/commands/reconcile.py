@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import Intent, Record
 
+IN_DOUBT = ("unknown", "other key")
+"""Outcomes of requests that stay in doubt; those sent with another API key are not in this key's log."""
+
 
 def add_reconcile(commands: Any) -> None:
     """Add the command to a parser."""
@@ -25,7 +28,8 @@ def add_reconcile(commands: Any) -> None:
         help="find out whether requests in doubt were billed",
         description="Look up, in the API's log, the requests whose outcome a task could not find out, and record what "
         "became of them in the task's journal. Free: nothing is generated. Name output folders, for tasks of Airflow "
-        "3.1 and 3.2, or a task instance of Airflow 3.3, on a machine that reaches Airflow's database. The exit status "
+        "3.1 and 3.2, or a task instance of Airflow 3.3, on a machine that reaches Airflow's database. Requests that "
+        "were sent with another API key than the connection's are not in its log and stay in doubt. The exit status "
         "is 0 when nothing is in doubt any more, and 1 otherwise.",
     )
     reconcile.add_argument("folders", nargs="*", metavar="FOLDER", help="output folder, as ObjectStoragePath takes it")
@@ -61,7 +65,7 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
         write_json(rows)
     else:
         _show(rows)
-    return 1 if any(row["outcome"] == "unknown" for row in rows) else 0
+    return 1 if any(row["outcome"] in IN_DOUBT for row in rows) else 0
 
 
 def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
@@ -102,7 +106,9 @@ def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
         patience_seconds=0,
         clock_offset_seconds=lambda: client.clock_offset_seconds,
     )
-    charges = lookup.look_once({name: intent.at for name, intent in unresolved.items()}, strict=True)
+    account = client.settings.account
+    visible = {name: intent for name, intent in unresolved.items() if intent.is_visible_to(account)}
+    charges = lookup.look_once({name: intent.at for name, intent in visible.items()}, strict=True) if visible else {}
     rows: list[dict[str, Any]] = []
     records: list[Record] = []
     for client_request_id, intent in unresolved.items():
@@ -115,6 +121,8 @@ def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
                 )
             )
             rows.append(_row(intent, "billed", charge, usd))
+        elif client_request_id not in visible:
+            rows.append(_row(intent, "other key", None, intent.usd))
         elif charge is not None or is_final(intent.at):
             records.append(Rejected(key=intent.key, client_request_id=client_request_id))
             rows.append(_row(intent, "not billed", charge, Decimal(0)))
@@ -145,5 +153,5 @@ def _show(rows: list[dict[str, Any]]) -> None:
         usd = "unknown cost" if row["usd"] is None else f"${row['usd']:.4f}"
         screen.line(f"{row['outcome']:<10}  {usd:>12}  {row['client_request_id']}  {json.dumps(row['prompt'][:60])}")
     billed = sum(row["usd"] or 0 for row in rows if row["outcome"] == "billed")
-    unknown = sum(row["outcome"] == "unknown" for row in rows)
+    unknown = sum(row["outcome"] in IN_DOUBT for row in rows)
     screen.line(f"{len(rows)} requests: ${billed:.4f} billed without an image, {unknown} still in doubt.")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from decimal import Decimal
 
-    from airflow_provider_imagen.journal.records import ChargeLost, RequestState, Target
+    from airflow_provider_imagen.journal.records import ChargeLost, Intent, RequestState, Target
 
 
 def charge_lost(
@@ -50,6 +50,20 @@ def lost_requests(requests: Mapping[str, RequestState], models: Mapping[str, str
 def lost_request(record: ChargeLost, model: str | None, target: Target | None) -> RequestWithoutImages:
     """Describe a request that was billed and whose response is gone; ``None`` stands for what is not known."""
     return RequestWithoutImages(record.client_request_id, charge_lost_before(model, record), target)
+
+
+def sent_with_another_key(intent: Intent) -> LostAnswerError:
+    """Return the error for a request in doubt whose outcome only the log of another API key can show."""
+    error = LostAnswerError(
+        f"An earlier attempt ended while this request was in flight (client request id {intent.client_request_id}). It "
+        f"was sent with another API key, and only that key sees it in the API's log. It is not bought again: restore "
+        f"the key and clear the task, resolve it with `airflow-imagen reconcile --imagen-conn-id` and a connection "
+        f'that has the key, or set on_lost_answer="resend".',
+        client_request_id=intent.client_request_id,
+        model=intent.model,
+    )
+    error.retry_helps = False
+    return error
 
 
 def unknown_outcome(model: str, client_request_id: str, cause: LostAnswerError, error: ImagenError) -> LostAnswerError:

@@ -55,6 +55,10 @@ class Tools(Protocol):
     """Whether pictures are stored at all."""
 
     @property
+    def account(self) -> str:
+        """Short hash of the API key that requests are sent with; only that key sees them in the API's log."""
+
+    @property
     def clock_offset_seconds(self) -> float | None:
         """How far the API's clock is ahead of ours; ``None`` before its first response."""
 

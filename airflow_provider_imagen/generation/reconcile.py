@@ -15,7 +15,13 @@ from msgspec import Struct, field
 from airflow_provider_imagen.exceptions import ImagenError, JournalError, LostAnswerError, StoppedError, StorageError
 from airflow_provider_imagen.generation.budget import reservation_for
 from airflow_provider_imagen.generation.charges import LONGEST_WINDOW_SECONDS, ChargeLookup
-from airflow_provider_imagen.generation.losses import charge_lost, lost_request, lost_requests, unknown_outcome
+from airflow_provider_imagen.generation.losses import (
+    charge_lost,
+    lost_request,
+    lost_requests,
+    sent_with_another_key,
+    unknown_outcome,
+)
 from airflow_provider_imagen.generation.pace import sleep_unless
 from airflow_provider_imagen.journal.records import ChargeLost, PresumedUnbilled, Rejected
 
@@ -165,6 +171,9 @@ class Reconciler:
 
     def _resolve_by_log(self, request: PendingRequest) -> None:
         intent = request.intent
+        if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._tools.account):
+            self._budget.doubt(request.reservation)
+            raise sent_with_another_key(intent)
         cause = LostAnswerError(
             "An earlier attempt ended while this request was in flight.",
             client_request_id=intent.client_request_id,
@@ -379,7 +388,7 @@ class Reconciler:
         unresolved = {
             client_request_id: intent
             for client_request_id, intent in dict(self._journal.unresolved).items()
-            if self._budget.is_in_doubt(client_request_id)
+            if self._budget.is_in_doubt(client_request_id) and intent.is_visible_to(self._tools.account)
         }
         if not unresolved:
             return

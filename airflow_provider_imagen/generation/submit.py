@@ -278,6 +278,7 @@ class Submitter:
             usd=unit.expected_usd,
             target=target,
             clock_offset=self._tools.clock_offset_seconds,
+            account=self._tools.account,
         )
         try:
             self._journal.commit(intent)

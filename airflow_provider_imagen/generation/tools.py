@@ -369,6 +369,11 @@ class RunTools:
         return [] if self._keeper is None else self._keeper.find_missing(stored)
 
     @property
+    def account(self) -> str:
+        """Short hash of the API key that requests are sent with."""
+        return self._client.settings.account
+
+    @property
     def clock_offset_seconds(self) -> float | None:
         """How far the API's clock is ahead of ours; ``None`` before its first response."""
         return self._client.clock_offset_seconds

@@ -130,6 +130,7 @@ class Intent(_Record, frozen=True, tag="intent"):
     :param usd: the quoted price, ``None`` when it is not known
     :param clock_offset: how many seconds the API's clock was ahead of the one ``at`` was read from; ``None`` before the
         first response
+    :param account: short hash of the API key it is sent with
     """
 
     client_request_id: str
@@ -138,6 +139,11 @@ class Intent(_Record, frozen=True, tag="intent"):
     target: Target
     usd: Decimal | None = None
     clock_offset: float | None = None
+    account: str | None = None
+
+    def is_visible_to(self, account: str) -> bool:
+        """Return whether an API key, given as its hash, sees the POST in the API's log."""
+        return self.account in (None, account)
 
 
 class Rejected(_Record, frozen=True, tag="rejected"):
@@ -224,6 +230,7 @@ def new_intent(
     usd: Decimal | None,
     target: Target,
     clock_offset: float | None = None,
+    account: str | None = None,
 ) -> Intent:
     """Return the intent for a POST that is sent now."""
     return Intent(
@@ -234,6 +241,7 @@ def new_intent(
         target=target,
         usd=usd,
         clock_offset=clock_offset,
+        account=account,
     )
 
 

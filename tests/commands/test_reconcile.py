@@ -36,13 +36,15 @@ def doubts(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     sandbox.add_fault(Fault("reset", prompt="failed", billed=False))
     client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key))
 
-    def leave(*names: str, is_finished: bool = False, age_seconds: float = 0.0) -> FolderJournalStore:
+    def leave(
+        *names: str, is_finished: bool = False, age_seconds: float = 0.0, account: str = client.settings.account
+    ) -> FolderJournalStore:
         journal = Journal(store, try_number=1)
         journal.open()
         for number, name in enumerate(names):
             target = Target(prompt_index=number, image_index=0, images=1, prompt_images=1, prompt=name)
             intent = new_intent(name, client_request_id=f"id-{name}", model=MODEL, usd=Decimal("0.04"), target=target)
-            journal.commit(replace(intent, at=time.time() - age_seconds))
+            journal.commit(replace(intent, at=time.time() - age_seconds, account=account))
             if name != "unknown":
                 with pytest.raises(LostAnswerError):
                     client.generate(
@@ -60,6 +62,17 @@ def doubts(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     status = main(["reconcile", *arguments, "--json"])
     return status, {row["client_request_id"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_what_was_sent_with_another_key_stays_in_doubt(
+    doubts: Any, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = doubts("billed", account="another key")
+    status, rows = run(capsys, str(tmp_path))
+
+    assert (status, rows["id-billed"]["outcome"]) == (1, "other key")
+    assert sandbox.seen("/v2/logs") == []
+    assert read_journal(store).all_unresolved().keys() == {"id-billed"}
 
 
 def test_each_request_is_told_apart_and_recorded(

@@ -40,6 +40,7 @@ class FakeTools:
     def __init__(self) -> None:
         self.stores = True
         self.clock_offset_seconds: float | None = 0.0
+        self.account = "account"
         self.latency_seconds = 0.0
         self.steps: dict[str, list[Any]] = {}
         self.posts: list[tuple[str, str]] = []
