@@ -1,9 +1,10 @@
-"""Find the size of a model that has a wanted aspect ratio exactly. Pure arithmetic."""
+"""Aspect ratios: what a request asks for, and the size of a model that has one exactly. Pure arithmetic."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ def read_ratio(text: Any) -> Fraction | None:
     if not match or not Fraction(match[1]) or not Fraction(match[2]):
         return None
     return Fraction(match[1]) / Fraction(match[2])
+
+
+def asked_ratio(body: Mapping[str, Any]) -> Fraction | None:
+    """Return the width divided by the height that a request asks for, ``None`` when it leaves that to the model."""
+    for value in (body, body.get("image_size"), body.get("size"), body.get("aspect_ratio")):
+        if isinstance(value, dict):
+            sides: list[Any] = [value.get("width"), value.get("height")]
+            if all(isinstance(side, (int, float)) and 0 < side < inf for side in sides):
+                return Fraction(sides[0]) / Fraction(sides[1])
+        elif (ratio := ratio_of(value) or read_ratio(value)) is not None:
+            return ratio
+    return None
 
 
 def size_for(ratio: Fraction, schema: Mapping[str, Any]) -> Any:
@@ -80,7 +93,12 @@ def ratios_offered(schema: Mapping[str, Any]) -> list[str]:
         if (ratio := ratio_of(name))
     ]
     known = {read_ratio(text) for text in offered}
-    return offered + [f"{ratio.numerator}:{ratio.denominator}" for ratio in dict.fromkeys(named) if ratio not in known]
+    return offered + [ratio_text(ratio) for ratio in dict.fromkeys(named) if ratio not in known]
+
+
+def ratio_text(ratio: Fraction) -> str:
+    """Write a ratio as ``16:9``."""
+    return f"{ratio.numerator}:{ratio.denominator}"
 
 
 def _rank(name: str) -> tuple[int, bool]:

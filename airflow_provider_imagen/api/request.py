@@ -28,11 +28,12 @@ from airflow_provider_imagen.api.data_uris import plain_data_uris
 from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
 from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT, MAX_INLINE_BYTES, PictureFile, flatten, limits_for
 from airflow_provider_imagen.api.prompts import why_no_prompt
-from airflow_provider_imagen.api.ratios import ratios_offered, read_ratio, size_for
+from airflow_provider_imagen.api.ratios import asked_ratio, ratios_offered, read_ratio, size_for
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from fractions import Fraction
 
 MAX_IMAGES_PER_PROMPT = 50
 """Most pictures of one prompt where the model sets no limit itself: a slip of the keyboard should cost no fortune."""
@@ -55,6 +56,11 @@ class ImageRequest(Struct, frozen=True):
     body: Mapping[str, Any]
     expected_images: int
     answers_inline: bool
+
+    @property
+    def aspect_ratio(self) -> Fraction | None:
+        """Width divided by height of the pictures it asks for, ``None`` when it leaves that to the model."""
+        return asked_ratio(self.body)
 
 
 def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str = "") -> tuple[ImageRequest, ...]:

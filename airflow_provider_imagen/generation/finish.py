@@ -7,6 +7,7 @@ import time
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from airflow_provider_imagen.api.ratios import ratio_text
 from airflow_provider_imagen.exceptions import (
     BadImageError,
     ChargedButLostError,
@@ -159,6 +160,15 @@ class Finisher:
         if place in answered.missing:
             self._budget.lose(-(answered.response.usd_per_image or Decimal(0)))
         made = Made(answered, place, image_index, url, stored)
+        if stored is not None and answered.aspect_ratio is not None and made.has_wrong_shape:
+            log.warning(
+                "Prompt %d, image %d: the request asks for %s, and the image is %dx%d.",
+                answered.item.index,
+                image_index,
+                ratio_text(answered.aspect_ratio),
+                stored.width,
+                stored.height,
+            )
         done = self._state.record_made(answered.slot_number, made)
         try:
             self._on_picture(made.record, answered.seconds, done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MAX_LISTED_REQUESTS = 100
 """Most requests in doubt that the summary names; the file of failures names all."""
 
+ROUNDING = Fraction("1.1")
+"""How far an aspect ratio may be off, as a factor: Imagen's ``4:3`` is 1280x896, which is 7.1 % wider."""
+
 Record = dict[str, Any]
 """
 One picture: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``,
@@ -45,6 +49,7 @@ class Answered(Struct, eq=False):
     :param item: the prompt
     :param first_image: index of the request's first image within the item
     :param images: how many images it asked for
+    :param aspect_ratio: width divided by height that it asked for; ``None`` when it left that to the model
     :param seconds: how long the request took
     :param inline: bytes of the images that came inside the response, by their place in it
     :param is_reused: an earlier attempt paid for it
@@ -60,6 +65,7 @@ class Answered(Struct, eq=False):
     first_image: int
     images: int
     response: Response
+    aspect_ratio: Fraction | None = None
     seconds: float = 0.0
     inline: dict[int, bytes] = field(default_factory=dict)
     is_reused: bool = False
@@ -90,6 +96,14 @@ class Made(Struct, frozen=True, eq=False):
     def order(self) -> tuple[int, int]:
         """Its place among all images: by prompt, then by image."""
         return self.answered.item.index, self.image_index
+
+    @property
+    def has_wrong_shape(self) -> bool:
+        """Whether it is stored and its aspect ratio is not the one that was asked for; models round sizes a little."""
+        asked, stored = self.answered.aspect_ratio, self.stored
+        if asked is None or stored is None:
+            return False
+        return not asked / ROUNDING <= Fraction(stored.width, stored.height) <= asked * ROUNDING
 
     @property
     def url(self) -> str:
@@ -285,6 +299,7 @@ class RunResult(Struct, frozen=True):
             "not_sent": sum(item.images - made[item.index] for item in self.not_sent),
             "adopted": self.adopted,
             "superseded": len(self.superseded),
+            "wrong_shape": sum(made.has_wrong_shape for made in self.made),
             "usd_spent": float(self.usd_spent),
             "usd_lost": float(self.usd_lost),
             "usd_in_doubt": float(self.usd_in_doubt),

@@ -210,7 +210,7 @@ class Journal:
             before = _read_header(self._store)
             owners = before.owners if before is not None else ()
             self._header = Header(FORMAT_VERSION, self.owner, (*owners, self.owner))
-            self._owned_at = time.monotonic()
+            self._owned_at = time.time()
             self._store.write(HEADER, json.dumps(to_builtins(self._header)))
         # From here on an earlier owner sends nothing more that is not in its segments.
         return _state_of(_read_segments(self._store, owners))
@@ -288,7 +288,7 @@ class Journal:
         :raises JournalError: the store refuses, or was away for too long
         """
         give_up_at = time.monotonic() + WRITE_PATIENCE_SECONDS
-        while self._lost is None and self._header is not None and time.monotonic() - self._owned_at > max_age_seconds:
+        while self._lost is None and self._header is not None and self._is_older_than(max_age_seconds):
             try:
                 self._check_ownership()
             except StoreUnavailableError as error:
@@ -302,10 +302,14 @@ class Journal:
         if self._lost is not None:
             raise OwnershipLostError(self._lost)
 
+    def _is_older_than(self, seconds: float) -> bool:
+        """Return whether the last look at the header is too old. A monotonic clock stops while a machine sleeps."""
+        return not 0 <= time.time() - self._owned_at <= seconds
+
     def _check_ownership(self) -> bool:
         """Look who owns the journal, and return whether it is this attempt."""
         if self._lost is None and self._header is not None:
-            looked_at = time.monotonic()
+            looked_at = time.time()
             header = _read_header(self._store)
             if header is None:
                 self.is_gone = True

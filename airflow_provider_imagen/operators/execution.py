@@ -572,13 +572,14 @@ def _sentence(summary: Mapping[str, Any]) -> str:
     about = "about " if summary["usd_is_estimate"] else ""
     lost = f", ${summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
     reused = f", {summary['adopted']} of them paid for by earlier attempts" if summary["adopted"] else ""
+    shape = f" {summary['wrong_shape']} of them have another shape than asked for." if summary["wrong_shape"] else ""
     doubt = ""
     if summary["in_doubt"]:
         requests = len(summary["in_doubt"])
         doubt = f" Up to ${summary['usd_in_doubt']:.4f} more may have been charged for {requests} requests in doubt."
     return (
         f"Made {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
-        f"for {about}${summary['usd_spent']:.4f}{lost}.{doubt}"
+        f"for {about}${summary['usd_spent']:.4f}{lost}.{shape}{doubt}"
     )
 
 

@@ -14,6 +14,7 @@ Faults: what the sandbox does wrong, on demand, and to which requests.
     cut_body             generate         bills, promises a whole body, sends half of it
     html                 any              answers a gateway's HTML page; billed or not
     fewer                generate         makes ``count`` pictures, whatever was asked for
+    square               generate         makes square pictures, whatever was asked for
     none                 generate         answers ``data: null`` or ``data: []``
     error_in_200         generate         answers 200 with an ``error`` inside
     wrong_json           generate         answers 200 with JSON of no known form
@@ -59,6 +60,7 @@ FaultKind = Literal[
     "cut_body",
     "html",
     "fewer",
+    "square",
     "none",
     "error_in_200",
     "wrong_json",
@@ -80,7 +82,9 @@ FaultKind = Literal[
     "expired",
 ]
 Where = Literal["generate", "download", "api"]
-Slot = Literal["before", "after", "end", "pictures", "shape", "usage", "content", "flags", "links", "pace", "ranges"]
+Slot = Literal[
+    "before", "after", "end", "pictures", "size", "shape", "usage", "content", "flags", "links", "pace", "ranges"
+]
 
 _GENERATE: tuple[Where, ...] = ("generate",)
 _DOWNLOAD: tuple[Where, ...] = ("download",)
@@ -125,6 +129,7 @@ KINDS: dict[FaultKind, Kind] = {
     "cut_body": Kind("end", _GENERATE, {}),
     "html": Kind("end", _ANY, {"status": 502, "billed": False, "logged": True}),
     "fewer": Kind("pictures", _GENERATE, {"count": 1}),
+    "square": Kind("size", _GENERATE, {}),
     "none": Kind("pictures", _GENERATE, {"value": "null", "billed": True}),
     "error_in_200": Kind("content", _GENERATE, {"message": "The model returned no image.", "billed": False}),
     "wrong_json": Kind("content", _GENERATE, {}),

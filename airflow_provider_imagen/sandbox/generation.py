@@ -355,7 +355,7 @@ async def _body(
         body: dict[str, Any] = {"data": [{"url": None, "b64_json": "%%% no base64 %%%"} for _ in range(images)]}
     else:
         inline = shapes.needs_bytes(shape) or _wants_inline(order)
-        made = [await _make(state, order, place, inline=inline, signing=hits.get("links")) for place in range(images)]
+        made = [await _make(state, order, place, inline=inline, hits=hits) for place in range(images)]
         if shape in ("A", "B", "C", "D", "E"):
             body = shapes.answer(
                 shape,
@@ -400,8 +400,10 @@ def _wants_inline(order: Order) -> bool:
     )
 
 
-async def _make(state: State, order: Order, place: int, *, inline: bool, signing: Fault | None) -> shapes.Made:
+async def _make(state: State, order: Order, place: int, *, inline: bool, hits: Hits) -> shapes.Made:
     width, height = size_of(order.model, order.body)
+    if "size" in hits:
+        width = height = min(width, height)
     scale = state.settings.picture_scale
     picture_format = {"jpg": "jpeg", "tif": "tiff"}.get(
         name := str(order.body.get("output_format", order.model.format)), name
@@ -422,7 +424,7 @@ async def _make(state: State, order: Order, place: int, *, inline: bool, signing
         return shapes.Made(recipe, data=await state.draw(recipe), prompt=rewritten)
     sign = None
     now = state.clock()
-    if signing is not None:
+    if (signing := hits.get("links")) is not None:
         seconds = signing.setting("seconds")
 
         def sign(path: str) -> tuple[str, float]:

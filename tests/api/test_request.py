@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.api.catalogue import Endpoint, all_models, find_model
+from airflow_provider_imagen.api.ratios import asked_ratio
 from airflow_provider_imagen.api.request import MAX_IMAGES_PER_PROMPT, build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
+from airflow_provider_imagen.generation.results import ROUNDING
+from airflow_provider_imagen.sandbox.models import find_model as find_sandbox_model
+from airflow_provider_imagen.sandbox.sizes import size_of
 
 IMAGEN = "imagen-3.0-generate-002"
 LINK = "https://pictures.example/cat.png"
@@ -260,6 +264,42 @@ def test_an_aspect_ratio_becomes_exactly_that_shape_or_is_refused(model_id):
             width, height = presets.get(size) or map(int, size.split("x"))
         assert Fraction(width, height) == Fraction(*map(int, ratio.split(":")))
     assert made or model_id == "bytedance/seededit-3.0-i2i"
+
+
+@pytest.mark.parametrize("model_id", [model.id for model in all_models()])
+def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked_for(model_id):
+    endpoint = MODELS[model_id].generations
+    for ratio in (None, "1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "4:5", "9:20"):
+        requests, refusal = attempt({**minimal(model_id, endpoint), **({"aspect_ratio": ratio} if ratio else {})})
+        for request in requests if not refusal else ():
+            asked = request.aspect_ratio
+            if ratio is not None:
+                assert asked == Fraction(*map(int, ratio.split(":")))
+            if asked is not None:
+                made = Fraction(*size_of(find_sandbox_model(model_id), request.body))
+                assert 1 / ROUNDING <= made / asked <= ROUNDING, (ratio, made)
+
+
+@pytest.mark.parametrize(
+    ("body", "ratio"),
+    [
+        ({"image_size": {"width": 768, "height": 512}}, Fraction(3, 2)),
+        ({"width": 512, "height": 1024, "size": "1024x1024"}, Fraction(1, 2)),
+        ({"size": "1536x1024"}, Fraction(3, 2)),
+        ({"size": "2K", "aspect_ratio": "9:19.5"}, Fraction(9) / Fraction("19.5")),
+        ({"image_size": "portrait_16_9"}, Fraction(9, 16)),
+        ({"size": "auto"}, None),
+        ({"size": "adaptive"}, None),
+        ({"aspect_ratio": "auto"}, None),
+        ({"image_size": {"width": 768}}, None),
+        ({"width": 0, "height": 512}, None),
+        ({"width": float("inf"), "height": 512}, None),
+        ({"width": "768", "height": None, "size": ["1:1"], "aspect_ratio": {}}, None),
+        ({}, None),
+    ],
+)
+def test_the_ratio_that_a_request_asks_for(body, ratio):
+    assert asked_ratio(body) == ratio
 
 
 # ---------------------------------------------------------------- sizes

@@ -399,6 +399,18 @@ def test_ownership_is_looked_up_again_only_when_the_last_look_is_old(memory_stor
         journal.confirm_ownership(max_age_seconds=3600)
 
 
+@pytest.mark.parametrize("jump_seconds", [3600, -3600])
+def test_a_look_from_before_the_machine_slept_or_its_clock_was_set_is_old(memory_store, monkeypatch, jump_seconds):
+    """While a machine sleeps, a monotonic clock may stop with it; the wall clock goes on."""
+    journal = opened(memory_store)
+    opened(memory_store)
+    clock = time.time
+    journal.confirm_ownership(max_age_seconds=60)
+    monkeypatch.setattr("airflow_provider_imagen.journal.log.time.time", lambda: clock() + jump_seconds)
+    with pytest.raises(OwnershipLostError):
+        journal.confirm_ownership(max_age_seconds=60)
+
+
 def test_an_intent_counts_as_a_look(memory_store):
     journal = opened(memory_store)
     time.sleep(0.3)
