@@ -8,13 +8,13 @@ pictures, OpenAI's ``created`` + ``data[]``, and ``output.choices[]`` of 2024. A
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from airflow_provider_imagen.api.data_uris import is_data_uri, read_base64, read_data_uri
+from airflow_provider_imagen.api.json_body import REPLACED, find_texts, read_json, storable
 from airflow_provider_imagen.api.money import CostSource, read_cost
 from airflow_provider_imagen.api.secrets import scrub
 from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
@@ -95,7 +95,7 @@ def read_generation(
     :raises InvalidRequestError: the body is an error although the status says success
     :raises UnreadableResponseError: JSON of no known form
     """
-    by_name = {name.lower(): value for name, value in headers.items()}
+    by_name = {name.lower(): storable(value) for name, value in headers.items()}
     inference_id = by_name.get("x-inference-id")
     facts: dict[str, Any] = {
         "status": status,
@@ -104,8 +104,8 @@ def read_generation(
         "model": model,
     }
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
+        answer = _read_document(body)
+    except ValueError:
         usd, _ = read_cost(headers, {})
         raise LostAnswerError(
             f"The API answered {status} with a body that is not whole JSON "
@@ -132,6 +132,21 @@ def read_generation(
         null_items=_count_null_items(answer),
         answered_model=_answered_model(by_name, answer, api_key),
     )
+
+
+def _read_document(body: bytes) -> Any:
+    """
+    Read the JSON of an answer, or at least the pictures in what is left of it.
+
+    :raises ValueError: neither can be found
+    """
+    try:
+        return read_json(body)
+    except ValueError:
+        found = find_texts(body, ("url", *_BASE64_NAMES)) if body.lstrip().startswith(b"{") else []
+        if not found:
+            raise
+        return {"data": [{name: text} for name, text in dict.fromkeys(found)]}
 
 
 def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
@@ -245,7 +260,9 @@ def _first_text(entry: dict[str, Any], names: tuple[str, ...]) -> str | None:
 def _read_link(link: str) -> tuple[str | None, str | None]:
     try:
         parts = urlsplit(link)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and link.isprintable()
+        usable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and link.isprintable() and REPLACED not in link
+        )
     except ValueError:
         usable = False
     return (link, None) if usable else (None, "a link that is not http or https")
@@ -253,6 +270,8 @@ def _read_link(link: str) -> tuple[str | None, str | None]:
 
 def _read_base64(text: str) -> tuple[bytes | None, str | None]:
     """Decode base64 text or a ``data:`` URI; return the bytes, or why there are none."""
+    if REPLACED in text:
+        return None, "base64 with damaged characters"
     try:
         return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
     except ValueError as error:
@@ -260,8 +279,8 @@ def _read_base64(text: str) -> tuple[bytes | None, str | None]:
 
 
 def _text(value: Any) -> str | None:
-    """Give a text that is not empty and that UTF-8 can hold, which half of a surrogate pair cannot."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and value else None
+    """Return a text that is not empty."""
+    return value if isinstance(value, str) and value else None
 
 
 def _integer(value: Any) -> int | None:

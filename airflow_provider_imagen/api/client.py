@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import re
 import ssl
 import threading
@@ -26,6 +25,7 @@ from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.answers import Generation, read_generation
 from airflow_provider_imagen.api.catalogue import BASE64_FIELDS
 from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
+from airflow_provider_imagen.api.json_body import read_json, storable
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
 from airflow_provider_imagen.api.sending import WatchedSession, watching
@@ -262,8 +262,8 @@ class ApiClient:
         if not 200 <= answer.status < 300:
             raise error_for(**asdict(answer), api_key=self.settings.api_key)
         try:
-            found = json.loads(answer.body)
-        except (ValueError, RecursionError):
+            found = read_json(answer.body)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise UnreadableResponseError(
@@ -306,7 +306,7 @@ class ApiClient:
 
     def _read_answer(self, response: requests.Response, where: str) -> Answer:
         """Read the body; of an error, as much of it as comes, because its status alone says what happened."""
-        headers = {name.lower(): value for name, value in response.headers.items()}
+        headers = {name.lower(): storable(value) for name, value in response.headers.items()}
         self._measure_clock(headers)
         status = response.status_code
         usd, _ = read_cost(headers, {})

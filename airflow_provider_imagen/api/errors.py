@@ -9,7 +9,6 @@ is told from one of a gateway in front of it: gateways answer HTML, and some JSO
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from airflow_provider_imagen.api.json_body import read_json
 from airflow_provider_imagen.api.money import read_cost
 from airflow_provider_imagen.api.secrets import scrub
 from airflow_provider_imagen.exceptions import (
@@ -77,8 +77,8 @@ def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
     :param secrets: values to blank out, the API key first of all
     """
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
+        answer = read_json(body)
+    except ValueError:
         return ErrorBody()
     if not isinstance(answer, dict):
         return ErrorBody()
@@ -248,8 +248,8 @@ def _words(value: Any, depth: int = 0) -> str:
         return ""
     if value.lstrip().startswith("{"):
         try:
-            inner = json.loads(value)
-        except (ValueError, RecursionError):
+            inner = read_json(value.encode())
+        except ValueError:
             return value
         return _words(inner, depth + 1) or value
     return value

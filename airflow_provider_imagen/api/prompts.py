@@ -31,6 +31,11 @@ def why_no_prompt(text: str) -> str | None:
         return "this is a missing value that a template turned into text; the upstream task has to return a prompt"
     if _LAZY_SEQUENCE.fullmatch(stripped) or _is_rendered_collection(stripped):
         return f"this is the text of a list or mapping, not a prompt; {_ADVICE}"
+    return why_broken(text)
+
+
+def why_broken(text: str) -> str | None:
+    """Say which character of a text no database or file takes, and where; ``None`` when all are fine."""
     for index, character in enumerate(text):
         if "\ud800" <= character <= "\udfff":
             return (

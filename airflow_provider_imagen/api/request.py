@@ -27,7 +27,7 @@ from airflow_provider_imagen.api.catalogue import (
 from airflow_provider_imagen.api.data_uris import plain_data_uris
 from airflow_provider_imagen.api.fields import check_field, coerce, describe, problem_with, read_whole_number, show
 from airflow_provider_imagen.api.inputs import INPUT_ARGUMENT, MAX_INLINE_BYTES, PictureFile, flatten, limits_for
-from airflow_provider_imagen.api.prompts import why_no_prompt
+from airflow_provider_imagen.api.prompts import why_broken, why_no_prompt
 from airflow_provider_imagen.api.ratios import asked_ratio, ratios_offered, read_ratio, size_for
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -95,6 +95,13 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
         raise InvalidArgumentsError(
             [Problem(f"{where}model", show(model_id), "the id of a model, without spaces around it, is needed")]
         )
+    texts = {"model": model_id, **asked}
+    if broken := [
+        Problem(where + name, show(text), reason)
+        for name, text in texts.items()
+        if isinstance(text, str) and name != "prompt" and (reason := why_broken(text))
+    ]:
+        raise InvalidArgumentsError(broken)
     model = find_model(model_id)
     if model is None:
         return _build_unchecked(model_id, asked, can_store=can_store, where=where)

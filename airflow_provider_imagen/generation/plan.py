@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from airflow_provider_imagen.api.catalogue import COUNT_FIELDS
 from airflow_provider_imagen.api.fields import read_whole_number
+from airflow_provider_imagen.api.prompts import why_broken
 from airflow_provider_imagen.api.request import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -173,6 +174,8 @@ def make_plan(
         name = name_from(entry.get("name"))
         if name is not None and not (isinstance(name, str) and name.strip()):
             problems.append(Problem(f"{where}name", name, "text that is not empty, or a whole number, is allowed"))
+        elif name is not None and (reason := why_broken(name)):
+            problems.append(Problem(f"{where}name", name, reason))
         if problems:
             continue
         images = sum(choices[0][0].expected_images for choices in draft)

@@ -19,6 +19,7 @@ Faults: what the sandbox does wrong, on demand, and to which requests.
     error_in_200         generate         answers 200 with an ``error`` inside
     wrong_json           generate         answers 200 with JSON of no known form
     shape                generate         answers in another shape than the model's own
+    damaged_text         generate         damages ``revised_prompt`` beside each picture
     usage                generate         says the cost in another place, or nowhere
     bad_base64           generate         answers base64 that cannot be decoded
     nsfw                 generate         marks every picture in ``has_nsfw_concepts``
@@ -65,6 +66,7 @@ FaultKind = Literal[
     "error_in_200",
     "wrong_json",
     "shape",
+    "damaged_text",
     "usage",
     "bad_base64",
     "nsfw",
@@ -83,7 +85,19 @@ FaultKind = Literal[
 ]
 Where = Literal["generate", "download", "api"]
 Slot = Literal[
-    "before", "after", "end", "pictures", "size", "shape", "usage", "content", "flags", "links", "pace", "ranges"
+    "before",
+    "after",
+    "end",
+    "pictures",
+    "size",
+    "shape",
+    "text",
+    "usage",
+    "content",
+    "flags",
+    "links",
+    "pace",
+    "ranges",
 ]
 
 _GENERATE: tuple[Where, ...] = ("generate",)
@@ -134,6 +148,7 @@ KINDS: dict[FaultKind, Kind] = {
     "error_in_200": Kind("content", _GENERATE, {"message": "The model returned no image.", "billed": False}),
     "wrong_json": Kind("content", _GENERATE, {}),
     "shape": Kind("shape", _GENERATE, {"shape": "A"}),
+    "damaged_text": Kind("text", _GENERATE, {"damage": "null"}),
     "usage": Kind("usage", _GENERATE, {"usage": "none"}),
     "bad_base64": Kind("content", _GENERATE, {}),
     "nsfw": Kind("flags", _GENERATE, {}),
@@ -157,6 +172,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "value": ("null", "empty"),
     "shape": ("A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"),
     "usage": ("usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"),
+    "damage": ("null", "surrogate", "control", "encoding", "escape", "quote", "behind"),
     "style": ("expires", "amz", "se", "tos"),
 }
 _COMMON = ("kind", "times", "probability", "prompt", "model", "skip", "on", "path")
@@ -189,6 +205,8 @@ class Fault:
     :param value: ``null`` or ``empty`` list of pictures
     :param shape: ``A`` to ``E``, or a way to hand over the picture: ``data_uri`` ``b64_json`` ``base64``
         ``image_base64`` ``nulls``
+    :param damage: ``null`` (U+0000), ``surrogate`` (half a character), ``control`` (a raw control character),
+        ``encoding`` (no UTF-8), ``escape`` (an unknown one), ``quote`` (not escaped), ``behind`` (text after the JSON)
     :param usage: the one amount in ``meta.usage``, without cost headers (``usd_spent`` ``credits_used``
         ``tokens_used``); ``none`` = headers only, ``no_headers`` = body only, ``nothing`` = neither
     :param style: query of a signed link: ``expires`` ``amz`` ``se`` ``tos``
@@ -227,6 +245,7 @@ class Fault:
     value: Literal["null", "empty"] | None = None
     shape: Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"] | None = None
     usage: Literal["usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"] | None = None
+    damage: Literal["null", "surrogate", "control", "encoding", "escape", "quote", "behind"] | None = None
     style: Literal["expires", "amz", "se", "tos"] | None = None
     replaced_by: str | None = None
     bytes_sent: int | None = None

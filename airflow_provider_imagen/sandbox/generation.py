@@ -16,6 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
+from starlette.responses import Response
+
 from airflow_provider_imagen.sandbox import shapes
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD, LogRow
 from airflow_provider_imagen.sandbox.drawing import main_colors
@@ -40,6 +42,14 @@ if TYPE_CHECKING:
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FLOURISHES = ("in soft morning light", "with fine detail", "wide view, calm mood", "rich colours, gentle shadows")
+_DAMAGED = {
+    "null": rb"before \u0000 after",
+    "surrogate": rb"before \ud83d after",
+    "control": b"before \x01 after",
+    "encoding": b"before \xff after",
+    "escape": rb"before \d after",
+    "quote": b'before "quoted" after',
+}
 
 Colors = tuple[tuple[int, int, int], ...]
 
@@ -327,7 +337,19 @@ async def _serve(call: Call, order: Order, hits: Hits) -> Any:
         whole = json.dumps(body).encode()
         headers = {**headers, "content-type": "application/json"}
         return Cut(whole[: len(whole) // 2], content_length=len(whole), headers=headers)
+    if "text" in hits:
+        damaged = _damage(body, str(hits["text"].setting("damage")))
+        return Response(damaged, 200, headers, media_type="application/json")
     return Json(body, 200, headers)
+
+
+def _damage(body: dict[str, Any], damage: str) -> bytes:
+    """Write a body down with a damaged ``revised_prompt`` beside each picture."""
+    for name in ("data", "images"):
+        for item in body.get(name) or ():
+            item["revised_prompt"] = "before @ after"
+    whole = json.dumps(body).encode()
+    return whole + b"\n<!-- ok -->" if damage == "behind" else whole.replace(b"before @ after", _DAMAGED[damage])
 
 
 def _images_made(order: Order, fault: Fault | None) -> int:

@@ -193,6 +193,28 @@ def test_a_pool_holds_as_many_task_instances_as_it_has_slots_and_no_more(cluster
     Remains(cluster, run).assert_complete(90)
 
 
+# --- text that PostgreSQL does not take ------------------------------------------------------------------------------
+
+
+def test_characters_that_postgresql_rejects_in_responses_cost_nothing(cluster: Cluster) -> None:
+    for damage in ("null", "surrogate", "control", "encoding"):
+        cluster.sandbox.add_fault(Fault("damaged_text", prompt="damaged ", damage=damage))
+    with cluster.phase("responses with damaged text", "damaged"):
+        run = cluster.trigger("damaged")
+        run.wait()
+
+    remains = Remains(cluster, run)
+    remains.assert_complete(4)
+    assert remains.failures == []
+    assert {each["try_number"] for each in run.instances()} == {1}
+    written = {line["enhanced_prompt"] for line in remains.lines}
+    assert written == {"before \ufffd after", "before \x01 after"}
+    ((extra,),) = cluster.postgres.rows(
+        "SELECT extra::text FROM asset_event WHERE source_dag_id = %s AND source_run_id = %s", run.dag_id, run.run_id
+    )
+    assert json.loads(extra)["made"] == 4
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
@@ -32,6 +32,11 @@ with DAG("night", schedule=None) as night:
 with DAG("pool", schedule=None) as pool:
     ImagenGenerateOperator.partial(task_id="paint", pool="studio", concurrency=2, **COMMON).expand(
         prompt=[prompts(pool, "paint", index, 10) for index in range(9)]
+    )
+
+with DAG("damaged", schedule=None) as damaged:
+    ImagenGenerateOperator(
+        task_id="paint", prompt=prompts(damaged, "paint", -1, 4), outlets=[Asset("damaged_pictures")], **COMMON
     )
 
 for name in ("worker", "api", "database", "store"):

@@ -60,7 +60,7 @@ def test_whatever_is_sent_is_in_the_fingerprint():
 
 
 def test_a_fingerprint_takes_any_text():
-    request = next(plan("é", model="somebody/new-model", note="\ud800").units).request
+    request = next(plan("é", model="somebody/new-model", note=["\ud800"]).units).request
     assert len(fingerprint(request)) == 20
 
 
@@ -69,6 +69,16 @@ def test_a_fingerprint_takes_any_text():
 )
 def test_a_whole_number_is_a_name(given, name):
     assert plan([{"prompt": "a", "name": given}]).items[0].name == name
+
+
+@pytest.mark.parametrize("model", ["imagen-3.0-generate-002", "somebody/new-model"])
+@pytest.mark.parametrize(("text", "index"), [("a \ud83d cat", 2), ("a\0cat", 1)])
+def test_text_that_no_database_takes_is_refused_with_its_field_and_index(model, text, index):
+    for field, value in {"name": {"name": text}, "negative_prompt": {"negative_prompt": text}}.items():
+        with pytest.raises(InvalidArgumentsError) as caught:
+            plan([{"prompt": "a", **value}], model=model)
+        assert [problem.field for problem in caught.value.problems] == [f"prompt[0].{field}"]
+        assert f"at index {index}" in caught.value.problems[0].allowed
 
 
 @pytest.mark.parametrize("name", [1.5, float("nan"), float("inf"), True, ["a"], " "])
