@@ -123,13 +123,23 @@ def has_supervisor() -> bool:
     return type(getattr(task_runner, "SUPERVISOR_COMMS", None)).__name__ == "CommsDecoder"
 
 
-def get_grace_seconds() -> float:
-    """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
+def _configuration() -> Any:
     try:
         from airflow.sdk.configuration import conf
     except ImportError:  # 3.1
         from airflow.configuration import conf
-    return max(0.0, float(conf.getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
+    return conf
+
+
+def get_grace_seconds() -> float:
+    """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
+    return max(0.0, float(_configuration().getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
+
+
+def get_input_roots() -> list[str]:
+    """Return ``[imagen] input_roots``: the only folders that stored input pictures may be in; empty allows all."""
+    text = str(_configuration().get("imagen", "input_roots", fallback="") or "")
+    return [root.strip() for root in text.replace("\n", ",").split(",") if root.strip()]
 
 
 def get_metrics() -> Any:
@@ -181,6 +191,7 @@ __all__ = [
     "determine_kwargs",
     "get_dag_bag",
     "get_grace_seconds",
+    "get_input_roots",
     "get_metrics",
     "has_supervisor",
     "machine_lock",

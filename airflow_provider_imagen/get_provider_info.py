@@ -35,7 +35,17 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "float",
                         "example": "25",
                         "default": "60",
-                    }
+                    },
+                    "input_roots": {
+                        "description": "The only folders that tasks may read input pictures from, separated by "
+                        "commas: absolute paths and URIs of object stores. Links that lead out of them are not "
+                        "followed. Without it, tasks read whatever their worker can. Set it where people who may not "
+                        "read the worker's files choose input_images, for example through params.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "/data/pictures, s3://media/inputs",
+                        "default": "",
+                    },
                 },
             }
         },

@@ -10,9 +10,12 @@ import base64
 import binascii
 import hashlib
 import logging
+import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -32,7 +35,8 @@ from airflow_provider_imagen.api.inputs import (
 )
 from airflow_provider_imagen.exceptions import BadImageError, InvalidRequestError, Problem, StorageError
 from airflow_provider_imagen.storage.fitting import fit_picture
-from airflow_provider_imagen.storage.paths import StoragePath, filesystem_of, local_path
+from airflow_provider_imagen.storage.local_files import IrregularFileError
+from airflow_provider_imagen.storage.paths import StoragePath, filesystem_of, local_path, protocol_of, stays_below
 from airflow_provider_imagen.storage.pictures import inspect_picture
 from airflow_provider_imagen.storage.writing import read_bytes
 
@@ -60,11 +64,19 @@ class InputReader:
 
     :param open_path: turns an address into a path object
     :param fetch: downloads a link, for endpoints that want files
+    :param roots: the only folders that stored pictures may be in; ``None`` allows all
     """
 
-    def __init__(self, *, open_path: Callable[[str], StoragePath], fetch: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        *,
+        open_path: Callable[[str], StoragePath],
+        fetch: Callable[[str], bytes],
+        roots: Sequence[StoragePath] | None = None,
+    ) -> None:
         self._open_path = open_path
         self._fetch = fetch
+        self._roots = roots
         self._decoding = threading.Lock()
 
     # --- before paying ------------------------------------------------------------------------------------------------
@@ -121,21 +133,45 @@ class InputReader:
         """Describe a stored picture, or say why it cannot be used."""
         try:
             path = self._open_path(address)
-            size = _size_of(path)
         except (ValueError, ImportError) as error:
             return f"this path cannot be opened ({error})"
-        if size is not None and size > MAX_INPUT_BYTES:
-            return f"the file has {size:,} bytes; at most {MAX_INPUT_BYTES:,} are allowed"
-        data = read_bytes(path)
+        try:
+            data = self._read_path(path)
+        except _UnusableError as error:
+            return str(error)
         if data is None:
             return "there is no such file"
         try:
             with self._decoding:  # a decoded picture is many times its file: one at a time
                 facts = inspect_picture(data)
         except BadImageError as error:
-            return f"a picture is needed. {error}"
+            return f"a picture is needed. {_without_contents(error)}"
         digest = hashlib.sha256(data).hexdigest()
         return PictureFile(address, digest, len(data), facts.mime_type, facts.width, facts.height)
+
+    def _read_path(self, path: StoragePath) -> bytes | None:
+        """
+        Read a stored file, ``None`` if it is not there.
+
+        :raises _UnusableError: it may not be read, is no regular file, or is too large
+        :raises StorageError: it cannot be read at the moment
+        """
+        within = None
+        if self._roots is not None:
+            if (place := _place_below(path, self._roots)) is None:
+                raise _UnusableError("only files in the folders of [imagen] input_roots are allowed")
+            path, within = place
+        elif (local := local_path(path)) is not None:
+            path = Path(os.path.realpath(local))  # links are the author's, and may lead anywhere but to a device
+        try:
+            size = _size_of(path)
+            if size is not None and size > MAX_INPUT_BYTES:
+                raise _UnusableError(f"the file has {size:,} bytes; at most {MAX_INPUT_BYTES:,} are allowed")
+            return read_bytes(path, within=within, max_bytes=MAX_INPUT_BYTES)
+        except IrregularFileError:
+            raise _UnusableError("only a regular file is allowed, no pipe, socket or device") from None
+        except (ValueError, ImportError) as error:
+            raise _UnusableError(f"this path cannot be opened ({error})") from None
 
     # --- when sending -------------------------------------------------------------------------------------------------
 
@@ -203,7 +239,10 @@ class InputReader:
         return self._fetch(value)
 
     def _read(self, picture: PictureFile) -> bytes:
-        data = read_bytes(self._open_path(picture.address))
+        try:
+            data = self._read_path(self._open_path(picture.address))
+        except _UnusableError:  # it has been replaced since
+            data = b""
         if data is None or hashlib.sha256(data).hexdigest() != picture.sha256:
             what = "is gone" if data is None else "has changed"
             raise StorageError(
@@ -241,6 +280,41 @@ class InputReader:
                 len(fitted),
             )
         return fitted, mime_type, (facts.width, facts.height)
+
+
+class _UnusableError(Exception):
+    """A file that is no input; the message says what is allowed."""
+
+
+def _place_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
+    """
+    Return the path of a file and the root it is below, both without links; ``None`` if it is below no root.
+
+    A root without a connection id stands for every connection.
+    """
+    local = local_path(path)
+    for root in roots:
+        local_root = local_path(root)
+        if local is not None and local_root is not None:
+            resolved, resolved_root = Path(os.path.realpath(local)), Path(os.path.realpath(local_root))
+            if resolved != resolved_root and resolved.is_relative_to(resolved_root):
+                return resolved, resolved_root
+        elif local is None and local_root is None and _is_below(path, root):
+            return path, root
+    return None
+
+
+def _is_below(path: Any, root: Any) -> bool:
+    if protocol_of(path) != protocol_of(root) or getattr(root, "conn_id", None) not in (None, path.conn_id):
+        return False
+    key, root_key = str(path.path), str(root.path).rstrip("/")
+    return key.startswith(f"{root_key}/") and stays_below(key.removeprefix(f"{root_key}/"))
+
+
+def _without_contents(error: BadImageError) -> str:
+    """Say why a file is no picture without what decoders and :func:`inspect_picture` quote: it may be private."""
+    reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
+    return re.sub(r" \(they start with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
 
 
 def _as_text(value: Any) -> Any:

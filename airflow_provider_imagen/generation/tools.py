@@ -15,13 +15,13 @@ from airflow_provider_imagen.generation.plan import place_of
 from airflow_provider_imagen.journal.records import StoredFile
 from airflow_provider_imagen.storage.manifest import recorded_names
 from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, picture_name, picture_stems
-from airflow_provider_imagen.storage.paths import address_of, descend
+from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
 from airflow_provider_imagen.storage.provenance import Provenance
 from airflow_provider_imagen.storage.saving import save_picture, write_thumbnail, write_under_free_name
 from airflow_provider_imagen.storage.writing import check_stored, file_sizes, read_bytes, redacted_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient
@@ -36,6 +36,41 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.saving import StoredPicture
 
 log = logging.getLogger(__name__)
+
+
+class StoredFiles:
+    """
+    Where the images are that the journal names.
+
+    :param open_path: turns the path of a stored image back into a path object
+    :param folders: the only folders that images may be in, if the journal is in a folder that others can write to;
+        ``None`` believes the journal
+    """
+
+    def __init__(self, *, open_path: Callable[[str], StoragePath], folders: Sequence[StoragePath] | None) -> None:
+        self._open_path = open_path
+        self._folders = folders
+
+    def find(self, stored: StoredFile) -> tuple[StoragePath, StoragePath] | None:
+        """Return the path of an image and its output folder; ``None`` if the image is not where it may be."""
+        path = self._open_path(stored.path)
+        folder = folder_above(path, stored.file_name)
+        if folder is None or not stays_below(stored.thumbnail or stored.file_name):
+            return None
+        if self._folders is not None and stored.path not in (
+            address_of(descend(allowed, stored.file_name)) for allowed in self._folders
+        ):
+            return None
+        return path, folder
+
+    def is_there(self, stored: StoredFile, *, sha256: str | None = None) -> bool:
+        """
+        Return whether a stored image is there, and with a digest whether it is whole.
+
+        :raises StorageError: the store cannot be asked
+        """
+        place = self.find(stored)
+        return place is not None and check_stored(place[0], size=stored.bytes, sha256=sha256, within=place[1])
 
 
 class Keeper:
@@ -55,6 +90,7 @@ class Keeper:
         leaves out facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
     :param image_format: format to convert to, ``None`` keeps what was delivered
     :param thumbnail_pixels: longer side of the previews, ``None`` for none
+    :param stored_folders: as ``folders`` of :class:`StoredFiles`
     """
 
     def __init__(
@@ -69,9 +105,10 @@ class Keeper:
         provenance: bool | Mapping[str, Any] = True,
         image_format: ImageFormat | None = None,
         thumbnail_pixels: int | None = None,
+        stored_folders: Sequence[StoragePath] | None = None,
     ) -> None:
         self.folder = folder
-        self._open_path = open_path
+        self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders)
         self._plan = plan
         self._origin = origin
         self._filename = filename
@@ -84,6 +121,8 @@ class Keeper:
         }
         self._lock = threading.Lock()
         self._has_warned = False
+        if local_path(folder) is not None:  # raises if a planned subfolder is a link
+            file_sizes(folder, (stem for stem in self._stems.values() if "/" in stem))
 
     def save(
         self,
@@ -124,7 +163,7 @@ class Keeper:
     def is_stored(self, stored: StoredFile) -> bool:
         """Return whether an image of an earlier attempt is still there and whole."""
         try:
-            return check_stored(self._open_path(stored.path), size=stored.bytes, sha256=stored.sha256)
+            return self._stored_files.is_there(stored, sha256=stored.sha256)
         except StorageError as error:
             log.warning("%s It is downloaded again.", error)
             return False
@@ -135,13 +174,13 @@ class Keeper:
 
         One that lies in another folder, because ``output_path`` has changed, is copied to the present one.
         """
-        path = descend(self.folder, stored.file_name)
-        if not self.is_stored(stored):
+        place = self._stored_files.find(stored)
+        if place is None or not self.is_stored(stored):
             return None
-        if address_of(path) == stored.path:
+        if address_of(descend(self.folder, stored.file_name)) == stored.path:
             return stored
         try:
-            data = read_bytes(self._open_path(stored.path))
+            data = read_bytes(place[0], within=place[1])
         except StorageError as error:
             log.warning("%s The image is downloaded again.", error)
             return None
@@ -156,8 +195,8 @@ class Keeper:
             digest=stored.sha256,
             may_replace=self._is_own,
         )
-        place = redacted_address(self._open_path(stored.path))
-        log.info("Copied %s from %s: output_path has changed since the last attempt.", file_name, place)
+        place_name = redacted_address(place[0])
+        log.info("Copied %s from %s: output_path has changed since the last attempt.", file_name, place_name)
         return replace(
             stored,
             path=address_of(descend(self.folder, file_name)),

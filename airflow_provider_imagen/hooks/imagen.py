@@ -293,9 +293,9 @@ class ImagenHook(BaseHook):
     def get_input_reader(self) -> InputReader:
         """Make what reads input pictures for requests of this connection."""
         from airflow_provider_imagen.generation.inputs import InputReader
-        from airflow_provider_imagen.hooks.paths import open_folder
+        from airflow_provider_imagen.hooks.paths import open_folder, open_input_roots
 
-        return InputReader(open_path=open_folder, fetch=self.download)
+        return InputReader(open_path=open_folder, fetch=self.download, roots=open_input_roots())
 
     def download(self, url: str) -> bytes:
         """

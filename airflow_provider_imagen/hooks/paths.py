@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 
-def open_folder(address: str) -> ObjectStoragePath:
+def open_folder(address: str, *, field: str = "output_path") -> ObjectStoragePath:
     """
     Open a folder or a file.
 
     :param address: what ``ObjectStoragePath`` takes, connection id included; a path without scheme is one on this
         machine, relative to the working directory
+    :param field: what to name in an error
     :raises InvalidArgumentsError: nothing is known that speaks to such a store
     """
     from airflow_provider_imagen._compat import open_path
@@ -28,4 +29,27 @@ def open_folder(address: str) -> ObjectStoragePath:
         return open_path(address)
     except ValueError as error:
         known = "a path on this machine, s3://, gs://, abfs://, or what another installed provider brings"
-        raise InvalidArgumentsError([Problem("output_path", without_query(address), f"{known} is allowed")]) from error
+        raise InvalidArgumentsError([Problem(field, without_query(address), f"{known} is allowed")]) from error
+
+
+def open_input_roots() -> list[ObjectStoragePath] | None:
+    """
+    Open the folders of ``[imagen] input_roots``; ``None`` if the setting is empty.
+
+    :raises InvalidArgumentsError: one of them is relative, or nothing is known that speaks to its store
+    """
+    from airflow_provider_imagen._compat import get_input_roots
+
+    addresses = get_input_roots()
+    for address in addresses:
+        if "://" not in address and not os.path.isabs(os.path.expanduser(address)):
+            raise InvalidArgumentsError(
+                [
+                    Problem(
+                        "[imagen] input_roots",
+                        address,
+                        "an absolute path or a URI such as s3://bucket/folder is allowed",
+                    )
+                ]
+            )
+    return [open_folder(address, field="[imagen] input_roots") for address in addresses] or None

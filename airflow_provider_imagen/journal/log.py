@@ -82,8 +82,14 @@ max_failed_heartbeats``), unless that setting is raised.
 
 RETRY_PAUSE_SECONDS = 1.0
 
-MAX_SEGMENTS = 1_000_000
+MAX_SEGMENTS = 10_000
 """More full segments than any journal has; a larger number in a file that somebody wrote is not believed."""
+
+MAX_OWNERS = 1_000
+"""More attempts than any task has."""
+
+MAX_JOURNAL_CHARACTERS = 256 * 2**20
+"""More than the records of half a million images take."""
 
 _OWNER = re.compile(r"[0-9]{1,9}-[0-9a-f]{12}")
 
@@ -169,7 +175,7 @@ class Journal:
         self.unresolved: dict[str, Intent] = {}
         """POSTs of all attempts that may have been billed, by client request id."""
         self.writes = 0
-        self._store = store
+        self.store = store
         self._takeover_lock = takeover_lock or nullcontext()
         self._header: Header | None = None  # stays None where nothing is kept
         self._lost: str | None = None  # why no more requests may be sent
@@ -197,7 +203,7 @@ class Journal:
         :raises JournalError: the store cannot be read, or holds what this version does not understand, so nobody knows
             what was already paid for
         """
-        if not isinstance(self._store, NoStore):
+        if not isinstance(self.store, NoStore):
             self.state = self._ask(
                 self._take_over, so=", so what earlier attempts paid for is unknown; nothing was sent"
             )
@@ -207,13 +213,13 @@ class Journal:
 
     def _take_over(self) -> JournalState:
         with self._takeover_lock:
-            before = _read_header(self._store)
+            before = _read_header(self.store)
             owners = before.owners if before is not None else ()
             self._header = Header(FORMAT_VERSION, self.owner, (*owners, self.owner))
             self._owned_at = time.time()
-            self._store.write(HEADER, json.dumps(to_builtins(self._header)))
+            self.store.write(HEADER, json.dumps(to_builtins(self._header)))
         # From here on an earlier owner sends nothing more that is not in its segments.
-        return _state_of(_read_segments(self._store, owners))
+        return _state_of(_read_segments(self.store, owners))
 
     def _ask(self, act: Callable[[], T], *, so: str = "") -> T:
         """Do something with the store, with any failure as a JournalError; ``so`` says what it means."""
@@ -223,7 +229,7 @@ class Journal:
             raise
         except Exception as error:
             reason = type(error).__name__
-            raise JournalError(f"The journal in {self._store.description} cannot be used ({reason}){so}.") from error
+            raise JournalError(f"The journal in {self.store.description} cannot be used ({reason}){so}.") from error
 
     def reload(self) -> JournalState:
         """
@@ -236,7 +242,7 @@ class Journal:
     def _read_earlier(self) -> dict[str, list[str]]:
         """Read the segments of others again, and drop what is resolved by now from the unresolved requests."""
         owners = [owner for owner in self._header.owners if owner != self.owner] if self._header is not None else []
-        segments = self._ask(lambda: _read_segments(self._store, owners)) if owners else {}
+        segments = self._ask(lambda: _read_segments(self.store, owners)) if owners else {}
         unresolved = _state_of(segments).all_unresolved()
         for client_request_id in self.state.all_unresolved().keys() - unresolved.keys():
             self.unresolved.pop(client_request_id, None)
@@ -255,7 +261,7 @@ class Journal:
             if isinstance(record, (Rejected, Response, ChargeLost)):
                 self.unresolved.pop(record.client_request_id, None)
             if self._failure is not None or self._closed.is_set() or self._thread is None:
-                done.set_exception(_not_writable(self._store, self._failure))
+                done.set_exception(_not_writable(self.store, self._failure))
             elif isinstance(record, Intent) and self._lost is not None:
                 done.set_exception(OwnershipLostError(self._lost))
             else:
@@ -277,7 +283,7 @@ class Journal:
         try:
             self.append(record).result(timeout_seconds)
         except TimeoutError:
-            raise _not_writable(self._store, None) from None
+            raise _not_writable(self.store, None) from None
 
     def confirm_ownership(self, *, max_age_seconds: float) -> None:
         """
@@ -293,10 +299,10 @@ class Journal:
                 self._check_ownership()
             except StoreUnavailableError as error:
                 if time.monotonic() >= give_up_at:
-                    raise _not_writable(self._store, error) from error
+                    raise _not_writable(self.store, error) from error
                 time.sleep(RETRY_PAUSE_SECONDS)
             except Exception as error:
-                raise _not_writable(self._store, error) from error
+                raise _not_writable(self.store, error) from error
             else:
                 break
         if self._lost is not None:
@@ -310,17 +316,17 @@ class Journal:
         """Look who owns the journal, and return whether it is this attempt."""
         if self._lost is None and self._header is not None:
             looked_at = time.time()
-            header = _read_header(self._store)
+            header = _read_header(self.store)
             if header is None:
                 self.is_gone = True
                 self._lost = (
-                    f"The journal in {self._store.description} is gone: somebody deleted it, or another attempt of "
+                    f"The journal in {self.store.description} is gone: somebody deleted it, or another attempt of "
                     f"this task has finished. Nothing more is sent. Without the journal, a retry does not know what "
                     f"was paid for, and pays again; what this attempt has received is stored all the same."
                 )
             elif header.owner != self.owner:
                 self._lost = (
-                    f"The journal in {self._store.description} belongs to another attempt of this task now "
+                    f"The journal in {self.store.description} belongs to another attempt of this task now "
                     f"({header.owner}). This one ({self.owner}) sends nothing more and stores what it has already "
                     f"received."
                 )
@@ -362,7 +368,7 @@ class Journal:
         except StoreUnavailableError:
             return self._lost is None
         except Exception as error:
-            log.warning("The journal in %s refuses this attempt (%s).", self._store.description, type(error).__name__)
+            log.warning("The journal in %s refuses this attempt (%s).", self.store.description, type(error).__name__)
             return False
 
     # --- ending -------------------------------------------------------------------------------------------------------
@@ -400,7 +406,7 @@ class Journal:
         counts = {owner: len(segments.get(owner, ())) + 1 for owner in self._header.owners}
         counts[self.owner] = self._full + 1
         names = [_segment(owner, number) for owner, count in counts.items() for number in range(count)]
-        self._ask(lambda: self._store.delete([HEADER, *names]))
+        self._ask(lambda: self.store.delete([HEADER, *names]))
 
     # --- the writing thread -------------------------------------------------------------------------------------------
 
@@ -427,7 +433,7 @@ class Journal:
                     batch += self._waiting
                     self._waiting = []
                 for _, done in batch:
-                    done.set_exception(_not_writable(self._store, error))
+                    done.set_exception(_not_writable(self.store, error))
                 return
             self._busy_since = math.inf
 
@@ -457,7 +463,7 @@ class Journal:
                     log.warning(
                         "The journal in %s is not available (%s). Responses are kept in memory until it is, and no new "
                         "request is sent.",
-                        self._store.description,
+                        self.store.description,
                         error,
                     )
                 has_failed = True
@@ -487,7 +493,7 @@ class Journal:
         return _join([*first, *lines])
 
     def _write(self, number: int, text: str) -> None:
-        self._store.write(_segment(self.owner, number), text)
+        self.store.write(_segment(self.owner, number), text)
         self.writes += 1
 
 
@@ -545,7 +551,7 @@ def _read_header(store: JournalStore) -> Header | None:
         raise _damaged("The header of the journal") from None
     if version != FORMAT_VERSION:
         raise JournalError(
-            f"The journal in {store.description} has format {version!r}, and this version of airflow-provider-imagen "
+            f"The journal in {store.description} has format {version!r:.40}, and this version of this provider "
             f"understands format {FORMAT_VERSION} only; nothing was sent. Let the version that wrote it finish the "
             f"task, or compare with GET /v2/billing/transactions and delete the journal to start anew."
         )
@@ -553,7 +559,8 @@ def _read_header(store: JournalStore) -> Header | None:
         header = convert(found, type=Header)
     except ValidationError:
         raise _damaged("The header of the journal") from None
-    if header.owner not in header.owners or not all(map(_OWNER.fullmatch, header.owners)):  # they become file names
+    are_names = all(map(_OWNER.fullmatch, header.owners))  # they become file names
+    if header.owner not in header.owners or not are_names or len(header.owners) > MAX_OWNERS:
         raise _damaged("The header of the journal")
     return header
 
@@ -561,8 +568,18 @@ def _read_header(store: JournalStore) -> Header | None:
 def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list[str]]:
     """Read the segments of some owners, each owner's in the order they were written: the one that grows is last."""
     segments: dict[str, list[str]] = {}
-    for owner in owners:
-        newest = store.read(_segment(owner, 0))
+    left = MAX_JOURNAL_CHARACTERS
+
+    def read(owner: str, number: int) -> str | None:
+        nonlocal left
+        text = store.read(_segment(owner, number))
+        left -= len(text or "")
+        if left < 0:
+            raise _damaged("The journal is larger than any task's: it")
+        return text
+
+    for owner in dict.fromkeys(owners):
+        newest = read(owner, 0)
         if newest is None:  # it took the journal over and wrote nothing
             continue
         segments[owner] = []
@@ -570,7 +587,7 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
         if not newest.strip():  # no write of ours leaves it like that
             raise _damaged(f"A segment of attempt {owner} in the journal")
         for number in range(1, full + 1):
-            text = store.read(_segment(owner, number))
+            text = read(owner, number)
             if text is None:
                 raise _damaged(f"The journal has no segment {number} of {full}: it")
             segments[owner].append(text)
@@ -585,9 +602,9 @@ def _count_full(newest: str) -> tuple[int, str]:
         return 0, newest
     try:
         full = json.loads(first)[_FULL]
-    except ValueError:
+    except (ValueError, RecursionError):
         full = 0
-    if not isinstance(full, int) or not 1 <= full <= MAX_SEGMENTS:
+    if type(full) is not int or not 1 <= full <= MAX_SEGMENTS:
         raise _damaged("The first line of a segment of the journal")
     return full, rest
 

@@ -23,7 +23,8 @@ A request goes through these states, each a durable record:
     the task succeeded. What came before is history: only its unresolved requests still matter.
 
 Every record is a JSON object on a line of its own. Decoding is strict: an unknown record type or field is an error,
-because skipping a record could mean paying again.
+because skipping a record could mean paying again. So is a number that no record of ours has, because others may be able
+to write to the folder of the journal.
 """
 
 from __future__ import annotations
@@ -31,9 +32,14 @@ from __future__ import annotations
 import json
 import time
 from decimal import Decimal
-from typing import Union
+from typing import Annotated, Any, Final, Union
 
-from msgspec import Struct, ValidationError, convert, field, to_builtins
+from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
+
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+Timestamp = Annotated[float, Meta(ge=0, le=32_503_680_000)]  # until the year 3000
+
+_MAX_USD: Final = Decimal(1_000_000)
 
 FORMAT_VERSION = 2
 """Version of the records and of the header. A journal of any other version is rejected before anything is sent."""
@@ -51,10 +57,10 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     :param name: the name the author gave the item
     """
 
-    prompt_index: int
-    image_index: int
-    images: int
-    prompt_images: int
+    prompt_index: Count
+    image_index: Count
+    images: Count
+    prompt_images: Count
     prompt: str
     name: str | None = None
 
@@ -64,7 +70,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
         :param place: its place in the response, from 0
         """
-        beyond, place = divmod(place, self.images)
+        beyond, place = divmod(place, max(self.images, 1))
         return self.image_index + place + beyond * self.prompt_images
 
 
@@ -105,10 +111,10 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     path: str
     file_name: str
     sha256: str
-    bytes: int
+    bytes: Annotated[int, Meta(ge=0, le=2**62)]
     mime_type: str
-    width: int
-    height: int
+    width: Count
+    height: Count
     thumbnail: str | None = None
 
 
@@ -135,10 +141,10 @@ class Intent(_Record, frozen=True, tag="intent"):
 
     client_request_id: str
     model: str
-    at: float
+    at: Timestamp
     target: Target
     usd: Decimal | None = None
-    clock_offset: float | None = None
+    clock_offset: Annotated[float, Meta(ge=-1e10, le=1e10)] | None = None
     account: str | None = None
 
     def is_visible_to(self, account: str) -> bool:
@@ -165,7 +171,7 @@ class Response(_Record, frozen=True, tag="response"):
     client_request_id: str
     images: tuple[ResponseImage, ...]
     model: str
-    at: float
+    at: Timestamp
     usd: Decimal | None = None
     usd_is_estimate: bool = False
     usd_undelivered: Decimal = Decimal(0)
@@ -180,21 +186,21 @@ class Response(_Record, frozen=True, tag="response"):
 class WriteStarted(_Record, frozen=True, tag="write_started"):
     """An inline image is about to be written; ``image`` is its place in the response, from 0."""
 
-    image: int
+    image: Count
     file: StoredFile
 
 
 class WriteCommitted(_Record, frozen=True, tag="write_committed"):
     """An image is stored; ``image`` is its place in the response, from 0."""
 
-    image: int
+    image: Count
     file: StoredFile
 
 
 class Missing(_Record, frozen=True, tag="missing"):
     """An image that was paid for cannot be retrieved any more; ``image`` is its place in the response, from 0."""
 
-    image: int
+    image: Count
 
 
 class ChargeLost(_Record, frozen=True, tag="charge_lost"):
@@ -257,10 +263,18 @@ def decode_record(line: str) -> Record:
     :raises ValueError: it is no JSON, or no record of this format
     """
     try:
-        record: Record = convert(json.loads(line), type=Record)
+        record: Record = convert(json.loads(line, parse_constant=_refuse), type=Record)
     except (ValidationError, RecursionError) as error:
         raise ValueError(str(error)) from None
+    for name in ("usd", "usd_undelivered"):
+        usd: Decimal | None = getattr(record, name, None)
+        if usd is not None and not (usd.is_finite() and 0 <= usd <= _MAX_USD):
+            raise ValueError(f"{name} is no amount")
     return record
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
 
 
 class RequestState(Struct):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_imagen.exceptions import JournalError, StorageError
 from airflow_provider_imagen.journal.log import HEADER, StoreUnavailableError
+from airflow_provider_imagen.storage.local_files import list_folder, open_folder_at
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend, filesystem_of, list_objects, local_path
 from airflow_provider_imagen.storage.writing import read_bytes, redacted_address, write_bytes_atomically
 
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.paths import StoragePath
 
 _KEY_PREFIX = "imagen/journal"
+_IDENTITY = re.compile(r"[0-9a-z]+")
+
+MAX_TEXT_BYTES = 16 * 2**20
+"""Size of the largest file of a journal that is read: more than any segment has, however long its last record is."""
 
 
 class StateStore(Protocol):
@@ -78,14 +86,17 @@ def _key(name: str) -> str:
 def list_identities(folder: StoragePath) -> list[str]:
     """Return the identities of the task instances whose journals lie in a folder."""
     place = descend(folder, f"{HIDDEN_FOLDER}/journal")
-    local = local_path(place)
-    if local is not None:
-        return sorted(each.name for each in local.iterdir() if each.is_dir()) if local.is_dir() else []
-    filesystem, key = filesystem_of(place)
+    local, root = local_path(place), local_path(folder)
     try:
-        return sorted(str(each["name"]).rstrip("/").rpartition("/")[2] for each in list_objects(filesystem, key))
+        if local is not None and root is not None:
+            entries = list_folder(local, within=root)
+            names = [name for name, status in entries.items() if stat.S_ISDIR(status.st_mode)]
+        else:
+            filesystem, key = filesystem_of(place)
+            names = [str(each["name"]).rstrip("/").rpartition("/")[2] for each in list_objects(filesystem, key)]
     except FileNotFoundError:
         return []
+    return sorted(filter(_IDENTITY.fullmatch, names))
 
 
 class FolderJournalStore:
@@ -97,6 +108,7 @@ class FolderJournalStore:
     """
 
     def __init__(self, folder: StoragePath, identity: str) -> None:
+        self.output_folder = folder
         self._identity = identity
         self._folder = descend(folder, f"{HIDDEN_FOLDER}/journal/{identity}")
         self.description = f"the folder {redacted_address(self._folder)}"
@@ -108,7 +120,7 @@ class FolderJournalStore:
         :raises StoreUnavailableError: it may be there and cannot be read at the moment
         """
         try:
-            data = read_bytes(self._path(name))
+            data = read_bytes(self._path(name), within=self.output_folder, max_bytes=MAX_TEXT_BYTES)
         except StorageError as error:
             raise StoreUnavailableError(str(error)) from error
         return None if data is None else data.decode()
@@ -121,25 +133,29 @@ class FolderJournalStore:
         """
         try:
             write_bytes_atomically(
-                self._path(name), text.encode(), content_type="application/x-ndjson", owner=self._identity, shared=True
+                self._path(name),
+                text.encode(),
+                content_type="application/x-ndjson",
+                owner=self._identity,
+                within=self.output_folder,
+                shared=True,
             )
         except StorageError as error:
             raise StoreUnavailableError(str(error)) from error
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove texts; on a disk also everything else that a journal left there, and its folder."""
+        folder, root = local_path(self._folder), local_path(self.output_folder)
+        if folder is not None and root is not None:
+            with suppress(FileNotFoundError), open_folder_at(folder, within=root) as journal:
+                os.unlink(self._path(HEADER).name, dir_fd=journal)  # first: without it, there is no journal
+            with suppress(FileNotFoundError), open_folder_at(folder.parent, within=root) as journals:
+                shutil.rmtree(folder.name, ignore_errors=True, dir_fd=journals)
+            return
         for name in names:
-            path = self._path(name)
-            local = local_path(path)
-            if local is not None:
-                local.unlink(missing_ok=True)
-            else:
-                filesystem, key = filesystem_of(path)
-                with suppress(FileNotFoundError):
-                    filesystem.rm_file(key)
-        folder = local_path(self._folder)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            filesystem, key = filesystem_of(self._path(name))
+            with suppress(FileNotFoundError):
+                filesystem.rm_file(key)
 
     def _path(self, name: str) -> StoragePath:
         # As in _key: where format 1 had its first segment.

@@ -41,11 +41,12 @@ from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.replay import previous_result
 from airflow_provider_imagen.generation.run import Run, RunOptions
 from airflow_provider_imagen.generation.state import Cancellation
-from airflow_provider_imagen.generation.tools import Keeper, RunTools
+from airflow_provider_imagen.generation.tools import Keeper, RunTools, StoredFiles
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.hooks.origin import origin_of
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.journal.log import WRITE_PATIENCE_SECONDS, Journal, NoStore, read_journal
+from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import LinkSeal
 from airflow_provider_imagen.operators.journal import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
@@ -54,7 +55,7 @@ from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import recorded_lines
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
 from airflow_provider_imagen.storage.paths import path_text
-from airflow_provider_imagen.storage.writing import check_stored, check_writable, remove_leftovers
+from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import JournalState, Record, StoredFile
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.storage.paths import StoragePath
 
 API_ARGUMENTS: Final = (
     "num_images",
@@ -411,7 +413,7 @@ class TaskExecution:
         if self._output_path is None:
             return None
         folder = open_folder(self._output_path)
-        check_writable(folder)
+        check_writable(folder, owner=self._origin.identity)
         remove_leftovers(folder, owner=self._origin.identity)
         return folder
 
@@ -419,10 +421,18 @@ class TaskExecution:
     def _filename(self) -> str:
         return _or_none(path_text(self._operator.filename)) or DEFAULT_FILENAME
 
+    @staticmethod
+    def _folders_of(store: JournalStore, folder: ObjectStoragePath | None) -> list[StoragePath] | None:
+        """Return the only folders whose images a journal may name; ``None`` if nobody else can write to the journal."""
+        if not isinstance(store, FolderJournalStore):
+            return None
+        return [store.output_folder] if folder is None else [store.output_folder, folder]
+
     def _keeper(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> Keeper:
         return Keeper(
             folder=folder,
             open_path=open_folder,
+            stored_folders=self._folders_of(journal.store, folder),
             plan=plan,
             entries=journal.state.requests,
             origin=self._origin,
@@ -478,12 +488,14 @@ class TaskExecution:
         Never raises: the reason of the rejection matters more.
         """
         try:
-            state = read_journal(self._store())
+            store = self._store()
+            state = read_journal(store)
             if state.requests:
                 if folder is None and self._output_path is not None:
                     folder = open_folder(self._output_path)
                 links = LinkSeal(self._hook.get_conn().settings.api_key)
-                result = previous_result(state, plan=plan, links=links, is_there=_is_there)
+                stored_files = StoredFiles(open_path=open_folder, folders=self._folders_of(store, folder))
+                result = previous_result(state, plan=plan, links=links, is_there=partial(_is_there, stored_files))
                 self._publisher_for(folder).publish(result, None, keeps_failures=True)
         except Exception as error:
             self._log.warning("What earlier attempts made could not be published (%s).", error)
@@ -560,10 +572,10 @@ def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
     )
 
 
-def _is_there(stored: StoredFile) -> bool:
+def _is_there(stored_files: StoredFiles, stored: StoredFile) -> bool:
     """Return whether a file exists; one whose store cannot be asked counts as existing."""
     try:
-        return check_stored(open_folder(stored.path), size=stored.bytes)
+        return stored_files.is_there(stored)
     except (StorageError, InvalidArgumentsError):
         return True
 

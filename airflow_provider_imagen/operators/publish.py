@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
-from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
 from airflow_provider_imagen.storage.paths import path_text
@@ -167,12 +166,12 @@ class Publisher:
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
         """Put the images on one sheet; that they are safe matters more than that the sheet succeeds."""
         labelled = [
-            (made.stored.path, made.stored.thumbnail, _label(made.record)) for made in result.made if made.stored
+            (made.stored.thumbnail or made.stored.file_name, _label(made.record)) for made in result.made if made.stored
         ][:MAX_SHEET_PICTURES]
         try:
             return write_contact_sheet(
                 folder,
-                pictures=((open_folder(path), thumbnail, label) for path, thumbnail, label in labelled),
+                pictures=labelled,
                 count=len(labelled),
                 title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
                 owner=self._origin.identity,

@@ -16,32 +16,43 @@ Items without a picture go to ``.imagen/failures/<identity>.jsonl``: hidden fold
 from __future__ import annotations
 
 import json
-import os
+import logging
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import DecodeError, Struct
+from msgspec import DecodeError, Struct, ValidationError, convert, field
 from msgspec.json import decode
 
+from airflow_provider_imagen.storage.local_files import IrregularFileError, list_folder
+from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.paths import (
     HIDDEN_FOLDER,
+    MANIFEST_NAME,
     address_of,
     descend,
     filesystem_of,
     list_objects,
     local_path,
+    stays_below,
 )
-from airflow_provider_imagen.storage.writing import file_sizes, read_bytes, storage_error, write_bytes_atomically
+from airflow_provider_imagen.storage.writing import (
+    check_stored,
+    file_sizes,
+    read_bytes,
+    storage_error,
+    write_bytes_atomically,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.paths import StoragePath
     from airflow_provider_imagen.storage.saving import StoredPicture
 
-MANIFEST_NAME: Final = "metadata.jsonl"
+log = logging.getLogger(__name__)
+
 RECORD_KEYS: Final = (
     "prompt_index",
     "image_index",
@@ -73,9 +84,11 @@ Line = dict[str, Any]
 
 
 class _PartLine(Struct):
-    """What of a part's line decides where it stands in the manifest, and the line as it was read."""
+    """What of a part's line decides whether and where it stands in the manifest, and the line as it was read."""
 
     file_name: str
+    sha256: str | None = None
+    size: int | None = field(name="bytes", default=None)
     created_at: str | None = None
     dag_id: str | None = None
     run_id: str | None = None
@@ -145,12 +158,12 @@ def write_manifest(
     :returns: where ``metadata.jsonl`` is
     :raises StorageError: when it could not be written
     """
-    part = _part_path(folder, origin, attempt)
+    part = _part_name(origin, attempt)
     names = {line["file_name"] for line in lines}
-    others = [line for line in _parse(read_bytes(part)) if line["file_name"] not in names]
+    others = [line for line in _parse(_read(folder, part)) if line["file_name"] not in names]
     there = file_sizes(folder, [line["file_name"] for line in others])
     earlier = [line for line in others if line["file_name"] in there]
-    _write_lines(part, sorted([*earlier, *lines], key=_place), owner=origin.identity)
+    _write_lines(folder, part, sorted([*earlier, *lines], key=_place), owner=origin.identity)
     if not attempt:
         _prune_parts(folder, origin)
     if attempt:  # what the other attempt has reported lost, and is here after all
@@ -168,11 +181,12 @@ def _prune_parts(folder: StoragePath, origin: Origin) -> None:
     """Take files that are gone off the parts of attempts that others have replaced: nobody else writes those."""
     for name in _list_parts(folder):
         if name.startswith(f"{origin.identity}-"):
-            part = descend(folder, _PARTS) / name
-            lines = _parse(read_bytes(part))
+            part = f"{_PARTS}/{name}"
+            lines = _parse(_read(folder, part))
             there = file_sizes(folder, [line["file_name"] for line in lines])
             if len(there) < len(lines):
-                _write_lines(part, [line for line in lines if line["file_name"] in there], owner=origin.identity)
+                kept = [line for line in lines if line["file_name"] in there]
+                _write_lines(folder, part, kept, owner=origin.identity)
 
 
 def manifest_address(folder: StoragePath) -> str:
@@ -182,7 +196,7 @@ def manifest_address(folder: StoragePath) -> str:
 
 def failures_address(folder: StoragePath, origin: Origin) -> str:
     """Say where the items of a task instance that have no picture are listed, if there are any."""
-    return address_of(_failures_path(folder, origin))
+    return address_of(descend(folder, _failures_name(origin)))
 
 
 def read_manifest(folder: StoragePath) -> list[Line]:
@@ -191,7 +205,7 @@ def read_manifest(folder: StoragePath) -> list[Line]:
 
     :raises StorageError: when the folder cannot be read
     """
-    return _parse(read_bytes(folder / MANIFEST_NAME))
+    return _parse(read_bytes(folder / MANIFEST_NAME, within=folder))
 
 
 def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
@@ -200,7 +214,7 @@ def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
 
     :raises StorageError: when the folder cannot be read
     """
-    return _parse(read_bytes(_failures_path(folder, origin)), key="prompt_index")
+    return _parse(_read(folder, _failures_name(origin)), key="prompt_index")
 
 
 def has_part(folder: StoragePath, origin: Origin) -> bool:
@@ -209,7 +223,7 @@ def has_part(folder: StoragePath, origin: Origin) -> bool:
 
     :raises StorageError: when the folder cannot be read
     """
-    return read_bytes(_part_path(folder, origin)) is not None
+    return _read(folder, _part_name(origin)) is not None
 
 
 def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
@@ -218,38 +232,63 @@ def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
 
     :raises StorageError: when the folder cannot be read
     """
-    return {str(line["file_name"]) for line in _parse(read_bytes(_part_path(folder, origin)))}
+    return {line["file_name"] for line in _parse(_read(folder, _part_name(origin)))}
 
 
 def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
     """
-    Read what a task instance has recorded of its own pictures, in all its attempts.
+    Read what a task instance has recorded of its own images in a folder, in all its attempts.
+
+    Others may have written to the folder, so no line's path is believed: where an image is follows from its name.
 
     :raises StorageError: when the folder cannot be read
     """
-    names = [name for name in _list_parts(folder) if name.startswith((f"{origin.identity}.", f"{origin.identity}-"))]
-    place = descend(folder, _PARTS)
-    return [line for name in names for line in _parse(read_bytes(place / name))]
+    names = [name for name in _list_parts(folder) if _identity_of(name) == origin.identity]
+    lines = [line for name in names for line in _parse(_read(folder, f"{_PARTS}/{name}"))]
+    return [
+        {**line, "path": address_of(descend(folder, line["file_name"]))}
+        for line in lines
+        if line.get("thumbnail") is None or _is_name(line["thumbnail"])
+    ]
 
 
-def _part_path(folder: StoragePath, origin: Origin, attempt: str = "") -> StoragePath:
-    return descend(folder, f"{_PARTS}/{origin.identity}{f'-{attempt}' if attempt else ''}.jsonl")
+def _identity_of(part: str) -> str:
+    """Return the identity of the task instance that a part belongs to by its name."""
+    return part.removesuffix(".jsonl").partition("-")[0]
 
 
-def _failures_path(folder: StoragePath, origin: Origin) -> StoragePath:
-    return descend(folder, f"{_FAILURES}/{origin.identity}.jsonl")
+def _part_name(origin: Origin, attempt: str = "") -> str:
+    return f"{_PARTS}/{origin.identity}{f'-{attempt}' if attempt else ''}.jsonl"
+
+
+def _failures_name(origin: Origin) -> str:
+    return f"{_FAILURES}/{origin.identity}.jsonl"
+
+
+def _read(folder: StoragePath, name: str) -> bytes | None:
+    """
+    Read a file that only this package writes; a link, a pipe or a device in its place holds nothing.
+
+    It is never followed, and replaced when the file is written next.
+    """
+    try:
+        return read_bytes(descend(folder, name), within=folder)
+    except IrregularFileError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapping[str, Any]]) -> None:
-    path = _failures_path(folder, origin)
-    if failures or read_bytes(path):
-        _write_lines(path, sorted(failures, key=lambda line: line.get("prompt_index") or 0), owner=origin.identity)
+    name = _failures_name(origin)
+    if failures or _read(folder, name):
+        lines = sorted(failures, key=lambda line: line.get("prompt_index") or 0)
+        _write_lines(folder, name, lines, owner=origin.identity)
 
 
 def _put_together(folder: StoragePath, *, owner: str) -> None:
     """Write ``metadata.jsonl`` from all parts, until no part changed meanwhile or somebody wrote it after us."""
     target = folder / MANIFEST_NAME
-    found = read_bytes(target) or b""
+    found = _read(folder, MANIFEST_NAME) or b""
     foreign: list[bytes] | None = None
     known: dict[str, tuple[str, list[_PartLine]]] = {}
     stamps = _list_parts(folder)
@@ -257,13 +296,13 @@ def _put_together(folder: StoragePath, *, owner: str) -> None:
         changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
         fresh = _read_parts(folder, changed)
         known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
-        ours = [line for _, lines in known.values() for line in lines]
         if foreign is None:
-            foreign = _foreign_lines(found, ours={line.raw for line in ours})
-        data = b"".join(raw + b"\n" for raw in [*foreign, *(line.raw for line in _latest(ours))])
-        write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, shared=True)
+            foreign = _foreign_lines(found, ours={line.raw for _, lines in known.values() for line in lines})
+        ours = _chosen({name: lines for name, (_, lines) in known.items()}, folder=folder, own=owner)
+        data = b"".join(raw + b"\n" for raw in [*foreign, *(line.raw for line in ours)])
+        write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, within=folder, shared=True)
         before, stamps = stamps, _list_parts(folder)
-        if stamps == before or read_bytes(target) != data:
+        if stamps == before or _read(folder, MANIFEST_NAME) != data:
             return  # whoever wrote it after us has this same look ahead of them
 
 
@@ -273,9 +312,12 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
     local = local_path(place)
     try:
         if local is not None:
-            with os.scandir(local) as entries:
-                stats = {entry.name: entry.stat() for entry in entries if entry.name.endswith(".jsonl")}
-            return {name: f"{s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in sorted(stats.items())}
+            root = local_path(folder)
+            return {
+                name: f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+                for name, status in sorted(list_folder(local, within=root or local).items())
+                if name.endswith(".jsonl") and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)
+            }
         filesystem, key = filesystem_of(place)
         found = list_objects(filesystem, key)
     except FileNotFoundError:
@@ -287,11 +329,13 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
 
 
 def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLine]]:
-    place = descend(folder, _PARTS)
-    if (local := local_path(place)) is not None:
-        return {name: _part_lines(read_bytes(local / name)) for name in names}
+    def read(name: str) -> list[_PartLine]:
+        return _part_lines(_read(folder, f"{_PARTS}/{name}"))
+
+    if local_path(folder) is not None:
+        return {name: read(name) for name in names}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: _part_lines(read_bytes(place / name)), names), strict=True))
+        return dict(zip(names, pool.map(read, names), strict=True))
 
 
 def _part_lines(data: bytes | None) -> list[_PartLine]:
@@ -303,23 +347,30 @@ def _part_lines(data: bytes | None) -> list[_PartLine]:
             part_line.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
         except (DecodeError, ValueError, RecursionError):
             line = _load(raw)
-            if line is None or "file_name" not in line:
+            if line is None or not _is_name(line.get("file_name")):
                 continue
-            fields: Line = {name: line[name] for name in _PartLine.__struct_fields__ if name in line}
-            part_line = _PartLine(**fields)
+            try:
+                part_line = convert(line, _PartLine, strict=False)
+            except ValidationError:
+                part_line = _PartLine(line["file_name"])
             part_line.raw = _dump(line)
-        lines.append(part_line)
+        if stays_below(part_line.file_name):
+            lines.append(part_line)
     return lines
 
 
 def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
-    """Read lines; those without the key are not ours to take part in anything."""
+    """Read lines; those without the key, or whose name leads out of the folder, take part in nothing."""
     lines = []
     for raw in (data or b"").split(b"\n"):
         line = _load(raw)
-        if line is not None and key in line:
+        if line is not None and key in line and _is_name(line.get("file_name", "none")):
             lines.append(line)
     return lines
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and stays_below(value)
 
 
 def _load(raw: bytes) -> Line | None:
@@ -339,15 +390,16 @@ def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
     """
     Find the lines of a ``metadata.jsonl`` that somebody else wrote; they stay, as they are, in front of ours.
 
+    Only those that describe a file: whatever else gets into the folder is not published with the images.
+
     :param ours: lines of the parts, which need no second look
     """
     kept = []
     for raw in data.split(b"\n"):
-        if raw in ours or not raw.strip():
+        line = None if raw in ours else _load(raw)
+        if line is None or not isinstance(line.get("file_name"), str) or {"dag_id", "sha256"} <= line.keys():
             continue
-        line = _load(raw)
-        if line is None or not {"dag_id", "sha256", "file_name"} <= line.keys():
-            kept.append(raw)
+        kept.append(raw)
     return kept
 
 
@@ -355,10 +407,48 @@ def _place(line: Mapping[str, Any]) -> tuple[int, int, str]:
     return (line.get("prompt_index") or 0, line.get("image_index") or 0, str(line.get("file_name")))
 
 
-def _latest(lines: Iterable[_PartLine]) -> list[_PartLine]:
-    """Keep one line per file: of several that claim it, the one that wrote it last."""
-    by_name = {line.file_name: line for line in sorted(lines, key=lambda line: str(line.created_at))}
-    return sorted(by_name.values(), key=_order)
+def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: str) -> list[_PartLine]:
+    """
+    Keep one line per file: of several that claim it, the one that is most likely true.
+
+    Others can write to the folder, so neither a date nor a digest alone is believed. First come lines in the part of
+    the task instance that they name, then those that have the digest of the file, then those of this task instance if
+    they have it, and at last the latest.
+
+    :param own: identity of the task instance that writes the manifest
+    """
+    claims: dict[str, list[tuple[str, _PartLine]]] = {}
+    for name, lines in parts.items():
+        for line in lines:
+            claims.setdefault(line.file_name, []).append((_identity_of(name), line))
+    chosen = [
+        claimed[0][1] if len(claimed) == 1 else _most_likely(claimed, folder=folder, own=own)
+        for claimed in claims.values()
+    ]
+    return sorted(chosen, key=_order)
+
+
+def _most_likely(claimed: list[tuple[str, _PartLine]], *, folder: StoragePath, own: str) -> _PartLine:
+    claimed = [claim for claim in claimed if _names_itself(*claim)] or claimed
+    digests = {line.sha256 for _, line in claimed}
+    true = [claim for claim in claimed if len(digests) == 1 or _is_true(claim[1], folder)]
+    claimed = [claim for claim in true if claim[0] == own] or true or claimed
+    return max((line for _, line in claimed), key=lambda line: str(line.created_at))
+
+
+def _names_itself(identity: str, line: _PartLine) -> bool:
+    """Return whether a line is in the part of the task instance that it names."""
+    if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
+        return False
+    named = Origin(dag_id=line.dag_id, run_id=line.run_id, task_id=line.task_id, map_index=line.map_index)
+    return named.identity == identity
+
+
+def _is_true(line: _PartLine, folder: StoragePath) -> bool:
+    """Return whether a line has the digest of the file that it names."""
+    if line.sha256 is None or line.size is None:
+        return False
+    return check_stored(descend(folder, line.file_name), size=line.size, sha256=line.sha256, within=folder)
 
 
 def _order(line: _PartLine) -> tuple[Any, ...]:
@@ -371,6 +461,6 @@ def _dump(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace")
 
 
-def _write_lines(path: StoragePath, lines: Iterable[Mapping[str, Any]], *, owner: str) -> None:
+def _write_lines(folder: StoragePath, name: str, lines: Iterable[Mapping[str, Any]], *, owner: str) -> None:
     data = b"".join(_dump(line) + b"\n" for line in lines)
-    write_bytes_atomically(path, data, content_type=_CONTENT_TYPE, owner=owner)
+    write_bytes_atomically(descend(folder, name), data, content_type=_CONTENT_TYPE, owner=owner, within=folder)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 HIDDEN_FOLDER: Final = ".imagen"
 """Folder beside the pictures for what readers of pictures should not take for one: previews, parts of the manifest."""
 
+MANIFEST_NAME: Final = "metadata.jsonl"
+
 _LOCAL_PROTOCOLS = ("", "file", "local")
 
 
@@ -102,3 +104,20 @@ def descend(folder: StoragePath, relative: str) -> StoragePath:
     for part in relative.split("/"):
         path = path / part
     return path
+
+
+def stays_below(relative: str) -> bool:
+    """Return whether a relative name, from a file that others may have written, does not lead out of its folder."""
+    return "\0" not in relative and not {"", ".", ".."} & set(relative.split("/"))
+
+
+def folder_above(path: StoragePath, relative: str) -> StoragePath | None:
+    """Return the folder below which a path has a relative name; ``None`` if there is none."""
+    if not stays_below(relative):
+        return None
+    folder = path
+    for part in reversed(relative.split("/")):
+        if folder.name != part:
+            return None
+        folder = folder.parent
+    return folder

@@ -170,15 +170,15 @@ def write_under_free_name(
     announce(file_name)
     if may_replace is not None:
         path = descend(folder, file_name)
-        if write_bytes_atomically(path, data, content_type=content_type, owner=owner, replace=False):
+        if write_bytes_atomically(path, data, content_type=content_type, owner=owner, within=folder, replace=False):
             return file_name
-        if check_stored(path, size=len(data), sha256=digest):
+        if check_stored(path, size=len(data), sha256=digest, within=folder):
             return file_name
         if not may_replace(file_name):
             stem, _, extension = file_name.rpartition(".")
             file_name = with_extension(append_to_stem(stem, f"-{owner}"), extension)
             announce(file_name)
-    write_bytes_atomically(descend(folder, file_name), data, content_type=content_type, owner=owner)
+    write_bytes_atomically(descend(folder, file_name), data, content_type=content_type, owner=owner, within=folder)
     return file_name
 
 
@@ -192,5 +192,5 @@ def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels:
     """
     thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
     preview = make_thumbnail(data, pixels=pixels)
-    write_bytes_atomically(descend(folder, thumbnail), preview, content_type="image/webp", owner=owner)
+    write_bytes_atomically(descend(folder, thumbnail), preview, content_type="image/webp", owner=owner, within=folder)
     return thumbnail

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def write_contact_sheet(
     folder: StoragePath,
     *,
-    pictures: Iterable[tuple[StoragePath, str | None, str]],
+    pictures: Iterable[tuple[str, str]],
     count: int,
     title: str,
     owner: str,
@@ -28,17 +28,15 @@ def write_contact_sheet(
     It lies in the hidden folder, so that readers of the pictures do not take it for one.
 
     :param folder: the output folder
-    :param pictures: per picture its path, its preview relative to the folder or ``None``, and its label
+    :param pictures: per picture the name of its preview, or its own, relative to the folder, and its label
     :param count: how many pictures there are
     :param title: heading of the sheet
     :param owner: identity of the task instance, which names the sheet
     :returns: where the sheet is
     :raises StorageError: when a picture cannot be read or the sheet not be written
     """
-    items = (
-        (read_bytes(descend(folder, thumbnail) if thumbnail else path), label) for path, thumbnail, label in pictures
-    )
+    items = ((read_bytes(descend(folder, name), within=folder), label) for name, label in pictures)
     path = descend(folder, f"{HIDDEN_FOLDER}/contact-sheets/{owner}.webp")
     sheet = make_contact_sheet(items, count=count, title=title)
-    write_bytes_atomically(path, sheet, content_type="image/webp", owner=owner)
+    write_bytes_atomically(path, sheet, content_type="image/webp", owner=owner, within=folder)
     return address_of(path)

@@ -11,16 +11,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
+import stat
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.storage.local_files import (
+    IrregularFileError,
+    list_folder,
+    open_folder_at,
+    open_regular_file,
+)
 from airflow_provider_imagen.storage.paths import (
     HIDDEN_FOLDER,
+    MANIFEST_NAME,
     address_of,
     descend,
     filesystem_of,
@@ -31,13 +39,20 @@ from airflow_provider_imagen.storage.paths import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from airflow_provider_imagen.storage.paths import StoragePath
+
+log = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX: Final = ".imagen-"
 TEMPORARY_SUFFIX: Final = ".part"
 
+MAX_READ_BYTES: Final = 2**30
+"""Size of the largest file that is read whole: more than any image or list of images has."""
+
 _SIZE_CHECKS: Final = 5
+_CHUNK_BYTES: Final = 2**20
 
 _EXTRAS: Final[dict[str, str]] = {
     "s3": "s3",
@@ -53,8 +68,8 @@ _EXTRAS: Final[dict[str, str]] = {
 }
 """Stores that keep whole objects only, and the extra of this package that brings what speaks to each."""
 
-_PROBE: Final = f"{HIDDEN_FOLDER}/about.txt"
-_PROBE_TEXT: Final = (
+_ABOUT: Final = f"{HIDDEN_FOLDER}/about.txt"
+_ABOUT_TEXT: Final = (
     b"This folder belongs to airflow-provider-imagen: previews, parts of metadata.jsonl and journals of the pictures "
     b"beside it.\n"
 )
@@ -80,7 +95,14 @@ _REASONS: Final[dict[int, str]] = {
 
 
 def write_bytes_atomically(
-    path: StoragePath, data: bytes, *, content_type: str, owner: str = "", shared: bool = False, replace: bool = True
+    path: StoragePath,
+    data: bytes,
+    *,
+    content_type: str,
+    owner: str = "",
+    within: StoragePath | None = None,
+    shared: bool = False,
+    replace: bool = True,
 ) -> bool:
     """
     Write a file whose name never stands for a part of it, replacing one that is there.
@@ -91,6 +113,7 @@ def write_bytes_atomically(
     :param data: the whole content
     :param content_type: media type; object stores keep it and browsers ask for it, disks ignore it
     :param owner: letters and digits that mark the temporary file, for :func:`remove_leftovers`
+    :param within: the output folder, below which no link on a disk is followed; default: the folder of the file
     :param shared: others may replace the same file at the same moment, so what a store holds afterwards is neither
         measured nor, after an error, removed: it may be theirs
     :param replace: ``False`` leaves a file that is there already. Disks with hard links, S3, Google and Azure decide
@@ -101,7 +124,7 @@ def write_bytes_atomically(
     local = local_path(path)
     try:
         if local is not None:
-            return _write_local(local, data, owner, replace=replace)
+            return _write_local(local, data, owner, within=_local_root(local, within), replace=replace)
         return _write_object(path, data, content_type, shared=shared, replace=replace)
     except StorageError:
         raise
@@ -109,46 +132,69 @@ def write_bytes_atomically(
         raise storage_error("write", path, error) from None
 
 
-def check_stored(path: StoragePath, *, size: int, sha256: str | None = None) -> bool:
+def check_stored(path: StoragePath, *, size: int, sha256: str | None = None, within: StoragePath | None = None) -> bool:
     """
-    Whether a file an earlier try wrote is still there and whole.
+    Whether a file an earlier try wrote is still there and whole; a link, a pipe or a device never is.
 
     :param size: the bytes it must have
+    :param within: as in :func:`write_bytes_atomically`
     :param sha256: its digest in hex; given, the whole file is read
     :raises StorageError: when the store cannot be asked
     """
     local = local_path(path)
     try:
         if local is not None:
-            if local.stat().st_size != size or not local.is_file():
-                return False
-            return sha256 is None or hashlib.sha256(local.read_bytes()).hexdigest() == sha256
+            with open_regular_file(local, within=_local_root(local, within)) as file:
+                if os.fstat(file.fileno()).st_size != size:
+                    return False
+                return sha256 is None or hashlib.file_digest(file, "sha256").hexdigest() == sha256  # type: ignore[arg-type]
         filesystem, key = filesystem_of(path)
         if _size_of(filesystem, key) != size:
             return False
         return sha256 is None or hashlib.sha256(filesystem.cat_file(key)).hexdigest() == sha256
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, IrregularFileError):
         return False
     except Exception as error:
         raise storage_error("read", path, error) from None
 
 
-def read_bytes(path: StoragePath) -> bytes | None:
+def read_bytes(
+    path: StoragePath, *, within: StoragePath | None = None, max_bytes: int = MAX_READ_BYTES
+) -> bytes | None:
     """
     Read a whole file; ``None`` when it is not there.
 
-    :raises StorageError: when it is there, or may be, and cannot be read
+    :param within: as in :func:`write_bytes_atomically`
+    :param max_bytes: size of the largest file that is read
+    :raises IrregularFileError: it is a link, a pipe or a device, or a link leads to it
+    :raises StorageError: when it is there, or may be, and cannot be read or is larger
     """
     local = local_path(path)
     try:
         if local is not None:
-            return local.read_bytes()
-        filesystem, key = filesystem_of(path)
-        return bytes(filesystem.cat_file(key))
+            with open_regular_file(local, within=_local_root(local, within)) as file:
+                data = _read_at_most(file, max_bytes)
+        else:
+            filesystem, key = filesystem_of(path)
+            data = bytes(filesystem.cat_file(key))
+        if data is None or len(data) > max_bytes:
+            raise StorageError(f"Cannot read {_redact(address_of(path))}: it has more than {max_bytes:,} bytes.")
+        return data
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:
         raise storage_error("read", path, error) from None
+
+
+def _read_at_most(file: IO[bytes], max_bytes: int) -> bytes | None:
+    """Read a file whole; ``None`` if it is larger, whatever size it states."""
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        return None
+    data = file.read(size)
+    while len(data) <= max_bytes and (more := file.read(_CHUNK_BYTES)):
+        data += more
+    return data
 
 
 def file_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
@@ -164,19 +210,20 @@ def file_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for parent, wanted in by_parent.items():
         place = descend(folder, parent) if parent else folder
-        for file_name, size in _list_files(place):
+        for file_name, size in _list_files(place, within=folder):
             name = f"{parent}/{file_name}" if parent else file_name
             if name in wanted:
                 sizes[name] = size
     return sizes
 
 
-def _list_files(folder: StoragePath) -> Iterator[tuple[str, int]]:
+def _list_files(folder: StoragePath, *, within: StoragePath) -> Iterator[tuple[str, int]]:
     local = local_path(folder)
     try:
         if local is not None:
-            with os.scandir(local) as entries:
-                yield from ((each.name, each.stat().st_size) for each in entries if each.is_file())
+            for name, status in list_folder(local, within=_local_root(local, within)).items():
+                if stat.S_ISREG(status.st_mode):
+                    yield name, status.st_size
             return
         filesystem, key = filesystem_of(folder)
         for info in list_objects(filesystem, key):
@@ -187,28 +234,101 @@ def _list_files(folder: StoragePath) -> Iterator[tuple[str, int]]:
         raise storage_error("read", folder, error) from None
 
 
-def check_writable(folder: StoragePath) -> None:
+def check_writable(folder: StoragePath, *, owner: str = "check") -> None:
     """
-    Find out, before money is spent, whether pictures can be stored in a folder, by storing something.
+    Find out, before money is spent, whether images can be kept in a folder, by doing all that keeping them takes.
 
-    On a disk the folder is made, and a small file written and removed. On an object store, where the right to write
-    need not come with the right to look or to remove, a few words about the hidden folder are written and stay.
+    On a disk, a file is created, renamed, replaced, listed and deleted, and no link may be in the hidden folder. On an
+    object store that takes five calls: a few words about the hidden folder are written, which stay; another object is
+    written, overwritten and deleted; and the hidden folder is listed. Nothing that is kept depends on deleting, so a
+    store that refuses only that (retention policies do) gets a warning.
 
-    :raises StorageError: when nothing could be stored there
+    :param owner: letters and digits that name the object written for this
+    :raises StorageError: images could not be kept there, and why
     """
     local = local_path(folder)
     try:
         if local is None:
-            _write_object(descend(folder, _PROBE), _PROBE_TEXT, "text/plain", shared=True, replace=True)
-            return
-        local.mkdir(parents=True, exist_ok=True)
-        probe = _temporary_name(local, "check")
-        try:
-            _write_synced(probe, b"\0" * 4096)
-        finally:
-            probe.unlink(missing_ok=True)
+            _check_store(folder, owner)
+        else:
+            _check_disk(local)
     except Exception as error:
         raise storage_error("use", folder, error) from None
+
+
+def _check_disk(path: Path) -> None:
+    first, second = _temporary_name("check"), _temporary_name("check")
+    with open_folder_at(path, within=path, create=True) as folder:
+        try:
+            _write_synced(first, b"\0" * 4096, folder)
+            try:
+                os.replace(first, second, src_dir_fd=folder, dst_dir_fd=folder)
+                _write_synced(first, b"\0", folder)
+                os.replace(first, second, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError as error:
+                raise StorageError(
+                    f"Cannot use {path}: files can be created there, but not renamed or replaced "
+                    f"({_reason(error, in_bucket=False)}). Mount it so that they can, or name the object store itself."
+                ) from None
+            if second not in list_folder(path, within=path):
+                raise StorageError(f"Cannot use {path}: a file that was written there is not listed.")
+        finally:
+            for name in (first, second):
+                try:
+                    os.unlink(name, dir_fd=folder)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    _warn_of_leftover(path / name, error)
+    with contextlib.suppress(FileNotFoundError):
+        for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
+            if stat.S_ISLNK(status.st_mode):
+                raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
+
+
+def _check_store(folder: StoragePath, owner: str) -> None:
+    about, probe = descend(folder, _ABOUT), descend(folder, f"{HIDDEN_FOLDER}/check-{owner}.txt")
+    for path in (about, probe, probe):
+        try:
+            _write_object(path, _ABOUT_TEXT, "text/plain", shared=True, replace=True)
+        except Exception as error:
+            if not _exists(path):
+                raise
+            raise StorageError(
+                f"Cannot use {_redact(address_of(folder))}: {path.name} is there and cannot be overwritten, as "
+                f"{MANIFEST_NAME} has to be with every image ({_reason(error, in_bucket=True)}). Use a folder without "
+                "a retention policy, with a connection that may overwrite."
+            ) from None
+    filesystem, key = filesystem_of(about)
+    try:
+        names = {str(info["name"]).rpartition("/")[2] for info in list_objects(filesystem, filesystem._parent(key))}
+    except Exception as error:
+        raise storage_error("list", folder, error) from None
+    if about.name not in names:
+        raise StorageError(f"Cannot use {_redact(address_of(folder))}: an object that was written there is not listed.")
+    try:
+        filesystem.rm_file(filesystem_of(probe)[1])
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        _warn_of_leftover(probe, error)
+
+
+def _exists(path: StoragePath) -> bool:
+    """Return whether an object is known to exist."""
+    filesystem, key = filesystem_of(path)
+    with contextlib.suppress(Exception):
+        return _size_of(filesystem, key) >= 0
+    return False
+
+
+def _warn_of_leftover(path: StoragePath, error: Exception) -> None:
+    log.warning(
+        "%s cannot be deleted (%s). Images are kept all the same; journals of finished tasks (Airflow 3.1 and 3.2) and "
+        "files of this kind stay.",
+        _redact(address_of(path)),
+        _reason(error, in_bucket=local_path(path) is None),
+    )
 
 
 def remove_leftovers(folder: StoragePath, *, owner: str) -> int:
@@ -224,13 +344,19 @@ def remove_leftovers(folder: StoragePath, *, owner: str) -> int:
         return 0
     start = f"{TEMPORARY_PREFIX}{owner}-"
     removed = 0
-    for parent, _, names in os.walk(local):
-        for name in names:
-            if name.startswith(start) and name.endswith(TEMPORARY_SUFFIX):
-                with contextlib.suppress(OSError):
-                    Path(parent, name).unlink()
-                    removed += 1
+    with contextlib.suppress(OSError), open_folder_at(local, within=local) as root:
+        for _, _, names, parent in os.fwalk(".", dir_fd=root):
+            for name in names:
+                if name.startswith(start) and name.endswith(TEMPORARY_SUFFIX):
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=parent)
+                        removed += 1
     return removed
+
+
+def _local_root(path: Path, within: StoragePath | None) -> Path:
+    root = local_path(within) if within is not None else None
+    return path.parent if root is None else root
 
 
 def storage_error(verb: str, path: StoragePath, error: BaseException) -> StorageError:
@@ -296,54 +422,55 @@ def _redact(text: str) -> str:
     return line if len(line) <= 300 else f"{line[:299]}…"
 
 
-def _write_local(path: Path, data: bytes, owner: str, *, replace: bool) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(path.parent, owner)
-    try:
-        _write_synced(temporary, data)
-        if replace:
-            temporary.replace(path)
-        elif not _give_free_name(temporary, path):
-            return False
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    _sync_folder(path.parent)
+def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: bool) -> bool:
+    with open_folder_at(path.parent, within=within, create=True) as folder:
+        temporary = _temporary_name(owner)
+        try:
+            _write_synced(temporary, data, folder)
+            if replace:
+                os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            elif not _give_free_name(temporary, path.name, folder):
+                return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+        _sync_folder(folder)
     return True
 
 
-def _give_free_name(temporary: Path, path: Path) -> bool:
+def _give_free_name(temporary: str, name: str, folder: int) -> bool:
     """Give a file its final name unless another has it; a link fails where a rename would replace."""
     try:
-        os.link(temporary, path)
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
             return False
-        temporary.replace(path)
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     return True
 
 
-def _temporary_name(folder: Path, owner: str) -> Path:
-    return folder / f"{TEMPORARY_PREFIX}{owner}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+def _temporary_name(owner: str) -> str:
+    return f"{TEMPORARY_PREFIX}{owner}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_synced(name: str, data: bytes, folder: int) -> None:
     # Not tempfile: its files are readable by their owner alone, and the final file would be as well.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
     with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: int) -> None:
     """Make the new name durable, where the system lets folders be synced."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(".", os.O_RDONLY, dir_fd=folder)
         try:
             os.fsync(descriptor)
         finally:

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
+import socket
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
+import fsspec
 import pytest
+from airflow.sdk.io import attach
 from PIL import Image
 
 from airflow_provider_imagen.api.inputs import MAX_INLINE_BYTES, PictureFile, kind_of
 from airflow_provider_imagen.api.request import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, InvalidRequestError, StorageError
+from airflow_provider_imagen.generation import inputs
 from airflow_provider_imagen.generation.inputs import InputReader
 from airflow_provider_imagen.generation.plan import make_plan
+from airflow_provider_imagen.hooks.paths import open_folder
 
 KONTEXT = "flux/kontext-pro/image-to-image"
 GPT = "openai/gpt-image-1"
@@ -206,6 +212,149 @@ def test_a_file_above_the_size_limit_is_not_even_read(disk):
     with path.open("wb") as file:
         file.truncate(50_000_001)
     assert "50,000,001 bytes; at most 50,000,000" in disk.refuse(input_images=str(path))["input_images"]
+
+
+@pytest.fixture
+def special(disk):
+    """Make a file that is no regular one."""
+    servers = []
+
+    def special(kind):
+        path = disk.folder / f"{kind}.png"
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            servers.append(socket.socket(socket.AF_UNIX))
+            servers[0].bind(str(path))
+        else:
+            path.symlink_to(f"/dev/{kind}")
+        return str(path)
+
+    yield special
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "zero", "stdin"])
+def test_only_regular_files_are_read(disk, special, kind):
+    """A pipe would block its reader for ever, and /dev/zero fill the memory."""
+    assert "only a regular file is allowed" in disk.refuse(input_images=special(kind))["input_images"]
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_has_become_a_pipe_since_is_not_waited_for(disk):
+    path = disk.put("cat.png")
+    request = disk.request(input_images=path)
+    Path(path).unlink()
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match="has changed since"):
+        disk.reader.wire(request)
+
+
+def test_a_file_that_states_no_size_is_read_up_to_the_limit(disk, monkeypatch):
+    monkeypatch.setattr(inputs, "MAX_INPUT_BYTES", 1000)
+    monkeypatch.setattr(inputs, "_size_of", lambda path: None)
+    path = disk.put("big.png", bytes(1001))
+    with pytest.raises(StorageError, match="more than 1,000 bytes"):
+        disk.plan(input_images=path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"root:x:hush-hush:0:0",
+        encoded()[:60] + b"hush-hush" + encoded()[60:],
+        encoded()[:40] + b"hush" + encoded()[44:],
+        encoded()[:-12] + b"\0\0\0\0hushhush",
+        b"GIF89a" + b"hush-hush",
+    ],
+)
+def test_an_error_quotes_nothing_of_a_file(disk, data):
+    problem = disk.refuse(input_images=disk.put("secret.png", data))["input_images"]
+    assert "a picture is needed" in problem
+    assert "hush" not in problem
+    assert data[:8].hex() not in problem
+    assert str(len(data)) not in problem
+
+
+OUTSIDE = "only files in the folders of [imagen] input_roots are allowed"
+
+
+@pytest.fixture
+def confined(disk):
+    """The same folder, with one subfolder that pictures may come from."""
+    for name in ("allowed", "allowed-not", "private"):
+        (disk.folder / name).mkdir()
+    disk.reader = InputReader(open_path=disk._open, fetch=disk._fetch, roots=[disk.folder / "allowed"])
+    return disk
+
+
+def test_with_roots_pictures_come_from_them_alone(confined):
+    inside = confined.put("allowed/cat.png")
+    assert confined.wire(input_images=inside)[0]["image_url"] == data_uri(Path(inside).read_bytes())
+    for path in (
+        confined.put("private/cat.png"),
+        confined.put("allowed-not/cat.png"),
+        str(confined.folder / "private/none.png"),
+        str(confined.folder / "allowed/../private/cat.png"),
+        str(confined.folder / "allowed"),
+        "/dev/zero",
+    ):
+        assert confined.refuse(input_images=path) == {"input_images": OUTSIDE}
+
+
+def test_a_link_does_not_lead_out_of_the_roots(confined):
+    secret = confined.put("private/cat.png")
+    (confined.folder / "allowed/file.png").symlink_to(secret)
+    (confined.folder / "allowed/folder").symlink_to(confined.folder / "private")
+    for name in ("file.png", "folder/cat.png", "folder/none.png"):
+        assert confined.refuse(input_images=str(confined.folder / "allowed" / name)) == {"input_images": OUTSIDE}
+
+
+def test_a_link_within_a_root_and_one_to_a_root_are_followed(confined):
+    inside = Path(confined.put("allowed/cat.png"))
+    (confined.folder / "allowed/current.png").symlink_to(inside)
+    (confined.folder / "data").symlink_to(confined.folder / "allowed")
+    for path in (confined.folder / "allowed/current.png", confined.folder / "data/cat.png"):
+        assert confined.wire(input_images=str(path))[0]["image_url"] == data_uri(inside.read_bytes())
+
+
+def test_a_file_replaced_by_a_link_after_the_check_is_not_sent(confined):
+    secret, path = confined.put("private/cat.png"), confined.put("allowed/cat.png")
+    request = confined.request(input_images=path)
+    Path(path).unlink()
+    Path(path).symlink_to(secret)
+    with pytest.raises(StorageError, match="has changed since"):
+        confined.reader.wire(request)
+
+
+@pytest.mark.parametrize(
+    ("root", "address", "is_allowed"),
+    [
+        ("memory://bucket/in", "memory://bucket/in/cat.png", True),
+        ("memory://bucket/in/", "memory://conn@bucket/in/cat.png", True),
+        ("memory://conn@bucket/in", "memory://conn@bucket/in/cat.png", True),
+        ("memory://conn@bucket/in", "memory://other@bucket/in/cat.png", False),
+        ("memory://conn@bucket/in", "memory://bucket/in/cat.png", False),
+        ("memory://bucket/in", "memory://bucket/in-not/cat.png", False),
+        ("memory://bucket/in", "memory://bucket/in/../cat.png", False),
+        ("memory://bucket/in", "memory://elsewhere/in/cat.png", False),
+        ("memory://bucket/in", "/bucket/in/cat.png", False),
+        ("/bucket/in", "memory://bucket/in/cat.png", False),
+    ],
+)
+def test_a_root_may_be_in_an_object_store(disk, root, address, is_allowed):
+    attach(protocol="memory", fs=fsspec.filesystem("memory"))
+    attach(protocol="memory", conn_id="conn", fs=fsspec.filesystem("memory"))
+    attach(protocol="memory", conn_id="other", fs=fsspec.filesystem("memory"))
+    for key in ("bucket/in", "bucket/in-not", "bucket", "elsewhere/in"):
+        fsspec.filesystem("memory").pipe_file(f"/{key}/cat.png", encoded())
+    disk.reader = InputReader(open_path=open_folder, fetch=disk._fetch, roots=[open_folder(root)])
+    if is_allowed:
+        assert disk.wire(input_images=address)[0]["image_url"] == data_uri(encoded())
+    else:
+        assert disk.refuse(input_images=address) == {"input_images": OUTSIDE}
 
 
 def test_stored_pictures_of_one_json_request_are_limited_together():

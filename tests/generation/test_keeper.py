@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,7 @@ def plan_of(images: int, model: str = ONE_BY_ONE):
     return make_plan(prompt="a", arguments={"model": model, "num_images": images}, can_store=True)
 
 
-def keeper_of(plan, folder: Path, entries) -> Keeper:
+def keeper_of(plan, folder: Path, entries, **options) -> Keeper:
     return Keeper(
         folder=folder,
         open_path=Path,
@@ -30,6 +31,7 @@ def keeper_of(plan, folder: Path, entries) -> Keeper:
         entries=entries,
         origin=Origin(dag_id="dag", task_id="task", run_id="run"),
         filename="{identity}-{index}-{image}",
+        **options,
     )
 
 
@@ -87,3 +89,44 @@ def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tm
     new = [keep(second_try, more, image_index) for image_index in (3, 4)]
     assert not {each.file_name for each in new} & {each.file_name for each in stored}
     assert all(second_try.is_stored(each) for each in stored)
+
+
+def stored_at(path: Path, file_name: str, **changes) -> StoredFile:
+    data = path.read_bytes()
+    facts = {"bytes": len(data), "mime_type": "image/png", "width": 8, "height": 8, **changes}
+    return StoredFile(path=str(path), file_name=file_name, sha256=hashlib.sha256(data).hexdigest(), **facts)
+
+
+def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_alone(tmp_path):
+    """Others may be able to write to the folder, and so to its journal."""
+    plan = plan_of(1)
+    now, first, private = (tmp_path / name for name in ("now", "first", "private"))
+    for folder in (now, first, private):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png())
+    keeper = keeper_of(plan, now, {}, stored_folders=[first, now])
+    for folder in (now, first):
+        kept = keeper.keep_stored(stored_at(folder / "a.png", "a.png"))
+        assert (kept.path, kept.file_name) == (str(now / "a.png"), "a.png")
+    for path, file_name in (
+        (private / "a.png", "a.png"),
+        (private / "a.png", "../private/a.png"),
+        (now / ".." / "private" / "a.png", "../private/a.png"),
+        (now / ".." / "private" / "a.png", "a.png"),
+    ):
+        stored = stored_at(path, file_name)
+        assert not keeper.is_stored(stored)
+        assert keeper.keep_stored(stored) is None
+    assert keeper.keep_stored(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
+    assert keeper_of(plan, now, {}).keep_stored(stored_at(private / "a.png", "a.png")) is not None
+
+
+def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
+    private = tmp_path / "private.png"
+    private.write_bytes(png())
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "a.png"
+    link.symlink_to(private)
+    keeper = keeper_of(plan_of(1), tmp_path / "out", {})
+    assert keeper.keep_stored(stored_at(link, "a.png")) is None
+    assert keeper.find_missing([stored_at(link, "a.png")]) == [stored_at(link, "a.png")]

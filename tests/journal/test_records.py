@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -342,3 +343,37 @@ def test_a_request_of_a_finished_task_is_resolved_by_its_outcome(outcome):
 def test_a_request_of_a_finished_task_is_resolved_also_while_the_cleared_task_sends_the_same_again(outcome):
     state = replay(intent(), Finished(), intent(name="r2"), outcome)
     assert state.all_unresolved().keys() == {"r2"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("usd", "1E+999999999"),
+        ("usd", "NaN"),
+        ("usd", "-1"),
+        ("usd", "Infinity"),
+        ("at", float("inf")),
+        ("at", float("nan")),
+        ("at", -1),
+        ("at", 1e300),
+        ("clock_offset", 1e300),
+        ("target.images", 10**9),
+        ("target.images", -1),
+        ("target.image_index", 10**30),
+    ],
+)
+def test_a_number_that_no_record_of_ours_has_is_refused(field, value):
+    record = {
+        "t": "intent",
+        "key": "a#1",
+        "client_request_id": "r",
+        "model": "m",
+        "at": 1.0,
+        "usd": "0.04",
+        "target": {"prompt_index": 0, "image_index": 0, "images": 1, "prompt_images": 1, "prompt": "a"},
+    }
+    decode_record(json.dumps(record))
+    *place, name = field.split(".")
+    (record[place[0]] if place else record)[name] = value
+    with pytest.raises(ValueError, match=f"{name}|is no number"):
+        decode_record(json.dumps(record))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
-from airflow_provider_imagen.exceptions import JournalError
+from airflow_provider_imagen.exceptions import JournalError, StorageError
+from airflow_provider_imagen.journal import log
 from airflow_provider_imagen.journal.log import HEADER, Journal, StoreUnavailableError, read_journal
 from airflow_provider_imagen.journal.records import Rejected, Target, new_intent
 from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore, list_identities
@@ -261,6 +263,84 @@ def test_journals_of_a_folder_are_listed_by_their_task_instances(tmp_path, url):
         filled(FolderJournalStore(folder, identity), 1)
     (folder / "picture.png").write_bytes(b"picture")
     assert list_identities(folder) == ["ab12", "cd34"]
+
+
+# --- folders that others can write to ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "ab12", "ab12/000000.jsonl"])
+def test_a_link_in_the_journal_is_neither_followed_nor_deleted_through(tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    filled(FolderJournalStore(elsewhere, "ab12"), 3)
+    before = files_below(elsewhere)
+    folder = tmp_path / "out"
+    planted = folder / ".imagen/journal" / name
+    planted.parent.mkdir(parents=True)
+    planted.symlink_to(elsewhere / ".imagen/journal" / name)
+    store = FolderJournalStore(folder, "ab12")
+    with pytest.raises(StoreUnavailableError, match="symbolic link"):
+        store.read(HEADER)
+    with pytest.raises(JournalError):
+        Journal(store).open()
+    with suppress(StorageError):
+        store.delete([HEADER])
+    assert files_below(elsewhere) == before
+
+
+def test_only_journals_that_this_package_made_are_listed(tmp_path):
+    journals = tmp_path / ".imagen/journal"
+    (journals / "ab12").mkdir(parents=True)
+    (journals / "..odd").mkdir()
+    (journals / "cd34").symlink_to(tmp_path)
+    (journals / "ef56").touch()
+    assert list_identities(tmp_path) == ["ab12"]
+    (tmp_path / "linked" / ".imagen").mkdir(parents=True)
+    (tmp_path / "linked/.imagen/journal").symlink_to(journals)
+    with pytest.raises(StorageError, match="symbolic link"):
+        list_identities(tmp_path / "linked")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("000000.jsonl", json.dumps({"version": "9" * 10_000, "owner": "1-0123456789ab", "owners": []})),
+        ("000000.jsonl", json.dumps({"version": 2, "owner": "0-000000000000", "owners": ["0-000000000000"] * 1_001})),
+        ("1-0123456789ab/0.jsonl", '{"full_segments":1000000000}\n{}\n'),
+        ("1-0123456789ab/0.jsonl", '{"full_segments":10000}\n{}\n'),
+        ("1-0123456789ab/0.jsonl", '{"full_segments":true}\n{}\n'),
+        ("1-0123456789ab/0.jsonl", f'{{"full_segments":{"9" * 5_000}}}\n{{}}\n'),
+        ("1-0123456789ab/0.jsonl", f'{{"full_segments":{"[" * 100_000}\n'),
+    ],
+)
+def test_numbers_that_no_journal_has_are_refused_at_once(tmp_path, name, text):
+    store = FolderJournalStore(tmp_path, "ab12")
+    store.write(HEADER, json.dumps({"version": 2, "owner": "1-0123456789ab", "owners": ["1-0123456789ab"]}))
+    store.write(SEGMENT, "{}")
+    (tmp_path / ".imagen/journal/ab12" / name).write_text(text)
+    with pytest.raises(JournalError) as caught:
+        Journal(store).open()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["000000.jsonl", "1-0123456789ab/0.jsonl"])
+def test_a_huge_file_is_not_read(tmp_path, name):
+    store = FolderJournalStore(tmp_path, "ab12")
+    store.write(HEADER, json.dumps({"version": 2, "owner": "1-0123456789ab", "owners": ["1-0123456789ab"]}))
+    store.write(SEGMENT, "{}")
+    with (tmp_path / ".imagen/journal/ab12" / name).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(JournalError, match="cannot be used"):
+        Journal(store).open()
+
+
+def test_a_journal_is_not_read_beyond_what_a_task_can_write(tmp_path, monkeypatch):
+    store = FolderJournalStore(tmp_path, "ab12")
+    filled(store, 400)
+    monkeypatch.setattr(log, "MAX_JOURNAL_CHARACTERS", 60_000)
+    with pytest.raises(JournalError, match="larger than any task's"):
+        Journal(store).open()
 
 
 # --- the task state store ---------------------------------------------------------------------------------------------

@@ -172,3 +172,26 @@ def test_a_fallback_model_gets_the_picture_in_its_own_field(paint, red, sandbox)
     fields = [set(request.json) & {"image_url", "image_urls"} for request in sandbox.seen("/v1/images/generations")]
     assert fields == [{"image_url"}, {"image_urls"}]
     assert json.dumps(ti.xcom_pull(task_ids="paint", key="summary"))
+
+
+def test_the_setting_input_roots_keeps_tasks_to_its_folders(paint, red, sandbox, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    inside = tmp_path / "in" / "blue.png"
+    Image.new("RGB", (64, 48), (20, 20, 220)).save(inside)
+    monkeypatch.setenv("AIRFLOW__IMAGEN__INPUT_ROOTS", f"{tmp_path / 'elsewhere'}, {tmp_path / 'in'}")
+    ti, error = paint(prompt="night", model="flux/kontext-pro/image-to-image", input_images=str(red), retries=1)
+    assert (str(ti.state), ti.try_number) == ("failed", 1)
+    assert [(problem.field, problem.allowed) for problem in error.problems] == [
+        ("input_images", "only files in the folders of [imagen] input_roots are allowed")
+    ]
+    assert sandbox.seen("/v1/images/generations") == []
+    ti, _ = paint(prompt="night", model="flux/kontext-pro/image-to-image", input_images=str(inside))
+    assert str(ti.state) == "success"
+
+
+def test_a_relative_input_root_is_an_error(paint, red, sandbox, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__IMAGEN__INPUT_ROOTS", "pictures")
+    ti, error = paint(prompt="night", model="flux/kontext-pro/image-to-image", input_images=str(red))
+    assert str(ti.state) == "failed"
+    assert "[imagen] input_roots='pictures': an absolute path or a URI" in str(error)
+    assert sandbox.seen("/v1/images/generations") == []

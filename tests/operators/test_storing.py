@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -304,3 +305,40 @@ def test_a_picture_whose_answer_could_not_be_written_down_is_adopted_from_the_ma
     assert summary["usd_is_estimate"]
     assert paint.images == [{name: line[name] for name in paint.images[0]} for line in paint.manifest()]
     assert len(list(paint.folder.glob("*.png"))) == num_images
+
+
+# Folders that others can write to
+
+
+def test_a_planted_link_publishes_nothing(paint: Storing, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text('{"file_name": "a.png", "text": "hush-hush"}\nhush-hush\n')
+    paint.folder.mkdir()
+    (paint.folder / "metadata.jsonl").symlink_to(secret)
+    assert paint(contact_sheet=True, thumbnail_pixels=64) == "success"
+    assert [line["prompt"] for line in paint.manifest()] == [RACCOON]
+    assert not (paint.folder / "metadata.jsonl").is_symlink()
+    assert secret.read_text().count("hush-hush") == 2
+
+
+@pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/thumbnails", ".imagen/contact-sheets", "sub"])
+def test_a_folder_that_is_a_link_is_refused_before_paying(
+    paint: Storing, sandbox: Sandbox, tmp_path: Path, name: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (paint.folder / name).parent.mkdir(parents=True)
+    (paint.folder / name).symlink_to(elsewhere)
+    assert paint(contact_sheet=True, thumbnail_pixels=64, filename="sub/{name}") == "failed"
+    assert isinstance(paint.errors[-1], StorageError)
+    assert "symbolic link" in str(paint.errors[-1])
+    assert sandbox.ledger() == []
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_the_manifest_blocks_nothing(paint: Storing) -> None:
+    paint.folder.mkdir()
+    os.mkfifo(paint.folder / "metadata.jsonl")
+    assert paint() == "success"
+    assert len(paint.manifest()) == 1

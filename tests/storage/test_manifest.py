@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from airflow_provider_imagen.storage.manifest import (
     manifest_line,
     read_failures,
     read_manifest,
+    recorded_lines,
+    recorded_names,
     stored_fields,
     write_manifest,
 )
@@ -207,13 +210,17 @@ def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, ori
     assert [one["sha256"] for one in lines_of(folder)] == ["1" * 64]
 
 
-def test_lines_of_somebody_else_stay_as_they_are(folder, origin):
-    foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}\nnot json \xff\n' + b"[" * 100_000 + b"\n"
-    write_bytes_atomically(folder / "metadata.jsonl", foreign, content_type="application/x-ndjson")
-    for number in (0, 1):
-        write_manifest(folder, origin=origin, lines=[line(origin, number)])
-    assert read_bytes(folder / "metadata.jsonl").startswith(foreign)
-    assert read_bytes(folder / "metadata.jsonl").count(b"\n") == 4
+def test_lines_of_somebody_else_stay_as_they_are_if_they_describe_a_file(folder, origin):
+    foreign = '{"file_name": "mine.png",  "text": "café", "number": NaN}\n'.encode()
+    no_lines = [b"root:x:0:0", b"\xff", b"[" * 100_000, b'"file_name"', b'{"text": "a"}', b'{"file_name": 7}', b"7"]
+    for place in range(len(no_lines)):
+        mixed = b"".join(each + b"\n" for each in no_lines[:place]) + foreign + b"\n".join(no_lines[place:])
+        write_bytes_atomically(folder / "metadata.jsonl", mixed, content_type="application/x-ndjson")
+        for _ in range(2):
+            write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
+        found = read_bytes(folder / "metadata.jsonl")
+        assert found.startswith(foreign)
+        assert found.count(b"\n") == 3
 
 
 def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stumbles_over(folder, origin):
@@ -264,3 +271,109 @@ def test_any_prompt_is_one_line_and_comes_back(prompts):
     expected = [text.encode(errors="replace").decode() for text in prompts]
     assert [one["prompt"] for one in read_manifest(folder)] == expected
     assert read_bytes(folder / "metadata.jsonl").count(b"\n") == len(prompts)
+
+
+# Folders that others can write to
+
+
+SECRET = '{"file_name": "secret.png", "dag_id": "d", "sha256": "hush-hush"}\n{"file_name": "b", "text": "hush-hush"}\n'
+
+
+@pytest.fixture
+def secret(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text(SECRET)
+    return path
+
+
+def below(folder):
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+@pytest.mark.parametrize("place", ["metadata.jsonl", "own part", "part", "failures"])
+def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, origin, secret, place, kind):
+    folder = tmp_path / "pictures"
+    names = {
+        "own part": f".imagen/parts/{origin.identity}.jsonl",
+        "part": ".imagen/parts/0123456789.jsonl",
+        "failures": f".imagen/failures/{origin.identity}.jsonl",
+    }
+    planted = folder / names.get(place, place)
+    planted.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(planted)
+    else:
+        planted.symlink_to(secret if kind == "link" else "/dev/zero")
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[{"prompt_index": 1}])
+    assert [one["prompt_index"] for one in lines_of(folder)] == [0]
+    assert [one["prompt_index"] for one in recorded_lines(folder, origin)] == [0]
+    assert recorded_names(folder, origin) == {lines_of(folder)[0]["file_name"]}
+    assert [one["prompt_index"] for one in read_failures(folder, origin)] == [1]
+    assert secret.read_text() == SECRET
+    assert all("hush" not in path.read_text() for path in below(folder).values() if path.is_file() and path != planted)
+
+
+@pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/failures"])
+def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, origin, name):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    (folder / name).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder / name).symlink_to(elsewhere)
+    with pytest.raises(StorageError, match="is a symbolic link"):
+        write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[{"prompt_index": 1}])
+    assert os.listdir(elsewhere) == []
+
+
+def test_the_output_folder_itself_may_be_a_link(tmp_path, origin):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_manifest(tmp_path / "link", origin=origin, lines=[line(origin, 0)])
+    assert len(lines_of(tmp_path / "real")) == 1
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "sub/../../a.png", "a//b.png", "a\0.png", "..", 7, None])
+def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, origin, name):
+    part = folder / ".imagen" / "parts" / f"{origin.identity}-9.jsonl"
+    write_bytes_atomically(part, json.dumps(line(origin, 0, file_name=name)).encode(), content_type="")
+    write_manifest(folder, origin=replace(origin, run_id="b"), lines=[line(origin, 1)])
+    assert [one["prompt_index"] for one in lines_of(folder)] == [1]
+    assert recorded_lines(folder, origin) == []
+
+
+def test_where_an_image_is_follows_from_its_name(folder, origin):
+    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="sub/a.png", path="/home/me/a.png")])
+    assert [one["path"] for one in recorded_lines(folder, origin)] == [str(folder / "sub" / "a.png")]
+
+
+@pytest.mark.parametrize("forged_part", ["evil", "zzzzzzzzzz", "0000000000-1", "{own}-evil", "{other}"])
+def test_a_planted_part_does_not_replace_our_line(folder, origin, forged_part):
+    stored = save_picture(picture(), folder=folder, stem="a")
+    facts = {"file_name": "a.png", "sha256": stored.sha256, "bytes": stored.bytes}
+    other = replace(origin, run_id="evil")
+    liar = other if "other" in forged_part else origin
+    forged = line(liar, 0, prompt="forged", created_at=NOON + timedelta(days=36500), **{**facts, "sha256": "f" * 64})
+    write_manifest(folder, origin=origin, lines=[line(origin, 0, prompt="true", **facts)])
+    name = forged_part.format(own=origin.identity, other=other.identity)
+    write_bytes_atomically(folder / ".imagen" / "parts" / f"{name}.jsonl", json.dumps(forged).encode(), content_type="")
+    for writer in (origin, replace(origin, run_id="third")):
+        lines = [line(origin, 0, prompt="true", **facts)] if writer is origin else []
+        write_manifest(folder, origin=writer, lines=lines)
+        assert [one["prompt"] for one in lines_of(folder)] == ["true"]
+
+
+def test_a_planted_part_that_states_our_digest_does_not_replace_our_line(folder, origin):
+    stored = save_picture(picture(), folder=folder, stem="a")
+    facts = {"file_name": "a.png", "sha256": stored.sha256, "bytes": stored.bytes}
+    other = replace(origin, run_id="evil")
+    write_manifest(folder, origin=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **facts)])
+    write_manifest(folder, origin=origin, lines=[line(origin, 0, **facts)])
+    assert [one["run_id"] for one in lines_of(folder)] == [origin.run_id]
+
+
+def test_a_part_with_values_of_other_types_does_not_break_the_list(folder, origin):
+    odd = json.dumps({"file_name": "a.png", "map_index": "x", "created_at": [], "bytes": "many", "prompt_index": {}})
+    write_bytes_atomically(folder / ".imagen" / "parts" / "odd.jsonl", odd.encode(), content_type="")
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert len(lines_of(folder)) == 2

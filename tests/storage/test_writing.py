@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from airflow_provider_imagen.storage import writing
 from airflow_provider_imagen.storage.writing import (
     check_stored,
     check_writable,
+    file_sizes,
     read_bytes,
     remove_leftovers,
     write_bytes_atomically,
@@ -156,7 +158,7 @@ def test_a_process_killed_before_the_rename_leaves_only_a_temporary_file(tmp_pat
         import os, signal
         from pathlib import Path
         from airflow_provider_imagen.storage.writing import write_bytes_atomically
-        Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         path = Path({str(tmp_path)!r}, "sub", "a.png")
         write_bytes_atomically(path, b"x" * 100, content_type="image/png", owner="me")
         """
@@ -235,7 +237,7 @@ def test_a_file_in_the_place_of_a_folder_is_said(tmp_path):
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_disk_without_hard_links_leaves_what_is_there_too(tmp_path, monkeypatch, links):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     if not links:
@@ -525,3 +527,187 @@ def test_every_content_comes_back(data):
     path = StoredAt(store, "/bucket/a")
     write(path, data)
     assert read_bytes(path) == data
+
+
+def test_no_link_below_the_output_folder_is_followed(tmp_path):
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "a.png").write_bytes(DATA)
+    (elsewhere / ".imagen-me-1.part").touch()
+    (folder / "sub").symlink_to(elsewhere)
+    (folder / "b.png").symlink_to(elsewhere / "a.png")
+    path = folder / "sub" / "a.png"
+    with pytest.raises(StorageError, match="'sub' in it is a symbolic link"):
+        write(path, b"new", within=folder)
+    with pytest.raises(StorageError, match="symbolic link"):
+        write(folder / "sub" / "deeper" / "a.png", b"new", within=folder)
+    with pytest.raises(StorageError, match="symbolic link"):
+        read_bytes(path, within=folder)
+    with pytest.raises(StorageError, match="symbolic link"):
+        read_bytes(folder / "b.png", within=folder)
+    with pytest.raises(StorageError, match="symbolic link"):
+        file_sizes(folder, ["sub/a.png"])
+    assert not check_stored(path, size=len(DATA), within=folder)
+    assert not check_stored(folder / "b.png", size=len(DATA), within=folder)
+    assert file_sizes(folder, ["b.png"]) == {}
+    assert remove_leftovers(folder, owner="me") == 0
+    assert sorted(os.listdir(elsewhere)) == [".imagen-me-1.part", "a.png"]
+    assert (elsewhere / "a.png").read_bytes() == DATA
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(tmp_path):
+    target = tmp_path / "private"
+    target.write_bytes(b"mine")
+    (tmp_path / "a.png").symlink_to(target)
+    assert write(tmp_path / "a.png", replace=False) is False
+    assert write(tmp_path / "a.png") is True
+    assert target.read_bytes() == b"mine"
+    assert not (tmp_path / "a.png").is_symlink()
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(StorageError, match="no regular file"):
+        read_bytes(tmp_path / "a.png")
+    assert not check_stored(tmp_path / "a.png", size=0)
+    assert file_sizes(tmp_path, ["a.png"]) == {}
+
+
+def test_a_folder_that_one_may_only_write_to_is_enough():
+    """Run without the rights of root, which may list everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o733)
+        program = textwrap.dedent(
+            f"""
+            import os
+            from pathlib import Path
+            from airflow_provider_imagen.storage.writing import write_bytes_atomically
+            if os.getuid() == 0:
+                os.setuid(65534)
+            write_bytes_atomically(Path({folder!r}, "a.png"), b"x", content_type="image/png")
+            """
+        )
+        subprocess.run([sys.executable, "-c", program], check=True)
+        assert Path(folder, "a.png").read_bytes() == b"x"
+
+
+def test_no_more_than_the_limit_is_read(tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(StorageError, match="more than 1,073,741,824 bytes"):
+        read_bytes(tmp_path / "huge")
+
+
+def test_descriptors_do_not_leak(tmp_path):
+    (tmp_path / "link").symlink_to("/etc")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        write(tmp_path / "x" / "y" / "a.png", b"1", within=tmp_path)
+        read_bytes(tmp_path / "x" / "y" / "a.png", within=tmp_path)
+        file_sizes(tmp_path, ["x/y/a.png"])
+        check_writable(tmp_path)
+        with pytest.raises(StorageError):
+            read_bytes(tmp_path / "link" / "passwd", within=tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/journal", ".imagen/thumbnails"])
+def test_links_in_the_hidden_folder_are_found_before_paying(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to("/etc")
+    with pytest.raises(StorageError, match="symbolic link"):
+        check_writable(tmp_path)
+
+
+# What a folder has to allow
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_disk_that_does_not_rename_or_replace_is_found_before_paying(tmp_path, monkeypatch, call):
+    """As mounts of object stores do; some rename, and refuse to replace."""
+    real, calls = os.replace, []
+
+    def replace(*names, **folders):
+        calls.append(names)
+        if len(calls) >= call:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+        real(*names, **folders)
+
+    monkeypatch.setattr(writing.os, "replace", replace)
+    with pytest.raises(StorageError, match="can be created there, but not renamed or replaced"):
+        check_writable(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_does_not_delete_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(name, **_):
+        if name in os.listdir(tmp_path):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(writing.os, "unlink", refuse)
+    check_writable(tmp_path)
+    assert "cannot be deleted (no permission)" in caplog.text
+
+
+class Strict(Store):
+    """A store that refuses some calls and counts all of them."""
+
+    def __init__(self, *refused, error=None):
+        super().__init__()
+        self.refused, self.error, self.calls = refused, error or PermissionError("Access Denied"), []
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name in self.refused:
+            raise self.error
+
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        self._call("overwrite" if path in self.store or f"/{path}" in self.store else "create")
+        super().pipe_file(path, value, mode, **options)
+
+    def ls(self, path, detail=True, **options):
+        self._call("list")
+        return super().ls(path, detail=detail, **options)
+
+    def rm_file(self, path):
+        self._call("delete")
+        super().rm_file(path)
+
+
+def test_all_that_keeping_images_takes_is_tried_in_five_calls():
+    store = Strict()
+    check_writable(StoredAt(store, "bucket/x"), owner="ab12")
+    assert store.calls == ["create", "create", "overwrite", "list", "delete"]
+    check_writable(StoredAt(store, "bucket/x"), owner="ab12")
+    assert store.calls[5:] == ["overwrite", "create", "overwrite", "list", "delete"]
+    assert store.find("") == ["/bucket/x/.imagen/about.txt"]
+
+
+@pytest.mark.parametrize("error", [PermissionError("retention"), AzureError(409), OSError("Forbidden: retention")])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_retention_policy_is_found_before_paying(error, is_first):
+    store = Strict("overwrite", error=error)
+    if not is_first:
+        MemoryFileSystem.pipe_file(store, "/bucket/x/.imagen/about.txt", b"of an earlier task")
+    with pytest.raises(StorageError, match=r"cannot be overwritten, as metadata\.jsonl has to be.*retention policy"):
+        check_writable(StoredAt(store, "bucket/x"), owner="ab12")
+
+
+def test_a_store_that_does_not_list_is_found_before_paying():
+    with pytest.raises(StorageError, match=r"Cannot list s3://conn@bucket/x: the connection has no permission there"):
+        check_writable(StoredAt(Strict("list"), "bucket/x"))
+    hiding = Store()
+    hiding.ls = lambda path, **_: []
+    with pytest.raises(StorageError, match="not listed"):
+        check_writable(StoredAt(hiding, "bucket/x"))
+
+
+def test_a_store_that_refuses_only_deleting_gets_a_warning(caplog):
+    store = Strict("delete")
+    for _ in range(2):
+        check_writable(StoredAt(store, "bucket/x"), owner="ab12")
+    assert "s3://conn@bucket/x/.imagen/check-ab12.txt cannot be deleted" in caplog.text
+    assert store.find("") == ["/bucket/x/.imagen/about.txt", "/bucket/x/.imagen/check-ab12.txt"]

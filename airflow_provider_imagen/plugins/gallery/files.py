@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import stat
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
-from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, failures_address, read_failures, read_manifest
+from airflow_provider_imagen.storage.local_files import open_regular_file
+from airflow_provider_imagen.storage.manifest import failures_address, read_failures, read_manifest
 from airflow_provider_imagen.storage.origin import Origin
-from airflow_provider_imagen.storage.paths import filesystem_of, local_path
+from airflow_provider_imagen.storage.paths import MANIFEST_NAME, address_of, descend, filesystem_of, local_path
 from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.png import PNG_SIGNATURE
 from airflow_provider_imagen.storage.svg import read_svg_size
@@ -101,11 +101,16 @@ def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
         if path.name != MANIFEST_NAME:
             raise gone
         _check_size(path, most=MAX_LIST_BYTES)
-        lines = read_manifest(path.parent)
+        folder: Any = path.parent
+        lines = [
+            {**line, "path": address_of(descend(folder, line["file_name"]))}
+            for line in read_manifest(folder)
+            if belongs_to(ti, line)
+        ]
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
         raise gone from None
-    return read_pictures(ti, [line for line in lines if belongs_to(ti, line)])
+    return read_pictures(ti, lines)
 
 
 def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
@@ -164,10 +169,10 @@ def _digest(file: IO[bytes]) -> str:
 def _open(path: str, *, most: int) -> IO[bytes]:
     """Open a whole file of a bounded size."""
     place: StoragePath = open_folder(path)
-    _check_size(place, most=most)
     local = local_path(place)
     if local is not None:
-        return local.open("rb")
+        return open_regular_file(local)  # the caller compares its size
+    _check_size(place, most=most)
     filesystem, key = filesystem_of(place)
     copy = tempfile.SpooledTemporaryFile(_MAX_COPY_IN_MEMORY)  # noqa: SIM115 - the caller closes it
     try:
@@ -183,10 +188,8 @@ def _open(path: str, *, most: int) -> IO[bytes]:
 def _check_size(place: StoragePath, *, most: int) -> None:
     local = local_path(place)
     if local is not None:
-        facts = local.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise StorageError("It is no file.")
-        size = facts.st_size
+        with open_regular_file(local) as file:
+            size = os.fstat(file.fileno()).st_size
     else:
         filesystem, key = filesystem_of(place)
         size = int(filesystem.info(key)["size"])
