@@ -125,11 +125,21 @@ def has_supervisor() -> bool:
 
 def get_grace_seconds() -> float:
     """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
+    return max(0.0, float(_conf().getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
+
+
+def get_allowed_download_hosts() -> list[str]:
+    """Return ``[imagen] allowed_download_hosts``: hosts in private networks that images may be downloaded from."""
+    listed = _conf().get("imagen", "allowed_download_hosts", fallback="") or ""
+    return [entry for entry in map(str.strip, listed.split(",")) if entry]
+
+
+def _conf() -> Any:
     try:
         from airflow.sdk.configuration import conf
     except ImportError:  # 3.1
         from airflow.configuration import conf
-    return max(0.0, float(conf.getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
+    return conf
 
 
 def get_metrics() -> Any:
@@ -179,6 +189,7 @@ __all__ = [
     "RetryDecision",
     "RetryPolicy",
     "determine_kwargs",
+    "get_allowed_download_hosts",
     "get_dag_bag",
     "get_grace_seconds",
     "get_metrics",

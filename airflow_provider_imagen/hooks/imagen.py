@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection, ObjectStoragePath
 
+    from airflow_provider_imagen.api.addresses import HostAndPort
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
     from airflow_provider_imagen.api.download import Downloader
@@ -392,12 +393,39 @@ class ImagenHook(BaseHook):
 
             client = self.get_conn()
             self._downloader = Downloader(
-                allow_private_hosts=_is_private(client.host),
+                allow_private_hosts=self._private_hosts(client.settings.base_url),
                 verify=client.settings.verify,
                 connect_timeout_seconds=client.settings.connect_timeout_seconds,
                 should_stop=should_stop,
             )
         return self._downloader
+
+    def _private_hosts(self, base_url: str) -> set[HostAndPort]:
+        """
+        Return the hosts that pictures may come from although they are in a private network.
+
+        :raises ValueError: the setting names something that is no host
+        """
+        from airflow_provider_imagen._compat import get_allowed_download_hosts
+        from airflow_provider_imagen.api.addresses import canonical_host, parse_host
+        from airflow_provider_imagen.api.transport_checks import is_this_machine
+
+        parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
+        host = canonical_host(parts.hostname or "")
+        hosts: set[HostAndPort] = {(host, parts.port or (443 if parts.scheme == "https" else 80))}
+        try:
+            hosts |= {parse_host(entry) for entry in get_allowed_download_hosts()}
+        except ValueError as error:
+            raise ValueError(f"[imagen] allowed_download_hosts has {error}") from None
+        if parts.scheme == "http" and self._is_sandbox():  # its pictures have a port of their own
+            hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_this_machine(host) else {host})}
+        return hosts
+
+    def _is_sandbox(self) -> bool:
+        from airflow_provider_imagen.sandbox import SANDBOX_API_KEY
+
+        connection = self._get_connection()
+        return connection.password == SANDBOX_API_KEY or _truth(connection.extra_dejson.get("sandbox"), "sandbox")
 
     def get_key(self) -> dict[str, Any]:
         """Ask what the key is (``GET /v1/key``): name, prefix, disabled, scopes, limit. Free."""
@@ -581,19 +609,6 @@ def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether a list of models has OpenAI's form rather than the AI/ML API's, which names each one's type."""
     rows = list(models)
     return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
-
-
-def _is_private(host: str) -> bool:
-    """Say whether the API itself is in a private network: a sandbox, or a gateway of one's own."""
-    import socket
-
-    from airflow_provider_imagen.api.addresses import is_public_address
-
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):
-        return False
-    return bool(addresses) and not any(is_public_address(address) for address in addresses)
 
 
 def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:
