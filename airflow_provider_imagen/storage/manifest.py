@@ -302,7 +302,7 @@ def _part_lines(data: bytes | None) -> list[_PartLine]:
             part_line = decode(raw, type=_PartLine)
             part_line.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
         except (DecodeError, ValueError, RecursionError):
-            line = _load(raw)
+            line = parse_line(raw)
             if line is None or "file_name" not in line:
                 continue
             fields: Line = {name: line[name] for name in _PartLine.__struct_fields__ if name in line}
@@ -316,13 +316,14 @@ def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
     """Read lines; those without the key are not ours to take part in anything."""
     lines = []
     for raw in (data or b"").split(b"\n"):
-        line = _load(raw)
+        line = parse_line(raw)
         if line is not None and key in line:
             lines.append(line)
     return lines
 
 
-def _load(raw: bytes) -> Line | None:
+def parse_line(raw: bytes) -> Line | None:
+    """Read one line of a list; ``None`` when it is no JSON object."""
     if not raw:
         return None
     try:
@@ -345,7 +346,7 @@ def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
     for raw in data.split(b"\n"):
         if raw in ours or not raw.strip():
             continue
-        line = _load(raw)
+        line = parse_line(raw)
         if line is None or not {"dag_id", "sha256", "file_name"} <= line.keys():
             kept.append(raw)
     return kept

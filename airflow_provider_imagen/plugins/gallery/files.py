@@ -3,8 +3,8 @@ Read the files that records name, and nothing else.
 
 A record is only a claim: whoever can run a task can write any path into an XCom, and the web server may open what
 that person may not. So a picture is handed out only if it has the size and the SHA-256 digest its record states: to
-state them takes the file itself, or a record of it. Whatever is wrong, the answer is the same sentence, so that errors
-tell nothing about other files.
+state them takes the file itself, or a record of it. Whatever is wrong, even that the file is no picture, the answer is
+the same sentence, so that errors tell nothing about other files. Lists are read line by line, two at a time.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import stat
 import tempfile
 import threading
 from contextlib import contextmanager
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
-from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, failures_address, read_failures, read_manifest
+from airflow_provider_imagen.storage.manifest import MANIFEST_NAME, failures_address, parse_line
 from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.paths import filesystem_of, local_path
 from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
@@ -30,7 +31,7 @@ from airflow_provider_imagen.storage.png import PNG_SIGNATURE
 from airflow_provider_imagen.storage.svg import read_svg_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.records import Picture, Problem
@@ -40,12 +41,17 @@ log = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
+MAX_LISTED: Final = 50_000
+"""Entries of a list that are shown of one task instance."""
+
 CHUNK_BYTES: Final = 256 * 1024
 
 _BLOCK_BYTES: Final = 4 * 1024 * 1024  # asked of an object store at a time
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
+_MAX_LINE_BYTES: Final = 256 * 1024
 _whole_pictures = threading.BoundedSemaphore(2)
 _headers = threading.BoundedSemaphore(2)  # separate, because a holder of a whole picture asks for its media type
+_lists = threading.BoundedSemaphore(2)
 
 
 class FileUnavailableError(Exception):
@@ -58,9 +64,9 @@ def open_picture(picture: Picture) -> IO[bytes]:
 
     It is never read into memory as a whole: files on a disk are read in place, objects from a temporary copy.
 
-    :raises FileUnavailableError: it is not there any more, or is not the file the record describes
+    :raises FileUnavailableError: it is not there any more, or is not the picture the record describes
     """
-    gone = FileUnavailableError("The stored file is not there any more, or is not the one this task wrote.")
+    gone = FileUnavailableError("The stored file is not there any more, or is not the picture this task wrote.")
     if not picture.path or not picture.sha256 or not picture.bytes or picture.bytes > MAX_PICTURE_BYTES:
         raise gone
     try:
@@ -69,9 +75,14 @@ def open_picture(picture: Picture) -> IO[bytes]:
         log.warning("A picture of %s cannot be read: %s", picture.ti, type(error).__name__)
         raise gone from None
     try:
-        is_right = file.seek(0, os.SEEK_END) == picture.bytes and _digest(file) == picture.sha256
+        is_right = (
+            file.seek(0, os.SEEK_END) == picture.bytes
+            and _digest(file) == picture.sha256
+            and media_type(file) is not None
+        )
     except OSError:
         is_right = False
+    file.seek(0)
     if not is_right:
         file.close()
         raise gone
@@ -83,7 +94,7 @@ def whole_picture(picture: Picture) -> Iterator[bytes]:
     """
     Read a stored picture into memory; two at a time, others wait.
 
-    :raises FileUnavailableError: it is not there any more, or is not the file the record describes
+    :raises FileUnavailableError: it is not there any more, or is not the picture the record describes
     """
     with _whole_pictures, open_picture(picture) as file:
         yield file.read()
@@ -97,15 +108,14 @@ def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
     """
     gone = FileUnavailableError(f"The list of pictures ({MANIFEST_NAME} in the output folder) cannot be read any more.")
     try:
-        path: Any = open_folder(manifest)
-        if path.name != MANIFEST_NAME:
+        if open_folder(manifest).name != MANIFEST_NAME:
             raise gone
-        _check_size(path, most=MAX_LIST_BYTES)
-        lines = read_manifest(path.parent)
+        with _lists:
+            lines = (line for line in _lines(manifest) if belongs_to(ti, line))
+            return read_pictures(ti, islice(lines, MAX_LISTED))
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
         raise gone from None
-    return read_pictures(ti, [line for line in lines if belongs_to(ti, line)])
 
 
 def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
@@ -116,13 +126,26 @@ def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
     """
     origin = Origin(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
     try:
-        folder: Any = open_folder(manifest).parent
-        with contextlib.suppress(FileNotFoundError):  # a task that could make everything wrote none
-            _check_size(open_folder(failures_address(folder, origin)), most=MAX_LIST_BYTES)
-        return read_problems(ti, read_failures(folder, origin))
+        address = failures_address(open_folder(manifest).parent, origin)
+        with _lists, contextlib.suppress(FileNotFoundError):  # a task that could make everything wrote none
+            return read_problems(ti, islice((line for line in _lines(address) if "prompt_index" in line), MAX_LISTED))
+        return []
     except Exception as error:
         log.warning("The failures of %s cannot be read: %s", ti, type(error).__name__)
         raise FileUnavailableError("The list of what was not made cannot be read any more.") from None
+
+
+def _lines(address: str) -> Iterator[Mapping[str, Any]]:
+    """Read the JSON objects of a list, one a line; longer lines than a task writes are left out."""
+    with _open(address, most=MAX_LIST_BYTES) as file:
+        while raw := file.readline(_MAX_LINE_BYTES):
+            if len(raw) == _MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                while (rest := file.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                continue
+            line = parse_line(raw)
+            if line is not None:
+                yield line
 
 
 def media_type(file: IO[bytes]) -> str | None:
@@ -147,6 +170,9 @@ def media_type(file: IO[bytes]) -> str | None:
 
 
 def _svg_media_type(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"\xff\xfe", b"\xfe\xff")):
+        return None  # not worth reading as a whole
     file.seek(0)
     try:
         return SVG_MIME_TYPE if read_svg_size(file.read()) is not None else None
