@@ -28,7 +28,7 @@ from airflow_provider_imagen.api.catalogue import BASE64_FIELDS, COUNT_FIELDS
 from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
 from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.api.money import read_cost
-from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
+from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub, scrub_id
 from airflow_provider_imagen.api.sending import WatchedSession, watching
 from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
@@ -334,7 +334,7 @@ class ApiClient:
         usd, _ = read_cost(headers, {})
         facts: dict[str, Any] = {
             "status": status,
-            "inference_id": headers.get("x-inference-id"),
+            "inference_id": scrub_id(headers.get("x-inference-id"), self.settings.api_key),
             "usd": float(usd) if usd is not None else None,
         }
         is_success = 200 <= status < 300

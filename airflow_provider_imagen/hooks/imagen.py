@@ -469,7 +469,8 @@ class ImagenHook(BaseHook):
                 if error.status != 404:
                     raise
                 return self._judge_gateway(error)
-            return self._judge_key(key)
+            is_fine, message = self._judge_key(key)
+            return is_fine, scrub(message, self.get_conn().settings.api_key)
         except Exception as error:  # the form shows whatever went wrong
             return False, scrub(str(error), self._connection.password if self._connection else None)
         finally:
