@@ -217,7 +217,7 @@ def _iso_time(text: str | None) -> datetime | None:
 
 def _epoch_time(text: str | None) -> datetime | None:
     try:
-        return datetime.fromtimestamp(int(text or ""), UTC)
+        return datetime.fromtimestamp(_whole_number(text), UTC)
     except (ValueError, OverflowError, OSError):
         return None
 
@@ -225,6 +225,13 @@ def _epoch_time(text: str | None) -> datetime | None:
 def _signed_time(date: str | None, lifetime_seconds: str | None) -> datetime | None:
     try:
         start = datetime.strptime(date or "", "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        return start + timedelta(seconds=int(lifetime_seconds or ""))
+        return start + timedelta(seconds=_whole_number(lifetime_seconds))
     except (ValueError, OverflowError):
         return None
+
+
+def _whole_number(text: str | None) -> int:
+    """Read digits; ``int`` alone also takes ``1_0`` and the digits of other scripts."""
+    if text is None or not (text.isascii() and text.isdecimal()):
+        raise ValueError("not a whole number")
+    return int(text)

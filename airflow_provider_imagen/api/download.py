@@ -65,7 +65,7 @@ _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBIT
 _GZIP_START = b"\x1f\x8b\x08"
 _MAX_GZIP_MEMBERS = 16  # one behind the other
 _MAX_PACKINGS = 4  # one inside the other
-_CONTENT_RANGE = r"(?a)bytes (\d+)-(\d+)/(\d+)"
+_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"
 
 
 class Download(Struct, frozen=True):
@@ -448,7 +448,8 @@ def _expiry_remark(url: str) -> str:
 
 def _stated_bytes(response: Response) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() and "Transfer-Encoding" not in response.headers else None
+    is_number = re.fullmatch(r"[0-9]{1,18}", text) is not None
+    return int(text) if is_number and "Transfer-Encoding" not in response.headers else None
 
 
 def _content_codings(response: Response) -> set[str]:

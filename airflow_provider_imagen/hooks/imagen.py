@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -434,7 +435,7 @@ class ImagenHook(BaseHook):
     def get_balance(self) -> float:
         """Ask for the balance in USD (``GET /v2/billing``). Free."""
         balance = self.get_conn().get_balance().get("current_balance")
-        if isinstance(balance, bool) or not isinstance(balance, (int, float)):
+        if isinstance(balance, bool) or not isinstance(balance, (int, float)) or not isfinite(balance):
             raise UnreadableResponseError("GET /v2/billing named no balance.")
         return float(balance)
 

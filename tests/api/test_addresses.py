@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -275,3 +276,11 @@ def test_what_is_no_host_is_refused(text):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "127.0.0.1."])
 def test_all_spellings_of_a_host_are_one(host):
     assert canonical_host(host) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "number", ["1_793_000_000", "１７９３００００００", " 1793000000", "+1793000000", "1793000000.0", "9" * 5000, ""]
+)
+def test_a_link_expires_at_no_number_that_is_not_plain_digits(number):
+    assert link_expiry(f"https://x.test/a?Expires={quote(number)}") is None
+    assert link_expiry(f"https://x.test/a?X-Amz-Date=20261128T000000Z&X-Amz-Expires={quote(number)}") is None

@@ -689,6 +689,16 @@ def test_a_stated_length_over_the_cap_is_refused_before_the_body(server, make, s
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "Infinity", "0x10", "²"])
+def test_a_length_that_is_no_number_is_passed_over(server, make, length):
+    def send(request, connection):
+        connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("latin-1") + PICTURE)
+        return "close"
+
+    server.routes["/a.png"] = send
+    assert make(attempts=1).fetch(server.url()).data == PICTURE
+
+
 def test_an_endless_body_is_stopped_at_the_cap(server, make):
     sent = []
 

@@ -394,6 +394,27 @@ def pictures():
         server.shutdown()
 
 
+@pytest.mark.parametrize("balance", ["NaN", "Infinity", "-Infinity", "1e999", '"5"', "true", "null"])
+def test_a_balance_that_is_no_amount_is_unreadable(make_hook, balance):
+    body = f'{{"current_balance": {balance}}}'.encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UnreadableResponseError, match="no balance"):
+            make_hook(host=f"http://127.0.0.1:{server.server_address[1]}").get_balance()
+        server.shutdown()
+
+
 def test_a_private_api_opens_its_own_port_only(make_hook, sandbox, pictures):
     hook = make_hook(host=f"http://127.0.0.1:{pictures}/v1", password=KEY)
 
