@@ -123,17 +123,23 @@ def has_supervisor() -> bool:
     return type(getattr(task_runner, "SUPERVISOR_COMMS", None)).__name__ == "CommsDecoder"
 
 
+def get_grace_seconds() -> float:
+    """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
+    return max(0.0, float(_configuration().getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
+
+
+def get_allowed_download_hosts() -> list[str]:
+    """Return ``[imagen] allowed_download_hosts``: hosts in private networks that images may be downloaded from."""
+    listed = _configuration().get("imagen", "allowed_download_hosts", fallback="") or ""
+    return [entry for entry in map(str.strip, listed.split(",")) if entry]
+
+
 def _configuration() -> Any:
     try:
         from airflow.sdk.configuration import conf
     except ImportError:  # 3.1
         from airflow.configuration import conf
     return conf
-
-
-def get_grace_seconds() -> float:
-    """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
-    return max(0.0, float(_configuration().getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
 
 
 def get_input_roots() -> list[str]:
@@ -189,6 +195,7 @@ __all__ = [
     "RetryDecision",
     "RetryPolicy",
     "determine_kwargs",
+    "get_allowed_download_hosts",
     "get_dag_bag",
     "get_grace_seconds",
     "get_input_roots",

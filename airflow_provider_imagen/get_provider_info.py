@@ -46,6 +46,15 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "/data/pictures, s3://media/inputs",
                         "default": "",
                     },
+                    "allowed_download_hosts": {
+                        "description": "Hosts in private networks that images may be downloaded from, separated by "
+                        "commas, each with or without a port. The API's own host and port need not be listed. "
+                        "Link-local addresses and metadata services are never connected to.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "minio.internal:9000, 10.0.3.7",
+                        "default": "",
+                    },
                 },
             }
         },
@@ -72,7 +81,8 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "read_timeout": {
                         "label": "Read timeout (seconds)",
-                        "description": "Longest wait for an answer. Pictures can take minutes.",
+                        "description": "Longest wait for the headers of a response, and again for its body. "
+                        "Images can take minutes.",
                         "schema": {"type": ["number", "null"], "default": 300, "minimum": 1},
                     },
                     "sandbox": {

@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from airflow_provider_imagen.links.addresses import gallery_root, picture_address, run_address
+from airflow_provider_imagen.links.addresses import gallery_root, picture_address, remote_link, run_address
 
 MAX_REVIEWED: Final = 60
 """Most pictures in one text: more than anybody compares at once; the rest is behind a link."""
@@ -105,12 +105,11 @@ def pick_images(
     records = _records(images, ids)
     if isinstance(chosen_options, str) or not isinstance(chosen_options, Sequence):
         raise ValueError(f"chosen_options={chosen_options!r}: a list of the pictures' numbers is allowed")
-    numbers = set()
-    for option in map(str, chosen_options):
-        if not option.isdecimal() or not 1 <= int(option) <= len(records):
-            raise ValueError(f"chosen_options has {option!r}: the pictures are numbered 1 to {len(records)}")
-        numbers.add(int(option))
-    return [dict(records[number - 1]) for number in sorted(numbers)]
+    chosen = set(map(str, chosen_options))
+    numbered = {str(number): record for number, record in enumerate(records, start=1)}
+    for option in sorted(chosen - numbered.keys()):
+        raise ValueError(f"chosen_options has {option[:50]!r}: the pictures are numbered 1 to {len(records)}")
+    return [dict(record) for number, record in numbered.items() if number in chosen]
 
 
 def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
@@ -161,13 +160,16 @@ def _listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Rec
 def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
     """Show a picture that leads to its page."""
     place = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
+    page = picture_address(root=root, **place)
     if record.get("mime_type") == "image/svg+xml":  # there is no preview of it
-        return f"[Picture {number} (SVG)]({picture_address(root=root, **place)})"
+        return f"[Picture {number} (SVG)]({page})"
+    source: str | None
     if record.get("path"):
         source = picture_address(root=root, **place, size="thumbnail", v=str(record.get("sha256") or "")[:12])
     else:
-        source = str(record.get("url") or "")
-    return f"[![Picture {number}]({_target(source)})]({picture_address(root=root, **place)})"
+        url = record.get("url")
+        source = remote_link(url) if isinstance(url, str) else None
+    return f"[![Picture {number}]({_target(source)})]({page})" if source else f"[Picture {number}]({page})"
 
 
 def _caption(number: int, record: Record, *, alone: bool) -> str:

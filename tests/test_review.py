@@ -74,6 +74,43 @@ def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "//tracker.example/a.png",
+            "http://tracker.example/a.png",
+            "HTTP://tracker.example/a.png",
+            "/api/v2/dags",
+            "a.png",
+        ),
+        *("javascript:alert(1)", "data:image/svg+xml,<svg/>", "ftp://x/a", "https://", "https:a.png", "https:///a.png"),
+        *(
+            "\\\\tracker.example\\a.png",
+            " //tracker.example",
+            "https://a\nb/a.png",
+            "https://*/a.png",
+            "https://[::1/a",
+            "",
+        ),
+        *(None, 7, ["https://cdn.example/a.png"]),
+    ],
+)
+def test_a_picture_is_shown_from_no_other_link_than_a_whole_https_one(url: Any) -> None:
+    body = review_body([_record(path=None, url=url)], **IDS)
+
+    assert "![" not in body
+    assert "| [Picture 1](/imagen/picture?" in body
+    assert "tracker" not in body
+
+
+@pytest.mark.parametrize(
+    "url", ["https://cdn.example:8443/a.png", "http://127.0.0.1:8765/a.png", "http://localhost/a.png"]
+)
+def test_links_of_the_api_and_of_a_sandbox_are_shown(url: str) -> None:
+    assert f"[![Picture 1]({url})](" in review_body([_record(path=None, url=url)], **IDS)
+
+
+@pytest.mark.parametrize(
     "prompt", ["a | b\n| c", "![x](http://evil)", "[click](javascript:x)", "<img src=x>", "`x` **y**", "# x\n---"]
 )
 def test_a_prompt_cannot_add_markup_or_cells(prompt: str) -> None:
@@ -104,7 +141,9 @@ def test_the_choice_is_given_back_as_records_in_the_order_they_were_made() -> No
     assert pick_images(images, []) == []
 
 
-@pytest.mark.parametrize("option", ["0", "5", "-1", "Approve", "1.0", ""])
+@pytest.mark.parametrize(
+    "option", ["0", "5", "-1", "Approve", "1.0", "", "１", "٣", "0_1", "01", "+1", " 1", "9" * 5000]
+)
 def test_a_number_that_is_no_picture_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match="numbered 1 to 4"):
         pick_images([_record(n) for n in range(4)], [option])

@@ -1,5 +1,5 @@
 """
-Judge addresses without opening them: is it private, where does it lead, when does a signed link run out.
+Judge addresses without opening them: who may be reached there, and when a signed link runs out.
 
 Pure functions of the standard library only. The rules name what may be reached rather than trust the
 :mod:`ipaddress` properties, whose answers for special ranges differ between patch releases of Python.
@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import socket
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # IANA IPv4 Special-Purpose Address Registry, plus multicast and the reserved top.
 _CLOSED_IPV4 = tuple(
@@ -49,6 +53,38 @@ _CLOSED_IPV6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")  # what networks without IPv4 make of a public IPv4 address
 _ISATAP = (0x00005EFE, 0x02005EFE)  # bits 64–95 of an address that tunnels to the IPv4 address in its last 32
 
+# What people number their own networks with. Everything else that is not public (link-local, multicast, reserved …) is
+# never connected to.
+_PRIVATE = tuple(
+    ip_network(network)
+    for network in (
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT, also used inside clouds
+        "127.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "198.18.0.0/15",  # benchmarks; also what some VPN clients make of public names
+        "::1/128",
+        "fc00::/7",  # unique local
+    )
+)
+_METADATA = tuple(
+    ip_network(network)
+    for network in (
+        "100.100.100.200/32",  # Alibaba
+        "fd00:ec2::/32",  # Amazon
+        "fd20:ce::/32",  # Google
+        "fd00:c1::/32",  # Oracle
+        "fd00:42::42/128",  # Scaleway
+    )
+)
+_LINK_LOCAL_IPV4 = IPv4Network("169.254.0.0/16")
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+HostAndPort = tuple[str, int | None]
+"""A host in the spelling of :func:`canonical_host`, and a port or ``None`` for all."""
+
 _SIGNERS = ("x-amz", "x-tos", "x-goog", "x-oss")
 
 
@@ -77,6 +113,26 @@ def is_public_address(address: str) -> bool:
     return True
 
 
+def is_private_address(address: str) -> bool:
+    """
+    Return whether an IP address belongs to somebody's own network, so that it is for its owner to allow.
+
+    Link-local addresses, metadata services and IPv6 forms that tunnel to a private IPv4 address are neither public nor
+    private: nobody can allow them.
+
+    :param address: as for :func:`is_public_address`
+    """
+    ip = ip_address(address)
+    if isinstance(ip, IPv6Address):
+        ip = ip.ipv4_mapped or IPv6Address(int(ip))
+    hides_link_local = isinstance(ip, IPv6Address) and _last_32_bits(ip) in _LINK_LOCAL_IPV4
+    return not hides_link_local and _is_in(ip, _PRIVATE) and not _is_in(ip, _METADATA)
+
+
+def _is_in(ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    return any(ip in network for network in networks)
+
+
 def _is_public_ipv4(ip: IPv4Address) -> bool:
     return not any(ip in network for network in _CLOSED_IPV4)
 
@@ -102,6 +158,35 @@ def literal_address(host: str) -> str | None:
         return socket.inet_ntoa(socket.inet_aton(bare))
     except (OSError, UnicodeError):
         return None
+
+
+def canonical_host(host: str) -> str:
+    """Return one spelling for all spellings of a host: an address as numbers, a name as it is looked up."""
+    name = literal_address(host) or host.lower().rstrip(".")
+    try:
+        return name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        return name
+
+
+def parse_host(text: str) -> HostAndPort:
+    """
+    Read a host with or without a port: ``cdn.internal``, ``10.0.3.7:9000``, ``[fd00::7]:9000``, ``fd00::7``.
+
+    :raises ValueError: it is something else, such as a URL or a network
+    """
+    bare = text.strip()
+    netloc = f"[{bare}]" if bare.count(":") > 1 and not bare.startswith("[") else bare
+    parts = urlsplit(f"//{netloc}")
+    host = canonical_host(parts.hostname or "")
+    if (
+        parts.netloc != netloc
+        or "@" in netloc
+        or not (literal_address(host) or set(host) <= _NAME_CHARACTERS)
+        or not host
+    ):
+        raise ValueError(f"{text!r}: a host is allowed, with or without a port, such as cdn.internal or 10.0.3.7:9000")
+    return host, parts.port
 
 
 def link_expiry(url: str) -> datetime | None:
@@ -132,7 +217,7 @@ def _iso_time(text: str | None) -> datetime | None:
 
 def _epoch_time(text: str | None) -> datetime | None:
     try:
-        return datetime.fromtimestamp(int(text or ""), UTC)
+        return datetime.fromtimestamp(_whole_number(text), UTC)
     except (ValueError, OverflowError, OSError):
         return None
 
@@ -140,6 +225,13 @@ def _epoch_time(text: str | None) -> datetime | None:
 def _signed_time(date: str | None, lifetime_seconds: str | None) -> datetime | None:
     try:
         start = datetime.strptime(date or "", "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        return start + timedelta(seconds=int(lifetime_seconds or ""))
+        return start + timedelta(seconds=_whole_number(lifetime_seconds))
     except (ValueError, OverflowError):
         return None
+
+
+def _whole_number(text: str | None) -> int:
+    """Read digits; ``int`` alone also takes ``1_0`` and the digits of other scripts."""
+    if text is None or not (text.isascii() and text.isdecimal()):
+        raise ValueError("not a whole number")
+    return int(text)

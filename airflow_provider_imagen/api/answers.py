@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from airflow_provider_imagen.api.data_uris import is_data_uri, read_base64, read_data_uri
 from airflow_provider_imagen.api.json_body import REPLACED, find_texts, read_json, storable
 from airflow_provider_imagen.api.money import CostSource, read_cost
-from airflow_provider_imagen.api.secrets import scrub
+from airflow_provider_imagen.api.secrets import hide, scrub, scrub_id
 from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def read_generation(
     :raises UnreadableResponseError: JSON of no known form
     """
     by_name = {name.lower(): storable(value) for name, value in headers.items()}
-    inference_id = by_name.get("x-inference-id")
+    inference_id = scrub_id(by_name.get("x-inference-id"), api_key)
     facts: dict[str, Any] = {
         "status": status,
         "inference_id": inference_id,
@@ -123,7 +124,10 @@ def read_generation(
     if not pictures:
         _refuse_what_is_no_empty_result(answer, api_key=api_key, facts=facts)
     return Generation(
-        pictures=pictures,
+        pictures=tuple(
+            replace(picture, prompt=hide(picture.prompt, api_key)) if picture.prompt else picture
+            for picture in pictures
+        ),
         usd=usd,
         usd_source=usd_source,
         inference_id=inference_id,

@@ -19,15 +19,17 @@ import requests
 from msgspec import Struct
 from msgspec.structs import asdict
 from requests import exceptions as transport
+from urllib3 import HTTPResponse
 from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.answers import Generation, read_generation
-from airflow_provider_imagen.api.catalogue import BASE64_FIELDS
+from airflow_provider_imagen.api.catalogue import BASE64_FIELDS, COUNT_FIELDS
 from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
+from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.api.json_body import read_json, storable
 from airflow_provider_imagen.api.money import read_cost
-from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub
+from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub, scrub_id
 from airflow_provider_imagen.api.sending import WatchedSession, watching
 from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
@@ -43,9 +45,24 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 300.0
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-"""Largest body that is read: four base64 pictures of 40 MB fit."""
+"""Largest body that is read, however many images were asked for."""
 
+MAX_TEXT_BYTES = 16 * 1024 * 1024
+"""Largest body without images."""
+
+MAX_IMAGE_BYTES = 60 * 1024 * 1024
+"""What each image may add to a body: one of 45 MB as base64."""
+
+MAX_JSON_VALUES = 250_000
+"""Most values in a body. Each takes tens to hundreds of bytes of memory once parsed, whatever it takes in the body."""
+
+_UNCOUNTED_IMAGES = 4
+"""Images expected when the request does not say how many."""
+
+_ERROR_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
+_CODINGS = ("gzip", "x-gzip", "deflate")
+_JSON_TOKEN = re.compile(rb'"[^"]*"?|[,\[{]')  # a string, even one without an end, or what comes before a value
 _KEY = re.compile(r"[!-~]+")
 """What can stand in an HTTP header: visible ASCII characters."""
 
@@ -73,8 +90,7 @@ class ClientSettings(Struct, frozen=True):
     :param base_url: scheme, host and optional path, with or without ``/v1``
     :param api_key: sent to this host only; never shown by ``repr``
     :param connect_timeout_seconds: longest wait for a connection
-    :param read_timeout_seconds: longest wait for the headers of an answer, longest silence after them, and longest
-        time its body may take
+    :param read_timeout_seconds: longest wait for all headers of a response, and again for all of its body
     :param verify: check TLS certificates; a path names a CA bundle
     """
 
@@ -184,7 +200,7 @@ class ApiClient:
             while True:
                 fields = {name: value for name, value in body.items() if (model, name) not in self._refused}
                 sent = {"data": fields, "files": files} if files else {"json": fields}
-                answer = self._exchange("POST", path, headers=named, **sent)
+                answer = self._exchange("POST", path, headers=named, max_bytes=_most_bytes(fields), **sent)
                 refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
                 if refused is None:
                     break
@@ -278,8 +294,20 @@ class ApiClient:
         for session in sessions:
             session.close()
 
-    def _exchange(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **sent: Any) -> Answer:
-        """Send once and read the whole answer; tell "never sent" from "outcome unknown"."""
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        max_bytes: int = MAX_TEXT_BYTES,
+        **sent: Any,
+    ) -> Answer:
+        """
+        Send once and read the whole answer; tell "never sent" from "outcome unknown".
+
+        :param max_bytes: largest body of a success
+        """
         where = f"{method} {path} at {self.host}"
         session = self._session()
         try:
@@ -302,9 +330,9 @@ class ApiClient:
                     ) from None
                 raise LostAnswerError(f"{where}: the answer was lost ({reason}).") from None
         with response:
-            return self._read_answer(response, where)
+            return self._read_answer(response, where, max_bytes)
 
-    def _read_answer(self, response: requests.Response, where: str) -> Answer:
+    def _read_answer(self, response: requests.Response, where: str, max_bytes: int) -> Answer:
         """Read the body; of an error, as much of it as comes, because its status alone says what happened."""
         headers = {name.lower(): storable(value) for name, value in response.headers.items()}
         self._measure_clock(headers)
@@ -312,22 +340,25 @@ class ApiClient:
         usd, _ = read_cost(headers, {})
         facts: dict[str, Any] = {
             "status": status,
-            "inference_id": headers.get("x-inference-id"),
+            "inference_id": scrub_id(headers.get("x-inference-id"), self.settings.api_key),
             "usd": float(usd) if usd is not None else None,
         }
+        is_success = 200 <= status < 300
+        max_bytes = max_bytes if is_success else _ERROR_BYTES
         body = bytearray()
+        problem = _coding_problem(headers.get("content-encoding", ""))
         try:
-            for part in self._read_parts(response):
+            while problem is None and (part := response.raw.read1(_READ_BYTES, decode_content=True)):
                 body += part
-                if len(body) > MAX_ANSWER_BYTES:
-                    break
+                if len(body) > max_bytes:
+                    problem = f"is larger than {max_bytes} bytes and was not read"
         except (pool.HTTPError, OSError) as error:
-            if 200 <= status < 300:
+            if is_success:
                 raise LostAnswerError(f"{where}: the answer was lost ({_reason(error)}).", **facts) from None
-        if len(body) > MAX_ANSWER_BYTES and 200 <= status < 300:
-            raise UnreadableResponseError(
-                f"{where}: the answer is larger than {MAX_ANSWER_BYTES} bytes and was not read.", **facts
-            )
+        if problem is None and is_success and _has_too_many_values(body):
+            problem = f"holds more than {MAX_JSON_VALUES} values"
+        if problem is not None and is_success:
+            raise UnreadableResponseError(f"{where}: the response {problem}.", **facts)
         return Answer(status=status, headers=headers, body=bytes(body))
 
     def _measure_clock(self, headers: Mapping[str, str]) -> None:
@@ -339,19 +370,13 @@ class ApiClient:
         if abs(offset) <= _LARGEST_CLOCK_OFFSET_SECONDS:
             self._clock_offset_seconds = offset
 
-    def _read_parts(self, response: requests.Response) -> Iterator[bytes]:
-        """Yield what has come as soon as it has come, so that an answer in drips is noticed too."""
-        deadline = time.monotonic() + self.settings.read_timeout_seconds
-        while part := response.raw.read1(_READ_BYTES, decode_content=True):
-            yield part
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"body not whole after {self.settings.read_timeout_seconds:g} s")
-
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = WatchedSession()
-            session.headers.update({"User-Agent": USER_AGENT, "Accept": "application/json"})
+            session.headers.update(
+                {"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
+            )
             session.auth = _KeyFor(self.settings.api_key)
             with self._lock:
                 self._sessions.append(session)
@@ -411,6 +436,39 @@ def _root_of(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"host={scrub(base_url)!r}: a base URL such as {DEFAULT_BASE_URL} is allowed")
     return root
+
+
+def _most_bytes(fields: Mapping[str, Any]) -> int:
+    """Return the size limit that fits a request for images: any of them may come inside the response."""
+    counts = (read_whole_number(fields.get(name)) for name in COUNT_FIELDS)
+    images = max(next(filter(None, counts), _UNCOUNTED_IMAGES), 1)
+    return min(MAX_TEXT_BYTES + MAX_IMAGE_BYTES * images, MAX_ANSWER_BYTES)
+
+
+def _coding_problem(stated: str) -> str | None:
+    """
+    Return what is wrong with a ``Content-Encoding``; unknown codings pass, because nothing is decoded for them.
+
+    Several codings, one inside the other, can make a terabyte of a kilobyte, and those nobody asked for may be decoded
+    without a limit.
+    """
+    codings = [part for part in map(str.strip, stated.lower().split(",")) if part in HTTPResponse.CONTENT_DECODERS]
+    if len(codings) > 1 or any(coding not in _CODINGS for coding in codings):
+        return f"is compressed as {', '.join(codings)!r}: only gzip or deflate, once, is accepted"
+    return None
+
+
+def _has_too_many_values(body: bytes | bytearray) -> bool:
+    """Return whether JSON has more values than :data:`MAX_JSON_VALUES`, by the marks in front of them."""
+    if sum(map(body.count, (b",", b"[", b"{"))) <= MAX_JSON_VALUES:
+        return False
+    body = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    marks = 0
+    for number, token in enumerate(_JSON_TOKEN.finditer(body)):
+        marks += body[token.start()] != ord('"')
+        if max(marks, number // 3) > MAX_JSON_VALUES:  # a mark has two strings at most, a key and a value
+            return True
+    return False
 
 
 def _rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

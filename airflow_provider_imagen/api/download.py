@@ -33,18 +33,18 @@ from airflow_provider_imagen.api.guarded import (
     FetchLimits,
     GuardedAdapter,
     explain,
-    refuse_private_literal,
-    refuse_private_name,
 )
 from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import TracebackType
 
     from requests import PreparedRequest, Response
     from tenacity import RetryCallState
+
+    from airflow_provider_imagen.api.addresses import HostAndPort
 
 MAX_RETRY_AFTER_SECONDS = 30.0
 """Longest wait a server's ``Retry-After`` can ask for between two attempts of one fetch."""
@@ -65,7 +65,7 @@ _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBIT
 _GZIP_START = b"\x1f\x8b\x08"
 _MAX_GZIP_MEMBERS = 16  # one behind the other
 _MAX_PACKINGS = 4  # one inside the other
-_CONTENT_RANGE = r"(?a)bytes (\d+)-(\d+)/(\d+)"
+_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"
 
 
 class Download(Struct, frozen=True):
@@ -141,9 +141,10 @@ class Downloader:
     """
     Fetch pictures from links, without the API key, as guarded as a browser.
 
-    Sends no credentials, no cookies and no referrer, follows few redirects, and checks every hop. Unless
-    ``allow_private_hosts``, a name is resolved once, all its addresses must be public, and the connection is made to
-    one of those addresses, so a name that changes its address meanwhile gains nothing.
+    Sends no credentials, no cookies and no referrer, follows few redirects, and checks every hop. A name is resolved
+    once, all its addresses must be public (or private where ``allow_private_hosts`` says so, but never link-local or
+    those of a metadata service), and the connection is made to one of those addresses, so a name that changes its
+    address meanwhile gains nothing.
 
     Proxies and CA bundles come from the environment as requests reads them (``HTTPS_PROXY``, ``NO_PROXY``,
     ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **Behind a proxy the proxy resolves names**: then literal
@@ -152,8 +153,8 @@ class Downloader:
 
     Safe to use from many threads at once; each fetch stays in the thread that calls it.
 
-    :param allow_private_hosts: also fetch from private and loopback addresses, and from plain ``http`` after
-        ``https``; for a sandbox or an API host inside one's own network
+    :param allow_private_hosts: hosts (:func:`~airflow_provider_imagen.api.addresses.parse_host`) that may have private
+        or loopback addresses, and may be redirected to from ``https`` by ``http``; ``True`` for all
     :param verify: check TLS certificates; a path names a CA bundle
     :param connect_timeout_seconds: longest wait for one connection, not counting the name's resolution
     :param read_timeout_seconds: longest silence of a server
@@ -169,7 +170,7 @@ class Downloader:
     def __init__(
         self,
         *,
-        allow_private_hosts: bool,
+        allow_private_hosts: bool | Collection[HostAndPort],
         verify: bool | str = True,
         connect_timeout_seconds: float = 10.0,
         read_timeout_seconds: float = 60.0,
@@ -258,10 +259,11 @@ class Downloader:
             parts = urlsplit(url := str(request.url))
             fetch.limits.host = parts.hostname
             fetch.limits.check()
-            if secure and parts.scheme == "http" and not self._allow_private_hosts:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            if secure and parts.scheme == "http" and not fetch.limits.may_be_private(fetch.host, port):
                 return _Failed("a redirect leads from https to http", fetch.host, kind=UnsafeAddressError)
             secure = parts.scheme == "https"
-            response = self._send(request, fetch)
+            response = self._send(request, fetch, port)
             if isinstance(response, _Failed):
                 return response
             try:
@@ -273,13 +275,12 @@ class Downloader:
             url = _follow(url, location)
         return _Failed(f"more than {self._max_redirects} redirects", fetch.host)
 
-    def _send(self, request: PreparedRequest, fetch: _Fetch) -> Response | _Failed:
+    def _send(self, request: PreparedRequest, fetch: _Fetch, port: int) -> Response | _Failed:
         url, host = str(request.url), fetch.host
         settings = self._environment.merge_environment_settings(url, {}, True, self._verify, None)
-        if not self._allow_private_hosts:
-            refuse_private_literal(host)
-            if select_proxy(url, settings["proxies"]):
-                refuse_private_name(host)
+        fetch.limits.check_literal(host, port)
+        if select_proxy(url, settings["proxies"]):
+            fetch.limits.check_before_proxy(host, port)
         partial = fetch.partial
         if partial is not None and partial.url == url:
             request.headers["Range"] = f"bytes={partial.size_bytes}-"
@@ -447,7 +448,8 @@ def _expiry_remark(url: str) -> str:
 
 def _stated_bytes(response: Response) -> int | None:
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() and "Transfer-Encoding" not in response.headers else None
+    is_number = re.fullmatch(r"[0-9]{1,18}", text) is not None
+    return int(text) if is_number and "Transfer-Encoding" not in response.headers else None
 
 
 def _content_codings(response: Response) -> set[str]:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from airflow_provider_imagen.api.json_body import read_json
 from airflow_provider_imagen.api.money import read_cost
-from airflow_provider_imagen.api.secrets import scrub
+from airflow_provider_imagen.api.secrets import scrub, scrub_id
 from airflow_provider_imagen.exceptions import (
     AuthenticationError,
     ConnectionFailedError,
@@ -123,7 +123,7 @@ def error_for(
         "status": status,
         "kind": said.kind,
         "request_id": said.request_id,
-        "inference_id": by_name.get("x-inference-id"),
+        "inference_id": scrub_id(by_name.get("x-inference-id"), api_key),
         "client_request_id": client_request_id,
         "model": model,
         "field": said.field,

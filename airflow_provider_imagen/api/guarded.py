@@ -20,14 +20,21 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import create_connection
 
-from airflow_provider_imagen.api.addresses import is_public_address, literal_address
+from airflow_provider_imagen.api.addresses import (
+    canonical_host,
+    is_private_address,
+    is_public_address,
+    literal_address,
+)
 from airflow_provider_imagen.api.final_response import FinalResponse
 from airflow_provider_imagen.exceptions import DownloadError, UnsafeAddressError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from urllib3.connectionpool import ConnectionPool
+
+    from airflow_provider_imagen.api.addresses import HostAndPort
 
 _POLL_SECONDS = 1.0  # how long a silent server can keep a fetch from noticing that it should stop
 
@@ -45,7 +52,7 @@ class FetchLimits:
     """
     What one fetch may do, and whether it may go on.
 
-    :param allow_private_hosts: connect to private addresses too
+    :param allow_private_hosts: hosts that may have private addresses; ``True`` for all
     :param read_timeout_seconds: longest silence of a server
     :param total_timeout_seconds: longest time of the fetch, counted from now
     :param should_stop: true when the task is ending
@@ -55,13 +62,14 @@ class FetchLimits:
     def __init__(
         self,
         *,
-        allow_private_hosts: bool,
+        allow_private_hosts: bool | Collection[HostAndPort],
         read_timeout_seconds: float,
         total_timeout_seconds: float,
         should_stop: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
-        self.allow_private_hosts = allow_private_hosts
+        self._private_hosts = () if isinstance(allow_private_hosts, bool) else allow_private_hosts
+        self._all_may_be_private = allow_private_hosts is True
         self.read_timeout_seconds = read_timeout_seconds
         self.poll_seconds = min(_POLL_SECONDS, read_timeout_seconds, total_timeout_seconds)
         self.clock = clock
@@ -70,6 +78,46 @@ class FetchLimits:
         self._total_timeout_seconds = total_timeout_seconds
         self._deadline = clock() + total_timeout_seconds
         self._should_stop = should_stop
+
+    def may_be_private(self, host: str, port: int) -> bool:
+        """Return whether a host may have private addresses, as far as this port is concerned."""
+        name = canonical_host(host)
+        return self._all_may_be_private or (name, port) in self._private_hosts or (name, None) in self._private_hosts
+
+    def check_addresses(self, host: str, port: int, addresses: Iterable[str]) -> None:
+        """
+        Return when all addresses of a host may be connected to.
+
+        :raises UnsafeAddressError: otherwise
+        """
+        may_be_private = self.may_be_private(host, port)
+        for address in addresses:
+            if is_public_address(address) or (may_be_private and is_private_address(address)):
+                continue
+            hint = "; [imagen] allowed_download_hosts can allow its host" if is_private_address(address) else ""
+            raise UnsafeAddressError(explain(host, f"it leads to the private address {address}{hint}"), host=host)
+
+    def check_before_proxy(self, host: str, port: int) -> None:
+        """
+        Check a host that a proxy is going to resolve, as far as this machine knows its addresses.
+
+        :raises UnsafeAddressError: one of them may not be connected to; a name that does not resolve here passes
+        """
+        try:
+            addresses = _resolve(host, None)
+        except (OSError, UnicodeError):
+            return
+        self.check_addresses(host, port, addresses)
+
+    def check_literal(self, host: str, port: int) -> None:
+        """
+        Check a host that is an IP address, in any spelling; a name passes.
+
+        :raises UnsafeAddressError: it may not be connected to
+        """
+        literal = literal_address(host)
+        if literal is not None:
+            self.check_addresses(host, port, [literal])
 
     def remaining_seconds(self) -> float:
         """Time left, never less than a millisecond, so that it can serve as a timeout."""
@@ -98,36 +146,6 @@ class FetchLimits:
 
 
 _current_limits: ContextVar[FetchLimits] = ContextVar("current_limits")
-
-
-def refuse_private_name(host: str) -> None:
-    """
-    Refuse a host that this machine knows to be private, for when somebody else (a proxy) will resolve it.
-
-    :raises UnsafeAddressError: when one of its addresses is private; a name that does not resolve here passes
-    """
-    try:
-        addresses = _resolve(host, None)
-    except (OSError, UnicodeError):
-        return
-    _refuse_private(host, addresses)
-
-
-def refuse_private_literal(host: str) -> None:
-    """
-    Refuse a host that is a private IP address, in any spelling.
-
-    :raises UnsafeAddressError: when it is one; a name passes
-    """
-    literal = literal_address(host)
-    if literal is not None:
-        _refuse_private(host, [literal])
-
-
-def _refuse_private(host: str, addresses: Iterable[str]) -> None:
-    for address in addresses:
-        if not is_public_address(address):
-            raise UnsafeAddressError(explain(host, f"it leads to the private address {address}"), host=host)
 
 
 def _resolve(host: str, port: int | None) -> list[str]:
@@ -177,7 +195,7 @@ class _GuardedConnection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         limits = _current_limits.get()
-        if self.proxy is not None or limits.allow_private_hosts:
+        if self.proxy is not None:
             return super()._new_conn()
         try:
             addresses = _resolve(self.host, self.port)
@@ -185,7 +203,7 @@ class _GuardedConnection(HTTPConnection):
             raise NameResolutionError(self.host, self, error) from error
         except UnicodeError as error:  # a label that is empty or too long
             raise NameResolutionError(self.host, self, socket.gaierror(str(error))) from error
-        _refuse_private(self.host, addresses)
+        limits.check_addresses(self.host, self.port, addresses)
         return self._connect_to_one_of(addresses, limits)
 
     def _connect_to_one_of(self, addresses: Iterable[str], limits: FetchLimits) -> socket.socket:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
 import re
+from functools import lru_cache
+from html import escape
 from urllib.parse import urlsplit
 
-_USER_INFO = r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@"
-_URL_QUERY = r"(?i)(https?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*"
-_BEARER = r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]+"
+# Possessive quantifiers, and matches that succeed with nothing to remove, keep these linear.
+_URL = r"""(?i)(?<![a-z0-9+.-])([a-z0-9+.-]++://)(?:[^\s/?#@"'<>]*@)*([^\s?#"'<>]*+)(?:[?#][^\s"'<>]*)?"""
+_SIGNED_FIELD = r"""(?i)([?&][a-z0-9_-]*(?:sig|signature|token|secret|key|credential|password)=)[^\s&"'<>]+"""
+_BEARER = r"(?i)\b(bearer)(?:\s|%20)+[A-Za-z0-9._~+/=%-]+"
+_BASIC = r"(?i)\b(basic)(?:\s|%20)+([A-Za-z0-9+/_=-]{6,})"
+_FOREIGN_KEY = r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
+"""Keys as OpenAI and the gateways before it write them, such as one of the gateway's own in its error."""
+
 _READ_PER_SHOWN = 20
+_SHORTEST_ENCODED = 8
 
 
 def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
@@ -20,18 +30,64 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     :param secrets: values to blank out wherever they stand, the API key first of all
     :param limit: characters to keep
     """
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
+    text = hide(text, *secrets)
     if len(text) > limit * _READ_PER_SHOWN:  # the last word may be half an address with a login, so it goes
         words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
         text = words[0] if words else ""
     text = re.sub(_BEARER, r"\1 ***", text)
-    text = re.sub(_USER_INFO, r"\1", text)
-    text = re.sub(_URL_QUERY, r"\1", text)
+    text = re.sub(_BASIC, _without_login, text)
+    text = re.sub(_FOREIGN_KEY, "***", text)
+    text = re.sub(_URL, r"\1\2", text)
+    text = re.sub(_SIGNED_FIELD, r"\1***", text)
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def hide(text: str, *secrets: str | None) -> str:
+    """Blank out secrets, also URL-encoded, with JSON's or HTML's escapes, and inside base64; all else stays."""
+    for secret in secrets:
+        if secret:
+            text = _forms_of(secret).sub("***", text)
+    return text
+
+
+def scrub_id(value: str | None, *secrets: str | None) -> str | None:
+    """Make an id that the API gave fit for a log; one that is nothing but a secret is still an id."""
+    return scrub(value, *secrets, limit=200) or None if value else None
+
+
+@lru_cache(maxsize=8)
+def _forms_of(secret: str) -> re.Pattern[str]:
+    """Make the pattern of everything that means a secret."""
+    forms = ["".join(map(_forms_of_character, secret))]
+    for before in range(3):  # base64 packs three bytes into four characters, so the place within them matters
+        data = secret.encode("utf-8", "surrogatepass")
+        encoded = base64.b64encode(bytes(before) + data).decode()
+        known = encoded[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
+        if len(known) >= _SHORTEST_ENCODED:
+            letters = {"+": "(?:[+-]|%2[Bb])", "/": r"(?:\\?/|_|%2[Ff])"}
+            forms.append("".join(letters.get(letter, letter) for letter in known) + "(?:[A-Za-z0-9+/_=-]|%3[Dd])*")
+    return re.compile("|".join(forms))
+
+
+def _forms_of_character(character: str) -> str:
+    plain, number = re.escape(character), ord(character)
+    percent = "".join(f"%(?:25)*{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))
+    named = re.escape(escape(character))
+    return (
+        rf"(?:(?i:{percent}|\\{{1,4}}(?:u{number:04x}|x{number:02x})|&\#0*{number};|&\#x0*{number:x};)"
+        rf"|{named}|\\{{0,4}}{plain})"
+    )
+
+
+def _without_login(found: re.Match[str]) -> str:
+    """Blank out Basic credentials, and leave an ordinary word after "basic" alone."""
+    try:
+        login = base64.b64decode(found[2].rstrip("=") + "==", altchars=b"-_" if {"-", "_"} & set(found[2]) else None)
+    except binascii.Error:
+        return found[0]
+    return f"{found[1]} ***" if b":" in login else found[0]
 
 
 def without_query(url: str) -> str:

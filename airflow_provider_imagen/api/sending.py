@@ -60,27 +60,30 @@ def watching() -> Iterator[Progress]:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Read from a socket until a deadline, however often data arrives; once lifted, each read has its own timeout."""
+    """Read from a socket until a deadline, however often data arrives: the socket's timeout, from the last restart."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw  # holds the socket open until this reader closes
         self._sock = sock
         self._timeout_seconds = sock.gettimeout()
-        self._deadline = None if self._timeout_seconds is None else time.monotonic() + self._timeout_seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._deadline = time.monotonic() + (self._timeout_seconds or float("inf"))
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if self._deadline is not None:
-            if (seconds := self._deadline - time.monotonic()) <= 0:
-                raise TimeoutError("the headers were not complete in time")
-            self._sock.settimeout(seconds)
-        return self._sock.recv_into(buffer)
-
-    def lift_deadline(self) -> None:
-        self._deadline = None
-        self._sock.settimeout(self._timeout_seconds)
+        if self._timeout_seconds is None:
+            return self._sock.recv_into(buffer)
+        if (seconds := self._deadline - time.monotonic()) <= 0:
+            raise TimeoutError("the response was not complete in time")
+        self._sock.settimeout(seconds)
+        try:
+            return self._sock.recv_into(buffer)
+        finally:
+            self._sock.settimeout(self._timeout_seconds)  # the next request on this connection has it, too
 
     def close(self) -> None:
         self._raw.close()
@@ -88,7 +91,11 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _TimedResponse(FinalResponse):
-    """A final response whose headers, interim responses included, must arrive within the read timeout."""
+    """
+    A final response with two deadlines of one read timeout each.
+
+    The first is for its headers, with all interim responses before them; the second, from then on, for its body.
+    """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -97,7 +104,7 @@ class _TimedResponse(FinalResponse):
 
     def begin(self) -> None:
         super().begin()
-        self._reader.lift_deadline()
+        self._reader.restart()
 
 
 class _NotesSending:

@@ -46,7 +46,7 @@ def warn_about_plain_http(url: str) -> None:
     """Warn, once for each host, that the key goes unencrypted over the network."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme != "http" or host in _warned_hosts or _is_this_machine(host):
+    if parts.scheme != "http" or host in _warned_hosts or is_this_machine(host):
         return
     _warned_hosts.add(host)
     log.warning(
@@ -56,7 +56,8 @@ def warn_about_plain_http(url: str) -> None:
     )
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Return whether a host is loopback by its name alone."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
         return True
     try:

@@ -246,8 +246,8 @@ class InputReader:
         if data is None or hashlib.sha256(data).hexdigest() != picture.sha256:
             what = "is gone" if data is None else "has changed"
             raise StorageError(
-                f"The input picture {picture.address} {what} since it was checked. Nothing was sent; the next try "
-                f"checks it again."
+                f"The input picture {show(picture.address)} {what} since it was checked. Nothing was sent; "
+                f"the next try checks it again."
             )
         return data
 
@@ -271,7 +271,7 @@ class InputReader:
         if fitted is not data:
             log.info(
                 "%s was made fit for %s, whose documentation limits its %s: now %s, %d x %d pixels, %d bytes.",
-                value.address if isinstance(value, PictureFile) else "A picture",
+                show(value.address) if isinstance(value, PictureFile) else "A picture",
                 model_id,
                 name,
                 mime_type,

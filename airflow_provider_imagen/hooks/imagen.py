@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection, ObjectStoragePath
 
+    from airflow_provider_imagen.api.addresses import HostAndPort
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
     from airflow_provider_imagen.api.download import Downloader
@@ -392,12 +394,39 @@ class ImagenHook(BaseHook):
 
             client = self.get_conn()
             self._downloader = Downloader(
-                allow_private_hosts=_is_private(client.host),
+                allow_private_hosts=self._private_hosts(client.settings.base_url),
                 verify=client.settings.verify,
                 connect_timeout_seconds=client.settings.connect_timeout_seconds,
                 should_stop=should_stop,
             )
         return self._downloader
+
+    def _private_hosts(self, base_url: str) -> set[HostAndPort]:
+        """
+        Return the hosts that pictures may come from although they are in a private network.
+
+        :raises ValueError: the setting names something that is no host
+        """
+        from airflow_provider_imagen._compat import get_allowed_download_hosts
+        from airflow_provider_imagen.api.addresses import canonical_host, parse_host
+        from airflow_provider_imagen.api.transport_checks import is_this_machine
+
+        parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
+        host = canonical_host(parts.hostname or "")
+        hosts: set[HostAndPort] = {(host, parts.port or (443 if parts.scheme == "https" else 80))}
+        try:
+            hosts |= {parse_host(entry) for entry in get_allowed_download_hosts()}
+        except ValueError as error:
+            raise ValueError(f"[imagen] allowed_download_hosts has {error}") from None
+        if parts.scheme == "http" and self._is_sandbox():  # its pictures have a port of their own
+            hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_this_machine(host) else {host})}
+        return hosts
+
+    def _is_sandbox(self) -> bool:
+        from airflow_provider_imagen.sandbox import SANDBOX_API_KEY
+
+        connection = self._get_connection()
+        return connection.password == SANDBOX_API_KEY or _truth(connection.extra_dejson.get("sandbox"), "sandbox")
 
     def get_key(self) -> dict[str, Any]:
         """Ask what the key is (``GET /v1/key``): name, prefix, disabled, scopes, limit. Free."""
@@ -406,7 +435,7 @@ class ImagenHook(BaseHook):
     def get_balance(self) -> float:
         """Ask for the balance in USD (``GET /v2/billing``). Free."""
         balance = self.get_conn().get_balance().get("current_balance")
-        if isinstance(balance, bool) or not isinstance(balance, (int, float)):
+        if isinstance(balance, bool) or not isinstance(balance, (int, float)) or not isfinite(balance):
             raise UnreadableResponseError("GET /v2/billing named no balance.")
         return float(balance)
 
@@ -441,7 +470,8 @@ class ImagenHook(BaseHook):
                 if error.status != 404:
                     raise
                 return self._judge_gateway(error)
-            return self._judge_key(key)
+            is_fine, message = self._judge_key(key)
+            return is_fine, scrub(message, self.get_conn().settings.api_key)
         except Exception as error:  # the form shows whatever went wrong
             return False, scrub(str(error), self._connection.password if self._connection else None)
         finally:
@@ -581,19 +611,6 @@ def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether a list of models has OpenAI's form rather than the AI/ML API's, which names each one's type."""
     rows = list(models)
     return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
-
-
-def _is_private(host: str) -> bool:
-    """Say whether the API itself is in a private network: a sandbox, or a gateway of one's own."""
-    import socket
-
-    from airflow_provider_imagen.api.addresses import is_public_address
-
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):
-        return False
-    return bool(addresses) and not any(is_public_address(address) for address in addresses)
 
 
 def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:

@@ -7,14 +7,20 @@ session lasts on the name it began with.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from urllib.parse import SplitResult
 
 MOUNT: Final = "/imagen"
 """Where the gallery is, below the base path of Airflow's web server."""
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_ORIGIN: Final = r"https?://[A-Za-z0-9.\-\[\]:]+"
+"""What a content security policy and a header take as it is: no wildcard, no quote, nothing beyond ASCII."""
 
 PictureSize = Literal["thumbnail", "full"]
 
@@ -72,6 +78,22 @@ def picture_address(
     return (
         _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
     )
+
+
+def remote_link(url: str | None) -> str | None:
+    """Return the URL the API gave when a browser may follow it: HTTPS, or this machine for the sandbox."""
+    try:
+        parts = urlsplit(url or "")
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    except ValueError:
+        return None
+    is_whole = parts.hostname and re.fullmatch(_ORIGIN, origin_of(parts)) and (url or "").isprintable()
+    return url if is_safe and is_whole else None
+
+
+def origin_of(parts: SplitResult) -> str:
+    """Return scheme, host and port of a URL."""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _address(root: str, page: str, query: Mapping[str, Any]) -> str:

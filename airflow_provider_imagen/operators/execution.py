@@ -616,8 +616,11 @@ def _is_blank(value: Any) -> bool:
 def _decimal(value: Any) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
+    text = str(value).strip()
+    if not text.isascii() or "_" in text:  # Decimal reads 1_0 as 10, and digits of every script
+        return None
     try:
-        amount = Decimal(str(value))
+        amount = Decimal(text)
     except InvalidOperation:
         return None
     return amount if amount.is_finite() else None

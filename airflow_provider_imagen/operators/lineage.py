@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from airflow_provider_imagen.api.inputs import PictureFile, flatten
-from airflow_provider_imagen.operators.places import host_of, place_of
+from airflow_provider_imagen.operators.places import host_of, place_of, unsigned
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.generation.results import RunResult
@@ -50,7 +50,7 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
         inputs=tuple(
             sorted(
                 {
-                    part.address.rpartition("/")[0]
+                    unsigned(part.address).rpartition("/")[0]
                     for unit in result.plan.units
                     for value in unit.request.body.values()
                     for part in flatten(value)

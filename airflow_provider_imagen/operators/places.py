@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -9,6 +10,10 @@ from msgspec import Struct
 
 _PLAIN: Final = "/:+@=&,;!$'()*~"
 """What stands for itself in the path of a URI; the rest of ASCII's marks, and all beyond ASCII, is escaped."""
+
+
+_SIGNATURE: Final = r"(?s)\?[^?&=/]*=.*"
+"""A query, which may be a signature; a question mark alone may belong to a name."""
 
 
 class Place(Struct, frozen=True):
@@ -46,13 +51,19 @@ def place_of(address: str) -> Place:
 
     :param address: as ``ObjectStoragePath`` prints it (``s3://conn@bucket/key``, ``file:///data``), or an absolute path
     """
-    scheme, separator, rest = address.partition("://")
+    scheme, separator, rest = unsigned(address).partition("://")
     if not separator:
         return Place("file", "", address.strip("/"))
     if scheme in ("file", "local"):
         return Place("file", "", rest.strip("/"))
     container, _, key = rest.partition("/")
     return Place(scheme, container.rpartition("@")[2], key.strip("/"))
+
+
+def unsigned(address: str) -> str:
+    """Cut the query off an address in a store: it may be a signature."""
+    is_local = "://" not in address or address.startswith(("file://", "local://"))
+    return address if is_local else re.sub(_SIGNATURE, "", address)
 
 
 def host_of(url: str) -> str:

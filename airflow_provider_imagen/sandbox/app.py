@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from email.utils import formatdate
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account_routes import account_routes
@@ -88,6 +91,50 @@ class _Gate:
     def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return scheme.lower() == "bearer" and key.strip() == self.state.settings.api_key
+
+
+class SameMachine:
+    """
+    Refuse what a web page elsewhere makes a browser on this machine send: it may not set headers a program sets.
+
+    A page can post ``text/plain`` and forms to any address, and a name of its own can lead to 127.0.0.1 (DNS
+    rebinding). Programs are let through: they send JSON or uploads, no ``Origin``, and the name they were given.
+
+    :param app: what answers
+    :param is_loopback: whether the sandbox listens on loopback only; elsewhere, any name may be its own
+    """
+
+    def __init__(self, app: ASGIApp, *, is_loopback: bool) -> None:
+        self.app = app
+        self.is_loopback = is_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        if scope["type"] == "http" and (why := self._refusal(scope["method"], Headers(scope=scope))):
+            await PlainTextResponse(why, 403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _refusal(self, method: str, headers: Headers) -> str | None:
+        host = headers.get("host", "")
+        if self.is_loopback and not _is_this_machine(f"//{host}"):
+            return "The sandbox answers to localhost, 127.0.0.1 and [::1] only."
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return None
+        if "origin" in headers and not _is_this_machine(headers["origin"]):
+            return "The sandbox takes no requests from web pages elsewhere."
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and not kind.endswith(("/json", "+json")) and kind != "multipart/form-data":
+            return "The sandbox takes application/json and multipart/form-data."
+        return None
+
+
+def _is_this_machine(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Watched:

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from decimal import Decimal
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.sandbox.drawing import draw
@@ -39,7 +40,8 @@ class Sandbox:
     A process forked from this one can use it as a client, and control it with
     :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays here.
 
-    :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback
+    :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback. There it answers to
+        the names of this machine only, and never to web pages elsewhere
     :param port: of the API; 0 = any free one
     :param cdn_port: of the pictures, which have a host of their own as with the real API; 0 = any free one
     :param api_key: the key to accept
@@ -228,13 +230,14 @@ class Sandbox:
     async def _serve(self, note: Callable[..., None]) -> None:
         import asyncio
 
-        from airflow_provider_imagen.sandbox.app import Watched, api_app
+        from airflow_provider_imagen.sandbox.app import SameMachine, Watched, api_app
         from airflow_provider_imagen.sandbox.asgi import Listener
         from airflow_provider_imagen.sandbox.cdn import cdn_app
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         apps = (Watched(api_app(self._state), self._state, "api"), Watched(cdn_app(self._state), self._state, "cdn"))
-        listeners = [Listener(app) for app in apps]
+        is_loopback = all(ip_address(sock.getsockname()[0]).is_loopback for sock in self._sockets)
+        listeners = [Listener(SameMachine(app, is_loopback=is_loopback)) for app in apps]
         for listener, sock in zip(listeners, self._sockets, strict=True):
             await listener.open(sock)
         note()

@@ -346,7 +346,7 @@ def _part_lines(data: bytes | None) -> list[_PartLine]:
             part_line = decode(raw, type=_PartLine)
             part_line.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
         except (DecodeError, ValueError, RecursionError):
-            line = _load(raw)
+            line = parse_line(raw)
             if line is None or not _is_name(line.get("file_name")):
                 continue
             try:
@@ -363,7 +363,7 @@ def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
     """Read lines; those without the key, or whose name leads out of the folder, take part in nothing."""
     lines = []
     for raw in (data or b"").split(b"\n"):
-        line = _load(raw)
+        line = parse_line(raw)
         if line is not None and key in line and _is_name(line.get("file_name", "none")):
             lines.append(line)
     return lines
@@ -373,7 +373,8 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and stays_below(value)
 
 
-def _load(raw: bytes) -> Line | None:
+def parse_line(raw: bytes) -> Line | None:
+    """Read one line of a list; ``None`` when it is no JSON object."""
     if not raw:
         return None
     try:
@@ -396,7 +397,7 @@ def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
     """
     kept = []
     for raw in data.split(b"\n"):
-        line = None if raw in ours else _load(raw)
+        line = None if raw in ours else parse_line(raw)
         if line is None or not isinstance(line.get("file_name"), str) or {"dag_id", "sha256"} <= line.keys():
             continue
         kept.append(raw)

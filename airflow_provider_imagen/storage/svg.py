@@ -21,7 +21,7 @@ _MAX_BYTES_WITH_ENTITIES: Final = 2**20
 _MAX_ENTITY_CHARACTERS: Final = 1_000  # drawing programs define short names for namespaces
 _MAX_SIDE_PIXELS: Final = 1_000_000
 _PIXELS_PER_UNIT: Final = {"": 1, "px": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "pc": 16}
-_LENGTH: Final = r"\s*\+?(\d*\.?\d+|\d+\.)(px|in|cm|mm|pt|pc|)\s*"
+_LENGTH: Final = r"\s*\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(px|in|cm|mm|pt|pc|)\s*"
 
 
 class _OtherRootError(Exception):

@@ -411,11 +411,11 @@ def _status_of(error: BaseException) -> int | None:
 def _redact(text: str) -> str:
     """Keep a foreign message short, and without the places where keys and signatures stand."""
     line = " ".join(text.split())[:600]
-    line = re.sub(r"(\w://[^\s/'\"]*:)[^\s/@'\"]*@", r"\1***@", line)  # user:password@
-    line = re.sub(r"(\w://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1", line)  # signed links
+    line = re.sub(r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@", r"\1***@", line)  # user:password@
+    line = re.sub(r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?", r"\1", line)  # signed links
     line = re.sub(
-        r"(?i)([\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization)[\w-]*['\"]?\s*[=:]\s*)"
-        r"(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
+        r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
+        r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
         r"\1***",
         line,
     )

@@ -5,13 +5,21 @@ import sys
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import airflow_provider_imagen
-from airflow_provider_imagen.api.addresses import is_public_address, link_expiry, literal_address
+from airflow_provider_imagen.api.addresses import (
+    canonical_host,
+    is_private_address,
+    is_public_address,
+    link_expiry,
+    literal_address,
+    parse_host,
+)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +195,92 @@ def test_judging_addresses_needs_the_standard_library_only():
     root = Path(airflow_provider_imagen.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("10.0.0.1", "100.64.0.1", "127.0.0.1", "172.31.255.255", "192.168.1.1", "198.18.0.7"),
+        *("::1", "fd00::7", "fc00::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1"),
+    ],
+)
+def test_an_owner_can_allow_addresses_of_a_network_of_their_own(address):
+    assert is_private_address(address)
+    assert not is_public_address(address)
+
+
+METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *METADATA,
+        *("fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42", "fe80::1", "fe80::a9fe:a9fe", "fe80::1%eth0"),
+        *("::ffff:169.254.169.254", "::ffff:100.100.100.200", "::ffff:0:169.254.169.254", "::169.254.169.254"),
+        *("64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "64:ff9b::a00:1", "64:ff9b::6464:64c8"),
+        *("2002:a9fe:a9fe::", "2002:a00:1::1", "2001::a9fe:a9fe", "fd12::5efe:169.254.169.254", "fd64::a9fe:a9fe"),
+        *("0.0.0.0", "::", "192.0.2.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "ff02::1", "fec0::1"),
+        *("8.8.8.8", "2606:4700::1"),
+    ],
+)
+def test_nobody_can_allow_link_local_metadata_and_tunnelled_addresses(address):
+    assert not is_private_address(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_is_never_both_public_and_private(ip):
+    assert not (is_public_address(str(ip)) and is_private_address(str(ip)))
+    assert is_private_address(f"::ffff:{ip}") == is_private_address(str(ip))
+    assert not is_private_address(f"64:ff9b::{ip}")
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("cdn.internal", "cdn.internal", None),
+        (" CDN.Internal.:9000 ", "cdn.internal", 9000),
+        ("10.0.3.7:9000", "10.0.3.7", 9000),
+        ("127.1", "127.0.0.1", None),
+        ("[fd00::7]:9000", "fd00::7", 9000),
+        ("[fd00:0::7]", "fd00::7", None),
+        ("fd00::7", "fd00::7", None),
+        ("bücher.internal", "xn--bcher-kva.internal", None),
+    ],
+)
+def test_a_host_is_read_with_or_without_a_port(text, host, port):
+    assert parse_host(text) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://cdn.internal",
+        "cdn.internal/x",
+        "10.0.0.0/8",
+        "*",
+        "me@cdn",
+        "cdn:abc",
+        "cdn:99999",
+        "",
+        ":80",
+        "a b",
+        "c?d",
+    ],
+)
+def test_what_is_no_host_is_refused(text):
+    with pytest.raises(ValueError, match=r"host is allowed|[Pp]ort"):
+        parse_host(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "127.0.0.1."])
+def test_all_spellings_of_a_host_are_one(host):
+    assert canonical_host(host) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "number", ["1_793_000_000", "１７９３００００００", " 1793000000", "+1793000000", "1793000000.0", "9" * 5000, ""]
+)
+def test_a_link_expires_at_no_number_that_is_not_plain_digits(number):
+    assert link_expiry(f"https://x.test/a?Expires={quote(number)}") is None
+    assert link_expiry(f"https://x.test/a?X-Amz-Date=20261128T000000Z&X-Amz-Expires={quote(number)}") is None

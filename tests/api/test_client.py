@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import traceback
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -990,6 +991,38 @@ def test_no_error_and_no_log_line_tells_the_key_or_a_signature(sandbox, make_cli
     assert KEY not in told
     assert "SIGNATURE" not in told
     assert str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["200 OK", "200 cut off", "400 Bad Request", "500 Oops"])
+@pytest.mark.parametrize(
+    "form", [str, lambda key: b64encode(f"me:{key}".encode()).decode(), lambda key: key.replace("/", "%2F")]
+)
+def test_what_the_api_echoes_of_the_key_is_in_no_result_and_no_error(raw_server, make_client, status, form):
+    key = "sk-gateway/" + "7" * 24
+
+    def behave(peer):
+        peer.read_request()
+        shown = form(key)
+        entry = {"url": "http://cdn.test/a.png", "revised_prompt": f"a fox {shown}", "seed": 1}
+        body = json.dumps(
+            {"data": [entry, {"b64_json": "QUJD", "prompt": shown}], "message": shown, "error": {}}
+        ).encode()
+        headers = f"x-inference-id: inf-{shown}\r\nx-aimlapi-model: m-{shown}\r\n"
+        peer.answer(body[:-9] if "cut" in status else body, status=status, headers=headers)
+
+    client = make_client(raw_server(behave).url, api_key=key)
+    if status.startswith("200"):
+        generation = send(client)
+        told = repr(generation)
+        assert [picture.url or picture.data for picture in generation.pictures] == ["http://cdn.test/a.png", b"ABC"]
+        if status == "200 OK":
+            assert all(picture.prompt.endswith("***") for picture in generation.pictures)
+    else:
+        told = everything_told(failure(client, LostAnswerError if status[0] != "4" else InvalidRequestError))
+
+    assert "7777" not in told
+    assert b64encode(key.encode()).decode()[8:24] not in told
+    assert "inf-" in told
 
 
 def test_no_setting_shows_the_key(make_client):

@@ -1,5 +1,6 @@
 import base64
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -92,3 +93,14 @@ def test_what_is_written_is_read_again(data, mime_type):
     uri = DataUri(mime_type, data, is_base64=True)
     assert read_data_uri(str(uri)) == uri
     assert read_base64(base64.urlsafe_b64encode(data).decode().rstrip("=")) == data
+
+
+@pytest.mark.parametrize("text", ["x", '"', '"x"', '""', ";"])
+def test_a_long_text_that_never_gets_to_its_data_takes_no_memory(text):
+    uri = "data:" + text * (5_000_000 // len(text))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="without data"):
+        read_data_uri(uri)
+    _, highest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert highest < 1_000_000

@@ -446,6 +446,85 @@ def test_names_that_lead_to_a_private_address_are_refused(server, make, internet
     assert internet.dialled == []
 
 
+def test_a_host_that_may_be_private_is_reached_on_its_port_only(server, other_server, make):
+    server.routes["/a.png"] = answer()
+    downloader = make(allow_private_hosts={("127.0.0.1", server.port)})
+
+    assert downloader.fetch(server.url()).data == PICTURE
+    assert downloader.fetch(server.url(host="127.1")).data == PICTURE
+    with pytest.raises(UnsafeAddressError, match=r"private address 127\.0\.0\.1; .* allowed_download_hosts"):
+        downloader.fetch(other_server.url())
+    with pytest.raises(UnsafeAddressError):  # the same address under another name
+        downloader.fetch(server.url(host="localhost"))
+    assert other_server.connections == 0
+
+
+def test_a_host_without_a_port_may_be_private_on_all(server, other_server, make):
+    server.routes["/a.png"] = other_server.routes["/a.png"] = answer()
+    downloader = make(allow_private_hosts={("127.0.0.1", None)})
+
+    assert downloader.fetch(server.url()).data == downloader.fetch(other_server.url()).data == PICTURE
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:{port}/b.png", "http://localhost:{port}/", "http://[::1]:{port}/"]
+)
+def test_a_redirect_leaves_what_may_be_private(server, other_server, make, target):
+    server.routes["/a.png"] = redirect(target.format(port=other_server.port))
+    with pytest.raises(UnsafeAddressError, match="private address"):
+        make(allow_private_hosts={("127.0.0.1", server.port)}).fetch(server.url())
+    assert other_server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fe80::1"),
+        *(
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b::a00:1",
+            "2002:a9fe:a9fe::1",
+            "0.0.0.0",
+            "224.0.0.1",
+        ),
+    ],
+)
+@pytest.mark.parametrize("hosts", [True, {("cdn.example", None)}])
+def test_no_setting_allows_link_local_and_metadata_addresses(server, make, internet, address, hosts):
+    internet.names["cdn.example"] = [[address]]
+    with pytest.raises(UnsafeAddressError, match="private address"):
+        make(allow_private_hosts=hosts).fetch(server.url(host="cdn.example"))
+
+    internet.names["cdn.example"] = [["10.0.0.7", address]]
+    with pytest.raises(UnsafeAddressError, match="private address"):
+        make(allow_private_hosts=hosts).fetch(server.url(host="cdn.example"))
+
+    literal = f"[{address}]" if ":" in address else address
+    with pytest.raises(UnsafeAddressError, match="private address"):
+        make(allow_private_hosts=True).fetch(server.url(host=literal))
+    assert internet.dialled == []
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "fe80::1"])
+def test_no_setting_sends_a_proxy_to_link_local_addresses(server, make, internet, monkeypatch, address):
+    internet.names["cdn.example"] = [[address]]
+    internet.names["127.0.0.1"] = [["127.0.0.1"]]
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    for host in ("cdn.example", f"[{address}]" if ":" in address else address):
+        with pytest.raises(UnsafeAddressError, match="private address"):
+            make(allow_private_hosts=True).fetch(f"http://{host}/a.png")
+    assert server.connections == 0
+
+
+def test_an_allowed_name_is_still_bound_to_the_address_that_was_checked(server, make, internet):
+    internet.names["cdn.example"] = [["10.0.0.7"], ["169.254.169.254"]]
+    server.routes["/a.png"] = in_turn(answer(b"", 503), answer())
+    with pytest.raises(UnsafeAddressError, match=r"169\.254\.169\.254"):
+        make(allow_private_hosts={("cdn.example", None)}).fetch(server.url(host="cdn.example"))
+    assert internet.dialled == ["10.0.0.7"]
+
+
 def test_the_connection_goes_to_the_address_that_was_checked(server, make, internet):
     """A name that changes its address after the check (DNS rebinding) gains nothing."""
     internet.names["cdn.example"] = [[PUBLIC], ["127.0.0.1"]]
@@ -608,6 +687,16 @@ def test_a_stated_length_over_the_cap_is_refused_before_the_body(server, make, s
     with pytest.raises(BadImageError, match="larger than 5000 bytes"):
         make(max_bytes=5000).fetch(server.url())
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "Infinity", "0x10", "²"])
+def test_a_length_that_is_no_number_is_passed_over(server, make, length):
+    def send(request, connection):
+        connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("latin-1") + PICTURE)
+        return "close"
+
+    server.routes["/a.png"] = send
+    assert make(attempts=1).fetch(server.url()).data == PICTURE
 
 
 def test_an_endless_body_is_stopped_at_the_cap(server, make):

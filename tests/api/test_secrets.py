@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import base64
+import html
+import json
 import logging
+import re
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.api.download import Downloader
-from airflow_provider_imagen.api.secrets import is_signed, keep_queries_out_of_logs, scrub, without_query
+from airflow_provider_imagen.api.secrets import hide, is_signed, keep_queries_out_of_logs, scrub, without_query
 from airflow_provider_imagen.sandbox import Fault
 
 KEY = "feedc0de" + "9" * 24
@@ -24,6 +29,17 @@ KEY = "feedc0de" + "9" * 24
         ("see HTTPS://x.test/a#frag", "see HTTPS://x.test/a"),
         ("'https://x.test/a?sig=1'", "'https://x.test/a'"),
         ("https://me:hidden@x.test/a", "https://x.test/a"),
+        ("https://me:hid@den@x.test/a", "https://x.test/a"),
+        ("-https://me:hidden@x.test/a", "-https://x.test/a"),
+        ("s3://bucket/a?X-Amz-Signature=1", "s3://bucket/a"),
+        ("url: /a/b?sv=1&sig=abc&x=2", "url: /a/b?sv=1&sig=***&x=2"),
+        ("/a?X-Amz-Signature=abc", "/a?X-Amz-Signature=***"),
+        ("Bearer%20abc", "Bearer ***"),
+        (f"Authorization: Basic {base64.b64encode(b'me:hidden').decode()}", "Authorization: Basic ***"),
+        ("basic dXNlcjpwYXNzd29yZA", "basic ***"),
+        ("a basic question of basic validity", "a basic question of basic validity"),
+        ("Incorrect API key provided: sk-proj-0123456789abcdefXYZ.", "Incorrect API key provided: ***."),
+        ("ask-me-anything-about-it-all", "ask-me-anything-about-it-all"),
         ("socks5://me:hidden@x.test", "socks5://x.test"),
         ("\x1b[31mred\x07\n\nand \u202e more", "[31mred and more"),
         ("half \ud800 a pair", "half a pair"),
@@ -32,6 +48,51 @@ KEY = "feedc0de" + "9" * 24
 )
 def test_what_is_shown_holds_no_secret_and_no_control_character(text, scrubbed):
     assert scrub(text, KEY) == scrubbed
+
+
+KEYS = [KEY, "sk-gateway+Key/with=signs==", "odd\"quote\\back<>&'{}|^`~", "%41percent%25", "$.*+?()[]"]
+
+
+def encoded_forms(key):
+    yield key
+    yield quote(key, safe="")
+    yield quote(key)
+    yield quote_plus(key)
+    yield re.sub("%..", lambda found: found[0].lower(), quote(key, safe=""))
+    yield quote(quote(key, safe=""), safe="")
+    yield "".join(f"%{byte:02x}" for byte in key.encode())
+    yield json.dumps(key)[1:-1]
+    yield json.dumps(json.dumps(key)[1:-1])[1:-1]
+    yield key.replace("/", "\\/").replace("=", "\\u003d")
+    yield "".join(f"\\u{ord(character):04X}" for character in key)
+    yield html.escape(key)
+    yield "".join(f"&#{ord(character)};" for character in key)
+    yield repr(key)[1:-1]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_spelling_of_the_key_is_blanked_out(key):
+    for form in encoded_forms(key):
+        assert hide(f"<{form}>", key) == "<***>", form
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("login", ["", ":", "me:", "user:", "myproxy:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_the_key_is_blanked_out_in_base64_whatever_stands_before_and_after(key, login, encode):
+    for behind in ("", "x", "xy", "xyz"):
+        for wrap in (str, lambda text: quote(text, safe=""), lambda text: json.dumps(text).replace("/", "\\/")):
+            text = hide(wrap(encode(f"{login}{key}{behind}".encode()).decode()), key)
+            whole = encode(key.encode()).decode()
+            for start in range(len(text) - 8):
+                assert text[start : start + 8] not in whole
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a red fox", "100 % of it\n\ttwo", "https://x.test/a?b=1", "\\u0041 \\\\ &amp; %41"]
+)
+def test_a_text_without_the_key_is_left_as_it_is(text):
+    assert hide(text, KEY, None, "") == text
 
 
 def test_no_secret_at_all_is_no_reason_to_fail():

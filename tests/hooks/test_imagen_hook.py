@@ -4,8 +4,10 @@ import json
 import logging
 import socket
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest.mock import MagicMock
 
 import pytest
@@ -21,7 +23,7 @@ from airflow_provider_imagen.exceptions import (
     UnreadableResponseError,
     UnsafeAddressError,
 )
-from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook, _is_private, connection_settings
+from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook, connection_settings
 from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, Fault, embedded
 
 KEY = "feedc0de" + "9" * 24
@@ -363,7 +365,7 @@ def test_the_error_of_a_download_shows_neither_path_nor_signature(hook, sandbox,
     assert link.partition("?")[2] not in repr(vars(caught.value)) + str(caught.value)
 
 
-def test_only_an_api_in_a_private_network_may_give_private_links(make_hook, sandbox, monkeypatch):
+def test_an_api_elsewhere_gives_no_private_links(make_hook, sandbox):
     link = f"{sandbox.cdn_url}/a.png"
     hook = make_hook(host="http://93.184.215.14")  # a literal: nothing is resolved or called
 
@@ -373,32 +375,89 @@ def test_only_an_api_in_a_private_network_may_give_private_links(make_hook, sand
     assert sandbox.seen() == []
 
 
+@pytest.fixture
+def pictures():
+    """A server on loopback that answers every request with the same bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"\x89PNG")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("balance", ["NaN", "Infinity", "-Infinity", "1e999", '"5"', "true", "null"])
+def test_a_balance_that_is_no_amount_is_unreadable(make_hook, balance):
+    body = f'{{"current_balance": {balance}}}'.encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UnreadableResponseError, match="no balance"):
+            make_hook(host=f"http://127.0.0.1:{server.server_address[1]}").get_balance()
+        server.shutdown()
+
+
+def test_a_private_api_opens_its_own_port_only(make_hook, sandbox, pictures):
+    hook = make_hook(host=f"http://127.0.0.1:{pictures}/v1", password=KEY)
+
+    assert hook.download(f"http://127.0.0.1:{pictures}/a.png") == b"\x89PNG"
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        with pytest.raises(UnsafeAddressError, match="allowed_download_hosts can allow"):
+            hook.download(sandbox.cdn_url.replace("127.0.0.1", host))
+    assert sandbox.seen() == []
+
+
+@pytest.mark.parametrize("entry", ["127.0.0.1:{port}", "127.0.0.1", "10.0.0.1, 127.1:{port} ,", "LOCALHOST,127.0.0.1"])
+def test_further_private_hosts_are_a_setting(make_hook, pictures, monkeypatch, entry):
+    monkeypatch.setenv("AIRFLOW__IMAGEN__ALLOWED_DOWNLOAD_HOSTS", entry.format(port=pictures))
+
+    hook = make_hook(host="http://93.184.215.14", password=KEY)
+
+    assert hook.download(f"http://127.0.0.1:{pictures}/a.png") == b"\x89PNG"
+
+
+@pytest.mark.parametrize("entry", ["http://127.0.0.1", "127.0.0.0/8", "*", "a b", "cdn:port"])
+def test_a_setting_that_names_no_host_is_refused(make_hook, monkeypatch, entry):
+    monkeypatch.setenv("AIRFLOW__IMAGEN__ALLOWED_DOWNLOAD_HOSTS", f"10.0.0.1,{entry}")
+
+    with pytest.raises(ValueError, match=r"\[imagen\] allowed_download_hosts has"):
+        make_hook().get_downloader()
+
+
 @pytest.mark.parametrize(
-    ("host", "private"),
-    [
-        ("127.0.0.1", True),
-        ("localhost", True),
-        ("::1", True),
-        ("10.1.2.3", True),
-        ("192.168.0.9", True),
-        ("93.184.215.14", False),
-        ("2606:4700::1", False),
-        ("no-such-host.invalid", False),
-        ("a" * 70, False),
-        ("x\ud800", False),
-    ],
+    ("fields", "extra"),
+    [({}, None), ({"password": KEY}, {"sandbox": True}), ({"host": "", "password": ""}, {"sandbox": True})],
 )
-def test_an_api_is_private_only_when_all_its_addresses_are(host, private):
-    assert _is_private(host) is private
+def test_a_sandbox_gives_pictures_on_a_port_of_its_own(make_hook, sandbox, fields, extra):
+    hook = make_hook(extra=extra, **fields)
+    with pytest.raises(DownloadError) as caught:
+        hook.download(f"{sandbox.cdn_url}/none.png")
+    assert caught.value.status == 404
 
 
-def test_a_name_with_one_public_address_is_public(monkeypatch):
-    def resolve(host, port):
-        return [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("10.0.0.1", "93.184.215.14")]
+def test_a_sandbox_may_be_named_localhost(make_hook, sandbox):
+    hook = make_hook(host=sandbox.url.replace("127.0.0.1", "localhost"))
+    (generation,) = hook.generate_images("a red fox")
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-
-    assert _is_private("both.test") is False
+    assert hook.download(generation.urls[0]).startswith(b"\x89PNG")
 
 
 def test_one_downloader_and_one_client_serve_a_hook_until_it_is_closed(hook):

@@ -257,6 +257,8 @@ def test_an_empty_list_skips_the_task(paint: Painting, sandbox: Sandbox) -> None
         ({"prompt": "x", "convert_base64_to_url": False}, "convert_base64_to_url", "output_path"),
         ({"prompt": "x", "concurrency": 0}, "concurrency", "1 to 256"),
         ({"prompt": "x", "max_usd": -1}, "max_usd", "above 0"),
+        *(({"prompt": "x", "max_usd": text}, "max_usd", "above 0") for text in ("1_0", "１", "Infinity", "nan", "0x1")),
+        ({"prompt": "x", "max_usd": float("inf")}, "max_usd", "above 0"),
         ({"prompt": "x", "on_failure": "ignore"}, "on_failure", "accept"),
         ({"prompt": "x", "image_format": "gif"}, "image_format", "webp"),
         ({"prompt": "x", "thumbnail_pixels": 256}, "thumbnail_pixels", "output_path"),

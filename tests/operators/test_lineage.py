@@ -12,6 +12,7 @@ from PIL import Image
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.operators.lineage import LineageFacts, to_openlineage
+from airflow_provider_imagen.operators.places import place_of, unsigned
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -75,6 +76,26 @@ def test_stored_input_pictures_are_sources_by_their_folder(lineage: Callable[...
 
     assert facts.inputs == (str(tmp_path),)
     assert facts.output is None  # nothing is stored
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("abfs://c@container/a/b?sig=xy/z&se=1", "a/b"),
+        ("https://store.example/a/b.png?X-Amz-Signature=x", "a/b.png"),
+        ("s3://c@bucket?sig=x", "/"),
+        ("s3://bucket/what?/b", "what?/b"),
+        ("file:///data/a?b=c", "/data/a?b=c"),
+        ("/data/a?b=c", "/data/a?b=c"),
+    ],
+)
+def test_a_name_holds_no_signature(address: str, name: str) -> None:
+    assert place_of(address).name == name
+    assert "sig" not in place_of(address).uri.lower()
+
+
+def test_the_folder_of_an_input_is_found_although_its_signature_has_slashes() -> None:
+    assert unsigned("https://store.example/a/b.png?sig=x/y/z").rpartition("/")[0] == "https://store.example/a"
 
 
 def test_a_task_that_fails_tells_what_it_has_made(

@@ -28,7 +28,7 @@ trap 'exit 143' TERM
 older="$work/venv/bin/python"
 # As it could be installed on that day: with what was published later beside it, it does not run.
 "$work/uv/bin/uv" pip install --quiet --python "$older" --exclude-newer 2026-06-15 \
-  apache-airflow==3.2.2 'requests>=2.32.2' 'urllib3>=2.2' 'Pillow>=11.3'
+  apache-airflow==3.2.2 'requests>=2.32.2' 'urllib3>=2.6.3' 'Pillow>=11.3'
 "$work/uv/bin/uv" pip install --quiet --python "$older" --no-deps --editable .
 "$older" -m compileall -q "$work/venv/lib" >"$work/compileall.log" || true # a package may carry templates that are not Python
 

@@ -324,3 +324,73 @@ def test_embedded_gives_a_working_sandbox_in_this_process():
     assert embedded() is sandbox
     assert os.getpid() == sandbox._pid
     assert requests.get(f"{sandbox.url}/v1/models", timeout=5).status_code == 200
+
+
+# --- web pages elsewhere ----------------------------------------------------------------------------------------------
+
+BODY = '{"model": "imagen-3.0-generate-002", "prompt": "a red fox"}'
+POSTS = ["/_sandbox/reset", "/_sandbox/settings", "/_sandbox/faults", "/v1/images/generations", "/v1/images/edits"]
+
+
+def post_to(sandbox, path, body=BODY, **headers):
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return requests.post(
+        f"{sandbox.url}{path}", data=body, headers={"Authorization": f"Bearer {sandbox.api_key}", **names}, timeout=10
+    )
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded"])
+def test_what_a_page_elsewhere_can_post_changes_nothing(sandbox, path, kind):
+    sandbox.add_fault(Fault("status", status=400))
+
+    assert post_to(sandbox, path, Content_Type=kind).status_code == 403
+    assert post_to(sandbox, path, "", Content_Type=kind).status_code == 403
+    assert len(requests.get(f"{sandbox.url}/_sandbox/faults", timeout=10).json()) == 1
+    assert sandbox.seen() == []
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://evil.localhost.example", "null", "http://10.0.0.1", ""]
+)
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PUT"])
+def test_requests_of_pages_elsewhere_are_refused(sandbox, origin, method):
+    sandbox.add_fault(Fault("status", status=400))
+    answer = requests.request(
+        method, f"{sandbox.url}/_sandbox/faults", json={"kind": "status"}, headers={"Origin": origin}, timeout=10
+    )
+
+    assert answer.status_code == 403
+    assert len(requests.get(f"{sandbox.url}/_sandbox/faults", timeout=10).json()) == 1
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:80"])
+def test_pages_of_this_machine_may_post(sandbox, origin):
+    assert post_to(sandbox, "/v1/images/generations", Content_Type="application/json", Origin=origin).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", "", "a@b"]
+)
+def test_a_name_that_was_led_to_loopback_gets_nothing(sandbox, host):
+    for url in (sandbox.url, sandbox.cdn_url):
+        port = url.rpartition(":")[2]
+        for path in ("/_sandbox/ledger", "/v1/models"):
+            answer = requests.get(f"{url}{path}", headers={"Host": host.format(port=port)}, timeout=10)
+            assert answer.status_code == 403
+    assert sandbox.seen() == []
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:{port}", "imagen.localhost", "127.0.0.1:1", "127.9.9.9", "[::1]:80"]
+)
+def test_every_name_of_this_machine_is_answered(sandbox, host):
+    port = sandbox.url.rpartition(":")[2]
+    assert requests.get(f"{sandbox.url}/v1/models", headers={"Host": host.format(port=port)}, timeout=10).ok
+
+
+def test_a_sandbox_for_other_machines_answers_to_any_name():
+    with Sandbox(host="0.0.0.0") as open_to_all:
+        answer = requests.get(f"{open_to_all.url}/v1/models", headers={"Host": "sandbox:8765"}, timeout=10)
+        assert answer.ok
+        assert post_to(open_to_all, "/_sandbox/reset", "{}", Content_Type="text/plain").status_code == 403

@@ -154,7 +154,7 @@ def install(what: Combination, uv: str, work: Path, log: object) -> str:
     if what.airflow is None:
         call(*pip, "--editable", ".", *TOOLS)
     else:
-        dependencies = ("requests>=2.32.2", "urllib3>=2.2", "Pillow>=11.3")
+        dependencies = ("requests>=2.32.2", "urllib3>=2.6.3", "Pillow>=11.3")
         call(*pip, "--exclude-newer", str(what.day), f"apache-airflow=={what.airflow}", *dependencies, *TOOLS)
         call(*pip, "--no-deps", "--editable", ".")
     # A package may carry templates that are not Python, so this one may complain.

@@ -140,7 +140,7 @@ def _quoted(name: str) -> str:
 
     ``~`` would mean "all of them", and dots or slashes would lead to another route.
     """
-    if name in _NEVER_IDS or "/" in name or "\\" in name:
+    if name in _NEVER_IDS or not {"/", "\\", "\0"}.isdisjoint(name):  # no database takes a NUL
         raise HTTPException(404)
     return quote(name, safe="")
 

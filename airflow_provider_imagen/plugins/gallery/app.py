@@ -6,9 +6,12 @@ Each one that shows anything of a DAG asks Airflow first whether the visitor may
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from dataclasses import astuple
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -69,10 +72,13 @@ _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: 
 _DOWNLOADED: Final = ("image/tiff", SVG_MIME_TYPE)
 """Kinds that browsers do not show, or that may hold scripts."""
 
+_MOST: Final = 2**31 - 1
+"""Largest number that Airflow's database takes."""
+
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 Id = Annotated[str, Query(min_length=1, max_length=250)]
-MapIndex = Annotated[int, Query(ge=-1)]
-Place = Annotated[int, Query(ge=0)]
+MapIndex = Annotated[int, Query(ge=-1, le=_MOST)]
+Place = Annotated[int, Query(ge=0, le=_MOST)]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 Show = Literal["pictures", "problems"]
 
@@ -303,10 +309,7 @@ async def send_file(
         file = await collection.in_thread(partial(open_picture, picture))
     except FileUnavailableError as error:
         raise HTTPException(410, str(error)) from None
-    kind = await collection.in_thread(partial(media_type, file))
-    if kind is None:
-        file.close()
-        raise HTTPException(410, "The stored file is not a picture.")
+    kind = cast("str", await collection.in_thread(partial(media_type, file)))  # it is a picture, or was not opened
     headers |= {"Content-Disposition": _disposition(picture, kind), "Content-Length": str(picture.bytes)}
     return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
 
@@ -435,11 +438,13 @@ def _preview(picture: Picture) -> bytes:
     """
     Find a picture's preview: kept here, or made now from the picture.
 
-    One that the task made is not looked at, because nothing proves that it belongs to the picture.
+    One that the task made is not looked at, because nothing proves that it belongs to the picture. One that was made
+    for another task instance or another file is not either: to know a digest is not to have the picture.
     """
-    digest = picture.sha256 or ""
-    kept = thumbnails.get(digest)
+    place = json.dumps([*astuple(picture.ti), picture.path, picture.bytes, picture.sha256])
+    name = hashlib.sha256(place.encode()).hexdigest()
+    kept = thumbnails.get(name)
     if kept is not None:
         return kept
     with whole_picture(picture) as data:
-        return thumbnails.make(digest, data)
+        return thumbnails.make(name, data)

@@ -8,6 +8,7 @@ request is checked before it gets here.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import anyio
 from anyio import to_thread
 
 from airflow_provider_imagen.plugins.gallery.files import (
+    MAX_LISTED,
     FileUnavailableError,
     read_listed_pictures,
     read_listed_problems,
@@ -43,6 +45,8 @@ FRESH_SECONDS: Final = 10.0
 COUNT_SECONDS: Final = 3.0
 """Time a page may spend on reading summaries that nobody has asked for before."""
 
+_MAX_PICTURE_BYTES: Final = 64 * 1024 * 1024
+_MAX_SUMMARY_BYTES: Final = 32 * 1024 * 1024
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
 _LOOK_BACK: Final = 1_000
@@ -101,17 +105,34 @@ class Memory(Generic[Result]):
     """
     Remember results for a while, and let one caller work while others wait for the same.
 
-    :param entries: results kept; the longest unused goes first
+    Results leave when they are stale, and before that when there are too many: the longest unused goes first, and the
+    newest stays whatever its size.
+
+    :param entries: results kept
     :param seconds: for how long a result is fresh
+    :param max_bytes: about what all results may take
+    :param size_of: about what one takes, in bytes
     :param clock: gives seconds
     """
 
-    def __init__(self, *, entries: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        entries: int,
+        seconds: float,
+        max_bytes: int,
+        size_of: Callable[[Result], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._entries = entries
         self._seconds = seconds
+        self._max_bytes = max_bytes
+        self._size_of = size_of
         self._clock = clock
-        self._kept: OrderedDict[Hashable, tuple[float, Result]] = OrderedDict()
+        self._bytes = 0
+        self._kept: OrderedDict[Hashable, tuple[float, int, Result]] = OrderedDict()
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
 
     def knows(self, key: Hashable) -> bool:
         """Say whether a result is fresh."""
@@ -124,14 +145,11 @@ class Memory(Generic[Result]):
         self._locks[key] = (lock, waiting + 1)
         try:
             async with lock:
-                if (kept := self._kept.get(key)) is not None and self._clock() - kept[0] < self._seconds:
+                if self.knows(key):
                     self._kept.move_to_end(key)
-                    return kept[1]
+                    return self._kept[key][2]
                 result = await work()
-                self._kept[key] = (self._clock(), result)
-                self._kept.move_to_end(key)
-                while len(self._kept) > self._entries:
-                    self._kept.popitem(last=False)
+                self._keep(key, result)
                 return result
         finally:
             lock, waiting = self._locks[key]
@@ -139,6 +157,37 @@ class Memory(Generic[Result]):
                 del self._locks[key]
             else:
                 self._locks[key] = (lock, waiting - 1)
+
+    def _keep(self, key: Hashable, result: Result) -> None:
+        self._drop(key)
+        size = self._size_of(result)
+        self._kept[key] = (self._clock(), size, result)
+        self._bytes += size
+        while len(self._kept) > 1 and (len(self._kept) > self._entries or self._bytes > self._max_bytes):
+            self._drop(next(iter(self._kept)))
+        loop = asyncio.get_running_loop()
+        if self._sweep is None or self._sweep.when() < loop.time():  # overdue: the loop it was for has ended
+            self._sweep = loop.call_later(self._seconds, self._drop_stale)
+
+    def _drop(self, key: Hashable) -> None:
+        if (kept := self._kept.pop(key, None)) is not None:
+            self._bytes -= kept[1]
+
+    def _drop_stale(self) -> None:
+        for key in [key for key in self._kept if not self.knows(key)]:
+            self._drop(key)
+        loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(self._seconds, self._drop_stale) if self._kept else None
+
+
+def _bytes_of_pictures(found: TaskPictures) -> int:
+    """Estimate the memory that the records of pictures take."""
+    texts = (
+        text
+        for picture in found.pictures
+        for text in (picture.prompt, picture.enhanced_prompt, picture.path, picture.url)
+    )
+    return 500 * (1 + len(found.pictures)) + sum(sys.getsizeof(text) for text in texts if text)
 
 
 class Collection:
@@ -150,9 +199,17 @@ class Collection:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._tasks: Memory[TaskPictures] = Memory(entries=64, seconds=FRESH_SECONDS, clock=clock)
+        self._tasks: Memory[TaskPictures] = Memory(
+            entries=64, seconds=FRESH_SECONDS, max_bytes=_MAX_PICTURE_BYTES, size_of=_bytes_of_pictures, clock=clock
+        )
         # A summary is known by the time it was written, so it never goes stale.
-        self._summaries: Memory[TaskSummary | None] = Memory(entries=20_000, seconds=3600.0, clock=clock)
+        self._summaries: Memory[TaskSummary | None] = Memory(
+            entries=20_000,
+            seconds=3600.0,
+            max_bytes=_MAX_SUMMARY_BYTES,
+            size_of=lambda summary: 1000 + len((summary and summary.manifest) or ""),
+            clock=clock,
+        )
         self._file_threads: anyio.CapacityLimiter | None = None
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
@@ -239,7 +296,10 @@ class Collection:
             pictures = await self.in_thread(partial(read_listed_pictures, ti, manifest))
         except FileUnavailableError as error:
             return TaskPictures(ti, summary, [], str(error))
-        return TaskPictures(ti, summary, pictures)
+        is_cut = len(pictures) == MAX_LISTED
+        return TaskPictures(
+            ti, summary, pictures, f"Only {MAX_LISTED:,} pictures of this task are shown." if is_cut else None
+        )
 
 
 _ELSEWHERE: Final = (

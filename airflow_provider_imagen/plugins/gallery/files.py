@@ -3,8 +3,8 @@ Read the files that records name, and nothing else.
 
 A record is only a claim: whoever can run a task can write any path into an XCom, and the web server may open what
 that person may not. So a picture is handed out only if it has the size and the SHA-256 digest its record states: to
-state them takes the file itself, or a record of it. Whatever is wrong, the answer is the same sentence, so that errors
-tell nothing about other files.
+state them takes the file itself, or a record of it. Whatever is wrong, even that the file is no picture, the answer is
+the same sentence, so that errors tell nothing about other files. Lists are read line by line, two at a time.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
 from airflow_provider_imagen.storage.local_files import open_regular_file
-from airflow_provider_imagen.storage.manifest import failures_address, read_failures, read_manifest
+from airflow_provider_imagen.storage.manifest import failures_address, parse_line
 from airflow_provider_imagen.storage.origin import Origin
-from airflow_provider_imagen.storage.paths import MANIFEST_NAME, address_of, descend, filesystem_of, local_path
+from airflow_provider_imagen.storage.paths import (
+    MANIFEST_NAME,
+    address_of,
+    descend,
+    filesystem_of,
+    local_path,
+    stays_below,
+)
 from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.png import PNG_SIGNATURE
 from airflow_provider_imagen.storage.svg import read_svg_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.records import Picture, Problem
@@ -40,12 +48,17 @@ log = logging.getLogger(__name__)
 
 MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
+MAX_LISTED: Final = 50_000
+"""Entries of a list that are shown of one task instance."""
+
 CHUNK_BYTES: Final = 256 * 1024
 
 _BLOCK_BYTES: Final = 4 * 1024 * 1024  # asked of an object store at a time
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
+_MAX_LINE_BYTES: Final = 256 * 1024
 _whole_pictures = threading.BoundedSemaphore(2)
 _headers = threading.BoundedSemaphore(2)  # separate, because a holder of a whole picture asks for its media type
+_lists = threading.BoundedSemaphore(2)
 
 
 class FileUnavailableError(Exception):
@@ -58,9 +71,9 @@ def open_picture(picture: Picture) -> IO[bytes]:
 
     It is never read into memory as a whole: files on a disk are read in place, objects from a temporary copy.
 
-    :raises FileUnavailableError: it is not there any more, or is not the file the record describes
+    :raises FileUnavailableError: it is not there any more, or is not the picture the record describes
     """
-    gone = FileUnavailableError("The stored file is not there any more, or is not the one this task wrote.")
+    gone = FileUnavailableError("The stored file is not there any more, or is not the picture this task wrote.")
     if not picture.path or not picture.sha256 or not picture.bytes or picture.bytes > MAX_PICTURE_BYTES:
         raise gone
     try:
@@ -69,9 +82,14 @@ def open_picture(picture: Picture) -> IO[bytes]:
         log.warning("A picture of %s cannot be read: %s", picture.ti, type(error).__name__)
         raise gone from None
     try:
-        is_right = file.seek(0, os.SEEK_END) == picture.bytes and _digest(file) == picture.sha256
+        is_right = (
+            file.seek(0, os.SEEK_END) == picture.bytes
+            and _digest(file) == picture.sha256
+            and media_type(file) is not None
+        )
     except OSError:
         is_right = False
+    file.seek(0)
     if not is_right:
         file.close()
         raise gone
@@ -83,7 +101,7 @@ def whole_picture(picture: Picture) -> Iterator[bytes]:
     """
     Read a stored picture into memory; two at a time, others wait.
 
-    :raises FileUnavailableError: it is not there any more, or is not the file the record describes
+    :raises FileUnavailableError: it is not there any more, or is not the picture the record describes
     """
     with _whole_pictures, open_picture(picture) as file:
         yield file.read()
@@ -100,17 +118,17 @@ def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
         path: Any = open_folder(manifest)
         if path.name != MANIFEST_NAME:
             raise gone
-        _check_size(path, most=MAX_LIST_BYTES)
         folder: Any = path.parent
-        lines = [
-            {**line, "path": address_of(descend(folder, line["file_name"]))}
-            for line in read_manifest(folder)
-            if belongs_to(ti, line)
-        ]
+        with _lists:
+            lines = (
+                {**line, "path": address_of(descend(folder, line["file_name"]))}
+                for line in _lines(manifest, within=folder)
+                if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
+            )
+            return read_pictures(ti, islice(lines, MAX_LISTED))
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
         raise gone from None
-    return read_pictures(ti, lines)
 
 
 def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
@@ -122,12 +140,27 @@ def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
     origin = Origin(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
     try:
         folder: Any = open_folder(manifest).parent
-        with contextlib.suppress(FileNotFoundError):  # a task that could make everything wrote none
-            _check_size(open_folder(failures_address(folder, origin)), most=MAX_LIST_BYTES)
-        return read_problems(ti, read_failures(folder, origin))
+        address = failures_address(folder, origin)
+        with _lists, contextlib.suppress(FileNotFoundError):  # a task that could make everything wrote none
+            lines = (line for line in _lines(address, within=folder) if "prompt_index" in line)
+            return read_problems(ti, islice(lines, MAX_LISTED))
+        return []
     except Exception as error:
         log.warning("The failures of %s cannot be read: %s", ti, type(error).__name__)
         raise FileUnavailableError("The list of what was not made cannot be read any more.") from None
+
+
+def _lines(address: str, *, within: StoragePath) -> Iterator[Mapping[str, Any]]:
+    """Read the JSON objects of a list, one a line; longer lines than a task writes are left out."""
+    with _open(address, most=MAX_LIST_BYTES, within=within) as file:
+        while raw := file.readline(_MAX_LINE_BYTES):
+            if len(raw) == _MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                while (rest := file.readline(_MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                continue
+            line = parse_line(raw)
+            if line is not None:
+                yield line
 
 
 def media_type(file: IO[bytes]) -> str | None:
@@ -153,6 +186,9 @@ def media_type(file: IO[bytes]) -> str | None:
 
 def _svg_media_type(file: IO[bytes]) -> str | None:
     file.seek(0)
+    if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"\xff\xfe", b"\xfe\xff")):
+        return None  # not worth reading as a whole
+    file.seek(0)
     try:
         return SVG_MIME_TYPE if read_svg_size(file.read()) is not None else None
     except BadImageError:
@@ -166,14 +202,23 @@ def _digest(file: IO[bytes]) -> str:
     return digest
 
 
-def _open(path: str, *, most: int) -> IO[bytes]:
-    """Open a whole file of a bounded size."""
+def _open(path: str, *, most: int, within: StoragePath | None = None) -> IO[bytes]:
+    """
+    Open a whole file of a bounded size.
+
+    :param within: the folder below which no link is followed; ``None`` for the file's own folder
+    """
     place: StoragePath = open_folder(path)
     local = local_path(place)
     if local is not None:
-        return open_regular_file(local)  # the caller compares its size
-    _check_size(place, most=most)
+        file = open_regular_file(local, within=None if within is None else local_path(within))
+        if os.fstat(file.fileno()).st_size > most:
+            file.close()
+            raise StorageError("It is larger than it should be.")
+        return file
     filesystem, key = filesystem_of(place)
+    if int(filesystem.info(key)["size"]) > most:
+        raise StorageError("It is larger than it should be.")
     copy = tempfile.SpooledTemporaryFile(_MAX_COPY_IN_MEMORY)  # noqa: SIM115 - the caller closes it
     try:
         with filesystem.open(key, "rb", block_size=_BLOCK_BYTES) as source:
@@ -183,15 +228,3 @@ def _open(path: str, *, most: int) -> IO[bytes]:
         copy.close()
         raise
     return copy
-
-
-def _check_size(place: StoragePath, *, most: int) -> None:
-    local = local_path(place)
-    if local is not None:
-        with open_regular_file(local) as file:
-            size = os.fstat(file.fileno()).st_size
-    else:
-        filesystem, key = filesystem_of(place)
-        size = int(filesystem.info(key)["size"])
-    if size > most:
-        raise StorageError("It is larger than it should be.")

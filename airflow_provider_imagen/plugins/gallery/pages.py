@@ -13,18 +13,20 @@ from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from airflow_provider_imagen.links.addresses import dag_address, picture_address, run_address, task_address
+from airflow_provider_imagen.links.addresses import (
+    dag_address,
+    origin_of,
+    picture_address,
+    remote_link,
+    run_address,
+    task_address,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from urllib.parse import SplitResult
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, Summary
-
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
-"""What a content security policy and a header take as it is: no wildcard, no quote, nothing beyond ASCII."""
 
 _CHANGED_BY_RENDERING: Final = ("{{", "{%", "{#", "\r")
 _CHANGED_AT_THE_END: Final = (".prompt", "\n")
@@ -146,32 +148,18 @@ class Pages:
 
     def _file(self, picture: Picture, size: str) -> str | None:
         if not picture.is_stored:
-            return remote_link(picture)
+            return remote_link(picture.url)
         # The beginning of the digest is there for the browser's memory: another picture, another address.
         return self._picture(picture, size=size, v=(picture.sha256 or "")[:12])
-
-
-def remote_link(picture: Picture) -> str | None:
-    """Give the link of the API when a browser may follow it: HTTPS, or this machine for the sandbox."""
-    try:
-        parts = urlsplit(picture.url or "")
-        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
-    except ValueError:
-        return None
-    return picture.url if is_safe and parts.hostname and _ORIGIN.fullmatch(_origin_of(parts)) else None
 
 
 def image_sources(pictures: Iterable[Picture]) -> str:
     """List the servers a page needs pictures from, for its content security policy."""
     origins = {"'self'"}
     for picture in pictures:
-        if not picture.is_stored and (link := remote_link(picture)):
-            origins.add(_origin_of(urlsplit(link)))
+        if not picture.is_stored and (link := remote_link(picture.url)):
+            origins.add(origin_of(urlsplit(link)))
     return " ".join(sorted(origins))
-
-
-def _origin_of(parts: SplitResult) -> str:
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ behind this module has to ask again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -75,7 +75,7 @@ class TaskSummary:
     timestamp: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """
     One picture, as its record describes it. What is not known is ``None``.
@@ -160,7 +160,7 @@ def manifest_of(value: Any) -> str | None:
 
 def read_pictures(ti: TaskInstance, records: Any) -> list[Picture]:
     """Read image records, from an XCom or a manifest, in prompt order."""
-    if not isinstance(records, Sequence) or isinstance(records, str):
+    if not isinstance(records, Iterable) or isinstance(records, (str, Mapping)):
         return []
     found = [_read_picture(ti, record) for record in records if isinstance(record, Mapping)]
     return sorted(
@@ -175,7 +175,7 @@ def belongs_to(ti: TaskInstance, line: Mapping[str, Any]) -> bool:
     return ids == (ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
 
-def read_problems(ti: TaskInstance, lines: Sequence[Mapping[str, Any]]) -> list[Problem]:
+def read_problems(ti: TaskInstance, lines: Iterable[Mapping[str, Any]]) -> list[Problem]:
     """Read the lines of a file of failures."""
     return [
         Problem(

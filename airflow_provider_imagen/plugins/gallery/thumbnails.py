@@ -1,7 +1,7 @@
 """
 Keep small previews on the web server's disk, so that each is made once.
 
-They are named after the digest of their picture, which was checked before, so all tasks and visitors can share them.
+They are named by whoever asks, after the place and the digest of the picture, and shared by all visitors.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ class ThumbnailCache:
         self._written = 0
         self._lock = threading.Lock()
 
-    def get(self, sha256: str) -> bytes | None:
-        """Give the preview of a picture, if it has been made."""
-        path = self._path(sha256)
+    def get(self, name: str) -> bytes | None:
+        """
+        Return a preview, if it has been made.
+
+        :param name: 64 hexadecimal digits
+        """
+        path = self._path(name)
         try:
             data = path.read_bytes() if path else None
         except OSError:
@@ -56,11 +60,11 @@ class ThumbnailCache:
                 os.utime(path)  # what is looked at stays
         return data
 
-    def make(self, sha256: str, data: bytes) -> bytes:
+    def make(self, name: str, data: bytes) -> bytes:
         """
         Make the preview of a picture, and keep it.
 
-        :param sha256: the digest of ``data``, checked
+        :param name: 64 hexadecimal digits
         :raises FileUnavailableError: it is no picture, or none a preview is made of
         """
         kind = media_type(BytesIO(data))
@@ -72,11 +76,11 @@ class ThumbnailCache:
             preview = make_thumbnail(data, pixels=PIXELS, max_pixels=MAX_PICTURE_PIXELS)
         except Exception:
             raise FileUnavailableError("The stored picture is damaged, or too large for a preview.") from None
-        self._keep(sha256, preview)
+        self._keep(name, preview)
         return preview
 
-    def _keep(self, sha256: str, preview: bytes) -> None:
-        path = self._path(sha256)
+    def _keep(self, name: str, preview: bytes) -> None:
+        path = self._path(name)
         if path is None:
             return
         temporary = path.with_name(f".{secrets.token_hex(8)}")
@@ -108,11 +112,11 @@ class ThumbnailCache:
                 path.unlink()
             left -= size
 
-    def _path(self, sha256: str) -> Path | None:
+    def _path(self, name: str) -> Path | None:
         folder = self._open_folder()
-        if folder is None or re.fullmatch(r"[0-9a-f]{64}", sha256) is None:
+        if folder is None or re.fullmatch(r"[0-9a-f]{64}", name) is None:
             return None
-        return folder / f"{sha256}-{PIXELS}.webp"
+        return folder / f"{name}-{PIXELS}.webp"
 
     def _open_folder(self) -> Path | None:
         """Find or make the folder; one that somebody else has made in its place is not used."""
