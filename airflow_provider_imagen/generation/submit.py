@@ -186,7 +186,10 @@ class Submitter:
                 limited_at = limited_at or time.monotonic()
                 patience = self._options.rate_limit_patience_seconds
                 is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
-                if is_singled_out or self._pace.refused_for_seconds >= patience or not may_resend(error):
+                if self._pace.refused_for_seconds >= patience:  # nobody gets through
+                    self._state.abort(error)
+                    raise
+                if is_singled_out or not may_resend(error):
                     raise
                 log.info("Prompt %d: %s It is sent again at its next turn.", item, error)
 

@@ -18,7 +18,7 @@ Faults: what the sandbox does wrong, on demand, and to which requests.
     error_in_200         generate         answers 200 with an ``error`` inside
     wrong_json           generate         answers 200 with JSON of no known form
     shape                generate         answers in another shape than the model's own
-    usage                generate         says the cost in another place, or nowhere
+    usage                generate         says the cost in another place, nowhere, or with a billed ``status``
     bad_base64           generate         answers base64 that cannot be decoded
     nsfw                 generate         marks every picture in ``has_nsfw_concepts``
     content_violation    generate         marks every picture with ``content_violation``

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.api.download import Downloader
-from airflow_provider_imagen.exceptions import RateLimitedError
+from airflow_provider_imagen.exceptions import ChargedButLostError, RateLimitedError
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
 from airflow_provider_imagen.generation.state import Cancellation
@@ -133,6 +133,36 @@ def test_a_request_that_is_refused_more_than_six_times_is_made_all_the_same(limi
     result = run(pictures=10, concurrency=2)
 
     assert len(result.made) == 10
+
+
+def test_a_request_that_is_always_refused_costs_no_other_picture(limited, run):
+    limited.add_fault(Fault("status", status=429, prompt="picture 0", times=None))
+    result = run(pictures=30, concurrency=2, rate_limit_patience_seconds=0.3)
+
+    (failure,) = result.failures
+    assert (failure.item.index, type(failure.error)) == (0, RateLimitedError)
+    assert [made.answered.item.index for made in result.made] == list(range(1, 30))
+    assert result.halt is None
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_a_refusal_that_states_a_cost_is_money_lost_and_is_not_sent_again(limited, memory_store, run, status):
+    limited.add_fault(Fault("status", status=status, prompt="picture 1", billed=True))
+    limited.add_fault(Fault("usage", usage="none", prompt="picture 1"))
+    limited.configure(max_concurrent=1)
+    result = run(pictures=3, concurrency=1)
+
+    assert Counter(charge.prompt for charge in limited.ledger()) == Counter(f"picture {number}" for number in range(3))
+    assert len(limited.seen(PATH)) == 3
+    (lost,) = [charge for charge in limited.ledger() if charge.prompt == "picture 1"]
+    assert (result.usd_spent, result.usd_lost) == (sum(charge.usd for charge in limited.ledger()), lost.usd)
+    (line,) = result.failure_lines()
+    assert (line["client_request_id"], line["inference_id"]) == (lost.client_request_id, lost.inference_id)
+    assert (line["status"], line["usd"]) == (status, float(lost.usd))
+    again = run(pictures=3, concurrency=1)
+    assert (again.usd_spent, again.usd_lost) == (result.usd_spent, lost.usd)
+    assert [type(failure.error) for failure in again.failures] == [ChargedButLostError]
+    assert len(limited.seen(PATH)) == 3
 
 
 def test_a_limit_that_ends_in_the_middle_is_noticed(limited, run):
