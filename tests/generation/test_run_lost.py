@@ -15,6 +15,8 @@ from airflow_provider_imagen.exceptions import (
     ChargedButLostError,
     ConnectionFailedError,
     LostAnswerError,
+    StorageError,
+    UnreadableResponseError,
 )
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.records import Target, new_intent
@@ -168,9 +170,9 @@ def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
 # --- intents without an answer, from a try that was killed ------------------------------------------------------------
 
 
-def leave_intent(world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed") -> str:
+def leave_intent(world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed", **plan) -> str:
     """Leave in the journal what a killed try leaves there: an intent without an answer."""
-    (unit,) = world.plan(prompt).units
+    (unit,) = world.plan(prompt, **plan).units
     target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt=prompt)
     intent = new_intent(unit.key, client_request_id=name, model=unit.model, usd=unit.expected_usd, target=target)
     journal = Journal(world.store)
@@ -277,3 +279,70 @@ def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, ste
     assert isinstance(result.halt, BudgetExceededError)
     assert world.tools.sent("b") == 0
     assert result.usd_spent == world.tools.billed_usd == Decimal("0.04")
+
+
+# --- charges of unknown amount ----------------------------------------------------------------------------------------
+
+
+def billed_without_amount(world, name):
+    """A row of the log that says "billed" and not how much."""
+    world.tools.rows.append({"client_request_id": name, "status": "succeeded", "inference_id": f"inf-{name}"})
+
+
+def lose_without_amount(world):
+    def step(tools, request, name):
+        billed_without_amount(world, name)
+        raise LostAnswerError("lost")
+
+    return step
+
+
+UNPRICED = ["response", "lost response", "unreadable response", "late charge", "replaced response"]
+
+
+@pytest.fixture(params=UNPRICED)
+def unpriced(request, world, steps):
+    """A task whose first attempt was charged an amount that nobody knows; its plan, and options of a next attempt."""
+    plan, options = world.plan(["a", "b"], price=None), {"concurrency": 1}
+    unsaid = steps.pictures(usd=Decimal(5), says_cost=False)
+    if request.param == "response":
+        world.tools.script("a", unsaid)
+    elif request.param == "lost response":
+        world.tools.script("a", lose_without_amount(world))
+    elif request.param == "unreadable response":
+        world.tools.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
+    elif request.param == "late charge":
+        billed_without_amount(world, leave_intent(world, "gone", price=None))
+    else:
+        options |= {"on_lost_answer": "resend"}
+        world.tools.script("a", steps.pictures(usd=Decimal(5), says_cost=False, inline=True), unsaid)
+        world.tools.save_error = StorageError("the disk is full")
+        world.run(plan, max_usd=Decimal(1), **options)
+        world.tools.save_error = None
+    return plan, options
+
+
+def test_a_charge_of_unknown_amount_lets_nothing_be_sent_under_a_cap_in_this_attempt_and_the_next(world, unpriced):
+    plan, options = unpriced
+    for _ in range(3):
+        result = world.run(plan, max_usd=Decimal(1), **options)
+        assert isinstance(result.halt, BudgetExceededError)
+        assert "an unknown amount more may have been charged" in str(result.halt)
+        assert len(result.in_doubt) == 1
+        assert (result.usd_spent, result.usd_lost) == (0, 0)
+    assert world.tools.sent("b") == 0
+    assert world.tools.sent("a") <= 1
+
+
+def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(world, unpriced):
+    plan, options = unpriced
+    unpriced_ids = set()
+    for _ in range(3):
+        result = world.run(plan, **options)
+        unpriced_ids |= {name for name, usd in world.tools.charges.items() if usd == 5}
+        unpriced_ids |= {row["client_request_id"] for row in world.tools.rows if "cost" not in row}
+        unpriced_ids |= {name for _, name in world.tools.posts if name not in world.tools.charges}
+        assert {request.client_request_id for request in result.in_doubt} == unpriced_ids
+        lines = [line["client_request_id"] for line in result.failure_lines()]
+        assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)
+        assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # what "b" has cost
