@@ -15,6 +15,7 @@ from airflow_provider_imagen.exceptions import (
     AuthenticationError,
     BudgetExceededError,
     ConnectionFailedError,
+    InvalidRequestError,
     JournalError,
     OutOfCreditsError,
     RateLimitedError,
@@ -165,6 +166,38 @@ def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, step
     world.run(NAMES[:2])
     result = world.run(NAMES[:2], max_usd=Decimal("0.08"))
     assert result.usd_spent == Decimal("0.08")
+
+
+@pytest.mark.parametrize("refused", [[0], [1], [0, 1, 2]])
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("price", [Decimal("0.04"), None])
+def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refused, concurrency, price):
+    names = NAMES[:4]
+    for number in refused:
+        world.tools.script(names[number], steps.fails(lambda: InvalidRequestError("no", status=400)))
+    cap = Decimal("0.04") * (4 if price else 4 - len(refused))
+    result = world.run(world.plan(names, price=price), max_usd=cap, concurrency=concurrency)
+    assert [record["prompt"] for record in result.records] == [
+        name for number, name in enumerate(names) if number not in refused
+    ]
+    assert [failure.item.index for failure in result.failures] == refused
+    assert result.halt is None
+    assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.04") * (4 - len(refused)), 0)
+    again = world.run(world.plan(names, price=price), max_usd=Decimal("0.16"), concurrency=concurrency)
+    assert len(again.made) == 4
+    assert again.usd_spent == Decimal("0.16") == world.tools.billed_usd
+
+
+@pytest.mark.parametrize("costs", [("0.04", "0.10"), ("0.10", "0.04")])
+def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world, steps, costs):
+    for name, usd in zip(NAMES, costs, strict=False):
+        world.tools.script(name, steps.pictures(usd=Decimal(usd)))
+    result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.23"), concurrency=1)
+    assert [record["usd"] for record in result.records] == [float(usd) for usd in costs]
+    assert isinstance(result.halt, BudgetExceededError)
+    assert "the next request costs about $0.1000" in str(result.halt)
+    second = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.24"), concurrency=1)
+    assert (len(second.made), second.usd_spent) == (3, Decimal("0.18"))
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
