@@ -64,6 +64,33 @@ def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_fli
     assert world.tools.billed_usd == Decimal("1.60")
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("ending", ["key", "cap", "log"])
+def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run_at_once(
+    world, steps, ending, concurrency
+):
+    names = ["prompt 0", "removed", *NAMES[1:12]]
+    world.tools.script("prompt 0", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.run(world.plan(names, price=None))
+    if ending == "key":
+        world.tools.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
+    elif ending == "log":
+        world.tools.script("prompt 0", steps.loses())
+        world.tools.log_error = AuthenticationError("key", status=401)
+    for _ in range(3):
+        result = world.run(
+            world.plan(NAMES[:12], price=None),
+            concurrency=concurrency,
+            max_usd=Decimal("0.48") if ending == "cap" else None,
+        )
+        assert (result.halt is None) == (ending == "log")
+        assert [record["prompt"] for record in result.records] == NAMES[1:12]
+        assert [made.record["prompt"] for made in result.superseded] == ["removed"]
+        assert result.adopted == 11
+        if ending == "key":
+            world.tools.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
+
+
 @pytest.mark.parametrize(
     "make_error",
     [lambda: RateLimitedError("429", status=429), lambda: ConnectionFailedError("no connection")],
@@ -169,8 +196,7 @@ def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, step
 
 
 @pytest.mark.parametrize("refused", [[0], [1], [0, 1, 2]])
-@pytest.mark.parametrize("concurrency", [1, 4])
-@pytest.mark.parametrize("price", [Decimal("0.04"), None])
+@pytest.mark.parametrize(("price", "concurrency"), [(Decimal("0.04"), 1), (Decimal("0.04"), 4), (None, 1)])
 def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refused, concurrency, price):
     names = NAMES[:4]
     for number in refused:
