@@ -185,7 +185,8 @@ class Fault:
     :param shape: ``A`` to ``E``, or a way to hand over the picture: ``data_uri`` ``b64_json`` ``base64``
         ``image_base64`` ``nulls``
     :param usage: the one amount in ``meta.usage``, without cost headers (``usd_spent`` ``credits_used``
-        ``tokens_used``); ``none`` = headers only, ``no_headers`` = body only, ``nothing`` = neither
+        ``tokens_used``); ``none`` = headers only, also of a billed ``status``; ``no_headers`` = body only;
+        ``nothing`` = neither
     :param style: query of a signed link: ``expires`` ``amz`` ``se`` ``tos``
     :param replaced_by: successor that ``/v1/models/deprecations`` names
     :param bytes_sent: bytes of the picture to send before the cut; default: half of what was asked for
