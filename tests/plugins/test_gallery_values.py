@@ -129,6 +129,7 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
     assert pager(second) == ("1", "Page 2 of 4", "3")
     problems = ann.get("/imagen/run", params={**ids, "show": "problems"}).text
     assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", problems) == [f"paint [{number}]" for number in range(3)]
+    assert "Every picture" not in problems
     assert re.findall(r"(\d+) were not asked for, because the task ended before", problems) == ["5", "50", "500"]
 
 
@@ -370,6 +371,24 @@ def test_a_dag_shows_the_newest_eight_runs_and_eight_pictures_of_each(run_dag: C
     assert re.findall(r"<h2><a [^>]*>(.*?)</a>", page) == runs[:0:-1]
     assert prompts(page) == [f"prompt {number:03}" for number in range(8)] * 8
     assert page.count("All 9 pictures of this run") == 8
+
+
+def test_a_run_whose_summary_is_of_another_tool_is_not_listed(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG("other_tool", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="summary", value={"rows": 1})
+
+        paint()
+    run_id = run_dag(dag).run_id
+
+    page = visit().get("/imagen/dag", params={"dag_id": "other_tool"}).text
+
+    assert "No run of this DAG has made pictures yet." in page
+    assert run_id not in page
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "success"])
