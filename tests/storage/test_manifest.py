@@ -156,6 +156,33 @@ def test_a_part_that_appears_while_the_manifest_is_written_is_seen(folder, origi
     assert {one["run_id"] for one in lines_of(folder)} == {origin.run_id, "other"}
 
 
+def test_a_part_that_changes_while_the_manifest_is_written_is_read_again(folder, origin, monkeypatch):
+    other = replace(origin, run_id="other")
+    write_manifest(folder, origin=other, lines=[line(other, 0)])
+    real, done = manifest.write_bytes_atomically, []
+
+    def write(path, data, **options):
+        if path.name == "metadata.jsonl" and not done:
+            done.append(True)
+            write_manifest(folder, origin=other, lines=[line(other, 0), line(other, 1)])
+        real(path, data, **options)
+
+    monkeypatch.setattr(manifest, "write_bytes_atomically", write)
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert done
+    assert sorted((one["run_id"], one["prompt_index"]) for one in lines_of(folder)) == sorted(
+        [(origin.run_id, 0), ("other", 0), ("other", 1)]
+    )
+
+
+def test_a_file_beside_the_parts_is_no_part(folder, origin):
+    path = folder / ".imagen" / "parts" / "a.jsonl.part"
+    write_bytes_atomically(path, json.dumps(line(origin, 7)).encode(), content_type="application/x-ndjson")
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert [one["prompt_index"] for one in lines_of(folder)] == [0]
+    assert [one["prompt_index"] for one in recorded_lines(folder, origin)] == [0]
+
+
 def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(tmp_path):
     program = textwrap.dedent(
         f"""
