@@ -33,6 +33,7 @@ from airflow_provider_imagen.exceptions import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from decimal import Decimal
 
 OUT_OF_CREDITS_KINDS = frozenset({"err_insufficent_credits", "err_insufficient_credits"})
 """``error.data.kind`` of a 403 for want of money; the first spelling is the API's (support ticket, 2026-04)."""
@@ -60,6 +61,7 @@ class ErrorBody(Struct, frozen=True):
     :param field: the first field the validator names
     :param from_api: whether the API itself wrote the body, not a gateway
     :param upstream_status: status of the model's own service, when the API wraps one (400 to 499)
+    :param usd: the cost it states, in USD
     """
 
     message: str = ""
@@ -68,6 +70,7 @@ class ErrorBody(Struct, frozen=True):
     field: str | None = None
     from_api: bool = False
     upstream_status: int | None = None
+    usd: Decimal | None = None
 
 
 def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
@@ -99,6 +102,7 @@ def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
         field=scrub(complaints[0][0], *secrets, limit=100) if complaints else None,
         from_api=request_id is not None,
         upstream_status=upstream_status,
+        usd=read_cost({}, answer)[0],
     )
 
 
@@ -119,8 +123,11 @@ def error_for(
     """
     by_name = {name.lower(): value for name, value in headers.items()}
     said = read_error_body(body, api_key)
+    stated, _ = read_cost(by_name, {})
+    usd = stated if stated is not None else said.usd
     facts: dict[str, Any] = {
         "status": status,
+        "usd": float(usd) if usd is not None else None,
         "kind": said.kind,
         "request_id": said.request_id,
         "inference_id": scrub_id(by_name.get("x-inference-id"), api_key),
@@ -155,10 +162,8 @@ def error_for(
     if status == 429:
         return RateLimitedError(f"Too many requests (429): {reason}.", retry_after=retry_after, **facts)
     if status in _UNKNOWN_OUTCOME or (status >= 500 and not said.from_api):
-        usd, _ = read_cost(headers, {})
         return LostAnswerError(
             f"The gateway answered {status} in the API's place; whether the request was served and billed is unknown.",
-            usd=float(usd) if usd is not None else None,
             **facts,
         )
     if status >= 500:

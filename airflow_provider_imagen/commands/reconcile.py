@@ -114,7 +114,7 @@ def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
     for client_request_id, intent in unresolved.items():
         charge = charges.get(client_request_id)
         if charge is not None and charge.billed:
-            usd = charge.usd if charge.usd is not None else intent.usd
+            usd = charge.usd or intent.usd  # a success that states no cost, or 0, counts at its quoted price
             records.append(
                 ChargeLost(
                     key=intent.key, client_request_id=client_request_id, usd=usd, inference_id=charge.inference_id

@@ -75,9 +75,8 @@ class Budget:
                 images = request.target.images if request.target is not None else len(response.images)
                 if response.usd:
                     self._learn(response.model, images, response.usd)
-                elif response.usd is None:  # charged, and nobody knows how much
-                    self.doubt(Reservation(response.model, images, None, response.client_request_id))
-            for intent in state.all_unresolved().values():
+            unpriced = [intent for request in state.requests.values() for intent in request.unpriced.values()]
+            for intent in (*unpriced, *state.all_unresolved().values()):
                 self.doubt(reservation_for(intent))
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -122,8 +121,11 @@ class Budget:
     def _has_doubt_of_unknown_price(self) -> bool:
         return any(self.price(each) is None for each in self._in_doubt.values())
 
-    def settle(self, reservation: Reservation, *, usd: Decimal) -> None:
-        """Count what a request was charged; a charge of 0 does not tell its model's price."""
+    def settle(self, reservation: Reservation, *, usd: Decimal | None) -> None:
+        """Count a charge; one of unknown amount stays in doubt, and one of 0 does not tell its model's price."""
+        if usd is None:
+            self.doubt(reservation)
+            return
         with self._changed:
             self._drop(reservation)
             self._spent += usd

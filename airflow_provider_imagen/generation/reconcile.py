@@ -127,7 +127,7 @@ class Reconciler:
         self._reloading = threading.Lock()
         self._reloaded: tuple[float, JournalState] | None = None
         self._in_doubt: dict[str, list[PendingRequest]] = {}
-        self._lost: list[tuple[PendingRequest, Decimal]] = []
+        self._lost: list[tuple[PendingRequest, Decimal | None]] = []
         models = {unit.key: unit.model for unit in plan.units}
         self._without_response = {
             request.client_request_id: request for request in lost_requests(journal.state.requests, models)
@@ -187,7 +187,7 @@ class Reconciler:
             raise
         if resolution.kind == "rejected" or not self._has_response_soon(request, resolution):
             if resolution.kind == "billed":
-                self._lost.append((request, resolution.usd or Decimal(0)))
+                self._lost.append((request, resolution.usd))
             self._conclude(request.unit.key, request.reservation, resolution)
 
     def _lost_at(self, intent: Intent) -> float:
@@ -217,16 +217,9 @@ class Reconciler:
         """Return whether the earlier attempt has recorded the response meanwhile, and reuse it if so."""
         found = self._find_response(request)
         if found is not None:
-            self._settle(request.reservation, found.response.usd if found.response else None)
+            self._budget.settle(request.reservation, usd=found.response.usd if found.response else None)
             self._budget.lose(found.usd_missing)
         return found is not None
-
-    def _settle(self, reservation: Reservation, usd: Decimal | None) -> None:
-        """Count a charge; one of unknown amount stays in doubt."""
-        if usd is None:
-            self._budget.doubt(reservation)
-        else:
-            self._budget.settle(reservation, usd=usd)
 
     def _find_response(self, request: PendingRequest) -> RequestState | None:
         """Look for a response that the earlier attempt has recorded meanwhile, and take over what it recorded."""
@@ -249,10 +242,12 @@ class Reconciler:
 
         :return: the requests whose responses were found; they are not counted as lost any more
         """
-        for request, usd in self._lost:
+        for request, lost_usd in self._lost:
             if (found := self._find_response(request)) is not None and found.response is not None:
-                self._budget.settle(request.reservation, usd=(found.response.usd or usd) - usd)
-                self._budget.lose(found.usd_missing - usd)
+                usd = lost_usd if found.response.usd is None else found.response.usd
+                counted = lost_usd or Decimal(0)
+                self._budget.settle(request.reservation, usd=None if usd is None else usd - counted)
+                self._budget.lose(found.usd_missing - counted)
                 self._without_response.pop(request.intent.client_request_id, None)
                 yield request
 
@@ -346,7 +341,7 @@ class Reconciler:
         client_request_id = reservation.client_request_id or ""
         match resolution.kind:
             case "billed":
-                self._settle(reservation, resolution.usd)
+                self._budget.settle(reservation, usd=resolution.usd)
                 self.record_loss(key, client_request_id, inference_id=resolution.inference_id, usd=resolution.usd)
             case "rejected":
                 self._budget.release(reservation)
@@ -407,7 +402,7 @@ class Reconciler:
                 charge.inference_id,
                 client_request_id,
             )
-            self._settle(reservation, usd)
+            self._budget.settle(reservation, usd=usd)
             loss = ChargeLost(
                 key=intent.key, client_request_id=client_request_id, inference_id=charge.inference_id, usd=usd
             )

@@ -312,8 +312,8 @@ class RunResult(Struct, frozen=True):
         """Return the lines of the file of failures: of every incomplete item and every other request without images."""
         lines = [line for failure in self.failures for line in failure.to_json()]
         known = {line["client_request_id"] for line in lines}
-        others = (*self.in_doubt, *self.lost)
-        return lines + [each.to_json() for each in others if each.client_request_id not in known]
+        others = {each.client_request_id: each for each in (*self.in_doubt, *self.lost)}
+        return lines + [each.to_json() for name, each in others.items() if name not in known]
 
     def table(self, limit: int = 20) -> str:
         """List what did not work, one line per item, by prompt."""

@@ -225,20 +225,30 @@ class Run:
 
     def _things_to_do(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
         """
-        Order the work: first the requests that earlier attempts left in doubt, then the slots, then superseded images.
+        Order the work: first what is paid for, then what earlier attempts left in doubt, then what is to be sent.
 
-        A slot waits for what is in doubt about its own requests. All of that is in someone's hands before the first
-        slot is, so the wait always ends.
+        So an error that ends the run cannot hide images that exist. A slot waits for what is in doubt about its own
+        requests. All of that is in someone's hands before the first such slot is, so the wait always ends.
 
         :param without: numbers of slots to leave out
         """
-        for request in self._reconciler.in_doubt:
-            yield partial(self._reconciler.resolve, request)
-        for number in range(len(self._plan.slots)):
-            if number not in without:
+        in_doubt = list(self._reconciler.in_doubt)
+        waiting = {request.unit.key for request in in_doubt}
+        later = []
+        for number, slot in enumerate(self._plan.slots):
+            if self._previous.units_to_send(slot) or any(
+                unit.key in waiting for units in slot.choices for unit in units
+            ):
+                later.append(number)
+            else:
                 yield partial(self._submitter.see_through, number)
         for key, item in self._previous.superseded(self._plan):
             yield partial(self._hand_over_superseded, key, item)
+        for request in in_doubt:
+            yield partial(self._reconciler.resolve, request)
+        for number in later:
+            if number not in without:
+                yield partial(self._submitter.see_through, number)
 
     def _hand_over_superseded(self, key: str, item: Item) -> None:
         """Keep what an earlier attempt paid for, although its prompt is not asked for any more."""

@@ -38,7 +38,6 @@ _HIT_EVERY_REQUEST = (
     OutOfCreditsError,
     BudgetExceededError,
     JournalError,
-    RateLimitedError,
     ConnectionFailedError,
 )
 """Errors that every later request would also hit."""
@@ -112,7 +111,7 @@ class RunState:
 
     def fail_fast(self, error: ImagenError) -> None:
         """Stop the run on errors that every later request would also hit."""
-        if isinstance(error, ServerError):  # one that asks for a longer wait than the task makes
+        if isinstance(error, (RateLimitedError, ServerError)):  # one that asks for a longer wait than the task makes
             hits_all = error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS
         else:
             hits_all = isinstance(error, _HIT_EVERY_REQUEST)

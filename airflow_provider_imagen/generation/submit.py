@@ -187,7 +187,10 @@ class Submitter:
                 limited_at = limited_at or time.monotonic()
                 patience = self._options.rate_limit_patience_seconds
                 is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
-                if is_singled_out or self._pace.refused_for_seconds >= patience or not may_resend(error):
+                if self._pace.refused_for_seconds >= patience:  # nobody gets through
+                    self._state.abort(error)
+                    raise
+                if is_singled_out or not may_resend(error):
                     raise
                 log.info("Prompt %d: %s It is sent again at its next turn.", item, error)
 
@@ -300,11 +303,11 @@ class Submitter:
         An error bills nothing (spec of ``GET /v2/logs``, 2026-08-21), also when it comes with a status of success,
         unless it states a cost. A success that cannot be read counts as billed.
         """
-        client_request_id = reservation.client_request_id or ""
+        error.client_request_id = client_request_id = reservation.client_request_id or ""
         usd = Decimal(str(error.usd)) if error.usd is not None else None
         is_success = error.status is not None and 200 <= error.status < 300
         if is_success and usd is None and isinstance(error, UnreadableResponseError):
-            usd = self._budget.cost(reservation, None, has_images=True) or Decimal(0)
+            usd = self._budget.cost(reservation, None, has_images=True)
         elif not usd:
             self._budget.release(reservation)
             self._journal_rejected(unit, client_request_id)
@@ -342,10 +345,7 @@ class Submitter:
         if request is not None and request.response is not None:  # bought again: what the first response cost is lost
             self._budget.lose((request.response.usd or Decimal(0)) - request.usd_missing)
         self._budget.lose(response.usd_undelivered)
-        if usd is None:
-            self._budget.doubt(reservation)  # charged, and nobody knows how much
-        else:
-            self._budget.settle(reservation, usd=usd)
+        self._budget.settle(reservation, usd=usd)
         return response, self._journal.append(response)
 
 

@@ -289,6 +289,7 @@ class RequestState(Struct):
     :param missing: places of paid images that cannot be retrieved
     :param charges_lost: charges without a response, by client request id
     :param usd_replaced: charged for responses that were bought again because their images were gone, in USD
+    :param unpriced: POSTs that were charged an unknown amount, by client request id, replaced responses included
     """
 
     target: Target | None = None
@@ -300,6 +301,7 @@ class RequestState(Struct):
     missing: frozenset[int] = frozenset()
     charges_lost: dict[str, ChargeLost] = field(default_factory=dict)
     usd_replaced: Decimal = Decimal(0)
+    unpriced: dict[str, Intent] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
         """Take the next record into account."""
@@ -321,15 +323,17 @@ class RequestState(Struct):
             case Rejected():
                 self._close(record.client_request_id)
             case Response():
-                self._close(record.client_request_id)
+                self._close_charged(record)
                 self.charges_lost.pop(record.client_request_id, None)
                 if self.response is not None and self.response.client_request_id != record.client_request_id:
                     self.usd_replaced += self.response.usd or Decimal(0)
                     self.files, self.writes_started, self.missing = {}, frozenset(), frozenset()
                 self.response = record
             case ChargeLost():
-                self._close(record.client_request_id)
-                if self.response is None or self.response.client_request_id != record.client_request_id:
+                if self.response is not None and self.response.client_request_id == record.client_request_id:
+                    self._close(record.client_request_id)
+                else:
+                    self._close_charged(record)
                     self.charges_lost[record.client_request_id] = record
             case PresumedUnbilled():
                 if (intent := self._close(record.client_request_id)) is not None:
@@ -339,6 +343,13 @@ class RequestState(Struct):
         """Forget a POST whose outcome is known, or presumed, from now on."""
         presumed = self.presumed_unbilled.pop(client_request_id, None)
         return self.open_intents.pop(client_request_id, presumed)
+
+    def _close_charged(self, record: Response | ChargeLost) -> None:
+        intent = self._close(record.client_request_id)
+        if record.usd is not None:
+            self.unpriced.pop(record.client_request_id, None)
+        elif intent is not None:
+            self.unpriced[record.client_request_id] = intent
 
     @property
     def usd_missing(self) -> Decimal:

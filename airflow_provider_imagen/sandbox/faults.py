@@ -20,7 +20,7 @@ Faults: what the sandbox does wrong, on demand, and to which requests.
     wrong_json           generate         answers 200 with JSON of no known form
     shape                generate         answers in another shape than the model's own
     damaged_text         generate         damages ``revised_prompt`` beside each picture
-    usage                generate         says the cost in another place, or nowhere
+    usage                generate         says the cost in another place, nowhere, or with a billed ``status``
     bad_base64           generate         answers base64 that cannot be decoded
     nsfw                 generate         marks every picture in ``has_nsfw_concepts``
     content_violation    generate         marks every picture with ``content_violation``
@@ -208,7 +208,8 @@ class Fault:
     :param damage: ``null`` (U+0000), ``surrogate`` (half a character), ``control`` (a raw control character),
         ``encoding`` (no UTF-8), ``escape`` (an unknown one), ``quote`` (not escaped), ``behind`` (text after the JSON)
     :param usage: the one amount in ``meta.usage``, without cost headers (``usd_spent`` ``credits_used``
-        ``tokens_used``); ``none`` = headers only, ``no_headers`` = body only, ``nothing`` = neither
+        ``tokens_used``); ``none`` = headers only, also of a billed ``status``; ``no_headers`` = body only;
+        ``nothing`` = neither
     :param style: query of a signed link: ``expires`` ``amz`` ``se`` ``tos``
     :param replaced_by: successor that ``/v1/models/deprecations`` names
     :param bytes_sent: bytes of the picture to send before the cut; default: half of what was asked for

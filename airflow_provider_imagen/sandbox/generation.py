@@ -331,7 +331,8 @@ async def _serve(call: Call, order: Order, hits: Hits) -> Any:
     if "after" in hits:
         await asyncio.sleep(hits["after"].setting("seconds"))
     if end is not None and end.kind != "cut_body":
-        return failing_answer(end, path=call.path, now=state.clock(), headers=call.headers)
+        stated = _cost_headers(hits, usd) if "usage" in hits else {}
+        return failing_answer(end, path=call.path, now=state.clock(), headers={**call.headers, **stated})
     body, headers = await _body(call, order, hits, images=images, usd=usd)
     if end is not None:
         whole = json.dumps(body).encode()
@@ -362,11 +363,7 @@ async def _body(
     call: Call, order: Order, hits: Hits, *, images: int, usd: Decimal
 ) -> tuple[dict[str, Any], dict[str, str]]:
     state = call.state
-    credits_used = int(usd * CREDITS_PER_USD)
-    said = hits["usage"].setting("usage") if "usage" in hits else "all"
-    headers = dict(call.headers)
-    if said in ("all", "none"):
-        headers |= {"x-aimlapi-credits-used": str(credits_used), "x-aimlapi-usd-spent": f"{usd.normalize():f}"}
+    headers = {**call.headers, **_cost_headers(hits, usd)}
     content = hits.get("content")
     if content is not None and content.kind == "error_in_200":
         return {"error": {"message": content.setting("message"), "code": "image_generation_failed"}}, headers
@@ -396,10 +393,25 @@ async def _body(
             [] if hits["pictures"].setting("value") == "empty" else None,
         )
     _flag(body, hits.get("flags"), images)
+    said = _stated_in(hits)
     if said not in ("none", "nothing") and shape in ("A", "C", "D"):
         names = (said,) if said in ("usd_spent", "credits_used", "tokens_used") else ("credits_used", "usd_spent")
-        body["meta"] = shapes.usage(usd, credits_used, names)
+        body["meta"] = shapes.usage(usd, int(usd * CREDITS_PER_USD), names)
     return body, headers
+
+
+def _stated_in(hits: Hits) -> str:
+    """Say where the cost stands."""
+    return str(hits["usage"].setting("usage")) if "usage" in hits else "all"
+
+
+def _cost_headers(hits: Hits, usd: Decimal) -> dict[str, str]:
+    if _stated_in(hits) not in ("all", "none"):
+        return {}
+    return {
+        "x-aimlapi-credits-used": str(int(usd * CREDITS_PER_USD)),
+        "x-aimlapi-usd-spent": f"{usd.normalize():f}",
+    }
 
 
 def _flag(body: dict[str, Any], fault: Fault | None, images: int) -> None:

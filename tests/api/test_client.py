@@ -421,6 +421,51 @@ def test_an_answer_that_comes_in_drips_does_not_hold_the_task_longer_than_the_re
     assert time.monotonic() - started < 5
 
 
+DRIPS = pytest.mark.parametrize(
+    "first",
+    [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"],
+    ids=["status line", "headers", "body"],
+)
+
+
+def drip(peer, first):
+    peer.send(first)
+    while not peer.server.ending.wait(0.02):
+        peer.send(b" ")
+
+
+@DRIPS
+def test_the_read_timeout_holds_behind_a_plain_proxy_too(raw_server, make_client, monkeypatch, first):
+    def behave(peer):
+        assert peer.read_request().startswith(b"POST http://api.test/")
+        drip(peer, first)
+
+    monkeypatch.setenv("HTTP_PROXY", raw_server(behave).url)
+    started = time.monotonic()
+    failure(make_client("http://api.test", read=0.3), LostAnswerError)
+
+    assert time.monotonic() - started < 3
+
+
+@DRIPS
+def test_the_read_timeout_holds_inside_a_tunnel_too(raw_server, make_client, monkeypatch, own_certificate, first):
+    context, certificate = own_certificate
+
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with context.wrap_socket(peer.connection, server_side=True) as inner:
+            peer.connection = inner
+            peer.read_request()
+            drip(peer, first)
+
+    monkeypatch.setenv("HTTPS_PROXY", raw_server(behave).url)
+    started = time.monotonic()
+    failure(make_client("https://127.0.0.1", verify=certificate, read=0.3), LostAnswerError)
+
+    assert time.monotonic() - started < 3
+
+
 INTERIM = {
     "100": b"HTTP/1.1 100 Continue\r\n\r\n",
     "102": b"HTTP/1.1 102 Processing\r\n\r\n",

@@ -843,6 +843,19 @@ def test_a_server_that_drips_is_left_after_the_total_timeout(server, make, first
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", head(200, {"Content-Length": 10**6})])
+def test_the_total_timeout_holds_behind_a_proxy_too(server, make, monkeypatch, first):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    server.fallback = drip(first)
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match=r"not complete after 0\.4 s"):
+        make(allow_private_hosts=False, total_timeout_seconds=0.4, read_timeout_seconds=0.3).fetch(
+            "http://cdn.example/a"
+        )
+    assert time.monotonic() - began < 2
+    assert server.paths() == ["http://cdn.example/a"]
+
+
 @pytest.mark.parametrize("interim", [(100,), (102,), (103,), (199,), (103, 100, 102, 103)])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_interim_answers_are_never_the_outcome(server, tls_server, make, certificate, interim, scheme):

@@ -149,6 +149,16 @@ def test_a_lost_answer_says_what_the_headers_say_it_cost():
     assert (error.usd, error.inference_id) == (0.2, "inf-1")
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 502, 503, 504])
+def test_every_error_says_what_it_cost(status):
+    in_body = old(status, meta={"usage": {"usd_spent": 0.3}})
+
+    assert fit(status, problem(status), {"x-aimlapi-usd-spent": "0.2"}).usd == 0.2
+    assert fit(status, in_body).usd == 0.3
+    assert fit(status, in_body, {"X-AIMLAPI-Credits-Used": "0"}).usd == 0
+    assert fit(status, problem(status)).usd is None
+
+
 def test_nothing_of_an_error_holds_the_key_a_query_or_control_characters():
     text = f"{KEY} bearer abc https://x.test/a?sig=SECRET https://me:SECRET@x.test/ \x1b[31m \u202e"
     body = json.dumps(

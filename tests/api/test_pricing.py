@@ -324,6 +324,42 @@ def test_a_price_that_cannot_be_told_beforehand_is_not_made_up(pricing):
     assert quote(pricing, model="recraft-v3") == Quote(None, "unknown")
 
 
+IMAGE_FOR_A_CENT = {"price": 0.01, "name": "image", "measure": "output", "per": 1}
+
+
+@pytest.mark.parametrize("odd", [None, "0.1", {"price": 5, "name": "token", "measure": "output", "per": 1_000_000}])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_rate_that_cannot_be_read_makes_the_price_unknown_wherever_it_stands(odd, place):
+    rates = [dict(IMAGE_FOR_A_CENT), dict(IMAGE_FOR_A_CENT)]
+    rates.insert(place, odd)
+    assert quote(fixed(*rates), model="recraft-v3") == Quote(None, "unknown")
+    rated = [rate if rate is odd else {"when": {"quality": str(n)}, **rate} for n, rate in enumerate(rates)]
+    assert quote(variants(*rated), model="recraft-v3") == Quote(None, "unknown")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_rate_that_fits_and_the_highest_are_found_wherever_they_stand(place):
+    rates = [{"when": {"quality": name}, "price": 0.01, "unit": "image", "per": 1} for name in ("low", "medium")]
+    rates.insert(place, {"when": {"quality": "high"}, "price": 0.2, "unit": "image", "per": 1})
+    for quality, usd in (("high", "0.2"), ("low", "0.01"), ("medium", "0.01")):
+        assert quote(variants(*rates), model="openai/gpt-image-1", quality=quality).usd == Decimal(usd)
+    assert quote(variants(*rates), model="recraft-v3").usd == Decimal("0.2")  # it has no quality, so any rate may apply
+    fee = [dict(IMAGE_FOR_A_CENT), dict(IMAGE_FOR_A_CENT)]
+    fee.insert(place, {"price": 0.5, "name": "request", "measure": "output", "per": 1})
+    assert quote(fixed(*fee), model=IMAGEN, num_images=2).usd == Decimal("0.54")
+
+
+@pytest.mark.parametrize("odd", [None, "row", {}, {"id": "flux/dev"}, {"id": "flux/dev", "pricing": "0.1"}])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_model_without_a_price_hides_no_other_wherever_it_stands(odd, place):
+    rows = [{"id": name, "aliases": None, "pricing": fixed(IMAGE_FOR_A_CENT)} for name in ("recraft-v3", "flux/pro")]
+    rows.insert(place, odd)
+    for answer in (rows, {"data": rows}):
+        prices = PriceList.from_answer(answer)
+        assert [prices.quote(request(model=name)).source for name in ("recraft-v3", "flux/pro")] == ["live"] * 2
+        assert prices.by_model.keys() == {"recraft-v3", "flux/pro"}
+
+
 def test_a_free_model_costs_nothing():
     assert quote(fixed({"price": 0, "name": "image", "measure": "output", "per": 1}), model=IMAGEN) == Quote(
         Decimal(0), "live"

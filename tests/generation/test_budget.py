@@ -536,6 +536,27 @@ def test_prices_that_earlier_attempts_paid_are_known():
         order(budget)
 
 
+def test_the_price_per_image_is_that_of_the_images_asked_for_also_when_fewer_came():
+    budget = Budget(max_usd=Decimal(1))
+    budget.inherit(state_of(intent("r1", images=4), response("r1", 20 * CENT, images=1)))
+    assert budget.price(order(budget, images=2)) == 10 * CENT
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_charges_of_unknown_amount_stay_in_doubt_until_an_amount_is_recorded(is_replaced):
+    records: list[Any] = [intent("r1", usd=None), response("r1", None)]
+    if is_replaced:
+        records += [intent("r2", usd=None), response("r2", 4 * CENT)]
+    records += [intent("r3", key="b#1", usd=None), ChargeLost(key="b#1", client_request_id="r3")]
+    budget = Budget()
+    budget.inherit(state_of(*records))
+    assert budget.in_doubt() == ((2 if is_replaced else 0) * 4 * CENT, ["r1", "r3"])
+    known = Budget()
+    known.inherit(state_of(*records, response("r3", 5 * CENT, key="b#1")))
+    assert known.in_doubt()[1] == ["r1"]
+    assert known.spent_usd == (9 if is_replaced else 5) * CENT
+
+
 def test_costs_that_earlier_attempts_estimated_stay_estimates():
     budget = Budget()
     budget.inherit(state_of(intent("r1"), response("r1", 4 * CENT, usd_is_estimate=True)))

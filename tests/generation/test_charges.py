@@ -129,11 +129,32 @@ def test_a_request_billed_without_an_amount_is_billed_all_the_same():
 
 
 @pytest.mark.parametrize("name", [None, [], {}, 7])
-def test_a_row_with_a_strange_id_is_passed_over(name):
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_row_with_a_strange_id_is_passed_over_wherever_it_stands(name, place):
     log = Log()
-    log.show("r1", created=log.now - 1)
-    log.show(name)
-    assert find(log).billed
+    rows = ["r1", "r2"]
+    rows.insert(place, name)
+    for age, shown in enumerate(rows):
+        log.show(shown, created=log.now - age)
+    assert log.lookup().look_once({"r1": log.now - 5, "r2": log.now - 5}).keys() == {"r1", "r2"}
+
+
+@pytest.mark.parametrize("cost", [None, "0.04", [], {"usd": None}, {"usd": "much"}, {"usd": -1, "credits": True}])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_row_without_a_readable_amount_is_billed_and_hides_no_other(cost, place):
+    log = Log()
+    rows = ["r1", "r2"]
+    rows.insert(place, "odd")
+    for age, shown in enumerate(rows):
+        log.show(shown, created=log.now - age)
+        if shown == "odd":
+            log.rows[-1][2]["cost"] = cost
+    found = log.lookup().look_once(dict.fromkeys(["r1", "odd", "r2"], log.now - 5))
+    assert {name: (charge.billed, charge.usd) for name, charge in found.items()} == {
+        "r1": (True, Decimal("0.04")),
+        "odd": (True, None),
+        "r2": (True, Decimal("0.04")),
+    }
 
 
 # --- patience ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.api.download import Downloader
-from airflow_provider_imagen.exceptions import RateLimitedError
+from airflow_provider_imagen.exceptions import BudgetExceededError, ChargedButLostError, RateLimitedError
 from airflow_provider_imagen.generation.plan import make_plan
 from airflow_provider_imagen.generation.run import Run, RunOptions
 from airflow_provider_imagen.generation.state import Cancellation
@@ -41,12 +41,12 @@ def limited(server):
 def run(limited, memory_store):
     """Make pictures without storing them, and check that each was made, billed once, and written down."""
 
-    def execute(pictures=PICTURES, **options):
+    def execute(pictures=PICTURES, *, quoted_usd=Decimal("0.042"), **options):
         plan = make_plan(
             prompt=[f"picture {number}" for number in range(pictures)],
             arguments={"model": "imagen-3.0-generate-002"},
             can_store=False,
-            price=lambda request: Decimal("0.042"),
+            price=lambda request: quoted_usd,
         )
         client = ApiClient(ClientSettings(base_url=limited.url, api_key=limited.api_key))
         journal = Journal(memory_store)
@@ -133,6 +133,46 @@ def test_a_request_that_is_refused_more_than_six_times_is_made_all_the_same(limi
     result = run(pictures=10, concurrency=2)
 
     assert len(result.made) == 10
+
+
+def test_a_request_that_is_always_refused_costs_no_other_picture(limited, run):
+    limited.add_fault(Fault("status", status=429, prompt="picture 0", times=None))
+    result = run(pictures=30, concurrency=2, rate_limit_patience_seconds=0.3)
+
+    (failure,) = result.failures
+    assert (failure.item.index, type(failure.error)) == (0, RateLimitedError)
+    assert [made.answered.item.index for made in result.made] == list(range(1, 30))
+    assert result.halt is None
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_a_refusal_that_states_a_cost_is_money_lost_and_is_not_sent_again(limited, memory_store, run, status):
+    limited.add_fault(Fault("status", status=status, prompt="picture 1", billed=True))
+    limited.add_fault(Fault("usage", usage="none", prompt="picture 1"))
+    limited.configure(max_concurrent=1)
+    result = run(pictures=3, concurrency=1)
+
+    assert Counter(charge.prompt for charge in limited.ledger()) == Counter(f"picture {number}" for number in range(3))
+    assert len(limited.seen(PATH)) == 3
+    (lost,) = [charge for charge in limited.ledger() if charge.prompt == "picture 1"]
+    assert (result.usd_spent, result.usd_lost) == (sum(charge.usd for charge in limited.ledger()), lost.usd)
+    (line,) = result.failure_lines()
+    assert (line["client_request_id"], line["inference_id"]) == (lost.client_request_id, lost.inference_id)
+    assert (line["status"], line["usd"]) == (status, float(lost.usd))
+    again = run(pictures=3, concurrency=1)
+    assert (again.usd_spent, again.usd_lost) == (result.usd_spent, lost.usd)
+    assert [type(failure.error) for failure in again.failures] == [ChargedButLostError]
+    assert len(limited.seen(PATH)) == 3
+
+
+@pytest.mark.parametrize("quoted_usd", [None, Decimal("0.0042"), Decimal("0.01")])
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_cap_holds_over_the_wire_though_the_real_price_is_another_than_quoted(limited, run, quoted_usd, attempts):
+    for _ in range(attempts):
+        result = run(pictures=30, quoted_usd=quoted_usd, concurrency=16, max_usd=Decimal("0.31"))
+        assert result.usd_spent == sum(charge.usd for charge in limited.ledger()) == 7 * Decimal("0.042")
+        assert isinstance(result.halt, BudgetExceededError)
+        assert len(result.made) == 7
 
 
 def test_a_limit_that_ends_in_the_middle_is_noticed(limited, run):

@@ -156,6 +156,35 @@ def test_one_of_several_posts_of_a_request_is_enough():
     assert [record.key for record in two] == ["a#1", "a#1", "b#1", "b#1"]
 
 
+@pytest.mark.parametrize("first_has_all", [True, False])
+def test_a_request_that_is_done_hides_no_other_behind_it(first_has_all):
+    done = [intent(), Response(key="a#1", client_request_id="r1", images=(ResponseImage(),), model="m", at=1.0)]
+    written = [WriteCommitted(key="a#1", image=0, file=stored())] if first_has_all else []
+    lines = [LINE, line(client_request_id="r2"), line(client_request_id="r3")]
+    recovered = missed(lines, *done, *written, intent("r2", key="b#1"), intent("r3", key="c#1"))
+    assert [record.key for record in recovered] == ["a#1"] * (not first_has_all) + ["b#1"] * 2 + ["c#1"] * 2
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_line_that_somebody_edited_hides_no_other_wherever_it_stands(place):
+    lines = [LINE, line(client_request_id="r2")]
+    lines.insert(place, line(client_request_id="r3", width="wide"))
+    recovered = missed(lines, intent(), intent("r2", key="b#1"), intent("r3", key="c#1"))
+    assert [record.key for record in recovered] == ["a#1"] * 2 + ["b#1"] * 2
+
+
+def test_a_signed_url_that_was_recovered_is_read_by_every_later_attempt():
+    """The second attempt records it encrypted, as the first one would have; a third one reads it back."""
+    state = JournalState()
+    for record in (intent(), *missed([line(url=SIGNED)])):
+        state.apply(decode_record(encode_record(record)))
+    for _ in range(2):
+        assert missed_records(state.requests, lines=[line(url=SIGNED)], links=LINKS) == []
+        (image,) = state.requests["a#1"].response.images
+        assert LINKS.open(image.url) == SIGNED
+        assert "hush" not in image.url
+
+
 def test_a_request_presumed_unbilled_is_not_looked_up():
     """It may have been sent again already."""
     assert missed([LINE], intent(), PresumedUnbilled(key="a#1", client_request_id="r1")) == []

@@ -266,6 +266,36 @@ def test_more_pictures_than_asked_for_from_a_fallback_that_takes_several_request
     assert len(result.made) == 6 == len(world.tools.files)
 
 
+def test_images_of_a_fallback_that_takes_several_requests_have_the_numbers_of_their_prompt(world, steps):
+    items = [{"prompt": name, "num_images": images} for name, images in (("a", 3), ("b", 1), ("c", 2))]
+    world.tools.script(
+        "a", steps.fails(lambda: ModelWithdrawnError("gone")), steps.pictures(), steps.loses(billed=True)
+    )
+    plan = world.plan(items, fallback_models=["openai/gpt-image-1"])
+    first = world.run(plan, concurrency=1)
+    places = [(record["prompt_index"], record["image_index"]) for record in first.records]
+    assert places == [(0, 0), (1, 0), (2, 0), (2, 1)]
+    result = world.run(plan, on_lost_answer="resend")
+    places = [(record["prompt_index"], record["image_index"]) for record in result.records]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    assert [record["path"] for record in result.records] == [f"/out/{p:03}-{i}.png" for p, i in places]
+    assert (result.adopted, len(world.tools.saved)) == (4, 6)
+    assert len({record["client_request_id"] for record in result.records}) == 6
+    assert world.run(plan).records == result.records
+
+
+@pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
+def test_an_image_that_cannot_be_read_is_not_bought_again_by_a_second_attempt(world, steps, on_lost_answer):
+    world.tools.script("a", steps.pictures(broken=(1,)))
+    for _ in range(3):
+        result = world.run({"prompt": "a", "num_images": 3}, on_lost_answer=on_lost_answer)
+        assert [record["image_index"] for record in result.records] == [0, 2]
+        assert [type(error) for error in result.failures[0].errors] == [UnreadableResponseError]
+        assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.12"), 0)
+        assert result.usd_lost == Decimal("0.04")
+    assert len(world.tools.posts) == 1
+
+
 def test_a_broken_picture_leaves_the_others(world, steps):
     world.tools.script("a", steps.pictures(broken=(1,)))
     result = world.run({"prompt": "a", "num_images": 3})

@@ -15,6 +15,7 @@ from airflow_provider_imagen.exceptions import (
     AuthenticationError,
     BudgetExceededError,
     ConnectionFailedError,
+    InvalidRequestError,
     JournalError,
     OutOfCreditsError,
     RateLimitedError,
@@ -61,6 +62,33 @@ def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_fli
     world.tools.script("prompt 0")
     assert len(world.run(NAMES).made) == 40
     assert world.tools.billed_usd == Decimal("1.60")
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("ending", ["key", "cap", "log"])
+def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run_at_once(
+    world, steps, ending, concurrency
+):
+    names = ["prompt 0", "removed", *NAMES[1:12]]
+    world.tools.script("prompt 0", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.run(world.plan(names, price=None))
+    if ending == "key":
+        world.tools.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
+    elif ending == "log":
+        world.tools.script("prompt 0", steps.loses())
+        world.tools.log_error = AuthenticationError("key", status=401)
+    for _ in range(3):
+        result = world.run(
+            world.plan(NAMES[:12], price=None),
+            concurrency=concurrency,
+            max_usd=Decimal("0.48") if ending == "cap" else None,
+        )
+        assert (result.halt is None) == (ending == "log")
+        assert [record["prompt"] for record in result.records] == NAMES[1:12]
+        assert [made.record["prompt"] for made in result.superseded] == ["removed"]
+        assert result.adopted == 11
+        if ending == "key":
+            world.tools.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +193,37 @@ def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, step
     world.run(NAMES[:2])
     result = world.run(NAMES[:2], max_usd=Decimal("0.08"))
     assert result.usd_spent == Decimal("0.08")
+
+
+@pytest.mark.parametrize("refused", [[0], [1], [0, 1, 2]])
+@pytest.mark.parametrize(("price", "concurrency"), [(Decimal("0.04"), 1), (Decimal("0.04"), 4), (None, 1)])
+def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refused, concurrency, price):
+    names = NAMES[:4]
+    for number in refused:
+        world.tools.script(names[number], steps.fails(lambda: InvalidRequestError("no", status=400)))
+    cap = Decimal("0.04") * (4 if price else 4 - len(refused))
+    result = world.run(world.plan(names, price=price), max_usd=cap, concurrency=concurrency)
+    assert [record["prompt"] for record in result.records] == [
+        name for number, name in enumerate(names) if number not in refused
+    ]
+    assert [failure.item.index for failure in result.failures] == refused
+    assert result.halt is None
+    assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.04") * (4 - len(refused)), 0)
+    again = world.run(world.plan(names, price=price), max_usd=Decimal("0.16"), concurrency=concurrency)
+    assert len(again.made) == 4
+    assert again.usd_spent == Decimal("0.16") == world.tools.billed_usd
+
+
+@pytest.mark.parametrize("costs", [("0.04", "0.10"), ("0.10", "0.04")])
+def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world, steps, costs):
+    for name, usd in zip(NAMES, costs, strict=False):
+        world.tools.script(name, steps.pictures(usd=Decimal(usd)))
+    result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.23"), concurrency=1)
+    assert [record["usd"] for record in result.records] == [float(usd) for usd in costs]
+    assert isinstance(result.halt, BudgetExceededError)
+    assert "the next request costs about $0.1000" in str(result.halt)
+    second = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.24"), concurrency=1)
+    assert (len(second.made), second.usd_spent) == (3, Decimal("0.18"))
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])

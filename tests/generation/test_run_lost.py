@@ -15,9 +15,11 @@ from airflow_provider_imagen.exceptions import (
     ChargedButLostError,
     ConnectionFailedError,
     LostAnswerError,
+    StorageError,
+    UnreadableResponseError,
 )
 from airflow_provider_imagen.journal.log import Journal
-from airflow_provider_imagen.journal.records import Target, new_intent
+from airflow_provider_imagen.journal.records import Response, ResponseImage, Target, new_intent
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -168,11 +170,20 @@ def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
 # --- intents without an answer, from a try that was killed ------------------------------------------------------------
 
 
-def leave_intent(world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed") -> str:
+def leave_intent(
+    world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed", clock_offset=None, **plan
+) -> str:
     """Leave in the journal what a killed try leaves there: an intent without an answer."""
-    (unit,) = world.plan(prompt).units
+    (unit,) = world.plan(prompt, **plan).units
     target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt=prompt)
-    intent = new_intent(unit.key, client_request_id=name, model=unit.model, usd=unit.expected_usd, target=target)
+    intent = new_intent(
+        unit.key,
+        client_request_id=name,
+        model=unit.model,
+        usd=unit.expected_usd,
+        target=target,
+        clock_offset=clock_offset,
+    )
     journal = Journal(world.store)
     journal.open()
     journal.commit(replace(intent, at=round(time.time() - age_seconds, 3)))
@@ -214,6 +225,83 @@ def test_a_slow_answer_is_awaited_for_as_long_as_one_may_take_before_the_request
     result = world.run("a", lost_answer_patience_seconds=0.1, answer_timeout_seconds=2.0)
     assert isinstance(result.failures[0].error, ChargedButLostError)
     assert world.tools.posts == []
+
+
+def test_the_clock_of_the_machine_that_sent_a_request_decides_how_long_it_is_awaited(world):
+    """Its clock was ten minutes behind the API's and ours, so the request is not ten minutes old."""
+    name = leave_intent(world, "a", age_seconds=600, clock_offset=600.0)
+    threading.Timer(0.4, lambda: world.tools.charge(name, Decimal("0.04"))).start()
+    result = world.run("a", lost_answer_patience_seconds=0.6)
+    assert isinstance(result.failures[0].error, ChargedButLostError)
+    assert world.tools.posts == []
+
+
+@pytest.mark.parametrize(("age_days", "is_final"), [(0.9, False), (1.1, True), (90, True), (100, False)])
+def test_silence_of_the_log_is_final_after_a_day_as_long_as_the_log_reaches_back(world, age_days, is_final):
+    name = leave_intent(world, "a", age_seconds=age_days * 86400)
+    result = world.run("a")
+    assert len(result.made) == 1
+    assert [request.client_request_id for request in result.in_doubt] == ([] if is_final else [name])
+    assert result.usd_in_doubt == (0 if is_final else Decimal("0.04"))
+
+
+def test_a_row_that_says_failed_ends_the_doubt_about_a_request_that_nobody_asks_for_any_more(world):
+    names = [leave_intent(world, prompt, name=f"imagen.{prompt}") for prompt in ("first", "second", "third")]
+    world.tools.log_row(names[1], "failed")
+    for _ in range(2):
+        result = world.run("a")
+        assert [request.client_request_id for request in result.in_doubt] == [names[0], names[2]]
+        assert (result.usd_in_doubt, result.usd_lost) == (Decimal("0.08"), 0)
+    assert world.records_by_type()["rejected"] == 1
+
+
+def test_a_model_that_a_request_was_sent_to_is_awaited_before_another_is_asked(world, steps):
+    other = "google/imagen-4.0-generate-001"
+    plan = world.plan("a", fallback_models=[other])
+    (first, second) = plan.slots[0].choices
+    world.tools.withdrawn = {first[0].model}
+    world.tools.script("a", steps.pictures(), steps.loses(billed=True, logged=False))
+    world.tools.log_error = ConnectionFailedError("away")
+    world.run(plan)
+    assert world.tools.models == [first[0].model, second[0].model]
+    world.tools.withdrawn = set()
+    assert world.run(plan).made == []
+    assert len(world.tools.posts) == 2
+
+
+@pytest.mark.parametrize("usd", [Decimal("0.05"), None])
+@pytest.mark.parametrize("is_priced", [True, False])
+def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, steps, usd, is_priced):
+    """An earlier attempt that is still alive records what it receives; its price may still be unknown."""
+    price = Decimal("0.04") if is_priced else None
+    plan = world.plan(["a", "b"], price=price)
+    unit = next(iter(plan.units))
+    earlier = Journal(world.store)
+    earlier.open()
+    target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt="a")
+    earlier.commit(new_intent(unit.key, client_request_id="late", model=unit.model, usd=price, target=target))
+    billed_without_amount(world, "late")
+
+    def slow(tools, request, name):
+        images = (ResponseImage(url="https://cdn.test/late.png"),)
+        late = Response(
+            key=unit.key, client_request_id="late", images=images, model=unit.model, at=time.time(), usd=usd
+        )
+        earlier.append(late)
+        earlier.close()
+        time.sleep(1.2)  # journals are read again after a second
+        return steps.pictures(usd=Decimal("0.07"))(tools, request, name)
+
+    world.tools.script("b", slow)
+    result = world.run(plan, concurrency=1)
+    assert [record["prompt"] for record in result.records] == ["a", "b"]
+    assert (result.failures, result.lost, result.usd_lost) == ([], [], 0)
+    known = usd or price
+    assert result.usd_spent == (known or 0) + Decimal("0.07")
+    assert [request.client_request_id for request in result.in_doubt] == ([] if known else ["late"])
+    again = world.run(plan)
+    assert (again.adopted, again.usd_lost) == (2, 0)
+    assert again.usd_spent == (usd or 0) + Decimal("0.07")
 
 
 def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap(world):
@@ -277,3 +365,70 @@ def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, ste
     assert isinstance(result.halt, BudgetExceededError)
     assert world.tools.sent("b") == 0
     assert result.usd_spent == world.tools.billed_usd == Decimal("0.04")
+
+
+# --- charges of unknown amount ----------------------------------------------------------------------------------------
+
+
+def billed_without_amount(world, name):
+    """A row of the log that says "billed" and not how much."""
+    world.tools.rows.append({"client_request_id": name, "status": "succeeded", "inference_id": f"inf-{name}"})
+
+
+def lose_without_amount(world):
+    def step(tools, request, name):
+        billed_without_amount(world, name)
+        raise LostAnswerError("lost")
+
+    return step
+
+
+UNPRICED = ["response", "lost response", "unreadable response", "late charge", "replaced response"]
+
+
+@pytest.fixture(params=UNPRICED)
+def unpriced(request, world, steps):
+    """A task whose first attempt was charged an amount that nobody knows; its plan, and options of a next attempt."""
+    plan, options = world.plan(["a", "b"], price=None), {"concurrency": 1}
+    unsaid = steps.pictures(usd=Decimal(5), says_cost=False)
+    if request.param == "response":
+        world.tools.script("a", unsaid)
+    elif request.param == "lost response":
+        world.tools.script("a", lose_without_amount(world))
+    elif request.param == "unreadable response":
+        world.tools.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
+    elif request.param == "late charge":
+        billed_without_amount(world, leave_intent(world, "gone", price=None))
+    else:
+        options |= {"on_lost_answer": "resend"}
+        world.tools.script("a", steps.pictures(usd=Decimal(5), says_cost=False, inline=True), unsaid)
+        world.tools.save_error = StorageError("the disk is full")
+        world.run(plan, max_usd=Decimal(1), **options)
+        world.tools.save_error = None
+    return plan, options
+
+
+def test_a_charge_of_unknown_amount_lets_nothing_be_sent_under_a_cap_in_this_attempt_and_the_next(world, unpriced):
+    plan, options = unpriced
+    for _ in range(3):
+        result = world.run(plan, max_usd=Decimal(1), **options)
+        assert isinstance(result.halt, BudgetExceededError)
+        assert "an unknown amount more may have been charged" in str(result.halt)
+        assert len(result.in_doubt) == 1
+        assert (result.usd_spent, result.usd_lost) == (0, 0)
+    assert world.tools.sent("b") == 0
+    assert world.tools.sent("a") <= 1
+
+
+def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(world, unpriced):
+    plan, options = unpriced
+    unpriced_ids = set()
+    for _ in range(3):
+        result = world.run(plan, **options)
+        unpriced_ids |= {name for name, usd in world.tools.charges.items() if usd == 5}
+        unpriced_ids |= {row["client_request_id"] for row in world.tools.rows if "cost" not in row}
+        unpriced_ids |= {name for _, name in world.tools.posts if name not in world.tools.charges}
+        assert {request.client_request_id for request in result.in_doubt} == unpriced_ids
+        lines = [line["client_request_id"] for line in result.failure_lines()]
+        assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)
+        assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # what "b" has cost

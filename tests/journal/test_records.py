@@ -310,6 +310,11 @@ def test_only_an_image_inside_the_response_whose_write_did_not_start_is_out_of_r
 # --- all requests -----------------------------------------------------------------------------------------------------
 
 
+def test_images_are_numbered_within_their_prompt_and_surplus_ones_behind_all_others():
+    target = Target(prompt_index=0, image_index=2, images=2, prompt_images=6, prompt="a cat")
+    assert [target.index_of(place) for place in range(5)] == [2, 3, 8, 9, 14]
+
+
 def test_requests_are_in_the_order_they_were_first_sent():
     state = replay(intent("b#1", "r1"), intent("a#1", "r2"), response("a#1", "r2"), intent("b#1", "r3"))
     assert list(state.requests) == ["b#1", "a#1"]

@@ -384,6 +384,19 @@ def test_the_cost_can_stand_anywhere_or_nowhere(generate, sandbox, usage, in_bod
     assert "x-inference-id" in answer.headers
 
 
+@pytest.mark.parametrize("status", [400, 429, 500])
+def test_a_refusal_states_a_cost_when_it_is_billed_and_asked_to(generate, sandbox, status):
+    sandbox.add_fault(Fault("status", status=status, billed=True))
+    assert "x-aimlapi-usd-spent" not in generate().headers
+
+    sandbox.add_fault(Fault("status", status=status, billed=True))
+    sandbox.add_fault(Fault("usage", usage="none"))
+    answer = generate()
+    assert (answer.status_code, answer.headers["x-aimlapi-usd-spent"]) == (status, "0.042")
+    assert answer.headers["x-aimlapi-credits-used"] == "84000"
+    assert len(sandbox.ledger()) == 2
+
+
 def test_base64_that_cannot_be_decoded(generate, sandbox):
     sandbox.add_fault(Fault("bad_base64"))
 

@@ -18,6 +18,7 @@ from airflow_provider_imagen.storage import manifest
 from airflow_provider_imagen.storage.manifest import (
     RECORD_KEYS,
     failures_address,
+    has_part,
     manifest_address,
     manifest_line,
     read_failures,
@@ -156,6 +157,33 @@ def test_a_part_that_appears_while_the_manifest_is_written_is_seen(folder, origi
     assert {one["run_id"] for one in lines_of(folder)} == {origin.run_id, "other"}
 
 
+def test_a_part_that_changes_while_the_manifest_is_written_is_read_again(folder, origin, monkeypatch):
+    other = replace(origin, run_id="other")
+    write_manifest(folder, origin=other, lines=[line(other, 0)])
+    real, done = manifest.write_bytes_atomically, []
+
+    def write(path, data, **options):
+        if path.name == "metadata.jsonl" and not done:
+            done.append(True)
+            write_manifest(folder, origin=other, lines=[line(other, 0), line(other, 1)])
+        real(path, data, **options)
+
+    monkeypatch.setattr(manifest, "write_bytes_atomically", write)
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert done
+    assert sorted((one["run_id"], one["prompt_index"]) for one in lines_of(folder)) == sorted(
+        [(origin.run_id, 0), ("other", 0), ("other", 1)]
+    )
+
+
+def test_a_file_beside_the_parts_is_no_part(folder, origin):
+    path = folder / ".imagen" / "parts" / "a.jsonl.part"
+    write_bytes_atomically(path, json.dumps(line(origin, 7)).encode(), content_type="application/x-ndjson")
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    assert [one["prompt_index"] for one in lines_of(folder)] == [0]
+    assert [one["prompt_index"] for one in recorded_lines(folder, origin)] == [0]
+
+
 def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(tmp_path):
     program = textwrap.dedent(
         f"""
@@ -242,6 +270,104 @@ def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stu
     assert {one["file_name"] for one in lines_of(folder)} == {"plain.png", "end of line.png", "number.png", "new.png"}
     assert ours + b"\n" in read_bytes(folder / "metadata.jsonl")
     assert b"\r" not in read_bytes(folder / "metadata.jsonl")
+
+
+# --- parts of attempts that another one has replaced ------------------------------------------------------------------
+
+
+def save(folder, *names):
+    for name in names:
+        write_bytes_atomically(folder / name, picture(), content_type="image/png")
+
+
+def test_an_attempt_that_was_replaced_lists_what_it_made_beside_what_the_other_made(folder, origin):
+    save(folder, "old.png", "new.png", "both.png")
+    old = [line(origin, 0, file_name="old.png"), line(origin, 2, file_name="both.png", seed=1)]
+    later = NOON + timedelta(seconds=1)
+    write_manifest(folder, origin=origin, lines=[line(origin, 1, file_name="new.png")])
+    write_manifest(folder, origin=origin, lines=old, attempt="1")
+    write_manifest(
+        folder, origin=origin, lines=[line(origin, 2, file_name="both.png", seed=2, created_at=later)], attempt="2"
+    )
+    assert [(one["file_name"], one["seed"]) for one in lines_of(folder)] == [
+        ("old.png", None),
+        ("new.png", None),
+        ("both.png", 2),
+    ]
+    assert sorted(one["file_name"] for one in recorded_lines(folder, origin)) == [
+        *("both.png", "both.png"),
+        *("new.png", "old.png"),
+    ]
+    assert recorded_names(folder, origin) == {"new.png"}
+
+
+def test_an_attempt_that_was_replaced_is_no_part_of_another_task_instance(folder, origin):
+    other = replace(origin, map_index=7)
+    save(folder, "a.png")
+    write_manifest(folder, origin=other, lines=[line(other, 0, file_name="a.png")], attempt="1")
+    assert recorded_lines(folder, origin) == []
+    assert not has_part(folder, other)
+    write_manifest(folder, origin=origin, lines=[])
+    assert has_part(folder, origin)
+    assert [one["map_index"] for one in lines_of(folder)] == [7]
+
+
+def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no_other(folder, origin):
+    other = replace(origin, map_index=7)
+    save(folder, "kept.png", "other.png")
+    for one, attempt, names in (
+        (origin, "1", ["gone-1.png", "kept.png"]),
+        (origin, "2", ["gone-2.png"]),
+        (other, "1", ["other.png", "gone-3.png"]),
+    ):
+        lines = [line(one, number, file_name=name) for number, name in enumerate(names)]
+        write_manifest(folder, origin=one, lines=lines, attempt=attempt)
+    assert len(lines_of(folder)) == 5
+    write_manifest(folder, origin=origin, lines=[])
+    assert {one["file_name"] for one in lines_of(folder)} == {"kept.png", "other.png", "gone-3.png"}
+    assert [one["file_name"] for one in recorded_lines(folder, origin)] == ["kept.png"]
+
+
+def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(folder, origin):
+    failures = [{"prompt_index": number, "client_request_id": f"r{number}"} for number in range(3)]
+    failures.append({"prompt_index": 3, "client_request_id": None})
+    write_manifest(folder, origin=origin, lines=[], failures=failures)
+    for made, left in (("r9", [0, 1, 2, 3]), ("r1", [0, 2, 3]), ("r0", [2, 3])):
+        late = [line(origin, 0, client_request_id=made)]
+        write_manifest(folder, origin=origin, lines=late, failures=[{"prompt_index": 9}], attempt=made)
+        assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == left
+    write_manifest(folder, origin=origin, lines=[], failures=None)
+    assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == [2, 3]
+    write_manifest(folder, origin=origin, lines=[], failures=())
+    assert read_failures(folder, origin) == []
+
+
+# --- lines of others --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_odd_line_hides_no_other_wherever_it_stands(folder, origin, place):
+    for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}'):
+        raw = [json.dumps(line(origin, number, file_name=f"{number}.png")).encode() for number in range(2)]
+        raw.insert(place, odd)
+        path = folder / ".imagen" / "parts" / "edited.jsonl"
+        write_bytes_atomically(path, b"\n".join(raw), content_type="application/x-ndjson")
+        write_manifest(folder, origin=origin, lines=[line(origin, 5, file_name="5.png")])
+        assert {"0.png", "1.png", "5.png"} <= {one["file_name"] for one in read_manifest(folder)}
+        write_bytes_atomically(folder / "metadata.jsonl", b"\n".join(raw), content_type="application/x-ndjson")
+        assert {"0.png", "1.png"} <= {one["file_name"] for one in read_manifest(folder)}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_line_of_somebody_else_stays_wherever_it_stands(folder, origin, place):
+    write_manifest(folder, origin=origin, lines=[line(origin, number) for number in range(2)])
+    rows = read_bytes(folder / "metadata.jsonl").splitlines()
+    foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}'
+    rows.insert(place, foreign)
+    write_bytes_atomically(folder / "metadata.jsonl", b"\n".join(rows), content_type="application/x-ndjson")
+    write_manifest(folder, origin=origin, lines=[line(origin, number) for number in range(3)])
+    assert read_bytes(folder / "metadata.jsonl").splitlines()[0] == foreign
+    assert [one["prompt_index"] for one in lines_of(folder)[1:]] == [0, 1, 2]
 
 
 def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_path, origin):

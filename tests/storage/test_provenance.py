@@ -4,6 +4,7 @@ import json
 import time
 import zlib
 from io import BytesIO
+from itertools import permutations
 from xml.dom import minidom
 from xml.etree import ElementTree
 
@@ -296,6 +297,70 @@ def test_a_packet_too_large_to_be_read_is_left_alone_and_said_so(provenance, nam
     assert marked.data == data
     assert "too large to be read" in marked.left_out
     assert read_provenance(data) == {}
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+JPEG_SEGMENTS = {
+    "exif": segment(0xE1, exif().tobytes()),
+    "xmp": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + FOREIGN),
+    "icc": segment(0xE2, b"ICC_PROFILE\0\1\1" + PROFILE),
+    "comment": segment(0xFE, b"hello"),
+}
+
+
+@pytest.mark.parametrize("order", permutations(JPEG_SEGMENTS), ids=" ".join)
+def test_a_segment_of_a_jpeg_is_found_and_kept_wherever_it_stands(order, provenance):
+    plain = picture("JPEG")  # SOI and JFIF are its first 20 bytes
+    data = plain[:20] + b"".join(JPEG_SEGMENTS[name] for name in order) + plain[20:]
+    marked = embed(data, provenance)
+    before, xmp, behind = data.partition(JPEG_SEGMENTS["xmp"])
+    assert marked.left_out is None
+    assert xmp
+    assert marked.data.startswith(before)
+    assert marked.data.endswith(behind)
+    assert marked.data.count(b"http://ns.adobe.com/xap/1.0/\0") == 1
+    assert b"A &amp; B" in pillow_xmp(marked.data)
+    assert read_provenance(marked.data)["seed"] == provenance.seed
+
+
+def test_a_jpeg_without_a_packet_gets_one_behind_its_leading_segments(provenance):
+    plain = picture("JPEG")
+    data = plain[:20] + b"".join(JPEG_SEGMENTS[name] for name in ("exif", "icc", "comment")) + plain[20:]
+    marked = embed(data, provenance).data
+    assert marked.startswith(plain[:20] + JPEG_SEGMENTS["exif"] + b"\xff\xe1")
+    assert marked.endswith(JPEG_SEGMENTS["icc"] + JPEG_SEGMENTS["comment"] + plain[20:])
+
+
+@pytest.mark.parametrize("odd", ["signature", "several pictures"])
+@pytest.mark.parametrize("place", range(5))
+def test_what_forbids_writing_into_a_jpeg_is_seen_wherever_it_stands(odd, place, provenance):
+    plain = picture("JPEG")
+    manifest = b"JP\0\1\0\0\0\1\0\0\1\0jumb\0\0\0\x1ejumdc2pa" + bytes(300)
+    parts = list(JPEG_SEGMENTS.values())
+    parts.insert(place, segment(0xEB, manifest) if odd == "signature" else segment(0xE2, b"MPF\0" + bytes(40)))
+    data = plain[:20] + b"".join(parts) + plain[20:]
+    marked = embed(data, provenance)
+    assert marked.data == data
+    assert marked.left_out
+
+
+@pytest.mark.parametrize("order", permutations(range(4)), ids=str)
+def test_our_properties_are_replaced_and_others_kept_in_any_order(order, provenance):
+    parts = [
+        "<p:Text>kept</p:Text>",
+        "<xmp:CreatorTool>old tool</xmp:CreatorTool>",
+        "<xmp:CreateDate>long ago</xmp:CreateDate>",
+        "<p:More><![CDATA[<xmp:CreateDate>kept</xmp:CreateDate>]]></p:More>",
+    ]
+    existing = packet_with("".join(parts[number] for number in order))
+    new = provenance_packet(provenance, existing=existing.encode()).decode()
+    assert [part in new for part in parts] == [True, False, False, True]
+    assert (new.index(parts[0]) < new.index(parts[3])) == (order.index(0) < order.index(3))
+    assert "old tool" not in new
+    assert "long ago" not in new
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg full", "webp lossless"])

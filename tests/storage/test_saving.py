@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from io import BytesIO
 
 import pytest
@@ -9,6 +11,8 @@ from msgspec.structs import replace
 from PIL import Image
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
+from airflow_provider_imagen.storage.manifest import RECORD_KEYS, manifest_line, read_manifest, write_manifest
+from airflow_provider_imagen.storage.naming import NameFields, picture_stems
 from airflow_provider_imagen.storage.pictures import inspect_picture
 from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.saving import save_picture
@@ -107,6 +111,63 @@ def test_a_preview_that_cannot_be_written_does_not_lose_the_picture(tmp_path):
     assert stored.thumbnail is None
     assert stored.notes[0].startswith("No preview:")
     assert (tmp_path / "fox.png").read_bytes() == picture()
+
+
+@pytest.mark.parametrize("text", ["x", "é", "狐", "🦊"])
+@pytest.mark.parametrize("image_format", [None, "jpeg", "avif"])
+def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_taken(
+    tmp_path, origin, text, image_format
+):
+    fields = NameFields(
+        origin=replace(origin, dag_id=text * 300, task_id=f"{text * 300}t", run_id=f"{text * 300}r"),
+        index=0,
+        prompt="",
+        model="m",
+        name=text * 400,
+    )
+    (stem,) = picture_stems("{dag_id}{task_id}{run_id}{name}/{name}{dag_id}{task_id}{run_id}", [fields])
+    assert max(len(part.encode()) for part in stem.split("/")) > 200
+    options = {"folder": tmp_path, "stem": stem, "image_format": image_format, "thumbnail_pixels": 9}
+    first = save_picture(picture("BMP"), owner=origin.identity, **options)
+    other = save_picture(picture("BMP", size=(32, 32)), owner=origin.identity, may_replace=lambda _: False, **options)
+    assert first.thumbnail is not None
+    assert other.thumbnail is not None
+    names = {first.file_name, first.thumbnail, other.file_name, other.thumbnail}
+    assert set(files(tmp_path)) == names
+    assert len(names) == 4
+
+
+def test_many_files_leave_no_descriptor_open(tmp_path, origin):
+    """A leak of one for each file would end a worker at 1024 images."""
+
+    def write_all(start: int) -> None:
+        for number in range(start, start + 50):
+            stored = save_picture(
+                picture(size=(8, 8)), folder=tmp_path, stem=f"{number}", owner=origin.identity, thumbnail_pixels=4
+            )
+            save_picture(
+                picture(size=(9, 9)),
+                folder=tmp_path,
+                stem=f"{number}",
+                owner=origin.identity,
+                may_replace=lambda _: False,
+            )
+            check_stored(tmp_path / stored.file_name, size=stored.bytes, sha256=stored.sha256)
+            check_stored(tmp_path / stored.file_name, size=1, sha256=stored.sha256)
+            read_bytes(tmp_path / f"{number}.txt")
+            with pytest.raises(StorageError):
+                save_picture(picture(size=(8, 8)), folder=tmp_path / stored.file_name, stem="below-a-file")
+            with pytest.raises(BadImageError):
+                save_picture(b"no picture", folder=tmp_path, stem="bad")
+        line = {**dict.fromkeys(RECORD_KEYS), "prompt_index": 0}
+        made = manifest_line(line, file_name="0.png", thumbnail=None, origin=origin, created_at=datetime.now(UTC))
+        write_manifest(tmp_path, origin=origin, lines=[made], failures=[line])
+        read_manifest(tmp_path)
+
+    write_all(0)
+    before = len(os.listdir("/proc/self/fd"))
+    write_all(50)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_bad_picture_is_refused_and_nothing_written(folder):

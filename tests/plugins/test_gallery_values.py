@@ -1,0 +1,725 @@
+"""What the gallery's pages say: numbers, order, navigation, and headers that decide what browsers keep."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from html import unescape
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
+from airflow_provider_imagen.plugins.gallery.collection import Memory
+from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_picture
+from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link, snippet
+from airflow_provider_imagen.plugins.gallery.records import Picture, read_pictures, read_problems, read_summary
+
+from .test_gallery import links, picture_file, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TI = TaskInstance("d", "r", "t")
+
+
+def prompts(html: str) -> list[str]:
+    """Return the prompts of the cards of a page, in order."""
+    return [unescape(found) for found in re.findall(r'<span class="prompt">(.*?)</span>', html)]
+
+
+def sums(html: str) -> dict[str, str]:
+    return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd></div>", html))
+
+
+def numbered(count: int, **values: Any) -> list[dict[str, Any]]:
+    return [record(prompt_index=number, prompt=f"prompt {number:03}", **values) for number in range(count)]
+
+
+def pager(html: str) -> tuple[str | None, str | None, str | None]:
+    """Return the page number of the link back, what the pager says, and the page number of the link onwards."""
+    found = re.search(r'<nav class="pager" aria-label="Pages">(.*?)</nav>', html, re.DOTALL)
+    if found is None:
+        return None, None, None
+    numbers = {
+        rel: parse_qs(urlsplit(unescape(href)).query)["page"][0]
+        for rel, href in re.findall(r'rel="(prev|next)" href="([^"]*)"', found[1])
+    }
+    return numbers.get("prev"), re.search(r"<span>(.*?)</span>", found[1])[1], numbers.get("next")
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_a_summary_is_shown_under_its_name(forged: Any, visit: Any) -> None:
+    gallery = forged(
+        [record()],
+        requested=20,
+        made=7,
+        filtered=1,
+        failed=2,
+        not_sent=3,
+        adopted=4,
+        usd_spent=1234.5,
+        usd_lost=0.75,
+        usd_in_doubt=0.25,
+        usd_is_estimate=True,
+    )
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert sums(page) == {
+        "Made": "7 of 20",
+        "Filtered": "1",
+        "Failed": "2",
+        "Not sent": "3",
+        "Paid by earlier tries": "4",
+        "Spent": "about $1,234.50",
+        "Of it lost": "$0.7500",
+        "In doubt, at most": "$0.2500",
+    }
+
+
+def test_what_is_zero_is_not_shown(forged: Any, visit: Any) -> None:
+    gallery = forged([record()], usd_spent=1.0)
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert sums(page) == {"Made": "1 of 1", "Spent": "$1.00"}
+    assert "See what was not made" not in page
+
+
+def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    names = ("requested", "made", "filtered", "failed", "not_sent", "adopted", "usd_spent", "usd_lost", "usd_in_doubt")
+    with DAG("adds_up", schedule=None) as dag:
+
+        @task
+        def paint(factor: int, ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=[record(prompt=f"of {factor}", image_index=n) for n in range(2 * factor)])
+            counts = {name: factor * number for number, name in enumerate(names, 1)}
+            ti.xcom_push(key="summary", value={**counts, "usd_is_estimate": factor == 1})
+
+        paint.expand(factor=[1, 10, 100])
+    ids = {"dag_id": "adds_up", "run_id": run_dag(dag).run_id}
+    ann = visit()
+
+    page = ann.get("/imagen/run", params=ids).text
+
+    assert sums(page) == {
+        "Made": "222 of 111",
+        "Filtered": "333",
+        "Failed": "444",
+        "Not sent": "555",
+        "Paid by earlier tries": "666",
+        "Spent": "about $777.00",
+        "Of it lost": "$888.00",
+        "In doubt, at most": "$999.00",
+    }
+    assert prompts(page) == ["of 1"] * 2 + ["of 10"] * 20 + ["of 100"] * 38
+    assert pager(page) == (None, "Page 1 of 4", "2")
+    second = ann.get("/imagen/run", params={**ids, "page": 2}).text
+    assert prompts(second) == ["of 100"] * 60
+    assert pager(second) == ("1", "Page 2 of 4", "3")
+    problems = ann.get("/imagen/run", params={**ids, "show": "problems"}).text
+    assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", problems) == [f"paint [{number}]" for number in range(3)]
+    assert "Every picture" not in problems
+    assert re.findall(r"(\d+) were not asked for, because the task ended before", problems) == ["5", "50", "500"]
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [(0, "$0.0000"), (0.04, "$0.0400"), (0.99994, "$0.9999"), (1, "$1.00"), (1234.5, "$1,234.50"), (None, "unknown")],
+)
+def test_the_cost_of_a_picture_has_four_places_below_a_dollar(forged: Any, visit: Any, usd: Any, shown: str) -> None:
+    gallery = forged([record(usd=usd)])
+    ann = visit()
+
+    assert f"<dt>Cost</dt><dd>{shown}</dd>" in ann.get(gallery.page()[0], params=gallery.page()[1]).text
+    card = ann.get(gallery.task()[0], params=gallery.task()[1]).text
+    assert f" · {'cost unknown' if usd is None else shown}</span>" in card
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(1, "0.1 kB"), (1234, "1.2 kB"), (999_000, "999.0 kB"), (1_000_000, "1.0 MB"), (12_340_000, "12.3 MB")],
+)
+def test_the_size_of_a_picture_is_readable(forged: Any, visit: Any, size: int, shown: str) -> None:
+    gallery = forged([record(width=40, height=30, bytes=size, mime_type="image/png")])
+
+    text = visit().get(gallery.page()[0], params=gallery.page()[1]).text
+
+    assert f"<dd>40×30, {shown}, image/png</dd>" in text
+
+
+def test_a_summary_is_read_number_by_number() -> None:
+    value = {
+        **{name: number for number, name in enumerate(("requested", "made", "filtered", "failed", "not_sent"), 1)},
+        "adopted": -1,
+        "usd_spent": 1.5,
+        "usd_lost": True,
+        "usd_in_doubt": "2",
+        "usd_is_estimate": 1,
+        "manifest": "/m",
+    }
+
+    found = read_summary(TI, value, "now")
+
+    assert found is not None
+    counts = found.summary
+    assert (counts.requested, counts.made, counts.filtered, counts.failed, counts.not_sent) == (1, 2, 3, 4, 5)
+    assert (counts.adopted, counts.usd_spent, counts.usd_lost, counts.usd_in_doubt) == (0, 1.5, 0.0, 0.0)
+    assert (counts.usd_is_estimate, counts.problems, found.manifest, found.timestamp) == (False, 12, "/m", "now")
+    for missing in ("requested", "made", "usd_spent"):
+        assert read_summary(TI, {name: part for name, part in value.items() if name != missing}, "now") is None
+
+
+def test_problems_are_read_with_all_their_facts() -> None:
+    line = {
+        "prompt_index": 3,
+        "prompt": "a fox",
+        "name": "fox",
+        "model": "m",
+        "requested": 4,
+        "made": 1,
+        "outcome": "filtered",
+        "error": "FilteredError",
+        "message": "withheld",
+        "usd": 0.5,
+        "inference_id": "inf",
+    }
+
+    odd, problem, unknown = read_problems(TI, [{}, line, {**line, "outcome": "else"}])
+
+    assert (problem.prompt_index, problem.prompt, problem.name, problem.model) == (3, "a fox", "fox", "m")
+    assert (problem.requested, problem.made, problem.outcome, problem.usd) == (4, 1, "filtered", 0.5)
+    assert (problem.error, problem.why, problem.inference_id) == ("FilteredError", "withheld", "inf")
+    assert (odd.requested, odd.outcome, odd.usd, unknown.outcome) == (0, "failed", None, "failed")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_record_of_another_form_hides_no_other_wherever_it_stands(place: int) -> None:
+    records: list[Any] = numbered(2)
+    records.insert(place, {"prompt_index": "x"})
+
+    assert [picture.prompt for picture in read_pictures(TI, records)] == ["prompt 000", "prompt 001"]
+
+
+def test_pictures_are_shown_by_prompt_then_by_number_whatever_the_records_order(forged: Any, visit: Any) -> None:
+    places = [(1, 1), (0, 1), (10, 0), (1, 0), (2, 0), (0, 0)]
+    gallery = forged([record(prompt_index=p, image_index=i, prompt=f"{p}-{i}") for p, i in places])
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert prompts(page) == ["0-0", "0-1", "1-0", "1-1", "2-0", "10-0"]
+
+
+def test_the_facts_of_a_card_are_its_pictures(forged: Any, visit: Any) -> None:
+    gallery = forged([record(width=40, height=30, seed=0, usd=0.04), record(image_index=1, model=None, width=40)])
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    facts = [" ".join(found.split()) for found in re.findall(r'<span class="facts">(.*?)</span>', page, re.DOTALL)]
+    assert facts == ["a-model · 40×30 · seed 0 · $0.0400", "unknown model · $0.0100"]
+
+
+# --- navigation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [60, 61])
+def test_a_page_holds_sixty_pictures(forged: Any, visit: Any, count: int) -> None:
+    gallery = forged(numbered(count))
+    ann = visit()
+    path, query = gallery.task()
+
+    first, second = (ann.get(path, params={**query, "page": number}).text for number in (1, 2))
+
+    names = [f"prompt {number:03}" for number in range(count)]
+    assert prompts(first) == names[:60]
+    assert pager(first) == ((None, None, None) if count == 60 else (None, "Page 1 of 2", "2"))
+    assert prompts(second) == (names if count == 60 else names[60:])  # there is no page 2, so the last one is shown
+    assert ann.get("/imagen/run", params={**gallery.ids, "page": 2}).text.count('class="card"') == (60, 1)[count - 60]
+
+
+def test_pages_lead_to_the_ones_before_and_after(forged: Any, visit: Any) -> None:
+    gallery = forged(numbered(130))
+    ann = visit()
+    path, query = gallery.task()
+
+    pages = [ann.get(path, params={**query, "page": number}).text for number in (1, 2, 3, 4, 100_000)]
+
+    assert [pager(page) for page in pages] == [
+        (None, "Page 1 of 3", "2"),
+        ("1", "Page 2 of 3", "3"),
+        *[("2", "Page 3 of 3", None)] * 3,
+    ]
+    onwards = re.search(r'rel="next" href="([^"]*)"', pages[0])[1]
+    assert prompts(ann.get(unescape(onwards)).text) == [f"prompt {number:03}" for number in range(60, 120)]
+    for number in (0, 100_001, "x"):
+        assert ann.get(path, params={**query, "page": number}).status_code == 422
+
+
+def test_a_picture_leads_to_the_ones_before_and_after(forged: Any, visit: Any) -> None:
+    gallery = forged([record(prompt_index=p, image_index=i) for p, i in ((0, 0), (0, 1), (5, 0))])
+    ann = visit()
+    found = []
+    for prompt, image in ((0, 0), (0, 1), (5, 0)):
+        text = ann.get(gallery.page(prompt, image)[0], params=gallery.page(prompt, image)[1]).text
+        near = {
+            rel: parse_qs(urlsplit(unescape(href)).query)
+            for rel, href in re.findall(r'rel="(prev|next)" href="([^"]*)"', text)
+        }
+        places = {rel: (query["prompt_index"][0], query["image_index"][0]) for rel, query in near.items()}
+        found.append((re.search(r"<h1>(.*?)</h1>", text)[1], places))
+
+    assert found == [
+        ("Picture 1 of 3", {"next": ("0", "1")}),
+        ("Picture 2 of 3", {"prev": ("0", "0"), "next": ("5", "0")}),
+        ("Picture 3 of 3", {"prev": ("0", "1")}),
+    ]
+    for prompt, image in ((0, 2), (1, 0), (5, 1)):
+        assert ann.get(gallery.page(prompt, image)[0], params=gallery.page(prompt, image)[1]).status_code == 404
+
+
+def test_the_crumbs_lead_up_and_to_airflow(forged: Any, visit: Any) -> None:
+    gallery = forged([record()])
+    ann = visit()
+    dag_id, run = gallery.run.dag_id, gallery.run.run_id.replace(":", "%3A").replace("+", "%2B")
+    pages = [gallery.task(), ("/imagen/run", gallery.ids), ("/imagen/dag", {"dag_id": dag_id}), gallery.page()]
+
+    found = [ann.get(path, params=query).text for path, query in pages]
+
+    crumbs = [links(re.search(r"<ol>(.*?)</ol>", text, re.DOTALL)[1]) for text in found]
+    up = [
+        f"/imagen/dag?dag_id={dag_id}",
+        f"/imagen/run?dag_id={dag_id}&run_id={run}",
+        f"/imagen/task?dag_id={dag_id}&run_id={run}&task_id=paint&map_index=-1",
+    ]
+    assert crumbs == [up, up[:2], up[:1], up]
+    airflow = [re.search(r'class="airflow" target="_top" href="([^"]*)"', text)[1] for text in found]
+    assert airflow == [
+        f"/dags/{dag_id}/runs/{run}/tasks/paint",
+        f"/dags/{dag_id}/runs/{run}",
+        f"/dags/{dag_id}",
+        f"/dags/{dag_id}/runs/{run}/tasks/paint",
+    ]
+    current = [text.count('aria-current="page"') for text in found]
+    assert current == [1, 1, 1, 0]
+    assert Pages("/base/imagen").airflow_task(TaskInstance("d", "r", "t", 0)) == "/base/dags/d/runs/r/tasks/t/mapped/0"
+
+
+def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
+    forged: Any, visit: Any, tmp_path: Path
+) -> None:
+    from airflow_provider_imagen.storage.manifest import write_manifest
+    from airflow_provider_imagen.storage.origin import Origin
+
+    manifest = str(tmp_path / "metadata.jsonl")
+    gallery = forged(numbered(61), manifest=manifest, failed=13)
+    origin = Origin(run_id=gallery.run.run_id, dag_id=gallery.run.dag_id, task_id="paint")
+    ann = visit()
+
+    def look(count: int, **query: Any) -> str:
+        lines = [{"prompt_index": n, "prompt": f"bad {n}", "message": f"why {n}", "requested": 2} for n in range(count)]
+        write_manifest(tmp_path, origin=origin, lines=[], failures=lines)
+        return ann.get(gallery.task()[0], params=gallery.task(**query)[1]).text
+
+    assert re.findall(r'<p class="why">(.*?)</p>', look(13)) == [f"why {number}" for number in range(12)]
+    assert "See what was not made" in look(13)
+    assert "See what was not made" not in look(12)
+    assert "0 of 2 made" in look(1)
+    second = look(13, page=2)
+    assert (prompts(second), 'class="why"' in second) == (["prompt 060"], False)
+    many = look(61, show="problems")
+    assert (pager(many), prompts(many)) == ((None, "Page 1 of 2", "2"), [])
+    assert re.findall(r'<p class="why">(.*?)</p>', look(61, show="problems", page=2)) == ["why 60"]
+    problems = ann.get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
+    assert problems.count('class="why"') == 61
+    assert "were not asked for" not in problems
+
+
+def test_a_run_without_problems_says_so(forged: Any, visit: Any) -> None:
+    gallery = forged([record()])
+
+    page = visit().get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
+
+    assert "Every picture that was asked for was made." in page
+    assert "Every picture" not in visit().get("/imagen/run", params=gallery.ids).text
+
+
+def test_a_dag_shows_the_newest_eight_runs_and_eight_pictures_of_each(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG("many_runs", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=numbered(9))
+            ti.xcom_push(key="summary", value={"requested": 9, "made": 9, "usd_spent": 0.01})
+
+        paint()
+    runs = [run_dag(dag).run_id for _ in range(9)]
+
+    page = visit().get("/imagen/dag", params={"dag_id": "many_runs"}).text
+
+    assert re.findall(r"<h2><a [^>]*>(.*?)</a>", page) == runs[:0:-1]
+    assert prompts(page) == [f"prompt {number:03}" for number in range(8)] * 8
+    assert page.count("All 9 pictures of this run") == 8
+
+
+def test_a_run_whose_summary_is_of_another_tool_is_not_listed(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG("other_tool", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="summary", value={"rows": 1})
+
+        paint()
+    run_id = run_dag(dag).run_id
+
+    page = visit().get("/imagen/dag", params={"dag_id": "other_tool"}).text
+
+    assert "No run of this DAG has made pictures yet." in page
+    assert run_id not in page
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "success"])
+def test_a_run_without_pictures_says_whether_some_may_come(run_dag: Callable[..., Any], visit: Any, state: str) -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.sdk import DAG, task
+    from airflow.utils.session import create_session
+
+    with DAG(f"run_{state}", schedule=None) as dag:
+
+        @task
+        def nothing() -> None: ...
+
+        nothing()
+    run = run_dag(dag)
+    with create_session() as session:
+        session.query(DagRun).filter_by(dag_id=run.dag_id).update({"state": state})
+
+    page = visit().get("/imagen/run", params={"dag_id": run.dag_id, "run_id": run.run_id}).text
+
+    assert ("pictures are shown when it has ended" in page) == (state != "success")
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ("running", "has not ended yet"),
+        ("deferred", "has not ended yet"),
+        (None, "has not ended yet"),
+        ("failed", "(its state is failed). Its log says why."),
+        ("success", "Airflow has deleted their records since"),
+    ],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_task_without_pictures_says_why(
+    run_dag: Callable[..., Any], visit: Any, state: str | None, sentence: str, mapped: bool
+) -> None:
+    from airflow.models.taskinstance import TaskInstance as Row
+    from airflow.sdk import DAG, task
+    from airflow.utils.session import create_session
+
+    with DAG(f"task_{state}_{mapped}", schedule=None) as dag:
+
+        @task
+        def nothing(number: int) -> None: ...
+
+        nothing.expand(number=[1]) if mapped else nothing(1)
+    run = run_dag(dag)
+    with create_session() as session:
+        session.query(Row).filter_by(dag_id=run.dag_id).update({"state": state})
+    query = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": "nothing", "map_index": 0 if mapped else -1}
+
+    assert sentence in unescape(visit().get("/imagen/task", params=query).text)
+
+
+def test_a_task_that_made_nothing_says_so(forged: Any, visit: Any) -> None:
+    gallery = forged([], requested=1, made=0)
+
+    assert "This task made no picture." in visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+
+# --- files and what browsers keep -------------------------------------------------------------------------------------
+
+
+def test_pages_are_never_kept_and_pictures_only_by_their_digest(painted: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = painted(prompt="fox", output_path=str(tmp_path))
+    (image,) = gallery.xcom("images")
+    ann = visit()
+
+    for path, query in (gallery.task(), gallery.page(), ("/imagen/run", gallery.ids), ("/imagen/nowhere", {})):
+        assert ann.get(path, params=query).headers["cache-control"] == "private, no-store"
+    for size in ("full", "thumbnail"):
+        path, query = gallery.file(size=size)
+        answer = ann.get(path, params=query)
+        again = ann.get(path, params=query, headers={"If-None-Match": answer.headers["etag"]})
+        other = ann.get(path, params=query, headers={"If-None-Match": f'"{"0" * 64}-{size}"'})
+        assert [each.status_code for each in (answer, again, other)] == [200, 304, 200]
+        for each in (answer, again):
+            assert each.headers["etag"] == f'"{image["sha256"]}-{size}"'
+            assert each.headers["cache-control"] == "private, no-cache"
+            assert each.headers["content-security-policy"] == "default-src 'none'; sandbox"
+            assert each.headers["cross-origin-resource-policy"] == "same-origin"
+    assert ann.get(*gallery.file()[:1], params=gallery.file()[1]).headers["content-length"] == str(image["bytes"])
+
+
+def test_style_and_script_are_kept_for_a_day_and_named_by_their_content(forged: Any, visit: Any) -> None:
+    gallery = forged([record()])
+    ann = visit()
+    page = ann.get(gallery.task()[0], params=gallery.task()[1]).text
+    static = [link for link in links(page) + links(page, "src") if "/static/" in link]
+
+    assert sorted(urlsplit(link).path.rpartition("/")[2] for link in static) == ["gallery.css", "gallery.js"]
+    for link in static:
+        answer = ann.get(link)
+        kind = {"gallery.css": "text/css", "gallery.js": "text/javascript"}[urlsplit(link).path.rpartition("/")[2]]
+        assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
+        assert answer.headers["cache-control"] == "public, max-age=86400"
+        assert urlsplit(link).query == f"v={hashlib.sha256(answer.content).hexdigest()[:12]}"
+    assert ann.get("/imagen/static/app.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("image_format", "kind", "disposition"),
+    [("JPEG", "image/jpeg", "inline; .jpg"), ("PNG", "image/png", "inline; .png"), ("TIFF", "image/tiff", "att .tiff")],
+)
+def test_a_file_is_named_after_its_task_and_place(
+    forged: Any, visit: Any, tmp_path: Path, image_format: str, kind: str, disposition: str
+) -> None:
+    Image.new("RGB", (4, 3)).save(tmp_path / "a", image_format)
+    data = (tmp_path / "a").read_bytes()
+    facts = {"path": str(tmp_path / "a"), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    gallery = forged([record(prompt_index=12, image_index=3, **facts)])
+
+    answer = visit().get(*gallery.file(12, 3)[:1], params=gallery.file(12, 3)[1])
+
+    how = "inline" if disposition.startswith("inline") else "attachment"
+    extension = disposition.rpartition(".")[2]
+    assert answer.headers["content-type"] == kind
+    assert answer.headers["content-disposition"] == f"{how}; filename*=UTF-8''paint-12-3.{extension}"
+    preview = visit().get(*gallery.file(12, 3)[:1], params=gallery.file(12, 3, size="thumbnail")[1])
+    assert preview.headers["content-disposition"] == "inline; filename*=UTF-8''paint-12-3.webp"
+
+
+def test_cards_ask_for_previews_and_the_page_of_a_picture_for_the_file(forged: Any, visit: Any, tmp_path: Path) -> None:
+    facts = picture_file(tmp_path / "a.png")
+    gallery = forged([record(**facts)])
+    ann = visit()
+
+    (preview,) = [
+        link
+        for link in links(ann.get(gallery.task()[0], params=gallery.task()[1]).text, "src")
+        if "/imagen/file" in link
+    ]
+    (full,) = {
+        link
+        for link in links(ann.get(gallery.page()[0], params=gallery.page()[1]).text, "src")
+        if "/imagen/file" in link
+    }
+
+    for link, size in ((preview, "thumbnail"), (full, "full")):
+        query = parse_qs(urlsplit(link).query)
+        assert (query["size"], query["v"]) == ([size], [facts["sha256"][:12]])
+        assert (query["prompt_index"], query["image_index"], query["map_index"]) == (["0"], ["0"], ["-1"])
+
+
+@pytest.mark.parametrize("missing", ["path", "sha256", "bytes"])
+def test_a_record_without_all_that_proves_a_file_opens_none(tmp_path: Path, missing: str) -> None:
+    facts = {name: value for name, value in picture_file(tmp_path / "a.png").items() if name != missing}
+
+    with open_picture(Picture(TI, 0, 0, **picture_file(tmp_path / "a.png"))) as file:
+        assert file.read()
+    assert not Picture(TI, 0, 0, **facts).is_stored
+    with pytest.raises(FileUnavailableError):
+        open_picture(Picture(TI, 0, 0, **facts))
+
+
+def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_imagen.plugins.gallery import files
+
+    facts = picture_file(tmp_path / "a.png")
+    monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"])
+    with open_picture(Picture(TI, 0, 0, **facts)) as file:
+        assert file.read()
+    monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"] - 1)
+    with pytest.raises(FileUnavailableError):
+        open_picture(Picture(TI, 0, 0, **facts))
+
+
+@pytest.mark.parametrize(("width", "is_png"), [(0, False), (1, True), (2**31, False)])
+def test_the_header_of_a_png_tells_its_kind(width: int, is_png: bool) -> None:
+    target = BytesIO()
+    Image.new("1", (1, 1)).save(target, "PNG")
+    data = target.getvalue()
+
+    assert media_type(BytesIO(data[:16] + width.to_bytes(4, "big") + data[20:])) == ("image/png" if is_png else None)
+    assert media_type(BytesIO(data[:12] + b"JUNK" + data[16:])) is None
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_error_has_its_sentence(forged: Any, visit: Any) -> None:
+    gallery = forged([record()])
+    ann, bob, nobody = visit("ann"), visit("bob", only=set()), visit(None)
+    path, query = gallery.task()
+
+    def message(answer: Any) -> tuple[int, str]:
+        found = re.search(r'<p class="empty">(.*?)</p>', answer.text)
+        return answer.status_code, unescape(found[1]) if found else answer.text
+
+    assert message(bob.get(path, params=query)) == (403, "You may not see the pictures of this DAG.")
+    assert message(ann.get("/imagen/nowhere")) == (404, "There is no such picture or page.")
+    assert message(ann.get(path, params={"dag_id": gallery.run.dag_id})) == (422, "This address is not complete.")
+    assert message(ann.get(*gallery.file(9)[:1], params=gallery.file(9)[1])) == (
+        404,
+        "There is no such picture or page.",
+    )
+    assert message(ann.get(*gallery.file()[:1], params=gallery.file()[1]))[0] == 404  # never stored
+    assert message(nobody.get(*gallery.file()[:1], params=gallery.file()[1])) == (401, "You are not logged in.")
+
+
+def test_the_login_leads_back_to_the_page(forged: Any, visit: Any) -> None:
+    gallery = forged([record()])
+    path, query = gallery.task()
+
+    location = visit(None).get(path, params=query).headers["location"]
+
+    back = parse_qs(urlsplit(location).query)["next"][0]
+    assert urlsplit(location).path == "/api/v2/auth/login"
+    assert urlsplit(back).path == path
+    assert {name: value[0] for name, value in parse_qs(urlsplit(back).query).items()} == query
+
+
+# --- links and snippets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://cdn.test/a.png?x=1", "https://cdn.test"),
+        ("https://me@cdn.test:8443/a.png", "https://cdn.test:8443"),
+        ("http://127.0.0.1:8000/a.png", "http://127.0.0.1:8000"),
+        ("http://localhost/a.png", "http://localhost"),
+        ("http://[::1]:80/a.png", "http://[::1]:80"),
+        ("http://cdn.test/a.png", None),
+        (None, None),
+    ],
+)
+def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | None, origin: str | None) -> None:
+    picture = Picture(TI, 0, 0, url=url)
+    stored = Picture(TI, 0, 1, url="https://elsewhere.test/b.png", path="/b.png", bytes=1, sha256="0" * 64)
+
+    assert remote_link(picture) == (url if origin else None)
+    assert image_sources([stored, picture, picture]) == " ".join(sorted({"'self'", origin or "'self'"}))
+
+
+def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
+    parameters = {
+        "aspect_ratio": "16:9",
+        "enhance_prompt": False,
+        "num_images": 4,
+        "image_urls": ["sha256:aa", "data:image/png"],
+        "convert_base64_to_url": True,
+        "negative_prompt": None,
+        "loras": [{"path": "x", "scale": 0.5}],
+    }
+    picture = Picture(TI, 0, 0, prompt="a fox", model="m", seed=0)
+    expected = (
+        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
+        "ImagenGenerateOperator(\n"
+        "    task_id='paint',\n    prompt='a fox',\n    model='m',\n    seed=0,\n"
+        "    aspect_ratio='16:9',\n    enhance_prompt=False,\n"
+        "    parameters={'negative_prompt': None, 'loras': [{'path': 'x', 'scale': 0.5}]},\n"
+        "    # input_images: the pictures it was made from\n)\n"
+    )
+
+    assert snippet(picture, parameters) == expected
+    assert "num_images=4," in snippet(Picture(TI, 0, 1, prompt="a fox"), parameters)
+    bare = snippet(Picture(TI, 0, 1, prompt="a fox"), {})
+    assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def test_results_are_remembered_for_their_time_and_the_longest_unused_goes_first() -> None:
+    now = [0.0]
+    memory: Memory[str] = Memory(entries=2, seconds=10.0, clock=lambda: now[0])
+    worked: list[str] = []
+
+    async def ask(key: str, result: str) -> str:
+        async def work() -> str:
+            worked.append(result)
+            return result
+
+        return await memory.get(key, work)
+
+    async def check() -> None:
+        assert await ask("a", "a1") == await ask("a", "a2") == "a1"
+        assert memory.knows("a")
+        now[0] = 9.9
+        assert await ask("a", "a3") == "a1"
+        now[0] = 10.0
+        assert not memory.knows("a")
+        assert await ask("a", "a4") == "a4"
+        assert await ask("b", "b1") == "b1"
+        assert await ask("a", "a5") == "a4"  # now "b" is the longest unused
+        assert await ask("c", "c1") == "c1"
+        assert [key for key in "abc" if memory.knows(key)] == ["a", "c"]
+
+    asyncio.run(check())
+    assert worked == ["a1", "a4", "b1", "c1"]
+
+
+def test_callers_who_want_the_same_at_once_share_the_work_and_an_error_is_not_remembered() -> None:
+    memory: Memory[int] = Memory(entries=9, seconds=10.0)
+    calls: list[int] = []
+
+    async def check() -> None:
+        async def work() -> int:
+            calls.append(1)
+            await asyncio.sleep(0.01)
+            if len(calls) == 1:
+                raise ValueError("away")
+            return len(calls)
+
+        found = await asyncio.gather(*(memory.get("a", work) for _ in range(5)), return_exceptions=True)
+        assert isinstance(found[0], ValueError)
+        assert found[1:] == [2] * 4
+
+    asyncio.run(check())
+    assert memory._locks == {}
+
+
+def test_more_entries_than_airflow_hands_out_at_once_are_all_found(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG("more_than_a_page", schedule=None) as dag:
+
+        @task
+        def paint(numbers: list[int], ti: Any = None) -> None:
+            for number in numbers:
+                ti.xcom_push(key=f"summary {number}", value=1)  # sorts behind and is somebody else's
+            ti.xcom_push(key="images", value=[record()])
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.01})
+
+        paint.override(task_id="a")(list(range(120)))
+        paint.override(task_id="b")([])
+    ids = {"dag_id": "more_than_a_page", "run_id": run_dag(dag).run_id}
+
+    page = visit().get("/imagen/run", params=ids).text
+
+    assert sums(page)["Made"] == "2 of 2"
+    assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", page) == ["a", "b"]
