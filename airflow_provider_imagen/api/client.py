@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
 CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 300.0
+EXPIRES_AFTER_SECONDS = 10.0
+"""
+How long a request may be held up, beside three times the connection timeout, and still be sent.
+
+A task that was suspended for longer may have been replaced by another attempt meanwhile.
+"""
+
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 """Largest body that is read, however many images were asked for."""
@@ -319,7 +326,7 @@ class ApiClient:
         # Given for each request: what the environment says of TLS would win over the session's own setting.
         surroundings = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
         timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
-        with watching() as progress:
+        with watching(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
             try:
                 response = session.send(request, timeout=timeout, allow_redirects=False, **surroundings)
             except (transport.RequestException, pool.HTTPError, OSError) as error:
@@ -520,6 +527,7 @@ def _reason(error: BaseException) -> str:
         ((pool.ConnectTimeoutError, transport.ConnectTimeout), "connecting took too long"),
         ((pool.ReadTimeoutError, transport.ReadTimeout, TimeoutError), "no answer in time"),
         ((pool.IncompleteRead, http.client.IncompleteRead), "the answer was cut off"),
+        ((ConnectionAbortedError,), "the request was held up and has expired"),
         ((ConnectionResetError, BrokenPipeError), "the connection was reset"),
         ((pool.ProtocolError, pool.DecodeError), "the connection broke off"),
         ((transport.InvalidURL, transport.InvalidSchema), "the address of the proxy cannot be used"),

@@ -32,12 +32,25 @@ class Progress(Struct):
     """
     How far one request came.
 
+    :param expires_after_seconds: how long after its start the request may still leave
+    :param started_at: when it was started, in seconds since the epoch
     :param watched: whether a connection of ours is in charge of it; without one nothing is known
     :param sent: whether bytes of it were handed to the network
     """
 
+    expires_after_seconds: float
+    started_at: float
     watched: bool = False
     sent: bool = False
+
+    def check_age(self) -> None:
+        """
+        Refuse to send what should have left long ago: the machine slept, or the process was suspended.
+
+        :raises ConnectionAbortedError: nothing was sent; by the wall clock, because a monotonic one may stop during sleep
+        """
+        if not self.sent and not 0 <= time.time() - self.started_at <= self.expires_after_seconds:
+            raise ConnectionAbortedError("the request was held up and has expired")
 
     @property
     def never_sent(self) -> bool:
@@ -49,9 +62,9 @@ _current: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 @contextmanager
-def watching() -> Iterator[Progress]:
+def watching(*, expires_after_seconds: float) -> Iterator[Progress]:
     """Watch the request that this thread sends meanwhile."""
-    progress = Progress()
+    progress = Progress(expires_after_seconds, time.time())
     token = _current.set(progress)
     try:
         yield progress
@@ -126,6 +139,7 @@ class _NotesSending:
             self.connect()
         progress = _current.get()
         if progress is not None and not self._is_connecting:
+            progress.check_age()
             progress.sent = True
         super().send(data)  # type: ignore[misc]
 

@@ -1,0 +1,37 @@
+"""A request that is held up until another attempt may have taken over does not leave any more."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain, repeat
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_imagen.api import client as client_module
+from airflow_provider_imagen.api.client import ApiClient, ClientSettings
+from airflow_provider_imagen.exceptions import ConnectionFailedError
+
+
+@pytest.fixture
+def client(sandbox):
+    client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key))
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize("jump_seconds", [3600, -3600], ids=["slept", "clock set back"])
+def test_a_request_that_was_held_up_before_its_first_byte_is_never_sent(sandbox, client, monkeypatch, jump_seconds):
+    jumps = chain([0], repeat(jump_seconds))
+    clock = SimpleNamespace(time=lambda: time.time() + next(jumps), monotonic=time.monotonic)
+    monkeypatch.setattr("airflow_provider_imagen.api.sending.time", clock)
+    with pytest.raises(ConnectionFailedError, match=r"held up and has expired.*Nothing was sent"):
+        client.get_json("/v1/key")
+    monkeypatch.undo()
+    assert sandbox.seen("/v1/key") == []
+    assert client.get_json("/v1/key")["data"]
+
+
+def test_the_time_that_a_connection_may_take_is_no_delay(client, monkeypatch):
+    monkeypatch.setattr(client_module, "EXPIRES_AFTER_SECONDS", 0.0)
+    assert client.get_json("/v1/key")["data"]
