@@ -47,7 +47,9 @@ class Progress(Struct):
         """
         Refuse to send what should have left long ago: the machine slept, or the process was suspended.
 
-        :raises ConnectionAbortedError: nothing was sent; by the wall clock, because a monotonic one may stop during sleep
+        By the wall clock, because a monotonic one may stop during sleep.
+
+        :raises ConnectionAbortedError: nothing was sent
         """
         if not self.sent and not 0 <= time.time() - self.started_at <= self.expires_after_seconds:
             raise ConnectionAbortedError("the request was held up and has expired")

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -125,11 +124,11 @@ def _on_half(trigger: _Trigger, _: str) -> None:
 
     original = writing._write_synced
 
-    def write_half(path: Path, data: bytes) -> None:
+    def write_half(name: str, data: bytes, folder: int) -> None:
         if data.startswith(PNG_SIGNATURE):
-            trigger.around(lambda: path.write_bytes(data[: len(data) // 2]))
-            path.unlink()
-        original(path, data)
+            trigger.around(lambda: original(name, data[: len(data) // 2], folder))
+            os.unlink(name, dir_fd=folder)
+        original(name, data, folder)
 
     writing._write_synced = write_half
 
@@ -137,10 +136,10 @@ def _on_half(trigger: _Trigger, _: str) -> None:
 def _on_rename(trigger: _Trigger, suffix: str) -> None:
     """The rename, or the link, that gives a file its final name."""
 
-    def is_wanted(_: Path, target: Path) -> bool:
-        return target.name.endswith(suffix)
+    def is_wanted(_: str, name: str, **__: Any) -> bool:
+        return name.endswith(suffix)
 
-    _wrap(Path, "replace", trigger, is_wanted)
+    _wrap(os, "replace", trigger, is_wanted)
     _wrap(os, "link", trigger, is_wanted)
 
 
