@@ -110,7 +110,9 @@ class Publisher:
                     summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
             is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
             if owns_results and (is_final or not is_behind):
-                self._push_xcoms(result, summary)
+                # The manifest took its time: this process may have been suspended, and replaced by another attempt.
+                may_push = journal.still_owns if journal is not None and not journal.is_gone else lambda: True
+                self._push_xcoms(result, summary, may_push)
                 outlet_events: Any = self._context.get("outlet_events")
                 if is_final and outlet_events is not None:
                     fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=self._folder)
@@ -129,14 +131,16 @@ class Publisher:
             return True
         return journal.is_gone and self._folder is not None and not has_part(self._folder, self._origin)
 
-    def _push_xcoms(self, result: RunResult, summary: dict[str, Any]) -> None:
+    def _push_xcoms(self, result: RunResult, summary: dict[str, Any], may_push: Callable[[], bool]) -> None:
         ti = self._context.get("ti")
         if ti is None or not hasattr(ti, "xcom_push"):
             return
         records = [made.record for made in result.listed]
-        with self._airflow_lock:
-            ti.xcom_push(key="images", value=_fit_for_xcom(records, summary["manifest"]))
-            ti.xcom_push(key="summary", value=summary)
+        xcoms = {"images": _fit_for_xcom(records, summary["manifest"]), "summary": summary}
+        for key, value in xcoms.items():
+            if may_push():
+                with self._airflow_lock:
+                    ti.xcom_push(key=key, value=value)
 
     def _write_manifest(
         self,
