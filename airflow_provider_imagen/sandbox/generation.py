@@ -431,6 +431,7 @@ async def _make(state: State, order: Order, place: int, *, inline: bool, hits: H
         name := str(order.body.get("output_format", order.model.format)), name
     )
     recipe = Recipe(
+        model=order.model.id,
         prompt=order.prompt,
         seed=order.seed,
         width=max(8, round(width * scale)),

@@ -22,6 +22,7 @@ class Recipe:
     """
     All that decides a picture; the same recipe gives the same bytes.
 
+    :param model: id of the model, which gives all its pictures a look of their own
     :param width: pixels
     :param height: pixels
     :param index: place among the pictures of its request
@@ -29,6 +30,7 @@ class Recipe:
     :param colors: main colours of the picture it was made from, as (red, green, blue); empty = from the prompt
     """
 
+    model: str
     prompt: str
     seed: int
     width: int
