@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs
@@ -140,7 +141,8 @@ class Watched:
                 message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
             await send(message)
 
-        await self.app(scope, replay, note)
+        with suppress(asyncio.CancelledError):  # the sandbox is closing; uvicorn would log an error
+            await self.app(scope, replay, note)
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

@@ -29,6 +29,7 @@ SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
 """The key a sandbox accepts unless told otherwise; it opens nothing else."""
 
 _BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 30
 
 
 class Sandbox:
@@ -226,21 +227,41 @@ class Sandbox:
             note(error)
 
     async def _serve(self, note: Callable[..., None]) -> None:
+        """Serve with uvicorn's HTTP protocol, but without its ``Server``, which writes to the log of the process."""
         import asyncio
+        from functools import partial
+
+        from uvicorn.config import Config
+        from uvicorn.server import ServerState
 
         from airflow_provider_imagen.sandbox.app import Watched, api_app
-        from airflow_provider_imagen.sandbox.asgi import Listener
         from airflow_provider_imagen.sandbox.cdn import cdn_app
+        from airflow_provider_imagen.sandbox.transport import Protocol
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        shared = ServerState()
+        shared.default_headers = [(b"server", b"airflow-imagen-sandbox")]
         apps = (Watched(api_app(self._state), self._state, "api"), Watched(cdn_app(self._state), self._state, "cdn"))
-        listeners = [Listener(app) for app in apps]
-        for listener, sock in zip(listeners, self._sockets, strict=True):
-            await listener.open(sock)
+        servers = []
+        for app, sock in zip(apps, self._sockets, strict=True):
+            config = Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            )
+            config.load()
+            protocol = partial(Protocol, config=config, server_state=shared, app_state={})
+            servers.append(await self._loop.create_server(protocol, sock=sock, backlog=_BACKLOG))
         note()
         await self._stop.wait()
-        for listener in listeners:
-            await listener.close()
+        for server in servers:
+            server.close()
+        for connection in list(shared.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # requests under way learn that their client is gone, and are cancelled by asyncio.run
 
 
 def _listen(host: str, port: int) -> socket.socket:

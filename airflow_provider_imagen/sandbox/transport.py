@@ -2,7 +2,7 @@
 Answers that break HTTP: cut, reset, hang, drip, never end.
 
 Each is an ASGI application, so an endpoint returns it like any response. Cutting needs the connection itself, which
-ASGI does not give: the server's protocol (:class:`ConnectionTracker`) notes it under both ends' addresses.
+ASGI does not expose: :class:`Protocol` registers it under the addresses of both ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
@@ -22,22 +24,26 @@ _CONNECTIONS: dict[tuple[Any, Any], asyncio.Transport] = {}
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
-class ConnectionTracker:
-    """Mixin for an asyncio protocol: makes its connection findable while it lasts."""
+class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's HTTP protocol without its access log; its connection can be found while it lasts."""
 
     _ends: tuple[Any, Any] | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Note the connection."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False
+
+    def connection_made(self, transport: Any) -> None:
+        """Register the connection."""
         self._ends = (transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2])
         _CONNECTIONS[self._ends] = transport
-        super().connection_made(transport)  # type: ignore[misc]
+        super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Unregister the connection."""
         if self._ends is not None:
             _CONNECTIONS.pop(self._ends, None)
-        super().connection_lost(exc)  # type: ignore[misc]
+        super().connection_lost(exc)
 
 
 def _transport(scope: Scope) -> asyncio.Transport | None:

@@ -72,17 +72,20 @@ def test_it_starts_in_well_under_a_second_and_stops():
         requests.get(f"{url}/v1/models", timeout=5)
 
 
-def test_closing_does_not_wait_for_a_hanging_request():
+@pytest.mark.parametrize("fault", [Fault("hang"), Fault("slow", seconds=60), Fault("slow_after_billing", seconds=60)])
+def test_closing_does_not_wait_for_a_request_and_logs_nothing(fault, caplog):
     sandbox = Sandbox().start()
-    sandbox.add_fault(Fault("hang"))
-    with ThreadPoolExecutor(1) as pool:
+    sandbox.add_fault(fault)
+    with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO):
         waiting = pool.submit(post, sandbox)
         while not sandbox.seen():
             time.sleep(0.01)
+        time.sleep(0.1)
         began = time.monotonic()
         sandbox.close()
         assert time.monotonic() - began < 2
         assert isinstance(waiting.exception(timeout=5), requests.ConnectionError)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_closing_and_starting_twice_is_harmless():
