@@ -185,13 +185,9 @@ async def _document(request: Request) -> Response:
 
 
 def _operation(model: SandboxModel) -> dict[str, Any]:
-    fields = {
-        name: {key: value for key, value in schema.items() if key != "sides_multiple_of"}
-        for name, schema in model.fields.items()
-    }
     schema = {
         "type": "object",
-        "properties": {"model": {"type": "string", "enum": [model.id]}, **fields},
+        "properties": {"model": {"type": "string", "enum": [model.id]}, **model.fields},
         "required": ["model", *model.required],
         "title": model.id,
     }

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from airflow_provider_imagen.sandbox import shapes
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD, LogRow
 from airflow_provider_imagen.sandbox.drawing import main_colors
-from airflow_provider_imagen.sandbox.envelopes import error_body
+from airflow_provider_imagen.sandbox.envelopes import error_body, validation_meta
 from airflow_provider_imagen.sandbox.failing import failing_answer
 from airflow_provider_imagen.sandbox.links import signed_query
 from airflow_provider_imagen.sandbox.models import SandboxModel, find_model
@@ -30,7 +30,6 @@ from airflow_provider_imagen.sandbox.records import Charge
 from airflow_provider_imagen.sandbox.responses import Json
 from airflow_provider_imagen.sandbox.sizes import size_of
 from airflow_provider_imagen.sandbox.transport import Cut
-from airflow_provider_imagen.sandbox.validation import check_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -255,8 +254,8 @@ async def _check(state: State, body: dict[str, Any], uploads: list[bytes], *, ed
         raise RefusedError(404, f"Model {body['model']} not found")
     if edits:
         body = body | ({"image": [{} for _ in uploads]} if uploads else {})
-    if meta := check_body(model, body):
-        raise RefusedError(400, "Body validation error!", meta=meta)
+    if errors := list(model.validator.iter_errors(body)):
+        raise RefusedError(400, "Body validation error!", meta=validation_meta(errors))
     body = {name: value for name, value in body.items() if name in model.fields}
     if "seed" in body and body.get("add_watermark") is True:
         raise RefusedError(400, "Seed is not supported when watermark is enabled")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[A-Za-z0-9+/_-]{40,}={0,2}")
+"""A URL, or base64 in place of one."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,18 @@ class SandboxModel:
         """Name of the field that says how many pictures."""
         return next((name for name in ("num_images", "n") if name in self.fields), None)
 
+    @cached_property
+    def validator(self) -> Validator:
+        """Checks a body against the fields; fields that the model does not have are ignored."""
+        from jsonschema import Draft202012Validator, FormatChecker
+
+        checker = FormatChecker(formats=())
+        checker.checks("uri")(lambda value: not isinstance(value, str) or bool(_URI.fullmatch(value)))
+        schema = {"required": list(self.required), "properties": self.fields}
+        return Draft202012Validator(schema, format_checker=checker)
+
     def price(self, body: dict[str, Any]) -> Decimal:
-        """Give the price of one picture for this body, in USD."""
+        """Return the price of one picture for this body, in USD."""
         if self.usd_by is None:
             return self.usd
         name, by_value = self.usd_by
