@@ -11,6 +11,17 @@ from __future__ import annotations
 from airflow_provider_imagen.sandbox.control import SandboxControl
 from airflow_provider_imagen.sandbox.faults import Fault
 from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
-from airflow_provider_imagen.sandbox.server import SANDBOX_API_KEY, Sandbox, embedded, serve
+from airflow_provider_imagen.sandbox.server import Sandbox, embedded, serve
+from airflow_provider_imagen.sandbox.settings import SANDBOX_API_KEY, Settings
 
-__all__ = ["SANDBOX_API_KEY", "Charge", "Fault", "Sandbox", "SandboxControl", "SeenRequest", "embedded", "serve"]
+__all__ = [
+    "SANDBOX_API_KEY",
+    "Charge",
+    "Fault",
+    "Sandbox",
+    "SandboxControl",
+    "SeenRequest",
+    "Settings",
+    "embedded",
+    "serve",
+]

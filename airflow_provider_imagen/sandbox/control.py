@@ -9,8 +9,6 @@ from urllib.parse import quote
 from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from airflow_provider_imagen.sandbox.faults import Fault
 
 
@@ -44,13 +42,10 @@ class SandboxControl:
 
     def configure(self, **settings: Any) -> None:
         """
-        Change settings, by the names of the parameters of ``Sandbox``, until the next :meth:`reset`.
+        Change :class:`settings <airflow_provider_imagen.sandbox.Settings>` until the next :meth:`reset`.
 
         :raises ValueError: an unknown name, or a value out of range
         """
-        if "balance_usd" in settings:
-            usd: Decimal = settings["balance_usd"]
-            settings = {**settings, "balance_usd": str(usd)}
         self._call("POST", "settings", settings)
 
     def reset(self) -> None:
@@ -70,7 +65,7 @@ class SandboxControl:
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
 
-        data = None if values is None else json.dumps(values).encode()
+        data = None if values is None else json.dumps(values, default=str).encode()  # Decimal as text
         request = Request(  # noqa: S310 - the caller's own sandbox
             f"{self.url}/_sandbox/{name}", data, {"content-type": "application/json"}, method=method
         )

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.faults import Fault, Hits
-    from airflow_provider_imagen.sandbox.state import Settings, State
+    from airflow_provider_imagen.sandbox.settings import Settings
+    from airflow_provider_imagen.sandbox.state import State
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FLOURISHES = ("in soft morning light", "with fine detail", "wide view, calm mood", "rich colours, gentle shadows")

@@ -8,25 +8,21 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.sandbox.drawing import draw
-from airflow_provider_imagen.sandbox.state import Settings, State
+from airflow_provider_imagen.sandbox.settings import Settings
+from airflow_provider_imagen.sandbox.state import State
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from decimal import Decimal
     from types import TracebackType
     from typing import Self
 
-    from airflow_provider_imagen.sandbox.envelopes import Envelope
     from airflow_provider_imagen.sandbox.faults import Fault
-    from airflow_provider_imagen.sandbox.limits import Counting
     from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
-
-SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
-"""The key a sandbox accepts unless told otherwise; it opens nothing else."""
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
@@ -43,24 +39,9 @@ class Sandbox:
     :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback
     :param port: of the API; 0 = any free one
     :param cdn_port: of the pictures, which have a host of their own as with the real API; 0 = any free one
-    :param api_key: the key to accept
-    :param balance_usd: money in the account, in USD
-    :param latency_seconds: how long a generation takes
-    :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
-    :param clock_skew_seconds: how far the sandbox's clock is ahead of the real time, or behind it if negative: in the
-        ``Date`` header, in ``/v2/logs``, and in every time that a body or a signed link states
-    :param picture_scale: width and height of what is drawn, as a share of what was asked for
-    :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
-    :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
-        see :data:`~airflow_provider_imagen.sandbox.limits.Counting`
-    :param window_seconds: what ``sliding`` and ``fixed`` count over
-    :param burst: generations that ``bucket`` lets through at once
-    :param max_concurrent: generations at once beyond this are answered 429; ``None`` = no limit
-    :param tells_retry_after: a 429 for one of these limits carries ``Retry-After``, in whole seconds
-    :param limit_envelope: the form of such a 429, ``problem`` or ``old``
-    :param logs_per_minute: calls of ``/v2/logs`` beyond this are answered 429; the API's number is 200
-    :param seed: decides pictures without a seed of their own, and faults with a probability
-    :param clock: gives seconds since the epoch, for the log, links and limits
+    :param clock: returns seconds since the epoch, for the log, URLs and limits
+    :param settings: see :class:`~airflow_provider_imagen.sandbox.Settings`
+    :raises ValueError: an unknown setting, or a port or value out of range
     """
 
     def __init__(
@@ -69,41 +50,13 @@ class Sandbox:
         host: str = "127.0.0.1",
         port: int = 0,
         cdn_port: int = 0,
-        api_key: str = SANDBOX_API_KEY,
-        balance_usd: Decimal = Decimal(100),
-        latency_seconds: float = 0.0,
-        log_lag_seconds: float = 0.0,
-        clock_skew_seconds: float = 0.0,
-        picture_scale: float = 1.0,
-        requests_per_minute: float | None = None,
-        counting: Counting = "sliding",
-        window_seconds: float = 60.0,
-        burst: int = 1,
-        max_concurrent: int | None = None,
-        tells_retry_after: bool = False,
-        limit_envelope: Envelope = "problem",
-        logs_per_minute: int | None = None,
-        seed: int = 0,
         clock: Callable[[], float] = time.time,
+        **settings: Any,
     ) -> None:
-        settings = Settings(
-            api_key=api_key,
-            balance_usd=Decimal(balance_usd),
-            latency_seconds=latency_seconds,
-            log_lag_seconds=log_lag_seconds,
-            clock_skew_seconds=clock_skew_seconds,
-            picture_scale=picture_scale,
-            requests_per_minute=requests_per_minute,
-            counting=counting,
-            window_seconds=window_seconds,
-            burst=burst,
-            max_concurrent=max_concurrent,
-            tells_retry_after=tells_retry_after,
-            limit_envelope=limit_envelope,
-            logs_per_minute=logs_per_minute,
-            seed=seed,
-        )
-        self._state = State(settings, true_clock=clock, draw=draw)
+        for name, number in (("port", port), ("cdn_port", cdn_port)):
+            if not 0 <= number <= 65535:
+                raise ValueError(f"{name}={number!r}; allowed: 0 to 65535")
+        self._state = State(Settings().changed(**settings), true_clock=clock, draw=draw)
         self._host = host
         self._ports = (port, cdn_port)
         self._sockets: list[socket.socket] = []
@@ -142,7 +95,7 @@ class Sandbox:
 
     def configure(self, **settings: Any) -> None:
         """
-        Change settings, by the names of the class's parameters, until the next :meth:`reset`.
+        Change :class:`settings <airflow_provider_imagen.sandbox.Settings>` until the next :meth:`reset`.
 
         :raises ValueError: an unknown name, or a value out of range
         """
@@ -272,9 +225,9 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
         sock.listen(_BACKLOG)
         sock.setblocking(False)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, f"{error.strerror}: cannot listen on {host}, port {port}") from None
     return sock
 
 

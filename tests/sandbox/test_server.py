@@ -135,15 +135,39 @@ def test_chosen_ports_are_used():
     [
         {"picture_scale": 0},
         {"picture_scale": 2},
+        {"picture_scale": float("nan")},
         {"latency_seconds": -1},
+        {"latency_seconds": float("inf")},
+        {"latency_seconds": "1"},
+        {"latency_seconds": None},
+        {"requests_per_minute": -1},
+        {"requests_per_minute": float("nan")},
+        {"max_concurrent": -1},
+        {"logs_per_minute": -1},
+        {"burst": True},
+        {"balance_usd": "much"},
+        {"balance_usd": Decimal("NaN")},
+        {"port": 65536},
+        {"cdn_port": -1},
+        {"colour": "red"},
         {"balance_usd": -1},
         {"clock_skew_seconds": 4e7},
         {"clock_skew_seconds": float("nan")},
     ],
 )
 def test_settings_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="allowed"):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}.*; allowed"):
         Sandbox(**options)
+
+
+@pytest.mark.parametrize("settings", [{"balance_usd": "NaN"}, {"latency_seconds": "1"}, {"burst": 0}])
+def test_settings_out_of_range_are_refused_over_http_and_change_nothing(sandbox, settings):
+    control = SandboxControl(sandbox.url)
+    with pytest.raises(ValueError, match="allowed"):
+        control.configure(seed=5, **settings)
+
+    assert requests.get(f"{sandbox.url}/_sandbox/settings", timeout=5).json()["seed"] == 0
 
 
 def test_it_leaves_the_logging_of_the_process_alone(caplog):
