@@ -24,7 +24,7 @@ class SandboxControl:
 
     @property
     def cdn_url(self) -> str:
-        """Base URL of the pictures."""
+        """Base URL of the images."""
         return str(self._call("GET", "settings")["cdn_url"])
 
     @property
@@ -49,15 +49,15 @@ class SandboxControl:
         self._call("POST", "settings", settings)
 
     def reset(self) -> None:
-        """Forget faults, charges, log, seen requests and pictures, and go back to the first settings."""
+        """Drop faults, charges, log, seen requests and images, and restore the initial settings."""
         self._call("POST", "reset", {})
 
     def ledger(self) -> list[Charge]:
-        """List what was billed, oldest first: one charge per billed request."""
+        """Return the charges, oldest first: one per billed request."""
         return [Charge.from_json(values) for values in self._call("GET", "ledger")]
 
     def seen(self, path: str | None = None) -> list[SeenRequest]:
-        """List the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
+        """Return the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
         query = "" if path is None else f"?path={quote(path, safe='')}"
         return [SeenRequest.from_json(values) for values in self._call("GET", f"seen{query}")]
 

@@ -1,4 +1,4 @@
-"""The image models the sandbox serves: fields, limits, shape of the answer, price."""
+"""The image models the sandbox serves: fields, limits, shape of the response, price."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class SandboxModel:
     :param developer: who made it
     :param kind: from text, from a picture and text, or from a picture alone
     :param status: ``withdrawn`` models are in the documentation's list of what is no longer supported
-    :param replaced_by: successor of a withdrawn model
+    :param replaced_by: replacement of a withdrawn model
     :param shutdown_at: when a withdrawn model stopped, ``YYYY-MM-DD``; invented where no date is published
-    :param shape: form of the answer, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
+    :param shape: form of the response, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
     :param usd: price of one picture, in USD; invented where no price is published
     :param usd_by: price by the value of one field, for models whose price depends on it
     :param format: picture format when ``output_format`` is not given
-    :param required: fields the body must have, beside ``model``
+    :param required: fields the body must have besides ``model``
     :param fields: JSON Schema of each field
     :param edits: ``required`` and ``fields`` at ``/v1/images/edits``, ``None`` when the model is not served there
     """
@@ -60,7 +60,7 @@ class SandboxModel:
 
     @property
     def count_field(self) -> str | None:
-        """Name of the field that says how many pictures."""
+        """Name of the field with the number of images."""
         return next((name for name in ("num_images", "n") if name in self.fields), None)
 
     @cached_property
@@ -83,7 +83,7 @@ class SandboxModel:
 
 @cache
 def all_models() -> dict[str, SandboxModel]:
-    """Load every model, by id."""
+    """Return every model, by id."""
     text = resources.files(__package__).joinpath("models.json").read_text(encoding="utf-8")
     return {model_id: _read(model_id, entry) for model_id, entry in json.loads(text).items()}
 
@@ -95,7 +95,7 @@ def _by_name() -> dict[str, SandboxModel]:
 
 
 def find_model(name: object) -> SandboxModel | None:
-    """Find a model by id or alias."""
+    """Return a model by id or alias."""
     return _by_name().get(name) if isinstance(name, str) else None
 
 

@@ -33,12 +33,12 @@ class Sandbox:
     A server on loopback that answers like the AI/ML API and draws real pictures.
 
     Use it as a context manager, or call :meth:`start` and :meth:`close`. Starting takes a fraction of a second.
-    A process forked from this one can use it as a client, and control it with
-    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays here.
+    A forked process can use it as a client, and control it with
+    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays in this process.
 
     :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback
     :param port: of the API; 0 = any free one
-    :param cdn_port: of the pictures, which have a host of their own as with the real API; 0 = any free one
+    :param cdn_port: of the images, which have a host of their own as with the real API; 0 = any free one
     :param clock: returns seconds since the epoch, for the log, URLs and limits
     :param settings: see :class:`~airflow_provider_imagen.sandbox.Settings`
     :raises ValueError: an unknown setting, or a port or value out of range
@@ -72,7 +72,7 @@ class Sandbox:
 
     @property
     def cdn_url(self) -> str:
-        """Base URL of the pictures; empty before :meth:`start`."""
+        """Base URL of the images; empty before :meth:`start`."""
         return self._state.cdn_url
 
     @property
@@ -82,7 +82,7 @@ class Sandbox:
 
     @property
     def balance_usd(self) -> Decimal:
-        """What is left of the money, in USD."""
+        """Current balance, in USD."""
         return self._state.account.balance_usd
 
     def add_fault(self, fault: Fault) -> None:
@@ -102,15 +102,15 @@ class Sandbox:
         self._state.configure(settings)
 
     def reset(self) -> None:
-        """Forget faults, charges, log, seen requests and pictures, and go back to the first settings."""
+        """Drop faults, charges, log, seen requests and images, and restore the initial settings."""
         self._state.reset()
 
     def ledger(self) -> list[Charge]:
-        """List what was billed, oldest first: one charge per billed request."""
+        """Return the charges, oldest first: one per billed request."""
         return self._state.account.charges()
 
     def seen(self, path: str | None = None) -> list[SeenRequest]:
-        """List the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
+        """Return the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
         return self._state.seen(path)
 
     def start(self) -> Self:
@@ -145,7 +145,7 @@ class Sandbox:
         return self
 
     def close(self) -> None:
-        """Stop serving and cut what is open; does nothing in a forked child."""
+        """Stop serving and close all connections; does nothing in a forked child."""
         if os.getpid() != self._pid:
             return
         thread, self._thread = self._thread, None
@@ -264,7 +264,7 @@ _embedded_lock = threading.Lock()
 
 def embedded() -> Sandbox:
     """
-    Give this process's own sandbox, started on the first call.
+    Return the sandbox of this process, started on the first call.
 
     A forked child starts its own: the server's thread does not survive a fork.
     """
@@ -276,7 +276,7 @@ def embedded() -> Sandbox:
 
 
 def _forget_after_fork() -> None:
-    """Let go of the parent's ports, which would otherwise stay open for as long as the child lives."""
+    """Close the parent's ports, which would otherwise stay open for as long as the child lives."""
     global _embedded, _embedded_lock
     _embedded_lock = threading.Lock()
     if _embedded is not None:

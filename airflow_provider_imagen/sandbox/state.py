@@ -1,4 +1,4 @@
-"""All that a running sandbox knows, shared by its endpoints."""
+"""The state of a running sandbox, shared by its endpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class State:
     """
     The state of one sandbox. Its methods may be called from any thread.
 
-    :param true_clock: gives seconds since the epoch, without the skew of the settings
+    :param true_clock: returns seconds since the epoch, without the skew of the settings
     """
 
     def __init__(self, settings: Settings, *, true_clock: Callable[[], float], draw: Callable[[Recipe], bytes]) -> None:
@@ -46,15 +46,15 @@ class State:
         self._seen: deque[Sighting] = deque(maxlen=_SEEN_KEPT)
 
     def clock(self) -> float:
-        """Return the time that the sandbox tells, in seconds since the epoch."""
+        """Return the sandbox's time, in seconds since the epoch."""
         return self.true_clock() + self.settings.clock_skew_seconds
 
     def open(self) -> None:
-        """Get ready to draw."""
+        """Start the threads that draw."""
         self.artists = ThreadPoolExecutor(max_workers=2, thread_name_prefix="imagen-sandbox-artist")
 
     def close(self) -> None:
-        """Draw nothing more."""
+        """Stop the threads that draw."""
         self.artists.shutdown(wait=False, cancel_futures=True)
 
     def configure(self, values: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class State:
             self.account.set_balance(self.settings.balance_usd)
 
     def reset(self) -> None:
-        """Forget faults, charges, log, seen requests and links, and go back to the first settings."""
+        """Drop faults, charges, log, seen requests and images, and restore the initial settings."""
         self.settings = self.initial_settings
         self.faults.clear()
         self.account.reset(self.settings.balance_usd)
@@ -75,14 +75,14 @@ class State:
             self._seen.clear()
 
     def see(self, request: SeenRequest) -> Sighting:
-        """Note a request that arrived."""
+        """Record a request that arrived."""
         sighting = Sighting(request)
         with self._lock:
             self._seen.append(sighting)
         return sighting
 
     def seen(self, path: str | None = None) -> list[SeenRequest]:
-        """List the requests that arrived, oldest first; a path ending in ``/`` matches what lies under it."""
+        """Return the requests that arrived, oldest first; a path ending in ``/`` is a prefix."""
         with self._lock:
             requests = [sighting.request for sighting in self._seen]
         if path is None:
@@ -92,7 +92,7 @@ class State:
         return [request for request in requests if request.path == path]
 
     def withdrawn(self) -> dict[str, str | None]:
-        """Map each model that answers 404 to its successor: the documented ones and those of faults."""
+        """Return the models that answer 404, documented and by faults, with their replacements."""
         documented = {model.id: model.replaced_by for model in all_models().values() if model.status == "withdrawn"}
         by_fault = {
             (model.id if (model := find_model(name)) else name): replaced_by
@@ -101,7 +101,7 @@ class State:
         return documented | by_fault
 
     async def draw(self, recipe: Recipe) -> bytes:
-        """Draw a picture outside the event loop, unless it is drawn already."""
+        """Return the bytes of an image; it is drawn outside the event loop, and once."""
         import asyncio
 
         if self.pictures.is_drawn(recipe):
@@ -110,11 +110,11 @@ class State:
 
 
 class Sighting:
-    """A seen request whose answer may still be to come."""
+    """A recorded request, which may still be in flight."""
 
     def __init__(self, request: SeenRequest) -> None:
         self.request = request
 
     def answered(self, status: int) -> None:
-        """Note the status of the answer."""
+        """Record the status of the response."""
         self.request = replace(self.request, status=status)

@@ -1,5 +1,5 @@
 """
-Answers that break HTTP: cut, reset, hang, drip, never end.
+Responses that break HTTP: cut, reset, hang, drip, never end.
 
 Each is an ASGI application, so an endpoint returns it like any response. Cutting needs the connection itself, which
 ASGI does not expose: :class:`Protocol` registers it under the addresses of both ends.
@@ -51,7 +51,7 @@ def _transport(scope: Scope) -> asyncio.Transport | None:
 
 
 async def wait_for_disconnect(receive: Receive, seconds: float | None = None) -> None:
-    """Wait until the client is gone, at most so many seconds."""
+    """Wait until the client disconnects, at most so many seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while (await receive())["type"] != "http.disconnect":
@@ -59,7 +59,7 @@ async def wait_for_disconnect(receive: Receive, seconds: float | None = None) ->
 
 
 class Reset:
-    """Cut the connection with a TCP reset, before a byte is answered."""
+    """Reset the TCP connection without sending a byte."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the form of ASGI
         """Run as an ASGI application."""
@@ -71,7 +71,7 @@ class Reset:
 
 class Hang:
     """
-    Say nothing until the client leaves, then or at the latest after some seconds reset the connection.
+    Send nothing until the client leaves or the time is up, then reset the connection.
 
     :param seconds: the longest time to hold the connection
     """
@@ -87,10 +87,10 @@ class Hang:
 
 class Cut:
     """
-    Declare a whole body, send part of it, close the connection.
+    Declare a whole body, send a part of it, close the connection.
 
     :param body: the part that is sent
-    :param content_length: what is declared, in bytes
+    :param content_length: declared length, in bytes
     """
 
     def __init__(self, body: bytes, *, content_length: int, status: int = 200, headers: Mapping[str, str]) -> None:
@@ -113,7 +113,7 @@ class Paced:
 
     :param pieces: the body
     :param seconds: pause before each piece
-    :param content_length: what is declared, in bytes; ``None`` = nothing
+    :param content_length: declared length, in bytes; ``None`` = none
     """
 
     def __init__(
