@@ -48,6 +48,8 @@ import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from airflow_provider_imagen.sandbox.envelopes import Envelope
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -99,6 +101,11 @@ Slot = Literal[
     "pace",
     "ranges",
 ]
+Value = Literal["null", "empty"]
+FaultShape = Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"]
+Usage = Literal["usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"]
+Damage = Literal["null", "surrogate", "control", "encoding", "escape", "quote", "behind"]
+Style = Literal["expires", "amz", "se", "tos"]
 
 _GENERATE: tuple[Where, ...] = ("generate",)
 _DOWNLOAD: tuple[Where, ...] = ("download",)
@@ -168,12 +175,12 @@ KINDS: dict[FaultKind, Kind] = {
 """Every kind of fault; the table in the module docstring describes them."""
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "envelope": ("old", "problem"),
-    "value": ("null", "empty"),
-    "shape": ("A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"),
-    "usage": ("usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"),
-    "damage": ("null", "surrogate", "control", "encoding", "escape", "quote", "behind"),
-    "style": ("expires", "amz", "se", "tos"),
+    "envelope": get_args(Envelope),
+    "value": get_args(Value),
+    "shape": get_args(FaultShape),
+    "usage": get_args(Usage),
+    "damage": get_args(Damage),
+    "style": get_args(Style),
 }
 _COMMON = ("kind", "times", "probability", "prompt", "model", "skip", "on", "path")
 
@@ -232,7 +239,7 @@ class Fault:
     on: Literal["generate", "download"] | None = None
     path: str | None = None
     status: int | None = None
-    envelope: Literal["old", "problem"] | None = None
+    envelope: Envelope | None = None
     status_as_text: bool | None = None
     message: str | list[str] | None = None
     error_kind: str | None = None
@@ -242,11 +249,11 @@ class Fault:
     logged: bool | None = None
     seconds: float | None = None
     count: int | None = None
-    value: Literal["null", "empty"] | None = None
-    shape: Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"] | None = None
-    usage: Literal["usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"] | None = None
-    damage: Literal["null", "surrogate", "control", "encoding", "escape", "quote", "behind"] | None = None
-    style: Literal["expires", "amz", "se", "tos"] | None = None
+    value: Value | None = None
+    shape: FaultShape | None = None
+    usage: Usage | None = None
+    damage: Damage | None = None
+    style: Style | None = None
     replaced_by: str | None = None
     bytes_sent: int | None = None
     ranges: bool | None = None
