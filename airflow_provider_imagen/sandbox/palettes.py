@@ -54,7 +54,7 @@ def choose_palette(style: random.Random, chance: random.Random, given: tuple[Col
         middle, bright = ranked[len(ranked) // 2], ranked[min(1, len(ranked) - 1)]
         return Palette((middle, bright, ranked[0]), middle, mix(ranked[-1], (0, 0, 0), 0.4), mix(ranked[0], WHITE, 0.5))
     if light == "dusk":
-        hue = 0.45 + hue % 1 * 0.35  # from teal to purple, for a warm horizon
+        hue = 0.45 + hue % 1 * 0.4  # from teal to purple, for a warm horizon
     top, middle, horizon, far, near = (_hsv(hue + shift, *tone) for shift, *tone in _LIGHTS[light])
     glow = _hsv(hue + 0.5, 0.70, 0.88) if light == "ink" else WHITE
     return Palette((top, middle, horizon), far, near, glow, starry=light == "night")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     Point = tuple[float, float]
 
+_NEAREST = Image.Resampling.NEAREST
 _OVERSAMPLING = 2
 """Shapes are drawn this many times as large and then reduced, which makes their edges smooth."""
 
@@ -26,17 +28,17 @@ def paint(
     """
     Return a new image.
 
-    :param style: decides the colours and the finish
-    :param chance: decides the scene
+    :param style: decides the colours, the size of the sun, the depth and the finish
+    :param chance: decides the rest
     :param colors: to use instead, if any
     """
     scene = _Scene(size, choose_palette(style, chance, colors), chance)
-    scene.add_sky()
-    shore = scene.height * chance.uniform(0.70, 0.80)
-    for nearness in (0, 0.25, 0.5, 0.75, 1):
-        (scene.add_towers if city else scene.add_ridge)(shore, nearness)
+    scene.add_sky(scene.unit * style.uniform(0.04, 0.16))
+    shore, layers = scene.height * chance.uniform(0.70, 0.80), style.choice((3, 4, 6))
+    for layer in range(layers):
+        (scene.add_towers if city else scene.add_ridge)(shore, layer / (layers - 1))
     scene.mirror_below(round(shore))
-    scene.add_finish(style.choice(("pixelated", "plain", "ruled")))
+    scene.add_finish(style.choice(("plain", "pixelated", "ruled")))
     return scene.image
 
 
@@ -71,7 +73,7 @@ class _Scene:
         self.chance = chance
         self.image = Image.new("RGB", size)
 
-    def add_sky(self) -> None:
+    def add_sky(self, radius: float) -> None:
         """Fill the image with the sky, some stars at night, and the sun or moon in its glow."""
         palette, chance, unit = self.palette, self.chance, self.unit
         top, middle, horizon = palette.sky
@@ -79,8 +81,7 @@ class _Scene:
         for row in range(6):
             color = mix(top, middle, row / 2.5) if row < 3 else mix(middle, horizon, row / 2.5 - 1)
             for column in range(5):
-                drift = mix(color, chance.choice((top, horizon)), chance.uniform(0, 0.18))
-                grid.putpixel((column, row), drift)
+                grid.putpixel((column, row), mix(color, chance.choice((top, horizon)), chance.uniform(0, 0.18)))
         self.image = grid.resize(self.image.size, Image.Resampling.BICUBIC)
         if palette.starry:
             with self._layer(palette.glow, bottom=self.height * 0.7) as pen:
@@ -88,8 +89,7 @@ class _Scene:
                     x, y = chance.uniform(0, self.width), self.height * 0.7 * chance.random()
                     pen.disc(x, y, unit * chance.choice((0.0008, 0.001, 0.002)), chance.uniform(0.35, 1))
         x, y = self.width * chance.uniform(0.2, 0.8), self.height * chance.uniform(0.16, 0.36)
-        radius = unit * chance.uniform(0.045, 0.085)
-        side = max(2, round(radius * 12))
+        side = max(2, round(unit * 0.4 + radius * 5))
         fading = Image.radial_gradient("L").point([round(150 * max(0.0, 1 - part / 181) ** 2) for part in range(256)])
         self.image.paste(palette.glow, (round(x - side / 2), round(y - side / 2)), fading.resize((side, side)))
         with self._layer(palette.glow, top=y - radius, bottom=y + radius) as pen:
@@ -107,7 +107,7 @@ class _Scene:
         base, rise = shore * (0.52 + 0.40 * nearness), unit * (0.22 - 0.11 * nearness)
         step = self.width / (len(heights) - 1)
         ridge = [(place * step, base - rise * height) for place, height in enumerate(heights)]
-        with self._layer(self._colors(nearness), top=min(y for _, y in ridge) - unit * 0.05, bottom=shore) as pen:
+        with self._layer(*self._colors(nearness), top=min(y for _, y in ridge) - unit * 0.05, bottom=shore) as pen:
             pen.polygon((0, shore), *ridge, (self.width, shore))
             for x, y in chance.choices(ridge, k=80) if nearness == 1 else ():
                 tall = unit * chance.uniform(0.02, 0.05)
@@ -125,7 +125,7 @@ class _Scene:
             tall = shore * (0.26 + 0.36 * chance.random() ** 1.6) * (1.3 - 0.7 * nearness)
             towers.append((x, shore - tall, wide))
             x += wide * chance.uniform(0.92, 1.25)
-        with self._layer(self._colors(nearness), bottom=shore) as pen:
+        with self._layer(*self._colors(nearness), bottom=shore) as pen:
             for left, top, wide in towers:
                 pen.box(left, top, left + wide, shore)
                 roof = chance.random()
@@ -143,15 +143,9 @@ class _Scene:
                 for row in range(int((shore - top - step) / (step * 1.35))):
                     for column in range(columns):
                         if chance.random() < 0.4:
-                            window = left + (wide - columns * step) / 2 + column * step
-                            y = top + step * (0.7 + row * 1.35)
-                            pen.box(
-                                window + step * 0.2,
-                                y,
-                                window + step * 0.75,
-                                y + step * 0.72,
-                                chance.uniform(0.35, 0.95),
-                            )
+                            x = left + (wide - columns * step) / 2 + (column + 0.2) * step
+                            y = top + (0.7 + row * 1.35) * step
+                            pen.box(x, y, x + step * 0.55, y + step * 0.72, chance.uniform(0.35, 0.95))
 
     def mirror_below(self, shore: int) -> None:
         """Turn what lies below the shore into water that mirrors what lies above."""
@@ -171,10 +165,8 @@ class _Scene:
     def add_finish(self, finish: str) -> None:
         """Pixelate or rule the image; ``plain`` leaves it as it is."""
         if finish == "pixelated":
-            small = self.image.resize(
-                [max(1, side * 96 // self.unit) for side in self.image.size], Image.Resampling.NEAREST
-            )
-            self.image = small.resize(self.image.size, Image.Resampling.NEAREST)
+            small = [max(1, side * 96 // self.unit) for side in self.image.size]
+            self.image = self.image.resize(small, _NEAREST).resize(self.image.size, _NEAREST)
         elif finish == "ruled":
             with self._layer(WHITE) as pen:
                 for row in range(0, self.height, max(3, round(self.unit / 80))):
@@ -186,21 +178,16 @@ class _Scene:
         return color, mix(color, self.palette.sky[2], 0.6 - 0.5 * nearness)
 
     @contextmanager
-    def _layer(
-        self, fill: Color | tuple[Color, Color], *, top: float = 0, bottom: float | None = None
-    ) -> Iterator[_Pen]:
+    def _layer(self, *colors: Color, top: float = 0, bottom: float = math.inf) -> Iterator[_Pen]:
         """
         Collect shapes and fill them.
 
-        :param fill: a colour, or two: at the top and at the bottom of the layer
+        :param colors: one, or two: at the top and at the bottom of the layer
         """
         first = max(0, int(top))
-        last = max(first + 1, min(self.height, round(self.height if bottom is None else bottom) + 1))
+        last = max(first + 1, int(min(self.height, bottom + 1)))
         mask = Image.new("L", (self.width * _OVERSAMPLING, (last - first) * _OVERSAMPLING))
         yield _Pen(mask, first)
         mask = mask.reduce(_OVERSAMPLING)
-        if isinstance(fill[0], tuple):
-            column = ImageOps.colorize(Image.linear_gradient("L").resize((1, mask.height)), *fill)
-            self.image.paste(column.resize(mask.size, Image.Resampling.NEAREST), (0, first), mask)
-        else:
-            self.image.paste(fill, (0, first), mask)
+        column = ImageOps.colorize(Image.linear_gradient("L").resize((1, mask.height)), colors[0], colors[-1])
+        self.image.paste(column.resize(mask.size, _NEAREST), (0, first), mask)
