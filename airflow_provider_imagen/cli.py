@@ -108,31 +108,31 @@ def _add_sandbox(commands: Any) -> None:
         help="run a server that answers like the API",
         description="Serve the API's image endpoints on this machine: real HTTP, drawn pictures, no cost. "
         "Point a connection's host at it.",
+        argument_default=argparse.SUPPRESS,  # the defaults are the sandbox's own
     )
-    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sandbox.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     sandbox.add_argument(
         "--port", type=int, default=8765, help="port of the API (default: %(default)s; 0 takes a free one)"
     )
+    sandbox.add_argument("--cdn-port", type=int, help="port the pictures are served from (default: a free one)")
     sandbox.add_argument(
-        "--cdn-port", type=int, default=0, help="port the pictures are served from (default: a free one)"
+        "--latency", dest="latency_seconds", type=float, metavar="SECONDS", help="time each generation takes"
     )
-    sandbox.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="time each generation takes")
     sandbox.add_argument(
         "--requests-per-minute", type=float, metavar="N", help="answer 429 to generations beyond this (default: none)"
     )
     sandbox.add_argument(
         "--counting",
-        choices=["sliding", "fixed", "bucket"],
-        default="sliding",
-        help="over the last minute, per minute of the clock, or evenly (default: %(default)s)",
+        metavar="{sliding,fixed,bucket}",
+        help="over the last minute, per minute of the clock, or evenly (default: sliding)",
     )
-    sandbox.add_argument(
-        "--burst", type=int, default=1, metavar="N", help="with --counting bucket: so many at once (default: 1)"
-    )
+    sandbox.add_argument("--burst", type=int, metavar="N", help="with --counting bucket: so many at once (default: 1)")
     sandbox.add_argument(
         "--max-concurrent", type=int, metavar="N", help="answer 429 when more are under way (default: none)"
     )
-    sandbox.add_argument("--retry-after", action="store_true", help="let these 429 answers carry Retry-After")
+    sandbox.add_argument(
+        "--retry-after", dest="tells_retry_after", action="store_true", help="let these 429 answers carry Retry-After"
+    )
     sandbox.set_defaults(run=_run_sandbox)
 
 
@@ -145,18 +145,16 @@ def _run_sandbox(arguments: argparse.Namespace) -> int:
         print(f"Connection: AIRFLOW_CONN_IMAGEN_DEFAULT='{_connection_json(sandbox)}'", flush=True)
         print("Stop it with Ctrl-C.", flush=True)
 
-    serve(
-        host=arguments.host,
-        port=arguments.port,
-        cdn_port=arguments.cdn_port,
-        latency_seconds=arguments.latency,
-        requests_per_minute=arguments.requests_per_minute,
-        counting=arguments.counting,
-        burst=arguments.burst,
-        max_concurrent=arguments.max_concurrent,
-        tells_retry_after=arguments.retry_after,
-        on_ready=announce,
-    )
+    options = {name: value for name, value in vars(arguments).items() if name != "run"}
+    try:
+        serve(on_ready=announce, **options)
+    except (
+        OSError,
+        OverflowError,
+        ValueError,
+    ) as error:  # a port that is taken or does not exist, a value out of range
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

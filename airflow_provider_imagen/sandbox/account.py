@@ -22,7 +22,7 @@ class LogRow:
     One request as ``GET /v2/logs`` shows it.
 
     :param created: when the request arrived by the sandbox's clock, seconds since the epoch
-    :param finished: when its outcome was known, without clock skew; the row shows ``log_lag_seconds`` after that
+    :param finished: when its outcome was known, without clock skew; the row appears ``log_lag_seconds`` later
     :param usd: what it was charged; 0 when it failed
     """
 
@@ -40,11 +40,11 @@ class Account:
     """
     Keep the money and the log. Safe to use from several threads.
 
-    Money is held when a request is accepted and either charged or given back when it ends, so that
-    requests in flight together cannot spend more than there is.
+    Money is held when a request is accepted and either charged or released when it ends, so that
+    concurrent requests cannot overdraw the account.
 
     :param balance_usd: what the account starts with, in USD
-    :param clock: gives seconds since the epoch, without clock skew
+    :param clock: returns seconds since the epoch, without clock skew
     """
 
     def __init__(self, balance_usd: Decimal, clock: Callable[[], float]) -> None:
@@ -56,10 +56,10 @@ class Account:
         self._log: list[LogRow] = []
         self.in_flight = 0
         self.epoch = 0
-        """Counts resets: what began before the last one is not booked any more."""
+        """Number of resets; requests that began before the last one are no longer booked."""
 
     def reset(self, balance_usd: Decimal) -> None:
-        """Forget every charge and request, and start with a balance in USD."""
+        """Drop every charge and log row, and start with a balance in USD."""
         with self._lock:
             self.epoch += 1
             self.in_flight = 0
@@ -68,30 +68,30 @@ class Account:
             self._log.clear()
 
     def set_balance(self, balance_usd: Decimal) -> None:
-        """Top the account up, or empty it."""
+        """Replace the balance."""
         with self._lock:
             self._balance = balance_usd
 
     @property
     def balance_usd(self) -> Decimal:
-        """What is left, in USD; held money is still there."""
+        """Balance in USD, including held money."""
         with self._lock:
             return self._balance
 
     def enter(self, *, epoch: int) -> None:
-        """Count a request as under way."""
+        """Count a request as in flight."""
         with self._lock:
             if epoch == self.epoch:
                 self.in_flight += 1
 
     def leave(self, *, epoch: int) -> None:
-        """Count it no more."""
+        """Stop counting a request as in flight."""
         with self._lock:
             if epoch == self.epoch:
                 self.in_flight -= 1
 
     def hold(self, usd: Decimal, *, epoch: int) -> bool:
-        """Set money aside for a request; ``False`` when there is not enough."""
+        """Reserve money for a request; return ``False`` when there is not enough."""
         with self._lock:
             if epoch != self.epoch:
                 return True
@@ -101,7 +101,7 @@ class Account:
             return True
 
     def release(self, usd: Decimal, *, epoch: int) -> None:
-        """Give held money back."""
+        """Return held money to the balance."""
         with self._lock:
             if epoch == self.epoch:
                 self._held -= usd
@@ -122,12 +122,12 @@ class Account:
                 self._log.append(row)
 
     def charges(self) -> list[Charge]:
-        """List the charges, oldest first."""
+        """Return the charges, oldest first."""
         with self._lock:
             return list(self._charges)
 
     def log(self, *, lag_seconds: float) -> list[LogRow]:
-        """List the requests whose row shows by now, newest first."""
+        """Return the log rows that are visible by now, newest first."""
         shows_until = self._clock() - lag_seconds
         with self._lock:
             rows = [row for row in self._log if row.finished <= shows_until]

@@ -31,7 +31,7 @@ _KEY_MADE = "2026-01-05T09:00:00.000Z"
 
 
 def account_routes() -> list[Route]:
-    """List the routes that need a key."""
+    """Return the routes that need a key."""
     return [
         Route("/v1/key", _key),
         Route("/v2/billing", _billing),
@@ -83,7 +83,7 @@ async def _old_balance(request: Request) -> Response:
 
 
 async def _usage(request: Request) -> Response:
-    """Add up what was spent in a window."""
+    """Answer with the total spent in a window."""
     state: State = request.app.state.sandbox
     try:
         since, until = _window(request.query_params, datetime.fromtimestamp(state.clock(), UTC))
@@ -185,7 +185,7 @@ def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime
     """Read the window: ``period``, or ``start`` and ``end``, never both, 92 days at most."""
     period, start, end = query.get("period"), _moment(query.get("start")), _moment(query.get("end"))
     if (period is None) == (start is None and end is None):
-        raise ValueError("Give either period or both start and end")
+        raise ValueError("Pass either period or both start and end")
     if period is not None:
         match = re.fullmatch(r"([1-9]\d{0,5})([hd])", period)
         if match is None:

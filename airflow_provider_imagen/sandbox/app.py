@@ -1,9 +1,10 @@
-"""Put the endpoints together, and note every request that comes."""
+"""The API as one ASGI application, and the recording of every request."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from email.utils import formatdate
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +38,7 @@ _NO_KEY = (
     "This request requires a valid API key. You can create a new API key on the Billing page: "
     "https://aimlapi.com/app/keys"
 )
-"""What a 401 says (docs, "Errors with status code 4xx" page, 2026-08)."""
+"""Message of a 401 (docs, "Errors with status code 4xx" page, 2026-08)."""
 
 
 def api_app(state: State) -> ASGIApp:
@@ -64,7 +65,7 @@ async def _not_there(request: Request, error: Exception) -> Response:
 
 
 class _Gate:
-    """What stands before every endpoint of the API: faults of single paths, then the key."""
+    """Apply the faults of single paths, then check the key."""
 
     _OPEN = ("/v1/models", "/models", "/api/v1/models", "/model/", "/docs-json", CONTROL_PREFIX)
 
@@ -139,10 +140,9 @@ def _is_this_machine(url: str) -> bool:
 
 class Watched:
     """
-    Record each request before it is answered and the status of its answer, which gets a ``Date``.
+    Record each request before it is answered, and its status; add ``Date`` to the response.
 
-    :param app: what answers
-    :param host: the name under which requests are noted
+    :param host: recorded with each request
     """
 
     def __init__(self, app: ASGIApp, state: State, host: Literal["api", "cdn"]) -> None:
@@ -187,11 +187,12 @@ class Watched:
                 message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
             await send(message)
 
-        await self.app(scope, replay, note)
+        with suppress(asyncio.CancelledError):  # the sandbox is closing; uvicorn would log an error
+            await self.app(scope, replay, note)
 
 
 async def _whole_body(receive: Receive) -> bytes | None:
-    """Read the body to its end; ``None`` when the client left before."""
+    """Return the whole body, or ``None`` when the client disconnected first."""
     parts = []
     while True:
         message = await receive()

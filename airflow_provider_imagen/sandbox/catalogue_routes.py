@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _TYPE = "openai/image-generations"
 _SHUT_DOWN = "2026-06-30"
-"""When a model ended that a fault withdraws."""
+"""Shutdown date of a model that a fault withdraws."""
 
 _LISTS = ("/v1/models", "/models", "/api/v1/models")
 _STATUSES = ("deprecated", "superseded", "withdrawn")
 
 
 def catalogue_routes() -> list[Route]:
-    """List the routes that need no key."""
+    """Return the routes that need no key."""
     return [
         *(Route(path, _models) for path in _LISTS),
         *(Route(f"{path}/{name}", _deprecations) for path in _LISTS for name in ("deprecations", "deprecated")),
@@ -38,7 +38,7 @@ def catalogue_routes() -> list[Route]:
 
 
 def _values(request: Request, name: str) -> set[str]:
-    """Read a filter: comma-separated and repeated values are both accepted, in any case."""
+    """Return the values of a filter, in lower case; they may be comma-separated, repeated or both."""
     return {part.lower() for value in request.query_params.getlist(name) for part in value.split(",") if part}
 
 
@@ -65,13 +65,13 @@ async def _model(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    """Answer as when no request was measured lately."""
+    """Answer as if no request was measured recently."""
     state: State = request.app.state.sandbox
     return Json({"window_seconds": 300, "generated_at": timestamp(state.clock()), "models": []})
 
 
 def _is_wanted(request: Request, model: SandboxModel) -> bool:
-    """Apply the filters: several values of one are alternatives, several filters all have to fit."""
+    """Return whether a model passes the filters: any value of each filter must match."""
     inputs, outputs = _modalities(model).values()
     facts = {
         "id": {name.lower() for name in model.names},
@@ -125,7 +125,7 @@ def _capabilities(model: SandboxModel) -> list[str]:
 
 
 def _pricing(model: SandboxModel) -> dict[str, Any]:
-    """Write a price in the documented form (docs, complete-model-list page, 2026-08-19)."""
+    """Return a price in the documented form (docs, complete-model-list page, 2026-08-19)."""
     if model.usd_by is None:
         unit = {"name": "image", "measure": "output", "price": float(model.usd), "per": 1}
         return {"kind": "fixed", "currency": "USD", "units": [unit]}
@@ -137,7 +137,7 @@ def _pricing(model: SandboxModel) -> dict[str, Any]:
 
 
 async def _deprecations(request: Request) -> Response:
-    """Answer with what is on its way out, newest first (docs, model-deprecations page, 2026-08)."""
+    """Answer with the retired models, newest first (docs, model-deprecations page, 2026-08)."""
     state: State = request.app.state.sandbox
     data = []
     for model_id, replaced_by in sorted(state.withdrawn().items()):
@@ -185,13 +185,9 @@ async def _document(request: Request) -> Response:
 
 
 def _operation(model: SandboxModel) -> dict[str, Any]:
-    fields = {
-        name: {key: value for key, value in schema.items() if key != "sides_multiple_of"}
-        for name, schema in model.fields.items()
-    }
     schema = {
         "type": "object",
-        "properties": {"model": {"type": "string", "enum": [model.id]}, **fields},
+        "properties": {"model": {"type": "string", "enum": [model.id]}, **model.fields},
         "required": ["model", *model.required],
         "title": model.id,
     }

@@ -1,4 +1,4 @@
-"""The host of the pictures: plain files with ranges, or whatever a fault makes of them."""
+"""The image host: files with range requests, and the faults of downloads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENDLESS_CHUNK = 64 * 1024
 
 
 def cdn_app(state: State) -> Starlette:
-    """Build the picture host."""
+    """Return the image host."""
     app = Starlette(
         routes=[
             Route("/hops/{hops:int}/{path:path}", _hop, methods=["GET", "HEAD"]),
@@ -58,7 +58,7 @@ async def _picture(request: Request) -> Any:
 
 
 async def _hop(request: Request) -> Any:
-    """Answer one step of a chain of redirects; the last gives the picture."""
+    """Answer one step of a chain of redirects, which ends with the image."""
     hops, path = request.path_params["hops"], request.path_params["path"]
     if hops > 0:
         return RedirectResponse(f"/hops/{hops - 1}/{path}", 302)
@@ -110,7 +110,7 @@ async def _deliver(request: Request, picture: Picture, hits: Hits) -> Any:
 
 
 def _range(asked: str, size: int) -> slice | None:
-    """Read a single range; ``None`` when no byte of it exists."""
+    """Return a single range as a slice; ``None`` when it cannot be satisfied."""
     match = _RANGE.fullmatch(asked)
     first, last = match.groups() if match else ("", "")
     if first:
@@ -169,7 +169,7 @@ def _redirect(fault: Fault, request: Request, state: State) -> Response:
 
 @cache
 def bomb(pixels: int) -> bytes:
-    """Build a small, valid PNG of one colour and so many pixels a side: one bit each, compressed row by row."""
+    """Return a small, valid PNG with so many pixels a side, of one colour: one bit each, compressed row by row."""
     row = bytes(1 + (pixels + 7) // 8)
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(row) for _ in range(pixels)) + packer.flush()

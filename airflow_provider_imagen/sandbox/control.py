@@ -9,8 +9,6 @@ from urllib.parse import quote
 from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from airflow_provider_imagen.sandbox.faults import Fault
 
 
@@ -26,7 +24,7 @@ class SandboxControl:
 
     @property
     def cdn_url(self) -> str:
-        """Base URL of the pictures."""
+        """Base URL of the images."""
         return str(self._call("GET", "settings")["cdn_url"])
 
     @property
@@ -44,25 +42,22 @@ class SandboxControl:
 
     def configure(self, **settings: Any) -> None:
         """
-        Change settings, by the names of the parameters of ``Sandbox``, until the next :meth:`reset`.
+        Change :class:`settings <airflow_provider_imagen.sandbox.Settings>` until the next :meth:`reset`.
 
         :raises ValueError: an unknown name, or a value out of range
         """
-        if "balance_usd" in settings:
-            usd: Decimal = settings["balance_usd"]
-            settings = {**settings, "balance_usd": str(usd)}
         self._call("POST", "settings", settings)
 
     def reset(self) -> None:
-        """Forget faults, charges, log, seen requests and pictures, and go back to the first settings."""
+        """Drop faults, charges, log, seen requests and images, and restore the initial settings."""
         self._call("POST", "reset", {})
 
     def ledger(self) -> list[Charge]:
-        """List what was billed, oldest first: one charge per billed request."""
+        """Return the charges, oldest first: one per billed request."""
         return [Charge.from_json(values) for values in self._call("GET", "ledger")]
 
     def seen(self, path: str | None = None) -> list[SeenRequest]:
-        """List the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
+        """Return the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
         query = "" if path is None else f"?path={quote(path, safe='')}"
         return [SeenRequest.from_json(values) for values in self._call("GET", f"seen{query}")]
 
@@ -70,7 +65,7 @@ class SandboxControl:
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
 
-        data = None if values is None else json.dumps(values).encode()
+        data = None if values is None else json.dumps(values, default=str).encode()  # Decimal as text
         request = Request(  # noqa: S310 - the caller's own sandbox
             f"{self.url}/_sandbox/{name}", data, {"content-type": "application/json"}, method=method
         )

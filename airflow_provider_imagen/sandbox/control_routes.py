@@ -1,4 +1,4 @@
-"""The sandbox's own endpoints under ``/_sandbox/``: read what happened, change what happens next."""
+"""The sandbox's own endpoints under ``/_sandbox/``: read what happened, arm faults, change settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTROL_PREFIX = "/_sandbox/"
 
 
 def control_routes() -> list[Route]:
-    """List the routes; none needs a key, so keep the sandbox on loopback."""
+    """Return the routes; none needs a key, so keep the sandbox on loopback."""
     return [
         Route(f"{CONTROL_PREFIX}ledger", _ledger),
         Route(f"{CONTROL_PREFIX}seen", _seen),

@@ -1,13 +1,44 @@
-"""The two JSON forms of an error answer (docs, "Errors and messages" pages and public tickets, 2025-05 to 2026-08)."""
+"""
+The two JSON forms of an error response, and the ``meta`` of a "Body validation error!".
+
+(docs, "Errors and messages" pages and public tickets, 2025-05 to 2026-08)
+"""
 
 from __future__ import annotations
 
 import http
 import uuid
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from jsonschema.exceptions import ValidationError
 
 Envelope = Literal["old", "problem"]
+
+_COMPLAINTS = {
+    "type": "Expected {limit}, received {type}",
+    "enum": "Invalid enum value. Expected {choices}, received {value!r}",
+    "format": "Invalid url",
+    "maxLength": "String must contain at most {limit} character(s)",
+    "minLength": "String must contain at least {limit} character(s)",
+    "maxItems": "Array must contain at most {limit} element(s)",
+    "minItems": "Array must contain at least {limit} element(s)",
+    "maximum": "Number must be less than or equal to {limit}",
+    "minimum": "Number must be greater than or equal to {limit}",
+    "multipleOf": "Number must be a multiple of {limit}",
+}
+_TYPES = {
+    type(None): "null",
+    bool: "boolean",
+    str: "string",
+    int: "number",
+    float: "number",
+    dict: "object",
+    list: "array",
+}
 
 
 def timestamp(seconds: float) -> str:
@@ -61,3 +92,32 @@ def error_body(
             "data": {"kind": error_kind or f"err_{title.lower().replace(' ', '_')}"},
         },
     }
+
+
+def validation_meta(errors: Iterable[ValidationError]) -> dict[str, Any]:
+    """Build the tree of complaints about a body: field names are its branches, ``_errors`` lists its leaves."""
+    tree: dict[str, Any] = {"_errors": []}
+    for path, complaint in (found for error in errors for found in _complaints(error)):
+        node = tree
+        for name in path:
+            node = node.setdefault(str(name), {"_errors": []})
+        node["_errors"] = node["_errors"] or [complaint]
+    return tree
+
+
+def _complaints(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    value: Any = error.instance
+    limit: Any = error.validator_value
+    path = tuple(error.absolute_path)
+    if error.validator == "required":
+        yield from (((*path, name), "Required") for name in limit if name not in value)
+    elif error.validator == "anyOf":
+        deeper = [each for each in error.context or () if each.relative_path or each.validator == "required"]
+        for each in deeper:
+            yield from _complaints(each)
+        if not deeper:
+            yield path, "Invalid input"
+    else:
+        choices = " | ".join(map(repr, limit)) if isinstance(limit, list) else ""
+        facts = {"limit": limit, "choices": choices, "value": value, "type": _TYPES[type(value)]}
+        yield path, _COMPLAINTS[str(error.validator)].format(**facts)

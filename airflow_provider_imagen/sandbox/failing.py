@@ -1,4 +1,4 @@
-"""Turn a fault that ends a request into what is answered instead."""
+"""Responses of faults that replace the regular response."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _MESSAGES = {
 
 def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str, str] | None = None) -> Any:
     """
-    Give the ASGI application that answers in place of the real one.
+    Return the ASGI application that answers instead of the regular one.
 
     :param fault: of kind ``status`` ``upstream_4xx`` ``html`` ``hang`` ``reset`` ``withdrawn``
-    :param headers: to add to an answer the API itself would write
+    :param headers: added to responses that the API itself would send, not to those of a gateway
     """
     if fault.kind == "reset":
         return Reset()
@@ -66,7 +66,7 @@ def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str,
 
 
 def retry_after(fault: Fault, *, now: float) -> dict[str, str]:
-    """Write the ``Retry-After`` header of a fault, as seconds or as a date."""
+    """Return the ``Retry-After`` header of a fault, in seconds or as a date; empty when it has none."""
     seconds = fault.setting("retry_after")
     if seconds is None:
         return {}
@@ -74,7 +74,7 @@ def retry_after(fault: Fault, *, now: float) -> dict[str, str]:
 
 
 def xml_error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer as an object store words its errors."""
+    """Return an error as an object store sends it."""
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Response(text, status, headers, media_type="application/xml")
 

@@ -1,5 +1,5 @@
 """
-Faults: what the sandbox does wrong, on demand, and to which requests.
+Faults to inject: what goes wrong, and for which requests.
 
 ::
 
@@ -9,9 +9,9 @@ Faults: what the sandbox does wrong, on demand, and to which requests.
     upstream_4xx         generate         answers 500 around the refusal of the model's own service
     slow                 any              waits ``seconds``, before anything is billed
     slow_after_billing   generate         bills, then waits ``seconds``
-    hang                 any              holds the connection, says nothing; billed or not
+    hang                 any              holds the connection without answering; billed or not
     reset                any              cuts the connection with a TCP reset; billed or not
-    cut_body             generate         bills, promises a whole body, sends half of it
+    cut_body             generate         bills, declares a whole body, sends half of it
     html                 any              answers a gateway's HTML page; billed or not
     fewer                generate         makes ``count`` pictures, whatever was asked for
     square               generate         makes square pictures, whatever was asked for
@@ -20,25 +20,25 @@ Faults: what the sandbox does wrong, on demand, and to which requests.
     wrong_json           generate         answers 200 with JSON of no known form
     shape                generate         answers in another shape than the model's own
     damaged_text         generate         damages ``revised_prompt`` beside each picture
-    usage                generate         says the cost in another place, nowhere, or with a billed ``status``
+    usage                generate         reports the cost in another place, nowhere, or with a billed ``status``
     bad_base64           generate         answers base64 that cannot be decoded
     nsfw                 generate         marks every picture in ``has_nsfw_concepts``
     content_violation    generate         marks every picture with ``content_violation``
-    signed_links         generate         answers links that are signed and expire after ``seconds``
+    signed_links         generate         answers signed URLs that expire after ``seconds``
     withdrawn            generate         answers 404 and lists the model in /v1/models/deprecations
-    cut_image            download         promises a whole picture, sends half; ranges honoured after or not
+    cut_image            download         declares a whole picture, sends half; ranges honoured after or not
     drip                 download         sends ``chunk_bytes`` every ``seconds``
     no_range             download         ignores Range
-    wrong_content_type   download         says another type than the bytes have
+    wrong_content_type   download         declares another type than the bytes have
     not_an_image         download         sends JSON under the picture's content type
     oversized            download         sends without end, or declares ``content_length``
     bomb                 download         sends a small PNG that decodes to ``pixels`` x ``pixels``
     redirect             download         redirects ``hops`` times, or to ``location``
-    expired              download         answers as a dead link: 403 or 404, as S3 words it
+    expired              download         answers like S3 for a dead URL: 403 or 404
 
-"any" is ``generate`` (the default), ``download`` (``on="download"``), or another path of the API (``path="/v2/logs"``).
+"any" = ``generate`` (the default), ``download`` (``on="download"``), or another path of the API (``path="/v2/logs"``).
 Faults of different slots (see :data:`KINDS`) hit the same request together: a ``slow`` and a ``reset``, a
-``fewer`` and a ``shape``. Of several that compete for one slot, the one added first goes first.
+``fewer`` and a ``shape``. Of several faults in one slot, the one added first wins.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ import random
 import threading
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from airflow_provider_imagen.sandbox.envelopes import Envelope
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -99,6 +101,11 @@ Slot = Literal[
     "pace",
     "ranges",
 ]
+Value = Literal["null", "empty"]
+FaultShape = Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"]
+Usage = Literal["usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"]
+Damage = Literal["null", "surrogate", "control", "encoding", "escape", "quote", "behind"]
+Style = Literal["expires", "amz", "se", "tos"]
 
 _GENERATE: tuple[Where, ...] = ("generate",)
 _DOWNLOAD: tuple[Where, ...] = ("download",)
@@ -110,7 +117,7 @@ class Kind:
     """
     How a kind of fault behaves.
 
-    :param slot: faults of the same slot exclude each other on one request
+    :param slot: at most one fault per slot hits a request
     :param where: the requests it can hit, the default first
     :param parameters: its parameters with their defaults
     """
@@ -165,15 +172,15 @@ KINDS: dict[FaultKind, Kind] = {
     "redirect": Kind("end", _DOWNLOAD, {"location": None, "hops": 1}),
     "expired": Kind("end", _DOWNLOAD, {"status": 403}),
 }
-"""Every kind of fault; the table in the module docstring says what each does."""
+"""Every kind of fault; the table in the module docstring describes them."""
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
-    "envelope": ("old", "problem"),
-    "value": ("null", "empty"),
-    "shape": ("A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"),
-    "usage": ("usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"),
-    "damage": ("null", "surrogate", "control", "encoding", "escape", "quote", "behind"),
-    "style": ("expires", "amz", "se", "tos"),
+    "envelope": get_args(Envelope),
+    "value": get_args(Value),
+    "shape": get_args(FaultShape),
+    "usage": get_args(Usage),
+    "damage": get_args(Damage),
+    "style": get_args(Style),
 }
 _COMMON = ("kind", "times", "probability", "prompt", "model", "skip", "on", "path")
 
@@ -181,9 +188,9 @@ _COMMON = ("kind", "times", "probability", "prompt", "model", "skip", "on", "pat
 @dataclass(frozen=True)
 class Fault:
     """
-    One thing to do wrong. Parameters that are ``None`` take the kind's default (:data:`KINDS`).
+    One fault to inject. Parameters that are ``None`` take the kind's default (:data:`KINDS`).
 
-    :param kind: what to do
+    :param kind: what goes wrong
     :param times: how many requests it hits; ``None`` = every one. A ``withdrawn`` model stays withdrawn
     :param probability: share of the matching requests it hits, decided by the sandbox's seed
     :param prompt: only requests (pictures) whose prompt holds this text
@@ -210,8 +217,8 @@ class Fault:
     :param usage: the one amount in ``meta.usage``, without cost headers (``usd_spent`` ``credits_used``
         ``tokens_used``); ``none`` = headers only, also of a billed ``status``; ``no_headers`` = body only;
         ``nothing`` = neither
-    :param style: query of a signed link: ``expires`` ``amz`` ``se`` ``tos``
-    :param replaced_by: successor that ``/v1/models/deprecations`` names
+    :param style: query of a signed URL: ``expires`` ``amz`` ``se`` ``tos``
+    :param replaced_by: replacement that ``/v1/models/deprecations`` names
     :param bytes_sent: bytes of the picture to send before the cut; default: half of what was asked for
     :param ranges: whether ranges of this picture are honoured after the cut
     :param chunk_bytes: bytes sent at once
@@ -219,7 +226,7 @@ class Fault:
     :param content_length: bytes to declare; default: none declared
     :param pixels: width and height of the decoded bomb
     :param location: a URL, or ``private`` (a link-local address), ``other_port`` (the API's own), ``scheme``
-        (``file:``), ``downgrade`` (plain http on port 80), ``loop`` (the same link again)
+        (``file:``), ``downgrade`` (plain http on port 80), ``loop`` (the same URL again)
     :param hops: redirects before the picture comes
     :raises ValueError: an unknown kind or value, or a parameter the kind does not have
     """
@@ -233,7 +240,7 @@ class Fault:
     on: Literal["generate", "download"] | None = None
     path: str | None = None
     status: int | None = None
-    envelope: Literal["old", "problem"] | None = None
+    envelope: Envelope | None = None
     status_as_text: bool | None = None
     message: str | list[str] | None = None
     error_kind: str | None = None
@@ -243,11 +250,11 @@ class Fault:
     logged: bool | None = None
     seconds: float | None = None
     count: int | None = None
-    value: Literal["null", "empty"] | None = None
-    shape: Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"] | None = None
-    usage: Literal["usd_spent", "credits_used", "tokens_used", "none", "no_headers", "nothing"] | None = None
-    damage: Literal["null", "surrogate", "control", "encoding", "escape", "quote", "behind"] | None = None
-    style: Literal["expires", "amz", "se", "tos"] | None = None
+    value: Value | None = None
+    shape: FaultShape | None = None
+    usage: Usage | None = None
+    damage: Damage | None = None
+    style: Style | None = None
     replaced_by: str | None = None
     bytes_sent: int | None = None
     ranges: bool | None = None
@@ -298,12 +305,12 @@ class Fault:
         return self.on or KINDS[self.kind].where[0]
 
     def setting(self, name: str) -> Any:
-        """Give a parameter's value, or the kind's default."""
+        """Return the value of a parameter, or the kind's default."""
         value = getattr(self, name)
         return KINDS[self.kind].parameters.get(name) if value is None else value
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON values, without what was left out."""
+        """Return plain JSON values, without those left at their default."""
         return {"times": self.times} | {
             field.name: value
             for field in fields(self)
@@ -364,19 +371,19 @@ class FaultBook:
             self._armed.append(_Armed(fault))
 
     def clear(self) -> None:
-        """Disarm all and start the seeded decisions anew."""
+        """Disarm all faults and reseed the random decisions."""
         with self._lock:
             self._armed.clear()
             self._random = random.Random(self._seed)
 
     def armed(self) -> list[Fault]:
-        """List the faults that can still hit a request."""
+        """Return the faults that can still hit a request."""
         with self._lock:
             return [armed.fault for armed in self._armed if not armed.spent()]
 
     def hits(self, where: Where, *, path: str = "", prompt: str = "", models: Collection[str] = ()) -> Hits:
         """
-        Decide which faults hit this request, and count it against them.
+        Return the faults that hit this request, and count it against them.
 
         :param models: every id of the request's model
         """
@@ -402,7 +409,7 @@ class FaultBook:
         return hits
 
     def withdrawn(self) -> dict[str, str | None]:
-        """Map each model withdrawn by a fault to its successor."""
+        """Return the models withdrawn by faults, with their replacements."""
         return {
             fault.model: fault.replaced_by
             for fault in self.armed()

@@ -1,4 +1,4 @@
-"""The paid endpoints: check a request, bill it, answer with pictures."""
+"""The paid endpoints: check a request, bill it, answer with images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from airflow_provider_imagen.sandbox import shapes
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD, LogRow
 from airflow_provider_imagen.sandbox.drawing import main_colors
-from airflow_provider_imagen.sandbox.envelopes import error_body
+from airflow_provider_imagen.sandbox.envelopes import error_body, validation_meta
 from airflow_provider_imagen.sandbox.failing import failing_answer
 from airflow_provider_imagen.sandbox.links import signed_query
 from airflow_provider_imagen.sandbox.models import SandboxModel, find_model
@@ -30,7 +30,6 @@ from airflow_provider_imagen.sandbox.records import Charge
 from airflow_provider_imagen.sandbox.responses import Json
 from airflow_provider_imagen.sandbox.sizes import size_of
 from airflow_provider_imagen.sandbox.transport import Cut
-from airflow_provider_imagen.sandbox.validation import check_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.faults import Fault, Hits
-    from airflow_provider_imagen.sandbox.state import Settings, State
+    from airflow_provider_imagen.sandbox.settings import Settings
+    from airflow_provider_imagen.sandbox.state import State
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FLOURISHES = ("in soft morning light", "with fine detail", "wide view, calm mood", "rich colours, gentle shadows")
@@ -55,7 +55,7 @@ Colors = tuple[tuple[int, int, int], ...]
 
 
 class RefusedError(Exception):
-    """The request is refused before it costs anything."""
+    """The request is rejected before it costs anything."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Order:
 
     :param body: without the fields the model does not know
     :param count: pictures to make
-    :param seed: the body's, else one made from the prompt and the sandbox's seed
+    :param seed: the body's, else derived from the prompt and the sandbox's seed
     :param usd_each: price of one picture, in USD
     """
 
@@ -99,7 +99,7 @@ class Order:
 
 
 class Call:
-    """One HTTP call to a paid endpoint: its ids and its traces in the account."""
+    """One HTTP call to a paid endpoint: its ids, its charge and its log row."""
 
     def __init__(self, state: State, path: str, client_request_id: str | None) -> None:
         self.state = state
@@ -115,12 +115,12 @@ class Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The ids, as every answer carries them."""
+        """The ids, which every response carries."""
         ids = {"x-inference-id": self.inference_id}
         return ids if self.client_request_id is None else {**ids, "x-client-request-id": self.client_request_id}
 
     def row(self, usd: Decimal | None) -> LogRow:
-        """Make the line of the log; no charge means that the request failed."""
+        """Return the log row; without a charge the request counts as failed."""
         return LogRow(
             created=self.started,
             finished=self.state.true_clock(),
@@ -192,7 +192,7 @@ async def _answer(request: Request, *, edits: bool) -> Any:
 
 
 class _InFlight:
-    """Count a request as under way until its answer is out, however slowly that goes."""
+    """Count a request as in flight until its response is sent."""
 
     def __init__(self, call: Call, answer: Any) -> None:
         self.call = call
@@ -209,7 +209,7 @@ class _InFlight:
 def _keep_limits(state: State) -> None:
     settings = state.settings
     if settings.max_concurrent is not None and state.account.in_flight >= settings.max_concurrent:
-        raise _over_limit(settings, "Too many requests at once.", seconds=1.0)  # nobody knows when one ends
+        raise _over_limit(settings, "Too many requests at once.", seconds=1.0)  # unknown until one ends
     seconds = state.generation_meter.seconds_to_wait(settings.generation_limit, now=state.true_clock())
     if seconds:
         raise _over_limit(settings, "Too many requests per minute.", seconds=seconds)
@@ -255,8 +255,8 @@ async def _check(state: State, body: dict[str, Any], uploads: list[bytes], *, ed
         raise RefusedError(404, f"Model {body['model']} not found")
     if edits:
         body = body | ({"image": [{} for _ in uploads]} if uploads else {})
-    if meta := check_body(model, body):
-        raise RefusedError(400, "Body validation error!", meta=meta)
+    if errors := list(model.validator.iter_errors(body)):
+        raise RefusedError(400, "Body validation error!", meta=validation_meta(errors))
     body = {name: value for name, value in body.items() if name in model.fields}
     if "seed" in body and body.get("add_watermark") is True:
         raise RefusedError(400, "Seed is not supported when watermark is enabled")
@@ -281,7 +281,7 @@ async def _check(state: State, body: dict[str, Any], uploads: list[bytes], *, ed
 
 
 def _inline_inputs(body: Mapping[str, Any]) -> list[bytes]:
-    """Decode the pictures that came inside the body, as ``data:`` URIs or base64."""
+    """Decode the input images in the body, given as ``data:`` URIs or base64."""
     decoded = []
     for name in ("image_url", "image_urls", "image"):
         values = body.get(name)
@@ -298,7 +298,7 @@ def _inline_inputs(body: Mapping[str, Any]) -> list[bytes]:
 
 
 def _own_seed(prompt: str, seed: int) -> int:
-    """Choose a seed as the models do: any 63-bit number, but the same one for the same prompt."""
+    """Return a 63-bit seed, always the same for the same prompt."""
     return (
         int.from_bytes(hashlib.sha256(repr((seed, prompt)).encode("ascii", "backslashreplace")).digest()[:8], "big")
         >> 1
@@ -306,7 +306,7 @@ def _own_seed(prompt: str, seed: int) -> int:
 
 
 async def _serve(call: Call, order: Order, hits: Hits) -> Any:
-    """Work on an accepted order, bill it, and answer, as far as the faults let it."""
+    """Return the response to an accepted order, which is billed as its faults say."""
     state = call.state
     slow = hits["before"].setting("seconds") if "before" in hits else 0.0
     await asyncio.sleep(state.settings.latency_seconds + slow)
@@ -345,7 +345,7 @@ async def _serve(call: Call, order: Order, hits: Hits) -> Any:
 
 
 def _damage(body: dict[str, Any], damage: str) -> bytes:
-    """Write a body down with a damaged ``revised_prompt`` beside each picture."""
+    """Encode a body with a damaged ``revised_prompt`` beside each image."""
     for name in ("data", "images"):
         for item in body.get(name) or ():
             item["revised_prompt"] = "before @ after"
@@ -443,6 +443,7 @@ async def _make(state: State, order: Order, place: int, *, inline: bool, hits: H
         name := str(order.body.get("output_format", order.model.format)), name
     )
     recipe = Recipe(
+        model=order.model.id,
         prompt=order.prompt,
         seed=order.seed,
         width=max(8, round(width * scale)),

@@ -1,4 +1,4 @@
-"""The sandbox's rate limits: how many requests it lets through, counted in the three ways that services count."""
+"""Rate limits, counted in the three usual ways: sliding window, fixed window, token bucket."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Counting = Literal["sliding", "fixed", "bucket"]
 """
 How requests are counted.
 
-``sliding`` looks back over the last window from each request, ``fixed`` starts anew with each window of the clock, and
-``bucket`` lets a request through for each token, which drop in evenly.
+``sliding`` is a sliding window, ``fixed`` a fixed window that starts with the clock, ``bucket`` a token bucket that
+refills evenly.
 """
 
 
@@ -23,8 +23,8 @@ class RateLimit:
     How many requests are let through.
 
     :param per_minute: requests in 60 seconds on average; ``None`` = no limit
-    :param window_seconds: what ``sliding`` and ``fixed`` count over
-    :param burst: tokens that ``bucket`` holds at most, and at first
+    :param window_seconds: the window of ``sliding`` and ``fixed``
+    :param burst: capacity of ``bucket``, which starts full
     """
 
     per_minute: float | None
@@ -46,7 +46,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every request."""
+        """Drop every request counted so far."""
         with self._lock:
             self._let_through: deque[float] = deque()
             self._window = -1
@@ -56,9 +56,9 @@ class Meter:
 
     def seconds_to_wait(self, limit: RateLimit, *, now: float) -> float:
         """
-        Let a request through, or say in how many seconds the next one would be.
+        Let a request through, or return how many seconds to wait for the next one.
 
-        :param now: in seconds, of a clock that only goes forward
+        :param now: in seconds, of a clock that only moves forward
         :return: 0 when it was let through and counted
         """
         if limit.per_minute is None:

@@ -1,4 +1,4 @@
-"""Queries of signed links, in the forms result links have (AI/ML API reference pages, examples of 2025 and 2026)."""
+"""Queries of signed URLs, in the forms that result URLs have (AI/ML API reference pages, examples of 2025 and 2026)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from urllib.parse import urlencode
 
 def signed_query(path: str, *, style: str, now: float, seconds: float) -> str:
     """
-    Build the query of a link that expires.
+    Return the query of a URL that expires.
 
     :param style: ``expires`` (OSS), ``amz`` (S3), ``se`` (Azure SAS), ``tos`` (Volcano)
     :param now: seconds since the epoch
-    :param seconds: how long the link lives
+    :param seconds: until it expires
     """
     signature = hashlib.sha256(f"{path}|{now}|{seconds}".encode()).hexdigest()
     made, ends = datetime.fromtimestamp(now, UTC), datetime.fromtimestamp(now + seconds, UTC)

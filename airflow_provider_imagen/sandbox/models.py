@@ -1,13 +1,20 @@
-"""The image models the sandbox serves: fields, limits, shape of the answer, price."""
+"""The image models the sandbox serves: fields, limits, shape of the response, price."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[A-Za-z0-9+/_-]{40,}={0,2}")
+"""A URL, or base64 in place of one."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +27,13 @@ class SandboxModel:
     :param developer: who made it
     :param kind: from text, from a picture and text, or from a picture alone
     :param status: ``withdrawn`` models are in the documentation's list of what is no longer supported
-    :param replaced_by: successor of a withdrawn model
+    :param replaced_by: replacement of a withdrawn model
     :param shutdown_at: when a withdrawn model stopped, ``YYYY-MM-DD``; invented where no date is published
-    :param shape: form of the answer, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
+    :param shape: form of the response, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
     :param usd: price of one picture, in USD; invented where no price is published
     :param usd_by: price by the value of one field, for models whose price depends on it
     :param format: picture format when ``output_format`` is not given
-    :param required: fields the body must have, beside ``model``
+    :param required: fields the body must have besides ``model``
     :param fields: JSON Schema of each field
     :param edits: ``required`` and ``fields`` at ``/v1/images/edits``, ``None`` when the model is not served there
     """
@@ -53,11 +60,21 @@ class SandboxModel:
 
     @property
     def count_field(self) -> str | None:
-        """Name of the field that says how many pictures."""
+        """Name of the field with the number of images."""
         return next((name for name in ("num_images", "n") if name in self.fields), None)
 
+    @cached_property
+    def validator(self) -> Validator:
+        """Checks a body against the fields; fields that the model does not have are ignored."""
+        from jsonschema import Draft202012Validator, FormatChecker
+
+        checker = FormatChecker(formats=())
+        checker.checks("uri")(lambda value: not isinstance(value, str) or bool(_URI.fullmatch(value)))
+        schema = {"required": list(self.required), "properties": self.fields}
+        return Draft202012Validator(schema, format_checker=checker)
+
     def price(self, body: dict[str, Any]) -> Decimal:
-        """Give the price of one picture for this body, in USD."""
+        """Return the price of one picture for this body, in USD."""
         if self.usd_by is None:
             return self.usd
         name, by_value = self.usd_by
@@ -66,7 +83,7 @@ class SandboxModel:
 
 @cache
 def all_models() -> dict[str, SandboxModel]:
-    """Load every model, by id."""
+    """Return every model, by id."""
     text = resources.files(__package__).joinpath("models.json").read_text(encoding="utf-8")
     return {model_id: _read(model_id, entry) for model_id, entry in json.loads(text).items()}
 
@@ -78,7 +95,7 @@ def _by_name() -> dict[str, SandboxModel]:
 
 
 def find_model(name: object) -> SandboxModel | None:
-    """Find a model by id or alias."""
+    """Return a model by id or alias."""
     return _by_name().get(name) if isinstance(name, str) else None
 
 

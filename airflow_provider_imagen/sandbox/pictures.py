@@ -1,4 +1,4 @@
-"""The pictures the sandbox has made: kept as recipes, drawn when first asked for, found again by their link."""
+"""The images the sandbox has made: kept as recipes, drawn on first use, found by the path of their URL."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tiff"}
 @dataclass(frozen=True)
 class Recipe:
     """
-    All that decides a picture; the same recipe gives the same bytes.
+    Everything that determines an image; the same recipe gives the same bytes.
 
+    :param model: id of the model, which has a look of its own
     :param width: pixels
     :param height: pixels
-    :param index: place among the pictures of its request
+    :param index: position among the images of its request
     :param format: ``png`` ``jpeg`` ``webp`` ``tiff``
-    :param colors: main colours of the picture it was made from, as (red, green, blue); empty = from the prompt
+    :param colors: main colours of the input image, as (red, green, blue); empty = the model's own
     """
 
+    model: str
     prompt: str
     seed: int
     width: int
@@ -39,20 +41,20 @@ class Recipe:
 
     @property
     def content_type(self) -> str:
-        """The true type of its bytes."""
+        """MIME type of the bytes."""
         return f"image/{self.format}"
 
 
 @dataclass
 class Picture:
     """
-    A picture with a link.
+    An image with a URL.
 
-    :param models: id and aliases of the model it was made by
+    :param models: id and aliases of its model
     :param made_at: seconds since the epoch
-    :param query: the query its link must carry, for a signed link
-    :param expires_at: when a signed link ends, seconds since the epoch
-    :param ranges: whether parts of it may be asked for; a fault turns it off
+    :param query: the query that a signed URL must carry
+    :param expires_at: when a signed URL expires, seconds since the epoch
+    :param ranges: whether range requests are honoured; a fault turns them off
     """
 
     recipe: Recipe
@@ -65,9 +67,9 @@ class Picture:
 
 class PictureStore:
     """
-    Find pictures by path and draw them once. Safe to use from several threads.
+    Store images by path and draw each once. Safe to use from several threads.
 
-    :param draw: makes the bytes of a recipe
+    :param draw: returns the bytes of a recipe
     """
 
     def __init__(self, draw: Callable[[Recipe], bytes]) -> None:
@@ -86,9 +88,9 @@ class PictureStore:
         sign: Callable[[str], tuple[str, float]] | None = None,
     ) -> str:
         """
-        Give a picture its link without the host, in the form the API's links have.
+        Store an image and return its URL without the host, in the form of the API's URLs.
 
-        :param sign: makes the query of a signed link from its path, and says when it expires
+        :param sign: returns the query of a signed URL for a path, and when it expires
         """
         name = uuid.uuid4()
         directory = _DIRECTORIES[name.int % len(_DIRECTORIES)]
@@ -99,12 +101,12 @@ class PictureStore:
         return path if query is None else f"{path}?{query}"
 
     def find(self, path: str) -> Picture | None:
-        """Find a picture by the path of its link."""
+        """Return an image by the path of its URL."""
         with self._lock:
             return self._pictures.get(path)
 
     def bytes_of(self, recipe: Recipe) -> bytes:
-        """Draw a picture, or take it from the cache."""
+        """Return the bytes of an image, from the cache if possible."""
         with self._lock:
             if (data := self._drawn.get(recipe)) is not None:
                 self._drawn.move_to_end(recipe)
@@ -119,11 +121,11 @@ class PictureStore:
         return data
 
     def is_drawn(self, recipe: Recipe) -> bool:
-        """Say whether :meth:`bytes_of` would answer at once."""
+        """Return whether the image is in the cache."""
         with self._lock:
             return recipe in self._drawn
 
     def clear(self) -> None:
-        """Forget every link; the cache of drawings stays, recipes decide their bytes."""
+        """Drop every image; the cache stays, as recipes determine their bytes."""
         with self._lock:
             self._pictures.clear()

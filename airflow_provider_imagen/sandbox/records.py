@@ -1,4 +1,4 @@
-"""What the sandbox remembers, as plain data that travels as JSON."""
+"""Charges and requests, as plain data that travels as JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Charge:
     :param inference_id: the id answered as ``x-inference-id``
     :param model: canonical id of the model
     :param prompt: as sent; empty for models without a prompt
-    :param images: pictures billed
-    :param usd: what was taken off the balance, in USD
+    :param images: number of images billed
+    :param usd: amount charged, in USD
     :param at: seconds since the epoch
     """
 
@@ -30,12 +30,12 @@ class Charge:
     at: float
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON values; money travels as text."""
+        """Return plain JSON values; money travels as text."""
         return {**asdict(self), "usd": str(self.usd)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Charge:
-        """Read back what :meth:`to_json` gave."""
+        """Read the output of :meth:`to_json`."""
         return cls(**{**values, "usd": Decimal(values["usd"])})
 
 
@@ -44,14 +44,14 @@ class SeenRequest:
     """
     One HTTP request that arrived on either port.
 
-    :param host: which port it came to
+    :param host: the port it arrived on
     :param method: in capitals
     :param path: decoded, without the query
     :param query: each name with all its values, in order
     :param headers: names in lower case; the last of several wins
     :param json: the decoded body, ``None`` when it was not JSON
     :param client_request_id: ``X-Client-Request-Id`` as sent, valid or not
-    :param status: what was answered; ``None`` while under way and when nothing was
+    :param status: status of the response; ``None`` before and without one
     :param at: seconds since the epoch
     """
 
@@ -66,10 +66,10 @@ class SeenRequest:
     at: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain JSON values."""
+        """Return plain JSON values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SeenRequest:
-        """Read back what :meth:`to_json` gave."""
+        """Read the output of :meth:`to_json`."""
         return cls(**values)

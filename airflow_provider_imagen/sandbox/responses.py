@@ -1,4 +1,4 @@
-"""JSON answers that any text survives."""
+"""JSON responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Json(JSONResponse):
-    """JSON in ASCII: a prompt with half a surrogate pair, which JSON may hold, can be given back."""
+    """JSON in ASCII, so that a prompt with a lone surrogate, which JSON allows, can be returned."""
 
     def render(self, content: Any) -> bytes:
         """Encode the content."""
@@ -28,9 +28,9 @@ class Problem(Json):
 
 def unless_known(request: Request, answer: Json, *, data: Any = None) -> Response:
     """
-    Mark an answer with a weak ``ETag``, or answer 304 when the request already names it.
+    Add a weak ``ETag`` to a response, or return 304 when the request already names it.
 
-    :param data: what the tag covers; default: the whole answer
+    :param data: what the tag covers; default: the whole response
     """
     covered = answer.body if data is None else answer.render(data)
     tag = f'"{sha256(covered).hexdigest()[:27]}"'

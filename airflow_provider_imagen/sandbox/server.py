@@ -8,28 +8,25 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from decimal import Decimal
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.sandbox.drawing import draw
-from airflow_provider_imagen.sandbox.state import Settings, State
+from airflow_provider_imagen.sandbox.settings import Settings
+from airflow_provider_imagen.sandbox.state import State
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from decimal import Decimal
     from types import TracebackType
     from typing import Self
 
-    from airflow_provider_imagen.sandbox.envelopes import Envelope
     from airflow_provider_imagen.sandbox.faults import Fault
-    from airflow_provider_imagen.sandbox.limits import Counting
     from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 
-SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
-"""The key a sandbox accepts unless told otherwise; it opens nothing else."""
-
 _BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 30
 
 
 class Sandbox:
@@ -37,31 +34,16 @@ class Sandbox:
     A server on loopback that answers like the AI/ML API and draws real pictures.
 
     Use it as a context manager, or call :meth:`start` and :meth:`close`. Starting takes a fraction of a second.
-    A process forked from this one can use it as a client, and control it with
-    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays here.
+    A forked process can use it as a client, and control it with
+    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays in this process.
 
     :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback. There it answers to
         the names of this machine only, and never to web pages elsewhere
     :param port: of the API; 0 = any free one
-    :param cdn_port: of the pictures, which have a host of their own as with the real API; 0 = any free one
-    :param api_key: the key to accept
-    :param balance_usd: money in the account, in USD
-    :param latency_seconds: how long a generation takes
-    :param log_lag_seconds: how long after its end a request shows in ``/v2/logs``
-    :param clock_skew_seconds: how far the sandbox's clock is ahead of the real time, or behind it if negative: in the
-        ``Date`` header, in ``/v2/logs``, and in every time that a body or a signed link states
-    :param picture_scale: width and height of what is drawn, as a share of what was asked for
-    :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
-    :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
-        see :data:`~airflow_provider_imagen.sandbox.limits.Counting`
-    :param window_seconds: what ``sliding`` and ``fixed`` count over
-    :param burst: generations that ``bucket`` lets through at once
-    :param max_concurrent: generations at once beyond this are answered 429; ``None`` = no limit
-    :param tells_retry_after: a 429 for one of these limits carries ``Retry-After``, in whole seconds
-    :param limit_envelope: the form of such a 429, ``problem`` or ``old``
-    :param logs_per_minute: calls of ``/v2/logs`` beyond this are answered 429; the API's number is 200
-    :param seed: decides pictures without a seed of their own, and faults with a probability
-    :param clock: gives seconds since the epoch, for the log, links and limits
+    :param cdn_port: of the images, which have a host of their own as with the real API; 0 = any free one
+    :param clock: returns seconds since the epoch, for the log, URLs and limits
+    :param settings: see :class:`~airflow_provider_imagen.sandbox.Settings`
+    :raises ValueError: an unknown setting, or a port or value out of range
     """
 
     def __init__(
@@ -70,41 +52,13 @@ class Sandbox:
         host: str = "127.0.0.1",
         port: int = 0,
         cdn_port: int = 0,
-        api_key: str = SANDBOX_API_KEY,
-        balance_usd: Decimal = Decimal(100),
-        latency_seconds: float = 0.0,
-        log_lag_seconds: float = 0.0,
-        clock_skew_seconds: float = 0.0,
-        picture_scale: float = 1.0,
-        requests_per_minute: float | None = None,
-        counting: Counting = "sliding",
-        window_seconds: float = 60.0,
-        burst: int = 1,
-        max_concurrent: int | None = None,
-        tells_retry_after: bool = False,
-        limit_envelope: Envelope = "problem",
-        logs_per_minute: int | None = None,
-        seed: int = 0,
         clock: Callable[[], float] = time.time,
+        **settings: Any,
     ) -> None:
-        settings = Settings(
-            api_key=api_key,
-            balance_usd=Decimal(balance_usd),
-            latency_seconds=latency_seconds,
-            log_lag_seconds=log_lag_seconds,
-            clock_skew_seconds=clock_skew_seconds,
-            picture_scale=picture_scale,
-            requests_per_minute=requests_per_minute,
-            counting=counting,
-            window_seconds=window_seconds,
-            burst=burst,
-            max_concurrent=max_concurrent,
-            tells_retry_after=tells_retry_after,
-            limit_envelope=limit_envelope,
-            logs_per_minute=logs_per_minute,
-            seed=seed,
-        )
-        self._state = State(settings, true_clock=clock, draw=draw)
+        for name, number in (("port", port), ("cdn_port", cdn_port)):
+            if not 0 <= number <= 65535:
+                raise ValueError(f"{name}={number!r}; allowed: 0 to 65535")
+        self._state = State(Settings().changed(**settings), true_clock=clock, draw=draw)
         self._host = host
         self._ports = (port, cdn_port)
         self._sockets: list[socket.socket] = []
@@ -120,7 +74,7 @@ class Sandbox:
 
     @property
     def cdn_url(self) -> str:
-        """Base URL of the pictures; empty before :meth:`start`."""
+        """Base URL of the images; empty before :meth:`start`."""
         return self._state.cdn_url
 
     @property
@@ -130,7 +84,7 @@ class Sandbox:
 
     @property
     def balance_usd(self) -> Decimal:
-        """What is left of the money, in USD."""
+        """Current balance, in USD."""
         return self._state.account.balance_usd
 
     def add_fault(self, fault: Fault) -> None:
@@ -143,22 +97,22 @@ class Sandbox:
 
     def configure(self, **settings: Any) -> None:
         """
-        Change settings, by the names of the class's parameters, until the next :meth:`reset`.
+        Change :class:`settings <airflow_provider_imagen.sandbox.Settings>` until the next :meth:`reset`.
 
         :raises ValueError: an unknown name, or a value out of range
         """
         self._state.configure(settings)
 
     def reset(self) -> None:
-        """Forget faults, charges, log, seen requests and pictures, and go back to the first settings."""
+        """Drop faults, charges, log, seen requests and images, and restore the initial settings."""
         self._state.reset()
 
     def ledger(self) -> list[Charge]:
-        """List what was billed, oldest first: one charge per billed request."""
+        """Return the charges, oldest first: one per billed request."""
         return self._state.account.charges()
 
     def seen(self, path: str | None = None) -> list[SeenRequest]:
-        """List the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
+        """Return the HTTP requests that arrived on either port, oldest first; a path ending in ``/`` is a prefix."""
         return self._state.seen(path)
 
     def start(self) -> Self:
@@ -193,7 +147,7 @@ class Sandbox:
         return self
 
     def close(self) -> None:
-        """Stop serving and cut what is open; does nothing in a forked child."""
+        """Stop serving and close all connections; does nothing in a forked child."""
         if os.getpid() != self._pid:
             return
         thread, self._thread = self._thread, None
@@ -228,22 +182,42 @@ class Sandbox:
             note(error)
 
     async def _serve(self, note: Callable[..., None]) -> None:
+        """Serve with uvicorn's HTTP protocol, but without its ``Server``, which writes to the log of the process."""
         import asyncio
+        from functools import partial
+
+        from uvicorn.config import Config
+        from uvicorn.server import ServerState
 
         from airflow_provider_imagen.sandbox.app import SameMachine, Watched, api_app
-        from airflow_provider_imagen.sandbox.asgi import Listener
         from airflow_provider_imagen.sandbox.cdn import cdn_app
+        from airflow_provider_imagen.sandbox.transport import Protocol
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        shared = ServerState()
+        shared.default_headers = [(b"server", b"airflow-imagen-sandbox")]
         apps = (Watched(api_app(self._state), self._state, "api"), Watched(cdn_app(self._state), self._state, "cdn"))
         is_loopback = all(ip_address(sock.getsockname()[0]).is_loopback for sock in self._sockets)
-        listeners = [Listener(SameMachine(app, is_loopback=is_loopback)) for app in apps]
-        for listener, sock in zip(listeners, self._sockets, strict=True):
-            await listener.open(sock)
+        servers = []
+        for app, sock in zip(apps, self._sockets, strict=True):
+            config = Config(
+                SameMachine(app, is_loopback=is_loopback),
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            )
+            config.load()
+            protocol = partial(Protocol, config=config, server_state=shared, app_state={})
+            servers.append(await self._loop.create_server(protocol, sock=sock, backlog=_BACKLOG))
         note()
         await self._stop.wait()
-        for listener in listeners:
-            await listener.close()
+        for server in servers:
+            server.close()
+        for connection in list(shared.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # requests under way learn that their client is gone, and are cancelled by asyncio.run
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -254,9 +228,9 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
         sock.listen(_BACKLOG)
         sock.setblocking(False)
-    except OSError:
+    except OSError as error:
         sock.close()
-        raise
+        raise OSError(error.errno, f"{error.strerror}: cannot listen on {host}, port {port}") from None
     return sock
 
 
@@ -293,7 +267,7 @@ _embedded_lock = threading.Lock()
 
 def embedded() -> Sandbox:
     """
-    Give this process's own sandbox, started on the first call.
+    Return the sandbox of this process, started on the first call.
 
     A forked child starts its own: the server's thread does not survive a fork.
     """
@@ -305,7 +279,7 @@ def embedded() -> Sandbox:
 
 
 def _forget_after_fork() -> None:
-    """Let go of the parent's ports, which would otherwise stay open for as long as the child lives."""
+    """Close the parent's ports, which would otherwise stay open for as long as the child lives."""
     global _embedded, _embedded_lock
     _embedded_lock = threading.Lock()
     if _embedded is not None:

@@ -1,11 +1,11 @@
 """
-The forms in which models answer.
+The forms of a successful response.
 
 ::
 
     A   {data: [{url, b64_json, …}], meta}                              Imagen, Gemini 3, FLUX.2, Seedream 4.5, Grok …
     B   {images: [{url, width, height, content_type}], seed, timings, …} FLUX.1, Stable Diffusion 3, Recraft
-    C   images and data together, holding the same pictures              Seedream v4, USO, FLUX SRPO
+    C   images and data together, with the same images              Seedream v4, USO, FLUX SRPO
     D   {created, data: [{url, b64_json, revised_prompt}], usage, meta}  gpt-image-1, Qwen, Wan
     E   {status, output: {choices: [{image_base64}]}}                    the SDXL era, 2024
 
@@ -29,11 +29,11 @@ Shape = Literal["A", "B", "C", "D", "E"]
 @dataclass(frozen=True)
 class Made:
     """
-    One picture to answer.
+    One image of a response.
 
-    :param url: its link, ``None`` when it is answered inline
-    :param data: its bytes, ``None`` when it is answered as a link
-    :param prompt: the prompt as the model rewrote it, ``None`` when it did not
+    :param url: ``None`` when the image is inline
+    :param data: its bytes, ``None`` when there is a URL
+    :param prompt: the prompt as the model rewrote it, ``None`` when it did not rewrite it
     """
 
     recipe: Recipe
@@ -56,11 +56,11 @@ def answer(
     shape: Shape, pictures: list[Made], *, model: str, prompt: str, seed: int, seconds: float, now: float
 ) -> dict[str, Any]:
     """
-    Build the body of a success, without its usage.
+    Return the body of a successful response, without its usage.
 
     :param pictures: in order
     :param prompt: as sent
-    :param seconds: how long the work took
+    :param seconds: how long the generation took
     :param now: seconds since the epoch
     """
     if shape == "A":
@@ -117,9 +117,9 @@ def _images_form(pictures: list[Made], *, prompt: str, seed: int, seconds: float
 
 def usage(usd: Decimal, credits_used: int, names: tuple[str, ...] = ("credits_used", "usd_spent")) -> dict[str, Any]:
     """
-    Build the ``meta`` of an answer.
+    Return the ``meta`` of a response.
 
-    :param names: what to say, of ``credits_used``, ``usd_spent`` and the older ``tokens_used``
+    :param names: which amounts to report: ``credits_used``, ``usd_spent`` and the older ``tokens_used``
     """
     amounts = {"credits_used": credits_used, "tokens_used": credits_used, "usd_spent": float(usd)}
     return {"usage": {name: amounts[name] for name in names}}
@@ -127,7 +127,7 @@ def usage(usd: Decimal, credits_used: int, names: tuple[str, ...] = ("credits_us
 
 def forced(way: str, pictures: list[Made]) -> dict[str, Any]:
     """
-    Build an answer that hands pictures over in one way, whatever the model.
+    Return a body that delivers images in a given way, whatever the model.
 
     :param way: ``data_uri`` ``b64_json`` ``base64`` ``image_base64`` ``nulls``
     """
@@ -143,5 +143,5 @@ def forced(way: str, pictures: list[Made]) -> dict[str, Any]:
 
 
 def needs_bytes(shape: str) -> bool:
-    """Say whether a form holds the pictures themselves."""
+    """Return whether a form holds the image bytes."""
     return shape in ("E", "data_uri", "b64_json", "base64", "image_base64")

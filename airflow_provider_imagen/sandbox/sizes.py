@@ -1,4 +1,4 @@
-"""How large the pictures of a request are, in pixels."""
+"""Width and height of the images of a request, in pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RATIOS = {
     "4:3": (1280, 896),
     "3:4": (896, 1280),
 }
-"""The five of Imagen; 1:1 and 16:9 as seen (docs, imagen-3.0 page, 2025-05), the others as Google gives them."""
+"""The five of Imagen; 1:1 and 16:9 as seen (docs, imagen-3.0 page, 2025-05), the others as Google documents them."""
 
 _PRESETS = {
     "square_hd": (1024, 1024),
@@ -34,7 +34,7 @@ _MEGAPIXEL = 1024 * 1024
 
 
 def size_of(model: SandboxModel, body: dict[str, Any]) -> tuple[int, int]:
-    """Give width and height for a checked body, from whichever size field the model has."""
+    """Return width and height for a checked body, from whichever size field the model has."""
 
     def value(name: str) -> Any:
         return body.get(name, model.fields[name].get("default")) if name in model.fields else None
@@ -54,7 +54,7 @@ def size_of(model: SandboxModel, body: dict[str, Any]) -> tuple[int, int]:
 
 
 def _side(model: SandboxModel, size: dict[str, Any], side: str) -> int:
-    """Give a side of a ``{width, height}`` size, or the model's default for it."""
+    """Return a side of a ``{width, height}`` size, or the model's default."""
     if side in size:
         return int(size[side])
     forms = model.fields["image_size"]["anyOf"]
@@ -62,7 +62,7 @@ def _side(model: SandboxModel, size: dict[str, Any], side: str) -> int:
 
 
 def _from_ratio(ratio: Any) -> tuple[int, int]:
-    """Give the exact size of a known ratio, else about a megapixel with sides divisible by 32."""
+    """Return the exact size of a known ratio, else about a megapixel with sides divisible by 32."""
     if ratio in _RATIOS:
         return _RATIOS[ratio]
     if not isinstance(ratio, str) or ":" not in ratio:

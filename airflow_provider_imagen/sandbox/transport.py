@@ -1,8 +1,8 @@
 """
-Answers that break HTTP: cut, reset, hang, drip, never end.
+Responses that break HTTP: cut, reset, hang, drip, never end.
 
 Each is an ASGI application, so an endpoint returns it like any response. Cutting needs the connection itself, which
-ASGI does not give: the server's protocol (:class:`ConnectionTracker`) notes it under both ends' addresses.
+ASGI does not expose: :class:`Protocol` registers it under the addresses of both ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
@@ -22,22 +24,26 @@ _CONNECTIONS: dict[tuple[Any, Any], asyncio.Transport] = {}
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
-class ConnectionTracker:
-    """Mixin for an asyncio protocol: makes its connection findable while it lasts."""
+class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's HTTP protocol without its access log; its connection can be found while it lasts."""
 
     _ends: tuple[Any, Any] | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Note the connection."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False
+
+    def connection_made(self, transport: Any) -> None:
+        """Register the connection."""
         self._ends = (transport.get_extra_info("peername")[:2], transport.get_extra_info("sockname")[:2])
         _CONNECTIONS[self._ends] = transport
-        super().connection_made(transport)  # type: ignore[misc]
+        super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Unregister the connection."""
         if self._ends is not None:
             _CONNECTIONS.pop(self._ends, None)
-        super().connection_lost(exc)  # type: ignore[misc]
+        super().connection_lost(exc)
 
 
 def _transport(scope: Scope) -> asyncio.Transport | None:
@@ -45,7 +51,7 @@ def _transport(scope: Scope) -> asyncio.Transport | None:
 
 
 async def wait_for_disconnect(receive: Receive, seconds: float | None = None) -> None:
-    """Wait until the client is gone, at most so many seconds."""
+    """Wait until the client disconnects, at most so many seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while (await receive())["type"] != "http.disconnect":
@@ -53,7 +59,7 @@ async def wait_for_disconnect(receive: Receive, seconds: float | None = None) ->
 
 
 class Reset:
-    """Cut the connection with a TCP reset, before a byte is answered."""
+    """Reset the TCP connection without sending a byte."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the form of ASGI
         """Run as an ASGI application."""
@@ -65,7 +71,7 @@ class Reset:
 
 class Hang:
     """
-    Say nothing until the client leaves, then or at the latest after some seconds reset the connection.
+    Send nothing until the client leaves or the time is up, then reset the connection.
 
     :param seconds: the longest time to hold the connection
     """
@@ -81,10 +87,10 @@ class Hang:
 
 class Cut:
     """
-    Declare a whole body, send part of it, close the connection.
+    Declare a whole body, send a part of it, close the connection.
 
     :param body: the part that is sent
-    :param content_length: what is declared, in bytes
+    :param content_length: declared length, in bytes
     """
 
     def __init__(self, body: bytes, *, content_length: int, status: int = 200, headers: Mapping[str, str]) -> None:
@@ -107,7 +113,7 @@ class Paced:
 
     :param pieces: the body
     :param seconds: pause before each piece
-    :param content_length: what is declared, in bytes; ``None`` = nothing
+    :param content_length: declared length, in bytes; ``None`` = none
     """
 
     def __init__(

@@ -112,6 +112,59 @@ def test_a_body_outside_the_limits_is_refused_with_a_tree_of_fields(generate, sa
     assert sandbox.ledger() == []
 
 
+@pytest.mark.parametrize(
+    ("body", "meta"),
+    [
+        ({"model": "flux/schnell", "image_size": "huge"}, {"image_size": {"_errors": ["Invalid input"]}}),
+        (
+            {"model": "flux/schnell", "image_size": {"width": 1000, "height": "512"}},
+            {
+                "image_size": {
+                    "_errors": [],
+                    "width": {"_errors": ["Number must be a multiple of 32"]},
+                    "height": {"_errors": ["Expected integer, received string"]},
+                }
+            },
+        ),
+        (
+            {"model": "alibaba/qwen-image-2-0", "image_size": {"width": 512}},
+            {"image_size": {"_errors": [], "height": {"_errors": ["Required"]}}},
+        ),
+        (
+            {"model": "alibaba/qwen-image-2-0", "image_urls": ["https://example.com/a.png", "a.png", None]},
+            {
+                "image_urls": {
+                    "_errors": [],
+                    "1": {"_errors": ["Invalid url"]},
+                    "2": {"_errors": ["Expected string, received null"]},
+                }
+            },
+        ),
+        (
+            {"model": "alibaba/qwen-image-2-0", "image_urls": []},
+            {"image_urls": {"_errors": ["Array must contain at least 1 element(s)"]}},
+        ),
+        (
+            {"aspect_ratio": 5, "num_images": True, "seed": 1.5},
+            {
+                "aspect_ratio": {"_errors": ["Expected string, received number"]},
+                "num_images": {"_errors": ["Expected integer, received boolean"]},
+                "seed": {"_errors": ["Expected integer, received number"]},
+            },
+        ),
+        (
+            {"model": "openai/gpt-image-2", "quality": "best"},
+            {"quality": {"_errors": ["Invalid enum value. Expected 'low' | 'high' | 'medium', received 'best'"]}},
+        ),
+    ],
+)
+def test_each_complaint_stands_at_its_field(generate, body, meta):
+    answer = generate(**body)
+
+    assert answer.status_code == 400
+    assert answer.json()["meta"] == {"_errors": [], **meta}
+
+
 def test_the_edges_of_the_limits_are_accepted(generate):
     assert generate(prompt="x" * 400, num_images=4, seed=2**32 - 1).status_code == 200
     assert generate(seed=0, aspect_ratio="9:16", person_generation="dont_allow").status_code == 200

@@ -72,17 +72,20 @@ def test_it_starts_in_well_under_a_second_and_stops():
         requests.get(f"{url}/v1/models", timeout=5)
 
 
-def test_closing_does_not_wait_for_a_hanging_request():
+@pytest.mark.parametrize("fault", [Fault("hang"), Fault("slow", seconds=60), Fault("slow_after_billing", seconds=60)])
+def test_closing_does_not_wait_for_a_request_and_logs_nothing(fault, caplog):
     sandbox = Sandbox().start()
-    sandbox.add_fault(Fault("hang"))
-    with ThreadPoolExecutor(1) as pool:
+    sandbox.add_fault(fault)
+    with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO):
         waiting = pool.submit(post, sandbox)
         while not sandbox.seen():
             time.sleep(0.01)
+        time.sleep(0.1)
         began = time.monotonic()
         sandbox.close()
         assert time.monotonic() - began < 2
         assert isinstance(waiting.exception(timeout=5), requests.ConnectionError)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_closing_and_starting_twice_is_harmless():
@@ -132,15 +135,39 @@ def test_chosen_ports_are_used():
     [
         {"picture_scale": 0},
         {"picture_scale": 2},
+        {"picture_scale": float("nan")},
         {"latency_seconds": -1},
+        {"latency_seconds": float("inf")},
+        {"latency_seconds": "1"},
+        {"latency_seconds": None},
+        {"requests_per_minute": -1},
+        {"requests_per_minute": float("nan")},
+        {"max_concurrent": -1},
+        {"logs_per_minute": -1},
+        {"burst": True},
+        {"balance_usd": "much"},
+        {"balance_usd": Decimal("NaN")},
+        {"port": 65536},
+        {"cdn_port": -1},
+        {"colour": "red"},
         {"balance_usd": -1},
         {"clock_skew_seconds": 4e7},
         {"clock_skew_seconds": float("nan")},
     ],
 )
 def test_settings_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="allowed"):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}.*; allowed"):
         Sandbox(**options)
+
+
+@pytest.mark.parametrize("settings", [{"balance_usd": "NaN"}, {"latency_seconds": "1"}, {"burst": 0}])
+def test_settings_out_of_range_are_refused_over_http_and_change_nothing(sandbox, settings):
+    control = SandboxControl(sandbox.url)
+    with pytest.raises(ValueError, match="allowed"):
+        control.configure(seed=5, **settings)
+
+    assert requests.get(f"{sandbox.url}/_sandbox/settings", timeout=5).json()["seed"] == 0
 
 
 def test_it_leaves_the_logging_of_the_process_alone(caplog):
