@@ -104,7 +104,7 @@ def test_the_sandbox_and_the_fixtures_are_light_until_they_are_used():
         assert added & (HEAVY | {"airflow"}) == set(), module
 
 
-@pytest.mark.parametrize("package", ["api.client", "api.download", "sandbox.app", "storage.saving"])
+@pytest.mark.parametrize("package", ["api.client", "api.download", "cli", "sandbox.app", "storage.saving"])
 def test_what_knows_nothing_of_airflow_does_not_import_it(package):
     assert "airflow" not in families(loaded(f"import airflow_provider_imagen.{package}"))
 
