@@ -126,11 +126,22 @@ def test_the_defaults_shown_in_the_form_are_those_of_the_code(connection_type):
     assert settings(shown) == settings({})
 
 
-def test_the_numbers_the_form_allows_are_allowed_by_the_code(connection_type):
-    for name, field in connection_type["conn-fields"].items():
-        if field["schema"]["type"] == "number":
-            extra = json.dumps({name: field["schema"]["minimum"]})
-            connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=extra))
+def test_the_numbers_the_form_allows_are_those_the_code_allows(connection_type):
+    schemas = {name: field["schema"] for name, field in connection_type["conn-fields"].items()}
+    numbers = {name: schema for name, schema in schemas.items() if "number" in schema["type"]}
+
+    def read(name, value):
+        extra = json.dumps({name: value})
+        settings = connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=extra))
+        return getattr(settings, f"{name}_seconds")
+
+    assert set(numbers) == {"connect_timeout", "read_timeout"}
+    for name, schema in numbers.items():
+        for value in (schema["minimum"], schema["maximum"]):
+            assert read(name, value) == value
+        assert read(name, None) == schema["default"]
+        with pytest.raises(ValueError, match=name):
+            read(name, schema["maximum"] + 1)
 
 
 def test_every_field_of_the_form_is_told_in_the_hooks_docstring(connection_type):
