@@ -77,13 +77,13 @@ def get_provider_info() -> dict[str, Any]:
                     "connect_timeout": {
                         "label": "Connect timeout (seconds)",
                         "description": "Longest wait for a connection.",
-                        "schema": {"type": ["number", "null"], "default": 10, "minimum": 0.1},
+                        "schema": {"type": ["number", "null"], "default": 10, "minimum": 0.1, "maximum": 86400},
                     },
                     "read_timeout": {
                         "label": "Read timeout (seconds)",
                         "description": "Longest wait for the headers of a response, and again for its body. "
                         "Images can take minutes.",
-                        "schema": {"type": ["number", "null"], "default": 300, "minimum": 1},
+                        "schema": {"type": ["number", "null"], "default": 300, "minimum": 1, "maximum": 86400},
                     },
                     "sandbox": {
                         "label": "Sandbox",

@@ -104,13 +104,13 @@ def test_the_sandbox_and_the_fixtures_are_light_until_they_are_used():
         assert added & (HEAVY | {"airflow"}) == set(), module
 
 
-@pytest.mark.parametrize("package", ["api.client", "api.download", "sandbox.app", "storage.saving"])
+@pytest.mark.parametrize("package", ["api.client", "api.download", "cli", "sandbox.app", "storage.saving"])
 def test_what_knows_nothing_of_airflow_does_not_import_it(package):
     assert "airflow" not in families(loaded(f"import airflow_provider_imagen.{package}"))
 
 
 def test_the_web_framework_belongs_to_the_sandbox_and_the_gallery_only():
-    modules = ("api.client", "api.download", "api.refresh", "storage.saving", "generation.run", "generation.plan")
+    modules = ("api.client", "api.download", "storage.saving", "generation.run", "generation.plan")
     added = families(loaded(*(f"import airflow_provider_imagen.{module}" for module in modules)))
 
     assert added & {"starlette", "fastapi", "uvicorn"} == set()

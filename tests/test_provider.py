@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import tomllib
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, requires
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
 import pytest
 from airflow.sdk import Connection
+from packaging.requirements import Requirement
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.get_provider_info import get_provider_info
@@ -126,11 +128,22 @@ def test_the_defaults_shown_in_the_form_are_those_of_the_code(connection_type):
     assert settings(shown) == settings({})
 
 
-def test_the_numbers_the_form_allows_are_allowed_by_the_code(connection_type):
-    for name, field in connection_type["conn-fields"].items():
-        if field["schema"]["type"] == "number":
-            extra = json.dumps({name: field["schema"]["minimum"]})
-            connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=extra))
+def test_the_numbers_the_form_allows_are_those_the_code_allows(connection_type):
+    schemas = {name: field["schema"] for name, field in connection_type["conn-fields"].items()}
+    numbers = {name: schema for name, schema in schemas.items() if "number" in schema["type"]}
+
+    def read(name, value):
+        extra = json.dumps({name: value})
+        settings = connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=extra))
+        return getattr(settings, f"{name}_seconds")
+
+    assert set(numbers) == {"connect_timeout", "read_timeout"}
+    for name, schema in numbers.items():
+        for value in (schema["minimum"], schema["maximum"]):
+            assert read(name, value) == value
+        assert read(name, None) == schema["default"]
+        with pytest.raises(ValueError, match=name):
+            read(name, schema["maximum"] + 1)
 
 
 def test_every_field_of_the_form_is_told_in_the_hooks_docstring(connection_type):
@@ -138,3 +151,17 @@ def test_every_field_of_the_form_is_told_in_the_hooks_docstring(connection_type)
         assert f"``{name}``" in ImagenHook.__doc__
         assert field["label"]
         assert field["description"].endswith(".")
+
+
+def test_airflow_requires_what_the_package_leaves_to_it():
+    """The rule beside the dependencies in ``pyproject.toml``, in the installed version of Airflow."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    left_to_airflow = settings["tool"]["deptry"]["per_rule_ignores"]["DEP003"]
+    lines = [line for name in ("apache-airflow-core", "apache-airflow-task-sdk") for line in requires(name)]
+    required = {Requirement(line).name for line in lines if "extra ==" not in line}
+
+    assert left_to_airflow
+    assert set(left_to_airflow) <= required
+    assert {"apache-airflow-core", "apache-airflow-task-sdk"} <= {
+        Requirement(line).name for line in requires("apache-airflow") if "==" in line
+    }

@@ -1,9 +1,11 @@
-"""``airflow-imagen check``: say whether the pictures that DAGs ask for can still be made."""
+"""``airflow-imagen check``: check the key, the balance, and the models that DAGs use."""
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,8 @@ def add_check(commands: Any) -> None:
         "check",
         help="check the key, the balance and the models your DAGs use",
         description="Check the key, the balance, and whether the models that the DAG files of a folder name are alive, "
-        "deprecated or withdrawn. Free: nothing is generated, and no DAG file is imported. The exit status is 0 when "
-        "all is well and 1 when something has to be done, for use in a weekly job.",
+        "deprecated or withdrawn. Free: the DAG files are imported as Airflow imports them, and no task runs. The "
+        "exit status is 0 when all is well and 1 when something has to be done, for use in a weekly job.",
     )
     check.add_argument("folder", nargs="?", type=Path, metavar="DAG_FOLDER", help="folder of DAG files, or one file")
     check.add_argument("--imagen-conn-id", default="imagen_default", metavar="ID", help="default: %(default)s")
@@ -36,12 +38,13 @@ def add_check(commands: Any) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Run the command; 1 when something has to be done, 2 when the folder is not there."""
+    """Run the command; return 1 when something has to be done, 2 when the folder does not exist."""
     if arguments.folder is not None and not arguments.folder.exists():
         complain(f"Error: there is no folder {arguments.folder}.")
         return 2
-    findings = find_models(arguments.folder) if arguments.folder is not None else Findings()
-    report = _make_report(arguments.imagen_conn_id, findings)
+    with _as_airflow_command():
+        findings = find_models(arguments.folder) if arguments.folder is not None else Findings()
+        report = _make_report(arguments.imagen_conn_id, findings)
     if arguments.json:
         write_json(report)
     else:
@@ -50,7 +53,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def _make_report(imagen_conn_id: str, findings: Findings) -> dict[str, Any]:
-    """Ask about everything; what cannot be asked is told and counts as wrong."""
+    """Run all checks; a check that cannot run counts as failed."""
     places: dict[str, list[str]] = {}
     for use in findings.uses:
         places.setdefault(use.model, []).append(use.place)
@@ -74,17 +77,16 @@ def _make_report(imagen_conn_id: str, findings: Findings) -> dict[str, Any]:
 
 def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, Any], list[ModelHealth] | None]:
     """
-    Ask about the connection, and about the models when the API can be reached.
+    Check the connection, and the models if the API can be reached.
 
-    :param places: gets the connection's default model added
+    :param places: where each model is used; the connection's default model is added
     """
     from airflow_provider_imagen.hooks.imagen import ImagenHook
 
     connection: dict[str, Any] = {"ok": False, "message": "", "balance_usd": None}
     hook = ImagenHook(imagen_conn_id)
     try:
-        with _all_connections():
-            default_model = hook.default_model
+        default_model = hook.default_model
         places.setdefault(default_model, []).append(f"connection {imagen_conn_id}")
         connection["ok"], connection["message"] = hook.test_connection()
         models = hook.check_models(places)
@@ -101,21 +103,22 @@ def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, A
 
 
 @contextmanager
-def _all_connections() -> Iterator[None]:
+def _as_airflow_command() -> Iterator[None]:
     """
-    Let Airflow look for connections in its database too, where a command may.
+    Work as Airflow's own commands do: connections and variables come from its database too, and logs stay short.
 
-    Outside a task it looks into the environment and secrets backends only, unless the process says that it is one of
-    the servers.
+    What Airflow and DAG files print goes to the error output, so that the report can be read by a program.
     """
-    name = "_AIRFLOW_PROCESS_CONTEXT"
-    before = os.environ.get(name)
-    os.environ[name] = before or "server"
+    environment = {"_AIRFLOW_PROCESS_CONTEXT": "server", "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+    added = {name: value for name, value in environment.items() if name not in os.environ}
+    os.environ.update(added)
     try:
-        yield
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        if before is None:
-            del os.environ[name]
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Put what is known about a model into words, numbers and a DAG. Pure."""
+"""Describe a model as facts, fields and an example DAG. Pure."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _EXAMPLE_PROMPTS = {
 
 def model_facts(model: Model, *, prices: PriceList, health: ModelHealth | None) -> dict[str, Any]:
     """
-    Sum a model up in plain values.
+    Return the facts about a model as plain values.
 
-    :param prices: live prices; an empty list leaves the last known ones
-    :param health: what the API says of it now; ``None`` leaves the catalogue's status
+    :param prices: live prices; an empty list falls back to the last known ones
+    :param health: what the API reports about it now; ``None`` falls back to the catalogue's status
     """
     endpoint = model.generations
     quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, answers_inline=False))
@@ -62,7 +62,7 @@ def model_facts(model: Model, *, prices: PriceList, health: ModelHealth | None) 
 
 
 def field_facts(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """Describe each field of an endpoint: what it allows, its default, and the argument that sets it."""
+    """Return each field of an endpoint: allowed values, default, and the argument that sets it."""
     return [
         {
             "field": name,
@@ -76,7 +76,7 @@ def field_facts(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 
 def example_arguments(model: Model) -> dict[str, Any]:
-    """Give arguments of the operator that this model takes: the fewest, and a shape where one can be chosen."""
+    """Return the fewest operator arguments that this model accepts, plus an aspect ratio if it offers one."""
     endpoint = model.generations
     arguments: dict[str, Any] = {"task_id": "paint"}
     if "prompt" in endpoint.fields:
@@ -98,7 +98,7 @@ def example_arguments(model: Model) -> dict[str, Any]:
 
 
 def dag_snippet(model: Model) -> str:
-    """Write a DAG that makes a picture with this model."""
+    """Return the source of a DAG that generates an image with this model."""
     lines = "".join(f"        {name}={_literal(value)},\n" for name, value in example_arguments(model).items())
     return (
         "from airflow.sdk import dag\n\n"
@@ -111,7 +111,7 @@ def dag_snippet(model: Model) -> str:
 
 
 def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # texts, and mappings of texts, are the same in Python
+    return json.dumps(value, ensure_ascii=False)  # strings, and mappings of strings, are valid Python as they are
 
 
 def _argument_for(name: str, endpoint: Endpoint) -> str:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
@@ -9,8 +12,10 @@ from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.sandbox import Fault
 
 DAG = """
+from airflow.sdk import DAG
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-ImagenGenerateOperator(task_id="a", prompt="x", model={model!r})
+with DAG("d"):
+    ImagenGenerateOperator(task_id="a", prompt="x", model={model!r})
 """
 
 
@@ -30,7 +35,7 @@ def test_all_is_well_with_a_good_key_and_living_models(run, sandbox):
     status, out = run()
     assert status == 0
     assert "Balance: 100.00 USD" in out
-    assert "flux/schnell: alive (dag.py:3)" in out
+    assert "flux/schnell: alive (dag.py:d.a)" in out
     assert "imagen-3.0-generate-002: alive (connection imagen_default)" in out
     assert sandbox.ledger() == []
     assert sandbox.api_key not in out
@@ -42,14 +47,14 @@ def test_a_withdrawn_model_fails_the_job_and_names_its_successor(run, sandbox):
     status, out = run()
     assert status == 1
     assert "WRONG flux/schnell: withdrawn" in out
-    assert "use flux/dev (dag.py:3)" in out
+    assert "use flux/dev (dag.py:d.a)" in out
 
 
 @pytest.mark.usefixtures("imagen_connection")
 def test_an_announced_end_is_a_warning_and_no_failure(run):
     status, out = run(model="openai/gpt-image-1")
     assert status == 0
-    assert "ok    openai/gpt-image-1: alive (dag.py:3)" in out
+    assert "ok    openai/gpt-image-1: alive (dag.py:d.a)" in out
     assert "warn  openai/gpt-image-1: its maker ends it on 2026-10-23 (OpenAI, deprecations page, 2026-10): " in out
     assert "may fail; use openai/gpt-image-2.5-sunburst\n" in out  # one line, for those who read it with a program
     assert "mind the warnings" in out
@@ -64,7 +69,7 @@ def test_a_typing_error_in_a_model_is_found(run):
     assert status == 1
     assert report["ok"] is False
     (wrong,) = [model for model in report["models"] if not model["ok"]]
-    assert (wrong["state"], wrong["similar"][0], wrong["places"]) == ("unknown", "flux/schnell", ["dag.py:3"])
+    assert (wrong["state"], wrong["similar"][0], wrong["places"]) == ("unknown", "flux/schnell", ["dag.py:d.a"])
 
 
 @pytest.mark.usefixtures("imagen_connection")
@@ -98,6 +103,46 @@ def test_an_api_without_its_lists_is_no_clean_bill(run, sandbox):
     status, out = run("--json")
     assert status == 1
     assert json.loads(out)["models"] is None
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_dag_file_that_cannot_be_imported_fails_the_job(run, tmp_path):
+    (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nimport no_such_module_anywhere\n")
+    status, out = run()
+    assert status == 1
+    assert "WRONG broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'\n" in out
+    assert "ok    flux/schnell: alive (dag.py:d.a)" in out
+    assert json.loads(run("--json")[1])["broken"] == [
+        "broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'"
+    ]
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_what_is_known_only_when_the_dag_runs_is_named_and_fails_nothing(run):
+    status, out = run(model="{{ ds }}")
+    assert status == 0
+    assert "not checked, known only when the DAG runs: dag.py:d.a (model)" in out
+
+
+def test_the_report_is_all_that_reaches_the_output(sandbox, tmp_path):
+    """In a process of its own: Airflow, its logs and the DAG files print too, and a program reads the JSON."""
+    (tmp_path / "dag.py").write_text('print("printed by the DAG file")' + DAG.format(model="flux/schnell"))
+    (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nraise ValueError('broken on purpose')\n")
+    connection = json.dumps({"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key})
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_provider_imagen.cli", "check", "--json", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"AIRFLOW_CONN_IMAGEN_DEFAULT": connection, "AIRFLOW_HOME": str(tmp_path)},
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 1, done.stderr
+    assert report["connection"]["ok"] is True
+    assert report["broken"] == ["broken.py: ValueError: broken on purpose"]
+    assert "printed by the DAG file" in done.stderr
+    assert "Filling up the DagBag" not in done.stderr
 
 
 def test_a_folder_that_is_not_there_is_a_usage_error(capsys, tmp_path):

@@ -114,15 +114,18 @@ class Gate:
                     while b"\r\n\r\n" not in data:
                         data += client.recv(65536)
                     length = _content_length(data)
-                    if self._is_refused(data, length):
+                    if self.refusal and self._is_refused(data, length):
                         client.sendall(self.refusal.to_bytes())
                         client.shutdown(socket.SHUT_WR)
                         client.settimeout(1)
                         while client.recv(65536):
                             pass
                         return
-                    if self.before_the_second_half and _is_write(data) and length >= PICTURE_BYTES:
+                    happens = self.before_the_second_half
+                    if happens and _is_write(data) and length >= PICTURE_BYTES:
+                        self.before_the_second_half = None
                         self._pass_half_on(data, length, client, server)
+                        happens()
                         return
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
@@ -136,7 +139,6 @@ class Gate:
         }[self.refuses]
 
     def _pass_half_on(self, data: bytes, length: int, client: socket.socket, server: socket.socket) -> None:
-        happens, self.before_the_second_half = self.before_the_second_half, None
         self.cuts += 1
         start, _, body = data.partition(b"\r\n\r\n")
         server.sendall(start + b"\r\n\r\n")
@@ -147,7 +149,6 @@ class Gate:
             server.sendall(part)
             passed += len(part)
             body = b""
-        happens()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

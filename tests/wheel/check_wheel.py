@@ -95,6 +95,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     ):
         assert f"airflow_provider_imagen/{needed}" in names
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej"))]
+    assert not [name for name in names if "refresh" in name or "check_sandbox" in name]  # scripts of the project
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -108,7 +109,7 @@ def test_the_sdist_holds_what_builds_and_tests_it_and_nothing_else(tmp_path: Pat
         sdist.extractall(tmp_path, filter="data")
     tops = {name.split("/")[0] for name in names}
     assert tops == {
-        *("airflow_provider_imagen", "benchmarks", "docs", "example_dags", "tests", ".ci", ".github"),
+        *("airflow_provider_imagen", "benchmarks", "dev", "docs", "example_dags", "tests", ".ci", ".github"),
         *("CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"),
     }
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej", ".db", ".log"))]

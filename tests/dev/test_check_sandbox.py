@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-from pathlib import Path
 
+import check_sandbox
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "dev" / "check_sandbox.py"
 MODEL = "reve/edit-image"
 NULLABLE_TEXT = {"type": "string", "nullable": True}
 PICTURES = {
@@ -65,17 +63,13 @@ def get(path, answer, parameters=()):
 
 @pytest.fixture
 def check(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("check_sandbox", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
     def run(*documents):
         for number, paths in enumerate(documents):
             folder = tmp_path / f"folder-{number}"
             folder.mkdir()
             (folder / "document.json").write_text(json.dumps({"openapi": "3.0.0", "paths": paths}))
         (tmp_path / "index.json").write_text('{"no": "document"}')
-        return module.main([str(tmp_path)]), capsys.readouterr().out
+        return check_sandbox.main([str(tmp_path)]), capsys.readouterr().out
 
     return run
 

@@ -1,15 +1,15 @@
 """
-Make ``catalogue.json`` again from the API's OpenAPI documents.
+Regenerate the package's ``catalogue.json`` from the API's OpenAPI documents.
 
 ::
 
-    python -m airflow_provider_imagen.api.refresh FOLDER       every OpenAPI document below a folder
-    python -m airflow_provider_imagen.api.refresh --live URL   what a running API says of itself; no key is needed
+    python dev/refresh_catalogue.py FOLDER       every OpenAPI document below a folder
+    python dev/refresh_catalogue.py --live URL   a running API; no key is needed
 
-The file is sorted, one field a line, so that a refresh reads as a diff. Only facts are taken: types, limits, choices
-and defaults, no descriptions. What OpenAPI does not hold (prices, successors, announced ends, status, kinds, names a
-document does not mention) stays as the previous catalogue has it. A folder is taken for complete, so models without a
-document are dropped; the live list is not (a deprecated model leaves it and still serves), so nothing is dropped there.
+The file is sorted, one field a line, so that a refresh reads as a diff. Only facts are copied: types, limits, choices
+and defaults, no descriptions. What OpenAPI does not state (prices, replacements, announced ends, status, kinds, aliases
+a document does not mention) is kept from the previous catalogue. A folder counts as complete, so models without a
+document are dropped. The live list does not, because deprecated models leave it and still work: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_imagen.api import catalogue as catalogue_module
 from airflow_provider_imagen.api.catalogue import CATALOGUE_FILE, IMAGE_FIELDS
 
 if TYPE_CHECKING:
@@ -39,15 +40,13 @@ Entry = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when the catalogue was written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m airflow_provider_imagen.api.refresh", description=__doc__.split("\n")[1]
-    )
+    """Run the command; return 0 when the catalogue was written."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[1])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("folder", nargs="?", type=Path, help="folder of OpenAPI documents")
     source.add_argument("--live", metavar="URL", help="base URL of the API, such as https://api.aimlapi.com")
-    default = Path(__file__).with_name(CATALOGUE_FILE)
-    parser.add_argument("--output", type=Path, default=default, help="catalogue to renew (default: the package's own)")
+    default = Path(catalogue_module.__file__).with_name(CATALOGUE_FILE)
+    parser.add_argument("--output", type=Path, default=default, help="catalogue to update (default: the package's own)")
     options = parser.parse_args(argv)
     previous = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     if options.live:
@@ -64,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def from_documents(documents: Iterable[Any], previous: Mapping[str, Entry]) -> dict[str, Entry]:
     """
-    Build the catalogue that these OpenAPI documents describe.
+    Return the catalogue that these OpenAPI documents describe.
 
-    :param documents: each describes one model, under one or several ids; paths other than the two of images are ignored
-    :param previous: entries by id, for what the documents do not hold
+    :param documents: each describes one model, under one or several ids; only generations and edits are read
+    :param previous: entries by id, for what the documents do not state
     """
     found: dict[str, Entry] = {}
     uploads: dict[str, Entry] = {}
@@ -88,12 +87,12 @@ def from_documents(documents: Iterable[Any], previous: Mapping[str, Entry]) -> d
 
 def from_live(url: str, previous: Mapping[str, Entry]) -> dict[str, Entry]:
     """
-    Ask a running API for its image models, their documents and its deprecations.
+    Return the catalogue that a running API describes in its model list, documents and deprecations.
 
-    A model whose document cannot be read keeps the fields it had.
+    A model whose document cannot be read keeps its previous fields.
 
     :param url: base URL of the API, with or without ``/v1``
-    :param previous: entries by id; those that are no longer listed stay, as ``unlisted``
+    :param previous: entries by id; those no longer listed stay, as ``unlisted``
     :raises requests.RequestException: the list of models could not be read
     """
     import requests
@@ -135,12 +134,12 @@ def from_live(url: str, previous: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def to_text(catalogue: Mapping[str, Entry]) -> str:
-    """Write the catalogue sorted, with one line for each field of each model."""
+    """Return the catalogue as sorted JSON, with one line for each field of each model."""
     return _lay_out(catalogue, open_levels=(0, 1), always_open=("fields", "edits")) + "\n"
 
 
 def summarise(previous: Mapping[str, Entry], renewed: Mapping[str, Entry]) -> str:
-    """Say in a few lines which models came, went and changed."""
+    """Return a few lines that name the models added, removed and changed."""
     groups = {
         "added": sorted(renewed.keys() - previous.keys()),
         "removed": sorted(previous.keys() - renewed.keys()),
@@ -169,7 +168,7 @@ def _read_body(schema: Mapping[str, Any], *, edits: bool) -> Entry:
 
 
 def _read_field(found: Mapping[str, Any]) -> Entry:
-    """Keep what JSON Schema can check, and the limits that only the description states."""
+    """Return what JSON Schema can check, and the limits that only the description states."""
     field: Entry = {key: found[key] for key in _COPIED if key in found}
     said = found.get("description", "")
     if "anyOf" in found:
@@ -200,7 +199,7 @@ def _as_file(field: Entry) -> Entry:
 
 
 def _with_earlier(name: str, entry: Entry, earlier: Entry) -> Entry:
-    """Add what OpenAPI does not hold."""
+    """Add what OpenAPI does not state, from the previous entry."""
     kept: Entry = {key: earlier[key] for key in ("kind", "status", "successor", "price", "ends") if key in earlier}
     entry = {"kind": _guess_kind(name, entry), "status": "listed", **kept, **entry}
     entry["aliases"] = sorted({*entry["aliases"], *earlier.get("aliases", [])} - {name})
@@ -212,7 +211,7 @@ def _with_earlier(name: str, entry: Entry, earlier: Entry) -> Entry:
 
 
 def _keep_steps(schema: Entry, earlier: Entry) -> None:
-    """Keep ``multipleOf`` of the sides where a document stopped saying it."""
+    """Keep ``multipleOf`` of width and height when a document stops stating it."""
     steps = [choice["properties"].get("width", {}).get("multipleOf") for choice in _objects(earlier)]
     for choice in _objects(schema):
         for side in ("width", "height"):
@@ -239,7 +238,7 @@ def _tidy(entry: Entry) -> Entry:
 
 
 def _lay_out(value: Any, *, open_levels: tuple[int, ...], always_open: tuple[str, ...], level: int = 0) -> str:
-    """Format JSON with one entry a line down to a level and in the named parts, and on one line below."""
+    """Return JSON with one entry a line on the open levels and in the named parts, and on one line elsewhere."""
     if not isinstance(value, dict) or not value:
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
     indent = "  " * (level + 1)

@@ -1,11 +1,12 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-
-from airflow_provider_imagen.api import refresh
+import refresh_catalogue
 
 
 def document(*names, path="/v1/images/generations", required=("model", "prompt"), **fields):
@@ -49,12 +50,12 @@ def catalogue(tmp_path):
 
 
 def run(source, catalogue, capsys):
-    assert refresh.main([*source, "--output", str(catalogue)]) == 0
+    assert refresh_catalogue.main([*source, "--output", str(catalogue)]) == 0
     return json.loads(catalogue.read_text()), capsys.readouterr().out
 
 
 def test_a_document_becomes_facts_without_the_vendors_words():
-    made = refresh.from_documents([document("a/model", prompt=PROMPT, image_size=SIZE)], {})
+    made = refresh_catalogue.from_documents([document("a/model", prompt=PROMPT, image_size=SIZE)], {})
     side = {"type": "integer", "minimum": 64, "maximum": 1536, "multipleOf": 32}
     assert made == {
         "a/model": {
@@ -80,7 +81,7 @@ def test_a_document_becomes_facts_without_the_vendors_words():
 
 
 def test_limits_that_only_the_description_states_are_kept():
-    made = refresh.from_documents(
+    made = refresh_catalogue.from_documents(
         [
             document(
                 "a/model",
@@ -101,7 +102,7 @@ def test_limits_that_only_the_description_states_are_kept():
 
 
 def test_two_names_in_one_document_are_aliases_of_each_other():
-    made = refresh.from_documents([document("a/one", "a/two", prompt=PROMPT)], {})
+    made = refresh_catalogue.from_documents([document("a/one", "a/two", prompt=PROMPT)], {})
     assert {name: entry["aliases"] for name, entry in made.items()} == {"a/one": ["a/two"], "a/two": ["a/one"]}
 
 
@@ -115,7 +116,7 @@ def test_uploads_are_added_to_their_model():
         image={"anyOf": [upload, {"type": "array", "items": upload, "maxItems": 16}]},
         mask=upload,
     )
-    made = refresh.from_documents([edits, document("a/model", prompt=PROMPT)], {})
+    made = refresh_catalogue.from_documents([edits, document("a/model", prompt=PROMPT)], {})
     assert made["a/model"]["edits"] == {
         "endpoint": "/v1/images/edits",
         "required": ["image", "prompt"],
@@ -139,7 +140,7 @@ def test_uploads_are_added_to_their_model():
 )
 def test_the_kind_of_a_new_model_is_read_from_what_it_takes(name, required, kind):
     fields = {field: {"type": "string"} for field in required}
-    assert refresh.from_documents([document(name, required=required, **fields)], {})[name]["kind"] == kind
+    assert refresh_catalogue.from_documents([document(name, required=required, **fields)], {})[name]["kind"] == kind
 
 
 def test_what_openapi_does_not_hold_is_kept():
@@ -164,7 +165,7 @@ def test_what_openapi_does_not_hold_is_kept():
         document("a/model", prompt=PROMPT, image_size=unstated),
         document("a/model", path="/v1/images/edits", prompt=PROMPT),
     ]
-    entry = refresh.from_documents(documents, {"a/model": earlier})["a/model"]
+    entry = refresh_catalogue.from_documents(documents, {"a/model": earlier})["a/model"]
     for name in ("aliases", "kind", "status", "successor", "price", "ends"):
         assert entry[name] == earlier[name]
     assert entry["edits"]["price"] == earlier["edits"]["price"]
@@ -173,7 +174,7 @@ def test_what_openapi_does_not_hold_is_kept():
 
 @pytest.mark.parametrize("junk", [{}, [], "text", None, {"paths": {"/v1/models": {"get": {}}}}, {"paths": None}])
 def test_what_is_no_document_of_an_image_model_is_passed_over(junk):
-    assert refresh.from_documents([junk], {}) == {}
+    assert refresh_catalogue.from_documents([junk], {}) == {}
 
 
 def test_a_folder_is_read_to_the_bottom_and_the_summary_says_what_changed(tmp_path, catalogue, capsys):
@@ -197,7 +198,7 @@ def test_a_folder_is_read_to_the_bottom_and_the_summary_says_what_changed(tmp_pa
 def test_a_folder_without_models_leaves_the_catalogue_alone(tmp_path, catalogue, capsys):
     catalogue.write_text("{}")
     with pytest.raises(SystemExit):
-        refresh.main([str(write(tmp_path / "docs", other={})), "--output", str(catalogue)])
+        refresh_catalogue.main([str(write(tmp_path / "docs", other={})), "--output", str(catalogue)])
     assert "no image model found" in capsys.readouterr().err
     assert catalogue.read_text() == "{}"
 
@@ -277,3 +278,19 @@ def test_a_running_api_renews_statuses_successors_and_documents_and_drops_nothin
     assert said.splitlines()[:2] == ["5 models", "added 1: a/new"]
     assert seen[0][:2] == ("/v1/models", {"type": ["openai/image-generations"]})
     assert not any("Authorization" in headers for _, _, headers in seen)
+
+
+def test_the_default_is_the_catalogue_of_the_package(monkeypatch, tmp_path, capsys):
+    """``--help`` promises it; the script lies elsewhere than the file it writes."""
+    written = []
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: written.append((path.name, path.parent.name)))
+    folder = tmp_path
+    (folder / "one.json").write_bytes(json.dumps(document("a/one", prompt=PROMPT)).encode())
+    assert refresh_catalogue.main([str(folder)]) == 0
+    assert written == [("catalogue.json", "api")]
+    assert "removed" in capsys.readouterr().out  # those of the package were read as the previous ones
+
+
+def test_the_catalogue_is_in_the_form_the_script_writes():
+    text = resources.files("airflow_provider_imagen.api").joinpath("catalogue.json").read_text(encoding="utf-8")
+    assert refresh_catalogue.to_text(json.loads(text)) == text
