@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alternatives, imports, journal, kills, memory, pace, throughput
+from benchmarks import alternatives, imports, journal, kills, memory, rate_limits, throughput
 from benchmarks.running import lab
 from benchmarks.tables import Row, machine, show
 
@@ -20,7 +20,7 @@ QUESTIONS: dict[str, Any] = {
     "throughput": throughput,
     "journal": journal,
     "memory": memory,
-    "pace": pace,
+    "rate_limits": rate_limits,
     "alternatives": alternatives,
     "kills": kills,  # last: it leaves a scheduler that gives up on a silent task after seconds
 }

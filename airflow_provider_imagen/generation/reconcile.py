@@ -7,7 +7,6 @@ import threading
 import time
 from concurrent.futures import Future
 from decimal import Decimal
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
@@ -22,7 +21,6 @@ from airflow_provider_imagen.generation.losses import (
     sent_with_another_key,
     unknown_outcome,
 )
-from airflow_provider_imagen.generation.pace import sleep_unless
 from airflow_provider_imagen.journal.records import ChargeLost, PresumedUnbilled, Rejected
 
 if TYPE_CHECKING:
@@ -120,7 +118,7 @@ class Reconciler:
         self._reload_journal = reload
         self._charges = ChargeLookup(
             iter_request_logs=tools.iter_request_logs,
-            wait=partial(sleep_unless, state.cancellation.is_cancelled),
+            wait=state.cancellation.wait,
             patience_seconds=options.lost_answer_patience_seconds,
             clock_offset_seconds=lambda: tools.clock_offset_seconds,
         )

@@ -25,13 +25,13 @@ from airflow_provider_imagen.exceptions import (
     BudgetExceededError,
     ImagenError,
     OwnershipLostError,
+    RateLimitedError,
     StoppedError,
     StorageError,
 )
 from airflow_provider_imagen.generation.budget import Budget
 from airflow_provider_imagen.generation.finish import Finisher
 from airflow_provider_imagen.generation.options import RunOptions
-from airflow_provider_imagen.generation.pace import Pace
 from airflow_provider_imagen.generation.reconcile import Reconciler
 from airflow_provider_imagen.generation.replay import PreviousAttempts
 from airflow_provider_imagen.generation.results import (
@@ -44,6 +44,7 @@ from airflow_provider_imagen.generation.results import (
 )
 from airflow_provider_imagen.generation.state import Cancellation, RunState
 from airflow_provider_imagen.generation.submit import Submitter
+from airflow_provider_imagen.rate_limit.pacer import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -120,10 +121,11 @@ class Run:
             links=links,
             state=self._state,
             budget=self._budget,
-            pace=Pace(
+            pacer=Pacer(
                 concurrency=options.concurrency,
                 requests_per_minute=options.requests_per_minute,
-                should_stop=self._state.is_over,
+                throttled=RateLimitedError,
+                check=self._state.check,
             ),
             previous=self._previous,
             reconciler=self._reconciler,

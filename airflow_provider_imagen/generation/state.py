@@ -21,6 +21,7 @@ from airflow_provider_imagen.exceptions import (
     OutOfCreditsError,
     RateLimitedError,
     ServerError,
+    StoppedError,
     StorageError,
 )
 from airflow_provider_imagen.generation.results import SlotResult
@@ -70,6 +71,15 @@ class Cancellation:
         """Return whether nothing new may be sent."""
         return self._cancelled.is_set()
 
+    def wait(self, seconds: float) -> None:
+        """
+        Sleep.
+
+        :raises StoppedError: the attempt was cancelled
+        """
+        if self._cancelled.wait(max(0.0, seconds)):
+            raise _stopped()
+
     def is_abandoned(self, *, since_seconds: float = 0.0) -> bool:
         """Return whether the grace period is over, for some time: not even what is in flight is awaited any more."""
         return time.monotonic() >= self._give_up_at + since_seconds
@@ -98,6 +108,27 @@ class RunState:
     def is_over(self) -> bool:
         """Return whether nothing more may be sent, although what is in flight may still be finished."""
         return self._abort_reason is not None or self._crash is not None or self.cancellation.is_cancelled()
+
+    def check(self) -> None:
+        """
+        Do nothing while requests may be sent.
+
+        :raises StoppedError: they may not
+        """
+        if self.is_over():
+            raise _stopped()
+
+    def wait(self, seconds: float) -> None:
+        """
+        Sleep.
+
+        :raises StoppedError: nothing more may be sent
+        """
+        until = time.monotonic() + seconds
+        self.check()
+        while (left := until - time.monotonic()) > 0:
+            self.cancellation.wait(min(left, 0.1))  # an abort or a crash sets no event
+            self.check()
 
     def record_crash(self, error: BaseException) -> None:
         """End the run for an error that no worker should meet."""
@@ -212,3 +243,7 @@ class RunState:
         """Return the images of prompts that are not asked for any more, as a copy."""
         with self._lock:
             return list(self._superseded)
+
+
+def _stopped() -> StoppedError:
+    return StoppedError("The task was cancelled; nothing new was sent.")

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.generation.budget import Budget, Reservation
     from airflow_provider_imagen.generation.options import RunOptions, Tools
-    from airflow_provider_imagen.generation.pace import Pace
     from airflow_provider_imagen.generation.plan import Item, Plan, Unit
     from airflow_provider_imagen.generation.reconcile import Reconciler
     from airflow_provider_imagen.generation.replay import PreviousAttempts
     from airflow_provider_imagen.generation.state import RunState
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.rate_limit.pacer import Pacer
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Submitter:
         links: LinkSeal,
         state: RunState,
         budget: Budget,
-        pace: Pace,
+        pacer: Pacer,
         previous: PreviousAttempts,
         reconciler: Reconciler,
         hand_over: Callable[[Answered], None],
@@ -84,7 +84,7 @@ class Submitter:
         self._links = links
         self._state = state
         self._budget = budget
-        self._pace = pace
+        self._pacer = pacer
         self._previous = previous
         self._reconciler = reconciler
         self._hand_over = hand_over
@@ -173,7 +173,7 @@ class Submitter:
             log.warning("Prompt %d: %s Sending it again in %.1f s.", item, error, seconds)
 
         again = resending(
-            wait=self._pace.wait,
+            wait=self._state.wait,
             on_refused=on_refused,
             first_wait_seconds=self._options.first_wait_seconds,
             without=(RateLimitedError,),
@@ -187,12 +187,12 @@ class Submitter:
                 limited_at = limited_at or time.monotonic()
                 patience = self._options.rate_limit_patience_seconds
                 is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
-                if self._pace.refused_for_seconds >= patience:  # nobody gets through
+                if self._pacer.refused_for_seconds >= patience:  # nobody gets through
                     self._state.abort(error)
                     raise
                 if is_singled_out or not may_resend(error):
                     raise
-                log.info("Prompt %d: %s It is sent again at its next turn.", item, error)
+                log.info("Prompt %d: %s It is sent again with its next permit.", item, error)
 
     def _post(self, number: int, first_image: int, unit: Unit) -> Answered | None:
         """
@@ -209,7 +209,7 @@ class Submitter:
         is_sent = False
         lost: LostAnswerError | None = None
         try:
-            permit = self._pace.turn(
+            permit = self._pacer.permit(
                 partial(self._journal_intent, number, first_image, unit), undo=partial(self._journal_rejected, unit)
             )
             with permit as client_request_id:
@@ -258,8 +258,7 @@ class Submitter:
         """
         try:
             self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_LASTS_SECONDS)
-            if self._state.is_over():
-                raise StoppedError("The task was cancelled; nothing new was sent.")
+            self._state.check()
         except ImagenError:
             self._journal_rejected(unit, client_request_id)
             raise

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.generation.throttle import Throttle
+from airflow_provider_imagen.rate_limit.controller import Controller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -146,7 +146,7 @@ class Outcome:
 
 
 def send(
-    throttles: Throttle | Sequence[Throttle],
+    controllers: Controller | Sequence[Controller],
     limit: Any,
     *,
     requests: int,
@@ -158,9 +158,9 @@ def send(
     until: float = math.inf,
 ) -> Any:
     """
-    Send requests through an API with a limit, as fast as the throttles allow.
+    Send requests through an API with a limit, as fast as the controllers allow.
 
-    :param throttles: one, or one for each task that shares the limit
+    :param controllers: one, or one for each task that shares the limit
     :param requests: of each task
     :param latency_seconds: how long the API works on a request that it took
     :param spread: how far that varies, as a share of it
@@ -169,7 +169,7 @@ def send(
     :param changes: moments, and factors that the limit is multiplied by then
     :return: the outcome, or a list with one for each task
     """
-    tasks = [throttles] if isinstance(throttles, Throttle) else list(throttles)
+    tasks = [controllers] if isinstance(controllers, Controller) else list(controllers)
     outcomes, left = [Outcome() for _ in tasks], [requests for _ in tasks]
     dice, order, now = random.Random(7), itertools.count(), 0.0
     events: list[tuple[float, int, Callable[[], None]]] = []
@@ -182,40 +182,40 @@ def send(
         """Start what may start now, and come back when more may."""
         outcome = outcomes[task]
         while left[task]:
-            wait = tasks[task].seconds_until_start(now)
+            wait = tasks[task].delay(now)
             if wait > 0:
                 if wait < math.inf and not now < wakes[task] <= now + wait:
                     wakes[task] = now + max(wait, 1e-6)
                     at(wakes[task], lambda: None)
                 return
-            turn = tasks[task].start(now)
+            permit = tasks[task].acquire(now)
             left[task] -= 1
             outcome.starts.append(now)
             outcome.under_way += 1
             outcome.most_under_way = max(outcome.most_under_way, outcome.under_way)
-            at(now + way_seconds / 2, lambda turn=turn: arrive(task, turn))  # type: ignore[misc]
+            at(now + way_seconds / 2, lambda permit=permit: arrive(task, permit))  # type: ignore[misc]
 
-    def arrive(task: int, turn: Any) -> None:
+    def arrive(task: int, permit: Any) -> None:
         wait = limit.take(now)
         if wait:
             asked = float(math.ceil(wait)) if retry_after else None
-            at(now + way_seconds / 2, lambda: refuse(task, turn, asked))
+            at(now + way_seconds / 2, lambda: refuse(task, permit, asked))
         else:
             outcomes[task].taken.append(now)
-            at(now + latency_seconds * (1 + dice.uniform(-spread, spread)), lambda: serve(task, turn))
+            at(now + latency_seconds * (1 + dice.uniform(-spread, spread)), lambda: serve(task, permit))
 
-    def serve(task: int, turn: Any) -> None:
+    def serve(task: int, permit: Any) -> None:
         limit.release()
-        at(now + way_seconds / 2, lambda: answer(task, turn))
+        at(now + way_seconds / 2, lambda: answer(task, permit))
 
-    def answer(task: int, turn: Any) -> None:
-        tasks[task].end(turn)
+    def answer(task: int, permit: Any) -> None:
+        tasks[task].release(permit)
         outcomes[task].answered += 1
         outcomes[task].under_way -= 1
         outcomes[task].seconds = now
 
-    def refuse(task: int, turn: Any, asked: float | None) -> None:
-        tasks[task].refuse(turn, now, retry_after=asked)
+    def refuse(task: int, permit: Any, asked: float | None) -> None:
+        tasks[task].throttle(permit, now, retry_after=asked)
         left[task] += 1
         outcomes[task].refused.append(now)
         outcomes[task].under_way -= 1
@@ -228,4 +228,4 @@ def send(
         happen()
         for task in range(len(tasks)):
             start(task)
-    return outcomes[0] if isinstance(throttles, Throttle) else outcomes
+    return outcomes[0] if isinstance(controllers, Controller) else outcomes

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from benchmarks.running import Lab
     from benchmarks.tables import Row
 
-TITLE = "Finding the pace that a limited API accepts"
+TITLE = "Finding the rate that a limited API accepts"
 REMARK = "lost: fewer pictures per second than with the limit known beforehand, learning included."
 
 PER_SECOND = 20
@@ -95,7 +95,7 @@ def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: A
     client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=SANDBOX_API_KEY))
     downloader = Downloader(allow_private_hosts=True)
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(FolderJournalStore(Path(folder), "pace"))
+        journal = Journal(FolderJournalStore(Path(folder), "rate-limits"))
         journal.open()
         try:
             result = Run(
