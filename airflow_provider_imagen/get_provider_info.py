@@ -23,7 +23,7 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "AI/ML API Images", "python-modules": ["airflow_provider_imagen.operators.imagen"]}
         ],
         "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
-        "extra-links": ["airflow_provider_imagen.links.pictures.PicturesLink"],
+        "extra-links": ["airflow_provider_imagen.links.gallery_link.PicturesLink"],
         "config": {
             "imagen": {
                 "description": "Settings of tasks that generate images.",

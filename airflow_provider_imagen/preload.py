@@ -10,13 +10,13 @@ import importlib
 
 from PIL import Image
 
-from airflow_provider_imagen.api.catalogue import all_models
+from airflow_provider_imagen.catalogue.lookup import all_models
 
 for _name in (
-    "api.addresses",
+    "download.ip_addresses",
     "api.client",
-    "api.download",
-    "generation.inputs",
+    "download.downloader",
+    "run.input_reader",
     "journal.stores",
     "operators.execution",
     "operators.imagen",

@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from airflow_provider_imagen.links.addresses import gallery_root, picture_address, remote_link, run_address
+from airflow_provider_imagen.links.gallery_urls import gallery_root, picture_address, remote_link, run_address
 
 MAX_REVIEWED: Final = 60
 """Most pictures in one text: more than anybody compares at once; the rest is behind a link."""

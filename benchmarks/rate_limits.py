@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
-from airflow_provider_imagen.api.download import Downloader
-from airflow_provider_imagen.generation.plan import make_plan
-from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.generation.state import Cancellation
-from airflow_provider_imagen.generation.tools import RunTools
+from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.run.image_sink import RunTools
+from airflow_provider_imagen.run.plan import make_plan
+from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, SandboxControl
 
 if TYPE_CHECKING:

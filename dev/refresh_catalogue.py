@@ -1,5 +1,5 @@
 """
-Regenerate the package's ``catalogue.json`` from the API's OpenAPI documents.
+Regenerate the package's ``models.json`` (in ``catalogue/``) from the API's OpenAPI documents.
 
 ::
 
@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.api import catalogue as catalogue_module
-from airflow_provider_imagen.api.catalogue import CATALOGUE_FILE, IMAGE_FIELDS
+from airflow_provider_imagen.api.fields import IMAGE_FIELDS
+from airflow_provider_imagen.catalogue import lookup
+from airflow_provider_imagen.catalogue.lookup import CATALOGUE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("folder", nargs="?", type=Path, help="folder of OpenAPI documents")
     source.add_argument("--live", metavar="URL", help="base URL of the API, such as https://api.aimlapi.com")
-    default = Path(catalogue_module.__file__).with_name(CATALOGUE_FILE)
+    default = Path(lookup.__file__).with_name(CATALOGUE_FILE)
     parser.add_argument("--output", type=Path, default=default, help="catalogue to update (default: the package's own)")
     options = parser.parse_args(argv)
     previous = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen._compat import get_dag_bag
-from airflow_provider_imagen.api.catalogue import find_model
+from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.commands.dag_models import find_models
 
 try:

@@ -89,7 +89,7 @@ def test_what_is_preloaded_leaves_a_task_nothing_of_ours_to_import(tmp_path):
         "execution._plan(); execution._open_folder(); execution._hook.get_downloader()",
         "from PIL import Image",
         "Image.new('RGB', (1, 1)).save(file := io.BytesIO(), 'PNG')",
-        "from airflow_provider_imagen.storage.pictures import inspect_picture",
+        "from airflow_provider_imagen.storage.inspect_image import inspect_picture",
         "inspect_picture(file.getvalue())",
     ) - loaded(preload)
 
@@ -104,20 +104,20 @@ def test_the_sandbox_and_the_fixtures_are_light_until_they_are_used():
         assert added & (HEAVY | {"airflow"}) == set(), module
 
 
-@pytest.mark.parametrize("package", ["api.client", "api.download", "cli", "sandbox.app", "storage.saving"])
+@pytest.mark.parametrize("package", ["api.client", "download.downloader", "cli", "sandbox.app", "storage.save_image"])
 def test_what_knows_nothing_of_airflow_does_not_import_it(package):
     assert "airflow" not in families(loaded(f"import airflow_provider_imagen.{package}"))
 
 
 def test_the_web_framework_belongs_to_the_sandbox_and_the_gallery_only():
-    modules = ("api.client", "api.download", "storage.saving", "generation.run", "generation.plan")
+    modules = ("api.client", "download.downloader", "storage.save_image", "run.runner", "run.plan")
     added = families(loaded(*(f"import airflow_provider_imagen.{module}" for module in modules)))
 
     assert added & {"starlette", "fastapi", "uvicorn"} == set()
 
 
 def test_the_client_shares_no_code_with_the_server_it_is_tested_against():
-    client = {"airflow_provider_imagen.api.client", "airflow_provider_imagen.api.request"}
+    client = {"airflow_provider_imagen.api.client", "airflow_provider_imagen.catalogue.request_builder"}
     of_client = {name for name in loaded(*(f"import {name}" for name in client)) if "imagen" in name}
     of_sandbox = {name for name in loaded("import airflow_provider_imagen.sandbox.app") if "imagen" in name}
 

@@ -19,9 +19,9 @@ from airflow.sdk import task
 
 from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.cli import main
-from airflow_provider_imagen.generation.results import RunResult
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.run.results import RunResult
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:

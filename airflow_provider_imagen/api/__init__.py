@@ -1,1 +1,1 @@
-"""The wire: what to send, what a reply means, and the thin client in between. Knows nothing of Airflow."""
+"""The paid wire: the authenticated client, and what its responses mean. Knows nothing of Airflow."""

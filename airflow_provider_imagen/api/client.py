@@ -23,22 +23,21 @@ from urllib3 import HTTPResponse
 from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.api.answers import Generation, read_generation
-from airflow_provider_imagen.api.catalogue import BASE64_FIELDS, COUNT_FIELDS
+from airflow_provider_imagen.api.cost import read_cost
 from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
-from airflow_provider_imagen.api.fields import read_whole_number
+from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, read_whole_number
 from airflow_provider_imagen.api.json_body import read_json, storable
-from airflow_provider_imagen.api.money import read_cost
-from airflow_provider_imagen.api.secrets import keep_queries_out_of_logs, scrub, scrub_id
-from airflow_provider_imagen.api.sending import WatchedSession, watching
+from airflow_provider_imagen.api.responses import Generation, read_generation
+from airflow_provider_imagen.api.send_tracking import WatchedSession, watching
 from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
+from airflow_provider_imagen.redaction import keep_queries_out_of_logs, scrub, scrub_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_provider_imagen.api.sending import Progress
+    from airflow_provider_imagen.api.send_tracking import Progress
 
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
 CONNECT_TIMEOUT_SECONDS = 10.0

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from airflow_provider_imagen.api.cost import read_cost
 from airflow_provider_imagen.api.json_body import read_json
-from airflow_provider_imagen.api.money import read_cost
-from airflow_provider_imagen.api.secrets import scrub, scrub_id
 from airflow_provider_imagen.exceptions import (
     AuthenticationError,
     ConnectionFailedError,
@@ -30,6 +29,7 @@ from airflow_provider_imagen.exceptions import (
     RateLimitedError,
     ServerError,
 )
+from airflow_provider_imagen.redaction import scrub, scrub_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -1,96 +1,26 @@
-"""
-Check one value against the JSON Schema of its field, and say what is wrong in words.
-
-Values that went through a template arrive as text, so ``"4"`` is taken for a number and ``"true"`` for a boolean where
-the field wants one. Tables turn whole numbers into floats once a row has none, so ``4.0``, and the text ``"4.0"`` a
-template makes of it, is the whole number 4. jsonschema does the checking; it is imported, and a checker compiled, when
-a field is first used.
-"""
+"""Names of the API's fields that mean the same on many models, and numbers as tables and templates write them."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from decimal import Decimal
-from functools import cache
-from itertools import islice
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-from airflow_provider_imagen.api.catalogue import IMAGE_FIELDS, find_model
-from airflow_provider_imagen.api.data_uris import is_data_uri, read_data_uri
-from airflow_provider_imagen.api.inputs import BARE_BASE64, PictureFile
-from airflow_provider_imagen.exceptions import Problem
+COUNT_FIELDS = ("num_images", "n")
+SIZE_FIELDS = ("aspect_ratio", "image_size", "size")
+BASE64_FIELDS = ("convert_base64_to_url", "response_format", "sync_mode")
+INPUT_FIELDS = ("image", "image_url", "image_urls")
+IMAGE_FIELDS = ("image", "image_url", "image_urls", "mask", "reference_image_url", "alpha_url")
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from jsonschema.exceptions import ValidationError
-    from jsonschema.protocols import Validator
-
-_PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
-_NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
-_PICTURE_TYPE = r"image/[a-z0-9.+-]+"
-_LOGIN = r"://(?:[^/\s@]*@)+"
-_QUERY = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
 _MOST_DIGITS = 30
-_SHOWN_CHARACTERS = 80
-_PROBLEMS_SHOWN = 10
-
-
-def check_field(model_id: str, path: str, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
-    """
-    Check a value for a field of a known model.
-
-    :param model_id: id or alias in the catalogue
-    :param path: the endpoint's path
-    :param name: a field of that endpoint
-    :param where: prefix of the names in problems
-    :return: the value as it is sent, and what is wrong with it
-    """
-    checker, schema = _checker(model_id, path, name)
-    value = coerce(schema, value)
-    problems: list[Problem] = []
-    try:
-        for error in islice(checker.iter_errors(value), _PROBLEMS_SHOWN):
-            problems += [problem for problem in _problems(error, where + name) if problem not in problems]
-    except (RecursionError, ValueError):  # jsonschema writes the value into its message; some are too big for that
-        problems = [problem_with(where + name, value, describe(schema))]
-    if not problems:
-        if _holds_links(name, schema):
-            bare_base64 = name == "image" and "anyOf" not in schema
-            value, problems = _check_links(where + name, value, bare_base64=bare_base64)
-        elif "sides" in schema:
-            problems = _check_sides(where + name, value, schema)
-        elif not _is_finite(value):
-            problems = [problem_with(where + name, value, describe(schema))]
-    return value, problems
-
-
-def coerce(schema: Mapping[str, Any], value: Any) -> Any:
-    """Turn what templates and tables made of a value into the number or boolean the schema wants; leave all else."""
-    wanted = schema.get("type")
-    value = _plain_number(value)
-    if isinstance(value, str):
-        return _read_text(wanted, value.strip()) if wanted in ("integer", "number", "boolean") else value
-    if isinstance(value, float):
-        return int(value) if wanted == "integer" and value.is_integer() else value
-    choices = schema.get("anyOf", (schema,))
-    if isinstance(value, Mapping):
-        parts: Mapping[str, Any] = next((choice["properties"] for choice in choices if "properties" in choice), {})
-        return {key: coerce(parts[key], part) if key in parts else part for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = next((choice["items"] for choice in choices if "items" in choice), None)
-        return [coerce(items, part) if items else part for part in value]
-    return value
 
 
 def read_whole_number(value: Any) -> int | None:
     """Read a whole number: ``4``, ``4.0`` or either as text; ``None`` for booleans, fractions and everything else."""
-    value = _plain_number(value)
+    value = plain_number(value)
     if isinstance(value, str) and (found := re.fullmatch(_INTEGER, value.strip())):
         return int(found[1])
     if isinstance(value, float) and value.is_integer():
@@ -98,7 +28,7 @@ def read_whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _plain_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     """Turn a number of :mod:`decimal` or NumPy, as tables hold them, into one of Python's own; leave all else."""
     if isinstance(value, (int, float)):
         return value
@@ -109,199 +39,3 @@ def _plain_number(value: Any) -> Any:
             return math.nan  # which no field accepts
         return int(value) if value == value.to_integral_value() else float(value)
     return float(value) if isinstance(value, Real) else value
-
-
-def describe(schema: Mapping[str, Any]) -> str:
-    """Say in a few words what a schema allows: ``a whole number from 1 to 4``."""
-    if "anyOf" in schema:
-        return " or ".join(describe(choice) for choice in schema["anyOf"])
-    kind = schema.get("type")
-    if "enum" in schema and kind != "boolean":
-        choices = [str(choice) for choice in schema["enum"]]
-        return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-    if kind in ("integer", "number"):
-        step = f" that is a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
-        noun = "a whole number" if kind == "integer" else "a number"
-        return f"{noun}{_describe_range(schema.get('minimum'), schema.get('maximum'))}{step}"
-    if kind == "array":
-        return f"a list{_describe_length(schema)}, each {describe(schema.get('items', {}))}"
-    if kind == "object":
-        parts = {name: describe(part) for name, part in schema["properties"].items()}
-        if len(set(parts.values())) == 1:
-            return f"{{{', '.join(parts)}}}, each {next(iter(parts.values()))}"
-        return "{" + ", ".join(f"{name}: {allowed}" for name, allowed in parts.items()) + "}"
-    if kind == "file" or schema.get("format") == "uri":
-        return _PICTURE
-    if "sides" in schema:
-        smallest, largest = schema["sides"]
-        return f"WIDTHxHEIGHT, each from {smallest} to {largest} pixels"
-    if kind == "boolean":
-        return str(schema["enum"][0]).lower() if "enum" in schema else "true or false"
-    return f"text of at most {schema['maxLength']} characters" if "maxLength" in schema else "text"
-
-
-def problem_with(field: str, value: Any, allowed: str) -> Problem:
-    """Make a problem that says what is allowed and shows the value: shortened, and without the query of a link."""
-    return Problem(field, show(value), f"{allowed} is allowed")
-
-
-def show(value: Any, depth: int = 3) -> Any:
-    """Shorten a value for a message; links lose their login and their query, which may be a signature."""
-    if isinstance(value, str):
-        text = re.sub(_QUERY, r"\1?…", re.sub(_LOGIN, "://…@", value[: 4 * _SHOWN_CHARACTERS]))
-        return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
-    if isinstance(value, PictureFile):
-        return show(value.address)
-    if isinstance(value, (bool, float)) or value is None:
-        return value
-    if isinstance(value, int):
-        return value if value.bit_length() < 512 else f"a number of {value.bit_length()} bits"
-    if depth == 0:
-        return "…"
-    if isinstance(value, dict):
-        return {show(str(key)): show(part, depth - 1) for key, part in list(value.items())[:5]}
-    if isinstance(value, (list, tuple)):
-        return [show(part, depth - 1) for part in value[:5]]
-    return show(f"<{type(value).__name__}>")
-
-
-@cache
-def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[str, Any]]:
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import extend
-
-    model = find_model(model_id)
-    endpoints = (model.generations, model.edits) if model else ()
-    schema = next(endpoint.fields[name] for endpoint in endpoints if endpoint and endpoint.path == path)
-    strict = _make_strict(schema)
-    if name not in IMAGE_FIELDS:
-        return Draft202012Validator(strict), strict
-    types = Draft202012Validator.TYPE_CHECKER.redefine(
-        "string", lambda _, instance: isinstance(instance, (str, PictureFile))
-    )
-    make: Any = extend
-    return make(Draft202012Validator, type_checker=types)(strict), strict
-
-
-def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse unknown keys, which the API would ignore, and fractions of a pixel; a file is given as text."""
-    strict: dict[str, Any] = dict(schema)
-    if strict.get("type") == "file":
-        strict |= {"type": "string", "format": "uri"}
-    if "anyOf" in strict:
-        strict["anyOf"] = [_make_strict(choice) for choice in strict["anyOf"]]
-    if "items" in strict:
-        strict["items"] = _make_strict(strict["items"])
-    if "properties" in strict:
-        parts = {name: _make_strict(part) for name, part in strict["properties"].items()}
-        if {"width", "height"} == parts.keys():
-            parts = {side: {"minimum": 1, **parts[side], "type": "integer"} for side in ("width", "height")}
-            strict["required"] = list(parts)  # half a size leaves the other half to chance
-        strict |= {"properties": parts, "additionalProperties": False}
-    return strict
-
-
-def _read_text(wanted: str, text: str) -> Any:
-    if wanted == "boolean":
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if found := re.fullmatch(_INTEGER, text):
-        return int(found[1])
-    return float(text) if wanted == "number" and re.fullmatch(_NUMBER, text) else text
-
-
-def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
-    """Translate one finding; of several ways to give a value, the one that was meant is explained."""
-    field = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-    value: Any = error.instance
-    schema: Any = error.schema
-    limit: Any = error.validator_value
-    match error.validator:
-        case "anyOf" if meant := _branch_meant(error):
-            for part in meant:
-                yield from _problems(part, name)
-        case "maxLength":
-            yield Problem(field, show(value), f"at most {limit:,} characters are allowed, this has {len(value):,}")
-        case "required":
-            yield Problem(field, show(value), f"{' and '.join(limit)} must be given")
-        case "additionalProperties":
-            unknown = next(part for part in value if part not in schema["properties"])
-            known = " and ".join(schema["properties"])
-            yield Problem(field, show(value), f"only {known} are allowed, not {show(str(unknown))}")
-        case "minItems" | "maxItems":
-            yield Problem(field, show(value), f"{describe(schema)} is allowed, this has {len(value)}")
-        case _:
-            yield problem_with(field, value, describe(schema))
-
-
-def _branch_meant(error: ValidationError) -> list[ValidationError]:
-    """Give the findings of the branch whose type the value has, if one has it."""
-    branches: dict[Any, list[ValidationError]] = {}
-    for part in error.context or ():
-        branches.setdefault(part.relative_schema_path[0], []).append(part)
-    fitting = [
-        parts
-        for parts in branches.values()
-        if not any(part.validator in ("type", "enum") and not part.relative_path for part in parts)
-    ]
-    return fitting[0] if len(fitting) == 1 else []
-
-
-def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
-    if name in IMAGE_FIELDS:
-        return True
-    return schema.get("format") == "uri" or schema.get("items", {}).get("format") == "uri"
-
-
-def _check_links(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
-    """Check links and ``data:`` URIs; return them as they are sent, ``data:`` URIs in their plainest form."""
-    if isinstance(value, list):
-        checked = [_check_links(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
-        return [part for part, _ in checked], [problem for _, problems in checked for problem in problems]
-    if isinstance(value, PictureFile) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
-        return value, []
-    if not is_data_uri(value):
-        return value, [] if _is_link(value) else [problem_with(name, value, _PICTURE)]
-    try:
-        uri = read_data_uri(value)
-    except ValueError as error:
-        return value, [Problem(name, show(value), f"{_PICTURE} is needed; this is {error}")]
-    if not uri.is_base64 or not re.fullmatch(_PICTURE_TYPE, uri.mime_type):
-        return value, [problem_with(name, value, _PICTURE)]
-    return str(uri), []
-
-
-def _is_link(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)
-    except ValueError:
-        return False
-
-
-def _check_sides(name: str, value: str, schema: Mapping[str, Any]) -> list[Problem]:
-    smallest, largest = schema["sides"]
-    sides = [int(side[:9]) for side in value.split("x")]
-    return [] if all(smallest <= side <= largest for side in sides) else [problem_with(name, value, describe(schema))]
-
-
-def _is_finite(value: Any) -> bool:
-    """Tell whether JSON can hold every number in a value that its schema has accepted."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return all(_is_finite(part) for part in parts)
-
-
-def _describe_range(low: Any, high: Any) -> str:
-    if low is not None and high is not None:
-        return f" from {low} to {high}"
-    if low is not None:
-        return f" of at least {low}"
-    return f" of at most {high}" if high is not None else ""
-
-
-def _describe_length(schema: Mapping[str, Any]) -> str:
-    low, high = schema.get("minItems"), schema.get("maxItems")
-    if low is not None and high is not None:
-        return f" of {low} to {high}"
-    return f" of up to {high}" if high is not None else ""

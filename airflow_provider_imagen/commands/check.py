@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
-    from airflow_provider_imagen.api.lifecycle import ModelHealth
+    from airflow_provider_imagen.catalogue.availability import ModelHealth
 
 _PLACES_SHOWN = 5
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.api.fields import describe
-from airflow_provider_imagen.api.request import ImageRequest
+from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+from airflow_provider_imagen.catalogue.validation import describe
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.api.catalogue import Endpoint, Model
-    from airflow_provider_imagen.api.lifecycle import ModelHealth
-    from airflow_provider_imagen.api.pricing import PriceList
+    from airflow_provider_imagen.catalogue.availability import ModelHealth
+    from airflow_provider_imagen.catalogue.lookup import Endpoint, Model
+    from airflow_provider_imagen.catalogue.pricing import PriceList
 
 EXAMPLE_PICTURE = "https://example.com/picture.png"
 

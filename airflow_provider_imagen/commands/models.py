@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.api.catalogue import Model, all_models, find_model, nearest_models
-from airflow_provider_imagen.api.pricing import PriceList
+from airflow_provider_imagen.catalogue.lookup import Model, all_models, find_model, nearest_models
+from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.commands.describing import dag_snippet, field_facts, model_facts
 from airflow_provider_imagen.commands.screen import Screen, complain, write_json
 from airflow_provider_imagen.exceptions import ImagenError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-    from airflow_provider_imagen.api.lifecycle import ModelHealth
+    from airflow_provider_imagen.catalogue.availability import ModelHealth
 
 KINDS = ("text_to_image", "edit", "image_to_image", "upscale")
 STATUSES = ("listed", "unlisted", "alive", "superseded", "deprecated", "withdrawn", "unknown")
@@ -74,7 +74,7 @@ def run_models(arguments: argparse.Namespace) -> int:
 def _ask(url: str | None) -> tuple[PriceList, dict[str, ModelHealth]]:
     """Ask the API for its models, prices and deprecations; none of it needs a key."""
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
-    from airflow_provider_imagen.api.lifecycle import judge_models
+    from airflow_provider_imagen.catalogue.availability import judge_models
 
     client = ApiClient(ClientSettings(base_url=url) if url else ClientSettings())
     try:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from airflow_provider_imagen.generation.charges import Charge
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import Intent, Record
+    from airflow_provider_imagen.run.charge_lookup import Charge
 
 IN_DOUBT = ("unknown", "other key")
 """Outcomes of requests that stay in doubt; those sent with another API key are not in this key's log."""
@@ -92,10 +92,10 @@ def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
 def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
     """Look the unresolved requests of a journal up, and record what became of them."""
     from airflow_provider_imagen._compat import machine_lock
-    from airflow_provider_imagen.generation.charges import ChargeLookup
-    from airflow_provider_imagen.generation.reconcile import is_final
     from airflow_provider_imagen.journal.log import annotate_journal, read_journal
     from airflow_provider_imagen.journal.records import ChargeLost, Rejected
+    from airflow_provider_imagen.run.charge_lookup import ChargeLookup
+    from airflow_provider_imagen.run.reconcile import is_final
 
     unresolved = read_journal(store).all_unresolved()
     if not unresolved:

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection, ObjectStoragePath
 
-    from airflow_provider_imagen.api.addresses import HostAndPort
-    from airflow_provider_imagen.api.answers import Generation
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
-    from airflow_provider_imagen.api.download import Downloader
-    from airflow_provider_imagen.api.lifecycle import LiveModel, ModelHealth
-    from airflow_provider_imagen.api.request import ImageRequest
+    from airflow_provider_imagen.api.responses import Generation
+    from airflow_provider_imagen.catalogue.availability import LiveModel, ModelHealth
+    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+    from airflow_provider_imagen.download.downloader import Downloader
+    from airflow_provider_imagen.download.ip_addresses import HostAndPort
     from airflow_provider_imagen.exceptions import Problem
-    from airflow_provider_imagen.generation.inputs import InputReader
-    from airflow_provider_imagen.generation.quote import PlanQuote
+    from airflow_provider_imagen.run.input_reader import InputReader
+    from airflow_provider_imagen.run.quote import PlanQuote
     from airflow_provider_imagen.storage.convert import ImageFormat
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
@@ -169,7 +169,7 @@ class ImagenHook(BaseHook):
         :param input_images: pictures to work on, for models that edit: links, ``data:`` URIs, paths, or records of
             stored pictures; one or a list
         :param parameters: further fields of the model by their API names
-        :return: one :class:`~airflow_provider_imagen.api.answers.Generation` per request; more than one only for
+        :return: one :class:`~airflow_provider_imagen.api.responses.Generation` per request; more than one only for
             models that make a single picture per request. Each has ``urls`` and ``pictures``.
         :raises InvalidArgumentsError: refused before paying
         :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold what
@@ -178,8 +178,8 @@ class ImagenHook(BaseHook):
         import secrets
         import time
 
-        from airflow_provider_imagen.api.request import build_requests
-        from airflow_provider_imagen.api.resending import resending
+        from airflow_provider_imagen.api.retries import resending
+        from airflow_provider_imagen.catalogue.request_builder import build_requests
 
         named = {
             "prompt": prompt,
@@ -230,13 +230,13 @@ class ImagenHook(BaseHook):
         Say what pictures are going to cost, without buying any. Free; the arguments are checked as for a task.
 
         Prices come from the API's list of models where it names them and from the catalogue's last known ones
-        otherwise; :attr:`~airflow_provider_imagen.generation.quote.PlanQuote.source` says which.
+        otherwise; :attr:`~airflow_provider_imagen.run.quote.PlanQuote.source` says which.
 
         :param prompt: text, or a list of texts or of mappings, as ``ImagenGenerateOperator`` takes it
         :raises InvalidArgumentsError: an argument is wrong
         """
-        from airflow_provider_imagen.api.pricing import PriceList
-        from airflow_provider_imagen.generation.quote import quote_plan
+        from airflow_provider_imagen.catalogue.pricing import PriceList
+        from airflow_provider_imagen.run.quote import quote_plan
 
         named = {
             "model": model,
@@ -263,9 +263,9 @@ class ImagenHook(BaseHook):
         Ask whether models are alive, deprecated or withdrawn, and what takes their place. Free.
 
         :param models: ids or aliases
-        :return: one :class:`~airflow_provider_imagen.api.lifecycle.ModelHealth` for each
+        :return: one :class:`~airflow_provider_imagen.catalogue.availability.ModelHealth` for each
         """
-        from airflow_provider_imagen.api.lifecycle import judge_models
+        from airflow_provider_imagen.catalogue.availability import judge_models
 
         today = datetime.now(UTC).date()
         listed = self.list_models()
@@ -275,10 +275,10 @@ class ImagenHook(BaseHook):
         """
         Ask the API what an id is that the catalogue does not know: another name, a new model, or none at all. Free.
 
-        :return: :class:`~airflow_provider_imagen.api.lifecycle.LiveModel`; where it has ``known_as``, that id gets all
-            checks
+        :return: :class:`~airflow_provider_imagen.catalogue.availability.LiveModel`; where it has ``known_as``, that id
+            gets all checks
         """
-        from airflow_provider_imagen.api.lifecycle import look_up
+        from airflow_provider_imagen.catalogue.availability import look_up
 
         listed = self.get_conn().find_models(model_id)
         return look_up(model_id, listed=listed, retired=self._list_retired(listed))
@@ -294,8 +294,8 @@ class ImagenHook(BaseHook):
 
     def get_input_reader(self) -> InputReader:
         """Make what reads input pictures for requests of this connection."""
-        from airflow_provider_imagen.generation.inputs import InputReader
         from airflow_provider_imagen.hooks.paths import open_folder, open_input_roots
+        from airflow_provider_imagen.run.input_reader import InputReader
 
         return InputReader(open_path=open_folder, fetch=self.download, roots=open_input_roots())
 
@@ -346,14 +346,14 @@ class ImagenHook(BaseHook):
         """
         from msgspec.structs import replace
 
-        from airflow_provider_imagen.api.secrets import without_query
-        from airflow_provider_imagen.hooks.origin import current_origin
         from airflow_provider_imagen.hooks.paths import open_folder
+        from airflow_provider_imagen.hooks.task_instance_key import current_origin
+        from airflow_provider_imagen.redaction import without_query
         from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
         from airflow_provider_imagen.storage.naming import literal_stem
         from airflow_provider_imagen.storage.paths import path_text
         from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
-        from airflow_provider_imagen.storage.saving import save_picture
+        from airflow_provider_imagen.storage.save_image import save_picture
 
         facts = dict(provenance) if isinstance(provenance, Mapping) else {}
         origin = current_origin()
@@ -390,7 +390,7 @@ class ImagenHook(BaseHook):
         :param should_stop: asked while a download goes on; true ends it
         """
         if self._downloader is None:
-            from airflow_provider_imagen.api.download import Downloader
+            from airflow_provider_imagen.download.downloader import Downloader
 
             client = self.get_conn()
             self._downloader = Downloader(
@@ -408,8 +408,8 @@ class ImagenHook(BaseHook):
         :raises ValueError: the setting names something that is no host
         """
         from airflow_provider_imagen._compat import get_allowed_download_hosts
-        from airflow_provider_imagen.api.addresses import canonical_host, parse_host
         from airflow_provider_imagen.api.transport_checks import is_this_machine
+        from airflow_provider_imagen.download.ip_addresses import canonical_host, parse_host
 
         parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
         host = canonical_host(parts.hostname or "")
@@ -461,7 +461,7 @@ class ImagenHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Say whether the key can make images, and the balance. Free: it never generates."""
-        from airflow_provider_imagen.api.secrets import scrub
+        from airflow_provider_imagen.redaction import scrub
 
         try:
             try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.api.secrets import without_query
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
+from airflow_provider_imagen.redaction import without_query
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_imagen.exceptions import JournalError, StorageError
 from airflow_provider_imagen.journal.log import HEADER, StoreUnavailableError
+from airflow_provider_imagen.storage.atomic_write import read_bytes, redacted_address, write_bytes_atomically
 from airflow_provider_imagen.storage.local_files import list_folder, open_folder_at
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, descend, filesystem_of, list_objects, local_path
-from airflow_provider_imagen.storage.writing import read_bytes, redacted_address, write_bytes_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

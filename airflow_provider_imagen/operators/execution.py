@@ -24,9 +24,9 @@ from airflow_provider_imagen._compat import (
     has_supervisor,
     machine_lock,
 )
-from airflow_provider_imagen.api.catalogue import find_model
-from airflow_provider_imagen.api.lifecycle import ending_soon
-from airflow_provider_imagen.api.pricing import PriceList
+from airflow_provider_imagen.catalogue.availability import ending_soon
+from airflow_provider_imagen.catalogue.lookup import find_model
+from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.exceptions import (
     BudgetExceededError,
     ImagenError,
@@ -36,38 +36,38 @@ from airflow_provider_imagen.exceptions import (
     StoppedError,
     StorageError,
 )
-from airflow_provider_imagen.generation.manifest_recovery import missed_records
-from airflow_provider_imagen.generation.plan import make_plan
-from airflow_provider_imagen.generation.replay import previous_result
-from airflow_provider_imagen.generation.run import Run, RunOptions
-from airflow_provider_imagen.generation.state import Cancellation
-from airflow_provider_imagen.generation.tools import Keeper, RunTools, StoredFiles
 from airflow_provider_imagen.hooks.imagen import ImagenHook
-from airflow_provider_imagen.hooks.origin import origin_of
 from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.hooks.task_instance_key import origin_of
 from airflow_provider_imagen.journal.log import WRITE_PATIENCE_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import LinkSeal
-from airflow_provider_imagen.operators.journal import journal_store
+from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.publish import Publisher
+from airflow_provider_imagen.run.image_sink import Keeper, RunTools, StoredFiles
+from airflow_provider_imagen.run.manifest_recovery import missed_records
+from airflow_provider_imagen.run.plan import make_plan
+from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.shared_state import Cancellation
+from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import recorded_lines
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
 from airflow_provider_imagen.storage.paths import path_text
-from airflow_provider_imagen.storage.writing import check_writable, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow.sdk import Context, ObjectStoragePath
 
-    from airflow_provider_imagen.generation.plan import Plan
-    from airflow_provider_imagen.generation.results import Record as ImageRecord
-    from airflow_provider_imagen.generation.results import RunResult
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import JournalState, Record, StoredFile
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.run.plan import Plan
+    from airflow_provider_imagen.run.results import Record as ImageRecord
+    from airflow_provider_imagen.run.results import RunResult
     from airflow_provider_imagen.storage.paths import StoragePath
 
 API_ARGUMENTS: Final = (

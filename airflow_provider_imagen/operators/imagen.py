@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 
-from airflow_provider_imagen.links.pictures import PicturesLink
+from airflow_provider_imagen.links.gallery_link import PicturesLink
 from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _is_ours(operator: type) -> bool:
 
 def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Add our retry policy, unless the author gave one, and end the journal once the task has succeeded."""
-    from airflow_provider_imagen.operators.journal import finish_journal
+    from airflow_provider_imagen.operators.journal_location import finish_journal
 
     shared = kwargs.get("default_args") or {}
     given = kwargs.get("on_success_callback", shared.get("on_success_callback"))

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from airflow_provider_imagen.api.inputs import PictureFile, flatten
-from airflow_provider_imagen.operators.places import host_of, place_of, unsigned
+from airflow_provider_imagen.catalogue.input_images import PictureFile, flatten
+from airflow_provider_imagen.operators.dataset_names import host_of, place_of, unsigned
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.generation.results import RunResult
+    from airflow_provider_imagen.run.results import RunResult
 
 
 class LineageFacts(Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.definitions.asset import AssetRef
 
-from airflow_provider_imagen.operators.places import place_of
+from airflow_provider_imagen.operators.dataset_names import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
 from airflow_provider_imagen.operators.outlets import fill_outlets
+from airflow_provider_imagen.storage.contact_sheet import write_contact_sheet
 from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
 from airflow_provider_imagen.storage.paths import path_text
-from airflow_provider_imagen.storage.sheet import write_contact_sheet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from airflow.sdk import Context, ObjectStoragePath
 
-    from airflow_provider_imagen.generation.results import Record, RunResult
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.run.results import Record, RunResult
+    from airflow_provider_imagen.storage.task_identity import Origin
 
 log = logging.getLogger(__name__)
 

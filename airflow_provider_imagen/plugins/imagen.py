@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_provider_imagen.links.addresses import MOUNT
-from airflow_provider_imagen.links.pictures import PicturesLink
+from airflow_provider_imagen.links.gallery_link import PicturesLink
+from airflow_provider_imagen.links.gallery_urls import MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping

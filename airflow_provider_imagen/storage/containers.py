@@ -24,7 +24,7 @@ from airflow_provider_imagen.storage.png import (
 )
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.storage.pictures import PictureFormat
+    from airflow_provider_imagen.storage.inspect_image import PictureFormat
 
 MAX_JPEG_PACKET: Final = 65_502
 """Bytes of XMP one JPEG segment holds."""

@@ -24,8 +24,14 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import DecodeError, Struct, ValidationError, convert, field
 from msgspec.json import decode
 
+from airflow_provider_imagen.storage.atomic_write import (
+    check_stored,
+    file_sizes,
+    read_bytes,
+    storage_error,
+    write_bytes_atomically,
+)
 from airflow_provider_imagen.storage.local_files import IrregularFileError, list_folder
-from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.paths import (
     HIDDEN_FOLDER,
     MANIFEST_NAME,
@@ -36,20 +42,14 @@ from airflow_provider_imagen.storage.paths import (
     local_path,
     stays_below,
 )
-from airflow_provider_imagen.storage.writing import (
-    check_stored,
-    file_sizes,
-    read_bytes,
-    storage_error,
-    write_bytes_atomically,
-)
+from airflow_provider_imagen.storage.task_identity import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from airflow_provider_imagen.storage.paths import StoragePath
-    from airflow_provider_imagen.storage.saving import StoredPicture
+    from airflow_provider_imagen.storage.save_image import StoredPicture
 
 log = logging.getLogger(__name__)
 

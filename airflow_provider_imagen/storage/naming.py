@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
-from airflow_provider_imagen.storage.origin import Origin
+from airflow_provider_imagen.storage.task_identity import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

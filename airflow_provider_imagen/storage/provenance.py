@@ -23,8 +23,8 @@ from airflow_provider_imagen.storage.xmp import Properties, build_packet
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from airflow_provider_imagen.storage.origin import Origin
-    from airflow_provider_imagen.storage.pictures import PictureFacts, PictureFormat
+    from airflow_provider_imagen.storage.inspect_image import PictureFacts, PictureFormat
+    from airflow_provider_imagen.storage.task_identity import Origin
 
 DIGITAL_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's word for a picture made by a trained model (NewsCodes, ``digitalsourcetype``)."""
@@ -140,7 +140,7 @@ def embed_provenance(
     the signature says more, and more credibly, than we can.
 
     :param data: the whole file
-    :param facts: what :func:`~airflow_provider_imagen.storage.pictures.inspect_picture` said of it
+    :param facts: what :func:`~airflow_provider_imagen.storage.inspect_image.inspect_picture` said of it
     :param break_signature: write into signed files too; their manifest keeps its bytes and stops being valid
     """
     contents = read_contents(data, facts.format)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.api.answers import read_generation
 from airflow_provider_imagen.api.data_uris import DataUri, read_base64, read_data_uri
-from airflow_provider_imagen.api.inputs import kind_of
-from airflow_provider_imagen.api.request import build_requests
+from airflow_provider_imagen.api.responses import read_generation
+from airflow_provider_imagen.catalogue.input_images import kind_of
+from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 
 PICTURE = bytes(range(256)) * 2 + b"\xfb\xff"  # its base64 has +, / and padding

@@ -24,7 +24,7 @@ def client(sandbox):
 def test_a_request_that_was_held_up_before_its_first_byte_is_never_sent(sandbox, client, monkeypatch, jump_seconds):
     jumps = chain([0], repeat(jump_seconds))
     clock = SimpleNamespace(time=lambda: time.time() + next(jumps), monotonic=time.monotonic)
-    monkeypatch.setattr("airflow_provider_imagen.api.sending.time", clock)
+    monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)
     with pytest.raises(ConnectionFailedError, match=r"held up and has expired.*Nothing was sent"):
         client.get_json("/v1/key")
     monkeypatch.undo()

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from airflow_provider_imagen.api.catalogue import all_models
+from airflow_provider_imagen.catalogue.lookup import all_models
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.commands.describing import dag_snippet, example_arguments
-from airflow_provider_imagen.generation.plan import make_plan
+from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.sandbox import Fault
 
 OURS = ("task_id", "output_path", "parameters")

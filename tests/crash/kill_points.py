@@ -113,16 +113,16 @@ def _on_post(trigger: _Trigger, _: str) -> None:
 
 def _on_download(trigger: _Trigger, _: str) -> None:
     """The download of a picture: its bytes are here, and nowhere on the disk yet."""
-    from airflow_provider_imagen.api.download import Downloader
+    from airflow_provider_imagen.download.downloader import Downloader
 
     _wrap(Downloader, "fetch", trigger)
 
 
 def _on_half(trigger: _Trigger, _: str) -> None:
     """The temporary file of a picture when half of it is written."""
-    from airflow_provider_imagen.storage import writing
+    from airflow_provider_imagen.storage import atomic_write
 
-    original = writing._write_synced
+    original = atomic_write._write_synced
 
     def write_half(name: str, data: bytes, folder: int) -> None:
         if data.startswith(PNG_SIGNATURE):
@@ -130,7 +130,7 @@ def _on_half(trigger: _Trigger, _: str) -> None:
             os.unlink(name, dir_fd=folder)
         original(name, data, folder)
 
-    writing._write_synced = write_half
+    atomic_write._write_synced = write_half
 
 
 def _on_rename(trigger: _Trigger, suffix: str) -> None:

@@ -33,11 +33,11 @@ LOADED_WHEN_USED = (
     "PIL.PngImagePlugin",
     "airflow.models.task_state_store",
     "airflow_provider_imagen.api.client",
-    "airflow_provider_imagen.api.download",
+    "airflow_provider_imagen.download.downloader",
     "airflow_provider_imagen.journal.stores",
     "airflow_provider_imagen.operators.execution",
     "airflow_provider_imagen.operators.imagen",
-    "airflow_provider_imagen.storage.saving",
+    "airflow_provider_imagen.storage.save_image",
     "kill_points",
 )
 RETRIES = 30

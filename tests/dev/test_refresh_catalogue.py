@@ -46,7 +46,7 @@ def write(folder, **documents):
 
 @pytest.fixture
 def catalogue(tmp_path):
-    return tmp_path / "catalogue.json"
+    return tmp_path / "models.json"
 
 
 def run(source, catalogue, capsys):
@@ -287,10 +287,10 @@ def test_the_default_is_the_catalogue_of_the_package(monkeypatch, tmp_path, caps
     folder = tmp_path
     (folder / "one.json").write_bytes(json.dumps(document("a/one", prompt=PROMPT)).encode())
     assert refresh_catalogue.main([str(folder)]) == 0
-    assert written == [("catalogue.json", "api")]
+    assert written == [("models.json", "catalogue")]
     assert "removed" in capsys.readouterr().out  # those of the package were read as the previous ones
 
 
 def test_the_catalogue_is_in_the_form_the_script_writes():
-    text = resources.files("airflow_provider_imagen.api").joinpath("catalogue.json").read_text(encoding="utf-8")
+    text = resources.files("airflow_provider_imagen.catalogue").joinpath("models.json").read_text(encoding="utf-8")
     assert refresh_catalogue.to_text(json.loads(text)) == text

@@ -14,9 +14,9 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
-from airflow_provider_imagen.storage.saving import save_picture
+from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.task_identity import Origin
 
 PROVENANCE = Provenance(
     origin=Origin(dag_id="daily", task_id="draw", run_id="r1", map_index=3),

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from PIL import Image
 
 from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields, write_manifest
-from airflow_provider_imagen.storage.origin import Origin
-from airflow_provider_imagen.storage.saving import save_picture
+from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.task_identity import Origin
 
 ORIGIN = Origin(dag_id="daily", task_id="draw", run_id="r1")
 

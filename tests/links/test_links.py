@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_provider_imagen.links.addresses import gallery_root, picture_address, task_address
-from airflow_provider_imagen.links.pictures import PicturesLink
+from airflow_provider_imagen.links.gallery_link import PicturesLink
+from airflow_provider_imagen.links.gallery_urls import gallery_root, picture_address, task_address
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from PIL import Image
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.operators.journal import finish_journal
+from airflow_provider_imagen.operators.journal_location import finish_journal
 from airflow_provider_imagen.sandbox import Fault
+from airflow_provider_imagen.storage.atomic_write import write_bytes_atomically
 from airflow_provider_imagen.storage.provenance import read_provenance
-from airflow_provider_imagen.storage.writing import write_bytes_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -449,7 +449,7 @@ def test_metrics_count_what_a_try_bought_and_nothing_twice(
 
 
 def test_default_args_may_give_a_retry_policy_and_a_success_callback() -> None:
-    from airflow_provider_imagen.operators.journal import finish_journal
+    from airflow_provider_imagen.operators.journal_location import finish_journal
 
     def mine(context: Any) -> None: ...
 

@@ -10,9 +10,9 @@ import pytest
 from airflow.sdk import DAG
 from PIL import Image
 
+from airflow_provider_imagen.operators.dataset_names import place_of, unsigned
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.operators.lineage import LineageFacts, to_openlineage
-from airflow_provider_imagen.operators.places import place_of, unsigned
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:

@@ -120,7 +120,7 @@ def test_a_later_run_never_replaces_the_pictures_of_an_earlier_one_and_says_so_o
     wishes = {"prompt": [{"prompt": RACCOON, "name": name} for name in "ab"], "filename": "{name}.{extension}"}
     assert paint(**wishes, seed=1) == "success"
     first = {path.name: path.read_bytes() for path in paint.folder.glob("*.png")}
-    with caplog.at_level(logging.WARNING, "airflow_provider_imagen.generation.tools"):
+    with caplog.at_level(logging.WARNING, "airflow_provider_imagen.run.image_sink"):
         assert paint(**wishes, seed=2) == "success"
 
     assert first.keys() == {"a.png", "b.png"}

@@ -24,7 +24,7 @@ from airflow.sdk import literal
 from PIL import Image
 from upath import UPath
 
-from airflow_provider_imagen.links.pictures import PicturesLink
+from airflow_provider_imagen.links.gallery_link import PicturesLink
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:

@@ -318,7 +318,7 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     forged: Any, visit: Any, tmp_path: Path
 ) -> None:
     from airflow_provider_imagen.storage.manifest import write_manifest
-    from airflow_provider_imagen.storage.origin import Origin
+    from airflow_provider_imagen.storage.task_identity import Origin
 
     manifest = str(tmp_path / "metadata.jsonl")
     gallery = forged(numbered(61), manifest=manifest, failed=13)

@@ -4,8 +4,8 @@ import re
 
 import requests
 
-from airflow_provider_imagen.api.pricing import PriceList
-from airflow_provider_imagen.api.request import ImageRequest
+from airflow_provider_imagen.catalogue.pricing import PriceList
+from airflow_provider_imagen.catalogue.request_builder import ImageRequest
 from airflow_provider_imagen.sandbox import Fault
 
 from .conftest import IMAGEN

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 from PIL import Image
 
-from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.provenance import Provenance
+from airflow_provider_imagen.storage.task_identity import Origin
 
 
 def picture(image_format="PNG", size=(64, 48), mode="RGB", **options) -> bytes:

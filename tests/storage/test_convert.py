@@ -14,8 +14,8 @@ from airflow_provider_imagen.storage.convert import (
     make_contact_sheet,
     make_thumbnail,
 )
-from airflow_provider_imagen.storage.fitting import fit_picture
-from airflow_provider_imagen.storage.pictures import inspect_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.resize_to_limits import fit_picture
 
 from .conftest import picture, pixels
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.storage import manifest
+from airflow_provider_imagen.storage.atomic_write import read_bytes, write_bytes_atomically
 from airflow_provider_imagen.storage.manifest import (
     RECORD_KEYS,
     failures_address,
@@ -28,9 +29,8 @@ from airflow_provider_imagen.storage.manifest import (
     stored_fields,
     write_manifest,
 )
-from airflow_provider_imagen.storage.origin import Origin
-from airflow_provider_imagen.storage.saving import StoredPicture, save_picture
-from airflow_provider_imagen.storage.writing import read_bytes, write_bytes_atomically
+from airflow_provider_imagen.storage.save_image import StoredPicture, save_picture
+from airflow_provider_imagen.storage.task_identity import Origin
 
 from .conftest import picture
 
@@ -191,7 +191,7 @@ def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(t
         from datetime import datetime, UTC
         from pathlib import Path
         from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
-        from airflow_provider_imagen.storage.origin import Origin
+        from airflow_provider_imagen.storage.task_identity import Origin
         for map_index in range(int(sys.argv[1]), int(sys.argv[1]) + 15):
             origin = Origin(dag_id="d", task_id="t", run_id="r", map_index=map_index)
             line = manifest_line(

@@ -20,7 +20,7 @@ from airflow_provider_imagen.storage.naming import (
     picture_stems,
     with_extension,
 )
-from airflow_provider_imagen.storage.origin import Origin
+from airflow_provider_imagen.storage.task_identity import Origin
 
 ORIGIN = Origin(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")
 FIELDS = NameFields(

@@ -9,10 +9,10 @@ from PIL import ImageFile
 
 from airflow_provider_imagen.exceptions import BadImageError
 from airflow_provider_imagen.storage import opening
-from airflow_provider_imagen.storage.fitting import fit_picture
+from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_picture
 from airflow_provider_imagen.storage.opening import MAX_DECODED_PIXELS, PixelBudget, open_image
-from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, inspect_picture
-from airflow_provider_imagen.storage.saving import save_picture
+from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+from airflow_provider_imagen.storage.save_image import save_picture
 
 from .conftest import picture
 

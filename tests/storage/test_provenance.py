@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.storage.convert import convert_picture
-from airflow_provider_imagen.storage.pictures import PNG_SIGNATURE, inspect_picture, iterate_png_chunks
+from airflow_provider_imagen.storage.inspect_image import PNG_SIGNATURE, inspect_picture, iterate_png_chunks
 from airflow_provider_imagen.storage.provenance import (
     DIGITAL_SOURCE_TYPE,
     embed_provenance,
@@ -479,8 +479,8 @@ nasty = st.text(st.characters(), max_size=200) | st.text(
 def test_no_text_makes_invalid_xml(prompt, enhanced, value, name):
     from datetime import UTC, datetime
 
-    from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.provenance import Provenance
+    from airflow_provider_imagen.storage.task_identity import Origin
 
     made = Provenance(
         origin=Origin(dag_id=value, task_id="t", run_id=prompt),
@@ -528,8 +528,8 @@ def test_padding_behind_a_file_stays_where_it_is(name, padding, provenance):
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from([*"<>\"' \0", "", "/>", "&#13;", "</r:RDF>"]))),
 )
 def test_a_packet_with_our_properties_in_it_is_always_xml(start, changes):
-    from airflow_provider_imagen.storage.origin import Origin
     from airflow_provider_imagen.storage.provenance import Provenance
+    from airflow_provider_imagen.storage.task_identity import Origin
 
     existing = start
     for place, text in changes:

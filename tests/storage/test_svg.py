@@ -5,8 +5,8 @@ import time
 import pytest
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.pictures import inspect_picture
-from airflow_provider_imagen.storage.saving import save_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.save_image import save_picture
 from airflow_provider_imagen.storage.svg import read_svg_size
 
 NS = "xmlns='http://www.w3.org/2000/svg'"

@@ -26,7 +26,10 @@ MEETS_AIRFLOW = ("tests/operators", "tests/decorators", "tests/hooks", "tests/li
 MEETS_PYTHON = (
     *MEETS_AIRFLOW,
     "tests/api",
-    "tests/generation",
+    "tests/catalogue",
+    "tests/download",
+    "tests/run",
+    "tests/test_redaction.py",
     "tests/rate_limit/test_pacer.py",  # not the controller: minutes of plain arithmetic
     "tests/storage",
 )

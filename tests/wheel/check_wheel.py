@@ -89,7 +89,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     assert tops == {"airflow_provider_imagen", f"airflow_provider_imagen-{__version__}.dist-info"}
     for needed in (
         "py.typed",
-        "api/catalogue.json",
+        "catalogue/models.json",
         "sandbox/models.json",
         "example_dags/imagen_quickstart.py",
     ):

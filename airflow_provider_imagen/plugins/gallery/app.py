@@ -40,7 +40,7 @@ from airflow_provider_imagen.plugins.gallery.pages import (
     snippet,
 )
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
-from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
+from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 from airflow_provider_imagen.storage.provenance import read_provenance
 
 if TYPE_CHECKING:

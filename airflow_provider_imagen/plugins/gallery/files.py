@@ -22,9 +22,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
+from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file
 from airflow_provider_imagen.storage.manifest import failures_address, parse_line
-from airflow_provider_imagen.storage.origin import Origin
 from airflow_provider_imagen.storage.paths import (
     MANIFEST_NAME,
     address_of,
@@ -33,9 +33,9 @@ from airflow_provider_imagen.storage.paths import (
     local_path,
     stays_below,
 )
-from airflow_provider_imagen.storage.pictures import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.png import PNG_SIGNATURE
 from airflow_provider_imagen.storage.svg import read_svg_size
+from airflow_provider_imagen.storage.task_identity import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from airflow_provider_imagen.links.addresses import (
+from airflow_provider_imagen.links.gallery_urls import (
     dag_address,
     origin_of,
     picture_address,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
+from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance

@@ -18,7 +18,7 @@ from typing import Final
 
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type
 from airflow_provider_imagen.storage.convert import make_thumbnail
-from airflow_provider_imagen.storage.pictures import SVG_MIME_TYPE
+from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 PIXELS: Final = 384
 """Longer side of a preview: sharp on screens of double density at the size the page shows."""

@@ -1,0 +1,306 @@
+"""
+Read what the API answers to a generation: pictures, cost and ids, from every shape in use.
+
+The shapes (docs, image model pages, 2025-02 to 2026-08): ``data[]``, ``images[]``, both with the same
+pictures, OpenAI's ``created`` + ``data[]``, and ``output.choices[]`` of 2024. A picture is a link, a
+``data:`` URI, or base64 text under one of four names. Pure functions on plain data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from airflow_provider_imagen.api.cost import CostSource, read_cost
+from airflow_provider_imagen.api.data_uris import is_data_uri, read_base64, read_data_uri
+from airflow_provider_imagen.api.json_body import REPLACED, find_texts, read_json, storable
+from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
+from airflow_provider_imagen.redaction import hide, scrub, scrub_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+_BASE64_NAMES = ("b64_json", "base64", "image_base64", "b64")
+_LINK_NAMES = ("url", "image_url", "image")
+_LIST_NAMES = ("data", "images", "output")
+
+
+class AnsweredPicture(Struct, frozen=True):
+    """
+    One picture as it was answered; either ``url`` or ``data`` is set, or ``broken`` says why neither is.
+
+    :param url: http(s) link to the picture
+    :param data: the picture itself, decoded from base64
+    :param prompt: the prompt as the model rewrote it, when it says so
+    :param seed: the seed the model used, when it says so
+    :param withheld: the model marks this picture as filtered (``has_nsfw_concepts``, ``content_violation``)
+    :param broken: why the picture cannot be read
+    """
+
+    url: str | None = None
+    data: bytes | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    withheld: bool = False
+    broken: str | None = None
+
+
+class Generation(Struct, frozen=True):
+    """
+    What one paid request brought.
+
+    :param pictures: in the order answered; may be fewer than asked for, or none
+    :param usd: what was charged, in USD; ``None`` when the answer does not say
+    :param usd_source: where ``usd`` stood
+    :param inference_id: the API's id of the paid work
+    :param client_request_id: the id we sent
+    :param model: the model that was asked, by the name it was asked under
+    :param answered_model: the model that answered and whose price is charged, where the answer names one: some ids
+        choose between models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
+    :param null_items: entries of the list that hold no picture, only nulls
+    """
+
+    pictures: tuple[AnsweredPicture, ...]
+    usd: Decimal | None
+    usd_source: CostSource | None
+    inference_id: str | None
+    client_request_id: str | None
+    model: str | None
+    null_items: int = 0
+    answered_model: str | None = None
+
+    @property
+    def urls(self) -> list[str]:
+        """Links of the pictures that have one and were not filtered."""
+        return [picture.url for picture in self.pictures if picture.url and not picture.withheld]
+
+
+def read_generation(
+    *,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    api_key: str | None = None,
+    client_request_id: str | None = None,
+    model: str | None = None,
+) -> Generation:
+    """
+    Read the body of a 2xx answer.
+
+    :param api_key: blanked out wherever an error repeats what was answered
+    :raises LostAnswerError: the body is cut off or a gateway's page; the request may have been billed
+    :raises InvalidRequestError: the body is an error although the status says success
+    :raises UnreadableResponseError: JSON of no known form
+    """
+    by_name = {name.lower(): storable(value) for name, value in headers.items()}
+    inference_id = scrub_id(by_name.get("x-inference-id"), api_key)
+    facts: dict[str, Any] = {
+        "status": status,
+        "inference_id": inference_id,
+        "client_request_id": client_request_id,
+        "model": model,
+    }
+    try:
+        answer = _read_document(body)
+    except ValueError:
+        usd, _ = read_cost(headers, {})
+        raise LostAnswerError(
+            f"The API answered {status} with a body that is not whole JSON "
+            f"({len(body)} bytes, {_describe(body)}); the request may have been billed.",
+            usd=_float(usd),
+            **facts,
+        ) from None
+    usd, usd_source = read_cost(headers, answer if isinstance(answer, dict) else {})
+    facts["usd"] = _float(usd)
+    if not isinstance(answer, dict):
+        raise UnreadableResponseError(
+            f"The API answered {status} with a JSON {type(answer).__name__} where an object was expected.", **facts
+        )
+    pictures = _read_pictures(answer)
+    if not pictures:
+        _refuse_what_is_no_empty_result(answer, api_key=api_key, facts=facts)
+    return Generation(
+        pictures=tuple(
+            replace(picture, prompt=hide(picture.prompt, api_key)) if picture.prompt else picture
+            for picture in pictures
+        ),
+        usd=usd,
+        usd_source=usd_source,
+        inference_id=inference_id,
+        client_request_id=client_request_id,
+        model=model,
+        null_items=_count_null_items(answer),
+        answered_model=_answered_model(by_name, answer, api_key),
+    )
+
+
+def _read_document(body: bytes) -> Any:
+    """
+    Read the JSON of an answer, or at least the pictures in what is left of it.
+
+    :raises ValueError: neither can be found
+    """
+    try:
+        return read_json(body)
+    except ValueError:
+        found = find_texts(body, ("url", *_BASE64_NAMES)) if body.lstrip().startswith(b"{") else []
+        if not found:
+            raise
+        return {"data": [{name: text} for name, text in dict.fromkeys(found)]}
+
+
+def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
+    """Read which model answered; the header wins over the body."""
+    meta = answer.get("meta")
+    said = (headers.get("x-aimlapi-model"), meta.get("model") if isinstance(meta, dict) else None, answer.get("model"))
+    name = next(filter(None, map(_text, said)), None)
+    return scrub(name, api_key, limit=200) if name else None
+
+
+def _count_null_items(answer: dict[str, Any]) -> int:
+    """Count the nulls in the longest list of pictures; lists side by side hold the same pictures."""
+    lists = [_entries(answer.get(name)) for name in _LIST_NAMES]
+    return sum(_read_picture(entry, withheld=False, prompt=None, seed=None) is None for entry in max(lists, key=len))
+
+
+def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:
+    """Let an answer with an empty list of pictures pass; anything else without pictures is an error."""
+    if error := answer.get("error"):
+        said = error if isinstance(error, dict) else {"message": error}
+        reason = _text(said.get("message")) or "no reason given"
+        kind = _text(said.get("code")) or _text(said.get("type"))
+        raise InvalidRequestError(
+            f"The API answered success with an error inside: {scrub(reason, api_key)}",
+            kind=scrub(kind, api_key, limit=100) if kind else None,
+            **facts,
+        )
+    if not any(name in answer for name in _LIST_NAMES):
+        raise UnreadableResponseError(
+            f"The API answered success without a list of pictures; it has only "
+            f"{scrub(', '.join(answer), api_key, limit=200)}.",
+            **facts,
+        )
+
+
+def _read_pictures(answer: dict[str, Any]) -> tuple[AnsweredPicture, ...]:
+    """
+    Read the pictures of the list that gives most of them: ``data`` before ``images`` before ``output.choices``.
+
+    Lists side by side hold the same pictures (docs, Seedream v4 and USO pages, 2026-08), so they are not added up.
+    """
+    flags = answer.get("has_nsfw_concepts")
+    flagged = {number for number, flag in enumerate(flags if isinstance(flags, list) else ()) if flag is True}
+    common: dict[str, Any] = {"prompt": _text(answer.get("prompt")), "seed": _integer(answer.get("seed"))}
+    violation = answer.get("content_violation") is True
+    found = [
+        tuple(
+            picture
+            for number, entry in enumerate(_entries(answer.get(name)))
+            if (picture := _read_picture(entry, withheld=violation or number in flagged, **common)) is not None
+        )
+        for name in _LIST_NAMES
+    ]
+    return max(found, key=lambda pictures: (sum(not picture.broken for picture in pictures), len(pictures)))
+
+
+def _entries(listed: Any) -> list[Any]:
+    """Give the entries of what should be a list of pictures, whatever it is."""
+    if isinstance(listed, dict) and "choices" in listed:
+        listed = listed["choices"]
+    if listed is None:
+        return []
+    return listed if isinstance(listed, list) else [listed]
+
+
+def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> AnsweredPicture | None:
+    """Read one entry of a list; ``None`` when all that could hold a picture is null, as for a picture left out."""
+    if isinstance(entry, str):
+        entry = {"url": entry}
+    if not entry:
+        return AnsweredPicture(withheld=True) if withheld else None
+    if not isinstance(entry, dict):
+        return AnsweredPicture(broken=f"an entry of type {type(entry).__name__}", withheld=withheld)
+    withheld = withheld or entry.get("content_violation") is True
+    own_seed = _integer(entry.get("seed"))
+    link, encoded = _first_text(entry, _LINK_NAMES), _first_text(entry, _BASE64_NAMES)
+    url, data, broken = None, None, None
+    if link and not is_data_uri(link):
+        url, broken = _read_link(link)
+    elif link and encoded is None:
+        encoded = link
+    if url is None and encoded:
+        data, broken = _read_base64(encoded)
+    if url is None and data is None and broken is None:
+        known = [entry[name] for name in (*_LINK_NAMES, *_BASE64_NAMES) if name in entry]
+        if any(known) or not known:
+            broken = "an entry without a link or base64 data"
+        elif not withheld:
+            return None
+    return AnsweredPicture(
+        url=url,
+        data=data,
+        prompt=_text(entry.get("revised_prompt")) or _text(entry.get("prompt")) or prompt,
+        seed=seed if own_seed is None else own_seed,
+        withheld=withheld,
+        broken=None if withheld and url is None and data is None else broken,
+    )
+
+
+def _first_text(entry: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """Give the first text under one of these names; a link may stand one level deeper, as ``{"url": …}``."""
+    for name in names:
+        value = entry.get(name)
+        if isinstance(value, dict):
+            value = value.get("url")
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return None
+
+
+def _read_link(link: str) -> tuple[str | None, str | None]:
+    try:
+        parts = urlsplit(link)
+        usable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and link.isprintable() and REPLACED not in link
+        )
+    except ValueError:
+        usable = False
+    return (link, None) if usable else (None, "a link that is not http or https")
+
+
+def _read_base64(text: str) -> tuple[bytes | None, str | None]:
+    """Decode base64 text or a ``data:`` URI; return the bytes, or why there are none."""
+    if REPLACED in text:
+        return None, "base64 with damaged characters"
+    try:
+        return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def _text(value: Any) -> str | None:
+    """Return a text that is not empty."""
+    return value if isinstance(value, str) and value else None
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _float(usd: Decimal | None) -> float | None:
+    return float(usd) if usd is not None else None
+
+
+def _describe(body: bytes) -> str:
+    start = body[:200].lstrip().lower()
+    if not start:
+        return "empty"
+    return "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "cut off or damaged"

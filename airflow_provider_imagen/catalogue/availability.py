@@ -1,0 +1,200 @@
+"""
+Whether models can be used today, by what the API says of them. Pure.
+
+Two free answers are read together, as the API's documentation asks for (docs, model-deprecations page, 2026-08): the
+list of models says what serves, the list of deprecations explains what is missing from it. A deprecated model leaves
+the first list and still serves, so "not listed" alone means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any, Literal
+
+from airflow_provider_imagen.catalogue.lookup import Model, find_model, nearest_models
+
+IMAGE_TYPE = "openai/image-generations"
+"""``type`` of the image models in the API's list."""
+
+NOTICE = timedelta(days=90)
+"""How long before an announced end it is worth a warning."""
+
+ModelState = Literal["alive", "superseded", "deprecated", "withdrawn", "unknown"]
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """
+    What the API says of one model.
+
+    :param model: the id asked about
+    :param state: ``alive``; ``superseded``: it works under this name and has a new one; ``deprecated``: it works until
+        a date; ``withdrawn``: requests end in 404; ``unknown``: in no list, probably a typing error
+    :param shutdown_at: ``YYYY-MM-DD``, the day it stopped or will stop, where the API names it
+    :param successor: the model that takes its place, where one is named
+    :param similar: ids that look like an unknown one
+    :param warning: what its maker announced although the API still serves it, ``None`` when nothing is near
+    """
+
+    model: str
+    state: ModelState
+    shutdown_at: str | None = None
+    successor: str | None = None
+    similar: tuple[str, ...] = ()
+    warning: str | None = None
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether nothing has to be done."""
+        return self.state in ("alive", "superseded")
+
+    @property
+    def sentence(self) -> str:
+        """Say it, and what to do."""
+        date = f" on {self.shutdown_at}" if self.shutdown_at else ""
+        instead = f"; use {self.successor}" if self.successor else ""
+        if self.state == "alive":
+            return "alive"
+        if self.state == "superseded":
+            return f"alive, renamed to {self.successor}" if self.successor else "alive under another name"
+        if self.state == "deprecated":
+            return f"deprecated, ends{date or ' on a date not named yet'}{instead}"
+        if self.state == "withdrawn":
+            return f"withdrawn{date}{instead}"
+        similar = f"; did you mean {' or '.join(self.similar)}?" if self.similar else ""
+        return f"not known to the API{similar}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return {
+            "model": self.model,
+            "state": self.state,
+            "shutdown_at": self.shutdown_at,
+            "successor": self.successor,
+            "similar": list(self.similar),
+            "warning": self.warning,
+        }
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """
+    What the API says of an id that the catalogue does not know.
+
+    :param asked: the id asked about
+    :param id: its canonical id in the API's list, ``None`` when it is not listed
+    :param known_as: the catalogue's id of the same model: sent instead, all its checks apply; ``None`` when it is new
+    :param type: the kind of endpoint that serves it, ``None`` where the list names none
+    :param health: what both of the API's lists say of it
+    """
+
+    asked: str
+    id: str | None
+    known_as: str | None
+    type: str | None
+    health: ModelHealth
+
+    @property
+    def can_make_images(self) -> bool:
+        """Whether a request can succeed: it is served, and not through an endpoint for something else."""
+        return self.health.state in ("alive", "superseded", "deprecated") and self.type in (None, IMAGE_TYPE)
+
+    @property
+    def sentence(self) -> str:
+        """What the API's list says about the model, as a sentence for logs and errors."""
+        if self.known_as:
+            return f"{self.asked} is {self.known_as} under another name"
+        if not self.can_make_images:
+            served = f"is served for {self.type}, not for images" if self.type else f"is {self.health.sentence}"
+            return f"{self.asked} {served}"
+        return f"{self.asked} is newer than the catalogue: its fields are not checked"
+
+
+def ending_soon(model: str | Model, today: date) -> str | None:
+    """
+    Return a warning when the maker of a model ends it within :data:`NOTICE` or has ended it, ``None`` otherwise.
+
+    The API's own lists come first where they can be asked; makers announce ends that those name late or never.
+
+    :param model: an id, an alias or an entry of the catalogue
+    """
+    known = find_model(model) if isinstance(model, str) else model
+    if known is None or known.ends is None:
+        return None
+    end = date.fromisoformat(known.ends.date)
+    if end - today > NOTICE:
+        return None
+    days = (end - today).days
+    when = "that day has passed, so requests may fail" if days <= 0 else f"{days} day{'s' if days != 1 else ''} left"
+    instead = f"; use {known.successor}" if known.successor else ""
+    return f"its maker ends it on {end} ({known.ends.source}, {known.ends.seen}): {when}{instead}"
+
+
+def look_up(model_id: str, *, listed: Any, retired: Any) -> LiveModel:
+    """
+    Find out what an id is that the catalogue does not know.
+
+    :param model_id: as the author wrote it
+    :param listed: rows of ``GET /v1/models``, of every type
+    :param retired: rows of ``GET /v1/models/deprecations``
+    """
+    row: Mapping[str, Any] = next((row for row in listed if model_id in _names(row)), {})
+    (health,) = judge_models([model_id], listed=listed, retired=retired)
+    names = [model_id, *_names(row), *([health.successor] if health.state == "superseded" and health.successor else [])]
+    known = next((model for name in names if (model := find_model(name))), None)
+    kind = row.get("type")
+    return LiveModel(
+        asked=model_id,
+        id=_names(row)[0] if row else None,
+        known_as=known.id if known else None,
+        type=kind if isinstance(kind, str) else None,
+        health=health,
+    )
+
+
+def judge_models(models: Iterable[str], *, listed: Any, retired: Any, today: date | None = None) -> list[ModelHealth]:
+    """
+    Judge models by the API's two lists.
+
+    :param models: ids or aliases
+    :param listed: rows of ``GET /v1/models``
+    :param retired: rows of ``GET /v1/models/deprecations``
+    :param today: the day for which announced ends are worth a warning; ``None`` for no such warnings
+    """
+    alive = {name for row in listed for name in _names(row)}
+    explained: dict[str, Mapping[str, Any]] = {}
+    for row in retired:
+        for name in _names(row):
+            explained.setdefault(name, row)
+    return [_judge(model, alive, explained, today) for model in models]
+
+
+def _judge(model: str, alive: set[str], explained: Mapping[str, Mapping[str, Any]], today: date | None) -> ModelHealth:
+    known = find_model(model)
+    names = [model, *((known.id, *known.aliases) if known else ())]
+    name = next((name for name in names if name in explained or name in alive), model)
+    row = explained.get(name, {})
+    shutdown, successor = row.get("shutdown_at"), row.get("replaced_by")
+    facts: dict[str, Any] = {
+        "shutdown_at": shutdown[:10] if isinstance(shutdown, str) else None,
+        "successor": successor if isinstance(successor, str) else known.successor if known else None,
+    }
+    state = row.get("status")
+    if state in ("superseded", "deprecated", "withdrawn"):
+        return ModelHealth(model, state, **facts)
+    if name in alive:
+        return ModelHealth(model, "alive", warning=ending_soon(known, today) if known and today else None)
+    if known is not None and known.status in ("deprecated", "withdrawn"):  # too old for the API's list
+        return ModelHealth(model, "withdrawn", **facts)
+    return ModelHealth(model, "unknown", similar=() if known else tuple(nearest_models(model)))
+
+
+def _names(row: Any) -> list[str]:
+    """List the id and the aliases of a row; what is no row has none."""
+    if not isinstance(row, Mapping):
+        return []
+    aliases = row.get("aliases")
+    names = [row.get("id"), *(aliases if isinstance(aliases, list) else ())]
+    return [name for name in names if isinstance(name, str)]

@@ -1,0 +1,251 @@
+"""
+What a request is going to cost, before it is sent. Pure.
+
+Prices guard ``max_usd``, so they err upwards: where a price depends on something the request does not say, the highest
+that fits is taken; where it cannot be told (per token, per second of work), there is none. Last known prices grow with
+quality, resolution, megapixels and inputs as far as the documentation shows it; steps it does not show are estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct, field
+
+from airflow_provider_imagen.api.cost import read_amount
+from airflow_provider_imagen.api.fields import IMAGE_FIELDS, read_whole_number
+from airflow_provider_imagen.catalogue.input_images import PictureFile, flatten
+from airflow_provider_imagen.catalogue.lookup import Endpoint, find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+
+QuoteSource = Literal["live", "last known", "unknown"]
+
+_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
+_PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
+_PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
+
+_FULL_MEGAPIXEL = 1024 * 1024
+"""Pixels billed as one megapixel where fractions round up: 1024 x 1024 costs the price of one."""
+
+_PRESET_PIXELS = {
+    "square_hd": 1024 * 1024,
+    "square": 512 * 512,
+    "portrait_4_3": 768 * 1024,
+    "landscape_4_3": 1024 * 768,
+    "portrait_16_9": 576 * 1024,
+    "landscape_16_9": 1024 * 576,
+}
+"""Areas of the named sizes, as fal.ai, who serves these models, defines them."""
+
+
+class Quote(Struct, frozen=True):
+    """
+    What a request is expected to cost.
+
+    :param usd: for all its pictures together, ``None`` when no price is known
+    :param source: ``live`` from the API's own list, ``last known`` from the catalogue, or ``unknown``
+    """
+
+    usd: Decimal | None
+    source: QuoteSource
+
+
+class PriceList(Struct, frozen=True):
+    """
+    Prices the API gave for its models; empty, it knows the catalogue's last known prices only.
+
+    :param by_model: the ``pricing`` block of each model, by id and by alias
+    """
+
+    by_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_answer(cls, models_answer: Any) -> PriceList:
+        """
+        Read the answer to ``GET /v1/models?include=pricing``; what cannot be read has no price.
+
+        :param models_answer: the whole answer, or its list of models
+        """
+        rows = models_answer.get("data") if isinstance(models_answer, Mapping) else models_answer
+        by_alias: dict[str, Mapping[str, Any]] = {}
+        by_id: dict[str, Mapping[str, Any]] = {}
+        for row in rows if isinstance(rows, list) else ():
+            if not isinstance(row, Mapping) or not isinstance(row.get("pricing"), Mapping):
+                continue
+            aliases = row.get("aliases")
+            for alias in aliases if isinstance(aliases, list) else ():
+                by_alias[str(alias)] = row["pricing"]
+            by_id[str(row.get("id"))] = row["pricing"]
+        return cls(by_alias | by_id)
+
+    def quote(self, request: ImageRequest) -> Quote:
+        """Say what a request is expected to cost."""
+        model_id = str(request.body.get("model"))
+        model = find_model(model_id)
+        names = (model_id, *((model.id, *model.aliases) if model else ()))
+        pricing = next((self.by_model[name] for name in names if name in self.by_model), None)
+        usd = _block_price(pricing, request) if pricing is not None else None
+        if usd is not None:
+            return Quote(usd, "live")
+        usd = _last_known(model_id, request.body, edits=request.path.endswith("/edits"))
+        return Quote(usd, "unknown" if usd is None else "last known")
+
+
+def last_known_price(model_id: str, body: Mapping[str, Any]) -> Decimal | None:
+    """
+    Give what a request cost when the catalogue was made, in USD for all its pictures.
+
+    :param model_id: id or alias
+    :param body: what is sent; a picture in it that the model takes only at ``/v1/images/edits`` means that endpoint
+    """
+    model = find_model(model_id)
+    return _last_known(model_id, body, edits=model is not None and model.endpoint_for(body) is model.edits)
+
+
+def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decimal | None:
+    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+
+    model = find_model(model_id)
+    price = (model.edits_price if edits else model.price) if model else None
+    endpoint = (model.edits if edits else model.generations) if model else None
+    if price is None or endpoint is None:
+        return None
+    count = (read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None) or 1
+    if price.pricing is None:
+        return price.usd * count
+    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, answers_inline=False)
+    return _block_price(price.pricing, request)
+
+
+def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
+    """
+    Price a request by a model's ``pricing`` block.
+
+    ``fixed`` lists ``units``, each ``{name, measure, price, per}``, which add up. ``variants`` lists rates
+    ``{when, price, unit, per}``, where ``when`` holds the values of the request's fields that a rate is for.
+    ``variable`` cannot be quoted (docs, complete-model-list page, 2026-08-19).
+
+    The catalogue's own blocks say three things more, which the API does not: the unit ``started megapixel`` rounds up,
+    the measure ``input each`` counts inputs once for each output, and a rate holds ``beyond`` a number of them.
+    """
+    if str(pricing.get("currency", "USD")).upper() != "USD":
+        return None
+    if pricing.get("kind") == "fixed":
+        return _sum([_rate_price(rate, request) for rate in _mappings(pricing.get("units"))])
+    if pricing.get("kind") == "variants":
+        variants = _mappings(pricing.get("variants"))
+        fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
+        groups: dict[str, list[Decimal | None]] = {}  # rates for the same values come together
+        for variant in fitting:
+            groups.setdefault(repr(variant.get("when")), []).append(_rate_price(variant, request))
+        return _highest([_sum(prices) for prices in groups.values()])
+    return None
+
+
+def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
+    """Price one rate: ``price`` buys ``per`` of what ``name`` (``unit`` in a variant) counts."""
+    price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name") or rate.get("unit")
+    if unit is None and isinstance(per, str):
+        unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
+    amount = _units_bought(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
+    if amount is not None and (beyond := read_amount(rate.get("beyond"))):
+        amount = max(amount - beyond, Decimal(0))
+    size = read_amount(per)
+    return price * amount / size if price is not None and amount is not None and size else None
+
+
+def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
+    """Count what a request buys of a unit, going out of the model or into it; ``None`` when nothing tells."""
+    if measure in ("input", "input each"):
+        inputs = _inputs_bought(unit, request)
+        return inputs and inputs * (request.expected_images if measure == "input each" else 1)
+    if measure != "output":
+        return None
+    if unit in _PER_PICTURE_UNITS:
+        return Decimal(request.expected_images)
+    if unit in _PER_REQUEST_UNITS:
+        return Decimal(1)
+    if unit in _PER_MEGAPIXEL_UNITS and (pixels := _pixels(request)) is not None:
+        return Decimal(pixels) * request.expected_images / 1_000_000
+    if unit == "started megapixel" and (pixels := _pixels(request) or _most_pixels(request)):
+        return Decimal(-(-pixels // _FULL_MEGAPIXEL) * request.expected_images)
+    return None
+
+
+def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
+    """Count what goes into a request, one at least where it cannot do without; the size behind a link is not known."""
+    pictures = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
+    if unit in _PER_PICTURE_UNITS:
+        endpoint = _endpoint(request)
+        return Decimal(max(len(pictures), 1 if endpoint and endpoint.needs_input else 0))
+    files = [part for part in pictures if isinstance(part, PictureFile)]
+    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(pictures):
+        return sum((Decimal(part.width * part.height) for part in files), Decimal(0)) / 1_000_000
+    return None
+
+
+def _fits(when: Any, request: ImageRequest) -> bool:
+    """Return whether a variant may apply; what is left to the model, or ``auto``, may be anything."""
+    endpoint = _endpoint(request)
+    for name, wanted in when.items() if isinstance(when, Mapping) else ():
+        default = endpoint.fields.get(name, {}).get("default") if endpoint else None
+        given = request.body.get(name, default)
+        if given is not None and str(given).lower() not in ("auto", str(wanted).lower()):
+            return False
+    return True
+
+
+def _pixels(request: ImageRequest) -> int | None:
+    """Give the area of one picture, ``None`` when the request and the model's default leave it open."""
+    endpoint = _endpoint(request)
+    name = endpoint.size_field if endpoint else "image_size"
+    size = request.body.get(name or "", endpoint.fields[name].get("default") if endpoint and name else None)
+    if isinstance(size, Mapping):
+        sides = [read_whole_number(size.get(side)) for side in ("width", "height")]
+    elif isinstance(size, str):
+        if size in _PRESET_PIXELS:
+            return _PRESET_PIXELS[size]
+        sides = [read_whole_number(side) for side in size.split("x")]
+    else:
+        return None
+    width, height = (*sides, None)[:2]
+    return width * height if width and height else None
+
+
+def _most_pixels(request: ImageRequest) -> int | None:
+    """Return the area in pixels of the largest image the model makes; ``None`` if no limit is documented."""
+    endpoint = _endpoint(request)
+    schema = endpoint.fields[endpoint.size_field] if endpoint and endpoint.size_field else {}
+    for choice in schema.get("anyOf", (schema,)):
+        sides = [choice.get("properties", {}).get(side, {}).get("maximum") for side in ("width", "height")]
+        if all(sides):
+            return int(sides[0] * sides[1])
+    return None
+
+
+def _endpoint(request: ImageRequest) -> Endpoint | None:
+    model = find_model(request.body.get("model"))
+    endpoints = (model.generations, model.edits) if model else ()
+    return next((endpoint for endpoint in endpoints if endpoint and endpoint.path == request.path), None)
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    """Give a list of mappings; one entry that is none makes the list worthless, since its price would be missing."""
+    entries = value if isinstance(value, list) else []
+    return entries if all(isinstance(entry, Mapping) for entry in entries) else []
+
+
+def _sum(prices: Iterable[Decimal | None]) -> Decimal | None:
+    known = list(prices)
+    return sum(filter(None, known), Decimal(0)) if known and None not in known else None
+
+
+def _highest(prices: Iterable[Decimal | None]) -> Decimal | None:
+    known = list(prices)
+    return max(filter(None, known), default=Decimal(0)) if known and None not in known else None

@@ -1,0 +1,401 @@
+"""
+Build the requests for one prompt, and refuse what the chosen model would refuse or silently ignore. Pure.
+
+The API drops fields it does not know without a word, and its models name the same idea differently. So there is one
+vocabulary here: ``num_images``, ``aspect_ratio`` and ``convert_base64_to_url`` are put into the chosen model's own
+words, every other argument must be one of its fields, and everything wrong is told at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from airflow_provider_imagen.api.data_uris import plain_data_uris
+from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, IMAGE_FIELDS, SIZE_FIELDS, read_whole_number
+from airflow_provider_imagen.catalogue.aspect_ratio import asked_ratio, ratios_offered, read_ratio, size_for
+from airflow_provider_imagen.catalogue.input_images import (
+    INPUT_ARGUMENT,
+    MAX_INLINE_BYTES,
+    PictureFile,
+    flatten,
+    limits_for,
+)
+from airflow_provider_imagen.catalogue.lookup import Endpoint, Model, find_model, max_pictures
+from airflow_provider_imagen.catalogue.prompt_text import why_broken, why_no_prompt
+from airflow_provider_imagen.catalogue.validation import check_field, coerce, describe, problem_with, show
+from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from fractions import Fraction
+
+MAX_IMAGES_PER_PROMPT = 50
+"""Most pictures of one prompt where the model sets no limit itself: a slip of the keyboard should cost no fortune."""
+
+GENERATIONS_PATH = "/v1/images/generations"
+
+
+class ImageRequest(Struct, frozen=True):
+    """
+    One paid POST.
+
+    :param path: ``/v1/images/generations``, or ``/v1/images/edits`` for models that take uploads
+    :param body: what is sent as JSON (as form fields for edits); always has ``model``. Stored pictures stand in it as
+        :class:`~airflow_provider_imagen.catalogue.input_images.PictureFile`, whose bytes are put in when it is sent
+    :param expected_images: pictures it should return
+    :param answers_inline: whether the answer holds base64 rather than links
+    """
+
+    path: str
+    body: Mapping[str, Any]
+    expected_images: int
+    answers_inline: bool
+
+    @property
+    def aspect_ratio(self) -> Fraction | None:
+        """Width divided by height of the pictures it asks for, ``None`` when it leaves that to the model."""
+        return asked_ratio(self.body)
+
+
+def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str = "") -> tuple[ImageRequest, ...]:
+    """
+    Check the arguments for one prompt and lay out its requests.
+
+    Arguments arrive as templates rendered them: digits count as numbers and ``true`` / ``false`` as booleans where the
+    model wants these.
+
+    ``num_images`` goes into the model's own count field and must lie within its limits. A model without one, or whose
+    one accepts only 1, gets several requests of one picture, at most :data:`MAX_IMAGES_PER_PROMPT`; a seed is counted
+    up by one from request to request, since the same seed would buy the same picture again.
+
+    ``input_images`` goes into the model's own field for pictures, within its limits.
+
+    ``aspect_ratio`` is turned into the size of exactly that ratio for models with ``image_size`` or ``size`` instead.
+
+    Links are asked for by name, never left to the API's default, which has changed before. Base64 is asked for with
+    ``convert_base64_to_url=False`` on every model that can answer so, or with the model's own field.
+
+    A model the catalogue does not know gets its arguments as they are, apart from the count.
+
+    :param arguments: by name: ``model``, ``prompt``, ``num_images``, ``aspect_ratio``, ``convert_base64_to_url``,
+        ``input_images`` and any field of the model; ``None`` leaves a field to the model
+    :param can_store: whether pictures can be stored, without which base64 would be lost
+    :param where: prefix of the names in problems, such as ``prompt[3].``
+    :raises InvalidArgumentsError: with everything that is wrong
+    """
+    asked = {str(name): value for name, value in arguments.items() if value is not None}
+    model_id = asked.pop("model", None)
+    if not isinstance(model_id, str) or not model_id or model_id != model_id.strip():
+        raise InvalidArgumentsError(
+            [Problem(f"{where}model", show(model_id), "the id of a model, without spaces around it, is needed")]
+        )
+    texts = {"model": model_id, **asked}
+    if broken := [
+        Problem(where + name, show(text), reason)
+        for name, text in texts.items()
+        if isinstance(text, str) and name != "prompt" and (reason := why_broken(text))
+    ]:
+        raise InvalidArgumentsError(broken)
+    model = find_model(model_id)
+    if model is None:
+        return _build_unchecked(model_id, asked, can_store=can_store, where=where)
+    draft = _Draft(model_id, model, model.endpoint_for(asked), where)
+    draft.take_prompt(asked)
+    count, several = draft.take_count(asked)
+    draft.take_ratio(asked)
+    draft.take_inputs(asked)
+    inline = draft.take_base64(asked, can_store=can_store)
+    draft.take_fields(asked)
+    draft.problems += _broken_rules(draft)
+    if not draft.problems:
+        draft.problems += _broken_input_rules(draft)
+    if several:
+        draft.check_last_seed(count)
+    if draft.problems:
+        raise InvalidArgumentsError(draft.problems)
+    bodies = draft.repeat(count) if several else [draft.body]
+    images = 1 if several else count
+    return tuple(ImageRequest(draft.endpoint.path, body, images, inline) for body in bodies)
+
+
+class _Draft:
+    """A body in the making: each step takes its arguments out of what was asked and notes what is wrong."""
+
+    def __init__(self, model_id: str, model: Model, endpoint: Endpoint, where: str) -> None:
+        self.model_id = model_id  # as the author wrote it, which is what is sent
+        self.model = model
+        self.endpoint = endpoint
+        self.where = where
+        self.body: dict[str, Any] = {"model": model_id}
+        self.problems: list[Problem] = []
+        self._missing = set(endpoint.required)
+
+    def take_prompt(self, asked: dict[str, Any]) -> None:
+        prompt = asked.pop("prompt", None)
+        if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+            if "prompt" in self._missing:
+                self._missing.discard("prompt")
+                self._complain("prompt", prompt, "text that is not empty is needed")
+        elif "prompt" not in self.endpoint.fields:
+            self._complain("prompt", prompt, f"{self.model_id} takes no prompt and would ignore it; leave it out")
+        elif isinstance(prompt, str) and (reason := why_no_prompt(prompt)):
+            self._missing.discard("prompt")
+            self._complain("prompt", prompt, reason)
+        else:
+            self._take("prompt", prompt)
+
+    def take_count(self, asked: dict[str, Any]) -> tuple[int, bool]:
+        """Give how many pictures are wanted, and whether they take a request each."""
+        field, most = self.endpoint.count_field, self.endpoint.max_images
+        several = field is None or most == 1
+        names = [name for name in COUNT_FIELDS if name in asked and name in ("num_images", field)]
+        if len(names) == 2:
+            self._complain("n", asked["n"], f"give either num_images or n to {self.model_id}, not both")
+        value = 1
+        for name in names:
+            given = asked.pop(name)
+            limit = MAX_IMAGES_PER_PROMPT if several or most is None else most
+            count = read_whole_number(given)
+            if count is None or not 1 <= count <= limit:
+                self.problems.append(problem_with(self.where + name, given, f"a whole number from 1 to {limit}"))
+            else:
+                value = count
+        if names and field:
+            self._take(field, 1 if several else value)
+        return value, several
+
+    def take_ratio(self, asked: dict[str, Any]) -> None:
+        """Put ``aspect_ratio`` into the size field of a model that has no such field itself."""
+        field = self.endpoint.size_field
+        if field in (None, "aspect_ratio") or "aspect_ratio" not in asked:
+            return
+        given, schema = asked.pop("aspect_ratio"), self.endpoint.fields[field]
+        if field in asked:
+            self._complain("aspect_ratio", given, f"give either aspect_ratio or {field}, not both")
+            return
+        ratio = read_ratio(given)
+        size = size_for(ratio, schema) if ratio else None
+        if size is not None:
+            self.body[field] = size
+            return
+        offered = ratios_offered(schema)
+        allowed = f"{self.model_id} has sizes for {', '.join(offered)}; or give " if offered else "give "
+        self._complain("aspect_ratio", given, f"{allowed}{field}: {describe(schema)}")
+
+    def take_inputs(self, asked: dict[str, Any]) -> None:
+        """Put ``input_images`` into the field this model has for them: the one for one picture if that is enough."""
+        if INPUT_ARGUMENT not in asked:
+            return
+        given = asked.pop(INPUT_ARGUMENT)
+        pictures, fields = flatten(given), self.endpoint.input_fields
+        if not fields:
+            self._complain(INPUT_ARGUMENT, given, f"{self.model_id} takes no pictures and would ignore them")
+            return
+        if taken := [field for field in fields if field in asked]:
+            self._missing.discard(taken[0])
+            self._complain(INPUT_ARGUMENT, given, f"give either {INPUT_ARGUMENT} or {taken[0]}, not both")
+            return
+        self._missing.difference_update(fields)
+        if not pictures:
+            self._complain(INPUT_ARGUMENT, given, "at least one picture is needed; leave it out for none")
+            return
+        enough = [
+            field
+            for field in fields
+            if (most := max_pictures(self.endpoint.fields[field])) is None or len(pictures) <= most
+        ]
+        if not enough:
+            most = self.endpoint.max_inputs
+            noun = "one picture" if most == 1 else f"at most {most} pictures"
+            self._complain(INPUT_ARGUMENT, given, f"{self.model_id} takes {noun}, this has {len(pictures)}")
+            return
+        schema = self.endpoint.fields[enough[0]]
+        takes_one = any(choice.get("type") != "array" for choice in schema.get("anyOf", (schema,)))
+        self._take(enough[0], pictures[0] if takes_one and len(pictures) == 1 else pictures, called=INPUT_ARGUMENT)
+
+    def take_base64(self, asked: dict[str, Any], *, can_store: bool) -> bool:
+        """Choose between links and base64 in the model's own words; give whether it is base64."""
+        field = self.endpoint.base64_field
+        ours = "convert_base64_to_url"
+        named = ours if ours in asked else field
+        if ours in asked and field != ours:
+            given = asked.pop(ours)
+            wants_links = coerce({"type": "boolean"}, given)
+            if not isinstance(wants_links, bool):
+                self._complain(ours, given, "true or false is allowed")
+            elif field is None:
+                if not wants_links:
+                    self._complain(ours, given, f"{self.model_id} always answers with links; leave it out")
+            elif field in asked:
+                self._complain(ours, given, f"give either {ours} or {field}, not both")
+            else:
+                asked[field] = _switch(field, links=wants_links)
+        if field is None or named is None:
+            return False
+        self._take(field, asked.pop(field, _switch(field, links=True)))
+        inline = bool(self.body[field] == _switch(field, links=False))
+        if inline and not can_store:
+            value = self.body[field] if named == field else False
+            self._complain(named, value, "base64 would be lost without output_path: set it, or ask for links")
+        return inline
+
+    def take_fields(self, asked: Mapping[str, Any]) -> None:
+        for name, value in asked.items():
+            if name in self.endpoint.fields:
+                self._take(name, value)
+            else:
+                self._complain(name, value, _why_unknown(name, self.model_id, self.endpoint))
+        for name in sorted(self._missing):
+            self._complain(name, None, f"is needed by {self.model_id}: {describe(self.endpoint.fields[name])}")
+
+    def check_last_seed(self, count: int) -> None:
+        highest = self.endpoint.fields.get("seed", {}).get("maximum")
+        seed = self.body.get("seed")
+        if isinstance(seed, int) and highest is not None and highest - count + 1 < seed <= highest:
+            allowed = f"with {count} pictures, each of its own seed, a whole number of at most {highest - count + 1}"
+            self._complain("seed", seed, f"{allowed} is allowed")
+
+    def repeat(self, count: int) -> Iterator[dict[str, Any]]:
+        for index in range(count):
+            yield {**self.body, "seed": self.body["seed"] + index} if "seed" in self.body else dict(self.body)
+
+    def _take(self, name: str, value: Any, *, called: str | None = None) -> None:
+        """
+        Check a value for a field and keep it.
+
+        :param called: what the author calls the field, for problems
+        """
+        self._missing.discard(name)
+        value, problems = check_field(self.model_id, self.endpoint.path, name, value, where=self.where)
+        prefix = self.where + name
+        self.problems += [
+            replace(problem, field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
+            for problem in problems
+        ]
+        self.body[name] = value
+
+    def _complain(self, name: str, value: Any, allowed: str) -> None:
+        self.problems.append(Problem(self.where + name, show(value), allowed))
+
+
+def _switch(field: str, *, links: bool) -> Any:
+    if field == "response_format":
+        return "url" if links else "b64_json"
+    return links if field == "convert_base64_to_url" else not links  # ``sync_mode`` means base64
+
+
+def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
+    """Say that a field does not exist, and which one was probably meant."""
+    text = f"`{name}` is not a field of {model_id}, which would ignore it"
+    fields = endpoint.fields
+    groups = (
+        ("size", {*SIZE_FIELDS, "width", "height", "dimensions"}, endpoint.size_field),
+        ("count", {*COUNT_FIELDS, "num_outputs", "number_of_images", "sample_count", "batch_size"}, "num_images"),
+        ("picture", {*IMAGE_FIELDS, "images", "input_image", "image_prompt"}, next(iter(endpoint.image_fields), None)),
+        ("link or base64", set(BASE64_FIELDS), endpoint.base64_field),
+    )
+    for label, names, own in groups:
+        if name in names and own:
+            values = f" ({describe(fields[own])})" if own in fields else ""
+            return f"{text}; its {label} field is `{own}`{values}"
+    from difflib import get_close_matches  # only needed to say what is wrong
+
+    near = get_close_matches(name, fields, n=3, cutoff=0.6)
+    if near:
+        return f"{text}; did you mean {' or '.join(f'`{field}`' for field in near)}?"
+    return f"{text}; leave it out, its fields are {', '.join(sorted(fields))}"
+
+
+def _broken_rules(draft: _Draft) -> Iterator[Problem]:
+    """Check what a schema of single fields cannot say; each rule applies to the models that have its fields."""
+    body, fields, where = draft.body, draft.endpoint.fields, draft.where
+
+    def value_of(name: str) -> Any:
+        return body.get(name, fields.get(name, {}).get("default"))
+
+    # Google refuses it (GoogleCloudPlatform/generative-ai pull request 780); the same models stand behind this API.
+    if "seed" in body and body.get("add_watermark") is True:
+        yield Problem(
+            f"{where}seed", show(body["seed"]), "not together with add_watermark=True, which the service refuses"
+        )
+    # docs, gpt-image-1 page, 2026-04-22
+    if body.get("background") == "transparent" and value_of("output_format") not in ("png", "webp", None):
+        yield Problem(f"{where}background", "transparent", "needs output_format png or webp")
+    # docs, switchx-image-to-image page, 2026-06-29
+    if body.get("alpha_mode") in ("custom", "select") and "alpha_url" in fields and "alpha_url" not in body:
+        yield Problem(f"{where}alpha_url", None, f"is needed with alpha_mode={body['alpha_mode']}")
+    if "reference_image_url" in fields and not {"prompt", "reference_image_url"} & body.keys():
+        yield Problem(f"{where}prompt", None, "a prompt or a reference_image_url is needed")
+    # docs, uni-1 page: image_edit changes a source picture
+    if body.get("type") == "image_edit" and "image_url" in fields and not {"image_url", "image_urls"} & body.keys():
+        yield Problem(f"{where}image_url", None, "is needed with type=image_edit")
+
+
+def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
+    """Check stored pictures as far as their facts tell; what can be made to fit is made so when it is sent."""
+    files = {
+        name: [part for part in flatten(value) if isinstance(part, PictureFile)] for name, value in draft.body.items()
+    }
+    size = sum(picture.bytes for pictures in files.values() for picture in pictures)
+    if size > MAX_INLINE_BYTES and draft.endpoint.path == GENERATIONS_PATH:
+        names = ", ".join(name for name, pictures in files.items() if pictures)
+        allowed = f"at most {MAX_INLINE_BYTES:,} bytes of stored pictures go into one request, these have {size:,}"
+        yield Problem(draft.where + INPUT_ARGUMENT, names, f"{allowed}; give links")
+    for mask in files.get("mask", ()):
+        most = limits_for(draft.model.id, draft.endpoint.path, "mask").max_bytes
+        if most is not None and mask.bytes > most:
+            yield Problem(
+                f"{draft.where}mask", mask.address, f"at most {most:,} bytes are allowed, it has {mask.bytes:,}"
+            )
+        first = next(iter(flatten(draft.body.get("image"))), None)
+        if isinstance(first, PictureFile) and (mask.width, mask.height) != (first.width, first.height):
+            allowed = (
+                f"a mask has the size of the first picture, {first.width}x{first.height}; "
+                f"this one is {mask.width}x{mask.height}"
+            )
+            yield Problem(f"{draft.where}mask", mask.address, allowed)
+
+
+def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, where: str) -> tuple[ImageRequest, ...]:
+    """Pass the arguments on; only the count is read, because it says how many pictures to expect."""
+    problems: list[Problem] = []
+    prompt = asked.get("prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        problems.append(problem_with(f"{where}prompt", prompt, "text"))
+    elif prompt is not None and (reason := why_no_prompt(prompt)):
+        problems.append(Problem(f"{where}prompt", show(prompt), reason))
+    count = 1
+    for name in COUNT_FIELDS:
+        if name in asked:
+            given = read_whole_number(asked[name])
+            if given is None or not 1 <= given <= MAX_IMAGES_PER_PROMPT:
+                allowed = f"a whole number from 1 to {MAX_IMAGES_PER_PROMPT}"
+                problems.append(problem_with(where + name, asked[name], allowed))
+            else:
+                asked[name], count = given, max(count, given)
+    inline = any(field in asked and asked[field] == _switch(field, links=False) for field in BASE64_FIELDS)
+    if inline and not can_store:
+        problems.append(Problem(f"{where}output_path", None, "is needed: base64 would be lost without it"))
+    if INPUT_ARGUMENT in asked:
+        allowed = f"{model_id} is not in the catalogue: give its pictures in its own field, with parameters"
+        problems.append(Problem(where + INPUT_ARGUMENT, show(asked.pop(INPUT_ARGUMENT)), allowed))
+    asked |= {name: plain_data_uris(asked[name]) for name in IMAGE_FIELDS if name in asked}
+    for name, value in asked.items():
+        try:
+            json.dumps(value, allow_nan=False, default=_stand_in)
+        except (TypeError, ValueError, RecursionError):
+            problems.append(problem_with(where + name, value, "what JSON can hold"))
+    if problems:
+        raise InvalidArgumentsError(problems)
+    return (ImageRequest(GENERATIONS_PATH, {"model": model_id, **asked}, count, inline),)
+
+
+def _stand_in(value: Any) -> str:
+    """Let a stored picture pass as JSON, which it will be when it is sent."""
+    if isinstance(value, PictureFile):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

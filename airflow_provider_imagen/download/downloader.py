@@ -1,0 +1,539 @@
+"""
+Fetch pictures from the links the API gives, without the API key and as guarded as a browser.
+
+A link comes from outside, so it may lead anywhere: every hop is checked, the connection goes to the very address that
+was checked, and size, time and redirects have limits. What was paid for should still arrive: failures that pass are
+tried again here, apart from generation, and a cut-off body goes on where it stopped.
+
+Imports requests, so import this module when it is used.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+import zlib
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from msgspec import Struct
+from requests.utils import select_proxy
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, InvalidHeader
+
+from airflow_provider_imagen import __version__
+from airflow_provider_imagen.download.ip_addresses import link_expiry
+from airflow_provider_imagen.download.ssrf import (
+    FetchLimits,
+    GuardedAdapter,
+    explain,
+)
+from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
+from airflow_provider_imagen.redaction import keep_queries_out_of_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from types import TracebackType
+
+    from requests import PreparedRequest, Response
+    from tenacity import RetryCallState
+
+    from airflow_provider_imagen.download.ip_addresses import HostAndPort
+
+MAX_RETRY_AFTER_SECONDS = 30.0
+"""Longest wait a server's ``Retry-After`` can ask for between two attempts of one fetch."""
+
+_CHUNK_BYTES = 256 * 1024
+_POOLED_HOSTS = 32
+_POOLED_CONNECTIONS_PER_HOST = 64  # as many as threads that may fetch at once
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GONE = frozenset({401, 403, 404, 410})
+_PASSING = frozenset({408, 425, 429})  # and every 5xx
+_HEADERS = {
+    "User-Agent": f"airflow-provider-imagen/{__version__}",
+    "Accept": "image/*, */*;q=0.5",  # the second part for servers that store pictures under a vague type
+    "Accept-Encoding": "identity",
+}
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
+_GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
+_GZIP_START = b"\x1f\x8b\x08"
+_MAX_GZIP_MEMBERS = 16  # one behind the other
+_MAX_PACKINGS = 4  # one inside the other
+_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"
+
+
+class Download(Struct, frozen=True):
+    """
+    What a link gave.
+
+    :param data: the body, not empty; not yet known to be a whole picture
+    :param content_type: media type the server states, lower case without parameters; it can disagree with ``data``
+    :param final_host: host that gave the body, after redirects
+    """
+
+    data: bytes
+    content_type: str | None
+    final_host: str
+
+    def __repr__(self) -> str:
+        return f"Download({len(self.data)} bytes, {self.content_type!r}, {self.final_host!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Leave the data out of tracebacks that show variables, too."""
+        return [("content_type", self.content_type), ("final_host", self.final_host)]
+
+
+class _Failed(Struct, frozen=True):
+    """
+    One attempt that brought no picture.
+
+    :param what: what happened, as the end of the sentence "could not fetch the picture from host: …"
+    :param again: whether another attempt may end better
+    :param retry_after: seconds the server asks to wait before it
+    """
+
+    what: str
+    host: str | None
+    again: bool = False
+    kind: type[DownloadError] = DownloadError
+    status: int | None = None
+    retry_after: float | None = None
+
+    def error(self, attempts: int = 1) -> DownloadError:
+        tried = f" (tried {attempts} times)" if attempts > 1 else ""
+        return self.kind(explain(self.host, f"{self.what}{tried}"), host=self.host, status=self.status)
+
+
+class _Partial(Struct, frozen=True):
+    """
+    The beginning of a body that was cut off, and what proves that a continuation belongs to it.
+
+    :param url: link that gave it, after redirects
+    :param validator: its strong ``ETag``, or its ``Last-Modified``
+    :param total_bytes: size of the whole body, ``None`` when the server did not say
+    """
+
+    url: str
+    validator: str
+    total_bytes: int | None
+    chunks: tuple[bytes, ...]
+    size_bytes: int
+
+
+class _Fetch(Struct):
+    """One fetch under way: its limits, and what an earlier attempt left to continue."""
+
+    limits: FetchLimits
+    partial: _Partial | None = None
+
+    @property
+    def host(self) -> str:
+        return self.limits.host or ""
+
+
+class Downloader:
+    """
+    Fetch pictures from links, without the API key, as guarded as a browser.
+
+    Sends no credentials, no cookies and no referrer, follows few redirects, and checks every hop. A name is resolved
+    once, all its addresses must be public (or private where ``allow_private_hosts`` says so, but never link-local or
+    those of a metadata service), and the connection is made to one of those addresses, so a name that changes its
+    address meanwhile gains nothing.
+
+    Proxies and CA bundles come from the environment as requests reads them (``HTTPS_PROXY``, ``NO_PROXY``,
+    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **Behind a proxy the proxy resolves names**: then literal
+    addresses are checked, and names as this machine resolves them, as far as it can; what the proxy makes of a name
+    is up to the proxy.
+
+    Safe to use from many threads at once; each fetch stays in the thread that calls it.
+
+    :param allow_private_hosts: hosts (:func:`~airflow_provider_imagen.download.ip_addresses.parse_host`) that may have
+        private or loopback addresses, and may be redirected to from ``https`` by ``http``; ``True`` for all
+    :param verify: check TLS certificates; a path names a CA bundle
+    :param connect_timeout_seconds: longest wait for one connection, not counting the name's resolution
+    :param read_timeout_seconds: longest silence of a server
+    :param total_timeout_seconds: longest time of one :meth:`fetch`, with all its attempts and waits
+    :param max_bytes: largest body, also after it was decompressed
+    :param max_redirects: hops after the first link
+    :param attempts: tries in all, at least 1
+    :param sleep: waits between attempts, in seconds; pass one that wakes up when the task is killed
+    :param should_stop: asked about once a second, between chunks and before each attempt; true ends the fetch
+    :param clock: monotonic seconds
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_private_hosts: bool | Collection[HostAndPort],
+        verify: bool | str = True,
+        connect_timeout_seconds: float = 10.0,
+        read_timeout_seconds: float = 60.0,
+        total_timeout_seconds: float = 300.0,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_redirects: int = 3,
+        attempts: int = 4,
+        sleep: Callable[[float], None] = time.sleep,
+        should_stop: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        keep_queries_out_of_logs()
+        self._allow_private_hosts = allow_private_hosts
+        self._verify = verify
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._read_timeout_seconds = read_timeout_seconds
+        self._total_timeout_seconds = total_timeout_seconds
+        self._max_bytes = max_bytes
+        self._max_redirects = max_redirects
+        self._attempts = attempts
+        self._sleep = sleep
+        self._should_stop = should_stop
+        self._clock = clock
+        self._environment = requests.Session()  # never sends: it only knows what requests reads from the environment
+        self._adapter = GuardedAdapter(_POOLED_HOSTS, _POOLED_CONNECTIONS_PER_HOST)
+
+    def __enter__(self) -> Downloader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that are kept open between fetches."""
+        self._adapter.close()
+
+    def fetch(self, url: str) -> Download:
+        """
+        Fetch what one link leads to.
+
+        :param url: an ``http`` or ``https`` link; ``data:`` URIs are for the caller to decode
+        :raises UnsafeAddressError: it leads into a private network, or to where no picture is fetched from
+        :raises LinkExpiredError: the host says it is gone or no longer open
+        :raises BadImageError: the body is empty, too large, or a document
+        :raises DownloadError: it could not be fetched, also after trying again; or the task is ending
+        """
+        limits = FetchLimits(
+            allow_private_hosts=self._allow_private_hosts,
+            read_timeout_seconds=self._read_timeout_seconds,
+            total_timeout_seconds=self._total_timeout_seconds,
+            should_stop=self._should_stop,
+            clock=self._clock,
+        )
+
+        def before_sleep(state: RetryCallState) -> None:
+            limits.check()
+            if state.next_action is not None and state.next_action.sleep >= limits.remaining_seconds():
+                raise _failure(state).error(state.attempt_number)
+
+        def give_up(state: RetryCallState) -> Download:
+            raise _failure(state).error(state.attempt_number)
+
+        retrying = Retrying(
+            retry=retry_if_result(lambda outcome: isinstance(outcome, _Failed) and outcome.again),
+            stop=stop_after_attempt(self._attempts),
+            wait=_wait_seconds,
+            before_sleep=before_sleep,
+            retry_error_callback=give_up,
+            sleep=self._sleep,
+        )
+        with limits.applied():
+            outcome = retrying(self._attempt, url, _Fetch(limits))
+        if isinstance(outcome, _Failed):
+            raise outcome.error()
+        return outcome
+
+    def _attempt(self, url: str, fetch: _Fetch) -> Download | _Failed:
+        """Follow the link once, hop by hop."""
+        secure = False
+        for _ in range(self._max_redirects + 1):
+            request = _prepare(url)
+            if isinstance(request, _Failed):
+                return request
+            parts = urlsplit(url := str(request.url))
+            fetch.limits.host = parts.hostname
+            fetch.limits.check()
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            if secure and parts.scheme == "http" and not fetch.limits.may_be_private(fetch.host, port):
+                return _Failed("a redirect leads from https to http", fetch.host, kind=UnsafeAddressError)
+            secure = parts.scheme == "https"
+            response = self._send(request, fetch, port)
+            if isinstance(response, _Failed):
+                return response
+            try:
+                location = response.headers.get("Location")
+                if response.status_code not in _REDIRECTS or location is None:
+                    return self._receive(response, fetch)
+            finally:
+                response.close()
+            url = _follow(url, location)
+        return _Failed(f"more than {self._max_redirects} redirects", fetch.host)
+
+    def _send(self, request: PreparedRequest, fetch: _Fetch, port: int) -> Response | _Failed:
+        url, host = str(request.url), fetch.host
+        settings = self._environment.merge_environment_settings(url, {}, True, self._verify, None)
+        fetch.limits.check_literal(host, port)
+        if select_proxy(url, settings["proxies"]):
+            fetch.limits.check_before_proxy(host, port)
+        partial = fetch.partial
+        if partial is not None and partial.url == url:
+            request.headers["Range"] = f"bytes={partial.size_bytes}-"
+            request.headers["If-Range"] = partial.validator
+        patience = fetch.limits.remaining_seconds()
+        timeout = (min(self._connect_timeout_seconds, patience), min(self._read_timeout_seconds, patience))
+        try:
+            return self._adapter.send(
+                request,
+                stream=True,
+                timeout=timeout,
+                verify=cast("bool | str", settings["verify"]),
+                proxies=settings["proxies"],
+            )
+        except (OSError, HTTPError, ValueError) as error:  # those of requests are OSErrors
+            return _transport_failure(error, host)
+
+    def _receive(self, response: Response, fetch: _Fetch) -> Download | _Failed:
+        """Judge an answer that is no redirect, and read its body."""
+        status, host = response.status_code, fetch.host
+        if status in _GONE:
+            what = f"it answers {status}: the link is dead{_expiry_remark(str(response.url))}"
+            return _Failed(what, host, kind=LinkExpiredError, status=status)
+        if status in _PASSING or status >= 500:
+            retry_after = _retry_after_seconds(response)
+            return _Failed(f"it answers {status}", host, again=True, status=status, retry_after=retry_after)
+        begun, fetch.partial = fetch.partial, None
+        if status == 416 and begun is not None:
+            return _Failed("it cannot continue a body it cut off", host, again=True, status=status)
+        if not 200 <= status < 300:
+            return _Failed(f"it answers {status}", host, status=status)
+        if status != 206:
+            begun = None
+        elif begun is None or not _continues(response, begun):
+            return _Failed("it answers with an unfitting part", host, again=begun is not None, status=status)
+        body = self._read(response, begun, fetch)
+        return body if isinstance(body, _Failed) else self._judge(body, response, host)
+
+    def _read(self, response: Response, begun: _Partial | None, fetch: _Fetch) -> bytes | _Failed:
+        """Read the body up to the cap; when it is cut off, keep what a later attempt can continue."""
+        host = fetch.host
+        chunks = list(begun.chunks) if begun else []
+        size = begun.size_bytes if begun else 0
+        stated = _stated_bytes(response)
+        total = (begun.total_bytes if begun else None) if stated is None else size + stated
+        too_large = _Failed(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
+        if total is not None and total > self._max_bytes:
+            return too_large
+        cut: _Failed | None = None
+        response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
+        try:
+            while data := response.raw.read(_CHUNK_BYTES, decode_content=False):
+                chunks.append(data)
+                size += len(data)
+                if size > self._max_bytes:
+                    return too_large
+                if size != total:  # a whole body is kept, also when the task is ending
+                    fetch.limits.check()
+        except (OSError, HTTPError) as error:
+            cut = _transport_failure(error, host)
+        if cut is None and total is not None and size < total:
+            cut = _Failed(f"the body was cut off after {size} of {total} bytes", host, again=True)
+        if cut is None:
+            return b"".join(chunks)
+        validator = begun.validator if begun else _validator(response)
+        if validator is not None and size:
+            fetch.partial = _Partial(str(response.url), validator, total, tuple(chunks), size)
+        return cut
+
+    def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
+        """Undo unrequested compression, and refuse what cannot be a picture."""
+        codings = _content_codings(response)
+        for _ in range(_MAX_PACKINGS):
+            packing = _packing_of(body, codings)
+            unpacked = None if packing is None else _inflate(body, packing, self._max_bytes)
+            if unpacked is None and packing in (_GZIP, _ZLIB):
+                return _Failed("the body is packed as its first bytes say, but broken", host, kind=BadImageError)
+            if unpacked is None:
+                break
+            if len(unpacked) > self._max_bytes:
+                return _Failed(f"the body unpacks to more than {self._max_bytes} bytes", host, kind=BadImageError)
+            body = unpacked
+        if not body:
+            return _Failed("the body is empty", host, again=True, kind=BadImageError, status=response.status_code)
+        stated_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or None
+        document = _document_kind(body, stated_type)
+        if document is not None:
+            return _Failed(f"it answers with {document}, not with a picture", host, kind=BadImageError)
+        return Download(data=body, content_type=stated_type, final_host=host)
+
+
+def _failure(state: RetryCallState) -> _Failed:
+    return cast("_Failed", state.outcome.result() if state.outcome else None)  # nothing else is tried again
+
+
+_backoff = wait_exponential(multiplier=0.5, max=10.0) + wait_random(0.0, 1.0)
+
+
+def _wait_seconds(state: RetryCallState) -> float:
+    """Back off exponentially, but not less than the server asks for, within reason."""
+    asked = min(_failure(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
+    return max(asked, _backoff(state))
+
+
+def _prepare(url: str) -> PreparedRequest | _Failed:
+    """Make the request of one hop, and refuse links that no picture is fetched from."""
+    scheme = url.lstrip().partition(":")[0].lower()
+    if scheme == "data":
+        return _Failed("a data: URI is no link", None)
+    if scheme not in ("http", "https"):
+        return _Failed("only http and https links are fetched", None, kind=UnsafeAddressError)
+    try:
+        request = requests.Request("GET", url, headers=_HEADERS).prepare()
+        parts = urlsplit(str(request.url))
+        _ = parts.port  # a number that is none shows only here
+    except ValueError:  # those of requests for broken links are, too
+        return _Failed("the link cannot be read", None, kind=UnsafeAddressError)
+    if "@" in parts.netloc:
+        return _Failed("the link holds a user name", parts.hostname, kind=UnsafeAddressError)
+    return request
+
+
+def _follow(url: str, location: str) -> str:
+    """Find where a redirect leads; an empty link when it cannot be read."""
+    try:
+        return urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
+    except ValueError:
+        return ""
+
+
+def _transport_failure(error: Exception, host: str) -> _Failed:
+    """Say what went wrong on the way, without the text of the error: it holds the link."""
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
+        return _Failed("its TLS certificate is not trusted (set verify to the CA bundle that signed it)", host)
+    if any(isinstance(link, socket.gaierror) for link in chain):
+        return _Failed("its name cannot be resolved", host, again=True)
+    name = type(error).__name__
+    if isinstance(error, (requests.Timeout, TimeoutError)) or "Timeout" in name:
+        return _Failed("it did not answer in time", host, again=True)
+    passing = isinstance(error, (requests.ConnectionError, HTTPError))
+    if not passing and type(error) is OSError:  # from requests, before it connects
+        return _Failed("the CA bundle named by verify or by the environment is missing", host)
+    return _Failed(f"the connection failed ({name})", host, again=passing)
+
+
+def _retry_after_seconds(response: Response) -> float | None:
+    try:
+        return Retry().get_retry_after(response.raw)
+    except (InvalidHeader, ValueError, OverflowError):
+        return None
+
+
+def _expiry_remark(url: str) -> str:
+    expiry = link_expiry(url)
+    if expiry is None:
+        return ""
+    age = datetime.now(UTC) - expiry
+    if age < timedelta(0):
+        return f", although it should work until {expiry:%Y-%m-%d %H:%M} UTC"
+    return f"; it ran out at {expiry:%Y-%m-%d %H:%M} UTC, {timedelta(seconds=int(age.total_seconds()))} h ago"
+
+
+def _stated_bytes(response: Response) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    is_number = re.fullmatch(r"[0-9]{1,18}", text) is not None
+    return int(text) if is_number and "Transfer-Encoding" not in response.headers else None
+
+
+def _content_codings(response: Response) -> set[str]:
+    """Return the compressions a host names; anything else in ``Content-Encoding`` does not change the bytes."""
+    stated = response.headers.get("Content-Encoding", "").lower().split(",")
+    return {part.strip() for part in stated} & _COMPRESSIONS
+
+
+def _validator(response: Response) -> str | None:
+    """Find what ``If-Range`` may rest on: a strong ``ETag``, or a date that is strong (RFC 9110, 8.8 and 13.1.5)."""
+    if _content_codings(response):
+        return None
+    etag = response.headers.get("ETag")
+    if etag is not None:
+        return None if etag.startswith("W/") else etag
+    modified = response.headers.get("Last-Modified")
+    try:
+        answered = parsedate_to_datetime(response.headers.get("Date", ""))
+        strong = modified is not None and answered - parsedate_to_datetime(modified) >= timedelta(seconds=1)
+    except (ValueError, TypeError):
+        return None
+    return modified if strong else None
+
+
+def _continues(response: Response, begun: _Partial) -> bool:
+    """Whether a partial answer goes on exactly where ``begun`` ends, up to the end of the same body."""
+    match = re.fullmatch(_CONTENT_RANGE, response.headers.get("Content-Range", "").strip())
+    if match is None or str(response.url) != begun.url:
+        return False
+    start, end, total = (int(number) for number in match.groups())
+    same_etag = not begun.validator.startswith('"') or response.headers.get("ETag", begun.validator) == begun.validator
+    return (
+        start == begun.size_bytes
+        and end == total - 1
+        and begun.total_bytes in (None, total)
+        and _stated_bytes(response) in (None, total - start)
+        and same_etag
+    )
+
+
+def _packing_of(body: bytes, codings: set[str]) -> int | None:
+    """
+    Return how a body may be compressed, as zlib's ``wbits``; ``None`` when it is not.
+
+    The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload carried. No picture starts
+    like gzip, so gzip is recognized even when it is not named. zlib's shorter header counts only where a compression
+    is named. Raw "deflate", which some servers send, is recognized by decompressing cleanly.
+    """
+    if body.startswith(_GZIP_START):
+        return _GZIP
+    has_zlib_header = len(body) > 1 and body[0] & 0x8F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    if has_zlib_header and codings & {"gzip", "x-gzip", "deflate"}:
+        return _ZLIB
+    return _RAW_DEFLATE if "deflate" in codings else None
+
+
+def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
+    """Decompress to at most one byte over the limit; ``None`` when the data is broken."""
+    unpacked = b""
+    for _ in range(_MAX_GZIP_MEMBERS):
+        unpacker = zlib.decompressobj(packing)
+        try:
+            unpacked += unpacker.decompress(body, max_bytes + 1 - len(unpacked))
+        except zlib.error:
+            return None
+        if len(unpacked) > max_bytes:
+            return unpacked
+        if not unpacker.eof or (packing == _RAW_DEFLATE and unpacker.unused_data):
+            return None
+        body = unpacker.unused_data
+        if packing != _GZIP or not body.startswith(_GZIP_START):
+            break
+    return unpacked
+
+
+def _document_kind(body: bytes, stated_type: str | None) -> str | None:
+    """Name the document a host gave in place of a picture; a picture under a wrong type shows by its bytes."""
+    head = body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head.startswith((b"{", b"[")):
+        return "a JSON document"
+    if stated_type is None or b"\0" in body[:512] or b"<svg" in body[:4096].lower():
+        return None
+    if stated_type in ("text/html", "application/xhtml+xml"):
+        return "an HTML page"
+    return "a JSON document" if stated_type == "application/json" or stated_type.endswith("+json") else None

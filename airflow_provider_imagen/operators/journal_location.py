@@ -1,0 +1,126 @@
+"""Choose where a task's journal lives, and end it once the task has succeeded."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.hooks.paths import open_folder
+
+if TYPE_CHECKING:
+    import threading
+
+    from airflow.sdk import Context
+
+    from airflow_provider_imagen.journal.log import JournalStore
+
+log = logging.getLogger(__name__)
+
+
+def journal_store(context: Context, *, output_path: str | None, airflow_lock: threading.RLock) -> JournalStore:
+    """
+    Return the most durable place there is: the task state store, else a folder beside the images, else nowhere.
+
+    :param context: the task's context
+    :param output_path: rendered; ``None`` when images are not stored
+    :param airflow_lock: held while Airflow is called
+    """
+    from airflow_provider_imagen.journal.log import NoStore
+    from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore
+
+    state_store: Any = context.get("task_state_store")
+    if state_store is not None:
+        from airflow_provider_imagen._compat import never_expire
+        from airflow_provider_imagen.operators.state_store import AirflowStateStore
+
+        return TaskStateJournalStore(AirflowStateStore(state_store, airflow_lock), never_expire())
+    if output_path:
+        from airflow_provider_imagen.hooks.task_instance_key import origin_of
+
+        identity = origin_of(context).identity
+        with airflow_lock:
+            folder = _folder_of_first_attempt(context, identity, output_path)
+        return FolderJournalStore(open_folder(folder), identity)
+    return NoStore()
+
+
+def finish_journal(context: Context) -> None:
+    """
+    End the journal of a task that has succeeded: clearing the task later makes new images.
+
+    Runs as ``on_success_callback``, after Airflow has registered the success, so that a task whose worker dies before
+    that still finds what it paid for.
+    """
+    journal = getattr(context["task"], "journal", None)
+    if journal is None:
+        return
+    try:
+        journal.finish()
+        if context.get("task_state_store") is None and not journal.unresolved:
+            _forget_folder(context)
+    except Exception as error:  # the task has succeeded; its leftovers must not fail it
+        log.warning("The journal could not be deleted (%s): clearing this task will reuse its images.", error)
+
+
+def _folder_of_first_attempt(context: Context, identity: str, output_path: str) -> str:
+    """
+    Return the folder in which the first attempt put its journal, also when ``output_path`` has changed since.
+
+    Before Airflow 3.3 nothing else belongs to a task instance and survives its attempts, so an Airflow Variable
+    remembers the folder until the task succeeds.
+
+    :raises JournalError: the Variable cannot be read, and there is no journal in the present folder either
+    """
+    from airflow.sdk import Variable
+
+    from airflow_provider_imagen.exceptions import JournalError
+    from airflow_provider_imagen.storage.atomic_write import redacted_address
+
+    name = _variable(identity)
+    try:
+        known = None if _is_first_attempt(context) else Variable.get(name, default=None)
+    except Exception as error:
+        if _has_journal(output_path, identity):
+            return output_path
+        raise JournalError(
+            f"Variable {name}, which says where the journal of earlier attempts is, cannot be read "
+            f"({type(error).__name__}); nothing was sent."
+        ) from error
+    if isinstance(known, str) and known:
+        if known != output_path:
+            place = redacted_address(open_folder(known))
+            log.info("output_path has changed since the first attempt: its journal in %s is used.", place)
+        return known
+    try:
+        Variable.set(name, output_path, description="Folder of an unfinished task's journal of paid images")
+    except Exception as error:
+        log.warning(
+            "The folder of the journal could not be remembered as Variable %s (%s): if output_path changes before the "
+            "next attempt, it pays again.",
+            name,
+            type(error).__name__,
+        )
+    return output_path
+
+
+def _has_journal(output_path: str, identity: str) -> bool:
+    from airflow_provider_imagen.journal.log import HEADER
+    from airflow_provider_imagen.journal.stores import FolderJournalStore
+
+    return FolderJournalStore(open_folder(output_path), identity).read(HEADER) is not None
+
+
+def _forget_folder(context: Context) -> None:
+    from airflow.sdk import Variable
+
+    from airflow_provider_imagen.hooks.task_instance_key import origin_of
+
+    Variable.delete(_variable(origin_of(context).identity))
+
+
+def _is_first_attempt(context: Context) -> bool:
+    return getattr(context.get("ti"), "try_number", None) == 1
+
+
+def _variable(identity: str) -> str:
+    return f"imagen_journal_{identity}"

@@ -1,0 +1,1 @@
+"""One attempt of a task, from rendered arguments to a result. Knows Airflow only through small protocols."""

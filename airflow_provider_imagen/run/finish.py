@@ -1,0 +1,240 @@
+"""Bring the images of paid requests to safety: download, verify, store, describe."""
+
+from __future__ import annotations
+
+import logging
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from airflow_provider_imagen.catalogue.aspect_ratio import ratio_text
+from airflow_provider_imagen.exceptions import (
+    BadImageError,
+    ChargedButLostError,
+    ImagenError,
+    JournalError,
+    LinkExpiredError,
+    StoppedError,
+    StorageError,
+    UnreadableResponseError,
+    UnsafeAddressError,
+)
+from airflow_provider_imagen.journal.records import Missing, WriteCommitted, WriteStarted
+from airflow_provider_imagen.run.losses import charge_lost
+from airflow_provider_imagen.run.plan import place_of
+from airflow_provider_imagen.run.results import Made, withheld_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.run.budget import Budget
+    from airflow_provider_imagen.run.ports import Tools
+    from airflow_provider_imagen.run.results import Answered, Record
+    from airflow_provider_imagen.run.shared_state import RunState
+
+log = logging.getLogger(__name__)
+
+RECORD_PATIENCE_SECONDS = 3.0
+"""
+How long a response may take to become durable before its images are stored all the same.
+
+The journal's store may be away for longer than the task lives. What is stored is listed in the manifest, where the next
+attempt finds it.
+"""
+
+_IRRETRIEVABLE = (LinkExpiredError, UnsafeAddressError, UnreadableResponseError, ChargedButLostError)
+"""Errors after which an image that was paid for cannot be retrieved any more."""
+
+
+class Finisher:
+    """
+    Keeps the images of responses; for any number of threads.
+
+    :param links: decrypts the URLs that were encrypted for the journal
+    :param find_file: looks for an inline image that an earlier attempt stored without recording it
+    :param on_picture: called with each image that is done: its record, seconds the request took, images done so far
+    """
+
+    def __init__(
+        self,
+        *,
+        tools: Tools,
+        journal: Journal,
+        links: LinkSeal,
+        state: RunState,
+        budget: Budget,
+        find_file: Callable[[str, int], StoredFile | None],
+        on_picture: Callable[[Record, float, int], None],
+    ) -> None:
+        self._tools = tools
+        self._journal = journal
+        self._links = links
+        self._state = state
+        self._budget = budget
+        self._find_file = find_file
+        self._on_picture = on_picture
+
+    def finish(self, answered: Answered) -> None:
+        """Keep the images of one paid request; each failure is recorded, and the other images are kept."""
+        try:
+            if answered.recorded is not None:
+                self._await_record(answered.recorded)
+                answered.recorded = None  # it outlives the request by far, in the result
+            withheld = 0
+            for place, image in enumerate(answered.response.images):
+                if image.withheld:
+                    withheld += 1
+                else:
+                    self._try_to_keep(answered, place, image)
+            made = len(answered.response.images) - withheld
+            if made < answered.images:
+                error = withheld_error(
+                    requested=answered.images, made=made, flagged=withheld, response=answered.response
+                )
+                self._state.record_error(answered.slot_number, error)
+        finally:
+            if answered.finished is not None:
+                answered.finished.set()
+
+    def finish_again(self, answered: Answered, place: int) -> None:
+        """Keep an image whose file has disappeared since it was stored."""
+        answered.files.pop(place, None)
+        self._try_to_keep(answered, place, answered.response.images[place])
+
+    def _await_record(self, recorded: Future[None]) -> None:
+        """Wait until a record is durable, but not for long; if it cannot become so, nothing more is bought."""
+        try:
+            recorded.result(0.3 if self._state.cancellation.is_cancelled() else RECORD_PATIENCE_SECONDS)
+        except TimeoutError:
+            return
+        except JournalError as error:
+            self._state.abort(error)
+
+    def _try_to_keep(self, answered: Answered, place: int, image: ResponseImage) -> None:
+        """Bring one image to safety and describe it, or record why that failed."""
+        response = answered.response
+        try:
+            self._keep(answered, place, image)
+        except ImagenError as error:
+            error.inference_id = error.inference_id or response.inference_id
+            error.client_request_id = error.client_request_id or response.client_request_id
+            error.model = error.model or response.model
+            self._state.record_error(answered.slot_number, error)
+            if isinstance(error, _IRRETRIEVABLE) or (image.is_inline and isinstance(error, BadImageError)):
+                self._count_missing(answered, place)
+            elif image.is_inline and place not in answered.missing:  # not recorded: its file may be there after all
+                self._budget.lose(response.usd_per_image)
+            if isinstance(error, StorageError):
+                self._state.count_not_written(error)
+        except Exception as error:  # it must not take the other images down
+            log.exception("An image of prompt %d could not be kept.", answered.item.index)
+            self._state.record_error(answered.slot_number, _unexpected(error, response))
+
+    def _count_missing(self, answered: Answered, place: int) -> None:
+        """Count an image that was paid for and cannot be retrieved as lost, once over all attempts."""
+        if place not in answered.missing:
+            self._journal.append(Missing(key=answered.key, image=place))
+            self._budget.lose(answered.response.usd_per_image)
+
+    def _keep(self, answered: Answered, place: int, image: ResponseImage) -> None:
+        if image.broken:
+            raise UnreadableResponseError(f"Image {place} of the response is {image.broken}.", status=200)
+        url = self._links.open(image.url) if image.url else None
+        image_index = place_of(
+            place, images=answered.images, first_image=answered.first_image, prompt_images=answered.item.images
+        )
+        stored = answered.files.get(place)
+        if stored is not None and self._tools.stores and (kept := self._tools.keep_stored(stored)) is not stored:
+            stored = kept
+            if kept is not None:
+                self._journal.append(WriteCommitted(key=answered.key, image=place, file=kept), can_wait=True)
+        if stored is None and image.is_inline and answered.is_reused and self._tools.stores:
+            found = self._find_file(answered.key, place)
+            stored = self._tools.keep_stored(found) if found is not None else None
+        if stored is None:
+            stored = self._store(answered, place, image, url, image_index)
+        if place in answered.missing:
+            self._budget.lose(-(answered.response.usd_per_image or Decimal(0)))
+        made = Made(answered, place, image_index, url, stored)
+        if stored is not None and answered.aspect_ratio is not None and made.has_wrong_shape:
+            log.warning(
+                "Prompt %d, image %d: the request asks for %s, and the image is %dx%d.",
+                answered.item.index,
+                image_index,
+                ratio_text(answered.aspect_ratio),
+                stored.width,
+                stored.height,
+            )
+        done = self._state.record_made(answered.slot_number, made)
+        try:
+            self._on_picture(made.record, answered.seconds, done)
+        except Exception:  # the image is safe, whoever listens
+            log.exception("The report of a finished image failed.")
+
+    def _store(
+        self, answered: Answered, place: int, image: ResponseImage, url: str | None, image_index: int
+    ) -> StoredFile | None:
+        """Store one image, if images are stored at all."""
+        data = answered.inline.pop(place, None)
+        if image.is_inline and (data is None or not self._tools.stores):
+            response = answered.response
+            raise charge_lost(
+                response.model,
+                client_request_id=response.client_request_id,
+                inference_id=response.inference_id,
+                usd=response.usd_per_image,
+            )
+        if not self._tools.stores:
+            return None
+        if data is None:
+            data = self._download(url, given_at=answered.response.at)
+
+        def journal_write_started(expected: StoredFile) -> None:
+            """Record where the only copy there is will be, so that a crash after the write does not hide it."""
+            self._await_record(self._journal.append(WriteStarted(key=answered.key, image=place, file=expected)))
+
+        stored = self._tools.save(
+            data,
+            item=answered.item,
+            image_index=image_index,
+            response=answered.response,
+            image=image,
+            announce=journal_write_started if image.is_inline else None,
+        )
+        self._state.count_written()
+        self._journal.append(WriteCommitted(key=answered.key, image=place, file=stored), can_wait=True)
+        return stored
+
+    def _download(self, url: str | None, *, given_at: float) -> bytes:
+        if url is None:
+            raise LinkExpiredError("The signed URL was encrypted with another API key and cannot be read.")
+        if self._state.cancellation.is_abandoned():
+            raise StoppedError("The task was cancelled; the image is paid for and the next attempt downloads it.")
+        try:
+            return self._tools.fetch(url)
+        except LinkExpiredError as error:
+            error.args = (f"{error} The API gave the URL {_age(time.time() - given_at)} ago.",)
+            raise
+
+
+def _age(seconds: float) -> str:
+    """Return how long ago something was, in the largest unit that fits."""
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} seconds"
+
+
+def _unexpected(error: Exception, response: Response) -> StorageError:
+    failure = StorageError(
+        f"The image could not be kept ({type(error).__name__}); the task's log has the details.",
+        inference_id=response.inference_id,
+        client_request_id=response.client_request_id,
+        model=response.model,
+    )
+    failure.__cause__ = error
+    return failure

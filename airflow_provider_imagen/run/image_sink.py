@@ -1,0 +1,440 @@
+"""What a run works with in earnest: the client, the downloader, and a folder to keep pictures in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from airflow_provider_imagen.catalogue.lookup import find_model, nearest_models
+from airflow_provider_imagen.exceptions import BadImageError, ImagenError, ModelWithdrawnError, StorageError
+from airflow_provider_imagen.journal.records import StoredFile
+from airflow_provider_imagen.run.plan import place_of
+from airflow_provider_imagen.storage.atomic_write import check_stored, file_sizes, read_bytes, redacted_address
+from airflow_provider_imagen.storage.manifest import recorded_names
+from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, picture_name, picture_stems
+from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
+from airflow_provider_imagen.storage.provenance import Provenance
+from airflow_provider_imagen.storage.save_image import save_picture, write_thumbnail, write_under_free_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from airflow_provider_imagen.api.client import ApiClient
+    from airflow_provider_imagen.api.responses import Generation
+    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+    from airflow_provider_imagen.download.downloader import Downloader
+    from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage
+    from airflow_provider_imagen.run.input_reader import InputReader
+    from airflow_provider_imagen.run.plan import Item, Plan, Unit
+    from airflow_provider_imagen.storage.convert import ImageFormat
+    from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.save_image import StoredPicture
+    from airflow_provider_imagen.storage.task_identity import Origin
+
+log = logging.getLogger(__name__)
+
+
+class StoredFiles:
+    """
+    Where the images are that the journal names.
+
+    :param open_path: turns the path of a stored image back into a path object
+    :param folders: the only folders that images may be in, if the journal is in a folder that others can write to;
+        ``None`` believes the journal
+    """
+
+    def __init__(self, *, open_path: Callable[[str], StoragePath], folders: Sequence[StoragePath] | None) -> None:
+        self._open_path = open_path
+        self._folders = folders
+
+    def find(self, stored: StoredFile) -> tuple[StoragePath, StoragePath] | None:
+        """Return the path of an image and its output folder; ``None`` if the image is not where it may be."""
+        path = self._open_path(stored.path)
+        folder = folder_above(path, stored.file_name)
+        if folder is None or not stays_below(stored.thumbnail or stored.file_name):
+            return None
+        if self._folders is not None and stored.path not in (
+            address_of(descend(allowed, stored.file_name)) for allowed in self._folders
+        ):
+            return None
+        return path, folder
+
+    def is_there(self, stored: StoredFile, *, sha256: str | None = None) -> bool:
+        """
+        Return whether a stored image is there, and with a digest whether it is whole.
+
+        :raises StorageError: the store cannot be asked
+        """
+        place = self.find(stored)
+        return place is not None and check_stored(place[0], size=stored.bytes, sha256=sha256, within=place[1])
+
+
+class Keeper:
+    """
+    Keeps pictures in a folder, each under a name that is the same in every try.
+
+    A picture never replaces one of another task instance: where the pattern of the names allows two of them to choose
+    the same one, the later picture gets its task instance's identity behind its name.
+
+    :param folder: where pictures go
+    :param open_path: turns the path of a stored picture back into a path object
+    :param plan: what is going to be made; decides the names
+    :param entries: what the journal knows, so that a new picture never takes the name of one that is kept
+    :param origin: which task instance this is
+    :param filename: pattern of the names
+    :param provenance: ``True`` writes into the files what made them, ``False`` does not, a mapping changes, adds or
+        leaves out facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
+    :param image_format: format to convert to, ``None`` keeps what was delivered
+    :param thumbnail_pixels: longer side of the previews, ``None`` for none
+    :param stored_folders: as ``folders`` of :class:`StoredFiles`
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: StoragePath,
+        open_path: Callable[[str], StoragePath],
+        plan: Plan,
+        entries: Mapping[str, RequestState],
+        origin: Origin,
+        filename: str,
+        provenance: bool | Mapping[str, Any] = True,
+        image_format: ImageFormat | None = None,
+        thumbnail_pixels: int | None = None,
+        stored_folders: Sequence[StoragePath] | None = None,
+    ) -> None:
+        self.folder = folder
+        self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders)
+        self._plan = plan
+        self._origin = origin
+        self._filename = filename
+        self._provenance = provenance
+        self._image_format = image_format
+        self._thumbnail_pixels = thumbnail_pixels
+        self._stems = self._name_pictures(entries)
+        self._own_names = recorded_names(folder, origin) | {
+            stored.file_name for request in entries.values() for stored in request.files.values()
+        }
+        self._lock = threading.Lock()
+        self._has_warned = False
+        if local_path(folder) is not None:  # raises if a planned subfolder is a link
+            file_sizes(folder, (stem for stem in self._stems.values() if "/" in stem))
+
+    def save(
+        self,
+        data: bytes,
+        *,
+        item: Item,
+        image_index: int,
+        response: Response,
+        image: ResponseImage,
+        announce: Callable[[StoredFile], None] | None = None,
+    ) -> StoredFile:
+        """
+        Check, mark and store one picture.
+
+        :param announce: told what is going to be stored, right before it is written; its preview is not made yet
+        """
+        stem = None if item.is_superseded else self._stems.get((item.index, image_index))
+        if stem is None:  # more than asked for, or not asked for any more
+            fields = self._name_fields(item, image_index)
+            stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
+            if item.is_superseded and stem in self._stems.values():
+                stem = append_to_stem(stem, f"-{response.key[:8]}")
+        saved = save_picture(
+            data,
+            folder=self.folder,
+            stem=stem,
+            owner=self._origin.identity,
+            provenance=self._describe(item, response, image),
+            image_format=self._image_format,
+            thumbnail_pixels=self._thumbnail_pixels,
+            may_replace=self._is_own,
+            announce=(lambda expected: announce(_as_fact(expected))) if announce is not None else None,
+        )
+        for note in saved.notes:
+            log.warning("%s: %s", saved.file_name, note)
+        return _as_fact(saved)
+
+    def is_stored(self, stored: StoredFile) -> bool:
+        """Return whether an image of an earlier attempt is still there and whole."""
+        try:
+            return self._stored_files.is_there(stored, sha256=stored.sha256)
+        except StorageError as error:
+            log.warning("%s It is downloaded again.", error)
+            return False
+
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        """
+        Return where an image of an earlier attempt is now, or ``None`` if it is gone.
+
+        One that lies in another folder, because ``output_path`` has changed, is copied to the present one.
+        """
+        place = self._stored_files.find(stored)
+        if place is None or not self.is_stored(stored):
+            return None
+        if address_of(descend(self.folder, stored.file_name)) == stored.path:
+            return stored
+        try:
+            data = read_bytes(place[0], within=place[1])
+        except StorageError as error:
+            log.warning("%s The image is downloaded again.", error)
+            return None
+        if data is None:
+            return None
+        file_name = write_under_free_name(
+            data,
+            folder=self.folder,
+            file_name=stored.file_name,
+            content_type=stored.mime_type,
+            owner=self._origin.identity,
+            digest=stored.sha256,
+            may_replace=self._is_own,
+        )
+        place_name = redacted_address(place[0])
+        log.info("Copied %s from %s: output_path has changed since the last attempt.", file_name, place_name)
+        return replace(
+            stored,
+            path=address_of(descend(self.folder, file_name)),
+            file_name=file_name,
+            thumbnail=self._thumbnail(data, file_name),
+        )
+
+    def _thumbnail(self, data: bytes, file_name: str) -> str | None:
+        """Make the preview of a copied image, if previews are made; an image is not lost over it."""
+        if self._thumbnail_pixels is None:
+            return None
+        try:
+            return write_thumbnail(
+                data,
+                folder=self.folder,
+                file_name=file_name,
+                pixels=self._thumbnail_pixels,
+                owner=self._origin.identity,
+            )
+        except (BadImageError, StorageError) as error:
+            log.warning("%s: no preview: %s", file_name, error)
+            return None
+
+    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+        """
+        Return those images whose files have disappeared, or have another size.
+
+        :raises StorageError: the folder cannot be listed
+        """
+        wanted = list(stored)
+        sizes = file_sizes(self.folder, {each.file_name for each in wanted})
+        return [each for each in wanted if sizes.get(each.file_name) != each.bytes]
+
+    def _is_own(self, file_name: str) -> bool:
+        """Return whether a file that exists was there, as one of this task instance, before this attempt began."""
+        if file_name in self._own_names:
+            return True
+        with self._lock:
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning(
+                    "%s exists already, and not as an image that this task instance is known to have made. It is not "
+                    "replaced: images whose name is taken get -%s appended. {identity} in filename %r, or {{ run_id }} "
+                    "in output_path, avoids that.",
+                    file_name,
+                    self._origin.identity,
+                    self._filename,
+                )
+        return False
+
+    def _name_pictures(self, entries: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
+        """Name every planned picture, around the names that pictures of earlier tries already have."""
+        places = [(item, image) for item in self._plan.items for image in range(item.images)]
+        stems = picture_stems(self._filename, [self._name_fields(item, image) for item, image in places])
+        names = {(item.index, image): stem for (item, image), stem in zip(places, stems, strict=True)}
+        kept = self._kept_names(entries)
+        taken = {stem.casefold(): place for place, stem in kept.items()}
+        for place, stem in names.items():
+            number = 1
+            while taken.get(names[place].casefold(), place) != place:
+                number += 1
+                names[place] = f"{stem}-v{number}"
+        return names
+
+    def _kept_names(self, entries: Mapping[str, RequestState]) -> dict[tuple[Any, int], str]:
+        """Find the names of stored pictures, by the place they have in this plan, or by their key if they have none."""
+        places: dict[str, tuple[Unit, Item, int]] = {}
+        for slot in self._plan.slots:
+            for units in slot.choices:
+                first = slot.first_image
+                for unit in units:
+                    places[unit.key] = (unit, self._plan.items[slot.item], first)
+                    first += unit.request.expected_images
+        kept: dict[tuple[Any, int], str] = {}
+        for key, entry in entries.items():
+            place = places.get(key)
+            for number, stored in entry.files.items():
+                where: tuple[Any, int] = (key, number)
+                if place is not None:
+                    unit, item, first = place
+                    index = place_of(
+                        number, images=unit.request.expected_images, first_image=first, prompt_images=item.images
+                    )
+                    where = (item.index, index)
+                kept[where] = stored.file_name.rpartition(".")[0]
+        return kept
+
+    def _name_fields(self, item: Item, image: int) -> NameFields:
+        seed = item.arguments.get("seed")
+        return NameFields(
+            origin=self._origin,
+            index=item.index,
+            image=image,
+            prompt=item.prompt,
+            model=str(item.arguments.get("model") or ""),
+            name=item.name,
+            seed=seed if isinstance(seed, int) else None,
+            items=len(self._plan.items),
+        )
+
+    def _describe(self, item: Item, response: Response, image: ResponseImage) -> Provenance | None:
+        if self._provenance is False:
+            return None
+        own = {"model", "prompt", "seed"}
+        described = Provenance(
+            prompt=item.prompt,
+            enhanced_prompt=image.prompt if image.prompt != item.prompt else None,
+            model=response.model,
+            seed=image.seed,
+            parameters={name: value for name, value in item.arguments.items() if name not in own and value is not None},
+            inference_id=response.inference_id,
+            origin=self._origin,
+            created_at=datetime.fromtimestamp(response.at, UTC),
+        )
+        return described if self._provenance is True else described.changed(self._provenance)
+
+
+class RunTools:
+    """
+    The tools of a run: the API, downloads, and a keeper if pictures are stored.
+
+    :param client: calls the API
+    :param downloader: fetches pictures
+    :param keeper: stores them; ``None`` when only links are wanted
+    :param inputs: reads the pictures that requests name; ``None`` when none does
+    """
+
+    def __init__(
+        self, *, client: ApiClient, downloader: Downloader, keeper: Keeper | None, inputs: InputReader | None = None
+    ) -> None:
+        self._client = client
+        self._inputs = inputs
+        self._downloader = downloader
+        self._keeper = keeper
+        self._lock = threading.Lock()
+        self._successors: dict[str, str | None] = {}
+        self.stores = keeper is not None
+
+    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
+        """Send one paid request, once; a model that is gone is told with its successor."""
+        body, files = self._inputs.wire(request) if self._inputs else (request.body, None)
+        try:
+            return self._client.generate(request.path, body, client_request_id=client_request_id, files=files)
+        except ModelWithdrawnError as error:
+            raise self._with_successor(error, str(request.body.get("model"))) from error
+
+    def _with_successor(self, error: ModelWithdrawnError, model: str) -> ModelWithdrawnError:
+        with self._lock:
+            if model not in self._successors:
+                self._successors[model] = self._find_successor(model)
+            replaced_by = self._successors[model]
+        advice = f"Its successor is {replaced_by!r}." if replaced_by else _similar(model)
+        return ModelWithdrawnError(
+            f"{error} {advice} fallback_models names models to try instead.",
+            replaced_by=replaced_by,
+            status=error.status,
+            kind=error.kind,
+            request_id=error.request_id,
+            client_request_id=error.client_request_id,
+            model=model,
+        )
+
+    def _find_successor(self, model: str) -> str | None:
+        """Ask the API's list of deprecations, which is free, else the catalogue."""
+        try:
+            rows = self._client.list_deprecations()
+        except ImagenError as error:
+            log.warning("The list of deprecations could not be read: %s", error)
+            rows = []
+        for row in rows:
+            aliases = row.get("aliases")
+            names = [row.get("id"), *(aliases if isinstance(aliases, list) else ())]
+            if model in names and isinstance(row.get("replaced_by"), str):
+                return str(row["replaced_by"])
+        known = find_model(model)
+        return known.successor if known else None
+
+    def fetch(self, url: str) -> bytes:
+        """Download one picture."""
+        return self._downloader.fetch(url).data
+
+    def save(
+        self,
+        data: bytes,
+        *,
+        item: Item,
+        image_index: int,
+        response: Response,
+        image: ResponseImage,
+        announce: Callable[[StoredFile], None] | None = None,
+    ) -> StoredFile:
+        """Check and store one picture; see :meth:`Keeper.save`."""
+        if self._keeper is None:
+            raise StorageError("There is no output_path to store a picture in.")
+        return self._keeper.save(
+            data, item=item, image_index=image_index, response=response, image=image, announce=announce
+        )
+
+    def is_stored(self, stored: StoredFile) -> bool:
+        """Return whether an image of an earlier attempt is there and whole; true when no images are stored any more."""
+        return self._keeper is None or self._keeper.is_stored(stored)
+
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        """Return where an image of an earlier attempt is now; see :meth:`Keeper.keep_stored`."""
+        return stored if self._keeper is None else self._keeper.keep_stored(stored)
+
+    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+        """Return the images whose files have disappeared; see :meth:`Keeper.find_missing`."""
+        return [] if self._keeper is None else self._keeper.find_missing(stored)
+
+    @property
+    def account(self) -> str:
+        """Short hash of the API key that requests are sent with."""
+        return self._client.settings.account
+
+    @property
+    def clock_offset_seconds(self) -> float | None:
+        """How far the API's clock is ahead of ours; ``None`` before its first response."""
+        return self._client.clock_offset_seconds
+
+    def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
+        """Give the rows of the API's request log."""
+        return self._client.iter_request_logs(**window)
+
+
+def _as_fact(picture: StoredPicture) -> StoredFile:
+    return StoredFile(
+        path=picture.path,
+        file_name=picture.file_name,
+        sha256=picture.sha256,
+        bytes=picture.bytes,
+        mime_type=picture.mime_type,
+        width=picture.width,
+        height=picture.height,
+        thumbnail=picture.thumbnail,
+    )
+
+
+def _similar(model: str) -> str:
+    names = nearest_models(model)
+    return f"Models with a similar name: {', '.join(names)}." if names else "No model has a similar name."

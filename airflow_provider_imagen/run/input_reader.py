@@ -1,0 +1,353 @@
+"""
+Pictures on their way into requests: looked at before anything is paid, read again when a request is sent.
+
+Nothing keeps their bytes in between, so memory does not grow with the number of items.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
+
+from msgspec.structs import asdict
+
+from airflow_provider_imagen.api.fields import IMAGE_FIELDS
+from airflow_provider_imagen.catalogue.input_images import (
+    INPUT_ARGUMENT,
+    MAX_INPUT_BYTES,
+    PictureFile,
+    flatten,
+    kind_of,
+    limits_for,
+    reference_in,
+    why_no_reference,
+)
+from airflow_provider_imagen.catalogue.lookup import find_model
+from airflow_provider_imagen.catalogue.validation import show
+from airflow_provider_imagen.exceptions import BadImageError, InvalidRequestError, Problem, StorageError
+from airflow_provider_imagen.storage.atomic_write import read_bytes
+from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.local_files import IrregularFileError
+from airflow_provider_imagen.storage.paths import StoragePath, filesystem_of, local_path, protocol_of, stays_below
+from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+
+log = logging.getLogger(__name__)
+
+INPUT_NAMES: Final = (INPUT_ARGUMENT, *IMAGE_FIELDS)
+"""Arguments that name pictures."""
+
+_READS_AT_ONCE: Final = 4
+_STAND_IN: Final = "https://unusable.invalid"
+"""Keeps the place of a picture that cannot be used, so that the rest of its item is checked all the same."""
+
+Asked = dict[str, Any]
+Files = list[tuple[str, tuple[str, bytes, str]]]
+
+
+class InputReader:
+    """
+    Reads input pictures.
+
+    :param open_path: turns an address into a path object
+    :param fetch: downloads a link, for endpoints that want files
+    :param roots: the only folders that stored pictures may be in; ``None`` allows all
+    """
+
+    def __init__(
+        self,
+        *,
+        open_path: Callable[[str], StoragePath],
+        fetch: Callable[[str], bytes],
+        roots: Sequence[StoragePath] | None = None,
+    ) -> None:
+        self._open_path = open_path
+        self._fetch = fetch
+        self._roots = roots
+        self._decoding = threading.Lock()
+
+    # --- before paying ------------------------------------------------------------------------------------------------
+
+    def resolve(self, asked: Sequence[tuple[Asked, str]], problems: list[Problem]) -> list[Asked]:
+        """
+        Put links, ``data:`` URIs and :class:`PictureFile` in place of whatever names pictures.
+
+        Each file is read once, however many items name it: it has to be there, readable and a whole picture.
+
+        :param asked: arguments of each item, and the prefix of its names in problems
+        :param problems: takes what is wrong
+        :raises StorageError: a file is there, or may be, and cannot be read now
+        """
+        asked = [
+            ({**arguments, **{name: _as_text(arguments[name]) for name in INPUT_NAMES if name in arguments}}, where)
+            for arguments, where in asked
+        ]
+        wanted = dict.fromkeys(
+            reference
+            for arguments, _ in asked
+            for name in INPUT_NAMES
+            for value in flatten(arguments.get(name))
+            if (reference := reference_in(value)) is not None and kind_of(reference, field=name) == "path"
+        )
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            found = dict(zip(wanted, pool.map(self._look_at, wanted), strict=True))
+        return [self._put_in(arguments, where, found, problems) for arguments, where in asked]
+
+    def _put_in(
+        self, arguments: Asked, where: str, found: Mapping[str, PictureFile | str], problems: list[Problem]
+    ) -> Asked:
+        resolved = dict(arguments)
+        for name in INPUT_NAMES:
+            if (value := arguments.get(name)) is None:
+                continue
+            is_one = isinstance(value, (str, Mapping))
+            pictures: list[Any] = []
+            for index, part in enumerate(flatten(value)):
+                field = f"{where}{name}" if is_one else f"{where}{name}[{index}]"
+                reference = reference_in(part)
+                picture = found.get(reference, reference) if reference else None
+                if isinstance(picture, str) and reference in found:
+                    problems.append(Problem(field, reference, picture))
+                    picture = _STAND_IN
+                elif picture is None:
+                    problems.append(Problem(field, show(part), why_no_reference(part)))
+                    picture = _STAND_IN
+                pictures.append(picture)
+            resolved[name] = pictures[0] if is_one else pictures
+        return resolved
+
+    def _look_at(self, address: str) -> PictureFile | str:
+        """Describe a stored picture, or say why it cannot be used."""
+        try:
+            path = self._open_path(address)
+        except (ValueError, ImportError) as error:
+            return f"this path cannot be opened ({error})"
+        try:
+            data = self._read_path(path)
+        except _UnusableError as error:
+            return str(error)
+        if data is None:
+            return "there is no such file"
+        try:
+            with self._decoding:  # a decoded picture is many times its file: one at a time
+                facts = inspect_picture(data)
+        except BadImageError as error:
+            return f"a picture is needed. {_without_contents(error)}"
+        digest = hashlib.sha256(data).hexdigest()
+        return PictureFile(address, digest, len(data), facts.mime_type, facts.width, facts.height)
+
+    def _read_path(self, path: StoragePath) -> bytes | None:
+        """
+        Read a stored file, ``None`` if it is not there.
+
+        :raises _UnusableError: it may not be read, is no regular file, or is too large
+        :raises StorageError: it cannot be read at the moment
+        """
+        within = None
+        if self._roots is not None:
+            if (place := _place_below(path, self._roots)) is None:
+                raise _UnusableError("only files in the folders of [imagen] input_roots are allowed")
+            path, within = place
+        elif (local := local_path(path)) is not None:
+            path = Path(os.path.realpath(local))  # links are the author's, and may lead anywhere but to a device
+        try:
+            size = _size_of(path)
+            if size is not None and size > MAX_INPUT_BYTES:
+                raise _UnusableError(f"the file has {size:,} bytes; at most {MAX_INPUT_BYTES:,} are allowed")
+            return read_bytes(path, within=within, max_bytes=MAX_INPUT_BYTES)
+        except IrregularFileError:
+            raise _UnusableError("only a regular file is allowed, no pipe, socket or device") from None
+        except (ValueError, ImportError) as error:
+            raise _UnusableError(f"this path cannot be opened ({error})") from None
+
+    # --- when sending -------------------------------------------------------------------------------------------------
+
+    def wire(self, request: ImageRequest) -> tuple[Mapping[str, Any], Files | None]:
+        """
+        Give what is sent: a JSON body, or form fields and the files beside them.
+
+        A stored picture becomes a ``data:`` URI, or a file where the endpoint takes uploads. There, links are
+        downloaded first (docs, gpt-image-1 page: links and base64 are not accepted).
+
+        :raises StorageError: a file is gone or has changed since it was looked at; the next try looks again
+        :raises DownloadError: a link that has to be uploaded cannot be fetched
+        :raises InvalidRequestError: a mask does not have the size of its picture
+        """
+        if request.path.endswith("/edits"):
+            return self._form(request)
+        if not any(isinstance(part, PictureFile) for value in request.body.values() for part in flatten(value)):
+            return request.body, None
+        body = {
+            name: [self._inline(request, name, part) for part in value]
+            if isinstance(value, list)
+            else self._inline(request, name, value)
+            for name, value in request.body.items()
+        }
+        return body, None
+
+    def _inline(self, request: ImageRequest, name: str, value: Any) -> Any:
+        if not isinstance(value, PictureFile):
+            return value
+        data, mime_type, _ = self._fitted(request, name, value)
+        return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+    def _form(self, request: ImageRequest) -> tuple[Mapping[str, Any], Files]:
+        files: Files = []
+        form: dict[str, str] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        for name, value in request.body.items():
+            if name not in IMAGE_FIELDS:
+                form[name] = str(value).lower() if isinstance(value, bool) else str(value)
+                continue
+            parts = value if isinstance(value, list) else [value]
+            # Several files go as ``image[]``, as the client that the docs' example uses sends them.
+            part_name = f"{name}[]" if len(parts) > 1 else name
+            for number, part in enumerate(parts):
+                data, mime_type, size = self._fitted(request, name, part)
+                sizes.setdefault(name, size)
+                files.append((part_name, (f"{name}-{number}.{mime_type.partition('/')[2]}", data, mime_type)))
+        if "mask" in sizes and sizes["mask"] != sizes["image"]:
+            raise InvalidRequestError(
+                f"mask: it is {_size_text(sizes['mask'])}, and has to have the size of the first picture, "
+                f"{_size_text(sizes['image'])}. Nothing was sent.",
+                field="mask",
+                model=str(request.body.get("model")),
+            )
+        return form, files
+
+    def _bytes_of(self, value: Any) -> bytes:
+        if isinstance(value, PictureFile):
+            return self._read(value)
+        if value.startswith("data:"):
+            try:
+                return base64.b64decode(unquote_to_bytes(value.partition(",")[2]), validate=True)
+            except (binascii.Error, ValueError):
+                raise BadImageError("A data URI does not hold base64. Nothing was sent.") from None
+        return self._fetch(value)
+
+    def _read(self, picture: PictureFile) -> bytes:
+        try:
+            data = self._read_path(self._open_path(picture.address))
+        except _UnusableError:  # it has been replaced since
+            data = b""
+        if data is None or hashlib.sha256(data).hexdigest() != picture.sha256:
+            what = "is gone" if data is None else "has changed"
+            raise StorageError(
+                f"The input picture {show(picture.address)} {what} since it was checked. Nothing was sent; "
+                f"the next try checks it again."
+            )
+        return data
+
+    def _fitted(self, request: ImageRequest, name: str, value: Any) -> tuple[bytes, str, tuple[int, int]]:
+        """
+        Give the bytes, media type, width and height of one picture.
+
+        It is encoded anew only where the model documents limits that it breaks.
+        """
+        model_id = str(request.body.get("model"))
+        model = find_model(model_id)
+        limits = limits_for(model.id if model else model_id, request.path, name)
+        data = self._bytes_of(value)
+        if isinstance(value, PictureFile) and limits.admit(
+            mime_type=value.mime_type, size=value.bytes, width=value.width, height=value.height
+        ):
+            return data, value.mime_type, (value.width, value.height)
+        with self._decoding:
+            fitted, mime_type = fit_picture(data, **asdict(limits))
+            facts = inspect_picture(fitted)
+        if fitted is not data:
+            log.info(
+                "%s was made fit for %s, whose documentation limits its %s: now %s, %d x %d pixels, %d bytes.",
+                show(value.address) if isinstance(value, PictureFile) else "A picture",
+                model_id,
+                name,
+                mime_type,
+                facts.width,
+                facts.height,
+                len(fitted),
+            )
+        return fitted, mime_type, (facts.width, facts.height)
+
+
+class _UnusableError(Exception):
+    """A file that is no input; the message says what is allowed."""
+
+
+def _place_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
+    """
+    Return the path of a file and the root it is below, both without links; ``None`` if it is below no root.
+
+    A root without a connection id stands for every connection.
+    """
+    local = local_path(path)
+    for root in roots:
+        local_root = local_path(root)
+        if local is not None and local_root is not None:
+            resolved, resolved_root = Path(os.path.realpath(local)), Path(os.path.realpath(local_root))
+            if resolved != resolved_root and resolved.is_relative_to(resolved_root):
+                return resolved, resolved_root
+        elif local is None and local_root is None and _is_below(path, root):
+            return path, root
+    return None
+
+
+def _is_below(path: Any, root: Any) -> bool:
+    if protocol_of(path) != protocol_of(root) or getattr(root, "conn_id", None) not in (None, path.conn_id):
+        return False
+    key, root_key = str(path.path), str(root.path).rstrip("/")
+    return key.startswith(f"{root_key}/") and stays_below(key.removeprefix(f"{root_key}/"))
+
+
+def _without_contents(error: BadImageError) -> str:
+    """Say why a file is no picture without what decoders and :func:`inspect_picture` quote: it may be private."""
+    reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
+    return re.sub(r" \(they start with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
+
+
+def _as_text(value: Any) -> Any:
+    """Turn the path objects that an argument names pictures with, alone or in a list or record, into text."""
+    if isinstance(value, Mapping):
+        return {key: _as_text(part) if key == "path" else part for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return [_as_text(part) for part in value]
+    return str(value) if isinstance(value, StoragePath) else value
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _size_of(path: StoragePath) -> int | None:
+    """
+    Ask how large a file is before reading it.
+
+    ``None`` when that cannot be told: reading it says why.
+
+    :raises ValueError, ImportError: nothing that is installed speaks to this kind of store
+    """
+    local = local_path(path)
+    if local is not None:
+        try:
+            return local.stat().st_size
+        except OSError:
+            return None
+    filesystem, key = filesystem_of(path)
+    try:
+        size = filesystem.info(key).get("size")
+    except Exception:  # every store raises errors of its own
+        return None
+    return size if isinstance(size, int) else None

@@ -1,0 +1,65 @@
+"""Price what is asked for, without buying it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.run.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from airflow_provider_imagen.catalogue.pricing import PriceList, QuoteSource
+    from airflow_provider_imagen.exceptions import Problem
+
+
+@dataclass(frozen=True)
+class PlanQuote:
+    """
+    What pictures are expected to cost.
+
+    :param usd: for all of them together, ``None`` when the price of one is not known
+    :param source: ``live`` when the API names every price, ``last known`` when the catalogue had to fill in,
+        ``unknown`` when a price is missing
+    :param images: pictures
+    :param requests: paid requests it takes to make them
+    """
+
+    usd: Decimal | None
+    source: QuoteSource
+    images: int
+    requests: int
+
+
+def quote_plan(
+    *,
+    prompt: Any,
+    arguments: Mapping[str, Any],
+    prices: PriceList,
+    resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]],
+) -> PlanQuote:
+    """
+    Check and price everything that is asked for.
+
+    :param prompt: as :func:`~airflow_provider_imagen.run.plan.make_plan` takes it
+    :param arguments: by API field name, ``model`` among them
+    :param prices: live prices; an empty list leaves the last known ones
+    :param resolve: finds out which pictures the arguments name
+    :raises InvalidArgumentsError: with every problem of every item
+    """
+    plan = make_plan(prompt=prompt, arguments=arguments, can_store=True, resolve=resolve)
+    quotes = [prices.quote(unit.request) for unit in plan.units]
+    sources = {quote.source for quote in quotes}
+    known = [quote.usd for quote in quotes if quote.usd is not None]
+    source: QuoteSource = "live"
+    for worse in ("last known", "unknown"):
+        if worse in sources:
+            source = worse
+    return PlanQuote(
+        usd=sum(known, Decimal(0)) if len(known) == len(quotes) else None,
+        source=source,
+        images=plan.images,
+        requests=len(quotes),
+    )

@@ -1,0 +1,379 @@
+"""What a run made, and what it did not, in the forms XCom, the manifest and the log take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+
+from airflow_provider_imagen.exceptions import (
+    ChargedButLostError,
+    EmptyResultError,
+    FilteredError,
+    ImagenError,
+    LostAnswerError,
+)
+from airflow_provider_imagen.redaction import is_signed, without_query
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+    from decimal import Decimal
+
+    from airflow_provider_imagen.journal.records import Intent, Response, StoredFile, Target
+    from airflow_provider_imagen.run.plan import Item, Plan
+
+MAX_LISTED_REQUESTS = 100
+"""Most requests in doubt that the summary names; the file of failures names all."""
+
+ROUNDING = Fraction("1.1")
+"""How far an aspect ratio may be off, as a factor: Imagen's ``4:3`` is 1280x896, which is 7.1 % wider."""
+
+Record = dict[str, Any]
+"""
+One picture: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``,
+``sha256``, ``model``, ``seed``, ``prompt``, ``enhanced_prompt``, ``usd``, ``inference_id``, ``client_request_id``.
+What is not known is ``None``.
+"""
+
+
+class Answered(Struct, eq=False):
+    """
+    One request with its response, on its way from a submitter to a finisher.
+
+    :param key: of the request
+    :param slot_number: which slot of the plan it is for; ``None`` when its prompt is not asked for any more
+    :param item: the prompt
+    :param first_image: index of the request's first image within the item
+    :param images: how many images it asked for
+    :param aspect_ratio: width divided by height that it asked for; ``None`` when it left that to the model
+    :param seconds: how long the request took
+    :param inline: bytes of the images that came inside the response, by their place in it
+    :param is_reused: an earlier attempt paid for it
+    :param files: images that an earlier attempt stored, by their place in the response
+    :param missing: places of images that an earlier attempt could not retrieve
+    :param recorded: done once the response is durable, ``None`` when it has been for long
+    :param finished: set once its images are stored, or have failed; ``None`` when nobody waits for that
+    """
+
+    key: str
+    slot_number: int | None
+    item: Item
+    first_image: int
+    images: int
+    response: Response
+    aspect_ratio: Fraction | None = None
+    seconds: float = 0.0
+    inline: dict[int, bytes] = field(default_factory=dict)
+    is_reused: bool = False
+    files: dict[int, StoredFile] = field(default_factory=dict)
+    missing: frozenset[int] = frozenset()
+    recorded: Future[None] | None = None
+    finished: threading.Event | None = None
+
+
+class Made(Struct, frozen=True, eq=False):
+    """
+    One image that was made.
+
+    :param answered: the request it came of
+    :param place: its place in the response
+    :param image_index: its index among the images of its prompt
+    :param api_url: the URL the API gave, decrypted; ``None`` when the image came inside the response
+    :param stored: where it is stored, ``None`` when it is not
+    """
+
+    answered: Answered
+    place: int
+    image_index: int
+    api_url: str | None
+    stored: StoredFile | None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its place among all images: by prompt, then by image."""
+        return self.answered.item.index, self.image_index
+
+    @property
+    def has_wrong_shape(self) -> bool:
+        """Whether it is stored and its aspect ratio is not the one that was asked for; models round sizes a little."""
+        asked, stored = self.answered.aspect_ratio, self.stored
+        if asked is None or stored is None:
+            return False
+        return not asked / ROUNDING <= Fraction(stored.width, stored.height) <= asked * ROUNDING
+
+    @property
+    def url(self) -> str:
+        """The URL to hand on: the API's, or where the image is stored if there is none or it expires soon."""
+        if self.api_url is not None and (self.stored is None or not is_signed(self.api_url)):
+            return self.api_url
+        return self.stored.path if self.stored is not None else ""
+
+    @property
+    def record(self) -> Record:
+        """Its description, made anew at each call."""
+        item, response, stored, url = self.answered.item, self.answered.response, self.stored, self.api_url
+        image, usd = response.images[self.place], response.usd_per_image
+        return {
+            "prompt_index": item.index,
+            "image_index": self.image_index,
+            "url": url if stored is None or url is None else without_query(url),
+            "path": stored.path if stored else None,
+            "width": stored.width if stored else None,
+            "height": stored.height if stored else None,
+            "mime_type": stored.mime_type if stored else None,
+            "bytes": stored.bytes if stored else None,
+            "sha256": stored.sha256 if stored else None,
+            "model": response.model,
+            "seed": image.seed,
+            "prompt": item.prompt,
+            "enhanced_prompt": image.prompt if image.prompt != item.prompt else None,
+            "usd": float(usd) if usd is not None else None,
+            "inference_id": response.inference_id,
+            "client_request_id": response.client_request_id,
+        }
+
+
+class RequestWithoutImages(Struct, frozen=True):
+    """
+    A request that was billed, or may have been, and for which there are no images.
+
+    :param error: :class:`LostAnswerError` while that is in doubt, then :class:`ChargedButLostError`
+    :param target: what its images were for; ``None`` when that is not known any more
+    """
+
+    client_request_id: str
+    error: LostAnswerError
+    target: Target | None
+
+    @classmethod
+    def in_doubt(cls, client_request_id: str, intent: Intent | None) -> RequestWithoutImages:
+        """Describe a request of which nobody knows whether it was billed; ``None``: or how much."""
+        error = LostAnswerError(
+            "Whether this request was billed is not known.",
+            client_request_id=client_request_id,
+            model=intent.model if intent else None,
+            usd=float(intent.usd) if intent and intent.usd is not None else None,
+        )
+        return cls(client_request_id, error, intent.target if intent else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe it for the file of failures."""
+        target = self.target
+        return _failure_line(
+            self.error,
+            prompt_index=target.prompt_index if target else None,
+            name=target.name if target else None,
+            prompt=target.prompt if target else None,
+            requested=target.images if target else None,
+            made=0,
+        )
+
+
+class SlotResult(Struct):
+    """
+    What became of one slot.
+
+    :param made: the images, in the order they were finished
+    :param errors: what went wrong, in the order it did
+    """
+
+    made: list[Made] = field(default_factory=list)
+    errors: list[ImagenError] = field(default_factory=list)
+
+
+class Failure(Struct, frozen=True):
+    """
+    One item that did not bring all its pictures.
+
+    :param errors: what went wrong, in the order it did
+    :param made: pictures that it brought
+    """
+
+    item: Item
+    errors: list[ImagenError]
+    made: int
+
+    @property
+    def error(self) -> ImagenError:
+        """The error that says most: a lost charge, then what broke, then what was withheld."""
+
+        def rank(error: ImagenError) -> tuple[bool, bool]:
+            return not isinstance(error, ChargedButLostError), isinstance(error, FilteredError)
+
+        return min(self.errors, key=rank)
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the model withheld pictures, as opposed to something breaking."""
+        return isinstance(self.error, FilteredError)
+
+    def to_json(self) -> Iterator[dict[str, Any]]:
+        """Describe it for the file of failures: the error that says most, then every other request that was charged."""
+        item, first = self.item, self.error
+        charged = {error.client_request_id: error for error in self.errors if error.usd}
+        charged.pop(first.client_request_id, None)
+        for error in (first, *charged.values()):
+            yield _failure_line(
+                error,
+                prompt_index=item.index,
+                name=item.name,
+                prompt=item.prompt,
+                requested=item.images,
+                made=self.made,
+            )
+
+
+class RunResult(Struct, frozen=True):
+    """
+    Everything there is at one moment of a run, of this attempt and of earlier ones.
+
+    :param made: the images that were asked for, in prompt order, then image order
+    :param superseded: images that earlier attempts paid for, of prompts that were removed or changed since
+    :param failures: items that are not complete, in prompt order
+    :param not_sent: items that were not sent, or not seen through, because the task had to end before
+    :param halt: the error that ended the run early, if one did
+    :param usd_spent: charged over all attempts, lost charges included, in USD
+    :param usd_lost: the part of it for which there is no image, in USD
+    :param usd_in_doubt: what more may have been charged, at the highest known prices, in USD
+    :param in_doubt: the requests it is for
+    :param lost: requests that were billed and whose responses are gone
+    :param usd_is_estimate: some cost was not in the responses and is the quoted price instead
+    """
+
+    plan: Plan
+    made: list[Made]
+    superseded: list[Made]
+    failures: list[Failure]
+    not_sent: list[Item]
+    halt: ImagenError | None
+    usd_spent: Decimal
+    usd_lost: Decimal
+    usd_in_doubt: Decimal
+    in_doubt: list[RequestWithoutImages]
+    lost: list[RequestWithoutImages]
+    usd_is_estimate: bool
+    seconds: float
+
+    @property
+    def listed(self) -> list[Made]:
+        """Every image there is, those of prompts that are not asked for any more at the end."""
+        return [*self.made, *self.superseded]
+
+    @property
+    def adopted(self) -> int:
+        """How many of the images earlier attempts had paid for."""
+        return sum(made.answered.is_reused for made in self.made)
+
+    @property
+    def records(self) -> list[Record]:
+        """One record per picture."""
+        return [made.record for made in self.made]
+
+    @property
+    def urls(self) -> list[str]:
+        """One URL per picture."""
+        return [made.url for made in self.made]
+
+    @property
+    def filtered(self) -> list[Failure]:
+        """Items of which the model withheld pictures."""
+        return [failure for failure in self.failures if failure.is_filtered]
+
+    @property
+    def failed(self) -> list[Failure]:
+        """Items of which something broke."""
+        return [failure for failure in self.failures if not failure.is_filtered]
+
+    def summary(self) -> dict[str, Any]:
+        """Sum the run up, small enough for XCom and asset events."""
+        made = Counter(made.answered.item.index for made in self.made)
+        return {
+            "requested": self.plan.images,
+            "made": len(self.made),
+            "filtered": sum(failure.item.images - failure.made for failure in self.filtered),
+            "failed": sum(failure.item.images - failure.made for failure in self.failed),
+            "not_sent": sum(item.images - made[item.index] for item in self.not_sent),
+            "adopted": self.adopted,
+            "superseded": len(self.superseded),
+            "wrong_shape": sum(made.has_wrong_shape for made in self.made),
+            "usd_spent": float(self.usd_spent),
+            "usd_lost": float(self.usd_lost),
+            "usd_in_doubt": float(self.usd_in_doubt),
+            "in_doubt": [request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],
+            "usd_is_estimate": self.usd_is_estimate,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def failure_lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the file of failures: of every incomplete item and every other request without images."""
+        lines = [line for failure in self.failures for line in failure.to_json()]
+        known = {line["client_request_id"] for line in lines}
+        others = {each.client_request_id: each for each in (*self.in_doubt, *self.lost)}
+        return lines + [each.to_json() for name, each in others.items() if name not in known]
+
+    def table(self, limit: int = 20) -> str:
+        """List what did not work, one line per item, by prompt."""
+        lines = [
+            f"[{failure.item.index}] {_shorten(failure.item.name or failure.item.prompt, 60)}: "
+            f"{failure.made} of {failure.item.images} made; {type(failure.error).__name__}: {failure.error}"
+            for failure in self.failures[:limit]
+        ]
+        if len(self.failures) > limit:
+            lines.append(f"… and {len(self.failures) - limit} more")
+        if self.not_sent:
+            lines.append(f"{len(self.not_sent)} of {len(self.plan.items)} items were not sent")
+        return "\n".join(lines)
+
+
+def withheld_error(*, requested: int, made: int, flagged: int, response: Response) -> FilteredError:
+    """Make the error for pictures that a paid request did not bring."""
+    facts: dict[str, Any] = {
+        "requested": requested,
+        "made": made,
+        "model": response.model,
+        "usd": float(response.usd) if response.usd is not None else None,
+        "inference_id": response.inference_id,
+        "client_request_id": response.client_request_id,
+    }
+    cost = f", charged {response.usd:.4f} USD" if response.usd else ""
+    if made == 0 and not flagged:
+        return EmptyResultError(
+            f"{response.model} answered success without a picture ({requested} asked for{cost}). Its safety filter may "
+            f"have withheld them: change the prompt or safety_setting.",
+            **facts,
+        )
+    why = f", {flagged} of them marked as filtered" if flagged else ""
+    return FilteredError(
+        f"{response.model} withheld {requested - made} of {requested} pictures{why}{cost}: "
+        f"change the prompt or safety_setting.",
+        **facts,
+    )
+
+
+def _failure_line(error: ImagenError, **item: Any) -> dict[str, Any]:
+    """Return a line of the file of failures: what was asked for, then what became of it."""
+    if isinstance(error, FilteredError):
+        outcome = "filtered"
+    else:
+        outcome = "in_doubt" if type(error) is LostAnswerError else "failed"
+    return {
+        **item,
+        "outcome": outcome,
+        "error": type(error).__name__,
+        "message": str(error),
+        "status": error.status,
+        "kind": error.kind,
+        "model": error.model,
+        "usd": error.usd,
+        "inference_id": error.inference_id,
+        "client_request_id": error.client_request_id,
+    }
+
+
+def _shorten(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,373 @@
+"""
+See a plan through: send each request once, keep its images, and know at any moment what was paid.
+
+Two groups of threads work side by side. *Submitters* take slots of the plan, look into the journal for what earlier
+attempts paid for, and send the rest; ``concurrency`` of them, so that many requests are in flight. *Finishers*
+download, verify and store, so that this work runs beside the waiting. A short queue between them bounds the images in
+memory.
+
+This module is the threads and their order. What they do is in ``submit``, ``reconcile`` (lost responses) and
+``finish``; what they share is in ``state`` and ``budget``.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from airflow_provider_imagen.exceptions import (
+    BudgetExceededError,
+    ImagenError,
+    OwnershipLostError,
+    RateLimitedError,
+    StoppedError,
+    StorageError,
+)
+from airflow_provider_imagen.rate_limit.pacer import Pacer
+from airflow_provider_imagen.run.budget import Budget
+from airflow_provider_imagen.run.finish import Finisher
+from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.run.reconcile import Reconciler
+from airflow_provider_imagen.run.replay import PreviousAttempts
+from airflow_provider_imagen.run.results import (
+    Answered,
+    Failure,
+    Made,
+    RequestWithoutImages,
+    RunResult,
+    SlotResult,
+)
+from airflow_provider_imagen.run.shared_state import Cancellation, RunState
+from airflow_provider_imagen.run.submit import Submitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.records import JournalState
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.run.plan import Item, Plan
+    from airflow_provider_imagen.run.ports import Tools
+    from airflow_provider_imagen.run.results import Record
+
+__all__ = ["MAX_FINISHERS", "Run", "RunOptions"]
+
+log = logging.getLogger(__name__)
+
+MAX_FINISHERS = 8
+"""Threads that download, verify and store; more would only queue for the interpreter and the disk."""
+
+MAX_VERIFICATIONS = 3
+"""Times that the files of a finished run are looked for, with what is missing downloaded again in between."""
+
+
+class Run:
+    """
+    One attempt of a task.
+
+    :param plan: what to buy
+    :param tools: what to buy and keep it with
+    :param journal: open; holds what earlier attempts did
+    :param options: how to behave
+    :param links: encrypts signed URLs before they are written down
+    :param cancellation: tells when the attempt is to end
+    :param reload: returns what earlier attempts have recorded by now; default: in the journal
+    :param on_picture: called with each image that is done: its record, seconds the request took, images done so far
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        tools: Tools,
+        journal: Journal,
+        options: RunOptions,
+        links: LinkSeal,
+        cancellation: Cancellation,
+        reload: Callable[[], JournalState] | None = None,
+        on_picture: Callable[[Record, float, int], None] = lambda *_: None,
+    ) -> None:
+        self._plan = plan
+        self._tools = tools
+        self._journal = journal
+        self._options = options
+        self._cancellation = cancellation
+        self._previous = PreviousAttempts(
+            journal.state.requests, may_resend=options.on_lost_answer == "resend", is_stored=tools.is_stored
+        )
+        self._state = RunState(cancellation)
+        self._budget = Budget(max_usd=options.max_usd, is_over=self._state.is_over)
+        self._budget.inherit(journal.state)
+        self._reconciler = Reconciler(
+            plan=plan,
+            tools=tools,
+            journal=journal,
+            options=options,
+            state=self._state,
+            budget=self._budget,
+            reload=reload or journal.reload,
+        )
+        self._submitter = Submitter(
+            plan=plan,
+            tools=tools,
+            journal=journal,
+            options=options,
+            links=links,
+            state=self._state,
+            budget=self._budget,
+            pacer=Pacer(
+                concurrency=options.concurrency,
+                requests_per_minute=options.requests_per_minute,
+                throttled=RateLimitedError,
+                check=self._state.check,
+            ),
+            previous=self._previous,
+            reconciler=self._reconciler,
+            hand_over=self._put,
+        )
+        self._finisher = Finisher(
+            tools=tools,
+            journal=journal,
+            links=links,
+            state=self._state,
+            budget=self._budget,
+            find_file=self._reconciler.find_file,
+            on_picture=on_picture,
+        )
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._work = self._things_to_do()
+        self._submitters = max(1, min(options.concurrency, len(plan.slots)))
+        self._finishers = min(MAX_FINISHERS, 2 * self._submitters)
+        self._answered: queue.Queue[Answered | None] = queue.Queue(maxsize=2 * MAX_FINISHERS)
+
+    def execute(self) -> RunResult:
+        """
+        Send, download and keep everything, and return what came of it. To be called once.
+
+        Failures of items are in the result; only what no result could tell is raised.
+
+        :raises BudgetExceededError: the plan cannot fit under ``max_usd``; nothing was sent
+        """
+        self._started = time.monotonic()
+        refusal = self._refuse_what_cannot_fit()
+        if self._options.on_lost_answer == "check":
+            self._reconciler.look_for_late_charges()
+        threads = self._threads(self._submit, self._submitters, "imagen-submitter")
+        threads += self._threads(self._finish, self._finishers, "imagen-finisher")
+        for thread in threads:
+            thread.start()
+        self._join(threads)
+        if refusal is not None:
+            self._state.abort(refusal)
+        if self._state.crash is not None:
+            raise self._state.crash
+        goes_on = not self._cancellation.is_cancelled() and not isinstance(self._state.abort_reason, OwnershipLostError)
+        if goes_on:
+            self._recover_losses()
+        self._verify_files(may_download=goes_on)
+        if goes_on:
+            self._reconciler.look_for_late_charges()
+        return self.snapshot()
+
+    def _refuse_what_cannot_fit(self) -> BudgetExceededError | None:
+        """
+        Compare what is left to buy with what is left to spend, before the first request.
+
+        :return: the reason why nothing is sent, if what earlier attempts paid for is to be kept all the same
+        :raises BudgetExceededError: there is nothing to keep
+        """
+        cap = self._options.max_usd
+        if cap is None:
+            return None
+        to_buy = {number: self._previous.units_to_send(slot) for number, slot in enumerate(self._plan.slots)}
+        prices = [unit.expected_usd for units in to_buy.values() for unit in units]
+        spent = self._budget.spent_usd
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices) or not any(known) or spent + sum(known, Decimal(0)) <= cap:
+            return None
+        left = {self._plan.slots[number].item for number, units in to_buy.items() if units}
+        refusal = BudgetExceededError(
+            f"max_usd={cap}: ${spent:.4f} are spent and what is left to make costs about "
+            f"${sum(known, Decimal(0)):.4f}. Nothing was sent.",
+            spent_usd=float(spent),
+            max_usd=float(cap),
+            items_done=len(self._plan.items) - len(left),
+            items_left=len(left),
+        )
+        if not self._journal.state.requests:
+            raise refusal
+        self._work = self._things_to_do(without={number for number, units in to_buy.items() if units})
+        return refusal
+
+    # --- threads ------------------------------------------------------------------------------------------------------
+
+    def _threads(self, work: Callable[[], None], count: int, name: str) -> list[threading.Thread]:
+        """Make daemon threads: a request that hangs must not keep a killed task's process alive."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._state.record_crash(error)
+
+        return [threading.Thread(target=guarded, name=f"{name}-{number}", daemon=True) for number in range(count)]
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        """Wait for threads, unless one has crashed or the grace period of a cancelled task is over."""
+        for thread in threads:
+            while thread.is_alive() and self._state.crash is None and not self._cancellation.is_abandoned():
+                thread.join(0.1)
+
+    def _things_to_do(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
+        """
+        Order the work: first what is paid for, then what earlier attempts left in doubt, then what is to be sent.
+
+        So an error that ends the run cannot hide images that exist. A slot waits for what is in doubt about its own
+        requests. All of that is in someone's hands before the first such slot is, so the wait always ends.
+
+        :param without: numbers of slots to leave out
+        """
+        in_doubt = list(self._reconciler.in_doubt)
+        waiting = {request.unit.key for request in in_doubt}
+        later = []
+        for number, slot in enumerate(self._plan.slots):
+            if self._previous.units_to_send(slot) or any(
+                unit.key in waiting for units in slot.choices for unit in units
+            ):
+                later.append(number)
+            else:
+                yield partial(self._submitter.see_through, number)
+        for key, item in self._previous.superseded(self._plan):
+            yield partial(self._hand_over_superseded, key, item)
+        for request in in_doubt:
+            yield partial(self._reconciler.resolve, request)
+        for number in later:
+            if number not in without:
+                yield partial(self._submitter.see_through, number)
+
+    def _hand_over_superseded(self, key: str, item: Item) -> None:
+        """Keep what an earlier attempt paid for, although its prompt is not asked for any more."""
+        request = self._previous.requests[key]
+        if request.response is None or request.target is None:
+            return
+        self._put(
+            Answered(
+                key=key,
+                slot_number=None,
+                item=item,
+                first_image=request.target.image_index,
+                images=request.target.images,
+                response=request.response,
+                is_reused=True,
+                files=request.files,
+                missing=request.missing,
+            )
+        )
+
+    def _submit(self) -> None:
+        """Do things while there are any; the last submitter to end tells the finishers."""
+        try:
+            while True:
+                with self._lock:
+                    thing = None if self._state.is_over() else next(self._work, None)
+                if thing is None:
+                    return
+                thing()
+        finally:
+            with self._lock:
+                self._submitters -= 1
+                is_last = self._submitters == 0
+            if is_last:
+                for _ in range(self._finishers):
+                    self._put(None)
+
+    def _put(self, answered: Answered | None) -> None:
+        """Hand over to the finishers; what nobody is there to take any more stays in the journal."""
+        while self._state.crash is None and not self._cancellation.is_abandoned():
+            try:
+                self._answered.put(answered, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def _finish(self) -> None:
+        while (answered := self._answered.get()) is not None:
+            self._finisher.finish(answered)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _recover_losses(self) -> None:
+        """Keep the images of responses that were reported lost, and that an earlier attempt has recorded since."""
+        for request in self._reconciler.recover_losses():
+            for number, slot in enumerate(self._plan.slots):
+                for units in slot.choices:
+                    first_image = slot.first_image
+                    for unit in units:
+                        response = self._previous.requests[unit.key].response if unit is request.unit else None
+                        if response is not None:
+                            self._state.forget_error(number, request.intent.client_request_id)
+                            self._finisher.finish(self._submitter.reuse(number, first_image, unit, response))
+                        first_image += unit.request.expected_images
+
+    def _verify_files(self, *, may_download: bool) -> None:
+        """See that every file that is listed is there; download again what has disappeared, or list it no more."""
+        for _ in range(MAX_VERIFICATIONS):
+            listed = {made.stored: made for made in self.snapshot().listed if made.stored is not None}
+            try:
+                missing = self._tools.find_missing(listed) if listed else []
+            except StorageError as error:
+                log.warning("Whether every stored image is there could not be checked: %s", error)
+                return
+            if not missing:
+                return
+            log.warning("%d images have disappeared since they were stored.", len(missing))
+            for stored in missing:
+                made = listed[stored]
+                self._state.take_back(made.answered.slot_number, made)
+                if may_download:
+                    self._finisher.finish_again(made.answered, made.place)
+
+    def snapshot(self) -> RunResult:
+        """Return the result so far; other threads may go on working."""
+        made: list[Made] = []
+        errors: dict[int, list[ImagenError]] = {}
+        unsent: set[int] = set()
+        results = self._state.results()
+        for number, slot in enumerate(self._plan.slots):
+            result = results.get(number, SlotResult())
+            failed = [error for error in result.errors if not isinstance(error, StoppedError)]
+            if failed:
+                errors.setdefault(slot.item, []).extend(failed)
+            if len(failed) < len(result.errors) or (not failed and len(result.made) < slot.images):
+                unsent.add(slot.item)
+            made += result.made
+        made.sort(key=lambda each: each.order)
+        counts = Counter(each.answered.item.index for each in made)
+        not_sent = sorted(unsent - errors.keys())
+        halt = self._state.abort_reason
+        if halt is None and not_sent and self._cancellation.is_cancelled():
+            halt = StoppedError(f"The task was cancelled ({self._cancellation.reason}); what was paid for is kept.")
+        usd_in_doubt, in_doubt = self._budget.in_doubt()
+        intents = dict(self._journal.unresolved)
+        return RunResult(
+            plan=self._plan,
+            made=made,
+            superseded=sorted(self._state.superseded(), key=lambda each: each.order),
+            failures=[Failure(self._plan.items[item], failed, counts[item]) for item, failed in sorted(errors.items())],
+            not_sent=[self._plan.items[item] for item in not_sent],
+            halt=halt,
+            usd_spent=self._budget.spent_usd,
+            usd_lost=self._budget.lost_usd,
+            usd_in_doubt=usd_in_doubt,
+            in_doubt=[RequestWithoutImages.in_doubt(name, intents.get(name)) for name in in_doubt],
+            lost=self._reconciler.lost(),
+            usd_is_estimate=self._budget.is_estimate,
+            seconds=time.monotonic() - self._started,
+        )

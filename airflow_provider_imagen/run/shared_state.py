@@ -1,0 +1,249 @@
+"""What the threads of a run share: whether to go on, and what came of each slot so far."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from airflow_provider_imagen.api.retries import LONGEST_WAIT_SECONDS
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    BudgetExceededError,
+    ConnectionFailedError,
+    ImagenError,
+    JournalError,
+    ModelWithdrawnError,
+    OutOfCreditsError,
+    RateLimitedError,
+    ServerError,
+    StoppedError,
+    StorageError,
+)
+from airflow_provider_imagen.run.results import SlotResult
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.run.results import Made
+
+log = logging.getLogger(__name__)
+
+MAX_STORAGE_FAILURES = 3
+"""Pictures that may fail to be written one after the other before buying more of them ends."""
+
+_HIT_EVERY_REQUEST = (
+    AuthenticationError,
+    OutOfCreditsError,
+    BudgetExceededError,
+    JournalError,
+    ConnectionFailedError,
+)
+"""Errors that every later request would also hit."""
+
+
+class Cancellation:
+    """
+    Ends an attempt: after :meth:`cancel` nothing new is sent, and what is in flight has a grace period.
+
+    Not to be called in a signal handler: an event's lock is not reentrant.
+    """
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._give_up_at = math.inf
+        self.reason = ""
+
+    def cancel(self, reason: str, *, grace_seconds: float) -> None:
+        """
+        End the attempt.
+
+        :param reason: completes "the task was cancelled: …"
+        :param grace_seconds: how long requests and downloads in flight may go on; of several calls the shortest counts
+        """
+        self.reason = self.reason or reason
+        self._give_up_at = min(self._give_up_at, time.monotonic() + grace_seconds)
+        self._cancelled.set()
+
+    def is_cancelled(self) -> bool:
+        """Return whether nothing new may be sent."""
+        return self._cancelled.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """
+        Sleep.
+
+        :raises StoppedError: the attempt was cancelled
+        """
+        if self._cancelled.wait(max(0.0, seconds)):
+            raise _stopped()
+
+    def is_abandoned(self, *, since_seconds: float = 0.0) -> bool:
+        """Return whether the grace period is over, for some time: not even what is in flight is awaited any more."""
+        return time.monotonic() >= self._give_up_at + since_seconds
+
+
+class RunState:
+    """
+    What all threads of a run share, behind one lock: whether to go on, and the results so far.
+
+    :param cancellation: tells whether the attempt is to end
+    """
+
+    def __init__(self, cancellation: Cancellation) -> None:
+        self.cancellation = cancellation
+        self._lock = threading.Lock()
+        self._abort_reason: ImagenError | None = None
+        self._crash: BaseException | None = None
+        self._withdrawn: dict[str, ModelWithdrawnError] = {}
+        self._results: dict[int, SlotResult] = {}
+        self._superseded: list[Made] = []
+        self._done = 0
+        self._storage_failures = 0
+
+    # --- whether to go on ---------------------------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Return whether nothing more may be sent, although what is in flight may still be finished."""
+        return self._abort_reason is not None or self._crash is not None or self.cancellation.is_cancelled()
+
+    def check(self) -> None:
+        """
+        Do nothing while requests may be sent.
+
+        :raises StoppedError: they may not
+        """
+        if self.is_over():
+            raise _stopped()
+
+    def wait(self, seconds: float) -> None:
+        """
+        Sleep.
+
+        :raises StoppedError: nothing more may be sent
+        """
+        until = time.monotonic() + seconds
+        self.check()
+        while (left := until - time.monotonic()) > 0:
+            self.cancellation.wait(min(left, 0.1))  # an abort or a crash sets no event
+            self.check()
+
+    def record_crash(self, error: BaseException) -> None:
+        """End the run for an error that no worker should meet."""
+        with self._lock:
+            self._crash = self._crash or error
+
+    def abort(self, error: ImagenError) -> None:
+        """Send nothing more; the first reason is the one that is reported."""
+        with self._lock:
+            self._abort_reason = self._abort_reason or error
+
+    def fail_fast(self, error: ImagenError) -> None:
+        """Stop the run on errors that every later request would also hit."""
+        if isinstance(error, (RateLimitedError, ServerError)):  # one that asks for a longer wait than the task makes
+            hits_all = error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS
+        else:
+            hits_all = isinstance(error, _HIT_EVERY_REQUEST)
+        if hits_all:
+            self.abort(error)
+
+    @property
+    def abort_reason(self) -> ImagenError | None:
+        """The error that ended the run early, if one did."""
+        return self._abort_reason
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What crashed a worker, if anything did."""
+        return self._crash
+
+    # --- models -------------------------------------------------------------------------------------------------------
+
+    def record_withdrawn(self, model: str, error: ModelWithdrawnError) -> None:
+        """Remember that a model is withdrawn, and log it once."""
+        with self._lock:
+            is_news = model not in self._withdrawn
+            self._withdrawn.setdefault(model, error)
+        if is_news:
+            log.warning("%s", error)
+
+    def refuse_withdrawn(self, model: str) -> None:
+        """
+        Send nothing to a model that is known to be withdrawn.
+
+        :raises ModelWithdrawnError: it is
+        """
+        if (gone := self._withdrawn.get(model)) is not None:
+            raise ModelWithdrawnError(str(gone), replaced_by=gone.replaced_by, model=model, status=gone.status)
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def record_made(self, slot_number: int | None, made: Made) -> int:
+        """
+        Record an image that is done, and return how many are by now.
+
+        :param slot_number: ``None`` for an image of a prompt that is not asked for any more
+        """
+        with self._lock:
+            if slot_number is None:
+                self._superseded.append(made)
+            else:
+                self._results.setdefault(slot_number, SlotResult()).made.append(made)
+                self._done += 1
+            return self._done
+
+    def take_back(self, slot_number: int | None, made: Made) -> None:
+        """Forget an image whose file has disappeared."""
+        with self._lock:
+            if slot_number is None:
+                self._superseded.remove(made)
+            else:
+                self._results[slot_number].made.remove(made)
+                self._done -= 1
+
+    def record_error(self, slot_number: int | None, error: ImagenError) -> None:
+        """Record what went wrong with a slot; with an image that nobody asks for any more it is only logged."""
+        if slot_number is None:
+            log.warning("An image of a prompt that is not asked for any more could not be kept: %s", error)
+            return
+        with self._lock:
+            self._results.setdefault(slot_number, SlotResult()).errors.append(error)
+
+    def forget_error(self, slot_number: int, client_request_id: str) -> None:
+        """Forget what went wrong with a request, because it has turned out well."""
+        with self._lock:
+            result = self._results.get(slot_number)
+            if result is not None:
+                result.errors = [error for error in result.errors if error.client_request_id != client_request_id]
+
+    def count_written(self) -> None:
+        """Count that an image could be written."""
+        with self._lock:
+            self._storage_failures = 0
+
+    def count_not_written(self, error: StorageError) -> None:
+        """Stop buying what cannot be stored; a single failure may be chance."""
+        with self._lock:
+            self._storage_failures += 1
+            is_chance = self._storage_failures < MAX_STORAGE_FAILURES
+        if not is_chance:
+            self.abort(error)
+
+    def results(self) -> dict[int, SlotResult]:
+        """Return what came of each slot so far, as a copy: other threads may go on writing."""
+        with self._lock:
+            return {
+                number: replace(result, made=list(result.made), errors=list(result.errors))
+                for number, result in self._results.items()
+            }
+
+    def superseded(self) -> list[Made]:
+        """Return the images of prompts that are not asked for any more, as a copy."""
+        with self._lock:
+            return list(self._superseded)
+
+
+def _stopped() -> StoppedError:
+    return StoppedError("The task was cancelled; nothing new was sent.")

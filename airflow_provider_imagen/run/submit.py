@@ -1,0 +1,361 @@
+"""Get the response a slot is for: reuse what an earlier attempt paid for, or pay, once, for what is missing."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING
+
+from airflow_provider_imagen.api.retries import MAX_POSTS, may_resend, resending
+from airflow_provider_imagen.exceptions import (
+    ImagenError,
+    LostAnswerError,
+    ModelWithdrawnError,
+    RateLimitedError,
+    StoppedError,
+    UnreadableResponseError,
+)
+from airflow_provider_imagen.journal.records import (
+    Rejected,
+    Response,
+    ResponseImage,
+    Target,
+    new_intent,
+)
+from airflow_provider_imagen.run.losses import charge_lost_before
+from airflow_provider_imagen.run.results import Answered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from airflow_provider_imagen.api.responses import Generation
+    from airflow_provider_imagen.journal.log import Journal
+    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.rate_limit.pacer import Pacer
+    from airflow_provider_imagen.run.budget import Budget, Reservation
+    from airflow_provider_imagen.run.plan import Item, Plan, Unit
+    from airflow_provider_imagen.run.ports import RunOptions, Tools
+    from airflow_provider_imagen.run.reconcile import Reconciler
+    from airflow_provider_imagen.run.replay import PreviousAttempts
+    from airflow_provider_imagen.run.shared_state import RunState
+
+log = logging.getLogger(__name__)
+
+MAX_LOST_ANSWERS = 3
+"""Responses of one request that may get lost within one attempt before it is left to the next attempt."""
+
+OWNERSHIP_LASTS_SECONDS = 2.0
+"""How old the last look at the journal's owner may be when a request is sent; an intent is written right before."""
+
+
+class Submitter:
+    """
+    Sees slots through until they are answered; for any number of threads.
+
+    :param previous: what earlier attempts did
+    :param reconciler: decides about lost responses
+    :param hand_over: takes what was answered, as soon as it is
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        tools: Tools,
+        journal: Journal,
+        options: RunOptions,
+        links: LinkSeal,
+        state: RunState,
+        budget: Budget,
+        pacer: Pacer,
+        previous: PreviousAttempts,
+        reconciler: Reconciler,
+        hand_over: Callable[[Answered], None],
+    ) -> None:
+        self._plan = plan
+        self._tools = tools
+        self._journal = journal
+        self._options = options
+        self._links = links
+        self._state = state
+        self._budget = budget
+        self._pacer = pacer
+        self._previous = previous
+        self._reconciler = reconciler
+        self._hand_over = hand_over
+
+    def see_through(self, number: int) -> None:
+        """Get what a slot is for, and record what went wrong."""
+        try:
+            self._submit_slot(number)
+        except StoppedError:
+            return
+        except ImagenError as error:
+            self._state.record_error(number, error)
+            self._state.fail_fast(error)
+
+    def _submit_slot(self, number: int) -> None:
+        """Get what a slot is for from the first model that is there."""
+        slot = self._plan.slots[number]
+        for units in (choices := self._previous.in_order_of_use(slot)):
+            first_image = slot.first_image
+            try:
+                for unit in units:
+                    answered = self._obtain(number, first_image, unit)
+                    self._hand_over(answered)
+                    if answered.finished is not None:
+                        self._await_finish(answered.finished)
+                    first_image += unit.request.expected_images
+            except ModelWithdrawnError as error:
+                self._state.record_withdrawn(units[0].model, error)
+                # What this model has made already is not bought again elsewhere.
+                if first_image > slot.first_image or units is choices[-1]:
+                    raise
+            else:
+                return
+
+    def _await_finish(self, finished: threading.Event) -> None:
+        """Wait until the only copies of images are stored: what a kill can lose is what is in flight."""
+        while not finished.wait(0.2):
+            if self._state.crash is not None or self._state.cancellation.is_abandoned():
+                return
+
+    def _obtain(self, number: int, first_image: int, unit: Unit) -> Answered:
+        """Reuse what was paid for, or pay for it."""
+        self._reconciler.await_outcomes(unit)
+        request = self._previous.requests.get(unit.key)
+        if request is not None and request.response is not None and self._previous.is_paid(unit):
+            return self.reuse(number, first_image, unit, request.response)
+        if request is not None and self._previous.is_lost(unit):
+            raise charge_lost_before(unit.model, list(request.charges_lost.values())[-1])
+        for _ in range(MAX_LOST_ANSWERS):
+            if (answered := self._submit(number, first_image, unit)) is not None:
+                return answered
+        raise LostAnswerError(
+            f"{MAX_LOST_ANSWERS} responses to this request got lost, one after the other; the next attempt sends it "
+            f"again.",
+            model=unit.model,
+        )
+
+    def reuse(self, number: int, first_image: int, unit: Unit, response: Response) -> Answered:
+        """Return what an earlier attempt paid for and stored."""
+        request = self._previous.requests[unit.key]
+        return Answered(
+            key=unit.key,
+            slot_number=number,
+            item=self._item(number),
+            first_image=first_image,
+            images=unit.request.expected_images,
+            response=response,
+            aspect_ratio=unit.request.aspect_ratio,
+            is_reused=True,
+            files=request.files,
+            missing=request.missing,
+        )
+
+    def _item(self, slot_number: int) -> Item:
+        return self._plan.items[self._plan.slots[slot_number].item]
+
+    def _submit(self, number: int, first_image: int, unit: Unit) -> Answered | None:
+        """
+        Send a request until it is answered, resending only what certainly bought nothing; see :meth:`_post`.
+
+        A request that was answered 429 waits for another permit, however often, as long as others get through.
+        """
+        item = self._plan.slots[number].item
+
+        def on_refused(error: ImagenError, seconds: float) -> None:
+            log.warning("Prompt %d: %s Sending it again in %.1f s.", item, error, seconds)
+
+        again = resending(
+            wait=self._state.wait,
+            on_refused=on_refused,
+            first_wait_seconds=self._options.first_wait_seconds,
+            without=(RateLimitedError,),
+        )
+        times_limited, limited_at = 0, 0.0
+        while True:
+            try:
+                return again(self._post, number, first_image, unit)
+            except RateLimitedError as error:
+                times_limited += 1
+                limited_at = limited_at or time.monotonic()
+                patience = self._options.rate_limit_patience_seconds
+                is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
+                if self._pacer.refused_for_seconds >= patience:  # nobody gets through
+                    self._state.abort(error)
+                    raise
+                if is_singled_out or not may_resend(error):
+                    raise
+                log.info("Prompt %d: %s It is sent again with its next permit.", item, error)
+
+    def _post(self, number: int, first_image: int, unit: Unit) -> Answered | None:
+        """
+        Send one POST: its intent is durable before, its response on its way into the journal after.
+
+        The submitter does not wait for the record of the response: the next intent, which it does wait for, stands
+        behind it in the same journal, so no request goes out before the response to the one before is durable.
+
+        :return: ``None`` when the response got lost and the request may be sent again
+        """
+        self._state.refuse_withdrawn(unit.model)
+        images = unit.request.expected_images
+        reservation = self._budget.reserve(model=unit.model, quoted_usd=unit.expected_usd, images=images)
+        is_sent = False
+        lost: LostAnswerError | None = None
+        try:
+            permit = self._pacer.permit(
+                partial(self._journal_intent, number, first_image, unit), undo=partial(self._journal_rejected, unit)
+            )
+            with permit as client_request_id:
+                self._check_that_it_may_be_sent(unit, client_request_id)
+                reservation.client_request_id, is_sent = client_request_id, True
+                started, sent_at = time.monotonic(), time.time()
+                try:
+                    generation = self._tools.generate(unit.request, client_request_id)
+                except LostAnswerError as error:
+                    lost = error
+                except ImagenError as error:
+                    self._count_rejected(unit, reservation, error)
+                    raise
+                except BaseException:
+                    self._budget.doubt(reservation)
+                    raise
+                seconds = time.monotonic() - started
+        finally:
+            if not is_sent:
+                self._budget.release(reservation)
+        if lost is not None:
+            self._reconciler.judge(unit, reservation, lost, sent_at=sent_at, lost_at=time.time())
+            return None
+        response, recorded = self._journal_response(unit, reservation, generation)
+        inline = {place: image.data for place, image in enumerate(generation.pictures) if image.data is not None}
+        return Answered(
+            key=unit.key,
+            slot_number=number,
+            item=self._item(number),
+            first_image=first_image,
+            images=images,
+            response=response,
+            aspect_ratio=unit.request.aspect_ratio,
+            seconds=seconds,
+            inline=inline,
+            recorded=recorded,
+            finished=threading.Event() if inline else None,
+        )
+
+    def _check_that_it_may_be_sent(self, unit: Unit, client_request_id: str) -> None:
+        """
+        Look a last time before the request leaves: its intent may be some seconds old.
+
+        :raises OwnershipLostError: another attempt owns the journal now
+        :raises StoppedError: the task was cancelled
+        """
+        try:
+            self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_LASTS_SECONDS)
+            self._state.check()
+        except ImagenError:
+            self._journal_rejected(unit, client_request_id)
+            raise
+
+    def _journal_intent(self, number: int, first_image: int, unit: Unit) -> str:
+        """Make the intent of a POST durable, and return its client request id."""
+        client_request_id = f"imagen.{unit.key.partition('#')[0]}.{secrets.token_hex(8)}"
+        item = self._item(number)
+        target = Target(
+            prompt_index=item.index,
+            image_index=first_image,
+            images=unit.request.expected_images,
+            prompt_images=item.images,
+            prompt=item.prompt,
+            name=item.name,
+        )
+        intent = new_intent(
+            unit.key,
+            client_request_id=client_request_id,
+            model=unit.model,
+            usd=unit.expected_usd,
+            target=target,
+            clock_offset=self._tools.clock_offset_seconds,
+            account=self._tools.account,
+        )
+        try:
+            self._journal.commit(intent)
+        except ImagenError:  # it is not sent, but its intent may be, or become, durable
+            self._journal_rejected(unit, client_request_id)
+            raise
+        return client_request_id
+
+    def _journal_rejected(self, unit: Unit, client_request_id: str) -> None:
+        """Record that a POST was not sent, or that the API did nothing for it."""
+        self._journal.append(Rejected(key=unit.key, client_request_id=client_request_id))
+
+    def _count_rejected(self, unit: Unit, reservation: Reservation, error: ImagenError) -> None:
+        """
+        Record that a POST brought nothing, and count what it cost all the same.
+
+        An error bills nothing (spec of ``GET /v2/logs``, 2026-08-21), also when it comes with a status of success,
+        unless it states a cost. A success that cannot be read counts as billed.
+        """
+        error.client_request_id = client_request_id = reservation.client_request_id or ""
+        usd = Decimal(str(error.usd)) if error.usd is not None else None
+        is_success = error.status is not None and 200 <= error.status < 300
+        if is_success and usd is None and isinstance(error, UnreadableResponseError):
+            usd = self._budget.cost(reservation, None, has_images=True)
+        elif not usd:
+            self._budget.release(reservation)
+            self._journal_rejected(unit, client_request_id)
+            return
+        self._budget.settle(reservation, usd=usd)
+        self._reconciler.record_loss(unit.key, client_request_id, inference_id=error.inference_id, usd=usd)
+
+    def _journal_response(
+        self, unit: Unit, reservation: Reservation, generation: Generation
+    ) -> tuple[Response, Future[None]]:
+        """Count a response and hand it in to the journal; return it with what is done once it is durable."""
+        images = tuple(
+            ResponseImage(
+                url=self._links.close(image.url) if image.url else None,
+                prompt=image.prompt,
+                seed=image.seed if image.seed is not None else unit.request.body.get("seed"),
+                withheld=image.withheld,
+                broken=image.broken,
+            )
+            for image in generation.pictures
+        )
+        usd = self._budget.cost(reservation, generation.usd, has_images=bool(images))
+        response = Response(
+            key=unit.key,
+            client_request_id=reservation.client_request_id or "",
+            images=images,
+            usd=usd,
+            usd_is_estimate=usd != generation.usd,
+            usd_undelivered=_undelivered(usd, generation, asked=reservation.images),
+            inference_id=generation.inference_id,
+            model=unit.model,
+            at=round(time.time(), 3),
+        )
+        request = self._previous.requests.get(unit.key)
+        if request is not None and request.response is not None:  # bought again: what the first response cost is lost
+            self._budget.lose((request.response.usd or Decimal(0)) - request.usd_missing)
+        self._budget.lose(response.usd_undelivered)
+        self._budget.settle(reservation, usd=usd)
+        return response, self._journal.append(response)
+
+
+def _undelivered(usd: Decimal | None, generation: Generation, *, asked: int) -> Decimal:
+    """
+    Return the part of a charge that is for images which can never be retrieved.
+
+    That is all of it when no image came, and a share for every null in the place of one. Images that are not in the
+    list, or marked as filtered, are a result of their own (:class:`FilteredError`).
+    """
+    if not usd:
+        return Decimal(0)
+    images = len(generation.pictures)
+    return usd * generation.null_items / max(asked, images + generation.null_items) if images else usd

@@ -1,0 +1,93 @@
+"""Make a picture fit for a model that documents which pictures it takes."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.colours import change_mode
+from airflow_provider_imagen.storage.convert import convert_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.opening import open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SMALLEST_SIDE_PIXELS: Final = 64
+
+
+def fit_picture(
+    data: bytes,
+    *,
+    mime_types: Sequence[str] | None = None,
+    max_bytes: int | None = None,
+    max_side_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> tuple[bytes, str]:
+    """
+    Give the picture within limits, and its media type: as it is when it fits, else encoded anew or made smaller.
+
+    A kind that is not taken becomes PNG, which loses nothing. A file that is still too large becomes JPEG when the
+    picture has no transparency and JPEG is taken, and is then made smaller step by step.
+
+    :param data: a whole picture
+    :param mime_types: kinds that are taken, PNG among them; ``None`` for all
+    :param max_bytes: size of the file
+    :param max_side_pixels: longer side
+    :param max_pixels: width times height
+    :raises BadImageError: the bytes are no picture, or it cannot be made to fit
+    """
+    facts = inspect_picture(data)
+    mime_type, width, height = facts.mime_type, facts.width, facts.height
+    if mime_types is not None and mime_type not in mime_types:
+        data, mime_type = convert_picture(data, image_format="png"), "image/png"
+    scale = min(
+        1.0,
+        (max_side_pixels or width + height) / max(width, height),
+        ((max_pixels or width * height) / (width * height)) ** 0.5,
+    )
+    if scale < 1:
+        data, mime_type = _scaled(data, scale), "image/png"
+    if max_bytes is None or len(data) <= max_bytes:
+        return data, mime_type
+    if (mime_types is None or "image/jpeg" in mime_types) and not _has_transparency(data):
+        whole = data
+        data, mime_type = convert_picture(whole, image_format="jpeg", quality=92), "image/jpeg"
+    else:
+        whole = data
+    step = 1.0
+    while len(data) > max_bytes:
+        step *= 0.8
+        if min(width, height) * step < _SMALLEST_SIDE_PIXELS:
+            raise BadImageError(f"The picture cannot be made to fit into {max_bytes} bytes.")
+        data = _scaled(whole, step)
+        if mime_type == "image/jpeg":
+            data = convert_picture(data, image_format="jpeg", quality=92)
+        else:
+            mime_type = "image/png"
+    return data, mime_type
+
+
+def _has_transparency(data: bytes) -> bool:
+    with open_image(data) as image:
+        return image.has_transparency_data
+
+
+def _scaled(data: bytes, scale: float) -> bytes:
+    """Give an upright PNG whose sides are at most ``scale`` times the picture's."""
+    from PIL import Image, ImageOps
+
+    try:
+        with open_image(data, copies=4) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
+            usual = "RGBA" if image.has_transparency_data else "RGB"
+            mode = image.mode if image.mode in ("L", "LA", "RGB", "RGBA") else usual
+            size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+            target = BytesIO()
+            upright = change_mode(image, mode, options, [])
+            upright.resize(size, Image.Resampling.LANCZOS).save(target, format="PNG", **options)
+    except Exception as error:
+        raise BadImageError(f"The picture cannot be made smaller: {error}") from error
+    return target.getvalue()

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import base64
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_imagen.api.responses import AnsweredPicture, read_generation
+from airflow_provider_imagen.exceptions import (
+    ImagenError,
+    InvalidRequestError,
+    LostAnswerError,
+    UnreadableResponseError,
+)
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+ENCODED = base64.b64encode(PICTURE).decode()
+LINK = "https://cdn.test/a.png"
+
+
+def read(answer, **headers):
+    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    return read_generation(
+        status=200, headers={name.replace("_", "-"): value for name, value in headers.items()}, body=body
+    )
+
+
+def pictures(answer):
+    return read(answer).pictures
+
+
+# --- forms of an entry ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["url", "image_url", "image"])
+def test_a_link_is_found_under_each_of_its_names(name):
+    assert pictures({"data": [{name: LINK}]}) == (AnsweredPicture(url=LINK),)
+
+
+@pytest.mark.parametrize("name", ["b64_json", "base64", "image_base64", "b64"])
+def test_base64_is_found_under_each_of_its_names(name):
+    assert pictures({"data": [{"url": None, name: ENCODED}]}) == (AnsweredPicture(data=PICTURE),)
+
+
+@pytest.mark.parametrize("name", ["url", "image_url", "image", "b64_json"])
+def test_a_data_uri_is_decoded_wherever_it_stands(name):
+    assert pictures({"images": [{name: f"data:image/png;base64,{ENCODED}"}]}) == (AnsweredPicture(data=PICTURE),)
+
+
+def test_a_data_uri_without_base64_is_decoded_too():
+    assert pictures({"data": ["data:image/svg+xml,%3Csvg/%3E"]}) == (AnsweredPicture(data=b"<svg/>"),)
+
+
+@pytest.mark.parametrize("entry", [LINK, {"image_url": {"url": LINK}}, {"url": f" {LINK}\n"}])
+def test_a_link_may_stand_alone_one_level_deeper_or_between_blanks(entry):
+    assert pictures({"data": [entry]}) == (AnsweredPicture(url=LINK),)
+
+
+def test_base64_may_be_broken_into_lines_and_without_padding_or_for_urls():
+    lines = "\n".join(ENCODED[place : place + 76] for place in range(0, len(ENCODED), 76)).rstrip("=")
+    assert pictures({"data": [{"b64_json": lines}]}) == (AnsweredPicture(data=PICTURE),)
+    assert pictures({"data": [{"b64_json": base64.urlsafe_b64encode(PICTURE).decode()}]}) == (
+        AnsweredPicture(data=PICTURE),
+    )
+
+
+def test_base64_takes_the_place_of_a_link_that_cannot_be_used():
+    assert pictures({"data": [{"url": "ftp://x/a.png", "b64_json": ENCODED}]}) == (AnsweredPicture(data=PICTURE),)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"url": "ftp://cdn.test/a.png"},
+        {"url": "file:///etc/passwd"},
+        {"url": "https://[bad"},
+        {"url": "https://"},
+        {"url": "https://cdn.test/\ud800"},
+        {"url": "https://cdn.test/a\nb"},
+        {"url": "data:image/png;base64"},
+        {"url": "data:image/png;base64,"},
+        {"url": "data:,\ud800"},
+        {"url": 5},
+        {"image_url": {"href": LINK}},
+        {"b64_json": "%%%"},
+        {"b64_json": "ä"},
+        {"b64_json": "A"},
+        {"b64_json": ["x"]},
+        {"href": LINK},
+        ["nested"],
+        7,
+        True,
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_reported_rather_than_dropped(entry):
+    good, broken = pictures({"data": [{"url": LINK}, entry]})
+
+    assert good.url == LINK
+    assert broken.broken
+    assert (broken.url, broken.data) == (None, None)
+
+
+@pytest.mark.parametrize("entry", [None, {}, {"url": None, "b64_json": None}, {"url": "", "mime_type": "image/png"}])
+def test_an_entry_that_holds_nothing_is_no_picture(entry):
+    assert pictures({"data": [entry, {"url": LINK}, entry]}) == (AnsweredPicture(url=LINK),)
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["data", "images", "output"])
+def test_every_list_is_read(name):
+    assert pictures({name: [{"url": LINK}]}) == (AnsweredPicture(url=LINK),)
+
+
+def test_the_choices_of_2024_are_read():
+    assert pictures({"status": "finished", "output": {"choices": [{"image_base64": ENCODED}]}}) == (
+        AnsweredPicture(data=PICTURE),
+    )
+
+
+@pytest.mark.parametrize("single", [LINK, {"url": LINK}])
+def test_a_single_picture_may_come_without_its_list(single):
+    assert pictures({"data": single}) == (AnsweredPicture(url=LINK),)
+
+
+def test_two_lists_of_the_same_pictures_count_once():
+    found = pictures({"images": [{"url": "data:image/png;base64," + ENCODED}], "data": [{"b64_json": ENCODED}]})
+
+    assert found == (AnsweredPicture(data=PICTURE),)
+
+
+@pytest.mark.parametrize(
+    ("data", "images"),
+    [
+        (None, [{"url": LINK}]),
+        ([], [{"url": LINK}]),
+        ([{"url": None}], [{"url": LINK}]),
+        ([{"b64_json": "%%%"}], [{"url": LINK}]),
+        ([{"url": "https://cdn.test/1"}], [{"url": LINK}, {"url": LINK + "?2"}]),
+    ],
+)
+def test_of_two_lists_the_one_with_more_pictures_counts(data, images):
+    found = pictures({"data": data, "images": images})
+
+    assert [picture.url for picture in found] == [image["url"] for image in images]
+
+
+# --- facts of a picture -----------------------------------------------------------------------------------------------
+
+
+def test_prompt_and_seed_of_the_picture_win_over_those_of_the_answer():
+    own, common = pictures(
+        {
+            "prompt": "all",
+            "seed": 2**70,
+            "data": [
+                {"url": LINK, "prompt": "mine", "seed": 0},
+                {"url": LINK, "revised_prompt": "better", "prompt": "x"},
+            ],
+        }
+    )
+
+    assert (own.prompt, own.seed) == ("mine", 0)
+    assert (common.prompt, common.seed) == ("better", 2**70)
+
+
+@pytest.mark.parametrize(
+    ("seed", "read_as"), [(7.0, 7), (7.5, None), (True, None), ("7", None), (1e400, None), (None, None)]
+)
+def test_a_seed_is_a_whole_number_or_unknown(seed, read_as):
+    assert pictures({"data": [{"url": LINK}], "seed": seed})[0].seed == read_as
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_replaced_because_no_file_could_hold_it():
+    (picture,) = pictures({"data": [{"url": LINK, "prompt": "a \ud83e fox \U0001f98a"}]})
+
+    assert picture.prompt == "a \ufffd fox \U0001f98a"
+
+
+def test_flags_belong_to_the_pictures_at_their_place():
+    first, second, third = pictures(
+        {"has_nsfw_concepts": [False, True, "yes"], "data": [{"url": LINK}, {"url": LINK}, {"url": LINK}]}
+    )
+
+    assert (first.withheld, second.withheld, third.withheld) == (False, True, False)
+
+
+def test_a_picture_that_is_flagged_and_absent_counts_as_withheld():
+    assert pictures({"has_nsfw_concepts": [True, True], "images": [None, {"url": None}]}) == (
+        AnsweredPicture(withheld=True),
+        AnsweredPicture(withheld=True),
+    )
+
+
+# --- whole answers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [{"data": None}, {"data": []}, {"images": [None]}, {"output": {"choices": []}}])
+def test_an_empty_list_is_an_answer_without_pictures(answer):
+    generation = read(answer, x_aimlapi_usd_spent="0.1", X_Inference_Id="inf-1")
+
+    assert generation.pictures == ()
+    assert (generation.usd, generation.inference_id) == (Decimal("0.1"), "inf-1")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"  ", b'{"data": [{"url": "htt', b"<!DOCTYPE html><html>", b"\xff\xfe\xfa", b"[" * 9999]
+)
+def test_a_body_that_is_no_whole_json_is_a_lost_answer_with_what_the_headers_say(body):
+    with pytest.raises(LostAnswerError) as caught:
+        read(body, x_aimlapi_usd_spent="0.1", x_inference_id="inf-1")
+
+    assert (caught.value.status, caught.value.usd, caught.value.inference_id) == (200, 0.1, "inf-1")
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"7", b'"done"', b"{}", b'{"id": "job-1", "status": "queued"}'])
+def test_json_of_no_known_form_is_unreadable_with_what_it_cost(body):
+    with pytest.raises(UnreadableResponseError) as caught:
+        read(body, x_aimlapi_credits_used="200000", x_inference_id="inf-1")
+
+    assert (caught.value.status, caught.value.usd, caught.value.inference_id) == (200, 0.1, "inf-1")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "shown"),
+    [
+        ({"message": "blocked", "code": "moderation"}, "moderation", "blocked"),
+        ({"message": "blocked", "type": "moderation"}, "moderation", "blocked"),
+        ("blocked", None, "blocked"),
+        ({"reason": "x"}, None, "no reason given"),
+        ([1], None, "no reason given"),
+    ],
+)
+def test_an_error_in_place_of_pictures_is_a_refusal(error, kind, shown):
+    with pytest.raises(InvalidRequestError, match=shown) as caught:
+        read({"error": error, "data": None})
+
+    assert caught.value.kind == kind
+
+
+def test_pictures_beside_an_error_are_not_lost():
+    assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (
+        AnsweredPicture(url=LINK),
+    )
+
+
+# --- whatever comes ---------------------------------------------------------------------------------------------------
+
+_NAMES = ["data", "images", "output", "choices", "url", "b64_json", "image", "image_url", "prompt", "seed", "error"]
+_NAMES += ["meta", "usage", "usd_spent", "credits_used", "has_nsfw_concepts", "content_violation", "message", "code"]
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**400)
+    | st.floats(allow_nan=True)
+    | st.text(st.characters(codec=None), max_size=20)
+    | st.sampled_from([LINK, ENCODED, f"data:image/png;base64,{ENCODED}", "data:", "%%%", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(_NAMES) | st.text(max_size=5),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=25,
+)
+headers = st.dictionaries(
+    st.sampled_from(["x-inference-id", "X-AIMLAPI-USD-Spent", "x-aimlapi-credits-used", "other"]),
+    st.text(max_size=10) | st.sampled_from(["0.1", "1e999999999", "-1", "NaN", "1e-999999999", "٣"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(status=st.integers(200, 299), headers=headers, body=st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_our_errors(status, headers, body):
+    check_whatever_comes(status, headers, body)
+
+
+@settings(max_examples=600, deadline=None)
+@given(headers=headers, answer=json_values)
+def test_no_json_raises_anything_but_our_errors(headers, answer):
+    check_whatever_comes(200, headers, json.dumps(answer).encode())
+
+
+@pytest.mark.parametrize("depth", [500, 900, 990, 5_000, 100_000])
+@pytest.mark.parametrize("name", ["data", "error", "meta", "image_url"])
+def test_no_depth_raises_anything_but_our_errors(name, depth):
+    check_whatever_comes(200, {}, (f'{{"{name}": ' * depth + "null" + "}" * depth).encode())
+    check_whatever_comes(200, {}, b'{"data": [{"url": ' + b"[" * depth + b"]" * depth + b"}]}")
+
+
+@pytest.mark.parametrize("digits", [400, 4_000, 400_000])
+def test_no_number_raises_anything_but_our_errors(digits):
+    number = "9" * digits
+    body = f'{{"data": [{{"url": "{LINK}", "seed": {number}}}], "usage": {{"usd_spent": {number}}}}}'
+    check_whatever_comes(200, {}, body.encode())
+
+
+def check_whatever_comes(status, headers, body):
+    error = generation = None
+    try:
+        generation = read_generation(status=status, headers=headers, body=body, model="m", client_request_id="c")
+    except ImagenError as raised:
+        error = raised
+    if generation is None:
+        assert (error.status, error.model, error.client_request_id) == (status, "m", "c")
+        assert str(error).isprintable()
+        assert error.usd is None or 0 <= error.usd < float("inf")
+        return
+    assert generation.usd is None or 0 <= float(generation.usd) < float("inf")
+    for picture in generation.pictures:
+        assert sum(map(bool, (picture.url, picture.data, picture.broken))) == 1 or picture.withheld
+        (picture.url or "").encode()
+        (picture.prompt or "").encode()
+
+
+offered = st.one_of(
+    st.builds(lambda number: {"url": f"https://cdn.test/{number}.png"}, st.integers(0, 99)),
+    st.builds(lambda data: {"b64_json": base64.b64encode(data).decode()}, st.binary(min_size=1, max_size=40)),
+    st.builds(
+        lambda data: {"url": f"data:;base64,{base64.b64encode(data).decode()}"}, st.binary(min_size=1, max_size=9)
+    ),
+    st.builds(lambda junk: {"b64_json": f"%{junk}"}, st.text(max_size=5)),
+    st.builds(lambda junk: {"url": f"gopher:{junk}"}, st.text(max_size=5)),
+    st.builds(lambda junk: {"somewhere_else": junk}, st.text(max_size=5)),
+    st.integers(min_value=1),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(entries=st.lists(offered, min_size=1, max_size=8), name=st.sampled_from(["data", "images", "output"]))
+@example(entries=[{"somewhere_else": ""}], name="data")
+def test_every_picture_offered_is_given_or_reported_broken_in_its_place(entries, name):
+    found = pictures({name: entries})
+
+    assert len(found) == len(entries)
+    for picture, entry in zip(found, entries, strict=True):
+        if isinstance(entry, dict) and str(entry.get("url")).startswith("https:"):
+            assert picture.url == entry["url"]
+        elif isinstance(entry, dict) and ";base64," in str(entry.get("url")):
+            assert picture.data == base64.b64decode(entry["url"].partition(",")[2])
+        elif isinstance(entry, dict) and not str(entry.get("b64_json", "%")).startswith("%"):
+            assert picture.data == base64.b64decode(entry["b64_json"])
+        else:
+            assert picture.broken
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer", "named"),
+    [
+        ({}, {}, None),
+        ({"X-AIMLAPI-Model": "a/b"}, {"meta": {"model": "c/d"}, "model": "e/f"}, "a/b"),
+        ({}, {"meta": {"model": "c/d"}, "model": "e/f"}, "c/d"),
+        ({}, {"meta": None, "model": "e/f"}, "e/f"),
+        ({"x-aimlapi-model": ""}, {"meta": {"model": None}, "model": 5}, None),
+    ],
+)
+def test_the_model_that_answered_is_told_apart_from_the_one_that_was_asked(headers, answer, named):
+    body = json.dumps({"data": [{"url": LINK}], **answer}).encode()
+    generation = read_generation(status=200, headers=headers, body=body, model="asked/model")
+    assert (generation.model, generation.answered_model) == ("asked/model", named)
+
+
+def test_a_named_model_never_shows_the_key():
+    body = json.dumps({"data": [{"url": LINK}], "model": "my-secret"}).encode()
+    assert read_generation(status=200, headers={}, body=body, api_key="my-secret").answered_model == "***"

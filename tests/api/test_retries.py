@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_imagen import exceptions
+from airflow_provider_imagen.api.client import ApiClient, ClientSettings
+from airflow_provider_imagen.api.retries import LONGEST_WAIT_SECONDS, MAX_POSTS, may_resend, resending
+from airflow_provider_imagen.exceptions import (
+    ChargedButLostError,
+    ConnectionFailedError,
+    ImagenError,
+    InvalidRequestError,
+    LostAnswerError,
+    RateLimitedError,
+    ServerError,
+    StoppedError,
+    UnreadableResponseError,
+)
+from airflow_provider_imagen.sandbox import Fault
+
+
+class Script:
+    """Fails with each error in turn, then succeeds; counts the calls."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def run(*errors, waits=None, told=None):
+    script = Script(*errors)
+    loop = resending(
+        wait=(waits if waits is not None else []).append,
+        on_refused=lambda error, seconds: None if told is None else told.append((error, seconds)),
+    )
+    try:
+        return loop(script), script.calls
+    except ImagenError as error:
+        return error, script.calls
+
+
+@pytest.mark.parametrize("error", [ConnectionFailedError("x"), RateLimitedError("x"), ServerError("x")])
+def test_what_certainly_bought_nothing_is_sent_again(error):
+    assert run(error, error) == ("done", 3)
+
+
+def test_every_other_error_ends_the_loop_at_once():
+    """Above all a lost answer: sending it again blindly may pay twice."""
+    sure = {ConnectionFailedError, RateLimitedError, ServerError}
+    details = {
+        exceptions.BudgetExceededError: {"spent_usd": 1, "max_usd": 1, "items_done": 0, "items_left": 1},
+        exceptions.FilteredError: {"requested": 1, "made": 0},
+        exceptions.EmptyResultError: {"requested": 1, "made": 0},
+        exceptions.ItemsFailedError: {"failures": [RateLimitedError("x")]},
+    }
+    others = [
+        kind
+        for kind in vars(exceptions).values()
+        if isinstance(kind, type) and issubclass(kind, ImagenError) and kind not in sure
+    ]
+    assert {LostAnswerError, ChargedButLostError, UnreadableResponseError, InvalidRequestError} < set(others)
+    for kind in others:
+        error = kind("x", **details.get(kind, {}))
+        assert run(error) == (error, 1), kind
+
+
+def test_the_number_of_posts_is_bounded_and_the_last_error_comes_through():
+    errors = [ServerError(str(number)) for number in range(MAX_POSTS + 3)]
+
+    assert run(*errors) == (errors[MAX_POSTS - 1], MAX_POSTS)
+
+
+def test_waits_grow_are_spread_and_bounded():
+    waits = []
+    run(*[ServerError("x")] * (MAX_POSTS - 1), waits=waits)
+
+    assert len(waits) == MAX_POSTS - 1
+    assert all(2**number <= wait <= 2**number + 1 for number, wait in enumerate(waits))
+    assert max(waits) <= LONGEST_WAIT_SECONDS
+
+
+@pytest.mark.parametrize("kind", [RateLimitedError, ServerError])
+def test_a_wait_the_api_asks_for_is_kept_and_slightly_spread(kind):
+    waits = []
+    run(kind("x", retry_after=10.0), waits=waits)
+
+    assert 10 <= waits[0] <= 11.25
+
+
+@given(st.floats(min_value=LONGEST_WAIT_SECONDS, max_value=1e9, exclude_min=True))
+def test_a_longer_wait_ends_the_try_so_that_no_worker_sleeps(seconds):
+    error = RateLimitedError("x", retry_after=seconds)
+
+    assert run(error) == (error, 1)
+    assert may_resend(RateLimitedError("x", retry_after=LONGEST_WAIT_SECONDS))
+
+
+def test_each_error_that_is_tried_again_is_told_with_the_wait():
+    told, waits = [], []
+    errors = [RateLimitedError("x", retry_after=1.0), ServerError("y")]
+    run(*errors, told=told, waits=waits)
+
+    assert [error for error, _ in told] == errors
+    assert [seconds for _, seconds in told] == waits
+
+
+def test_an_error_that_is_not_tried_again_is_not_told():
+    told = []
+    run(InvalidRequestError("x"), told=told)
+
+    assert told == []
+
+
+def test_being_told_to_stop_while_waiting_ends_the_loop():
+    def wait(_seconds):
+        raise StoppedError("stop")
+
+    script = Script(ServerError("x"))
+    with pytest.raises(StoppedError):
+        resending(wait=wait)(script)
+
+    assert script.calls == 1
+
+
+def test_what_is_no_error_of_ours_comes_through_untouched():
+    script = Script(KeyError("x"))
+    with pytest.raises(KeyError):
+        resending(wait=pytest.fail)(script)
+
+    assert script.calls == 1
+
+
+def test_over_the_wire_every_post_that_was_refused_cost_nothing_and_the_last_one_is_paid_once(sandbox):
+    sandbox.add_fault(Fault("status", status=429, retry_after=0))
+    sandbox.add_fault(Fault("status", status=503, times=2))
+    client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key))
+    numbers = iter(range(9))
+
+    def post():
+        body = {"model": "imagen-3.0-generate-002", "prompt": "a red fox"}
+        return client.generate("/v1/images/generations", body, client_request_id=f"job-{next(numbers)}")
+
+    generation = resending(wait=lambda _: None)(post)
+    client.close()
+
+    assert [seen.status for seen in sandbox.seen()] == [429, 503, 503, 200]
+    assert [charge.client_request_id for charge in sandbox.ledger()] == ["job-3"]
+    assert generation.client_request_id == "job-3"

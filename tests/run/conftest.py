@@ -1,0 +1,307 @@
+"""Stand-ins for the world around a run: an API, a folder and a journal store that do what a test tells them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from memory_store import MemoryStore
+
+from airflow_provider_imagen.api.responses import AnsweredPicture, Generation
+from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
+from airflow_provider_imagen.journal.log import Journal, read_journal
+from airflow_provider_imagen.journal.records import StoredFile
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.run.plan import make_plan
+from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.shared_state import Cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+    from airflow_provider_imagen.run.plan import Plan
+    from airflow_provider_imagen.run.results import RunResult
+
+Step = "Callable[[FakeTools, ImageRequest, str], Generation]"
+
+MODEL = "imagen-3.0-generate-002"
+PRICE = Decimal("0.04")
+
+
+class FakeTools:
+    """An API, its log, its CDN and a folder, all in memory; what happens to a prompt is scripted."""
+
+    def __init__(self) -> None:
+        self.stores = True
+        self.clock_offset_seconds: float | None = 0.0
+        self.account = "account"
+        self.latency_seconds = 0.0
+        self.steps: dict[str, list[Any]] = {}
+        self.posts: list[tuple[str, str]] = []
+        self.models: list[str] = []
+        self.charges: dict[str, Decimal] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.looks = 0
+        self.log_error: Exception | None = None
+        self.fetched: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.saved: list[tuple[int, int]] = []
+        self.save_error: BaseException | None = None
+        self.fetch_error: BaseException | None = None
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.withdrawn: set[str] = set()
+        self.before_post: Callable[[str], None] = lambda client_request_id: None
+        self._lock = threading.Lock()
+
+    def script(self, prompt: str, *steps: Any) -> None:
+        """What the API does with the next POSTs of a prompt; afterwards it makes pictures."""
+        self.steps[prompt] = list(steps)
+
+    @property
+    def billed_usd(self) -> Decimal:
+        return sum(self.charges.values(), Decimal(0))
+
+    def sent(self, prompt: str) -> int:
+        return sum(name == prompt for name, _ in self.posts)
+
+    def charge(self, client_request_id: str, usd: Decimal, *, logged: bool = True) -> None:
+        with self._lock:
+            self.charges[client_request_id] = usd
+        if logged:
+            self.log_row(client_request_id, "succeeded", usd)
+
+    def log_row(self, client_request_id: str, status: str, usd: Decimal = Decimal(0)) -> None:
+        row = {
+            "client_request_id": client_request_id,
+            "status": status,
+            "cost": {"usd": float(usd), "credits": int(usd * 2_000_000)},
+            "inference_id": f"inf-{client_request_id}",
+        }
+        with self._lock:
+            self.rows.append(row)
+
+    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
+        prompt = request.body.get("prompt", "")
+        self.before_post(client_request_id)
+        with self._lock:
+            self.posts.append((prompt, client_request_id))
+            self.models.append(request.body["model"])
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            steps = self.steps.get(prompt)
+            step = steps.pop(0) if steps else pictures()
+        try:
+            if request.body["model"] in self.withdrawn:
+                raise ModelWithdrawnError("gone", status=404, replaced_by="x", model=request.body["model"])
+            if self.latency_seconds:
+                time.sleep(self.latency_seconds)
+            return step(self, request, client_request_id)
+        finally:
+            with self._lock:
+                self.in_flight -= 1
+
+    def fetch(self, url: str) -> bytes:
+        if self.fetch_error is not None:
+            raise self.fetch_error
+        with self._lock:
+            self.fetched.append(url)
+        return b"bytes of " + url.encode()
+
+    def save(
+        self, data: bytes, *, item: Any, image_index: int, response: Any, image: Any, announce: Any = None
+    ) -> StoredFile:
+        name = f"{item.index:03}-{image_index}.png"
+        stored = StoredFile(
+            path=f"/out/{name}",
+            file_name=name,
+            sha256="0" * 64,
+            bytes=len(data),
+            mime_type="image/png",
+            width=1,
+            height=1,
+        )
+        if announce is not None:
+            announce(stored)
+        if self.save_error is not None:
+            raise self.save_error
+        with self._lock:
+            assert name not in self.files or (item.index, image_index) in self.saved, "a name was given twice"
+            self.files[name] = data
+            self.saved.append((item.index, image_index))
+        return stored
+
+    def is_stored(self, stored: StoredFile) -> bool:
+        return stored.file_name in self.files
+
+    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+        return stored if self.is_stored(stored) else None
+
+    def find_missing(self, stored: Any) -> list[StoredFile]:
+        return [each for each in stored if each.file_name not in self.files]
+
+    def iter_request_logs(self, *, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
+        assert start <= end
+        with self._lock:
+            self.looks += 1
+            rows = list(self.rows)
+        if self.log_error is not None:
+            raise self.log_error
+        yield from rows
+
+
+def pictures(
+    count: int | None = None,
+    *,
+    usd: Decimal | None = None,
+    says_cost: bool = True,
+    inline: bool = False,
+    signed: bool = False,
+    withheld: tuple[int, ...] = (),
+    broken: tuple[int, ...] = (),
+) -> Any:
+    """A step that makes pictures, as many as asked for unless told otherwise, and bills them."""
+
+    def step(tools: FakeTools, request: ImageRequest, client_request_id: str) -> Generation:
+        made = request.expected_images if count is None else count
+        cost = PRICE * request.expected_images if usd is None else usd
+        tools.charge(client_request_id, cost)
+        query = "?sig=hush-hush" if signed else ""
+        return Generation(
+            pictures=tuple(
+                AnsweredPicture(
+                    url=None
+                    if inline or place in broken
+                    else f"https://cdn.test/{client_request_id}/{place}.png{query}",
+                    data=b"inline" if inline and place not in broken else None,
+                    withheld=place in withheld,
+                    broken="base64 data that cannot be decoded" if place in broken else None,
+                )
+                for place in range(made)
+            ),
+            usd=cost if says_cost else None,
+            usd_source="header" if says_cost else None,
+            inference_id=f"inf-{client_request_id}",
+            client_request_id=client_request_id,
+            model=request.body["model"],
+        )
+
+    return step
+
+
+def fails(make_error: Callable[[], Exception]) -> Any:
+    """A step that ends in an error and bills nothing."""
+
+    def step(tools: FakeTools, request: ImageRequest, client_request_id: str) -> Generation:
+        raise make_error()
+
+    return step
+
+
+def loses(*, billed: bool = False, row: str | None = None, logged: bool = True) -> Any:
+    """A step whose answer gets lost, billed or not, with or without a row in the log."""
+
+    def step(tools: FakeTools, request: ImageRequest, client_request_id: str) -> Generation:
+        if billed:
+            tools.charge(client_request_id, PRICE * request.expected_images, logged=logged)
+        elif row is not None:
+            tools.log_row(client_request_id, row)
+        raise LostAnswerError("The answer was lost.")
+
+    return step
+
+
+class World:
+    """Everything around the tries of one task."""
+
+    def __init__(self) -> None:
+        self.tools = FakeTools()
+        self.store = MemoryStore()
+        self.api_key = "5ec2e7" * 5
+        self.cancellation = Cancellation()
+        self.grace_seconds = 0.5
+        self.reports: list[dict[str, Any]] = []
+        self.journal: Journal | None = None
+
+    def plan(self, prompts: Any, *, price: Decimal | None = PRICE, fallback_models: Any = (), **arguments: Any) -> Plan:
+        return make_plan(
+            prompt=prompts,
+            arguments={"model": MODEL, **arguments},
+            fallback_models=fallback_models,
+            can_store=True,
+            price=lambda request: price * request.expected_images if price is not None else None,
+        )
+
+    def run(self, plan: Any, **options: Any) -> RunResult:
+        """Make one try."""
+        if not hasattr(plan, "slots"):
+            plan = self.plan(plan)
+        on_picture = options.pop("on_picture", lambda record, seconds, done: self.reports.append(record))
+        options = {"lost_answer_patience_seconds": 0.0, "first_wait_seconds": 0.005} | options
+        self.grace_seconds = options.pop("grace_seconds", 0.5)
+        options = {"rate_limit_patience_seconds": 2.0} | options
+        journal = self.journal = Journal(self.store)
+        journal.open()
+        try:
+            return Run(
+                plan=plan,
+                tools=self.tools,
+                journal=journal,
+                options=RunOptions(**options),
+                links=LinkSeal(self.api_key),
+                cancellation=self.cancellation,
+                on_picture=on_picture,
+            ).execute()
+        finally:
+            journal.close()
+
+    def cancel(self) -> None:
+        """Cancel the attempt that goes on."""
+        self.cancellation.cancel("the test says so", grace_seconds=self.grace_seconds)
+
+    def resume(self) -> None:
+        """Let the next attempt go on."""
+        self.cancellation = Cancellation()
+
+    def records_by_type(self) -> dict[str, int]:
+        """Count the records of the journal by their type."""
+        return dict(Counter(record["t"] for record in self.store.records))
+
+    @property
+    def requests(self) -> dict[str, Any]:
+        """What the journal would tell the next attempt."""
+        return read_journal(self.store).requests
+
+
+@pytest.fixture
+def memory_store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="session")
+def new_world() -> type[World]:
+    """For property tests, which need a world per example."""
+    return World
+
+
+@pytest.fixture(scope="session")
+def steps() -> Any:
+    """The things an API can do with a POST: ``steps.pictures``, ``steps.fails``, ``steps.loses``."""
+
+    class Steps:
+        pass
+
+    made = Steps()
+    made.pictures, made.fails, made.loses = pictures, fails, loses
+    return made

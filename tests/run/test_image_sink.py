@@ -1,0 +1,132 @@
+"""The names a keeper gives to pictures, around those of earlier tries."""
+
+from __future__ import annotations
+
+import hashlib
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage, StoredFile
+from airflow_provider_imagen.run.image_sink import Keeper
+from airflow_provider_imagen.run.plan import make_plan, place_of
+from airflow_provider_imagen.storage.task_identity import Origin
+
+ONE_BY_ONE = "dall-e-3"
+"""A model that makes one picture per request."""
+
+
+def plan_of(images: int, model: str = ONE_BY_ONE):
+    return make_plan(prompt="a", arguments={"model": model, "num_images": images}, can_store=True)
+
+
+def keeper_of(plan, folder: Path, entries, **options) -> Keeper:
+    return Keeper(
+        folder=folder,
+        open_path=Path,
+        plan=plan,
+        entries=entries,
+        origin=Origin(dag_id="dag", task_id="task", run_id="run"),
+        filename="{identity}-{index}-{image}",
+        **options,
+    )
+
+
+def png() -> bytes:
+    target = BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(target, format="PNG")
+    return target.getvalue()
+
+
+def keep(keeper: Keeper, plan, image_index: int) -> StoredFile:
+    image = ResponseImage(url="https://cdn.test/a.png")
+    response = Response(
+        key="a#1", client_request_id="id", images=(image,), usd=Decimal("0.04"), model=ONE_BY_ONE, at=0.0
+    )
+    return keeper.save(png(), item=plan.items[0], image_index=image_index, response=response, image=image)
+
+
+@pytest.mark.parametrize(
+    ("model", "places"),
+    [
+        (ONE_BY_ONE, [[0, 3, 6], [1, 4, 7], [2, 5, 8]]),
+        ("imagen-4.0-generate-001", [[0, 1, 2, 3, 4, 5, 6]]),
+    ],
+)
+def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, places):
+    plan = plan_of(3, model)
+    assert [
+        [
+            place_of(
+                number,
+                images=slot.choices[0][0].request.expected_images,
+                first_image=slot.first_image,
+                prompt_images=plan.items[0].images,
+            )
+            for number in range(len(expected))
+        ]
+        for slot, expected in zip(plan.slots, places, strict=True)
+    ] == places
+
+
+def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tmp_path):
+    """The first answer brought a picture too many; then the author asks for more."""
+    plan = plan_of(3)
+    extra = place_of(1, images=1, first_image=0, prompt_images=3)
+    first_try = keeper_of(plan, tmp_path, {})
+    stored = [keep(first_try, plan, image_index) for image_index in (0, 1, 2, extra)]
+    keys = [unit.key for unit in plan.units]
+    entries = {
+        keys[0]: RequestState(files={0: stored[0], 1: stored[3]}),
+        keys[1]: RequestState(files={0: stored[1]}),
+        keys[2]: RequestState(files={0: stored[2]}),
+    }
+    more = plan_of(5)
+    second_try = keeper_of(more, tmp_path, entries)
+    new = [keep(second_try, more, image_index) for image_index in (3, 4)]
+    assert not {each.file_name for each in new} & {each.file_name for each in stored}
+    assert all(second_try.is_stored(each) for each in stored)
+
+
+def stored_at(path: Path, file_name: str, **changes) -> StoredFile:
+    data = path.read_bytes()
+    facts = {"bytes": len(data), "mime_type": "image/png", "width": 8, "height": 8, **changes}
+    return StoredFile(path=str(path), file_name=file_name, sha256=hashlib.sha256(data).hexdigest(), **facts)
+
+
+def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_alone(tmp_path):
+    """Others may be able to write to the folder, and so to its journal."""
+    plan = plan_of(1)
+    now, first, private = (tmp_path / name for name in ("now", "first", "private"))
+    for folder in (now, first, private):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png())
+    keeper = keeper_of(plan, now, {}, stored_folders=[first, now])
+    for folder in (now, first):
+        kept = keeper.keep_stored(stored_at(folder / "a.png", "a.png"))
+        assert (kept.path, kept.file_name) == (str(now / "a.png"), "a.png")
+    for path, file_name in (
+        (private / "a.png", "a.png"),
+        (private / "a.png", "../private/a.png"),
+        (now / ".." / "private" / "a.png", "../private/a.png"),
+        (now / ".." / "private" / "a.png", "a.png"),
+    ):
+        stored = stored_at(path, file_name)
+        assert not keeper.is_stored(stored)
+        assert keeper.keep_stored(stored) is None
+    assert keeper.keep_stored(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
+    assert keeper_of(plan, now, {}).keep_stored(stored_at(private / "a.png", "a.png")) is not None
+
+
+def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
+    private = tmp_path / "private.png"
+    private.write_bytes(png())
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "a.png"
+    link.symlink_to(private)
+    keeper = keeper_of(plan_of(1), tmp_path / "out", {})
+    assert keeper.keep_stored(stored_at(link, "a.png")) is None
+    assert keeper.find_missing([stored_at(link, "a.png")]) == [stored_at(link, "a.png")]

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import pickle
+from decimal import Decimal
+from itertools import permutations
+
+import pytest
+
+from airflow_provider_imagen.exceptions import (
+    AuthenticationError,
+    ChargedButLostError,
+    EmptyResultError,
+    FilteredError,
+    ImagenError,
+    InvalidRequestError,
+)
+from airflow_provider_imagen.journal.log import read_journal
+from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.run.plan import Item
+from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.results import Failure
+
+pytestmark = pytest.mark.timeout(20)
+
+RECORD_FIELDS = {
+    "prompt_index",
+    "image_index",
+    "url",
+    "path",
+    "width",
+    "height",
+    "mime_type",
+    "bytes",
+    "sha256",
+    "model",
+    "seed",
+    "prompt",
+    "enhanced_prompt",
+    "usd",
+    "inference_id",
+    "client_request_id",
+}
+
+
+def test_a_record_has_the_documented_fields_and_is_plain_json(world):
+    (record,) = world.run({"prompt": "a", "seed": 7}).records
+    assert set(record) == RECORD_FIELDS
+    assert json.loads(json.dumps(record)) == record
+    assert (record["seed"], record["usd"], record["path"]) == (7, 0.04, "/out/000-0.png")
+
+
+def test_a_stored_picture_never_hands_a_signature_on(world, steps):
+    world.tools.script("a", steps.pictures(signed=True))
+    result = world.run("a")
+    assert result.urls == ["/out/000-0.png"]
+    assert "?" not in result.records[0]["url"]
+
+
+def test_the_urls_are_the_apis_own_unless_the_picture_came_without_one(world, steps):
+    world.tools.script("b", steps.pictures(inline=True))
+    result = world.run(["a", "b"])
+    assert result.urls[0].startswith("https://cdn.test/")
+    assert result.urls[1] == "/out/001-0.png"
+
+
+def test_a_picture_that_was_not_stored_has_its_url_whole_and_nothing_of_a_file(world, steps):
+    world.tools.stores = False
+    world.tools.script("a", steps.pictures(signed=True))
+    (record,) = world.run("a").records
+    assert record["url"].endswith("?sig=hush-hush")
+    assert {name for name, value in record.items() if value is None} == {
+        *("path", "width", "height", "mime_type", "bytes", "sha256", "seed", "enhanced_prompt")
+    }
+
+
+def test_pictures_that_are_all_marked_as_filtered_are_told_from_an_empty_answer(world, steps):
+    world.tools.script("marked", steps.pictures(withheld=(0, 1)))
+    world.tools.script("empty", steps.pictures(0))
+    result = world.run([{"prompt": name, "num_images": 2} for name in ("marked", "empty")])
+    assert [type(failure.error) for failure in result.failures] == [FilteredError, EmptyResultError]
+    assert "2 of them marked as filtered" in str(result.failures[0].error)
+    assert "withheld 2 of 2 pictures" in str(result.failures[0].error)
+
+
+def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
+    names = [f"{number:02} " + "very  long\n" * 20 for number in range(25)]
+    for name in names:
+        world.tools.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
+    lines = world.run(names).table(limit=20).splitlines()
+    assert lines[0] == f"[0] 00 {'very long ' * 5}very l…: 0 of 1 made; InvalidRequestError: no"
+    assert (len(lines), lines[-1]) == (21, "… and 5 more")
+
+
+def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps):
+    """For an attempt that is rejected: in prompt order, without files that are gone, links decrypted."""
+    world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.tools.script("marked", steps.pictures(withheld=(0,)))
+    world.tools.script("signed", steps.pictures(signed=True))
+    world.tools.script("inline", steps.pictures(2, inline=True))
+    world.tools.script("lost", steps.loses(billed=True))
+    names = ["refused", "lost", "signed", "marked", {"prompt": "inline", "num_images": 2}, "plain"]
+    ran = world.run(names, concurrency=4)
+    state = read_journal(world.store)
+    gone = {"004-0.png", "005-0.png"}
+    result = previous_result(
+        state, plan=None, links=LinkSeal(world.api_key), is_there=lambda file: file.file_name not in gone
+    )
+    found = [(record["prompt"], record["image_index"], record["path"]) for record in result.records]
+    assert found == [("signed", 0, "/out/002-0.png"), ("inline", 1, "/out/004-1.png"), ("plain", 0, None)]
+    assert result.records[0] == ran.records[0]
+    assert result.urls[2].startswith("https://cdn.test/")
+    assert (result.adopted, result.plan.images, result.failures, result.halt) == (3, 0, [], None)
+    assert (result.usd_spent, result.usd_lost) == (ran.usd_spent, ran.usd_lost)
+    assert [type(request.error) for request in result.lost] == [ChargedButLostError]
+    assert result.summary()["seconds"] == 0
+
+
+@pytest.mark.parametrize("usd", [Decimal("0.04"), None])
+def test_a_request_in_doubt_is_told_with_what_it_may_have_cost(world, steps, usd):
+    world.tools.script("b", steps.loses())
+    world.tools.log_error = AuthenticationError("no")
+    result = world.run(world.plan(["a", {"prompt": "b", "name": "bee"}], price=usd))
+    (request,) = result.in_doubt
+    line = request.to_json()
+    assert (line["outcome"], line["prompt_index"], line["name"], line["prompt"]) == ("in_doubt", 1, "bee", "b")
+    assert (line["usd"], line["requested"], line["made"]) == (None if usd is None else 0.04, 1, 0)
+    assert (line["model"], line["client_request_id"]) == ("imagen-3.0-generate-002", request.client_request_id)
+
+
+def test_the_summary_adds_up(world, steps):
+    world.tools.script("filtered", steps.pictures(1))
+    world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.tools.script("lost", steps.loses(billed=True))
+    result = world.run(world.plan(["fine", "filtered", "refused", "lost"], num_images=2))
+    summary = result.summary()
+    assert summary["requested"] == 8 == summary["made"] + summary["filtered"] + summary["failed"]
+    assert (summary["made"], summary["filtered"], summary["failed"]) == (3, 1, 4)
+    assert (summary["usd_spent"], summary["usd_lost"]) == (0.24, 0.08)
+    json.dumps(summary)
+
+
+def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_process(world, steps):
+    world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    result = world.run(["fine", "refused"])
+    assert result.table().startswith("[1] refused: 0 of 1 made; InvalidRequestError: no")
+    (line,) = result.failure_lines()
+    assert (line["prompt_index"], line["outcome"], line["status"]) == (1, "failed", 400)
+    json.dumps(line)
+    assert str(pickle.loads(pickle.dumps(result.failures[0].error))) == "no"
+
+
+def test_a_lost_charge_says_more_than_what_broke_and_that_more_than_what_was_withheld():
+    filtered, broke = FilteredError("f", requested=1, made=0), InvalidRequestError("b")
+    lost = ChargedButLostError("l", usd=float(Decimal("0.04")))
+    for errors in permutations([filtered, broke, lost]):
+        assert failure_of(*errors).error is lost
+        assert failure_of(*(error for error in errors if error is not lost)).error is broke
+
+
+def test_an_item_reports_every_charge_it_failed_with_once():
+    lost = [
+        ChargedButLostError(name, usd=0.04, client_request_id=name, inference_id=f"i-{name}")
+        for name in ("first", "second", "second")
+    ]
+    free = InvalidRequestError("nothing was billed", client_request_id="third")
+    lines = list(failure_of(free, *lost).to_json())
+    assert [line["client_request_id"] for line in lines] == ["first", "second"]
+    assert [line["inference_id"] for line in lines] == ["i-first", "i-second"]
+    assert {(line["prompt_index"], line["requested"], line["made"]) for line in lines} == {(3, 4, 1)}
+
+
+def failure_of(*errors: ImagenError) -> Failure:
+    return Failure(Item(3, None, "a fox", {}, 4), list(errors), made=1)

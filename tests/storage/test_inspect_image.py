@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, PngImagePlugin
+
+from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.inspect_image import EXTENSIONS, MIME_TYPES, inspect_picture
+from airflow_provider_imagen.storage.opening import open_image
+
+from .conftest import picture
+
+FORMATS = tuple(EXTENSIONS)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_the_bytes_decide_the_format(image_format):
+    facts = inspect_picture(picture(image_format, size=(33, 21)))
+    assert (facts.format, facts.width, facts.height) == (image_format, 33, 21)
+    assert facts.mime_type == MIME_TYPES[image_format] == Image.MIME[image_format]
+    assert facts.extension == EXTENSIONS[image_format]
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.9, 0.99])
+def test_a_cut_off_picture_is_an_error(image_format, part):
+    data = picture(image_format)
+    with pytest.raises(BadImageError):
+        inspect_picture(data[: int(len(data) * part)])
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_one_missing_byte_is_noticed(image_format):
+    data = picture(image_format)
+    with pytest.raises(BadImageError):
+        inspect_picture(data[:-1])
+
+
+def test_a_flipped_bit_in_a_png_is_noticed():
+    data = bytearray(picture())
+    data[len(data) // 2] ^= 1
+    with pytest.raises(BadImageError):
+        inspect_picture(bytes(data))
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize(
+    "padding",
+    [
+        b"\0",
+        bytes(16),
+        bytes(512),
+        bytes(2**20),
+        b"\xff" * 100,
+        b"\r\n",
+        b"<!-- cached -->" * 20,
+        bytes(range(256)) * 4,
+    ],
+    ids=["one zero", "16 zeros", "512 zeros", "1 MiB of zeros", "ones", "line end", "text", "anything"],
+)
+def test_bytes_behind_a_whole_picture_do_no_harm(image_format, padding):
+    data = picture(image_format)
+    assert inspect_picture(data + padding) == inspect_picture(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"interlace": 1}, {"mode": "L"}, {"comment": b"; is no end"}])
+def test_a_gif_ends_at_its_trailer_and_not_at_the_first_semicolon(options):
+    data = picture("GIF", **options)
+    assert inspect_picture(data + bytes(600)).format == "GIF"
+    for missing in range(1, 20):
+        with pytest.raises(BadImageError):
+            inspect_picture(data[:-missing])
+
+
+def test_an_animated_gif_that_ends_within_a_later_frame_is_cut_off():
+    target = BytesIO()
+    frames = [Image.effect_noise((40, 40), 20 * number) for number in range(1, 6)]
+    frames[0].save(target, format="GIF", save_all=True, append_images=frames[1:])
+    data = target.getvalue()
+    assert inspect_picture(data + bytes(100)).width == 40
+    with pytest.raises(BadImageError, match="no end"):
+        inspect_picture(data[:-600])
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+LARGE = zlib.compress(bytes(range(97, 123)) * 60_000)
+HUGE = zlib.compress(bytes(200_000_000), 1)
+ASIDE = {
+    "zTXt of 1.5 MB": chunk(b"zTXt", b"workflow\0\0" + LARGE),
+    "zTXt of 200 MB": chunk(b"zTXt", b"workflow\0\0" + HUGE),
+    "80 zTXt that are too much together": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(10**6))) * 80,
+    "iTXt": chunk(b"iTXt", b"workflow\0\1\0\0\0" + LARGE),
+    "tEXt": chunk(b"tEXt", b"workflow\0" + b"x" * 3_000_000),
+    "XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LARGE),
+    "EXIF as text": chunk(b"zTXt", b"Raw profile type exif\0\0" + LARGE),
+    "iCCP of 1.5 MB": chunk(b"iCCP", b"icc\0\0" + LARGE),
+    "iCCP of 200 MB": chunk(b"iCCP", b"icc\0\0" + HUGE),
+    "iCCP of another compression": chunk(b"iCCP", b"icc\0\7" + LARGE),
+    "iCCP that is broken": chunk(b"iCCP", b"icc\0\0nonsense"),
+    "iCCP that is empty": chunk(b"iCCP", b""),
+    "zTXt of another compression": chunk(b"zTXt", b"a\0\7b"),
+    "short sRGB": chunk(b"sRGB", b""),
+    "short gAMA": chunk(b"gAMA", b"\0"),
+    "short cHRM": chunk(b"cHRM", b"\0"),
+    "short pHYs": chunk(b"pHYs", b"\0"),
+    "short animation": chunk(b"acTL", b"\0"),
+    "frame out of order": chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", struct.pack(">I", 7) + bytes(22)),
+    "unknown": chunk(b"prVt", b"\0" * 100),
+}
+
+
+@pytest.mark.parametrize("aside", ASIDE)
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+def test_nothing_beside_the_pixels_of_a_png_makes_it_unusable(aside, place):
+    data = picture("PNG")
+    at = data.index(place) - 4
+    assert inspect_picture(data[:at] + ASIDE[aside] + data[at:]) == inspect_picture(data)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+
+@pytest.mark.parametrize(
+    "aside",
+    [
+        segment(0xE2, b"ICC_PROFILE\0"),
+        segment(0xE2, b"ICC_PROFILE\0\2\5abc"),
+        segment(0xE2, b"MPF\0garbage"),
+        segment(0xE1, b"Exif\0\0garbage"),
+        segment(0xE1, b"Exif\0\0II*\0\xff\xff\xff\x7f"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\x10\0ab"),
+        segment(0xEE, b"Adobe\0"),
+        segment(0xE0, b"JFIF\0\1"),
+        segment(0xFE, b"\xff\xfe\0"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_nothing_beside_the_pixels_of_a_jpeg_makes_it_unusable(aside, mode):
+    data = picture("JPEG", mode=mode)
+    odd = data[:2] + aside + data[2:]
+    assert inspect_picture(odd) == inspect_picture(data)
+    with open_image(odd) as image, open_image(data) as whole:
+        assert image.tobytes() == whole.tobytes()
+    with pytest.raises(BadImageError):
+        inspect_picture(odd[: len(odd) // 2])
+
+
+def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
+    data = picture("PNG")
+    at = data.index(b"IDAT") - 4
+    data = data[:at] + ASIDE["zTXt of 1.5 MB"] + data[at:]
+    damaged = bytearray(data)
+    damaged[at + 100] ^= 1
+    for wrong in (data[:-1], data[:-12], data[:-40], bytes(damaged)):
+        with pytest.raises(BadImageError):
+            inspect_picture(wrong)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>token=secret</html>", "HTML"),
+        (b'{"message": "token=secret"}', "JSON"),
+        (b"<?xml version='1.0'?><Error>token=secret</Error>", "XML"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"MZ\x90\0\x03token=secret", "4d5a9000"),
+    ],
+)
+def test_what_came_instead_is_named_and_not_repeated(data, said):
+    with pytest.raises(BadImageError, match=said) as caught:
+        inspect_picture(data)
+    assert "secret" not in str(caught.value)
+
+
+def bomb(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
+    def refuse(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    with pytest.raises(BadImageError, match="9000x9000 pixels; at most 80000000"):
+        inspect_picture(bomb(9000, 9000), max_pixels=80_000_000)
+
+
+def test_a_picture_past_pillows_own_limit_is_refused_even_when_ours_is_higher():
+    with pytest.raises(BadImageError, match="too large"):
+        inspect_picture(bomb(60_000, 60_000), max_pixels=10**12)
+
+
+def test_exactly_the_cap_is_accepted():
+    assert inspect_picture(picture(size=(10, 10)), max_pixels=100).width == 10
+
+
+def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
+    """Whatever another task of the process sets stays, and what it set for text chunks does not matter here."""
+    data = picture()
+    at = data.index(b"IDAT") - 4
+    data = data[:at] + ASIDE["zTXt of 1.5 MB"] + ASIDE["iCCP of 1.5 MB"] + data[at:]
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 10)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12_345_678)
+    settings = [
+        (module, name, value)
+        for module in (Image, ImageFile, PngImagePlugin)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, int | float | bool)
+    ]
+    seen = []
+    real = ImageFile.ImageFile.load
+
+    def load(self):
+        seen.extend(name for module, name, value in settings if getattr(module, name) != value)
+        return real(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    inspect_picture(data, max_pixels=10**10)
+    assert not seen
+    assert all(getattr(module, name) == value for module, name, value in settings)
+
+
+def test_many_threads_may_inspect_at_once():
+    pictures = [picture(image_format) for image_format in FORMATS] * 8
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(inspect_picture, pictures))
+    assert [facts.format for facts in found] == list(FORMATS) * 8
+
+
+def test_a_jpeg_with_further_pictures_behind_it_is_a_jpeg():
+    target = BytesIO()
+    image = Image.new("RGB", (20, 20), "red")
+    image.save(target, format="MPO", save_all=True, append_images=[image])
+    assert inspect_picture(target.getvalue()).format == "JPEG"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    image_format=st.sampled_from(FORMATS),
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damage_is_an_error_of_ours_or_still_a_picture(image_format, damage):
+    data = bytearray(picture(image_format, size=(24, 16)))
+    for place, value in damage:
+        data[place % len(data)] = value
+    try:
+        pixels = inspect_picture(bytes(data), max_pixels=10**6)
+    except BadImageError:
+        return  # any other error fails the test
+    assert 0 < pixels.width * pixels.height <= 10**6

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+
+
+def picture(mode="RGB", size=(400, 300), kind="PNG", noise=False, **options):
+    image = Image.effect_noise(size, 90).convert(mode) if noise else Image.new(mode, size, 90)
+    target = BytesIO()
+    image.save(target, format=kind, **options)
+    return target.getvalue()
+
+
+def opened(data):
+    image = Image.open(BytesIO(data))
+    image.load()
+    return image
+
+
+def test_a_picture_within_the_limits_is_not_touched():
+    data = picture()
+    assert fit_picture(
+        data, mime_types=("image/png",), max_bytes=len(data), max_side_pixels=400, max_pixels=120_000
+    ) == (
+        data,
+        "image/png",
+    )
+    assert fit_picture(data)[0] is data
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "AVIF"])
+def test_a_kind_that_is_not_taken_becomes_png(kind):
+    data, mime_type = fit_picture(picture(kind=kind), mime_types=("image/png", "image/jpeg"))
+    assert mime_type == "image/png"
+    assert opened(data).format == "PNG"
+    assert opened(data).size == (400, 300)
+
+
+@pytest.mark.parametrize(
+    ("limits", "size"),
+    [
+        ({"max_side_pixels": 200}, (200, 150)),
+        ({"max_pixels": 30_000}, (200, 150)),
+        ({"max_side_pixels": 399}, (399, 299)),
+    ],
+)
+def test_a_picture_that_is_too_large_keeps_its_shape_and_ends_within_the_limit(limits, size):
+    data, _ = fit_picture(picture(), **limits)
+    assert opened(data).size == size
+
+
+def test_a_file_that_is_too_large_becomes_jpeg_of_the_same_size_first():
+    data = picture(noise=True)
+    fitted, mime_type = fit_picture(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) - 1)
+    assert mime_type == "image/jpeg"
+    assert opened(fitted).size == (400, 300)
+    assert len(fitted) < len(data)
+
+
+def test_transparency_outlives_a_limit_on_the_file():
+    data = picture("RGBA", noise=True)
+    fitted, mime_type = fit_picture(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) // 2)
+    assert mime_type == "image/png"
+    assert opened(fitted).mode == "RGBA"
+    assert len(fitted) <= len(data) // 2
+
+
+def test_what_cannot_be_made_to_fit_is_told():
+    with pytest.raises(BadImageError, match="100 bytes"):
+        fit_picture(picture(noise=True), max_bytes=100)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", picture()[:100]])
+def test_what_is_no_whole_picture_is_refused(data):
+    with pytest.raises(BadImageError):
+        fit_picture(data, max_bytes=10)

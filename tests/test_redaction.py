@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import base64
+import html
+import json
+import logging
+import re
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_imagen.download.downloader import Downloader
+from airflow_provider_imagen.redaction import hide, is_signed, keep_queries_out_of_logs, scrub, without_query
+from airflow_provider_imagen.sandbox import Fault
+
+KEY = "feedc0de" + "9" * 24
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        (f"key {KEY}!", "key ***!"),
+        (f"{KEY}{KEY}", "******"),
+        ("Authorization: Bearer abc.def-1", "Authorization: Bearer ***"),
+        ("BEARER abc", "BEARER ***"),
+        ("see https://x.test/a?sig=1&b=2 there", "see https://x.test/a there"),
+        ("see HTTPS://x.test/a#frag", "see HTTPS://x.test/a"),
+        ("'https://x.test/a?sig=1'", "'https://x.test/a'"),
+        ("https://me:hidden@x.test/a", "https://x.test/a"),
+        ("https://me:hid@den@x.test/a", "https://x.test/a"),
+        ("-https://me:hidden@x.test/a", "-https://x.test/a"),
+        ("s3://bucket/a?X-Amz-Signature=1", "s3://bucket/a"),
+        ("url: /a/b?sv=1&sig=abc&x=2", "url: /a/b?sv=1&sig=***&x=2"),
+        ("/a?X-Amz-Signature=abc", "/a?X-Amz-Signature=***"),
+        ("Bearer%20abc", "Bearer ***"),
+        (f"Authorization: Basic {base64.b64encode(b'me:hidden').decode()}", "Authorization: Basic ***"),
+        ("basic dXNlcjpwYXNzd29yZA", "basic ***"),
+        ("a basic question of basic validity", "a basic question of basic validity"),
+        ("Incorrect API key provided: sk-proj-0123456789abcdefXYZ.", "Incorrect API key provided: ***."),
+        ("ask-me-anything-about-it-all", "ask-me-anything-about-it-all"),
+        ("socks5://me:hidden@x.test", "socks5://x.test"),
+        ("\x1b[31mred\x07\n\nand \u202e more", "[31mred and more"),
+        ("half \ud800 a pair", "half a pair"),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_holds_no_secret_and_no_control_character(text, scrubbed):
+    assert scrub(text, KEY) == scrubbed
+
+
+KEYS = [KEY, "sk-gateway+Key/with=signs==", "odd\"quote\\back<>&'{}|^`~", "%41percent%25", "$.*+?()[]"]
+
+
+def encoded_forms(key):
+    yield key
+    yield quote(key, safe="")
+    yield quote(key)
+    yield quote_plus(key)
+    yield re.sub("%..", lambda found: found[0].lower(), quote(key, safe=""))
+    yield quote(quote(key, safe=""), safe="")
+    yield "".join(f"%{byte:02x}" for byte in key.encode())
+    yield json.dumps(key)[1:-1]
+    yield json.dumps(json.dumps(key)[1:-1])[1:-1]
+    yield key.replace("/", "\\/").replace("=", "\\u003d")
+    yield "".join(f"\\u{ord(character):04X}" for character in key)
+    yield html.escape(key)
+    yield "".join(f"&#{ord(character)};" for character in key)
+    yield repr(key)[1:-1]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_spelling_of_the_key_is_blanked_out(key):
+    for form in encoded_forms(key):
+        assert hide(f"<{form}>", key) == "<***>", form
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("login", ["", ":", "me:", "user:", "myproxy:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_the_key_is_blanked_out_in_base64_whatever_stands_before_and_after(key, login, encode):
+    for behind in ("", "x", "xy", "xyz"):
+        for wrap in (str, lambda text: quote(text, safe=""), lambda text: json.dumps(text).replace("/", "\\/")):
+            text = hide(wrap(encode(f"{login}{key}{behind}".encode()).decode()), key)
+            whole = encode(key.encode()).decode()
+            for start in range(len(text) - 8):
+                assert text[start : start + 8] not in whole
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a red fox", "100 % of it\n\ttwo", "https://x.test/a?b=1", "\\u0041 \\\\ &amp; %41"]
+)
+def test_a_text_without_the_key_is_left_as_it_is(text):
+    assert hide(text, KEY, None, "") == text
+
+
+def test_no_secret_at_all_is_no_reason_to_fail():
+    assert scrub("text", None, "") == "text"
+
+
+def test_a_long_text_is_cut():
+    assert scrub("x" * 1000, limit=10) == "xxxxxxxxx…"
+
+
+@given(
+    st.lists(st.sampled_from([KEY, " ", " " * 500, "x" * 300, "https://a.test/b?c=", "\n", "word"]), max_size=60).map(
+        "".join
+    )
+)
+def test_no_half_of_the_key_is_left_at_a_cut(text):
+    assert KEY[:8] not in scrub(text, KEY, limit=100)
+
+
+@pytest.mark.parametrize("text", ["", " " * 100_000, "\n" * 9_000, "x" * 100_000, " " * 50_000 + KEY])
+def test_any_text_however_empty_can_be_scrubbed(text):
+    scrubbed = scrub(text, KEY, limit=100)
+    assert len(scrubbed) <= 100
+    assert KEY[:8] not in scrubbed
+
+
+def test_a_link_loses_its_query_and_fragment():
+    assert without_query("https://x.test/a?b#c") == without_query("https://x.test/a#c?b") == "https://x.test/a"
+
+
+@pytest.mark.parametrize(
+    ("url", "signed"), [("https://x.test/a", False), ("https://x.test/a?b=1", True), ("https://[x?b", True)]
+)
+def test_a_link_with_a_query_counts_as_signed(url, signed):
+    assert is_signed(url) is signed
+
+
+@pytest.mark.parametrize("style", ["expires", "amz", "se", "tos"])
+def test_a_debug_log_of_a_download_shows_the_path_but_no_signature(sandbox, caplog, style):
+    import requests
+
+    sandbox.add_fault(Fault("signed_links", style=style))
+    answer = requests.post(
+        f"{sandbox.url}/v1/images/generations",
+        json={"model": "imagen-3.0-generate-002", "prompt": "a red fox"},
+        headers={"Authorization": f"Bearer {sandbox.api_key}"},
+        timeout=10,
+    )
+    link = answer.json()["data"][0]["url"]
+    path, _, query = link.removeprefix(sandbox.cdn_url).partition("?")
+    assert query
+    keep_queries_out_of_logs()
+
+    with caplog.at_level(logging.DEBUG), Downloader(allow_private_hosts=True) as downloader:
+        assert downloader.fetch(link).data
+
+    assert path in caplog.text
+    assert query not in caplog.text
+    assert "?" not in caplog.text
+
+
+def test_other_lines_of_the_same_log_stay_as_they_are(caplog):
+    keep_queries_out_of_logs()
+    log = logging.getLogger("urllib3.connectionpool")
+
+    with caplog.at_level(logging.DEBUG):
+        log.debug("Starting new %s connection (%d)", "HTTPS", 1)
+        log.warning("Failed to parse headers (url=%s): %s", "https://x.test/a?sig=1", ValueError("odd"))
+        log.debug("nothing?")
+        log.debug("%(name)s", {"name": "by name"})
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Starting new HTTPS connection (1)",
+        "Failed to parse headers (url=https://x.test/a): odd",
+        "nothing?",
+        "by name",
+    ]
