@@ -20,8 +20,8 @@ from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
-from airflow_provider_imagen.run.image_sink import RunTools
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
+from airflow_provider_imagen.run.adapters import Adapters
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.runner import Run, RunOptions
 from airflow_provider_imagen.run.shared_state import Cancellation
@@ -100,10 +100,10 @@ def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: A
         try:
             result = Run(
                 plan=plan,
-                tools=RunTools(client=client, downloader=downloader, keeper=None),
+                ports=Adapters(client=client, downloader=downloader, sink=None),
                 journal=journal,
                 options=RunOptions(**options),
-                links=LinkSeal(SANDBOX_API_KEY),
+                links=UrlEncryption(SANDBOX_API_KEY),
                 cancellation=Cancellation(),
             ).execute()
         finally:

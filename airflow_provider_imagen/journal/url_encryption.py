@@ -10,7 +10,7 @@ from airflow_provider_imagen.redaction import is_signed
 _MARK = "sealed:"
 
 
-class LinkSeal:
+class UrlEncryption:
     """
     Encrypts links that carry a signature, with a key made from the API key; unsigned links stay as they are.
 

@@ -41,11 +41,12 @@ from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.hooks.task_instance_key import origin_of
 from airflow_provider_imagen.journal.log import WRITE_PATIENCE_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.publish import Publisher
-from airflow_provider_imagen.run.image_sink import Keeper, RunTools, StoredFiles
+from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.replay import previous_result
@@ -218,7 +219,7 @@ class TaskExecution:
                 raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
             folder = self._open_folder()
             client = self._hook.get_conn()
-            links = LinkSeal(client.settings.api_key)
+            links = UrlEncryption(client.settings.api_key)
             journal = self._open_journal()
         except Exception:
             self._publish_earlier_attempts(plan, folder)
@@ -229,10 +230,10 @@ class TaskExecution:
                 journal.state = reload()
             run = Run(
                 plan=plan,
-                tools=RunTools(
+                ports=Adapters(
                     client=client,
                     downloader=self._hook.get_downloader(should_stop=self._cancellation.is_abandoned),
-                    keeper=self._keeper(folder, plan, journal) if folder is not None else None,
+                    sink=self._sink(folder, plan, journal) if folder is not None else None,
                     inputs=self._hook.get_input_reader(),
                 ),
                 journal=journal,
@@ -428,8 +429,8 @@ class TaskExecution:
             return None
         return [store.output_folder] if folder is None else [store.output_folder, folder]
 
-    def _keeper(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> Keeper:
-        return Keeper(
+    def _sink(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> ImageSink:
+        return ImageSink(
             folder=folder,
             open_path=open_folder,
             stored_folders=self._folders_of(journal.store, folder),
@@ -460,7 +461,7 @@ class TaskExecution:
             self._log.info("Continuing an earlier attempt: %d of its requests are paid for and not sent again.", paid)
         return journal
 
-    def _reload(self, journal: Journal, folder: ObjectStoragePath | None, links: LinkSeal) -> JournalState:
+    def _reload(self, journal: Journal, folder: ObjectStoragePath | None, links: UrlEncryption) -> JournalState:
         """
         Return what earlier attempts have recorded by now: in the journal, or else in the manifest.
 
@@ -493,7 +494,7 @@ class TaskExecution:
             if state.requests:
                 if folder is None and self._output_path is not None:
                     folder = open_folder(self._output_path)
-                links = LinkSeal(self._hook.get_conn().settings.api_key)
+                links = UrlEncryption(self._hook.get_conn().settings.api_key)
                 stored_files = StoredFiles(open_path=open_folder, folders=self._folders_of(store, folder))
                 result = previous_result(state, plan=plan, links=links, is_there=partial(_is_there, stored_files))
                 self._publisher_for(folder).publish(result, None, keeps_failures=True)

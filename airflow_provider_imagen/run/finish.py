@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
-    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.journal.url_encryption import UrlEncryption
     from airflow_provider_imagen.run.budget import Budget
-    from airflow_provider_imagen.run.ports import Tools
+    from airflow_provider_imagen.run.ports import Ports
     from airflow_provider_imagen.run.results import Answered, Record
     from airflow_provider_imagen.run.shared_state import RunState
 
@@ -62,15 +62,15 @@ class Finisher:
     def __init__(
         self,
         *,
-        tools: Tools,
+        ports: Ports,
         journal: Journal,
-        links: LinkSeal,
+        links: UrlEncryption,
         state: RunState,
         budget: Budget,
         find_file: Callable[[str, int], StoredFile | None],
         on_picture: Callable[[Record, float, int], None],
     ) -> None:
-        self._tools = tools
+        self._ports = ports
         self._journal = journal
         self._links = links
         self._state = state
@@ -148,13 +148,13 @@ class Finisher:
             place, images=answered.images, first_image=answered.first_image, prompt_images=answered.item.images
         )
         stored = answered.files.get(place)
-        if stored is not None and self._tools.stores and (kept := self._tools.keep_stored(stored)) is not stored:
+        if stored is not None and self._ports.stores and (kept := self._ports.keep_stored(stored)) is not stored:
             stored = kept
             if kept is not None:
                 self._journal.append(WriteCommitted(key=answered.key, image=place, file=kept), can_wait=True)
-        if stored is None and image.is_inline and answered.is_reused and self._tools.stores:
+        if stored is None and image.is_inline and answered.is_reused and self._ports.stores:
             found = self._find_file(answered.key, place)
-            stored = self._tools.keep_stored(found) if found is not None else None
+            stored = self._ports.keep_stored(found) if found is not None else None
         if stored is None:
             stored = self._store(answered, place, image, url, image_index)
         if place in answered.missing:
@@ -180,7 +180,7 @@ class Finisher:
     ) -> StoredFile | None:
         """Store one image, if images are stored at all."""
         data = answered.inline.pop(place, None)
-        if image.is_inline and (data is None or not self._tools.stores):
+        if image.is_inline and (data is None or not self._ports.stores):
             response = answered.response
             raise charge_lost(
                 response.model,
@@ -188,7 +188,7 @@ class Finisher:
                 inference_id=response.inference_id,
                 usd=response.usd_per_image,
             )
-        if not self._tools.stores:
+        if not self._ports.stores:
             return None
         if data is None:
             data = self._download(url, given_at=answered.response.at)
@@ -197,7 +197,7 @@ class Finisher:
             """Record where the only copy there is will be, so that a crash after the write does not hide it."""
             self._await_record(self._journal.append(WriteStarted(key=answered.key, image=place, file=expected)))
 
-        stored = self._tools.save(
+        stored = self._ports.save(
             data,
             item=answered.item,
             image_index=image_index,
@@ -215,7 +215,7 @@ class Finisher:
         if self._state.cancellation.is_abandoned():
             raise StoppedError("The task was cancelled; the image is paid for and the next attempt downloads it.")
         try:
-            return self._tools.fetch(url)
+            return self._ports.fetch(url)
         except LinkExpiredError as error:
             error.args = (f"{error} The API gave the URL {_age(time.time() - given_at)} ago.",)
             raise

@@ -1,4 +1,4 @@
-"""What a run works with in earnest: the client, the downloader, and a folder to keep pictures in."""
+"""Store images in a folder, each under a name that is the same in every attempt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from airflow_provider_imagen.catalogue.lookup import find_model, nearest_models
-from airflow_provider_imagen.exceptions import BadImageError, ImagenError, ModelWithdrawnError, StorageError
+from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.journal.records import StoredFile
 from airflow_provider_imagen.run.plan import place_of
 from airflow_provider_imagen.storage.atomic_write import check_stored, file_sizes, read_bytes, redacted_address
@@ -21,14 +20,9 @@ from airflow_provider_imagen.storage.provenance import Provenance
 from airflow_provider_imagen.storage.save_image import save_picture, write_thumbnail, write_under_free_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from airflow_provider_imagen.api.client import ApiClient
-    from airflow_provider_imagen.api.responses import Generation
-    from airflow_provider_imagen.catalogue.request_builder import ImageRequest
-    from airflow_provider_imagen.download.downloader import Downloader
     from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage
-    from airflow_provider_imagen.run.input_reader import InputReader
     from airflow_provider_imagen.run.plan import Item, Plan, Unit
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
@@ -73,7 +67,7 @@ class StoredFiles:
         return place is not None and check_stored(place[0], size=stored.bytes, sha256=sha256, within=place[1])
 
 
-class Keeper:
+class ImageSink:
     """
     Keeps pictures in a folder, each under a name that is the same in every try.
 
@@ -314,114 +308,6 @@ class Keeper:
         return described if self._provenance is True else described.changed(self._provenance)
 
 
-class RunTools:
-    """
-    The tools of a run: the API, downloads, and a keeper if pictures are stored.
-
-    :param client: calls the API
-    :param downloader: fetches pictures
-    :param keeper: stores them; ``None`` when only links are wanted
-    :param inputs: reads the pictures that requests name; ``None`` when none does
-    """
-
-    def __init__(
-        self, *, client: ApiClient, downloader: Downloader, keeper: Keeper | None, inputs: InputReader | None = None
-    ) -> None:
-        self._client = client
-        self._inputs = inputs
-        self._downloader = downloader
-        self._keeper = keeper
-        self._lock = threading.Lock()
-        self._successors: dict[str, str | None] = {}
-        self.stores = keeper is not None
-
-    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
-        """Send one paid request, once; a model that is gone is told with its successor."""
-        body, files = self._inputs.wire(request) if self._inputs else (request.body, None)
-        try:
-            return self._client.generate(request.path, body, client_request_id=client_request_id, files=files)
-        except ModelWithdrawnError as error:
-            raise self._with_successor(error, str(request.body.get("model"))) from error
-
-    def _with_successor(self, error: ModelWithdrawnError, model: str) -> ModelWithdrawnError:
-        with self._lock:
-            if model not in self._successors:
-                self._successors[model] = self._find_successor(model)
-            replaced_by = self._successors[model]
-        advice = f"Its successor is {replaced_by!r}." if replaced_by else _similar(model)
-        return ModelWithdrawnError(
-            f"{error} {advice} fallback_models names models to try instead.",
-            replaced_by=replaced_by,
-            status=error.status,
-            kind=error.kind,
-            request_id=error.request_id,
-            client_request_id=error.client_request_id,
-            model=model,
-        )
-
-    def _find_successor(self, model: str) -> str | None:
-        """Ask the API's list of deprecations, which is free, else the catalogue."""
-        try:
-            rows = self._client.list_deprecations()
-        except ImagenError as error:
-            log.warning("The list of deprecations could not be read: %s", error)
-            rows = []
-        for row in rows:
-            aliases = row.get("aliases")
-            names = [row.get("id"), *(aliases if isinstance(aliases, list) else ())]
-            if model in names and isinstance(row.get("replaced_by"), str):
-                return str(row["replaced_by"])
-        known = find_model(model)
-        return known.successor if known else None
-
-    def fetch(self, url: str) -> bytes:
-        """Download one picture."""
-        return self._downloader.fetch(url).data
-
-    def save(
-        self,
-        data: bytes,
-        *,
-        item: Item,
-        image_index: int,
-        response: Response,
-        image: ResponseImage,
-        announce: Callable[[StoredFile], None] | None = None,
-    ) -> StoredFile:
-        """Check and store one picture; see :meth:`Keeper.save`."""
-        if self._keeper is None:
-            raise StorageError("There is no output_path to store a picture in.")
-        return self._keeper.save(
-            data, item=item, image_index=image_index, response=response, image=image, announce=announce
-        )
-
-    def is_stored(self, stored: StoredFile) -> bool:
-        """Return whether an image of an earlier attempt is there and whole; true when no images are stored any more."""
-        return self._keeper is None or self._keeper.is_stored(stored)
-
-    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
-        """Return where an image of an earlier attempt is now; see :meth:`Keeper.keep_stored`."""
-        return stored if self._keeper is None else self._keeper.keep_stored(stored)
-
-    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
-        """Return the images whose files have disappeared; see :meth:`Keeper.find_missing`."""
-        return [] if self._keeper is None else self._keeper.find_missing(stored)
-
-    @property
-    def account(self) -> str:
-        """Short hash of the API key that requests are sent with."""
-        return self._client.settings.account
-
-    @property
-    def clock_offset_seconds(self) -> float | None:
-        """How far the API's clock is ahead of ours; ``None`` before its first response."""
-        return self._client.clock_offset_seconds
-
-    def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
-        """Give the rows of the API's request log."""
-        return self._client.iter_request_logs(**window)
-
-
 def _as_fact(picture: StoredPicture) -> StoredFile:
     return StoredFile(
         path=picture.path,
@@ -433,8 +319,3 @@ def _as_fact(picture: StoredPicture) -> StoredFile:
         height=picture.height,
         thumbnail=picture.thumbnail,
     )
-
-
-def _similar(model: str) -> str:
-    names = nearest_models(model)
-    return f"Models with a similar name: {', '.join(names)}." if names else "No model has a similar name."

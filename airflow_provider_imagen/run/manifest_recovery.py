@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from airflow_provider_imagen.journal.records import Record, RequestState
-    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 
 
 class _Line(Struct):
@@ -48,7 +48,7 @@ class _Line(Struct):
 
 
 def missed_records(
-    requests: Mapping[str, RequestState], *, lines: Iterable[Mapping[str, Any]], links: LinkSeal
+    requests: Mapping[str, RequestState], *, lines: Iterable[Mapping[str, Any]], links: UrlEncryption
 ) -> list[Record]:
     """
     Return the records that the journal lacks of images that are in the manifest.
@@ -87,7 +87,7 @@ def _missed_files(key: str, request: RequestState, by_index: Mapping[int, _Line]
             yield WriteCommitted(key=key, image=place, file=_stored(line))
 
 
-def _response(key: str, client_request_id: str, lines: list[_Line], links: LinkSeal) -> Response:
+def _response(key: str, client_request_id: str, lines: list[_Line], links: UrlEncryption) -> Response:
     costs = [Decimal(str(line.usd)) for line in lines if line.usd is not None]
     return Response(
         key=key,

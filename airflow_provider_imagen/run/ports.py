@@ -48,7 +48,7 @@ class RunOptions(Struct, frozen=True):
     rate_limit_patience_seconds: float = RATE_LIMIT_PATIENCE_SECONDS
 
 
-class Tools(Protocol):
+class Ports(Protocol):
     """What a run needs of the world."""
 
     stores: bool

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.records import Intent, JournalState, RequestState, StoredFile
     from airflow_provider_imagen.run.budget import Budget, Reservation
     from airflow_provider_imagen.run.plan import Plan, Unit
-    from airflow_provider_imagen.run.ports import RunOptions, Tools
+    from airflow_provider_imagen.run.ports import Ports, RunOptions
     from airflow_provider_imagen.run.results import RequestWithoutImages
     from airflow_provider_imagen.run.shared_state import RunState
 
@@ -93,7 +93,7 @@ class Reconciler:
     Resolves requests in doubt, those of this attempt and those that earlier attempts left behind.
 
     :param plan: what is going to be bought; a request that is not in it any more cannot hold anything up
-    :param tools: reads the API's request log
+    :param ports: reads the API's request log
     :param journal: open; resolutions are recorded there
     :param budget: keeps money reserved until there is a resolution
     :param reload: returns what earlier attempts have recorded by now
@@ -103,24 +103,24 @@ class Reconciler:
         self,
         *,
         plan: Plan,
-        tools: Tools,
+        ports: Ports,
         journal: Journal,
         options: RunOptions,
         state: RunState,
         budget: Budget,
         reload: Callable[[], JournalState],
     ) -> None:
-        self._tools = tools
+        self._ports = ports
         self._journal = journal
         self._options = options
         self._state = state
         self._budget = budget
         self._reload_journal = reload
         self._charges = ChargeLookup(
-            iter_request_logs=tools.iter_request_logs,
+            iter_request_logs=ports.iter_request_logs,
             wait=state.cancellation.wait,
             patience_seconds=options.lost_answer_patience_seconds,
-            clock_offset_seconds=lambda: tools.clock_offset_seconds,
+            clock_offset_seconds=lambda: ports.clock_offset_seconds,
         )
         self._reloading = threading.Lock()
         self._reloaded: tuple[float, JournalState] | None = None
@@ -169,7 +169,7 @@ class Reconciler:
 
     def _resolve_by_log(self, request: PendingRequest) -> None:
         intent = request.intent
-        if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._tools.account):
+        if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._ports.account):
             self._budget.doubt(request.reservation)
             raise sent_with_another_key(intent)
         cause = LostAnswerError(
@@ -199,7 +199,7 @@ class Reconciler:
         sent_at = intent.at
         if options.on_lost_answer == "check" and intent.clock_offset is not None:
             self._charges.look_once({intent.client_request_id: intent.at})  # any response tells the API's time
-            if (offset := self._tools.clock_offset_seconds) is not None:
+            if (offset := self._ports.clock_offset_seconds) is not None:
                 sent_at += intent.clock_offset - offset
         return sent_at + max(options.lost_answer_patience_seconds, options.answer_timeout_seconds)
 
@@ -381,7 +381,7 @@ class Reconciler:
         unresolved = {
             client_request_id: intent
             for client_request_id, intent in dict(self._journal.unresolved).items()
-            if self._budget.is_in_doubt(client_request_id) and intent.is_visible_to(self._tools.account)
+            if self._budget.is_in_doubt(client_request_id) and intent.is_visible_to(self._ports.account)
         }
         if not unresolved:
             return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from airflow_provider_imagen.journal.records import JournalState, RequestState, StoredFile
-    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.journal.url_encryption import UrlEncryption
     from airflow_provider_imagen.run.plan import Slot, Unit
 
 
@@ -85,7 +85,7 @@ class PreviousAttempts:
 
 
 def previous_result(
-    state: JournalState, *, plan: Plan | None, links: LinkSeal, is_there: Callable[[StoredFile], bool]
+    state: JournalState, *, plan: Plan | None, links: UrlEncryption, is_there: Callable[[StoredFile], bool]
 ) -> RunResult:
     """
     Return what earlier attempts made, as the journal describes it, for an attempt that does nothing itself.

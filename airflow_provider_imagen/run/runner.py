@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import JournalState
-    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.journal.url_encryption import UrlEncryption
     from airflow_provider_imagen.run.plan import Item, Plan
-    from airflow_provider_imagen.run.ports import Tools
+    from airflow_provider_imagen.run.ports import Ports
     from airflow_provider_imagen.run.results import Record
 
 __all__ = ["MAX_FINISHERS", "Run", "RunOptions"]
@@ -72,7 +72,7 @@ class Run:
     One attempt of a task.
 
     :param plan: what to buy
-    :param tools: what to buy and keep it with
+    :param ports: what to buy and keep it with
     :param journal: open; holds what earlier attempts did
     :param options: how to behave
     :param links: encrypts signed URLs before they are written down
@@ -85,28 +85,28 @@ class Run:
         self,
         *,
         plan: Plan,
-        tools: Tools,
+        ports: Ports,
         journal: Journal,
         options: RunOptions,
-        links: LinkSeal,
+        links: UrlEncryption,
         cancellation: Cancellation,
         reload: Callable[[], JournalState] | None = None,
         on_picture: Callable[[Record, float, int], None] = lambda *_: None,
     ) -> None:
         self._plan = plan
-        self._tools = tools
+        self._ports = ports
         self._journal = journal
         self._options = options
         self._cancellation = cancellation
         self._previous = PreviousAttempts(
-            journal.state.requests, may_resend=options.on_lost_answer == "resend", is_stored=tools.is_stored
+            journal.state.requests, may_resend=options.on_lost_answer == "resend", is_stored=ports.is_stored
         )
         self._state = RunState(cancellation)
         self._budget = Budget(max_usd=options.max_usd, is_over=self._state.is_over)
         self._budget.inherit(journal.state)
         self._reconciler = Reconciler(
             plan=plan,
-            tools=tools,
+            ports=ports,
             journal=journal,
             options=options,
             state=self._state,
@@ -115,7 +115,7 @@ class Run:
         )
         self._submitter = Submitter(
             plan=plan,
-            tools=tools,
+            ports=ports,
             journal=journal,
             options=options,
             links=links,
@@ -132,7 +132,7 @@ class Run:
             hand_over=self._put,
         )
         self._finisher = Finisher(
-            tools=tools,
+            ports=ports,
             journal=journal,
             links=links,
             state=self._state,
@@ -321,7 +321,7 @@ class Run:
         for _ in range(MAX_VERIFICATIONS):
             listed = {made.stored: made for made in self.snapshot().listed if made.stored is not None}
             try:
-                missing = self._tools.find_missing(listed) if listed else []
+                missing = self._ports.find_missing(listed) if listed else []
             except StorageError as error:
                 log.warning("Whether every stored image is there could not be checked: %s", error)
                 return

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.journal.log import Journal
-    from airflow_provider_imagen.journal.url_encryption import LinkSeal
+    from airflow_provider_imagen.journal.url_encryption import UrlEncryption
     from airflow_provider_imagen.rate_limit.pacer import Pacer
     from airflow_provider_imagen.run.budget import Budget, Reservation
     from airflow_provider_imagen.run.plan import Item, Plan, Unit
-    from airflow_provider_imagen.run.ports import RunOptions, Tools
+    from airflow_provider_imagen.run.ports import Ports, RunOptions
     from airflow_provider_imagen.run.reconcile import Reconciler
     from airflow_provider_imagen.run.replay import PreviousAttempts
     from airflow_provider_imagen.run.shared_state import RunState
@@ -66,10 +66,10 @@ class Submitter:
         self,
         *,
         plan: Plan,
-        tools: Tools,
+        ports: Ports,
         journal: Journal,
         options: RunOptions,
-        links: LinkSeal,
+        links: UrlEncryption,
         state: RunState,
         budget: Budget,
         pacer: Pacer,
@@ -78,7 +78,7 @@ class Submitter:
         hand_over: Callable[[Answered], None],
     ) -> None:
         self._plan = plan
-        self._tools = tools
+        self._ports = ports
         self._journal = journal
         self._options = options
         self._links = links
@@ -217,7 +217,7 @@ class Submitter:
                 reservation.client_request_id, is_sent = client_request_id, True
                 started, sent_at = time.monotonic(), time.time()
                 try:
-                    generation = self._tools.generate(unit.request, client_request_id)
+                    generation = self._ports.generate(unit.request, client_request_id)
                 except LostAnswerError as error:
                     lost = error
                 except ImagenError as error:
@@ -281,8 +281,8 @@ class Submitter:
             model=unit.model,
             usd=unit.expected_usd,
             target=target,
-            clock_offset=self._tools.clock_offset_seconds,
-            account=self._tools.account,
+            clock_offset=self._ports.clock_offset_seconds,
+            account=self._ports.account,
         )
         try:
             self._journal.commit(intent)

@@ -15,7 +15,7 @@ from airflow_provider_imagen.api.responses import AnsweredPicture, Generation
 from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
 from airflow_provider_imagen.journal.log import Journal, read_journal
 from airflow_provider_imagen.journal.records import StoredFile
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.runner import Run, RunOptions
 from airflow_provider_imagen.run.shared_state import Cancellation
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.plan import Plan
     from airflow_provider_imagen.run.results import RunResult
 
-Step = "Callable[[FakeTools, ImageRequest, str], Generation]"
+Step = "Callable[[FakePorts, ImageRequest, str], Generation]"
 
 MODEL = "imagen-3.0-generate-002"
 PRICE = Decimal("0.04")
 
 
-class FakeTools:
+class FakePorts:
     """An API, its log, its CDN and a folder, all in memory; what happens to a prompt is scripted."""
 
     def __init__(self) -> None:
@@ -168,10 +168,10 @@ def pictures(
 ) -> Any:
     """A step that makes pictures, as many as asked for unless told otherwise, and bills them."""
 
-    def step(tools: FakeTools, request: ImageRequest, client_request_id: str) -> Generation:
+    def step(ports: FakePorts, request: ImageRequest, client_request_id: str) -> Generation:
         made = request.expected_images if count is None else count
         cost = PRICE * request.expected_images if usd is None else usd
-        tools.charge(client_request_id, cost)
+        ports.charge(client_request_id, cost)
         query = "?sig=hush-hush" if signed else ""
         return Generation(
             pictures=tuple(
@@ -198,7 +198,7 @@ def pictures(
 def fails(make_error: Callable[[], Exception]) -> Any:
     """A step that ends in an error and bills nothing."""
 
-    def step(tools: FakeTools, request: ImageRequest, client_request_id: str) -> Generation:
+    def step(ports: FakePorts, request: ImageRequest, client_request_id: str) -> Generation:
         raise make_error()
 
     return step
@@ -207,11 +207,11 @@ def fails(make_error: Callable[[], Exception]) -> Any:
 def loses(*, billed: bool = False, row: str | None = None, logged: bool = True) -> Any:
     """A step whose answer gets lost, billed or not, with or without a row in the log."""
 
-    def step(tools: FakeTools, request: ImageRequest, client_request_id: str) -> Generation:
+    def step(ports: FakePorts, request: ImageRequest, client_request_id: str) -> Generation:
         if billed:
-            tools.charge(client_request_id, PRICE * request.expected_images, logged=logged)
+            ports.charge(client_request_id, PRICE * request.expected_images, logged=logged)
         elif row is not None:
-            tools.log_row(client_request_id, row)
+            ports.log_row(client_request_id, row)
         raise LostAnswerError("The answer was lost.")
 
     return step
@@ -221,7 +221,7 @@ class World:
     """Everything around the tries of one task."""
 
     def __init__(self) -> None:
-        self.tools = FakeTools()
+        self.ports = FakePorts()
         self.store = MemoryStore()
         self.api_key = "5ec2e7" * 5
         self.cancellation = Cancellation()
@@ -251,10 +251,10 @@ class World:
         try:
             return Run(
                 plan=plan,
-                tools=self.tools,
+                ports=self.ports,
                 journal=journal,
                 options=RunOptions(**options),
-                links=LinkSeal(self.api_key),
+                links=UrlEncryption(self.api_key),
                 cancellation=self.cancellation,
                 on_picture=on_picture,
             ).execute()

@@ -10,8 +10,8 @@ import pytest
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.exceptions import AuthenticationError, LostAnswerError, StoppedError
+from airflow_provider_imagen.run.adapters import Adapters
 from airflow_provider_imagen.run.charge_lookup import ChargeLookup
-from airflow_provider_imagen.run.image_sink import RunTools
 from airflow_provider_imagen.sandbox import Fault
 
 pytestmark = pytest.mark.timeout(60)
@@ -52,12 +52,12 @@ def lose(client, sandbox, name, *, billed):
 
 
 def lookup(client, *, patience=5.0, wait=time.sleep):
-    tools = RunTools(client=client, downloader=Downloader(allow_private_hosts=True), keeper=None)
+    ports = Adapters(client=client, downloader=Downloader(allow_private_hosts=True), sink=None)
     return ChargeLookup(
-        iter_request_logs=tools.iter_request_logs,
+        iter_request_logs=ports.iter_request_logs,
         wait=wait,
         patience_seconds=patience,
-        clock_offset_seconds=lambda: tools.clock_offset_seconds,
+        clock_offset_seconds=lambda: ports.clock_offset_seconds,
     )
 
 

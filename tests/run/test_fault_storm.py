@@ -15,8 +15,9 @@ from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.exceptions import ChargedButLostError
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
-from airflow_provider_imagen.run.image_sink import Keeper, RunTools
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
+from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.image_sink import ImageSink
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.runner import Run, RunOptions
 from airflow_provider_imagen.run.shared_state import Cancellation
@@ -69,7 +70,7 @@ def storm() -> Iterator[Sandbox]:
 
 
 class Task:
-    """One task over its tries: a folder, a journal beside it, and the real client, downloader and keeper."""
+    """One task over its tries: a folder, a journal beside it, and the real client, downloader and sink."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class Task:
         journal.open()
         remove_leftovers(self.folder, owner=ORIGIN.identity)
         try:
-            keeper = Keeper(
+            sink = ImageSink(
                 folder=self.folder,
                 open_path=Path,
                 plan=self.plan,
@@ -117,10 +118,10 @@ class Task:
             )
             return Run(
                 plan=self.plan,
-                tools=RunTools(client=client, downloader=downloader, keeper=keeper),
+                ports=Adapters(client=client, downloader=downloader, sink=sink),
                 journal=journal,
                 options=RunOptions(**{"lost_answer_patience_seconds": 0.4, "first_wait_seconds": 0.01} | options),
-                links=LinkSeal(self.sandbox.api_key),
+                links=UrlEncryption(self.sandbox.api_key),
                 cancellation=Cancellation(),
             ).execute()
         finally:

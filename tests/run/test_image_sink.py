@@ -1,4 +1,4 @@
-"""The names a keeper gives to pictures, around those of earlier tries."""
+"""The names a sink gives to pictures, around those of earlier tries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage, StoredFile
-from airflow_provider_imagen.run.image_sink import Keeper
+from airflow_provider_imagen.run.image_sink import ImageSink
 from airflow_provider_imagen.run.plan import make_plan, place_of
 from airflow_provider_imagen.storage.task_identity import Origin
 
@@ -23,8 +23,8 @@ def plan_of(images: int, model: str = ONE_BY_ONE):
     return make_plan(prompt="a", arguments={"model": model, "num_images": images}, can_store=True)
 
 
-def keeper_of(plan, folder: Path, entries, **options) -> Keeper:
-    return Keeper(
+def sink_of(plan, folder: Path, entries, **options) -> ImageSink:
+    return ImageSink(
         folder=folder,
         open_path=Path,
         plan=plan,
@@ -41,12 +41,12 @@ def png() -> bytes:
     return target.getvalue()
 
 
-def keep(keeper: Keeper, plan, image_index: int) -> StoredFile:
+def keep(sink: ImageSink, plan, image_index: int) -> StoredFile:
     image = ResponseImage(url="https://cdn.test/a.png")
     response = Response(
         key="a#1", client_request_id="id", images=(image,), usd=Decimal("0.04"), model=ONE_BY_ONE, at=0.0
     )
-    return keeper.save(png(), item=plan.items[0], image_index=image_index, response=response, image=image)
+    return sink.save(png(), item=plan.items[0], image_index=image_index, response=response, image=image)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tm
     """The first answer brought a picture too many; then the author asks for more."""
     plan = plan_of(3)
     extra = place_of(1, images=1, first_image=0, prompt_images=3)
-    first_try = keeper_of(plan, tmp_path, {})
+    first_try = sink_of(plan, tmp_path, {})
     stored = [keep(first_try, plan, image_index) for image_index in (0, 1, 2, extra)]
     keys = [unit.key for unit in plan.units]
     entries = {
@@ -85,7 +85,7 @@ def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tm
         keys[2]: RequestState(files={0: stored[2]}),
     }
     more = plan_of(5)
-    second_try = keeper_of(more, tmp_path, entries)
+    second_try = sink_of(more, tmp_path, entries)
     new = [keep(second_try, more, image_index) for image_index in (3, 4)]
     assert not {each.file_name for each in new} & {each.file_name for each in stored}
     assert all(second_try.is_stored(each) for each in stored)
@@ -104,9 +104,9 @@ def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_a
     for folder in (now, first, private):
         folder.mkdir()
         (folder / "a.png").write_bytes(png())
-    keeper = keeper_of(plan, now, {}, stored_folders=[first, now])
+    sink = sink_of(plan, now, {}, stored_folders=[first, now])
     for folder in (now, first):
-        kept = keeper.keep_stored(stored_at(folder / "a.png", "a.png"))
+        kept = sink.keep_stored(stored_at(folder / "a.png", "a.png"))
         assert (kept.path, kept.file_name) == (str(now / "a.png"), "a.png")
     for path, file_name in (
         (private / "a.png", "a.png"),
@@ -115,10 +115,10 @@ def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_a
         (now / ".." / "private" / "a.png", "a.png"),
     ):
         stored = stored_at(path, file_name)
-        assert not keeper.is_stored(stored)
-        assert keeper.keep_stored(stored) is None
-    assert keeper.keep_stored(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
-    assert keeper_of(plan, now, {}).keep_stored(stored_at(private / "a.png", "a.png")) is not None
+        assert not sink.is_stored(stored)
+        assert sink.keep_stored(stored) is None
+    assert sink.keep_stored(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
+    assert sink_of(plan, now, {}).keep_stored(stored_at(private / "a.png", "a.png")) is not None
 
 
 def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
@@ -127,6 +127,6 @@ def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
     (tmp_path / "out").mkdir()
     link = tmp_path / "out" / "a.png"
     link.symlink_to(private)
-    keeper = keeper_of(plan_of(1), tmp_path / "out", {})
-    assert keeper.keep_stored(stored_at(link, "a.png")) is None
-    assert keeper.find_missing([stored_at(link, "a.png")]) == [stored_at(link, "a.png")]
+    sink = sink_of(plan_of(1), tmp_path / "out", {})
+    assert sink.keep_stored(stored_at(link, "a.png")) is None
+    assert sink.find_missing([stored_at(link, "a.png")]) == [stored_at(link, "a.png")]

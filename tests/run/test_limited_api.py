@@ -12,8 +12,8 @@ from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.exceptions import BudgetExceededError, ChargedButLostError, RateLimitedError
 from airflow_provider_imagen.journal.log import Journal
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
-from airflow_provider_imagen.run.image_sink import RunTools
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
+from airflow_provider_imagen.run.adapters import Adapters
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.runner import Run, RunOptions
 from airflow_provider_imagen.run.shared_state import Cancellation
@@ -54,10 +54,10 @@ def run(limited, memory_store):
         try:
             return Run(
                 plan=plan,
-                tools=RunTools(client=client, downloader=Downloader(allow_private_hosts=True), keeper=None),
+                ports=Adapters(client=client, downloader=Downloader(allow_private_hosts=True), sink=None),
                 journal=journal,
                 options=RunOptions(**options),
-                links=LinkSeal(limited.api_key),
+                links=UrlEncryption(limited.api_key),
                 cancellation=Cancellation(),
             ).execute()
         finally:

@@ -17,10 +17,10 @@ from airflow_provider_imagen.journal.records import (
     decode_record,
     encode_record,
 )
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.manifest_recovery import missed_records
 
-LINKS = LinkSeal("key")
+LINKS = UrlEncryption("key")
 SIGNED = "https://cdn.test/a.png?Expires=1&Signature=hush"
 
 LINE = {

@@ -16,7 +16,7 @@ from airflow_provider_imagen.exceptions import (
     InvalidRequestError,
 )
 from airflow_provider_imagen.journal.log import read_journal
-from airflow_provider_imagen.journal.url_encryption import LinkSeal
+from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import Item
 from airflow_provider_imagen.run.replay import previous_result
 from airflow_provider_imagen.run.results import Failure
@@ -51,22 +51,22 @@ def test_a_record_has_the_documented_fields_and_is_plain_json(world):
 
 
 def test_a_stored_picture_never_hands_a_signature_on(world, steps):
-    world.tools.script("a", steps.pictures(signed=True))
+    world.ports.script("a", steps.pictures(signed=True))
     result = world.run("a")
     assert result.urls == ["/out/000-0.png"]
     assert "?" not in result.records[0]["url"]
 
 
 def test_the_urls_are_the_apis_own_unless_the_picture_came_without_one(world, steps):
-    world.tools.script("b", steps.pictures(inline=True))
+    world.ports.script("b", steps.pictures(inline=True))
     result = world.run(["a", "b"])
     assert result.urls[0].startswith("https://cdn.test/")
     assert result.urls[1] == "/out/001-0.png"
 
 
 def test_a_picture_that_was_not_stored_has_its_url_whole_and_nothing_of_a_file(world, steps):
-    world.tools.stores = False
-    world.tools.script("a", steps.pictures(signed=True))
+    world.ports.stores = False
+    world.ports.script("a", steps.pictures(signed=True))
     (record,) = world.run("a").records
     assert record["url"].endswith("?sig=hush-hush")
     assert {name for name, value in record.items() if value is None} == {
@@ -75,8 +75,8 @@ def test_a_picture_that_was_not_stored_has_its_url_whole_and_nothing_of_a_file(w
 
 
 def test_pictures_that_are_all_marked_as_filtered_are_told_from_an_empty_answer(world, steps):
-    world.tools.script("marked", steps.pictures(withheld=(0, 1)))
-    world.tools.script("empty", steps.pictures(0))
+    world.ports.script("marked", steps.pictures(withheld=(0, 1)))
+    world.ports.script("empty", steps.pictures(0))
     result = world.run([{"prompt": name, "num_images": 2} for name in ("marked", "empty")])
     assert [type(failure.error) for failure in result.failures] == [FilteredError, EmptyResultError]
     assert "2 of them marked as filtered" in str(result.failures[0].error)
@@ -86,7 +86,7 @@ def test_pictures_that_are_all_marked_as_filtered_are_told_from_an_empty_answer(
 def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
     names = [f"{number:02} " + "very  long\n" * 20 for number in range(25)]
     for name in names:
-        world.tools.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
+        world.ports.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
     lines = world.run(names).table(limit=20).splitlines()
     assert lines[0] == f"[0] 00 {'very long ' * 5}very l…: 0 of 1 made; InvalidRequestError: no"
     assert (len(lines), lines[-1]) == (21, "… and 5 more")
@@ -94,17 +94,17 @@ def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
 
 def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps):
     """For an attempt that is rejected: in prompt order, without files that are gone, links decrypted."""
-    world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
-    world.tools.script("marked", steps.pictures(withheld=(0,)))
-    world.tools.script("signed", steps.pictures(signed=True))
-    world.tools.script("inline", steps.pictures(2, inline=True))
-    world.tools.script("lost", steps.loses(billed=True))
+    world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.ports.script("marked", steps.pictures(withheld=(0,)))
+    world.ports.script("signed", steps.pictures(signed=True))
+    world.ports.script("inline", steps.pictures(2, inline=True))
+    world.ports.script("lost", steps.loses(billed=True))
     names = ["refused", "lost", "signed", "marked", {"prompt": "inline", "num_images": 2}, "plain"]
     ran = world.run(names, concurrency=4)
     state = read_journal(world.store)
     gone = {"004-0.png", "005-0.png"}
     result = previous_result(
-        state, plan=None, links=LinkSeal(world.api_key), is_there=lambda file: file.file_name not in gone
+        state, plan=None, links=UrlEncryption(world.api_key), is_there=lambda file: file.file_name not in gone
     )
     found = [(record["prompt"], record["image_index"], record["path"]) for record in result.records]
     assert found == [("signed", 0, "/out/002-0.png"), ("inline", 1, "/out/004-1.png"), ("plain", 0, None)]
@@ -118,8 +118,8 @@ def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps)
 
 @pytest.mark.parametrize("usd", [Decimal("0.04"), None])
 def test_a_request_in_doubt_is_told_with_what_it_may_have_cost(world, steps, usd):
-    world.tools.script("b", steps.loses())
-    world.tools.log_error = AuthenticationError("no")
+    world.ports.script("b", steps.loses())
+    world.ports.log_error = AuthenticationError("no")
     result = world.run(world.plan(["a", {"prompt": "b", "name": "bee"}], price=usd))
     (request,) = result.in_doubt
     line = request.to_json()
@@ -129,9 +129,9 @@ def test_a_request_in_doubt_is_told_with_what_it_may_have_cost(world, steps, usd
 
 
 def test_the_summary_adds_up(world, steps):
-    world.tools.script("filtered", steps.pictures(1))
-    world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
-    world.tools.script("lost", steps.loses(billed=True))
+    world.ports.script("filtered", steps.pictures(1))
+    world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.ports.script("lost", steps.loses(billed=True))
     result = world.run(world.plan(["fine", "filtered", "refused", "lost"], num_images=2))
     summary = result.summary()
     assert summary["requested"] == 8 == summary["made"] + summary["filtered"] + summary["failed"]
@@ -141,7 +141,7 @@ def test_the_summary_adds_up(world, steps):
 
 
 def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_process(world, steps):
-    world.tools.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(["fine", "refused"])
     assert result.table().startswith("[1] refused: 0 of 1 made; InvalidRequestError: no")
     (line,) = result.failure_lines()

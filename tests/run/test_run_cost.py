@@ -26,7 +26,7 @@ def grown_by(work) -> tuple[object, int]:
 
 def test_a_picture_leaves_less_than_3_kb_in_memory_and_its_journal_entry_too(world):
     plan = world.plan([f"a boat number {number}" for number in range(2000)])
-    world.tools.save = _save_nothing
+    world.ports.save = _save_nothing
     assert len(world.run(plan, concurrency=8).made) == 2000
     journal = Journal(world.store)
     _, bytes_of_entries = grown_by(journal.open)
@@ -46,7 +46,7 @@ def test_a_picture_leaves_less_than_3_kb_in_memory_and_its_journal_entry_too(wor
 
 def test_requests_in_flight_at_the_same_time_share_the_writes_of_a_slow_journal(world):
     world.store.delay_seconds = 0.019
-    world.tools.latency_seconds = 0.2
+    world.ports.latency_seconds = 0.2
     result = world.run(world.plan([f"p{number}" for number in range(64 * 6)]), concurrency=64)
     assert len(result.made) == 384
     assert world.journal.writes < 384 / 2  # three facts each, so 1,152 if each had a write of its own

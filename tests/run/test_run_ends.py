@@ -41,27 +41,27 @@ NAMES = [f"prompt {number}" for number in range(40)]
 def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_flight(world, steps, error):
     in_flight = threading.Barrier(4, timeout=5)
 
-    def refuse(tools, request, name):
+    def refuse(ports, request, name):
         in_flight.wait()
         raise error
 
-    def slow(tools, request, name):
+    def slow(ports, request, name):
         in_flight.wait()
         time.sleep(0.2)
-        return steps.pictures()(tools, request, name)
+        return steps.pictures()(ports, request, name)
 
-    world.tools.script("prompt 0", refuse)
+    world.ports.script("prompt 0", refuse)
     for number in (1, 2, 3):
-        world.tools.script(f"prompt {number}", slow)
+        world.ports.script(f"prompt {number}", slow)
     result = world.run(NAMES, concurrency=4)
     assert result.halt is error
     assert len(result.made) == 3
-    assert len(world.tools.posts) == 4
+    assert len(world.ports.posts) == 4
     assert len(result.not_sent) == 36
     assert len(result.failures) == 1
-    world.tools.script("prompt 0")
+    world.ports.script("prompt 0")
     assert len(world.run(NAMES).made) == 40
-    assert world.tools.billed_usd == Decimal("1.60")
+    assert world.ports.billed_usd == Decimal("1.60")
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
@@ -70,13 +70,13 @@ def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run
     world, steps, ending, concurrency
 ):
     names = ["prompt 0", "removed", *NAMES[1:12]]
-    world.tools.script("prompt 0", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.ports.script("prompt 0", steps.fails(lambda: InvalidRequestError("no", status=400)))
     world.run(world.plan(names, price=None))
     if ending == "key":
-        world.tools.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
+        world.ports.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
     elif ending == "log":
-        world.tools.script("prompt 0", steps.loses())
-        world.tools.log_error = AuthenticationError("key", status=401)
+        world.ports.script("prompt 0", steps.loses())
+        world.ports.log_error = AuthenticationError("key", status=401)
     for _ in range(3):
         result = world.run(
             world.plan(NAMES[:12], price=None),
@@ -88,7 +88,7 @@ def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run
         assert [made.record["prompt"] for made in result.superseded] == ["removed"]
         assert result.adopted == 11
         if ending == "key":
-            world.tools.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
+            world.ports.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
 
 
 @pytest.mark.parametrize(
@@ -97,33 +97,33 @@ def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run
 )
 def test_an_api_that_never_takes_a_request_ends_the_run(world, steps, make_error):
     for name in NAMES:
-        world.tools.script(name, *[steps.fails(make_error) for _ in range(20)])
+        world.ports.script(name, *[steps.fails(make_error) for _ in range(20)])
     result = world.run(NAMES, concurrency=4, rate_limit_patience_seconds=0.05)
     assert isinstance(result.halt, (RateLimitedError, ConnectionFailedError))
-    assert len(world.tools.posts) <= 4 * 6
+    assert len(world.ports.posts) <= 4 * 6
     assert result.made == []
     assert result.usd_spent == 0
 
 
 def test_no_request_that_waits_to_be_sent_again_is_sent_after_the_run_was_ended(world, steps):
-    world.tools.script("prompt 0", steps.fails(lambda: ServerError("503", status=503, retry_after=0.5)))
+    world.ports.script("prompt 0", steps.fails(lambda: ServerError("503", status=503, retry_after=0.5)))
 
-    def refuse(tools, request, name):
+    def refuse(ports, request, name):
         time.sleep(0.1)
         raise AuthenticationError("key", status=401)
 
-    world.tools.script("prompt 1", refuse)
+    world.ports.script("prompt 1", refuse)
     result = world.run(NAMES[:2], concurrency=2)
     assert isinstance(result.halt, AuthenticationError)
-    assert world.tools.sent("prompt 0") == 1
+    assert world.ports.sent("prompt 0") == 1
     assert [item.prompt for item in result.not_sent] == ["prompt 0"]
 
 
 def test_a_429_slows_everybody_and_the_wait_it_asks_for_is_kept(world, steps):
     times = []
-    world.tools.before_post = lambda name: times.append(time.monotonic())
-    world.tools.script("prompt 0", steps.fails(lambda: RateLimitedError("429", status=429, retry_after=0.4)))
-    world.tools.latency_seconds = 0.03
+    world.ports.before_post = lambda name: times.append(time.monotonic())
+    world.ports.script("prompt 0", steps.fails(lambda: RateLimitedError("429", status=429, retry_after=0.4)))
+    world.ports.latency_seconds = 0.03
     result = world.run(NAMES[:8], concurrency=2)
     assert len(result.made) == 8
     gaps = [later - earlier for earlier, later in pairwise(times)]
@@ -133,36 +133,36 @@ def test_a_429_slows_everybody_and_the_wait_it_asks_for_is_kept(world, steps):
 
 def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
     all_in_flight = threading.Barrier(8, action=lambda: setattr(world.store, "fails_after", world.store.writes))
-    world.tools.before_post = lambda _: all_in_flight.wait(60)
+    world.ports.before_post = lambda _: all_in_flight.wait(60)
     result = world.run(NAMES, concurrency=8)
     assert isinstance(result.halt, JournalError)
-    assert len(world.tools.posts) == 8 == len(result.made) == len(world.tools.files)
-    assert result.usd_spent == world.tools.billed_usd
+    assert len(world.ports.posts) == 8 == len(result.made) == len(world.ports.files)
+    assert result.usd_spent == world.ports.billed_usd
 
 
 def test_a_journal_that_takes_no_record_lets_nothing_be_bought(world):
     world.store.fails_after = 1  # the header
     result = world.run(NAMES, concurrency=8)
     assert isinstance(result.halt, JournalError)
-    assert world.tools.posts == []
+    assert world.ports.posts == []
 
 
 def test_a_journal_that_cannot_be_taken_over_lets_nothing_be_bought(world):
     world.store.fails_after = 0
     with pytest.raises(JournalError):
         world.run(NAMES, concurrency=8)
-    assert world.tools.posts == []
+    assert world.ports.posts == []
 
 
 def test_a_full_disk_ends_buying(world):
-    world.tools.save_error = StorageError("the disk is full")
-    world.tools.latency_seconds = 0.01
+    world.ports.save_error = StorageError("the disk is full")
+    world.ports.latency_seconds = 0.01
     result = world.run(NAMES, concurrency=2)
     assert isinstance(result.halt, StorageError)
-    assert len(world.tools.posts) <= 12
-    world.tools.save_error = None
+    assert len(world.ports.posts) <= 12
+    world.ports.save_error = None
     assert len(world.run(NAMES).made) == 40
-    assert len(world.tools.posts) == 40
+    assert len(world.ports.posts) == 40
 
 
 # --- the cap ----------------------------------------------------------------------------------------------------------
@@ -171,25 +171,25 @@ def test_a_full_disk_ends_buying(world):
 def test_a_plan_that_cannot_fit_is_refused_before_the_first_post(world):
     with pytest.raises(BudgetExceededError) as caught:
         world.run(NAMES, max_usd=Decimal("1.59"))
-    assert world.tools.posts == []
+    assert world.ports.posts == []
     assert (caught.value.items_done, caught.value.items_left) == (0, 40)
     assert len(world.run(NAMES, max_usd=Decimal("1.60")).made) == 40
 
 
 def test_the_cap_holds_over_all_tries(world, steps):
     for name in NAMES[20:]:
-        world.tools.script(name, steps.fails(lambda: OutOfCreditsError("money", status=403)))
+        world.ports.script(name, steps.fails(lambda: OutOfCreditsError("money", status=403)))
     world.run(NAMES, concurrency=1)
-    posts = len(world.tools.posts)
+    posts = len(world.ports.posts)
     result = world.run(NAMES, max_usd=Decimal("1.59"))
     assert isinstance(result.halt, BudgetExceededError)
     assert (result.halt.items_done, result.halt.items_left) == (20, 20)
     assert result.halt.spent_usd == 0.8
-    assert (len(result.made), len(result.not_sent), len(world.tools.posts)) == (20, 20, posts)
+    assert (len(result.made), len(result.not_sent), len(world.ports.posts)) == (20, 20, posts)
 
 
 def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, steps):
-    world.tools.script("prompt 0", steps.loses(billed=True))
+    world.ports.script("prompt 0", steps.loses(billed=True))
     world.run(NAMES[:2])
     result = world.run(NAMES[:2], max_usd=Decimal("0.08"))
     assert result.usd_spent == Decimal("0.08")
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, step
 def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refused, concurrency, price):
     names = NAMES[:4]
     for number in refused:
-        world.tools.script(names[number], steps.fails(lambda: InvalidRequestError("no", status=400)))
+        world.ports.script(names[number], steps.fails(lambda: InvalidRequestError("no", status=400)))
     cap = Decimal("0.04") * (4 if price else 4 - len(refused))
     result = world.run(world.plan(names, price=price), max_usd=cap, concurrency=concurrency)
     assert [record["prompt"] for record in result.records] == [
@@ -211,13 +211,13 @@ def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refuse
     assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.04") * (4 - len(refused)), 0)
     again = world.run(world.plan(names, price=price), max_usd=Decimal("0.16"), concurrency=concurrency)
     assert len(again.made) == 4
-    assert again.usd_spent == Decimal("0.16") == world.tools.billed_usd
+    assert again.usd_spent == Decimal("0.16") == world.ports.billed_usd
 
 
 @pytest.mark.parametrize("costs", [("0.04", "0.10"), ("0.10", "0.04")])
 def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world, steps, costs):
     for name, usd in zip(NAMES, costs, strict=False):
-        world.tools.script(name, steps.pictures(usd=Decimal(usd)))
+        world.ports.script(name, steps.pictures(usd=Decimal(usd)))
     result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.23"), concurrency=1)
     assert [record["usd"] for record in result.records] == [float(usd) for usd in costs]
     assert isinstance(result.halt, BudgetExceededError)
@@ -229,11 +229,11 @@ def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world,
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_with_an_unknown_price_one_pilot_goes_alone_and_the_cap_holds(world, concurrency):
     alone = []
-    world.tools.before_post = lambda name: alone.append(world.tools.in_flight)
-    world.tools.latency_seconds = 0.05
+    world.ports.before_post = lambda name: alone.append(world.ports.in_flight)
+    world.ports.latency_seconds = 0.05
     result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.42"), concurrency=concurrency)
     assert isinstance(result.halt, BudgetExceededError)
-    assert world.tools.billed_usd == result.usd_spent == Decimal("0.40")
+    assert world.ports.billed_usd == result.usd_spent == Decimal("0.40")
     assert len(result.made) == 10
     assert alone[0] == 0
     assert len(world.run(world.plan(NAMES, price=None), max_usd=Decimal("1.60")).made) == 40
@@ -249,61 +249,61 @@ def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concu
     world = new_world()
     names = [f"p{number}" for number in range(len(costs))]
     for name, cost in zip(names, costs, strict=True):
-        world.tools.script(name, steps.pictures(usd=Decimal(cost)))
+        world.ports.script(name, steps.pictures(usd=Decimal(cost)))
     plan = world.plan(names, price=None)
     result = world.run(plan, max_usd=cap, concurrency=concurrency)
-    assert world.tools.billed_usd == result.usd_spent
+    assert world.ports.billed_usd == result.usd_spent
     # a pilot that was cheaper than the next request is the only way to be wrong, by the requests then in flight
     dearest = max(map(Decimal, costs))
-    assert world.tools.billed_usd <= cap + dearest * concurrency
+    assert world.ports.billed_usd <= cap + dearest * concurrency
     plan = world.plan(names, price=dearest or Decimal("0.01"))
     world = new_world()
     for name, cost in zip(names, costs, strict=True):
-        world.tools.script(name, steps.pictures(usd=Decimal(cost)))
+        world.ports.script(name, steps.pictures(usd=Decimal(cost)))
     try:
         result = world.run(plan, max_usd=cap, concurrency=concurrency)
     except BudgetExceededError:
-        assert world.tools.posts == []
+        assert world.ports.posts == []
     else:
-        assert world.tools.billed_usd <= cap
+        assert world.ports.billed_usd <= cap
 
 
 # --- being told to stop -----------------------------------------------------------------------------------------------
 
 
 def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_kept(world):
-    world.tools.latency_seconds = 0.3
+    world.ports.latency_seconds = 0.3
     all_in_flight = threading.Barrier(4, action=world.cancel)
-    world.tools.before_post = lambda _: all_in_flight.wait(60)
+    world.ports.before_post = lambda _: all_in_flight.wait(60)
     result = world.run(NAMES, concurrency=4, grace_seconds=60)
     assert isinstance(result.halt, StoppedError)
-    assert len(world.tools.posts) == 4
+    assert len(world.ports.posts) == 4
     assert sum(entry.response is not None for entry in world.requests.values()) == 4
     assert not any(entry.open_intents for entry in world.requests.values())
     world.resume()
-    world.tools.latency_seconds = 0
-    world.tools.before_post = lambda _: None
+    world.ports.latency_seconds = 0
+    world.ports.before_post = lambda _: None
     assert len(world.run(NAMES, concurrency=4).made) == 40
-    assert len(world.tools.posts) == 40
+    assert len(world.ports.posts) == 40
 
 
 def test_an_inline_picture_that_is_in_flight_when_the_stop_comes_is_still_stored(world, steps):
-    world.tools.latency_seconds = 0.3
-    world.tools.script("prompt 0", steps.pictures(inline=True))
-    world.tools.before_post = lambda _: world.cancel()
+    world.ports.latency_seconds = 0.3
+    world.ports.script("prompt 0", steps.pictures(inline=True))
+    world.ports.before_post = lambda _: world.cancel()
     world.run(NAMES, concurrency=1, grace_seconds=60)
-    assert list(world.tools.files) == ["000-0.png"]
+    assert list(world.ports.files) == ["000-0.png"]
 
 
 def test_the_run_ends_in_time_although_a_request_hangs(world):
     release = threading.Event()
 
-    def hang(tools, request, name):
+    def hang(ports, request, name):
         world.cancel()
         release.wait(60)
         raise AssertionError("too late")
 
-    world.tools.script("prompt 2", hang)
+    world.ports.script("prompt 2", hang)
     began = time.monotonic()
     result = world.run(NAMES, concurrency=4, grace_seconds=0.5)
     assert time.monotonic() - began < 30  # far less than the hanging request takes
@@ -315,7 +315,7 @@ def test_the_run_ends_in_time_although_a_request_hangs(world):
 
 def test_the_run_ends_in_time_although_downloads_hang(world):
     release = threading.Event()
-    world.tools.fetch = lambda url: (release.wait(60) and b"") or b""
+    world.ports.fetch = lambda url: (release.wait(60) and b"") or b""
     threading.Timer(0.2, world.cancel).start()
     began = time.monotonic()
     result = world.run(NAMES * 3, concurrency=8, grace_seconds=0.5)
@@ -326,16 +326,16 @@ def test_the_run_ends_in_time_although_downloads_hang(world):
 
 def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_by_the_next_try(world):
     release = threading.Event()
-    fetch = world.tools.fetch
+    fetch = world.ports.fetch
 
     def fetch_one(url: str) -> bytes:
-        if world.tools.fetched:
+        if world.ports.fetched:
             world.cancel()
             release.wait(60)
             raise AssertionError("too late")
         return fetch(url)
 
-    world.tools.fetch = fetch_one
+    world.ports.fetch = fetch_one
     prompt = {"prompt": "a", "num_images": 3}
     result = world.run(prompt, grace_seconds=0.5)
     assert isinstance(result.halt, StoppedError)
@@ -344,26 +344,26 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
     assert (result.summary()["made"], result.summary()["not_sent"]) == (1, 2)
     release.set()
     world.resume()
-    world.tools.fetch = fetch
+    world.ports.fetch = fetch
     result = world.run(prompt)
     assert result.halt is None
     assert len(result.made) == 3
-    assert len(world.tools.posts) == 1
+    assert len(world.ports.posts) == 1
 
 
 def test_a_stop_before_the_start_sends_nothing(world):
     world.cancel()
     result = world.run(NAMES)
     assert isinstance(result.halt, StoppedError)
-    assert world.tools.posts == []
+    assert world.ports.posts == []
     assert len(result.not_sent) == 40
 
 
 def test_a_stop_while_a_lost_answer_is_looked_up_leaves_it_to_the_next_try(world, steps):
-    world.tools.script("prompt 0", steps.loses(billed=True, logged=False))
+    world.ports.script("prompt 0", steps.loses(billed=True, logged=False))
     threading.Timer(0.3, world.cancel).start()
     result = world.run(NAMES[:1], lost_answer_patience_seconds=60)
     assert isinstance(result.halt, StoppedError)
     world.resume()
-    world.tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
+    world.ports.log_row(world.ports.posts[0][1], "succeeded", Decimal("0.04"))
     assert world.run(NAMES[:1]).usd_lost == Decimal("0.04")

@@ -18,20 +18,20 @@ class Killed(BaseException):
 @pytest.fixture
 def inline(world, steps):
     """A world whose API answers "a" inline, ``try_and_die`` in it: a try killed before or after the file is written."""
-    world.tools.script("a", steps.pictures(inline=True))
+    world.ports.script("a", steps.pictures(inline=True))
 
     def try_and_die(when: str, **options) -> None:
-        save = world.tools.save
+        save = world.ports.save
 
         def save_and_die(*args, **kwargs):
             save(*args, **kwargs)
             raise Killed
 
-        world.tools.save_error = Killed() if when == "before" else None
-        world.tools.save = save_and_die if when == "after" else save
+        world.ports.save_error = Killed() if when == "before" else None
+        world.ports.save = save_and_die if when == "after" else save
         with pytest.raises(Killed):
             world.run("a", **options)
-        world.tools.save, world.tools.save_error = save, None
+        world.ports.save, world.ports.save_error = save, None
 
     world.try_and_die = try_and_die
     return world
@@ -45,7 +45,7 @@ def test_one_whose_file_was_written_is_adopted_although_the_try_ended_before_it_
     assert result.failures == []
     assert (len(result.made), result.adopted, result.usd_lost) == (1, 1, 0)
     assert result.records[0]["path"] == "/out/000-0.png"
-    assert len(inline.tools.posts) == len(inline.tools.saved) == 1
+    assert len(inline.ports.posts) == len(inline.ports.saved) == 1
 
 
 def test_one_whose_file_was_not_written_is_told_lost_and_not_bought_again(inline):
@@ -54,7 +54,7 @@ def test_one_whose_file_was_not_written_is_told_lost_and_not_bought_again(inline
         result = inline.run("a")
         assert isinstance(result.failures[0].error, ChargedButLostError)
         assert result.usd_lost == result.usd_spent == Decimal("0.04")
-    assert len(inline.tools.posts) == 1
+    assert len(inline.ports.posts) == 1
 
 
 def test_one_whose_file_was_not_written_is_bought_again_at_once_when_the_author_says_resend(inline):
@@ -62,14 +62,14 @@ def test_one_whose_file_was_not_written_is_bought_again_at_once_when_the_author_
     result = inline.run("a", on_lost_answer="resend", max_usd=Decimal("0.08"))
     assert (len(result.made), result.adopted) == (1, 0)
     assert result.usd_lost == Decimal("0.04")
-    assert result.usd_spent == Decimal("0.08") == inline.tools.billed_usd
+    assert result.usd_spent == Decimal("0.08") == inline.ports.billed_usd
     again = inline.run("a", on_lost_answer="resend")
-    assert (again.adopted, again.usd_spent, len(inline.tools.posts)) == (1, Decimal("0.08"), 2)
+    assert (again.adopted, again.usd_spent, len(inline.ports.posts)) == (1, Decimal("0.08"), 2)
 
 
 def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
     at_the_write = []
-    save = inline.tools.save
+    save = inline.ports.save
 
     def look(*args, announce, **kwargs):
         def announce_and_look(expected):
@@ -78,7 +78,7 @@ def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
 
         return save(*args, announce=announce_and_look, **kwargs)
 
-    inline.tools.save = look
+    inline.ports.save = look
     inline.run("a")
     assert at_the_write == [("000-0.png", True)]
     assert inline.records_by_type() == {"intent": 1, "response": 1, "write_started": 1, "write_committed": 1}
@@ -89,7 +89,7 @@ def test_one_that_cannot_be_announced_is_kept_all_the_same_and_nothing_more_is_b
     result = inline.run(["a", "b"], concurrency=1)
     assert result.records[0]["prompt"] == "a"
     assert isinstance(result.halt, JournalError)
-    assert inline.tools.files["000-0.png"] == b"inline"
+    assert inline.ports.files["000-0.png"] == b"inline"
 
 
 def test_one_that_a_link_leads_to_costs_no_further_write(world):

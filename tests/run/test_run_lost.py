@@ -27,7 +27,7 @@ NAMES = [f"prompt {number}" for number in range(6)]
 
 
 def test_a_billed_request_is_told_lost_and_not_sent_again(world, steps):
-    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.ports.script("prompt 2", steps.loses(billed=True))
     result = world.run(NAMES)
     (failure,) = result.failures
     assert isinstance(failure.error, ChargedButLostError)
@@ -35,41 +35,41 @@ def test_a_billed_request_is_told_lost_and_not_sent_again(world, steps):
     assert failure.error.inference_id == f"inf-{failure.error.client_request_id}"
     assert not failure.error.retry_helps
     assert result.usd_lost == Decimal("0.04")
-    assert result.usd_spent == Decimal("0.24") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.24") == world.ports.billed_usd
     assert len(result.made) == 5
 
 
 def test_every_further_try_tells_the_loss_once_more_and_counts_it_once(world, steps):
-    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.ports.script("prompt 2", steps.loses(billed=True))
     world.run(NAMES)
     for _ in range(2):
         result = world.run(NAMES)
         assert [type(failure.error) for failure in result.failures] == [ChargedButLostError]
         assert result.usd_lost == Decimal("0.04")
         assert result.usd_spent == Decimal("0.24")
-    assert world.tools.sent("prompt 2") == 1
+    assert world.ports.sent("prompt 2") == 1
 
 
 def test_a_known_loss_is_bought_again_when_the_author_says_so(world, steps):
-    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.ports.script("prompt 2", steps.loses(billed=True))
     world.run(NAMES)
     result = world.run(NAMES, on_lost_answer="resend")
     assert len(result.made) == 6
     assert result.usd_lost == Decimal("0.04")
-    assert result.usd_spent == Decimal("0.28") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.28") == world.ports.billed_usd
     assert len(world.run(NAMES).made) == 6
 
 
 def test_a_request_the_log_shows_as_failed_is_sent_again(world, steps):
-    world.tools.script("a", steps.loses(row="failed"))
+    world.ports.script("a", steps.loses(row="failed"))
     result = world.run("a", lost_answer_patience_seconds=60)
     assert len(result.made) == 1
-    assert world.tools.sent("a") == 2
+    assert world.ports.sent("a") == 2
     assert result.usd_lost == 0
 
 
 def test_a_request_the_log_does_not_show_within_the_patience_is_sent_again(world, steps):
-    world.tools.script("a", steps.loses())
+    world.ports.script("a", steps.loses())
     began = time.monotonic()
     result = world.run("a", lost_answer_patience_seconds=0.3)
     assert time.monotonic() - began >= 0.3
@@ -80,91 +80,91 @@ def test_a_request_the_log_does_not_show_within_the_patience_is_sent_again(world
 def test_a_charge_that_shows_up_after_the_patience_is_counted_at_the_end(world, steps):
     lost = []
 
-    def shows_late(tools, request, name):
+    def shows_late(ports, request, name):
         lost.append(name)
-        tools.charges[name] = Decimal("0.04")
+        ports.charges[name] = Decimal("0.04")
         raise LostAnswerError("lost")
 
-    def meanwhile(tools, request, name):
-        tools.log_row(lost[0], "succeeded", Decimal("0.04"))
-        return steps.pictures()(tools, request, name)
+    def meanwhile(ports, request, name):
+        ports.log_row(lost[0], "succeeded", Decimal("0.04"))
+        return steps.pictures()(ports, request, name)
 
-    world.tools.script("a", shows_late, meanwhile)
+    world.ports.script("a", shows_late, meanwhile)
     result = world.run("a")
     assert len(result.made) == 1
     assert result.usd_lost == Decimal("0.04")
-    assert result.usd_spent == Decimal("0.08") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.08") == world.ports.billed_usd
     again = world.run("a")
     assert again.usd_lost == Decimal("0.04")
     assert again.usd_spent == Decimal("0.08")
 
 
 def test_a_charge_that_shows_up_in_a_later_try_is_counted_by_it(world, steps):
-    world.tools.script("a", steps.loses(billed=True, logged=False))
+    world.ports.script("a", steps.loses(billed=True, logged=False))
     world.run("a")
-    (lost, _) = [name for _, name in world.tools.posts]
-    world.tools.log_row(lost, "succeeded", Decimal("0.04"))
+    (lost, _) = [name for _, name in world.ports.posts]
+    world.ports.log_row(lost, "succeeded", Decimal("0.04"))
     result = world.run("a")
     assert (len(result.made), result.usd_lost, result.usd_spent) == (1, Decimal("0.04"), Decimal("0.08"))
 
 
 def test_a_late_charge_keeps_its_request_from_being_bought_again(world, steps):
-    def fails(tools, request, name):
-        tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
+    def fails(ports, request, name):
+        ports.log_row(world.ports.posts[0][1], "succeeded", Decimal("0.04"))
         raise LostAnswerError("lost again")
 
-    world.tools.script("a", steps.loses(), fails, steps.loses())
+    world.ports.script("a", steps.loses(), fails, steps.loses())
     first = world.run("a")
     assert first.made == []
-    posts = len(world.tools.posts)
+    posts = len(world.ports.posts)
     assert posts == 3
     result = world.run("a")
     assert isinstance(result.failures[0].error, ChargedButLostError)
-    assert len(world.tools.posts) == posts
+    assert len(world.ports.posts) == posts
 
 
 def test_answers_that_keep_getting_lost_are_left_to_the_next_try(world, steps):
-    world.tools.script("a", *[steps.loses() for _ in range(3)])
+    world.ports.script("a", *[steps.loses() for _ in range(3)])
     result = world.run("a")
     assert isinstance(result.failures[0].error, LostAnswerError)
     assert result.failures[0].error.retry_helps
-    assert world.tools.sent("a") == 3
+    assert world.ports.sent("a") == 3
     assert len(world.run("a").made) == 1
 
 
 @pytest.mark.parametrize("error", [ConnectionFailedError("away"), AuthenticationError("no scope")])
 def test_a_log_that_cannot_be_read_means_unknown_and_nothing_is_sent_again(world, steps, error):
-    world.tools.script("prompt 2", steps.loses(billed=True))
-    world.tools.log_error = error
+    world.ports.script("prompt 2", steps.loses(billed=True))
+    world.ports.log_error = error
     first = world.run(NAMES, lost_answer_patience_seconds=0.2)
     assert type(first.failures[0].error) is LostAnswerError
     assert first.halt is None
     second = world.run(NAMES)
     assert type(second.failures[0].error) is LostAnswerError
-    assert world.tools.sent("prompt 2") == 1
-    world.tools.log_error = None
+    assert world.ports.sent("prompt 2") == 1
+    world.ports.log_error = None
     third = world.run(NAMES)
     assert isinstance(third.failures[0].error, ChargedButLostError)
-    assert third.usd_spent == world.tools.billed_usd
-    assert world.tools.sent("prompt 2") == 1
+    assert third.usd_spent == world.ports.billed_usd
+    assert world.ports.sent("prompt 2") == 1
 
 
 def test_fail_gives_the_item_up_at_once_and_says_that_a_retry_does_not_help(world, steps):
-    world.tools.script("prompt 2", steps.loses(billed=True))
+    world.ports.script("prompt 2", steps.loses(billed=True))
     for _ in range(2):
         result = world.run(NAMES, on_lost_answer="fail")
         assert type(result.failures[0].error) is LostAnswerError
         assert not result.failures[0].error.retry_helps
-    assert world.tools.sent("prompt 2") == 1
-    assert world.tools.looks == 0
+    assert world.ports.sent("prompt 2") == 1
+    assert world.ports.looks == 0
 
 
 def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
-    world.tools.script("a", steps.loses(billed=True))
+    world.ports.script("a", steps.loses(billed=True))
     result = world.run("a", on_lost_answer="resend", lost_answer_patience_seconds=60)
     assert len(result.made) == 1
     assert result.usd_lost == Decimal("0.04")
-    assert result.usd_spent == Decimal("0.08") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.08") == world.ports.billed_usd
 
 
 # --- intents without an answer, from a try that was killed ------------------------------------------------------------
@@ -192,18 +192,18 @@ def leave_intent(
 
 
 def test_an_intent_of_a_killed_try_that_was_billed_is_lost_and_not_bought_again(world):
-    world.tools.charge(leave_intent(world, "a"), Decimal("0.04"))
+    world.ports.charge(leave_intent(world, "a"), Decimal("0.04"))
     result = world.run("a")
     assert isinstance(result.failures[0].error, ChargedButLostError)
     assert result.usd_spent == result.usd_lost == Decimal("0.04")
-    assert world.tools.posts == []
+    assert world.ports.posts == []
 
 
 @pytest.mark.parametrize("row", ["failed", None])
 def test_an_intent_of_a_killed_try_that_was_not_billed_is_bought(world, row):
     name = leave_intent(world, "a")
     if row:
-        world.tools.log_row(name, row)
+        world.ports.log_row(name, row)
     result = world.run("a")
     assert len(result.made) == 1
     assert result.usd_spent == Decimal("0.04")
@@ -212,28 +212,28 @@ def test_an_intent_of_a_killed_try_that_was_not_billed_is_bought(world, row):
 def test_a_request_that_may_still_be_under_way_is_given_time_before_it_is_bought_again(world):
     """Killed a moment ago: the API may bill it yet, and its log needs time on top."""
     name = leave_intent(world, "a", age_seconds=0.1)
-    threading.Timer(0.9, lambda: world.tools.charge(name, Decimal("0.04"))).start()
+    threading.Timer(0.9, lambda: world.ports.charge(name, Decimal("0.04"))).start()
     result = world.run("a", lost_answer_patience_seconds=0.7)
     assert isinstance(result.failures[0].error, ChargedButLostError)
-    assert world.tools.posts == []
+    assert world.ports.posts == []
 
 
 def test_a_slow_answer_is_awaited_for_as_long_as_one_may_take_before_the_request_is_bought_again(world):
     """The task was killed, the API was not: it bills when it is done, which may be long after the patience."""
     name = leave_intent(world, "a", age_seconds=0.1)
-    threading.Timer(1.2, lambda: world.tools.charge(name, Decimal("0.04"))).start()
+    threading.Timer(1.2, lambda: world.ports.charge(name, Decimal("0.04"))).start()
     result = world.run("a", lost_answer_patience_seconds=0.1, answer_timeout_seconds=2.0)
     assert isinstance(result.failures[0].error, ChargedButLostError)
-    assert world.tools.posts == []
+    assert world.ports.posts == []
 
 
 def test_the_clock_of_the_machine_that_sent_a_request_decides_how_long_it_is_awaited(world):
     """Its clock was ten minutes behind the API's and ours, so the request is not ten minutes old."""
     name = leave_intent(world, "a", age_seconds=600, clock_offset=600.0)
-    threading.Timer(0.4, lambda: world.tools.charge(name, Decimal("0.04"))).start()
+    threading.Timer(0.4, lambda: world.ports.charge(name, Decimal("0.04"))).start()
     result = world.run("a", lost_answer_patience_seconds=0.6)
     assert isinstance(result.failures[0].error, ChargedButLostError)
-    assert world.tools.posts == []
+    assert world.ports.posts == []
 
 
 @pytest.mark.parametrize(("age_days", "is_final"), [(0.9, False), (1.1, True), (90, True), (100, False)])
@@ -247,7 +247,7 @@ def test_silence_of_the_log_is_final_after_a_day_as_long_as_the_log_reaches_back
 
 def test_a_row_that_says_failed_ends_the_doubt_about_a_request_that_nobody_asks_for_any_more(world):
     names = [leave_intent(world, prompt, name=f"imagen.{prompt}") for prompt in ("first", "second", "third")]
-    world.tools.log_row(names[1], "failed")
+    world.ports.log_row(names[1], "failed")
     for _ in range(2):
         result = world.run("a")
         assert [request.client_request_id for request in result.in_doubt] == [names[0], names[2]]
@@ -259,14 +259,14 @@ def test_a_model_that_a_request_was_sent_to_is_awaited_before_another_is_asked(w
     other = "google/imagen-4.0-generate-001"
     plan = world.plan("a", fallback_models=[other])
     (first, second) = plan.slots[0].choices
-    world.tools.withdrawn = {first[0].model}
-    world.tools.script("a", steps.pictures(), steps.loses(billed=True, logged=False))
-    world.tools.log_error = ConnectionFailedError("away")
+    world.ports.withdrawn = {first[0].model}
+    world.ports.script("a", steps.pictures(), steps.loses(billed=True, logged=False))
+    world.ports.log_error = ConnectionFailedError("away")
     world.run(plan)
-    assert world.tools.models == [first[0].model, second[0].model]
-    world.tools.withdrawn = set()
+    assert world.ports.models == [first[0].model, second[0].model]
+    world.ports.withdrawn = set()
     assert world.run(plan).made == []
-    assert len(world.tools.posts) == 2
+    assert len(world.ports.posts) == 2
 
 
 @pytest.mark.parametrize("usd", [Decimal("0.05"), None])
@@ -282,7 +282,7 @@ def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, 
     earlier.commit(new_intent(unit.key, client_request_id="late", model=unit.model, usd=price, target=target))
     billed_without_amount(world, "late")
 
-    def slow(tools, request, name):
+    def slow(ports, request, name):
         images = (ResponseImage(url="https://cdn.test/late.png"),)
         late = Response(
             key=unit.key, client_request_id="late", images=images, model=unit.model, at=time.time(), usd=usd
@@ -290,9 +290,9 @@ def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, 
         earlier.append(late)
         earlier.close()
         time.sleep(1.2)  # journals are read again after a second
-        return steps.pictures(usd=Decimal("0.07"))(tools, request, name)
+        return steps.pictures(usd=Decimal("0.07"))(ports, request, name)
 
-    world.tools.script("b", slow)
+    world.ports.script("b", slow)
     result = world.run(plan, concurrency=1)
     assert [record["prompt"] for record in result.records] == ["a", "b"]
     assert (result.failures, result.lost, result.usd_lost) == ([], [], 0)
@@ -308,12 +308,12 @@ def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap
     names = [f"p{number}" for number in range(5)]
     for number, prompt in enumerate(names):
         leave_intent(world, prompt, name=f"imagen.killed.{number}")
-    world.tools.charge("imagen.killed.3", Decimal("0.04"))
+    world.ports.charge("imagen.killed.3", Decimal("0.04"))
     for number in (0, 1, 2, 4):
-        world.tools.log_row(f"imagen.killed.{number}", "failed")
+        world.ports.log_row(f"imagen.killed.{number}", "failed")
     result = world.run(names, concurrency=1, max_usd=Decimal("0.20"))
     assert len(result.made) == 4
-    assert result.usd_spent == Decimal("0.20") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.20") == world.ports.billed_usd
 
 
 def test_requests_that_are_presumed_unbilled_keep_their_money_reserved(world):
@@ -327,15 +327,15 @@ def test_requests_that_are_presumed_unbilled_keep_their_money_reserved(world):
     assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.08"), Decimal("0.20"))
     assert [request.client_request_id for request in result.in_doubt] == [f"imagen.killed.{n}" for n in range(5)]
     for number in range(5):
-        world.tools.charge(f"imagen.killed.{number}", Decimal("0.04"))
+        world.ports.charge(f"imagen.killed.{number}", Decimal("0.04"))
     late = world.run(names[:2])
     assert (late.usd_spent, late.usd_in_doubt) == (Decimal("0.28"), Decimal(0))
-    assert late.usd_spent == world.tools.billed_usd
+    assert late.usd_spent == world.ports.billed_usd
 
 
 def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):
     leave_intent(world, "a")
-    world.tools.log_error = ConnectionFailedError("away")
+    world.ports.log_error = ConnectionFailedError("away")
     result = world.run(world.plan(["a", "b"], price=Decimal("0.04")), max_usd=Decimal("0.08"))
     assert [record["prompt"] for record in result.records] == ["b"]
     leave_intent(world, "c", name="imagen.killed.c")
@@ -343,28 +343,28 @@ def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):
 
 
 def test_a_killed_request_whose_prompt_is_gone_is_still_counted(world):
-    world.tools.charge(leave_intent(world, "gone"), Decimal("0.04"))
+    world.ports.charge(leave_intent(world, "gone"), Decimal("0.04"))
     result = world.run("a")
-    assert result.usd_spent == world.tools.billed_usd == Decimal("0.08")
+    assert result.usd_spent == world.ports.billed_usd == Decimal("0.08")
     assert result.usd_lost == Decimal("0.04")
 
 
 def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, steps):
     """With no known price the first request takes all there is; while its fate is unknown nothing else may be sent."""
-    world.tools.script("a", steps.loses(billed=True, logged=False))
+    world.ports.script("a", steps.loses(billed=True, logged=False))
 
     def settle() -> None:
-        assert world.tools.sent("b") == 0
-        world.tools.log_row(world.tools.posts[0][1], "succeeded", Decimal("0.04"))
+        assert world.ports.sent("b") == 0
+        world.ports.log_row(world.ports.posts[0][1], "succeeded", Decimal("0.04"))
 
     timer = threading.Timer(0.4, settle)
-    world.tools.before_post = lambda name: None if timer.ident else timer.start()
+    world.ports.before_post = lambda name: None if timer.ident else timer.start()
     plan = world.plan(["a", "b"], price=None)
     result = world.run(plan, max_usd=Decimal("0.05"), lost_answer_patience_seconds=5, concurrency=2)
     assert isinstance(result.failures[0].error, ChargedButLostError)
     assert isinstance(result.halt, BudgetExceededError)
-    assert world.tools.sent("b") == 0
-    assert result.usd_spent == world.tools.billed_usd == Decimal("0.04")
+    assert world.ports.sent("b") == 0
+    assert result.usd_spent == world.ports.billed_usd == Decimal("0.04")
 
 
 # --- charges of unknown amount ----------------------------------------------------------------------------------------
@@ -372,11 +372,11 @@ def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, ste
 
 def billed_without_amount(world, name):
     """A row of the log that says "billed" and not how much."""
-    world.tools.rows.append({"client_request_id": name, "status": "succeeded", "inference_id": f"inf-{name}"})
+    world.ports.rows.append({"client_request_id": name, "status": "succeeded", "inference_id": f"inf-{name}"})
 
 
 def lose_without_amount(world):
-    def step(tools, request, name):
+    def step(ports, request, name):
         billed_without_amount(world, name)
         raise LostAnswerError("lost")
 
@@ -392,19 +392,19 @@ def unpriced(request, world, steps):
     plan, options = world.plan(["a", "b"], price=None), {"concurrency": 1}
     unsaid = steps.pictures(usd=Decimal(5), says_cost=False)
     if request.param == "response":
-        world.tools.script("a", unsaid)
+        world.ports.script("a", unsaid)
     elif request.param == "lost response":
-        world.tools.script("a", lose_without_amount(world))
+        world.ports.script("a", lose_without_amount(world))
     elif request.param == "unreadable response":
-        world.tools.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
+        world.ports.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
     elif request.param == "late charge":
         billed_without_amount(world, leave_intent(world, "gone", price=None))
     else:
         options |= {"on_lost_answer": "resend"}
-        world.tools.script("a", steps.pictures(usd=Decimal(5), says_cost=False, inline=True), unsaid)
-        world.tools.save_error = StorageError("the disk is full")
+        world.ports.script("a", steps.pictures(usd=Decimal(5), says_cost=False, inline=True), unsaid)
+        world.ports.save_error = StorageError("the disk is full")
         world.run(plan, max_usd=Decimal(1), **options)
-        world.tools.save_error = None
+        world.ports.save_error = None
     return plan, options
 
 
@@ -416,8 +416,8 @@ def test_a_charge_of_unknown_amount_lets_nothing_be_sent_under_a_cap_in_this_att
         assert "an unknown amount more may have been charged" in str(result.halt)
         assert len(result.in_doubt) == 1
         assert (result.usd_spent, result.usd_lost) == (0, 0)
-    assert world.tools.sent("b") == 0
-    assert world.tools.sent("a") <= 1
+    assert world.ports.sent("b") == 0
+    assert world.ports.sent("a") <= 1
 
 
 def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(world, unpriced):
@@ -425,9 +425,9 @@ def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(wor
     unpriced_ids = set()
     for _ in range(3):
         result = world.run(plan, **options)
-        unpriced_ids |= {name for name, usd in world.tools.charges.items() if usd == 5}
-        unpriced_ids |= {row["client_request_id"] for row in world.tools.rows if "cost" not in row}
-        unpriced_ids |= {name for _, name in world.tools.posts if name not in world.tools.charges}
+        unpriced_ids |= {name for name, usd in world.ports.charges.items() if usd == 5}
+        unpriced_ids |= {row["client_request_id"] for row in world.ports.rows if "cost" not in row}
+        unpriced_ids |= {name for _, name in world.ports.posts if name not in world.ports.charges}
         assert {request.client_request_id for request in result.in_doubt} == unpriced_ids
         lines = [line["client_request_id"] for line in result.failure_lines()]
         assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)

@@ -31,8 +31,8 @@ NAMES = [f"prompt {number}" for number in range(12)]
 def test_no_more_inline_images_than_requests_in_flight_exist_in_memory_alone(world, steps, concurrency):
     at_risk = []
     for name in NAMES:
-        world.tools.script(name, steps.pictures(inline=True))
-    save, answered, lock = world.tools.save, [], threading.Lock()
+        world.ports.script(name, steps.pictures(inline=True))
+    save, answered, lock = world.ports.save, [], threading.Lock()
 
     def slow_save(*args, **kwargs):
         time.sleep(0.02)
@@ -41,9 +41,9 @@ def test_no_more_inline_images_than_requests_in_flight_exist_in_memory_alone(wor
     def before_post(name):
         with lock:
             answered.append(name)
-            at_risk.append(len(answered) - len(world.tools.saved))
+            at_risk.append(len(answered) - len(world.ports.saved))
 
-    world.tools.save, world.tools.before_post = slow_save, before_post
+    world.ports.save, world.ports.before_post = slow_save, before_post
     assert len(world.run(NAMES, concurrency=concurrency).made) == 12
     assert max(at_risk) <= concurrency
 
@@ -57,11 +57,11 @@ def test_images_are_stored_although_their_responses_cannot_be_recorded_and_nothi
     monkeypatch.setattr(finish, "RECORD_PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr("airflow_provider_imagen.journal.log.RETRY_PAUSE_SECONDS", 0.05)
     all_in_flight = threading.Barrier(4, action=lambda: setattr(world.store, "is_away", True))
-    world.tools.before_post = lambda _: all_in_flight.wait(30) if len(world.tools.posts) < 4 else None
+    world.ports.before_post = lambda _: all_in_flight.wait(30) if len(world.ports.posts) < 4 else None
     seen = {}
 
     def come_back():
-        seen.update(posts=len(world.tools.posts), files=len(world.tools.files))
+        seen.update(posts=len(world.ports.posts), files=len(world.ports.files))
         world.store.is_away = False
 
     timer = threading.Timer(1.5, come_back)
@@ -79,7 +79,7 @@ def overlap(world, *, prompts, concurrency, in_flight):
     """Let a second attempt take over while a first one has some requests in flight; return both results."""
     old = {}
     taken_over, release = threading.Event(), threading.Event()
-    world.tools.latency_seconds = 0.0
+    world.ports.latency_seconds = 0.0
     waiting = threading.Barrier(in_flight, action=taken_over.set)
     first_ids = set()
 
@@ -89,7 +89,7 @@ def overlap(world, *, prompts, concurrency, in_flight):
             waiting.wait(30)
             release.wait(30)
 
-    world.tools.before_post = before_post
+    world.ports.before_post = before_post
     thread = threading.Thread(target=lambda: old.update(result=world.run(prompts, concurrency=concurrency)))
     thread.start()
     assert taken_over.wait(30)
@@ -105,26 +105,26 @@ def overlap(world, *, prompts, concurrency, in_flight):
 def test_an_attempt_that_lost_the_journal_sends_nothing_more_and_keeps_what_it_receives(world, concurrency):
     result, sent = overlap(world, prompts=NAMES, concurrency=concurrency, in_flight=concurrency)
     assert isinstance(result.halt, OwnershipLostError)
-    assert len(world.tools.posts) == concurrency == len(sent)
-    assert len(world.tools.files) == concurrency
+    assert len(world.ports.posts) == concurrency == len(sent)
+    assert len(world.ports.files) == concurrency
 
     second = world.run(NAMES)
     assert (len(second.made), second.adopted, second.usd_lost) == (12, concurrency, 0)
-    assert len(world.tools.posts) == 12
-    assert second.usd_spent == world.tools.billed_usd
+    assert len(world.ports.posts) == 12
+    assert second.usd_spent == world.ports.billed_usd
 
 
 def test_a_response_that_an_overtaken_attempt_records_later_is_reused_and_not_reported_lost(world, steps):
     """The new attempt sees the charge in the API's log before the old one has recorded the response."""
     in_flight, release = threading.Event(), threading.Event()
 
-    def slow(tools, request, name):
-        tools.charge(name, Decimal("0.04"))
+    def slow(ports, request, name):
+        ports.charge(name, Decimal("0.04"))
         in_flight.set()
         release.wait(30)
-        return steps.pictures()(tools, request, name)
+        return steps.pictures()(ports, request, name)
 
-    world.tools.script("a", slow)
+    world.ports.script("a", slow)
     old = threading.Thread(target=lambda: world.run("a"))
     old.start()
     assert in_flight.wait(30)
@@ -133,7 +133,7 @@ def test_a_response_that_an_overtaken_attempt_records_later_is_reused_and_not_re
     old.join(30)
     assert second.failures == []
     assert (len(second.made), second.adopted, second.usd_lost) == (1, 1, 0)
-    assert world.tools.sent("a") == 1
+    assert world.ports.sent("a") == 1
     assert second.usd_spent == Decimal("0.04")
 
 
@@ -142,26 +142,26 @@ def test_a_response_that_an_overtaken_attempt_records_later_is_reused_and_not_re
 
 def disappears_once(world, name):
     """Delete a file right before the run looks whether all are there."""
-    find, gone = world.tools.find_missing, []
+    find, gone = world.ports.find_missing, []
 
     def find_missing(stored):
         if not gone:
-            gone.append(world.tools.files.pop(name))
+            gone.append(world.ports.files.pop(name))
         return find(stored)
 
-    world.tools.find_missing = find_missing
+    world.ports.find_missing = find_missing
 
 
 def test_a_file_that_disappears_while_the_task_runs_is_downloaded_again(world):
     disappears_once(world, "003-0.png")
     result = world.run(NAMES)
-    assert (len(result.made), len(world.tools.files), len(world.tools.posts)) == (12, 12, 12)
-    assert len(world.tools.fetched) == 13
+    assert (len(result.made), len(world.ports.files), len(world.ports.posts)) == (12, 12, 12)
+    assert len(world.ports.fetched) == 13
     assert result.failures == []
 
 
 def test_an_inline_image_that_disappears_is_reported_lost_and_not_listed(world, steps):
-    world.tools.script("prompt 3", steps.pictures(inline=True))
+    world.ports.script("prompt 3", steps.pictures(inline=True))
     disappears_once(world, "003-0.png")
     result = world.run(NAMES)
     (failure,) = result.failures
@@ -174,29 +174,29 @@ def test_an_inline_image_that_disappears_is_reported_lost_and_not_listed(world, 
 
 
 def test_a_dead_link_is_money_lost_once_over_all_attempts_until_it_works_again(world):
-    world.tools.fetch_error = LinkExpiredError("403")
+    world.ports.fetch_error = LinkExpiredError("403")
     for _ in range(2):
         result = world.run(NAMES[:2])
         assert (result.usd_lost, result.usd_spent) == (Decimal("0.08"), Decimal("0.08"))
-    world.tools.fetch_error = None
+    world.ports.fetch_error = None
     result = world.run(NAMES[:2])
     assert (len(result.made), result.usd_lost) == (2, 0)
     assert world.run(NAMES[:2]).usd_lost == 0
 
 
 def test_an_empty_response_that_was_charged_is_money_lost(world, steps):
-    world.tools.script("a", steps.pictures(0))
+    world.ports.script("a", steps.pictures(0))
     for _ in range(2):
         assert world.run("a").usd_lost == Decimal("0.04")
 
 
 def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps):
-    def one_null(tools, request, name):
+    def one_null(ports, request, name):
         from msgspec.structs import replace
 
-        return replace(steps.pictures(2, usd=Decimal("0.12"))(tools, request, name), null_items=1)
+        return replace(steps.pictures(2, usd=Decimal("0.12"))(ports, request, name), null_items=1)
 
-    world.tools.script("a", one_null)
+    world.ports.script("a", one_null)
     result = world.run({"prompt": "a", "num_images": 3})
     assert (result.usd_spent, result.usd_lost) == (Decimal("0.12"), Decimal("0.04"))
     assert [record["usd"] for record in result.records] == [0.04, 0.04]
@@ -207,18 +207,18 @@ def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps
 
 def test_images_of_removed_prompts_are_listed_and_fetched_but_not_handed_on(world):
     world.run(NAMES[:3])
-    del world.tools.files["001-0.png"]
+    del world.ports.files["001-0.png"]
     result = world.run(["prompt 0", "new"])
     assert [made.record["prompt"] for made in result.listed] == ["prompt 0", "new", "prompt 1", "prompt 2"]
     assert len(result.urls) == 2
     assert result.summary()["superseded"] == 2
-    assert world.tools.sent("prompt 1") == 1
+    assert world.ports.sent("prompt 1") == 1
 
 
 def test_a_dead_link_of_a_removed_prompt_is_counted_lost_and_fails_nothing(world):
     world.run(NAMES[:2])
-    del world.tools.files["001-0.png"]
-    world.tools.fetch_error = LinkExpiredError("403")
+    del world.ports.files["001-0.png"]
+    world.ports.fetch_error = LinkExpiredError("403")
     result = world.run(NAMES[:1])
     assert (len(result.made), result.failures, result.superseded) == (1, [], [])
     assert result.usd_lost == Decimal("0.04")
@@ -229,56 +229,56 @@ def test_a_dead_link_of_a_removed_prompt_is_counted_lost_and_fails_nothing(world
 
 def test_the_next_attempt_knows_the_prices_that_earlier_ones_paid(world, steps):
     for name in NAMES:
-        world.tools.script(name, steps.pictures(usd=Decimal("0.20")))
+        world.ports.script(name, steps.pictures(usd=Decimal("0.20")))
     first = world.run(NAMES, max_usd=Decimal("0.50"), concurrency=8)
     assert first.usd_spent == Decimal("0.40")
     second = world.run(NAMES, max_usd=Decimal("1.00"), concurrency=8)
-    assert second.usd_spent == Decimal("1.00") == world.tools.billed_usd
+    assert second.usd_spent == Decimal("1.00") == world.ports.billed_usd
 
 
 @pytest.mark.parametrize(("cap", "price"), [("1.20", "0.20"), ("3.20", "0.40")])
 def test_a_price_far_above_the_quoted_one_does_not_exceed_the_cap(world, steps, cap, price):
     for name in NAMES * 4:
-        world.tools.script(name, *[steps.pictures(usd=Decimal(price)) for _ in range(4)])
-    world.tools.latency_seconds = 0.01
+        world.ports.script(name, *[steps.pictures(usd=Decimal(price)) for _ in range(4)])
+    world.ports.latency_seconds = 0.01
     result = world.run(NAMES * 4, max_usd=Decimal(cap) + 1, concurrency=16)
-    assert result.usd_spent == world.tools.billed_usd <= Decimal(cap) + 1
+    assert result.usd_spent == world.ports.billed_usd <= Decimal(cap) + 1
 
 
 def test_a_price_that_rises_in_the_middle_costs_at_most_one_round_of_requests_in_flight(world, steps):
     names = [f"p{number}" for number in range(60)]
     for number, name in enumerate(names):
-        world.tools.script(name, steps.pictures(usd=Decimal("0.04") if number < 20 else Decimal("0.40")))
-    world.tools.latency_seconds = 0.01
+        world.ports.script(name, steps.pictures(usd=Decimal("0.04") if number < 20 else Decimal("0.40")))
+    world.ports.latency_seconds = 0.01
     result = world.run(names, max_usd=Decimal("2.50"), concurrency=8)
-    assert world.tools.billed_usd <= Decimal("2.50") + 8 * Decimal("0.36")
-    assert result.usd_spent == world.tools.billed_usd
+    assert world.ports.billed_usd <= Decimal("2.50") + 8 * Decimal("0.36")
+    assert result.usd_spent == world.ports.billed_usd
 
 
 def test_what_was_paid_for_is_kept_although_the_rest_does_not_fit_under_the_cap(world, steps):
     """The first attempt paid, and could not download: its links would expire."""
     for name in NAMES[:3]:
-        world.tools.script(name, steps.pictures(usd=Decimal("0.08")))
-    world.tools.fetch_error = DownloadError("the CDN is away")
+        world.ports.script(name, steps.pictures(usd=Decimal("0.08")))
+    world.ports.fetch_error = DownloadError("the CDN is away")
     world.run(NAMES[:3], max_usd=Decimal("0.30"))
-    world.tools.fetch_error = None
+    world.ports.fetch_error = None
     result = world.run(NAMES, max_usd=Decimal("0.30"))
     assert isinstance(result.halt, BudgetExceededError)
-    assert (len(result.made), len(world.tools.files), len(world.tools.posts)) == (3, 3, 3)
+    assert (len(result.made), len(world.ports.files), len(world.ports.posts)) == (3, 3, 3)
 
 
 # --- what a review found ----------------------------------------------------------------------------------------------
 
 
 def test_a_charge_that_the_log_shows_before_the_next_attempt_is_not_paid_again(world, steps):
-    world.tools.script("a", *[steps.loses(billed=True, logged=False)] * 3)
+    world.ports.script("a", *[steps.loses(billed=True, logged=False)] * 3)
     world.run("a")
-    for name, usd in world.tools.charges.items():
-        world.tools.log_row(name, "succeeded", usd)
+    for name, usd in world.ports.charges.items():
+        world.ports.log_row(name, "succeeded", usd)
     result = world.run("a")
     assert isinstance(result.failures[0].error, ChargedButLostError)
-    assert len(world.tools.posts) == 3
-    assert result.usd_spent == result.usd_lost == world.tools.billed_usd == Decimal("0.12")
+    assert len(world.ports.posts) == 3
+    assert result.usd_spent == result.usd_lost == world.ports.billed_usd == Decimal("0.12")
 
 
 @pytest.mark.parametrize("fault", ["is away", "refuses"])
@@ -292,36 +292,36 @@ def test_responses_that_could_not_be_recorded_are_not_counted_twice(world, steps
 
     all_in_flight = threading.Barrier(4, action=break_the_store)
     for name in NAMES[:4]:
-        world.tools.script(name, lambda *args: (all_in_flight.wait(30), steps.pictures()(*args))[1])
+        world.ports.script(name, lambda *args: (all_in_flight.wait(30), steps.pictures()(*args))[1])
     threading.Timer(2, lambda: setattr(world.store, "is_away", False)).start()
     result = world.run(NAMES[:4], concurrency=4)
     assert (len(result.made), result.usd_lost) == (4, 0)
-    assert result.usd_spent == world.tools.billed_usd == Decimal("0.16")
+    assert result.usd_spent == world.ports.billed_usd == Decimal("0.16")
 
 
 def test_a_charge_of_unknown_amount_blocks_the_cap_in_the_next_attempt_too(world, steps):
     for name in NAMES:
-        world.tools.script(name, steps.pictures(usd=Decimal(5), says_cost=False))
+        world.ports.script(name, steps.pictures(usd=Decimal(5), says_cost=False))
     for _ in range(3):
         result = world.run(world.plan(NAMES, price=None), max_usd=Decimal(1))
         assert isinstance(result.halt, BudgetExceededError)
         assert len(result.in_doubt) == 1
-    assert len(world.tools.posts) == 1
+    assert len(world.ports.posts) == 1
 
 
 def test_a_response_without_a_cost_counts_at_the_highest_price_seen(world, steps):
-    world.tools.script("prompt 0", steps.pictures(usd=Decimal("0.08")))
-    world.tools.script("prompt 1", steps.pictures(usd=Decimal("0.08"), says_cost=False))
+    world.ports.script("prompt 0", steps.pictures(usd=Decimal("0.08")))
+    world.ports.script("prompt 1", steps.pictures(usd=Decimal("0.08"), says_cost=False))
     result = world.run(NAMES[:2], concurrency=1)
-    assert result.usd_spent == world.tools.billed_usd == Decimal("0.16")
+    assert result.usd_spent == world.ports.billed_usd == Decimal("0.16")
     assert result.usd_is_estimate
 
 
 def test_an_inline_image_that_cannot_be_stored_is_lost_already_in_this_attempt(world, steps):
-    world.tools.script("a", steps.pictures(inline=True))
-    world.tools.save_error = StorageError("the disk is full")
+    world.ports.script("a", steps.pictures(inline=True))
+    world.ports.save_error = StorageError("the disk is full")
     assert world.run("a").usd_lost == Decimal("0.04")
-    world.tools.save_error = None
+    world.ports.save_error = None
     assert world.run("a").usd_lost == Decimal("0.04")
 
 
@@ -339,6 +339,6 @@ def test_an_intent_that_was_not_sent_is_not_in_doubt_for_the_next_attempt(world)
     world.store.on_write = take_over
     result = world.run("a")
     assert isinstance(result.halt, OwnershipLostError)
-    assert (world.tools.posts, result.in_doubt) == ([], [])
+    assert (world.ports.posts, result.in_doubt) == ([], [])
     assert world.requests.popitem()[1].open_intents == {}
     assert len(world.run("a", on_lost_answer="fail").made) == 1

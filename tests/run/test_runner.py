@@ -31,23 +31,23 @@ NAMES = [f"prompt {number}" for number in range(12)]
 def test_results_come_in_prompt_order_whatever_finishes_first(world, steps):
     slow = threading.Event()
 
-    def late(tools, request, name):
+    def late(ports, request, name):
         slow.wait(5)
-        return steps.pictures()(tools, request, name)
+        return steps.pictures()(ports, request, name)
 
-    def last(tools, request, name):
+    def last(ports, request, name):
         slow.set()
-        return steps.pictures()(tools, request, name)
+        return steps.pictures()(ports, request, name)
 
-    world.tools.script("prompt 0", late)
-    world.tools.script("prompt 11", last)
+    world.ports.script("prompt 0", late)
+    world.ports.script("prompt 11", last)
     result = world.run(NAMES, concurrency=4)
     assert [record["prompt"] for record in result.records] == NAMES
-    prompt_of = {name: prompt for prompt, name in world.tools.posts}
-    assert [prompt_of[name] for name in world.tools.charges].index("prompt 0") >= 8
+    prompt_of = {name: prompt for prompt, name in world.ports.posts}
+    assert [prompt_of[name] for name in world.ports.charges].index("prompt 0") >= 8
     assert result.failures == result.not_sent == []
     assert result.halt is None
-    assert result.usd_spent == Decimal("0.48") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.48") == world.ports.billed_usd
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8, 50])
@@ -55,15 +55,15 @@ def test_concurrency_holds_exactly(world, steps, concurrency):
     at_once = min(concurrency, len(NAMES))
     together = threading.Barrier(at_once, timeout=10)
 
-    def meet(tools, request, name):
+    def meet(ports, request, name):
         together.wait()
-        return steps.pictures()(tools, request, name)
+        return steps.pictures()(ports, request, name)
 
     for name in NAMES[:at_once]:
-        world.tools.script(name, meet)
-    world.tools.latency_seconds = 0.005
+        world.ports.script(name, meet)
+    world.ports.latency_seconds = 0.005
     assert len(world.run(NAMES, concurrency=concurrency).made) == len(NAMES)
-    assert world.tools.most_in_flight == at_once
+    assert world.ports.most_in_flight == at_once
 
 
 def test_an_empty_plan_is_done_at_once(world):
@@ -78,36 +78,36 @@ def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(
     def before_post(name):
         seen.append(f'"t":"intent","client_request_id":"{name}"' in world.store.text)
 
-    real_save = world.tools.save
+    real_save = world.ports.save
 
     def save(*args, response, **kwargs):
         seen.append(f'"t":"response","client_request_id":"{response.client_request_id}"' in world.store.text)
         return real_save(*args, response=response, **kwargs)
 
-    world.tools.before_post, world.tools.save = before_post, save
+    world.ports.before_post, world.ports.save = before_post, save
     world.run(NAMES)
     assert seen == [True] * 24
 
 
 def test_every_post_has_an_id_of_its_own_that_the_api_keeps(world, steps):
-    world.tools.script("prompt 0", steps.fails(lambda: ServerError("x", status=500)), steps.loses(row="failed"))
+    world.ports.script("prompt 0", steps.fails(lambda: ServerError("x", status=500)), steps.loses(row="failed"))
     world.run(NAMES)
-    ids = [name for _, name in world.tools.posts]
+    ids = [name for _, name in world.ports.posts]
     assert len(ids) == len(set(ids)) == 14
     assert all(len(name) <= 128 and set(name) <= set("imagen.0123456789abcdef") for name in ids)
 
 
 def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
-    world.tools.script("prompt 0", steps.pictures(inline=True))
-    world.tools.script("prompt 1", steps.pictures(signed=True))
+    world.ports.script("prompt 0", steps.pictures(inline=True))
+    world.ports.script("prompt 1", steps.pictures(signed=True))
     result = world.run(NAMES)
     assert "hush-hush" not in world.store.text
     assert world.api_key not in world.store.text
     assert "inline" not in world.store.text
     assert "b64_json" not in world.store.text
     assert "hush-hush" not in json.dumps(result.records)
-    assert world.tools.fetched[0].endswith(".png") or world.tools.fetched[0].endswith("hush-hush")
-    assert any(url.endswith("hush-hush") for url in world.tools.fetched)
+    assert world.ports.fetched[0].endswith(".png") or world.ports.fetched[0].endswith("hush-hush")
+    assert any(url.endswith("hush-hush") for url in world.ports.fetched)
 
 
 # --- what an earlier try did ------------------------------------------------------------------------------------------
@@ -115,114 +115,114 @@ def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
 
 def test_a_second_try_buys_nothing_and_shows_the_same(world):
     first = world.run(NAMES)
-    fetched = list(world.tools.fetched)
+    fetched = list(world.ports.fetched)
     second = world.run(NAMES)
     assert second.records == first.records
     assert second.adopted == 12
-    assert len(world.tools.posts) == 12
-    assert world.tools.fetched == fetched
+    assert len(world.ports.posts) == 12
+    assert world.ports.fetched == fetched
     assert second.usd_spent == first.usd_spent
 
 
 def test_a_stored_picture_that_is_gone_is_fetched_again_not_bought_again(world):
     world.run(NAMES)
-    del world.tools.files["003-0.png"]
+    del world.ports.files["003-0.png"]
     result = world.run(NAMES)
     assert len(result.made) == 12
-    assert len(world.tools.posts) == 12
-    assert "003-0.png" in world.tools.files
+    assert len(world.ports.posts) == 12
+    assert "003-0.png" in world.ports.files
 
 
 def test_a_picture_that_could_not_be_fetched_is_fetched_by_the_next_try(world):
-    world.tools.fetch_error = DownloadError("cdn away")
+    world.ports.fetch_error = DownloadError("cdn away")
     first = world.run(NAMES[:2])
     assert [type(failure.error) for failure in first.failures] == [DownloadError] * 2
     assert first.failures[0].error.inference_id.startswith("inf-")
-    world.tools.fetch_error = None
+    world.ports.fetch_error = None
     second = world.run(NAMES[:2])
     assert len(second.made) == 2
-    assert len(world.tools.posts) == 2
+    assert len(world.ports.posts) == 2
     assert second.usd_lost == 0
 
 
 def test_an_inline_picture_that_was_not_stored_is_lost_and_counted_once_per_try(world, steps):
-    world.tools.script("a", steps.pictures(inline=True, usd=Decimal("0.08")))
-    world.tools.save_error = StorageError("disk full")
+    world.ports.script("a", steps.pictures(inline=True, usd=Decimal("0.08")))
+    world.ports.save_error = StorageError("disk full")
     first = world.run({"prompt": "a", "num_images": 2})
     assert isinstance(first.failures[0].error, StorageError)
-    world.tools.save_error = None
+    world.ports.save_error = None
     for _ in range(2):
         result = world.run({"prompt": "a", "num_images": 2})
         assert isinstance(result.failures[0].error, ChargedButLostError)
         assert result.failures[0].error.usd == 0.04
         assert result.usd_lost == Decimal("0.08") == result.usd_spent
-    assert len(world.tools.posts) == 1
+    assert len(world.ports.posts) == 1
 
 
 def test_a_lost_inline_picture_is_bought_again_when_the_author_says_resend(world, steps):
-    world.tools.script("a", steps.pictures(inline=True))
-    world.tools.save_error = StorageError("disk full")
+    world.ports.script("a", steps.pictures(inline=True))
+    world.ports.save_error = StorageError("disk full")
     world.run("a")
-    world.tools.save_error = None
+    world.ports.save_error = None
     result = world.run("a", on_lost_answer="resend")
     assert len(result.made) == 1
     assert result.usd_lost == Decimal("0.04")
-    assert result.usd_spent == Decimal("0.08") == world.tools.billed_usd
+    assert result.usd_spent == Decimal("0.08") == world.ports.billed_usd
     again = world.run("a", on_lost_answer="resend")
-    assert len(world.tools.posts) == 2
+    assert len(world.ports.posts) == 2
     assert again.usd_lost == Decimal("0.04")
     assert again.usd_spent == Decimal("0.08")
 
 
 def test_a_stored_inline_picture_that_was_deleted_can_be_bought_again_after_it_was_told_lost(world, steps):
-    world.tools.script("a", steps.pictures(inline=True))
+    world.ports.script("a", steps.pictures(inline=True))
     world.run("a")
-    world.tools.files.clear()
+    world.ports.files.clear()
     assert isinstance(world.run("a").failures[0].error, ChargedButLostError)
     result = world.run("a", on_lost_answer="resend")
     assert len(result.made) == 1
-    assert len(world.tools.posts) == 2
+    assert len(world.ports.posts) == 2
 
 
 def test_a_picture_that_comes_inline_with_nowhere_to_store_it_is_told_lost(world, steps):
-    world.tools.stores = False
-    world.tools.script("a", steps.pictures(inline=True))
+    world.ports.stores = False
+    world.ports.script("a", steps.pictures(inline=True))
     result = world.run("a")
     assert isinstance(result.failures[0].error, ChargedButLostError)
     assert result.usd_lost == Decimal("0.04")
 
 
 def test_without_a_folder_links_are_handed_on_and_nothing_is_fetched(world, steps):
-    world.tools.stores = False
-    world.tools.script("prompt 0", steps.pictures(signed=True))
+    world.ports.stores = False
+    world.ports.script("prompt 0", steps.pictures(signed=True))
     result = world.run(NAMES)
-    assert world.tools.fetched == []
+    assert world.ports.fetched == []
     assert result.urls[0].endswith("hush-hush")
     assert all(url.startswith("https://cdn.test/") for url in result.urls)
 
 
 def test_a_link_sealed_with_another_key_is_no_retry(world, steps):
-    world.tools.script("a", steps.pictures(signed=True))
-    world.tools.fetch_error = DownloadError("away")
+    world.ports.script("a", steps.pictures(signed=True))
+    world.ports.fetch_error = DownloadError("away")
     world.run("a")
-    world.tools.fetch_error, world.api_key = None, "0" * 32
+    world.ports.fetch_error, world.api_key = None, "0" * 32
     result = world.run("a")
     assert isinstance(result.failures[0].error, LinkExpiredError)
-    assert len(world.tools.posts) == 1
+    assert len(world.ports.posts) == 1
 
 
 def test_money_of_prompts_that_are_gone_from_the_list_still_counts(world):
     world.run(NAMES)
     result = world.run(NAMES[:2])
     assert result.usd_spent == Decimal("0.48")
-    assert len(world.tools.posts) == 12
+    assert len(world.ports.posts) == 12
 
 
 # --- pictures that are withheld, broken or too many -------------------------------------------------------------------
 
 
 def test_fewer_pictures_than_asked_for_are_kept_and_told(world, steps):
-    world.tools.script("a", steps.pictures(1, usd=Decimal("0.04")))
+    world.ports.script("a", steps.pictures(1, usd=Decimal("0.04")))
     result = world.run({"prompt": "a", "num_images": 3})
     assert len(result.made) == 1
     (failure,) = result.filtered
@@ -231,15 +231,15 @@ def test_fewer_pictures_than_asked_for_are_kept_and_told(world, steps):
 
 
 def test_no_picture_at_all_is_an_empty_result(world, steps):
-    world.tools.script("a", steps.pictures(0, usd=Decimal(0)))
+    world.ports.script("a", steps.pictures(0, usd=Decimal(0)))
     result = world.run("a")
     assert isinstance(result.failures[0].error, EmptyResultError)
     assert world.run("a").usd_spent == 0
-    assert len(world.tools.posts) == 1
+    assert len(world.ports.posts) == 1
 
 
 def test_a_flagged_picture_is_not_kept_but_its_neighbours_are_under_their_own_numbers(world, steps):
-    world.tools.script("a", steps.pictures(withheld=(0,)))
+    world.ports.script("a", steps.pictures(withheld=(0,)))
     result = world.run({"prompt": "a", "num_images": 3})
     assert [record["image_index"] for record in result.records] == [1, 2]
     assert isinstance(result.failures[0].error, FilteredError)
@@ -248,10 +248,10 @@ def test_a_flagged_picture_is_not_kept_but_its_neighbours_are_under_their_own_nu
 
 def test_more_pictures_than_asked_for_are_kept_under_names_of_their_own(world, steps):
     for number in range(3):
-        world.tools.script(f"p{number}", *[steps.pictures(3) for _ in range(9)])
+        world.ports.script(f"p{number}", *[steps.pictures(3) for _ in range(9)])
     plan = world.plan([f"p{number}" for number in range(3)], model="openai/gpt-image-1", num_images=2)
     result = world.run(plan)
-    assert len(result.made) == 18 == len(world.tools.files)
+    assert len(result.made) == 18 == len(world.ports.files)
     for item in range(3):
         numbers = [record["image_index"] for record in result.records if record["prompt_index"] == item]
         assert len(set(numbers)) == 6
@@ -260,15 +260,15 @@ def test_more_pictures_than_asked_for_are_kept_under_names_of_their_own(world, s
 
 
 def test_more_pictures_than_asked_for_from_a_fallback_that_takes_several_requests_overwrite_nothing(world, steps):
-    world.tools.script("a", steps.fails(lambda: ModelWithdrawnError("gone")), *[steps.pictures(2) for _ in range(3)])
+    world.ports.script("a", steps.fails(lambda: ModelWithdrawnError("gone")), *[steps.pictures(2) for _ in range(3)])
     plan = world.plan({"prompt": "a", "num_images": 3}, fallback_models=["openai/gpt-image-1"])
     result = world.run(plan)
-    assert len(result.made) == 6 == len(world.tools.files)
+    assert len(result.made) == 6 == len(world.ports.files)
 
 
 def test_images_of_a_fallback_that_takes_several_requests_have_the_numbers_of_their_prompt(world, steps):
     items = [{"prompt": name, "num_images": images} for name, images in (("a", 3), ("b", 1), ("c", 2))]
-    world.tools.script(
+    world.ports.script(
         "a", steps.fails(lambda: ModelWithdrawnError("gone")), steps.pictures(), steps.loses(billed=True)
     )
     plan = world.plan(items, fallback_models=["openai/gpt-image-1"])
@@ -279,39 +279,39 @@ def test_images_of_a_fallback_that_takes_several_requests_have_the_numbers_of_th
     places = [(record["prompt_index"], record["image_index"]) for record in result.records]
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
     assert [record["path"] for record in result.records] == [f"/out/{p:03}-{i}.png" for p, i in places]
-    assert (result.adopted, len(world.tools.saved)) == (4, 6)
+    assert (result.adopted, len(world.ports.saved)) == (4, 6)
     assert len({record["client_request_id"] for record in result.records}) == 6
     assert world.run(plan).records == result.records
 
 
 @pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
 def test_an_image_that_cannot_be_read_is_not_bought_again_by_a_second_attempt(world, steps, on_lost_answer):
-    world.tools.script("a", steps.pictures(broken=(1,)))
+    world.ports.script("a", steps.pictures(broken=(1,)))
     for _ in range(3):
         result = world.run({"prompt": "a", "num_images": 3}, on_lost_answer=on_lost_answer)
         assert [record["image_index"] for record in result.records] == [0, 2]
         assert [type(error) for error in result.failures[0].errors] == [UnreadableResponseError]
         assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.12"), 0)
         assert result.usd_lost == Decimal("0.04")
-    assert len(world.tools.posts) == 1
+    assert len(world.ports.posts) == 1
 
 
 def test_a_broken_picture_leaves_the_others(world, steps):
-    world.tools.script("a", steps.pictures(broken=(1,)))
+    world.ports.script("a", steps.pictures(broken=(1,)))
     result = world.run({"prompt": "a", "num_images": 3})
     assert [record["image_index"] for record in result.records] == [0, 2]
     assert isinstance(result.failures[0].error, UnreadableResponseError)
 
 
 def test_a_picture_that_is_no_picture_leaves_the_others(world):
-    real = world.tools.save
+    real = world.ports.save
 
     def save(data, *, item, **kwargs):
         if item.index == 5:
             raise BadImageError("half a picture")
         return real(data, item=item, **kwargs)
 
-    world.tools.save = save
+    world.ports.save = save
     result = world.run(NAMES)
     assert len(result.made) == 11
     assert [failure.item.index for failure in result.failed] == [5]
@@ -322,7 +322,7 @@ def test_a_picture_that_is_no_picture_leaves_the_others(world):
 
 
 def test_what_surely_bought_nothing_is_sent_again(world, steps):
-    world.tools.script(
+    world.ports.script(
         "a",
         steps.fails(lambda: ServerError("500", status=500)),
         steps.fails(lambda: RateLimitedError("429", status=429)),
@@ -330,33 +330,33 @@ def test_what_surely_bought_nothing_is_sent_again(world, steps):
     )
     result = world.run("a")
     assert len(result.made) == 1
-    assert world.tools.sent("a") == 4
+    assert world.ports.sent("a") == 4
     assert world.records_by_type() == {"intent": 4, "rejected": 3, "response": 1, "write_committed": 1}
 
 
 def test_a_refused_request_is_not_sent_again_and_ends_only_its_item(world, steps):
-    world.tools.script("prompt 3", steps.fails(lambda: InvalidRequestError("no", status=400)))
+    world.ports.script("prompt 3", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(NAMES)
     assert len(result.made) == 11
-    assert world.tools.sent("prompt 3") == 1
+    assert world.ports.sent("prompt 3") == 1
     assert result.halt is None
-    world.tools.script("prompt 3")
+    world.ports.script("prompt 3")
     assert len(world.run(NAMES).made) == 12
 
 
 def test_a_request_that_fails_again_and_again_ends_only_its_item(world, steps):
-    world.tools.script("prompt 3", *[steps.fails(lambda: ServerError("500", status=500)) for _ in range(20)])
+    world.ports.script("prompt 3", *[steps.fails(lambda: ServerError("500", status=500)) for _ in range(20)])
     result = world.run(NAMES, first_wait_seconds=0.001)
     assert len(result.made) == 11
-    assert world.tools.sent("prompt 3") == 6
+    assert world.ports.sent("prompt 3") == 6
     assert isinstance(result.failures[0].error, ServerError)
     assert result.halt is None
 
 
 def test_an_error_within_a_success_that_states_a_cost_is_money_lost(world, steps):
-    world.tools.script("a", steps.fails(lambda: InvalidRequestError("no image", status=200, usd=0.04)))
-    world.tools.script("b", steps.fails(lambda: InvalidRequestError("no image", status=200, usd=0.0)))
-    world.tools.script("c", steps.fails(lambda: InvalidRequestError("no image", status=200)))
+    world.ports.script("a", steps.fails(lambda: InvalidRequestError("no image", status=200, usd=0.04)))
+    world.ports.script("b", steps.fails(lambda: InvalidRequestError("no image", status=200, usd=0.0)))
+    world.ports.script("c", steps.fails(lambda: InvalidRequestError("no image", status=200)))
     result = world.run(["a", "b", "c"])
     assert result.usd_lost == result.usd_spent == Decimal("0.04")
     again = world.run(["a", "b", "c"])
@@ -366,14 +366,14 @@ def test_an_error_within_a_success_that_states_a_cost_is_money_lost(world, steps
 
 
 def test_a_success_that_cannot_be_read_is_taken_for_billed_at_the_known_price(world, steps):
-    world.tools.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
+    world.ports.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
     result = world.run("a")
     assert result.usd_lost == Decimal("0.04")
     assert result.usd_is_estimate
 
 
 def test_a_cost_that_is_not_told_is_estimated_and_said_to_be(world, steps):
-    world.tools.script("a", steps.pictures(says_cost=False))
+    world.ports.script("a", steps.pictures(says_cost=False))
     assert not world.run("b").usd_is_estimate
     result = world.run(["a", "b"])
     assert result.usd_spent == Decimal("0.08")
@@ -392,10 +392,10 @@ def gone(steps):
 
 
 def test_a_withdrawn_model_gets_no_further_posts_but_other_models_do(world):
-    world.tools.withdrawn = {MODEL}
+    world.ports.withdrawn = {MODEL}
     items = [{"prompt": name} for name in NAMES] + [{"prompt": "other", "model": OTHER}]
     result = world.run(items, concurrency=1)
-    assert world.tools.models == [MODEL, OTHER]
+    assert world.ports.models == [MODEL, OTHER]
     assert len(result.made) == 1
     assert all(isinstance(failure.error, ModelWithdrawnError) for failure in result.failures)
     assert {failure.error.replaced_by for failure in result.failures} == {"x"}
@@ -403,32 +403,32 @@ def test_a_withdrawn_model_gets_no_further_posts_but_other_models_do(world):
 
 
 def test_fallback_models_make_what_a_withdrawn_one_does_not_and_are_adopted_after(world):
-    world.tools.withdrawn = {MODEL}
+    world.ports.withdrawn = {MODEL}
     plan = world.plan(NAMES, fallback_models=[OTHER])
     first = world.run(plan, concurrency=1)
     assert len(first.made) == 12
     assert {record["model"] for record in first.records} == {OTHER}
-    world.tools.withdrawn = set()
-    world.tools.files.pop("004-0.png")
+    world.ports.withdrawn = set()
+    world.ports.files.pop("004-0.png")
     second = world.run(plan)
     assert second.records == first.records
-    assert len(world.tools.posts) == 13
+    assert len(world.ports.posts) == 13
 
 
 def test_what_a_model_made_before_it_went_is_adopted_although_it_is_gone(world, steps):
     plan = world.plan(NAMES, fallback_models=[OTHER])
     for name in NAMES[:6]:
-        world.tools.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
+        world.ports.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
     assert len(world.run(plan).made) == 6
-    world.tools.withdrawn = {MODEL}
+    world.ports.withdrawn = {MODEL}
     result = world.run(plan, concurrency=1)
     assert [record["model"] for record in result.records] == [OTHER] * 6 + [MODEL] * 6
     assert result.adopted == 6
-    assert world.tools.billed_usd == result.usd_spent == Decimal("0.48")
+    assert world.ports.billed_usd == result.usd_spent == Decimal("0.48")
 
 
 def test_a_cap_counts_what_a_fallback_model_made_as_bought(world):
-    world.tools.withdrawn = {MODEL}
+    world.ports.withdrawn = {MODEL}
     plan = world.plan(NAMES, fallback_models=[OTHER])
     world.run(plan)
     assert len(world.run(plan, max_usd=Decimal("0.48")).made) == 12
@@ -437,26 +437,26 @@ def test_a_cap_counts_what_a_fallback_model_made_as_bought(world):
 def test_a_slot_that_a_model_began_is_not_bought_again_from_the_next(world, steps):
     """The first fallback makes one of three pictures and is withdrawn then: the second one does not make three more."""
     first, second = "openai/gpt-image-1", "openai/gpt-image-1-mini"
-    world.tools.script("a", gone(steps), steps.pictures(), gone(steps))
+    world.ports.script("a", gone(steps), steps.pictures(), gone(steps))
     plan = world.plan({"prompt": "a", "num_images": 3}, fallback_models=[first, second])
     result = world.run(plan)
     assert len(result.made) == 1
     assert isinstance(result.failures[0].error, ModelWithdrawnError)
-    assert second not in world.tools.models
+    assert second not in world.ports.models
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_that_fails_in_an_unforeseen_way_leaves_the_others(world):
-    real = world.tools.save
+    real = world.ports.save
 
     def save(data, *, item, **kwargs):
         if item.index == 5:
             raise ZeroDivisionError("a bug")
         return real(data, item=item, **kwargs)
 
-    world.tools.save = save
+    world.ports.save = save
     result = world.run(NAMES)
     assert len(result.made) == 11
     assert isinstance(result.failures[0].error, StorageError)
@@ -472,45 +472,45 @@ def test_a_listener_that_fails_costs_no_picture(world):
 
 @pytest.mark.parametrize("concurrency", [1, 40])
 def test_a_crashing_finisher_ends_the_run_without_a_deadlock(world, concurrency):
-    world.tools.save_error = SystemExit("a crash")
+    world.ports.save_error = SystemExit("a crash")
     with pytest.raises(SystemExit):
         world.run([f"p{number}" for number in range(200)], concurrency=concurrency)
-    world.tools.save_error = None
-    paid = len(world.tools.posts)
+    world.ports.save_error = None
+    paid = len(world.ports.posts)
     result = world.run([f"p{number}" for number in range(200)], concurrency=16)
     assert len(result.made) == 200
-    assert len(world.tools.posts) == 200
+    assert len(world.ports.posts) == 200
     assert paid <= 200
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_a_crashing_buyer_ends_the_run_and_its_post_is_looked_up_by_the_next_try(world, steps, concurrency):
-    def crash(tools, request, name):
-        tools.charge(name, Decimal("0.04"))
+    def crash(ports, request, name):
+        ports.charge(name, Decimal("0.04"))
         raise ZeroDivisionError("a bug")
 
-    world.tools.script("prompt 3", crash)
+    world.ports.script("prompt 3", crash)
     with pytest.raises(ZeroDivisionError):
         world.run(NAMES, concurrency=concurrency)
     result = world.run(NAMES, concurrency=concurrency)
     assert isinstance(result.failures[0].error, ChargedButLostError)
     assert len(result.made) == 11
-    assert result.usd_spent == world.tools.billed_usd == Decimal("0.48")
-    assert world.tools.sent("prompt 3") == 1
+    assert result.usd_spent == world.ports.billed_usd == Decimal("0.48")
+    assert world.ports.sent("prompt 3") == 1
 
 
 def test_a_slow_folder_holds_buying_back_so_that_few_pictures_wait_in_memory(world, steps):
     release = threading.Event()
-    real = world.tools.save
+    real = world.ports.save
 
     def save(*args, **kwargs):
         release.wait(10)
         return real(*args, **kwargs)
 
-    world.tools.save = save
+    world.ports.save = save
     threading.Timer(0.5, release.set).start()
     high_water = []
-    threading.Timer(0.4, lambda: high_water.append(len(world.tools.posts))).start()
+    threading.Timer(0.4, lambda: high_water.append(len(world.ports.posts))).start()
     result = world.run([f"p{number}" for number in range(300)], concurrency=4)
     assert len(result.made) == 300
     assert high_water[0] <= 4 + 16 + 8
