@@ -1313,7 +1313,7 @@ def test_the_api_s_clock_is_read_from_every_answer(sandbox, client, skew):
         "Date: Mon, 99 Foo 2026 00:00:00 GMT\r\n",
         "Date: Fri, 31 Dec 9999 23:59:59 GMT\r\n",
         "Date: Mon, 01 Jan 0001 00:00:00 +1400\r\n",
-        f"Date: {http_date(-600)}\r\nAge: 600\r\n",
+        pytest.param(f"Date: {http_date(-600)}\r\nAge: 600\r\n", id="from a cache ten minutes ago"),
     ],
 )
 def test_an_answer_that_does_not_tell_the_time_changes_nothing(server_telling, headers):
