@@ -67,7 +67,10 @@ def _forms_of(secret: str) -> re.Pattern[str]:
         known = encoded[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
         if len(known) >= _SHORTEST_ENCODED:
             letters = {"+": "(?:[+-]|%2[Bb])", "/": r"(?:\\?/|_|%2[Ff])"}
-            forms.append("".join(letters.get(letter, letter) for letter in known) + "(?:[A-Za-z0-9+/_=-]|%3[Dd])*")
+            wrapped = r"(?:\s|\\[rn])*".join(
+                letters.get(letter, letter) for letter in known
+            )  # in lines, as MIME has it
+            forms.append(wrapped + "(?:[A-Za-z0-9+/_=-]|%3[Dd])*")
     return re.compile("|".join(forms))
 
 

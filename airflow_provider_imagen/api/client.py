@@ -208,7 +208,7 @@ class ApiClient:
                 sent = {"data": fields, "files": files} if files else {"json": fields}
                 answer = self._exchange("POST", path, headers=named, max_bytes=_most_bytes(fields), **sent)
                 refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
-                if refused is None:
+                if refused is None or error_for(**asdict(answer), **facts).usd:
                     break
                 self._refused.add((model, refused))  # nothing was bought; the pictures come in the gateway's own way
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:

@@ -43,7 +43,7 @@ def read_json(body: bytes) -> Any:
 
 def find_texts(body: bytes, names: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return every text that stands behind one of some names in a body that is no whole JSON, in order."""
-    pattern = rf'"({"|".join(map(re.escape, names))})"\s*:\s*("[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*")'
+    pattern = rf'"({"|".join(map(re.escape, names))})"\s*:\s*("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")'
     found = []
     for name, text in re.findall(pattern, body.decode("utf-8", "replace")):
         try:

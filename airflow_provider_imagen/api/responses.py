@@ -8,6 +8,7 @@ pictures, OpenAI's ``created`` + ``data[]``, and ``output.choices[]`` of 2024. A
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 _BASE64_NAMES = ("b64_json", "base64", "image_base64", "b64")
 _LINK_NAMES = ("url", "image_url", "image")
 _LIST_NAMES = ("data", "images", "output")
+_MOST_BEFORE_JSON = 4096
+"""Bytes in which the JSON has to begin: a warning, or a few damaged characters, may stand before it."""
+
+_NO_CONTROLS = dict.fromkeys(range(32))
 
 
 class AnsweredPicture(Struct, frozen=True):
@@ -144,13 +149,20 @@ def _read_document(body: bytes) -> Any:
 
     :raises ValueError: neither can be found
     """
-    try:
+    with suppress(ValueError):
         return read_json(body)
-    except ValueError:
-        found = find_texts(body, ("url", *_BASE64_NAMES)) if body.lstrip().startswith(b"{") else []
-        if not found:
-            raise
-        return {"data": [{name: text} for name, text in dict.fromkeys(found)]}
+    lists = [place for name in _LIST_NAMES if (place := body.find(f'"{name}"'.encode())) >= 0]
+    if not lists or body.lstrip()[:1] == b"<":
+        raise ValueError("no pictures")
+    start = body[:_MOST_BEFORE_JSON].find(b"{")
+    with suppress(ValueError):
+        if start > 0 and isinstance(found := read_json(body[start:]), dict) and found.keys() & set(_LIST_NAMES):
+            return found
+    texts = dict.fromkeys(find_texts(body[min(lists) :], ("url", "image_url", *_BASE64_NAMES)))
+    urls = [each for each in texts if each[0] not in _BASE64_NAMES]
+    if not texts:
+        raise ValueError("no pictures")
+    return {"data": [{name: text} for name, text in urls or texts]}
 
 
 def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
@@ -276,6 +288,7 @@ def _read_base64(text: str) -> tuple[bytes | None, str | None]:
     """Decode base64 text or a ``data:`` URI; return the bytes, or why there are none."""
     if REPLACED in text:
         return None, "base64 with damaged characters"
+    text = text.translate(_NO_CONTROLS)
     try:
         return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
     except ValueError as error:
@@ -290,9 +303,9 @@ def _text(value: Any) -> str | None:
 def _integer(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
-    if isinstance(value, int):
-        return value
-    return int(value) if isinstance(value, float) and value.is_integer() else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and abs(value) < 2**64 else None
 
 
 def _float(usd: Decimal | None) -> float | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from math import inf
 from typing import TYPE_CHECKING, Any
+
+from airflow_provider_imagen.api.fields import read_whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +15,7 @@ COMMON_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "5:4", "4:5"
 
 _RATIO = r"([0-9]{1,4}(?:\.[0-9]{1,2})?):([0-9]{1,4}(?:\.[0-9]{1,2})?)"
 _PRESET = r"(?:(square)(?:_hd)?|(portrait|landscape)_([0-9]+)_([0-9]+))"
-_SIDES = r"([0-9]{2,5})x([0-9]{2,5})"
+_SIDES = r"([0-9]{2,5})[xX]([0-9]{2,5})"
 _K_SIDE = r"([0-9](?:\.[0-9])?)[Kk]"
 _ONE_MEGAPIXEL = 1024 * 1024
 _STEPS_PIXELS = (32, 16, 8)
@@ -33,9 +34,9 @@ def asked_ratio(body: Mapping[str, Any]) -> Fraction | None:
     """Return the width divided by the height that a request asks for, ``None`` when it leaves that to the model."""
     for value in (body, body.get("image_size"), body.get("size"), body.get("aspect_ratio")):
         if isinstance(value, dict):
-            sides: list[Any] = [value.get("width"), value.get("height")]
-            if all(isinstance(side, (int, float)) and 0 < side < inf for side in sides):
-                return Fraction(sides[0]) / Fraction(sides[1])
+            width, height = read_whole_number(value.get("width")), read_whole_number(value.get("height"))
+            if width and height and width > 0 and height > 0:
+                return Fraction(width, height)
         elif (ratio := ratio_of(value) or read_ratio(value)) is not None:
             return ratio
     return None
@@ -73,7 +74,7 @@ def ratio_of(name: Any) -> Fraction | None:
     if not isinstance(name, str):
         return None
     if match := re.fullmatch(_SIDES, name):
-        return Fraction(int(match[1]), int(match[2]))
+        return Fraction(int(match[1]), int(match[2])) if int(match[2]) else None
     match = re.fullmatch(_PRESET, name)
     if match is None:
         return None

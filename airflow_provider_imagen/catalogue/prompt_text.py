@@ -11,7 +11,14 @@ _NOTHING: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
 """Text that Python, JSON and pandas produce for a missing value."""
 
 _BRACKETS: Final = {"[": "]", "(": ")", "{": "}"}
-_LAZY_SEQUENCE: Final = re.compile(r"Lazy\w*Sequence\(.*\)", re.DOTALL)  # a mapped task's results, written as text
+_OBJECT: Final = re.compile(
+    r"Lazy\w*Sequence\(.*\)"  # a mapped task's results
+    r"|<[\w. ]{1,200} at 0x[0-9a-fA-F]+>"  # a generator, as Jinja's map makes without list
+    r"|(?:dict_(?:keys|values|items)|deque|set|frozenset|array|range|OrderedDict|defaultdict)\(.*\)",
+    re.DOTALL,
+)
+"""Objects of Python written as text that are no literals."""
+
 _MAX_LITERAL_CHARACTERS: Final = 1_000_000
 
 _ADVICE: Final = (
@@ -29,7 +36,7 @@ def why_no_prompt(text: str) -> str | None:
     stripped = text.strip()
     if stripped in _NOTHING:
         return "this is a missing value that a template turned into text; the upstream task has to return a prompt"
-    if _LAZY_SEQUENCE.fullmatch(stripped) or _is_rendered_collection(stripped):
+    if _OBJECT.fullmatch(stripped) or _is_rendered_collection(stripped):
         return f"this is the text of a list or mapping, not a prompt; {_ADVICE}"
     return why_broken(text)
 

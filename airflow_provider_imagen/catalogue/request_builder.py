@@ -9,6 +9,7 @@ words, every other argument must be one of its fields, and everything wrong is t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from airflow_provider_imagen.catalogue.validation import check_field, coerce, de
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from fractions import Fraction
 
 MAX_IMAGES_PER_PROMPT = 50
@@ -93,11 +94,12 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
         raise InvalidArgumentsError(
             [Problem(f"{where}model", show(model_id), "the id of a model, without spaces around it, is needed")]
         )
-    texts = {"model": model_id, **asked}
+    texts = {"model": model_id, **{name: value for name, value in asked.items() if name != "prompt"}}
     if broken := [
         Problem(where + name, show(text), reason)
-        for name, text in texts.items()
-        if isinstance(text, str) and name != "prompt" and (reason := why_broken(text))
+        for name, value in texts.items()
+        for text in (name, *_texts_in(value))
+        if (reason := why_broken(text))
     ]:
         raise InvalidArgumentsError(broken)
     model = find_model(model_id)
@@ -120,6 +122,19 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     bodies = draft.repeat(count) if several else [draft.body]
     images = 1 if several else count
     return tuple(ImageRequest(draft.endpoint.path, body, images, inline) for body in bodies)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Return every text in a JSON value, also names."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield str(name)
+            yield from _texts_in(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _texts_in(each)
 
 
 class _Draft:

@@ -39,7 +39,9 @@ from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Timestamp = Annotated[float, Meta(ge=0, le=32_503_680_000)]  # until the year 3000
 
-_MAX_USD: Final = Decimal(1_000_000)
+Pixels = Annotated[int, Meta(ge=0, le=2**31)]
+
+_MAX_USD: Final = Decimal(10) ** 15  # as much as a response may state
 
 FORMAT_VERSION = 2
 """Version of the records and of the header. A journal of any other version is rejected before anything is sent."""
@@ -113,8 +115,8 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     sha256: str
     bytes: Annotated[int, Meta(ge=0, le=2**62)]
     mime_type: str
-    width: Count
-    height: Count
+    width: Pixels
+    height: Pixels
     thumbnail: str | None = None
 
 

@@ -24,6 +24,7 @@ from airflow_provider_imagen._compat import (
     has_supervisor,
     machine_lock,
 )
+from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.catalogue.availability import ending_soon
 from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.catalogue.pricing import PriceList
@@ -361,6 +362,8 @@ class TaskExecution:
             value = getattr(operator, name)
             if value is None and name in _OPTIONAL:
                 continue
+            if kinds is int:  # a table's column of whole numbers may hold floats
+                value = _whole(value)
             if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
                 kind = "whole number" if kinds is int else "number"
                 yield Problem(name, value, f"a {kind} from {least} to {most} is allowed")
@@ -391,7 +394,7 @@ class TaskExecution:
     def _run_options(self) -> RunOptions:
         operator = self._operator
         return RunOptions(
-            concurrency=operator.concurrency,
+            concurrency=_whole(operator.concurrency),
             requests_per_minute=operator.requests_per_minute,
             max_usd=_decimal(operator.max_usd),
             on_lost_answer=operator.on_lost_answer,
@@ -440,7 +443,7 @@ class TaskExecution:
             filename=self._filename,
             provenance=self._operator.provenance,
             image_format=self._operator.image_format,
-            thumbnail_pixels=self._operator.thumbnail_pixels,
+            thumbnail_pixels=_whole(self._operator.thumbnail_pixels),
         )
 
     def _store(self) -> JournalStore:
@@ -594,6 +597,12 @@ def _sentence(summary: Mapping[str, Any]) -> str:
         f"Made {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
         f"for {about}${summary['usd_spent']:.4f}{lost}.{shape}{doubt}"
     )
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number as an ``int``, and anything else as it is."""
+    number = read_whole_number(value)
+    return value if number is None else number
 
 
 def _or_none(value: Any) -> Any:

@@ -66,6 +66,8 @@ class Adapters:
             kind=error.kind,
             request_id=error.request_id,
             client_request_id=error.client_request_id,
+            inference_id=error.inference_id,
+            usd=error.usd,
             model=model,
         )
 

@@ -101,7 +101,7 @@ class Made(Struct, frozen=True, eq=False):
     def has_wrong_shape(self) -> bool:
         """Whether it is stored and its aspect ratio is not the one that was asked for; models round sizes a little."""
         asked, stored = self.answered.aspect_ratio, self.stored
-        if asked is None or stored is None:
+        if asked is None or stored is None or not (stored.width and stored.height):  # an SVG may state no size
             return False
         return not asked / ROUNDING <= Fraction(stored.width, stored.height) <= asked * ROUNDING
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
 
+from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.api.retries import MAX_POSTS, may_resend, resending
 from airflow_provider_imagen.exceptions import (
     ImagenError,
@@ -305,7 +306,7 @@ class Submitter:
         error.client_request_id = client_request_id = reservation.client_request_id or ""
         usd = Decimal(str(error.usd)) if error.usd is not None else None
         is_success = error.status is not None and 200 <= error.status < 300
-        if is_success and usd is None and isinstance(error, UnreadableResponseError):
+        if is_success and not usd and isinstance(error, UnreadableResponseError):
             usd = self._budget.cost(reservation, None, has_images=True)
         elif not usd:
             self._budget.release(reservation)
@@ -322,7 +323,7 @@ class Submitter:
             ResponseImage(
                 url=self._links.close(image.url) if image.url else None,
                 prompt=image.prompt,
-                seed=image.seed if image.seed is not None else unit.request.body.get("seed"),
+                seed=image.seed if image.seed is not None else read_whole_number(unit.request.body.get("seed")),
                 withheld=image.withheld,
                 broken=image.broken,
             )

@@ -69,6 +69,7 @@ _EXTRAS: Final[dict[str, str]] = {
 """Stores that keep whole objects only, and the extra of this package that brings what speaks to each."""
 
 _ABOUT: Final = f"{HIDDEN_FOLDER}/about.txt"
+_HIDDEN_PARTS: Final = ("parts", "failures", "journal", "thumbnails")
 _ABOUT_TEXT: Final = (
     b"This folder belongs to airflow-provider-imagen: previews, parts of metadata.jsonl and journals of the pictures "
     b"beside it.\n"
@@ -280,10 +281,30 @@ def _check_disk(path: Path) -> None:
                     pass
                 except OSError as error:
                     _warn_of_leftover(path / name, error)
+    _check_replaceable(path)
     with contextlib.suppress(FileNotFoundError):
         for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
             if stat.S_ISLNK(status.st_mode):
                 raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise if a manifest that is there cannot be replaced, or if its parts have no folder that takes files."""
+    found = list_folder(path, within=path)
+    manifest, hidden = found.get(MANIFEST_NAME), found.get(HIDDEN_FOLDER)
+    if manifest is not None:
+        is_ours = os.geteuid() in (0, manifest.st_uid, path.stat().st_uid)
+        if stat.S_ISDIR(manifest.st_mode) or (path.stat().st_mode & stat.S_ISVTX and not is_ours):
+            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is somebody else's, or a folder.")
+    if hidden is not None and stat.S_ISDIR(hidden.st_mode):
+        for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
+            place = path / HIDDEN_FOLDER / name
+            if name in _HIDDEN_PARTS and not (stat.S_ISDIR(status.st_mode) and os.access(place, os.W_OK | os.X_OK)):
+                raise StorageError(f"Cannot use {path}: {place} is no folder that files can be written to.")
+        if not os.access(path / HIDDEN_FOLDER, os.W_OK | os.X_OK):
+            raise StorageError(f"Cannot use {path}: {HIDDEN_FOLDER} in it belongs to somebody else.")
+    elif hidden is not None and not stat.S_ISLNK(hidden.st_mode):
+        raise StorageError(f"Cannot use {path}: {HIDDEN_FOLDER} in it is no folder.")
 
 
 def _check_store(folder: StoragePath, owner: str) -> None:

@@ -82,13 +82,19 @@ def list_folder(path: Path, *, within: Path) -> dict[str, os.stat_result]:
     """
     Return what is in a folder by name, each with its own status, also of links.
 
+    Files that vanish meanwhile are left out: others write and rename beside this.
+
     :raises IrregularFileError: a part of the path below ``within`` is a link
     """
     with open_folder_at(path, within=within) as folder:
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
+            found = {}
             with os.scandir(readable) as entries:
-                return {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        found[entry.name] = entry.stat(follow_symlinks=False)
+            return found
         finally:
             os.close(readable)
 

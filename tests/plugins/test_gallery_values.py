@@ -621,7 +621,7 @@ def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | N
     picture = Picture(TI, 0, 0, url=url)
     stored = Picture(TI, 0, 1, url="https://elsewhere.test/b.png", path="/b.png", bytes=1, sha256="0" * 64)
 
-    assert remote_link(picture) == (url if origin else None)
+    assert remote_link(picture.url) == (url if origin else None)
     assert image_sources([stored, picture, picture]) == " ".join(sorted({"'self'", origin or "'self'"}))
 
 
@@ -656,7 +656,7 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
 
 def test_results_are_remembered_for_their_time_and_the_longest_unused_goes_first() -> None:
     now = [0.0]
-    memory: Memory[str] = Memory(entries=2, seconds=10.0, clock=lambda: now[0])
+    memory: Memory[str] = Memory(entries=2, seconds=10.0, max_bytes=10_000, size_of=len, clock=lambda: now[0])
     worked: list[str] = []
 
     async def ask(key: str, result: str) -> str:
@@ -684,7 +684,7 @@ def test_results_are_remembered_for_their_time_and_the_longest_unused_goes_first
 
 
 def test_callers_who_want_the_same_at_once_share_the_work_and_an_error_is_not_remembered() -> None:
-    memory: Memory[int] = Memory(entries=9, seconds=10.0)
+    memory: Memory[int] = Memory(entries=9, seconds=10.0, max_bytes=10_000, size_of=int)
     calls: list[int] = []
 
     async def check() -> None:
