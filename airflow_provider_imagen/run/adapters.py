@@ -1,4 +1,4 @@
-"""Production implementation of a run's ports: the client, the downloader, input images and the image sink."""
+"""Production implementations of a run's ports: the client, the downloader, input images and the image sink."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 class Adapters:
     """
-    What a run uses in production: the API, downloads, and an image sink if pictures are stored.
+    The production implementation of :class:`~airflow_provider_imagen.run.ports.Ports`.
 
     :param client: calls the API
-    :param downloader: fetches pictures
-    :param sink: stores them; ``None`` when only links are wanted
-    :param inputs: reads the pictures that requests name; ``None`` when none does
+    :param downloader: downloads images
+    :param sink: stores images; ``None`` when only URLs are wanted
+    :param inputs: reads the input images that requests refer to; ``None`` when none does
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Adapters:
         self.stores = sink is not None
 
     def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
-        """Send one paid request, once; a model that is gone is told with its successor."""
+        """Send one paid request, exactly once; if its model is retired, the error names the replacement."""
         body, files = self._inputs.wire(request) if self._inputs else (request.body, None)
         try:
             return self._client.generate(request.path, body, client_request_id=client_request_id, files=files)
@@ -72,7 +72,7 @@ class Adapters:
         )
 
     def _find_successor(self, model: str) -> str | None:
-        """Ask the API's list of deprecations, which is free, else the catalogue."""
+        """Return a model's replacement from the API's list of deprecations (free to read), else from the catalogue."""
         try:
             rows = self._client.list_deprecations()
         except ImagenError as error:
@@ -87,7 +87,7 @@ class Adapters:
         return known.successor if known else None
 
     def fetch(self, url: str) -> bytes:
-        """Download one picture."""
+        """Download one image."""
         return self._downloader.fetch(url).data
 
     def save(
@@ -100,7 +100,7 @@ class Adapters:
         image: ResponseImage,
         announce: Callable[[StoredFile], None] | None = None,
     ) -> StoredFile:
-        """Check and store one picture; see :meth:`ImageSink.save`."""
+        """Verify and store one image; see :meth:`ImageSink.save`."""
         if self._sink is None:
             raise StorageError("There is no output_path to store a picture in.")
         return self._sink.save(
@@ -108,11 +108,11 @@ class Adapters:
         )
 
     def is_stored(self, stored: StoredFile) -> bool:
-        """Return whether an image of an earlier attempt is there and whole; true when no images are stored any more."""
+        """Return whether a previous attempt's image is present and intact; always true when images are not stored."""
         return self._sink is None or self._sink.is_stored(stored)
 
     def keep_stored(self, stored: StoredFile) -> StoredFile | None:
-        """Return where an image of an earlier attempt is now; see :meth:`ImageSink.keep_stored`."""
+        """Return where a previous attempt's image is now; see :meth:`ImageSink.keep_stored`."""
         return stored if self._sink is None else self._sink.keep_stored(stored)
 
     def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
@@ -121,16 +121,16 @@ class Adapters:
 
     @property
     def account(self) -> str:
-        """Short hash of the API key that requests are sent with."""
+        """Short hash of the API key that sends the requests."""
         return self._client.settings.account
 
     @property
     def clock_offset_seconds(self) -> float | None:
-        """How far the API's clock is ahead of ours; ``None`` before its first response."""
+        """Seconds that the API's clock is ahead of ours; ``None`` before its first response."""
         return self._client.clock_offset_seconds
 
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
-        """Give the rows of the API's request log."""
+        """Return an iterator over the rows of the API's request log."""
         return self._client.iter_request_logs(**window)
 
 

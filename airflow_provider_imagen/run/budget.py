@@ -1,4 +1,4 @@
-"""All money of a task, over all its attempts: spent, lost, reserved, in doubt, and the cap."""
+"""All money of a task over all its attempts: spent, lost, reserved, in doubt, and the cap."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ZERO = Decimal(0)
 
 class Reservation(Struct, eq=False):
     """
-    Money set aside for one request.
+    Money reserved for one request.
 
-    :param model: id of the model it goes to
-    :param images: how many images it asks for
-    :param quoted_usd: its price as known beforehand, in USD; ``None`` when it is not known
-    :param client_request_id: the id it is sent with; ``None`` until it is about to be sent
+    :param model: model id
+    :param images: number of images requested
+    :param quoted_usd: price known in advance, in USD; ``None`` when unknown
+    :param client_request_id: the id it is sent with; ``None`` until right before it is sent
     """
 
     model: str
@@ -36,18 +36,17 @@ class Reservation(Struct, eq=False):
 
 class Budget:
     """
-    Counts money, and stops before the cap is exceeded. Safe to use from any number of threads.
+    Counts money, and stops spending before the cap is exceeded. Safe to use from any number of threads.
 
-    With a cap, a request is let through only if it and all requests in flight fit into what is left, each at the
-    highest price per image seen or quoted for its model. While no charge of a model has been seen, a single request is
-    in flight: what it costs decides about the others. So a price that rises in the middle of a run can cost at most one
-    round of requests in flight more than the cap.
+    With a cap, a request may start only if it and all requests in flight fit into what is left, each at the highest
+    price per image seen or quoted for its model. Until a charge of its model has been seen, only a single request is in
+    flight, because its cost decides about the others. A price that rises during a run can therefore exceed the cap by
+    at most one round of requests in flight.
 
-    Requests of unknown outcome, and those that are presumed unbilled, keep their money reserved: they may still turn
-    out to be charged.
+    Requests with an unknown outcome, or presumed unbilled, keep their money reserved because they may still be charged.
 
     :param max_usd: cap over all attempts, in USD; ``None`` for no cap
-    :param is_over: asked while waiting; when true, waiting ends in :class:`StoppedError`
+    :param is_over: polled while waiting; once true, waiting ends in :class:`StoppedError`
     """
 
     def __init__(self, *, max_usd: Decimal | None = None, is_over: Callable[[], bool] = lambda: False) -> None:
@@ -59,12 +58,12 @@ class Budget:
         self._is_estimate = False
         self._in_flight: set[Reservation] = set()
         self._in_doubt: dict[str, Reservation] = {}
-        self._highest: dict[str, tuple[Decimal, int]] = {}  # by model: the dearest charge per image, and its images
+        self._highest: dict[str, tuple[Decimal, int]] = {}  # by model: charge and image count of the dearest image
 
-    # --- what earlier attempts did ------------------------------------------------------------------------------------
+    # --- what previous attempts did -----------------------------------------------------------------------------------
 
     def inherit(self, state: JournalState) -> None:
-        """Count what earlier attempts spent, and learn their prices."""
+        """Count what previous attempts spent, and learn prices from their charges."""
         with self._changed:
             for request in state.requests.values():
                 self._spent += request.usd_spent
@@ -83,11 +82,11 @@ class Budget:
 
     def reserve(self, *, model: str, quoted_usd: Decimal | None, images: int) -> Reservation:
         """
-        Set money aside for a request, waiting for others to settle where that may make room.
+        Reserve money for a request, waiting for others to settle if that may make room.
 
-        :return: what was set aside; hand it to :meth:`settle`, :meth:`release` or :meth:`doubt`
+        :return: the reservation; pass it to :meth:`settle`, :meth:`release` or :meth:`doubt`
         :raises BudgetExceededError: the cap could be exceeded
-        :raises StoppedError: the task was cancelled meanwhile
+        :raises StoppedError: the task was cancelled while waiting
         """
         reservation = Reservation(model, images, quoted_usd)
         with self._changed:
@@ -103,7 +102,7 @@ class Budget:
         if self._max_usd is None:
             return True
         if self._in_flight and any(each.model not in self._highest for each in (reservation, *self._in_flight)):
-            return False  # what a request of this model really costs is not known yet
+            return False  # the real cost of a model is not known yet
         if self._has_doubt_of_unknown_price():
             return False
         price = self.price(reservation)
@@ -111,7 +110,7 @@ class Budget:
         return room > 0 if price is None else price <= room
 
     def _refuse_what_never_fits(self, reservation: Reservation) -> None:
-        """Raise if not even the end of every request in flight would make room."""
+        """Raise if there would be no room even if every request in flight cost nothing."""
         assert self._max_usd is not None  # noqa: S101 - a type check
         left = self._max_usd - self._spent - sum(map(self._worth, self._in_doubt.values()), ZERO)
         price = self.price(reservation)
@@ -122,7 +121,7 @@ class Budget:
         return any(self.price(each) is None for each in self._in_doubt.values())
 
     def settle(self, reservation: Reservation, *, usd: Decimal | None) -> None:
-        """Count a charge; one of unknown amount stays in doubt, and one of 0 does not tell its model's price."""
+        """Count a charge. An unknown amount stays in doubt; 0 says nothing about the model's price."""
         if usd is None:
             self.doubt(reservation)
             return
@@ -134,7 +133,7 @@ class Budget:
             self._changed.notify_all()
 
     def release(self, reservation: Reservation) -> None:
-        """Give back what was set aside for a request that bought nothing."""
+        """Free the money reserved for a request that was not billed."""
         with self._changed:
             self._drop(reservation)
             self._changed.notify_all()
@@ -149,9 +148,10 @@ class Budget:
 
     def examine(self, client_request_id: str) -> Reservation | None:
         """
-        Treat a request in doubt as one in flight while its outcome is looked up, so that others wait for it.
+        Treat an in-doubt request as in flight while its outcome is looked up, so that others wait for it.
 
-        :return: what is reserved for it; hand it to :meth:`settle`, :meth:`release` or :meth:`doubt`
+        :return: its reservation; pass it to :meth:`settle`, :meth:`release` or :meth:`doubt`. ``None`` if it is not in
+            doubt
         """
         with self._changed:
             reservation = self._in_doubt.pop(client_request_id, None)
@@ -160,7 +160,7 @@ class Budget:
             return reservation
 
     def is_in_doubt(self, client_request_id: str) -> bool:
-        """Return whether money is reserved for a request that may have been billed, and that nobody looks up."""
+        """Return whether a request may have been billed and is not being looked up."""
         with self._changed:
             return client_request_id in self._in_doubt
 
@@ -172,7 +172,7 @@ class Budget:
     # --- prices -------------------------------------------------------------------------------------------------------
 
     def price(self, reservation: Reservation) -> Decimal | None:
-        """Return what a request costs at the highest price seen or quoted for its model; ``None`` if none is known."""
+        """Return a request's price, the highest seen or quoted for its model; ``None`` if no price is known."""
         seen = self._highest.get(reservation.model)
         if seen is None:
             return reservation.quoted_usd
@@ -181,7 +181,9 @@ class Budget:
 
     def cost(self, reservation: Reservation, stated_usd: Decimal | None, *, has_images: bool) -> Decimal | None:
         """
-        Return what a response is counted at: the stated cost, or the known price if it states none, or zero for images.
+        Return the cost to count for a response.
+
+        That is the stated cost. If none is stated, or 0 despite images, it is the known price.
 
         :return: ``None`` when no price is known either
         """
@@ -202,7 +204,7 @@ class Budget:
     # --- totals -------------------------------------------------------------------------------------------------------
 
     def lose(self, usd: Decimal | None) -> None:
-        """Count money, already counted as spent, for which there is no image; a negative amount takes that back."""
+        """Count as lost what is already counted as spent; a negative amount takes it back."""
         with self._changed:
             self._lost += usd or ZERO
 
@@ -214,17 +216,17 @@ class Budget:
 
     @property
     def lost_usd(self) -> Decimal:
-        """The part of it for which there is no image, in USD."""
+        """The part of :attr:`spent_usd` without an image, in USD."""
         with self._changed:
             return self._lost
 
     @property
     def is_estimate(self) -> bool:
-        """Whether some cost is a quoted price, because the response did not state one."""
+        """Whether some cost is a known price, because the response did not state it."""
         return self._is_estimate
 
     def in_doubt(self) -> tuple[Decimal, list[str]]:
-        """Return the money that may have been charged beyond what is known, and the client request ids it is for."""
+        """Return the money that may have been charged on top, in USD, and the client request ids it is for."""
         with self._changed:
             open_requests = [*self._in_doubt.values(), *self._in_flight]
             sent = {each.client_request_id: each for each in open_requests if each.client_request_id is not None}
@@ -232,9 +234,9 @@ class Budget:
 
     def exceeded(self, *, next_usd: Decimal | None) -> BudgetExceededError:
         """
-        Return the error for a cap that is reached.
+        Return the error for a reached cap.
 
-        :param next_usd: what the next request would cost, ``None`` when that is not known
+        :param next_usd: what the next request would cost, in USD; ``None`` when unknown
         """
         with self._changed:
             doubt, _ = self.in_doubt()
@@ -252,5 +254,5 @@ class Budget:
 
 
 def reservation_for(intent: Intent) -> Reservation:
-    """Return what is to be reserved for a POST of an earlier attempt."""
+    """Return the reservation for a POST of a previous attempt."""
     return Reservation(intent.model, intent.target.images, intent.usd, intent.client_request_id)

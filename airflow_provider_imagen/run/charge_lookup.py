@@ -2,8 +2,8 @@
 Find out whether a POST whose response was lost was billed.
 
 ``GET /v2/logs`` has one row per request, with the ``X-Client-Request-Id`` we sent (docs, request-tracing page,
-2026-08-21). Rows appear some time after the response, so one look is not enough to say "never billed". All threads that
-wait share the looks, because the API limits them.
+2026-08-21). Rows appear some time after the response, so a single read cannot prove that a request was not billed.
+Waiting threads share reads of the log, because the API limits their rate.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 CLOCK_SLACK_SECONDS = 15 * 60.0
 """
-How far a journal's times may be ahead of both our clock and the API's.
+How far the journal's timestamps may be ahead of both our clock and the API's.
 
-The machine of a previous attempt wrote them, and nobody can measure its clock any more. Times that lag behind do no
-harm: they only widen the window.
+They come from the machine of a previous attempt, whose clock can no longer be measured. Timestamps that lag behind do
+no harm: they only widen the window.
 """
 
 LONGEST_WINDOW_SECONDS = 92 * 86400.0
-"""Longest window the log shows at once (spec of ``GET /v2/logs``, 2026-08-21)."""
+"""Longest window the log returns at once (spec of ``GET /v2/logs``, 2026-08-21)."""
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
@@ -43,10 +43,10 @@ LONGEST_PAUSE_SECONDS = 10.0
 
 class Charge(Struct, frozen=True):
     """
-    What the log says of one POST.
+    Whether one POST was billed, according to the log.
 
-    :param billed: whether there was a charge
-    :param usd: what it was charged, in USD; 0 when it failed, ``None`` when it was billed and no amount is stated
+    :param billed: whether it was charged
+    :param usd: amount charged, in USD; 0 for a failed request, ``None`` when it was billed without a stated amount
     """
 
     billed: bool
@@ -56,15 +56,15 @@ class Charge(Struct, frozen=True):
 
 def log_window(sent_at: Iterable[float], *, now: float, clock_offset_seconds: float) -> tuple[datetime, datetime]:
     """
-    Return start and end of the log that is to be read for some requests.
+    Return the start and end of the log window to read for some requests.
 
-    The window spans from the first of them to the present, whether their times are by our clock or by the API's: the
-    machine that sent them may agree with either. It has to reach the present, because a request may be logged under
-    the time it ended.
+    It runs from the first request to the present, allowing for both our clock and the API's, because the machine that
+    sent the requests may agree with either. It reaches the present because a request may be logged at the time it
+    ended.
 
     :param sent_at: when they were sent, in seconds since the epoch
-    :param now: the present by our clock, in seconds since the epoch
-    :param clock_offset_seconds: how far the API's clock is ahead of ours
+    :param now: current time by our clock, in seconds since the epoch
+    :param clock_offset_seconds: seconds that the API's clock is ahead of ours
     """
     end = now + max(clock_offset_seconds, 0) + CLOCK_SLACK_SECONDS
     start = min(now, *sent_at) + min(clock_offset_seconds, 0) - CLOCK_SLACK_SECONDS
@@ -74,14 +74,14 @@ def log_window(sent_at: Iterable[float], *, now: float, clock_offset_seconds: fl
 
 class ChargeLookup:
     """
-    Answers "was this request billed?" for any number of threads.
+    Finds out whether requests were billed; safe to use from any number of threads.
 
-    :param iter_request_logs: yields the log's rows of a window, as :meth:`ApiClient.iter_request_logs` does
+    :param iter_request_logs: yields the log's rows in a window, as :meth:`ApiClient.iter_request_logs` does
     :param wait: sleeps; raises when the task is cancelled
-    :param patience_seconds: how long a request may stay out of the log before it counts as never billed, and how long
-        an unavailable log is asked again
+    :param patience_seconds: how long a request may be absent from the log before it counts as never billed, and how
+        long an unavailable log is retried
     :param now: wall-clock seconds since the epoch, comparable with the times in the journal
-    :param clock_offset_seconds: how far the API's clock is ahead of ``now``; ``None`` before its first response
+    :param clock_offset_seconds: seconds that the API's clock is ahead of ``now``; ``None`` before its first response
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class ChargeLookup:
 
     def find(self, client_request_id: str, *, sent_at: float, lost_at: float) -> Charge | None:
         """
-        Wait until the log tells what became of a POST.
+        Return what a POST was charged, waiting until the log shows it.
 
         :param client_request_id: the id it was sent with
-        :param sent_at: when, in seconds since the epoch
-        :param lost_at: when its response was given up; patience counts from here
-        :return: the charge, or one of 0 for a failed request; ``None`` when the log still does not know the request
-            after the patience has run out
-        :raises ImagenError: the log cannot be read, so nothing is known
+        :param sent_at: when it was sent, in seconds since the epoch
+        :param lost_at: when its response was given up, in seconds since the epoch; the patience starts here
+        :return: the charge, which is 0 for a failed request; ``None`` when the log still does not show the request
+            after the patience
+        :raises ImagenError: the log cannot be read, so the outcome is unknown
         """
         unbilled_at = lost_at + self._patience_seconds
         unknown_at = max(lost_at, self._now()) + self._patience_seconds
@@ -136,12 +136,12 @@ class ChargeLookup:
 
     def look_once(self, sent: Mapping[str, float], *, strict: bool = False) -> dict[str, Charge]:
         """
-        Look once for late charges of requests that were presumed unbilled.
+        Return late charges of requests that were presumed unbilled, after one read of the log.
 
-        :param sent: when each was sent, in seconds since the epoch, by its client request id
-        :param strict: raise when the log cannot be read, instead of returning what was found
-        :return: what the log shows by now; nothing when it cannot be read
-        :raises ImagenError: the log cannot be read, with ``strict``
+        :param sent: when each request was sent, in seconds since the epoch, by client request id
+        :param strict: raise when the log cannot be read, instead of returning what is known
+        :return: charges known so far, by client request id
+        :raises ImagenError: the log cannot be read, and ``strict`` is set
         """
         with self._seek(sent):
             failure = self._look()
@@ -153,7 +153,7 @@ class ChargeLookup:
 
     @contextmanager
     def _seek(self, sent: Mapping[str, float]) -> Iterator[None]:
-        """Have every look, of any thread, seek these requests, too."""
+        """Within the block, make every read of the log, by any thread, look for these requests too."""
         with self._lock:
             self._sought.append(sent)
         try:
@@ -163,7 +163,7 @@ class ChargeLookup:
                 self._sought.remove(sent)
 
     def _look(self) -> ImagenError | None:
-        """Read the log, or share another thread's look that began after this call; return why it failed, if it did."""
+        """Read the log, or share a read that another thread starts after this call; return the error if it failed."""
         with self._lock:
             looks_before = self._looks
         with self._reading:
@@ -186,13 +186,13 @@ class ChargeLookup:
         if not missing:
             return
         offset = self._clock_offset_seconds()
-        if offset is None:  # any response tells it, even one about an empty window
+        if offset is None:  # any response carries it, even one for an empty window
             now = datetime.fromtimestamp(self._now(), UTC)
             next(self._iter_request_logs(start=now, end=now), None)
             offset = self._clock_offset_seconds() or 0.0
         start, end = log_window(missing.values(), now=self._now(), clock_offset_seconds=offset)
         for row in self._iter_request_logs(start=start, end=end):
-            self._wait(0)  # a long log takes many pages: end when the task is cancelled
+            self._wait(0)  # a long log has many pages: stop when the task is cancelled
             client_request_id = row.get("client_request_id")
             if isinstance(client_request_id, str) and client_request_id in missing:
                 self._found[client_request_id] = _read_row(row)

@@ -1,4 +1,4 @@
-"""Bring the images of paid requests to safety: download, verify, store, describe."""
+"""Download, verify, store and record the images of paid requests."""
 
 from __future__ import annotations
 
@@ -40,23 +40,24 @@ log = logging.getLogger(__name__)
 
 RECORD_PATIENCE_SECONDS = 3.0
 """
-How long a response may take to become durable before its images are stored all the same.
+How long to wait for a response to become durable before its images are stored anyway.
 
-The journal's store may be away for longer than the task lives. What is stored is listed in the manifest, where the next
-attempt finds it.
+The journal's store may be unavailable for longer than the task lives. Stored images are listed in the manifest, where
+the next attempt finds them.
 """
 
 _IRRETRIEVABLE = (LinkExpiredError, UnsafeAddressError, UnreadableResponseError, ChargedButLostError)
-"""Errors after which an image that was paid for cannot be retrieved any more."""
+"""Errors after which a paid image can never be retrieved."""
 
 
 class Finisher:
     """
-    Keeps the images of responses; for any number of threads.
+    Keeps the images of responses; safe to use from any number of threads.
 
-    :param links: decrypts the URLs that were encrypted for the journal
-    :param find_file: looks for an inline image that an earlier attempt stored without recording it
-    :param on_picture: called with each image that is done: its record, seconds the request took, images done so far
+    :param links: decrypts URLs from the journal
+    :param find_file: finds an inline image that a previous attempt may have stored unnoticed
+    :param on_picture: called for each finished image with its record, the seconds its request took, and the number of
+        images finished so far
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class Finisher:
         self._on_picture = on_picture
 
     def finish(self, answered: Answered) -> None:
-        """Keep the images of one paid request; each failure is recorded, and the other images are kept."""
+        """Keep the images of one paid request; a failure is recorded and does not affect the other images."""
         try:
             if answered.recorded is not None:
                 self._await_record(answered.recorded)
-                answered.recorded = None  # it outlives the request by far, in the result
+                answered.recorded = None  # the result keeps this object long after the request
             withheld = 0
             for place, image in enumerate(answered.response.images):
                 if image.withheld:
@@ -101,12 +102,12 @@ class Finisher:
                 answered.finished.set()
 
     def finish_again(self, answered: Answered, place: int) -> None:
-        """Keep an image whose file has disappeared since it was stored."""
+        """Keep an image again after its stored file has disappeared."""
         answered.files.pop(place, None)
         self._try_to_keep(answered, place, answered.response.images[place])
 
     def _await_record(self, recorded: Future[None]) -> None:
-        """Wait until a record is durable, but not for long; if it cannot become so, nothing more is bought."""
+        """Wait briefly for a record to become durable; if it never can, abort the run."""
         try:
             recorded.result(0.3 if self._state.cancellation.is_cancelled() else RECORD_PATIENCE_SECONDS)
         except TimeoutError:
@@ -115,7 +116,7 @@ class Finisher:
             self._state.abort(error)
 
     def _try_to_keep(self, answered: Answered, place: int, image: ResponseImage) -> None:
-        """Bring one image to safety and describe it, or record why that failed."""
+        """Keep one image, or record why that failed."""
         response = answered.response
         try:
             self._keep(answered, place, image)
@@ -126,16 +127,16 @@ class Finisher:
             self._state.record_error(answered.slot_number, error)
             if isinstance(error, _IRRETRIEVABLE) or (image.is_inline and isinstance(error, BadImageError)):
                 self._count_missing(answered, place)
-            elif image.is_inline and place not in answered.missing:  # not recorded: its file may be there after all
+            elif image.is_inline and place not in answered.missing:  # loss not journaled: the file may exist after all
                 self._budget.lose(response.usd_per_image)
             if isinstance(error, StorageError):
                 self._state.count_not_written(error)
-        except Exception as error:  # it must not take the other images down
+        except Exception as error:  # the other images must not be affected
             log.exception("An image of prompt %d could not be kept.", answered.item.index)
             self._state.record_error(answered.slot_number, _unexpected(error, response))
 
     def _count_missing(self, answered: Answered, place: int) -> None:
-        """Count an image that was paid for and cannot be retrieved as lost, once over all attempts."""
+        """Count a paid image that cannot be retrieved as lost, once over all attempts."""
         if place not in answered.missing:
             self._journal.append(Missing(key=answered.key, image=place))
             self._budget.lose(answered.response.usd_per_image)
@@ -172,13 +173,13 @@ class Finisher:
         done = self._state.record_made(answered.slot_number, made)
         try:
             self._on_picture(made.record, answered.seconds, done)
-        except Exception:  # the image is safe, whoever listens
+        except Exception:  # the image is stored, whatever the listener does
             log.exception("The report of a finished image failed.")
 
     def _store(
         self, answered: Answered, place: int, image: ResponseImage, url: str | None, image_index: int
     ) -> StoredFile | None:
-        """Store one image, if images are stored at all."""
+        """Return the stored file of one image, or ``None`` when images are not stored."""
         data = answered.inline.pop(place, None)
         if image.is_inline and (data is None or not self._ports.stores):
             response = answered.response
@@ -194,7 +195,7 @@ class Finisher:
             data = self._download(url, given_at=answered.response.at)
 
         def journal_write_started(expected: StoredFile) -> None:
-            """Record where the only copy there is will be, so that a crash after the write does not hide it."""
+            """Journal where the only copy will be, so that a crash after the write does not hide it."""
             self._await_record(self._journal.append(WriteStarted(key=answered.key, image=place, file=expected)))
 
         stored = self._ports.save(
@@ -222,7 +223,7 @@ class Finisher:
 
 
 def _age(seconds: float) -> str:
-    """Return how long ago something was, in the largest unit that fits."""
+    """Return a duration as text, in the largest unit that fits."""
     for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 class StoredFiles:
     """
-    Where the images are that the journal names.
+    Locates the images that the journal names.
 
     :param open_path: turns the path of a stored image back into a path object
-    :param folders: the only folders that images may be in, if the journal is in a folder that others can write to;
-        ``None`` believes the journal
+    :param folders: the only folders that images may be in, for a journal in a folder that others can write to; ``None``
+        trusts the journal
     """
 
     def __init__(self, *, open_path: Callable[[str], StoragePath], folders: Sequence[StoragePath] | None) -> None:
@@ -46,7 +46,7 @@ class StoredFiles:
         self._folders = folders
 
     def find(self, stored: StoredFile) -> tuple[StoragePath, StoragePath] | None:
-        """Return the path of an image and its output folder; ``None`` if the image is not where it may be."""
+        """Return the path of an image and its output folder; ``None`` if the image is not in an allowed place."""
         path = self._open_path(stored.path)
         folder = folder_above(path, stored.file_name)
         if folder is None or not stays_below(stored.thumbnail or stored.file_name):
@@ -59,9 +59,9 @@ class StoredFiles:
 
     def is_there(self, stored: StoredFile, *, sha256: str | None = None) -> bool:
         """
-        Return whether a stored image is there, and with a digest whether it is whole.
+        Return whether a stored image exists with the right size and, if ``sha256`` is given, the right contents.
 
-        :raises StorageError: the store cannot be asked
+        :raises StorageError: the store cannot be reached
         """
         place = self.find(stored)
         return place is not None and check_stored(place[0], size=stored.bytes, sha256=sha256, within=place[1])
@@ -69,22 +69,22 @@ class StoredFiles:
 
 class ImageSink:
     """
-    Keeps pictures in a folder, each under a name that is the same in every try.
+    Stores images in a folder, each under a name that is the same in every attempt.
 
-    A picture never replaces one of another task instance: where the pattern of the names allows two of them to choose
-    the same one, the later picture gets its task instance's identity behind its name.
+    An image never replaces one of another task instance. If the name pattern gives both the same name, the later image
+    gets its task instance's identity appended.
 
-    :param folder: where pictures go
-    :param open_path: turns the path of a stored picture back into a path object
-    :param plan: what is going to be made; decides the names
-    :param entries: what the journal knows, so that a new picture never takes the name of one that is kept
-    :param origin: which task instance this is
-    :param filename: pattern of the names
-    :param provenance: ``True`` writes into the files what made them, ``False`` does not, a mapping changes, adds or
-        leaves out facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
-    :param image_format: format to convert to, ``None`` keeps what was delivered
-    :param thumbnail_pixels: longer side of the previews, ``None`` for none
-    :param stored_folders: as ``folders`` of :class:`StoredFiles`
+    :param folder: output folder
+    :param open_path: turns the path of a stored image back into a path object
+    :param plan: the planned images; decides the names
+    :param entries: the journal's requests, so that a new image never takes the name of a kept one
+    :param origin: this task instance
+    :param filename: name pattern
+    :param provenance: ``True`` writes into each file what made it, ``False`` does not, a mapping changes, adds or
+        removes facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
+    :param image_format: format to convert to; ``None`` keeps the delivered one
+    :param thumbnail_pixels: longer side of the previews; ``None`` for no previews
+    :param stored_folders: ``folders`` of :class:`StoredFiles`
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ImageSink:
         }
         self._lock = threading.Lock()
         self._has_warned = False
-        if local_path(folder) is not None:  # raises if a planned subfolder is a link
+        if local_path(folder) is not None:  # raises if a planned subfolder is a symlink
             file_sizes(folder, (stem for stem in self._stems.values() if "/" in stem))
 
     def save(
@@ -129,12 +129,12 @@ class ImageSink:
         announce: Callable[[StoredFile], None] | None = None,
     ) -> StoredFile:
         """
-        Check, mark and store one picture.
+        Verify one image, add its provenance, and store it.
 
-        :param announce: told what is going to be stored, right before it is written; its preview is not made yet
+        :param announce: called with the file to expect, still without its preview, right before it is written
         """
         stem = None if item.is_superseded else self._stems.get((item.index, image_index))
-        if stem is None:  # more than asked for, or not asked for any more
+        if stem is None:  # more than requested, or no longer requested
             fields = self._name_fields(item, image_index)
             stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
             if item.is_superseded and stem in self._stems.values():
@@ -155,7 +155,7 @@ class ImageSink:
         return _as_fact(saved)
 
     def is_stored(self, stored: StoredFile) -> bool:
-        """Return whether an image of an earlier attempt is still there and whole."""
+        """Return whether a previous attempt's image is still present and intact."""
         try:
             return self._stored_files.is_there(stored, sha256=stored.sha256)
         except StorageError as error:
@@ -164,9 +164,9 @@ class ImageSink:
 
     def keep_stored(self, stored: StoredFile) -> StoredFile | None:
         """
-        Return where an image of an earlier attempt is now, or ``None`` if it is gone.
+        Return where a previous attempt's image is now, or ``None`` if it is gone.
 
-        One that lies in another folder, because ``output_path`` has changed, is copied to the present one.
+        An image in another folder, because ``output_path`` has changed, is copied to the current one.
         """
         place = self._stored_files.find(stored)
         if place is None or not self.is_stored(stored):
@@ -199,7 +199,7 @@ class ImageSink:
         )
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
-        """Make the preview of a copied image, if previews are made; an image is not lost over it."""
+        """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
         if self._thumbnail_pixels is None:
             return None
         try:
@@ -216,7 +216,7 @@ class ImageSink:
 
     def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
         """
-        Return those images whose files have disappeared, or have another size.
+        Return the images whose files have disappeared or have a different size.
 
         :raises StorageError: the folder cannot be listed
         """
@@ -225,7 +225,7 @@ class ImageSink:
         return [each for each in wanted if sizes.get(each.file_name) != each.bytes]
 
     def _is_own(self, file_name: str) -> bool:
-        """Return whether a file that exists was there, as one of this task instance, before this attempt began."""
+        """Return whether an existing file is known to be this task instance's, from before this attempt."""
         if file_name in self._own_names:
             return True
         with self._lock:
@@ -242,7 +242,7 @@ class ImageSink:
         return False
 
     def _name_pictures(self, entries: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
-        """Name every planned picture, around the names that pictures of earlier tries already have."""
+        """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
         places = [(item, image) for item in self._plan.items for image in range(item.images)]
         stems = picture_stems(self._filename, [self._name_fields(item, image) for item, image in places])
         names = {(item.index, image): stem for (item, image), stem in zip(places, stems, strict=True)}
@@ -256,7 +256,7 @@ class ImageSink:
         return names
 
     def _kept_names(self, entries: Mapping[str, RequestState]) -> dict[tuple[Any, int], str]:
-        """Find the names of stored pictures, by the place they have in this plan, or by their key if they have none."""
+        """Return the names of stored images, by position in this plan, or by journal key if they have no position."""
         places: dict[str, tuple[Unit, Item, int]] = {}
         for slot in self._plan.slots:
             for units in slot.choices:

@@ -1,7 +1,7 @@
 """
-Pictures on their way into requests: looked at before anything is paid, read again when a request is sent.
+Read input images: check them before anything is paid, and read them again when a request is sent.
 
-Nothing keeps their bytes in between, so memory does not grow with the number of items.
+Their bytes are not kept in between, so memory use does not grow with the number of items.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INPUT_NAMES: Final = (INPUT_ARGUMENT, *IMAGE_FIELDS)
-"""Arguments that name pictures."""
+"""Arguments that refer to input images."""
 
 _READS_AT_ONCE: Final = 4
 _STAND_IN: Final = "https://unusable.invalid"
-"""Keeps the place of a picture that cannot be used, so that the rest of its item is checked all the same."""
+"""Placeholder for an unusable image, so that the rest of its item is validated all the same."""
 
 Asked = dict[str, Any]
 Files = list[tuple[str, tuple[str, bytes, str]]]
@@ -61,11 +61,11 @@ Files = list[tuple[str, tuple[str, bytes, str]]]
 
 class InputReader:
     """
-    Reads input pictures.
+    Reads input images.
 
     :param open_path: turns an address into a path object
-    :param fetch: downloads a link, for endpoints that want files
-    :param roots: the only folders that stored pictures may be in; ``None`` allows all
+    :param fetch: downloads a URL, for endpoints that require file uploads
+    :param roots: the only folders that stored images may be in; ``None`` allows all
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class InputReader:
 
     def resolve(self, asked: Sequence[tuple[Asked, str]], problems: list[Problem]) -> list[Asked]:
         """
-        Put links, ``data:`` URIs and :class:`PictureFile` in place of whatever names pictures.
+        Return the arguments with a URL, ``data:`` URI or :class:`PictureFile` for every image they refer to.
 
-        Each file is read once, however many items name it: it has to be there, readable and a whole picture.
+        Each file is read once, however many items refer to it. It must exist, be readable and hold a complete image.
 
-        :param asked: arguments of each item, and the prefix of its names in problems
-        :param problems: takes what is wrong
-        :raises StorageError: a file is there, or may be, and cannot be read now
+        :param asked: each item's arguments, and the prefix for its field names in problems
+        :param problems: receives what is wrong
+        :raises StorageError: a file that exists, or may exist, cannot be read now
         """
         asked = [
             ({**arguments, **{name: _as_text(arguments[name]) for name in INPUT_NAMES if name in arguments}}, where)
@@ -131,7 +131,7 @@ class InputReader:
         return resolved
 
     def _look_at(self, address: str) -> PictureFile | str:
-        """Describe a stored picture, or say why it cannot be used."""
+        """Return the description of a stored image, or the reason why it cannot be used."""
         try:
             path = self._open_path(address)
         except (ValueError, ImportError) as error:
@@ -143,7 +143,7 @@ class InputReader:
         if data is None:
             return "there is no such file"
         try:
-            with self._decoding:  # a decoded picture is many times its file: one at a time
+            with self._decoding:  # a decoded image is many times larger than its file: one at a time
                 facts = inspect_picture(data)
         except BadImageError as error:
             return f"a picture is needed. {_without_contents(error)}"
@@ -152,9 +152,9 @@ class InputReader:
 
     def _read_path(self, path: StoragePath) -> bytes | None:
         """
-        Read a stored file, ``None`` if it is not there.
+        Return the contents of a stored file, or ``None`` if it does not exist.
 
-        :raises _UnusableError: it may not be read, is no regular file, or is too large
+        :raises _UnusableError: it may not be read, is not a regular file, or is too large
         :raises StorageError: it cannot be read at the moment
         """
         within = None
@@ -163,7 +163,7 @@ class InputReader:
                 raise _UnusableError("only files in the folders of [imagen] input_roots are allowed")
             path, within = place
         elif (local := local_path(path)) is not None:
-            path = Path(os.path.realpath(local))  # links are the author's, and may lead anywhere but to a device
+            path = Path(os.path.realpath(local))  # the author's own symlinks may lead anywhere but to a device
         try:
             size = _size_of(path)
             if size is not None and size > MAX_INPUT_BYTES:
@@ -178,14 +178,14 @@ class InputReader:
 
     def wire(self, request: ImageRequest) -> tuple[Mapping[str, Any], Files | None]:
         """
-        Give what is sent: a JSON body, or form fields and the files beside them.
+        Return what is sent: a JSON body, or form fields with the files to upload.
 
-        A stored picture becomes a ``data:`` URI, or a file where the endpoint takes uploads. There, links are
-        downloaded first (docs, gpt-image-1 page: links and base64 are not accepted).
+        A stored image becomes a ``data:`` URI, or a file where the endpoint takes uploads. Such endpoints accept
+        neither URLs nor base64 (docs, gpt-image-1 page), so images given by URL are downloaded first.
 
-        :raises StorageError: a file is gone or has changed since it was looked at; the next try looks again
-        :raises DownloadError: a link that has to be uploaded cannot be fetched
-        :raises InvalidRequestError: a mask does not have the size of its picture
+        :raises StorageError: a file is gone or has changed since it was checked; the next attempt checks it again
+        :raises DownloadError: an image that has to be uploaded cannot be downloaded
+        :raises InvalidRequestError: a mask and its image differ in size
         """
         if request.path.endswith("/edits"):
             return self._form(request)
@@ -214,7 +214,7 @@ class InputReader:
                 form[name] = str(value).lower() if isinstance(value, bool) else str(value)
                 continue
             parts = value if isinstance(value, list) else [value]
-            # Several files go as ``image[]``, as the client that the docs' example uses sends them.
+            # Several files are sent as ``image[]``, as the client in the docs' example does.
             part_name = f"{name}[]" if len(parts) > 1 else name
             for number, part in enumerate(parts):
                 data, mime_type, size = self._fitted(request, name, part)
@@ -242,7 +242,7 @@ class InputReader:
     def _read(self, picture: PictureFile) -> bytes:
         try:
             data = self._read_path(self._open_path(picture.address))
-        except _UnusableError:  # it has been replaced since
+        except _UnusableError:  # replaced since it was checked
             data = b""
         if data is None or hashlib.sha256(data).hexdigest() != picture.sha256:
             what = "is gone" if data is None else "has changed"
@@ -254,9 +254,9 @@ class InputReader:
 
     def _fitted(self, request: ImageRequest, name: str, value: Any) -> tuple[bytes, str, tuple[int, int]]:
         """
-        Give the bytes, media type, width and height of one picture.
+        Return the bytes and media type of one image, and its width and height.
 
-        It is encoded anew only where the model documents limits that it breaks.
+        It is re-encoded only where it exceeds limits that the model documents.
         """
         model_id = str(request.body.get("model"))
         model = find_model(model_id)
@@ -284,12 +284,12 @@ class InputReader:
 
 
 class _UnusableError(Exception):
-    """A file that is no input; the message says what is allowed."""
+    """A file that cannot be used as input; the message says what is allowed."""
 
 
 def _place_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
     """
-    Return the path of a file and the root it is below, both without links; ``None`` if it is below no root.
+    Return the path of a file and the root it is below, both with symlinks resolved; ``None`` if it is below no root.
 
     A root without a connection id stands for every connection.
     """
@@ -313,13 +313,13 @@ def _is_below(path: Any, root: Any) -> bool:
 
 
 def _without_contents(error: BadImageError) -> str:
-    """Say why a file is no picture without what decoders and :func:`inspect_picture` quote: it may be private."""
+    """Return why a file is not an image, without the bytes that error messages quote from it: they may be private."""
     reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
     return re.sub(r" \(they start with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
 
 
 def _as_text(value: Any) -> Any:
-    """Turn the path objects that an argument names pictures with, alone or in a list or record, into text."""
+    """Return an argument with its path objects, alone or in a list or mapping, turned into text."""
     if isinstance(value, Mapping):
         return {key: _as_text(part) if key == "path" else part for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
@@ -333,11 +333,9 @@ def _size_text(size: tuple[int, int]) -> str:
 
 def _size_of(path: StoragePath) -> int | None:
     """
-    Ask how large a file is before reading it.
+    Return the size of a file before it is read, or ``None`` if unknown: reading it will show why.
 
-    ``None`` when that cannot be told: reading it says why.
-
-    :raises ValueError, ImportError: nothing that is installed speaks to this kind of store
+    :raises ValueError, ImportError: no installed package supports this kind of store
     """
     local = local_path(path)
     if local is not None:

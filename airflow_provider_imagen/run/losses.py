@@ -1,4 +1,4 @@
-"""Errors that report money without an image, and the requests they are about."""
+"""Errors for money spent without an image, and the requests behind them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def charge_lost(
     model: str | None, *, client_request_id: str, inference_id: str | None, usd: Decimal | None
 ) -> ChargedButLostError:
-    """Return the error for a charge whose image cannot be retrieved; ``usd`` is ``None`` when nobody knows it."""
+    """Return the error for a charge whose image cannot be retrieved; ``usd`` is ``None`` when the amount is unknown."""
     cost = f"${usd:.4f}" if usd is not None else "an unknown amount"
     return ChargedButLostError(
         f"Charged but lost: {model or 'the API'} billed {cost} and its response is gone (inference id {inference_id}, "
@@ -30,7 +30,7 @@ def charge_lost(
 
 
 def charge_lost_before(model: str | None, record: ChargeLost) -> ChargedButLostError:
-    """Return the error for a loss that is in the journal."""
+    """Return the error for a loss that the journal already records."""
     return charge_lost(
         model, client_request_id=record.client_request_id, inference_id=record.inference_id, usd=record.usd
     )
@@ -38,9 +38,9 @@ def charge_lost_before(model: str | None, record: ChargeLost) -> ChargedButLostE
 
 def lost_requests(requests: Mapping[str, RequestState], models: Mapping[str, str]) -> Iterator[RequestWithoutImages]:
     """
-    Return the requests that were billed and whose responses are gone, as a journal has them.
+    Yield the billed requests in a journal whose responses are gone.
 
-    :param models: by the key of the request, as far as known
+    :param models: model ids by request key, as far as known
     """
     for key, request in requests.items():
         for record in request.charges_lost.values():
@@ -48,12 +48,12 @@ def lost_requests(requests: Mapping[str, RequestState], models: Mapping[str, str
 
 
 def lost_request(record: ChargeLost, model: str | None, target: Target | None) -> RequestWithoutImages:
-    """Describe a request that was billed and whose response is gone; ``None`` stands for what is not known."""
+    """Return a billed request whose response is gone; ``model`` and ``target`` are ``None`` when unknown."""
     return RequestWithoutImages(record.client_request_id, charge_lost_before(model, record), target)
 
 
 def sent_with_another_key(intent: Intent) -> LostAnswerError:
-    """Return the error for a request in doubt whose outcome only the log of another API key can show."""
+    """Return the error for an in-doubt request whose outcome only another API key can see in the log."""
     error = LostAnswerError(
         f"An earlier attempt ended while this request was in flight (client request id {intent.client_request_id}). It "
         f"was sent with another API key, and only that key sees it in the API's log. It is not bought again: restore "
@@ -67,7 +67,7 @@ def sent_with_another_key(intent: Intent) -> LostAnswerError:
 
 
 def unknown_outcome(model: str, client_request_id: str, cause: LostAnswerError, error: ImagenError) -> LostAnswerError:
-    """Return the error for a lost response of which not even the charge could be found out."""
+    """Return the error for a lost response whose charge could not be looked up either."""
     return LostAnswerError(
         f"{cause} Whether it was billed could not be looked up: {error}",
         client_request_id=client_request_id,

@@ -1,9 +1,9 @@
 """
-Find in the manifest what the journal could not record.
+Recover from the manifest what the journal could not record.
 
-A response that cannot be made durable, because Airflow's database is away for long, has its images stored all the same,
-and the manifest lists them. Without a look there the next attempt would find a request that was billed and no response
-to it, and report a loss that is none.
+While Airflow's database is unavailable, a response cannot be made durable, but its images are stored and listed in the
+manifest. Without this recovery, the next attempt would find a billed request without a response and report a loss that
+never happened.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Line(Struct):
-    """What a line must have, and of which type, to describe an image; somebody may have edited the file."""
+    """The fields and types a manifest line must have to describe an image; the file may have been edited."""
 
     client_request_id: str
     image_index: int
@@ -51,17 +51,17 @@ def missed_records(
     requests: Mapping[str, RequestState], *, lines: Iterable[Mapping[str, Any]], links: UrlEncryption
 ) -> list[Record]:
     """
-    Return the records that the journal lacks of images that are in the manifest.
+    Return the records that the journal lacks for images in the manifest.
 
-    A request without a response, of which only some images are listed, stays in doubt: what became of the others,
-    nobody knows.
+    A request without a response stays in doubt if only some of its images are listed: what became of the others is
+    unknown.
 
-    :param requests: the journal; requests in doubt are those with an intent and no response
-    :param lines: what this very task instance recorded in the manifest
+    :param requests: the journal's requests; those in doubt have an intent and no response
+    :param lines: what this task instance recorded in the manifest
     :param links: encrypts URLs for the journal
     """
     by_request: dict[str, dict[int, _Line]] = defaultdict(dict)
-    for line in lines:  # one image may be in two parts: its attempt listed it before and after it lost the journal
+    for line in lines:  # an image may be listed twice: before and after its attempt lost the journal
         with suppress(ValidationError):
             read = convert(line, type=_Line)
             by_request[read.client_request_id][read.image_index] = read
@@ -80,7 +80,7 @@ def missed_records(
 
 
 def _missed_files(key: str, request: RequestState, by_index: Mapping[int, _Line]) -> Iterator[WriteCommitted]:
-    """Yield the records of images that came with a recorded response and are stored, which is not recorded."""
+    """Yield the missing records of stored images whose response is in the journal."""
     for place in request.places_without_file if request.target is not None else ():
         line = by_index.get(request.target.index_of(place))  # type: ignore[union-attr]
         if line is not None:
@@ -97,7 +97,7 @@ def _response(key: str, client_request_id: str, lines: list[_Line], links: UrlEn
             for line in lines
         ),
         usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,
-        usd_is_estimate=True,  # the manifest does not say where the amounts are from
+        usd_is_estimate=True,  # the manifest does not say whether the API stated the amounts
         inference_id=lines[0].inference_id,
         model=lines[0].model,
         at=lines[0].created_at.timestamp(),

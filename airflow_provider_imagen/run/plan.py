@@ -1,4 +1,4 @@
-"""Turn rendered arguments into requests: checked, priced and fingerprinted before a cent is spent. Pure."""
+"""Turn rendered arguments into requests, validated, priced and fingerprinted before any money is spent. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
 
 _OWN_KEYS = frozenset({"name"})
-"""Keys of a prompt mapping that are ours and are not sent."""
+"""Keys of a prompt mapping that are ours and never sent to the API."""
 
 _PLACE = r"^prompt\[\d+\]\.?"
 
@@ -32,9 +32,9 @@ class Unit(Struct, frozen=True):
     """
     One paid POST.
 
-    :param key: names it in the journal: a fingerprint of the request, and which one it is among equal ones
+    :param key: its journal key: a fingerprint of the request, and a counter that tells identical requests apart
     :param request: what is sent
-    :param expected_usd: its price as known beforehand
+    :param expected_usd: price known in advance, in USD; ``None`` when unknown
     """
 
     key: str
@@ -43,18 +43,18 @@ class Unit(Struct, frozen=True):
 
     @property
     def model(self) -> str:
-        """Model id the request names."""
+        """Model id in the request."""
         return str(self.request.body["model"])
 
 
 class Slot(Struct, frozen=True):
     """
-    A part of an item that one worker sees through: some of its pictures, from the first model that makes them.
+    Some of an item's images, obtained by one worker from the first model that is available.
 
     :param item: index of the item in the list of prompts
-    :param first_image: index of the slot's first picture within the item
-    :param images: how many pictures it is for
-    :param choices: the POSTs to make with the model asked for, then with each fallback model
+    :param first_image: index of the slot's first image within the item
+    :param images: number of images
+    :param choices: POSTs to send, by model: first the requested one, then each fallback model
     """
 
     item: int
@@ -67,12 +67,12 @@ class Item(Struct, frozen=True):
     """
     One prompt with its arguments.
 
-    :param index: its place in the list of prompts
-    :param name: the name the author gave it, for file names
-    :param prompt: the text; empty for models that take none
-    :param arguments: everything asked for, by the names the author used
-    :param images: pictures asked for
-    :param is_superseded: an earlier attempt paid for it, and nobody asks for it any more
+    :param index: position in the list of prompts
+    :param name: name given by the author, for file names
+    :param prompt: the text; empty for models without a prompt
+    :param arguments: everything requested, under the names the author used
+    :param images: number of images requested
+    :param is_superseded: paid for by a previous attempt and no longer requested
     """
 
     index: int
@@ -84,19 +84,19 @@ class Item(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """Everything a task is going to buy."""
+    """All requests a task is going to make."""
 
     items: tuple[Item, ...]
     slots: tuple[Slot, ...]
 
     @property
     def images(self) -> int:
-        """Pictures asked for in all."""
+        """Total number of images requested."""
         return sum(item.images for item in self.items)
 
     @property
     def units(self) -> Iterator[Unit]:
-        """Every POST that may be made, those to fallback models included."""
+        """Every POST that may be sent, including those to fallback models."""
         for slot in self.slots:
             for units in slot.choices:
                 yield from units
@@ -104,28 +104,28 @@ class Plan(Struct, frozen=True):
 
 def place_of(place: int, *, images: int, first_image: int, prompt_images: int) -> int:
     """
-    Return the index of an image among the images of its prompt. Extra ones, more than asked for, come after all others.
+    Return the index of an image among its prompt's images; images beyond the requested number come after all others.
 
-    :param place: its place in the response, from 0
-    :param images: images the request asked for
+    :param place: position in the response, from 0
+    :param images: number of images the request asked for
     :param first_image: index of the request's first image
-    :param prompt_images: images asked for with the prompt in all
+    :param prompt_images: number of images requested for the whole prompt
     """
     beyond, place = divmod(place, images)
     return first_image + place + beyond * prompt_images
 
 
 def name_from(value: Any) -> Any:
-    """Turn a whole number, as tables have in their columns of keys, into a name; leave all else."""
+    """Return a whole number, as from a table's key column, as a name; return anything else unchanged."""
     number = None if isinstance(value, str) else read_whole_number(value)
     return value if number is None else str(number)
 
 
 def _as_given(
     entries: Sequence[tuple[dict[str, Any], str]],
-    problems: list[Problem],  # noqa: ARG001 - the signature of what resolves
+    problems: list[Problem],  # noqa: ARG001 - same signature as InputReader.resolve
 ) -> list[dict[str, Any]]:
-    """Leave arguments as they are."""
+    """Return the arguments unchanged."""
     return [asked for asked, _ in entries]
 
 
@@ -139,21 +139,21 @@ def make_plan(
     resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]] = _as_given,
 ) -> Plan:
     """
-    Check everything and lay out the requests.
+    Return the requests for all prompts, after validating everything.
 
     :param prompt: rendered: a string, a mapping, a list of either, or ``None`` for models without a prompt
-    :param arguments: rendered, by API field name, ``model`` among them; ``None`` leaves a field to the model.
-        An item's own mapping overrides them.
-    :param fallback_models: models to try, in order, when the one asked for is withdrawn
-    :param can_store: whether pictures can be stored, which base64 answers need
-    :param price: expected price of a request, in USD
-    :param resolve: finds out which pictures the arguments of each item name, and adds what is wrong to the problems
+    :param arguments: rendered, by API field name, including ``model``; ``None`` leaves a field to the model. An item's
+        own mapping overrides them.
+    :param fallback_models: models to use instead, in order, when the requested one is retired
+    :param can_store: whether images can be stored, which base64 responses require
+    :param price: returns the expected price of a request, in USD
+    :param resolve: finds the images that each item's arguments refer to, and adds what is wrong to the problems
         (:meth:`~airflow_provider_imagen.run.input_reader.InputReader.resolve`)
     :raises InvalidArgumentsError: with every problem of every item
     """
     problems: list[Problem] = []
     items: list[Item] = []
-    drafts: list[list[list[tuple[ImageRequest, ...]]]] = []  # per item, per slot, per model: its requests
+    drafts: list[list[list[tuple[ImageRequest, ...]]]] = []  # requests by item, slot and model
     entries = _entries(prompt, problems)
     merged = [
         ({**arguments, **{name: value for name, value in entry.items() if name not in _OWN_KEYS}}, where)
@@ -179,7 +179,7 @@ def make_plan(
             continue
         images = sum(choices[0][0].expected_images for choices in draft)
         body = draft[0][0][0].body
-        typed = {argument: body.get(argument, value) for argument, value in asked.items()}  # "7" from a template is 7
+        typed = {argument: body.get(argument, value) for argument, value in asked.items()}  # a template's "7" becomes 7
         items.append(Item(index, name, str(asked.get("prompt") or ""), typed, images))
         drafts.append(draft)
     if problems:
@@ -188,7 +188,7 @@ def make_plan(
 
 
 def _share(asked: Mapping[str, Any], request: ImageRequest) -> dict[str, Any]:
-    """Give the arguments for one request of several, in the words that fit every model."""
+    """Return the arguments of one request out of several, using only fields that every model understands."""
     rest = {name: value for name, value in asked.items() if name not in COUNT_FIELDS}
     if len(rest) < len(asked):
         rest["num_images"] = request.expected_images
@@ -196,7 +196,7 @@ def _share(asked: Mapping[str, Any], request: ImageRequest) -> dict[str, Any]:
 
 
 def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, Any], str]]:
-    """Bring every way to give prompts into one: mappings, each with the prefix its problems are named with."""
+    """Return the prompts, however given, as mappings, each with the prefix for its field names in problems."""
     allowed = 'text, a mapping such as {"prompt": …}, or a list of these is allowed'
     if prompt is None or isinstance(prompt, str):
         return [({"prompt": prompt}, "")]
@@ -222,7 +222,7 @@ def _lay_out(
     drafts: Sequence[Sequence[Sequence[tuple[ImageRequest, ...]]]],
     price: Callable[[ImageRequest], Decimal | None],
 ) -> list[Slot]:
-    """Number the slots' pictures within their items, and give every request its key and price."""
+    """Return the slots, with their image indexes within the item and a key and price for every request."""
     seen: Counter[str] = Counter()
 
     def unit(request: ImageRequest) -> Unit:
@@ -230,7 +230,7 @@ def _lay_out(
         seen[name] += 1
         return Unit(f"{name}#{seen[name]}", request, price(request))
 
-    # The models asked for are numbered first: naming a fallback later must not rename what was already bought.
+    # Number the requested models first: adding a fallback later must not change the keys of paid requests.
     asked = [[tuple(map(unit, choices[0])) for choices in draft] for draft in drafts]
     slots: list[Slot] = []
     for item, draft, firsts in zip(items, drafts, asked, strict=True):
@@ -244,16 +244,16 @@ def _lay_out(
 
 def fingerprint(request: ImageRequest) -> str:
     """
-    Name a request by everything that is sent: the same request has the same name in every try.
+    Return a hash of everything that is sent; the same request has the same hash in every attempt.
 
-    A stored picture counts by its digest (its text), so one that has changed makes another request.
+    A stored input image is represented by its digest, so a changed file makes a different request.
     """
     text = json.dumps([request.path, request.body], sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def _without_repeats(problems: Sequence[Problem]) -> list[Problem]:
-    """Keep one of several equal problems, such as a wrong argument shared by all prompts."""
+    """Return the problems without duplicates, such as a wrong argument shared by all prompts."""
     seen: set[str] = set()
     kept: list[Problem] = []
     for problem in problems:

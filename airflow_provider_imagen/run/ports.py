@@ -1,4 +1,4 @@
-"""How a run behaves, and what it needs of the world."""
+"""How a run behaves, and what it needs from the outside world."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.plan import Item
 
 RATE_LIMIT_PATIENCE_SECONDS = 120.0
-"""Longer than a minute, the longest window in which APIs usually count requests."""
+"""More than one minute, which is usually the longest window over which APIs count requests."""
 
 OnLostAnswer = Literal["check", "resend", "fail"]
 
 
 class RunOptions(Struct, frozen=True):
     """
-    How a run behaves.
+    Settings of a run.
 
-    :param concurrency: requests in flight, 1 or more
-    :param requests_per_minute: most requests started in a minute; ``None`` for no limit
-    :param max_usd: cap over all attempts, in USD
-    :param on_lost_answer: what to do when a response is lost: look it up, send again, or give the item up
+    :param concurrency: maximum requests in flight, 1 or more
+    :param requests_per_minute: maximum requests started per minute; ``None`` for no limit
+    :param max_usd: spending cap over all attempts, in USD; ``None`` for no cap
+    :param on_lost_answer: what to do about a lost response: look the request up, resend it, or fail the item
     :param lost_answer_patience_seconds: how long the API's log may take to show a request
-    :param answer_timeout_seconds: how long a response may take at most; a request that a killed attempt left behind may
-        still be served for that long
-    :param first_wait_seconds: wait before a failed request is sent again when the API asks for none; it doubles
-    :param rate_limit_patience_seconds: how long nothing but 429 may be answered until the attempt ends
+    :param answer_timeout_seconds: longest time a response may take; a request left behind by a killed attempt may still
+        be running for that long
+    :param first_wait_seconds: wait before the first resend if the API asks for none; it doubles each time
+    :param rate_limit_patience_seconds: how long the API may respond with nothing but 429 before the attempt ends
     """
 
     concurrency: int = 4
@@ -49,24 +49,24 @@ class RunOptions(Struct, frozen=True):
 
 
 class Ports(Protocol):
-    """What a run needs of the world."""
+    """What a run needs from the outside world."""
 
     stores: bool
-    """Whether pictures are stored at all."""
+    """Whether images are stored at all."""
 
     @property
     def account(self) -> str:
-        """Short hash of the API key that requests are sent with; only that key sees them in the API's log."""
+        """Short hash of the API key that sends the requests; the API's log shows them to that key only."""
 
     @property
     def clock_offset_seconds(self) -> float | None:
-        """How far the API's clock is ahead of ours; ``None`` before its first response."""
+        """Seconds that the API's clock is ahead of ours; ``None`` before its first response."""
 
     def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
-        """Send one paid request, once."""
+        """Send one paid request, exactly once."""
 
     def fetch(self, url: str) -> bytes:
-        """Download one picture."""
+        """Download one image."""
 
     def save(
         self,
@@ -81,17 +81,21 @@ class Ports(Protocol):
         """
         Verify and store one image under its deterministic name.
 
-        :param announce: called with what is going to be stored, right before it is written; its preview is not made yet
+        :param announce: called with the file to expect, still without its preview, right before it is written
         """
 
     def is_stored(self, stored: StoredFile) -> bool:
-        """Return whether an image that an earlier attempt stored is still there and whole."""
+        """Return whether a previous attempt's image is still present and intact."""
 
     def keep_stored(self, stored: StoredFile) -> StoredFile | None:
-        """Return where an image of an earlier attempt is now, ``None`` if it is gone; it may be copied for that."""
+        """
+        Return where a previous attempt's image is now, ``None`` if it is gone.
+
+        It may be copied to the current folder first.
+        """
 
     def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
-        """Return those images whose files have disappeared; one directory listing tells."""
+        """Return the images whose files have disappeared, at the cost of one listing per folder."""
 
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
         """Yield the rows of the API's request log."""

@@ -1,4 +1,4 @@
-"""Price what is asked for, without buying it."""
+"""Price a plan without sending anything."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PlanQuote:
     """
-    What pictures are expected to cost.
+    Expected cost of a plan's images.
 
-    :param usd: for all of them together, ``None`` when the price of one is not known
-    :param source: ``live`` when the API names every price, ``last known`` when the catalogue had to fill in,
+    :param usd: total in USD; ``None`` when any price is unknown
+    :param source: ``live`` when the API lists every price, ``last known`` when the catalogue had to fill in,
         ``unknown`` when a price is missing
-    :param images: pictures
-    :param requests: paid requests it takes to make them
+    :param images: number of images
+    :param requests: number of paid requests they take
     """
 
     usd: Decimal | None
@@ -41,12 +41,12 @@ def quote_plan(
     resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]],
 ) -> PlanQuote:
     """
-    Check and price everything that is asked for.
+    Return the expected cost of everything requested, after validating it.
 
-    :param prompt: as :func:`~airflow_provider_imagen.run.plan.make_plan` takes it
-    :param arguments: by API field name, ``model`` among them
-    :param prices: live prices; an empty list leaves the last known ones
-    :param resolve: finds out which pictures the arguments name
+    :param prompt: as in :func:`~airflow_provider_imagen.run.plan.make_plan`
+    :param arguments: by API field name, including ``model``
+    :param prices: live prices; the last known ones apply where it has none
+    :param resolve: finds the images that the arguments refer to
     :raises InvalidArgumentsError: with every problem of every item
     """
     plan = make_plan(prompt=prompt, arguments=arguments, can_store=True, resolve=resolve)

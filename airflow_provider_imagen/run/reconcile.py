@@ -1,4 +1,4 @@
-"""Find out what became of POSTs without a response, so that none is paid for twice and none goes uncounted."""
+"""Resolve requests whose responses were lost, so that none is paid for twice and no charge goes uncounted."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ log = logging.getLogger(__name__)
 
 STRAGGLER_SECONDS = 3.0
 """
-How long a charge may be known before the response to it appears in the journal.
+How long to wait for a response to appear in the journal once its charge is known.
 
-An earlier attempt may still be alive (its supervisor was killed, it was stopped and continued): it sends nothing any
-more, but records the responses it gets, and those come about when the API's log shows the charge.
+A previous attempt may still be alive (its supervisor was killed, or it was paused and resumed). It sends nothing more
+but still records responses, which arrive at about the time the API's log shows the charge.
 """
 
 
 FLUSH_SECONDS = 2.0
-"""How long the last records may take to become durable before late charges are looked for."""
+"""How long to wait for the last records to become durable before looking for late charges."""
 
 FINAL_AFTER_SECONDS = 24 * 3600.0
-"""How long after its response was given up a request that the API's log does not show is unbilled for good."""
+"""Time since a response was given up after which a request missing from the API's log is unbilled for good."""
 
 
 def is_final(lost_at: float) -> bool:
-    """Return whether the log's silence about a request is final; it does not reach back for ever."""
+    """Return whether a request's absence from the API's log is final: it is old enough, and the log still covers it."""
     return FINAL_AFTER_SECONDS < time.time() - lost_at < LONGEST_WINDOW_SECONDS
 
 
 class PendingRequest(Struct, frozen=True):
     """
-    A POST of an earlier attempt whose outcome is not known yet.
+    A POST of a previous attempt whose outcome is not known yet.
 
-    :param reservation: the money that is set aside for it
-    :param outcome: done once the request may be sent again or its response is in the journal, or fails with the reason
-        why it may not
+    :param reservation: the money reserved for it
+    :param outcome: done once the request may be sent again or its response is in the journal; fails with the reason why
+        it may not be sent
     """
 
     unit: Unit
@@ -74,12 +74,12 @@ class PendingRequest(Struct, frozen=True):
 
 class Resolution(Struct, frozen=True):
     """
-    What became of a POST without a response.
+    Outcome of a POST without a response.
 
-    :param kind: ``billed``, and its response is gone; ``rejected`` by the API, which costs nothing;
-        ``presumed_unbilled``, because nothing shows a charge; or ``unknown``
+    :param kind: ``billed``, and its response is gone; ``rejected``, so it cost nothing; ``presumed_unbilled``, because
+        no charge has shown up; or ``unknown``
     :param usd: what was billed, in USD; ``None`` when not even an estimate is known
-    :param error: why it is not sent again; ``None`` when it may be
+    :param error: why it may not be sent again; ``None`` when it may
     """
 
     kind: Literal["billed", "rejected", "presumed_unbilled", "unknown"]
@@ -90,13 +90,13 @@ class Resolution(Struct, frozen=True):
 
 class Reconciler:
     """
-    Resolves requests in doubt, those of this attempt and those that earlier attempts left behind.
+    Resolves in-doubt requests, both of this attempt and of previous ones.
 
-    :param plan: what is going to be bought; a request that is not in it any more cannot hold anything up
+    :param plan: the requests to make; in-doubt requests outside it hold nothing up
     :param ports: reads the API's request log
     :param journal: open; resolutions are recorded there
-    :param budget: keeps money reserved until there is a resolution
-    :param reload: returns what earlier attempts have recorded by now
+    :param budget: keeps money reserved until a request is resolved
+    :param reload: returns what previous attempts have recorded by now
     """
 
     def __init__(
@@ -138,24 +138,24 @@ class Reconciler:
 
     @property
     def in_doubt(self) -> Iterator[PendingRequest]:
-        """Every request of the plan that an earlier attempt left in doubt; each is to be resolved once."""
+        """The plan's requests that previous attempts left in doubt; resolve each of them once."""
         for requests in self._in_doubt.values():
             yield from requests
 
     def await_outcomes(self, unit: Unit) -> None:
         """
-        Wait until everything that earlier attempts left in doubt about a request is resolved.
+        Wait until all of a request's POSTs that previous attempts left in doubt are resolved.
 
-        :raises LostAnswerError: one of its POSTs was billed, or nobody can say
-        :raises StoppedError: the task was cancelled before
+        :raises LostAnswerError: one of them was billed, or its outcome remains unknown
+        :raises StoppedError: the task was cancelled first
         """
         for request in self._in_doubt.get(unit.key, ()):
             request.outcome.result()
 
-    # --- one request of an earlier attempt ----------------------------------------------------------------------------
+    # --- one request of a previous attempt ----------------------------------------------------------------------------
 
     def resolve(self, request: PendingRequest) -> None:
-        """Find out what became of a POST of an earlier attempt, for the slot that waits for it."""
+        """Resolve a POST of a previous attempt, for the slot that waits for its outcome."""
         try:
             if not self._has_response_by_now(request):
                 self._resolve_by_log(request)
@@ -190,21 +190,21 @@ class Reconciler:
 
     def _lost_at(self, intent: Intent) -> float:
         """
-        Return when the response to a POST of an earlier attempt must be considered lost, by our clock.
+        Return when to consider the response to a previous attempt's POST lost, by our clock.
 
-        Nobody saw it get lost: the API may work on it for as long as a response may take. The clock of that attempt's
-        machine need not agree with ours, so the API's clock is what both are compared with.
+        Nobody saw it get lost, so the API may work on it for as long as a response may take. The clock of the machine
+        that sent it may differ from ours; both are compared with the API's clock.
         """
         options = self._options
         sent_at = intent.at
         if options.on_lost_answer == "check" and intent.clock_offset is not None:
-            self._charges.look_once({intent.client_request_id: intent.at})  # any response tells the API's time
+            self._charges.look_once({intent.client_request_id: intent.at})  # any response carries the API's time
             if (offset := self._ports.clock_offset_seconds) is not None:
                 sent_at += intent.clock_offset - offset
         return sent_at + max(options.lost_answer_patience_seconds, options.answer_timeout_seconds)
 
     def _has_response_soon(self, request: PendingRequest, resolution: Resolution) -> bool:
-        """Give an earlier attempt that is still alive the time to record the response that the log shows as billed."""
+        """Return whether the previous attempt has recorded the response; if it was billed, wait a moment for that."""
         seconds = min(STRAGGLER_SECONDS, self._options.lost_answer_patience_seconds)
         give_up_at = time.monotonic() + (seconds if resolution.kind == "billed" else 0)
         while not (found := self._has_response_by_now(request)) and time.monotonic() < give_up_at:
@@ -212,7 +212,7 @@ class Reconciler:
         return found
 
     def _has_response_by_now(self, request: PendingRequest) -> bool:
-        """Return whether the earlier attempt has recorded the response meanwhile, and reuse it if so."""
+        """Return whether the previous attempt has recorded the response since, and if so reuse it."""
         found = self._find_response(request)
         if found is not None:
             self._budget.settle(request.reservation, usd=found.response.usd if found.response else None)
@@ -220,7 +220,7 @@ class Reconciler:
         return found is not None
 
     def _find_response(self, request: PendingRequest) -> RequestState | None:
-        """Look for a response that the earlier attempt has recorded meanwhile, and take over what it recorded."""
+        """Return the request's state, taken over from the previous attempt, if that has recorded a response by now."""
         try:
             found = self._reload().requests.get(request.unit.key)
         except (JournalError, StorageError) as error:
@@ -236,9 +236,9 @@ class Reconciler:
 
     def recover_losses(self) -> Iterator[PendingRequest]:
         """
-        Look again for responses that were reported lost: an earlier attempt that was still alive may have them by now.
+        Yield requests that were reported lost and whose responses a previous attempt has recorded since.
 
-        :return: the requests whose responses were found; they are not counted as lost any more
+        They no longer count as lost.
         """
         for request, lost_usd in self._lost:
             if (found := self._find_response(request)) is not None and found.response is not None:
@@ -251,9 +251,9 @@ class Reconciler:
 
     def find_file(self, key: str, place: int) -> StoredFile | None:
         """
-        Look for an inline image that an earlier attempt may have stored without recording it, or may be storing.
+        Return the file of an inline image that a previous attempt may have stored unnoticed, or may still be storing.
 
-        :param place: of the image in the response
+        :param place: position of the image in the response
         """
         give_up_at = time.monotonic() + min(STRAGGLER_SECONDS, self._options.lost_answer_patience_seconds)
         while True:
@@ -268,7 +268,7 @@ class Reconciler:
             time.sleep(0.1)
 
     def _reload(self) -> JournalState:
-        """Read what earlier attempts have written by now; at most once a second for all threads."""
+        """Return what previous attempts have written by now, read at most once a second for all threads."""
         with self._reloading:
             if self._reloaded is None or time.monotonic() - self._reloaded[0] > 1.0:
                 self._reloaded = (time.monotonic(), self._reload_journal())
@@ -280,14 +280,14 @@ class Reconciler:
         self, unit: Unit, reservation: Reservation, cause: LostAnswerError, *, sent_at: float, lost_at: float
     ) -> None:
         """
-        Decide about a POST of this attempt whose response got lost, and return if it may be sent again.
+        Resolve a POST of this attempt whose response was lost, and return if it may be sent again.
 
-        :param reservation: the money set aside for it, with the client request id it was sent with
-        :param cause: how its response got lost
+        :param reservation: the money reserved for it, with its client request id
+        :param cause: how its response was lost
         :param sent_at: when it was sent, in seconds since the epoch
         :param lost_at: when its response was given up, in seconds since the epoch
         :raises LostAnswerError: it may not be sent again
-        :raises StoppedError: the task was cancelled before there was a resolution
+        :raises StoppedError: the task was cancelled before it was resolved
         """
         try:
             resolution = self._look_up(reservation, cause, sent_at=sent_at, lost_at=lost_at)
@@ -299,10 +299,10 @@ class Reconciler:
     def _look_up(
         self, reservation: Reservation, cause: LostAnswerError, *, sent_at: float, lost_at: float
     ) -> Resolution:
-        """Find out what a POST was charged, in the way the author wants."""
+        """Return the resolution of a POST, found in the way ``on_lost_answer`` asks for."""
         client_request_id, model = reservation.client_request_id or "", reservation.model
         cause.client_request_id, cause.model = client_request_id, model
-        if cause.usd:  # the head of the response states the charge, so nothing needs to be looked up
+        if cause.usd:  # the response headers state the charge: no lookup needed
             usd: Decimal | None = Decimal(str(cause.usd))
             inference_id = cause.inference_id
         elif self._options.on_lost_answer == "fail":
@@ -332,7 +332,7 @@ class Reconciler:
 
     def _conclude(self, key: str, reservation: Reservation, resolution: Resolution) -> None:
         """
-        Count and record a resolution.
+        Count and journal a resolution.
 
         :raises LostAnswerError: the request may not be sent again
         """
@@ -353,10 +353,10 @@ class Reconciler:
             raise resolution.error
 
     def record_loss(self, key: str, client_request_id: str, *, inference_id: str | None, usd: Decimal | None) -> None:
-        """Count and record that a POST was billed and its response is gone."""
+        """Count and journal that a POST was billed and its response is gone."""
         loss = ChargeLost(key=key, client_request_id=client_request_id, inference_id=inference_id, usd=usd)
         self._count_loss(loss, self._journal.unresolved.get(client_request_id))
-        self._journal.commit(loss)  # the API's log may never show it, so this record is all there is
+        self._journal.commit(loss)  # the API's log may never show it; this may be the only trace
 
     def _count_loss(self, loss: ChargeLost, intent: Intent | None) -> None:
         self._budget.lose(loss.usd)
@@ -364,20 +364,20 @@ class Reconciler:
         self._without_response[loss.client_request_id] = lost_request(loss, model, target)
 
     def lost(self) -> list[RequestWithoutImages]:
-        """Return the requests of all attempts that were billed and whose responses are gone."""
+        """Return the billed requests of all attempts whose responses are gone."""
         return list(self._without_response.values())
 
-    # --- the beginning and the end ------------------------------------------------------------------------------------
+    # --- before and after the run -------------------------------------------------------------------------------------
 
     def look_for_late_charges(self) -> None:
         """
-        Look for everything that may have been billed, so that a charge that came late is counted.
+        Look up everything in doubt once more, and count charges that have appeared since.
 
-        Before anything is sent, so that it is not bought again; and at the end, so that it is counted at least.
+        At the start, this prevents paying again for what was billed; at the end, it at least counts it.
         """
         if self._options.on_lost_answer == "fail" or not self._journal.unresolved:
             return
-        self._journal.flush(FLUSH_SECONDS)  # what has been resolved by now
+        self._journal.flush(FLUSH_SECONDS)  # make resolutions so far durable
         unresolved = {
             client_request_id: intent
             for client_request_id, intent in dict(self._journal.unresolved).items()

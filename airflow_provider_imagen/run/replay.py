@@ -1,4 +1,4 @@
-"""What earlier attempts of the task mean for this one: reuse a response, report a loss again, or send."""
+"""Decide what previous attempts mean for this one: reuse a response, report a loss again, or send."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 class PreviousAttempts:
     """
-    What earlier attempts did, asked about the requests of this one; it grows while one of them is still alive.
+    Outcomes of previous attempts, by request; they may change while one of those attempts is still alive.
 
-    :param requests: what the journal held when it was opened, by the key of the request
-    :param may_resend: the author wants lost responses bought again (``on_lost_answer="resend"``)
-    :param is_stored: whether a stored image is there and whole
+    :param requests: the journal's requests by key, as of its opening and updated since
+    :param may_resend: lost responses may be paid for again (``on_lost_answer="resend"``)
+    :param is_stored: returns whether a stored image is present and intact
     """
 
     def __init__(
@@ -34,23 +34,27 @@ class PreviousAttempts:
         self._is_stored = is_stored
 
     def is_paid(self, unit: Unit) -> bool:
-        """Return whether there is a response to reuse; one whose images are gone is none if it may be resent."""
+        """
+        Return whether there is a response to reuse.
+
+        If lost responses may be paid for again, one with an inline image that is gone counts as lost.
+        """
         request = self.requests.get(unit.key)
         if request is None or request.response is None:
             return False
         return not (self._may_resend and self._has_unreachable_images(request))
 
     def is_lost(self, unit: Unit) -> bool:
-        """Return whether an earlier attempt was charged for a lost response that is not to be bought again."""
+        """Return whether a previous attempt was charged for a lost response that must not be paid for again."""
         request = self.requests.get(unit.key)
         return request is not None and bool(request.charges_lost) and not self._may_resend
 
     def units_to_send(self, slot: Slot) -> list[Unit]:
-        """Return what this attempt would have to pay for, unless its model is withdrawn."""
+        """Return the requests this attempt would have to pay for, unless their model is retired."""
         return [unit for unit in self.in_order_of_use(slot)[0] if not self.is_paid(unit) and not self.is_lost(unit)]
 
     def in_order_of_use(self, slot: Slot) -> list[tuple[Unit, ...]]:
-        """Put the model first that an earlier attempt paid for this slot, then one that it at least sent it to."""
+        """Return the slot's alternatives: models that responded before, those that may have charged, then others."""
 
         def rank(units: tuple[Unit, ...]) -> int:
             requests = [request for unit in units if (request := self.requests.get(unit.key)) is not None]
@@ -61,7 +65,7 @@ class PreviousAttempts:
         return sorted(slot.choices, key=rank)
 
     def superseded(self, plan: Plan) -> Iterator[tuple[str, Item]]:
-        """Return the requests that were paid for and are not in the plan any more, each with what its images are of."""
+        """Yield the paid requests that are no longer in the plan, each with the item it was for."""
         planned = {unit.key for unit in plan.units}
         for key, request in self.requests.items():
             if key not in planned and request.response is not None and (target := request.target) is not None:
@@ -78,7 +82,7 @@ class PreviousAttempts:
                 )
 
     def _has_unreachable_images(self, request: RequestState) -> bool:
-        """Look whether an image that was about to be written when its attempt ended is there after all."""
+        """Return whether an inline image is gone; one whose write had started may be stored after all."""
         return request.has_unreachable_images or any(
             not self._is_stored(request.files[place]) for place in request.writes_started
         )
@@ -88,11 +92,11 @@ def previous_result(
     state: JournalState, *, plan: Plan | None, links: UrlEncryption, is_there: Callable[[StoredFile], bool]
 ) -> RunResult:
     """
-    Return what earlier attempts made, as the journal describes it, for an attempt that does nothing itself.
+    Return what previous attempts made according to the journal, for an attempt that does nothing itself.
 
     :param plan: ``None`` when this attempt could not make one
     :param links: decrypts URLs
-    :param is_there: whether a stored file still exists
+    :param is_there: returns whether a stored file still exists
     """
     budget = Budget()
     budget.inherit(state)

@@ -1,4 +1,4 @@
-"""What a run made, and what it did not, in the forms XCom, the manifest and the log take."""
+"""The results of a run, in the forms that XCom, the manifest and the log need."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.plan import Item, Plan
 
 MAX_LISTED_REQUESTS = 100
-"""Most requests in doubt that the summary names; the file of failures names all."""
+"""Maximum number of in-doubt requests in the summary; the failures file names all of them."""
 
 ROUNDING = Fraction("1.1")
-"""How far an aspect ratio may be off, as a factor: Imagen's ``4:3`` is 1280x896, which is 7.1 % wider."""
+"""Tolerance for aspect ratios, as a factor: Imagen's ``4:3`` is 1280x896, which is 7.1 % wider."""
 
 Record = dict[str, Any]
 """
-One picture: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``,
+One image: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``,
 ``sha256``, ``model``, ``seed``, ``prompt``, ``enhanced_prompt``, ``usd``, ``inference_id``, ``client_request_id``.
-What is not known is ``None``.
+Unknown values are ``None``.
 """
 
 
@@ -44,19 +44,19 @@ class Answered(Struct, eq=False):
     """
     One request with its response, on its way from a submitter to a finisher.
 
-    :param key: of the request
-    :param slot_number: which slot of the plan it is for; ``None`` when its prompt is not asked for any more
-    :param item: the prompt
+    :param key: journal key of the request
+    :param slot_number: its slot in the plan; ``None`` when it is no longer requested
+    :param item: the prompt item
     :param first_image: index of the request's first image within the item
-    :param images: how many images it asked for
-    :param aspect_ratio: width divided by height that it asked for; ``None`` when it left that to the model
+    :param images: number of images requested
+    :param aspect_ratio: requested width divided by height; ``None`` when left to the model
     :param seconds: how long the request took
-    :param inline: bytes of the images that came inside the response, by their place in it
-    :param is_reused: an earlier attempt paid for it
-    :param files: images that an earlier attempt stored, by their place in the response
-    :param missing: places of images that an earlier attempt could not retrieve
-    :param recorded: done once the response is durable, ``None`` when it has been for long
-    :param finished: set once its images are stored, or have failed; ``None`` when nobody waits for that
+    :param inline: bytes of the images that came inside the response, by position
+    :param is_reused: paid for by a previous attempt
+    :param files: images that a previous attempt stored, by position in the response
+    :param missing: positions of images that a previous attempt could not retrieve
+    :param recorded: done once the response is durable; ``None`` when there is nothing to wait for
+    :param finished: set once its images are stored or have failed; ``None`` when nobody waits for that
     """
 
     key: str
@@ -77,13 +77,13 @@ class Answered(Struct, eq=False):
 
 class Made(Struct, frozen=True, eq=False):
     """
-    One image that was made.
+    One finished image.
 
-    :param answered: the request it came of
-    :param place: its place in the response
-    :param image_index: its index among the images of its prompt
-    :param api_url: the URL the API gave, decrypted; ``None`` when the image came inside the response
-    :param stored: where it is stored, ``None`` when it is not
+    :param answered: the request and response it comes from
+    :param place: position in the response
+    :param image_index: index among the images of its prompt
+    :param api_url: the API's URL, decrypted; ``None`` when the image came inside the response or the URL cannot be read
+    :param stored: the stored file; ``None`` when there is none
     """
 
     answered: Answered
@@ -94,12 +94,12 @@ class Made(Struct, frozen=True, eq=False):
 
     @property
     def order(self) -> tuple[int, int]:
-        """Its place among all images: by prompt, then by image."""
+        """Sort key: prompt first, then image."""
         return self.answered.item.index, self.image_index
 
     @property
     def has_wrong_shape(self) -> bool:
-        """Whether it is stored and its aspect ratio is not the one that was asked for; models round sizes a little."""
+        """Whether the stored image differs from the requested aspect ratio by more than :data:`ROUNDING`."""
         asked, stored = self.answered.aspect_ratio, self.stored
         if asked is None or stored is None or not (stored.width and stored.height):  # an SVG may state no size
             return False
@@ -107,14 +107,14 @@ class Made(Struct, frozen=True, eq=False):
 
     @property
     def url(self) -> str:
-        """The URL to hand on: the API's, or where the image is stored if there is none or it expires soon."""
+        """URL to publish: the API's or, if that is missing or expires because it is signed, the stored file's."""
         if self.api_url is not None and (self.stored is None or not is_signed(self.api_url)):
             return self.api_url
         return self.stored.path if self.stored is not None else ""
 
     @property
     def record(self) -> Record:
-        """Its description, made anew at each call."""
+        """Its record, rebuilt on each access."""
         item, response, stored, url = self.answered.item, self.answered.response, self.stored, self.api_url
         image, usd = response.images[self.place], response.usd_per_image
         return {
@@ -139,10 +139,10 @@ class Made(Struct, frozen=True, eq=False):
 
 class RequestWithoutImages(Struct, frozen=True):
     """
-    A request that was billed, or may have been, and for which there are no images.
+    A request that was or may have been billed, and has no images.
 
-    :param error: :class:`LostAnswerError` while that is in doubt, then :class:`ChargedButLostError`
-    :param target: what its images were for; ``None`` when that is not known any more
+    :param error: :class:`LostAnswerError` while in doubt, :class:`ChargedButLostError` once a charge is known
+    :param target: what its images were for; ``None`` when unknown
     """
 
     client_request_id: str
@@ -151,7 +151,7 @@ class RequestWithoutImages(Struct, frozen=True):
 
     @classmethod
     def in_doubt(cls, client_request_id: str, intent: Intent | None) -> RequestWithoutImages:
-        """Describe a request of which nobody knows whether it was billed; ``None``: or how much."""
+        """Return a request that may have been billed; without its intent, the possible amount is unknown."""
         error = LostAnswerError(
             "Whether this request was billed is not known.",
             client_request_id=client_request_id,
@@ -161,7 +161,7 @@ class RequestWithoutImages(Struct, frozen=True):
         return cls(client_request_id, error, intent.target if intent else None)
 
     def to_json(self) -> dict[str, Any]:
-        """Describe it for the file of failures."""
+        """Return its line in the failures file."""
         target = self.target
         return _failure_line(
             self.error,
@@ -175,10 +175,10 @@ class RequestWithoutImages(Struct, frozen=True):
 
 class SlotResult(Struct):
     """
-    What became of one slot.
+    Result of one slot.
 
     :param made: the images, in the order they were finished
-    :param errors: what went wrong, in the order it did
+    :param errors: the errors, in the order they occurred
     """
 
     made: list[Made] = field(default_factory=list)
@@ -187,10 +187,10 @@ class SlotResult(Struct):
 
 class Failure(Struct, frozen=True):
     """
-    One item that did not bring all its pictures.
+    One item that lacks some of its images.
 
-    :param errors: what went wrong, in the order it did
-    :param made: pictures that it brought
+    :param errors: in the order they occurred
+    :param made: number of images it has
     """
 
     item: Item
@@ -199,7 +199,7 @@ class Failure(Struct, frozen=True):
 
     @property
     def error(self) -> ImagenError:
-        """The error that says most: a lost charge, then what broke, then what was withheld."""
+        """The most telling error: a lost charge before other failures, filtered images last."""
 
         def rank(error: ImagenError) -> tuple[bool, bool]:
             return not isinstance(error, ChargedButLostError), isinstance(error, FilteredError)
@@ -208,11 +208,11 @@ class Failure(Struct, frozen=True):
 
     @property
     def is_filtered(self) -> bool:
-        """Whether the model withheld pictures, as opposed to something breaking."""
+        """Whether the model withheld images and nothing else went wrong."""
         return isinstance(self.error, FilteredError)
 
     def to_json(self) -> Iterator[dict[str, Any]]:
-        """Describe it for the file of failures: the error that says most, then every other request that was charged."""
+        """Yield its lines in the failures file: the most telling error, then every other request that was charged."""
         item, first = self.item, self.error
         charged = {error.client_request_id: error for error in self.errors if error.usd}
         charged.pop(first.client_request_id, None)
@@ -229,19 +229,19 @@ class Failure(Struct, frozen=True):
 
 class RunResult(Struct, frozen=True):
     """
-    Everything there is at one moment of a run, of this attempt and of earlier ones.
+    The state of a run at one moment, including what previous attempts made.
 
-    :param made: the images that were asked for, in prompt order, then image order
-    :param superseded: images that earlier attempts paid for, of prompts that were removed or changed since
-    :param failures: items that are not complete, in prompt order
-    :param not_sent: items that were not sent, or not seen through, because the task had to end before
-    :param halt: the error that ended the run early, if one did
-    :param usd_spent: charged over all attempts, lost charges included, in USD
-    :param usd_lost: the part of it for which there is no image, in USD
-    :param usd_in_doubt: what more may have been charged, at the highest known prices, in USD
-    :param in_doubt: the requests it is for
-    :param lost: requests that were billed and whose responses are gone
-    :param usd_is_estimate: some cost was not in the responses and is the quoted price instead
+    :param made: requested images, in prompt order, then image order
+    :param superseded: images that previous attempts paid for and that are no longer requested
+    :param failures: incomplete items, in prompt order
+    :param not_sent: items not sent, or not completed, because the task had to end first
+    :param halt: the error that ended the run early, if any
+    :param usd_spent: charged over all attempts, including lost charges, in USD
+    :param usd_lost: the part of ``usd_spent`` without an image, in USD
+    :param usd_in_doubt: what may have been charged on top, at the highest known prices, in USD
+    :param in_doubt: the requests that ``usd_in_doubt`` is for
+    :param lost: billed requests whose responses are gone
+    :param usd_is_estimate: some costs are known prices, because the responses did not state them
     """
 
     plan: Plan
@@ -260,36 +260,36 @@ class RunResult(Struct, frozen=True):
 
     @property
     def listed(self) -> list[Made]:
-        """Every image there is, those of prompts that are not asked for any more at the end."""
+        """All images; those that are no longer requested come last."""
         return [*self.made, *self.superseded]
 
     @property
     def adopted(self) -> int:
-        """How many of the images earlier attempts had paid for."""
+        """Number of requested images that were reused from previous attempts."""
         return sum(made.answered.is_reused for made in self.made)
 
     @property
     def records(self) -> list[Record]:
-        """One record per picture."""
+        """One record per requested image."""
         return [made.record for made in self.made]
 
     @property
     def urls(self) -> list[str]:
-        """One URL per picture."""
+        """One URL per requested image."""
         return [made.url for made in self.made]
 
     @property
     def filtered(self) -> list[Failure]:
-        """Items of which the model withheld pictures."""
+        """Incomplete items whose only errors are withheld images."""
         return [failure for failure in self.failures if failure.is_filtered]
 
     @property
     def failed(self) -> list[Failure]:
-        """Items of which something broke."""
+        """Incomplete items with any other error."""
         return [failure for failure in self.failures if not failure.is_filtered]
 
     def summary(self) -> dict[str, Any]:
-        """Sum the run up, small enough for XCom and asset events."""
+        """Return a summary small enough for XCom and asset events."""
         made = Counter(made.answered.item.index for made in self.made)
         return {
             "requested": self.plan.images,
@@ -309,14 +309,18 @@ class RunResult(Struct, frozen=True):
         }
 
     def failure_lines(self) -> list[dict[str, Any]]:
-        """Return the lines of the file of failures: of every incomplete item and every other request without images."""
+        """Return the lines of the failures file: for every incomplete item and every other request without images."""
         lines = [line for failure in self.failures for line in failure.to_json()]
         known = {line["client_request_id"] for line in lines}
         others = {each.client_request_id: each for each in (*self.in_doubt, *self.lost)}
         return lines + [each.to_json() for name, each in others.items() if name not in known]
 
     def table(self, limit: int = 20) -> str:
-        """List what did not work, one line per item, by prompt."""
+        """
+        Return a table of what failed, one line per item, in prompt order.
+
+        :param limit: maximum number of failed items to list
+        """
         lines = [
             f"[{failure.item.index}] {_shorten(failure.item.name or failure.item.prompt, 60)}: "
             f"{failure.made} of {failure.item.images} made; {type(failure.error).__name__}: {failure.error}"
@@ -330,7 +334,7 @@ class RunResult(Struct, frozen=True):
 
 
 def withheld_error(*, requested: int, made: int, flagged: int, response: Response) -> FilteredError:
-    """Make the error for pictures that a paid request did not bring."""
+    """Return the error for images that a paid request did not deliver."""
     facts: dict[str, Any] = {
         "requested": requested,
         "made": made,
@@ -355,7 +359,7 @@ def withheld_error(*, requested: int, made: int, flagged: int, response: Respons
 
 
 def _failure_line(error: ImagenError, **item: Any) -> dict[str, Any]:
-    """Return a line of the file of failures: what was asked for, then what became of it."""
+    """Return a line of the failures file: what was requested, then what became of it."""
     if isinstance(error, FilteredError):
         outcome = "filtered"
     else:

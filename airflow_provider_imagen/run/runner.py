@@ -1,13 +1,13 @@
 """
-See a plan through: send each request once, keep its images, and know at any moment what was paid.
+Carry out a plan: send each request once, keep its images, and know at any moment what was paid.
 
-Two groups of threads work side by side. *Submitters* take slots of the plan, look into the journal for what earlier
-attempts paid for, and send the rest; ``concurrency`` of them, so that many requests are in flight. *Finishers*
-download, verify and store, so that this work runs beside the waiting. A short queue between them bounds the images in
-memory.
+Two groups of threads work side by side. *Submitters* take slots from the plan, reuse what the journal says previous
+attempts paid for, and send the rest; there are up to ``concurrency`` of them, to keep many requests in flight.
+*Finishers* download, verify and store images while submitters wait for responses. A short queue between them bounds the
+number of images in memory.
 
-This module is the threads and their order. What they do is in ``submit``, ``reconcile`` (lost responses) and
-``finish``; what they share is in ``state`` and ``budget``.
+This module only runs the threads and orders their work. The work itself is in ``submit``, ``reconcile`` (lost
+responses) and ``finish``; the data they share is in ``shared_state`` and ``budget``.
 """
 
 from __future__ import annotations
@@ -61,24 +61,25 @@ __all__ = ["MAX_FINISHERS", "Run", "RunOptions"]
 log = logging.getLogger(__name__)
 
 MAX_FINISHERS = 8
-"""Threads that download, verify and store; more would only queue for the interpreter and the disk."""
+"""Threads that download, verify and store; more would only contend for the interpreter and the disk."""
 
 MAX_VERIFICATIONS = 3
-"""Times that the files of a finished run are looked for, with what is missing downloaded again in between."""
+"""How often a finished run checks its files and downloads the missing ones again."""
 
 
 class Run:
     """
     One attempt of a task.
 
-    :param plan: what to buy
-    :param ports: what to buy and keep it with
-    :param journal: open; holds what earlier attempts did
-    :param options: how to behave
-    :param links: encrypts signed URLs before they are written down
-    :param cancellation: tells when the attempt is to end
-    :param reload: returns what earlier attempts have recorded by now; default: in the journal
-    :param on_picture: called with each image that is done: its record, seconds the request took, images done so far
+    :param plan: the requests to make
+    :param ports: access to the API and to storage
+    :param journal: open; holds what previous attempts did
+    :param options: settings of the run
+    :param links: encrypts signed URLs for the journal and decrypts them
+    :param cancellation: ends the attempt when cancelled
+    :param reload: returns what previous attempts have recorded by now; by default from the journal
+    :param on_picture: called for each finished image with its record, the seconds its request took, and the number of
+        images finished so far
     """
 
     def __init__(
@@ -149,9 +150,9 @@ class Run:
 
     def execute(self) -> RunResult:
         """
-        Send, download and keep everything, and return what came of it. To be called once.
+        Send, download and store everything, and return the result. Call it once.
 
-        Failures of items are in the result; only what no result could tell is raised.
+        Failures of items are part of the result, not raised. A worker crash is raised.
 
         :raises BudgetExceededError: the plan cannot fit under ``max_usd``; nothing was sent
         """
@@ -178,9 +179,10 @@ class Run:
 
     def _refuse_what_cannot_fit(self) -> BudgetExceededError | None:
         """
-        Compare what is left to buy with what is left to spend, before the first request.
+        Return why nothing may be sent if the remaining requests cannot fit under ``max_usd``, else ``None``.
 
-        :return: the reason why nothing is sent, if what earlier attempts paid for is to be kept all the same
+        It is returned, not raised, when there are images of previous attempts to keep.
+
         :raises BudgetExceededError: there is nothing to keep
         """
         cap = self._options.max_usd
@@ -209,7 +211,7 @@ class Run:
     # --- threads ------------------------------------------------------------------------------------------------------
 
     def _threads(self, work: Callable[[], None], count: int, name: str) -> list[threading.Thread]:
-        """Make daemon threads: a request that hangs must not keep a killed task's process alive."""
+        """Return daemon threads, so that a hanging request cannot keep a killed task's process alive."""
 
         def guarded() -> None:
             try:
@@ -220,17 +222,17 @@ class Run:
         return [threading.Thread(target=guarded, name=f"{name}-{number}", daemon=True) for number in range(count)]
 
     def _join(self, threads: list[threading.Thread]) -> None:
-        """Wait for threads, unless one has crashed or the grace period of a cancelled task is over."""
+        """Wait for threads, unless one crashes or the grace period of a cancelled task ends."""
         for thread in threads:
             while thread.is_alive() and self._state.crash is None and not self._cancellation.is_abandoned():
                 thread.join(0.1)
 
     def _things_to_do(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
         """
-        Order the work: first what is paid for, then what earlier attempts left in doubt, then what is to be sent.
+        Yield the work in order: paid responses, then in-doubt requests of previous attempts, then requests to send.
 
-        So an error that ends the run cannot hide images that exist. A slot waits for what is in doubt about its own
-        requests. All of that is in someone's hands before the first such slot is, so the wait always ends.
+        That way an error that ends the run cannot hide images that exist. A slot waits until its own in-doubt requests
+        are resolved. Workers have picked all of those up before the first such slot, so the wait always ends.
 
         :param without: numbers of slots to leave out
         """
@@ -253,7 +255,7 @@ class Run:
                 yield partial(self._submitter.see_through, number)
 
     def _hand_over_superseded(self, key: str, item: Item) -> None:
-        """Keep what an earlier attempt paid for, although its prompt is not asked for any more."""
+        """Hand over a response that a previous attempt paid for and that is no longer requested."""
         request = self._previous.requests[key]
         if request.response is None or request.target is None:
             return
@@ -272,7 +274,7 @@ class Run:
         )
 
     def _submit(self) -> None:
-        """Do things while there are any; the last submitter to end tells the finishers."""
+        """Work until nothing is left; the last submitter to end stops the finishers."""
         try:
             while True:
                 with self._lock:
@@ -289,7 +291,7 @@ class Run:
                     self._put(None)
 
     def _put(self, answered: Answered | None) -> None:
-        """Hand over to the finishers; what nobody is there to take any more stays in the journal."""
+        """Hand a response to the finishers; once nobody takes it any more, it stays in the journal only."""
         while self._state.crash is None and not self._cancellation.is_abandoned():
             try:
                 self._answered.put(answered, timeout=0.2)
@@ -301,10 +303,10 @@ class Run:
         while (answered := self._answered.get()) is not None:
             self._finisher.finish(answered)
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- after the threads --------------------------------------------------------------------------------------------
 
     def _recover_losses(self) -> None:
-        """Keep the images of responses that were reported lost, and that an earlier attempt has recorded since."""
+        """Keep the images of responses reported lost that a previous attempt has recorded since."""
         for request in self._reconciler.recover_losses():
             for number, slot in enumerate(self._plan.slots):
                 for units in slot.choices:
@@ -317,7 +319,7 @@ class Run:
                         first_image += unit.request.expected_images
 
     def _verify_files(self, *, may_download: bool) -> None:
-        """See that every file that is listed is there; download again what has disappeared, or list it no more."""
+        """Check that every listed file exists; download missing ones again, or take them off the list."""
         for _ in range(MAX_VERIFICATIONS):
             listed = {made.stored: made for made in self.snapshot().listed if made.stored is not None}
             try:
@@ -335,7 +337,7 @@ class Run:
                     self._finisher.finish_again(made.answered, made.place)
 
     def snapshot(self) -> RunResult:
-        """Return the result so far; other threads may go on working."""
+        """Return the result so far; other threads may still be working."""
         made: list[Made] = []
         errors: dict[int, list[ImagenError]] = {}
         unsent: set[int] = set()

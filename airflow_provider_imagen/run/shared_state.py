@@ -1,4 +1,4 @@
-"""What the threads of a run share: whether to go on, and what came of each slot so far."""
+"""State that the threads of a run share: whether to go on, and the results so far."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_STORAGE_FAILURES = 3
-"""Pictures that may fail to be written one after the other before buying more of them ends."""
+"""Consecutive failed writes after which nothing more is sent."""
 
 _HIT_EVERY_REQUEST = (
     AuthenticationError,
@@ -46,9 +46,9 @@ _HIT_EVERY_REQUEST = (
 
 class Cancellation:
     """
-    Ends an attempt: after :meth:`cancel` nothing new is sent, and what is in flight has a grace period.
+    Ends an attempt: after :meth:`cancel` nothing new is sent, and work in flight gets a grace period.
 
-    Not to be called in a signal handler: an event's lock is not reentrant.
+    Do not call its methods from a signal handler: an event's lock is not reentrant.
     """
 
     def __init__(self) -> None:
@@ -58,10 +58,11 @@ class Cancellation:
 
     def cancel(self, reason: str, *, grace_seconds: float) -> None:
         """
-        End the attempt.
+        Cancel the attempt.
 
-        :param reason: completes "the task was cancelled: …"
-        :param grace_seconds: how long requests and downloads in flight may go on; of several calls the shortest counts
+        :param reason: why, in a few words for logs and errors; the first reason is kept
+        :param grace_seconds: how long requests and downloads in flight may continue; of several calls the earliest end
+            counts
         """
         self.reason = self.reason or reason
         self._give_up_at = min(self._give_up_at, time.monotonic() + grace_seconds)
@@ -73,7 +74,7 @@ class Cancellation:
 
     def wait(self, seconds: float) -> None:
         """
-        Sleep.
+        Sleep, but not beyond a cancellation.
 
         :raises StoppedError: the attempt was cancelled
         """
@@ -81,15 +82,15 @@ class Cancellation:
             raise _stopped()
 
     def is_abandoned(self, *, since_seconds: float = 0.0) -> bool:
-        """Return whether the grace period is over, for some time: not even what is in flight is awaited any more."""
+        """Return whether the grace period ended at least ``since_seconds`` ago; work in flight is no longer awaited."""
         return time.monotonic() >= self._give_up_at + since_seconds
 
 
 class RunState:
     """
-    What all threads of a run share, behind one lock: whether to go on, and the results so far.
+    Whether to go on, and the results so far, behind one lock for all threads of a run.
 
-    :param cancellation: tells whether the attempt is to end
+    :param cancellation: ends the attempt when cancelled
     """
 
     def __init__(self, cancellation: Cancellation) -> None:
@@ -106,21 +107,21 @@ class RunState:
     # --- whether to go on ---------------------------------------------------------------------------------------------
 
     def is_over(self) -> bool:
-        """Return whether nothing more may be sent, although what is in flight may still be finished."""
+        """Return whether nothing more may be sent; work in flight may still be finished."""
         return self._abort_reason is not None or self._crash is not None or self.cancellation.is_cancelled()
 
     def check(self) -> None:
         """
-        Do nothing while requests may be sent.
+        Raise if nothing more may be sent.
 
-        :raises StoppedError: they may not
+        :raises StoppedError: the run was cancelled, aborted or has crashed
         """
         if self.is_over():
             raise _stopped()
 
     def wait(self, seconds: float) -> None:
         """
-        Sleep.
+        Sleep, but not beyond the end of the run.
 
         :raises StoppedError: nothing more may be sent
         """
@@ -131,18 +132,18 @@ class RunState:
             self.check()
 
     def record_crash(self, error: BaseException) -> None:
-        """End the run for an error that no worker should meet."""
+        """End the run because of an unexpected error in a worker."""
         with self._lock:
             self._crash = self._crash or error
 
     def abort(self, error: ImagenError) -> None:
-        """Send nothing more; the first reason is the one that is reported."""
+        """Send nothing more; only the first reason is reported."""
         with self._lock:
             self._abort_reason = self._abort_reason or error
 
     def fail_fast(self, error: ImagenError) -> None:
         """Stop the run on errors that every later request would also hit."""
-        if isinstance(error, (RateLimitedError, ServerError)):  # one that asks for a longer wait than the task makes
+        if isinstance(error, (RateLimitedError, ServerError)):  # only if it asks for a longer wait than we make
             hits_all = error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS
         else:
             hits_all = isinstance(error, _HIT_EVERY_REQUEST)
@@ -151,18 +152,18 @@ class RunState:
 
     @property
     def abort_reason(self) -> ImagenError | None:
-        """The error that ended the run early, if one did."""
+        """The error that ended the run early, if any."""
         return self._abort_reason
 
     @property
     def crash(self) -> BaseException | None:
-        """What crashed a worker, if anything did."""
+        """The unexpected error of a worker, if any."""
         return self._crash
 
     # --- models -------------------------------------------------------------------------------------------------------
 
     def record_withdrawn(self, model: str, error: ModelWithdrawnError) -> None:
-        """Remember that a model is withdrawn, and log it once."""
+        """Record that a model is retired, and log it once."""
         with self._lock:
             is_news = model not in self._withdrawn
             self._withdrawn.setdefault(model, error)
@@ -171,9 +172,9 @@ class RunState:
 
     def refuse_withdrawn(self, model: str) -> None:
         """
-        Send nothing to a model that is known to be withdrawn.
+        Raise if a model is known to be retired.
 
-        :raises ModelWithdrawnError: it is
+        :raises ModelWithdrawnError: the model is retired; nothing was sent
         """
         if (gone := self._withdrawn.get(model)) is not None:
             raise ModelWithdrawnError(str(gone), replaced_by=gone.replaced_by, model=model, status=gone.status)
@@ -182,9 +183,9 @@ class RunState:
 
     def record_made(self, slot_number: int | None, made: Made) -> int:
         """
-        Record an image that is done, and return how many are by now.
+        Record a finished image, and return how many requested images are finished.
 
-        :param slot_number: ``None`` for an image of a prompt that is not asked for any more
+        :param slot_number: ``None`` for an image that is no longer requested
         """
         with self._lock:
             if slot_number is None:
@@ -195,7 +196,7 @@ class RunState:
             return self._done
 
     def take_back(self, slot_number: int | None, made: Made) -> None:
-        """Forget an image whose file has disappeared."""
+        """Remove an image whose file has disappeared."""
         with self._lock:
             if slot_number is None:
                 self._superseded.remove(made)
@@ -204,7 +205,7 @@ class RunState:
                 self._done -= 1
 
     def record_error(self, slot_number: int | None, error: ImagenError) -> None:
-        """Record what went wrong with a slot; with an image that nobody asks for any more it is only logged."""
+        """Record a slot's error; that of an image that is no longer requested is only logged."""
         if slot_number is None:
             log.warning("An image of a prompt that is not asked for any more could not be kept: %s", error)
             return
@@ -212,19 +213,19 @@ class RunState:
             self._results.setdefault(slot_number, SlotResult()).errors.append(error)
 
     def forget_error(self, slot_number: int, client_request_id: str) -> None:
-        """Forget what went wrong with a request, because it has turned out well."""
+        """Remove the errors of a request whose response was found after all."""
         with self._lock:
             result = self._results.get(slot_number)
             if result is not None:
                 result.errors = [error for error in result.errors if error.client_request_id != client_request_id]
 
     def count_written(self) -> None:
-        """Count that an image could be written."""
+        """Reset the count of consecutive storage failures."""
         with self._lock:
             self._storage_failures = 0
 
     def count_not_written(self, error: StorageError) -> None:
-        """Stop buying what cannot be stored; a single failure may be chance."""
+        """Count a storage failure; after several in a row, stop paying for images that cannot be stored."""
         with self._lock:
             self._storage_failures += 1
             is_chance = self._storage_failures < MAX_STORAGE_FAILURES
@@ -232,7 +233,7 @@ class RunState:
             self.abort(error)
 
     def results(self) -> dict[int, SlotResult]:
-        """Return what came of each slot so far, as a copy: other threads may go on writing."""
+        """Return a copy of each slot's result so far."""
         with self._lock:
             return {
                 number: replace(result, made=list(result.made), errors=list(result.errors))
@@ -240,7 +241,7 @@ class RunState:
             }
 
     def superseded(self) -> list[Made]:
-        """Return the images of prompts that are not asked for any more, as a copy."""
+        """Return a copy of the list of images that are no longer requested."""
         with self._lock:
             return list(self._superseded)
 

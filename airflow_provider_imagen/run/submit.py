@@ -1,4 +1,4 @@
-"""Get the response a slot is for: reuse what an earlier attempt paid for, or pay, once, for what is missing."""
+"""Obtain the responses for a slot: reuse what previous attempts paid for, and pay once for what is missing."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LOST_ANSWERS = 3
-"""Responses of one request that may get lost within one attempt before it is left to the next attempt."""
+"""Lost responses to one request within an attempt, after which it is left to the next attempt."""
 
 OWNERSHIP_LASTS_SECONDS = 2.0
-"""How old the last look at the journal's owner may be when a request is sent; an intent is written right before."""
+"""Maximum age of the last ownership check when a request is sent; committing its intent includes a check."""
 
 
 class Submitter:
     """
-    Sees slots through until they are answered; for any number of threads.
+    Obtains the responses for slots; safe to use from any number of threads.
 
-    :param previous: what earlier attempts did
+    :param previous: what previous attempts did
     :param reconciler: decides about lost responses
-    :param hand_over: takes what was answered, as soon as it is
+    :param hand_over: called with each response as soon as it is available
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Submitter:
         self._hand_over = hand_over
 
     def see_through(self, number: int) -> None:
-        """Get what a slot is for, and record what went wrong."""
+        """Obtain the responses for a slot, and record what goes wrong."""
         try:
             self._submit_slot(number)
         except StoppedError:
@@ -101,7 +101,7 @@ class Submitter:
             self._state.fail_fast(error)
 
     def _submit_slot(self, number: int) -> None:
-        """Get what a slot is for from the first model that is there."""
+        """Obtain the responses for a slot from the first model that is not retired."""
         slot = self._plan.slots[number]
         for units in (choices := self._previous.in_order_of_use(slot)):
             first_image = slot.first_image
@@ -114,20 +114,20 @@ class Submitter:
                     first_image += unit.request.expected_images
             except ModelWithdrawnError as error:
                 self._state.record_withdrawn(units[0].model, error)
-                # What this model has made already is not bought again elsewhere.
+                # Do not pay another model for what this one has already made.
                 if first_image > slot.first_image or units is choices[-1]:
                     raise
             else:
                 return
 
     def _await_finish(self, finished: threading.Event) -> None:
-        """Wait until the only copies of images are stored: what a kill can lose is what is in flight."""
+        """Wait until images that exist only in memory are stored, so that a kill can lose only requests in flight."""
         while not finished.wait(0.2):
             if self._state.crash is not None or self._state.cancellation.is_abandoned():
                 return
 
     def _obtain(self, number: int, first_image: int, unit: Unit) -> Answered:
-        """Reuse what was paid for, or pay for it."""
+        """Return the response to a request: one that was already paid for, else a new one."""
         self._reconciler.await_outcomes(unit)
         request = self._previous.requests.get(unit.key)
         if request is not None and request.response is not None and self._previous.is_paid(unit):
@@ -144,7 +144,7 @@ class Submitter:
         )
 
     def reuse(self, number: int, first_image: int, unit: Unit, response: Response) -> Answered:
-        """Return what an earlier attempt paid for and stored."""
+        """Return a previous attempt's response, along with the files it stored."""
         request = self._previous.requests[unit.key]
         return Answered(
             key=unit.key,
@@ -164,9 +164,10 @@ class Submitter:
 
     def _submit(self, number: int, first_image: int, unit: Unit) -> Answered | None:
         """
-        Send a request until it is answered, resending only what certainly bought nothing; see :meth:`_post`.
+        Send a request until there is a response, resending only what certainly cost nothing; see :meth:`_post`.
 
-        A request that was answered 429 waits for another permit, however often, as long as others get through.
+        After a 429 it waits for its next permit, for as long as the rate-limit patience and :data:`MAX_POSTS` allow. If
+        no request gets through for that patience, the run is aborted.
         """
         item = self._plan.slots[number].item
 
@@ -188,7 +189,7 @@ class Submitter:
                 limited_at = limited_at or time.monotonic()
                 patience = self._options.rate_limit_patience_seconds
                 is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
-                if self._pacer.refused_for_seconds >= patience:  # nobody gets through
+                if self._pacer.refused_for_seconds >= patience:  # no request gets through
                     self._state.abort(error)
                     raise
                 if is_singled_out or not may_resend(error):
@@ -197,12 +198,12 @@ class Submitter:
 
     def _post(self, number: int, first_image: int, unit: Unit) -> Answered | None:
         """
-        Send one POST: its intent is durable before, its response on its way into the journal after.
+        Send one POST. Its intent is durable before, and its response is handed to the journal right after.
 
-        The submitter does not wait for the record of the response: the next intent, which it does wait for, stands
-        behind it in the same journal, so no request goes out before the response to the one before is durable.
+        The submitter does not wait for the record of the response. It does wait for its next intent, which comes later
+        in the same journal, so it never sends a request before the previous response is durable.
 
-        :return: ``None`` when the response got lost and the request may be sent again
+        :return: ``None`` when the response was lost and the request may be sent again
         """
         self._state.refuse_withdrawn(unit.model)
         images = unit.request.expected_images
@@ -252,10 +253,10 @@ class Submitter:
 
     def _check_that_it_may_be_sent(self, unit: Unit, client_request_id: str) -> None:
         """
-        Look a last time before the request leaves: its intent may be some seconds old.
+        Check once more right before sending, because the intent may be a few seconds old.
 
         :raises OwnershipLostError: another attempt owns the journal now
-        :raises StoppedError: the task was cancelled
+        :raises StoppedError: nothing more may be sent
         """
         try:
             self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_LASTS_SECONDS)
@@ -287,21 +288,21 @@ class Submitter:
         )
         try:
             self._journal.commit(intent)
-        except ImagenError:  # it is not sent, but its intent may be, or become, durable
+        except ImagenError:  # not sent, although the intent may be or become durable
             self._journal_rejected(unit, client_request_id)
             raise
         return client_request_id
 
     def _journal_rejected(self, unit: Unit, client_request_id: str) -> None:
-        """Record that a POST was not sent, or that the API did nothing for it."""
+        """Journal that a POST was not sent, or that the API did no work for it."""
         self._journal.append(Rejected(key=unit.key, client_request_id=client_request_id))
 
     def _count_rejected(self, unit: Unit, reservation: Reservation, error: ImagenError) -> None:
         """
-        Record that a POST brought nothing, and count what it cost all the same.
+        Journal that a POST brought no images, and count what it cost nevertheless.
 
-        An error bills nothing (spec of ``GET /v2/logs``, 2026-08-21), also when it comes with a status of success,
-        unless it states a cost. A success that cannot be read counts as billed.
+        Errors are not billed (spec of ``GET /v2/logs``, 2026-08-21), even with a success status, unless they state a
+        cost. A success that cannot be read counts as billed.
         """
         error.client_request_id = client_request_id = reservation.client_request_id or ""
         usd = Decimal(str(error.usd)) if error.usd is not None else None
@@ -318,7 +319,7 @@ class Submitter:
     def _journal_response(
         self, unit: Unit, reservation: Reservation, generation: Generation
     ) -> tuple[Response, Future[None]]:
-        """Count a response and hand it in to the journal; return it with what is done once it is durable."""
+        """Count and journal a response; return it with a future that is done once it is durable."""
         images = tuple(
             ResponseImage(
                 url=self._links.close(image.url) if image.url else None,
@@ -342,7 +343,7 @@ class Submitter:
             at=round(time.time(), 3),
         )
         request = self._previous.requests.get(unit.key)
-        if request is not None and request.response is not None:  # bought again: what the first response cost is lost
+        if request is not None and request.response is not None:  # paid again: the cost of the first response is lost
             self._budget.lose((request.response.usd or Decimal(0)) - request.usd_missing)
         self._budget.lose(response.usd_undelivered)
         self._budget.settle(reservation, usd=usd)
@@ -353,8 +354,8 @@ def _undelivered(usd: Decimal | None, generation: Generation, *, asked: int) -> 
     """
     Return the part of a charge that is for images which can never be retrieved.
 
-    That is all of it when no image came, and a share for every null in the place of one. Images that are not in the
-    list, or marked as filtered, are a result of their own (:class:`FilteredError`).
+    That is the whole charge if no image came, otherwise a share for each ``null`` in place of an image. Images that are
+    not in the list, or marked as filtered, are reported separately (:class:`FilteredError`).
     """
     if not usd:
         return Decimal(0)
