@@ -1,1 +1,1 @@
-"""The write-ahead log of paid requests: what to write, when it is durable, and where it is kept."""
+"""The write-ahead log of paid requests: record types, group commit, and stores."""

@@ -1,20 +1,19 @@
 """
-A write-ahead log with group commit, shared by all threads of an attempt, and read by the attempts after it.
+A write-ahead log with group commit, shared by all threads of an attempt and read by later attempts.
 
-Only one attempt at a time owns a journal. A small header names the owner and every owner before it; taking a journal
-over means writing the header. Each owner appends its records to segments of its own, so that two attempts that overlap
-never overwrite each other's records.
+Only one attempt owns a journal at a time. A small header names the current owner and all previous ones; an attempt
+takes a journal over by writing the header. Each owner appends to its own segments, so overlapping attempts never
+overwrite each other's records.
 
-Before a POST may be sent, its intent is written and *after that* the header is read again. The new owner does it the
-other way round: it writes the header and *after that* reads all segments. So either the old owner sees that it has lost
-the journal, or the new owner sees the intent: no request goes out that the new owner does not know of.
+Before a POST may be sent, its intent is written and *then* the header is read again. A new owner works in the opposite
+order: it writes the header and *then* reads all segments. So either the old owner sees that it has lost the journal, or
+the new owner sees the intent: no request goes out without the new owner knowing about it.
 
-Threads that append at the same time share one write (group commit): while a write is under way, and for a moment before
-it, records gather, and the next write takes them all. A store that is away is tried again until it is back; the records
-stay in memory meanwhile.
+Threads that append at the same time share one write (group commit): records that arrive during a write, or just before
+it starts, all go into the next one. While a store is unavailable, the write is retried and the records stay in memory.
 
-An owner's segment 0 is the one that grows. When it is :data:`SEGMENT_BYTES` long, it is copied to the next free number
-and started anew, with a first line that says how many full ones there are: a short journal is read with one call.
+Each owner appends to its segment 0, the active one. When that reaches :data:`SEGMENT_BYTES`, it is copied to the next
+free number and restarted with a first line that counts the full segments. A short journal is thus read with one call.
 """
 
 from __future__ import annotations
@@ -56,94 +55,94 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HEADER = "header"
-"""Name of the header among the texts of a store; segments are called ``<owner>/<number>``."""
+"""Name of the header in a store; segments are named ``<owner>/<number>``."""
 
 SEGMENT_BYTES = 48 * 1024
-"""Longest segment; from 64 KB on Airflow's task state store warns (Airflow 3.3, ``max_value_storage_bytes``)."""
+"""Maximum segment size; Airflow's task state store warns from 64 KB (Airflow 3.3, ``max_value_storage_bytes``)."""
 
 GROUP_COMMIT_DELAY_SECONDS = 0.002
 """
-How long a write waits for more records, a tenth of what it takes (about 20 ms in Airflow's task state store, 3.3).
+How long a write waits for more records: a tenth of its own duration (about 20 ms in Airflow 3.3's task state store).
 
-The response to one request and the intent of the next, which the same thread appends right after it, share a write.
+This lets the response to one request share a write with the next intent, which the same thread appends right after.
 """
 
 MAXIMUM_FLUSH_DELAY_SECONDS = 0.5
-"""Longest time that a record of no urgency waits to share the write of another."""
+"""How long a record that is not urgent waits to share a write with others."""
 
 WRITE_PATIENCE_SECONDS = 120.0
 """
-How long an intent waits for a store that is away, until the attempt gives up.
+How long an intent waits for an unavailable store before the attempt gives up.
 
-An API server needs some time to restart, and Airflow itself tries for about ten seconds only (``[workers]
-execution_api_retries``). Airflow ends a task whose heartbeats fail sooner than this (``[workers]
-max_failed_heartbeats``), unless that setting is raised.
+Long enough for an API server to restart: Airflow's own retries last about ten seconds (``[workers]
+execution_api_retries``). Unless ``[workers] max_failed_heartbeats`` is raised, Airflow ends a task without heartbeats
+sooner than this.
 """
 
 RETRY_PAUSE_SECONDS = 1.0
 
 MAX_SEGMENTS = 10_000
-"""More full segments than any journal has; a larger number in a file that somebody wrote is not believed."""
+"""Upper bound on full segments, far above any real journal; a file that claims more is rejected as damaged."""
 
 MAX_OWNERS = 1_000
-"""More attempts than any task has."""
+"""Upper bound on attempts in a header, far above any real task."""
 
 MAX_JOURNAL_CHARACTERS = 256 * 2**20
-"""More than the records of half a million images take."""
+"""Upper bound on a journal's size; the records of half a million images take less."""
 
 _OWNER = re.compile(r"[0-9]{1,9}-[0-9a-f]{12}")
 
 _FULL = "full_segments"
-"""Key in the first line of segment 0 that says how many full ones there are; without it there is none."""
+"""Key of the full-segment count in the first line of segment 0; absent while there are none."""
 
 
 class StoreUnavailableError(Exception):
-    """A store cannot be reached, or refuses to work, at the moment; trying again later makes sense."""
+    """A store is temporarily unreachable or refusing requests; a retry may succeed."""
 
 
 class JournalStore(Protocol):
-    """Keeps texts by name. Each call returns only when its effect would survive the loss of this process."""
+    """A store of texts by name. Every call is durable on return: its effect survives the loss of this process."""
 
     description: str
-    """What to call the place in a log line."""
+    """What logs and errors call the store."""
 
     def read(self, name: str) -> str | None:
-        """Return a text, ``None`` when there is none."""
+        """Return a text, or ``None`` if it does not exist."""
 
     def write(self, name: str, text: str) -> None:
         """
-        Write a text, replacing what was there.
+        Write a text, replacing any existing one.
 
-        :raises StoreUnavailableError: worth trying again
+        :raises StoreUnavailableError: the write may succeed later
         """
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove texts in the order given, and whatever kept them; no error when one does not exist."""
+        """Delete texts in the order given, along with anything that held them; ignore texts that do not exist."""
 
 
 class NoStore:
-    """Keeps nothing: a retry would pay again."""
+    """A store that keeps nothing, so a retry would pay again."""
 
     description = "nowhere"
 
     def read(self, name: str) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """Return ``None``: nothing was kept."""
+        """Return ``None``, as nothing is ever kept."""
         return None
 
     def write(self, name: str, text: str) -> None:
-        """Keep nothing."""
+        """Discard the text."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Nothing to remove."""
+        """Do nothing, as there is nothing to delete."""
 
 
 class Header(Struct, frozen=True):
     """
-    Who owns a journal.
+    The owner of a journal and all owners before it.
 
-    :param version: of the header and of all records
+    :param version: format version of the header and of all records
     :param owner: the attempt that may send requests
-    :param owners: every attempt that has records, the first one first, ``owner`` last
+    :param owners: all attempts that may have records, oldest first
     """
 
     version: int
@@ -156,9 +155,9 @@ class Journal:
     The journal of one task instance, as one attempt sees it.
 
     :param store: where it is kept
-    :param try_number: number of this attempt, to recognize its records by
-    :param takeover_lock: held while the journal is taken over, which takes a read and a write: of two attempts that do
-        so within the same instant, the one whose header is overwritten would not be known to the other. Airflow starts
+    :param try_number: Airflow's try number, which becomes part of the owner name
+    :param takeover_lock: held while the journal is taken over. A takeover is a read and then a write, so if two
+        attempts overlapped there, one would overwrite the other's header and never read its records. Airflow starts
         only one attempt at a time, but a person may start two on one machine
     """
 
@@ -171,19 +170,19 @@ class Journal:
     ) -> None:
         self.owner = f"{try_number}-{secrets.token_hex(6)}"
         self.state = JournalState()
-        """What earlier attempts wrote."""
+        """What previous attempts recorded."""
         self.unresolved: dict[str, Intent] = {}
-        """POSTs of all attempts that may have been billed, by client request id."""
+        """In-doubt requests of all attempts (POSTs that may have been billed), by client request id."""
         self.writes = 0
         self.store = store
         self._takeover_lock = takeover_lock or nullcontext()
-        self._header: Header | None = None  # stays None where nothing is kept
+        self._header: Header | None = None  # stays None with NoStore
         self._lost: str | None = None  # why no more requests may be sent
         self.is_gone = False
-        """Whether the journal was found deleted: by somebody, or by another attempt that has finished."""
+        """Whether the journal was found deleted, either by somebody or by another attempt that has finished."""
         self._owned_at = -math.inf
         self._full = 0  # full segments of this owner
-        self._lines: list[str] = []  # of its segment that grows
+        self._lines: list[str] = []  # of this owner's active segment
         self._ready = threading.Condition()
         self._waiting: list[tuple[Record, Future[None]]] = []
         self._due = math.inf
@@ -198,9 +197,9 @@ class Journal:
 
     def open(self) -> None:
         """
-        Take the journal over from earlier attempts, read what they wrote, and get ready to append.
+        Take the journal over from previous attempts, read their records, and start the writer thread.
 
-        :raises JournalError: the store cannot be read, or holds what this version does not understand, so nobody knows
+        :raises JournalError: the store cannot be used, or its content cannot be read by this version, so it is unknown
             what was already paid for
         """
         if not isinstance(self.store, NoStore):
@@ -218,11 +217,11 @@ class Journal:
             self._header = Header(FORMAT_VERSION, self.owner, (*owners, self.owner))
             self._owned_at = time.time()
             self.store.write(HEADER, json.dumps(to_builtins(self._header)))
-        # From here on an earlier owner sends nothing more that is not in its segments.
+        # From here on, every request that a previous owner may still send is already in its segments.
         return _state_of(_read_segments(self.store, owners))
 
     def _ask(self, act: Callable[[], T], *, so: str = "") -> T:
-        """Do something with the store, with any failure as a JournalError; ``so`` says what it means."""
+        """Call ``act`` and turn any failure into a JournalError; ``so`` completes its message with the consequence."""
         try:
             return act()
         except JournalError:
@@ -233,14 +232,14 @@ class Journal:
 
     def reload(self) -> JournalState:
         """
-        Return what earlier attempts have written by now: one that has lost the journal still records what it receives.
+        Return what previous attempts have recorded by now; one that lost the journal still records its responses.
 
-        :raises JournalError: the store cannot be read at the moment
+        :raises JournalError: the store cannot be used, or its content is damaged
         """
         return _state_of(self._read_earlier())
 
     def _read_earlier(self) -> dict[str, list[str]]:
-        """Read the segments of others again, and drop what is resolved by now from the unresolved requests."""
+        """Re-read other owners' segments and drop requests that have been resolved since from ``unresolved``."""
         owners = [owner for owner in self._header.owners if owner != self.owner] if self._header is not None else []
         segments = self._ask(lambda: _read_segments(self.store, owners)) if owners else {}
         unresolved = _state_of(segments).all_unresolved()
@@ -252,9 +251,10 @@ class Journal:
 
     def append(self, record: Record, *, can_wait: bool = False) -> Future[None]:
         """
-        Hand a record in. The future is done once it is durable, and fails when it cannot become so.
+        Queue a record and return a future that completes once it is durable, or fails if it cannot be written.
 
-        :param can_wait: its loss costs work and no money, so it may wait :data:`MAXIMUM_FLUSH_DELAY_SECONDS` for others
+        :param can_wait: losing the record costs work but no money, so it may wait
+            :data:`MAXIMUM_FLUSH_DELAY_SECONDS` to share a write
         """
         done: Future[None] = Future()
         with self._ready:
@@ -275,10 +275,10 @@ class Journal:
 
     def commit(self, record: Record, *, timeout_seconds: float = WRITE_PATIENCE_SECONDS) -> None:
         """
-        Append a record and return when it is durable. Of an intent this says: its POST may be sent now.
+        Append a record and wait until it is durable; after an intent, its POST may be sent.
 
-        :raises OwnershipLostError: it is an intent, and another attempt has taken the journal over
-        :raises JournalError: it is not durable, nor was within the time
+        :raises OwnershipLostError: the record is an intent, and this attempt no longer owns the journal
+        :raises JournalError: the record could not be written, or not in time
         """
         try:
             self.append(record).result(timeout_seconds)
@@ -287,11 +287,11 @@ class Journal:
 
     def confirm_ownership(self, *, max_age_seconds: float) -> None:
         """
-        Make sure that requests may still be sent.
+        Raise unless this attempt still owns the journal, so that requests may be sent.
 
-        :param max_age_seconds: how old the last look at the header may be
-        :raises OwnershipLostError: another attempt has taken the journal over
-        :raises JournalError: the store refuses, or was away for too long
+        :param max_age_seconds: how old the last check of the header may be
+        :raises OwnershipLostError: the journal is gone, or another attempt has taken it over
+        :raises JournalError: the store failed, or was unavailable for too long
         """
         give_up_at = time.monotonic() + WRITE_PATIENCE_SECONDS
         while self._lost is None and self._header is not None and self._is_older_than(max_age_seconds):
@@ -309,11 +309,11 @@ class Journal:
             raise OwnershipLostError(self._lost)
 
     def _is_older_than(self, seconds: float) -> bool:
-        """Return whether the last look at the header is too old. A monotonic clock stops while a machine sleeps."""
+        """Return whether the last header check is too old. Uses wall-clock time: monotonic clocks stop during sleep."""
         return not 0 <= time.time() - self._owned_at <= seconds
 
     def _check_ownership(self) -> bool:
-        """Look who owns the journal, and return whether it is this attempt."""
+        """Re-read the header unless ownership is already lost; return whether this attempt owns the journal."""
         if self._lost is None and self._header is not None:
             looked_at = time.time()
             header = _read_header(self.store)
@@ -331,14 +331,14 @@ class Journal:
                     f"received."
                 )
             else:
-                self._header = header  # somebody may have added to it
+                self._header = header  # annotate_journal may have added an owner
             if self._lost is not None:
                 log.error("%s", self._lost)
             self._owned_at = looked_at
         return self._lost is None
 
     def flush(self, timeout_seconds: float) -> None:
-        """Write what can wait now, and return when everything is durable, has failed, or the time is up."""
+        """Write all queued records now; return once they are durable or have failed, or when the time is up."""
         with self._ready:
             newest = self._newest
             self._due = min(self._due, time.monotonic())
@@ -348,21 +348,25 @@ class Journal:
 
     @property
     def behind_seconds(self) -> float:
-        """How long the oldest records have been on their way into the store; 0 while nothing holds them up."""
+        """Duration of the write in progress, in seconds; 0 when there is none."""
         return max(0.0, time.monotonic() - self._busy_since)
 
     @property
     def is_owner(self) -> bool:
-        """Whether this attempt owned the journal when it last looked."""
+        """Whether this attempt owned the journal at the last check."""
         return self._lost is None
 
     @property
     def is_closed_to_this_attempt(self) -> bool:
-        """Whether another attempt owns the journal, or its store refuses this one for good."""
+        """Whether this attempt has lost the journal, or writing has failed for good."""
         return self._lost is not None or self._failure is not None
 
     def still_owns(self) -> bool:
-        """Look whether this attempt still owns the journal; a store that refuses it says no."""
+        """
+        Return whether this attempt still owns the journal, without raising.
+
+        While the store is unavailable, the last known state counts; any other failure counts as lost.
+        """
         try:
             return self._check_ownership()
         except StoreUnavailableError:
@@ -375,9 +379,9 @@ class Journal:
 
     def close(self, timeout_seconds: float = 30.0) -> None:
         """
-        Write what is waiting, then stop. Never raises; callers that need durability have already awaited it.
+        Write queued records, then stop. Never raises; callers that need durability have already awaited it.
 
-        :param timeout_seconds: how long a store that does not respond is waited for
+        :param timeout_seconds: how long to wait for a store that does not respond
         """
         self._close_by = time.monotonic() + timeout_seconds
         with self._ready:
@@ -388,12 +392,12 @@ class Journal:
 
     def finish(self) -> None:
         """
-        End the journal of a task that has succeeded, so that clearing the task creates new images.
+        Delete the journal of a task that has succeeded, so that clearing the task creates new images.
 
-        It is deleted, unless requests in it may have been billed: then it stays until someone has resolved them. An
-        attempt that does not own the journal leaves it as it is.
+        A journal with in-doubt requests is marked finished instead, and kept until someone has resolved them. An
+        attempt that does not own the journal leaves it alone.
 
-        :raises JournalError: the store cannot be reached
+        :raises JournalError: the store cannot be used
         """
         if self._header is None or not self._ask(self._check_ownership):
             return
@@ -402,13 +406,13 @@ class Journal:
             self._lines.append(encode_record(Finished()))
             self._ask(self._store_segment)
             return
-        # An earlier owner may have died after it put a segment aside and before it counted it.
+        # +1: an owner may have died between storing a full segment and counting it.
         counts = {owner: len(segments.get(owner, ())) + 1 for owner in self._header.owners}
         counts[self.owner] = self._full + 1
         names = [_segment(owner, number) for owner, count in counts.items() for number in range(count)]
         self._ask(lambda: self.store.delete([HEADER, *names]))
 
-    # --- the writing thread -------------------------------------------------------------------------------------------
+    # --- the writer thread --------------------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
         while True:
@@ -438,7 +442,7 @@ class Journal:
             self._busy_since = math.inf
 
     def _write_batch(self, batch: list[tuple[Record, Future[None]]]) -> None:
-        """Make records durable; after that, if there are intents, check whether their POSTs may still be sent."""
+        """Make records durable, then check ownership if any are intents, and complete the futures."""
         for record, _ in batch:
             self._add(record)
         self._until_available(self._store_segment)
@@ -451,7 +455,7 @@ class Journal:
                 done.set_result(None)
 
     def _until_available(self, act: Callable[[], object]) -> None:
-        """Do something with the store, again and again while it is away."""
+        """Call ``act``, retrying while the store is unavailable; once closed, only until the close deadline."""
         has_failed = False
         while True:
             try:
@@ -472,14 +476,14 @@ class Journal:
                 return
 
     def _add(self, record: Record) -> None:
-        """Append a record to the segment that grows, which is put aside when it is full."""
+        """Append a record to the active segment, rotating it first if the record does not fit."""
         line = encode_record(record)
         if self._lines and len(self._text([*self._lines, line])) > SEGMENT_BYTES:
             self._until_available(self._put_aside)
         self._lines.append(line)
 
     def _put_aside(self) -> None:
-        """Store the full segment under the next free number; it counts once the new one says so."""
+        """Store the full segment under the next free number; readers ignore it until the new segment 0 counts it."""
         self._write(self._full + 1, _join(self._lines))
         self._full += 1
         self._lines = []
@@ -488,7 +492,7 @@ class Journal:
         self._write(0, self._text(self._lines))
 
     def _text(self, lines: Iterable[str]) -> str:
-        """Return the segment that grows, which says how many full ones there are."""
+        """Return the text of the active segment, headed by the number of full segments if there are any."""
         first = [f'{{"{_FULL}":{self._full}}}'] if self._full else []
         return _join([*first, *lines])
 
@@ -499,9 +503,9 @@ class Journal:
 
 def read_journal(store: JournalStore) -> JournalState:
     """
-    Read a journal without taking it over.
+    Return the state of a journal without taking it over.
 
-    :raises JournalError: it is damaged, or of another version
+    :raises JournalError: the journal is damaged or has another format version
     """
     header = _read_header(store)
     return _state_of(_read_segments(store, header.owners if header is not None else ()))
@@ -509,11 +513,12 @@ def read_journal(store: JournalStore) -> JournalState:
 
 def annotate_journal(store: JournalStore, records: Iterable[Record]) -> None:
     """
-    Add records to a journal without taking it over, such as what became of requests in doubt; for no running attempt.
+    Append records, such as resolutions of in-doubt requests, to a journal that no attempt is using.
 
-    A journal of a finished task in which nothing is left unresolved is deleted. To be called under the takeover lock.
+    Ownership does not change. Afterwards, the journal of a finished task is deleted if nothing in it is unresolved.
+    Call this under the takeover lock.
 
-    :raises JournalError: it is damaged, or of another version
+    :raises JournalError: the journal is damaged or has another format version
     """
     author = f"0-{secrets.token_hex(6)}"
     text = _join(map(encode_record, records))
@@ -566,7 +571,7 @@ def _read_header(store: JournalStore) -> Header | None:
 
 
 def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list[str]]:
-    """Read the segments of some owners, each owner's in the order they were written: the one that grows is last."""
+    """Return each owner's segments in the order they were written, the active one last."""
     segments: dict[str, list[str]] = {}
     left = MAX_JOURNAL_CHARACTERS
 
@@ -580,11 +585,11 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
 
     for owner in dict.fromkeys(owners):
         newest = read(owner, 0)
-        if newest is None:  # it took the journal over and wrote nothing
+        if newest is None:  # this owner never wrote a record
             continue
         segments[owner] = []
         full, newest = _count_full(newest)
-        if not newest.strip():  # no write of ours leaves it like that
+        if not newest.strip():  # never written by this package
             raise _damaged(f"A segment of attempt {owner} in the journal")
         for number in range(1, full + 1):
             text = read(owner, number)
@@ -596,7 +601,7 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
 
 
 def _count_full(newest: str) -> tuple[int, str]:
-    """Take the first line off the segment that grows, if it says how many full ones there are."""
+    """Return the number of full segments and the active segment without the line that states it."""
     first, _, rest = newest.partition("\n")
     if not first.startswith(f'{{"{_FULL}"'):
         return 0, newest

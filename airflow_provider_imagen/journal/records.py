@@ -1,30 +1,30 @@
 """
-The records of the journal: what is written about each paid request, and what the records of a request add up to.
+Journal records of paid requests, and the state they add up to.
 
-A request goes through these states, each a durable record:
+Each record type marks one step of a request or, for ``finished``, of the task:
 
 ``intent``
-    before the POST: its ``X-Client-Request-Id``, model, quoted price, and what the images are for. One per POST.
+    Before the POST: its ``X-Client-Request-Id``, model, quoted price, and what the images are for. One per POST.
 ``rejected``
-    the API answered that it did not do the work, or the POST was never sent. Nothing was billed.
+    The API did not do the work, or the POST was never sent. Nothing was billed.
 ``response``
-    the answer: URLs (never image bytes), ids, cost.
+    The response: URLs (never image bytes), ids, cost.
 ``write_started``
-    an image that came inside the response is about to be written: path, digest, size. If the file exists, it is whole.
+    An image that came inside the response is about to be written: path, digest, size. If the file exists, it is whole.
 ``write_committed``
-    an image is stored: path, digest, size.
+    An image is stored: path, digest, size.
 ``missing``
-    an image that was paid for cannot be retrieved any more.
+    A paid image can no longer be retrieved.
 ``charge_lost``
-    the API billed the POST and its response is gone.
+    The API billed the POST, but its response is lost.
 ``presumed_unbilled``
-    the response is gone, and the API's log did not show a charge within the patience. It may still turn up.
+    The response is lost, and the API's log showed no charge while we waited. One may still turn up.
 ``finished``
-    the task succeeded. What came before is history: only its unresolved requests still matter.
+    The task succeeded. Of all earlier records, only the unresolved requests still matter.
 
-Every record is a JSON object on a line of its own. Decoding is strict: an unknown record type or field is an error,
-because skipping a record could mean paying again. So is a number that no record of ours has, because others may be able
-to write to the folder of the journal.
+Every record is a JSON object on its own line. Decoding is strict: an unknown record type or field is an error, because
+skipping a record could mean paying again. Out-of-range numbers are errors too, because others may be able to write to
+the journal's folder.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ Pixels = Annotated[int, Meta(ge=0, le=2**31)]
 _MAX_USD: Final = Decimal(10) ** 15  # as much as a response may state
 
 FORMAT_VERSION = 2
-"""Version of the records and of the header. A journal of any other version is rejected before anything is sent."""
+"""Format version of records and header. A journal of any other version is rejected before anything is sent."""
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
-    What the images of a request are for, so that they can be listed even if the prompt has left the DAG since.
+    What the images of a request are for, so that they can be listed even after the prompt is removed from the DAG.
 
-    :param prompt_index: place of the prompt in the list, from 0
-    :param image_index: index of the request's first image among the images of its prompt
-    :param images: images the request asks for
-    :param prompt_images: images asked for with this prompt in all
+    :param prompt_index: index of the prompt in the list, from 0
+    :param image_index: index of the request's first image among all images of its prompt, from 0
+    :param images: number of images in this request
+    :param prompt_images: number of images requested for this prompt in all
     :param prompt: the text, empty for models that take none
-    :param name: the name the author gave the item
+    :param name: the prompt item's name, ``None`` if the author did not name it
     """
 
     prompt_index: Count
@@ -68,9 +68,9 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     def index_of(self, place: int) -> int:
         """
-        Return the index of an image among the images of its prompt. More than asked for come after all others.
+        Return the index of an image among all images of its prompt; surplus images follow the requested ones.
 
-        :param place: its place in the response, from 0
+        :param place: index of the image in the response, from 0
         """
         beyond, place = divmod(place, max(self.images, 1))
         return self.image_index + place + beyond * self.prompt_images
@@ -80,11 +80,11 @@ class ResponseImage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """
     One image of a response, without its bytes.
 
-    :param url: encrypted when it is signed; ``None`` when the image came inside the response
-    :param prompt: the prompt as the model rewrote it
-    :param seed: the seed the response states, else the one that was sent
-    :param withheld: filtered by the model
-    :param broken: why it cannot be read
+    :param url: its URL, encrypted if it is signed; ``None`` if the image came inside the response
+    :param prompt: the prompt as rewritten by the model
+    :param seed: the seed stated in the response, else the one sent
+    :param withheld: whether the model filtered the image
+    :param broken: why the image cannot be read
     """
 
     url: str | None = None
@@ -95,7 +95,7 @@ class ResponseImage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def is_inline(self) -> bool:
-        """Whether its bytes came inside the response and cannot be downloaded."""
+        """Whether the bytes came inside the response, so they cannot be downloaded again."""
         return self.url is None and not self.withheld and self.broken is None
 
 
@@ -103,11 +103,11 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     """
     One stored image.
 
-    :param path: where it is, as a string :class:`~airflow.sdk.ObjectStoragePath` takes
-    :param file_name: its name relative to the output folder
-    :param sha256: hexadecimal digest of the file
+    :param path: location, as a string for :class:`~airflow.sdk.ObjectStoragePath`
+    :param file_name: name relative to the output folder
+    :param sha256: digest of the file, in hex
     :param bytes: size of the file
-    :param thumbnail: name of its preview relative to the output folder
+    :param thumbnail: name of the preview relative to the output folder
     """
 
     path: str
@@ -122,9 +122,9 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
 class _Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="t", kw_only=True):
     """
-    Base of all records.
+    Base class of all records.
 
-    :param key: names the request: a fingerprint of what is sent, and which one it is among equal ones
+    :param key: identifies the request: a fingerprint of what is sent, plus its number among identical requests
     """
 
     key: str
@@ -134,11 +134,10 @@ class Intent(_Record, frozen=True, tag="intent"):
     """
     A POST is about to be sent.
 
-    :param at: when, in seconds since the epoch: wall-clock time, because a later attempt compares it with the API's log
-    :param usd: the quoted price, ``None`` when it is not known
-    :param clock_offset: how many seconds the API's clock was ahead of the one ``at`` was read from; ``None`` before the
-        first response
-    :param account: short hash of the API key it is sent with
+    :param at: when, in seconds since the epoch; wall-clock time, because a later attempt compares it with the API's log
+    :param usd: quoted price, ``None`` if unknown
+    :param clock_offset: seconds by which the API's clock was ahead of ours; ``None`` before the first response
+    :param account: short hash of the API key used
     """
 
     client_request_id: str
@@ -150,24 +149,24 @@ class Intent(_Record, frozen=True, tag="intent"):
     account: str | None = None
 
     def is_visible_to(self, account: str) -> bool:
-        """Return whether an API key, given as its hash, sees the POST in the API's log."""
+        """Return whether the API's log shows this POST to an API key, given as its short hash."""
         return self.account in (None, account)
 
 
 class Rejected(_Record, frozen=True, tag="rejected"):
-    """A POST brought nothing and cost nothing."""
+    """A POST did no work and cost nothing."""
 
     client_request_id: str
 
 
 class Response(_Record, frozen=True, tag="response"):
     """
-    A POST was answered and paid for.
+    The response to a POST that was paid for.
 
-    :param usd: charged, in USD; ``None`` when neither the response nor a price list says
-    :param usd_is_estimate: ``usd`` is the quoted price, because the response states no cost
-    :param usd_undelivered: the part of ``usd`` for images that can never be retrieved, because the response holds none
-    :param at: when the response came, in seconds since the epoch
+    :param usd: amount charged; ``None`` if neither the response nor a price list states it
+    :param usd_is_estimate: whether ``usd`` is the quoted price because the response states no cost
+    :param usd_undelivered: part of ``usd`` for images that can never be retrieved because the response lacks them
+    :param at: when the response arrived, in seconds since the epoch
     """
 
     client_request_id: str
@@ -181,32 +180,32 @@ class Response(_Record, frozen=True, tag="response"):
 
     @property
     def usd_per_image(self) -> Decimal | None:
-        """What each image of the response cost, in USD; ``None`` when that is not known."""
+        """Cost of each image of the response, in USD; ``None`` if unknown."""
         return (self.usd - self.usd_undelivered) / len(self.images) if self.usd is not None and self.images else None
 
 
 class WriteStarted(_Record, frozen=True, tag="write_started"):
-    """An inline image is about to be written; ``image`` is its place in the response, from 0."""
+    """An inline image is about to be written; ``image`` is its index in the response, from 0."""
 
     image: Count
     file: StoredFile
 
 
 class WriteCommitted(_Record, frozen=True, tag="write_committed"):
-    """An image is stored; ``image`` is its place in the response, from 0."""
+    """An image is stored; ``image`` is its index in the response, from 0."""
 
     image: Count
     file: StoredFile
 
 
 class Missing(_Record, frozen=True, tag="missing"):
-    """An image that was paid for cannot be retrieved any more; ``image`` is its place in the response, from 0."""
+    """A paid image can no longer be retrieved; ``image`` is its index in the response, from 0."""
 
     image: Count
 
 
 class ChargeLost(_Record, frozen=True, tag="charge_lost"):
-    """A POST was billed, and its response is gone."""
+    """A POST was billed, but its response is lost."""
 
     client_request_id: str
     usd: Decimal | None = None
@@ -214,7 +213,7 @@ class ChargeLost(_Record, frozen=True, tag="charge_lost"):
 
 
 class PresumedUnbilled(_Record, frozen=True, tag="presumed_unbilled"):
-    """The response of a POST is gone, and the API's log showed no charge for it within the patience."""
+    """The response to a POST is lost, and the API's log showed no charge for it while we waited."""
 
     client_request_id: str
 
@@ -240,7 +239,7 @@ def new_intent(
     clock_offset: float | None = None,
     account: str | None = None,
 ) -> Intent:
-    """Return the intent for a POST that is sent now."""
+    """Return the intent for a POST about to be sent, timestamped now."""
     return Intent(
         key=key,
         client_request_id=client_request_id,
@@ -254,15 +253,15 @@ def new_intent(
 
 
 def encode_record(record: Record) -> str:
-    """Return a record as one line of ASCII, without its end; half a character (a lone surrogate) survives as well."""
+    """Return a record as one line of ASCII JSON, without the line end; lone surrogates survive."""
     return json.dumps(to_builtins(record), separators=(",", ":"))
 
 
 def decode_record(line: str) -> Record:
     """
-    Return the record of a line.
+    Return the record that a line encodes.
 
-    :raises ValueError: it is no JSON, or no record of this format
+    :raises ValueError: the line is not JSON, or not a record of this format
     """
     try:
         record: Record = convert(json.loads(line, parse_constant=_refuse), type=Record)
@@ -283,15 +282,16 @@ class RequestState(Struct):
     """
     Everything the journal knows about one request.
 
-    :param target: what its images are for, as the latest intent says
-    :param open_intents: POSTs whose outcome is not known, by client request id, in the order sent
+    :param target: what its images are for, according to the latest intent
+    :param open_intents: POSTs with unknown outcome, by client request id, in the order sent
     :param presumed_unbilled: POSTs that the API's log did not show, by client request id
-    :param files: stored images by their place in the response, those of ``writes_started`` among them
-    :param writes_started: places whose file decides whether they are stored
-    :param missing: places of paid images that cannot be retrieved
+    :param response: the latest response, ``None`` before the first
+    :param files: stored images by index in the response, including those in ``writes_started``
+    :param writes_started: indexes of images that are stored only if their file exists
+    :param missing: indexes of paid images that can no longer be retrieved
     :param charges_lost: charges without a response, by client request id
-    :param usd_replaced: charged for responses that were bought again because their images were gone, in USD
-    :param unpriced: POSTs that were charged an unknown amount, by client request id, replaced responses included
+    :param usd_replaced: amount charged for responses that a later one replaced
+    :param unpriced: POSTs charged an unknown amount, by client request id, including those of replaced responses
     """
 
     target: Target | None = None
@@ -306,7 +306,7 @@ class RequestState(Struct):
     unpriced: dict[str, Intent] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
-        """Take the next record into account."""
+        """Update the state with the next record."""
         match record:
             case Intent():
                 self.target = record.target
@@ -342,7 +342,7 @@ class RequestState(Struct):
                     self.presumed_unbilled[record.client_request_id] = intent
 
     def _close(self, client_request_id: str) -> Intent | None:
-        """Forget a POST whose outcome is known, or presumed, from now on."""
+        """Remove a POST whose outcome is now known or presumed, and return its intent if there was one."""
         presumed = self.presumed_unbilled.pop(client_request_id, None)
         return self.open_intents.pop(client_request_id, presumed)
 
@@ -355,34 +355,34 @@ class RequestState(Struct):
 
     @property
     def usd_missing(self) -> Decimal:
-        """The part of the response's charge for which there is no image, in USD."""
+        """Part of the response's charge that brought no image, in USD."""
         if self.response is None:
             return Decimal(0)
         return self.response.usd_undelivered + (self.response.usd_per_image or Decimal(0)) * len(self.missing)
 
     @property
     def usd_without_response(self) -> Decimal:
-        """Charged for responses that are gone, or were bought again, in USD."""
+        """Amount charged for responses that were lost or replaced, in USD."""
         return sum((charge.usd or Decimal(0) for charge in self.charges_lost.values()), self.usd_replaced)
 
     @property
     def usd_lost(self) -> Decimal:
-        """Charged without an image, in USD."""
+        """Amount charged that brought no image, in USD."""
         return self.usd_without_response + self.usd_missing
 
     @property
     def usd_spent(self) -> Decimal:
-        """Charged in all, the lost part included, in USD."""
+        """Total amount charged, in USD, including ``usd_lost``."""
         return self.usd_without_response + ((self.response.usd or Decimal(0)) if self.response else Decimal(0))
 
     @property
     def unresolved(self) -> dict[str, Intent]:
-        """POSTs that may have been billed, by client request id."""
+        """In-doubt requests (POSTs that may have been billed), by client request id."""
         return {**self.open_intents, **self.presumed_unbilled}
 
     @property
     def places_without_file(self) -> list[int]:
-        """Places of images that came, and are not known to be stored."""
+        """Indexes of delivered images that are not known to be stored."""
         images = self.response.images if self.response is not None else ()
         return [
             place
@@ -392,7 +392,7 @@ class RequestState(Struct):
 
     @property
     def has_unreachable_images(self) -> bool:
-        """Whether an image came inside the response and its write did not even start."""
+        """Whether an image came inside the response and its write never started, so its bytes are lost."""
         return self.response is not None and any(
             image.is_inline and place not in self.files for place, image in enumerate(self.response.images)
         )
@@ -402,15 +402,15 @@ class JournalState(Struct):
     """
     Everything a journal knows.
 
-    :param requests: by their key, in the order they were first sent
-    :param unresolved: POSTs of finished tasks (the task was cleared after its success) that may have been billed
+    :param requests: requests by key, in the order first sent
+    :param unresolved: in-doubt requests from before a ``finished`` record, for tasks cleared after they succeeded
     """
 
     requests: dict[str, RequestState] = field(default_factory=dict)
     unresolved: dict[str, Intent] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
-        """Take the next record into account."""
+        """Update the state with the next record."""
         if isinstance(record, Finished):
             for request in self.requests.values():
                 self.unresolved |= request.unresolved
@@ -423,11 +423,11 @@ class JournalState(Struct):
 
     @property
     def has_loose_ends(self) -> bool:
-        """Whether there are requests without a response, or images that are not known to be stored."""
+        """Whether any request has an unknown outcome, or any image is not known to be stored."""
         return any(request.open_intents or request.places_without_file for request in self.requests.values())
 
     def all_unresolved(self) -> dict[str, Intent]:
-        """Return every POST that may have been billed, those of finished tasks included, by client request id."""
+        """Return all in-doubt requests by client request id, including those from before a ``finished`` record."""
         found = dict(self.unresolved)
         for request in self.requests.values():
             found |= request.unresolved

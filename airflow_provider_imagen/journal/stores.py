@@ -1,4 +1,4 @@
-"""The places a journal can live: Airflow's task state store, or a folder beside the images."""
+"""Where a journal can be kept: in Airflow's task state store, or in a folder beside the images."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _KEY_PREFIX = "imagen/journal"
 _IDENTITY = re.compile(r"[0-9a-z]+")
 
 MAX_TEXT_BYTES = 16 * 2**20
-"""Size of the largest file of a journal that is read: more than any segment has, however long its last record is."""
+"""Largest journal file that is read: above any real segment, even one that is a single very long record."""
 
 
 class StateStore(Protocol):
-    """Airflow's ``context["task_state_store"]`` (3.3 and later), as far as it is used."""
+    """The methods used of Airflow's ``context["task_state_store"]`` (3.3 and later)."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key."""
+        """Return the value of a key, or the default."""
 
     def set(self, key: str, value: Any, **retention: Any) -> None:
-        """Write the value of a key, durable on return."""
+        """Store the value of a key, durable on return."""
 
     def delete(self, key: str) -> None:
-        """Remove a key."""
+        """Delete a key."""
 
 
 class TaskStateJournalStore:
     """
-    Texts as values of Airflow's task state store.
+    A journal store in Airflow's task state store.
 
-    It belongs to DAG, run, task and map index, survives retries, dead workers and clearing, and is deleted with the DAG
-    run.
+    That is scoped to DAG, run, task and map index, survives retries, dead workers and clearing, and is deleted with the
+    DAG run.
 
-    :param store: the task's own store; raises :class:`StoreUnavailableError` for what is worth trying again
+    :param store: the task's own store; raises :class:`StoreUnavailableError` for failures worth retrying
     :param retention: keyword arguments for ``set`` that keep a value until it is deleted
     """
 
@@ -59,9 +59,9 @@ class TaskStateJournalStore:
 
     def read(self, name: str) -> str | None:
         """
-        Return a text.
+        Return a text, or ``None`` if it does not exist.
 
-        :raises JournalError: the entry was changed into something that is not text
+        :raises JournalError: someone replaced the entry with something that is not text
         """
         value = self._store.get(_key(name))
         if value is None or isinstance(value, str):
@@ -69,22 +69,22 @@ class TaskStateJournalStore:
         raise JournalError(f"Entry {_key(name)} of {self.description} is not text; nothing was sent.")
 
     def write(self, name: str, text: str) -> None:
-        """Write a text."""
+        """Write a text, replacing any existing one."""
         self._store.set(_key(name), text, **self._retention)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove texts."""
+        """Delete texts in the order given."""
         for name in names:
             self._store.delete(_key(name))
 
 
 def _key(name: str) -> str:
-    # The header is where format 1 had its first segment, so that each format finds, and rejects, the other's journal.
+    # Format 1 kept its first segment under the header's key, so each format finds, and rejects, the other's journals.
     return f"{_KEY_PREFIX}/{'0' if name == HEADER else name}"
 
 
 def list_identities(folder: StoragePath) -> list[str]:
-    """Return the identities of the task instances whose journals lie in a folder."""
+    """Return the short hashes of the task instances that have a journal in a folder, sorted."""
     place = descend(folder, f"{HIDDEN_FOLDER}/journal")
     local, root = local_path(place), local_path(folder)
     try:
@@ -101,10 +101,10 @@ def list_identities(folder: StoragePath) -> list[str]:
 
 class FolderJournalStore:
     """
-    Texts as files in a hidden folder beside the images, for Airflow 3.1 and 3.2.
+    A journal store of files in a hidden folder beside the images, for Airflow 3.1 and 3.2.
 
-    :param folder: where the images go
-    :param identity: letters and digits that stand for DAG, run, task and map index
+    :param folder: the output folder
+    :param identity: short hash of the task-instance key (DAG, run, task and map index)
     """
 
     def __init__(self, folder: StoragePath, identity: str) -> None:
@@ -115,9 +115,9 @@ class FolderJournalStore:
 
     def read(self, name: str) -> str | None:
         """
-        Return a text.
+        Return a text, or ``None`` if it does not exist.
 
-        :raises StoreUnavailableError: it may be there and cannot be read at the moment
+        :raises StoreUnavailableError: the text may exist but cannot be read now
         """
         try:
             data = read_bytes(self._path(name), within=self.output_folder, max_bytes=MAX_TEXT_BYTES)
@@ -127,9 +127,11 @@ class FolderJournalStore:
 
     def write(self, name: str, text: str) -> None:
         """
-        Write a text. What a failed write leaves there stays, because a missing text would mean that there was none.
+        Write a text, replacing any existing one.
 
-        :raises StoreUnavailableError: it could not be written at the moment
+        Whatever a failed write leaves behind is kept: if it were removed, readers would take the text as never written.
+
+        :raises StoreUnavailableError: the text cannot be written now
         """
         try:
             write_bytes_atomically(
@@ -144,11 +146,13 @@ class FolderJournalStore:
             raise StoreUnavailableError(str(error)) from error
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove texts; on a disk also everything else that a journal left there, and its folder."""
+        """Delete texts in the order given; on a disk, delete the journal's whole folder."""
         folder, root = local_path(self._folder), local_path(self.output_folder)
         if folder is not None and root is not None:
             with suppress(FileNotFoundError), open_folder_at(folder, within=root) as journal:
-                os.unlink(self._path(HEADER).name, dir_fd=journal)  # first: without it, there is no journal
+                os.unlink(
+                    self._path(HEADER).name, dir_fd=journal
+                )  # first: without its header, a journal does not exist
             with suppress(FileNotFoundError), open_folder_at(folder.parent, within=root) as journals:
                 shutil.rmtree(folder.name, ignore_errors=True, dir_fd=journals)
             return
@@ -158,5 +162,5 @@ class FolderJournalStore:
                 filesystem.rm_file(key)
 
     def _path(self, name: str) -> StoragePath:
-        # As in _key: where format 1 had its first segment.
+        # As in _key: this is where format 1 kept its first segment.
         return descend(self._folder, "000000.jsonl" if name == HEADER else f"{name}.jsonl")

@@ -1,4 +1,4 @@
-"""Keep signed links unreadable while they wait in a journal for their download."""
+"""Encryption of signed URLs at rest in a journal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MARK = "sealed:"
 
 class UrlEncryption:
     """
-    Encrypts links that carry a signature, with a key made from the API key; unsigned links stay as they are.
+    Encrypts signed URLs with a key derived from the API key; unsigned URLs stay as they are.
 
-    A retry with the same API key opens them again. Fernet comes from ``cryptography``, which Airflow installs.
+    A retry with the same API key can decrypt them. Fernet comes from ``cryptography``, which Airflow installs.
 
     :param api_key: the connection's key
     """
@@ -23,7 +23,7 @@ class UrlEncryption:
         self._secret = hashlib.sha256(b"airflow-provider-imagen journal\0" + (api_key or "").encode()).digest()
 
     def close(self, url: str) -> str:
-        """Seal a link if it is signed."""
+        """Return a URL, encrypted if it is signed."""
         if not is_signed(url):
             return url
         from cryptography.fernet import Fernet
@@ -31,7 +31,7 @@ class UrlEncryption:
         return _MARK + Fernet(base64.urlsafe_b64encode(self._secret)).encrypt(url.encode()).decode()
 
     def open(self, text: str) -> str | None:
-        """Give the link back; ``None`` when it was sealed with another key."""
+        """Return the decrypted URL; ``None`` if it was encrypted with another key or is damaged."""
         if not text.startswith(_MARK):
             return text
         from cryptography.fernet import Fernet, InvalidToken

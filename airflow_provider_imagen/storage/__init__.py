@@ -1,1 +1,1 @@
-"""Pictures at rest: checks, names, provenance, atomic writing, manifest. Knows nothing of Airflow."""
+"""Images at rest: inspection, names, provenance, atomic writes, manifest. Does not depend on Airflow."""

@@ -1,9 +1,10 @@
 """
-Write bytes so that a name, once it is there, always stands for the whole of them.
+Atomic file writes: a file that exists under its final name is always complete.
 
-On a disk: a hidden temporary file in the same folder, synced, then renamed. On an object store: one PUT of the whole
-object through fsspec's ``pipe_file``, never through an open file, because closing one after an error commits what
-little it got. File-like stores that are neither (SFTP, HDFS …) are written the same way and cleaned up after a failure.
+On a disk, a hidden temporary file in the same folder is synced, then renamed. On an object store, the whole object is
+written with one PUT through fsspec's ``pipe_file``, never through an open file, because closing one after an error
+commits the part written so far. Stores that are neither (SFTP, HDFS …) also use ``pipe_file``, and a failed write is
+cleaned up.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ TEMPORARY_PREFIX: Final = ".imagen-"
 TEMPORARY_SUFFIX: Final = ".part"
 
 MAX_READ_BYTES: Final = 2**30
-"""Size of the largest file that is read whole: more than any image or list of images has."""
+"""Largest file that is read whole: above any real image or manifest."""
 
 _SIZE_CHECKS: Final = 5
 _CHUNK_BYTES: Final = 2**20
@@ -66,7 +67,7 @@ _EXTRAS: Final[dict[str, str]] = {
     "az": "azure",
     "wasb": "azure",
 }
-"""Stores that keep whole objects only, and the extra of this package that brings what speaks to each."""
+"""Object stores, which keep only whole objects, and the extra of this package that installs support for each."""
 
 _ABOUT: Final = f"{HIDDEN_FOLDER}/about.txt"
 _HIDDEN_PARTS: Final = ("parts", "failures", "journal", "thumbnails")
@@ -75,7 +76,7 @@ _ABOUT_TEXT: Final = (
     b"beside it.\n"
 )
 _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
-"""What disks answer that know no hard links."""
+"""Errors from file systems without hard links."""
 
 _REASONS: Final[dict[int, str]] = {
     errno.ENOSPC: "the disk is full",
@@ -106,21 +107,22 @@ def write_bytes_atomically(
     replace: bool = True,
 ) -> bool:
     """
-    Write a file whose name never stands for a part of it, replacing one that is there.
+    Write a file atomically and return whether it was written.
 
-    Missing folders are made. When this returns, the bytes are on the disk, or the store has confirmed their number.
+    Missing folders are created. On return, the bytes are synced to disk or, unless ``shared``, their number has been
+    checked in the store.
 
     :param path: the final name
     :param data: the whole content
-    :param content_type: media type; object stores keep it and browsers ask for it, disks ignore it
+    :param content_type: media type, kept by object stores and sent to browsers; ignored on disks
     :param owner: letters and digits that mark the temporary file, for :func:`remove_leftovers`
-    :param within: the output folder, below which no link on a disk is followed; default: the folder of the file
-    :param shared: others may replace the same file at the same moment, so what a store holds afterwards is neither
-        measured nor, after an error, removed: it may be theirs
-    :param replace: ``False`` leaves a file that is there already. Disks with hard links, S3, Google and Azure decide
-        that themselves, so of two writers at the same moment only one succeeds; others are asked before.
-    :returns: whether it was written; false only when it was not to replace what is there
-    :raises StorageError: when it could not be written; nothing half-written is left under the name
+    :param within: the output folder, below which no symbolic link on a disk is followed; default: the file's folder
+    :param shared: whether others may replace the same file at the same moment. If so, an object in a store is not
+        size-checked after the write, nor deleted after an error: it may be theirs
+    :param replace: ``False`` keeps an existing file. On disks with hard links, S3, Google and Azure this check is
+        atomic, so only one of two concurrent writers succeeds; other stores are checked before the write
+    :returns: ``False`` only if a file exists and ``replace`` is false
+    :raises StorageError: the file could not be written; unless ``shared``, nothing partial is left under the name
     """
     local = local_path(path)
     try:
@@ -135,12 +137,12 @@ def write_bytes_atomically(
 
 def check_stored(path: StoragePath, *, size: int, sha256: str | None = None, within: StoragePath | None = None) -> bool:
     """
-    Whether a file an earlier try wrote is still there and whole; a link, a pipe or a device never is.
+    Return whether a file written by a previous attempt still exists and is complete; false for links, pipes, devices.
 
-    :param size: the bytes it must have
+    :param size: expected size in bytes
+    :param sha256: expected digest in hex; if given, the whole file is read
     :param within: as in :func:`write_bytes_atomically`
-    :param sha256: its digest in hex; given, the whole file is read
-    :raises StorageError: when the store cannot be asked
+    :raises StorageError: the store cannot be read
     """
     local = local_path(path)
     try:
@@ -163,12 +165,12 @@ def read_bytes(
     path: StoragePath, *, within: StoragePath | None = None, max_bytes: int = MAX_READ_BYTES
 ) -> bytes | None:
     """
-    Read a whole file; ``None`` when it is not there.
+    Return the content of a file, ``None`` if it does not exist.
 
     :param within: as in :func:`write_bytes_atomically`
-    :param max_bytes: size of the largest file that is read
+    :param max_bytes: maximum size of the file
     :raises IrregularFileError: it is a link, a pipe or a device, or a link leads to it
-    :raises StorageError: when it is there, or may be, and cannot be read or is larger
+    :raises StorageError: the file exists, or may exist, but cannot be read or is larger
     """
     local = local_path(path)
     try:
@@ -188,7 +190,7 @@ def read_bytes(
 
 
 def _read_at_most(file: IO[bytes], max_bytes: int) -> bytes | None:
-    """Read a file whole; ``None`` if it is larger, whatever size it states."""
+    """Return the content of a file, ``None`` if it is too large, even if it is longer than its stated size."""
     size = os.fstat(file.fileno()).st_size
     if size > max_bytes:
         return None
@@ -200,10 +202,10 @@ def _read_at_most(file: IO[bytes], max_bytes: int) -> bytes | None:
 
 def file_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
     """
-    Return the sizes in bytes of those files of a folder that exist, by name; one listing per subfolder.
+    Return the size in bytes of each named file that exists, with one listing per subfolder.
 
     :param names: relative to the folder, parts joined by ``/``
-    :raises StorageError: when a folder cannot be listed
+    :raises StorageError: a folder cannot be listed
     """
     by_parent: dict[str, set[str]] = {}
     for name in names:
@@ -237,15 +239,15 @@ def _list_files(folder: StoragePath, *, within: StoragePath) -> Iterator[tuple[s
 
 def check_writable(folder: StoragePath, *, owner: str = "check") -> None:
     """
-    Find out, before money is spent, whether images can be kept in a folder, by doing all that keeping them takes.
+    Raise, before money is spent, unless every operation needed to store images works in a folder.
 
-    On a disk, a file is created, renamed, replaced, listed and deleted, and no link may be in the hidden folder. On an
-    object store that takes five calls: a few words about the hidden folder are written, which stay; another object is
-    written, overwritten and deleted; and the hidden folder is listed. Nothing that is kept depends on deleting, so a
-    store that refuses only that (retention policies do) gets a warning.
+    On a disk, a file is created, renamed, replaced, listed and deleted, and the hidden folder must not contain links.
+    An object store takes five calls: a short description of the hidden folder is written, which stays; a probe object
+    is written, overwritten and deleted; and the hidden folder is listed. Storing images never requires a delete, so a
+    store that refuses only that (as retention policies do) causes a warning.
 
-    :param owner: letters and digits that name the object written for this
-    :raises StorageError: images could not be kept there, and why
+    :param owner: letters and digits that name the probe object
+    :raises StorageError: images cannot be stored there, and why
     """
     local = local_path(folder)
     try:
@@ -336,7 +338,7 @@ def _check_store(folder: StoragePath, owner: str) -> None:
 
 
 def _exists(path: StoragePath) -> bool:
-    """Return whether an object is known to exist."""
+    """Return whether an object is known to exist; ``False`` if the store cannot tell."""
     filesystem, key = filesystem_of(path)
     with contextlib.suppress(Exception):
         return _size_of(filesystem, key) >= 0
@@ -354,11 +356,9 @@ def _warn_of_leftover(path: StoragePath, error: Exception) -> None:
 
 def remove_leftovers(folder: StoragePath, *, owner: str) -> int:
     """
-    Remove temporary files that a killed earlier try left in a folder and below.
+    Delete temporary files that a killed attempt left in a folder or below it, and return their number.
 
-    Only those marked with ``owner`` go: other tasks may be writing beside. An object store has none.
-
-    :returns: how many were removed
+    Only files marked with ``owner`` are deleted, because other tasks may be writing there. Object stores have none.
     """
     local = local_path(folder)
     if local is None or not owner:
@@ -382,11 +382,11 @@ def _local_root(path: Path, within: StoragePath | None) -> Path:
 
 def storage_error(verb: str, path: StoragePath, error: BaseException) -> StorageError:
     """
-    Say in one sentence why a file could not be read or written, without anything a key could hide in.
+    Return an error that says in one sentence, without secrets, what failed; a StorageError is returned unchanged.
 
-    :param verb: what was tried: ``read``, ``write`` or ``use``
+    :param verb: the failed operation: ``read``, ``write``, ``list`` or ``use``
     :param path: the file or folder
-    :param error: what the file system or store said
+    :param error: the error of the file system or store
     """
     if isinstance(error, StorageError):
         return error
@@ -400,7 +400,7 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
 
 
 def redacted_address(path: StoragePath) -> str:
-    """Return where something is, for a log or an error, without what a key could hide in."""
+    """Return the location of a file or folder without secrets, for logs and errors."""
     return _redact(address_of(path))
 
 
@@ -421,7 +421,7 @@ def _reason(error: BaseException, *, in_bucket: bool) -> str:
 
 
 def _status_of(error: BaseException) -> int | None:
-    """Find the HTTP status in an error of Azure (``status_code``) or of gcsfs (``code``, or a text for 403)."""
+    """Return the HTTP status of an error from Azure (``status_code``) or gcsfs (``code``, or its text for 403)."""
     for name in ("status_code", "code"):
         status = getattr(error, name, None)
         if isinstance(status, int):
@@ -430,10 +430,10 @@ def _status_of(error: BaseException) -> int | None:
 
 
 def _redact(text: str) -> str:
-    """Keep a foreign message short, and without the places where keys and signatures stand."""
+    """Return a third-party message without passwords, signatures and keys, on one line of at most 300 characters."""
     line = " ".join(text.split())[:600]
     line = re.sub(r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@", r"\1***@", line)  # user:password@
-    line = re.sub(r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?", r"\1", line)  # signed links
+    line = re.sub(r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?", r"\1", line)  # signed URLs
     line = re.sub(
         r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
         r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
@@ -460,7 +460,7 @@ def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: 
 
 
 def _give_free_name(temporary: str, name: str, folder: int) -> bool:
-    """Give a file its final name unless another has it; a link fails where a rename would replace."""
+    """Return whether a file got its final name; uses a hard link, because a rename would replace an existing file."""
     try:
         os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except FileExistsError:
@@ -480,7 +480,7 @@ def _temporary_name(owner: str) -> str:
 
 
 def _write_synced(name: str, data: bytes, folder: int) -> None:
-    # Not tempfile: its files are readable by their owner alone, and the final file would be as well.
+    # Not tempfile: it creates files that only their owner can read, and the rename keeps that mode.
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
     with open(descriptor, "wb") as file:
         file.write(data)
@@ -489,7 +489,7 @@ def _write_synced(name: str, data: bytes, folder: int) -> None:
 
 
 def _sync_folder(folder: int) -> None:
-    """Make the new name durable, where the system lets folders be synced."""
+    """Make the new name durable, on systems that can sync folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(".", os.O_RDONLY, dir_fd=folder)
         try:
@@ -526,7 +526,7 @@ def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: 
                 f"Cannot write {_redact(address_of(path))}: of {len(data)} bytes the store kept {stored or 0}."
             )
     except BaseException as error:
-        # A refused PUT leaves an older object as it was; only what is known to be partial may go.
+        # A refused PUT leaves the older object intact, so delete only what is known to be partial.
         if not shared and (not whole_objects_only or isinstance(error, StorageError)):
             with contextlib.suppress(Exception):
                 filesystem.rm_file(key)
@@ -535,7 +535,7 @@ def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: 
 
 
 def _size_after(filesystem: Any, key: str, expected: int) -> int | None:
-    """Ask what was kept; again when it is not what was sent, for a listing cached by another thread may be older."""
+    """Return the stored size; if it is unexpected, check again, as another thread may have cached an old listing."""
     size = None
     for _ in range(_SIZE_CHECKS):
         try:
@@ -553,13 +553,13 @@ def _size_of(filesystem: Any, key: str) -> int:
 
 
 def _content_type_options(protocol: str, content_type: str) -> dict[str, Any]:
-    """Name the media type in each store's own way; without it S3 and Azure serve pictures as unknown bytes."""
+    """Return the store's own option for the media type; without one, S3 and Azure serve images as unknown bytes."""
     extra = _EXTRAS.get(protocol)
     if extra == "s3":
         return {"ContentType": content_type}
     if extra == "gcs":
         return {"content_type": content_type}
     if extra == "azure":
-        blob = import_module("azure.storage.blob")  # comes with the store's fsspec package; not there in a type check
+        blob = import_module("azure.storage.blob")  # comes with adlfs, so type checks do not have it
         return {"content_settings": blob.ContentSettings(content_type=content_type)}
     return {}

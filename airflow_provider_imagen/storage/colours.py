@@ -1,8 +1,8 @@
 """
 Convert pixels between modes, and keep the colour profile consistent with them.
 
-A profile describes grey, RGB or CMYK pixels and misleads viewers beside any other kind. It is kept only where it fits;
-when the kind must change, the pixels are converted through it to sRGB, which needs no profile.
+A profile describes grey, RGB or CMYK pixels, and misleads viewers if the pixels are of another kind. It is kept only
+where it fits; if the kind has to change, the pixels are converted through it to sRGB, which needs no profile.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _OTHER_KINDS: Final = {"CMYK": b"CMYK", "LAB": b"Lab "}
 
 def change_mode(image: PillowImage, mode: str, options: dict[str, Any], notes: list[str]) -> PillowImage:
     """
-    Convert a picture to a mode of Pillow, transparency included.
+    Return the image converted to a Pillow mode.
 
-    :param mode: ``L``, ``LA``, ``RGB`` or ``RGBA``, or the mode the picture has. What is transparent becomes white in
-        a mode without transparency
-    :param options: encoder options; ``icc_profile`` is set to ``None`` when it does not fit the new pixels
-    :param notes: receives a sentence when a profile is dropped without having been applied
+    :param mode: ``L``, ``LA``, ``RGB`` or ``RGBA``, or the image's own mode. Transparent pixels become white in a mode
+        without transparency
+    :param options: encoder options; ``icc_profile`` is set to ``None`` if it does not fit the new pixels
+    :param notes: gets a sentence if a profile is dropped without having been applied
     """
     profile: bytes | None = options.get("icc_profile")
     kind = _kind_of(image.mode)
@@ -43,14 +43,14 @@ def change_mode(image: PillowImage, mode: str, options: dict[str, Any], notes: l
 
 
 def to_eight_bits(image: PillowImage) -> PillowImage:
-    """Turn 16-bit grey, which few operations take, into 8-bit grey; return any other picture as it is."""
+    """Return 16-bit grey, which few operations accept, as 8-bit grey; return any other image unchanged."""
     if not image.mode.startswith("I"):
         return image
     return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
 
 
 def is_grey(mode: str) -> bool:
-    """Whether a mode has no colours."""
+    """Return whether a mode is greyscale."""
     return _kind_of(mode) == b"GRAY"
 
 
@@ -69,7 +69,7 @@ def _on_white(layer: PillowImage, mode: str) -> PillowImage:
 
 
 def _to_srgb(image: PillowImage, profile: bytes, notes: list[str]) -> PillowImage:
-    """Convert to RGB or RGBA through the profile, or without it when it cannot be applied."""
+    """Return the image as RGB or RGBA, converted through the profile if it can be applied."""
     from PIL import ImageCms
 
     mode = "L" if is_grey(image.mode) else image.mode
@@ -85,7 +85,7 @@ def _to_srgb(image: PillowImage, profile: bytes, notes: list[str]) -> PillowImag
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
         notes.append(f"Its colour profile was left out: it cannot be applied ({error}).")
         return image.convert("RGB" if alpha is None else "RGBA")
-    if converted is None:  # only when converting in place
+    if converted is None:  # only for in-place conversions
         return image.convert("RGB")
     if alpha is not None:
         converted.putalpha(alpha)

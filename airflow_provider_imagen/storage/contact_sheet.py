@@ -1,4 +1,4 @@
-"""Put the pictures of a task on one sheet beside them."""
+"""Contact sheets: all images of a task on one sheet."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ def write_contact_sheet(
     owner: str,
 ) -> str:
     """
-    Make a labelled sheet of stored pictures; one at a time is in memory.
+    Write a labelled sheet of stored images and return its location; only one image is in memory at a time.
 
-    It lies in the hidden folder, so that readers of the pictures do not take it for one.
+    The sheet goes to the hidden folder, so that readers of the output folder do not mistake it for an image.
 
     :param folder: the output folder
-    :param pictures: per picture the name of its preview, or its own, relative to the folder, and its label
-    :param count: how many pictures there are
+    :param pictures: per image, the name of its preview or of the image itself, relative to the folder, and its label
+    :param count: number of images
     :param title: heading of the sheet
-    :param owner: identity of the task instance, which names the sheet
-    :returns: where the sheet is
-    :raises StorageError: when a picture cannot be read or the sheet not be written
+    :param owner: short hash of the task-instance key, which names the sheet
+    :raises StorageError: an image cannot be read, or the sheet cannot be written
     """
     items = ((read_bytes(descend(folder, name), within=folder), label) for name, label in pictures)
     path = descend(folder, f"{HIDDEN_FOLDER}/contact-sheets/{owner}.webp")

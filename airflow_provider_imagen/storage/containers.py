@@ -1,9 +1,9 @@
 """
-Put an XMP packet into a picture file, or take it out, without touching anything else in it.
+Read and write the XMP packet of an image file without changing anything else in it.
 
-PNG, JPEG and WebP are sequences of labelled parts. Only the part that holds the XMP is written; pixels, colour
-profile, EXIF and every other part keep their bytes. (PNG: ``iTXt`` with keyword ``XML:com.adobe.xmp``; JPEG: an
-``APP1`` segment; WebP: an ``XMP`` chunk behind a ``VP8X`` header; XMP specification, part 3.)
+PNG, JPEG and WebP files are sequences of chunks or segments. Only the one that holds the XMP is written; pixels, colour
+profile, EXIF and everything else stay byte for byte. (PNG: ``iTXt`` with keyword ``XML:com.adobe.xmp``; JPEG: an
+``APP1`` segment; WebP: an ``XMP`` chunk after a ``VP8X`` header; XMP specification, part 3.)
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.inspect_image import PictureFormat
 
 MAX_JPEG_PACKET: Final = 65_502
-"""Bytes of XMP one JPEG segment holds."""
+"""Maximum bytes of XMP in one JPEG segment."""
 
 MAX_PACKET: Final = 2**20
-"""Bytes of XMP that are taken apart."""
+"""Maximum bytes of an XMP packet that is parsed."""
 
 MAX_INFLATED_PACKET: Final = 64 * 1024
-"""Bytes of XMP that a compressed packet may unpack to, because its size costs its sender nothing."""
+"""Maximum bytes of XMP after decompression; far lower, because a decompression bomb costs its sender nothing."""
 
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class Contents(Struct, frozen=True):
     """
-    What a picture file holds besides its picture.
+    Metadata of an image file.
 
-    :param xmp: its XMP packet, ``None`` when it has none
-    :param signed: whether a C2PA manifest signs the file
-    :param several: whether the file holds several pictures that find each other by their distance in bytes
-    :param has_huge_xmp: whether it has an XMP packet that is too large to be read; ``xmp`` is ``None`` then
+    :param xmp: its XMP packet, ``None`` if it has none
+    :param signed: whether the file carries a C2PA manifest, which signs it
+    :param several: whether the file holds several images that refer to each other by byte offset
+    :param has_huge_xmp: whether its XMP packet is too large to be read; ``xmp`` is then ``None``
     """
 
     xmp: bytes | None
@@ -55,7 +55,7 @@ class Contents(Struct, frozen=True):
 
 
 def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None:
-    """Look into a file; ``None`` when its format is none of PNG, JPEG and WebP, or its parts do not add up."""
+    """Return the metadata of a PNG, JPEG or WebP; ``None`` for any other format or a malformed file."""
     readers = {"PNG": _read_png, "JPEG": _read_jpeg, "WEBP": _read_webp}
     try:
         contents = readers[picture_format](data)
@@ -66,10 +66,10 @@ def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None
 
 def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> bytes:
     """
-    Put a packet into a file, in the place of the one that is there.
+    Return the file with the packet in it, replacing any existing one.
 
-    :param data: a file :func:`read_contents` could read
-    :param packet: at most :data:`MAX_JPEG_PACKET` bytes for a JPEG
+    :param data: a file that :func:`read_contents` can read
+    :param packet: the XMP packet; for a JPEG, at most :data:`MAX_JPEG_PACKET` bytes
     """
     if picture_format == "PNG":
         return _write_png(data, packet)
@@ -134,7 +134,7 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
     for marker, begin, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and place is None and data.startswith(_JPEG_XMP, start):
             place, cut = begin, end
-        # JFIF and EXIF must come first, so the packet goes behind them.
+        # JFIF and EXIF must come first, so the packet goes after them.
         leading = leading and (marker == 0xE0 or (marker == 0xE1 and data.startswith(b"Exif\0", start)))
         if leading:
             insert = end
@@ -144,7 +144,7 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
 
 
 def _webp_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
-    """List a WebP's chunks: four-letter type, where the content starts and ends (without its padding)."""
+    """Return the chunks of a WebP: four-letter type, start and end of the content (without padding)."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         raise ValueError("no WebP")
     limit = 8 + int.from_bytes(data[4:8], "little")
@@ -174,7 +174,7 @@ def _write_webp(data: bytes, packet: bytes) -> bytes:
     for kind, start, end in chunks:
         content = data[start:end]
         if kind == b"VP8X":
-            content = bytes([content[0] | 0x04]) + content[1:]  # the flag that says: there is XMP
+            content = bytes([content[0] | 0x04]) + content[1:]  # flag: the file has XMP
         if kind == b"XMP ":
             if placed:
                 continue
@@ -195,7 +195,7 @@ def _write_webp(data: bytes, packet: bytes) -> bytes:
 
 
 def _vp8x_header(kind: bytes, content: bytes) -> bytes:
-    """Write the extended header of a WebP that had none, from the header of its bit stream (RFC 9649)."""
+    """Return the extended header for a WebP without one, derived from its bitstream header (RFC 9649)."""
     if kind == b"VP8L":
         bits = int.from_bytes(content[1:5], "little")
         width, height, alpha = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bits >> 28 & 1

@@ -1,10 +1,10 @@
 """
-Make other pictures out of a picture: another format, a small preview, a sheet of previews.
+Convert images to another format, and make thumbnails and contact sheets.
 
-What becomes of the metadata when a picture is converted: EXIF and XMP are carried over, and the colour profile where it
-fits the new pixels (:mod:`~airflow_provider_imagen.storage.colours`); an EXIF orientation is applied to the pixels and
-removed; text chunks, comments and C2PA manifests are not carried over (a manifest signs bytes that no longer exist). An
-animation becomes its first frame.
+A conversion keeps EXIF and XMP, and the colour profile if it fits the new pixels
+(:mod:`~airflow_provider_imagen.storage.colours`). An EXIF orientation is applied to the pixels and removed. Text
+chunks, comments and C2PA manifests are dropped (a manifest signs bytes that no longer exist). An animation becomes its
+first frame.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ImageFormat = Literal["png", "jpeg", "webp", "avif"]
 
 IMAGE_FORMATS: Final[tuple[ImageFormat, ...]] = ("png", "jpeg", "webp", "avif")
 DEFAULT_QUALITY: Final[dict[ImageFormat, int]] = {"jpeg": 92, "webp": 90, "avif": 80}
-"""Where the loss is hard to see; each encoder has its own scale from 0 to 100."""
+"""Quality at which the loss is hard to see; each encoder has its own scale from 0 to 100."""
 
-_MAX_JPEG_SEGMENT: Final = 65_502  # what an APP1 segment holds besides the name of its kind (XMP part 3, JPEG)
+_MAX_JPEG_SEGMENT: Final = 65_502  # payload of an APP1 segment after its identifier (XMP part 3, JPEG)
 _MAX_SHEET_PIXELS: Final = 16_000_000
 _MAX_WEBP_SIDE: Final = 16_383
 _LABEL_LINES: Final = 2
@@ -42,7 +42,7 @@ _TIFF_STRUCTURE: Final = frozenset(
         *(529, 530, 531, 532, 700, 33723, 34377, 34675),
     )
 )
-"""Tags of a TIFF that describe how its pixels are stored, or hold other metadata: no EXIF of another file has them."""
+"""TIFF tags for pixel storage or other embedded metadata, which have no place in another format's EXIF."""
 
 
 def convert_picture(
@@ -55,20 +55,21 @@ def convert_picture(
     notes: list[str] | None = None,
 ) -> bytes:
     """
-    Convert a picture to another format; one that has it already is returned unchanged.
+    Return the image in another format.
 
-    Transparency is flattened on white for JPEG. CMYK becomes RGB. 16-bit grey becomes 8-bit except in PNG.
+    An upright image that already has the format is returned unchanged, unless ``quality``, ``lossless`` or ``xmp`` ask
+    for something else. Transparency is flattened onto white for JPEG. CMYK becomes RGB. 16-bit grey becomes 8-bit
+    except in PNG.
 
-    :param data: a whole picture
-    :param image_format: what to make
-    :param quality: 0 to 100 for jpeg, webp and avif; default :data:`DEFAULT_QUALITY`; asked for, the picture is encoded
-        anew even when it has the format
-    :param lossless: keep every pixel; webp only (png always does, jpeg and avif cannot here)
-    :param xmp: XMP packet to write instead of the picture's own
-    :param notes: gets a sentence for what was lost although it should not have been
-    :raises InvalidArgumentsError: when the arguments do not fit together
-    :raises BadImageError: when the bytes are no picture, or the format cannot hold it (webp ends at 16,383 pixels
-        a side)
+    :param data: a complete image file
+    :param image_format: the target format
+    :param quality: 0 to 100, for jpeg, webp and avif; default :data:`DEFAULT_QUALITY`
+    :param lossless: keep every pixel; webp only (png is always lossless, jpeg and avif never here)
+    :param xmp: XMP packet to write instead of the image's own
+    :param notes: gets a sentence if the colour profile is lost
+    :raises InvalidArgumentsError: the arguments contradict each other or are out of range
+    :raises BadImageError: the bytes are not an image, or the format cannot hold it (webp allows up to 16,383 pixels
+        per side)
     """
     _check_arguments(image_format, quality, lossless)
     try:
@@ -87,14 +88,14 @@ def make_thumbnail(
     data: bytes, *, pixels: int, image_format: Literal["webp", "jpeg"] = "webp", max_pixels: int | None = None
 ) -> bytes:
     """
-    Make a small preview, upright and with the picture's proportions; never larger than the picture.
+    Return a small preview, upright, with the image's proportions, and never larger than the image.
 
-    Metadata is left out, except the colour profile.
+    Of the metadata, only the colour profile is kept.
 
-    :param data: a whole picture
-    :param pixels: its longer side
-    :param max_pixels: width times height the picture may have; ``None`` leaves Pillow's own limit only
-    :raises BadImageError: when the bytes are no picture, or a larger one
+    :param data: a complete image file
+    :param pixels: longer side of the preview
+    :param max_pixels: maximum width times height of the image; ``None`` applies only Pillow's own limit
+    :raises BadImageError: the bytes are not an image, or it is too large
     """
     try:
         with open_image(data, copies=_PREVIEW_COPIES, max_pixels=max_pixels) as source:
@@ -116,18 +117,18 @@ def make_contact_sheet(
     title: str = "",
 ) -> bytes:
     """
-    Put previews with their labels on one sheet, as WebP.
+    Return a WebP sheet of labelled previews.
 
-    The items are taken one at a time and the sheet is never larger than 16 million pixels (cells shrink to keep it so):
-    memory depends on the sheet, not on the number or size of the pictures. The built-in font has Latin letters;
-    others show as boxes.
+    Items are consumed one at a time, and cells shrink to keep the sheet within 16 million pixels, so memory depends on
+    the sheet, not on the number of images. The built-in font has only Latin letters; others show as boxes.
 
-    :param items: picture bytes (best a preview; ``None`` for one that is missing) and its label, in order
-    :param count: number of items; further ones are left out
-    :param columns: pictures side by side; default as many as make the sheet about as wide as high. More are used when
-        the sheet would become too high for WebP.
-    :param cell_pixels: side of a picture's cell, at most
-    :param title: text above the pictures
+    :param items: the bytes of each image (ideally a preview; ``None`` if it is missing) and its label, in order
+    :param count: number of items; any beyond it are ignored
+    :param columns: images per row; by default as many as there are rows, roughly. More are used if the sheet would
+        otherwise be too high for WebP
+    :param cell_pixels: maximum side of an image's cell
+    :param title: text above the images
+    :raises BadImageError: there are too many images for one sheet
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -207,7 +208,7 @@ def _png_text(packet: bytes) -> Any:
 
 
 def _fit_mode(image: PillowImage, image_format: str, options: dict[str, Any], notes: list[str]) -> PillowImage:
-    """Turn the pixels into a kind the format can hold, losing as little as possible."""
+    """Return the image in a mode that the format can hold, losing as little as possible."""
     if image_format == "png" and image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         mode = image.mode
     elif image_format in ("jpeg", "png") and is_grey(image.mode):
@@ -222,9 +223,11 @@ def _encoder_options(image_format: ImageFormat, quality: int | None, lossless: b
         return {}
     options: dict[str, Any] = {"quality": DEFAULT_QUALITY[image_format] if quality is None else quality}
     if image_format == "jpeg":
-        options["subsampling"] = 0  # full colour resolution: generated pictures have hard edges
+        options["subsampling"] = 0  # full colour resolution: generated images have hard edges
     if image_format == "webp" and lossless:
-        options.update(lossless=True, exact=True, quality=75 if quality is None else quality)  # here: effort
+        options.update(
+            lossless=True, exact=True, quality=75 if quality is None else quality
+        )  # for lossless, quality means effort
     return options
 
 
@@ -232,7 +235,7 @@ def _shrink(source: PillowImage, pixels: int) -> PillowImage:
     from PIL import Image, ImageOps
 
     if source.format == "JPEG":
-        source.draft(None, (pixels * 2, pixels * 2))  # decode at a fraction of the size; twice is enough to stay sharp
+        source.draft(None, (pixels * 2, pixels * 2))  # decode at reduced size; twice the target stays sharp
     ImageOps.exif_transpose(source, in_place=True)
     image = to_eight_bits(source)
     if image.mode == "P":
@@ -242,7 +245,7 @@ def _shrink(source: PillowImage, pixels: int) -> PillowImage:
 
 
 def _sheet_layout(count: int, columns: int | None, cell_pixels: int) -> tuple[int, int, int]:
-    """Choose the cell's side, the columns and the rows so that the sheet stays within its limits."""
+    """Return cell side, columns and rows that keep the sheet within its limits."""
     columns = min(max(columns or math.ceil(math.sqrt(count)), 1), count)
     cell = max(cell_pixels, 16)
     while True:
@@ -269,14 +272,14 @@ def _paste_cell(sheet: PillowImage, draw: Any, data: bytes | None, corner: tuple
                 place = (left + (cell - image.width) // 2, upper + (cell - image.height) // 2)
                 sheet.paste(image, place, mask=image.getchannel("A") if image.mode == "RGBA" else None)
                 return
-        except Exception:  # an empty frame says as much; a sheet is no reason to fail
+        except Exception:  # draw an empty frame instead: a sheet is no reason to fail
             data = None
     draw.rectangle((left, upper, left + cell - 1, upper + cell - 1), outline=(200, 200, 200))
     draw.line((left, upper, left + cell - 1, upper + cell - 1), fill=(200, 200, 200))
 
 
 def _wrap(label: str, font: Any, width: int) -> list[str]:
-    """Break a label into the lines under its picture; what does not fit ends in an ellipsis."""
+    """Return the lines of a label; text that does not fit ends in an ellipsis."""
     words = "".join(character if character.isprintable() else " " for character in label[:400]).split()
     lines: list[str] = []
     while words and len(lines) < _LABEL_LINES - 1:

@@ -1,8 +1,8 @@
 """
-Decide what bytes are: which picture format, how large, and whether all of it came.
+Identify an image's format and size, and verify that it is complete.
 
-The bytes decide, never a name or a ``Content-Type``: in this API the two can disagree (a ``.png`` link that
-answers ``image/jpeg``).
+Only the bytes count, never a file name or ``Content-Type``: with this API, the two can disagree (a ``.png`` URL that
+serves ``image/jpeg``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PixelFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
 PictureFormat = Literal[PixelFormat, "SVG"]
 
 DEFAULT_MAX_PIXELS: Final = 89_478_485
-"""Pixels a picture may have: where Pillow starts to suspect a decompression bomb (a quarter GiB of RGB)."""
+"""Default pixel limit: where Pillow starts to suspect a decompression bomb (a quarter GiB of RGB)."""
 
 EXTENSIONS: Final[dict[PixelFormat, str]] = {
     "PNG": "png",
@@ -47,13 +47,13 @@ SVG_MIME_TYPE: Final = "image/svg+xml"
 
 class PictureFacts(Struct, frozen=True):
     """
-    What the bytes of a whole picture say about themselves.
+    Format and size of a complete image, as read from its bytes.
 
     :param format: the format, in Pillow's spelling
-    :param mime_type: its media type, for instance ``image/png``
-    :param extension: its usual file name extension, without the dot
-    :param width: pixels, as stored (an EXIF orientation is not applied); 0 for an SVG that does not say
-    :param height: pixels, as stored; 0 for an SVG that does not say
+    :param mime_type: media type, for instance ``image/png``
+    :param extension: usual file name extension, without the dot
+    :param width: pixels, as stored (an EXIF orientation is not applied); 0 for an SVG that does not state it
+    :param height: pixels, as stored; 0 for an SVG that does not state it
     """
 
     format: PictureFormat
@@ -65,18 +65,18 @@ class PictureFacts(Struct, frozen=True):
 
 def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> PictureFacts:
     """
-    Prove that the bytes are one whole picture, and say which.
+    Return the format and size of an image after verifying that it is complete.
 
-    The size is read from the header and checked before anything is decoded; then the picture (the first frame of an
-    animation) is decoded once, because only that shows that its data is there and sound. What stands beside the pixels
-    or behind the end of the file does not count against it. Safe to call from many threads: no setting of Pillow is
-    changed, and they share a budget of pixels (:data:`~airflow_provider_imagen.storage.opening.MAX_DECODED_PIXELS`).
+    The size is read from the header and checked before anything is decoded. Then the image (the first frame of an
+    animation) is decoded once, because only that proves its data present and intact. Unreadable metadata and bytes
+    after the end of the image are tolerated. Thread-safe: no Pillow setting is changed, and all threads share a pixel
+    budget (:data:`~airflow_provider_imagen.storage.opening.MAX_DECODED_PIXELS`).
 
     :param data: the whole file
-    :param max_pixels: width times height that is still accepted; Pillow's own limit (twice
-        :data:`DEFAULT_MAX_PIXELS`) applies besides
-    :param accept_svg: whether an SVG, which has no pixels and may hold scripts, is a picture too
-    :raises BadImageError: when it is no picture of a known format, is cut off or damaged, or is too large
+    :param max_pixels: maximum width times height; Pillow's own limit (twice :data:`DEFAULT_MAX_PIXELS`) also applies
+    :param accept_svg: whether to accept SVG, which has no pixels and may contain scripts
+    :raises BadImageError: the bytes are not an image of a known format, are cut off or damaged, or the image is too
+        large
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -122,7 +122,7 @@ def _format_named(name: str | None) -> PixelFormat:
     for known in EXTENSIONS:
         if known == name:
             return known
-    if name == "MPO":  # a JPEG with further pictures behind it; Pillow tells them apart, file names do not
+    if name == "MPO":  # a JPEG followed by more images; Pillow has its own name for it, files keep .jpg
         return "JPEG"
     if name == "DIB":
         return "BMP"
@@ -130,7 +130,7 @@ def _format_named(name: str | None) -> PixelFormat:
 
 
 def _check_end(data: bytes, picture_format: PixelFormat) -> None:
-    """Check what Pillow does not: the check sums and the end of a PNG, the trailer of a GIF."""
+    """Raise for damage that Pillow does not check: PNG checksums, a missing PNG end or GIF trailer."""
     if picture_format == "PNG":
         last = b""
         for kind, start, end in iterate_png_chunks(data):
@@ -144,7 +144,7 @@ def _check_end(data: bytes, picture_format: PixelFormat) -> None:
 
 
 def _has_gif_end(data: bytes) -> bool:
-    """Walk the blocks of a GIF to its trailer; what follows that is padding (GIF89a, appendix A)."""
+    """Return whether the blocks of a GIF lead to its trailer; anything after that is padding (GIF89a, appendix A)."""
 
     def skip_table(packed: int) -> int:
         return 3 * 2 ** ((packed & 7) + 1) if packed & 0x80 else 0
@@ -152,11 +152,11 @@ def _has_gif_end(data: bytes) -> bool:
     try:
         position = 13 + skip_table(data[10])
         while data[position] != 0x3B:
-            if data[position] == 0x2C:  # an image: its descriptor, its colours, the size of its codes
+            if data[position] == 0x2C:  # an image: descriptor, colour table, code size
                 position += 10 + skip_table(data[position + 9]) + 1
             elif data[position] == 0x21:  # an extension
                 position += 2
-            else:  # decoders skip what they do not know
+            else:  # decoders skip unknown bytes
                 position += 1
                 continue
             while data[position]:
@@ -168,7 +168,7 @@ def _has_gif_end(data: bytes) -> bool:
 
 
 def _describe_start(data: bytes) -> str:
-    """Name what came instead of a picture, without repeating it: an error page may hold anything."""
+    """Return what the bytes look like, without quoting them: an error page may contain anything."""
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "it looks like an HTML page"

@@ -1,4 +1,4 @@
-"""Walk the segments of a JPEG, and drop its metadata."""
+"""Iterate over the segments of a JPEG, and strip its metadata."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ADOBE_BYTES: Final = 12
 
 def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     """
-    Walk the segments in front of a JPEG's picture data.
+    Yield the segments before a JPEG's pixel data, the start of scan last.
 
-    :returns: for each its marker, where it begins, where its content starts and ends; at last the start of scan
-    :raises ValueError, IndexError: the segments do not add up
+    :returns: per segment its marker, its own start, and the start and end of its content
+    :raises ValueError, IndexError: the segments are malformed
     """
     position = 2
     while True:
@@ -43,7 +43,7 @@ def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def without_needless_segments(data: bytes) -> bytes | None:
-    """Return a JPEG with only the segments that its pixels and orientation need; ``None`` when it is no JPEG."""
+    """Return a JPEG with only the segments its pixels and orientation need; ``None`` if it is not a valid JPEG."""
     if not data.startswith(b"\xff\xd8"):
         return None
     parts = [data[:2]]

@@ -1,8 +1,8 @@
 """
-Reach the files below a folder of a local disk without following links.
+Access files below a local folder without following symbolic links.
 
-Others may be able to write to an output folder, and could put a link there that leads to a private file, or a pipe that
-blocks its reader. The path of the folder itself is the author's choice: links on the way to it are followed.
+Others may be able to write to an output folder and plant a link to a private file, or a pipe that blocks its reader.
+The path of the folder itself is the DAG author's choice, so links on the way to it are followed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_FOLDER: Final = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)  # O_PATH needs no right to list
+_FOLDER: Final = (
+    os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+)  # O_PATH works without read permission
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class IrregularFileError(StorageError):
-    """A link, a pipe or a device is where a file or folder is expected; it was neither followed nor read."""
+    """A link, a pipe or a device was found instead of a file or folder, and was neither followed nor read."""
 
 
 @contextmanager
@@ -33,8 +35,8 @@ def open_folder_at(path: Path, *, within: Path, create: bool = False) -> Iterato
     Yield a descriptor of a folder, for the ``dir_fd`` of other calls.
 
     :param within: the folder, or one above it, below which no link is followed
-    :param create: make the folders that are missing
-    :raises IrregularFileError: a part of the path below ``within`` is a link
+    :param create: create missing folders
+    :raises IrregularFileError: a part of the path below ``within`` is a link, or the path leads out of ``within``
     """
     parts = path.relative_to(within).parts
     if ".." in parts:
@@ -62,13 +64,15 @@ def open_folder_at(path: Path, *, within: Path, create: bool = False) -> Iterato
 
 def open_regular_file(path: Path, *, within: Path | None = None) -> IO[bytes]:
     """
-    Open a regular file for reading; never blocks.
+    Return a regular file opened for reading, without ever blocking.
 
-    :param within: the folder below which no link is followed; ``None`` follows those to the file's folder
+    :param within: the folder below which no link is followed; ``None`` allows links in the path of the file's folder
     :raises IrregularFileError: it is a link, a pipe, a socket or a device, or a link leads to its folder
     """
     with open_folder_at(path.parent, within=within or path.parent) as folder:
-        _check_mode(path, os.stat(path.name, dir_fd=folder, follow_symlinks=False))  # opening some devices does things
+        _check_mode(
+            path, os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        )  # before opening it: that has side effects on some devices
         descriptor = os.open(path.name, _FILE, dir_fd=folder)
     try:
         _check_mode(path, os.fstat(descriptor))
@@ -80,7 +84,7 @@ def open_regular_file(path: Path, *, within: Path | None = None) -> IO[bytes]:
 
 def list_folder(path: Path, *, within: Path) -> dict[str, os.stat_result]:
     """
-    Return what is in a folder by name, each with its own status, also of links.
+    Return the entries of a folder by name, each with its own status (that of a link itself, not of its target).
 
     Files that vanish meanwhile are left out: others write and rename beside this.
 

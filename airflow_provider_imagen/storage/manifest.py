@@ -1,16 +1,16 @@
 """
-Keep the list of all pictures of a folder: ``metadata.jsonl``, which opens as a Hugging Face ImageFolder.
+The manifest of a folder, ``metadata.jsonl``: lists all its images and opens as a Hugging Face ImageFolder.
 
 Several tasks, mapped task instances and runs may share a folder, and an object store can neither append nor lock. So
-each task instance owns one part, ``.imagen/parts/<identity>.jsonl``, that nobody else writes. ``metadata.jsonl`` is all
-parts put together, sorted. Whoever has written it looks at the parts again and, when they have changed meanwhile,
-writes it again, unless somebody else has written it since: the last writer has therefore seen every part that was
-there, and no line is lost. Each file is replaced as a whole, so a reader always sees a complete one.
+each task instance owns one part, ``.imagen/parts/<identity>.jsonl``, that nobody else writes, and ``metadata.jsonl``
+merges and sorts all parts. After writing it, a writer lists the parts again. If they have changed, it rewrites the
+manifest, unless somebody else has written it since. The last writer has therefore seen every part, and no line is lost.
+Files are replaced atomically, so readers always see complete ones.
 
-``load_dataset`` guesses splits from file names: a picture called ``train`` or ``test`` would hide the others. With
-``data_files="**"`` it does not guess.
+``load_dataset`` guesses splits from file names, so an image called ``train`` or ``test`` would hide the others. Pass
+``data_files="**"`` to turn that off.
 
-Items without a picture go to ``.imagen/failures/<identity>.jsonl``: hidden folders are no part of an ImageFolder.
+Items without an image go to ``.imagen/failures/<identity>.jsonl``, because an ImageFolder ignores hidden folders.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ RECORD_KEYS: Final = (
     "inference_id",
     "client_request_id",
 )
-"""Keys of an image record, in the order they are written."""
+"""Keys of an image record, in the order written."""
 
 _PARTS: Final = f"{HIDDEN_FOLDER}/parts"
 _FAILURES: Final = f"{HIDDEN_FOLDER}/failures"
 _CONTENT_TYPE: Final = "application/x-ndjson"
 _LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-"""Ends of a line to ``str.splitlines`` but not to JSON: escaped, so that one picture stays one line to every reader."""
+"""Line ends for ``str.splitlines`` but not for JSON; escaped, so that every reader sees one line per image."""
 _READS_AT_ONCE: Final = 16
 
 Line = dict[str, Any]
 
 
 class _PartLine(Struct):
-    """What of a part's line decides whether and where it stands in the manifest, and the line as it was read."""
+    """A line of a part, with the fields that decide whether and where it appears in the manifest."""
 
     file_name: str
     sha256: str | None = None
@@ -103,13 +103,13 @@ def manifest_line(
     record: Mapping[str, Any], *, file_name: str, thumbnail: str | None, origin: Origin, created_at: datetime
 ) -> Line:
     """
-    Make the manifest's line of one stored picture.
+    Return the manifest line of a stored image.
 
-    :param record: the image record; keys beyond :data:`RECORD_KEYS` are left out
+    :param record: the image record; keys not in :data:`RECORD_KEYS` are ignored
     :param file_name: name relative to the folder (:attr:`StoredPicture.file_name`)
-    :param thumbnail: its preview, relative to the folder (:attr:`StoredPicture.thumbnail`)
+    :param thumbnail: name of the preview relative to the folder (:attr:`StoredPicture.thumbnail`)
     :param origin: the task instance
-    :param created_at: when the picture was made, with its time zone
+    :param created_at: when the image was made, with time zone
     """
     return {
         "file_name": file_name,
@@ -124,7 +124,7 @@ def manifest_line(
 
 
 def stored_fields(stored: StoredPicture) -> dict[str, Any]:
-    """Name what a stored picture contributes to its image record: path, size, digest, media type."""
+    """Return the part of an image record that describes the stored file: path, size, digest, media type."""
     return {
         "path": stored.path,
         "width": stored.width,
@@ -144,19 +144,18 @@ def write_manifest(
     attempt: str = "",
 ) -> str:
     """
-    Record the pictures of one task instance, and bring ``metadata.jsonl`` up to date.
+    Store the manifest lines of one task instance, update ``metadata.jsonl``, and return its location.
 
-    Pictures this task instance recorded before (it was cleared and ran again) stay recorded while their files exist.
+    Images that this task instance recorded before (it was cleared and ran again) stay listed while their files exist.
 
     :param folder: the output folder
     :param origin: the task instance
-    :param lines: one per picture, from :func:`manifest_line`, in any order; all pictures of this try, adopted ones too
-    :param failures: one JSON object per item that has no picture, with ``prompt_index``; replaces the earlier ones;
-        ``None`` leaves these
-    :param attempt: names an attempt that another one has replaced: its lines go to a part of their own, and its
-        failures nowhere; what it has made is taken off the failures of the other
-    :returns: where ``metadata.jsonl`` is
-    :raises StorageError: when it could not be written
+    :param lines: one per image of this attempt, reused ones included, from :func:`manifest_line`, in any order
+    :param failures: one JSON object per item without an image, with ``prompt_index``; replaces the stored ones, which
+        ``None`` keeps
+    :param attempt: set for an attempt that another one has replaced. Its lines go to a part of their own, its
+        ``failures`` are ignored, and the images it made are removed from the stored failures
+    :raises StorageError: a file cannot be read or written
     """
     part = _part_name(origin, attempt)
     names = {line["file_name"] for line in lines}
@@ -166,7 +165,7 @@ def write_manifest(
     _write_lines(folder, part, sorted([*earlier, *lines], key=_place), owner=origin.identity)
     if not attempt:
         _prune_parts(folder, origin)
-    if attempt:  # what the other attempt has reported lost, and is here after all
+    if attempt:  # its images may be in the failures that its successor reported
         made = {line["client_request_id"] for line in lines}
         reported = read_failures(folder, origin)
         failures = [line for line in reported if line.get("client_request_id") not in made]
@@ -178,7 +177,7 @@ def write_manifest(
 
 
 def _prune_parts(folder: StoragePath, origin: Origin) -> None:
-    """Take files that are gone off the parts of attempts that others have replaced: nobody else writes those."""
+    """Remove lines whose files are gone from the parts of replaced attempts, which nobody writes any more."""
     for name in _list_parts(folder):
         if name.startswith(f"{origin.identity}-"):
             part = f"{_PARTS}/{name}"
@@ -190,58 +189,58 @@ def _prune_parts(folder: StoragePath, origin: Origin) -> None:
 
 
 def manifest_address(folder: StoragePath) -> str:
-    """Say where the manifest of a folder is or will be."""
+    """Return the location of a folder's manifest, whether or not it exists yet."""
     return address_of(folder / MANIFEST_NAME)
 
 
 def failures_address(folder: StoragePath, origin: Origin) -> str:
-    """Say where the items of a task instance that have no picture are listed, if there are any."""
+    """Return the location of a task instance's list of items without an image, whether or not it exists."""
     return address_of(descend(folder, _failures_name(origin)))
 
 
 def read_manifest(folder: StoragePath) -> list[Line]:
     """
-    Read the lines of all pictures in a folder, in the manifest's order.
+    Return the lines of all images in a folder, in the manifest's order.
 
-    :raises StorageError: when the folder cannot be read
+    :raises StorageError: the manifest cannot be read
     """
     return _parse(read_bytes(folder / MANIFEST_NAME, within=folder))
 
 
 def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
     """
-    Read the items of a task instance that have no picture.
+    Return the items of a task instance that have no image.
 
-    :raises StorageError: when the folder cannot be read
+    :raises StorageError: the list cannot be read
     """
     return _parse(_read(folder, _failures_name(origin)), key="prompt_index")
 
 
 def has_part(folder: StoragePath, origin: Origin) -> bool:
     """
-    Return whether a task instance has listed its pictures, even if there were none.
+    Return whether a task instance has written its part, even an empty one.
 
-    :raises StorageError: when the folder cannot be read
+    :raises StorageError: the part cannot be read
     """
     return _read(folder, _part_name(origin)) is not None
 
 
 def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
     """
-    Tell which files of a folder a task instance has recorded as its own.
+    Return the names of the files that a task instance has recorded as its own.
 
-    :raises StorageError: when the folder cannot be read
+    :raises StorageError: the part cannot be read
     """
     return {line["file_name"] for line in _parse(_read(folder, _part_name(origin)))}
 
 
 def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
     """
-    Read what a task instance has recorded of its own images in a folder, in all its attempts.
+    Return the lines that all attempts of a task instance have recorded.
 
-    Others may have written to the folder, so no line's path is believed: where an image is follows from its name.
+    Others may have written to the folder, so recorded paths are not trusted: each is rebuilt from the file name.
 
-    :raises StorageError: when the folder cannot be read
+    :raises StorageError: a part cannot be read
     """
     names = [name for name in _list_parts(folder) if _identity_of(name) == origin.identity]
     lines = [line for name in names for line in _parse(_read(folder, f"{_PARTS}/{name}"))]
@@ -253,7 +252,7 @@ def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
 
 
 def _identity_of(part: str) -> str:
-    """Return the identity of the task instance that a part belongs to by its name."""
+    """Return the task instance's short hash from the name of a part."""
     return part.removesuffix(".jsonl").partition("-")[0]
 
 
@@ -267,9 +266,9 @@ def _failures_name(origin: Origin) -> str:
 
 def _read(folder: StoragePath, name: str) -> bytes | None:
     """
-    Read a file that only this package writes; a link, a pipe or a device in its place holds nothing.
+    Return the content of a file that only this package writes; a link, pipe or device in its place counts as missing.
 
-    It is never followed, and replaced when the file is written next.
+    Links are never followed; the next write replaces them.
     """
     try:
         return read_bytes(descend(folder, name), within=folder)
@@ -286,7 +285,7 @@ def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapp
 
 
 def _put_together(folder: StoragePath, *, owner: str) -> None:
-    """Write ``metadata.jsonl`` from all parts, until no part changed meanwhile or somebody wrote it after us."""
+    """Write ``metadata.jsonl`` from all parts; repeat while parts change and nobody else has written it since."""
     target = folder / MANIFEST_NAME
     found = _read(folder, MANIFEST_NAME) or b""
     foreign: list[bytes] | None = None
@@ -303,11 +302,11 @@ def _put_together(folder: StoragePath, *, owner: str) -> None:
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, within=folder, shared=True)
         before, stamps = stamps, _list_parts(folder)
         if stamps == before or _read(folder, MANIFEST_NAME) != data:
-            return  # whoever wrote it after us has this same look ahead of them
+            return  # whoever wrote it after us makes the same check
 
 
 def _list_parts(folder: StoragePath) -> dict[str, str]:
-    """List the parts by name, each with what the store says of it: any change of its content changes that."""
+    """Return the parts by name, each with a stamp from file or object metadata that changes with the content."""
     place = descend(folder, _PARTS)
     local = local_path(place)
     try:
@@ -339,7 +338,7 @@ def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLi
 
 
 def _part_lines(data: bytes | None) -> list[_PartLine]:
-    """Read what puts the lines of a part in order; those in ASCII stay as they are, the others are written anew."""
+    """Return the valid lines of a part; ASCII ones keep their bytes, others are re-encoded."""
     lines = []
     for raw in (data or b"").split(b"\n"):
         try:
@@ -360,7 +359,7 @@ def _part_lines(data: bytes | None) -> list[_PartLine]:
 
 
 def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
-    """Read lines; those without the key, or whose name leads out of the folder, take part in nothing."""
+    """Return the parsed lines, skipping those without the key or with a name that leads out of the folder."""
     lines = []
     for raw in (data or b"").split(b"\n"):
         line = parse_line(raw)
@@ -374,12 +373,12 @@ def _is_name(value: Any) -> bool:
 
 
 def parse_line(raw: bytes) -> Line | None:
-    """Read one line of a list; ``None`` when it is no JSON object."""
+    """Return the JSON object of one line; ``None`` if it is not one."""
     if not raw:
         return None
     try:
-        line = decode(raw)  # several times as fast, and there is a line for every picture of the folder
-    except (DecodeError, ValueError, RecursionError):  # it is stricter than the standard library
+        line = decode(raw)  # several times as fast as json, which counts in large folders
+    except (DecodeError, ValueError, RecursionError):  # msgspec is stricter than json
         try:
             line = json.loads(raw)
         except (ValueError, RecursionError):
@@ -389,11 +388,11 @@ def parse_line(raw: bytes) -> Line | None:
 
 def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
     """
-    Find the lines of a ``metadata.jsonl`` that somebody else wrote; they stay, as they are, in front of ours.
+    Return the lines of a ``metadata.jsonl`` that somebody else wrote; they stay unchanged, ahead of ours.
 
-    Only those that describe a file: whatever else gets into the folder is not published with the images.
+    Lines that do not describe a file are dropped, so that stray content is not published with the images.
 
-    :param ours: lines of the parts, which need no second look
+    :param ours: lines of the parts, which need not be parsed again
     """
     kept = []
     for raw in data.split(b"\n"):
@@ -410,13 +409,13 @@ def _place(line: Mapping[str, Any]) -> tuple[int, int, str]:
 
 def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: str) -> list[_PartLine]:
     """
-    Keep one line per file: of several that claim it, the one that is most likely true.
+    Return one line per file, sorted; if several lines claim a file, the most trustworthy one.
 
-    Others can write to the folder, so neither a date nor a digest alone is believed. First come lines in the part of
-    the task instance that they name, then those that have the digest of the file, then those of this task instance if
-    they have it, and at last the latest.
+    Others can write to the folder, so neither a date nor a digest is trusted on its own. These criteria narrow the
+    choice in turn, unless no line is left: the line is in the part of the task instance that it names; it matches the
+    file's digest (checked only if the lines disagree); it belongs to the writing task instance; it is the newest.
 
-    :param own: identity of the task instance that writes the manifest
+    :param own: short hash of the task instance that writes the manifest
     """
     claims: dict[str, list[tuple[str, _PartLine]]] = {}
     for name, lines in parts.items():
@@ -438,7 +437,7 @@ def _most_likely(claimed: list[tuple[str, _PartLine]], *, folder: StoragePath, o
 
 
 def _names_itself(identity: str, line: _PartLine) -> bool:
-    """Return whether a line is in the part of the task instance that it names."""
+    """Return whether a line names the task instance whose part it is in."""
     if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
         return False
     named = Origin(dag_id=line.dag_id, run_id=line.run_id, task_id=line.task_id, map_index=line.map_index)
@@ -446,7 +445,7 @@ def _names_itself(identity: str, line: _PartLine) -> bool:
 
 
 def _is_true(line: _PartLine, folder: StoragePath) -> bool:
-    """Return whether a line has the digest of the file that it names."""
+    """Return whether a line states the digest of the file that it names."""
     if line.sha256 is None or line.size is None:
         return False
     return check_stored(descend(folder, line.file_name), size=line.size, sha256=line.sha256, within=folder)
@@ -458,7 +457,7 @@ def _order(line: _PartLine) -> tuple[Any, ...]:
 
 
 def _dump(line: Mapping[str, Any]) -> bytes:
-    # Half a character (an unpaired surrogate in a prompt) has no place in UTF-8 and becomes a question mark.
+    # UTF-8 cannot encode a lone surrogate, which a prompt may contain; it becomes a question mark.
     return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace")
 
 

@@ -1,8 +1,8 @@
 """
-Name pictures: readable, safe on every file system, the same on a retry, different for everything else.
+Image file names: readable, safe on every file system, stable across retries, and otherwise unique.
 
-A pattern is written in the style of :meth:`str.format` with a fixed set of placeholders (:data:`PLACEHOLDERS`).
-What comes from prompts, items and ids is made safe before it goes in; the extension always follows the bytes.
+Patterns use :meth:`str.format` syntax with a fixed set of placeholders (:data:`PLACEHOLDERS`). Values from prompts,
+items and ids are sanitized first; the extension always follows the bytes.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ PLACEHOLDERS: Final[dict[str, str]] = {
     "prompt": "beginning of the prompt",
     "extension": "what the bytes are: png, jpg, webp …; only as the end of the pattern",
 }
-"""Each placeholder of a file name pattern, and what it stands for."""
+"""Placeholders of a file name pattern, with their meaning."""
 
 DEFAULT_FILENAME: Final = "{task_id}-{name}-{image}-{identity}.{extension}"
 """
-The pattern used when the author gives none.
+Default file name pattern.
 
 ``identity`` keeps runs, tasks and mapped task instances that share a folder from overwriting each other.
 """
 
 MAX_COMPONENT_BYTES: Final = 250
 """
-UTF-8 bytes one part of a name may have.
+Maximum UTF-8 bytes of one part of a name.
 
-File systems take 255; five are left for the ``.webp`` of a thumbnail.
+File systems allow 255; five are reserved for the ``.webp`` of a thumbnail.
 """
 
 _MAX_VALUE_BYTES: Final = 80
@@ -58,23 +58,23 @@ _SPEC = r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?"
 _PICTURE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp|svg)\Z"
 _UNSAFE = re.compile(r"""[\s/\\<>:"'|?*#%&{}\[\]$!`^~;,]+""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?\Z", re.IGNORECASE)
-# Bidirectional overrides and isolates make a name read as another one ("gpj.exe").
+# Bidirectional overrides and isolates can disguise a name as another one ("gpj.exe").
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = "\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"
 
 
 class NameFields(Struct, frozen=True, kw_only=True):
     """
-    What the placeholders of a file name pattern stand for, for one picture.
+    Placeholder values for one image.
 
-    :param origin: the task instance that makes the picture
-    :param index: number of the prompt in the task, from 0
-    :param image: number of the picture of that prompt, from 0
-    :param prompt: the prompt that was sent
+    :param origin: the task instance
+    :param index: index of the prompt in the task, from 0
+    :param image: index of the image among those of its prompt, from 0
+    :param prompt: the prompt as sent
     :param model: model id
-    :param name: the item's own name, ``None`` when it has none
-    :param seed: seed that was sent, ``None`` when none was
-    :param items: number of prompts in the task, at least 1; decides how far ``index`` is padded
+    :param name: the prompt item's own name, ``None`` if it has none
+    :param seed: the seed as sent, ``None`` if none was
+    :param items: number of prompts in the task, at least 1; determines the padding of ``index``
     """
 
     origin: Origin
@@ -89,27 +89,27 @@ class NameFields(Struct, frozen=True, kw_only=True):
 
 def picture_name(pattern: str, *, fields: NameFields, extension: str) -> str:
     """
-    Name one picture, relative to its folder.
+    Return the file name of one image, relative to its folder.
 
-    :param pattern: text with :data:`PLACEHOLDERS`; ``/`` makes sub-folders
-    :param fields: what the placeholders stand for
-    :param extension: extension of the picture's format, without the dot
-    :raises InvalidArgumentsError: when the pattern is wrong
+    :param pattern: text with :data:`PLACEHOLDERS`; ``/`` creates subfolders
+    :param fields: the placeholder values
+    :param extension: extension of the image's format, without the dot
+    :raises InvalidArgumentsError: the pattern is invalid
     """
     return with_extension(_render(pattern, fields), extension)
 
 
 def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
     """
-    Name all pictures of a task at once, without their extensions, so that no two share a name.
+    Return unique names without extension for all images of a task.
 
-    Names count as the same when they differ only in case, for the sake of file systems that cannot tell. The first
-    of several keeps its name, later ones get ``-2``, ``-3`` … The order of the items decides, nothing else.
+    Names that differ only in case count as equal, because some file systems cannot tell them apart. The first of equal
+    names is kept, later ones get ``-2``, ``-3`` … This depends only on the order of the items.
 
-    :param pattern: text with :data:`PLACEHOLDERS`; ``/`` makes sub-folders
-    :param items: what the placeholders stand for, one per picture, in prompt order
+    :param pattern: text with :data:`PLACEHOLDERS`; ``/`` creates subfolders
+    :param items: the placeholder values, one per image, in prompt order
     :returns: one name per item, in the same order; :func:`with_extension` completes it
-    :raises InvalidArgumentsError: when the pattern is wrong
+    :raises InvalidArgumentsError: the pattern is invalid
     """
     stems = [_render(pattern, fields) for fields in items]
     taken = {_fold(stem) for stem in stems}
@@ -128,16 +128,16 @@ def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
 
 
 def with_extension(stem: str, extension: str) -> str:
-    """Complete a name of :func:`picture_stems` with the extension the bytes ask for (without the dot)."""
+    """Return a name from :func:`picture_stems` with its extension, which is passed without the dot."""
     return f"{stem}.{extension}"
 
 
 def literal_stem(name: str) -> str:
     """
-    Make a name that holds no placeholders safe, without its extension.
+    Return a safe form of a literal name (no placeholders) without its extension.
 
-    :param name: ``/`` makes sub-folders
-    :raises InvalidArgumentsError: when it does not name a file in its folder
+    :param name: ``/`` creates subfolders
+    :raises InvalidArgumentsError: it does not name a file in its folder
     """
     pattern = name.replace("{", "{{").replace("}", "}}")
     try:
@@ -147,22 +147,22 @@ def literal_stem(name: str) -> str:
 
 
 def append_to_stem(stem: str, suffix: str) -> str:
-    """Add a suffix (ASCII) to a name of :func:`picture_stems`, which is shortened where it would become too long."""
+    """Return a name from :func:`picture_stems` with an ASCII suffix, shortened first if it would become too long."""
     folder, slash, name = stem.rpartition("/")
     return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
 
 
 def may_clash(pattern: str) -> bool:
-    """Whether two runs, or two mapped task instances, that share a folder could give different pictures one name."""
+    """Return whether runs or mapped task instances that share a folder could produce the same file name."""
     names = {name for _, name, _, _ in Formatter().parse(pattern) if name}
     return "identity" not in names and not names >= {"dag_id", "task_id", "run_id", "map_index"}
 
 
 def check_pattern(pattern: str) -> None:
     """
-    Check a file name pattern without naming anything.
+    Raise if a file name pattern is invalid.
 
-    :raises InvalidArgumentsError: when a placeholder is unknown or the pattern does not name a file in its folder
+    :raises InvalidArgumentsError: a placeholder is unknown, or the pattern does not name a file in its folder
     """
     _render(pattern, NameFields(origin=Origin(dag_id="dag", task_id="task", run_id="run"), index=0))
 
@@ -193,7 +193,7 @@ def _render(pattern: str, fields: NameFields) -> str:
             raise _wrong(pattern, f"the format {spec!r} of {{{name}}} is not a simple width such as 04d or .20")
         number = None if spec.endswith("s") else numbers.get(name)
         if name == "seed" and number is None:
-            rendered.append(values[name])  # a word: a width for numbers does not fit it
+            rendered.append(values[name])  # the word "random": a number format does not fit it
             continue
         try:
             rendered.append(format(values[name] if number is None else number, spec))
@@ -210,7 +210,7 @@ def _parse(pattern: str, text: str) -> list[tuple[str, str | None, str | None, s
 
 
 def _without_extension(pattern: str) -> str:
-    """Cut off the pattern's end that stands for the extension, spelled out or not: the bytes decide it."""
+    """Return the pattern without its extension, placeholder or literal, which the bytes decide."""
     text = pattern.removesuffix(".{extension}")
     if text == pattern:
         text = re.sub(_PICTURE_EXTENSION, "", pattern)
@@ -224,7 +224,7 @@ def _wrong(pattern: str, allowed: str) -> InvalidArgumentsError:
 
 
 def _safe_values(fields: NameFields) -> dict[str, str]:
-    """Turn the fields into text that cannot leave its place in the pattern."""
+    """Return the placeholder values as text that is safe in a file name."""
     index = str(fields.index).zfill(max(3, len(str(fields.items - 1))))
     return {
         "dag_id": _safe_value(fields.origin.dag_id) or "dag",
@@ -242,7 +242,7 @@ def _safe_values(fields: NameFields) -> dict[str, str]:
 
 
 def _safe_value(value: str) -> str:
-    """Make an id or a name safe; a long one is shortened, and marked with a digest so that it stays its own."""
+    """Return a safe form of an id or name; a long one is shortened and gets a digest, so that it stays unique."""
     slug = _slug(value)
     if len(slug.encode()) <= _MAX_VALUE_BYTES:
         return slug
@@ -255,18 +255,18 @@ def _slug(value: str) -> str:
 
 
 def _clean_characters(text: str) -> str:
-    """Drop what is invisible or reorders its neighbours; keep letters, signs and emoji of every script."""
+    """Return text without control, unassigned and reordering characters; letters and emoji of every script stay."""
     kept = (
         character
         for character in unicodedata.normalize("NFC", text)
         if character not in _BIDI and unicodedata.category(character) not in ("Cc", "Cs", "Cn", "Zl", "Zp")
     )
-    # Dropping a character can bring two others together that have a composed form.
+    # Normalize again: dropping a character can join two others that have a composed form.
     return unicodedata.normalize("NFC", "".join(kept))
 
 
 def _safe_component(pattern: str, part: str) -> str:
-    """Make one part of the path acceptable to every file system, or refuse it."""
+    """Return one part of the path in a form that every file system accepts; raise if nothing is left of it."""
     name = part.lstrip(". ").rstrip(". ")
     if not name:
         raise _wrong(pattern, "every part between slashes must name something inside the folder")
@@ -280,7 +280,7 @@ def _safe_component(pattern: str, part: str) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """Shorten text to a number of UTF-8 bytes, between characters, leaving no joiner dangling."""
+    """Return text shortened to a number of UTF-8 bytes, without splitting characters or leaving a trailing joiner."""
     encoded = text.encode()
     if len(encoded) <= limit:
         return text

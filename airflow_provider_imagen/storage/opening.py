@@ -1,7 +1,7 @@
 """
-Open pictures with Pillow: metadata it cannot read does not count, and all threads share a memory budget.
+Open images with Pillow, tolerating unreadable metadata, with one memory budget for all threads.
 
-Pillow's own limits are left alone, because every task in the process shares them.
+Pillow's own limits are not changed, because every task in the process shares them.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
-"""The formats Pillow is asked to read."""
+"""The formats that Pillow may read."""
 
 MAX_DECODED_PIXELS: Final = 360_000_000
 """
-Decoded pixels that all threads of a process may hold together, at 4 bytes each: 1.44 GB.
+Decoded pixels that all threads of a process may hold together: 1.44 GB at 4 bytes each.
 
-A picture counts once per copy that exists at the same time. One that needs more than the whole budget runs alone.
+An image counts once per simultaneous copy. One that needs more than the whole budget is processed alone.
 """
 
 _LARGE_PIXELS: Final = MAX_DECODED_PIXELS // 10
 _MAX_PROFILE_BYTES: Final = 4 * 2**20
-_MAX_XMP_BYTES: Final = 2**20  # to carry along; to take apart, fewer
-_DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # what these decoders hold besides the picture they give
+_MAX_XMP_BYTES: Final = 2**20  # to copy into conversions; the limit for parsing is lower
+_DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # extra copies that these decoders hold
 
 
 class PixelBudget:
     """
     A counting semaphore for pixels.
 
-    :param pixels: the whole budget
+    :param pixels: size of the budget
     """
 
     def __init__(self, pixels: int) -> None:
@@ -57,7 +57,7 @@ class PixelBudget:
 
     @contextmanager
     def reserve(self, pixels: int) -> Iterator[None]:
-        """Wait for this many pixels (at most the whole budget) and hold them until the end of the block."""
+        """Wait until this many pixels are free, capped at the whole budget, and reserve them for the block."""
         pixels = min(pixels, self.pixels)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
@@ -76,14 +76,14 @@ _budget = PixelBudget(MAX_DECODED_PIXELS)
 @contextmanager
 def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -> Iterator[PillowImage]:
     """
-    Open a picture without decoding it, with its pixels reserved from the budget; the end of the block frees both.
+    Yield an image, opened but not decoded, with its pixels reserved; the end of the block closes and releases it.
 
     Do not nest these blocks: the inner one could wait for pixels that the outer one holds.
 
-    :param data: a whole picture
-    :param copies: how many pictures of this size the block holds at the same time, this one included
-    :param max_pixels: width times height that is still accepted; ``None`` leaves Pillow's own limit only
-    :raises BadImageError: it has more pixels; Pillow's own errors come as they are
+    :param data: a complete image file
+    :param copies: how many images of this size the block holds at the same time, including this one
+    :param max_pixels: maximum width times height; ``None`` applies only Pillow's own limit
+    :raises BadImageError: the image has more pixels; Pillow's own errors are passed through
     """
     is_png = data.startswith(PNG_SIGNATURE)
     with _open(without_needless_chunks(data) if is_png else data) as image:
@@ -106,10 +106,10 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
 
 
 def _return_freed_memory() -> None:
-    """Return freed memory to the system; glibc would keep up to a gigabyte per thread."""
+    """Return freed memory to the system; glibc would otherwise keep up to a gigabyte per thread."""
     import ctypes
 
-    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 

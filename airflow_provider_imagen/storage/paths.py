@@ -1,5 +1,5 @@
 """
-Folders and files, wherever they are: the few things the storage needs from a path object.
+Path operations that work the same on local disks and object stores.
 
 :class:`pathlib.Path`, ``upath.UPath`` and Airflow's ``ObjectStoragePath`` all fit, so nothing here imports Airflow.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 HIDDEN_FOLDER: Final = ".imagen"
-"""Folder beside the pictures for what readers of pictures should not take for one: previews, parts of the manifest."""
+"""Folder beside the images for files that readers should not mistake for them: previews, parts of the manifest."""
 
 MANIFEST_NAME: Final = "metadata.jsonl"
 
@@ -22,7 +22,7 @@ _LOCAL_PROTOCOLS = ("", "file", "local")
 
 @runtime_checkable
 class StoragePath(Protocol):
-    """A place for bytes, as :class:`pathlib.Path` and ``ObjectStoragePath`` show it."""
+    """The interface that :class:`pathlib.Path` and ``ObjectStoragePath`` share."""
 
     @property
     def name(self) -> str:
@@ -31,32 +31,32 @@ class StoragePath(Protocol):
 
     @property
     def parent(self) -> Self:
-        """The folder it lies in."""
+        """The containing folder."""
         ...
 
     def __truediv__(self, key: str, /) -> Self:
-        """Descend into the folder."""
+        """Return the path of an entry of the folder."""
         ...
 
 
 def local_path(path: StoragePath) -> Path | None:
-    """Turn a path on this machine's disk into a :class:`pathlib.Path`; ``None`` for an object store."""
+    """Return a path on a local disk as a :class:`pathlib.Path`; ``None`` for an object store."""
     if protocol_of(path) not in _LOCAL_PROTOCOLS:
         return None
-    known: Any = path  # not told by its class: before version 0.3 every UPath was a pathlib.Path as well
+    known: Any = path  # no isinstance check: before version 0.3, every UPath was a pathlib.Path
     return Path(getattr(known, "path", known))
 
 
 def protocol_of(path: StoragePath) -> str:
-    """Name the kind of store (``s3``, ``gs``, ``abfs``, ``file`` …)."""
+    """Return the protocol of a path (``s3``, ``gs``, ``abfs``, ``file`` …)."""
     return str(getattr(path, "protocol", "file"))
 
 
 def filesystem_of(path: StoragePath) -> tuple[AbstractFileSystem, str]:
     """
-    Take an object store's path apart into its fsspec filesystem and the key there.
+    Return the fsspec filesystem of an object store's path, and the key in it.
 
-    :raises ValueError, ImportError: when the package that speaks to this kind of store is not installed
+    :raises ValueError, ImportError: the package for this kind of store is not installed
     """
     remote: Any = path
     return remote.fs, str(remote.path)
@@ -64,9 +64,9 @@ def filesystem_of(path: StoragePath) -> tuple[AbstractFileSystem, str]:
 
 def address_of(path: StoragePath) -> str:
     """
-    Write a path so that ``ObjectStoragePath(…)`` opens it again, connection id included (``s3://conn@bucket/key``).
+    Return a path as text that ``ObjectStoragePath(…)`` can open, with any connection id (``s3://conn@bucket/key``).
 
-    A file on this machine is its absolute path.
+    For a local file, that is its absolute path.
     """
     local = local_path(path)
     return str(path if local is None else local.absolute())
@@ -74,11 +74,11 @@ def address_of(path: StoragePath) -> str:
 
 def list_objects(filesystem: AbstractFileSystem, key: str) -> list[dict[str, Any]]:
     """
-    List a folder of an object store as it is now: name, size and whatever else the store says of each object.
+    Return the objects in a folder of an object store, each with its name, size and further metadata of the store.
 
-    No listing stays in fsspec's cache, where it would hide from others in this process what is written later.
+    Bypasses fsspec's listing cache and leaves nothing in it, which would hide later writes from others in this process.
 
-    :raises FileNotFoundError: nothing is in the folder
+    :raises FileNotFoundError: the folder is empty or missing
     """
     filesystem.invalidate_cache(key)
     try:
@@ -89,14 +89,14 @@ def list_objects(filesystem: AbstractFileSystem, key: str) -> list[dict[str, Any
 
 
 def path_text(value: Any) -> Any:
-    """Turn a path object, or a whole number that native rendering made of digits, into text; leave all else."""
+    """Return a path object, or an integer that native rendering made from digits, as text; all else unchanged."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if is_number or isinstance(value, StoragePath) else value
 
 
 def descend(folder: StoragePath, relative: str) -> StoragePath:
     """
-    Go from a folder to a file below it.
+    Return the path of a file below a folder.
 
     :param relative: parts joined by ``/``, none of them ``..``
     """
@@ -107,12 +107,12 @@ def descend(folder: StoragePath, relative: str) -> StoragePath:
 
 
 def stays_below(relative: str) -> bool:
-    """Return whether a relative name, from a file that others may have written, does not lead out of its folder."""
+    """Return whether an untrusted relative name stays inside its folder."""
     return "\0" not in relative and not {"", ".", ".."} & set(relative.split("/"))
 
 
 def folder_above(path: StoragePath, relative: str) -> StoragePath | None:
-    """Return the folder below which a path has a relative name; ``None`` if there is none."""
+    """Return the folder relative to which a path has the given name; ``None`` if there is none."""
     if not stays_below(relative):
         return None
     folder = path

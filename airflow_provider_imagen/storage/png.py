@@ -1,8 +1,8 @@
 """
-Walk the chunks of a PNG and read its metadata.
+Iterate over the chunks of a PNG and read its metadata.
 
-Pillow refuses a whole picture for one metadata chunk it dislikes, and its limits (``PngImagePlugin.MAX_TEXT_CHUNK``)
-are process-wide. So the colour profile and the XMP packet are read here, and Pillow never sees those chunks.
+Pillow rejects a whole image over one bad metadata chunk, and its limits (``PngImagePlugin.MAX_TEXT_CHUNK``) are
+process-wide. So the colour profile and the XMP packet are read here, and Pillow never sees those chunks.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NEEDED: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"
 
 
 class XmpTooLargeError(Exception):
-    """A compressed XMP packet exceeds its limit once decompressed."""
+    """A compressed XMP packet exceeds the size limit when decompressed."""
 
 
 def iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """
-    Walk the parts of a PNG, up to its end or to where it is cut off.
+    Yield the chunks of a PNG, up to its end or to where it is cut off.
 
     :param data: a PNG file
-    :returns: for each chunk its four-letter type, and where its content starts and ends; four bytes of check sum follow
+    :returns: per chunk its four-letter type, and the start and end of its content; a four-byte checksum follows
     """
     position = len(PNG_SIGNATURE)
     while position + 12 <= len(data):
@@ -47,9 +47,9 @@ def iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def read_xmp(data: bytes, *, max_inflated_bytes: int) -> bytes | None:
     """
-    Return the first XMP packet of a PNG: ``None`` when it has none, empty when it is broken.
+    Return the first XMP packet of a PNG: ``None`` if there is none, empty if it is malformed.
 
-    :param max_inflated_bytes: largest size a compressed packet may have once decompressed
+    :param max_inflated_bytes: maximum size of a compressed packet after decompression
     :raises XmpTooLargeError: it is larger
     """
     for kind, start, end in iterate_png_chunks(data):
@@ -69,7 +69,7 @@ def read_xmp(data: bytes, *, max_inflated_bytes: int) -> bytes | None:
 
 
 def read_profile(data: bytes, *, max_bytes: int) -> bytes | None:
-    """Return the colour profile of a PNG; ``None`` when it has none, or one that is broken or larger."""
+    """Return the colour profile of a PNG; ``None`` if it is missing, malformed or too large."""
     for kind, start, end in iterate_png_chunks(data):
         if kind == b"iCCP":
             _, _, packed = data[start:end].partition(b"\0")
@@ -79,7 +79,7 @@ def read_profile(data: bytes, *, max_bytes: int) -> bytes | None:
 
 
 def without_needless_chunks(data: bytes) -> bytes:
-    """Return a PNG with only the chunks that its pixels, transparency and orientation need."""
+    """Return a PNG with only the chunks its pixels, transparency and orientation need; unchanged if it is cut off."""
     chunks = list(iterate_png_chunks(data))
     needed = [chunk for chunk in chunks if chunk[0] in _NEEDED or _is_exif_text(data, *chunk)]
     if len(needed) == len(chunks) or chunks[-1][0] != b"IEND":
@@ -96,7 +96,7 @@ def _is_exif_text(data: bytes, kind: bytes, start: int, end: int) -> bool:
 
 
 def _inflate(packed: bytes, max_bytes: int) -> bytes | None:
-    """Decompress to at most one byte over the limit; ``None`` when the data is broken."""
+    """Return decompressed data, at most one byte more than the limit; ``None`` if it is malformed."""
     try:
         return zlib.decompressobj().decompress(packed, max_bytes + 1)
     except zlib.error:

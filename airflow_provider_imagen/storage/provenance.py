@@ -1,10 +1,10 @@
 """
-Write into a picture what made it: that a model did, which one, from which prompt, in which task.
+Embed an image's provenance in its file: that a model made it, which model, from which prompt, in which task.
 
-The facts go into an XMP packet, the place where picture tools look. That a model made the picture, the prompt and the
-model have standard properties (IPTC Photo Metadata Standard 2025.1, ``Iptc4xmpExt``), time and tool as well (``xmp``);
-the rest has properties of this package's own (:data:`NAMESPACE`). An XMP packet that is there already is kept and
-ours added, replacing same-named properties; one that cannot be read is replaced.
+Provenance goes into an XMP packet, where image tools look for it. The fact that a model made the image, the prompt and
+the model have standard properties (IPTC Photo Metadata Standard 2025.1, ``Iptc4xmpExt``), and so do time and tool
+(``xmp``); everything else uses this package's own :data:`NAMESPACE`. An existing packet is kept, except that our
+properties replace those of the same name; a packet that cannot be parsed is replaced.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.task_identity import Origin
 
 DIGITAL_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""IPTC's word for a picture made by a trained model (NewsCodes, ``digitalsourcetype``)."""
+"""IPTC's term for an image made by a trained model (NewsCodes, ``digitalsourcetype``)."""
 
 NAMESPACE: Final = "urn:airflow-provider-imagen:picture:1.0/"
-"""Namespace of the properties that no standard has; its usual prefix is ``imagen``."""
+"""Namespace for properties that no standard covers; its usual prefix is ``imagen``."""
 
 CREATOR_TOOL: Final = "airflow-provider-imagen"
 
@@ -70,18 +70,18 @@ _CAUTIOUS_BYTES: Final = 8_000
 
 class Provenance(Struct, frozen=True, kw_only=True):
     """
-    What made a picture.
+    How an image was made.
 
     :param origin: the task instance
-    :param created_at: when the picture was made, with its time zone; ``None`` when that is not known
+    :param created_at: when the image was made, with time zone; ``None`` if unknown
     :param model: model id, may be empty
-    :param prompt: the prompt that was sent, may be empty
-    :param enhanced_prompt: the prompt the model made of it, ``None`` when it did not say
-    :param seed: seed that was sent, ``None`` when none was
-    :param parameters: the other API fields that were sent. Links lose their query strings (they may be signed) and
-        embedded pictures their data before they are written.
+    :param prompt: the prompt as sent, may be empty
+    :param enhanced_prompt: the prompt as rewritten by the model, ``None`` if the model did not report it
+    :param seed: the seed as sent, ``None`` if none was
+    :param parameters: the other API fields as sent. Before they are written, URLs lose their query strings, which may
+        hold signatures, and embedded images lose their data
     :param inference_id: the API's id of the paid work
-    :param digital_source_type: IPTC's word for how the picture came about; ``None`` says nothing of it
+    :param digital_source_type: IPTC's term for how the image was made; ``None`` omits it
     """
 
     origin: Origin
@@ -96,10 +96,10 @@ class Provenance(Struct, frozen=True, kw_only=True):
 
     def changed(self, changes: Mapping[str, Any]) -> Provenance:
         """
-        Apply an author's wishes.
+        Return a copy with an author's changes applied.
 
-        :param changes: what to write in the place of a field of this class or of its origin, by its name; ``None``
-            leaves the field out. Other names are parameters: they are added, replaced or left out in the same way.
+        :param changes: new values by field name, of this class or its origin; ``None`` omits the field. Any other name
+            is treated as a parameter to add, replace or omit in the same way
         """
         own = {name: value for name, value in changes.items() if name in _CHANGEABLE}
         place: dict[str, Any] = {
@@ -120,10 +120,10 @@ class Provenance(Struct, frozen=True, kw_only=True):
 
 class Marked(Struct, frozen=True):
     """
-    A picture after :func:`embed_provenance`.
+    The result of :func:`embed_provenance`.
 
     :param data: the file
-    :param left_out: why it was left as it is, in one sentence; ``None`` when the provenance is in it
+    :param left_out: why the file is unchanged, in one sentence; ``None`` if the provenance is in it
     """
 
     data: bytes
@@ -134,14 +134,14 @@ def embed_provenance(
     data: bytes, facts: PictureFacts, provenance: Provenance, *, break_signature: bool = False
 ) -> Marked:
     """
-    Write the provenance into a PNG, JPEG or WebP without encoding it anew: the pixels stay bit for bit.
+    Return a PNG, JPEG or WebP with its provenance embedded, without re-encoding: pixels stay bit for bit.
 
-    A file signed with a C2PA manifest is left alone by default: one changed byte would make its signature invalid, and
-    the signature says more, and more credibly, than we can.
+    A file signed with a C2PA manifest is left alone by default: changing one byte would invalidate the signature, which
+    says more, and more credibly, than we can.
 
     :param data: the whole file
-    :param facts: what :func:`~airflow_provider_imagen.storage.inspect_image.inspect_picture` said of it
-    :param break_signature: write into signed files too; their manifest keeps its bytes and stops being valid
+    :param facts: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_picture` for it
+    :param break_signature: change signed files too; their manifest keeps its bytes but becomes invalid
     """
     contents = read_contents(data, facts.format)
     if contents is None:
@@ -160,9 +160,9 @@ def embed_provenance(
 
 def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) -> bytes:
     """
-    Write the provenance as an XMP packet.
+    Return the provenance as an XMP packet.
 
-    :param existing: a packet to put it into; one that cannot be read is replaced
+    :param existing: a packet to merge it into; one that cannot be parsed is replaced
     """
     properties = _properties(provenance)
     if existing:
@@ -175,10 +175,10 @@ def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) 
 
 def read_provenance(data: bytes) -> dict[str, Any]:
     """
-    Read back what :func:`embed_provenance` wrote, from a PNG, JPEG or WebP, or from an AVIF converted here.
+    Return the provenance in a PNG, JPEG, WebP or AVIF file, by field name.
 
-    :returns: the fields of :class:`Provenance` and of its origin by name, ``created_at`` as ISO 8601 text, plus
-        ``digital_source_type`` and ``creator_tool``; empty when there is nothing
+    :returns: those fields of :class:`Provenance` and its origin that the file holds, ``created_at`` as ISO 8601 text,
+        plus ``creator_tool``; empty if there are none
     """
     from airflow_provider_imagen.storage.xmp_merging import read_packet
 
@@ -219,7 +219,7 @@ def _packet_of(data: bytes) -> bytes | None:
 
 
 def _fitting_packet(provenance: Provenance, contents: Contents, picture_format: PictureFormat) -> bytes | None:
-    """Make the packet; for a JPEG, whose segments are short, shorten our longest fields until it fits."""
+    """Return the packet, for a JPEG with our longest fields shortened to fit one segment; ``None`` if it cannot fit."""
     packet = provenance_packet(provenance, existing=contents.xmp)
     if picture_format != "JPEG" or len(packet) <= MAX_JPEG_PACKET:
         return packet
@@ -258,7 +258,7 @@ def _properties(provenance: Provenance) -> Properties:
 
 
 def _text(value: Any) -> str | None:
-    """Write a value, which an author may have given in any form, as text."""
+    """Return a value of any type, as an author may have supplied it, as text."""
     if value is None:
         return None
     return value.isoformat(timespec="seconds") if isinstance(value, datetime) else str(value)
@@ -275,7 +275,7 @@ def _parameters_text(parameters: Mapping[str, Any]) -> str | None:
 
 
 def _clean(value: Any) -> Any:
-    """Take out of a parameter what must not be published with a picture: link signatures, whole other pictures."""
+    """Return a parameter without what must not be published with an image: URL signatures, embedded images."""
     if isinstance(value, dict):
         return {str(name): _clean(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Make a picture fit for a model that documents which pictures it takes."""
+"""Convert and shrink an input image to the limits that a model documents."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def fit_picture(
     max_pixels: int | None = None,
 ) -> tuple[bytes, str]:
     """
-    Give the picture within limits, and its media type: as it is when it fits, else encoded anew or made smaller.
+    Return the image within the limits, and its media type; an image that already fits is returned unchanged.
 
-    A kind that is not taken becomes PNG, which loses nothing. A file that is still too large becomes JPEG when the
-    picture has no transparency and JPEG is taken, and is then made smaller step by step.
+    An unaccepted format becomes PNG, which is lossless. A file that is still too large becomes JPEG, if the image has
+    no transparency and JPEG is accepted, and is then scaled down step by step.
 
-    :param data: a whole picture
-    :param mime_types: kinds that are taken, PNG among them; ``None`` for all
-    :param max_bytes: size of the file
-    :param max_side_pixels: longer side
-    :param max_pixels: width times height
-    :raises BadImageError: the bytes are no picture, or it cannot be made to fit
+    :param data: a complete image file
+    :param mime_types: accepted media types, including PNG; ``None`` accepts all
+    :param max_bytes: maximum file size
+    :param max_side_pixels: maximum length of the longer side
+    :param max_pixels: maximum width times height
+    :raises BadImageError: the bytes are not an image, or it cannot be made to fit
     """
     facts = inspect_picture(data)
     mime_type, width, height = facts.mime_type, facts.width, facts.height
@@ -75,7 +75,7 @@ def _has_transparency(data: bytes) -> bool:
 
 
 def _scaled(data: bytes, scale: float) -> bytes:
-    """Give an upright PNG whose sides are at most ``scale`` times the picture's."""
+    """Return an upright PNG with sides at most ``scale`` times the image's."""
     from PIL import Image, ImageOps
 
     try:

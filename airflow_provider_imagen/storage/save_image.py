@@ -1,7 +1,7 @@
 """
-Store one picture: check, convert, mark with its provenance, write, make its preview.
+Store one image: verify, convert, embed provenance, write, make a preview.
 
-This is the one call the run uses. It keeps no state and may be called from many threads at once.
+A run stores every image with :func:`save_picture`, which is stateless and thread-safe.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 class StoredPicture(Struct, frozen=True, kw_only=True):
     """
-    A picture that is safe.
+    A stored image.
 
-    :param path: where it is, so that ``ObjectStoragePath(path)`` opens it; an absolute path on a disk
-    :param file_name: its name relative to the output folder, parts joined by ``/``
+    :param path: location that ``ObjectStoragePath(path)`` can open; an absolute path on a disk
+    :param file_name: name relative to the output folder, parts joined by ``/``
     :param bytes: size of the stored file
     :param sha256: digest of the stored file, in hex
     :param mime_type: media type of the stored file
-    :param width: pixels; 0 for an SVG that does not say
-    :param height: pixels; 0 for an SVG that does not say
-    :param thumbnail: name of its preview relative to the output folder, ``None`` when there is none
-    :param notes: what could not be done although it was asked for, one sentence each; empty in the normal case
+    :param width: pixels; 0 for an SVG that does not state it
+    :param height: pixels; 0 for an SVG that does not state it
+    :param thumbnail: name of the preview relative to the output folder, ``None`` if there is none
+    :param notes: what was requested but could not be done, one sentence each; normally empty
     """
 
     path: str
@@ -69,27 +69,27 @@ def save_picture(
     announce: Callable[[StoredPicture], None] | None = None,
 ) -> StoredPicture:
     """
-    Store one picture and its preview.
+    Store an image and its preview, and return what was stored.
 
-    A bought picture is not lost over something smaller: one that cannot be converted is kept as it came, one whose
-    preview fails is kept without; ``notes`` says so. An SVG is always kept as it came: nothing here draws it.
+    A paid image is never lost over a lesser failure: if it cannot be converted, it is kept as delivered; if its preview
+    fails, it is kept without one; ``notes`` says so. An SVG is always kept as delivered, because it is never rendered.
 
     :param data: the bytes as delivered
-    :param folder: the output folder; missing parts of it are made
+    :param folder: the output folder, created if missing
     :param stem: name relative to the folder, without extension, from
         :func:`~airflow_provider_imagen.storage.naming.picture_stems`
     :param owner: marks temporary files (:attr:`~airflow_provider_imagen.storage.task_identity.Origin.identity`)
-    :param provenance: what to write into the file, ``None`` to leave it as it is
+    :param provenance: provenance to embed, ``None`` for none
     :param image_format: format to convert to, ``None`` to keep the delivered one
     :param thumbnail_pixels: longer side of the preview in pixels, ``None`` for no preview
-    :param max_pixels: width times height that is still accepted
-    :param may_replace: asked, with its name relative to the folder, when a file with other bytes is there already,
-        whether this picture may replace it; if not, this picture gets ``-`` and ``owner`` behind its own name.
-        ``None`` replaces everything
-    :param announce: told what the picture will be, without its preview, right before it is written; told again when
-        it has to go under another name. Who notes that down finds the picture also after a crash
-    :raises BadImageError: when the bytes are no whole picture
-    :raises StorageError: when the picture could not be written
+    :param max_pixels: maximum width times height
+    :param may_replace: called with the file name, relative to the folder, if a file with other bytes exists; returns
+        whether the image may replace it. If not, ``-`` and ``owner`` are appended to the image's name. ``None``
+        replaces any file
+    :param announce: called right before the image is written with what will be stored, except the preview; called
+        again if the name changes. A caller that records it can find the image after a crash
+    :raises BadImageError: the bytes are not a complete image
+    :raises StorageError: the image cannot be written
     """
     facts = inspect_picture(data, max_pixels=max_pixels, accept_svg=True)
     notes: list[str] = []
@@ -97,7 +97,7 @@ def save_picture(
     if image_format is not None and facts.format == "SVG":
         notes.append(f"Kept as svg: a vector picture has no pixels to write as {image_format}.")
     elif image_format is not None:
-        # An AVIF can be given its packet only while it is encoded; one that came as AVIF is not encoded anew for it.
+        # An AVIF can only get its packet while it is encoded; one delivered as AVIF is not re-encoded for that.
         packet = None
         if provenance is not None and image_format == "avif" and facts.format != "AVIF":
             contents = read_contents(data, facts.format)
@@ -161,11 +161,11 @@ def write_under_free_name(
     announce: Callable[[str], None] = lambda _: None,
 ) -> str:
     """
-    Write a file, under another name if its own is taken by a file that may not be replaced; return the name.
+    Write a file and return its name, which changes if it belongs to a file that may not be replaced.
 
-    :param digest: of the data, in hex
+    :param digest: digest of the data, in hex
     :param may_replace: as in :func:`save_picture`
-    :param announce: called with the name right before a file is written
+    :param announce: called with each name right before the file is written under it
     """
     announce(file_name)
     if may_replace is not None:
@@ -184,11 +184,11 @@ def write_under_free_name(
 
 def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels: int, owner: str) -> str:
     """
-    Write the preview of an image, and return its name.
+    Write the preview of an image and return its name, relative to the folder.
 
     :param pixels: longer side of the preview
-    :raises BadImageError: it cannot be made
-    :raises StorageError: it cannot be written
+    :raises BadImageError: no preview can be made of the image
+    :raises StorageError: the preview cannot be written
     """
     thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
     preview = make_thumbnail(data, pixels=pixels)

@@ -1,7 +1,7 @@
 """
 Recognize SVG and read its nominal size.
 
-Nothing is rendered. A streaming parser proves that the file starts with one complete XML document whose root is
+Nothing is rendered. A streaming parser verifies that the file starts with one complete XML document whose root is
 ``svg``.
 """
 
@@ -16,9 +16,9 @@ from airflow_provider_imagen.exceptions import BadImageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MAX_PARSED_BYTES: Final = 8 * 2**20  # larger files: this much is parsed, and the end checked
+_MAX_PARSED_BYTES: Final = 8 * 2**20  # of larger files, only this much is parsed and the end checked
 _MAX_BYTES_WITH_ENTITIES: Final = 2**20
-_MAX_ENTITY_CHARACTERS: Final = 1_000  # drawing programs define short names for namespaces
+_MAX_ENTITY_CHARACTERS: Final = 1_000  # enough for the namespace entities of drawing programs
 _MAX_SIDE_PIXELS: Final = 1_000_000
 _PIXELS_PER_UNIT: Final = {"": 1, "px": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "pc": 16}
 _LENGTH: Final = r"\s*\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(px|in|cm|mm|pt|pc|)\s*"
@@ -38,12 +38,11 @@ class _BrokenError(Exception):
 
 def read_svg_size(data: bytes) -> tuple[int, int] | None:
     """
-    Prove that the bytes are a whole SVG, and return its width and height in pixels, both 0 when it does not say.
+    Return the width and height of a complete SVG in pixels, both 0 if it states neither; ``None`` for anything else.
 
-    :returns: ``None`` when the bytes are something else
-    :raises BadImageError: they are an SVG that is cut off or damaged
+    :raises BadImageError: the SVG is cut off or damaged, or defines entities that are too large
     """
-    encoding = None  # as the document says
+    encoding = None  # declared by the document
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         data, encoding = data.decode("utf-16", "replace").encode(), "utf-8"
     document = data.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -58,7 +57,7 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
     except _BrokenError as error:
         if not root:
             return None
-        # Padding after the root is fine: then the document is complete up to the last </svg>.
+        # Padding after the root is fine if the document is complete up to the last </svg>.
         try:
             _parse(document[: document.rfind(b"svg>", 0, error.position) + 4], [], encoding)
         except _BrokenError:
@@ -67,7 +66,7 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None) -> None:
-    """Parse a complete document; append the attributes of its root to ``root`` as soon as they are known."""
+    """Parse a document, raising if it is not a complete SVG; append the root's attributes to ``root`` when known."""
     parser = expat.ParserCreate(encoding)
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -95,7 +94,7 @@ def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None)
 
 
 def _size_of(root: Mapping[str, str]) -> tuple[int, int]:
-    """Read the size from the root's own attributes, or else from its view box."""
+    """Return the size from the root's width and height, else from its view box, else zeros."""
     box = root.get("viewBox", "").replace(",", " ").split()
     for sides in ((root.get("width", ""), root.get("height", "")), tuple(box[2:])):
         if len(sides) == 2 and all(pixels := [_pixels(side) for side in sides]):

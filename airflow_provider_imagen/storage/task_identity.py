@@ -1,4 +1,4 @@
-"""Say which task instance made a picture."""
+"""The key of the task instance that made an image, and its short hash."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from msgspec import Struct
 
 class Origin(Struct, frozen=True, kw_only=True, dict=True):
     """
-    The task instance a picture comes from, the same in all its tries.
+    A task-instance key; the same for all attempts.
 
     :param dag_id: id of the DAG
-    :param task_id: id of the task, with its groups
+    :param task_id: id of the task, including its task groups
     :param run_id: id of the DAG run
-    :param map_index: number of the mapped task instance, -1 when the task is not mapped
+    :param map_index: index of the mapped task instance, -1 if the task is not mapped
     """
 
     dag_id: str
@@ -26,6 +26,6 @@ class Origin(Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def identity(self) -> str:
-        """Ten letters and digits that stand for this task instance, and for no other."""
+        """Short hash of the key: ten hex digits, unique for practical purposes."""
         text = json.dumps([self.dag_id, self.task_id, self.run_id, self.map_index])
         return hashlib.sha256(text.encode()).hexdigest()[:10]

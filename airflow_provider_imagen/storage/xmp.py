@@ -1,8 +1,8 @@
 """
-Write XMP packets as text, from properties.
+Build XMP packets from properties.
 
-Only simple text properties are written, as elements (attributes would lose line breaks). XML cannot hold most control
-characters, unpaired surrogates and two non-characters: each becomes U+FFFD.
+Only simple text properties are supported. They are written as elements, because attributes would lose line breaks. Most
+control characters, lone surrogates and two noncharacters are not allowed in XML and become U+FFFD.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ BEGIN: Final = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
 END: Final = '<?xpacket end="w"?>'
 
 Properties = dict[tuple[str, str], str]
-"""Text by namespace and name of the property."""
+"""Property values by namespace and name."""
 
 _UNWRITABLE = "[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def xml_text(text: str) -> str:
-    """Keep what XML can hold of a text; the rest becomes U+FFFD, and every line ends in a line feed as XML has it."""
-    if text.isascii() and text.isprintable():  # as most are; the pattern takes a few milliseconds to compile
+    """Return text that XML can hold: invalid characters become U+FFFD, and line ends become line feeds."""
+    if text.isascii() and text.isprintable():  # most texts; skips compiling the pattern, which takes milliseconds
         return text
     return re.sub(_UNWRITABLE, "\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def build_packet(properties: Properties, prefixes: Mapping[str, str]) -> bytes:
     """
-    Write a new packet.
+    Return a new packet.
 
-    :param properties: at least one
+    :param properties: at least one property
     :param prefixes: the usual prefix of each namespace
     """
     body = (
@@ -46,12 +46,12 @@ def build_packet(properties: Properties, prefixes: Mapping[str, str]) -> bytes:
 
 
 def describe(properties: Properties, prefixes: Mapping[str, str]) -> str:
-    """Write properties as an ``rdf:Description`` that can stand in any packet."""
+    """Return the properties as an ``rdf:Description`` that fits into any packet."""
     used = {namespace for namespace, _ in properties}
     declared = "".join(f' xmlns:{prefix}="{namespace}"' for namespace, prefix in prefixes.items() if namespace in used)
     lines = "\n".join(
         f"<{prefixes[namespace]}:{name}>{escape(xml_text(text), quote=False)}</{prefixes[namespace]}:{name}>"
         for (namespace, name), text in properties.items()
     )
-    # rdf is declared here as well: an existing packet may know it by another prefix.
+    # rdf is declared here too, because an existing packet may use another prefix for it.
     return f'<rdf:Description xmlns:rdf="{RDF}" rdf:about=""{declared}>\n{lines}\n</rdf:Description>'

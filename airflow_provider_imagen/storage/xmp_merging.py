@@ -1,9 +1,9 @@
 """
-Take existing XMP packets apart: put properties into one, read them back.
+Parse existing XMP packets: merge properties into them and read properties back.
 
-A packet is parsed as a stream and never serialized again: replaced properties are cut out of its text and new ones
-inserted, so every other byte stays. Needs an XML parser, which few tasks do, so import this module when a picture has
-a packet.
+A packet is parsed as a stream and never re-serialized: replaced properties are cut out of its text and new ones
+inserted, so the rest stays unchanged. Import this module only when an image has a packet: it loads an XML parser, which
+few tasks need.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 from airflow_provider_imagen.storage.xmp import Properties
 
-_MAX_EVENTS: Final = 100_000  # tags, texts and comments: bounds the parsing time
-_SEPARATOR: Final = "\x01"  # between namespace, name and prefix; no XML holds it
+_MAX_EVENTS: Final = 100_000  # tags, texts and comments; bounds the parsing time
+_SEPARATOR: Final = "\x01"  # between namespace, name and prefix; cannot occur in XML
 _ENCODINGS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -40,7 +40,7 @@ _Key = tuple[str, str]
 
 
 class _UnreadableError(Exception):
-    """A packet is not to be taken apart."""
+    """A packet cannot, or must not, be parsed."""
 
 
 class _Found(Struct):
@@ -48,10 +48,10 @@ class _Found(Struct):
     A property of a packet.
 
     :param key: its namespace and name
-    :param begin: where its element begins; of an attribute, where the tag begins that holds it
-    :param end: where that ends
-    :param text: its value, ``None`` when that is not plain text
-    :param attribute: its name as it is written, when it is an attribute
+    :param begin: byte offset of its element or, for an attribute, of the tag that contains it
+    :param end: byte offset where that ends
+    :param text: its value, ``None`` if that is not plain text
+    :param attribute: for an attribute, its name as written, with prefix
     """
 
     key: _Key
@@ -63,12 +63,13 @@ class _Found(Struct):
 
 class _Packet(Struct):
     """
-    What a packet holds, by places in its text.
+    A parsed packet: its text and byte offsets in it.
 
     :param text: the packet in UTF-8
-    :param begin: where its root element begins
-    :param end: where that ends
-    :param rdf_end: where the end tag of its RDF begins
+    :param begin: start of the root element
+    :param end: end of the root element
+    :param rdf_end: start of the end tag of ``rdf:RDF``
+    :param found: its properties
     """
 
     text: bytes
@@ -80,10 +81,10 @@ class _Packet(Struct):
 
 def merge_packet(existing: bytes, properties: Properties, prefixes: Mapping[str, str]) -> bytes | None:
     """
-    Put properties into an existing packet; same-named ones are replaced, everything else stays.
+    Return an existing packet with properties added; those of the same name are replaced, everything else stays.
 
-    :returns: the new packet; ``None`` when the existing one cannot be taken apart (broken, huge, or with a document
-        type, which could hide entity bombs)
+    :returns: ``None`` if the packet cannot be parsed safely (malformed, too large, or with a document type, which could
+        hide entity bombs)
     """
     packet = _read(existing)
     if packet is None:
@@ -99,17 +100,17 @@ def merge_packet(existing: bytes, properties: Properties, prefixes: Mapping[str,
 
 
 def read_packet(packet: bytes) -> Properties:
-    """Read the simple text properties of a packet; what cannot be read is left out."""
+    """Return the plain-text properties of a packet; empty if it cannot be parsed."""
     found = _read(packet)
     return {part.key: part.text for part in found.found if part.text is not None} if found is not None else {}
 
 
 def _places(text: bytes, found: _Found) -> list[tuple[int, int]]:
-    """Return the byte range of a property: a whole element, or an attribute within its tag."""
+    """Return the byte range of a property, an element or an attribute within its tag; empty if not found."""
     if found.attribute is None:
         return [(found.begin, found.end)]
     attribute = rb"\s" + re.escape(found.attribute.encode()) + rb"\s*=\s*(\"[^\"]*\"|'[^']*')"
-    # Values are matched too, so that text inside one is not mistaken for an attribute.
+    # Also match quoted values, so that text inside one is not mistaken for an attribute.
     for match in re.finditer(rb"(?P<it>" + attribute + rb")|\"[^\"]*\"|'[^']*'", text[found.begin : found.end]):
         if match["it"]:
             return [(found.begin + match.start(), found.begin + match.end())]
@@ -131,17 +132,17 @@ def _to_utf8(packet: bytes) -> bytes:
 
 
 class _Reader:
-    """Collects the properties of a packet and their positions while it is parsed."""
+    """A streaming parser that collects a packet's properties and their byte offsets."""
 
     def __init__(self, text: bytes) -> None:
         self._packet = _Packet(text)
         self._path: list[_Key] = []
-        self._rdf_depth = 0  # elements from the root to RDF, itself included; 0 before it is found
+        self._rdf_depth = 0  # depth of rdf:RDF, counting from 1 at the root; 0 until found
         self._rdf_name = ""
         self._events = 0
-        self._unended: list[_Found] = []  # whose tag has been read; it ends where the next event begins
+        self._unended: list[_Found] = []  # their tag has been read and ends where the next event begins
         self._property: _Found | None = None
-        self._resource = ""  # what the property points to
+        self._resource = ""  # rdf:resource of the current property
         self._parser = parser = expat.ParserCreate("utf-8", _SEPARATOR)
         parser.namespace_prefixes = True
         parser.StartDoctypeDeclHandler = self._refuse
@@ -161,7 +162,7 @@ class _Reader:
         raise _UnreadableError
 
     def _event(self, place: int | None = None) -> int:
-        """Record an event's position, which is also where the previous tag ended."""
+        """Count an event and return its byte offset, which is also where the previous tag ended."""
         self._events += 1
         if self._events > _MAX_EVENTS:
             raise _UnreadableError
@@ -200,7 +201,9 @@ class _Reader:
     def _end(self, _: str) -> None:
         place = self._event()
         if len(self._path) == self._rdf_depth and self._packet.rdf_end < 0:
-            if not self._packet.text.startswith(f"</{self._rdf_name}".encode(), place):  # an empty one is a single tag
+            if not self._packet.text.startswith(
+                f"</{self._rdf_name}".encode(), place
+            ):  # an empty element has no end tag
                 raise _UnreadableError
             self._packet.rdf_end = place
         if self._property is not None and len(self._path) == self._rdf_depth + 2:
@@ -217,7 +220,7 @@ class _Reader:
 
 
 def _split(name: str) -> tuple[_Key, str]:
-    """Return namespace and local name, and the name as written, with its prefix."""
+    """Return the key (namespace, local name) and the name as written, with its prefix."""
     *namespace, local = name.split(_SEPARATOR)[:2]
     prefix = name.split(_SEPARATOR)[2:]
     return ("".join(namespace), local), ":".join((*prefix, local))
