@@ -1,37 +1,37 @@
 """
-Everything that can go wrong, as classes that carry data.
+The errors of this package: classes that carry data.
 
 ::
 
     ImagenError
-    ├── AuthenticationError        the key is missing, wrong, disabled or lacks the scope   hopeless
-    ├── OutOfCreditsError          the account has no money left (a 403 in this API)        hopeless
-    ├── InvalidRequestError        the API refused the request                              hopeless
-    ├── ModelWithdrawnError        the model is gone                                        hopeless
-    ├── BudgetExceededError        ``max_usd`` would be passed                              hopeless
+    ├── AuthenticationError        the key is missing, wrong, disabled or lacks the scope   no retry
+    ├── OutOfCreditsError          the account has no money left (a 403 in this API)        no retry
+    ├── InvalidRequestError        the API refused the request                              no retry
+    ├── ModelWithdrawnError        the model is retired                                     no retry
+    ├── BudgetExceededError        the next request could exceed ``max_usd``                no retry
     ├── RateLimitedError           too many requests                                        retry helps
-    ├── ServerError                the API answered that it failed                          retry helps
-    ├── ConnectionFailedError      the request never left                                   retry helps
+    ├── ServerError                the API reported a failure of its own                    retry helps
+    ├── ConnectionFailedError      the request was never sent                               retry helps
     ├── LostAnswerError            sent, outcome unknown                                    retry helps
-    │   └── ChargedButLostError    sent, billed, and the answer is gone                     hopeless
-    ├── UnreadableResponseError    a success that holds no picture we can read              hopeless
-    ├── FilteredError              the model withheld some or all pictures                  hopeless
-    │   └── EmptyResultError       not one picture came, and no reason was given            hopeless
-    ├── DownloadError              the picture could not be fetched                         retry helps
-    │   ├── UnsafeAddressError     the link leads into a private network                    hopeless
-    │   ├── LinkExpiredError       the link is dead                                         hopeless
-    │   └── BadImageError          what came is no whole picture, or too large              retry helps
-    ├── StorageError               the picture could not be written                         retry helps
-    ├── JournalError               what was paid for cannot be written down durably         retry helps
-    │   └── OwnershipLostError     another attempt of the task owns the journal now         hopeless
-    ├── StoppedError               the task was told to stop; nothing new was sent          retry helps
-    └── ItemsFailedError           some items of a task failed, each with its own error     as its parts
+    │   └── ChargedButLostError    sent and billed, but the response is lost                no retry
+    ├── UnreadableResponseError    a success without an image we can read                   no retry
+    ├── FilteredError              the model withheld some or all images                    no retry
+    │   └── EmptyResultError       no images and no reason                                  no retry
+    ├── DownloadError              the image could not be downloaded                        retry helps
+    │   ├── UnsafeAddressError     the URL leads into a private network                     no retry
+    │   ├── LinkExpiredError       the URL no longer works                                  no retry
+    │   └── BadImageError          the body is incomplete, not an image, or too large       retry helps
+    ├── StorageError               the image could not be written                           retry helps
+    ├── JournalError               the journal cannot be written or read                    retry helps
+    │   └── OwnershipLostError     another attempt of the task owns the journal now         no retry
+    ├── StoppedError               the task was cancelled; nothing new was sent             retry helps
+    └── ItemsFailedError           some items of a task failed, each with its own error     depends on them
 
-    InvalidArgumentsError          a ``ValueError``: refused before any money is spent      hopeless
+    InvalidArgumentsError          a ``ValueError``: rejected before any money is spent     no retry
 
-Whether another try of the task can help is :attr:`ImagenError.retry_helps`: the operator and
-:class:`~airflow_provider_imagen.policies.retry.ImagenRetryPolicy` ask it, nobody parses a message.
-No message holds the API key, a header, or the query string of a signed link.
+:attr:`ImagenError.retry_helps` says whether another attempt of the task can help; the operator and
+:class:`~airflow_provider_imagen.policies.retry.ImagenRetryPolicy` use it, and nobody parses messages.
+No message contains the API key, a header, or the query string of a signed URL.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ if TYPE_CHECKING:
 
 class ImagenError(Exception):
     """
-    Base of every error of this package.
+    Base class of this package's errors.
 
     :param message: what was asked, what happened, what to do next
-    :param status: HTTP status of the answer, ``None`` when there was none
-    :param kind: the API's own machine-readable reason (``error.data.kind`` or ``error.name``)
+    :param status: HTTP status of the response, ``None`` if there was none
+    :param kind: the API's machine-readable reason (``error.data.kind`` or ``error.name``)
     :param request_id: the API's id of this HTTP call (``requestId`` in an error body)
     :param inference_id: the API's id of the paid work (``x-inference-id``)
     :param client_request_id: the id we sent (``X-Client-Request-Id``)
     :param model: model id of the request
     :param field: name of the API field at fault
-    :param usd: what the failed call was charged, in USD, when that is known
+    :param usd: charge for the failed call in USD, if known
     """
 
     retry_helps: bool = False
-    """Whether another try of the task, with nothing changed, may end better."""
+    """Whether another attempt of the task may succeed with nothing changed."""
 
     generations: Sequence[Any] = ()
-    """What earlier requests of the same ``ImagenHook.generate_images`` call brought: paid for, and not to be lost."""
+    """Results of earlier requests in the same ``ImagenHook.generate_images`` call, which are already paid for."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ImagenError(Exception):
         self.usd = usd
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Survive pickling although most parameters are keyword-only."""
+        """Support pickling despite the keyword-only parameters."""
         return (_rebuild, (type(self), self.args, self.__dict__))
 
 
@@ -100,7 +100,7 @@ def _rebuild(cls: type[ImagenError], args: tuple[Any, ...], state: dict[str, Any
 
 
 class AuthenticationError(ImagenError):
-    """The key is missing, wrong, disabled, or may not make images (401, some 403). A retry does not help."""
+    """The key is missing, wrong, disabled, or not allowed to make images (401, some 403). A retry does not help."""
 
 
 class OutOfCreditsError(ImagenError):
@@ -108,14 +108,14 @@ class OutOfCreditsError(ImagenError):
 
 
 class InvalidRequestError(ImagenError):
-    """The API or the model behind it refused the request (400, 422, or a 500 that wraps one). A retry does not help."""
+    """The API or the model's service refused the request (400, 422, or a 500 wrapping one). A retry does not help."""
 
 
 class ModelWithdrawnError(ImagenError):
     """
-    The model is gone (404). A retry does not help; another model does.
+    The model is retired (404). A retry does not help; another model does.
 
-    :param replaced_by: the successor the API names, if any
+    :param replaced_by: the replacement the API names, if any
     """
 
     def __init__(self, message: str, *, replaced_by: str | None = None, **data: Any) -> None:
@@ -125,12 +125,12 @@ class ModelWithdrawnError(ImagenError):
 
 class BudgetExceededError(ImagenError):
     """
-    The next request could pass ``max_usd``. A retry does not help: what was spent stays spent.
+    The next request could exceed ``max_usd``. A retry does not help: the cap covers all attempts.
 
-    :param spent_usd: charged so far, over all tries of the task, in USD
+    :param spent_usd: charged so far over all attempts of the task, in USD
     :param max_usd: the cap, in USD
-    :param items_done: items whose pictures are safe
-    :param items_left: items for which nothing was bought
+    :param items_done: items whose images are safe
+    :param items_left: items for which nothing was requested
     """
 
     def __init__(
@@ -152,9 +152,9 @@ class BudgetExceededError(ImagenError):
 
 class RateLimitedError(ImagenError):
     """
-    Too many requests (429). A retry helps, after a wait.
+    Too many requests (429). A retry helps after a wait.
 
-    :param retry_after: seconds the API asks to wait, ``None`` when it does not say
+    :param retry_after: seconds the API asks to wait, ``None`` if it does not say
     """
 
     retry_helps = True
@@ -166,9 +166,9 @@ class RateLimitedError(ImagenError):
 
 class ServerError(ImagenError):
     """
-    The API answered that it, or the model behind it, failed (500, 502, 503 in its own JSON). A retry helps.
+    The API reported that it or the model's service failed (500, 502, 503 in its own JSON). A retry helps.
 
-    :param retry_after: seconds the API asks to wait, ``None`` when it does not say
+    :param retry_after: seconds the API asks to wait, ``None`` if it does not say
     """
 
     retry_helps = True
@@ -179,16 +179,16 @@ class ServerError(ImagenError):
 
 
 class ConnectionFailedError(ImagenError):
-    """No connection was made, so nothing was sent and nothing bought. A retry helps."""
+    """No connection was made, so nothing was sent or charged. A retry helps."""
 
     retry_helps = True
 
 
 class LostAnswerError(ImagenError):
     """
-    The request was sent and its outcome is unknown (time-out, reset, cut-off body, 504, 524, a gateway's page).
+    The request was sent, but its outcome is unknown (timeout, reset, truncated body, 504, 524, a gateway's page).
 
-    It may have been billed. A retry of the task helps: it looks the request up by its id before it pays again.
+    It may have been billed. A retry of the task helps: it looks the request up by its id before paying again.
     """
 
     retry_helps = True
@@ -196,9 +196,9 @@ class LostAnswerError(ImagenError):
 
 class ChargedButLostError(LostAnswerError):
     """
-    The API says it billed the request, but the answer is gone and cannot be asked for again.
+    The API billed the request, but its response is lost and cannot be fetched again.
 
-    ``inference_id`` and ``usd`` say what to claim back. A retry would pay a second time, so it is not made
+    ``inference_id`` and ``usd`` identify what to claim back. A retry would pay a second time, so there is none
     unless ``on_lost_answer="resend"``.
     """
 
@@ -206,15 +206,15 @@ class ChargedButLostError(LostAnswerError):
 
 
 class UnreadableResponseError(ImagenError):
-    """The API answered success, in a form that holds no picture we know how to read. A retry would pay again."""
+    """The API reported success without an image in any form we can read. A retry would pay again."""
 
 
 class FilteredError(ImagenError):
     """
-    The model withheld some or all pictures of an item. A retry would pay again for the same prompt.
+    The model withheld some or all images of an item. A retry would pay again for the same prompt.
 
-    :param requested: pictures asked for
-    :param made: pictures that came
+    :param requested: number of images requested
+    :param made: number of images returned
     """
 
     def __init__(self, message: str, *, requested: int, made: int, **data: Any) -> None:
@@ -224,14 +224,14 @@ class FilteredError(ImagenError):
 
 
 class EmptyResultError(FilteredError):
-    """The API answered success without a single picture and gave no reason. A retry would pay again."""
+    """The API reported success but returned no images and no reason. A retry would pay again."""
 
 
 class DownloadError(ImagenError):
     """
-    A picture could not be fetched from its link. A retry helps: it downloads again, it does not buy again.
+    An image could not be downloaded. A retry helps: it downloads again without paying again.
 
-    :param host: host of the link; never its path or query, which may be signed
+    :param host: host of the URL, never its path or query, which may be signed
     """
 
     retry_helps = True
@@ -242,52 +242,52 @@ class DownloadError(ImagenError):
 
 
 class UnsafeAddressError(DownloadError):
-    """The link, or a redirect from it, leads to a private address. A retry does not help."""
+    """The URL, or a redirect from it, leads to a private address. A retry does not help."""
 
     retry_helps = False
 
 
 class LinkExpiredError(DownloadError):
-    """The link answers that it is gone (401, 403, 404, 410). A retry does not help."""
+    """The URL no longer works (401, 403, 404, 410). A retry does not help."""
 
     retry_helps = False
 
 
 class BadImageError(DownloadError):
-    """What the link gave is not a whole picture, not a picture at all, or larger than allowed."""
+    """The downloaded body is an incomplete image, not an image at all, or too large. A retry helps."""
 
 
 class StorageError(ImagenError):
-    """A picture could not be written to ``output_path`` or read there. A retry helps, and buys nothing again."""
+    """An image could not be written to ``output_path`` or read from it. A retry helps without paying again."""
 
     retry_helps = True
 
 
 class JournalError(ImagenError):
-    """The journal cannot be written or read, so nothing may be bought. A retry helps once its store is back."""
+    """The journal cannot be written or read, so nothing may be sent. A retry helps once its store is back."""
 
     retry_helps = True
 
 
 class OwnershipLostError(JournalError):
     """
-    Another attempt of the same task has taken the journal over, or somebody deleted it: this one may not send anything.
+    Another attempt of the task took over the journal, or somebody deleted it; this attempt may send nothing.
 
-    A retry does not help: it would take the journal away from the attempt that has it.
+    A retry does not help: it would take the journal away from its current owner.
     """
 
     retry_helps = False
 
 
 class StoppedError(ImagenError):
-    """The task was told to stop (killed, marked, timed out) and sent nothing new. A retry goes on from there."""
+    """The task was cancelled (killed, marked, timed out) and sent nothing new. A retry continues from there."""
 
     retry_helps = True
 
 
 class ItemsFailedError(ImagenError):
     """
-    Some items of a task failed; the pictures of the others are safe.
+    Some items of a task failed; the images of the others are safe.
 
     :param failures: one error per failed item, in prompt order
     """
@@ -298,12 +298,12 @@ class ItemsFailedError(ImagenError):
 
     @property
     def retry_helps(self) -> bool:  # type: ignore[override]
-        """Whether another try may end better for at least one item."""
+        """Whether another attempt may help at least one item."""
         return any(failure.retry_helps for failure in self.failures)
 
     @property
     def retry_after(self) -> float | None:
-        """The longest wait any of the failures asks for, in seconds."""
+        """The longest wait that any failure asks for, in seconds; ``None`` if none does."""
         waits = [
             failure.retry_after
             for failure in self.failures
@@ -315,11 +315,11 @@ class ItemsFailedError(ImagenError):
 @dataclass(frozen=True)
 class Problem:
     """
-    One thing wrong with one argument.
+    One problem with one argument.
 
-    :param field: the argument's name, with its place for an item of a list (``prompt[3].seed``)
-    :param value: what was given, shortened
-    :param allowed: what is allowed, as the end of the sentence "…: "
+    :param field: the argument's name, with the position in a list (``prompt[3].seed``)
+    :param value: the value given, shortened
+    :param allowed: what is allowed, worded to follow ``field=value:``
     """
 
     field: str
@@ -337,9 +337,9 @@ def _shorten(value: Any, limit: int = 80) -> str:
 
 class InvalidArgumentsError(ValueError):
     """
-    Arguments were refused before any money was spent. A retry does not help.
+    Arguments were rejected before any money was spent. A retry does not help.
 
-    :param problems: everything that is wrong, at least one
+    :param problems: everything that is wrong, at least one problem
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -353,5 +353,5 @@ class InvalidArgumentsError(ValueError):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Survive pickling."""
+        """Support pickling: ``args`` holds the message, not the problems."""
         return (type(self), (self.problems,))

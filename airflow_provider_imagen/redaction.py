@@ -1,4 +1,4 @@
-"""Keep keys and signatures out of everything a person may read."""
+"""Redact API keys, signatures and other secrets from anything a person may read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import lru_cache
 from html import escape
 from urllib.parse import urlsplit
 
-# Possessive quantifiers, and matches that succeed with nothing to remove, keep these linear.
+# Possessive quantifiers, and matches that succeed even with nothing to remove, keep these linear.
 _URL = r"""(?i)(?<![a-z0-9+.-])([a-z0-9+.-]++://)(?:[^\s/?#@"'<>]*@)*([^\s?#"'<>]*+)(?:[?#][^\s"'<>]*)?"""
 _SIGNED_FIELD = r"""(?i)([?&][a-z0-9_-]*(?:sig|signature|token|secret|key|credential|password)=)[^\s&"'<>]+"""
 _BEARER = r"(?i)\b(bearer)(?:\s|%20)+[A-Za-z0-9._~+/=%-]+"
 _BASIC = r"(?i)\b(basic)(?:\s|%20)+([A-Za-z0-9+/_=-]{6,})"
 _FOREIGN_KEY = r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
-"""Keys as OpenAI and the gateways before it write them, such as one of the gateway's own in its error."""
+"""Keys in the format of OpenAI and the gateways in front of it; a gateway may quote its own key in an error."""
 
 _READ_PER_SHOWN = 20
 _SHORTEST_ENCODED = 8
@@ -24,14 +24,14 @@ _SHORTEST_ENCODED = 8
 
 def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     """
-    Make a text of someone else's fit for a log: no secret, no query string, no terminal control, bounded length.
+    Return untrusted text in a form safe to log: no secrets, query strings or control characters, limited length.
 
-    :param text: what was received
-    :param secrets: values to blank out wherever they stand, the API key first of all
-    :param limit: characters to keep
+    :param text: text as received
+    :param secrets: values to blank out wherever they occur, above all the API key
+    :param limit: most characters returned
     """
     text = hide(text, *secrets)
-    if len(text) > limit * _READ_PER_SHOWN:  # the last word may be half an address with a login, so it goes
+    if len(text) > limit * _READ_PER_SHOWN:  # the cut may have split a URL with a login, so drop the last word
         words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
         text = words[0] if words else ""
     text = re.sub(_BEARER, r"\1 ***", text)
@@ -45,7 +45,7 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
 
 
 def hide(text: str, *secrets: str | None) -> str:
-    """Blank out secrets, also URL-encoded, with JSON's or HTML's escapes, and inside base64; all else stays."""
+    """Return the text with secrets blanked out, whether plain, URL-encoded, JSON- or HTML-escaped, or in base64."""
     for secret in secrets:
         if secret:
             text = _forms_of(secret).sub("***", text)
@@ -53,15 +53,15 @@ def hide(text: str, *secrets: str | None) -> str:
 
 
 def scrub_id(value: str | None, *secrets: str | None) -> str | None:
-    """Make an id that the API gave fit for a log; one that is nothing but a secret is still an id."""
+    """Return an id from the API in a form safe to log; an id that is itself a secret becomes ``***``, not ``None``."""
     return scrub(value, *secrets, limit=200) or None if value else None
 
 
 @lru_cache(maxsize=8)
 def _forms_of(secret: str) -> re.Pattern[str]:
-    """Make the pattern of everything that means a secret."""
+    """Return a pattern that matches a secret in every supported encoding."""
     forms = ["".join(map(_forms_of_character, secret))]
-    for before in range(3):  # base64 packs three bytes into four characters, so the place within them matters
+    for before in range(3):  # base64 encodes groups of three bytes, so the offset within a group matters
         data = secret.encode("utf-8", "surrogatepass")
         encoded = base64.b64encode(bytes(before) + data).decode()
         known = encoded[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
@@ -85,7 +85,7 @@ def _forms_of_character(character: str) -> str:
 
 
 def _without_login(found: re.Match[str]) -> str:
-    """Blank out Basic credentials, and leave an ordinary word after "basic" alone."""
+    """Return the match with Basic credentials blanked out; an ordinary word after "basic" stays."""
     try:
         login = base64.b64decode(found[2].rstrip("=") + "==", altchars=b"-_" if {"-", "_"} & set(found[2]) else None)
     except binascii.Error:
@@ -94,12 +94,12 @@ def _without_login(found: re.Match[str]) -> str:
 
 
 def without_query(url: str) -> str:
-    """Drop the query and the fragment of a link, which may hold a signature."""
+    """Return the URL without its query and fragment, which may hold a signature."""
     return url.split("#", 1)[0].split("?", 1)[0]
 
 
 def is_signed(url: str) -> bool:
-    """Say whether a link carries a query string; result links only do when they are signed."""
+    """Return whether a URL has a query string; result URLs have one only if they are signed."""
     try:
         return bool(urlsplit(url).query)
     except ValueError:
@@ -107,10 +107,10 @@ def is_signed(url: str) -> bool:
 
 
 class _WithoutQueries(logging.Filter):
-    """Cut the query off every address in a line of the log."""
+    """Log filter that strips the query from every URL in a record's arguments."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let the line pass, without queries."""
+        """Return ``True`` after stripping the queries."""
         if isinstance(record.args, tuple):
             record.args = tuple(without_query(part) if isinstance(part, str) else part for part in record.args)
         return True
@@ -121,10 +121,10 @@ _WITHOUT_QUERIES = _WithoutQueries()
 
 def keep_queries_out_of_logs() -> None:
     """
-    Have urllib3 name addresses without their query in its log, for the whole process.
+    Strip queries from the URLs that urllib3 logs, for the whole process. Idempotent.
 
-    It writes the path and query of every request at DEBUG, and of some at WARNING, and the query of a result link is
-    what gives access to the picture. Calling this again changes nothing.
+    urllib3 logs the path and query of every request at DEBUG and of some at WARNING, and the query of a signed result
+    URL grants access to the image.
     """
     for name in ("urllib3.connectionpool", "urllib3.util.retry"):
         logging.getLogger(name).addFilter(_WITHOUT_QUERIES)

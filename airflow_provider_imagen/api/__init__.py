@@ -1,1 +1,1 @@
-"""The paid wire: the authenticated client, and what its responses mean. Knows nothing of Airflow."""
+"""The authenticated API client, and the parsing of its responses and errors. Knows nothing of Airflow."""

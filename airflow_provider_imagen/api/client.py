@@ -1,7 +1,7 @@
 """
-The thin part that waits: authenticated HTTP to the API, one attempt a call, every outcome classified.
+Authenticated HTTP client for the API: one attempt per call, every outcome classified.
 
-Whether to call again is decided by the callers. Imports requests, so import this module when it is used.
+Callers decide about retries. Imports requests, so import this module only where it is used.
 """
 
 from __future__ import annotations
@@ -44,60 +44,60 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 300.0
 EXPIRES_AFTER_SECONDS = 10.0
 """
-How long a request may be held up, beside three times the connection timeout, and still be sent.
+How long a request may be delayed before it is sent, on top of three times the connection timeout.
 
-A task that was suspended for longer may have been replaced by another attempt meanwhile.
+If the task was suspended for longer, another attempt may have replaced it meanwhile.
 """
 
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-"""Largest body that is read, however many images were asked for."""
+"""Largest body read, however many images were requested."""
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
-"""Largest body without images."""
+"""Largest body read of a response without images."""
 
 MAX_IMAGE_BYTES = 60 * 1024 * 1024
-"""What each image may add to a body: one of 45 MB as base64."""
+"""What each image may add to a body: 45 MB as base64."""
 
 MAX_JSON_VALUES = 250_000
-"""Most values in a body. Each takes tens to hundreds of bytes of memory once parsed, whatever it takes in the body."""
+"""Most JSON values in a body. Once parsed, each takes tens to hundreds of bytes, however short it is in the body."""
 
 _UNCOUNTED_IMAGES = 4
-"""Images expected when the request does not say how many."""
+"""Images expected if the request states no count."""
 
 _ERROR_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
 _CODINGS = ("gzip", "x-gzip", "deflate")
-_JSON_TOKEN = re.compile(rb'"[^"]*"?|[,\[{]')  # a string, even one without an end, or what comes before a value
+_JSON_TOKEN = re.compile(rb'"[^"]*"?|[,\[{]')  # a string, even an unterminated one, or a mark that precedes a value
 _KEY = re.compile(r"[!-~]+")
-"""What can stand in an HTTP header: visible ASCII characters."""
+"""Characters valid in an HTTP header: visible ASCII."""
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What the API keeps of ``X-Client-Request-Id``; anything else it drops (docs, request tracing, 2026-08-21)."""
+"""Format of ``X-Client-Request-Id``; the API drops any other value (docs, request tracing, 2026-08-21)."""
 
 LOG_PAGE_ROWS = 100
-"""Most rows ``GET /v2/logs`` gives at once (spec of the endpoint, 2026-08-21)."""
+"""Most rows per page of ``GET /v2/logs`` (spec of the endpoint, 2026-08-21)."""
 
 LOG_INTERVAL_SECONDS = 0.35
 """
-Shortest time from one call of ``GET /v2/logs`` to the next.
+Shortest time between two calls of ``GET /v2/logs``.
 
-The API allows 200 in 60 s (its documentation, 2026-08-21); these are 171, as other tasks may use the same key.
+The API allows 200 per 60 s (its documentation, 2026-08-21); this makes 171, because other tasks may use the same key.
 """
 
 _LARGEST_CLOCK_OFFSET_SECONDS = 30 * 86400
-"""A ``Date`` header further from our clock than this is ignored as wrong."""
+"""A ``Date`` header further than this from our clock is ignored as wrong."""
 
 
 class ClientSettings(Struct, frozen=True):
     """
-    Where the API is and how to reach it.
+    Connection settings of the API.
 
     :param base_url: scheme, host and optional path, with or without ``/v1``
-    :param api_key: sent to this host only; never shown by ``repr``
+    :param api_key: sent to this host only; left out of ``repr``
     :param connect_timeout_seconds: longest wait for a connection
-    :param read_timeout_seconds: longest wait for all headers of a response, and again for all of its body
-    :param verify: check TLS certificates; a path names a CA bundle
+    :param read_timeout_seconds: longest wait for the complete headers of a response, and again for its complete body
+    :param verify: whether to check TLS certificates, or the path of a CA bundle
     """
 
     base_url: str = DEFAULT_BASE_URL
@@ -108,19 +108,19 @@ class ClientSettings(Struct, frozen=True):
 
     @property
     def account(self) -> str:
-        """Short hash of the API key: only the key that sent a request sees it in the API's log."""
+        """Short hash of the API key: the API's log shows a request only to the key that sent it."""
         return hashlib.sha256(b"airflow-provider-imagen account\0" + (self.api_key or "").encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"ClientSettings(base_url={self.base_url!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Keep the key out of tracebacks that show variables, too: a ``Struct`` shows all its fields there."""
+        """Return the fields without the key, for tracebacks that show variables; a ``Struct`` would show them all."""
         return [("base_url", self.base_url)]
 
 
 class Answer(Struct, frozen=True):
-    """A complete HTTP answer: status, headers by lower-case name, whole body."""
+    """A complete HTTP response: status, headers by lower-case name, body (of an error, possibly truncated)."""
 
     status: int
     headers: Mapping[str, str]
@@ -129,12 +129,12 @@ class Answer(Struct, frozen=True):
 
 class ApiClient:
     """
-    Calls the API. Safe to share between threads: each has its own connections.
+    Client for the API. Thread-safe: each thread has its own connections.
 
-    :param settings: where to call and with which key
-    :param clock: monotonic seconds, for the time between pages of the log
-    :param sleep: waits for the next page of the log
-    :raises ValueError: the base URL, the key or the CA bundle cannot be used
+    :param settings: base URL, API key and timeouts
+    :param clock: monotonic seconds, to space out pages of the log
+    :param sleep: waits before the next page of the log
+    :raises ValueError: the base URL, the key or the CA bundle is unusable
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ApiClient:
 
     @property
     def clock_offset_seconds(self) -> float | None:
-        """How far the API's clock is ahead of ours, by the latest response's ``Date``; ``None`` before the first."""
+        """Seconds the API's clock is ahead of ours, by the latest usable ``Date`` header; ``None`` before the first."""
         return self._clock_offset_seconds
 
     def generate(
@@ -179,16 +179,19 @@ class ApiClient:
         files: Any = None,
     ) -> Generation:
         """
-        Send one paid request, once; again without the field that asks for links or base64, where a gateway refuses it.
+        Send one paid request and return its result.
+
+        Sends once, except that a request refused by a gateway because of the field that chooses between URLs and
+        base64 is sent again without it. A refused request costs nothing.
 
         :param path: ``/v1/images/generations`` or ``/v1/images/edits``
-        :param body: JSON fields, or the form fields beside ``files``
+        :param body: JSON fields, or the form fields sent along with ``files``
         :param client_request_id: 1 to 128 characters of ``A-Za-z0-9._:-``
         :param files: parts of a multipart form as requests takes them
-        :raises ValueError: the id or the body cannot be sent; nothing was
+        :raises ValueError: the id or the body cannot be sent; nothing was sent
         :raises ConnectionFailedError: nothing was sent
         :raises LostAnswerError: sent, outcome unknown
-        :raises ImagenError: the error the answer means, see :mod:`airflow_provider_imagen.exceptions`
+        :raises ImagenError: the error the response stands for, see :mod:`airflow_provider_imagen.exceptions`
         """
         if not _CLIENT_REQUEST_ID.fullmatch(client_request_id):
             raise ValueError(
@@ -210,7 +213,7 @@ class ApiClient:
                 refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
                 if refused is None or error_for(**asdict(answer), **facts).usd:
                     break
-                self._refused.add((model, refused))  # nothing was bought; the pictures come in the gateway's own way
+                self._refused.add((model, refused))  # nothing was charged; the gateway chooses the form
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:
             error.client_request_id, error.model = client_request_id, model
             raise
@@ -219,40 +222,40 @@ class ApiClient:
         raise error_for(**asdict(answer), **facts)
 
     def get_key(self) -> dict[str, Any]:
-        """Ask ``GET /v1/key`` what the key is: name, prefix, scopes, limit; free."""
+        """Return the key's name, prefix, scopes and limit (``GET /v1/key``; free)."""
         data = self.get_json("/v1/key").get("data")
         return data if isinstance(data, dict) else {}
 
     def get_balance(self) -> dict[str, Any]:
-        """Ask ``GET /v2/billing`` for ``current_balance`` and ``currency`` (USD); free."""
+        """Return ``current_balance`` and ``currency``, which is USD (``GET /v2/billing``; free)."""
         return self.get_json("/v2/billing")
 
     def list_models(self, *, include_pricing: bool = False) -> list[dict[str, Any]]:
-        """Ask ``GET /v1/models`` for the image models; needs no key; free."""
+        """Return the image models (``GET /v1/models``; free, no key needed)."""
         params = {"type": "openai/image-generations", **({"include": "pricing"} if include_pricing else {})}
         return _rows(self.get_json("/v1/models", params=params))
 
     def find_models(self, model_id: str) -> list[dict[str, Any]]:
-        """List the models of any type with this id or alias (``GET /v1/models``; free, no key needed)."""
+        """Return the models of any type with this id or alias (``GET /v1/models``; free, no key needed)."""
         return _rows(self.get_json("/v1/models", params={"id": model_id}))
 
     def list_deprecations(self) -> list[dict[str, Any]]:
-        """Ask ``GET /v1/models/deprecations`` which models are on their way out; needs no key; free."""
+        """Return the deprecated and retired models (``GET /v1/models/deprecations``; free, no key needed)."""
         return _rows(self.get_json("/v1/models/deprecations"))
 
     def iter_request_logs(
         self, *, start: datetime, end: datetime, model: str | Sequence[str] | None = None
     ) -> Iterator[dict[str, Any]]:
         """
-        Yield the rows of ``GET /v2/logs`` in a window, page after page, newest first as the API orders them.
+        Yield the rows of ``GET /v2/logs`` within a time window, newest first.
 
-        All threads together ask for one page in :data:`LOG_INTERVAL_SECONDS`.
+        All threads together request at most one page per :data:`LOG_INTERVAL_SECONDS`.
 
         :param start: start of the window, with a time zone
-        :param end: its end, at most 92 days later (spec of the endpoint, 2026-08-21)
-        :param model: only requests made to this model, or these (50 at most)
-        :raises UnreadableResponseError: a page does not say what it holds or whether another follows, so a row that is
-            not found may exist all the same
+        :param end: end of the window, at most 92 days later (spec of the endpoint, 2026-08-21)
+        :param model: only requests to this model, or to these (at most 50)
+        :raises UnreadableResponseError: a page is malformed or does not say whether another follows, so a row that
+            was not found may still exist
         """
         params: dict[str, Any] = {"start": start.isoformat(), "end": end.isoformat(), "limit": LOG_PAGE_ROWS}
         if model:
@@ -272,14 +275,14 @@ class ApiClient:
 
     def get_json(self, path: str, *, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """
-        Send one free GET, once, and read its JSON object.
+        Return the JSON object from one free GET, sent once.
 
-        :raises ConnectionFailedError: no whole answer came
-        :raises UnreadableResponseError: the answer is no JSON object
+        :raises ConnectionFailedError: no complete response arrived
+        :raises UnreadableResponseError: the response is not a JSON object
         """
         try:
             answer = self._exchange("GET", path, params=dict(params or {}))
-        except LostAnswerError as error:  # a GET costs nothing: its loss is only a missing answer
+        except LostAnswerError as error:  # a GET is free, so losing its response puts no money in doubt
             raise ConnectionFailedError(str(error)) from error
         if not 200 <= answer.status < 300:
             raise error_for(**asdict(answer), api_key=self.settings.api_key)
@@ -310,9 +313,11 @@ class ApiClient:
         **sent: Any,
     ) -> Answer:
         """
-        Send once and read the whole answer; tell "never sent" from "outcome unknown".
+        Send a request once and return its complete response, telling "never sent" from "outcome unknown".
 
         :param max_bytes: largest body of a success
+        :raises ConnectionFailedError: nothing was sent
+        :raises LostAnswerError: sent, outcome unknown
         """
         where = f"{method} {path} at {self.host}"
         session = self._session()
@@ -322,7 +327,7 @@ class ApiClient:
             )
         except transport.RequestException as error:
             raise ValueError(f"{where}: this request cannot be written down ({type(error).__name__})") from None
-        # Given for each request: what the environment says of TLS would win over the session's own setting.
+        # Merged per request, because the environment's TLS settings would override those of the session.
         surroundings = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
         timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
         with watching(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
@@ -339,7 +344,7 @@ class ApiClient:
             return self._read_answer(response, where, max_bytes)
 
     def _read_answer(self, response: requests.Response, where: str, max_bytes: int) -> Answer:
-        """Read the body; of an error, as much of it as comes, because its status alone says what happened."""
+        """Read the body; of an error, keep what arrives, because the status alone already says what happened."""
         headers = {name.lower(): storable(value) for name, value in response.headers.items()}
         self._measure_clock(headers)
         status = response.status_code
@@ -368,7 +373,7 @@ class ApiClient:
         return Answer(status=status, headers=headers, body=bytes(body))
 
     def _measure_clock(self, headers: Mapping[str, str]) -> None:
-        """Record how far the API's clock is ahead, unless a cache answered, whose ``Date`` is of the past."""
+        """Record how far the API's clock is ahead, unless a cache responded: its ``Date`` is out of date."""
         date = read_http_date(headers.get("date"))
         if date is None or "age" in headers:
             return
@@ -391,9 +396,9 @@ class ApiClient:
 
 class _Pacer:
     """
-    Spaces the calls of all threads evenly.
+    Spaces calls evenly across all threads.
 
-    :param interval_seconds: shortest time from one call to the next
+    :param interval_seconds: shortest time between two calls
     """
 
     def __init__(self, interval_seconds: float, *, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -404,7 +409,7 @@ class _Pacer:
         self._next_at = 0.0
 
     def wait(self) -> None:
-        """Sleep until this call may go out."""
+        """Sleep until the caller may make its next call."""
         with self._lock:
             now = self._clock()
             at = max(now, self._next_at)
@@ -414,7 +419,7 @@ class _Pacer:
 
 
 class _KeyFor(requests.auth.AuthBase):
-    """Put the key on a request, and keep requests from looking into ``.netrc`` for another one."""
+    """Adds the key to a request, and keeps requests from reading credentials from ``.netrc``."""
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -426,11 +431,15 @@ class _KeyFor(requests.auth.AuthBase):
 
 
 def _root_of(base_url: str) -> str:
-    """Cut a base URL down to what stands before ``/v1``."""
+    """
+    Return the base URL without ``/v1``.
+
+    :raises ValueError: it is not a usable base URL
+    """
     try:
         parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
         root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
-        requests.Request("GET", root).prepare()  # refuses what no request could be sent to
+        requests.Request("GET", root).prepare()  # raises if no request could be sent there
     except (ValueError, transport.RequestException):
         parts = urlsplit("")
     if "@" in parts.netloc:
@@ -445,7 +454,7 @@ def _root_of(base_url: str) -> str:
 
 
 def _most_bytes(fields: Mapping[str, Any]) -> int:
-    """Return the size limit that fits a request for images: any of them may come inside the response."""
+    """Return the size limit for the response to an image request, any of whose images may be inline."""
     counts = (read_whole_number(fields.get(name)) for name in COUNT_FIELDS)
     images = max(next(filter(None, counts), _UNCOUNTED_IMAGES), 1)
     return min(MAX_TEXT_BYTES + MAX_IMAGE_BYTES * images, MAX_ANSWER_BYTES)
@@ -453,10 +462,9 @@ def _most_bytes(fields: Mapping[str, Any]) -> int:
 
 def _coding_problem(stated: str) -> str | None:
     """
-    Return what is wrong with a ``Content-Encoding``; unknown codings pass, because nothing is decoded for them.
+    Return what is wrong with a ``Content-Encoding``; unknown codings pass, because they are not decoded.
 
-    Several codings, one inside the other, can make a terabyte of a kilobyte, and those nobody asked for may be decoded
-    without a limit.
+    Nested codings can expand a kilobyte to a terabyte, and codings we did not ask for may be decoded without a limit.
     """
     codings = [part for part in map(str.strip, stated.lower().split(",")) if part in HTTPResponse.CONTENT_DECODERS]
     if len(codings) > 1 or any(coding not in _CODINGS for coding in codings):
@@ -465,14 +473,14 @@ def _coding_problem(stated: str) -> str | None:
 
 
 def _has_too_many_values(body: bytes | bytearray) -> bool:
-    """Return whether JSON has more values than :data:`MAX_JSON_VALUES`, by the marks in front of them."""
+    """Return whether JSON has more than :data:`MAX_JSON_VALUES` values, counting the marks that precede them."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= MAX_JSON_VALUES:
         return False
     body = body.replace(rb"\\", b"").replace(rb"\"", b"")
     marks = 0
     for number, token in enumerate(_JSON_TOKEN.finditer(body)):
         marks += body[token.start()] != ord('"')
-        if max(marks, number // 3) > MAX_JSON_VALUES:  # a mark has two strings at most, a key and a value
+        if max(marks, number // 3) > MAX_JSON_VALUES:  # each mark precedes at most two strings, a key and a value
             return True
     return False
 
@@ -484,9 +492,11 @@ def _rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _was_never_sent(error: Exception, progress: Progress) -> bool:
     """
-    Say whether no byte of the request can have reached the API; everything that is not certain counts as sent.
+    Return whether certainly no byte of the request reached the API; when in doubt, it counts as sent.
 
-    :param progress: what the connection noted; the address of a proxy is read before there is a connection
+    An unusable proxy URL is found before there is a connection, so ``progress`` knows nothing of that request yet.
+
+    :param progress: what the connection recorded
     """
     no_use_for_proxy = isinstance(error, transport.InvalidURL | transport.InvalidSchema)
     return progress.never_sent or (no_use_for_proxy and not progress.sent)
@@ -494,9 +504,9 @@ def _was_never_sent(error: Exception, progress: Progress) -> bool:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """
-    Walk everything requests and urllib3 wrapped into an error.
+    Yield an error and every error that requests and urllib3 wrapped in it.
 
-    Not ``__context__``: an earlier failure that was being handled while this request was sent would stand there.
+    Skips ``__context__``, which may hold an unrelated failure that was being handled when this request was sent.
     """
     seen: set[int] = set()
     waiting: list[Any] = [error]
@@ -515,7 +525,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a few words what happened on the transport, without the URL."""
+    """Return a short description of a transport error, without the URL."""
     causes = list(_causes(error))
     behind_proxy = any(isinstance(cause, pool.ProxyError) for cause in causes)
     for kinds, words in (

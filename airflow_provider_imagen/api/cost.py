@@ -1,4 +1,4 @@
-"""What a call cost, read from the headers and bodies that carry it."""
+"""Read what a call cost from its response headers or body."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CREDITS_PER_USD = Decimal(2_000_000)
-"""1 USD buys this many credits (docs, FAQ "How can I track my funds", 2026-08-21)."""
+"""Credits per USD (docs, FAQ "How can I track my funds", 2026-08-21)."""
 
 CostSource = Literal["header", "usage", "estimate"]
 
 _AMOUNT = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE]-[0-9]{1,9})?")
 _MOST = Decimal(10) ** 15
-"""No bill is higher, in whatever unit; a larger number is an error, and would spoil every sum it gets into."""
+"""Largest plausible amount in any unit; a larger one is an error, and would corrupt every total that includes it."""
 
 
 def read_amount(value: Any) -> Decimal | None:
     """
-    Read a non-negative amount of a sensible size; anything else is ``None``.
+    Return a plausible non-negative amount, else ``None``.
 
-    Text has to be a number as JSON writes it. Other spellings that :class:`~decimal.Decimal` reads (``1_0``, ``1e5``,
-    blanks, the digits of other scripts) are more likely damage than money. Negative exponents count, because
-    JavaScript and Python write small amounts so: ``5e-05``.
+    Text has to be a number as JSON writes it. Other spellings :class:`~decimal.Decimal` accepts (``1_0``, ``1e5``,
+    blanks, digits of other scripts) are more likely corruption than money. Negative exponents are accepted, because
+    JavaScript and Python write small amounts that way: ``5e-05``.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         return None
@@ -37,13 +37,13 @@ def read_amount(value: Any) -> Decimal | None:
 
 def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Decimal | None, CostSource | None]:
     """
-    Find what a call was charged, in USD, and say where that stood.
+    Return the charge for a call in USD, and where it was stated.
 
-    Headers win over the body, dollars over credits; ``tokens_used`` is the name credits had until
-    about November 2025 (docs, request-tracing-and-cost page, 2026-08-21). A LiteLLM proxy in between computes costs of
-    its own, in USD (LiteLLM docs, response_headers page, 2026-10); its 0 means that it knows no price for the model.
+    Headers win over the body, and dollars over credits; ``tokens_used`` is what credits were called until about
+    November 2025 (docs, request-tracing-and-cost page, 2026-08-21). A LiteLLM proxy in between computes its own cost
+    in USD (LiteLLM docs, response_headers page, 2026-10); its 0 means that it has no price for the model.
 
-    :param headers: response headers, looked up without regard to case
+    :param headers: response headers, matched case-insensitively
     :param body: the decoded JSON body
     """
     by_name = {name.lower(): value for name, value in headers.items()}

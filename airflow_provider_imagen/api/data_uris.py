@@ -1,9 +1,9 @@
 """
-Read ``data:`` URIs and base64 text as people, browsers, shells and other languages write them. Pure.
+Decode ``data:`` URIs and base64 text, for input images and for images in responses. Pure.
 
-One reader for the pictures that go into a request and for those that come out of an answer. It forgives what does not
-change the bytes: upper case, further parameters, white space, percent-encoding, the URL-safe alphabet and missing
-padding, as browsers do (WHATWG, Fetch and Infra standards, "data: URL processor" and "forgiving-base64 decode").
+Tolerates what does not change the bytes: upper case, extra parameters, white space, percent-encoding, the URL-safe
+alphabet and missing padding, much as browsers do (WHATWG, Fetch and Infra standards, "data: URL processor" and
+"forgiving-base64 decode").
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from msgspec import Struct
 
 _HEAD = re.compile(r'(?i)data:((?:[^,"]++|"[^"]*+")*+),')
 """
-The scheme, media type and parameters; a comma inside a quoted parameter does not end them.
+Scheme, media type and parameters; a comma inside a quoted parameter does not end them.
 
-Without possessive quantifiers, 50 MB that have no comma would take gigabytes.
+The quantifiers are possessive because without them, 50 MB without a comma would take gigabytes of memory.
 """
 
 _MOST_HEAD_CHARACTERS = 10_000
@@ -30,9 +30,9 @@ class DataUri(Struct, frozen=True):
     """
     A decoded ``data:`` URI.
 
-    :param mime_type: in lower case, without parameters; ``text/plain`` where none is named (RFC 2397)
-    :param data: the bytes, at least one
-    :param is_base64: whether they were written as base64 rather than percent-encoded
+    :param mime_type: lower case, without parameters; ``text/plain`` if the URI names none (RFC 2397)
+    :param data: the decoded bytes, at least one
+    :param is_base64: whether they were given as base64 rather than percent-encoded
     """
 
     mime_type: str
@@ -40,12 +40,12 @@ class DataUri(Struct, frozen=True):
     is_base64: bool
 
     def __str__(self) -> str:
-        """Write it in the plainest form, which every model reads."""
+        """Return the URI in its simplest form, which every model accepts."""
         return f"data:{self.mime_type};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
 def is_data_uri(text: str) -> bool:
-    """Return whether a text is meant as a ``data:`` URI, readable or not."""
+    """Return whether text is meant as a ``data:`` URI, valid or not."""
     return text[:5].lower() == "data:"
 
 
@@ -53,7 +53,7 @@ def read_data_uri(text: str) -> DataUri:
     """
     Decode a ``data:`` URI.
 
-    :raises ValueError: with what is wrong with it
+    :raises ValueError: it is malformed or empty; the message says what it is, as a noun phrase
     """
     head = _HEAD.match(text, 0, _MOST_HEAD_CHARACTERS)
     if head is None:
@@ -69,7 +69,7 @@ def read_data_uri(text: str) -> DataUri:
 
 
 def plain_data_uris(value: Any) -> Any:
-    """Rewrite a base64 ``data:`` URI, or those in a list, in the plainest form; leave what cannot be read."""
+    """Return base64 ``data:`` URIs, alone or in a list, in their simplest form; other values unchanged."""
     if isinstance(value, list):
         return [plain_data_uris(part) for part in value]
     if not isinstance(value, str) or not is_data_uri(value):
@@ -83,9 +83,9 @@ def plain_data_uris(value: Any) -> Any:
 
 def read_base64(text: str) -> bytes:
     """
-    Decode base64 text, which may be broken into lines and lack its padding; other characters are not forgiven.
+    Decode base64 text, which may contain white space and lack padding; any other foreign character is an error.
 
-    :raises ValueError: with what is wrong with it
+    :raises ValueError: it is malformed or empty; the message says what it is, as a noun phrase
     """
     text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:

@@ -1,10 +1,10 @@
 """
-Decide what an error answer means.
+Classify error responses.
 
-Two JSON envelopes are in use (docs, "Errors and messages" pages and support tickets, 2026-08): the old one with
+The API uses two JSON envelopes (docs, "Errors and messages" pages and support tickets, 2026-08): the old one with
 ``statusCode`` (number or text), ``message`` (text or list) and a ``meta`` tree of ``_errors``; and
-``application/problem+json`` with ``error.data.kind``. Both carry a ``requestId``, which is how the API's own answer
-is told from one of a gateway in front of it: gateways answer HTML, and some JSON as well.
+``application/problem+json`` with ``error.data.kind``. Both have a ``requestId``, which distinguishes the API's own
+responses from those of a gateway in front of it: gateways send HTML, some also JSON.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 OUT_OF_CREDITS_KINDS = frozenset({"err_insufficent_credits", "err_insufficient_credits"})
-"""``error.data.kind`` of a 403 for want of money; the first spelling is the API's (support ticket, 2026-04)."""
+"""``error.data.kind`` of a 403 for lack of credits; the first spelling is the API's (support ticket, 2026-04)."""
 
 _UNKNOWN_OUTCOME = frozenset({408, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530})
-"""Statuses of a gateway that gave up waiting: the request behind it may still be served and billed."""
+"""Statuses from a gateway that gave up waiting for the API, which may still serve and bill the request."""
 
 _PASSING_UPSTREAM = frozenset({408, 425, 429})
-"""Refusals of the model's own service that pass; every other 4xx would be given again."""
+"""Transient 4xx statuses of the model's own service; a retry would meet any other 4xx again."""
 
 _FIELD_REFUSED = r"unknown parameter|unrecognized|not supported|unsupported|not permitted|extra_forbidden"
 _MOST_BYTES_SEARCHED = 10_000
 
 _DEEPEST = 8
-"""Levels of nested JSON that are searched for words and complaints."""
+"""Levels of nested JSON searched for messages and validation errors."""
 
 
 class ErrorBody(Struct, frozen=True):
     """
-    What an error body says.
+    The contents of an error body.
 
-    :param message: the reason in words, scrubbed; empty when there is none
+    :param message: the reason in words, scrubbed; empty if there is none
     :param kind: machine-readable reason
     :param request_id: the API's id of the HTTP call
     :param field: the first field the validator names
-    :param from_api: whether the API itself wrote the body, not a gateway
-    :param upstream_status: status of the model's own service, when the API wraps one (400 to 499)
-    :param usd: the cost it states, in USD
+    :param from_api: whether the API itself, not a gateway, wrote the body
+    :param upstream_status: status of the model's own service (400 to 499), if the API wraps one
+    :param usd: cost stated in the body, in USD
     """
 
     message: str = ""
@@ -75,9 +75,9 @@ class ErrorBody(Struct, frozen=True):
 
 def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
     """
-    Read either envelope; a body of another kind gives an :class:`ErrorBody` that is not ``from_api``.
+    Return the contents of either envelope; any other body gives an :class:`ErrorBody` that is not ``from_api``.
 
-    :param secrets: values to blank out, the API key first of all
+    :param secrets: values to blank out, above all the API key
     """
     try:
         answer = read_json(body)
@@ -117,9 +117,9 @@ def error_for(
     now: datetime | None = None,
 ) -> ImagenError:
     """
-    Make the error that fits an answer outside 2xx.
+    Return the error for a response outside 2xx.
 
-    :param now: the present time, for a ``Retry-After`` that is a date, if no ``Date`` tells it; default: the clock
+    :param now: current time, for a ``Retry-After`` date in a response without ``Date`` header; default: the clock
     """
     by_name = {name.lower(): value for name, value in headers.items()}
     said = read_error_body(body, api_key)
@@ -180,7 +180,7 @@ def error_for(
 def _server_error(
     said: ErrorBody, *, status: int, retry_after: float | None, facts: dict[str, Any]
 ) -> InvalidRequestError | ModelWithdrawnError | ServerError:
-    """Tell a failure of the API from a refusal by the model's own service, which the API hands on as a 500."""
+    """Return the error for a 5xx, which may wrap a refusal (4xx) by the model's own service."""
     reason = said.message or "no reason given"
     upstream = said.upstream_status
     if upstream is None or upstream in _PASSING_UPSTREAM:
@@ -197,12 +197,12 @@ def _server_error(
 
 def refused_switch(status: int, body: bytes, names: Iterable[str]) -> str | None:
     """
-    Return which of these request fields an answer refuses as unknown, ``None`` when that is not what it says.
+    Return which of these request fields a response refuses as unknown; ``None`` if it refuses none of them.
 
     OpenAI and the gateways in front of it refuse fields of other APIs: "Unknown parameter: 'response_format'",
     "Setting `response_format` is not supported" (openai and BerriAI/litellm issues, 2025-05 to 2026-06).
 
-    :param names: fields that were sent and can be left out
+    :param names: fields that were sent and are optional
     """
     if status not in (400, 422):
         return None
@@ -214,9 +214,9 @@ def refused_switch(status: int, body: bytes, names: Iterable[str]) -> str | None
 
 def read_retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
     """
-    Read a ``Retry-After`` header, seconds or an HTTP date, as seconds from now (never negative).
+    Return a ``Retry-After`` header, given in seconds or as an HTTP date, as seconds from now (never negative).
 
-    Anything unreadable is ``None``.
+    Malformed values give ``None``.
     """
     if value is None:
         return None
@@ -228,7 +228,7 @@ def read_retry_after(value: str | None, *, now: datetime | None = None) -> float
 
 
 def read_http_date(value: str | None) -> datetime | None:
-    """Read the date in a header; ``None`` when there is none that can be read."""
+    """Return the date in a header; ``None`` if it is missing or malformed."""
     try:
         at = parsedate_to_datetime(value or "")
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -237,12 +237,12 @@ def read_http_date(value: str | None) -> datetime | None:
 
 
 def _name(value: Any) -> str | None:
-    """Give a name or number as text; anything else is no name."""
+    """Return non-empty text, or a number as text; else ``None``."""
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "" else None
 
 
 def _words(value: Any, depth: int = 0) -> str:
-    """Flatten a message: text, a list of texts, or text that is another JSON document."""
+    """Return a message as plain text: it may be text, a list, an object, or text that is itself JSON."""
     if depth > _DEEPEST:
         return ""
     if isinstance(value, list):
@@ -261,13 +261,13 @@ def _words(value: Any, depth: int = 0) -> str:
 
 
 def _wrapped_status(words: str) -> int | None:
-    """Find the upstream status in texts such as ``400 Invalid value`` that a 500 carries (seen in support tickets)."""
+    """Return the upstream status in a message such as ``400 Invalid value`` in a 500 (seen in support tickets)."""
     found = re.match(r"\s*(?:error[: ]+)?(4[0-9]{2})\b", words, flags=re.IGNORECASE)
     return int(found.group(1)) if found else None
 
 
 def _complaints(meta: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Walk the validator's tree: branches are fields, leaves are ``_errors`` lists."""
+    """Yield field path and message from the validator's tree: branches are fields, leaves are ``_errors`` lists."""
     if not isinstance(meta, dict) or len(path) > _DEEPEST:
         return
     for name, branch in meta.items():

@@ -1,4 +1,4 @@
-"""Names of the API's fields that mean the same on many models, and numbers as tables and templates write them."""
+"""Fields with the same meaning on many models, and parsing of numbers that come from tables and templates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_DIGITS = 30
 
 
 def read_whole_number(value: Any) -> int | None:
-    """Read a whole number: ``4``, ``4.0`` or either as text; ``None`` for booleans, fractions and everything else."""
+    """Return a whole number given as ``4``, ``4.0`` or either as text; ``None`` for booleans and anything else."""
     value = plain_number(value)
     if isinstance(value, str) and (found := re.fullmatch(_INTEGER, value.strip())):
         return int(found[1])
@@ -29,7 +29,7 @@ def read_whole_number(value: Any) -> int | None:
 
 
 def plain_number(value: Any) -> Any:
-    """Turn a number of :mod:`decimal` or NumPy, as tables hold them, into one of Python's own; leave all else."""
+    """Return a :mod:`decimal` or NumPy number, as found in tables, as ``int`` or ``float``; other values unchanged."""
     if isinstance(value, (int, float)):
         return value
     if isinstance(value, Integral):

@@ -2,7 +2,7 @@
 Skip interim (1xx) responses, so that a request always gets its final response.
 
 ``http.client`` skips only ``100 Continue``. It returns any other 1xx (``102 Processing``, ``103 Early Hints``) as the
-response itself; the final response, still to come, is then read as the answer to the next request on the connection.
+response; the final response, which arrives later, is then taken for that of the next request on the connection.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SWITCHING_PROTOCOLS = 101
 
 
 class UnexpectedUpgradeError(HTTPException):
-    """The server switched to a protocol nobody asked for, so what follows cannot be read."""
+    """The server switched protocols without being asked, so what follows cannot be read."""
 
 
 class FinalResponse(HTTPResponse):
@@ -21,9 +21,9 @@ class FinalResponse(HTTPResponse):
 
     def begin(self) -> None:
         """
-        Read status line and headers, discarding those of interim responses.
+        Read the status line and headers, discarding interim responses.
 
-        :raises UnexpectedUpgradeError: for ``101 Switching Protocols``, which no request of ours allows
+        :raises UnexpectedUpgradeError: for ``101 Switching Protocols``, which our requests never ask for
         """
         super().begin()
         while 100 <= self.status < 200:

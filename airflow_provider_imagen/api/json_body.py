@@ -1,4 +1,4 @@
-"""Read JSON from outside: damaged text costs a few characters, never the image beside it. Pure."""
+"""Parse untrusted JSON leniently: damaged text must not cost the image next to it. Pure."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import re
 from typing import Any, Final
 
 REPLACED: Final = "\ufffd"
-"""Stands where a character was damaged."""
+"""Replaces damaged characters."""
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 _BAD_ESCAPE: Final = re.compile(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|)')
-_DECODER: Final = json.JSONDecoder(strict=False)  # takes raw control characters within text
+_DECODER: Final = json.JSONDecoder(strict=False)  # accepts raw control characters in strings
 
 
 def storable(text: str) -> str:
-    """Replace what no database takes by U+FFFD: null characters and halves of a character (lone surrogates)."""
+    """Return text with the characters databases reject (nulls and lone surrogates) replaced by U+FFFD."""
     return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub(REPLACED, text)
 
 
 def read_json(body: bytes) -> Any:
     """
-    Return the JSON of a body, all its text storable.
+    Return a body's JSON, with all text made :func:`storable`.
 
-    Raw control characters, bytes that are no UTF-8, unknown escapes and anything behind an object are tolerated.
+    Tolerates raw control characters, invalid UTF-8, unknown escapes, and anything after an object.
 
-    :raises ValueError: there is no whole JSON document
+    :raises ValueError: there is no complete JSON document
     """
     text = body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff \t\r\n")
     try:

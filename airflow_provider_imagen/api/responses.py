@@ -1,9 +1,9 @@
 """
-Read what the API answers to a generation: pictures, cost and ids, from every shape in use.
+Parse generation responses of every known shape into images, cost and ids. Pure.
 
-The shapes (docs, image model pages, 2025-02 to 2026-08): ``data[]``, ``images[]``, both with the same
-pictures, OpenAI's ``created`` + ``data[]``, and ``output.choices[]`` of 2024. A picture is a link, a
-``data:`` URI, or base64 text under one of four names. Pure functions on plain data.
+The shapes (docs, image model pages, 2025-02 to 2026-08): ``data[]``, ``images[]``, both with the same images, OpenAI's
+``created`` + ``data[]``, and ``output.choices[]`` from 2024. An image is a URL, a ``data:`` URI, or base64 text under
+one of four names.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _NO_CONTROLS = dict.fromkeys(range(32))
 
 class AnsweredPicture(Struct, frozen=True):
     """
-    One picture as it was answered; either ``url`` or ``data`` is set, or ``broken`` says why neither is.
+    One image in a response: ``url``, ``data``, or why there is neither (``broken`` or ``withheld``).
 
-    :param url: http(s) link to the picture
-    :param data: the picture itself, decoded from base64
-    :param prompt: the prompt as the model rewrote it, when it says so
-    :param seed: the seed the model used, when it says so
-    :param withheld: the model marks this picture as filtered (``has_nsfw_concepts``, ``content_violation``)
-    :param broken: why the picture cannot be read
+    :param url: http(s) URL of the image
+    :param data: the image itself, decoded from base64
+    :param prompt: the prompt as rewritten by the model, if stated
+    :param seed: the seed the model used, if stated
+    :param withheld: whether the model marks this image as filtered (``has_nsfw_concepts``, ``content_violation``)
+    :param broken: why the image cannot be read
     """
 
     url: str | None = None
@@ -56,17 +56,17 @@ class AnsweredPicture(Struct, frozen=True):
 
 class Generation(Struct, frozen=True):
     """
-    What one paid request brought.
+    The result of one paid request.
 
-    :param pictures: in the order answered; may be fewer than asked for, or none
-    :param usd: what was charged, in USD; ``None`` when the answer does not say
-    :param usd_source: where ``usd`` stood
+    :param pictures: images in response order; possibly fewer than requested, or none
+    :param usd: the charge in USD; ``None`` if the response does not state it
+    :param usd_source: where ``usd`` was stated
     :param inference_id: the API's id of the paid work
     :param client_request_id: the id we sent
-    :param model: the model that was asked, by the name it was asked under
-    :param answered_model: the model that answered and whose price is charged, where the answer names one: some ids
+    :param model: the model requested, as named in the request
+    :param answered_model: the model that responded and whose price is charged, if the response names one: some ids
         choose between models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
-    :param null_items: entries of the list that hold no picture, only nulls
+    :param null_items: number of list entries with nulls in place of an image
     """
 
     pictures: tuple[AnsweredPicture, ...]
@@ -80,7 +80,7 @@ class Generation(Struct, frozen=True):
 
     @property
     def urls(self) -> list[str]:
-        """Links of the pictures that have one and were not filtered."""
+        """URLs of the images that have one and were not filtered."""
         return [picture.url for picture in self.pictures if picture.url and not picture.withheld]
 
 
@@ -94,12 +94,12 @@ def read_generation(
     model: str | None = None,
 ) -> Generation:
     """
-    Read the body of a 2xx answer.
+    Return the result in a 2xx response.
 
-    :param api_key: blanked out wherever an error repeats what was answered
-    :raises LostAnswerError: the body is cut off or a gateway's page; the request may have been billed
-    :raises InvalidRequestError: the body is an error although the status says success
-    :raises UnreadableResponseError: JSON of no known form
+    :param api_key: blanked out in everything quoted from the response
+    :raises LostAnswerError: the body is truncated or a gateway's page; the request may have been billed
+    :raises InvalidRequestError: the body is an error despite the status
+    :raises UnreadableResponseError: the JSON has no known shape
     """
     by_name = {name.lower(): storable(value) for name, value in headers.items()}
     inference_id = scrub_id(by_name.get("x-inference-id"), api_key)
@@ -145,9 +145,9 @@ def read_generation(
 
 def _read_document(body: bytes) -> Any:
     """
-    Read the JSON of an answer, or at least the pictures in what is left of it.
+    Return the JSON of a response, or at least the images that can be recovered from incomplete JSON.
 
-    :raises ValueError: neither can be found
+    :raises ValueError: neither was found
     """
     with suppress(ValueError):
         return read_json(body)
@@ -166,7 +166,7 @@ def _read_document(body: bytes) -> Any:
 
 
 def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
-    """Read which model answered; the header wins over the body."""
+    """Return the model that responded, if stated; the header wins over the body."""
     meta = answer.get("meta")
     said = (headers.get("x-aimlapi-model"), meta.get("model") if isinstance(meta, dict) else None, answer.get("model"))
     name = next(filter(None, map(_text, said)), None)
@@ -174,13 +174,13 @@ def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key:
 
 
 def _count_null_items(answer: dict[str, Any]) -> int:
-    """Count the nulls in the longest list of pictures; lists side by side hold the same pictures."""
+    """Return the number of nulls in the longest image list; parallel lists hold the same images."""
     lists = [_entries(answer.get(name)) for name in _LIST_NAMES]
     return sum(_read_picture(entry, withheld=False, prompt=None, seed=None) is None for entry in max(lists, key=len))
 
 
 def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:
-    """Let an answer with an empty list of pictures pass; anything else without pictures is an error."""
+    """Raise for a response without images, unless it has an image list that is empty and reports no error."""
     if error := answer.get("error"):
         said = error if isinstance(error, dict) else {"message": error}
         reason = _text(said.get("message")) or "no reason given"
@@ -200,9 +200,9 @@ def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | No
 
 def _read_pictures(answer: dict[str, Any]) -> tuple[AnsweredPicture, ...]:
     """
-    Read the pictures of the list that gives most of them: ``data`` before ``images`` before ``output.choices``.
+    Return the images of the list with the most readable ones; on a tie, ``data``, ``images``, then ``output.choices``.
 
-    Lists side by side hold the same pictures (docs, Seedream v4 and USO pages, 2026-08), so they are not added up.
+    Parallel lists hold the same images (docs, Seedream v4 and USO pages, 2026-08), so they are not combined.
     """
     flags = answer.get("has_nsfw_concepts")
     flagged = {number for number, flag in enumerate(flags if isinstance(flags, list) else ()) if flag is True}
@@ -220,7 +220,7 @@ def _read_pictures(answer: dict[str, Any]) -> tuple[AnsweredPicture, ...]:
 
 
 def _entries(listed: Any) -> list[Any]:
-    """Give the entries of what should be a list of pictures, whatever it is."""
+    """Return the entries of an image list; a single value counts as a list of one."""
     if isinstance(listed, dict) and "choices" in listed:
         listed = listed["choices"]
     if listed is None:
@@ -229,7 +229,7 @@ def _entries(listed: Any) -> list[Any]:
 
 
 def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> AnsweredPicture | None:
-    """Read one entry of a list; ``None`` when all that could hold a picture is null, as for a picture left out."""
+    """Return the image in a list entry; ``None`` if its image fields are all empty and it is not marked as filtered."""
     if isinstance(entry, str):
         entry = {"url": entry}
     if not entry:
@@ -263,7 +263,7 @@ def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int |
 
 
 def _first_text(entry: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """Give the first text under one of these names; a link may stand one level deeper, as ``{"url": …}``."""
+    """Return the first text under one of these names; a URL may be one level deeper, as ``{"url": …}``."""
     for name in names:
         value = entry.get(name)
         if isinstance(value, dict):
@@ -285,7 +285,7 @@ def _read_link(link: str) -> tuple[str | None, str | None]:
 
 
 def _read_base64(text: str) -> tuple[bytes | None, str | None]:
-    """Decode base64 text or a ``data:`` URI; return the bytes, or why there are none."""
+    """Return the bytes of base64 text or a ``data:`` URI, or why they cannot be decoded."""
     if REPLACED in text:
         return None, "base64 with damaged characters"
     text = text.translate(_NO_CONTROLS)
@@ -296,7 +296,7 @@ def _read_base64(text: str) -> tuple[bytes | None, str | None]:
 
 
 def _text(value: Any) -> str | None:
-    """Return a text that is not empty."""
+    """Return the value if it is non-empty text, else ``None``."""
     return value if isinstance(value, str) and value else None
 
 

@@ -1,7 +1,7 @@
 """
-Decide whether a failed POST may be sent again within the task, and how long to wait before.
+Decide whether and when a failed POST is sent again within a task.
 
-Only what certainly bought nothing is sent again: no connection, or an error the API itself answered that may pass.
+Only requests that certainly cost nothing are sent again: no connection, or a transient error from the API itself.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 MAX_POSTS = 6
-"""POSTs of one request within one try of the task, all answered with "try again"."""
+"""Most POSTs of one request in one retry loop, including the first."""
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
-"""Longest wait inside a task. When the API asks for more, the try ends and the retry policy waits without a worker."""
+"""Longest wait in a task. If the API asks for more, the attempt ends and the retry policy waits without a worker."""
 
 
 def may_resend(error: BaseException) -> bool:
-    """Say whether sending the same request again is free of the risk to pay twice, and worth it."""
+    """Return whether sending the same request again may help and cannot pay twice."""
     if not isinstance(error, (ConnectionFailedError, RateLimitedError, ServerError)):
         return False
     if error.usd:
-        return False  # answered with an error, and with a cost all the same
+        return False  # an error that was charged all the same
     retry_after = getattr(error, "retry_after", None)
     return retry_after is None or retry_after <= LONGEST_WAIT_SECONDS
 
@@ -44,12 +44,13 @@ def resending(
     without: tuple[type[ImagenError], ...] = (),
 ) -> Retrying:
     """
-    Make the loop around a POST.
+    Return the retry loop around a POST.
 
-    :param wait: sleeps, and raises when the task is told to stop
-    :param on_refused: told each error that will be tried again, with the seconds until then
-    :param first_wait_seconds: wait after the first refusal that asks for none; it doubles with each further one
-    :param without: errors that the caller sees to itself; they end the loop at once
+    :param wait: sleeps for some seconds; raises if the task is cancelled
+    :param on_refused: called with each error to be retried, and the seconds until then
+    :param first_wait_seconds: backoff after the first failure, doubled after each further one; the API's own
+        ``Retry-After`` takes precedence
+    :param without: errors the caller handles itself; they end the loop at once
     """
     spread = wait_random(0, min(1.0, first_wait_seconds))
     backoff = wait_exponential(multiplier=first_wait_seconds, max=LONGEST_WAIT_SECONDS) + spread
@@ -59,7 +60,7 @@ def resending(
         asked = getattr(error, "retry_after", None)
         if asked is None:
             return float(backoff(state))
-        return float(asked) + random.uniform(0, 0.25 + asked / 10)  # noqa: S311 - spreads the workers, hides nothing
+        return float(asked) + random.uniform(0, 0.25 + asked / 10)  # noqa: S311 - jitter, not a secret
 
     def before_wait(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

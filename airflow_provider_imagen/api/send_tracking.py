@@ -1,10 +1,10 @@
 """
-Know whether a request went out, and which response is its own: connections that watch both.
+Connections that record whether a request was sent, and time out its response as a whole.
 
-What an exception of requests is called does not tell. A proxy that breaks off after it took the request ends as
-``ProxyError``, an answer with two lengths as ``InvalidHeader``, a TLS handshake that hangs as ``ReadTimeout``. So the
-connection itself keeps the record, for direct connections and for those through a proxy alike. Imports requests, so
-import this module when it is used.
+The exception types of requests do not tell whether it was sent: a proxy that disconnects after taking the request
+raises ``ProxyError``, a response with two lengths ``InvalidHeader``, a TLS handshake that hangs ``ReadTimeout``. So the
+connection itself records it, whether direct or through a proxy. Imports requests, so import this module only where it
+is used.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 class Progress(Struct):
     """
-    How far one request came.
+    How far one request got.
 
-    :param expires_after_seconds: how long after its start the request may still leave
+    :param expires_after_seconds: how long after its start the request may still be sent
     :param started_at: when it was started, in seconds since the epoch
-    :param watched: whether a connection of ours is in charge of it; without one nothing is known
-    :param sent: whether bytes of it were handed to the network
+    :param watched: whether it uses one of our connections; without one, nothing is known
+    :param sent: whether any of its bytes were handed to the network
     """
 
     expires_after_seconds: float
@@ -45,18 +45,18 @@ class Progress(Struct):
 
     def check_age(self) -> None:
         """
-        Refuse to send what should have left long ago: the machine slept, or the process was suspended.
+        Raise if the request has expired because the machine slept or the process was suspended.
 
-        By the wall clock, because a monotonic one may stop during sleep.
+        Uses the wall clock, because a monotonic clock may stop during sleep.
 
-        :raises ConnectionAbortedError: nothing was sent
+        :raises ConnectionAbortedError: it expired; nothing was sent
         """
         if not self.sent and not 0 <= time.time() - self.started_at <= self.expires_after_seconds:
             raise ConnectionAbortedError("the request was held up and has expired")
 
     @property
     def never_sent(self) -> bool:
-        """Whether it is certain that nobody can have received a byte of the request."""
+        """Whether certainly no byte of the request was received by anyone."""
         return self.watched and not self.sent
 
 
@@ -65,7 +65,7 @@ _current: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 @contextmanager
 def watching(*, expires_after_seconds: float) -> Iterator[Progress]:
-    """Watch the request that this thread sends meanwhile."""
+    """Track the request that this thread sends inside the ``with`` block."""
     progress = Progress(expires_after_seconds, time.time())
     token = _current.set(progress)
     try:
@@ -75,7 +75,7 @@ def watching(*, expires_after_seconds: float) -> Iterator[Progress]:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Read from a socket until a deadline, however often data arrives: the socket's timeout, from the last restart."""
+    """Reads a socket until a deadline, however steadily data arrives: the socket's timeout from the last restart."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw  # holds the socket open until this reader closes
@@ -98,7 +98,7 @@ class _DeadlineReader(io.RawIOBase):
         try:
             return self._sock.recv_into(buffer)
         finally:
-            self._sock.settimeout(self._timeout_seconds)  # the next request on this connection has it, too
+            self._sock.settimeout(self._timeout_seconds)  # the next request on this connection needs it, too
 
     def close(self) -> None:
         self._raw.close()
@@ -107,9 +107,9 @@ class _DeadlineReader(io.RawIOBase):
 
 class _TimedResponse(FinalResponse):
     """
-    A final response with two deadlines of one read timeout each.
+    A final response with two deadlines of one read timeout each: for its headers, and from then on for its body.
 
-    The first is for its headers, with all interim responses before them; the second, from then on, for its body.
+    The first deadline includes any interim responses.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class _TimedResponse(FinalResponse):
 
 
 class _NotesSending:
-    """Mixin for a connection of urllib3. What is said to a proxy to open a tunnel is not part of the request."""
+    """Mixin for urllib3 connections that records sending; opening a tunnel through a proxy does not count."""
 
     response_class = _TimedResponse
     sock: Any
@@ -147,10 +147,10 @@ class _NotesSending:
 
 
 class WatchedAdapter(HTTPAdapter):
-    """The transport of requests on connections that note what they send."""
+    """A requests adapter whose connections record whether they sent the request."""
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the pool for a request, whose connections are watched ones from then on."""
+        """Return the pool for a request, set to create watched connections."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         if not issubclass(pool.ConnectionCls, _NotesSending):
             pool.ConnectionCls = type("WatchedConnection", (_NotesSending, pool.ConnectionCls), {})
@@ -161,7 +161,7 @@ class WatchedAdapter(HTTPAdapter):
 
 
 class WatchedSession(Session):
-    """A session on watched connections that does not even look where a redirect leads."""
+    """A session on watched connections that ignores redirects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,5 +169,5 @@ class WatchedSession(Session):
             self.mount(scheme, WatchedAdapter())
 
     def get_redirect_target(self, resp: Response) -> str | None:  # noqa: ARG002 - the signature is requests'
-        """Say that there is none: following would carry the key elsewhere."""
+        """Return ``None``: following a redirect would send the key elsewhere."""
         return None

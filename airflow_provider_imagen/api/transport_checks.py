@@ -1,7 +1,7 @@
 """
-Check, before anything is sent, what would break or expose every request: the CA bundle, and a key in the clear.
+Check before anything is sent that the CA bundle is usable, and warn if the API key would go out unencrypted.
 
-requests looks for the bundle when it connects and does not say which setting named it.
+requests opens the bundle only when it connects, and its error does not say which setting named it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from urllib.parse import urlsplit
 log = logging.getLogger(__name__)
 
 _BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Where requests looks for a bundle when ``verify`` names none, in its order."""
+"""Where requests looks for a bundle if ``verify`` names none, in this order."""
 
 _warned_hosts: set[str] = set()
 
 
 def check_ca_bundle(verify: bool | str) -> None:
     """
-    Load the CA bundle that TLS connections are going to use.
+    Raise if the CA bundle that TLS connections will use cannot be loaded.
 
-    :param verify: path of a bundle; ``True`` for what the environment names, if anything; ``False`` for no checks
-    :raises ValueError: it is missing or holds no certificates; the message names the setting and the path
+    :param verify: path of a bundle; ``True`` for the one the environment names, if any; ``False`` for no check
+    :raises ValueError: it is missing or unreadable; the message names the setting and the path
     """
     named = {"verify": verify} if isinstance(verify, str) else {}
     if verify is True:
@@ -43,7 +43,7 @@ def check_ca_bundle(verify: bool | str) -> None:
 
 
 def warn_about_plain_http(url: str) -> None:
-    """Warn, once for each host, that the key goes unencrypted over the network."""
+    """Warn, once per host, that the key is sent unencrypted."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme != "http" or host in _warned_hosts or is_this_machine(host):
@@ -57,7 +57,7 @@ def warn_about_plain_http(url: str) -> None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host is loopback by its name alone."""
+    """Return whether a host is loopback, judging by its name or address alone."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
         return True
     try:

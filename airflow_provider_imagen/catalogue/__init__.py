@@ -1,1 +1,1 @@
-"""What each model takes and costs: arguments are checked and turned into requests here. Pure, no network."""
+"""The model catalogue: validates arguments, builds requests and prices them for each model. Pure, no network."""

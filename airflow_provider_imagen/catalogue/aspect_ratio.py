@@ -1,4 +1,4 @@
-"""Aspect ratios: what a request asks for, and the size of a model that has one exactly. Pure arithmetic."""
+"""Aspect ratios: read the one a request asks for, and find a model's size of exactly that ratio. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_LIMIT_PIXELS = (64, 4096)
 
 
 def read_ratio(text: Any) -> Fraction | None:
-    """Read ``16:9`` as width divided by height, ``None`` when it is no ratio."""
+    """Return a ratio such as ``16:9`` as width divided by height; ``None`` if the value is not a ratio."""
     match = re.fullmatch(_RATIO, text.strip()) if isinstance(text, str) else None
     if not match or not Fraction(match[1]) or not Fraction(match[2]):
         return None
@@ -31,7 +31,7 @@ def read_ratio(text: Any) -> Fraction | None:
 
 
 def asked_ratio(body: Mapping[str, Any]) -> Fraction | None:
-    """Return the width divided by the height that a request asks for, ``None`` when it leaves that to the model."""
+    """Return the width divided by height that a request asks for; ``None`` if it leaves the ratio to the model."""
     for value in (body, body.get("image_size"), body.get("size"), body.get("aspect_ratio")):
         if isinstance(value, dict):
             width, height = read_whole_number(value.get("width")), read_whole_number(value.get("height"))
@@ -44,11 +44,12 @@ def asked_ratio(body: Mapping[str, Any]) -> Fraction | None:
 
 def size_for(ratio: Fraction, schema: Mapping[str, Any]) -> Any:
     """
-    Choose the value of a size field for a ratio, ``None`` when the model has no size of exactly this ratio.
+    Return the value of a size field for exactly this ratio; ``None`` if the model has no such size.
 
-    A named size is preferred: the default one, else the largest. Then comes ``{"width": …, "height": …}`` in multiples
-    of 32 pixels (16 or 8 where the limits leave no other and the model does not mind), its area as near as the limits
-    allow to that of the model's default size, or to one megapixel where the default does not tell.
+    Prefers a named size: the default if it fits, else the largest. Otherwise returns ``{"width": …, "height": …}`` or
+    ``WIDTHxHEIGHT`` in multiples of the model's own step, else of 32 pixels (16 or 8 if the limits leave no choice).
+    Its area is as close as the limits allow to that of the model's default size, or to one megapixel if that is
+    unknown.
 
     :param schema: JSON Schema of ``image_size`` or ``size``
     """
@@ -70,7 +71,7 @@ def size_for(ratio: Fraction, schema: Mapping[str, Any]) -> Any:
 
 
 def ratio_of(name: Any) -> Fraction | None:
-    """Read the ratio of a named size (``landscape_16_9``, ``square``, ``1024x1536``); ``2K`` and ``auto`` have none."""
+    """Return the ratio of a named size such as ``landscape_16_9`` or ``1024x1536``; ``2K`` and ``auto`` have none."""
     if not isinstance(name, str):
         return None
     if match := re.fullmatch(_SIDES, name):
@@ -85,7 +86,7 @@ def ratio_of(name: Any) -> Fraction | None:
 
 
 def ratios_offered(schema: Mapping[str, Any]) -> list[str]:
-    """List the common ratios a size field has a size for, or the ratios of its named sizes where it has no others."""
+    """Return the ratios a size field supports: the common ones first, then any others among its named sizes."""
     offered = [text for text in COMMON_RATIOS if size_for(read_ratio(text) or Fraction(1), schema) is not None]
     named = [
         ratio
@@ -98,7 +99,7 @@ def ratios_offered(schema: Mapping[str, Any]) -> list[str]:
 
 
 def ratio_text(ratio: Fraction) -> str:
-    """Write a ratio as ``16:9``."""
+    """Return a ratio as text, such as ``16:9``."""
     return f"{ratio.numerator}:{ratio.denominator}"
 
 
@@ -108,7 +109,7 @@ def _rank(name: str) -> tuple[int, bool]:
 
 
 def _default_area(schema: Mapping[str, Any], choice: Mapping[str, Any]) -> int:
-    """Read the area of the default size, in pixels: ``2K`` is a square of 2048; presets are about a megapixel."""
+    """Return the area of the default size in pixels: ``2K`` is 2048 squared, presets are about a megapixel."""
     default = schema.get("default")
     if isinstance(default, str):
         match = re.fullmatch(_K_SIDE, default)
@@ -120,7 +121,7 @@ def _default_area(schema: Mapping[str, Any], choice: Mapping[str, Any]) -> int:
 def _nearest_size(
     ratio: Fraction, area: int, limits: list[tuple[Any, ...]], step: int | None
 ) -> tuple[int, int] | None:
-    """Find width and height of exactly this ratio within the limits, nearest to the area."""
+    """Return the width and height of exactly this ratio whose area is nearest, within the limits; else ``None``."""
     for multiple in (step,) if step else _STEPS_PIXELS:
         width, height = ratio.numerator * multiple, ratio.denominator * multiple
         lows = [low if low is not None else _NO_LIMIT_PIXELS[0] for low, _ in limits]

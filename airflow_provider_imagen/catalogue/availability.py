@@ -1,9 +1,9 @@
 """
-Whether models can be used today, by what the API says of them. Pure.
+Determine which models can be used today, from the API's lists. Pure.
 
-Two free answers are read together, as the API's documentation asks for (docs, model-deprecations page, 2026-08): the
-list of models says what serves, the list of deprecations explains what is missing from it. A deprecated model leaves
-the first list and still serves, so "not listed" alone means nothing.
+The API's documentation says to combine two lists, both free (docs, model-deprecations page, 2026-08): the list of
+models says what is served, the list of deprecations explains what is missing from it. A deprecated model leaves the
+first list but is still served, so "not listed" alone means nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IMAGE_TYPE = "openai/image-generations"
 """``type`` of the image models in the API's list."""
 
 NOTICE = timedelta(days=90)
-"""How long before an announced end it is worth a warning."""
+"""How long before an announced end to start warning."""
 
 ModelState = Literal["alive", "superseded", "deprecated", "withdrawn", "unknown"]
 
@@ -27,15 +27,15 @@ ModelState = Literal["alive", "superseded", "deprecated", "withdrawn", "unknown"
 @dataclass(frozen=True)
 class ModelHealth:
     """
-    What the API says of one model.
+    The availability of one model.
 
     :param model: the id asked about
-    :param state: ``alive``; ``superseded``: it works under this name and has a new one; ``deprecated``: it works until
-        a date; ``withdrawn``: requests end in 404; ``unknown``: in no list, probably a typing error
-    :param shutdown_at: ``YYYY-MM-DD``, the day it stopped or will stop, where the API names it
-    :param successor: the model that takes its place, where one is named
-    :param similar: ids that look like an unknown one
-    :param warning: what its maker announced although the API still serves it, ``None`` when nothing is near
+    :param state: ``alive``; ``superseded``: renamed, but works under this name; ``deprecated``: works until a date;
+        ``withdrawn``: retired, requests get a 404; ``unknown``: in no list, probably a typo
+    :param shutdown_at: ``YYYY-MM-DD``, the day it stopped or will stop, if the API names it
+    :param successor: its replacement, if one is named
+    :param similar: ids similar to an unknown one
+    :param warning: the end its maker announced for a model the API still lists; ``None`` if none is near
     """
 
     model: str
@@ -47,12 +47,12 @@ class ModelHealth:
 
     @property
     def is_fine(self) -> bool:
-        """Whether nothing has to be done."""
+        """Whether no action is needed."""
         return self.state in ("alive", "superseded")
 
     @property
     def sentence(self) -> str:
-        """Say it, and what to do."""
+        """The state in words, and what to do about it."""
         date = f" on {self.shutdown_at}" if self.shutdown_at else ""
         instead = f"; use {self.successor}" if self.successor else ""
         if self.state == "alive":
@@ -67,7 +67,7 @@ class ModelHealth:
         return f"not known to the API{similar}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Return the fields as plain JSON values."""
         return {
             "model": self.model,
             "state": self.state,
@@ -81,13 +81,13 @@ class ModelHealth:
 @dataclass(frozen=True)
 class LiveModel:
     """
-    What the API says of an id that the catalogue does not know.
+    What the API's lists say about an id that is not in the catalogue.
 
     :param asked: the id asked about
-    :param id: its canonical id in the API's list, ``None`` when it is not listed
-    :param known_as: the catalogue's id of the same model: sent instead, all its checks apply; ``None`` when it is new
-    :param type: the kind of endpoint that serves it, ``None`` where the list names none
-    :param health: what both of the API's lists say of it
+    :param id: its canonical id in the API's list; ``None`` if not listed
+    :param known_as: the catalogue's id of the same model, sent instead so that all checks apply; ``None`` if new
+    :param type: the kind of endpoint that serves it; ``None`` if the list names none
+    :param health: its availability by both lists
     """
 
     asked: str
@@ -98,12 +98,12 @@ class LiveModel:
 
     @property
     def can_make_images(self) -> bool:
-        """Whether a request can succeed: it is served, and not through an endpoint for something else."""
+        """Whether an image request can succeed: the model is served, and not by another kind of endpoint."""
         return self.health.state in ("alive", "superseded", "deprecated") and self.type in (None, IMAGE_TYPE)
 
     @property
     def sentence(self) -> str:
-        """What the API's list says about the model, as a sentence for logs and errors."""
+        """What the API's lists say about the model, as a sentence for logs and errors."""
         if self.known_as:
             return f"{self.asked} is {self.known_as} under another name"
         if not self.can_make_images:
@@ -114,9 +114,9 @@ class LiveModel:
 
 def ending_soon(model: str | Model, today: date) -> str | None:
     """
-    Return a warning when the maker of a model ends it within :data:`NOTICE` or has ended it, ``None`` otherwise.
+    Return a warning if the end announced by a model's maker is past or within :data:`NOTICE`, else ``None``.
 
-    The API's own lists come first where they can be asked; makers announce ends that those name late or never.
+    Complements the API's own lists, which name such ends late or never.
 
     :param model: an id, an alias or an entry of the catalogue
     """
@@ -134,9 +134,9 @@ def ending_soon(model: str | Model, today: date) -> str | None:
 
 def look_up(model_id: str, *, listed: Any, retired: Any) -> LiveModel:
     """
-    Find out what an id is that the catalogue does not know.
+    Return what the API's lists say about an id that is not in the catalogue.
 
-    :param model_id: as the author wrote it
+    :param model_id: the id as the author wrote it
     :param listed: rows of ``GET /v1/models``, of every type
     :param retired: rows of ``GET /v1/models/deprecations``
     """
@@ -156,12 +156,12 @@ def look_up(model_id: str, *, listed: Any, retired: Any) -> LiveModel:
 
 def judge_models(models: Iterable[str], *, listed: Any, retired: Any, today: date | None = None) -> list[ModelHealth]:
     """
-    Judge models by the API's two lists.
+    Return the availability of models, in the order given, by the API's two lists.
 
     :param models: ids or aliases
     :param listed: rows of ``GET /v1/models``
     :param retired: rows of ``GET /v1/models/deprecations``
-    :param today: the day for which announced ends are worth a warning; ``None`` for no such warnings
+    :param today: reference day for warnings of announced ends; ``None`` for no such warnings
     """
     alive = {name for row in listed for name in _names(row)}
     explained: dict[str, Mapping[str, Any]] = {}
@@ -186,13 +186,13 @@ def _judge(model: str, alive: set[str], explained: Mapping[str, Mapping[str, Any
         return ModelHealth(model, state, **facts)
     if name in alive:
         return ModelHealth(model, "alive", warning=ending_soon(known, today) if known and today else None)
-    if known is not None and known.status in ("deprecated", "withdrawn"):  # too old for the API's list
+    if known is not None and known.status in ("deprecated", "withdrawn"):  # retired too long ago for the API to list it
         return ModelHealth(model, "withdrawn", **facts)
     return ModelHealth(model, "unknown", similar=() if known else tuple(nearest_models(model)))
 
 
 def _names(row: Any) -> list[str]:
-    """List the id and the aliases of a row; what is no row has none."""
+    """Return the id and aliases of a row; empty if malformed."""
     if not isinstance(row, Mapping):
         return []
     aliases = row.get("aliases")

@@ -1,9 +1,8 @@
 """
-Pictures that go into a request: how they are named, and what the models take. Pure.
+Input images: how arguments refer to them, and which ones models accept. Pure.
 
-A picture is given as a link, a ``data:`` URI, a path, or the record of a picture that an earlier task stored. A stored
-one travels through planning as a :class:`PictureFile`, which says where it is and what it is; its bytes are read when
-the request is sent.
+An input image is a URL, a ``data:`` URI, a path, or the record of an image that an earlier task stored. During
+planning, a stored image is a :class:`PictureFile`; its bytes are read only when the request is sent.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from msgspec import Struct
 from airflow_provider_imagen.api.data_uris import is_data_uri
 
 INPUT_ARGUMENT: Final = "input_images"
-"""Argument that puts pictures into the chosen model's own field."""
+"""Argument whose images go into the chosen model's own field."""
 
 MAX_INPUT_BYTES: Final = 50_000_000
-"""Largest input picture: the most that any model documents (gpt-image-1 edits spec, 2026-08-21)."""
+"""Largest input image: the highest limit any model documents (gpt-image-1 edits spec, 2026-08-21)."""
 
 MAX_INLINE_BYTES: Final = 64_000_000
-"""Most bytes of stored pictures in one JSON request; a limit of ours, since each takes four times that in memory."""
+"""Most bytes of stored images in one JSON request; our own limit, because each byte takes four in memory."""
 
 MAX_MASK_BYTES: Final = 4_000_000
 """Largest mask (gpt-image-1 edits spec, 2026-08-21)."""
@@ -31,19 +30,19 @@ MAX_MASK_BYTES: Final = 4_000_000
 LinkKind = Literal["link", "data", "base64", "path"]
 
 BARE_BASE64: Final = r"[A-Za-z0-9+/_-]{16,}={0,2}"
-"""A picture as base64 alone, without the head of a data URI."""
+"""An image as bare base64, without the ``data:`` prefix."""
 
 
 class PictureFile(Struct, frozen=True):
     """
-    A stored picture that was looked at before anything is paid.
+    A stored input image, inspected before anything is paid.
 
-    As text it is its digest, so that a request is named by what the picture is and not by where it lies.
+    Its ``str`` is its digest, so that a request's fingerprint depends on the image, not on where it is stored.
 
-    :param address: what opens it again, as ``ObjectStoragePath`` takes it
+    :param address: where it is, as ``ObjectStoragePath`` takes it
     :param sha256: digest of the whole file, lower-case hexadecimal
     :param bytes: size of the file
-    :param mime_type: what its bytes say it is, for instance ``image/png``
+    :param mime_type: type by its bytes, such as ``image/png``
     :param width: pixels, as stored
     :param height: pixels, as stored
     """
@@ -61,12 +60,12 @@ class PictureFile(Struct, frozen=True):
 
 class InputLimits(Struct, frozen=True):
     """
-    What a model takes; ``None`` where its documentation states no limit.
+    A model's limits for an input image; ``None`` where none is documented.
 
-    :param mime_types: kinds of picture
-    :param max_bytes: size of the file
-    :param max_side_pixels: longer side
-    :param max_pixels: width times height
+    :param mime_types: accepted types
+    :param max_bytes: largest file
+    :param max_side_pixels: longest side
+    :param max_pixels: largest width times height
     """
 
     mime_types: tuple[str, ...] | None = None
@@ -75,7 +74,7 @@ class InputLimits(Struct, frozen=True):
     max_pixels: int | None = None
 
     def admit(self, *, mime_type: str, size: int, width: int, height: int) -> bool:
-        """Say whether a picture is within the limits as it is."""
+        """Return whether an image is within the limits without conversion; ``size`` is in bytes."""
         return (
             (self.mime_types is None or mime_type in self.mime_types)
             and size <= (self.max_bytes or size)
@@ -102,7 +101,7 @@ _BY_FIELD: Final[Mapping[tuple[str, str], InputLimits]] = {
 
 def limits_for(model_id: str, path: str, field: str) -> InputLimits:
     """
-    Give the documented limits of a picture field.
+    Return the documented limits of an image field.
 
     :param model_id: canonical id of the model
     :param path: the endpoint's path
@@ -114,10 +113,10 @@ def limits_for(model_id: str, path: str, field: str) -> InputLimits:
 
 def kind_of(text: str, *, field: str) -> LinkKind:
     """
-    Tell what a text that stands for a picture is.
+    Return how a text refers to an image.
 
-    :param field: the argument it was given in: only ``image``, the field of models that take base64 as it is, can hold
-        that; text without a dot that could be base64 is taken for it there
+    :param field: the argument it came in. Only ``image`` may hold bare base64, because some models take it as it is;
+        there, any text that could be base64 counts as that
     """
     if is_data_uri(text):
         return "data"
@@ -127,7 +126,7 @@ def kind_of(text: str, *, field: str) -> LinkKind:
 
 
 def flatten(value: Any) -> list[Any]:
-    """List the pictures that one argument names: one, a list, or the lists that mapped tasks returned."""
+    """Return the images of one argument as a flat list, from one image, a list, or lists from mapped tasks."""
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         return [part for each in value for part in flatten(each)]
     return [value]
@@ -135,9 +134,9 @@ def flatten(value: Any) -> list[Any]:
 
 def reference_in(value: Any) -> str | None:
     """
-    Read which picture is meant: a text, or what a record says of itself.
+    Return the image reference in a value, which is text or a record; ``None`` if there is none.
 
-    The stored copy of a record comes before its link, which may be dead by now. ``None`` when nothing is named.
+    A record's stored copy is preferred to its URL, which may have expired.
     """
     if isinstance(value, Mapping):
         value = value.get("path") or value.get("url")
@@ -145,7 +144,7 @@ def reference_in(value: Any) -> str | None:
 
 
 def why_no_reference(value: Any) -> str:
-    """Say what is wrong with a value that names no picture."""
+    """Return what is wrong with a value that refers to no image."""
     if isinstance(value, Mapping) and "manifest" in value:
         return (
             "an earlier task made too many pictures for XCom and handed on where its list is: "

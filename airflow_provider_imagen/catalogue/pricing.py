@@ -1,9 +1,9 @@
 """
-What a request is going to cost, before it is sent. Pure.
+Estimate the cost of a request before it is sent. Pure.
 
-Prices guard ``max_usd``, so they err upwards: where a price depends on something the request does not say, the highest
-that fits is taken; where it cannot be told (per token, per second of work), there is none. Last known prices grow with
-quality, resolution, megapixels and inputs as far as the documentation shows it; steps it does not show are estimated.
+Quotes guard ``max_usd``, so they err on the high side: if a price depends on something the request leaves open, the
+highest that fits counts; if it cannot be known (per token, per second of work), there is none. Last known prices
+depend on quality, resolution, megapixels and inputs as far as documented; undocumented steps are estimated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
 _PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
 
 _FULL_MEGAPIXEL = 1024 * 1024
-"""Pixels billed as one megapixel where fractions round up: 1024 x 1024 costs the price of one."""
+"""Pixels in one megapixel where fractions are rounded up: 1024 x 1024 is billed as exactly one."""
 
 _PRESET_PIXELS = {
     "square_hd": 1024 * 1024,
@@ -41,14 +41,14 @@ _PRESET_PIXELS = {
     "portrait_16_9": 576 * 1024,
     "landscape_16_9": 1024 * 576,
 }
-"""Areas of the named sizes, as fal.ai, who serves these models, defines them."""
+"""Areas in pixels of the named sizes, as defined by fal.ai, which serves these models."""
 
 
 class Quote(Struct, frozen=True):
     """
-    What a request is expected to cost.
+    The expected cost of a request.
 
-    :param usd: for all its pictures together, ``None`` when no price is known
+    :param usd: for all its images together; ``None`` if no price is known
     :param source: ``live`` from the API's own list, ``last known`` from the catalogue, or ``unknown``
     """
 
@@ -58,7 +58,7 @@ class Quote(Struct, frozen=True):
 
 class PriceList(Struct, frozen=True):
     """
-    Prices the API gave for its models; empty, it knows the catalogue's last known prices only.
+    Live prices from the API; models without a usable one are quoted at the catalogue's last known price.
 
     :param by_model: the ``pricing`` block of each model, by id and by alias
     """
@@ -68,9 +68,9 @@ class PriceList(Struct, frozen=True):
     @classmethod
     def from_answer(cls, models_answer: Any) -> PriceList:
         """
-        Read the answer to ``GET /v1/models?include=pricing``; what cannot be read has no price.
+        Return the prices in a response to ``GET /v1/models?include=pricing``, skipping malformed rows.
 
-        :param models_answer: the whole answer, or its list of models
+        :param models_answer: the whole response, or its list of models
         """
         rows = models_answer.get("data") if isinstance(models_answer, Mapping) else models_answer
         by_alias: dict[str, Mapping[str, Any]] = {}
@@ -85,7 +85,7 @@ class PriceList(Struct, frozen=True):
         return cls(by_alias | by_id)
 
     def quote(self, request: ImageRequest) -> Quote:
-        """Say what a request is expected to cost."""
+        """Return the expected cost of a request."""
         model_id = str(request.body.get("model"))
         model = find_model(model_id)
         names = (model_id, *((model.id, *model.aliases) if model else ()))
@@ -99,10 +99,10 @@ class PriceList(Struct, frozen=True):
 
 def last_known_price(model_id: str, body: Mapping[str, Any]) -> Decimal | None:
     """
-    Give what a request cost when the catalogue was made, in USD for all its pictures.
+    Return the cost of a request at the catalogue's prices, in USD for all its images; ``None`` if unknown.
 
     :param model_id: id or alias
-    :param body: what is sent; a picture in it that the model takes only at ``/v1/images/edits`` means that endpoint
+    :param body: the request body; an input image the model takes only at ``/v1/images/edits`` selects that endpoint
     """
     model = find_model(model_id)
     return _last_known(model_id, body, edits=model is not None and model.endpoint_for(body) is model.edits)
@@ -125,14 +125,14 @@ def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decim
 
 def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
     """
-    Price a request by a model's ``pricing`` block.
+    Return the cost of a request by a model's ``pricing`` block, in USD; ``None`` if it cannot be quoted.
 
     ``fixed`` lists ``units``, each ``{name, measure, price, per}``, which add up. ``variants`` lists rates
-    ``{when, price, unit, per}``, where ``when`` holds the values of the request's fields that a rate is for.
-    ``variable`` cannot be quoted (docs, complete-model-list page, 2026-08-19).
+    ``{when, price, unit, per}``, where ``when`` holds the field values a rate applies to. ``variable`` cannot be
+    quoted (docs, complete-model-list page, 2026-08-19).
 
-    The catalogue's own blocks say three things more, which the API does not: the unit ``started megapixel`` rounds up,
-    the measure ``input each`` counts inputs once for each output, and a rate holds ``beyond`` a number of them.
+    The catalogue's own blocks have three additions: the unit ``started megapixel`` rounds up, the measure
+    ``input each`` counts inputs once per output, and ``beyond`` is the number of units a rate leaves free.
     """
     if str(pricing.get("currency", "USD")).upper() != "USD":
         return None
@@ -141,7 +141,7 @@ def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal |
     if pricing.get("kind") == "variants":
         variants = _mappings(pricing.get("variants"))
         fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
-        groups: dict[str, list[Decimal | None]] = {}  # rates for the same values come together
+        groups: dict[str, list[Decimal | None]] = {}  # rates for the same values add up
         for variant in fitting:
             groups.setdefault(repr(variant.get("when")), []).append(_rate_price(variant, request))
         return _highest([_sum(prices) for prices in groups.values()])
@@ -149,7 +149,7 @@ def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal |
 
 
 def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | None:
-    """Price one rate: ``price`` buys ``per`` of what ``name`` (``unit`` in a variant) counts."""
+    """Return the cost by one rate: ``price`` is for ``per`` units of ``name`` (``unit`` in a variant)."""
     price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name") or rate.get("unit")
     if unit is None and isinstance(per, str):
         unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
@@ -161,7 +161,7 @@ def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | Non
 
 
 def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
-    """Count what a request buys of a unit, going out of the model or into it; ``None`` when nothing tells."""
+    """Return how many units a request is billed for, as output or input; ``None`` if unknown."""
     if measure in ("input", "input each"):
         inputs = _inputs_bought(unit, request)
         return inputs and inputs * (request.expected_images if measure == "input each" else 1)
@@ -179,7 +179,11 @@ def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | N
 
 
 def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
-    """Count what goes into a request, one at least where it cannot do without; the size behind a link is not known."""
+    """
+    Return how many units of input images a request is billed for; ``None`` if unknown.
+
+    Counts at least one image if the model needs one. The size of an image behind a URL is unknown.
+    """
     pictures = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
     if unit in _PER_PICTURE_UNITS:
         endpoint = _endpoint(request)
@@ -191,7 +195,7 @@ def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
 
 
 def _fits(when: Any, request: ImageRequest) -> bool:
-    """Return whether a variant may apply; what is left to the model, or ``auto``, may be anything."""
+    """Return whether a variant may apply; a field left to the model or set to ``auto`` matches any value."""
     endpoint = _endpoint(request)
     for name, wanted in when.items() if isinstance(when, Mapping) else ():
         default = endpoint.fields.get(name, {}).get("default") if endpoint else None
@@ -202,7 +206,7 @@ def _fits(when: Any, request: ImageRequest) -> bool:
 
 
 def _pixels(request: ImageRequest) -> int | None:
-    """Give the area of one picture, ``None`` when the request and the model's default leave it open."""
+    """Return the area of one image in pixels; ``None`` if neither the request nor the model's default sets it."""
     endpoint = _endpoint(request)
     name = endpoint.size_field if endpoint else "image_size"
     size = request.body.get(name or "", endpoint.fields[name].get("default") if endpoint and name else None)
@@ -236,7 +240,7 @@ def _endpoint(request: ImageRequest) -> Endpoint | None:
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    """Give a list of mappings; one entry that is none makes the list worthless, since its price would be missing."""
+    """Return a list of mappings, empty if any entry is not one: the price of that entry would be missing."""
     entries = value if isinstance(value, list) else []
     return entries if all(isinstance(entry, Mapping) for entry in entries) else []
 

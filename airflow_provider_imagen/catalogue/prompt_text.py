@@ -1,4 +1,4 @@
-"""Recognize text that is no prompt: values that a template turned into text, and broken characters. Pure."""
+"""Detect text that is not a prompt: values stringified by a template, and broken characters. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import Final
 
 _NOTHING: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
-"""Text that Python, JSON and pandas produce for a missing value."""
+"""How Python, JSON and pandas write a missing value."""
 
 _BRACKETS: Final = {"[": "]", "(": ")", "{": "}"}
 _OBJECT: Final = re.compile(
@@ -29,9 +29,9 @@ _ADVICE: Final = (
 
 def why_no_prompt(text: str) -> str | None:
     """
-    Say why a text is no prompt to pay for, and what to do instead; ``None`` when it is one.
+    Return why text is not a usable prompt and what to do instead; ``None`` if it is usable.
 
-    JSON objects are prompts (FLUX.2 and others take them), the text of a Python ``dict`` is not.
+    JSON objects are prompts (FLUX.2 and others take them); the repr of a Python ``dict`` is not.
     """
     stripped = text.strip()
     if stripped in _NOTHING:
@@ -42,7 +42,7 @@ def why_no_prompt(text: str) -> str | None:
 
 
 def why_broken(text: str) -> str | None:
-    """Say which character of a text no database or file takes, and where; ``None`` when all are fine."""
+    """Return which character of a text cannot be stored, and where; ``None`` if all are fine."""
     for index, character in enumerate(text):
         if "\ud800" <= character <= "\udfff":
             return (
@@ -54,7 +54,7 @@ def why_broken(text: str) -> str | None:
 
 
 def _is_rendered_collection(text: str) -> bool:
-    """Return whether a text is a list, a tuple, a set or a ``dict`` as Python writes it, or a list as JSON does."""
+    """Return whether text is the repr of a list, tuple, set or ``dict``, a JSON list, or an empty JSON object."""
     if len(text) < 2 or _BRACKETS.get(text[0]) != text[-1] or len(text) > _MAX_LITERAL_CHARACTERS:
         return False
     try:
@@ -71,7 +71,7 @@ def _is_rendered_collection(text: str) -> bool:
 
 
 def _is_representation(node: ast.expr | None) -> bool:
-    """Return whether an expression could be what ``repr`` gives of data: literals, also inside ``datetime(…)``."""
+    """Return whether an expression could be the ``repr`` of data: literals, also inside calls like ``datetime(…)``."""
     match node:
         case ast.Constant():
             return True

@@ -1,9 +1,9 @@
 """
-Build the requests for one prompt, and refuse what the chosen model would refuse or silently ignore. Pure.
+Build the requests for one prompt, and reject what the chosen model would refuse or silently ignore. Pure.
 
-The API drops fields it does not know without a word, and its models name the same idea differently. So there is one
-vocabulary here: ``num_images``, ``aspect_ratio`` and ``convert_base64_to_url`` are put into the chosen model's own
-words, every other argument must be one of its fields, and everything wrong is told at once.
+The API silently drops unknown fields, and its models name the same thing differently. So ``num_images``,
+``aspect_ratio``, ``input_images`` and ``convert_base64_to_url`` are translated into the chosen model's own fields,
+every other argument must be one of its fields, and all problems are reported at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 MAX_IMAGES_PER_PROMPT = 50
-"""Most pictures of one prompt where the model sets no limit itself: a slip of the keyboard should cost no fortune."""
+"""Most images per prompt where the model sets no limit itself, so that a typo does not cost a fortune."""
 
 GENERATIONS_PATH = "/v1/images/generations"
 
@@ -45,10 +45,10 @@ class ImageRequest(Struct, frozen=True):
     One paid POST.
 
     :param path: ``/v1/images/generations``, or ``/v1/images/edits`` for models that take uploads
-    :param body: what is sent as JSON (as form fields for edits); always has ``model``. Stored pictures stand in it as
-        :class:`~airflow_provider_imagen.catalogue.input_images.PictureFile`, whose bytes are put in when it is sent
-    :param expected_images: pictures it should return
-    :param answers_inline: whether the answer holds base64 rather than links
+    :param body: JSON fields (form fields for edits), always with ``model``. A stored image is a
+        :class:`~airflow_provider_imagen.catalogue.input_images.PictureFile`, replaced by its bytes when sent
+    :param expected_images: number of images it should return
+    :param answers_inline: whether the response contains base64 rather than URLs
     """
 
     path: str
@@ -58,35 +58,31 @@ class ImageRequest(Struct, frozen=True):
 
     @property
     def aspect_ratio(self) -> Fraction | None:
-        """Width divided by height of the pictures it asks for, ``None`` when it leaves that to the model."""
+        """Width divided by height of the requested images; ``None`` if left to the model."""
         return asked_ratio(self.body)
 
 
 def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str = "") -> tuple[ImageRequest, ...]:
     """
-    Check the arguments for one prompt and lay out its requests.
+    Return the requests for one prompt, after checking its arguments.
 
-    Arguments arrive as templates rendered them: digits count as numbers and ``true`` / ``false`` as booleans where the
-    model wants these.
+    Arguments come from rendered templates, so digits count as numbers and ``true`` / ``false`` as booleans where the
+    model expects them.
 
-    ``num_images`` goes into the model's own count field and must lie within its limits. A model without one, or whose
-    one accepts only 1, gets several requests of one picture, at most :data:`MAX_IMAGES_PER_PROMPT`; a seed is counted
-    up by one from request to request, since the same seed would buy the same picture again.
-
-    ``input_images`` goes into the model's own field for pictures, within its limits.
-
-    ``aspect_ratio`` is turned into the size of exactly that ratio for models with ``image_size`` or ``size`` instead.
-
-    Links are asked for by name, never left to the API's default, which has changed before. Base64 is asked for with
-    ``convert_base64_to_url=False`` on every model that can answer so, or with the model's own field.
-
-    A model the catalogue does not know gets its arguments as they are, apart from the count.
+    - ``num_images`` goes into the model's count field, within its limits. A model without such a field, or whose field
+      accepts only 1, gets one request per image, at most :data:`MAX_IMAGES_PER_PROMPT`; a seed is incremented from
+      request to request, because the same seed would buy the same image again.
+    - ``input_images`` goes into the model's field for input images, within its limits.
+    - ``aspect_ratio`` becomes a size of exactly that ratio on models that have ``image_size`` or ``size`` instead.
+    - URLs are requested explicitly, because the API's default has changed before. ``convert_base64_to_url=False``
+      requests base64 on every model that supports it; the model's own field works, too.
+    - The arguments of a model that is not in the catalogue are passed on almost unchecked.
 
     :param arguments: by name: ``model``, ``prompt``, ``num_images``, ``aspect_ratio``, ``convert_base64_to_url``,
         ``input_images`` and any field of the model; ``None`` leaves a field to the model
-    :param can_store: whether pictures can be stored, without which base64 would be lost
-    :param where: prefix of the names in problems, such as ``prompt[3].``
-    :raises InvalidArgumentsError: with everything that is wrong
+    :param can_store: whether images can be stored; without storage, base64 would be lost
+    :param where: prefix of the field names in problems, such as ``prompt[3].``
+    :raises InvalidArgumentsError: with every problem found
     """
     asked = {str(name): value for name, value in arguments.items() if value is not None}
     model_id = asked.pop("model", None)
@@ -138,10 +134,10 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 class _Draft:
-    """A body in the making: each step takes its arguments out of what was asked and notes what is wrong."""
+    """Request body under construction: each ``take_*`` step removes its arguments from ``asked``, adding problems."""
 
     def __init__(self, model_id: str, model: Model, endpoint: Endpoint, where: str) -> None:
-        self.model_id = model_id  # as the author wrote it, which is what is sent
+        self.model_id = model_id  # as the author wrote it, and as it is sent
         self.model = model
         self.endpoint = endpoint
         self.where = where
@@ -164,7 +160,7 @@ class _Draft:
             self._take("prompt", prompt)
 
     def take_count(self, asked: dict[str, Any]) -> tuple[int, bool]:
-        """Give how many pictures are wanted, and whether they take a request each."""
+        """Return the number of images wanted, and whether each takes its own request."""
         field, most = self.endpoint.count_field, self.endpoint.max_images
         several = field is None or most == 1
         names = [name for name in COUNT_FIELDS if name in asked and name in ("num_images", field)]
@@ -184,7 +180,7 @@ class _Draft:
         return value, several
 
     def take_ratio(self, asked: dict[str, Any]) -> None:
-        """Put ``aspect_ratio`` into the size field of a model that has no such field itself."""
+        """Translate ``aspect_ratio`` into the size field of a model without an ``aspect_ratio`` field."""
         field = self.endpoint.size_field
         if field in (None, "aspect_ratio") or "aspect_ratio" not in asked:
             return
@@ -202,7 +198,7 @@ class _Draft:
         self._complain("aspect_ratio", given, f"{allowed}{field}: {describe(schema)}")
 
     def take_inputs(self, asked: dict[str, Any]) -> None:
-        """Put ``input_images`` into the field this model has for them: the one for one picture if that is enough."""
+        """Put ``input_images`` into the first of the model's fields for them that takes that many."""
         if INPUT_ARGUMENT not in asked:
             return
         given = asked.pop(INPUT_ARGUMENT)
@@ -233,7 +229,7 @@ class _Draft:
         self._take(enough[0], pictures[0] if takes_one and len(pictures) == 1 else pictures, called=INPUT_ARGUMENT)
 
     def take_base64(self, asked: dict[str, Any], *, can_store: bool) -> bool:
-        """Choose between links and base64 in the model's own words; give whether it is base64."""
+        """Set the model's field that chooses between URLs and base64; return whether it is base64."""
         field = self.endpoint.base64_field
         ours = "convert_base64_to_url"
         named = ours if ours in asked else field
@@ -280,9 +276,9 @@ class _Draft:
 
     def _take(self, name: str, value: Any, *, called: str | None = None) -> None:
         """
-        Check a value for a field and keep it.
+        Check a field's value and add it to the body.
 
-        :param called: what the author calls the field, for problems
+        :param called: the argument's name in problems, if it differs from the field's
         """
         self._missing.discard(name)
         value, problems = check_field(self.model_id, self.endpoint.path, name, value, where=self.where)
@@ -304,7 +300,7 @@ def _switch(field: str, *, links: bool) -> Any:
 
 
 def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
-    """Say that a field does not exist, and which one was probably meant."""
+    """Return a message that the model has no such field, and which one was probably meant."""
     text = f"`{name}` is not a field of {model_id}, which would ignore it"
     fields = endpoint.fields
     groups = (
@@ -317,7 +313,7 @@ def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
         if name in names and own:
             values = f" ({describe(fields[own])})" if own in fields else ""
             return f"{text}; its {label} field is `{own}`{values}"
-    from difflib import get_close_matches  # only needed to say what is wrong
+    from difflib import get_close_matches  # imported here because only this error needs it
 
     near = get_close_matches(name, fields, n=3, cutoff=0.6)
     if near:
@@ -326,13 +322,13 @@ def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
 
 
 def _broken_rules(draft: _Draft) -> Iterator[Problem]:
-    """Check what a schema of single fields cannot say; each rule applies to the models that have its fields."""
+    """Yield violations of cross-field rules, which schemas of single fields cannot express."""
     body, fields, where = draft.body, draft.endpoint.fields, draft.where
 
     def value_of(name: str) -> Any:
         return body.get(name, fields.get(name, {}).get("default"))
 
-    # Google refuses it (GoogleCloudPlatform/generative-ai pull request 780); the same models stand behind this API.
+    # Google refuses it (GoogleCloudPlatform/generative-ai pull request 780), and this API serves the same models.
     if "seed" in body and body.get("add_watermark") is True:
         yield Problem(
             f"{where}seed", show(body["seed"]), "not together with add_watermark=True, which the service refuses"
@@ -345,13 +341,13 @@ def _broken_rules(draft: _Draft) -> Iterator[Problem]:
         yield Problem(f"{where}alpha_url", None, f"is needed with alpha_mode={body['alpha_mode']}")
     if "reference_image_url" in fields and not {"prompt", "reference_image_url"} & body.keys():
         yield Problem(f"{where}prompt", None, "a prompt or a reference_image_url is needed")
-    # docs, uni-1 page: image_edit changes a source picture
+    # docs, uni-1 page: image_edit changes a source image
     if body.get("type") == "image_edit" and "image_url" in fields and not {"image_url", "image_urls"} & body.keys():
         yield Problem(f"{where}image_url", None, "is needed with type=image_edit")
 
 
 def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
-    """Check stored pictures as far as their facts tell; what can be made to fit is made so when it is sent."""
+    """Yield problems with stored input images that cannot be fixed by conversion when they are sent."""
     files = {
         name: [part for part in flatten(value) if isinstance(part, PictureFile)] for name, value in draft.body.items()
     }
@@ -376,7 +372,11 @@ def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
 
 
 def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, where: str) -> tuple[ImageRequest, ...]:
-    """Pass the arguments on; only the count is read, because it says how many pictures to expect."""
+    """
+    Return the request for a model that is not in the catalogue, with its arguments as given.
+
+    Checks only what holds for every model: the prompt, the count, base64 without storage, and values JSON cannot hold.
+    """
     problems: list[Problem] = []
     prompt = asked.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
@@ -410,7 +410,7 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
 
 
 def _stand_in(value: Any) -> str:
-    """Let a stored picture pass as JSON, which it will be when it is sent."""
+    """Return a stand-in for a stored image in the JSON check; it becomes JSON when it is sent."""
     if isinstance(value, PictureFile):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")

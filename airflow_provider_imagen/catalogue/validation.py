@@ -1,10 +1,9 @@
 """
-Check one value against the JSON Schema of its field, and say what is wrong in words.
+Validate a value against the JSON Schema of its field, and describe problems in words.
 
-Values that went through a template arrive as text, so ``"4"`` is taken for a number and ``"true"`` for a boolean where
-the field wants one. Tables turn whole numbers into floats once a row has none, so ``4.0``, and the text ``"4.0"`` a
-template makes of it, is the whole number 4. jsonschema does the checking; it is imported, and a checker compiled, when
-a field is first used.
+Templates render values as text, so ``"4"`` counts as a number and ``"true"`` as a boolean where the field expects one.
+Table columns with missing values turn whole numbers into floats, so ``4.0`` and its rendered text ``"4.0"`` count as
+the whole number 4. jsonschema is imported, and a validator built, when a field is first used.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ _PROBLEMS_SHOWN = 10
 
 def check_field(model_id: str, path: str, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
     """
-    Check a value for a field of a known model.
+    Validate a value for a field of a model in the catalogue.
 
     :param model_id: id or alias in the catalogue
     :param path: the endpoint's path
     :param name: a field of that endpoint
-    :param where: prefix of the names in problems
-    :return: the value as it is sent, and what is wrong with it
+    :param where: prefix of the field names in problems
+    :return: the value as it is sent, and its problems
     """
     checker, schema = _checker(model_id, path, name)
     value = coerce(schema, value)
@@ -55,7 +54,7 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
     try:
         for error in islice(checker.iter_errors(value), _PROBLEMS_SHOWN):
             problems += [problem for problem in _problems(error, where + name) if problem not in problems]
-    except (RecursionError, ValueError):  # jsonschema writes the value into its message; some are too big for that
+    except (RecursionError, ValueError):  # jsonschema's message includes the value, which may be too large to format
         problems = [problem_with(where + name, value, describe(schema))]
     if not problems:
         if _holds_links(name, schema):
@@ -69,7 +68,7 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
 
 
 def coerce(schema: Mapping[str, Any], value: Any) -> Any:
-    """Turn what templates and tables made of a value into the number or boolean the schema wants; leave all else."""
+    """Return values mangled by templates or tables as the numbers or booleans the schema wants; others unchanged."""
     wanted = schema.get("type")
     value = plain_number(value)
     if isinstance(value, str):
@@ -87,7 +86,7 @@ def coerce(schema: Mapping[str, Any], value: Any) -> Any:
 
 
 def describe(schema: Mapping[str, Any]) -> str:
-    """Say in a few words what a schema allows: ``a whole number from 1 to 4``."""
+    """Return a short description of what a schema allows, such as ``a whole number from 1 to 4``."""
     if "anyOf" in schema:
         return " or ".join(describe(choice) for choice in schema["anyOf"])
     kind = schema.get("type")
@@ -116,12 +115,12 @@ def describe(schema: Mapping[str, Any]) -> str:
 
 
 def problem_with(field: str, value: Any, allowed: str) -> Problem:
-    """Make a problem that says what is allowed and shows the value: shortened, and without the query of a link."""
+    """Return a problem that says what is allowed and shows the value as :func:`show` does."""
     return Problem(field, show(value), f"{allowed} is allowed")
 
 
 def show(value: Any, depth: int = 3) -> Any:
-    """Shorten a value for a message; links lose their login and their query, which may be a signature."""
+    """Return a value shortened for a message; URLs lose their login and their query, which may be a signature."""
     if isinstance(value, str):
         text = re.sub(_QUERY, r"\1?…", re.sub(_LOGIN, "://…@", value[: 4 * _SHOWN_CHARACTERS]))
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
@@ -159,7 +158,7 @@ def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[st
 
 
 def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse unknown keys, which the API would ignore, and fractions of a pixel; a file is given as text."""
+    """Return the schema made stricter: no unknown keys, which the API would ignore, no partial sizes, files as text."""
     strict: dict[str, Any] = dict(schema)
     if strict.get("type") == "file":
         strict |= {"type": "string", "format": "uri"}
@@ -171,7 +170,7 @@ def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
         parts = {name: _make_strict(part) for name, part in strict["properties"].items()}
         if {"width", "height"} == parts.keys():
             parts = {side: {"minimum": 1, **parts[side], "type": "integer"} for side in ("width", "height")}
-            strict["required"] = list(parts)  # half a size leaves the other half to chance
+            strict["required"] = list(parts)  # one side alone would leave the other to chance
         strict |= {"properties": parts, "additionalProperties": False}
     return strict
 
@@ -185,7 +184,7 @@ def _read_text(wanted: str, text: str) -> Any:
 
 
 def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
-    """Translate one finding; of several ways to give a value, the one that was meant is explained."""
+    """Yield the problems of one validation error; of an ``anyOf``, those of the branch that was meant."""
     field = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     value: Any = error.instance
     schema: Any = error.schema
@@ -209,7 +208,7 @@ def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
 
 
 def _branch_meant(error: ValidationError) -> list[ValidationError]:
-    """Give the findings of the branch whose type the value has, if one has it."""
+    """Return the errors of the one ``anyOf`` branch whose type matches the value; empty if it is not exactly one."""
     branches: dict[Any, list[ValidationError]] = {}
     for part in error.context or ():
         branches.setdefault(part.relative_schema_path[0], []).append(part)
@@ -228,7 +227,7 @@ def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
 
 
 def _check_links(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
-    """Check links and ``data:`` URIs; return them as they are sent, ``data:`` URIs in their plainest form."""
+    """Return URLs and ``data:`` URIs as they are sent, the latter in their simplest form, and their problems."""
     if isinstance(value, list):
         checked = [_check_links(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
         return [part for part, _ in checked], [problem for _, problems in checked for problem in problems]
@@ -260,7 +259,7 @@ def _check_sides(name: str, value: str, schema: Mapping[str, Any]) -> list[Probl
 
 
 def _is_finite(value: Any) -> bool:
-    """Tell whether JSON can hold every number in a value that its schema has accepted."""
+    """Return whether every number in a schema-checked value is finite, as JSON requires."""
     if isinstance(value, float):
         return math.isfinite(value)
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -1,1 +1,1 @@
-"""The unpaid, untrusted wire: images from any host, without the API key, with limits, verified."""
+"""Image downloads from untrusted hosts: no API key, SSRF checks, and limits on size, time and redirects."""

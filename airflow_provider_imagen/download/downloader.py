@@ -1,11 +1,11 @@
 """
-Fetch pictures from the links the API gives, without the API key and as guarded as a browser.
+Download images from the URLs the API returns, without the API key.
 
-A link comes from outside, so it may lead anywhere: every hop is checked, the connection goes to the very address that
-was checked, and size, time and redirects have limits. What was paid for should still arrive: failures that pass are
-tried again here, apart from generation, and a cut-off body goes on where it stopped.
+URLs are untrusted: every hop is checked, the connection goes to the address that was checked, and size, time and
+redirects are limited. Transient failures are retried here, independently of generation, and a truncated body is
+resumed, because the image is already paid for.
 
-Imports requests, so import this module when it is used.
+Imports requests, so import this module only where it is used.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
 
 MAX_RETRY_AFTER_SECONDS = 30.0
-"""Longest wait a server's ``Retry-After`` can ask for between two attempts of one fetch."""
+"""Longest wait honoured from a server's ``Retry-After`` between two attempts of one fetch."""
 
 _CHUNK_BYTES = 256 * 1024
 _POOLED_HOSTS = 32
-_POOLED_CONNECTIONS_PER_HOST = 64  # as many as threads that may fetch at once
+_POOLED_CONNECTIONS_PER_HOST = 64  # as many as there can be threads fetching at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({401, 403, 404, 410})
 _PASSING = frozenset({408, 425, 429})  # and every 5xx
 _HEADERS = {
     "User-Agent": f"airflow-provider-imagen/{__version__}",
-    "Accept": "image/*, */*;q=0.5",  # the second part for servers that store pictures under a vague type
+    "Accept": "image/*, */*;q=0.5",  # */* for servers that store images under a generic type
     "Accept-Encoding": "identity",
 }
 _COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
 _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_START = b"\x1f\x8b\x08"
-_MAX_GZIP_MEMBERS = 16  # one behind the other
-_MAX_PACKINGS = 4  # one inside the other
+_MAX_GZIP_MEMBERS = 16  # concatenated
+_MAX_PACKINGS = 4  # nested
 _CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"
 
 
 class Download(Struct, frozen=True):
     """
-    What a link gave.
+    A downloaded body.
 
-    :param data: the body, not empty; not yet known to be a whole picture
-    :param content_type: media type the server states, lower case without parameters; it can disagree with ``data``
-    :param final_host: host that gave the body, after redirects
+    :param data: the body, not empty; not yet verified to be a complete image
+    :param content_type: media type stated by the server, lower case without parameters; may disagree with ``data``
+    :param final_host: host that served the body, after redirects
     """
 
     data: bytes
@@ -85,17 +85,17 @@ class Download(Struct, frozen=True):
         return f"Download({len(self.data)} bytes, {self.content_type!r}, {self.final_host!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Leave the data out of tracebacks that show variables, too."""
+        """Return the fields without the data, for tracebacks that show variables."""
         return [("content_type", self.content_type), ("final_host", self.final_host)]
 
 
 class _Failed(Struct, frozen=True):
     """
-    One attempt that brought no picture.
+    A failed attempt.
 
-    :param what: what happened, as the end of the sentence "could not fetch the picture from host: …"
-    :param again: whether another attempt may end better
-    :param retry_after: seconds the server asks to wait before it
+    :param what: what happened, worded to follow "Could not fetch the picture from <host>:"
+    :param again: whether to retry
+    :param retry_after: seconds the server asks to wait before a retry
     """
 
     what: str
@@ -112,11 +112,11 @@ class _Failed(Struct, frozen=True):
 
 class _Partial(Struct, frozen=True):
     """
-    The beginning of a body that was cut off, and what proves that a continuation belongs to it.
+    The beginning of a truncated body, and what is needed to resume it.
 
-    :param url: link that gave it, after redirects
-    :param validator: its strong ``ETag``, or its ``Last-Modified``
-    :param total_bytes: size of the whole body, ``None`` when the server did not say
+    :param url: URL that served it, after redirects
+    :param validator: its strong ``ETag`` or its ``Last-Modified``, to verify that the rest belongs to the same body
+    :param total_bytes: size of the whole body, ``None`` if the server did not state it
     """
 
     url: str
@@ -127,7 +127,7 @@ class _Partial(Struct, frozen=True):
 
 
 class _Fetch(Struct):
-    """One fetch under way: its limits, and what an earlier attempt left to continue."""
+    """State of one fetch: its limits, and the truncated body a previous attempt left to resume."""
 
     limits: FetchLimits
     partial: _Partial | None = None
@@ -139,31 +139,29 @@ class _Fetch(Struct):
 
 class Downloader:
     """
-    Fetch pictures from links, without the API key, as guarded as a browser.
+    Download images with SSRF protection and limits, without the API key.
 
-    Sends no credentials, no cookies and no referrer, follows few redirects, and checks every hop. A name is resolved
-    once, all its addresses must be public (or private where ``allow_private_hosts`` says so, but never link-local or
-    those of a metadata service), and the connection is made to one of those addresses, so a name that changes its
-    address meanwhile gains nothing.
+    Sends no credentials, cookies or referrer, limits redirects and checks every hop. Each host name is resolved once.
+    All its addresses must be public (or private where ``allow_private_hosts`` allows it, but never link-local or those
+    of a metadata service), and the connection goes to one of them, which defeats DNS rebinding.
 
     Proxies and CA bundles come from the environment as requests reads them (``HTTPS_PROXY``, ``NO_PROXY``,
-    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **Behind a proxy the proxy resolves names**: then literal
-    addresses are checked, and names as this machine resolves them, as far as it can; what the proxy makes of a name
-    is up to the proxy.
+    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **A proxy resolves names itself**: then only IP literals, and
+    names as far as this machine can resolve them, are checked, and the proxy may resolve a name differently.
 
-    Safe to use from many threads at once; each fetch stays in the thread that calls it.
+    Thread-safe; each fetch runs in the calling thread.
 
     :param allow_private_hosts: hosts (:func:`~airflow_provider_imagen.download.ip_addresses.parse_host`) that may have
-        private or loopback addresses, and may be redirected to from ``https`` by ``http``; ``True`` for all
-    :param verify: check TLS certificates; a path names a CA bundle
-    :param connect_timeout_seconds: longest wait for one connection, not counting the name's resolution
-    :param read_timeout_seconds: longest silence of a server
-    :param total_timeout_seconds: longest time of one :meth:`fetch`, with all its attempts and waits
-    :param max_bytes: largest body, also after it was decompressed
-    :param max_redirects: hops after the first link
-    :param attempts: tries in all, at least 1
+        private or loopback addresses and may be reached by a redirect from ``https`` to ``http``; ``True`` for all
+    :param verify: whether to check TLS certificates, or the path of a CA bundle
+    :param connect_timeout_seconds: longest wait for one connection, not counting name resolution
+    :param read_timeout_seconds: longest time without data from a server
+    :param total_timeout_seconds: longest time for one :meth:`fetch`, including all attempts and waits
+    :param max_bytes: largest body, before and after decompression
+    :param max_redirects: most redirects followed
+    :param attempts: most attempts in all, at least 1
     :param sleep: waits between attempts, in seconds; pass one that wakes up when the task is killed
-    :param should_stop: asked about once a second, between chunks and before each attempt; true ends the fetch
+    :param should_stop: called about once a second, between chunks and before each attempt; true ends the fetch
     :param clock: monotonic seconds
     """
 
@@ -194,7 +192,7 @@ class Downloader:
         self._sleep = sleep
         self._should_stop = should_stop
         self._clock = clock
-        self._environment = requests.Session()  # never sends: it only knows what requests reads from the environment
+        self._environment = requests.Session()  # never sends; only reads settings from the environment
         self._adapter = GuardedAdapter(_POOLED_HOSTS, _POOLED_CONNECTIONS_PER_HOST)
 
     def __enter__(self) -> Downloader:
@@ -206,18 +204,18 @@ class Downloader:
         self.close()
 
     def close(self) -> None:
-        """Close the connections that are kept open between fetches."""
+        """Close the connections kept alive between fetches."""
         self._adapter.close()
 
     def fetch(self, url: str) -> Download:
         """
-        Fetch what one link leads to.
+        Return the body behind a URL, retrying transient failures.
 
-        :param url: an ``http`` or ``https`` link; ``data:`` URIs are for the caller to decode
-        :raises UnsafeAddressError: it leads into a private network, or to where no picture is fetched from
-        :raises LinkExpiredError: the host says it is gone or no longer open
-        :raises BadImageError: the body is empty, too large, or a document
-        :raises DownloadError: it could not be fetched, also after trying again; or the task is ending
+        :param url: an ``http`` or ``https`` URL; the caller decodes ``data:`` URIs
+        :raises UnsafeAddressError: the URL or a redirect leads into a private network, or cannot be used safely
+        :raises LinkExpiredError: the host says that the URL is gone or no longer accessible
+        :raises BadImageError: the body is empty, too large, broken, or an HTML or JSON document
+        :raises DownloadError: every attempt failed, or the task is ending
         """
         limits = FetchLimits(
             allow_private_hosts=self._allow_private_hosts,
@@ -250,7 +248,7 @@ class Downloader:
         return outcome
 
     def _attempt(self, url: str, fetch: _Fetch) -> Download | _Failed:
-        """Follow the link once, hop by hop."""
+        """Make one attempt, following redirects hop by hop."""
         secure = False
         for _ in range(self._max_redirects + 1):
             request = _prepare(url)
@@ -295,11 +293,11 @@ class Downloader:
                 verify=cast("bool | str", settings["verify"]),
                 proxies=settings["proxies"],
             )
-        except (OSError, HTTPError, ValueError) as error:  # those of requests are OSErrors
+        except (OSError, HTTPError, ValueError) as error:  # errors of requests are OSErrors
             return _transport_failure(error, host)
 
     def _receive(self, response: Response, fetch: _Fetch) -> Download | _Failed:
-        """Judge an answer that is no redirect, and read its body."""
+        """Classify the status of a response that is not a redirect, and read its body."""
         status, host = response.status_code, fetch.host
         if status in _GONE:
             what = f"it answers {status}: the link is dead{_expiry_remark(str(response.url))}"
@@ -320,7 +318,7 @@ class Downloader:
         return body if isinstance(body, _Failed) else self._judge(body, response, host)
 
     def _read(self, response: Response, begun: _Partial | None, fetch: _Fetch) -> bytes | _Failed:
-        """Read the body up to the cap; when it is cut off, keep what a later attempt can continue."""
+        """Return the body if it is within the size limit; keep a truncated one for the next attempt to resume."""
         host = fetch.host
         chunks = list(begun.chunks) if begun else []
         size = begun.size_bytes if begun else 0
@@ -337,7 +335,7 @@ class Downloader:
                 size += len(data)
                 if size > self._max_bytes:
                     return too_large
-                if size != total:  # a whole body is kept, also when the task is ending
+                if size != total:  # keep a complete body even if the task is ending
                     fetch.limits.check()
         except (OSError, HTTPError) as error:
             cut = _transport_failure(error, host)
@@ -351,7 +349,7 @@ class Downloader:
         return cut
 
     def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
-        """Undo unrequested compression, and refuse what cannot be a picture."""
+        """Undo unrequested compression, and reject a body that cannot be an image."""
         codings = _content_codings(response)
         for _ in range(_MAX_PACKINGS):
             packing = _packing_of(body, codings)
@@ -373,20 +371,20 @@ class Downloader:
 
 
 def _failure(state: RetryCallState) -> _Failed:
-    return cast("_Failed", state.outcome.result() if state.outcome else None)  # nothing else is tried again
+    return cast("_Failed", state.outcome.result() if state.outcome else None)  # only failures are retried
 
 
 _backoff = wait_exponential(multiplier=0.5, max=10.0) + wait_random(0.0, 1.0)
 
 
 def _wait_seconds(state: RetryCallState) -> float:
-    """Back off exponentially, but not less than the server asks for, within reason."""
+    """Return the exponential backoff, or the server's ``Retry-After`` if longer, up to a limit."""
     asked = min(_failure(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
     return max(asked, _backoff(state))
 
 
 def _prepare(url: str) -> PreparedRequest | _Failed:
-    """Make the request of one hop, and refuse links that no picture is fetched from."""
+    """Return the request for one hop, or a failure if the URL is not one to fetch."""
     scheme = url.lstrip().partition(":")[0].lower()
     if scheme == "data":
         return _Failed("a data: URI is no link", None)
@@ -395,8 +393,8 @@ def _prepare(url: str) -> PreparedRequest | _Failed:
     try:
         request = requests.Request("GET", url, headers=_HEADERS).prepare()
         parts = urlsplit(str(request.url))
-        _ = parts.port  # a number that is none shows only here
-    except ValueError:  # those of requests for broken links are, too
+        _ = parts.port  # raises ValueError for an invalid port
+    except ValueError:  # requests' errors for malformed URLs are ValueErrors, too
         return _Failed("the link cannot be read", None, kind=UnsafeAddressError)
     if "@" in parts.netloc:
         return _Failed("the link holds a user name", parts.hostname, kind=UnsafeAddressError)
@@ -404,7 +402,7 @@ def _prepare(url: str) -> PreparedRequest | _Failed:
 
 
 def _follow(url: str, location: str) -> str:
-    """Find where a redirect leads; an empty link when it cannot be read."""
+    """Return the URL a redirect leads to, empty if ``Location`` is malformed."""
     try:
         return urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
     except ValueError:
@@ -412,7 +410,7 @@ def _follow(url: str, location: str) -> str:
 
 
 def _transport_failure(error: Exception, host: str) -> _Failed:
-    """Say what went wrong on the way, without the text of the error: it holds the link."""
+    """Classify a transport error, leaving out its text, which contains the URL."""
     chain: list[BaseException] = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
@@ -453,13 +451,13 @@ def _stated_bytes(response: Response) -> int | None:
 
 
 def _content_codings(response: Response) -> set[str]:
-    """Return the compressions a host names; anything else in ``Content-Encoding`` does not change the bytes."""
+    """Return the compressions named in ``Content-Encoding``; other values there do not change the bytes."""
     stated = response.headers.get("Content-Encoding", "").lower().split(",")
     return {part.strip() for part in stated} & _COMPRESSIONS
 
 
 def _validator(response: Response) -> str | None:
-    """Find what ``If-Range`` may rest on: a strong ``ETag``, or a date that is strong (RFC 9110, 8.8 and 13.1.5)."""
+    """Return a validator for ``If-Range``: a strong ``ETag`` or a strong date (RFC 9110, 8.8 and 13.1.5)."""
     if _content_codings(response):
         return None
     etag = response.headers.get("ETag")
@@ -475,7 +473,7 @@ def _validator(response: Response) -> str | None:
 
 
 def _continues(response: Response, begun: _Partial) -> bool:
-    """Whether a partial answer goes on exactly where ``begun`` ends, up to the end of the same body."""
+    """Return whether a partial response starts where ``begun`` ends and completes the same body."""
     match = re.fullmatch(_CONTENT_RANGE, response.headers.get("Content-Range", "").strip())
     if match is None or str(response.url) != begun.url:
         return False
@@ -492,11 +490,11 @@ def _continues(response: Response, begun: _Partial) -> bool:
 
 def _packing_of(body: bytes, codings: set[str]) -> int | None:
     """
-    Return how a body may be compressed, as zlib's ``wbits``; ``None`` when it is not.
+    Return how a body may be compressed, as zlib's ``wbits``; ``None`` if it is not.
 
-    The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload carried. No picture starts
-    like gzip, so gzip is recognized even when it is not named. zlib's shorter header counts only where a compression
-    is named. Raw "deflate", which some servers send, is recognized by decompressing cleanly.
+    The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload had. No image starts like
+    gzip, so gzip is recognized even if no header names it. zlib's shorter header counts only if a compression is
+    named. Raw "deflate", which some servers send, is recognized by decompressing without an error.
     """
     if body.startswith(_GZIP_START):
         return _GZIP
@@ -507,7 +505,7 @@ def _packing_of(body: bytes, codings: set[str]) -> int | None:
 
 
 def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
-    """Decompress to at most one byte over the limit; ``None`` when the data is broken."""
+    """Return the decompressed body, cut at one byte over the limit; ``None`` if the data is broken."""
     unpacked = b""
     for _ in range(_MAX_GZIP_MEMBERS):
         unpacker = zlib.decompressobj(packing)
@@ -526,7 +524,7 @@ def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
 
 
 def _document_kind(body: bytes, stated_type: str | None) -> str | None:
-    """Name the document a host gave in place of a picture; a picture under a wrong type shows by its bytes."""
+    """Return the kind of document sent instead of an image, else ``None``; the bytes can overrule the stated type."""
     head = body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"

@@ -1,8 +1,8 @@
 """
-Judge addresses without opening them: who may be reached there, and when a signed link runs out.
+Classify IP addresses and hosts as public or private, and read when a signed URL expires.
 
-Pure functions of the standard library only. The rules name what may be reached rather than trust the
-:mod:`ipaddress` properties, whose answers for special ranges differ between patch releases of Python.
+Pure, standard library only. The ranges are listed here because the :mod:`ipaddress` properties classify special ranges
+differently between patch releases of Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# IANA IPv4 Special-Purpose Address Registry, plus multicast and the reserved top.
+# IANA IPv4 Special-Purpose Address Registry, plus multicast and the reserved block at the top.
 _CLOSED_IPV4 = tuple(
     IPv4Network(network)
     for network in (
@@ -24,7 +24,7 @@ _CLOSED_IPV4 = tuple(
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # carrier-grade NAT; also Alibaba's metadata service
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # Azure's host agent: a public number, answered only from inside
+        "168.63.129.16/32",  # Azure's host agent: a public address, reachable only from inside
         "169.254.0.0/16",  # link-local; the metadata service of most clouds
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments; also Oracle's metadata service
@@ -38,23 +38,23 @@ _CLOSED_IPV4 = tuple(
         "240.0.0.0/4",  # reserved, broadcast
     )
 )
-# Only this block is handed out as global unicast; everything outside it (loopback, unique local, link-local,
-# multicast, IPv4-compatible, local NAT64 …) is closed without being listed.
+# The only block allocated as global unicast; everything outside it (loopback, unique local, link-local, multicast,
+# IPv4-compatible, local NAT64 …) is closed without being listed.
 _OPEN_IPV6 = IPv6Network("2000::/3")
 _CLOSED_IPV6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # protocol assignments, Teredo among them
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4: an IPv4 address in disguise
+        "2002::/16",  # 6to4: embeds an IPv4 address
         "3fff::/20",  # documentation
     )
 )
-_NAT64 = IPv6Network("64:ff9b::/96")  # what networks without IPv4 make of a public IPv4 address
+_NAT64 = IPv6Network("64:ff9b::/96")  # how IPv6-only networks represent a public IPv4 address
 _ISATAP = (0x00005EFE, 0x02005EFE)  # bits 64–95 of an address that tunnels to the IPv4 address in its last 32
 
-# What people number their own networks with. Everything else that is not public (link-local, multicast, reserved …) is
-# never connected to.
+# Ranges used for people's own networks. Anything else that is not public (link-local, multicast, reserved …) is never
+# connected to.
 _PRIVATE = tuple(
     ip_network(network)
     for network in (
@@ -63,7 +63,7 @@ _PRIVATE = tuple(
         "127.0.0.0/8",
         "172.16.0.0/12",
         "192.168.0.0/16",
-        "198.18.0.0/15",  # benchmarks; also what some VPN clients make of public names
+        "198.18.0.0/15",  # benchmarks; some VPN clients map public names to it
         "::1/128",
         "fc00::/7",  # unique local
     )
@@ -83,20 +83,20 @@ _LINK_LOCAL_IPV4 = IPv4Network("169.254.0.0/16")
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 HostAndPort = tuple[str, int | None]
-"""A host in the spelling of :func:`canonical_host`, and a port or ``None`` for all."""
+"""A host as :func:`canonical_host` spells it, and a port, or ``None`` for every port."""
 
 _SIGNERS = ("x-amz", "x-tos", "x-goog", "x-oss")
 
 
 def is_public_address(address: str) -> bool:
     """
-    Whether an IP address is one anybody on the internet could be sent to.
+    Return whether an IP address is reachable on the public internet.
 
-    Closed are private, loopback, link-local, carrier-grade NAT, multicast, documentation, reserved and unspecified
-    addresses, the clouds' metadata services, and every IPv6 form that hides such an IPv4 address.
+    Not public are private, loopback, link-local, carrier-grade NAT, multicast, documentation, reserved and unspecified
+    addresses, cloud metadata services, and every IPv6 form that embeds such an IPv4 address.
 
     :param address: an IPv4 or IPv6 address as text, with or without a scope (``fe80::1%eth0``)
-    :raises ValueError: when it is no IP address
+    :raises ValueError: not an IP address
     """
     ip = ip_address(address)
     if isinstance(ip, IPv4Address):
@@ -115,10 +115,10 @@ def is_public_address(address: str) -> bool:
 
 def is_private_address(address: str) -> bool:
     """
-    Return whether an IP address belongs to somebody's own network, so that it is for its owner to allow.
+    Return whether an IP address belongs to a private network, which the user may allow.
 
     Link-local addresses, metadata services and IPv6 forms that tunnel to a private IPv4 address are neither public nor
-    private: nobody can allow them.
+    private: they cannot be allowed.
 
     :param address: as for :func:`is_public_address`
     """
@@ -143,11 +143,11 @@ def _last_32_bits(ip: IPv6Address) -> IPv4Address:
 
 def literal_address(host: str) -> str | None:
     """
-    Read a host that is an IP address, also in the old spellings a resolver accepts, else ``None``.
+    Return the IP address if a host is one, also in the legacy spellings that resolvers accept, else ``None``.
 
-    ``2130706433``, ``0x7f.1`` and ``127.1`` all mean 127.0.0.1 to the C library, so a check of names must know them.
+    ``2130706433``, ``0x7f.1`` and ``127.1`` all mean 127.0.0.1 to the C library.
 
-    :param host: host part of a link, IPv6 with or without brackets
+    :param host: host part of a URL, IPv6 with or without brackets
     """
     bare = host.strip("[]").rstrip(".")
     try:
@@ -161,7 +161,7 @@ def literal_address(host: str) -> str | None:
 
 
 def canonical_host(host: str) -> str:
-    """Return one spelling for all spellings of a host: an address as numbers, a name as it is looked up."""
+    """Return the canonical spelling of a host: an address in standard form, a name in lower case and IDNA-encoded."""
     name = literal_address(host) or host.lower().rstrip(".")
     try:
         return name if name.isascii() else name.encode("idna").decode()
@@ -171,9 +171,9 @@ def canonical_host(host: str) -> str:
 
 def parse_host(text: str) -> HostAndPort:
     """
-    Read a host with or without a port: ``cdn.internal``, ``10.0.3.7:9000``, ``[fd00::7]:9000``, ``fd00::7``.
+    Parse a host with or without a port: ``cdn.internal``, ``10.0.3.7:9000``, ``[fd00::7]:9000``, ``fd00::7``.
 
-    :raises ValueError: it is something else, such as a URL or a network
+    :raises ValueError: anything else, such as a URL or a network
     """
     bare = text.strip()
     netloc = f"[{bare}]" if bare.count(":") > 1 and not bare.startswith("[") else bare
@@ -191,11 +191,11 @@ def parse_host(text: str) -> HostAndPort:
 
 def link_expiry(url: str) -> datetime | None:
     """
-    Read from a signed link when it stops working, in UTC, ``None`` when it does not say.
+    Return when a signed URL expires, in UTC; ``None`` if it does not say.
 
-    Knows Azure (``se``), the older S3, CloudFront and Aliyun form (``Expires``, seconds since 1970) and the date and
-    lifetime pairs of S3, Google, Volcengine and Aliyun (``X-Amz-Date`` with ``X-Amz-Expires`` and so on). Never fails:
-    what cannot be read counts as not said. When a link says several times, the earliest counts.
+    Reads Azure's ``se``, the older S3, CloudFront and Aliyun form (``Expires``, seconds since 1970), and the date and
+    lifetime pairs of S3, Google, Volcengine and Aliyun (``X-Amz-Date`` with ``X-Amz-Expires`` and so on). Never raises:
+    malformed values are ignored. If a URL names several times, the earliest counts.
     """
     try:
         query = urlsplit(url).query
@@ -231,7 +231,7 @@ def _signed_time(date: str | None, lifetime_seconds: str | None) -> datetime | N
 
 
 def _whole_number(text: str | None) -> int:
-    """Read digits; ``int`` alone also takes ``1_0`` and the digits of other scripts."""
+    """Return the value of ASCII digits; ``int`` alone would also accept ``1_0`` and other scripts' digits."""
     if text is None or not (text.isascii() and text.isdecimal()):
         raise ValueError("not a whole number")
     return int(text)

@@ -1,9 +1,8 @@
 """
-The transport of the downloader: connections that go to checked addresses only and cannot outlast their fetch.
+The downloader's SSRF-safe transport: connects only to checked addresses, and enforces the limits of a fetch.
 
-requests and urllib3 do the work; what is added here sits at the three places where they leave room for it: how a
-connection is made, how a response reads its socket, and which connections a pool makes. Imports requests, so import
-this module when it is used.
+Hooks into requests and urllib3 at three points: how a connection is made, how a response reads its socket, and which
+connections a pool creates. Imports requests, so import this module only where it is used.
 """
 
 from __future__ import annotations
@@ -36,25 +35,25 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
 
-_POLL_SECONDS = 1.0  # how long a silent server can keep a fetch from noticing that it should stop
+_POLL_SECONDS = 1.0  # longest delay before a fetch from a silent server notices that it should stop
 
 
 def explain(host: str | None, what: str) -> str:
     """
-    Word the message of a download error; it names the host, never the path or query of a link.
+    Return the message of a download error; it names the host, never the path or query of a URL.
 
-    :param what: what happened, as the end of the sentence
+    :param what: what happened, worded to follow a colon
     """
     return f"Could not fetch the picture from {host or 'its link'}: {what}"
 
 
 class FetchLimits:
     """
-    What one fetch may do, and whether it may go on.
+    Limits of one fetch: which addresses it may connect to, and how long it may take.
 
     :param allow_private_hosts: hosts that may have private addresses; ``True`` for all
-    :param read_timeout_seconds: longest silence of a server
-    :param total_timeout_seconds: longest time of the fetch, counted from now
+    :param read_timeout_seconds: longest time without data from a server
+    :param total_timeout_seconds: longest time for the fetch, from now
     :param should_stop: true when the task is ending
     :param clock: monotonic seconds
     """
@@ -74,21 +73,21 @@ class FetchLimits:
         self.poll_seconds = min(_POLL_SECONDS, read_timeout_seconds, total_timeout_seconds)
         self.clock = clock
         self.host: str | None = None
-        """Host of the present hop, for messages."""
+        """Host of the current hop, for error messages."""
         self._total_timeout_seconds = total_timeout_seconds
         self._deadline = clock() + total_timeout_seconds
         self._should_stop = should_stop
 
     def may_be_private(self, host: str, port: int) -> bool:
-        """Return whether a host may have private addresses, as far as this port is concerned."""
+        """Return whether a host may have private addresses on this port."""
         name = canonical_host(host)
         return self._all_may_be_private or (name, port) in self._private_hosts or (name, None) in self._private_hosts
 
     def check_addresses(self, host: str, port: int, addresses: Iterable[str]) -> None:
         """
-        Return when all addresses of a host may be connected to.
+        Raise unless all addresses of a host are public, or private and allowed.
 
-        :raises UnsafeAddressError: otherwise
+        :raises UnsafeAddressError: one of them is neither
         """
         may_be_private = self.may_be_private(host, port)
         for address in addresses:
@@ -99,9 +98,11 @@ class FetchLimits:
 
     def check_before_proxy(self, host: str, port: int) -> None:
         """
-        Check a host that a proxy is going to resolve, as far as this machine knows its addresses.
+        Check the addresses, as resolved on this machine, of a host that a proxy will resolve.
 
-        :raises UnsafeAddressError: one of them may not be connected to; a name that does not resolve here passes
+        A name that does not resolve here passes.
+
+        :raises UnsafeAddressError: one of them may not be connected to
         """
         try:
             addresses = _resolve(host, None)
@@ -111,23 +112,23 @@ class FetchLimits:
 
     def check_literal(self, host: str, port: int) -> None:
         """
-        Check a host that is an IP address, in any spelling; a name passes.
+        Check a host that is an IP address in any spelling; names pass.
 
-        :raises UnsafeAddressError: it may not be connected to
+        :raises UnsafeAddressError: the address may not be connected to
         """
         literal = literal_address(host)
         if literal is not None:
             self.check_addresses(host, port, [literal])
 
     def remaining_seconds(self) -> float:
-        """Time left, never less than a millisecond, so that it can serve as a timeout."""
+        """Return the time left, at least a millisecond so that it can serve as a timeout."""
         return max(self._deadline - self.clock(), 0.001)
 
     def check(self) -> None:
         """
-        Return while there is time and nobody asked to stop.
+        Raise if the fetch has to end.
 
-        :raises DownloadError: otherwise
+        :raises DownloadError: the task is ending, or the total timeout has passed
         """
         if self._should_stop():
             raise DownloadError(explain(self.host, "stopped, because the task is ending"), host=self.host)
@@ -137,7 +138,7 @@ class FetchLimits:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the connections that this thread makes and reads meanwhile under these limits."""
+        """Apply these limits to the connections this thread makes and reads inside the ``with`` block."""
         token = _current_limits.set(self)
         try:
             yield
@@ -154,7 +155,7 @@ def _resolve(host: str, port: int | None) -> list[str]:
 
 
 class _WatchedReader(io.RawIOBase):
-    """Read from a socket in short waits, so that a silent or dripping server cannot outlast the limits."""
+    """Reads a socket in short waits, so that a silent or slow server cannot outlast the limits."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, limits: FetchLimits) -> None:
         self._raw = raw  # holds the socket open until this reader closes
@@ -181,7 +182,7 @@ class _WatchedReader(io.RawIOBase):
 
 
 class _WatchedResponse(FinalResponse):
-    """A final response that is read under the limits of the fetch, with all interim ones before it."""
+    """A final response read under the limits of the fetch, including any interim responses before it."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -189,7 +190,7 @@ class _WatchedResponse(FinalResponse):
 
 
 class _GuardedConnection(HTTPConnection):
-    """A connection to the very address that was checked; host name, SNI and certificate check stay by name."""
+    """A connection to the address that was checked; ``Host``, SNI and certificate checks still use the name."""
 
     response_class = _WatchedResponse
 
@@ -226,7 +227,7 @@ class _GuardedConnection(HTTPConnection):
 
 
 class _GuardedTlsConnection(_GuardedConnection, HTTPSConnection):
-    """The same under TLS."""
+    """A :class:`_GuardedConnection` over TLS."""
 
 
 class _GuardedPool(HTTPConnectionPool):
@@ -239,21 +240,21 @@ class _GuardedTlsPool(HTTPSConnectionPool):
 
 class GuardedAdapter(HTTPAdapter):
     """
-    The transport of requests on guarded connections; every use must be inside :meth:`FetchLimits.applied`.
+    A requests adapter on guarded connections, for use inside :meth:`FetchLimits.applied` only.
 
-    Behind a proxy the connection goes to the proxy, whose address is the administrator's choice and is not checked.
-    A SOCKS proxy brings its own kind of connection, which knows the read timeout only.
+    The address of a proxy is the administrator's choice and is not checked. A SOCKS proxy uses its own connection
+    class, to which only the read timeout applies.
     """
 
     _POOLS: ClassVar[dict[str, type[ConnectionPool]]] = {"http": _GuardedPool, "https": _GuardedTlsPool}
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pools of direct connections guarded ones."""
+        """Use guarded pools for direct connections."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._POOLS
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        """Make the pools of connections through an HTTP proxy watched ones."""
+        """Use guarded pools for connections through an HTTP proxy, too; these read under the fetch's limits."""
         manager = super().proxy_manager_for(proxy, **kwargs)
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = self._POOLS
