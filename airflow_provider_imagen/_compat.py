@@ -1,4 +1,4 @@
-"""The differences between the Airflow versions this package runs on (3.1 to 3.3), all in one place."""
+"""Compatibility with all supported Airflow versions (3.1 to 3.3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION  # the only place it has, in all versions
+from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION  # not public in any version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -36,10 +36,10 @@ except ImportError:  # 3.1, 3.2: tasks have no retry policy
 
 GRACE_SECONDS = 60.0
 """
-Longer than most models take to answer, and than a Kubernetes pod is given to end (30 s).
+Default wait for requests in flight when a task is cancelled, because they are already paid for.
 
-What is in flight when a task is cancelled has been paid for. An ``execution_timeout`` sends no SIGKILL, so only this
-limits the wait; who does send one ends it sooner, and finds published what there was.
+Longer than most models take to respond, and than Kubernetes lets a pod terminate (30 s). An ``execution_timeout`` sends
+no SIGKILL, so this alone limits the wait. A SIGKILL ends it sooner, after the results so far are published.
 """
 
 
@@ -47,7 +47,7 @@ LOCK_PATIENCE_SECONDS = 5.0
 
 
 def determine_kwargs(function: Callable[..., Any], args: Collection[Any], context: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose from a context what a function takes; what does it is loaded with the first decorator, not with us."""
+    """Return the keyword arguments that a function takes from a context; imports Airflow's helper on first use."""
     try:
         from airflow.sdk.bases.decorator import determine_kwargs as choose
     except ImportError:  # 3.1
@@ -56,7 +56,7 @@ def determine_kwargs(function: Callable[..., Any], args: Collection[Any], contex
 
 
 def never_expire() -> dict[str, Any]:
-    """Keyword arguments that keep an entry of the task state store until it is deleted."""
+    """Return the keyword arguments that keep a task state store entry until it is deleted."""
     try:
         from airflow.sdk.execution_time.context import NEVER_EXPIRE
     except ImportError:
@@ -66,9 +66,10 @@ def never_expire() -> dict[str, Any]:
 
 class DatabaseStateStore:
     """
-    The task state store of one task instance, through Airflow's database; for commands, outside a task (3.3).
+    The task state store of one task instance, read from Airflow's database by commands outside a task (Airflow 3.3).
 
-    :param map_index: -1 when the task is not mapped
+    :param map_index: -1 if the task is not mapped
+    :raises ValueError: this Airflow has no task state store
     """
 
     def __init__(self, *, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
@@ -85,21 +86,21 @@ class DatabaseStateStore:
         return default if value is None else json.loads(value)
 
     def set(self, key: str, value: Any, **_: Any) -> None:
-        """Write the value of a key."""
+        """Store the value of a key."""
         self._backend.set(self._scope, key, json.dumps(value))
 
     def delete(self, key: str) -> None:
-        """Remove a key."""
+        """Delete a key."""
         self._backend.delete(self._scope, key)
 
 
 @contextmanager
 def machine_lock() -> Iterator[None]:
-    """Take turns with other processes of the same user on this machine; who waits too long goes on without."""
+    """Hold a lock shared by this user's processes on this machine; continue without it after 5 s or if it fails."""
     path = Path(tempfile.gettempdir(), f"airflow-provider-imagen-{os.getuid()}.lock")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:  # a file of somebody else, or a disk that takes none
+    except OSError:  # owned by another user, or the disk is not writable
         yield
         return
     try:
@@ -117,14 +118,14 @@ def machine_lock() -> Iterator[None]:
 
 
 def has_supervisor() -> bool:
-    """Return whether this process is a task's, with a supervisor as its parent; not so in ``airflow tasks test``."""
+    """Return whether a supervisor is this task process's parent; false in ``airflow tasks test``."""
     from airflow.sdk.execution_time import task_runner
 
     return type(getattr(task_runner, "SUPERVISOR_COMMS", None)).__name__ == "CommsDecoder"
 
 
 def get_grace_seconds() -> float:
-    """Return ``[imagen] grace_seconds``: how long what is in flight may go on once a task is cancelled."""
+    """Return ``[imagen] grace_seconds``: how long requests in flight may continue once a task is cancelled."""
     return max(0.0, float(_configuration().getfloat("imagen", "grace_seconds", fallback=GRACE_SECONDS)))
 
 
@@ -143,13 +144,13 @@ def _configuration() -> Any:
 
 
 def get_input_roots() -> list[str]:
-    """Return ``[imagen] input_roots``: the only folders that stored input pictures may be in; empty allows all."""
+    """Return ``[imagen] input_roots``: the folders that stored input images must be in; empty allows all."""
     text = str(_configuration().get("imagen", "input_roots", fallback="") or "")
     return [root.strip() for root in text.replace("\n", ",").split(",") if root.strip()]
 
 
 def get_metrics() -> Any:
-    """Return Airflow's metrics client; it does nothing unless the deployment has metrics on."""
+    """Return Airflow's metrics client; a no-op unless the deployment has metrics enabled."""
     try:
         from airflow.sdk.observability import stats
     except ImportError:  # 3.1
@@ -160,7 +161,7 @@ def get_metrics() -> Any:
 
 
 def get_dag_bag() -> tuple[Any, Any]:
-    """Return the class that loads DAG files, and the function that makes what it loaded known to the database."""
+    """Return the ``DagBag`` class, and the function that writes a bag's DAGs to the database."""
     try:
         from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
     except ImportError:  # 3.1
@@ -170,10 +171,9 @@ def get_dag_bag() -> tuple[Any, Any]:
 
 def open_path(address: str) -> ObjectStoragePath:
     """
-    Open a path, given as a URL.
+    Return the path for a URL.
 
-    :raises ValueError: nothing is known that speaks to such a store. By itself Airflow 3.1 says so only when the path
-        is used
+    :raises ValueError: no installed provider supports the scheme; Airflow 3.1 itself raises only on first use
     """
     from airflow.sdk import ObjectStoragePath
     from airflow.sdk.io.fs import has_fs

@@ -1,4 +1,4 @@
-"""The command ``airflow-imagen``: try things out, run the sandbox, find models, check what DAGs use."""
+"""The ``airflow-imagen`` command: demo, sandbox, models, check and reconcile."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run the command.
+    Run the command and return its exit status, 0 on success.
 
-    :param argv: arguments without the program's name; default: those of the process
-    :return: exit status, 0 when all went well
+    :param argv: arguments without the program name; default: ``sys.argv[1:]``
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -95,10 +94,10 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """Read one prompt per line; UTF-8, or UTF-16 as Windows writes it, with or without a byte order mark."""
+    """Return the prompts in a file, one per line; UTF-8, or UTF-16 as on Windows, with or without byte order mark."""
     data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     lines = data.decode(json.detect_encoding(data)).splitlines()
-    prompts = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in lines)  # joined files have one in the middle
+    prompts = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in lines)  # concatenated files have one per file
     return [prompt for prompt in prompts if prompt]
 
 
@@ -108,7 +107,7 @@ def _add_sandbox(commands: Any) -> None:
         help="run a server that answers like the API",
         description="Serve the API's image endpoints on this machine: real HTTP, drawn pictures, no cost. "
         "Point a connection's host at it.",
-        argument_default=argparse.SUPPRESS,  # the defaults are the sandbox's own
+        argument_default=argparse.SUPPRESS,  # the sandbox has its own defaults
     )
     sandbox.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     sandbox.add_argument(
@@ -152,7 +151,7 @@ def _run_sandbox(arguments: argparse.Namespace) -> int:
         OSError,
         OverflowError,
         ValueError,
-    ) as error:  # a port that is taken or does not exist, a value out of range
+    ) as error:  # a port that is in use or invalid, a value out of range
         print(f"Error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,8 +1,8 @@
 """
-Run the example DAG in a throw-away Airflow, and show what it made.
+Run the example DAG in a temporary Airflow, and show its results.
 
-Airflow writes a lot while it works; unless asked to be verbose, all of it goes to a log file in the temporary home and
-only our own lines reach the terminal.
+Airflow's output goes to a log file in the temporary home, unless ``verbose`` is set; only our own lines reach the
+terminal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SANDBOX_CONNECTION = {"conn_type": "imagen", "extra": {"sandbox": True}}
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a run of the example brought: its XComs, or the error that ended it."""
+    """Result of an example run: its XComs, or the error that ended it."""
 
     records: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -46,12 +46,11 @@ def run_demo(
     verbose: bool,
 ) -> int:
     """
-    Make pictures with the example DAG ``imagen_quickstart``.
+    Generate images with the example DAG ``imagen_quickstart``, print the results, and return the exit status.
 
-    :param prompts: what to paint, at least one
-    :param output: folder for the pictures
+    :param prompts: at least one prompt
+    :param output: output folder
     :param verbose: show Airflow's log
-    :return: exit status
     """
     example = _find_example()
     if example is None:
@@ -94,7 +93,7 @@ def run_demo(
 
 
 def _find_example() -> Path | None:
-    """Find the example in the installed package, or beside it in a checkout."""
+    """Return the path of the example, in the installed package or beside it in a checkout."""
     package = Path(__file__).parent
     for folder in (package / "example_dags", package.parent / "example_dags"):
         if (folder / f"{EXAMPLE}.py").is_file():
@@ -103,7 +102,7 @@ def _find_example() -> Path | None:
 
 
 def _prepare_home(home: Path, example: Path) -> None:
-    """Give Airflow, which reads the environment when it is first imported, a home with one DAG in it."""
+    """Set up an Airflow home with one DAG; must run before Airflow is imported, as that reads the environment."""
     dags = home / "dags"
     dags.mkdir()
     shutil.copy(example, dags)
@@ -122,7 +121,7 @@ def _prepare_home(home: Path, example: Path) -> None:
 
 @contextmanager
 def _quiet(log_file: Path, *, verbose: bool) -> Iterator[TextIO]:
-    """Send everything that is written to the terminal into a file; give a stream that still reaches it."""
+    """Redirect stdout and stderr to a file, and yield a stream that still writes to the terminal."""
     if verbose:
         yield sys.stdout
         return
@@ -146,7 +145,7 @@ def _quiet(log_file: Path, *, verbose: bool) -> Iterator[TextIO]:
 
 
 def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Outcome:
-    """Set Airflow up, run the DAG in this process, and collect what it left."""
+    """Initialize Airflow, run the DAG in this process, and return its outcome."""
     from airflow.utils import db
 
     db.initdb()
@@ -180,7 +179,7 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
         progress.addHandler(handler)
     try:
         run: Any = dag.test(run_conf={**params, "output_path": output})
-    except Exception as error:  # wrong params are refused here, before a run exists
+    except Exception as error:  # invalid params, which are rejected before a run exists
         return _Outcome([], {}, error)
     ti = run.get_task_instance("paint")
     if str(ti.state) != "success":
@@ -189,7 +188,7 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
 
 
 def _show(outcome: _Outcome, output: str) -> None:
-    """Print each picture and the sums."""
+    """Print each image and the totals."""
     records = outcome.records if isinstance(outcome.records, list) else []
     print()
     for record in records:
@@ -210,7 +209,7 @@ def _show(outcome: _Outcome, output: str) -> None:
 
 
 def _shown_path(path: str) -> str:
-    """Show a path below the working directory as a relative one."""
+    """Return a path relative to the working directory, or unchanged if it is not below it."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

@@ -1,7 +1,8 @@
 """
-Import what every task of this package needs, once, in the processes that tasks are forked from.
+Import everything our tasks need, once, in the process that forks them, so that tasks start faster.
 
-For ``airflow_local_settings.py``, which every Airflow process reads when it starts; see the README, "Performance".
+Import this module in ``airflow_local_settings.py``, which every Airflow process loads at start; see the README,
+"Performance".
 """
 
 from __future__ import annotations

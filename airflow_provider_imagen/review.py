@@ -1,7 +1,7 @@
 """
-Have people look at pictures before a DAG goes on: the text for Airflow's human-in-the-loop operators.
+Human review of images, through Airflow's human-in-the-loop operators.
 
-A task between the pictures and the question makes the text, and one after it hands on what was chosen::
+One task before the human-in-the-loop operator builds its text, and one after it selects the chosen images::
 
     @task
     def text(images):
@@ -12,8 +12,8 @@ A task between the pictures and the question makes the text, and one after it ha
     def chosen(images, answer):
         return pick_images(images, answer["chosen_options"])
 
-The pictures are shown through the gallery, so the people who answer need no account at the store, and a link of the
-API that has expired does not matter. Whether they see them is Airflow's decision, as for everything of that DAG.
+Stored pictures are shown through the gallery, so reviewers need no access to the object store, and the API's URLs may
+have expired. Airflow's permissions for the DAG decide who can see them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Final
 from airflow_provider_imagen.links.gallery_urls import gallery_root, picture_address, remote_link, run_address
 
 MAX_REVIEWED: Final = 60
-"""Most pictures in one text: more than anybody compares at once; the rest is behind a link."""
+"""Maximum number of pictures in one text, more than anybody can compare; a link leads to the rest."""
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _MAX_PROMPT: Final = 300
@@ -33,7 +33,7 @@ _PLACE: Final = frozenset({"prompt_index", "image_index"})
 
 Record = Mapping[str, Any]
 Images = Sequence[Record] | Mapping[str, Any]
-"""XCom ``images`` of a task: a list of records, or ``{"manifest": …, "count": …}`` when there are many."""
+"""XCom ``images`` of a task: a list of records, or ``{"manifest": …, "count": …}`` if they are too large."""
 
 
 def review_body(
@@ -46,18 +46,18 @@ def review_body(
     columns: int = 2,
 ) -> str:
     """
-    Write the Markdown that shows pictures side by side, numbered from 1, with prompt, seed and cost.
+    Return Markdown that shows pictures side by side, numbered from 1, with prompt, model, seed and cost.
 
-    The numbers are what :func:`pick_images` understands. Prompts are escaped: they cannot add links or markup.
+    :func:`pick_images` takes these numbers. Prompts are escaped, so they cannot add links or markup.
 
-    :param images: XCom ``images`` of the task instance that made them; of a mapped task, that of one instance
-    :param task_id: that task
-    :param map_index: its map index, -1 when it is not mapped
-    :param dag_id: its DAG; default the one that is running
-    :param run_id: its run; default the one that is running
-    :param columns: pictures side by side, 1 to 6
-    :raises ValueError: when ``columns`` is out of range, or ``images`` is something else
-    :raises StorageError: when ``images`` points to a manifest that does not list these pictures any more
+    :param images: XCom ``images`` of one task instance
+    :param task_id: the task that made them
+    :param map_index: its map index; -1 if the task is not mapped
+    :param dag_id: its DAG; default: the running one
+    :param run_id: its run; default: the running one
+    :param columns: pictures per row, 1 to 6
+    :raises ValueError: ``columns`` is out of range, or ``images`` is not an XCom ``images``
+    :raises StorageError: ``images`` points to a manifest that no longer lists these pictures
     """
     if not 1 <= columns <= 6:
         raise ValueError(f"columns={columns}: 1 to 6 are allowed")
@@ -87,15 +87,14 @@ def pick_images(
     map_index: int = -1,
 ) -> list[dict[str, Any]]:
     """
-    Give the records of the pictures that were chosen, in the order they were made.
+    Return the records of the chosen images, in the order of ``images``.
 
     :param images: XCom ``images`` of the task instance that made them
-    :param chosen_options: what the human-in-the-loop operator returned: numbers from 1, as :func:`review_body` shows
-        them
-    :param task_id: the task that made them; needed only when ``images`` points to a manifest
-    :param map_index: its map index
-    :raises ValueError: when a number is none of these pictures', or ``images`` is something else
-    :raises StorageError: when ``images`` points to a manifest that does not list these pictures any more
+    :param chosen_options: numbers that the human-in-the-loop operator returned, from 1 as shown by :func:`review_body`
+    :param task_id: the task that made them; required only if ``images`` points to a manifest
+    :param map_index: its map index; -1 if the task is not mapped
+    :raises ValueError: a number is out of range, ``task_id`` is missing, or ``images`` is not an XCom ``images``
+    :raises StorageError: ``images`` points to a manifest that no longer lists these images
     """
     ids: tuple[Any, ...] = ()
     if isinstance(images, Mapping):
@@ -113,7 +112,7 @@ def pick_images(
 
 
 def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
-    """Fill in the running DAG and run for what was not given."""
+    """Return the DAG and run ids, with those of the running task in place of ``None``."""
     if dag_id is not None and run_id is not None:
         return dag_id, run_id
     from airflow.sdk import get_current_context
@@ -124,9 +123,9 @@ def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
 
 def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
     """
-    Get the records, from their manifest when XCom only points to it.
+    Return the records, read from the manifest if XCom only points to it.
 
-    :param ids: DAG, run, task and map index of the task instance, to know its lines in a manifest by
+    :param ids: DAG id, run id, task id and map index, which select the task instance's lines in a manifest
     """
     if isinstance(images, Mapping) and isinstance(images.get("manifest"), str):
         return _listed_records(images, ids)
@@ -158,10 +157,10 @@ def _listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Rec
 
 
 def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
-    """Show a picture that leads to its page."""
+    """Return the Markdown of a picture that links to its page."""
     place = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
     page = picture_address(root=root, **place)
-    if record.get("mime_type") == "image/svg+xml":  # there is no preview of it
+    if record.get("mime_type") == "image/svg+xml":  # the gallery has no previews of these
         return f"[Picture {number} (SVG)]({page})"
     source: str | None
     if record.get("path"):
@@ -174,9 +173,9 @@ def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> 
 
 def _caption(number: int, record: Record, *, alone: bool) -> str:
     """
-    Say what a picture is.
+    Return a picture's number, prompt, model, seed and cost as Markdown.
 
-    :param alone: all pictures have one prompt, which stands above them
+    :param alone: whether all pictures share one prompt, which is shown above them instead
     """
     facts = [] if alone else [str(record.get("prompt") or "")]
     facts += [str(record["model"])] if record.get("model") else []
@@ -186,7 +185,7 @@ def _caption(number: int, record: Record, *, alone: bool) -> str:
 
 
 def _table(pictures: list[str], captions: list[str], columns: int) -> list[str]:
-    """Lay pictures out in rows, each row followed by one of captions, because a cell cannot hold two lines."""
+    """Return a Markdown table that alternates rows of pictures and captions, because a cell cannot hold two lines."""
     gaps = [""] * (-len(pictures) % columns)
     pictures, captions = pictures + gaps, captions + gaps
     rows = [
@@ -213,7 +212,7 @@ def _cost(usd: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """Take the meaning out of every character that has one in Markdown, and keep it on one line of a table."""
+    """Return text on one line, shortened and with all Markdown punctuation escaped."""
     text = " ".join(text.split())
     if len(text) > _MAX_PROMPT:
         text = f"{text[: _MAX_PROMPT - 1]}…"
@@ -221,5 +220,5 @@ def _escape(text: str) -> str:
 
 
 def _target(url: str) -> str:
-    """Keep a link from ending the Markdown around it."""
+    """Percent-encode the characters of a URL that would end a Markdown link."""
     return re.sub(r"[\s()<>\\|]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), url)

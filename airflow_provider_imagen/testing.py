@@ -1,7 +1,7 @@
 """
-Fixtures for your own tests: run your DAGs against the sandbox, without a key and without spending anything.
+Pytest fixtures for testing your own DAGs against the sandbox, without an API key or costs.
 
-pytest finds them by itself once the package is installed. A test of a DAG looks like this::
+Installing the package registers them with pytest. A test of a DAG looks like this::
 
     from airflow_provider_imagen.sandbox import Fault
 
@@ -23,7 +23,7 @@ pytest finds them by itself once the package is installed. A test of a DAG looks
 
         assert len(imagen_sandbox.ledger()) == 1
 
-This module is loaded in every pytest run of whoever has the package, so it imports nothing heavy.
+Every pytest run loads this module wherever the package is installed, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def _imagen_sandbox_server() -> Iterator[Sandbox]:
 @pytest.fixture
 def imagen_sandbox(_imagen_sandbox_server: Sandbox) -> Sandbox:
     """
-    Give a running sandbox that remembers nothing of earlier tests.
+    Return a running sandbox, reset for this test.
 
-    One server serves the whole session; it starts when the first test asks for it. Pictures are drawn at an eighth
-    of their width and height (1:1 gives 128 x 128); ``imagen_sandbox.configure(picture_scale=1)`` draws them whole
-    for one test. ::
+    One server runs for the whole session, from the first test that uses it. Images have an eighth of their usual width
+    and height (128 x 128 for 1:1); ``imagen_sandbox.configure(picture_scale=1)`` restores the full size for one
+    test. ::
 
         def test_a_refused_prompt_costs_nothing(imagen_sandbox, imagen_connection):
             imagen_sandbox.add_fault(Fault("upstream_4xx", times=None))
@@ -71,9 +71,9 @@ def imagen_sandbox(_imagen_sandbox_server: Sandbox) -> Sandbox:
 @pytest.fixture
 def imagen_connection(imagen_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
     """
-    Point the connection ``imagen_default`` at the sandbox for one test, and give its id.
+    Point the connection ``imagen_default`` at the sandbox for one test, and return its id.
 
-    It is set as the environment variable ``AIRFLOW_CONN_IMAGEN_DEFAULT``, which Airflow reads before anything else. ::
+    Sets the environment variable ``AIRFLOW_CONN_IMAGEN_DEFAULT``, which takes precedence over Airflow's database. ::
 
         def test_the_hook_talks_to_the_sandbox(imagen_connection):
             ok, message = ImagenHook(imagen_conn_id=imagen_connection).test_connection()

@@ -1,1 +1,1 @@
-"""Commands of ``airflow-imagen`` that are more than a few lines."""
+"""The longer commands of ``airflow-imagen``."""

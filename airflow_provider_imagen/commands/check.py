@@ -38,7 +38,7 @@ def add_check(commands: Any) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Run the command; return 1 when something has to be done, 2 when the folder does not exist."""
+    """Run the command; return 0 if all checks pass, 1 if one fails, 2 if the folder does not exist."""
     if arguments.folder is not None and not arguments.folder.exists():
         complain(f"Error: there is no folder {arguments.folder}.")
         return 2
@@ -77,9 +77,9 @@ def _make_report(imagen_conn_id: str, findings: Findings) -> dict[str, Any]:
 
 def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, Any], list[ModelHealth] | None]:
     """
-    Check the connection, and the models if the API can be reached.
+    Return the connection's state, and the models' health or ``None`` if the API cannot be reached.
 
-    :param places: where each model is used; the connection's default model is added
+    :param places: where each model is used; this adds the connection's default model
     """
     from airflow_provider_imagen.hooks.imagen import ImagenHook
 
@@ -91,9 +91,9 @@ def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, A
         connection["ok"], connection["message"] = hook.test_connection()
         models = hook.check_models(places)
         if connection["ok"]:
-            with suppress(InvalidRequestError):  # a gateway names none
+            with suppress(InvalidRequestError):  # gateways have no balance
                 connection["balance_usd"] = hook.get_balance()
-    except Exception as error:  # a connection that is missing raises one of Airflow's errors, a wrong one a ValueError
+    except Exception as error:  # Airflow's errors for a missing connection, ValueError for an invalid one
         connection["ok"] = False
         connection["message"] = connection["message"] or str(error)
         return connection, None
@@ -105,9 +105,9 @@ def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, A
 @contextmanager
 def _as_airflow_command() -> Iterator[None]:
     """
-    Work as Airflow's own commands do: connections and variables come from its database too, and logs stay short.
+    Set up the environment of Airflow's own commands: access to connections in its database, and only error logs.
 
-    What Airflow and DAG files print goes to the error output, so that the report can be read by a program.
+    Output of Airflow and of DAG files goes to stderr, so that programs can read the report on stdout.
     """
     environment = {"_AIRFLOW_PROCESS_CONTEXT": "server", "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
     added = {name: value for name, value in environment.items() if name not in os.environ}

@@ -1,4 +1,4 @@
-"""Find the models that DAG files use, by loading the files as Airflow's DAG processor does."""
+"""The models that DAG files use, found by loading the files as Airflow's DAG processor does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NOT_GIVEN = ("", "None")
-"""What a template renders to when its parameter is empty."""
+"""Results of a template whose parameter is empty."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class ModelUse:
     """
     A model that a task uses.
 
-    :param model: its id
-    :param place: ``file:dag_id.task_id``, the file relative to the folder
+    :param model: model id
+    :param place: ``file:dag_id.task_id``, with the file relative to the folder
     """
 
     model: str
@@ -33,9 +33,9 @@ class Findings:
     """
     The models that the DAG files of a folder use.
 
-    :param uses: models that are known before the DAG runs, each once per task
-    :param unread: ``place (argument)`` of arguments whose models are known only when the DAG runs
-    :param broken: DAG files that Airflow cannot import, and the error
+    :param uses: models known before the DAG runs, each once per task
+    :param unread: ``place (argument)`` of each argument whose model is known only when the DAG runs
+    :param broken: ``file: error`` of each DAG file that Airflow cannot import
     """
 
     uses: list[ModelUse] = field(default_factory=list)
@@ -45,10 +45,10 @@ class Findings:
 
 def find_models(folder: Path) -> Findings:
     """
-    Import the DAG files of a folder, or one file, and read the models of their tasks.
+    Return the models that the tasks in a folder of DAG files, or in one file, use; imports the files.
 
     Airflow decides which files are DAG files (``.airflowignore``, ``[core] dag_discovery_safe_mode``). Templates are
-    rendered with the defaults of ``params`` and nothing else.
+    rendered with the defaults of ``params`` only.
     """
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
@@ -64,7 +64,7 @@ def find_models(folder: Path) -> Findings:
 
 
 def _load_dags(folder: Path) -> Any:
-    """Return a ``DagBag`` of the folder, with its modules on ``sys.path`` as Airflow has them."""
+    """Return a ``DagBag`` of the folder, after adding it to ``sys.path`` as Airflow does."""
     from airflow_provider_imagen._compat import get_dag_bag
 
     bag_class, _ = get_dag_bag()
@@ -76,7 +76,7 @@ def _load_dags(folder: Path) -> Any:
 
 
 def _read_task(task: Any, place: str, findings: Findings) -> None:
-    models, unread = dict[str, None](), dict[str, None]()  # both keep the order
+    models, unread = dict[str, None](), dict[str, None]()  # ordered sets
     for name, value in _model_values(task):
         model = _render(value, task)
         if model is None:
@@ -88,7 +88,7 @@ def _read_task(task: Any, place: str, findings: Findings) -> None:
 
 
 def _model_values(task: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each value that names a model, or may hold one when the DAG runs, with the argument it stands in."""
+    """Yield each value that names a model, or may do so when the DAG runs, with the name of its argument."""
     for arguments in _argument_sets(task):
         for name in ("model", "fallback_models", "prompt"):
             yield from ((name, value) for value in _values_in(arguments.get(name), is_prompt=name == "prompt"))
@@ -97,7 +97,7 @@ def _model_values(task: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _argument_sets(task: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the arguments of an operator, or the fixed and the mapped ones of a mapped operator."""
+    """Yield the arguments of an operator, or the fixed and then the mapped ones of a mapped operator."""
     if not hasattr(task, "partial_kwargs"):
         yield vars(task)
         return
@@ -125,11 +125,11 @@ def _values_in(value: Any, *, is_prompt: bool) -> Iterator[Any]:
 
 
 def _render(value: Any, task: Any) -> str | None:
-    """Render a template with the defaults of ``params``; ``None`` for what is known only when the DAG runs."""
+    """Return a template rendered with the defaults of ``params``; ``None`` if its value is known only at run time."""
     if not isinstance(value, str):
         return None
     try:
         rendered = task.render_template(value, {"params": task.params})
-    except Exception:  # an undefined name, a parameter without default, an error in a filter of the DAG
+    except Exception:  # such as an undefined name, a param without default, an error in the DAG's own filter
         return None
     return str(rendered).strip()

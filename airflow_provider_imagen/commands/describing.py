@@ -1,4 +1,4 @@
-"""Describe a model as facts, fields and an example DAG. Pure."""
+"""A model's facts, fields and example DAG. Pure."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def dag_snippet(model: Model) -> str:
 
 
 def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # strings, and mappings of strings, are valid Python as they are
+    return json.dumps(value, ensure_ascii=False)  # JSON strings, and mappings of strings, are valid Python
 
 
 def _argument_for(name: str, endpoint: Endpoint) -> str:

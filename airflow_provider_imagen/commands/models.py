@@ -1,4 +1,4 @@
-"""``airflow-imagen models``: find a model, and see what it takes."""
+"""``airflow-imagen models``: find models, and show the fields of one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_models(commands: Any) -> None:
 
 
 def run_models(arguments: argparse.Namespace) -> int:
-    """Run the command; 1 when nothing was found, 2 when the API could not be asked."""
+    """Run the command; return 0 if a model was found, 1 if none was, 2 if the API request failed."""
     prices = PriceList()
     health: dict[str, ModelHealth] = {}
     if arguments.live:
@@ -72,7 +72,7 @@ def run_models(arguments: argparse.Namespace) -> int:
 
 
 def _ask(url: str | None) -> tuple[PriceList, dict[str, ModelHealth]]:
-    """Ask the API for its models, prices and deprecations; none of it needs a key."""
+    """Return the API's prices, and the health of all known models by id; needs no key."""
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
     from airflow_provider_imagen.catalogue.availability import judge_models
 
@@ -103,7 +103,7 @@ def _is_wanted(row: Mapping[str, Any], arguments: argparse.Namespace) -> bool:
 
 
 def _unknown_facts(name: str, state: ModelHealth) -> dict[str, Any]:
-    """Describe a model that the API serves and the catalogue does not know: it can be used, unchecked."""
+    """Return the row of a model that the API serves but the catalogue lacks; it can be used, but is not validated."""
     return {
         "id": name,
         "aliases": [],

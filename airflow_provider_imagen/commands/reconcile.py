@@ -1,4 +1,4 @@
-"""``airflow-imagen reconcile``: find out what became of requests that a task left in doubt."""
+"""``airflow-imagen reconcile``: find out whether requests that a task left in doubt were billed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.charge_lookup import Charge
 
 IN_DOUBT = ("unknown", "other key")
-"""Outcomes of requests that stay in doubt; those sent with another API key are not in this key's log."""
+"""Outcomes that leave a request in doubt; requests sent with another API key are not in this key's log."""
 
 
 def add_reconcile(commands: Any) -> None:
@@ -43,7 +43,7 @@ def add_reconcile(commands: Any) -> None:
 
 
 def run_reconcile(arguments: argparse.Namespace) -> int:
-    """Run the command; 1 when something is still in doubt, 2 when it cannot be looked up."""
+    """Run the command; return 0 if nothing is in doubt any more, 1 if something is, 2 if it cannot be looked up."""
     from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError
     from airflow_provider_imagen.hooks.imagen import ImagenHook
 
@@ -90,7 +90,7 @@ def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
 
 
 def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
-    """Look the unresolved requests of a journal up, and record what became of them."""
+    """Look up a journal's unresolved requests, append their resolutions, and return one row per request."""
     from airflow_provider_imagen._compat import machine_lock
     from airflow_provider_imagen.journal.log import annotate_journal, read_journal
     from airflow_provider_imagen.journal.records import ChargeLost, Rejected
@@ -114,7 +114,7 @@ def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
     for client_request_id, intent in unresolved.items():
         charge = charges.get(client_request_id)
         if charge is not None and charge.billed:
-            usd = charge.usd or intent.usd  # a success that states no cost, or 0, counts at its quoted price
+            usd = charge.usd or intent.usd  # the quoted price if the log states no cost, or 0
             records.append(
                 ChargeLost(
                     key=intent.key, client_request_id=client_request_id, usd=usd, inference_id=charge.inference_id

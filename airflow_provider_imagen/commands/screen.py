@@ -1,4 +1,4 @@
-"""Write tables and code for people, with the library Airflow brings for that."""
+"""Terminal output, through Rich, which Airflow depends on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _WIDE_COLUMNS = 160
 
 
 def write_json(value: Any) -> None:
-    """Write JSON for programs, never cut or coloured."""
+    """Write JSON to stdout, never wrapped or coloured."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def complain(text: str) -> None:
-    """Write a line to the error output."""
+    """Write a line to stderr."""
     sys.stderr.write(text + "\n")
 
 
 class Screen:
-    """The terminal; where the output goes to a file or a pipe, lines are not cut to a terminal's width."""
+    """Writes text and tables to stdout; output to a file or pipe is not limited to a terminal's width."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -37,20 +37,20 @@ class Screen:
         self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)
 
     def heading(self, text: str) -> None:
-        """Write a line that stands out."""
+        """Write one line in bold."""
         self._console.print(text, style="bold", markup=False)
 
     def code(self, text: str) -> None:
-        """Write code as it is, so that it can be copied."""
+        """Write code unchanged, so that it can be copied."""
         self._console.print(text.rstrip(), markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
         """
         Write a table.
 
-        :param columns: headings
-        :param rows: texts, one per column
-        :param right: headings of the columns that are set to the right
+        :param columns: column headers
+        :param rows: cells, one per column
+        :param right: headers of the right-aligned columns
         """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table

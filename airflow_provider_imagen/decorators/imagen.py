@@ -1,4 +1,4 @@
-"""``@task.imagen``: the operator, with its prompt supplied by a function."""
+"""``@task.imagen``: the operator, with a prompt returned by a function."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
     """
-    Call a function, take what it returns for the prompt, and generate.
+    Generates images from the prompt that a function returns.
 
-    :param python_callable: returns text, a mapping with ``prompt``, or a list of these; it is data, in which no
-        template is rendered and no template file is named
+    :param python_callable: returns a string, a mapping with ``prompt``, or a list of these. The value is data: it is
+        never rendered as a template or read as the name of a template file
     """
 
     template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *ImagenGenerateOperator.template_fields)
@@ -56,9 +56,9 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
 
     def execute(self, context: Context) -> list[str]:
         """
-        Call the function, and make the images of what it returns.
+        Call the function, generate the images of the prompt it returns, and return their URLs.
 
-        :raises InvalidArgumentsError: the function returned something that cannot be a prompt; nothing was paid
+        :raises InvalidArgumentsError: the function did not return a prompt; nothing was spent
         """
         arguments: Any = {**context, **self.op_kwargs}
         kwargs = determine_kwargs(self.python_callable, self.op_args, arguments)
@@ -67,12 +67,12 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
             from airflow_provider_imagen.operators.execution import raise_for_airflow
 
             raise_for_airflow(InvalidArgumentsError(problems), self)
-        self.prompt = prompt  # data, never a template: it may hold text from outside, such as a headline
+        self.prompt = prompt  # not rendered: it may hold untrusted text, such as a headline
         return ImagenGenerateOperator.execute(self, context)
 
 
 def _problems(returned: Any, *, of: str) -> Iterator[Problem]:
-    """Say what of a function's value cannot be a prompt; what is in a mapping is checked with everything else."""
+    """Yield the problems of a returned prompt's type; the contents of mappings are checked with the other arguments."""
     if isinstance(returned, (str, Mapping)):
         return
     if isinstance(returned, (bytes, bytearray)) or not isinstance(returned, Sequence):
@@ -87,13 +87,13 @@ def _problems(returned: Any, *, of: str) -> Iterator[Problem]:
 
 def imagen_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """
-    Turn a function that returns a prompt into a task that generates its pictures.
+    Turn a function that returns a prompt into a task that generates its images.
 
     :param python_callable: the function
     :param kwargs: arguments of
-        :class:`~airflow_provider_imagen.operators.imagen.ImagenGenerateOperator`, all but ``prompt``
+        :class:`~airflow_provider_imagen.operators.imagen.ImagenGenerateOperator`, except ``prompt``
     """
-    # Airflow infers several outputs from an annotation such as ``-> dict``, but that is the prompt; links are a list.
+    # Airflow infers multiple outputs from a ``-> dict`` annotation, but that is the prompt; the task returns a list.
     kwargs.setdefault("multiple_outputs", False)
     return task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=_ImagenDecoratedOperator, **kwargs

@@ -1,1 +1,1 @@
-"""The hook: authenticated calls to the API."""
+"""The hook that makes authenticated calls to the API."""

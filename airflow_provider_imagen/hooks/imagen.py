@@ -1,4 +1,4 @@
-"""The hook: one connection, turned into authenticated calls to the AI/ML API."""
+"""The hook that makes authenticated calls to the AI/ML API with an Airflow connection."""
 
 from __future__ import annotations
 
@@ -49,17 +49,18 @@ class ImagenHook(BaseHook):
     Call the AI/ML API's image endpoints with the key of an Airflow connection.
 
     Fields of the connection: ``password`` is the API key, ``host`` the base URL (default
-    ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for scheme or path, may stand apart
-    from it, as in a connection URI; where they contradict it, the connection is refused. Its extra holds ``model``
-    (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (talk to the built-in sandbox; no
-    key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the environment.
+    ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for the scheme or path, may be given
+    separately, as in a connection URI; a connection whose fields contradict each other is rejected. The extra holds
+    ``model`` (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (use the built-in
+    sandbox; no key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the
+    environment.
 
-    ``host`` may be an OpenAI-compatible gateway, such as LiteLLM's proxy. Pictures, their cost
-    (``x-litellm-response-cost``) and errors come through it. What does not: the request id and the log of requests, so
-    a lost answer cannot be looked up; key, balance, prices and announced ends; and fields that are not OpenAI's, which
-    gateways drop silently or refuse, as ``seed`` or ``aspect_ratio`` of other makers' models.
+    ``host`` may be an OpenAI-compatible gateway, such as LiteLLM's proxy. It passes on images, their cost
+    (``x-litellm-response-cost``) and errors, but not the request id and the request log, so in-doubt requests cannot
+    be looked up; nor key, balance, prices and deprecations. Gateways drop or reject fields that OpenAI does not have,
+    such as ``seed`` and ``aspect_ratio`` of other vendors' models.
 
-    :param imagen_conn_id: id of the connection
+    :param imagen_conn_id: id of the Airflow connection
     """
 
     conn_name_attr = "imagen_conn_id"
@@ -74,11 +75,11 @@ class ImagenHook(BaseHook):
         self._downloader: Downloader | None = None
         self._connection: Connection | None = None
 
-    # --- the connection form, as Airflow 3.1 asks for it; later versions read get_provider_info -----------------------
+    # --- the connection form for Airflow 3.1; later versions read get_provider_info -----------------------------------
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Name and hide fields of the connection form."""
+        """Return which standard fields of the connection form are hidden, and how the others are labelled."""
         from airflow_provider_imagen.get_provider_info import get_provider_info
 
         behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
@@ -86,7 +87,7 @@ class ImagenHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Add the fields of the connection form; Airflow 3.1 knows no numbers, so those are texts there."""
+        """Return the extra fields of the connection form; Airflow 3.1 has no number fields, so they are text."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from flask_babel import lazy_gettext
         from wtforms import BooleanField, StringField
@@ -111,9 +112,9 @@ class ImagenHook(BaseHook):
 
     def get_conn(self) -> ApiClient:
         """
-        Make the client of this connection, once.
+        Return the API client of this connection, created on first use.
 
-        :raises ValueError: a field of the connection cannot be used, or there is no key
+        :raises ValueError: a field of the connection is invalid, or there is no key
         """
         if self._client is None:
             from airflow_provider_imagen.api.client import ApiClient
@@ -128,7 +129,7 @@ class ImagenHook(BaseHook):
         return (model.strip() if isinstance(model, str) else "") or DEFAULT_MODEL
 
     def close(self) -> None:
-        """Close all connections of this hook."""
+        """Close the hook's network connections."""
         for part in (self._client, self._downloader):
             if part is not None:
                 part.close()
@@ -156,24 +157,24 @@ class ImagenHook(BaseHook):
         parameters: Mapping[str, Any] | None = None,
     ) -> list[Generation]:
         """
-        Generate the pictures of one prompt, checked before anything is paid.
+        Generate the images of one prompt, after checking all arguments.
 
-        Errors that certainly bought nothing are tried again. There is no journal behind this method: a retry of the
-        task that calls it pays again, which ``ImagenGenerateOperator`` does not.
+        Errors that cannot have been billed are retried. There is no journal, so unlike ``ImagenGenerateOperator``, a
+        task that calls this method pays again when it is retried.
 
-        :param prompt: text; its longest length depends on the model (400 characters for Imagen)
+        :param prompt: the prompt; its maximum length depends on the model (400 characters for Imagen)
         :param model: model id; default: the connection's
-        :param num_images: pictures to make
+        :param num_images: number of images
         :param aspect_ratio: for example ``16:9``
         :param seed: for models that have one
-        :param input_images: pictures to work on, for models that edit: links, ``data:`` URIs, paths, or records of
-            stored pictures; one or a list
-        :param parameters: further fields of the model by their API names
+        :param input_images: images to edit, for models that take them: URLs, ``data:`` URIs, paths, or records of
+            stored images; one or a list
+        :param parameters: other fields of the model, by their API names
         :return: one :class:`~airflow_provider_imagen.api.responses.Generation` per request; more than one only for
-            models that make a single picture per request. Each has ``urls`` and ``pictures``.
-        :raises InvalidArgumentsError: refused before paying
-        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold what
-            earlier requests of the same call brought
+            models that make a single image per request. Each has ``urls`` and ``pictures``.
+        :raises InvalidArgumentsError: an argument is wrong; nothing was spent
+        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold the results of
+            this call's earlier requests
         """
         import secrets
         import time
@@ -195,7 +196,7 @@ class ImagenHook(BaseHook):
         (asked,) = inputs.resolve([({"model": self.default_model, **(parameters or {}), **given}, "")], problems)
         if problems:
             raise InvalidArgumentsError(problems)
-        requests = build_requests(asked, can_store=True)  # the caller gets the bytes
+        requests = build_requests(asked, can_store=True)  # the caller receives the bytes
         client = self.get_conn()
 
         def send(request: ImageRequest) -> Generation:
@@ -227,12 +228,12 @@ class ImagenHook(BaseHook):
         parameters: Mapping[str, Any] | None = None,
     ) -> PlanQuote:
         """
-        Say what pictures are going to cost, without buying any. Free; the arguments are checked as for a task.
+        Return what images would cost, after checking the arguments as the operator does. Free.
 
-        Prices come from the API's list of models where it names them and from the catalogue's last known ones
-        otherwise; :attr:`~airflow_provider_imagen.run.quote.PlanQuote.source` says which.
+        Prices come from the API's list of models, or else from the catalogue's last known prices;
+        :attr:`~airflow_provider_imagen.run.quote.PlanQuote.source` says which.
 
-        :param prompt: text, or a list of texts or of mappings, as ``ImagenGenerateOperator`` takes it
+        :param prompt: a string, or a list of strings or mappings, as for ``ImagenGenerateOperator``
         :raises InvalidArgumentsError: an argument is wrong
         """
         from airflow_provider_imagen.catalogue.pricing import PriceList
@@ -260,10 +261,10 @@ class ImagenHook(BaseHook):
 
     def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
         """
-        Ask whether models are alive, deprecated or withdrawn, and what takes their place. Free.
+        Return whether models are alive, deprecated or retired, and their replacements. Free.
 
         :param models: ids or aliases
-        :return: one :class:`~airflow_provider_imagen.catalogue.availability.ModelHealth` for each
+        :return: one :class:`~airflow_provider_imagen.catalogue.availability.ModelHealth` per model
         """
         from airflow_provider_imagen.catalogue.availability import judge_models
 
@@ -273,10 +274,10 @@ class ImagenHook(BaseHook):
 
     def look_up_model(self, model_id: str) -> LiveModel:
         """
-        Ask the API what an id is that the catalogue does not know: another name, a new model, or none at all. Free.
+        Look up an id that is not in the catalogue: it may be an alias, a new model, or unknown to the API. Free.
 
-        :return: :class:`~airflow_provider_imagen.catalogue.availability.LiveModel`; where it has ``known_as``, that id
-            gets all checks
+        :return: a :class:`~airflow_provider_imagen.catalogue.availability.LiveModel`; if it has ``known_as``, use that
+            id to get the catalogue's checks
         """
         from airflow_provider_imagen.catalogue.availability import look_up
 
@@ -284,7 +285,7 @@ class ImagenHook(BaseHook):
         return look_up(model_id, listed=listed, retired=self._list_retired(listed))
 
     def _list_retired(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Ask which models are on their way out; gateways have no such list."""
+        """Return the API's list of deprecated models; an empty list for gateways, which have none."""
         try:
             return self.list_deprecations()
         except InvalidRequestError as error:
@@ -293,7 +294,7 @@ class ImagenHook(BaseHook):
             return []
 
     def get_input_reader(self) -> InputReader:
-        """Make what reads input pictures for requests of this connection."""
+        """Return a reader of input images for this connection's requests."""
         from airflow_provider_imagen.hooks.paths import open_folder, open_input_roots
         from airflow_provider_imagen.run.input_reader import InputReader
 
@@ -301,7 +302,9 @@ class ImagenHook(BaseHook):
 
     def download(self, url: str) -> bytes:
         """
-        Fetch one picture, without the key: capped, whole, and from no private address unless the API's is private too.
+        Return the bytes of one image, downloaded completely, within a size limit and without sending the API key.
+
+        Private addresses are refused, except the API's own host and ``[imagen] allowed_download_hosts``.
 
         :raises DownloadError: see its subclasses
         """
@@ -318,10 +321,10 @@ class ImagenHook(BaseHook):
         thumbnail_pixels: int | None = None,
     ) -> dict[str, Any]:
         """
-        Store one picture, made here or elsewhere, as the operator does: checked, whole, with its story inside.
+        Store one image as the operator does: verified, written atomically, and with its provenance embedded.
 
-        For pictures a task has already, from :meth:`generate_images` or from another service. A file of the same name
-        is replaced. The manifest of the folder is not touched. ::
+        For images from :meth:`generate_images` or from another service. Replaces a file of the same name; does not
+        change the folder's manifest. ::
 
             @task
             def keep(url):
@@ -329,20 +332,20 @@ class ImagenHook(BaseHook):
                     url, folder="s3://aws_default@media/logos", name="logo", provenance={"model": "a-model"}
                 )
 
-        :param picture: its bytes, or the link to fetch it from (:meth:`download`)
-        :param folder: where it goes, as ``output_path`` of the operator
-        :param name: name in the folder, ``/`` makes sub-folders; the extension follows the bytes. Default: the
-            beginning of the SHA-256 of its bytes as they came, so that a retry writes the same name
-        :param provenance: facts to write into the file besides the task: ``model``, ``prompt``, ``seed``,
-            ``created_at`` …, others become parameters; ``True`` for the task alone, ``False`` for nothing. Only with
-            a ``model`` (or a ``digital_source_type``) the file says that a model made it
+        :param picture: the image's bytes, or the URL to :meth:`download` it from
+        :param folder: destination folder, like the operator's ``output_path``
+        :param name: file name in the folder, in which ``/`` creates subfolders; the extension is chosen from the
+            bytes. Default: the first 16 digits of the SHA-256 of the bytes as received, so a retry writes the same name
+        :param provenance: metadata to embed besides the task's ids: ``model``, ``prompt``, ``seed``, ``created_at`` …;
+            other keys become parameters. ``True`` embeds the task's ids only, ``False`` nothing. The file is marked
+            as made by a model only if ``model`` or ``digital_source_type`` is given
         :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes
-        :param thumbnail_pixels: longer side of a preview, in pixels; ``None`` for none
-        :return: its record, in the form of a line of the manifest; what is not known is ``None``
-        :raises InvalidArgumentsError: the name is no name for a file in the folder
-        :raises BadImageError: the bytes are no whole picture
+        :param thumbnail_pixels: longer side of a preview, in pixels; ``None`` for no preview
+        :return: the image's record, in the form of a manifest line; unknown values are ``None``
+        :raises InvalidArgumentsError: the name is not a valid file name in the folder
+        :raises BadImageError: the bytes are not a complete image
         :raises DownloadError: see its subclasses
-        :raises StorageError: it could not be written
+        :raises StorageError: the file could not be written
         """
         from msgspec.structs import replace
 
@@ -385,9 +388,9 @@ class ImagenHook(BaseHook):
 
     def get_downloader(self, *, should_stop: Callable[[], bool] = lambda: False) -> Downloader:
         """
-        Make the downloader that fits this connection, once.
+        Return the downloader for this connection, created on first use.
 
-        :param should_stop: asked while a download goes on; true ends it
+        :param should_stop: called repeatedly during a download; true aborts it. Only the first call's counts
         """
         if self._downloader is None:
             from airflow_provider_imagen.download.downloader import Downloader
@@ -403,9 +406,9 @@ class ImagenHook(BaseHook):
 
     def _private_hosts(self, base_url: str) -> set[HostAndPort]:
         """
-        Return the hosts that pictures may come from although they are in a private network.
+        Return the hosts in private networks that images may be downloaded from.
 
-        :raises ValueError: the setting names something that is no host
+        :raises ValueError: ``[imagen] allowed_download_hosts`` has an entry that is not a host
         """
         from airflow_provider_imagen._compat import get_allowed_download_hosts
         from airflow_provider_imagen.api.transport_checks import is_this_machine
@@ -418,7 +421,7 @@ class ImagenHook(BaseHook):
             hosts |= {parse_host(entry) for entry in get_allowed_download_hosts()}
         except ValueError as error:
             raise ValueError(f"[imagen] allowed_download_hosts has {error}") from None
-        if parts.scheme == "http" and self._is_sandbox():  # its pictures have a port of their own
+        if parts.scheme == "http" and self._is_sandbox():  # which serves images on another port
             hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_this_machine(host) else {host})}
         return hosts
 
@@ -429,38 +432,38 @@ class ImagenHook(BaseHook):
         return connection.password == SANDBOX_API_KEY or _truth(connection.extra_dejson.get("sandbox"), "sandbox")
 
     def get_key(self) -> dict[str, Any]:
-        """Ask what the key is (``GET /v1/key``): name, prefix, disabled, scopes, limit. Free."""
+        """Return the key's name, prefix, scopes and limit, and whether it is disabled (``GET /v1/key``). Free."""
         return self.get_conn().get_key()
 
     def get_balance(self) -> float:
-        """Ask for the balance in USD (``GET /v2/billing``). Free."""
+        """Return the balance in USD (``GET /v2/billing``). Free."""
         balance = self.get_conn().get_balance().get("current_balance")
         if isinstance(balance, bool) or not isinstance(balance, (int, float)) or not isfinite(balance):
             raise UnreadableResponseError("GET /v2/billing named no balance.")
         return float(balance)
 
     def list_models(self, *, include_pricing: bool = False) -> list[dict[str, Any]]:
-        """Ask for the image models the API serves now (``GET /v1/models``). Free."""
+        """Return the image models that the API serves now (``GET /v1/models``). Free."""
         return self.get_conn().list_models(include_pricing=include_pricing)
 
     def list_deprecations(self) -> list[dict[str, Any]]:
-        """Ask which models are on their way out (``GET /v1/models/deprecations``). Free."""
+        """Return the deprecated models (``GET /v1/models/deprecations``). Free."""
         return self.get_conn().list_deprecations()
 
     def get_request_logs(
         self, *, start: datetime, end: datetime, model: str | Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """
-        Ask for the log of requests made with this key (``GET /v2/logs``), failed ones too. Free.
+        Return the log of requests made with this key, failed ones included (``GET /v2/logs``). Free.
 
-        :param start: start of the window, with a time zone
-        :param end: its end, at most 92 days later
-        :param model: only requests made to this model, or these
+        :param start: start of the time window, with a time zone
+        :param end: end of the window, at most 92 days after the start
+        :param model: return only requests for this model, or these models
         """
         return list(self.get_conn().iter_request_logs(start=start, end=end, model=model))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say whether the key can make images, and the balance. Free: it never generates."""
+        """Return whether the key can generate images, and a message with the balance. Free: generates nothing."""
         from airflow_provider_imagen.redaction import scrub
 
         try:
@@ -479,9 +482,9 @@ class ImagenHook(BaseHook):
 
     def _judge_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
         """
-        Recognize an OpenAI-compatible gateway, such as LiteLLM's proxy, by its list of models.
+        Return the test result for an OpenAI-compatible gateway, which is recognized by its list of models.
 
-        :param error: what the host answered when it was asked about the key
+        :param error: the host's response to ``GET /v1/key``; raised if the host is not a gateway
         """
         models = self.list_models()
         if not _is_gateway(models):
@@ -510,9 +513,9 @@ class ImagenHook(BaseHook):
 
 def connection_settings(connection: Connection) -> ClientSettings:
     """
-    Turn a connection into what the client needs; nothing else reads its fields.
+    Return the client settings for a connection.
 
-    :raises ValueError: a field cannot be used, or there is no key
+    :raises ValueError: a field is invalid, or there is no key
     """
     from airflow_provider_imagen.api.client import (
         CONNECT_TIMEOUT_SECONDS,
@@ -542,12 +545,12 @@ def connection_settings(connection: Connection) -> ClientSettings:
 
 def _base_url(connection: Connection) -> str:
     """
-    Put scheme, host, port and path together; empty when there is no host.
+    Return the base URL built from a connection's fields, or an empty string if there is no host.
 
-    ``schema`` holds what stands in a URI after the host: ``http`` or ``https`` is the scheme, as in Airflow's own http
-    connections, anything else a path.
+    ``schema`` is what follows the host in a connection URI. ``http`` and ``https`` are taken as the scheme, as in
+    Airflow's HTTP connections, anything else as a path.
 
-    :raises ValueError: fields contradict each other, or one says something about a host that is not named
+    :raises ValueError: fields contradict each other, or need a host that is missing
     """
     host, port = (connection.host or "").strip(), connection.port
     schema = (connection.schema or "").strip().strip("/")
@@ -559,13 +562,13 @@ def _base_url(connection: Connection) -> str:
         return ""
     if not (scheme or path or port):
         return host
-    if _is_ipv6(host):  # Airflow takes the brackets off those of a URI
+    if _is_ipv6(host):  # Airflow strips the brackets when it parses a connection URI
         host = f"[{host}]"
     try:
         parts = urlsplit(host if "://" in host else f"{scheme or 'https'}://{host}")
         own_port = parts.port
     except ValueError:
-        return host  # the client says what is wrong with it
+        return host  # the client reports what is wrong with it
     for name, ours, theirs in (
         ("schema", scheme or parts.scheme, parts.scheme),
         ("schema", path, parts.path.strip("/") or path),
@@ -589,9 +592,10 @@ def _is_ipv6(host: str) -> bool:
 
 def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSettings:
     """
-    Lead to a sandbox: the one of this process, or the one ``host`` names.
+    Return settings for a sandbox: the one at ``host``, else the one embedded in this process.
 
-    :raises ValueError: ``host`` is the API itself, which costs money
+    :param elsewhere: whether the connection has a ``host``
+    :raises ValueError: ``host`` is the API itself, where requests cost money
     """
     from msgspec.structs import replace
 
@@ -608,7 +612,7 @@ def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSet
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a list of models has OpenAI's form rather than the AI/ML API's, which names each one's type."""
+    """Return whether a list of models has OpenAI's format; unlike the AI/ML API's, its entries have no type."""
     rows = list(models)
     return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
 
@@ -629,7 +633,7 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _read_truth(value: Any) -> bool | None:
-    """Read true or false from what JSON, a form or a person wrote; ``None`` when it is neither."""
+    """Return the boolean that a JSON value or form text stands for, or ``None`` if it is neither true nor false."""
     return _TRUTH.get(str(value).strip().lower())
 
 

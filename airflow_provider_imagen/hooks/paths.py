@@ -1,4 +1,4 @@
-"""Open folders and files where a DAG names them."""
+"""Open the folders and files that DAGs and the configuration name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def open_folder(address: str, *, field: str = "output_path") -> ObjectStoragePath:
     """
-    Open a folder or a file.
+    Return the path of a folder or file.
 
-    :param address: what ``ObjectStoragePath`` takes, connection id included; a path without scheme is one on this
-        machine, relative to the working directory
-    :param field: what to name in an error
-    :raises InvalidArgumentsError: nothing is known that speaks to such a store
+    :param address: as for ``ObjectStoragePath``, with an optional connection id; without a scheme, a local path,
+        relative to the working directory
+    :param field: argument or setting to name in the error
+    :raises InvalidArgumentsError: no installed provider supports this kind of store
     """
     from airflow_provider_imagen._compat import open_path
 
@@ -34,9 +34,9 @@ def open_folder(address: str, *, field: str = "output_path") -> ObjectStoragePat
 
 def open_input_roots() -> list[ObjectStoragePath] | None:
     """
-    Open the folders of ``[imagen] input_roots``; ``None`` if the setting is empty.
+    Return the folders in ``[imagen] input_roots``; ``None`` if the setting is empty.
 
-    :raises InvalidArgumentsError: one of them is relative, or nothing is known that speaks to its store
+    :raises InvalidArgumentsError: one is a relative path, or its kind of store is not supported
     """
     from airflow_provider_imagen._compat import get_input_roots
 

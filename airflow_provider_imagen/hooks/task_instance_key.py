@@ -1,4 +1,4 @@
-"""Say in which task instance code runs."""
+"""The key of the running task instance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def origin_of(context: Context) -> Origin:
-    """Say which task instance this is; outside a task runner the ids it does not know are empty."""
+    """Return the task instance of a context; ids that it lacks, as outside a task runner, are empty."""
     ti: Any = context.get("ti")
     map_index = getattr(ti, "map_index", None)
     return Origin(
@@ -23,7 +23,7 @@ def origin_of(context: Context) -> Origin:
 
 
 def current_origin() -> Origin:
-    """Say in which task instance the caller runs; outside of a task the ids are empty."""
+    """Return the task instance that the caller runs in; its ids are empty outside a task."""
     from airflow.sdk import get_current_context
 
     try:

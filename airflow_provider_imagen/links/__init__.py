@@ -1,1 +1,1 @@
-"""The way from Airflow's pages to the pictures."""
+"""Links from Airflow's pages to the gallery."""

@@ -1,4 +1,4 @@
-"""The button "Pictures" on a task instance."""
+"""The "Pictures" button of a task instance."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 class PicturesLink(BaseOperatorLink):
     """
-    Lead from a task instance to its pictures in the gallery.
+    Links a task instance to its pictures in the gallery.
 
-    The address names the task instance and not the try, so it stays right when a task is retried or cleared. For this
-    package's own operators the web server makes it (through the plugin); for subclasses, which the web server does not
-    know, the worker stores it after every try, whatever became of it.
+    The URL names the task instance and not the attempt, so it stays valid when a task is retried or cleared. For this
+    package's own operators, the plugin lets the web server build it; for subclasses, which the web server does not
+    know, the worker stores it after every attempt, failed ones included.
     """
 
     name = "Pictures"
     xcom_key = "imagen_pictures_link"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Give the address, as a path on Airflow's web server."""
+        """Return the URL, as a path on Airflow's web server."""
         del operator
         map_index = ti_key.map_index
         return task_address(

@@ -1,8 +1,8 @@
 """
-Addresses of the gallery's pages, as a path on Airflow's own web server.
+URLs of the gallery's pages, as paths on Airflow's web server.
 
-Only the path of ``[api] base_url`` is used, never its host: a reader may know the server by another name, and a
-session lasts on the name it began with.
+Only the path of ``[api] base_url`` is used, never its host: the user may have logged in under another host name, and
+the session is valid only there.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
 MOUNT: Final = "/imagen"
-"""Where the gallery is, below the base path of Airflow's web server."""
+"""Path of the gallery below the base path of Airflow's web server."""
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _ORIGIN: Final = r"https?://[A-Za-z0-9.\-\[\]:]+"
-"""What a content security policy and a header take as it is: no wildcard, no quote, nothing beyond ASCII."""
+"""An origin that is safe to put into a Content-Security-Policy header: no wildcards, no quotes, ASCII only."""
 
 PictureSize = Literal["thumbnail", "full"]
 
 
 def gallery_root() -> str:
-    """Give the path of the gallery, base path included, as Airflow's configuration on this machine says it."""
+    """Return the path of the gallery, including the base path from this machine's Airflow configuration."""
     from airflow.configuration import conf
 
     base_url = conf.get("api", "base_url", fallback="") or ""
@@ -34,18 +34,18 @@ def gallery_root() -> str:
 
 
 def task_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1, **query: Any) -> str:
-    """Address the pictures of one task instance."""
+    """Return the URL of one task instance's pictures."""
     ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
     return _address(root, "task", ids | query)
 
 
 def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
-    """Address the pictures of a DAG run."""
+    """Return the URL of a DAG run's pictures."""
     return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)
 
 
 def dag_address(*, root: str, dag_id: str) -> str:
-    """Address the pictures of a DAG's newest runs."""
+    """Return the URL of the pictures of a DAG's latest runs."""
     return _address(root, "dag", {"dag_id": dag_id})
 
 
@@ -62,10 +62,10 @@ def picture_address(
     **query: Any,
 ) -> str:
     """
-    Address one picture: its page, or with ``size`` the picture itself.
+    Return the URL of one picture's page, or with ``size``, of the picture itself.
 
-    :param prompt_index: number of the prompt in the task, from 0
-    :param image_index: number of the picture of that prompt, from 0
+    :param prompt_index: index of the prompt in the task, from 0
+    :param image_index: index of the picture among those of its prompt, from 0
     """
     ids = {
         "dag_id": dag_id,
@@ -81,7 +81,7 @@ def picture_address(
 
 
 def remote_link(url: str | None) -> str | None:
-    """Return the URL the API gave when a browser may follow it: HTTPS, or this machine for the sandbox."""
+    """Return the API's URL if a browser may load it (HTTPS, or loopback for the sandbox), else ``None``."""
     try:
         parts = urlsplit(url or "")
         is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
@@ -92,7 +92,7 @@ def remote_link(url: str | None) -> str | None:
 
 
 def origin_of(parts: SplitResult) -> str:
-    """Return scheme, host and port of a URL."""
+    """Return the scheme, host and port of a URL."""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 

@@ -1,1 +1,1 @@
-"""The operator: pictures from templated prompts."""
+"""Operators that generate images from templated prompts."""

@@ -1,4 +1,4 @@
-"""Name a stored folder for those outside: as the URI of an asset and as an OpenLineage dataset. Pure."""
+"""Names of a storage folder outside this package: its asset URI and its OpenLineage dataset. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 _PLAIN: Final = "/:+@=&,;!$'()*~"
-"""What stands for itself in the path of a URI; the rest of ASCII's marks, and all beyond ASCII, is escaped."""
+"""Punctuation left unescaped in the path of a URI; other punctuation and all non-ASCII characters are escaped."""
 
 
 _SIGNATURE: Final = r"(?s)\?[^?&=/]*=.*"
-"""A query, which may be a signature; a question mark alone may belong to a name."""
+"""A query string, which may hold a signature; a question mark without ``name=`` may be part of a file name."""
 
 
 class Place(Struct, frozen=True):
     """
-    A folder or file, without the connection that opens it: the same place whoever looks at it.
+    A folder or file, independent of the Airflow connection used to open it.
 
     :param scheme: kind of store: ``file``, ``s3``, ``gs``, ``abfs`` …
-    :param container: bucket or container; empty on this machine
-    :param key: path within it, without slashes at either end; on this machine the absolute path without the first slash
+    :param container: bucket or container; empty for local files
+    :param key: path in the container, without leading or trailing slashes; for local files the absolute path without
+        its first slash
     """
 
     scheme: str
@@ -31,23 +32,23 @@ class Place(Struct, frozen=True):
 
     @property
     def uri(self) -> str:
-        """URI of an asset, ASCII as MySQL wants it."""
+        """Asset URI; ASCII only, as MySQL requires."""
         return f"{self.scheme}://{self.container}/{quote(self.key, safe=_PLAIN)}"
 
     @property
     def namespace(self) -> str:
-        """Namespace of an OpenLineage dataset (OpenLineage, naming of datasets)."""
+        """OpenLineage dataset namespace (see OpenLineage's dataset naming)."""
         return self.scheme if self.scheme == "file" else f"{self.scheme}://{self.container}"
 
     @property
     def name(self) -> str:
-        """Name of an OpenLineage dataset: an absolute path on this machine, else the key, ``/`` for a whole bucket."""
+        """OpenLineage dataset name: the absolute path for local files, else the key, or ``/`` for a whole bucket."""
         return f"/{self.key}" if self.scheme == "file" else self.key or "/"
 
 
 def place_of(address: str) -> Place:
     """
-    Take an address apart.
+    Return the place an address names.
 
     :param address: as ``ObjectStoragePath`` prints it (``s3://conn@bucket/key``, ``file:///data``), or an absolute path
     """
@@ -61,12 +62,12 @@ def place_of(address: str) -> Place:
 
 
 def unsigned(address: str) -> str:
-    """Cut the query off an address in a store: it may be a signature."""
+    """Return an object store address without its query string, which may hold a signature."""
     is_local = "://" not in address or address.startswith(("file://", "local://"))
     return address if is_local else re.sub(_SIGNATURE, "", address)
 
 
 def host_of(url: str) -> str:
-    """Cut a URL down to scheme, host and port."""
+    """Return the scheme, host and port of a URL."""
     parts = urlsplit(url if "://" in url else f"https://{url}")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -1,7 +1,7 @@
 """
-One try of the operator: check, buy, keep, report, and decide what it means for the task.
+One attempt of the operator: validate, submit, store, publish, and decide the task's outcome.
 
-Imported when the task runs, so that parsing a DAG file stays cheap.
+Imported only when the task runs, to keep DAG parsing cheap.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ API_ARGUMENTS: Final = (
     "convert_base64_to_url",
     "input_images",
 )
-"""Arguments of the operator that become fields of the API."""
+"""Operator arguments that become API fields."""
 
 _CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
     "on_failure": ("fail", "accept"),
@@ -100,23 +100,23 @@ _RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
 _OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
 
 progress = logging.getLogger("airflow_provider_imagen.progress")
-"""One line per image; a logger of its own, so that others can listen."""
+"""One line per image; a separate logger, so that others can attach handlers to it."""
 
 ORPHAN_GRACE_SECONDS: Final = 10.0
-"""Grace period once the supervisor of the task's process has died: nobody waits for this process any more."""
+"""Grace period once the task's supervisor has died: nothing waits for this process any more."""
 
 JOURNAL_PATIENCE_SECONDS: Final = 2.0
-"""How long the last records may take to become durable before the results are published."""
+"""Longest wait for the last journal records to become durable before publishing."""
 
 PUBLISH_PATIENCE_SECONDS: Final = 30.0
-"""How long publishing may take at the end of a cancelled attempt: Airflow may be away."""
+"""Longest wait for a cancelled attempt to publish; Airflow may be unreachable."""
 
 
 def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImagenGenerateOperator) -> NoReturn:
     """
-    Raise an error so that a hopeless one ends the task at once, also where no retry policy says so.
+    Raise an error so that Airflow does not retry if a retry cannot help, even without a retry policy.
 
-    :raises AirflowFailException: from the error, when it is hopeless and the task has no retry policy
+    :raises AirflowFailException: from the error, if a retry cannot help and the task has no retry policy
     """
     if getattr(operator, "retry_policy", None) is not None or getattr(error, "retry_helps", False):
         raise error
@@ -127,13 +127,13 @@ class TaskExecution:
     """
     One attempt of a task.
 
-    The work is done in a thread of its own, so that what Airflow does to the main thread (it raises
-    ``AirflowTaskTimeout`` there, and runs signal handlers) never interrupts a call of Airflow half-way. The main thread
-    waits, and cancels the attempt when it has to end.
+    The work runs in its own thread, because Airflow raises ``AirflowTaskTimeout`` and runs signal handlers in the main
+    thread, where they could interrupt a call to Airflow half-way. The main thread waits, and cancels the attempt when
+    it has to end.
 
-    :param operator: its arguments, rendered
+    :param operator: the operator, its templates rendered
     :param context: Airflow's context
-    :param is_killed: whether Airflow has asked the task to end; may be set by a signal handler
+    :param is_killed: returns whether Airflow has asked the task to end; a signal handler may change its result
     """
 
     def __init__(self, operator: ImagenGenerateOperator, context: Context, is_killed: Callable[[], bool]) -> None:
@@ -156,14 +156,14 @@ class TaskExecution:
     # --- the main thread ----------------------------------------------------------------------------------------------
 
     def run(self) -> list[str]:
-        """Make the images and return their URLs; see :meth:`ImagenGenerateOperator.execute`."""
+        """Return the URLs of the generated images; see :meth:`ImagenGenerateOperator.execute`."""
         attempt = threading.Thread(
             target=contextvars.copy_context().run, args=(self._attempt,), name="imagen-attempt", daemon=True
         )
         attempt.start()
         try:
             self._await_end()
-        except BaseException as error:  # above all Airflow's time-out, which is raised here
+        except BaseException as error:  # mainly AirflowTaskTimeout, which is raised in this thread
             self._cancel(type(error).__name__, grace_seconds=get_grace_seconds())
             self._await_end()
             raise
@@ -176,7 +176,7 @@ class TaskExecution:
         return self._result
 
     def _await_end(self) -> None:
-        """Wait for the attempt, and cancel it when Airflow asks for that or the supervisor of this process has died."""
+        """Wait for the attempt to end; cancel it if Airflow asks to or this process's supervisor has died."""
         while not self._is_done.wait(0.1):
             if self._is_killed():
                 self._cancel("Airflow asked it to end", grace_seconds=get_grace_seconds())
@@ -188,7 +188,7 @@ class TaskExecution:
                 return
 
     def _cancel(self, reason: str, *, grace_seconds: float) -> None:
-        """Send nothing more, publish the results so far, and let requests in flight end within the grace period."""
+        """Stop sending, publish the results so far, and let requests in flight finish within the grace period."""
         is_first = not self._cancellation.is_cancelled()
         self._cancellation.cancel(reason, grace_seconds=grace_seconds)
         if is_first:
@@ -246,11 +246,12 @@ class TaskExecution:
             )
             result = self._execute(run, journal, folder)
         except Exception:
-            if self._publisher is None:  # it did not come to a run
+            if self._publisher is None:  # the run never started
                 self._publish_earlier_attempts(plan, folder)
             raise
         finally:
-            # Records that a store which is away has not taken yet: without them, the next attempt knows of no response.
+            # If the store was unreachable, records are still pending; without them, the next attempt would not know
+            # about their responses.
             is_hurried = self._cancellation.is_cancelled()
             journal.close(JOURNAL_PATIENCE_SECONDS if is_hurried else WRITE_PATIENCE_SECONDS)
         self._operator.journal = journal
@@ -261,7 +262,7 @@ class TaskExecution:
         return result.urls
 
     def _execute(self, run: Run, journal: Journal, folder: ObjectStoragePath | None) -> RunResult:
-        """See a run through, and publish what came of it however it ends."""
+        """Run to the end, and publish the result whether it succeeds or fails."""
         publisher = self._publisher = self._publisher_for(folder)
         publishing = publisher.start(run.snapshot, journal)
         try:
@@ -278,20 +279,20 @@ class TaskExecution:
         return result
 
     def _publish_anyway(self, result: RunResult, journal: Journal) -> None:
-        """Publish a result while an error is on its way, which matters more than one that comes up here."""
+        """Publish a result while an error propagates; failing to publish must not replace that error."""
         try:
             if self._publisher is not None:
                 self._publisher.publish(result, journal)
         except Exception as error:
             self._log.warning("The results so far could not be published (%s).", error)
 
-    # --- before paying ------------------------------------------------------------------------------------------------
+    # --- before sending -----------------------------------------------------------------------------------------------
 
     def _plan(self) -> Plan:
         """
-        Check every argument, and lay out what to buy.
+        Return the plan, after checking every argument.
 
-        :raises InvalidArgumentsError: with everything that is wrong, the operator's own arguments first
+        :raises InvalidArgumentsError: lists every problem, the operator's own arguments first
         """
         operator = self._operator
         problems = list(self._problems())
@@ -326,11 +327,12 @@ class TaskExecution:
 
     def _known_name(self, model: Any) -> Any:
         """
-        Return the name under which a model is checked, and warn of one that is ending or cannot be checked.
+        Return a name under which the catalogue knows a model, or the given name if there is none.
 
-        One that the API's list does not name is only warned of: models that are about to end are not listed either.
+        Logs a warning if the model is about to be retired or cannot be checked. A model missing from the API's list is
+        not rejected, because models about to be retired are not listed either.
 
-        :raises InvalidArgumentsError: the API serves the model for something else than images
+        :raises InvalidArgumentsError: the API serves the model, but not for images
         """
         if not isinstance(model, str):
             return model
@@ -351,7 +353,7 @@ class TaskExecution:
         return model
 
     def _problems(self) -> Iterator[Problem]:
-        """Check the arguments that are ours; those of the API are checked with the plan."""
+        """Yield the problems of the operator's own arguments; :meth:`_plan` checks the API fields."""
         operator = self._operator
         for name, allowed in _CHOICES.items():
             if (value := getattr(operator, name)) not in allowed:
@@ -403,7 +405,7 @@ class TaskExecution:
         )
 
     def _price_list(self) -> PriceList:
-        """Ask for live prices when a cap is to be kept; else the last known ones do for estimates."""
+        """Return live prices if there is a spending cap to enforce, else the last known ones."""
         if self._operator.max_usd is None:
             return PriceList()
         try:
@@ -413,7 +415,7 @@ class TaskExecution:
             return PriceList()
 
     def _open_folder(self) -> ObjectStoragePath | None:
-        """Make sure that pictures can be stored before one is paid for, and clean up after a killed try."""
+        """Return the output folder, checked to be writable and cleared of temporary files of a killed attempt."""
         if self._output_path is None:
             return None
         folder = open_folder(self._output_path)
@@ -427,7 +429,7 @@ class TaskExecution:
 
     @staticmethod
     def _folders_of(store: JournalStore, folder: ObjectStoragePath | None) -> list[StoragePath] | None:
-        """Return the only folders whose images a journal may name; ``None`` if nobody else can write to the journal."""
+        """Return the folders that a journal's paths must be in; ``None`` if only this task can write to the journal."""
         if not isinstance(store, FolderJournalStore):
             return None
         return [store.output_folder] if folder is None else [store.output_folder, folder]
@@ -466,10 +468,10 @@ class TaskExecution:
 
     def _reload(self, journal: Journal, folder: ObjectStoragePath | None, links: UrlEncryption) -> JournalState:
         """
-        Return what earlier attempts have recorded by now: in the journal, or else in the manifest.
+        Return the journal's current state, with records missing from the journal recovered from the manifest.
 
-        :raises JournalError: the journal cannot be read at the moment
-        :raises StorageError: the manifest cannot
+        :raises JournalError: the journal cannot be read now
+        :raises StorageError: the manifest cannot be read
         """
         state = journal.reload()
         if folder is not None and state.has_loose_ends:
@@ -487,9 +489,9 @@ class TaskExecution:
 
     def _publish_earlier_attempts(self, plan: Plan | None, folder: ObjectStoragePath | None) -> None:
         """
-        Publish what earlier attempts made, although this one is rejected: Airflow has cleared their XComs.
+        Publish what earlier attempts made if this one fails before it runs, because Airflow has cleared their XComs.
 
-        Never raises: the reason of the rejection matters more.
+        Never raises, so that the original error reaches the user.
         """
         try:
             store = self._store()
@@ -521,7 +523,7 @@ class TaskExecution:
             f"{seconds:.1f} s" if seconds else "from an earlier try",
             cost,
         )
-        if seconds:  # bought in this try
+        if seconds:  # not reused from an earlier attempt
             metrics, tags = get_metrics(), {"model": record["model"]}
             metrics.incr("imagen.images", tags=tags)
             metrics.incr("imagen.usd", count=record["usd"] or 0.0, tags=tags)
@@ -529,10 +531,10 @@ class TaskExecution:
 
     def _raise_what_counts(self, result: RunResult) -> None:
         """
-        Decide what the result means for the task.
+        Raise unless the task has succeeded.
 
         :raises ImagenError: the task has failed
-        :raises AirflowSkipException: nothing was made and the author said that this is fine
+        :raises AirflowSkipException: no image was made, and ``on_failure`` or ``on_filtered`` accepts that
         """
         operator = self._operator
         if result.failures or result.not_sent:
@@ -560,7 +562,7 @@ def _needs_folder(name: str, value: Any) -> Problem:
 
 
 def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
-    """Let an exhausted budget report the final amount, and how far the task came."""
+    """Return the error; a :class:`BudgetExceededError` with the final amount and the number of items done and left."""
     if not isinstance(error, BudgetExceededError):
         return error
     left = len(result.not_sent) + len(result.failures)
@@ -577,7 +579,7 @@ def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
 
 
 def _is_there(stored_files: StoredFiles, stored: StoredFile) -> bool:
-    """Return whether a file exists; one whose store cannot be asked counts as existing."""
+    """Return whether a file exists; assume that it does if its store cannot be reached."""
     try:
         return stored_files.is_there(stored)
     except (StorageError, InvalidArgumentsError):
@@ -606,12 +608,12 @@ def _whole(value: Any) -> Any:
 
 
 def _or_none(value: Any) -> Any:
-    """Take a template that rendered to nothing for "not given"."""
+    """Return ``None`` for a template that rendered to an empty string or ``"None"``, else the value."""
     return None if isinstance(value, str) and value.strip() in ("", "None") else value
 
 
 def _without_blanks(prompt: Any) -> Any:
-    """Take an empty text in a mapping, such as an empty cell of a table, for "not given", as among the arguments."""
+    """Return the prompt without blank fields, such as empty table cells: like blank arguments, they are not set."""
     if isinstance(prompt, Mapping):
         return {name: value for name, value in prompt.items() if name == "prompt" or not _is_blank(value)}
     if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):

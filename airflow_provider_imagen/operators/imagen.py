@@ -1,4 +1,4 @@
-"""The operator: pictures from templated prompts, each one saved, counted and never bought twice."""
+"""The operator that generates images from templated prompts."""
 
 from __future__ import annotations
 
@@ -25,50 +25,51 @@ if TYPE_CHECKING:
 
 class ImagenGenerateOperator(BaseOperator):
     """
-    Generate images with the AI/ML API, one task for one prompt or for thousands.
+    Generate images with the AI/ML API, in one task for one prompt or thousands.
 
-    Every argument is checked against the chosen model before anything is paid. What a try pays for is written down
-    before and after each request, so a retry goes on where the last try ended and buys nothing twice (see the README,
-    "What is guaranteed"). The return value is one URL per image in prompt order; XCom ``images`` holds a record per
-    image and ``summary`` the counts and costs.
+    Every argument is checked against the chosen model's schema before anything is sent. Each request is journaled
+    before it is sent and its response right after, so a retry continues where the last attempt ended and pays for
+    nothing twice (see the README, "What is guaranteed"). The return value is one URL per image in prompt order; XCom
+    ``images`` holds one record per image, and XCom ``summary`` the counts and costs.
 
-    :param prompt: text, or a list of texts or of mappings ``{"prompt": …, "name": …, <any API field>: …}`` whose
-        fields override the arguments for that item; an XComArg of these. Text that ends in ``.prompt`` names a
-        template file. An empty list skips the task. (templated)
+    :param prompt: a string, or a list of strings or of mappings ``{"prompt": …, "name": …, <any API field>: …}``
+        whose fields override the arguments for that item; or an XComArg of these. A string that ends in ``.prompt``
+        names a template file. An empty list skips the task. (templated)
     :param model: model id; default: the connection's, else ``imagen-3.0-generate-002``. (templated)
-    :param num_images: pictures per prompt, 1 to 4 for Imagen. (templated)
+    :param num_images: images per prompt, 1 to 4 for Imagen. (templated)
     :param aspect_ratio: ``1:1``, ``9:16``, ``16:9``, ``3:4`` or ``4:3`` for Imagen. (templated)
-    :param seed: 0 to 4294967295 for Imagen; not together with ``add_watermark=True``. (templated)
+    :param seed: 0 to 4294967295 for Imagen; cannot be combined with ``add_watermark=True``. (templated)
     :param enhance_prompt: let the model rewrite the prompt
     :param person_generation: ``dont_allow`` or ``allow_adult``
     :param safety_setting: ``block_low_and_above``, ``block_medium_and_above`` or ``block_only_high``
-    :param add_watermark: let the model put an invisible watermark in
-    :param convert_base64_to_url: ``False`` asks for the pictures inside the answer; needs ``output_path``
-    :param input_images: pictures to work on, for models that edit: a link, a ``data:`` URI, a path as
-        ``ObjectStoragePath`` takes it or a path object, a record of an earlier task's XCom ``images``, or a list of
-        these; they are put into the chosen model's own field. (templated)
-    :param parameters: any further field of the model by its API name. (templated)
-    :param output_path: folder to store pictures in, as text that ``ObjectStoragePath`` takes
-        (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``) or as a path object; ``None`` stores
+    :param add_watermark: let the model add an invisible watermark
+    :param convert_base64_to_url: ``False`` returns the images in the response itself; needs ``output_path``
+    :param input_images: images to edit, for models that take them: a URL, a ``data:`` URI, a path object or a path
+        string for ``ObjectStoragePath``, a record from another task's XCom ``images``, or a list of these. They are
+        sent in the field that the chosen model uses. (templated)
+    :param parameters: any other field of the model, by its API name. (templated)
+    :param output_path: folder to store images in, as a string for ``ObjectStoragePath``
+        (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``) or a path object; ``None`` stores
         nothing. (templated)
-    :param filename: pattern of the file names; default ``{task_id}-{name}-{image}-{identity}.{extension}``.
+    :param filename: file name pattern; default ``{task_id}-{name}-{image}-{identity}.{extension}``.
         (templated)
     :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes as delivered
-    :param thumbnail_pixels: longer side of a preview of each picture, 16 to 2048 pixels; ``None`` for none
-    :param contact_sheet: put the pictures on one labelled sheet beside them, 400 at most
-    :param provenance: write what made a picture into its file; a mapping adds fields, or drops those whose value is
-        ``None``
-    :param concurrency: requests in flight in this task, 1 to 256
-    :param requests_per_minute: most requests this task starts in a minute; ``None`` for no limit
-    :param max_usd: spending cap of this task over all its tries, in USD
-    :param on_failure: what a broken item means for the task: ``fail``, or ``accept`` and go on with the others
-    :param on_filtered: what withheld pictures mean for the task: ``fail`` or ``accept``
-    :param on_lost_answer: what to do when an answer is lost on the way: ``check`` looks the request up in the API's
-        log and sends it again only if it was not billed, ``resend`` sends it again, ``fail`` gives the item up
-    :param lost_answer_patience_seconds: how long ``check`` waits for the API's log to show a request, 0 to 3600
+    :param thumbnail_pixels: longer side of a preview stored with each image, 16 to 2048 pixels; ``None`` for no
+        previews
+    :param contact_sheet: store a labelled overview of the first 400 images beside them
+    :param provenance: embed model, prompt and other metadata in each file; a mapping adds fields, or removes those
+        set to ``None``
+    :param concurrency: maximum number of requests in flight in this task, 1 to 256
+    :param requests_per_minute: maximum rate at which this task starts requests, 0.1 to 60000; ``None`` for no limit
+    :param max_usd: spending cap of this task over all its attempts, in USD
+    :param on_failure: whether a failed item fails the task: ``fail``, or ``accept`` to continue without it
+    :param on_filtered: whether images withheld by the model fail the task: ``fail`` or ``accept``
+    :param on_lost_answer: what to do about a request whose response was lost: ``check`` looks it up in the API's log
+        and resends it only if it was not billed, ``resend`` always resends it, ``fail`` gives up the item
+    :param lost_answer_patience_seconds: how long ``check`` waits for a request to appear in the API's log, 0 to 3600
         seconds
-    :param fallback_models: model ids to try, in order, when the model is withdrawn
-    :param imagen_conn_id: id of the connection
+    :param fallback_models: model ids to use instead, in order, if the model has been retired
+    :param imagen_conn_id: id of the Airflow connection
     """
 
     template_fields: Sequence[str] = (
@@ -82,7 +83,7 @@ class ImagenGenerateOperator(BaseOperator):
         "output_path",
         "filename",
     )
-    # Rare on purpose: any string in a template field with this end is a file.
+    # Deliberately unusual: Airflow reads any string in a template field that ends like this as a file.
     template_ext: Sequence[str] = (".prompt",)
     template_fields_renderers: ClassVar[dict[str, str]] = {
         "prompt": "json",
@@ -93,10 +94,10 @@ class ImagenGenerateOperator(BaseOperator):
     ui_color = "#eef4ea"
 
     lineage_facts: LineageFacts | None = None
-    """What this try has made, for OpenLineage; ``None`` until there is something to tell."""
+    """Datasets this attempt read and wrote, for OpenLineage; ``None`` until the run has finished."""
 
     journal: Journal | None = None
-    """The journal of an attempt that has ended, for whoever deletes it; ``None`` before."""
+    """The attempt's journal, for the success callback that deletes it; ``None`` until the run has finished."""
 
     _is_killed = False
 
@@ -163,22 +164,22 @@ class ImagenGenerateOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[str]:
         """
-        Make the pictures and return their URLs, in prompt order.
+        Generate the images and return their URLs, in prompt order.
 
-        :raises InvalidArgumentsError: an argument is wrong; nothing was paid
-        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; what worked is kept for the next try
+        :raises InvalidArgumentsError: an argument is wrong; nothing was spent
+        :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; the next attempt reuses what succeeded
         """
         from airflow_provider_imagen.operators.execution import TaskExecution
 
         if _is_ours(type(self)):
-            self.operator_extra_links = ()  # the web server makes the link: nothing to store after the try
+            self.operator_extra_links = ()  # the web server builds the link, so Airflow need not store it
         return TaskExecution(self, context, is_killed=lambda: self._is_killed).run()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - OpenLineage passes it
         """
-        Tell OpenLineage what was read and written; it asks after failures as well.
+        Return the lineage of this attempt; OpenLineage calls this after failures as well.
 
-        :return: an ``OperatorLineage``, or ``None`` when there is nothing to tell or no OpenLineage provider
+        :return: an ``OperatorLineage``, or ``None`` without lineage to report or without the OpenLineage provider
         """
         if self.lineage_facts is None:
             return None
@@ -187,17 +188,17 @@ class ImagenGenerateOperator(BaseOperator):
         return to_openlineage(self.lineage_facts)
 
     def on_kill(self) -> None:
-        """Send nothing new. Called in a signal handler, so it only sets a flag."""
+        """Stop sending requests. Called in a signal handler, so it only sets a flag."""
         self._is_killed = True
 
 
 def _is_ours(operator: type) -> bool:
-    """Tell the operators of this package, whose links the web server knows, from a DAG author's subclasses."""
+    """Return whether an operator is from this package: the web server knows its links, but not those of subclasses."""
     return operator.__module__.startswith(f"{__package__.partition('.')[0]}.")
 
 
 def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Add our retry policy, unless the author gave one, and end the journal once the task has succeeded."""
+    """Return the arguments with our retry policy, unless one is set, and the callback that finishes the journal."""
     from airflow_provider_imagen.operators.journal_location import finish_journal
 
     shared = kwargs.get("default_args") or {}

@@ -1,4 +1,4 @@
-"""Choose where a task's journal lives, and end it once the task has succeeded."""
+"""Where a task's journal is stored, and the callback that finishes it once the task has succeeded."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 def journal_store(context: Context, *, output_path: str | None, airflow_lock: threading.RLock) -> JournalStore:
     """
-    Return the most durable place there is: the task state store, else a folder beside the images, else nowhere.
+    Return the most durable store available: the task state store, else the output folder, else none.
 
     :param context: the task's context
-    :param output_path: rendered; ``None`` when images are not stored
-    :param airflow_lock: held while Airflow is called
+    :param output_path: rendered output folder; ``None`` if images are not stored
+    :param airflow_lock: held during calls to Airflow
     """
     from airflow_provider_imagen.journal.log import NoStore
     from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore
@@ -46,10 +46,10 @@ def journal_store(context: Context, *, output_path: str | None, airflow_lock: th
 
 def finish_journal(context: Context) -> None:
     """
-    End the journal of a task that has succeeded: clearing the task later makes new images.
+    Finish the journal of a task that has succeeded, so that clearing the task later creates new images.
 
-    Runs as ``on_success_callback``, after Airflow has registered the success, so that a task whose worker dies before
-    that still finds what it paid for.
+    Runs as ``on_success_callback``, after Airflow has registered the success: if the worker dies before that, the next
+    attempt still finds what was paid for.
     """
     journal = getattr(context["task"], "journal", None)
     if journal is None:
@@ -64,12 +64,12 @@ def finish_journal(context: Context) -> None:
 
 def _folder_of_first_attempt(context: Context, identity: str, output_path: str) -> str:
     """
-    Return the folder in which the first attempt put its journal, also when ``output_path`` has changed since.
+    Return the folder of the first attempt's journal, even if ``output_path`` has changed since.
 
-    Before Airflow 3.3 nothing else belongs to a task instance and survives its attempts, so an Airflow Variable
-    remembers the folder until the task succeeds.
+    An Airflow Variable remembers the folder until the task succeeds, because before Airflow 3.3 a task instance has no
+    state that survives its attempts.
 
-    :raises JournalError: the Variable cannot be read, and there is no journal in the present folder either
+    :raises JournalError: the Variable cannot be read, and ``output_path`` holds no journal
     """
     from airflow.sdk import Variable
 

@@ -1,4 +1,4 @@
-"""What OpenLineage is told: the model at the API and the folders of input pictures as sources, the folder as output."""
+"""OpenLineage datasets of an attempt: models and input image folders as inputs, the output folder as output."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 class LineageFacts(Struct, frozen=True):
     """
-    Where the pictures of one try came from and where they went.
+    The inputs and output of one attempt.
 
-    :param api: scheme and host of the API
-    :param models: ids of the models that made pictures, sorted
-    :param inputs: addresses of the folders of stored input pictures, sorted
-    :param output: address of the folder, ``None`` when nothing is stored
-    :param pictures: how many are stored
-    :param bytes: their size in all
+    :param api: scheme, host and port of the API
+    :param models: ids of the models that made the images, sorted
+    :param inputs: addresses of the folders that hold stored input images, sorted
+    :param output: address of the output folder; ``None`` if nothing was stored
+    :param pictures: number of stored images
+    :param bytes: their total size
     """
 
     api: str
@@ -35,13 +35,13 @@ class LineageFacts(Struct, frozen=True):
 
 def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> LineageFacts:
     """
-    Collect the facts of a run.
+    Return the lineage of a run.
 
-    Input pictures are told by their folders, as the output is: so the task that made them and the one that uses them
-    meet, and ten thousand prompts do not make ten thousand sources.
+    Input images are reported by folder, like the output: this links the task that uses them to the task that made
+    them, and ten thousand inputs do not become ten thousand datasets.
 
-    :param base_url: of the API
-    :param output: address of the folder, ``None`` when nothing is stored
+    :param base_url: base URL of the API
+    :param output: address of the output folder; ``None`` if images are not stored
     """
     stored = [made.record for made in result.made if made.stored is not None]
     return LineageFacts(
@@ -65,11 +65,7 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
 
 
 def to_openlineage(facts: LineageFacts) -> Any:
-    """
-    Put the facts into OpenLineage's terms.
-
-    :return: an ``OperatorLineage``, or ``None`` when the OpenLineage provider is not installed
-    """
+    """Return an ``OperatorLineage``, or ``None`` if the OpenLineage provider is not installed."""
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage  # type: ignore[import-not-found,unused-ignore]
     except ImportError:

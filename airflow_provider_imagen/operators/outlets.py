@@ -1,4 +1,4 @@
-"""Tell the outlets of a task what it has made."""
+"""Asset events for the outlets of a task."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def fill_outlets(
     outlets: Iterable[Any], events: Any, *, summary: Mapping[str, Any], folder: ObjectStoragePath | None
 ) -> None:
     """
-    Give every asset among the outlets an event, and resolve every alias to the folder of this run.
+    Add the summary to the event of every asset outlet, and resolve every alias to the output folder.
 
-    The pictures are paid for and safe by now, so an outlet that cannot be filled is logged and fails nothing. Outlets
-    of other kinds, which Airflow allows, belong to others and are left alone.
+    An outlet that cannot be filled is only logged, because the images are already paid for and stored. Outlets of
+    other kinds are left alone.
 
     :param events: ``outlet_events`` of the context
-    :param summary: becomes the extra of every event
-    :param folder: ``None`` when nothing is stored: an alias then stands for nothing
+    :param summary: extra of every event
+    :param folder: output folder; ``None`` if nothing is stored, and aliases then get no event
     """
     for outlet in outlets:
         if isinstance(outlet, AssetAlias):

@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PUBLISH_INTERVAL_SECONDS: Final = 10.0
-"""How often a running task publishes what it has so far, so that even a SIGKILL hides little."""
+"""Interval at which a running task publishes its results, so that even a SIGKILL loses few of them."""
 
 MAX_PUBLISHING_SHARE: Final = 0.02
-"""Most of a running task's time that goes into that."""
+"""Largest share of a running task's time spent on such publishing; the interval grows to stay below it."""
 
 UNRECORDED_SECONDS: Final = 3.0
-"""How long the journal may be behind until images are listed in the manifest at once: nothing else names them."""
+"""Journal delay beyond which the manifest is written at once, since no other record of the images is durable."""
 
 MAX_SHEET_PICTURES: Final = 400
-"""Most images on a contact sheet; the first ones are taken."""
+"""Maximum number of images on a contact sheet; the first ones are used."""
 
 MAX_XCOM_BYTES: Final = 48 * 1024
-"""Longest list of records that goes into XCom; a longer one stays in the manifest."""
+"""Largest list of records pushed to XCom, as JSON; a larger one is left to the manifest."""
 
 
 class Publisher:
     """
-    Publishes the state of a run: while it goes on, when it is cancelled, and at its end.
+    Publishes the results of a run: periodically, when it is cancelled, and when it ends.
 
-    :param operator: its arguments, rendered
+    :param operator: the operator, its templates rendered
     :param context: Airflow's context
     :param origin: the task instance
-    :param folder: where images are stored; ``None`` when they are not
-    :param airflow_lock: held while Airflow is called; ``airflow tasks test`` cannot take two calls at once
+    :param folder: output folder; ``None`` if images are not stored
+    :param airflow_lock: held during calls to Airflow; ``airflow tasks test`` cannot handle concurrent ones
     """
 
     def __init__(
@@ -72,22 +72,23 @@ class Publisher:
         self._wake = threading.Event()
         self._is_over = threading.Event()
         self.can_reach_airflow = True
-        """False once the supervisor of this process has died."""
+        """False once this process's supervisor has died."""
 
-    # --- one moment ---------------------------------------------------------------------------------------------------
+    # --- publishing once ----------------------------------------------------------------------------------------------
 
     def publish(
         self, result: RunResult, journal: Journal | None, *, is_final: bool = True, keeps_failures: bool = False
     ) -> dict[str, Any]:
         """
-        Publish a result, and return its summary.
+        Publish a result and return its summary.
 
-        An attempt that does not own the journal any more leaves XCom to its successor, and lists its images in a part
-        of the manifest of its own.
+        An attempt that has lost the journal to another one leaves XCom to it, and lists its own images in a separate
+        part of the manifest.
 
-        :param journal: of this attempt; ``None`` when there is none
-        :param keeps_failures: leave what an earlier attempt wrote about items without images
-        :raises StorageError: the manifest cannot be written, and nothing else went wrong
+        :param journal: this attempt's journal; ``None`` if it has none
+        :param is_final: whether the run has ended; only then the contact sheet and asset events are made
+        :param keeps_failures: keep an earlier attempt's list of items without images
+        :raises StorageError: the manifest cannot be written, and the run has no other error to report
         """
         with self._publishing:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
@@ -110,7 +111,7 @@ class Publisher:
                     summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
             is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
             if owns_results and (is_final or not is_behind):
-                # The manifest took its time: this process may have been suspended, and replaced by another attempt.
+                # Check ownership again: while the manifest was written, another attempt may have taken over.
                 may_push = journal.still_owns if journal is not None and not journal.is_gone else lambda: True
                 self._push_xcoms(result, summary, may_push)
                 outlet_events: Any = self._context.get("outlet_events")
@@ -122,10 +123,10 @@ class Publisher:
 
     def _owns_results(self, journal: Journal) -> bool:
         """
-        Return whether no other attempt publishes, or has published, the task's results.
+        Return whether this attempt may publish the task's results, because no other attempt does or has.
 
-        A journal that is gone was deleted by an attempt that has finished and left its part of the manifest, or by
-        somebody together with the whole folder.
+        If the journal is gone, either another attempt has finished, and left its part of the manifest, or somebody has
+        deleted the whole folder.
         """
         if journal.still_owns():
             return True
@@ -168,7 +169,7 @@ class Publisher:
         )
 
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
-        """Put the images on one sheet; that they are safe matters more than that the sheet succeeds."""
+        """Write the contact sheet and return its path; ``None`` if that fails, since the images themselves are safe."""
         labelled = [
             (made.stored.thumbnail or made.stored.file_name, _label(made.record)) for made in result.made if made.stored
         ][:MAX_SHEET_PICTURES]
@@ -184,10 +185,10 @@ class Publisher:
             log.warning("No contact sheet: %s", error)
             return None
 
-    # --- while the run goes on ----------------------------------------------------------------------------------------
+    # --- during the run -----------------------------------------------------------------------------------------------
 
     def start(self, snapshot: Callable[[], RunResult], journal: Journal) -> threading.Thread:
-        """Publish the results so far every few seconds, and at once after :meth:`publish_now`."""
+        """Start the thread that publishes every few seconds, and at once after :meth:`publish_now`; return it."""
         thread = threading.Thread(
             target=self._publish_forever, args=(snapshot, journal), name="imagen-publisher", daemon=True
         )
@@ -195,11 +196,11 @@ class Publisher:
         return thread
 
     def publish_now(self) -> None:
-        """Have the publishing thread publish at once; returns before it has."""
+        """Ask the publishing thread to publish now; does not wait for it."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Have the publishing thread end; it may still be publishing when this returns."""
+        """Ask the publishing thread to end; does not wait for it."""
         self._is_over.set()
         self._wake.set()
 
@@ -211,8 +212,8 @@ class Publisher:
             self._wake.clear()
             if self._is_over.is_set():
                 return
-            # A cancelled task may be killed at any moment; and an attempt that has taken the journal over looks here
-            # for what became of the requests in flight.
+            # A cancelled task may be killed at any moment, and an attempt that has taken over the journal looks in the
+            # manifest for the results of requests in flight.
             is_urgent = is_urgent or is_asked or journal.is_closed_to_this_attempt
             is_behind = journal.behind_seconds > UNRECORDED_SECONDS
             if not (is_urgent or is_behind or time.monotonic() >= due):
@@ -223,7 +224,7 @@ class Publisher:
             started = time.monotonic()
             try:
                 self.publish(result, journal, is_final=False)
-            except Exception as error:  # the end of the run publishes again
+            except Exception as error:  # published again when the run ends
                 log.warning("What has been made so far could not be published (%s).", error)
             published = len(result.listed)
             took = time.monotonic() - started
@@ -235,7 +236,7 @@ def _label(record: Record) -> str:
 
 
 def _fit_for_xcom(records: list[Record], manifest: str | None) -> list[Record] | dict[str, Any]:
-    """Return the records while they are small, else where they are and how many."""
+    """Return the records, or their manifest and count if they are too large for XCom."""
     if len(json.dumps(records)) <= MAX_XCOM_BYTES:
         return records
     return {"manifest": manifest, "count": len(records)}

@@ -1,4 +1,4 @@
-"""Airflow's task state store, as a journal needs it: one call at a time, with outages kept apart from rejections."""
+"""An adapter of Airflow's task state store for the journal: serializes calls, and tells outages from rejections."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 class AirflowStateStore:
     """
-    Airflow's task state store.
+    Airflow's task state store, one call at a time.
 
-    :param store: the task's own store
-    :param airflow_lock: held while Airflow is called; ``airflow tasks test`` cannot take two calls at once
+    :param store: the store of this task instance
+    :param airflow_lock: held during calls to Airflow; ``airflow tasks test`` cannot handle concurrent ones
     """
 
     def __init__(self, store: StateStore, airflow_lock: threading.RLock) -> None:
@@ -31,20 +31,20 @@ class AirflowStateStore:
         """
         Return the value of a key.
 
-        :raises StoreUnavailableError: the API server or its database is away
+        :raises StoreUnavailableError: the API server or its database is unavailable
         """
         return self._call(lambda: self._store.get(key, default))
 
     def set(self, key: str, value: Any, **retention: Any) -> None:
         """
-        Write the value of a key, durable on return.
+        Store the value of a key; durable on return.
 
-        :raises StoreUnavailableError: the API server or its database is away
+        :raises StoreUnavailableError: the API server or its database is unavailable
         """
         self._call(lambda: self._store.set(key, value, **retention))
 
     def delete(self, key: str) -> None:
-        """Remove a key."""
+        """Delete a key."""
         self._call(lambda: self._store.delete(key))
 
     def _call(self, call: Callable[[], T]) -> T:
@@ -58,11 +58,11 @@ class AirflowStateStore:
 
 
 def _is_away(error: Exception) -> bool:
-    """Return whether the API server or its database is unavailable, rather than the call rejected."""
+    """Return whether the API server or its database is unavailable; false if it rejected the call."""
     from airflow.sdk.exceptions import AirflowRuntimeError
 
     if not isinstance(error, AirflowRuntimeError):
-        # Without a supervisor, in airflow tasks test, the client's own error comes through.
+        # Without a supervisor, as in airflow tasks test, the HTTP client's own error is raised.
         status = getattr(getattr(error, "response", None), "status_code", None)
         return isinstance(status, int) and status >= 500
     detail = error.error.detail or {}

@@ -1,1 +1,1 @@
-"""What the provider adds to Airflow's web server."""
+"""The Airflow plugin and the gallery it mounts in the web server."""

@@ -1,8 +1,8 @@
 """
-The plugin that puts the gallery into Airflow's UI.
+The plugin that adds the gallery to Airflow's UI.
 
-Every process that loads plugins imports this module, task processes too, so it holds no more than names. The web
-application itself is imported by the web server, when somebody first asks for a page.
+Every process that loads plugins imports this module, task processes included, so it stays light. Only the web server
+imports the web application, on the first request.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
 
 AIRFLOW_APP = "airflow_provider_imagen.airflow_app"
-"""Key of the ASGI scope under which the gallery finds the web application it is mounted in."""
+"""Key of the ASGI scope that holds the web application the gallery is mounted in."""
 
 
 class LazyGallery:
-    """The gallery as an ASGI application that is imported when it is first called."""
+    """The gallery as an ASGI application that is imported on the first request."""
 
     async def __call__(
         self,
@@ -35,7 +35,7 @@ class LazyGallery:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
-        """Hand a request on, together with the application it came through."""
+        """Pass a request to the gallery, with the application it is mounted in."""
         from airflow_provider_imagen.plugins.gallery.app import app
 
         scope[AIRFLOW_APP] = scope["app"]
@@ -43,11 +43,11 @@ class LazyGallery:
 
 
 class LinkOfOurOperators(PicturesLink):
-    """The button "Pictures", made by the web server, so that no task has to store it (Airflow: links via plugins)."""
+    """The "Pictures" button, built by the web server through the plugin, so that tasks need not store its URL."""
 
     @property
     def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]
-        """The operators it is for; the web server asks when it first reads a DAG, and only then they are loaded."""
+        """Operators with this button; imported only when the web server reads its first DAG."""
         from airflow_provider_imagen.decorators.imagen import _ImagenDecoratedOperator
         from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
@@ -56,9 +56,9 @@ class LinkOfOurOperators(PicturesLink):
 
 class ImagenPlugin(AirflowPlugin):
     """
-    The gallery, the tabs "Pictures" of a DAG and of a DAG run, and the button "Pictures" of a task.
+    The gallery, the "Pictures" tabs of a DAG and of a DAG run, and the "Pictures" button of a task.
 
-    The addresses of the tabs are relative: the browser puts the base path of the web server in front.
+    The URLs of the tabs are relative: the browser resolves them against the web server's base path.
     """
 
     name = "imagen"

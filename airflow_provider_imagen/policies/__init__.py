@@ -1,1 +1,1 @@
-"""What a failed try means for the next one."""
+"""Retry policies."""

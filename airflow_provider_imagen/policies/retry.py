@@ -1,4 +1,4 @@
-"""Decide, from the error of a failed try, whether the next one makes sense and when (Airflow 3.3 and later)."""
+"""The retry policy: whether and when to retry after an error (Airflow 3.3 and later)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 LONGEST_RETRY_DELAY = timedelta(hours=6)
-"""Cap on a wait the API asks for."""
+"""Longest ``Retry-After`` that is honoured; longer ones are cut to it."""
 
 
 class ImagenRetryPolicy(RetryPolicy):
     """
-    Fail at once what no retry can mend, and wait out what the API asks to wait for without holding a worker.
+    Fails at once if a retry cannot help, and waits for ``Retry-After`` without holding a worker.
 
-    Hopeless are a key that is not accepted, an account without credits, a request or argument that is refused, a model
-    that is withdrawn, a budget that is used up, and answers that were charged and lost. A 429 or 503 with a
-    ``Retry-After`` decides the delay. Everything else follows the task's own ``retries`` and ``retry_delay``.
+    A retry cannot help with a rejected key, an account without credits, an invalid request or argument, a retired
+    model, an exhausted budget, or a response that was charged and lost. A 429 or 503 with ``Retry-After`` sets the
+    delay. All other errors follow the task's ``retries`` and ``retry_delay``.
     """
 
     def evaluate(
@@ -31,7 +31,7 @@ class ImagenRetryPolicy(RetryPolicy):
         max_tries: int,  # noqa: ARG002
         context: Context | None = None,  # noqa: ARG002
     ) -> RetryDecision:
-        """Give Airflow the decision for the error that ended a try."""
+        """Return whether and when to retry after this error."""
         if isinstance(exception, InvalidArgumentsError):
             return RetryDecision.fail("the arguments are wrong: another try would be refused too")
         if not isinstance(exception, ImagenError):
@@ -45,10 +45,10 @@ class ImagenRetryPolicy(RetryPolicy):
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:
-        """Nothing to keep: the policy has no settings."""
+        """Return no fields: the policy has no settings."""
         return {}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> ImagenRetryPolicy:  # noqa: ARG003
-        """Make the policy again."""
+        """Return a new policy."""
         return cls()

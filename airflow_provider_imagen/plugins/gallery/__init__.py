@@ -1,7 +1,7 @@
 """
 The gallery: pages of pictures inside Airflow's web server.
 
-``app`` answers requests, ``airflow_api`` asks Airflow as the visitor, ``records`` understands what tasks left,
-``collection`` reads and remembers it, ``files`` and ``thumbnails`` bring bytes, ``pages`` makes HTML.
-Imported by the web server only, when somebody first asks for a page.
+``app`` has the routes, ``airflow_api`` calls Airflow's API with the visitor's session, ``records`` parses XComs and
+manifests, ``collection`` reads and caches them, ``files`` and ``thumbnails`` load images, ``pages`` renders HTML.
+Only the web server imports it, on the first request.
 """

@@ -1,9 +1,9 @@
 """
-Ask Airflow's public REST API, inside its own process, as the person who is looking.
+A client of Airflow's public REST API that runs in the web server's process, with the visitor's permissions.
 
-The request that came in is answered with further requests to the application the gallery is mounted in, carrying the
-same session. So the gallery cannot show what the visitor could not read themselves, and depends on nothing of Airflow
-but its documented API: no database model, no private route.
+It calls the application the gallery is mounted in, with the session of the incoming request. So the gallery cannot
+show anything that the visitor may not read, and depends only on Airflow's documented API: no database models, no
+private routes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SESSION_HEADERS: Final = ("authorization", "cookie")
 _PAGE: Final = 100
-"""Entries asked for at once; ``[api] maximum_page_limit`` is 100 unless changed, and more are cut to it."""
+"""Entries per page; Airflow caps them at ``[api] maximum_page_limit``, 100 by default."""
 
 _MAX_ENTRIES: Final = 10_000
 _NEVER_IDS: Final = ("", "~", ".", "..")
@@ -33,7 +33,7 @@ _NEVER_IDS: Final = ("", "~", ".", "..")
 
 @dataclass(frozen=True, order=True)
 class TaskInstance:
-    """One task instance, as its four ids."""
+    """The ids of one task instance."""
 
     dag_id: str
     run_id: str
@@ -44,11 +44,11 @@ class TaskInstance:
 @dataclass(frozen=True)
 class XCom:
     """
-    A value a task left.
+    An XCom of a task.
 
-    :param value: decoded, or ``None`` when it cannot be read
-    :param timestamp: when it was written, as Airflow says it
-    :param is_elsewhere: an XCom backend keeps the value outside the database, and Airflow does not hand it out
+    :param value: decoded value; ``None`` if it cannot be read
+    :param timestamp: time of writing, as Airflow's API formats it
+    :param is_elsewhere: whether an XCom backend keeps the value outside the database, so that the API lacks it
     """
 
     value: Any
@@ -58,9 +58,9 @@ class XCom:
 
 class AirflowApi:
     """
-    Airflow's REST API, for the visitor behind one request.
+    Airflow's REST API, called with the session of one visitor.
 
-    :param request: the request that came in
+    :param request: the incoming request
     """
 
     def __init__(self, request: Request) -> None:
@@ -77,7 +77,7 @@ class AirflowApi:
         await self._client.aclose()
 
     async def get_xcom(self, ti: TaskInstance, key: str) -> XCom | None:
-        """Read one XCom; ``None`` when there is none."""
+        """Return one XCom; ``None`` if there is none."""
         answer = await self._get(f"{_path_of(ti)}/xcomEntries/{_quoted(key)}", map_index=ti.map_index)
         if answer is None:
             return None
@@ -88,16 +88,18 @@ class AirflowApi:
         self, *, dag_id: str, run_id: str | None, key: str, newest_first: bool = False, limit: int = _MAX_ENTRIES
     ) -> AsyncIterator[tuple[TaskInstance, str]]:
         """
-        Find the task instances that left an XCom of that key, each with the time it was written.
+        Yield the task instances that have an XCom with a key, each with its timestamp.
 
-        :param run_id: one run, or ``None`` for all runs of the DAG
+        :param run_id: run to search; ``None`` for all runs of the DAG
+        :param newest_first: order by time; default: by task
+        :param limit: number of entries to read before stopping, rounded up to a page
         """
         run = "~" if run_id is None else _quoted(run_id)
         path = f"/dags/{_quoted(dag_id)}/dagRuns/{run}/taskInstances/~/xcomEntries"
         order = "-timestamp" if newest_first else "task_id"
         offset = 0
         while offset < limit:
-            # The exact key is known from 3.3 on; the pattern narrows it down before.
+            # Airflow filters by exact key from 3.3 on; before, the pattern narrows the results down.
             answer = await self._get(
                 path, xcom_key=key, xcom_key_pattern=key, order_by=order, limit=_PAGE, offset=offset
             )
@@ -111,13 +113,13 @@ class AirflowApi:
                 return
 
     async def get_state(self, ti: TaskInstance) -> str | None:
-        """Say in which state a task instance is; ``None`` when it does not exist or has none."""
+        """Return the state of a task instance; ``None`` if it does not exist or has none."""
         path = _path_of(ti) if ti.map_index < 0 else f"{_path_of(ti)}/{ti.map_index}"
         answer = await self._get(path)
         return answer.get("state") if answer else None
 
     async def get_run(self, *, dag_id: str, run_id: str) -> dict[str, Any] | None:
-        """Describe a DAG run; ``None`` when it does not exist."""
+        """Return a DAG run as Airflow's API describes it; ``None`` if it does not exist."""
         return await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}")
 
     async def _get(self, path: str, **query: Any) -> dict[str, Any] | None:
@@ -136,17 +138,19 @@ def _path_of(ti: TaskInstance) -> str:
 
 def _quoted(name: str) -> str:
     """
-    Put an id into a path.
+    Return an id quoted for a path.
 
-    ``~`` would mean "all of them", and dots or slashes would lead to another route.
+    Ids that would change the route are refused: ``~`` means "all", and dots and slashes lead elsewhere.
+
+    :raises HTTPException: 404, for such an id
     """
-    if name in _NEVER_IDS or not {"/", "\\", "\0"}.isdisjoint(name):  # no database takes a NUL
+    if name in _NEVER_IDS or not {"/", "\\", "\0"}.isdisjoint(name):  # databases reject NUL
         raise HTTPException(404)
     return quote(name, safe="")
 
 
 def _decode(value: Any) -> tuple[Any, bool]:
-    """Decode a value as the database holds it: JSON, mostly as text."""
+    """Return an XCom's decoded value, and whether an XCom backend keeps the real value elsewhere."""
     if not isinstance(value, str):
         return value, False
     try:

@@ -1,7 +1,7 @@
 """
 The gallery's routes.
 
-Each one that shows anything of a DAG asks Airflow first whether the visitor may read that DAG's XComs.
+Every route that shows data of a DAG first checks that the visitor may read that DAG's XComs.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ _UNFINISHED: Final = (
 )
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
 _DOWNLOADED: Final = ("image/tiff", SVG_MIME_TYPE)
-"""Kinds that browsers do not show, or that may hold scripts."""
+"""Types sent as downloads, because browsers cannot show them or they may hold scripts."""
 
 _MOST: Final = 2**31 - 1
-"""Largest number that Airflow's database takes."""
+"""Largest integer that Airflow's database accepts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 Id = Annotated[str, Query(min_length=1, max_length=250)]
@@ -89,7 +89,7 @@ thumbnails = ThumbnailCache()
 
 @app.middleware("http")
 async def add_safe_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Forbid everything a page or picture does not need."""
+    """Add security headers that forbid whatever a page or picture does not need."""
     response = await call_next(request)
     response.headers.setdefault("Content-Security-Policy", "default-src 'none'; sandbox")
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -101,7 +101,7 @@ async def add_safe_headers(request: Request, call_next: Callable[[Request], Awai
 
 @app.exception_handler(StarletteHTTPException)
 async def show_error(request: Request, error: StarletteHTTPException) -> Response:
-    """Say what is wrong, or lead to the login."""
+    """Return an error page or text, or a redirect to the login page."""
     is_page = not request.url.path.endswith("/file")
     if error.status_code == 401 and is_page and "authorization" not in request.headers:
         base = _root(request).rpartition("/")[0]
@@ -123,7 +123,7 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
 
 @app.exception_handler(RequestValidationError)
 async def show_wrong_address(request: Request, _: RequestValidationError) -> Response:
-    """Answer an address that lacks something, without repeating it."""
+    """Return an error page for invalid parameters, without echoing them."""
     return await show_error(request, HTTPException(422))
 
 
@@ -137,7 +137,7 @@ async def show_task(
     page: PageNumber = 1,
     show: Show = "pictures",
 ) -> Response:
-    """Show the pictures of one task instance, below the first of what was not made."""
+    """Show the pictures of one task instance, below its first problems."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     async with AirflowApi(request) as api:
         found = await collection.get_task(api, ti)
@@ -174,7 +174,7 @@ async def show_task(
 
 @app.get("/run", dependencies=[may_read])
 async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures") -> Response:
-    """Show the pictures of all tasks of a run."""
+    """Show the pictures, or the problems, of all tasks of a run."""
     pages = Pages(_root(request))
     async with AirflowApi(request) as api:
         counted = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
@@ -214,7 +214,7 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
 
 @app.get("/dag", dependencies=[may_read])
 async def show_dag(request: Request, dag_id: Id) -> Response:
-    """Show the newest runs of a DAG that made pictures."""
+    """Show the latest runs of a DAG that made pictures."""
     pages = Pages(_root(request))
     sections = []
     async with AirflowApi(request) as api:
@@ -257,7 +257,7 @@ async def show_picture(
     image_index: Place,
     map_index: MapIndex = -1,
 ) -> Response:
-    """Show one picture with everything known of it."""
+    """Show one picture with all its metadata."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
     picture = found.pictures[place]
     parameters: dict[str, Any] = {}
@@ -309,7 +309,7 @@ async def send_file(
         file = await collection.in_thread(partial(open_picture, picture))
     except FileUnavailableError as error:
         raise HTTPException(410, str(error)) from None
-    kind = cast("str", await collection.in_thread(partial(media_type, file)))  # it is a picture, or was not opened
+    kind = cast("str", await collection.in_thread(partial(media_type, file)))  # open_picture checked that it has one
     headers |= {"Content-Disposition": _disposition(picture, kind), "Content-Length": str(picture.bytes)}
     return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
 
@@ -329,7 +329,7 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 @app.get("/static/{name}")
 async def send_static(name: str) -> Response:
-    """Send the style sheet or the script, which hold nothing of anybody."""
+    """Send the style sheet or the script; public, since they hold no data."""
     data = read_static(name)
     if data is None:
         raise HTTPException(404)
@@ -337,14 +337,14 @@ async def send_static(name: str) -> Response:
 
 
 def _root(request: Request) -> str:
-    """Give the path the gallery is mounted at, base path included."""
+    """Return the path the gallery is mounted at, including the base path."""
     return str(request.scope.get("root_path", ""))
 
 
 def _page(
     request: Request, template: str, *, status: int = 200, pictures: list[Picture] | None = None, **values: Any
 ) -> Response:
-    """Render a page, and allow it what it needs: its own style and script, and pictures from where they are."""
+    """Return a rendered page whose security policy allows only its own style, script and the pictures it shows."""
     shown = pictures or [picture for section in values.get("sections", ()) for picture in section.pictures]
     policy = (
         f"default-src 'none'; img-src {image_sources(shown)}; style-src 'self'; script-src 'self'; "
@@ -373,9 +373,12 @@ async def _picture_sections(
     api: AirflowApi, pages: Pages, summaries: list[TaskSummary], *, first: int, most: int
 ) -> list[Section]:
     """
-    Take a stretch of all pictures of several task instances, reading only the records it needs.
+    Return a slice of the pictures of several task instances, one section per task.
 
-    The instances of a mapped task share a section.
+    Only the records in the slice are read. Instances of a mapped task share a section.
+
+    :param first: index of the first picture
+    :param most: maximum number of pictures
     """
     sections: dict[str, Section] = {}
     start = 0
@@ -428,7 +431,7 @@ def _why_run_is_empty(run: dict[str, Any] | None) -> str:
 
 
 def _read_parameters(picture: Picture) -> dict[str, Any]:
-    """Read from the file which API fields its request had; long ones were shortened when it was written."""
+    """Return the API fields of a picture's request from its file, without those that were too long to embed."""
     with whole_picture(picture) as data:
         told = read_provenance(data).get("parameters")
     return {name: value for name, value in told.items() if value != "…"} if isinstance(told, dict) else {}
@@ -436,10 +439,10 @@ def _read_parameters(picture: Picture) -> dict[str, Any]:
 
 def _preview(picture: Picture) -> bytes:
     """
-    Find a picture's preview: kept here, or made now from the picture.
+    Return a picture's preview, from the cache or made from the stored picture.
 
-    One that the task made is not looked at, because nothing proves that it belongs to the picture. One that was made
-    for another task instance or another file is not either: to know a digest is not to have the picture.
+    The preview that the task stored is not used, because nothing proves that it shows this picture. Previews are not
+    shared between task instances or files, because knowing a picture's digest does not prove access to it.
     """
     place = json.dumps([*astuple(picture.ti), picture.path, picture.bytes, picture.sha256])
     name = hashlib.sha256(place.encode()).hexdigest()

@@ -1,8 +1,8 @@
 """
-Read what tasks left, and remember it for a moment.
+Read the XComs and manifests of tasks, with a short-lived cache.
 
-Pages and previews ask for the same records again and again. Remembered is content only, never permission: every
-request is checked before it gets here.
+Pages and their previews need the same records many times. Only content is cached, never permission: every request is
+authorized before it gets here.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
 
 FRESH_SECONDS: Final = 10.0
-"""For how long records are taken from memory: a page and its previews, not longer."""
+"""How long records are cached: long enough for a page and its previews."""
 
 COUNT_SECONDS: Final = 3.0
-"""Time a page may spend on reading summaries that nobody has asked for before."""
+"""Time that a page may spend on reading summaries that are not cached."""
 
 _MAX_PICTURE_BYTES: Final = 64 * 1024 * 1024
 _MAX_SUMMARY_BYTES: Final = 32 * 1024 * 1024
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
 _LOOK_BACK: Final = 1_000
-"""Summaries looked through for the newest runs."""
+"""Number of summaries searched for the newest runs."""
 
 Result = TypeVar("Result")
 
@@ -58,11 +58,11 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class TaskPictures:
     """
-    What one task instance left.
+    The results of one task instance.
 
-    :param summary: ``None`` when it left none
+    :param summary: ``None`` if it has none
     :param pictures: in prompt order
-    :param notice: why pictures that were made are not among them, as a sentence
+    :param notice: sentence that says why pictures are missing; ``None`` if none are
     """
 
     ti: TaskInstance
@@ -71,7 +71,7 @@ class TaskPictures:
     notice: str | None = None
 
     def find(self, prompt_index: int, image_index: int) -> int | None:
-        """Find a picture's place in the list."""
+        """Return a picture's position in the list; ``None`` if it is not there."""
         for place, picture in enumerate(self.pictures):
             if (picture.prompt_index, picture.image_index) == (prompt_index, image_index):
                 return place
@@ -83,8 +83,8 @@ class Summaries:
     """
     The summaries of a run.
 
-    :param tasks: by task, then map index
-    :param uncounted: task instances whose summaries have not been read yet
+    :param tasks: sorted by task, then map index
+    :param uncounted: number of task instances whose summaries have not been read yet
     """
 
     tasks: list[TaskSummary]
@@ -92,27 +92,26 @@ class Summaries:
 
     @property
     def total(self) -> Summary:
-        """Sum up what has been read."""
+        """Total of the summaries read so far."""
         return sum((task.summary for task in self.tasks), Summary())
 
     @property
     def notes(self) -> list[str]:
-        """Say what the sum leaves out."""
+        """Sentences about what the total leaves out."""
         return [f"{self.uncounted} more tasks are not counted yet. Reload to count on."] if self.uncounted else []
 
 
 class Memory(Generic[Result]):
     """
-    Remember results for a while, and let one caller work while others wait for the same.
+    A bounded LRU cache with expiry, in which concurrent callers of one key share one computation.
 
-    Results leave when they are stale, and before that when there are too many: the longest unused goes first, and the
-    newest stays whatever its size.
+    Over its limits, it evicts the least recently used result first, but never the newest.
 
-    :param entries: results kept
-    :param seconds: for how long a result is fresh
-    :param max_bytes: about what all results may take
-    :param size_of: about what one takes, in bytes
-    :param clock: gives seconds
+    :param entries: maximum number of results
+    :param seconds: time until a result expires
+    :param max_bytes: maximum estimated size of all results
+    :param size_of: returns the estimated size of a result in bytes
+    :param clock: returns the time in seconds
     """
 
     def __init__(
@@ -135,12 +134,12 @@ class Memory(Generic[Result]):
         self._sweep: asyncio.TimerHandle | None = None
 
     def knows(self, key: Hashable) -> bool:
-        """Say whether a result is fresh."""
+        """Return whether a result is cached and has not expired."""
         kept = self._kept.get(key)
         return kept is not None and self._clock() - kept[0] < self._seconds
 
     async def get(self, key: Hashable, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Give the remembered result, or do the work."""
+        """Return the cached result, or compute and cache it."""
         lock, waiting = self._locks.get(key) or (asyncio.Lock(), 0)
         self._locks[key] = (lock, waiting + 1)
         try:
@@ -181,7 +180,7 @@ class Memory(Generic[Result]):
 
 
 def _bytes_of_pictures(found: TaskPictures) -> int:
-    """Estimate the memory that the records of pictures take."""
+    """Return an estimate of the memory that these records take."""
     texts = (
         text
         for picture in found.pictures
@@ -191,18 +190,14 @@ def _bytes_of_pictures(found: TaskPictures) -> int:
 
 
 class Collection:
-    """
-    The pictures of an Airflow deployment, as far as one visitor may see them.
-
-    The visitor is behind the :class:`AirflowApi` that each call takes.
-    """
+    """The pictures of an Airflow deployment, read through the :class:`AirflowApi` of each call's visitor."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._tasks: Memory[TaskPictures] = Memory(
             entries=64, seconds=FRESH_SECONDS, max_bytes=_MAX_PICTURE_BYTES, size_of=_bytes_of_pictures, clock=clock
         )
-        # A summary is known by the time it was written, so it never goes stale.
+        # The timestamp is part of the key, so a cached summary is never out of date.
         self._summaries: Memory[TaskSummary | None] = Memory(
             entries=20_000,
             seconds=3600.0,
@@ -213,25 +208,25 @@ class Collection:
         self._file_threads: anyio.CapacityLimiter | None = None
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Read or compute without holding up the web server, on few threads that are not Airflow's."""
+        """Return the result of blocking work, run on a few threads of our own to keep Airflow's free."""
         if self._file_threads is None:
             self._file_threads = anyio.CapacityLimiter(_FILE_THREADS)
         return await to_thread.run_sync(work, limiter=self._file_threads)
 
     async def get_task(self, api: AirflowApi, ti: TaskInstance) -> TaskPictures:
-        """Read what a task instance left."""
+        """Return the results of a task instance."""
         return await self._tasks.get(ti, lambda: self._read_task(api, ti))
 
     async def list_summaries(
         self, api: AirflowApi, *, dag_id: str, run_id: str, seconds: float = COUNT_SECONDS
     ) -> Summaries:
         """
-        Read the summaries of a run's task instances, by task, then map index.
+        Return the summaries of a run's task instances, sorted by task, then map index.
 
-        Each is a question to Airflow, so of a run with very many only as many as the time allows; the others come the
-        next times somebody looks.
+        Each takes a call to Airflow's API, so a run with very many is read only as far as the time allows; the cache
+        lets the next page load continue from there.
 
-        :param seconds: time after which no more are read
+        :param seconds: time after which no more summaries are read
         """
         found = sorted([entry async for entry in api.iter_xcoms(dag_id=dag_id, run_id=run_id, key="summary")])
         deadline = self._clock() + seconds
@@ -246,7 +241,7 @@ class Collection:
         return Summaries(summaries)
 
     async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, Summaries]:
-        """Read the summaries of the runs that made pictures last, newest run first."""
+        """Return the summaries of the latest runs that made pictures, newest first."""
         run_ids: list[str] = []
         entries = api.iter_xcoms(dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK)
         async for ti, _ in entries:
@@ -261,7 +256,7 @@ class Collection:
         return {run_id: summaries for run_id, summaries in read.items() if summaries.tasks}
 
     async def read_problems(self, summary: TaskSummary) -> tuple[list[Problem], str | None]:
-        """Read what a task instance did not make and why, and a sentence about what cannot be told."""
+        """Return the failed items and, if they cannot be read, a notice."""
         counts = summary.summary
         if not counts.filtered and not counts.failed:
             return [], None

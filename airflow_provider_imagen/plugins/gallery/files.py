@@ -1,10 +1,10 @@
 """
-Read the files that records name, and nothing else.
+Read the files that records name, and no others.
 
-A record is only a claim: whoever can run a task can write any path into an XCom, and the web server may open what
-that person may not. So a picture is handed out only if it has the size and the SHA-256 digest its record states: to
-state them takes the file itself, or a record of it. Whatever is wrong, even that the file is no picture, the answer is
-the same sentence, so that errors tell nothing about other files. Lists are read line by line, two at a time.
+A record is untrusted: anyone who can run a task can put any path into an XCom, and the web server may have access to
+files that this person has not. So a picture is served only if its size and SHA-256 digest match its record, which
+nobody can state without having the file or a record of it. Every failure, even that the file is not an image, gives
+the same message, so errors reveal nothing about other files. Lists are read line by line, at most two at a time.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ log = logging.getLogger(__name__)
 MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 MAX_LISTED: Final = 50_000
-"""Entries of a list that are shown of one task instance."""
+"""Maximum number of entries shown of one task instance's list."""
 
 CHUNK_BYTES: Final = 256 * 1024
 
-_BLOCK_BYTES: Final = 4 * 1024 * 1024  # asked of an object store at a time
+_BLOCK_BYTES: Final = 4 * 1024 * 1024  # per request to an object store
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 256 * 1024
 _whole_pictures = threading.BoundedSemaphore(2)
-_headers = threading.BoundedSemaphore(2)  # separate, because a holder of a whole picture asks for its media type
+_headers = threading.BoundedSemaphore(2)  # separate: whoever holds _whole_pictures also needs the media type
 _lists = threading.BoundedSemaphore(2)
 
 
 class FileUnavailableError(Exception):
-    """A file a record names cannot be shown; the message is a sentence for the visitor."""
+    """A file that a record names cannot be shown; the message is for the visitor."""
 
 
 def open_picture(picture: Picture) -> IO[bytes]:
     """
-    Verify a stored picture and open it for reading.
+    Return a stored picture, verified and open for reading.
 
-    It is never read into memory as a whole: files on a disk are read in place, objects from a temporary copy.
+    Local files are read in place, objects from a temporary copy; neither is read into memory as a whole.
 
-    :raises FileUnavailableError: it is not there any more, or is not the picture the record describes
+    :raises FileUnavailableError: it is gone, or is not the picture that the record describes
     """
     gone = FileUnavailableError("The stored file is not there any more, or is not the picture this task wrote.")
     if not picture.path or not picture.sha256 or not picture.bytes or picture.bytes > MAX_PICTURE_BYTES:
@@ -99,9 +99,9 @@ def open_picture(picture: Picture) -> IO[bytes]:
 @contextmanager
 def whole_picture(picture: Picture) -> Iterator[bytes]:
     """
-    Read a stored picture into memory; two at a time, others wait.
+    Yield the bytes of a stored picture; at most two are in memory at a time, other callers wait.
 
-    :raises FileUnavailableError: it is not there any more, or is not the picture the record describes
+    :raises FileUnavailableError: it is gone, or is not the picture that the record describes
     """
     with _whole_pictures, open_picture(picture) as file:
         yield file.read()
@@ -109,9 +109,9 @@ def whole_picture(picture: Picture) -> Iterator[bytes]:
 
 def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
     """
-    Read a task instance's pictures from a manifest.
+    Return a task instance's pictures from a manifest.
 
-    :raises FileUnavailableError: it cannot be read
+    :raises FileUnavailableError: the manifest cannot be read
     """
     gone = FileUnavailableError(f"The list of pictures ({MANIFEST_NAME} in the output folder) cannot be read any more.")
     try:
@@ -133,15 +133,15 @@ def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
 
 def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
     """
-    Read what a task instance could not make.
+    Return a task instance's problems from the failures file that belongs to a manifest.
 
-    :raises FileUnavailableError: it cannot be read
+    :raises FileUnavailableError: the failures file cannot be read
     """
     origin = Origin(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
     try:
         folder: Any = open_folder(manifest).parent
         address = failures_address(folder, origin)
-        with _lists, contextlib.suppress(FileNotFoundError):  # a task that could make everything wrote none
+        with _lists, contextlib.suppress(FileNotFoundError):  # a task without failures writes none
             lines = (line for line in _lines(address, within=folder) if "prompt_index" in line)
             return read_problems(ti, islice(lines, MAX_LISTED))
         return []
@@ -151,7 +151,7 @@ def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
 
 
 def _lines(address: str, *, within: StoragePath) -> Iterator[Mapping[str, Any]]:
-    """Read the JSON objects of a list, one a line; longer lines than a task writes are left out."""
+    """Yield the JSON objects of a file, one per line; lines longer than tasks write are skipped."""
     with _open(address, most=MAX_LIST_BYTES, within=within) as file:
         while raw := file.readline(_MAX_LINE_BYTES):
             if len(raw) == _MAX_LINE_BYTES and not raw.endswith(b"\n"):
@@ -164,16 +164,16 @@ def _lines(address: str, *, within: StoragePath) -> Iterator[Mapping[str, Any]]:
 
 
 def media_type(file: IO[bytes]) -> str | None:
-    """Say which kind of picture a file is, from its header; ``None`` for anything else, or one too large to decode."""
+    """Return an image's media type, from its header; ``None`` if it is not an image or too large to decode."""
     from PIL import Image
 
     file.seek(0)
     head = file.read(1024)
-    if head.startswith(PNG_SIGNATURE):  # Pillow would refuse one for the text in it
+    if head.startswith(PNG_SIGNATURE):  # Pillow rejects PNGs with much embedded text
         pixels = int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
         return MIME_TYPES["PNG"] if 0 < pixels <= DEFAULT_MAX_PIXELS and head[12:16] == b"IHDR" else None
     file.seek(0)
-    with _headers:  # some decoders read all of the file for it
+    with _headers:  # some decoders read the whole file
         try:
             with Image.open(file, formats=tuple(EXTENSIONS)) as image:
                 width, height = image.size
@@ -187,7 +187,7 @@ def media_type(file: IO[bytes]) -> str | None:
 def _svg_media_type(file: IO[bytes]) -> str | None:
     file.seek(0)
     if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"\xff\xfe", b"\xfe\xff")):
-        return None  # not worth reading as a whole
+        return None  # not XML, so not worth reading completely
     file.seek(0)
     try:
         return SVG_MIME_TYPE if read_svg_size(file.read()) is not None else None
@@ -204,9 +204,11 @@ def _digest(file: IO[bytes]) -> str:
 
 def _open(path: str, *, most: int, within: StoragePath | None = None) -> IO[bytes]:
     """
-    Open a whole file of a bounded size.
+    Return a file open for reading, in full.
 
-    :param within: the folder below which no link is followed; ``None`` for the file's own folder
+    :param most: maximum size in bytes
+    :param within: folder below which no symbolic link is followed; ``None`` for the file's own folder
+    :raises StorageError: the file is larger
     """
     place: StoragePath = open_folder(path)
     local = local_path(place)

@@ -1,4 +1,4 @@
-"""Make the gallery's pages: what a template shows, and the HTML itself."""
+"""The gallery's pages: the data that templates show, and their rendering to HTML."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ STATIC_TYPES: Final = {"gallery.css": "text/css; charset=utf-8", "gallery.js": "
 @dataclass(frozen=True)
 class Pager:
     """
-    Where a page stands among the others.
+    The position of a page among its siblings.
 
-    :param number: from 1
-    :param count: pages there are, at least 1
-    :param address: of a page, by its number
+    :param number: page number, from 1
+    :param count: number of pages, at least 1
+    :param addresses: URLs of the neighbouring pages by page number
     """
 
     number: int
@@ -50,22 +50,22 @@ class Pager:
 
     @property
     def previous(self) -> str | None:
-        """Address of the page before."""
+        """URL of the previous page."""
         return self.addresses.get(self.number - 1)
 
     @property
     def next(self) -> str | None:
-        """Address of the page after."""
+        """URL of the next page."""
         return self.addresses.get(self.number + 1)
 
 
 @dataclass(frozen=True)
 class Section:
     """
-    Pictures that belong together under a heading.
+    Pictures and problems under one heading.
 
-    :param title: the heading; empty when the page's own says it all
-    :param href: where the heading leads
+    :param title: heading; empty if the page's own heading suffices
+    :param href: link target of the heading
     :param notes: sentences under the heading
     """
 
@@ -79,9 +79,9 @@ class Section:
 
 class Pages:
     """
-    Renders pages for one visitor's view of the server.
+    Renders pages, and builds the URLs in them.
 
-    :param root: path of the gallery, base path included (``/airflow/imagen``)
+    :param root: path of the gallery, including the base path (``/airflow/imagen``)
     """
 
     def __init__(self, root: str) -> None:
@@ -89,47 +89,47 @@ class Pages:
         self._base = root.rpartition("/")[0]
 
     def render(self, template: str, **values: Any) -> str:
-        """Fill a template; everything in it is escaped."""
+        """Return a rendered template; all values are escaped."""
         return (
             _environment().get_template(template).render(root=self._root, link=self, assets=_asset_versions(), **values)
         )
 
     def dag(self, dag_id: str) -> str:
-        """Address the pictures of a DAG."""
+        """Return the URL of a DAG's pictures."""
         return dag_address(root=self._root, dag_id=dag_id)
 
     def run(self, dag_id: str, run_id: str, **query: Any) -> str:
-        """Address the pictures of a run."""
+        """Return the URL of a run's pictures."""
         return run_address(root=self._root, dag_id=dag_id, run_id=run_id, **query)
 
     def task(self, ti: TaskInstance, **query: Any) -> str:
-        """Address the pictures of a task instance."""
+        """Return the URL of a task instance's pictures."""
         return task_address(
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
         )
 
     def picture(self, picture: Picture) -> str:
-        """Address a picture's page."""
+        """Return the URL of a picture's page."""
         return self._picture(picture)
 
     def thumbnail(self, picture: Picture) -> str:
-        """Address a picture's preview; the link of the API when it was never stored."""
+        """Return the URL of a picture's preview, or the API's URL if the picture was not stored."""
         return self._file(picture, "thumbnail") or ""
 
     def full(self, picture: Picture) -> str:
-        """Address a picture in full size; the link of the API when it was never stored."""
+        """Return the URL of a picture in full size, or the API's URL if the picture was not stored."""
         return self._file(picture, "full") or ""
 
     def airflow_dag(self, dag_id: str) -> str:
-        """Address a DAG in Airflow."""
+        """Return the URL of a DAG in Airflow."""
         return f"{self._base}/dags/{quote(dag_id, safe='')}"
 
     def airflow_run(self, dag_id: str, run_id: str) -> str:
-        """Address a run in Airflow."""
+        """Return the URL of a run in Airflow."""
         return f"{self.airflow_dag(dag_id)}/runs/{quote(run_id, safe='')}"
 
     def airflow_task(self, ti: TaskInstance) -> str:
-        """Address a task instance in Airflow, where its log is."""
+        """Return the URL of a task instance in Airflow, with its log."""
         mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
         return f"{self.airflow_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, safe='')}{mapped}"
 
@@ -149,12 +149,12 @@ class Pages:
     def _file(self, picture: Picture, size: str) -> str | None:
         if not picture.is_stored:
             return remote_link(picture.url)
-        # The beginning of the digest is there for the browser's memory: another picture, another address.
+        # The start of the digest keeps browsers from showing a cached picture that has since been replaced.
         return self._picture(picture, size=size, v=(picture.sha256 or "")[:12])
 
 
 def image_sources(pictures: Iterable[Picture]) -> str:
-    """List the servers a page needs pictures from, for its content security policy."""
+    """Return the servers that a page loads pictures from, as a Content-Security-Policy source list."""
     origins = {"'self'"}
     for picture in pictures:
         if not picture.is_stored and (link := remote_link(picture.url)):
@@ -164,11 +164,11 @@ def image_sources(pictures: Iterable[Picture]) -> str:
 
 def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
     """
-    Write the Python that asks for such a picture again.
+    Return Python code that requests the picture again.
 
-    Pictures that were sent are known by their digest only, so a comment stands in their place.
+    Input images are known only by their digest, so a comment stands in for them.
 
-    :param parameters: the API fields that were sent, as far as the picture's provenance tells them
+    :param parameters: the request's API fields, as far as the picture's provenance holds them
     """
     known = ("aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
     sent = {name: value for name, value in parameters.items() if not any(map(_is_sent_picture, _texts(value)))}
@@ -178,7 +178,7 @@ def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
     if picture.seed is not None:
         arguments["seed"] = picture.seed
     if picture.image_index > 0 and sent.get("num_images") is not None:
-        arguments["num_images"] = sent["num_images"]  # one seed makes several pictures, and this is not the first
+        arguments["num_images"] = sent["num_images"]  # a seed yields several pictures, and this is not the first
     arguments |= {name: sent[name] for name in known if sent.get(name) is not None}
     rest = {name: value for name, value in sent.items() if name not in (*known, "convert_base64_to_url", "num_images")}
     if rest:
@@ -193,7 +193,7 @@ def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Find every text in a value of JSON's types."""
+    """Yield every string in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -205,17 +205,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _is_sent_picture(text: str) -> bool:
-    """Say whether a field held a picture: provenance has the digest of a file, the beginning of a ``data:`` URI."""
+    """Return whether a field held an image: provenance keeps a file's digest, or the start of a ``data:`` URI."""
     return text.startswith(("sha256:", "data:"))
 
 
 def _is_changed_by_rendering(text: str) -> bool:
-    """Say whether Airflow would make another text of it, or read a file of that name."""
+    """Return whether Airflow's rendering would change the text, or read it as a file name."""
     return any(mark in text for mark in _CHANGED_BY_RENDERING) or text.endswith(_CHANGED_AT_THE_END)
 
 
 def _to_code(value: Any) -> str:
-    """Write a value of JSON's types as Python, with texts that arrive in the task as they are."""
+    """Return a JSON value as Python code, with ``literal`` around strings that rendering would change."""
     if isinstance(value, str):
         return f"literal({value!r})" if _is_changed_by_rendering(value) else repr(value)
     if isinstance(value, Mapping):
@@ -226,7 +226,7 @@ def _to_code(value: Any) -> str:
 
 
 def read_static(name: str) -> bytes | None:
-    """Read a style sheet or script of the gallery."""
+    """Return a static file of the gallery; ``None`` if there is none of that name."""
     return _static_files().get(name)
 
 
@@ -261,5 +261,5 @@ def _readable_size(count: int) -> str:
 
 
 def _without_connection(path: str) -> str:
-    """Take the connection id out of an object store's address (``s3://conn@bucket/key``)."""
+    """Return an object store address without its connection id (``s3://conn@bucket/key``)."""
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", path)

@@ -1,8 +1,8 @@
 """
-Understand what a task left: its summary, its pictures, and what it could not make.
+Parse a task's results: its summary, its pictures and its problems.
 
-XComs and files are other people's data. Whatever does not have the expected form is left out here, so that nothing
-behind this module has to ask again.
+XComs and files are untrusted data. Whatever does not have the expected form is dropped here, so that no other module
+has to check it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _TOO_MUCH: Final = 2**63
 @dataclass(frozen=True)
 class Summary:
     """
-    What a task instance, or several together, made and spent.
+    The results and costs of one or more task instances.
 
-    :param requested: pictures asked for
-    :param made: pictures there are
-    :param filtered: pictures the model withheld
-    :param failed: pictures that broke
-    :param not_sent: pictures that were not asked for because the task ended before
-    :param adopted: pictures an earlier try had paid for
-    :param usd_spent: charged in all, lost charges included
+    :param requested: pictures requested
+    :param made: pictures made
+    :param filtered: pictures that the model withheld
+    :param failed: pictures that failed
+    :param not_sent: pictures not requested, because the task ended first
+    :param adopted: pictures reused from earlier attempts
+    :param usd_spent: total charged, including lost charges
     :param usd_lost: charged without a picture
-    :param usd_in_doubt: what more may have been charged, for requests whose outcome is not known
-    :param usd_is_estimate: some cost is the known price, not what the API said
+    :param usd_in_doubt: further amount that may have been charged for in-doubt requests
+    :param usd_is_estimate: whether part of the cost is a list price, because a response did not state it
     """
 
     requested: int = 0
@@ -52,7 +52,7 @@ class Summary:
 
     @property
     def problems(self) -> int:
-        """Pictures that were asked for and are not there."""
+        """Number of requested pictures that are missing."""
         return self.filtered + self.failed + self.not_sent
 
     def __add__(self, other: Summary) -> Summary:
@@ -62,11 +62,11 @@ class Summary:
 @dataclass(frozen=True)
 class TaskSummary:
     """
-    The summary a task instance left.
+    The summary of a task instance.
 
     :param ti: the task instance
-    :param manifest: path of its ``metadata.jsonl``, ``None`` when it stored nothing
-    :param timestamp: when the summary was written
+    :param manifest: path of its ``metadata.jsonl``; ``None`` if it stored nothing
+    :param timestamp: time at which the summary was written
     """
 
     ti: TaskInstance
@@ -78,11 +78,11 @@ class TaskSummary:
 @dataclass(frozen=True, slots=True)
 class Picture:
     """
-    One picture, as its record describes it. What is not known is ``None``.
+    One picture, as its record describes it; unknown values are ``None``.
 
-    :param path: where it is stored
-    :param url: the link the API gave
-    :param usd: its share of what its request cost
+    :param path: path of the stored file
+    :param url: URL that the API returned
+    :param usd: its share of the request's cost
     """
 
     ti: TaskInstance
@@ -104,22 +104,22 @@ class Picture:
 
     @property
     def is_stored(self) -> bool:
-        """Whether there is a file, and the digest to know it by."""
+        """Whether there is a stored file, with the size and digest to verify it."""
         return bool(self.path and self.sha256 and self.bytes)
 
     @property
     def is_vector(self) -> bool:
-        """Whether it is an SVG, which may hold scripts and so is only downloaded."""
+        """Whether it is an SVG, which is offered only as a download because it may hold scripts."""
         return self.mime_type == SVG_MIME_TYPE
 
 
 @dataclass(frozen=True)
 class Problem:
     """
-    One prompt that did not bring all its pictures.
+    One prompt that did not yield all its pictures.
 
-    :param why: what the error said
-    :param error: name of the error's class
+    :param error: name of the error class
+    :param why: error message
     """
 
     ti: TaskInstance
@@ -137,7 +137,7 @@ class Problem:
 
 
 def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | None:
-    """Read an XCom ``summary``; ``None`` when it is somebody else's."""
+    """Return a parsed XCom ``summary``; ``None`` if it is not one of ours."""
     if not isinstance(value, Mapping) or not {"requested", "made", "usd_spent"} <= value.keys():
         return None
     numbers = {
@@ -154,12 +154,12 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
 
 
 def manifest_of(value: Any) -> str | None:
-    """Say where the records are when an XCom ``images`` only points to them."""
+    """Return the manifest path if an XCom ``images`` points to one, else ``None``."""
     return _text(value.get("manifest")) if isinstance(value, Mapping) else None
 
 
 def read_pictures(ti: TaskInstance, records: Any) -> list[Picture]:
-    """Read image records, from an XCom or a manifest, in prompt order."""
+    """Return the pictures of records from an XCom or a manifest, in prompt order."""
     if not isinstance(records, Iterable) or isinstance(records, (str, Mapping)):
         return []
     found = [_read_picture(ti, record) for record in records if isinstance(record, Mapping)]
@@ -170,13 +170,13 @@ def read_pictures(ti: TaskInstance, records: Any) -> list[Picture]:
 
 
 def belongs_to(ti: TaskInstance, line: Mapping[str, Any]) -> bool:
-    """Say whether a line of a manifest was written by a task instance."""
+    """Return whether a manifest line belongs to a task instance."""
     ids = (line.get("dag_id"), line.get("run_id"), line.get("task_id"), line.get("map_index"))
     return ids == (ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
 
 def read_problems(ti: TaskInstance, lines: Iterable[Mapping[str, Any]]) -> list[Problem]:
-    """Read the lines of a file of failures."""
+    """Return the problems in the lines of a failures file."""
     return [
         Problem(
             ti=ti,
@@ -225,12 +225,12 @@ def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None
 
 
 def _text(value: Any) -> str | None:
-    """Take a text; half a character (an unpaired surrogate), which no page can hold, becomes a question mark."""
+    """Return a non-empty string, else ``None``; unpaired surrogates, which no page can encode, become ``?``."""
     return value.encode(errors="replace").decode() if isinstance(value, str) and value else None
 
 
 def _whole(value: Any) -> int | None:
-    """Take a whole number; one beyond 64 bits counts nothing there is, and is more than a ``float`` may hold."""
+    """Return an integer, else ``None``; also for one of 64 bits or more, which may overflow a ``float``."""
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_MUCH else None
 
 

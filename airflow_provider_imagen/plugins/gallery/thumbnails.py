@@ -1,7 +1,7 @@
 """
-Keep small previews on the web server's disk, so that each is made once.
+A cache of previews on the web server's disk.
 
-They are named by whoever asks, after the place and the digest of the picture, and shared by all visitors.
+Callers name a preview after its picture's location and digest, and all visitors share it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from airflow_provider_imagen.storage.convert import make_thumbnail
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 PIXELS: Final = 384
-"""Longer side of a preview: sharp on screens of double density at the size the page shows."""
+"""Longer side of a preview: sharp on double-density screens at the size that pages show."""
 
 MAX_PICTURE_PIXELS: Final = 40_000_000
-"""Pixels of the largest picture a preview is made of: more than 8192 by 4096."""
+"""Maximum number of pixels of a picture that gets a preview: above 8192 by 4096."""
 
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
-_PRUNE_EVERY: Final = 64  # previews made by one process
+_PRUNE_EVERY: Final = 64  # previews written by one process
 
 
 class ThumbnailCache:
     """
     A bounded folder of previews, shared by all processes of the web server.
 
-    :param folder: where they are; made when first needed, readable by this user alone
-    :param max_bytes: size the folder is brought back to every 64 previews, oldest first
+    :param folder: created on first use, readable by this user only; default: in the temporary directory
+    :param max_bytes: size to which the folder is pruned every 64 previews, least recently used first
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -46,7 +46,7 @@ class ThumbnailCache:
 
     def get(self, name: str) -> bytes | None:
         """
-        Return a preview, if it has been made.
+        Return a cached preview, else ``None``.
 
         :param name: 64 hexadecimal digits
         """
@@ -57,15 +57,15 @@ class ThumbnailCache:
             return None
         if path and data:
             with contextlib.suppress(OSError):
-                os.utime(path)  # what is looked at stays
+                os.utime(path)  # pruning goes by last use
         return data
 
     def make(self, name: str, data: bytes) -> bytes:
         """
-        Make the preview of a picture, and keep it.
+        Return a new preview of a picture, and cache it.
 
         :param name: 64 hexadecimal digits
-        :raises FileUnavailableError: it is no picture, or none a preview is made of
+        :raises FileUnavailableError: the data is not an image, or one that gets no preview
         """
         kind = media_type(BytesIO(data))
         if kind is None:
@@ -87,7 +87,7 @@ class ThumbnailCache:
         try:
             temporary.write_bytes(preview)
             temporary.replace(path)
-        except OSError:  # a full disk is no reason to show nothing
+        except OSError:  # such as a full disk: the preview is shown without caching it
             with contextlib.suppress(OSError):
                 temporary.unlink()
             return
@@ -119,7 +119,7 @@ class ThumbnailCache:
         return folder / f"{name}-{PIXELS}.webp"
 
     def _open_folder(self) -> Path | None:
-        """Find or make the folder; one that somebody else has made in its place is not used."""
+        """Return the folder, created if missing; ``None`` if another user owns it or can access it."""
         with self._lock:
             if self._folder is None:
                 self._folder = Path(tempfile.gettempdir(), f"airflow-imagen-thumbnails-{os.getuid()}")
