@@ -159,10 +159,9 @@ def _read_document(body: bytes) -> Any:
         if start > 0 and isinstance(found := read_json(body[start:]), dict) and found.keys() & set(_LIST_NAMES):
             return found
     texts = dict.fromkeys(find_texts(body[min(lists) :], ("url", "image_url", *_BASE64_NAMES)))
-    urls = [each for each in texts if each[0] not in _BASE64_NAMES]
     if not texts:
         raise ValueError("no pictures")
-    return {"data": [{name: text} for name, text in urls or texts]}
+    return {"data": [{name: text} for name, text in texts]}
 
 
 def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
@@ -305,7 +304,7 @@ def _integer(value: Any) -> int | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and abs(value) < 2**64 else None
+    return value if isinstance(value, int) and abs(value) < 10**30 else None
 
 
 def _float(usd: Decimal | None) -> float | None:

@@ -13,7 +13,7 @@ _NOTHING: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
 _BRACKETS: Final = {"[": "]", "(": ")", "{": "}"}
 _OBJECT: Final = re.compile(
     r"Lazy\w*Sequence\(.*\)"  # a mapped task's results
-    r"|<[\w. ]{1,200} at 0x[0-9a-fA-F]+>"  # a generator, as Jinja's map makes without list
+    r"|<[\w.<> ]{1,200} at 0x[0-9a-fA-F]+>"  # a generator, as Jinja's map makes without list
     r"|(?:dict_(?:keys|values|items)|deque|set|frozenset|array|range|OrderedDict|defaultdict)\(.*\)",
     re.DOTALL,
 )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 MAX_IMAGES_PER_PROMPT = 50
 """Most images per prompt where the model sets no limit itself, so that a typo does not cost a fortune."""
 
+_DEEPEST = 20  # more than any API field nests
+
 GENERATIONS_PATH = "/v1/images/generations"
 
 
@@ -94,7 +96,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     if broken := [
         Problem(where + name, show(text), reason)
         for name, value in texts.items()
-        for text in (name, *_texts_in(value))
+        for text in (name, *_texts_in(value, depth=_DEEPEST))
         if (reason := why_broken(text))
     ]:
         raise InvalidArgumentsError(broken)
@@ -120,17 +122,19 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     return tuple(ImageRequest(draft.endpoint.path, body, images, inline) for body in bodies)
 
 
-def _texts_in(value: Any) -> Iterator[str]:
-    """Return every text in a JSON value, also names."""
+def _texts_in(value: Any, *, depth: int) -> Iterator[str]:
+    """Return every text in a JSON value, also names, down to a depth."""
     if isinstance(value, str):
         yield value
+    elif depth == 0:
+        return
     elif isinstance(value, Mapping):
         for name, each in value.items():
             yield str(name)
-            yield from _texts_in(each)
+            yield from _texts_in(each, depth=depth - 1)
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _texts_in(each)
+            yield from _texts_in(each, depth=depth - 1)
 
 
 class _Draft:

@@ -76,7 +76,7 @@ class Pacer:
             try:
                 prepared = prepare()
                 try:
-                    is_sent = self._await_start(permit, self._clock() - prepared_at)
+                    is_sent = self._await_start(permit, prepared_at)
                 finally:
                     if not is_sent:
                         undo(prepared)
@@ -107,10 +107,10 @@ class Pacer:
             self._check()
             return self._controller.acquire(self._clock())
 
-    def _await_start(self, permit: Permit, seconds: float) -> bool:
-        """Wait for the start, and return whether the request may be sent; preparing it took so many seconds."""
+    def _await_start(self, permit: Permit, prepared_at: float) -> bool:
+        """Wait for the start, and return whether the request may be sent."""
         with self._changed:
-            prepared_at = self._clock()
+            seconds = self._clock() - prepared_at
             self._deviation_seconds += (abs(seconds - self._mean_seconds) - self._deviation_seconds) / 4
             self._mean_seconds += (seconds - self._mean_seconds) / 8
             while (delay := permit.start - self._clock()) > 0 and not self._controller.is_revoked(permit):

@@ -283,11 +283,11 @@ def _check_disk(path: Path) -> None:
                     pass
                 except OSError as error:
                     _warn_of_leftover(path / name, error)
-    _check_replaceable(path)
     with contextlib.suppress(FileNotFoundError):
         for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
             if stat.S_ISLNK(status.st_mode):
                 raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
+    _check_replaceable(path)
 
 
 def _check_replaceable(path: Path) -> None:

@@ -315,7 +315,7 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
             return {
                 name: f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
                 for name, status in sorted(list_folder(local, within=root or local).items())
-                if name.endswith(".jsonl") and stat.S_ISREG(status.st_mode)
+                if name.endswith(".jsonl") and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)
             }
         filesystem, key = filesystem_of(place)
         found = list_objects(filesystem, key)

@@ -370,3 +370,54 @@ def test_the_model_that_answered_is_told_apart_from_the_one_that_was_asked(heade
 def test_a_named_model_never_shows_the_key():
     body = json.dumps({"data": [{"url": LINK}], "model": "my-secret"}).encode()
     assert read_generation(status=200, headers={}, body=body, api_key="my-secret").answered_model == "***"
+
+
+URL = "https://cdn.test/a.png"
+BODY = json.dumps({"data": [{"url": URL}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BODY,
+        b"\x00" + BODY,
+        b"\x1f" + BODY,
+        b"\xff\xfe" + BODY,
+        b"Warning: slow\n" + BODY,
+        b"data: " + BODY,
+        BODY + b"\n\n0\r\n",
+        BODY[:-3],
+        b'{"images": [{"image_url": "' + URL.encode() + b'", "prompt": "a "quoted" cat"}]}',
+        b'{"request": {"image": {"url": "https://cdn.test/in.png"}, "prompt": "a "b" c"}, "data": [{"url": "'
+        + URL.encode()
+        + b'"}]}',
+    ],
+)
+def test_a_picture_is_found_whatever_is_damaged_around_it(body):
+    generation = read_generation(status=200, headers={}, body=body)
+    assert [picture.url for picture in generation.pictures] == [URL]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'<html><script>var page = {"data": [{"url": "https://x.test/a.png"}]}</script></html>',
+        b"502 Bad Gateway",
+        b'{"data": [{"url": "https://cdn.te',
+        b'{"detail": "a "quoted" word", "url": "https://docs.test/errors"}',
+    ],
+)
+def test_a_body_without_a_whole_picture_is_a_lost_response(body):
+    with pytest.raises(LostAnswerError):
+        read_generation(status=200, headers={}, body=body)
+
+
+def test_raw_control_characters_in_base64_are_left_out():
+    body = b'{"data": [{"b64_json": "QU\x01JD"}]}'
+    assert [picture.data for picture in read_generation(status=200, headers={}, body=body).pictures] == [b"ABC"]
+
+
+@pytest.mark.parametrize("seed", [10**40, -(10**40), 1e300])
+def test_an_absurd_seed_is_no_seed(seed):
+    body = json.dumps({"data": [{"url": URL, "seed": seed}]}).encode()
+    assert [picture.seed for picture in read_generation(status=200, headers={}, body=body).pictures] == [None]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -38,6 +39,14 @@ def test_a_missing_value_written_as_text_is_no_prompt(text, model):
         " ['a']\n",
         "LazySelectSequence([3 items])",
         "LazyXComSequence([1 item])",
+        "<generator object prompts.<locals>.<genexpr> at 0x7f32f3d2c040>",
+        "<map object at 0x7f32f3d2c040>",
+        str({"a": "harbour"}.values()),
+        str(frozenset({"harbour"})),
+        str(set()),
+        str(range(3)),
+        str(deque(["a harbour"])),
+        "<generator object sync_do_map at 0x7f32f3d2c040>",
     ],
 )
 def test_a_list_or_mapping_written_as_text_is_no_prompt(text, model):
@@ -62,6 +71,9 @@ def test_a_list_or_mapping_written_as_text_is_no_prompt(text, model):
         "(masterpiece, best, 1)",
         "[cat(s), dog(s)]",
         "(1)",
+        "a set of chairs (red)",
+        "<lora:harbour:1.2> a boat",
+        "<a boat at dawn>",
         "'a quoted prompt'",
         "42",
         json.dumps({"scene": "a harbour", "subjects": ["a boat"], "mood": None}),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from decimal import Decimal
+from fractions import Fraction
 from itertools import permutations
 
 import pytest
@@ -16,10 +17,11 @@ from airflow_provider_imagen.exceptions import (
     InvalidRequestError,
 )
 from airflow_provider_imagen.journal.log import read_journal
+from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import Item
 from airflow_provider_imagen.run.replay import previous_result
-from airflow_provider_imagen.run.results import Failure
+from airflow_provider_imagen.run.results import Answered, Failure, Made
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -172,3 +174,10 @@ def test_an_item_reports_every_charge_it_failed_with_once():
 
 def failure_of(*errors: ImagenError) -> Failure:
     return Failure(Item(3, None, "a fox", {}, 4), list(errors), made=1)
+
+
+def test_an_svg_without_a_size_has_no_wrong_shape():
+    stored = StoredFile("/a.svg", "a.svg", "0" * 64, 10, "image/svg+xml", 0, 0)
+    response = Response(key="k", client_request_id="c", images=(ResponseImage(),), model="m", at=1.0)
+    answered = Answered("k", 0, Item(0, None, "a fox", {}, 1), 0, 1, response, aspect_ratio=Fraction(16, 9))
+    assert not Made(answered, 0, 0, None, stored).has_wrong_shape
