@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 
+from airflow_provider_imagen.catalogue.request_builder import ImageRequest
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.run.plan import fingerprint, make_plan
 
@@ -60,7 +61,7 @@ def test_whatever_is_sent_is_in_the_fingerprint():
 
 
 def test_a_fingerprint_takes_any_text():
-    request = next(plan("é", model="somebody/new-model", note=["\ud800"]).units).request
+    request = ImageRequest("/v1/images/generations", {"prompt": "é", "note": "\ud800"}, 1, False)
     assert len(fingerprint(request)) == 20
 
 
