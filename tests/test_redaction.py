@@ -88,6 +88,16 @@ def test_the_key_is_blanked_out_in_base64_whatever_stands_before_and_after(key, 
                 assert text[start : start + 8] not in whole
 
 
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\\n", "\\r\\n"])
+def test_the_key_is_blanked_out_in_base64_that_is_broken_into_lines(key, end):
+    whole = base64.b64encode(f"me:{key}".encode()).decode()
+    lines = end.join(whole[start : start + 7] for start in range(0, len(whole), 7))
+    left = hide(lines, key).replace(end, "")
+    assert "***" in left
+    assert whole[8:16] not in left
+
+
 @pytest.mark.parametrize(
     "text", ["", "a red fox", "100 % of it\n\ttwo", "https://x.test/a?b=1", "\\u0041 \\\\ &amp; %41"]
 )

@@ -382,3 +382,9 @@ def test_a_number_that_no_record_of_ours_has_is_refused(field, value):
     (record[place[0]] if place else record)[name] = value
     with pytest.raises(ValueError, match=f"{name}|is no number"):
         decode_record(json.dumps(record))
+
+
+def test_a_file_of_any_size_in_pixels_comes_back():
+    file = StoredFile("/a.png", "a.png", "0" * 64, 10, "image/png", 1_500_000, 1)
+    record = WriteCommitted(key="k", image=0, file=file)
+    assert decode_record(encode_record(record)) == record

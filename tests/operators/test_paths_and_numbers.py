@@ -49,6 +49,24 @@ def test_an_output_path_may_be_a_path_object(paint, tmp_path, make):
     assert summary_of(instance)["output_path"] == str(make(str(folder)))
 
 
+def test_an_output_path_may_be_a_link_to_a_folder(paint, tmp_path):
+    """Links inside the folder are never followed; the path to it is the author's choice."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "pictures").symlink_to("disk")
+    instance, error = paint(output_path=str(tmp_path / "pictures"), contact_sheet=True, thumbnail_pixels=64)
+    assert (instance.state, error) == ("success", None)
+    assert len(list((tmp_path / "disk").glob("paint-*.png"))) == 1
+    assert (tmp_path / "disk/metadata.jsonl").read_text().count("\n") == 1
+
+
+def test_whole_numbers_of_a_table_may_be_floats_or_text(paint, tmp_path):
+    instance, error = paint(output_path=str(tmp_path), concurrency=4.0, thumbnail_pixels="64")
+    assert (instance.state, error) == ("success", None)
+    _, error = paint(output_path=str(tmp_path), concurrency=4.5)
+    assert isinstance(error, InvalidArgumentsError)
+    assert [problem.field for problem in error.problems] == ["concurrency"]
+
+
 def test_a_relative_path_object_is_relative_to_the_working_directory(paint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     instance, _ = paint(output_path=Path("out"))

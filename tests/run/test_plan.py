@@ -75,7 +75,8 @@ def test_a_whole_number_is_a_name(given, name):
 @pytest.mark.parametrize("model", ["imagen-3.0-generate-002", "somebody/new-model"])
 @pytest.mark.parametrize(("text", "index"), [("a \ud83d cat", 2), ("a\0cat", 1)])
 def test_text_that_no_database_takes_is_refused_with_its_field_and_index(model, text, index):
-    for field, value in {"name": {"name": text}, "negative_prompt": {"negative_prompt": text}}.items():
+    fields = {"name": text, "negative_prompt": text, "style": {"deep": [{"er": text}]}, "loras": [{text: 1}]}
+    for field, value in {name: {name: each} for name, each in fields.items()}.items():
         with pytest.raises(InvalidArgumentsError) as caught:
             plan([{"prompt": "a", **value}], model=model)
         assert [problem.field for problem in caught.value.problems] == [f"prompt[0].{field}"]
