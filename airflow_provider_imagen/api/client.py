@@ -57,7 +57,7 @@ MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Largest body read of a response without images."""
 
 MAX_IMAGE_BYTES = 60 * 1024 * 1024
-"""What each image may add to a body: 45 MB as base64."""
+"""Allowance per image in a response body: 45 MB as base64."""
 
 MAX_JSON_VALUES = 250_000
 """Most JSON values in a body. Once parsed, each takes tens to hundreds of bytes, however short it is in the body."""

@@ -2,7 +2,7 @@
 Skip interim (1xx) responses, so that a request always gets its final response.
 
 ``http.client`` skips only ``100 Continue``. It returns any other 1xx (``102 Processing``, ``103 Early Hints``) as the
-response; the final response, which arrives later, is then taken for that of the next request on the connection.
+response; the final response, which arrives later, is then read as that of the next request on the connection.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class ModelHealth:
 @dataclass(frozen=True)
 class LiveModel:
     """
-    What the API's lists say about an id that is not in the catalogue.
+    State of a model that is not in the catalogue, from the API's lists.
 
     :param asked: the id asked about
     :param id: its canonical id in the API's list; ``None`` if not listed
@@ -103,7 +103,7 @@ class LiveModel:
 
     @property
     def sentence(self) -> str:
-        """What the API's lists say about the model, as a sentence for logs and errors."""
+        """Sentence for logs and errors that sums up the API's lists on this model."""
         if self.known_as:
             return f"{self.asked} is {self.known_as} under another name"
         if not self.can_make_images:

@@ -97,17 +97,6 @@ class PriceList(Struct, frozen=True):
         return Quote(usd, "unknown" if usd is None else "last known")
 
 
-def last_known_price(model_id: str, body: Mapping[str, Any]) -> Decimal | None:
-    """
-    Return the cost of a request at the catalogue's prices, in USD for all its images; ``None`` if unknown.
-
-    :param model_id: id or alias
-    :param body: the request body; an input image the model takes only at ``/v1/images/edits`` selects that endpoint
-    """
-    model = find_model(model_id)
-    return _last_known(model_id, body, edits=model is not None and model.endpoint_for(body) is model.edits)
-
-
 def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decimal | None:
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
 

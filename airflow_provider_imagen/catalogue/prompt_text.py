@@ -46,7 +46,7 @@ def why_broken(text: str) -> str | None:
     for index, character in enumerate(text):
         if "\ud800" <= character <= "\udfff":
             return (
-                f"half a character (a lone surrogate, as of a cut emoji) at index {index}; keep it whole or remove it"
+                f"a lone surrogate (such as half of an emoji) at index {index}; keep the character whole or remove it"
             )
         if character == "\0":
             return f"a null character (U+0000) at index {index}, which databases reject; remove it"

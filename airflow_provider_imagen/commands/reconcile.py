@@ -90,7 +90,7 @@ def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
 
 
 def _reconcile(store: JournalStore, client: Any) -> list[dict[str, Any]]:
-    """Look up a journal's unresolved requests, append their resolutions, and return one row per request."""
+    """Resolve a journal's in-doubt requests through the API's log, and return one row per request."""
     from airflow_provider_imagen._compat import machine_lock
     from airflow_provider_imagen.journal.log import annotate_journal, read_journal
     from airflow_provider_imagen.journal.records import ChargeLost, Rejected

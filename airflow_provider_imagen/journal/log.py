@@ -104,7 +104,7 @@ class JournalStore(Protocol):
     """A store of texts by name. Every call is durable on return: its effect survives the loss of this process."""
 
     description: str
-    """What logs and errors call the store."""
+    """Name of the store in logs and errors."""
 
     def read(self, name: str) -> str | None:
         """Return a text, or ``None`` if it does not exist."""
@@ -170,7 +170,7 @@ class Journal:
     ) -> None:
         self.owner = f"{try_number}-{secrets.token_hex(6)}"
         self.state = JournalState()
-        """What previous attempts recorded."""
+        """State recorded by previous attempts."""
         self.unresolved: dict[str, Intent] = {}
         """In-doubt requests of all attempts (POSTs that may have been billed), by client request id."""
         self.writes = 0
@@ -359,7 +359,7 @@ class Journal:
     @property
     def is_closed_to_this_attempt(self) -> bool:
         """Whether this attempt has lost the journal, or writing has failed for good."""
-        return self._lost is not None or self._failure is not None
+        return not self.is_owner or self._failure is not None
 
     def still_owns(self) -> bool:
         """

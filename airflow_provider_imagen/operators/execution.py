@@ -590,7 +590,9 @@ def _sentence(summary: Mapping[str, Any]) -> str:
     about = "about " if summary["usd_is_estimate"] else ""
     lost = f", ${summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
     reused = f", {summary['adopted']} of them paid for by earlier attempts" if summary["adopted"] else ""
-    shape = f" {summary['wrong_shape']} of them have another shape than asked for." if summary["wrong_shape"] else ""
+    shape = (
+        f" {summary['wrong_shape']} of them do not have the requested aspect ratio." if summary["wrong_shape"] else ""
+    )
     doubt = ""
     if summary["in_doubt"]:
         requests = len(summary["in_doubt"])

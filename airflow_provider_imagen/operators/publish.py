@@ -196,11 +196,11 @@ class Publisher:
         return thread
 
     def publish_now(self) -> None:
-        """Ask the publishing thread to publish now; does not wait for it."""
+        """Trigger a publication in the publishing thread, without waiting for it."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Ask the publishing thread to end; does not wait for it."""
+        """Stop the publishing thread, without waiting for it."""
         self._is_over.set()
         self._wake.set()
 

@@ -163,7 +163,7 @@ class Finisher:
         made = Made(answered, place, image_index, url, stored)
         if stored is not None and answered.aspect_ratio is not None and made.has_wrong_shape:
             log.warning(
-                "Prompt %d, image %d: the request asks for %s, and the image is %dx%d.",
+                "Prompt %d, image %d: requested %s, received %dx%d.",
                 answered.item.index,
                 image_index,
                 ratio_text(answered.aspect_ratio),

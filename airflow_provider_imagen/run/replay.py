@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.run.budget import Budget
 from airflow_provider_imagen.run.losses import lost_requests
-from airflow_provider_imagen.run.plan import Item, Plan, place_of
+from airflow_provider_imagen.run.plan import Item, Plan
 from airflow_provider_imagen.run.results import Answered, Made, RequestWithoutImages, RunResult
 
 if TYPE_CHECKING:
@@ -120,10 +120,7 @@ def previous_result(
             url = links.open(image.url) if image.url else None
             if stored is None and (url is None or image.withheld):
                 continue
-            index = place_of(
-                place, images=target.images, first_image=target.image_index, prompt_images=target.prompt_images
-            )
-            made.append(Made(answered, place, index, url, stored))
+            made.append(Made(answered, place, target.index_of(place), url, stored))
     made.sort(key=lambda each: each.order)
     usd_in_doubt, in_doubt = budget.in_doubt()
     unresolved = state.all_unresolved()

@@ -291,22 +291,20 @@ def _check_disk(path: Path) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise if a manifest that is there cannot be replaced, or if its parts have no folder that takes files."""
+    """Raise if an existing manifest cannot be replaced, or an existing hidden folder cannot be written to."""
     found = list_folder(path, within=path)
     manifest, hidden = found.get(MANIFEST_NAME), found.get(HIDDEN_FOLDER)
     if manifest is not None:
-        is_ours = os.geteuid() in (0, manifest.st_uid, path.stat().st_uid)
-        if stat.S_ISDIR(manifest.st_mode) or (path.stat().st_mode & stat.S_ISVTX and not is_ours):
-            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is somebody else's, or a folder.")
-    if hidden is not None and stat.S_ISDIR(hidden.st_mode):
-        for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
-            place = path / HIDDEN_FOLDER / name
-            if name in _HIDDEN_PARTS and not (stat.S_ISDIR(status.st_mode) and os.access(place, os.W_OK | os.X_OK)):
-                raise StorageError(f"Cannot use {path}: {place} is no folder that files can be written to.")
-        if not os.access(path / HIDDEN_FOLDER, os.W_OK | os.X_OK):
-            raise StorageError(f"Cannot use {path}: {HIDDEN_FOLDER} in it belongs to somebody else.")
-    elif hidden is not None and not stat.S_ISLNK(hidden.st_mode):
-        raise StorageError(f"Cannot use {path}: {HIDDEN_FOLDER} in it is no folder.")
+        folder = path.stat()
+        if stat.S_ISDIR(manifest.st_mode):
+            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is a folder.")
+        if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, manifest.st_uid, folder.st_uid):
+            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it belongs to another user.")
+    if hidden is not None:
+        below = list_folder(path / HIDDEN_FOLDER, within=path)
+        for place in (HIDDEN_FOLDER, *(f"{HIDDEN_FOLDER}/{name}" for name in _HIDDEN_PARTS if name in below)):
+            if not (path / place).is_dir() or not os.access(path / place, os.W_OK | os.X_OK):
+                raise StorageError(f"Cannot use {path}: {place} in it is not a folder with write access.")
 
 
 def _check_store(folder: StoragePath, owner: str) -> None:

@@ -152,12 +152,6 @@ def append_to_stem(stem: str, suffix: str) -> str:
     return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
 
 
-def may_clash(pattern: str) -> bool:
-    """Return whether runs or mapped task instances that share a folder could produce the same file name."""
-    names = {name for _, name, _, _ in Formatter().parse(pattern) if name}
-    return "identity" not in names and not names >= {"dag_id", "task_id", "run_id", "map_index"}
-
-
 def check_pattern(pattern: str) -> None:
     """
     Raise if a file name pattern is invalid.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_imagen.catalogue.input_images import PictureFile
 from airflow_provider_imagen.catalogue.lookup import all_models, find_model
-from airflow_provider_imagen.catalogue.pricing import PriceList, Quote, last_known_price
+from airflow_provider_imagen.catalogue.pricing import PriceList, Quote
 from airflow_provider_imagen.catalogue.request_builder import ImageRequest, build_requests
 
 IMAGEN = "imagen-3.0-generate-002"
@@ -25,6 +25,13 @@ def quote(pricing, *, aliases=(), **arguments):
     """Quote a request by a ``pricing`` block as ``GET /v1/models?include=pricing`` gives it."""
     row = {"id": arguments["model"], "aliases": list(aliases), "type": "openai/image-generations", "pricing": pricing}
     return PriceList.from_answer({"object": "list", "data": [row]}).quote(request(**arguments))
+
+
+def last_known_price(model_id, body):
+    """Quote a body without live prices, by the endpoint that takes it."""
+    model = find_model(model_id)
+    path = model.endpoint_for(body).path if model else "/v1/images/generations"
+    return PriceList().quote(ImageRequest(path, {**body, "model": model_id}, 1, answers_inline=False)).usd
 
 
 def fixed(*units, currency="USD"):

@@ -33,7 +33,7 @@ def paint(run_dag: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCapture
         with caplog.at_level(logging.WARNING):
             finished = run_dag(dag)
         assert finished.state == "success"
-        warnings = [text for record in caplog.records if "the request asks for" in (text := record.getMessage())]
+        warnings = [text for record in caplog.records if ": requested " in (text := record.getMessage())]
         return finished.get_task_instance("paint").xcom_pull(task_ids="paint", key="summary"), warnings
 
     return run
@@ -56,14 +56,14 @@ def test_images_of_another_shape_are_warned_of_and_counted(
     assert (summary["made"], summary["wrong_shape"]) == (3, 3)
     assert len(warnings) == 3
     for index in range(3):
-        assert f"Prompt 0, image {index}: the request asks for {asked}, and the image is " in "".join(warnings)
+        assert f"Prompt 0, image {index}: requested {asked}, received " in "".join(warnings)
 
 
 def test_one_image_of_another_shape_among_others_is_counted_once(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("square", prompt="lighthouse"))
     summary, warnings = paint(prompt=["a harbour", "a lighthouse", "a boat"], aspect_ratio="4:3")
     assert (summary["made"], summary["wrong_shape"], len(warnings)) == (3, 1, 1)
-    assert warnings[0].startswith("Prompt 1, image 0: the request asks for 4:3")
+    assert warnings[0].startswith("Prompt 1, image 0: requested 4:3")
 
 
 @pytest.mark.parametrize(

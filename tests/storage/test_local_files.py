@@ -49,5 +49,5 @@ def test_what_stands_in_the_way_of_a_manifest_is_found_before_paying(tmp_path, n
 def test_a_file_in_place_of_the_folder_of_parts_is_found_before_paying(tmp_path):
     (tmp_path / ".imagen").mkdir()
     (tmp_path / ".imagen/parts").write_text("a file")
-    with pytest.raises(StorageError, match="parts is no folder"):
+    with pytest.raises(StorageError, match="parts in it is not a folder"):
         check_writable(tmp_path)

@@ -15,7 +15,6 @@ from airflow_provider_imagen.storage.naming import (
     PLACEHOLDERS,
     NameFields,
     check_pattern,
-    may_clash,
     picture_name,
     picture_stems,
     with_extension,
@@ -199,17 +198,3 @@ def test_the_default_keeps_runs_and_mapped_tasks_apart(one, other, fields):
 def test_long_names_that_differ_only_at_their_end_stay_different():
     one, two = (picture_name("{name}", fields=replace(FIELDS, name="x" * 200 + end), extension="png") for end in "ab")
     assert one != two
-
-
-@pytest.mark.parametrize(
-    ("pattern", "clash"),
-    [
-        (DEFAULT_FILENAME, False),
-        ("{name}.{extension}", True),
-        ("{identity}/{name}", False),
-        ("{dag_id}/{task_id}/{run_id}/{map_index}/{name}", False),
-        ("{run_id}/{name}", True),
-    ],
-)
-def test_patterns_that_could_overwrite_other_runs_are_known(pattern, clash):
-    assert may_clash(pattern) is clash

@@ -433,8 +433,8 @@ def _why_run_is_empty(run: dict[str, Any] | None) -> str:
 def _read_parameters(picture: Picture) -> dict[str, Any]:
     """Return the API fields of a picture's request from its file, without those that were too long to embed."""
     with whole_picture(picture) as data:
-        told = read_provenance(data).get("parameters")
-    return {name: value for name, value in told.items() if value != "…"} if isinstance(told, dict) else {}
+        parameters = read_provenance(data).get("parameters")
+    return {name: value for name, value in parameters.items() if value != "…"} if isinstance(parameters, dict) else {}
 
 
 def _preview(picture: Picture) -> bytes:
