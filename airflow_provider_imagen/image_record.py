@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Pixels = Annotated[int, Meta(ge=0, le=2**31)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 WholeNumber = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 Usd = Annotated[float, Meta(ge=0, le=1e15)]
 
-RecordT = TypeVar("RecordT", bound="ImageRecord")
+RecordT = TypeVar("RecordT", bound=Struct)
 
 
 class ResponseImage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
     from airflow_provider_imagen.run.plan import Plan
     from airflow_provider_imagen.run.results import RunResult
+    from airflow_provider_imagen.run_report import RunSummary
     from airflow_provider_imagen.storage.paths import StoragePath
 
 API_ARGUMENTS: Final = (
@@ -591,20 +592,18 @@ def _is_there(stored_files: StoredFiles, stored: StoredFile) -> bool:
         return True
 
 
-def _sentence(summary: Mapping[str, Any]) -> str:
-    about = "about " if summary["usd_is_estimate"] else ""
-    lost = f", ${summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
-    reused = f", {summary['adopted']} of them paid for by earlier attempts" if summary["adopted"] else ""
-    shape = (
-        f" {summary['wrong_shape']} of them do not have the requested aspect ratio." if summary["wrong_shape"] else ""
-    )
+def _sentence(summary: RunSummary) -> str:
+    about = "about " if summary.usd_is_estimate else ""
+    lost = f", ${summary.usd_lost:.4f} of it lost" if summary.usd_lost else ""
+    reused = f", {summary.adopted} of them paid for by previous attempts" if summary.adopted else ""
+    shape = f" {summary.wrong_shape} of them do not have the requested aspect ratio." if summary.wrong_shape else ""
     doubt = ""
-    if summary["in_doubt"]:
-        requests = len(summary["in_doubt"])
-        doubt = f" Up to ${summary['usd_in_doubt']:.4f} more may have been charged for {requests} requests in doubt."
+    if summary.in_doubt:
+        requests = len(summary.in_doubt)
+        doubt = f" Up to ${summary.usd_in_doubt:.4f} more may have been charged for {requests} requests in doubt."
     return (
-        f"Made {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
-        f"for {about}${summary['usd_spent']:.4f}{lost}.{shape}{doubt}"
+        f"Generated {summary.made} of {summary.requested} images{reused} in {summary.seconds:.1f} s "
+        f"for {about}${summary.usd_spent:.4f}{lost}.{shape}{doubt}"
     )
 
 

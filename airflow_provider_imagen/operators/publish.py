@@ -9,6 +9,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.storage.contact_sheet import write_contact_sheet
@@ -16,7 +18,7 @@ from airflow_provider_imagen.storage.manifest import has_part, manifest_line, wr
 from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from airflow.sdk import Context, ObjectStoragePath
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
     from airflow_provider_imagen.run.results import RunResult
+    from airflow_provider_imagen.run_report import FailureLine, RunSummary
     from airflow_provider_imagen.storage.task_identity import Origin
 
 log = logging.getLogger(__name__)
@@ -79,7 +82,7 @@ class Publisher:
 
     def publish(
         self, result: RunResult, journal: Journal | None, *, is_final: bool = True, keeps_failures: bool = False
-    ) -> dict[str, Any]:
+    ) -> RunSummary:
         """
         Publish a result and return its summary.
 
@@ -93,23 +96,20 @@ class Publisher:
         """
         with self._publishing:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
-            summary: dict[str, Any] = {
-                **result.summary(),
-                "output_path": None if self._folder is None else path_text(self._operator.output_path),
-                "manifest": None,
-                "contact_sheet": None,
-            }
+            output_path = None if self._folder is None else path_text(self._operator.output_path)
+            summary = replace(result.summary(), output_path=output_path)
             unwritten: StorageError | None = None
             if self._folder is not None:
                 attempt = "" if owns_results or journal is None else journal.owner
                 failures = None if keeps_failures else result.failure_lines()
                 try:
-                    summary["manifest"] = self._write_manifest(result, self._folder, attempt, failures)
+                    manifest = self._write_manifest(result, self._folder, attempt, failures)
+                    summary = replace(summary, manifest=manifest)
                 except StorageError as error:
                     log.warning("No manifest: %s", error)
                     unwritten = error
                 if is_final and self._operator.contact_sheet and result.made:
-                    summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
+                    summary = replace(summary, contact_sheet=self._make_contact_sheet(result, self._folder))
             is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
             if owns_results and (is_final or not is_behind):
                 # Check ownership again: while the manifest was written, another attempt may have taken over.
@@ -117,7 +117,7 @@ class Publisher:
                 self._push_xcoms(result, summary, may_push)
                 outlet_events: Any = self._context.get("outlet_events")
                 if is_final and outlet_events is not None:
-                    fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=self._folder)
+                    fill_outlets(self._operator.outlets, outlet_events, summary=summary.to_json(), folder=self._folder)
             if unwritten is not None and not result.failures and result.abort_reason is None:
                 raise unwritten
             return summary
@@ -133,12 +133,12 @@ class Publisher:
             return True
         return journal.is_gone and self._folder is not None and not has_part(self._folder, self._origin)
 
-    def _push_xcoms(self, result: RunResult, summary: dict[str, Any], may_push: Callable[[], bool]) -> None:
+    def _push_xcoms(self, result: RunResult, summary: RunSummary, may_push: Callable[[], bool]) -> None:
         ti = self._context.get("ti")
         if ti is None or not hasattr(ti, "xcom_push"):
             return
         records = [made.record.to_json() for made in result.listed]
-        xcoms = {"images": _fit_for_xcom(records, summary["manifest"]), "summary": summary}
+        xcoms = {"images": _fit_for_xcom(records, summary.manifest), "summary": summary.to_json()}
         for key, value in xcoms.items():
             if may_push():
                 with self._airflow_lock:
@@ -149,7 +149,7 @@ class Publisher:
         result: RunResult,
         folder: ObjectStoragePath,
         attempt: str,
-        failures: Sequence[Mapping[str, Any]] | None,
+        failures: Sequence[FailureLine] | None,
     ) -> str:
         return write_manifest(
             folder,

@@ -17,6 +17,7 @@ from airflow_provider_imagen.exceptions import (
 )
 from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.redaction import is_signed, without_query
+from airflow_provider_imagen.run_report import FailureLine, RunSummary
 
 if TYPE_CHECKING:
     import threading
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import StoredFile
     from airflow_provider_imagen.journal.records import ChargeLost, Intent, RequestState, Response, Target
     from airflow_provider_imagen.run.plan import Plan, PromptItem
+    from airflow_provider_imagen.run_report import Outcome
 
 MAX_LISTED_REQUESTS = 100
 """Maximum number of in-doubt requests in the summary; the failures file names all of them."""
@@ -159,7 +161,7 @@ class RequestWithoutImages(Struct, frozen=True):
         )
         return cls(charge.client_request_id, error, target)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_line(self) -> FailureLine:
         """Return its line in the failures file."""
         target = self.target
         return _failure_line(
@@ -210,7 +212,7 @@ class Failure(Struct, frozen=True):
         """Whether the model withheld images and nothing else went wrong."""
         return isinstance(self.error, FilteredError)
 
-    def to_json(self) -> Iterator[dict[str, Any]]:
+    def to_lines(self) -> Iterator[FailureLine]:
         """Yield its lines in the failures file: the most telling error, then every other request that was charged."""
         item, first = self.item, self.error
         charged = {error.client_request_id: error for error in self.errors if error.usd}
@@ -300,32 +302,32 @@ class RunResult(Struct, frozen=True):
         """Incomplete items with any other error."""
         return [failure for failure in self.failures if not failure.is_filtered]
 
-    def summary(self) -> dict[str, Any]:
-        """Return a summary small enough for XCom and asset events."""
-        made = Counter(made.received.item.index for made in self.made)
-        return {
-            "requested": self.plan.images,
-            "made": len(self.made),
-            "filtered": sum(failure.item.images - failure.made for failure in self.filtered),
-            "failed": sum(failure.item.images - failure.made for failure in self.failed),
-            "not_sent": sum(item.images - made[item.index] for item in self.not_sent),
-            "adopted": self.reused,
-            "superseded": len(self.superseded),
-            "wrong_shape": sum(made.has_wrong_shape for made in self.made),
-            "usd_spent": float(self.usd_spent),
-            "usd_lost": float(self.usd_lost),
-            "usd_in_doubt": float(self.usd_in_doubt),
-            "in_doubt": [request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],
-            "usd_is_estimate": self.usd_is_estimate,
-            "seconds": round(self.seconds, 3),
-        }
+    def summary(self) -> RunSummary:
+        """Return the counts and costs, without what only a publisher knows: paths."""
+        made = Counter(image.received.item.index for image in self.made)
+        return RunSummary(
+            requested=self.plan.images,
+            made=len(self.made),
+            filtered=sum(failure.item.images - failure.made for failure in self.filtered),
+            failed=sum(failure.item.images - failure.made for failure in self.failed),
+            not_sent=sum(item.images - made[item.index] for item in self.not_sent),
+            adopted=self.reused,
+            superseded=len(self.superseded),
+            wrong_shape=sum(image.has_wrong_shape for image in self.made),
+            usd_spent=float(self.usd_spent),
+            usd_lost=float(self.usd_lost),
+            usd_in_doubt=float(self.usd_in_doubt),
+            in_doubt=[request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],
+            usd_is_estimate=self.usd_is_estimate,
+            seconds=round(self.seconds, 3),
+        )
 
-    def failure_lines(self) -> list[dict[str, Any]]:
+    def failure_lines(self) -> list[FailureLine]:
         """Return the lines of the failures file: for every incomplete item and every other request without images."""
-        lines = [line for failure in self.failures for line in failure.to_json()]
-        known = {line["client_request_id"] for line in lines}
+        lines = [line for failure in self.failures for line in failure.to_lines()]
+        known = {line.client_request_id for line in lines}
         others = {each.client_request_id: each for each in (*self.in_doubt, *self.lost)}
-        return lines + [each.to_json() for name, each in others.items() if name not in known]
+        return lines + [each.to_line() for name, each in others.items() if name not in known]
 
     def table(self, limit: int = 20) -> str:
         """
@@ -370,24 +372,29 @@ def withheld_error(*, requested: int, made: int, flagged: int, response: Respons
     )
 
 
-def _failure_line(error: ImagenError, **item: Any) -> dict[str, Any]:
-    """Return a line of the failures file: what was requested, then what became of it."""
+def _failure_line(error: ImagenError, **item: Any) -> FailureLine:
+    """
+    Return a line of the failures file.
+
+    :param item: what was requested and generated: ``prompt_index``, ``name``, ``prompt``, ``requested``, ``made``
+    """
+    outcome: Outcome = "failed"
     if isinstance(error, FilteredError):
         outcome = "filtered"
-    else:
-        outcome = "in_doubt" if type(error) is LostAnswerError else "failed"
-    return {
+    elif type(error) is LostAnswerError:
+        outcome = "in_doubt"
+    return FailureLine(
         **item,
-        "outcome": outcome,
-        "error": type(error).__name__,
-        "message": str(error),
-        "status": error.status,
-        "kind": error.kind,
-        "model": error.model,
-        "usd": error.usd,
-        "inference_id": error.inference_id,
-        "client_request_id": error.client_request_id,
-    }
+        outcome=outcome,
+        error=type(error).__name__,
+        message=str(error),
+        status=error.status,
+        kind=error.kind,
+        model=error.model,
+        usd=error.usd,
+        inference_id=error.inference_id,
+        client_request_id=error.client_request_id,
+    )
 
 
 def _shorten(text: str, limit: int) -> str:

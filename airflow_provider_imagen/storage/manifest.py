@@ -26,6 +26,7 @@ from msgspec.json import decode
 from msgspec.structs import asdict, replace
 
 from airflow_provider_imagen.image_record import ManifestLine, read_record
+from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.atomic_write import (
     check_stored,
     file_sizes,
@@ -94,7 +95,7 @@ def write_manifest(
     *,
     origin: Origin,
     lines: Sequence[ManifestLine],
-    failures: Sequence[Mapping[str, Any]] | None = (),
+    failures: Sequence[FailureLine] | None = (),
     attempt: str = "",
 ) -> str:
     """
@@ -105,8 +106,7 @@ def write_manifest(
     :param folder: the output folder
     :param origin: the task instance
     :param lines: one per image of this attempt, reused ones included, from :func:`manifest_line`, in any order
-    :param failures: one JSON object per item without an image, with ``prompt_index``; replaces the stored ones, which
-        ``None`` keeps
+    :param failures: what has no image; replaces the stored ones, which ``None`` keeps
     :param attempt: set for an attempt that another one has replaced. Its lines go to a part of their own, its
         ``failures`` are ignored, and the images it made are removed from the stored failures
     :raises StorageError: a file cannot be read or written
@@ -121,7 +121,7 @@ def write_manifest(
     if attempt:  # its images may be in the failures that its successor reported
         made = {line.client_request_id for line in lines}
         reported = read_failures(folder, origin)
-        failures = [line for line in reported if line.get("client_request_id") not in made]
+        failures = [line for line in reported if line.client_request_id not in made]
         failures = failures if len(failures) < len(reported) else None
     if failures is not None:
         _write_failures(folder, origin, failures)
@@ -164,16 +164,18 @@ def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
 
     :raises StorageError: the manifest cannot be read
     """
-    return _parse(read_bytes(folder / MANIFEST_NAME, within=folder))
+    lines = _json_objects(read_bytes(folder / MANIFEST_NAME, within=folder))
+    return [line for line in lines if isinstance(name := line.get("file_name"), str) and stays_below(name)]
 
 
-def read_failures(folder: StoragePath, origin: Origin) -> list[dict[str, Any]]:
+def read_failures(folder: StoragePath, origin: Origin) -> list[FailureLine]:
     """
     Return the items of a task instance that have no image.
 
     :raises StorageError: the list cannot be read
     """
-    return _parse(_read(folder, _failures_name(origin)), key="prompt_index")
+    lines = _json_objects(_read(folder, _failures_name(origin)))
+    return [line for each in lines if (line := read_record(FailureLine, each)) is not None and "prompt_index" in each]
 
 
 def has_part(folder: StoragePath, origin: Origin) -> bool:
@@ -237,11 +239,11 @@ def _read(folder: StoragePath, name: str) -> bytes | None:
         return None
 
 
-def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapping[str, Any]]) -> None:
+def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[FailureLine]) -> None:
     name = _failures_name(origin)
     if failures or _read(folder, name):
-        lines = sorted(failures, key=lambda line: line.get("prompt_index") or 0)
-        _write_lines(folder, name, map(_dump, lines), owner=origin.identity)
+        lines = sorted(failures, key=lambda line: line.prompt_index or 0)
+        _write_lines(folder, name, (_dump(line.to_json()) for line in lines), owner=origin.identity)
 
 
 def _put_together(folder: StoragePath, *, owner: str) -> None:
@@ -314,15 +316,10 @@ def _read_part(folder: StoragePath, part: str) -> list[_PartLine]:
     return lines
 
 
-def _parse(data: bytes | None, *, key: str = "file_name") -> list[dict[str, Any]]:
-    """Return the parsed lines, skipping those without the key or with a name that leads out of the folder."""
-    lines = []
-    for raw in (data or b"").split(b"\n"):
-        line = parse_line(raw)
-        name = "" if line is None else line.get("file_name", "none")
-        if line is not None and key in line and isinstance(name, str) and stays_below(name):
-            lines.append(line)
-    return lines
+def _json_objects(data: bytes | None) -> list[dict[str, Any]]:
+    """Return the JSON objects in a file, one per line; other lines are skipped."""
+    lines = map(parse_line, (data or b"").split(b"\n"))
+    return [line for line in lines if line is not None]
 
 
 def parse_line(raw: bytes) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
 from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.task_identity import Origin
@@ -46,7 +47,7 @@ def fill(folder, stems, seeds=(1, None)):
                 seed=seeds[number % len(seeds)],
             )
             lines.append(manifest_line(record, stored, origin=origin, created_at=datetime(2026, 11, 21, tzinfo=UTC)))
-        write_manifest(folder, origin=origin, lines=lines, failures=[{"prompt_index": 9, "error": "ServerError"}])
+        write_manifest(folder, origin=origin, lines=lines, failures=[FailureLine(prompt_index=9, error="ServerError")])
 
 
 def test_a_folder_opens_as_an_imagefolder(tmp_path):

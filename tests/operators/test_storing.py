@@ -214,7 +214,7 @@ def test_a_dead_link_is_told_with_its_host_and_age(paint: Storing, sandbox: Sand
     (error,) = paint.errors
     assert isinstance(error, LinkExpiredError)
     assert str(error.host) in str(error)
-    assert "The API gave the URL" in str(error)
+    assert "The API returned the URL" in str(error)
     assert "seconds ago" in str(error)
     assert "?" not in str(error)
 

@@ -179,9 +179,9 @@ def test_what_was_not_made_is_shown_with_its_reason(painted: Any, visit: Any, sa
 
     assert "1 of 3" in task
     assert "Filtered" in task
-    assert "withheld 2 of 3 pictures" in task
+    assert "withheld 2 of 3 images" in task
     assert "show=problems" in run
-    assert "withheld 2 of 3 pictures" in problems
+    assert "withheld 2 of 3 images" in problems
 
 
 def test_a_long_list_of_what_was_not_made_is_cut_and_paged(
@@ -209,7 +209,7 @@ def test_a_failed_task_shows_what_worked(painted: Any, visit: Any, sandbox: Sand
 
     assert str(gallery.run.state) == "failed"
     assert page.text.count('class="card"') == 1
-    assert "withheld 2 of 3 pictures" in page.text
+    assert "withheld 2 of 3 images" in page.text
 
 
 def test_reasons_that_were_stored_nowhere_are_said_to_be_in_the_log(painted: Any, visit: Any, sandbox: Sandbox) -> None:

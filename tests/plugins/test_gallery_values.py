@@ -175,7 +175,7 @@ def test_a_summary_is_read_number_by_number() -> None:
     counts = found.summary
     assert (counts.requested, counts.made, counts.filtered, counts.failed, counts.not_sent) == (1, 2, 3, 4, 5)
     assert (counts.adopted, counts.usd_spent, counts.usd_lost, counts.usd_in_doubt) == (0, 1.5, 0.0, 0.0)
-    assert (counts.usd_is_estimate, counts.problems, found.manifest, found.timestamp) == (False, 12, "/m", "now")
+    assert (counts.usd_is_estimate, counts.problems, counts.manifest, found.timestamp) == (False, 12, "/m", "now")
     for missing in ("requested", "made", "usd_spent"):
         assert read_summary(TI, {name: part for name, part in value.items() if name != missing}, "now") is None
 
@@ -199,8 +199,8 @@ def test_problems_are_read_with_all_their_facts() -> None:
 
     assert (problem.prompt_index, problem.prompt, problem.name, problem.model) == (3, "a fox", "fox", "m")
     assert (problem.requested, problem.made, problem.outcome, problem.usd) == (4, 1, "filtered", 0.5)
-    assert (problem.error, problem.why, problem.inference_id) == ("FilteredError", "withheld", "inf")
-    assert (odd.requested, odd.outcome, odd.usd, unknown.outcome) == (0, "failed", None, "failed")
+    assert (problem.error, problem.message, problem.inference_id) == ("FilteredError", "withheld", "inf")
+    assert (odd.requested, odd.outcome, odd.usd, unknown.outcome) == (None, "failed", None, "failed")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -317,6 +317,7 @@ def test_the_crumbs_lead_up_and_to_airflow(forged: Any, visit: Any) -> None:
 def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     forged: Any, visit: Any, tmp_path: Path
 ) -> None:
+    from airflow_provider_imagen.run_report import FailureLine
     from airflow_provider_imagen.storage.manifest import write_manifest
     from airflow_provider_imagen.storage.task_identity import Origin
 
@@ -326,7 +327,7 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     ann = visit()
 
     def look(count: int, **query: Any) -> str:
-        lines = [{"prompt_index": n, "prompt": f"bad {n}", "message": f"why {n}", "requested": 2} for n in range(count)]
+        lines = [FailureLine(prompt_index=n, prompt=f"bad {n}", message=f"why {n}", requested=2) for n in range(count)]
         write_manifest(tmp_path, origin=origin, lines=[], failures=lines)
         return ann.get(gallery.task()[0], params=gallery.task(**query)[1]).text
 

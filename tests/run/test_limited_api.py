@@ -159,8 +159,8 @@ def test_a_refusal_that_states_a_cost_is_money_lost_and_is_not_sent_again(limite
     (lost,) = [charge for charge in limited.ledger() if charge.prompt == "picture 1"]
     assert (result.usd_spent, result.usd_lost) == (sum(charge.usd for charge in limited.ledger()), lost.usd)
     (line,) = result.failure_lines()
-    assert (line["client_request_id"], line["inference_id"]) == (lost.client_request_id, lost.inference_id)
-    assert (line["status"], line["usd"]) == (status, float(lost.usd))
+    assert (line.client_request_id, line.inference_id) == (lost.client_request_id, lost.inference_id)
+    assert (line.status, line.usd) == (status, float(lost.usd))
     again = run(pictures=3, concurrency=1)
     assert (again.usd_spent, again.usd_lost) == (result.usd_spent, lost.usd)
     assert [type(failure.error) for failure in again.failures] == [ChargedButLostError]

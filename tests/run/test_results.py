@@ -117,7 +117,7 @@ def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps)
     assert (result.reused, result.plan.images, result.failures, result.abort_reason) == (3, 0, [], None)
     assert (result.usd_spent, result.usd_lost) == (ran.usd_spent, ran.usd_lost)
     assert [type(request.error) for request in result.lost] == [ChargedButLostError]
-    assert result.summary()["seconds"] == 0
+    assert result.summary().seconds == 0
 
 
 @pytest.mark.parametrize("usd", [Decimal("0.04"), None])
@@ -126,10 +126,10 @@ def test_a_request_in_doubt_is_told_with_what_it_may_have_cost(world, steps, usd
     world.ports.log_error = AuthenticationError("no")
     result = world.run(world.plan(["a", {"prompt": "b", "name": "bee"}], price=usd))
     (request,) = result.in_doubt
-    line = request.to_json()
-    assert (line["outcome"], line["prompt_index"], line["name"], line["prompt"]) == ("in_doubt", 1, "bee", "b")
-    assert (line["usd"], line["requested"], line["made"]) == (None if usd is None else 0.04, 1, 0)
-    assert (line["model"], line["client_request_id"]) == ("imagen-3.0-generate-002", request.client_request_id)
+    line = request.to_line()
+    assert (line.outcome, line.prompt_index, line.name, line.prompt) == ("in_doubt", 1, "bee", "b")
+    assert (line.usd, line.requested, line.made) == (None if usd is None else 0.04, 1, 0)
+    assert (line.model, line.client_request_id) == ("imagen-3.0-generate-002", request.client_request_id)
 
 
 def test_the_summary_adds_up(world, steps):
@@ -138,10 +138,10 @@ def test_the_summary_adds_up(world, steps):
     world.ports.script("lost", steps.loses(billed=True))
     result = world.run(world.plan(["fine", "filtered", "refused", "lost"], num_images=2))
     summary = result.summary()
-    assert summary["requested"] == 8 == summary["made"] + summary["filtered"] + summary["failed"]
-    assert (summary["made"], summary["filtered"], summary["failed"]) == (3, 1, 4)
-    assert (summary["usd_spent"], summary["usd_lost"]) == (0.24, 0.08)
-    json.dumps(summary)
+    assert summary.requested == 8 == summary.made + summary.filtered + summary.failed
+    assert (summary.made, summary.filtered, summary.failed) == (3, 1, 4)
+    assert (summary.usd_spent, summary.usd_lost) == (0.24, 0.08)
+    json.dumps(summary.to_json())
 
 
 def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_process(world, steps):
@@ -149,8 +149,8 @@ def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_pro
     result = world.run(["fine", "refused"])
     assert result.table().startswith("[1] refused: 0 of 1 generated; InvalidRequestError: no")
     (line,) = result.failure_lines()
-    assert (line["prompt_index"], line["outcome"], line["status"]) == (1, "failed", 400)
-    json.dumps(line)
+    assert (line.prompt_index, line.outcome, line.status) == (1, "failed", 400)
+    json.dumps(line.to_json())
     assert str(pickle.loads(pickle.dumps(result.failures[0].error))) == "no"
 
 
@@ -168,10 +168,10 @@ def test_an_item_reports_every_charge_it_failed_with_once():
         for name in ("first", "second", "second")
     ]
     free = InvalidRequestError("nothing was billed", client_request_id="third")
-    lines = list(failure_of(free, *lost).to_json())
-    assert [line["client_request_id"] for line in lines] == ["first", "second"]
-    assert [line["inference_id"] for line in lines] == ["i-first", "i-second"]
-    assert {(line["prompt_index"], line["requested"], line["made"]) for line in lines} == {(3, 4, 1)}
+    lines = list(failure_of(free, *lost).to_lines())
+    assert [line.client_request_id for line in lines] == ["first", "second"]
+    assert [line.inference_id for line in lines] == ["i-first", "i-second"]
+    assert {(line.prompt_index, line.requested, line.made) for line in lines} == {(3, 4, 1)}
 
 
 def failure_of(*errors: ImagenError) -> Failure:

@@ -341,7 +341,7 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
     assert isinstance(result.abort_reason, StoppedError)
     assert len(result.made) == 1
     assert [item.prompt for item in result.not_sent] == ["a"]
-    assert (result.summary()["made"], result.summary()["not_sent"]) == (1, 2)
+    assert (result.summary().made, result.summary().not_sent) == (1, 2)
     release.set()
     world.resume()
     world.ports.fetch = fetch

@@ -430,6 +430,6 @@ def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(wor
         unpriced_ids |= {row["client_request_id"] for row in world.ports.rows if "cost" not in row}
         unpriced_ids |= {name for _, name in world.ports.posts if name not in world.ports.charges}
         assert {request.client_request_id for request in result.in_doubt} == unpriced_ids
-        lines = [line["client_request_id"] for line in result.failure_lines()]
+        lines = [line.client_request_id for line in result.failure_lines()]
         assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)
         assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # what "b" has cost

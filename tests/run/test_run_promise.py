@@ -211,7 +211,7 @@ def test_images_of_removed_prompts_are_listed_and_fetched_but_not_handed_on(worl
     result = world.run(["prompt 0", "new"])
     assert [made.record.prompt for made in result.listed] == ["prompt 0", "new", "prompt 1", "prompt 2"]
     assert len(result.urls) == 2
-    assert result.summary()["superseded"] == 2
+    assert result.summary().superseded == 2
     assert world.ports.sent("prompt 1") == 1
 
 

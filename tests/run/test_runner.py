@@ -227,7 +227,7 @@ def test_fewer_pictures_than_asked_for_are_kept_and_told(world, steps):
     assert len(result.made) == 1
     (failure,) = result.filtered
     assert (failure.error.requested, failure.error.made, failure.made) == (3, 1, 1)
-    assert result.summary()["filtered"] == 2
+    assert result.summary().filtered == 2
 
 
 def test_no_picture_at_all_is_an_empty_result(world, steps):

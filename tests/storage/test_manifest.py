@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.image_record import ImageRecord, StoredFile
+from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage import manifest
 from airflow_provider_imagen.storage.atomic_write import read_bytes, write_bytes_atomically
 from airflow_provider_imagen.storage.manifest import (
@@ -85,9 +86,9 @@ def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, o
 
 
 def test_items_without_a_picture_have_a_list_of_their_own(folder, origin):
-    failures = [{"prompt_index": 5, "error": "FilteredError"}, {"prompt_index": 1, "error": "ServerError"}]
+    failures = [FailureLine(prompt_index=5, error="FilteredError"), FailureLine(prompt_index=1, error="ServerError")]
     write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=failures)
-    assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == [1, 5]
+    assert [failure.prompt_index for failure in read_failures(folder, origin)] == [1, 5]
     assert len(lines_of(folder)) == 1
     assert failures_address(folder, origin) == str(folder / ".imagen" / "failures" / f"{origin.identity}.jsonl")
     write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
@@ -329,15 +330,15 @@ def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no
 
 
 def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(folder, origin):
-    failures = [{"prompt_index": number, "client_request_id": f"r{number}"} for number in range(3)]
-    failures.append({"prompt_index": 3, "client_request_id": None})
+    failures = [FailureLine(prompt_index=number, client_request_id=f"r{number}") for number in range(3)]
+    failures.append(FailureLine(prompt_index=3))
     write_manifest(folder, origin=origin, lines=[], failures=failures)
     for made, left in (("r9", [0, 1, 2, 3]), ("r1", [0, 2, 3]), ("r0", [2, 3])):
         late = [line(origin, 0, client_request_id=made)]
-        write_manifest(folder, origin=origin, lines=late, failures=[{"prompt_index": 9}], attempt=made)
-        assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == left
+        write_manifest(folder, origin=origin, lines=late, failures=[FailureLine(prompt_index=9)], attempt=made)
+        assert [failure.prompt_index for failure in read_failures(folder, origin)] == left
     write_manifest(folder, origin=origin, lines=[], failures=None)
-    assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == [2, 3]
+    assert [failure.prompt_index for failure in read_failures(folder, origin)] == [2, 3]
     write_manifest(folder, origin=origin, lines=[], failures=())
     assert read_failures(folder, origin) == []
 
@@ -432,11 +433,11 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, or
         os.mkfifo(planted)
     else:
         planted.symlink_to(secret if kind == "link" else "/dev/zero")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[{"prompt_index": 1}])
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[FailureLine(prompt_index=1)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [0]
     assert [one.prompt_index for one in recorded_lines(folder, origin)] == [0]
     assert recorded_names(folder, origin) == {lines_of(folder)[0]["file_name"]}
-    assert [one["prompt_index"] for one in read_failures(folder, origin)] == [1]
+    assert [one.prompt_index for one in read_failures(folder, origin)] == [1]
     assert secret.read_text() == SECRET
     assert all("hush" not in path.read_text() for path in below(folder).values() if path.is_file() and path != planted)
 
@@ -448,7 +449,7 @@ def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, origin, name):
     elsewhere.mkdir()
     (folder / name).symlink_to(elsewhere)
     with pytest.raises(StorageError, match="is a symbolic link"):
-        write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[{"prompt_index": 1}])
+        write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[FailureLine(prompt_index=1)])
     assert os.listdir(elsewhere) == []
 
 

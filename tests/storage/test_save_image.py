@@ -12,6 +12,7 @@ from PIL import Image
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.atomic_write import check_stored, read_bytes
 from airflow_provider_imagen.storage.inspect_image import inspect_picture
 from airflow_provider_imagen.storage.manifest import manifest_line, read_manifest, write_manifest
@@ -161,7 +162,7 @@ def test_many_files_leave_no_descriptor_open(tmp_path, origin):
             with pytest.raises(BadImageError):
                 save_image(b"no picture", folder=tmp_path, stem="bad")
         made = manifest_line(ImageRecord(prompt_index=0), stored.file, origin=origin, created_at=datetime.now(UTC))
-        write_manifest(tmp_path, origin=origin, lines=[made], failures=[{"prompt_index": 0}])
+        write_manifest(tmp_path, origin=origin, lines=[made], failures=[FailureLine(prompt_index=0)])
         read_manifest(tmp_path)
 
     write_all(0)

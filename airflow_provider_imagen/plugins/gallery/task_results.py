@@ -7,57 +7,19 @@ has to check it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
 from airflow_provider_imagen.image_record import ImageRecord, WholeNumber, read_record
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance  # noqa: TC001 - msgspec reads it
+from airflow_provider_imagen.run_report import FailureLine, RunSummary
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
-Outcome = Literal["filtered", "failed", "in_doubt"]
-
-_TOO_MUCH: Final = 2**63
-
-
-@dataclass(frozen=True)
-class Summary:
-    """
-    The results and costs of one or more task instances.
-
-    :param requested: pictures requested
-    :param made: pictures made
-    :param filtered: pictures that the model withheld
-    :param failed: pictures that failed
-    :param not_sent: pictures not requested, because the task ended first
-    :param adopted: pictures reused from earlier attempts
-    :param usd_spent: total charged, including lost charges
-    :param usd_lost: charged without a picture
-    :param usd_in_doubt: further amount that may have been charged for in-doubt requests
-    :param usd_is_estimate: whether part of the cost is a list price, because a response did not state it
-    """
-
-    requested: int = 0
-    made: int = 0
-    filtered: int = 0
-    failed: int = 0
-    not_sent: int = 0
-    adopted: int = 0
-    usd_spent: float = 0.0
-    usd_lost: float = 0.0
-    usd_in_doubt: float = 0.0
-    usd_is_estimate: bool = False
-
-    @property
-    def problems(self) -> int:
-        """Number of requested pictures that are missing."""
-        return self.filtered + self.failed + self.not_sent
-
-    def __add__(self, other: Summary) -> Summary:
-        return Summary(**{part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(self)})
+if TYPE_CHECKING:
+    from msgspec import Struct
 
 
 @dataclass(frozen=True)
@@ -65,14 +27,11 @@ class TaskSummary:
     """
     The summary of a task instance.
 
-    :param ti: the task instance
-    :param manifest: path of its ``metadata.jsonl``; ``None`` if it stored nothing
     :param timestamp: time at which the summary was written
     """
 
     ti: TaskInstance
-    summary: Summary
-    manifest: str | None
+    summary: RunSummary
     timestamp: str
 
 
@@ -95,49 +54,27 @@ class Picture(ImageRecord, frozen=True, kw_only=True):
         return self.mime_type == SVG_MIME_TYPE
 
 
-@dataclass(frozen=True)
-class Problem:
-    """
-    One prompt that did not yield all its pictures.
-
-    :param error: name of the error class
-    :param why: error message
-    """
+class Problem(FailureLine, frozen=True, kw_only=True):
+    """One prompt that did not yield all its pictures, and the task instance that it belongs to."""
 
     ti: TaskInstance
-    prompt_index: int
-    prompt: str
-    name: str | None
-    model: str | None
-    requested: int
-    made: int
-    outcome: Outcome
-    error: str
-    why: str
-    usd: float | None = None
-    inference_id: str | None = None
 
 
 def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | None:
     """Return a parsed XCom ``summary``; ``None`` if it is not one of ours."""
     if not isinstance(value, Mapping) or not {"requested", "made", "usd_spent"} <= value.keys():
         return None
-    numbers = {
-        name: _count(value.get(name)) for name in ("requested", "made", "filtered", "failed", "not_sent", "adopted")
-    }
-    summary = Summary(
-        **numbers,
-        usd_spent=_number(value.get("usd_spent")) or 0.0,
-        usd_lost=_number(value.get("usd_lost")) or 0.0,
-        usd_in_doubt=_number(value.get("usd_in_doubt")) or 0.0,
-        usd_is_estimate=value.get("usd_is_estimate") is True,
+    return TaskSummary(ti=ti, summary=RunSummary(**_read(RunSummary, value)), timestamp=timestamp)
+
+
+def total(summaries: Iterable[RunSummary]) -> RunSummary:
+    """Return the counts and costs of several task instances together."""
+    counts = ("requested", "made", "filtered", "failed", "not_sent", "adopted", "usd_spent", "usd_lost", "usd_in_doubt")
+    found = list(summaries)
+    return RunSummary(
+        **{name: sum(getattr(each, name) for each in found) for name in counts},
+        usd_is_estimate=any(each.usd_is_estimate for each in found),
     )
-    return TaskSummary(ti=ti, summary=summary, manifest=_text(value.get("manifest")), timestamp=timestamp)
-
-
-def manifest_of(value: Any) -> str | None:
-    """Return the manifest path if an XCom ``images`` points to one, else ``None``."""
-    return _text(value.get("manifest")) if isinstance(value, Mapping) else None
 
 
 def read_pictures(ti: TaskInstance, records: Any) -> list[Picture]:
@@ -159,58 +96,31 @@ def belongs_to(ti: TaskInstance, line: Mapping[str, Any]) -> bool:
 
 def read_problems(ti: TaskInstance, lines: Iterable[Mapping[str, Any]]) -> list[Problem]:
     """Return the problems in the lines of a failures file."""
-    return [
-        Problem(
-            ti=ti,
-            prompt_index=_count(line.get("prompt_index")),
-            prompt=_text(line.get("prompt")) or "",
-            name=_text(line.get("name")),
-            model=_text(line.get("model")),
-            requested=_count(line.get("requested")),
-            made=_count(line.get("made")),
-            outcome=_outcome(line.get("outcome")),
-            error=_text(line.get("error")) or "",
-            why=_text(line.get("message")) or "",
-            usd=_number(line.get("usd")),
-            inference_id=_text(line.get("inference_id")),
-        )
-        for line in lines
-    ]
-
-
-def _outcome(value: Any) -> Outcome:
-    return value if value in ("filtered", "in_doubt") else "failed"
+    return [Problem(ti=ti, **_read(FailureLine, line)) for line in lines]
 
 
 def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None:
-    read = read_record(ImageRecord, record)
-    if read is None or read.prompt_index is None or read.image_index is None:
+    values = _read(ImageRecord, record)
+    if values["prompt_index"] is None or values["image_index"] is None:
         return None
-    values: dict[str, Any] = {
-        name: _text(value) if isinstance(value, str) else value for name, value in asdict(read).items()
-    }
     return Picture(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
 
 
-def _text(value: Any) -> str | None:
-    """Return a non-empty string, else ``None``; unpaired surrogates, which no page can encode, become ``?``."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) and value else None
+def _read(kind: type[Struct], values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the fields of a record whose fields all have defaults.
+
+    Unpaired surrogates, which no page can encode, become ``?``.
+    """
+    record = read_record(kind, values)
+    fields = asdict(record) if record is not None else {}
+    return {
+        name: value.encode(errors="replace").decode() if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
 
 
-def _whole(value: Any) -> int | None:
-    """Return an integer, else ``None``; also for one of 64 bits or more, which may overflow a ``float``."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _TOO_MUCH else None
-
-
-def _number(value: Any) -> float | None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _count(value: Any) -> int:
-    return max(_whole(value) or 0, 0)
+def manifest_of(value: Any) -> str | None:
+    """Return the manifest path if an XCom ``images`` points to one, else ``None``."""
+    path = value.get("manifest") if isinstance(value, Mapping) else None
+    return path if isinstance(path, str) and path else None
