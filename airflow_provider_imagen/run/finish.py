@@ -144,7 +144,7 @@ class Finisher:
     def _keep(self, answered: Answered, place: int, image: ResponseImage) -> None:
         if image.broken:
             raise UnreadableResponseError(f"Image {place} of the response is {image.broken}.", status=200)
-        url = self._links.open(image.url) if image.url else None
+        url = self._links.decrypt(image.url) if image.url else None
         image_index = place_of(
             place, images=answered.images, first_image=answered.first_image, prompt_images=answered.item.images
         )

@@ -117,7 +117,7 @@ def previous_result(
             stored = request.files.get(place)
             if stored is not None and not is_there(stored):
                 stored = None
-            url = links.open(image.url) if image.url else None
+            url = links.decrypt(image.url) if image.url else None
             if stored is None and (url is None or image.withheld):
                 continue
             made.append(Made(answered, place, target.index_of(place), url, stored))
