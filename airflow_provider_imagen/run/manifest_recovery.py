@@ -93,7 +93,9 @@ def _response(key: str, client_request_id: str, lines: list[_Line], links: UrlEn
         key=key,
         client_request_id=client_request_id,
         images=tuple(
-            ResponseImage(url=links.encrypt(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed)
+            ResponseImage(
+                url=links.encrypt(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed
+            )
             for line in lines
         ),
         usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,

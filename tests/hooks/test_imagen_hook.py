@@ -23,7 +23,8 @@ from airflow_provider_imagen.exceptions import (
     UnreadableResponseError,
     UnsafeAddressError,
 )
-from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook, connection_settings
+from airflow_provider_imagen.hooks.connection import connection_settings
+from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook
 from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, Fault, embedded
 
 KEY = "feedc0de" + "9" * 24
@@ -209,7 +210,7 @@ def test_a_sandbox_that_is_neither_true_nor_false_is_named(value):
 
 @pytest.mark.parametrize("password", [None, "", "  "])
 def test_a_connection_without_a_key_says_where_to_put_it(password):
-    with pytest.raises(ValueError, match="'c' has no API key: put it into the password"):
+    with pytest.raises(ValueError, match="'c' has no API key: enter it as the password"):
         settings(password=password)
 
 
