@@ -10,9 +10,6 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -24,16 +21,11 @@ from airflow_provider_imagen._compat import (
     has_supervisor,
     machine_lock,
 )
-from airflow_provider_imagen.api.fields import read_whole_number
-from airflow_provider_imagen.catalogue.availability import ending_soon
-from airflow_provider_imagen.catalogue.lookup import find_model
-from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.exceptions import (
     BudgetExceededError,
     ImagenError,
     InvalidArgumentsError,
     ItemsFailedError,
-    Problem,
     StoppedError,
     StorageError,
 )
@@ -43,24 +35,21 @@ from airflow_provider_imagen.hooks.task_instance_key import origin_of
 from airflow_provider_imagen.journal.log import WRITE_PATIENCE_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
+from airflow_provider_imagen.operators.arguments import Arguments
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.publish import Publisher
 from airflow_provider_imagen.run.adapters import Adapters
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
-from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.replay import previous_result
-from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
-from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.manifest import recorded_lines
-from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
-from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Mapping
 
     from airflow.sdk import Context, ObjectStoragePath
 
@@ -71,33 +60,6 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.results import Record as ImageRecord
     from airflow_provider_imagen.run.results import RunResult
     from airflow_provider_imagen.storage.paths import StoragePath
-
-API_ARGUMENTS: Final = (
-    "num_images",
-    "aspect_ratio",
-    "seed",
-    "enhance_prompt",
-    "person_generation",
-    "safety_setting",
-    "add_watermark",
-    "convert_base64_to_url",
-    "input_images",
-)
-"""Operator arguments that become API fields."""
-
-_CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
-    "on_failure": ("fail", "accept"),
-    "on_filtered": ("fail", "accept"),
-    "on_lost_answer": ("check", "resend", "fail"),
-    "image_format": (None, *IMAGE_FORMATS),
-}
-_RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
-    "concurrency": (int, 1, 256),
-    "thumbnail_pixels": (int, 16, 2048),
-    "requests_per_minute": ((int, float), 0.1, 60_000),
-    "lost_answer_patience_seconds": ((int, float), 0, 3600),
-}
-_OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
 
 progress = logging.getLogger("airflow_provider_imagen.progress")
 """One line per image; a separate logger, so that others can attach handlers to it."""
@@ -143,7 +105,7 @@ class TaskExecution:
         self._hook = ImagenHook(operator.imagen_conn_id)
         self._log = operator.log
         self._origin = origin_of(context)
-        self._output_path = _or_none(path_text(operator.output_path))
+        self._arguments = Arguments(operator, self._hook)
         self._airflow_lock = threading.RLock()
         self._cancellation = Cancellation()
         self._publisher: Publisher | None = None
@@ -215,7 +177,7 @@ class TaskExecution:
         plan: Plan | None = None
         folder: ObjectStoragePath | None = None
         try:
-            plan = self._plan()
+            plan = self._arguments.plan()
             if not plan.items:
                 raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
             folder = self._open_folder()
@@ -238,7 +200,7 @@ class TaskExecution:
                     inputs=self._hook.get_input_reader(),
                 ),
                 journal=journal,
-                options=self._run_options(),
+                options=self._arguments.run_options(),
                 links=links,
                 cancellation=self._cancellation,
                 reload=reload,
@@ -288,144 +250,14 @@ class TaskExecution:
 
     # --- before sending -----------------------------------------------------------------------------------------------
 
-    def _plan(self) -> Plan:
-        """
-        Return the plan, after checking every argument.
-
-        :raises InvalidArgumentsError: lists every problem, the operator's own arguments first
-        """
-        operator = self._operator
-        problems = list(self._problems())
-        wrong = {problem.field for problem in problems}
-        fallback_models = () if "fallback_models" in wrong else operator.fallback_models
-        parameters = {} if "parameters" in wrong else operator.parameters or {}
-        model = self._known_name(_or_none(operator.model) or self._hook.default_model)
-        fallback_models = [self._known_name(each) for each in fallback_models]
-        prices = PriceList() if problems else self._price_list()
-        try:
-            plan = make_plan(
-                prompt=_without_blanks(operator.prompt),
-                arguments={
-                    **{name: _or_none(value) for name, value in parameters.items()},
-                    **{
-                        name: value
-                        for name in API_ARGUMENTS
-                        if (value := _or_none(getattr(operator, name))) is not None
-                    },
-                    "model": model,
-                },
-                fallback_models=fallback_models,
-                can_store=self._output_path is not None,
-                price=lambda request: prices.quote(request).usd,
-                resolve=self._hook.get_input_reader().resolve,
-            )
-        except InvalidArgumentsError as error:
-            raise InvalidArgumentsError([*problems, *error.problems]) from None
-        if problems:
-            raise InvalidArgumentsError(problems)
-        return plan
-
-    def _known_name(self, model: Any) -> Any:
-        """
-        Return a name under which the catalogue knows a model, or the given name if there is none.
-
-        Logs a warning if the model is about to be retired or cannot be checked. A model missing from the API's list is
-        not rejected, because models about to be retired are not listed either.
-
-        :raises InvalidArgumentsError: the API serves the model, but not for images
-        """
-        if not isinstance(model, str):
-            return model
-        if find_model(model) is not None:
-            if (ending := ending_soon(model, datetime.now(UTC).date())) is not None:
-                self._log.warning("Model %s: %s.", model, ending)
-            return model
-        try:
-            live = self._hook.look_up_model(model)
-        except ImagenError as error:
-            self._log.warning("Model %s is not in the catalogue, and the API's list cannot be read: %s", model, error)
-            return model
-        if live.known_as:
-            return live.known_as
-        if live.type is not None and not live.can_make_images:
-            raise InvalidArgumentsError([Problem("model", model, live.sentence)])
-        self._log.warning("%s.", live.sentence)
-        return model
-
-    def _problems(self) -> Iterator[Problem]:
-        """Yield the problems of the operator's own arguments; :meth:`_plan` checks the API fields."""
-        operator = self._operator
-        for name, allowed in _CHOICES.items():
-            if (value := getattr(operator, name)) not in allowed:
-                yield Problem(name, value, f"one of {', '.join(map(repr, allowed))} is allowed")
-            elif name == "image_format" and value is not None and self._output_path is None:
-                yield _needs_folder(name, value)
-        for name, (kinds, least, most) in _RANGES.items():
-            value = getattr(operator, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            if kinds is int:  # a table's column of whole numbers may hold floats
-                value = _whole(value)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
-                kind = "whole number" if kinds is int else "number"
-                yield Problem(name, value, f"a {kind} from {least} to {most} is allowed")
-            elif name == "thumbnail_pixels" and self._output_path is None:
-                yield _needs_folder(name, value)
-        if operator.max_usd is not None and ((cap := _decimal(operator.max_usd)) is None or cap <= 0):
-            yield Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed")
-        if not isinstance(operator.provenance, (bool, Mapping)):
-            yield Problem("provenance", operator.provenance, "True, False or a mapping is allowed")
-        if isinstance(operator.fallback_models, str) or not isinstance(operator.fallback_models, Sequence):
-            yield Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed")
-        if operator.parameters is not None and not isinstance(operator.parameters, Mapping):
-            yield Problem("parameters", operator.parameters, "a mapping of API fields is allowed")
-        if getattr(operator, "multiple_outputs", False):
-            yield Problem("multiple_outputs", True, "only False is allowed, as the task returns a list of links")
-        if operator.contact_sheet and self._output_path is None:
-            yield _needs_folder("contact_sheet", operator.contact_sheet)
-        if self._output_path is not None and not isinstance(self._output_path, str):
-            yield Problem("output_path", self._output_path, "a path is allowed, as text or as a path object")
-        if isinstance(self._filename, str):
-            try:
-                check_pattern(self._filename)
-            except InvalidArgumentsError as error:
-                yield from error.problems
-        else:
-            yield Problem("filename", self._filename, "text is allowed")
-
-    def _run_options(self) -> RunOptions:
-        operator = self._operator
-        return RunOptions(
-            concurrency=_whole(operator.concurrency),
-            requests_per_minute=operator.requests_per_minute,
-            max_usd=_decimal(operator.max_usd),
-            on_lost_answer=operator.on_lost_answer,
-            lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
-            answer_timeout_seconds=self._hook.get_conn().settings.read_timeout_seconds,
-        )
-
-    def _price_list(self) -> PriceList:
-        """Return live prices if there is a spending cap to enforce, else the last known ones."""
-        if self._operator.max_usd is None:
-            return PriceList()
-        try:
-            return PriceList.from_answer(self._hook.list_models(include_pricing=True))
-        except ImagenError as error:
-            self._log.warning("No live prices (%s); the last known ones are used for max_usd.", error)
-            return PriceList()
-
     def _open_folder(self) -> ObjectStoragePath | None:
         """Return the output folder, checked to be writable and cleared of temporary files of a killed attempt."""
-        if self._output_path is None:
+        if self._arguments.output_path is None:
             return None
-        folder = open_folder(self._output_path)
+        folder = open_folder(self._arguments.output_path)
         check_writable(folder, owner=self._origin.identity)
         remove_leftovers(folder, owner=self._origin.identity)
         return folder
-
-    @property
-    def _filename(self) -> str:
-        return _or_none(path_text(self._operator.filename)) or DEFAULT_FILENAME
 
     @staticmethod
     def _folders_of(store: JournalStore, folder: ObjectStoragePath | None) -> list[StoragePath] | None:
@@ -442,14 +274,14 @@ class TaskExecution:
             plan=plan,
             entries=journal.state.requests,
             origin=self._origin,
-            filename=self._filename,
+            filename=self._arguments.filename,
             provenance=self._operator.provenance,
             image_format=self._operator.image_format,
-            thumbnail_pixels=_whole(self._operator.thumbnail_pixels),
+            thumbnail_pixels=self._arguments.thumbnail_pixels,
         )
 
     def _store(self) -> JournalStore:
-        return journal_store(self._context, output_path=self._output_path, airflow_lock=self._airflow_lock)
+        return journal_store(self._context, output_path=self._arguments.output_path, airflow_lock=self._airflow_lock)
 
     def _open_journal(self) -> Journal:
         store = self._store()
@@ -497,8 +329,8 @@ class TaskExecution:
             store = self._store()
             state = read_journal(store)
             if state.requests:
-                if folder is None and self._output_path is not None:
-                    folder = open_folder(self._output_path)
+                if folder is None and self._arguments.output_path is not None:
+                    folder = open_folder(self._arguments.output_path)
                 links = UrlEncryption(self._hook.get_conn().settings.api_key)
                 stored_files = StoredFiles(open_path=open_folder, folders=self._folders_of(store, folder))
                 result = previous_result(state, plan=plan, links=links, is_there=partial(_is_there, stored_files))
@@ -557,10 +389,6 @@ class TaskExecution:
             raise AirflowSkipException("Not one picture was made, and on_failure or on_filtered accepts that.")
 
 
-def _needs_folder(name: str, value: Any) -> Problem:
-    return Problem(name, value, "needs output_path, the folder to store pictures in")
-
-
 def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
     """Return the error; a :class:`BudgetExceededError` with the final amount and the number of items done and left."""
     if not isinstance(error, BudgetExceededError):
@@ -601,40 +429,3 @@ def _sentence(summary: Mapping[str, Any]) -> str:
         f"Made {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
         f"for {about}${summary['usd_spent']:.4f}{lost}.{shape}{doubt}"
     )
-
-
-def _whole(value: Any) -> Any:
-    """Return a whole number as an ``int``, and anything else as it is."""
-    number = read_whole_number(value)
-    return value if number is None else number
-
-
-def _or_none(value: Any) -> Any:
-    """Return ``None`` for a template that rendered to an empty string or ``"None"``, else the value."""
-    return None if isinstance(value, str) and value.strip() in ("", "None") else value
-
-
-def _without_blanks(prompt: Any) -> Any:
-    """Return the prompt without blank fields, such as empty table cells: like blank arguments, they are not set."""
-    if isinstance(prompt, Mapping):
-        return {name: value for name, value in prompt.items() if name == "prompt" or not _is_blank(value)}
-    if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
-        return [_without_blanks(each) if isinstance(each, Mapping) else each for each in prompt]
-    return prompt
-
-
-def _is_blank(value: Any) -> bool:
-    return value is not None and _or_none(value) is None
-
-
-def _decimal(value: Any) -> Decimal | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        return None
-    text = str(value).strip()
-    if not text.isascii() or "_" in text:  # Decimal reads 1_0 as 10, and digits of every script
-        return None
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        return None
-    return amount if amount.is_finite() else None
