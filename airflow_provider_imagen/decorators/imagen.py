@@ -31,6 +31,7 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         **DecoratedOperator.template_fields_renderers,
         **ImagenGenerateOperator.template_fields_renderers,
     }
+    operator_extra_links = ()  # the plugin knows this operator, too
     custom_operator_name = "@task.imagen"
     overwrite_rtif_after_execution = True  # the UI shows the prompt that was sent, not a placeholder
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import JournalState, Record, StoredFile
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.operators.lineage import Lineage
     from airflow_provider_imagen.run.plan import Plan
     from airflow_provider_imagen.run.results import Record as ImageRecord
     from airflow_provider_imagen.run.results import RunResult
@@ -114,6 +115,10 @@ class TaskExecution:
         self._is_done = threading.Event()
         self._result: list[str] = []
         self._error: BaseException | None = None
+        self.journal: Journal | None = None
+        """The journal, closed; ``None`` until the run has ended without an unexpected error."""
+        self.lineage: Lineage | None = None
+        """Datasets read and written; ``None`` until then as well."""
 
     # --- the main thread ----------------------------------------------------------------------------------------------
 
@@ -216,8 +221,8 @@ class TaskExecution:
             # about their responses.
             is_hurried = self._cancellation.is_cancelled()
             journal.close(JOURNAL_PATIENCE_SECONDS if is_hurried else WRITE_PATIENCE_SECONDS)
-        self._operator.journal = journal
-        self._operator.lineage_facts = lineage_of(
+        self.journal = journal
+        self.lineage = lineage_of(
             result, base_url=client.settings.base_url, output=None if folder is None else str(folder)
         )
         self._raise_what_counts(result)

@@ -51,8 +51,8 @@ def finish_journal(context: Context) -> None:
     Runs as ``on_success_callback``, after Airflow has registered the success: if the worker dies before that, the next
     attempt still finds what was paid for.
     """
-    journal = getattr(context["task"], "journal", None)
-    if journal is None:
+    execution = getattr(context["task"], "execution", None)
+    if execution is None or (journal := execution.journal) is None:
         return
     try:
         journal.finish()

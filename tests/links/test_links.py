@@ -110,6 +110,22 @@ def test_a_subclass_which_the_web_server_does_not_know_stores_its_link(
     assert _stored_link(run) == _link(dag, run) == address
 
 
+def test_a_subclass_with_links_of_its_own_keeps_them() -> None:
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    class Without(ImagenGenerateOperator):
+        operator_extra_links = ()
+
+    class With(ImagenGenerateOperator):
+        operator_extra_links = (PicturesLink(), PicturesLink())
+
+    class Inherited(With):
+        pass
+
+    assert Without.operator_extra_links == ()
+    assert Inherited.operator_extra_links is With.operator_extra_links
+
+
 def test_a_failed_task_and_one_that_was_retried_have_the_same_link(
     run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
