@@ -1,4 +1,4 @@
-"""The operator's arguments after rendering: their checks, and the plan and the run options made from them."""
+"""The operator's rendered arguments: validation, and the plan and run options built from them."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Arguments:
     """
     The operator's arguments after rendering.
 
-    A template that renders to an empty string or ``None`` counts as not set, and numbers may come from tables as floats
-    or text.
+    A template that renders to an empty string or to ``None`` leaves its argument unset. Integers may come from tables
+    as floats or text.
 
     :param operator: the operator, its templates rendered
     :param hook: provides the default model, live prices and input images
@@ -68,13 +68,13 @@ class Arguments:
         self._operator = operator
         self._hook = hook
         self._log = operator.log
-        self.output_path = _or_none(path_text(operator.output_path))
-        self.filename = _or_none(path_text(operator.filename)) or DEFAULT_FILENAME
+        self.output_path = _blank_to_none(path_text(operator.output_path))
+        self.filename = _blank_to_none(path_text(operator.filename)) or DEFAULT_FILENAME
 
     @property
     def thumbnail_pixels(self) -> int | None:
         """Longer side of a preview, in pixels; ``None`` for no previews."""
-        pixels: int | None = _whole(self._operator.thumbnail_pixels)
+        pixels: int | None = _read_integer(self._operator.thumbnail_pixels)
         return pixels
 
     def plan(self) -> Plan:
@@ -84,22 +84,22 @@ class Arguments:
         :raises InvalidArgumentsError: lists every problem, the operator's own arguments first
         """
         operator = self._operator
-        problems = list(self._problems())
-        wrong = {problem.field for problem in problems}
-        fallback_models = () if "fallback_models" in wrong else operator.fallback_models
-        parameters = {} if "parameters" in wrong else operator.parameters or {}
-        model = self._known_name(_or_none(operator.model) or self._hook.default_model)
-        fallback_models = [self._known_name(each) for each in fallback_models]
+        problems = list(self._find_problems())
+        invalid = {problem.field for problem in problems}
+        fallback_models = () if "fallback_models" in invalid else operator.fallback_models
+        parameters = {} if "parameters" in invalid else operator.parameters or {}
+        model = self._catalogue_name(_blank_to_none(operator.model) or self._hook.default_model)
+        fallback_models = [self._catalogue_name(each) for each in fallback_models]
         prices = PriceList() if problems else self._price_list()
         try:
             plan = make_plan(
-                prompt=_without_blanks(operator.prompt),
+                prompt=_drop_blank_fields(operator.prompt),
                 arguments={
-                    **{name: _or_none(value) for name, value in parameters.items()},
+                    **{name: _blank_to_none(value) for name, value in parameters.items()},
                     **{
                         name: value
                         for name in API_ARGUMENTS
-                        if (value := _or_none(getattr(operator, name))) is not None
+                        if (value := _blank_to_none(getattr(operator, name))) is not None
                     },
                     "model": model,
                 },
@@ -114,9 +114,9 @@ class Arguments:
             raise InvalidArgumentsError(problems)
         return plan
 
-    def _known_name(self, model: Any) -> Any:
+    def _catalogue_name(self, model: Any) -> Any:
         """
-        Return a name under which the catalogue knows a model, or the given name if there is none.
+        Return the catalogue's name for a model, or the given name if the catalogue does not have the model.
 
         Logs a warning if the model is about to be retired or cannot be checked. A model missing from the API's list is
         not rejected, because models about to be retired are not listed either.
@@ -132,7 +132,9 @@ class Arguments:
         try:
             live = self._hook.look_up_model(model)
         except ImagenError as error:
-            self._log.warning("Model %s is not in the catalogue, and the API's list cannot be read: %s", model, error)
+            self._log.warning(
+                "Model %s is not in the catalogue, and the API's list could not be read: %s", model, error
+            )
             return model
         if live.known_as:
             return live.known_as
@@ -141,7 +143,7 @@ class Arguments:
         self._log.warning("%s.", live.sentence)
         return model
 
-    def _problems(self) -> Iterator[Problem]:
+    def _find_problems(self) -> Iterator[Problem]:
         """Yield the problems of the operator's own arguments; :meth:`plan` checks the API fields."""
         operator = self._operator
         for name, allowed in _CHOICES.items():
@@ -153,14 +155,14 @@ class Arguments:
             value = getattr(operator, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if kinds is int:  # a table's column of whole numbers may hold floats
-                value = _whole(value)
+            if kinds is int:  # a table's integer column may hold floats
+                value = _read_integer(value)
             if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
                 kind = "whole number" if kinds is int else "number"
                 yield Problem(name, value, f"a {kind} from {least} to {most} is allowed")
             elif name == "thumbnail_pixels" and self.output_path is None:
                 yield _needs_folder(name, value)
-        if operator.max_usd is not None and ((cap := _decimal(operator.max_usd)) is None or cap <= 0):
+        if operator.max_usd is not None and ((cap := _read_decimal(operator.max_usd)) is None or cap <= 0):
             yield Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed")
         if not isinstance(operator.provenance, (bool, Mapping)):
             yield Problem("provenance", operator.provenance, "True, False or a mapping is allowed")
@@ -169,26 +171,26 @@ class Arguments:
         if operator.parameters is not None and not isinstance(operator.parameters, Mapping):
             yield Problem("parameters", operator.parameters, "a mapping of API fields is allowed")
         if getattr(operator, "multiple_outputs", False):
-            yield Problem("multiple_outputs", True, "only False is allowed, as the task returns a list of links")
+            yield Problem("multiple_outputs", True, "only False is allowed, as the task returns a list of URLs")
         if operator.contact_sheet and self.output_path is None:
             yield _needs_folder("contact_sheet", operator.contact_sheet)
         if self.output_path is not None and not isinstance(self.output_path, str):
-            yield Problem("output_path", self.output_path, "a path is allowed, as text or as a path object")
+            yield Problem("output_path", self.output_path, "a path is allowed, as a string or a path object")
         if isinstance(self.filename, str):
             try:
                 check_pattern(self.filename)
             except InvalidArgumentsError as error:
                 yield from error.problems
         else:
-            yield Problem("filename", self.filename, "text is allowed")
+            yield Problem("filename", self.filename, "a string is allowed")
 
     def run_options(self) -> RunOptions:
         """Return the options of a run with these arguments, once :meth:`plan` has checked them."""
         operator = self._operator
         return RunOptions(
-            concurrency=_whole(operator.concurrency),
+            concurrency=_read_integer(operator.concurrency),
             requests_per_minute=operator.requests_per_minute,
-            max_usd=_decimal(operator.max_usd),
+            max_usd=_read_decimal(operator.max_usd),
             on_lost_answer=operator.on_lost_answer,
             lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
             answer_timeout_seconds=self._hook.get_conn().settings.read_timeout_seconds,
@@ -201,39 +203,39 @@ class Arguments:
         try:
             return PriceList.from_answer(self._hook.list_models(include_pricing=True))
         except ImagenError as error:
-            self._log.warning("No live prices (%s); the last known ones are used for max_usd.", error)
+            self._log.warning("No live prices (%s); max_usd is enforced with the last known ones.", error)
             return PriceList()
 
 
 def _needs_folder(name: str, value: Any) -> Problem:
-    return Problem(name, value, "needs output_path, the folder to store pictures in")
+    return Problem(name, value, "needs output_path, the folder to store images in")
 
 
-def _whole(value: Any) -> Any:
-    """Return a whole number as an ``int``, and anything else as it is."""
+def _read_integer(value: Any) -> Any:
+    """Return a whole number as an ``int``, and any other value unchanged."""
     number = read_whole_number(value)
     return value if number is None else number
 
 
-def _or_none(value: Any) -> Any:
-    """Return ``None`` for a template that rendered to an empty string or ``"None"``, else the value."""
-    return None if isinstance(value, str) and value.strip() in ("", "None") else value
+def _is_blank(value: Any) -> bool:
+    """Return whether a template rendered to nothing."""
+    return isinstance(value, str) and value.strip() in ("", "None")
 
 
-def _without_blanks(prompt: Any) -> Any:
-    """Return the prompt without blank fields, such as empty table cells: like blank arguments, they are not set."""
+def _blank_to_none(value: Any) -> Any:
+    return None if _is_blank(value) else value
+
+
+def _drop_blank_fields(prompt: Any) -> Any:
+    """Return the prompt without blank fields, such as empty table cells; like blank arguments, they are unset."""
     if isinstance(prompt, Mapping):
         return {name: value for name, value in prompt.items() if name == "prompt" or not _is_blank(value)}
     if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
-        return [_without_blanks(each) if isinstance(each, Mapping) else each for each in prompt]
+        return [_drop_blank_fields(each) if isinstance(each, Mapping) else each for each in prompt]
     return prompt
 
 
-def _is_blank(value: Any) -> bool:
-    return value is not None and _or_none(value) is None
-
-
-def _decimal(value: Any) -> Decimal | None:
+def _read_decimal(value: Any) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     text = str(value).strip()

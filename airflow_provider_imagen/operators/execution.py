@@ -146,11 +146,11 @@ class TaskExecution:
         """Wait for the attempt to end; cancel it if Airflow asks to or this process's supervisor has died."""
         while not self._is_done.wait(0.1):
             if self._is_killed():
-                self._cancel("Airflow asked it to end", grace_seconds=get_grace_seconds())
+                self._cancel("Airflow asked the task to end", grace_seconds=get_grace_seconds())
             if self._supervisor is not None and os.getppid() != self._supervisor:
                 if self._publisher is not None:
                     self._publisher.can_reach_airflow = False
-                self._cancel("the supervisor of its process has died", grace_seconds=ORPHAN_GRACE_SECONDS)
+                self._cancel("the supervisor of the task process has died", grace_seconds=ORPHAN_GRACE_SECONDS)
             if self._cancellation.is_abandoned(since_seconds=PUBLISH_PATIENCE_SECONDS):
                 return
 
@@ -160,7 +160,7 @@ class TaskExecution:
         self._cancellation.cancel(reason, grace_seconds=grace_seconds)
         if is_first:
             self._log.warning(
-                "The task is cancelled (%s): nothing more is sent. What is in flight is awaited for %.0f s.",
+                "The task was cancelled (%s). No new requests are sent; requests in flight get %.0f s to finish.",
                 reason,
                 grace_seconds,
             )
@@ -171,26 +171,26 @@ class TaskExecution:
 
     def _attempt(self) -> None:
         try:
-            self._result = self._make_images()
+            self._result = self._generate_images()
         except BaseException as error:
             self._error = error
         finally:
             self._hook.close()
             self._is_done.set()
 
-    def _make_images(self) -> list[str]:
+    def _generate_images(self) -> list[str]:
         plan: Plan | None = None
         folder: ObjectStoragePath | None = None
         try:
             plan = self._arguments.plan()
             if not plan.items:
-                raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
+                raise AirflowSkipException("prompt is an empty list; there is nothing to generate.")
             folder = self._open_folder()
             client = self._hook.get_conn()
             links = UrlEncryption(client.settings.api_key)
             journal = self._open_journal()
         except Exception:
-            self._publish_earlier_attempts(plan, folder)
+            self._publish_previous_attempts(plan, folder)
             raise
         try:
             reload = partial(self._reload, journal, folder, links)
@@ -214,18 +214,18 @@ class TaskExecution:
             result = self._execute(run, journal, folder)
         except Exception:
             if self._publisher is None:  # the run never started
-                self._publish_earlier_attempts(plan, folder)
+                self._publish_previous_attempts(plan, folder)
             raise
         finally:
-            # If the store was unreachable, records are still pending; without them, the next attempt would not know
+            # Records are still pending if the store was unreachable; without them, the next attempt would not know
             # about their responses.
-            is_hurried = self._cancellation.is_cancelled()
-            journal.close(JOURNAL_PATIENCE_SECONDS if is_hurried else WRITE_PATIENCE_SECONDS)
+            is_cancelled = self._cancellation.is_cancelled()
+            journal.close(JOURNAL_PATIENCE_SECONDS if is_cancelled else WRITE_PATIENCE_SECONDS)
         self.journal = journal
         self.lineage = lineage_of(
             result, base_url=client.settings.base_url, output=None if folder is None else str(folder)
         )
-        self._raise_what_counts(result)
+        self._raise_if_failed(result)
         return result.urls
 
     def _execute(self, run: Run, journal: Journal, folder: ObjectStoragePath | None) -> RunResult:
@@ -242,7 +242,7 @@ class TaskExecution:
             publishing.join(PUBLISH_PATIENCE_SECONDS)
         journal.flush(JOURNAL_PATIENCE_SECONDS)
         summary = publisher.publish(result, journal)
-        self._log.info("%s", _sentence(summary))
+        self._log.info("%s", _summary_sentence(summary))
         return result
 
     def _publish_anyway(self, result: RunResult, journal: Journal) -> None:
@@ -292,15 +292,16 @@ class TaskExecution:
         store = self._store()
         if isinstance(store, NoStore) and (self._operator.retries or 0) > 0:
             self._log.warning(
-                "There is no place for a journal (Airflow before 3.3 and no output_path): "
-                "a retry of this task pays again."
+                "This task has no journal, so a retry pays again: a journal needs Airflow 3.3 or later, or output_path."
             )
         try_number = getattr(self._context.get("ti"), "try_number", None) or 0
         journal = Journal(store, try_number=try_number, takeover_lock=machine_lock())
         journal.open()
         if requests := journal.state.requests:
             paid = sum(request.response is not None for request in requests.values())
-            self._log.info("Continuing an earlier attempt: %d of its requests are paid for and not sent again.", paid)
+            self._log.info(
+                "Continuing a previous attempt: %d of its requests are already paid for and are not sent again.", paid
+            )
         return journal
 
     def _reload(self, journal: Journal, folder: ObjectStoragePath | None, links: UrlEncryption) -> JournalState:
@@ -324,9 +325,9 @@ class TaskExecution:
             self._operator, self._context, origin=self._origin, folder=folder, airflow_lock=self._airflow_lock
         )
 
-    def _publish_earlier_attempts(self, plan: Plan | None, folder: ObjectStoragePath | None) -> None:
+    def _publish_previous_attempts(self, plan: Plan | None, folder: ObjectStoragePath | None) -> None:
         """
-        Publish what earlier attempts made if this one fails before it runs, because Airflow has cleared their XComs.
+        Publish the images of previous attempts if this one fails before it runs; Airflow has cleared their XComs.
 
         Never raises, so that the original error reaches the user.
         """
@@ -338,10 +339,10 @@ class TaskExecution:
                     folder = open_folder(self._arguments.output_path)
                 links = UrlEncryption(self._hook.get_conn().settings.api_key)
                 stored_files = StoredFiles(open_path=open_folder, folders=self._folders_of(store, folder))
-                result = previous_result(state, plan=plan, links=links, is_there=partial(_is_there, stored_files))
+                result = previous_result(state, plan=plan, links=links, is_there=partial(_exists, stored_files))
                 self._publisher_for(folder).publish(result, None, keeps_failures=True)
         except Exception as error:
-            self._log.warning("What earlier attempts made could not be published (%s).", error)
+            self._log.warning("The images of previous attempts could not be published (%s).", error)
 
     # --- while it runs and after --------------------------------------------------------------------------------------
 
@@ -366,35 +367,37 @@ class TaskExecution:
             metrics.incr("imagen.usd", count=record["usd"] or 0.0, tags=tags)
             metrics.timing("imagen.seconds", seconds * 1000, tags=tags)
 
-    def _raise_what_counts(self, result: RunResult) -> None:
+    def _raise_if_failed(self, result: RunResult) -> None:
         """
         Raise unless the task has succeeded.
 
         :raises ImagenError: the task has failed
-        :raises AirflowSkipException: no image was made, and ``on_failure`` or ``on_filtered`` accepts that
+        :raises AirflowSkipException: no image was generated, and ``on_failure`` or ``on_filtered`` accepts that
         """
         operator = self._operator
         if result.failures or result.not_sent:
-            self._log.warning("Not everything was made:\n%s", result.table())
+            self._log.warning("Some images are missing:\n%s", result.table())
         if result.halt is not None:
-            raise _with_counts(result.halt, result)
-        counted = [
+            raise _with_final_amounts(result.halt, result)
+        fatal = [
             failure
             for failure in result.failures
             if (operator.on_filtered if failure.is_filtered else operator.on_failure) == "fail"
         ]
-        if counted:
+        if fatal:
             if len(result.plan.items) == 1:
-                raise counted[0].error
+                raise fatal[0].error
             raise ItemsFailedError(
-                f"{len(counted)} of {len(result.plan.items)} items failed; what worked is kept.\n{result.table()}",
-                failures=[failure.error for failure in counted],
+                f"{len(fatal)} of {len(result.plan.items)} items failed; all images so far are kept.\n{result.table()}",
+                failures=[failure.error for failure in fatal],
             )
         if not result.records:
-            raise AirflowSkipException("Not one picture was made, and on_failure or on_filtered accepts that.")
+            raise AirflowSkipException(
+                "No image was generated; on_failure or on_filtered accepts that, so the task is skipped."
+            )
 
 
-def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
+def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
     """Return the error; a :class:`BudgetExceededError` with the final amount and the number of items done and left."""
     if not isinstance(error, BudgetExceededError):
         return error
@@ -402,8 +405,8 @@ def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
     done = len(result.plan.items) - left
     doubt = f" and up to ${result.usd_in_doubt:.4f} more in doubt" if result.usd_in_doubt else ""
     return BudgetExceededError(
-        f"max_usd={error.max_usd:g}: ${result.usd_spent:.4f} are spent{doubt}, and the next request could exceed the "
-        f"cap. {done} of {len(result.plan.items)} items are done and kept, {left} are left.",
+        f"max_usd={error.max_usd:g}: ${result.usd_spent:.4f} spent{doubt}, and the next request could exceed the cap. "
+        f"{done} of {len(result.plan.items)} items are done and kept; {left} are left.",
         spent_usd=float(result.usd_spent),
         max_usd=error.max_usd,
         items_done=done,
@@ -411,7 +414,7 @@ def _with_counts(error: ImagenError, result: RunResult) -> ImagenError:
     )
 
 
-def _is_there(stored_files: StoredFiles, stored: StoredFile) -> bool:
+def _exists(stored_files: StoredFiles, stored: StoredFile) -> bool:
     """Return whether a file exists; assume that it does if its store cannot be reached."""
     try:
         return stored_files.is_there(stored)
@@ -419,18 +422,18 @@ def _is_there(stored_files: StoredFiles, stored: StoredFile) -> bool:
         return True
 
 
-def _sentence(summary: Mapping[str, Any]) -> str:
+def _summary_sentence(summary: Mapping[str, Any]) -> str:
     about = "about " if summary["usd_is_estimate"] else ""
     lost = f", ${summary['usd_lost']:.4f} of it lost" if summary["usd_lost"] else ""
-    reused = f", {summary['adopted']} of them paid for by earlier attempts" if summary["adopted"] else ""
-    shape = (
-        f" {summary['wrong_shape']} of them do not have the requested aspect ratio." if summary["wrong_shape"] else ""
-    )
+    reused = f", {summary['adopted']} of them paid for by previous attempts" if summary["adopted"] else ""
+    shape = ""
+    if summary["wrong_shape"]:
+        shape = f" {summary['wrong_shape']} of them have a different aspect ratio than requested."
     doubt = ""
     if summary["in_doubt"]:
         requests = len(summary["in_doubt"])
-        doubt = f" Up to ${summary['usd_in_doubt']:.4f} more may have been charged for {requests} requests in doubt."
+        doubt = f" Up to ${summary['usd_in_doubt']:.4f} more may have been charged for {requests} in-doubt requests."
     return (
-        f"Made {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
+        f"Generated {summary['made']} of {summary['requested']} images{reused} in {summary['seconds']:.1f} s "
         f"for {about}${summary['usd_spent']:.4f}{lost}.{shape}{doubt}"
     )

@@ -264,7 +264,7 @@ def test_an_empty_list_skips_the_task(paint: Painting, sandbox: Sandbox) -> None
         ({"prompt": "x", "thumbnail_pixels": 256}, "thumbnail_pixels", "output_path"),
         ({"prompt": "x", "output_path": "/tmp/x", "filename": "{oops}"}, "filename", "oops"),
         ({"prompt": "x", "fallback_models": "flux/schnell"}, "fallback_models", "list"),
-        ({"prompt": "x", "multiple_outputs": True}, "multiple_outputs", "list of links"),
+        ({"prompt": "x", "multiple_outputs": True}, "multiple_outputs", "list of URLs"),
     ],
 )
 def test_wrong_arguments_are_refused_before_paying(
