@@ -483,9 +483,9 @@ def test_records_wait_for_a_store_that_is_away_and_are_written_in_order_when_it_
     journal.commit(intent("b#1", "r6"))
     journal.close()
     assert ids_in(memory_store) == [f"r{number}" for number in range(7)]
-    assert [message for message in caplog.messages if "not available" in message] == [
-        "The journal in memory is not available (the store is away). Responses are kept in memory until it is, and no "
-        "new request is sent."
+    assert [message for message in caplog.messages if "unavailable" in message] == [
+        "The journal in memory is unavailable (the store is away). Until it is available again, responses are kept in "
+        "memory and no new request is sent."
     ], "told once, not at every turn"
 
 
@@ -542,7 +542,7 @@ def test_the_journal_tells_how_far_it_is_behind(memory_store):
 def test_a_commit_gives_up_after_its_time_and_its_record_is_written_all_the_same(memory_store):
     journal = opened(memory_store)
     memory_store.is_away = True
-    with pytest.raises(JournalError, match="cannot be written, so nothing more is sent"):
+    with pytest.raises(JournalError, match="cannot be written, so no new requests are sent"):
         journal.commit(intent("a#1", "r1"), timeout_seconds=0.02)
     memory_store.is_away = False
     journal.commit(rejected("a#1", "r1"))
@@ -613,7 +613,7 @@ def test_a_store_that_refuses_for_good_fails_every_waiter_and_all_later_records(
     waiting = [journal.append(intent("a#1", f"w{number}")) for number in range(5)]
     waiting += [journal.append(response("a#1", "r1"))]
     for future in waiting:
-        with pytest.raises(JournalError, match=r"cannot be written \(OSError\), so nothing more is sent"):
+        with pytest.raises(JournalError, match=r"cannot be written \(OSError\), so no new requests are sent"):
             future.result(timeout=10)
     memory_store.fails_after = None
     for record in (intent("a#1", "later"), response("a#1", "r1")):
@@ -714,7 +714,7 @@ def test_a_missing_segment_is_refused(memory_store):
     del memory_store.texts[f"{journal.owner}/1"]
     full = full_segments(memory_store.texts, journal.owner)
     assert full > 1
-    with pytest.raises(JournalError, match=f"no segment 1 of {full}: it is damaged"):
+    with pytest.raises(JournalError, match=rf"The journal \(segment 1 of {full} is missing\) is damaged"):
         opened(memory_store)
 
 
@@ -774,7 +774,7 @@ def test_a_header_whose_owner_is_not_among_its_owners_is_refused(memory_store, o
 def test_a_journal_of_another_format_is_refused_and_left_as_it_is(memory_store, text, version):
     memory_store.texts = {HEADER: text}
     with pytest.raises(
-        JournalError, match=f"has format {version}, and this version .* understands format 2 only; nothing was sent"
+        JournalError, match=f"has format {version}, but this version .* supports only format 2; nothing was sent"
     ):
         opened(memory_store)
     with pytest.raises(JournalError, match=f"has format {version}"):

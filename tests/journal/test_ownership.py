@@ -89,9 +89,7 @@ def test_whoever_opens_a_journal_takes_it_over(memory_store, caplog):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     later = opened(memory_store, 2)
-    with pytest.raises(
-        OwnershipLostError, match=f"belongs to another attempt of this task now .{later.owner}."
-    ) as lost:
+    with pytest.raises(OwnershipLostError, match=f"taken over by another attempt of this task .{later.owner}.") as lost:
         earlier.commit(intent("r2"))
     assert earlier.owner in str(lost.value)
     assert not earlier.is_owner
@@ -488,7 +486,7 @@ def test_a_store_that_refuses_an_attempt_says_that_the_journal_is_not_its_own(me
     else:
         memory_store.texts[HEADER] = "{"
     assert not journal.still_owns()
-    assert "refuses this attempt" in caplog.text
+    assert "rejected this attempt" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -524,9 +522,9 @@ def test_a_journal_deleted_while_it_is_in_use_stops_sending_and_says_what_it_mea
     with pytest.raises(OwnershipLostError) as lost:
         journal.commit(intent("r2")) if look == "commit" else journal.confirm_ownership(max_age_seconds=0)
     assert str(lost.value) == (
-        "The journal in memory is gone: somebody deleted it, or another attempt of this task has finished. Nothing "
-        "more is sent. Without the journal, a retry does not know what was paid for, and pays again; what this attempt "
-        "has received is stored all the same."
+        "The journal in memory is gone: it was deleted, or another attempt of this task has finished. No new requests "
+        "are sent, and the images already received are stored. Without the journal, a retry does not know what was "
+        "paid for and pays again."
     )
     assert (journal.is_owner, journal.is_gone, journal.still_owns()) == (False, True, False)
     journal.commit(response("r1"))

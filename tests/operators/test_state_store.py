@@ -185,7 +185,7 @@ def test_a_journal_that_airflow_refuses_fails_at_once(detail):
     journal = journal_in(airflow)
     airflow.error = airflow_error(detail)
     calls = airflow.calls
-    with pytest.raises(JournalError, match=r"cannot be written \(AirflowRuntimeError\), so nothing more is sent"):
+    with pytest.raises(JournalError, match=r"cannot be written \(AirflowRuntimeError\), so no new requests are sent"):
         journal.commit(Rejected(key="a#1", client_request_id="r1"))
     assert airflow.calls == calls + 1
     journal.close()
