@@ -162,7 +162,7 @@ class ImagenHook(BaseHook):
             stored images; one or a list
         :param parameters: other fields of the model, by their API names
         :return: one :class:`~airflow_provider_imagen.api.responses.Generation` per request; more than one only for
-            models that make a single image per request. Each has ``urls`` and ``pictures``.
+            models that generate a single image per request. Each has ``urls`` and ``pictures``.
         :raises InvalidArgumentsError: an argument is wrong; nothing was spent
         :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold the results of
             this call's earlier requests
@@ -184,10 +184,10 @@ class ImagenHook(BaseHook):
         given = {name: value for name, value in named.items() if value is not None}
         inputs = self.get_input_reader()
         problems: list[Problem] = []
-        (asked,) = inputs.resolve([({"model": self.default_model, **(parameters or {}), **given}, "")], problems)
+        (resolved,) = inputs.resolve([({"model": self.default_model, **(parameters or {}), **given}, "")], problems)
         if problems:
             raise InvalidArgumentsError(problems)
-        requests = build_requests(asked, can_store=True)  # the caller receives the bytes
+        requests = build_requests(resolved, can_store=True)  # the caller receives the bytes
         client = self.get_conn()
 
         def send(request: ImageRequest) -> Generation:
@@ -203,7 +203,7 @@ class ImagenHook(BaseHook):
                 if generations:
                     error.generations = tuple(generations)
                     ids = ", ".join(str(generation.inference_id) for generation in generations)
-                    error.add_note(f"{len(generations)} of {len(requests)} requests were paid for before: {ids}.")
+                    error.add_note(f"{len(generations)} of {len(requests)} requests had already been paid for: {ids}.")
                 raise
         return generations
 
@@ -241,7 +241,7 @@ class ImagenHook(BaseHook):
         try:
             prices = PriceList.from_answer(self.list_models(include_pricing=True))
         except ImagenError as error:
-            self.log.warning("No live prices (%s); the last known ones are used.", error)
+            self.log.warning("No live prices (%s); using the last known ones.", error)
             prices = PriceList()
         return quote_plan(
             prompt=prompt,
@@ -252,7 +252,7 @@ class ImagenHook(BaseHook):
 
     def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
         """
-        Return whether models are alive, deprecated or retired, and their replacements. Free.
+        Return whether models are available, deprecated or retired, and their replacements. Free.
 
         :param models: ids or aliases
         :return: one :class:`~airflow_provider_imagen.catalogue.availability.ModelHealth` per model
@@ -381,7 +381,7 @@ class ImagenHook(BaseHook):
         """
         Return the downloader for this connection, created on first use.
 
-        :param should_stop: called repeatedly during a download; true aborts it. Only the first call's counts
+        :param should_stop: called repeatedly during a download; true aborts it. Ignored once the downloader exists
         """
         if self._downloader is None:
             from airflow_provider_imagen.download.downloader import Downloader
@@ -403,7 +403,7 @@ class ImagenHook(BaseHook):
         """Return the balance in USD (``GET /v2/billing``). Free."""
         balance = self.get_conn().get_balance().get("current_balance")
         if isinstance(balance, bool) or not isinstance(balance, (int, float)) or not isfinite(balance):
-            raise UnreadableResponseError("GET /v2/billing named no balance.")
+            raise UnreadableResponseError("The response to GET /v2/billing has no balance.")
         return float(balance)
 
     def list_models(self, *, include_pricing: bool = False) -> list[dict[str, Any]]:
@@ -436,15 +436,15 @@ class ImagenHook(BaseHook):
             except InvalidRequestError as error:
                 if error.status != 404:
                     raise
-                return self._judge_gateway(error)
-            is_fine, message = self._judge_key(key)
+                return self._test_gateway(error)
+            is_fine, message = self._test_key(key)
             return is_fine, scrub(message, self.get_conn().settings.api_key)
-        except Exception as error:  # the form shows whatever went wrong
+        except Exception as error:  # the connection form shows every error
             return False, scrub(str(error), self._connection.password if self._connection else None)
         finally:
             self.close()
 
-    def _judge_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
+    def _test_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
         """
         Return the test result for an OpenAI-compatible gateway, which is recognized by its list of models.
 
@@ -456,23 +456,23 @@ class ImagenHook(BaseHook):
         noun = "model" if len(models) == 1 else "models"
         return True, (
             f"The host is an OpenAI-compatible gateway and accepts the key; it lists {len(models)} {noun}. "
-            f"Key, balance, prices and the log of requests cannot be read through it."
+            f"Key, balance, prices and the request log are not available through a gateway."
         )
 
-    def _judge_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
+    def _test_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
         name = f"Key {key.get('name') or '(unnamed)'!r} ({key.get('prefix') or '????????'}…)"
         scopes = key.get("scopes")
         if key.get("disabled"):
             return False, f"{name} is disabled."
         if isinstance(scopes, list) and scopes and IMAGE_SCOPE not in scopes:
-            return False, f"{name} may not make images: it lacks the scope {IMAGE_SCOPE}."
+            return False, f"{name} cannot generate images: it lacks the scope {IMAGE_SCOPE}."
         try:
             balance = self.get_balance()
         except ImagenError as error:
-            return True, f"{name} can make images. The balance could not be read: {error}"
+            return True, f"{name} can generate images. The balance could not be read: {error}"
         if balance <= 0:
-            return False, f"{name} may make images, but the account is out of credits: {balance:.2f} USD."
-        return True, f"{name} can make images. Balance: {balance:.2f} USD."
+            return False, f"{name} is valid, but the account is out of credits: {balance:.2f} USD."
+        return True, f"{name} can generate images. Balance: {balance:.2f} USD."
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from airflow_provider_imagen.catalogue.input_images import PictureFile, flatten
-from airflow_provider_imagen.operators.dataset_names import host_of, place_of, unsigned
+from airflow_provider_imagen.operators.dataset_names import host_of, location_of, without_signature
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.run.results import RunResult
@@ -50,7 +50,7 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
         inputs=tuple(
             sorted(
                 {
-                    unsigned(part.address).rpartition("/")[0]
+                    without_signature(part.address).rpartition("/")[0]
                     for unit in result.plan.units
                     for value in unit.request.body.values()
                     for part in flatten(value)
@@ -78,13 +78,12 @@ def to_openlineage(lineage: Lineage) -> Any:
 
     sources = [Dataset(namespace=lineage.api, name=model) for model in lineage.models]
     for address in lineage.inputs:
-        place = place_of(address)
-        sources.append(Dataset(namespace=place.namespace, name=place.name))
+        location = location_of(address)
+        sources.append(Dataset(namespace=location.namespace, name=location.name))
     outputs = []
     if lineage.output is not None:
-        place = place_of(lineage.output)
+        location = location_of(lineage.output)
         statistics = OutputStatisticsOutputDatasetFacet(rowCount=lineage.images, size=lineage.bytes)
-        outputs.append(
-            OutputDataset(namespace=place.namespace, name=place.name, outputFacets={"outputStatistics": statistics})
-        )
+        facets = {"outputStatistics": statistics}
+        outputs.append(OutputDataset(namespace=location.namespace, name=location.name, outputFacets=facets))
     return OperatorLineage(inputs=sources, outputs=outputs)

@@ -86,7 +86,7 @@ class Publisher:
         part of the manifest.
 
         :param journal: this attempt's journal; ``None`` if it has none
-        :param is_final: whether the run has ended; only then the contact sheet and asset events are made
+        :param is_final: whether the run has ended; the contact sheet and asset events are created only then
         :param keeps_failures: keep an earlier attempt's list of items without images
         :raises StorageError: the manifest cannot be written, and the run has no other error to report
         """
@@ -105,7 +105,7 @@ class Publisher:
                 try:
                     summary["manifest"] = self._write_manifest(result, self._folder, attempt, failures)
                 except StorageError as error:
-                    log.warning("No manifest: %s", error)
+                    log.warning("The manifest could not be written: %s", error)
                     unwritten = error
                 if is_final and self._operator.contact_sheet and result.made:
                     summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
@@ -125,8 +125,8 @@ class Publisher:
         """
         Return whether this attempt may publish the task's results, because no other attempt does or has.
 
-        If the journal is gone, either another attempt has finished, and left its part of the manifest, or somebody has
-        deleted the whole folder.
+        If the journal is gone, either another attempt has finished and left its part of the manifest, or the whole
+        folder was deleted.
         """
         if journal.still_owns():
             return True
@@ -208,24 +208,24 @@ class Publisher:
         published, is_urgent = 0, False
         due = time.monotonic() + PUBLISH_INTERVAL_SECONDS
         while True:
-            is_asked = self._wake.wait(1.0)
+            is_requested = self._wake.wait(1.0)
             self._wake.clear()
             if self._is_over.is_set():
                 return
             # A cancelled task may be killed at any moment, and an attempt that has taken over the journal looks in the
             # manifest for the results of requests in flight.
-            is_urgent = is_urgent or is_asked or journal.is_closed_to_this_attempt
+            is_urgent = is_urgent or is_requested or journal.is_closed_to_this_attempt
             is_behind = journal.behind_seconds > UNRECORDED_SECONDS
             if not (is_urgent or is_behind or time.monotonic() >= due):
                 continue
             result = snapshot()
-            if not is_asked and len(result.listed) == published:
+            if not is_requested and len(result.listed) == published:
                 continue
             started = time.monotonic()
             try:
                 self.publish(result, journal, is_final=False)
             except Exception as error:  # published again when the run ends
-                log.warning("What has been made so far could not be published (%s).", error)
+                log.warning("The results so far could not be published (%s).", error)
             published = len(result.listed)
             took = time.monotonic() - started
             due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)

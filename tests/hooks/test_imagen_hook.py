@@ -329,7 +329,7 @@ def test_a_failure_after_other_requests_were_paid_names_what_was_paid(hook, sand
 
     ids = [charge.inference_id for charge in sandbox.ledger()]
     assert len(ids) == 2
-    assert caught.value.__notes__ == [f"2 of 3 requests were paid for before: {ids[0]}, {ids[1]}."]
+    assert caught.value.__notes__ == [f"2 of 3 requests had already been paid for: {ids[0]}, {ids[1]}."]
     kept = caught.value.generations
     assert [generation.inference_id for generation in kept] == ids
     assert all(hook.download(generation.urls[0]) for generation in kept)
@@ -537,7 +537,7 @@ def hook_of_account(make_hook):
 
 
 def test_a_good_connection_says_whose_key_it_is_and_the_balance_and_costs_nothing(hook, sandbox):
-    assert hook.test_connection() == (True, "Key 'sandbox' (5a9db0c5…) can make images. Balance: 100.00 USD.")
+    assert hook.test_connection() == (True, "Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")
     assert [seen.path for seen in sandbox.seen()] == ["/v1/key", "/v2/billing"]
 
 
@@ -553,7 +553,7 @@ def test_a_key_for_something_else_fails_the_test(hook_of_account):
     ok, message = hook_of_account(key).test_connection()
 
     assert not ok
-    assert message == "Key '(unnamed)' (feedc0de…) may not make images: it lacks the scope model:image."
+    assert message == "Key '(unnamed)' (feedc0de…) cannot generate images: it lacks the scope model:image."
 
 
 @pytest.mark.parametrize("scopes", [None, []])

@@ -115,4 +115,4 @@ def test_outlets_that_cannot_be_filled_fail_nothing(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, "airflow_provider_imagen.operators.outlets"):
         fill_outlets([AssetAlias("too_long"), object()], {}, summary={"made": 1}, folder=folder)
 
-    assert "cannot be an asset" in caplog.text
+    assert "is not a valid asset URI" in caplog.text

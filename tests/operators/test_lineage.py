@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import DAG
 from PIL import Image
 
-from airflow_provider_imagen.operators.dataset_names import place_of, unsigned
+from airflow_provider_imagen.operators.dataset_names import location_of, without_signature
 from airflow_provider_imagen.operators.execution import TaskExecution
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.operators.lineage import Lineage, to_openlineage
@@ -92,12 +92,12 @@ def test_stored_input_pictures_are_sources_by_their_folder(lineage: Callable[...
     ],
 )
 def test_a_name_holds_no_signature(address: str, name: str) -> None:
-    assert place_of(address).name == name
-    assert "sig" not in place_of(address).uri.lower()
+    assert location_of(address).name == name
+    assert "sig" not in location_of(address).uri.lower()
 
 
 def test_the_folder_of_an_input_is_found_although_its_signature_has_slashes() -> None:
-    assert unsigned("https://store.example/a/b.png?sig=x/y/z").rpartition("/")[0] == "https://store.example/a"
+    assert without_signature("https://store.example/a/b.png?sig=x/y/z").rpartition("/")[0] == "https://store.example/a"
 
 
 def test_a_failed_task_reports_the_images_it_generated(
