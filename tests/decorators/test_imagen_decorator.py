@@ -213,14 +213,14 @@ def test_it_maps_over_keyword_arguments_and_over_its_urls(run_dag: Callable[...,
 @pytest.mark.parametrize(
     ("returned", "told"),
     [
-        (None, "prompt=None: {of} returned NoneType; text, a mapping"),
-        (7, "prompt=7: {of} returned int; text, a mapping"),
-        (b"bytes", "prompt=b'bytes': {of} returned bytes; text, a mapping"),
-        ({"a fox"}, "prompt={{'a fox'}}: {of} returned set; text, a mapping"),
-        ((each for each in "ab"), "{of} returned generator; text, a mapping"),
-        (["a fox", None], "prompt[1]=None: {of} returned NoneType here; text or a mapping"),
-        ([7.5, "a fox"], "prompt[0]=7.5: {of} returned float here; text or a mapping"),
-        ([["nested"]], "prompt[0]=['nested']: {of} returned list here; text or a mapping"),
+        (None, "prompt=None: {of} returned NoneType; a string, a mapping"),
+        (7, "prompt=7: {of} returned int; a string, a mapping"),
+        (b"bytes", "prompt=b'bytes': {of} returned bytes; a string, a mapping"),
+        ({"a fox"}, "prompt={{'a fox'}}: {of} returned set; a string, a mapping"),
+        ((each for each in "ab"), "{of} returned generator; a string, a mapping"),
+        (["a fox", None], "prompt[1]=None: {of} returned NoneType here; a string or a mapping"),
+        ([7.5, "a fox"], "prompt[0]=7.5: {of} returned float here; a string or a mapping"),
+        ([["nested"]], "prompt[0]=['nested']: {of} returned list here; a string or a mapping"),
     ],
 )
 def test_anything_else_is_refused_before_paying_and_not_tried_again(
@@ -253,5 +253,5 @@ def test_prompt_as_an_argument_is_refused_when_the_dag_is_parsed() -> None:
         def paint() -> str:
             return "once"
 
-        with pytest.raises(TypeError, match="leave the argument prompt out"):
+        with pytest.raises(TypeError, match="remove the argument prompt"):
             paint()
