@@ -44,7 +44,7 @@ far are published by then.
 """
 
 
-LOCK_PATIENCE_SECONDS = 5.0
+LOCK_TIMEOUT_SECONDS = 5.0
 
 
 def determine_kwargs(function: Callable[..., Any], args: Collection[Any], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def machine_lock() -> Iterator[None]:
         yield
         return
     try:
-        give_up_at = time.monotonic() + LOCK_PATIENCE_SECONDS
+        give_up_at = time.monotonic() + LOCK_TIMEOUT_SECONDS
         while time.monotonic() < give_up_at:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

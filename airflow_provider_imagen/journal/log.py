@@ -73,7 +73,7 @@ This lets the response to one request share a write with the next intent, which 
 MAXIMUM_FLUSH_DELAY_SECONDS = 0.5
 """How long a record that is not urgent waits to share a write with others."""
 
-WRITE_PATIENCE_SECONDS = 120.0
+WRITE_TIMEOUT_SECONDS = 120.0
 """
 How long an intent waits for an unavailable store before the attempt gives up.
 
@@ -277,7 +277,7 @@ class Journal:
                 self._ready.notify()
         return done
 
-    def commit(self, record: Record, *, timeout_seconds: float = WRITE_PATIENCE_SECONDS) -> None:
+    def commit(self, record: Record, *, timeout_seconds: float = WRITE_TIMEOUT_SECONDS) -> None:
         """
         Append a record and wait until it is durable; after an intent, its POST may be sent.
 
@@ -299,7 +299,7 @@ class Journal:
         """
         if self._is_older_than(max_age_seconds):
             try:
-                _while_unavailable(stop=stop_after_delay(WRITE_PATIENCE_SECONDS))(self._check_ownership)
+                _while_unavailable(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
             except Exception as error:
                 raise _not_writable(self.store, error) from error
         if self._lost is not None:

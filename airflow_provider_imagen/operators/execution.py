@@ -32,13 +32,13 @@ from airflow_provider_imagen.exceptions import (
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.hooks.task_instance_key import origin_of
-from airflow_provider_imagen.journal.log import WRITE_PATIENCE_SECONDS, Journal, NoStore, read_journal
+from airflow_provider_imagen.journal.log import WRITE_TIMEOUT_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.operators.arguments import Arguments
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
-from airflow_provider_imagen.operators.publish import Publisher
+from airflow_provider_imagen.operators.publish import PUBLISH_TIMEOUT_SECONDS, Publisher
 from airflow_provider_imagen.run.adapters import Adapters
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
@@ -68,11 +68,8 @@ progress = logging.getLogger("airflow_provider_imagen.progress")
 ORPHAN_GRACE_SECONDS: Final = 10.0
 """Grace period once the task's supervisor has died: nothing waits for this process any more."""
 
-JOURNAL_PATIENCE_SECONDS: Final = 2.0
+JOURNAL_TIMEOUT_SECONDS: Final = 2.0
 """Longest wait for the last journal records to become durable before publishing."""
-
-PUBLISH_PATIENCE_SECONDS: Final = 30.0
-"""Longest wait for a cancelled attempt to publish; Airflow may be unreachable."""
 
 
 def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImagenGenerateOperator) -> NoReturn:
@@ -151,7 +148,7 @@ class TaskExecution:
                 if self._publisher is not None:
                     self._publisher.can_reach_airflow = False
                 self._cancel("the supervisor of the task process has died", grace_seconds=ORPHAN_GRACE_SECONDS)
-            if self._cancellation.is_abandoned(since_seconds=PUBLISH_PATIENCE_SECONDS):
+            if self._cancellation.is_abandoned(since_seconds=PUBLISH_TIMEOUT_SECONDS):
                 return
 
     def _cancel(self, reason: str, *, grace_seconds: float) -> None:
@@ -220,7 +217,7 @@ class TaskExecution:
             # Records are still pending if the store was unreachable; without them, the next attempt would not know
             # about their responses.
             is_cancelled = self._cancellation.is_cancelled()
-            journal.close(JOURNAL_PATIENCE_SECONDS if is_cancelled else WRITE_PATIENCE_SECONDS)
+            journal.close(JOURNAL_TIMEOUT_SECONDS if is_cancelled else WRITE_TIMEOUT_SECONDS)
         self.journal = journal
         self.lineage = lineage_of(
             result, base_url=client.settings.base_url, output=None if folder is None else str(folder)
@@ -231,27 +228,19 @@ class TaskExecution:
     def _execute(self, run: Run, journal: Journal, folder: ObjectStoragePath | None) -> RunResult:
         """Run to the end, and publish the result whether it succeeds or fails."""
         publisher = self._publisher = self._publisher_for(folder)
-        publishing = publisher.start(run.snapshot, journal)
         try:
-            result = run.execute()
+            with publisher.publishing(run.snapshot, journal):
+                result = run.execute()
         except BaseException:
-            self._publish_anyway(run.snapshot(), journal)
+            try:
+                publisher.publish(run.snapshot(), journal)
+            except Exception as error:  # must not replace the error of the run
+                self._log.warning("The results so far could not be published (%s).", error)
             raise
-        finally:
-            publisher.stop()
-            publishing.join(PUBLISH_PATIENCE_SECONDS)
-        journal.flush(JOURNAL_PATIENCE_SECONDS)
+        journal.flush(JOURNAL_TIMEOUT_SECONDS)
         summary = publisher.publish(result, journal)
         self._log.info("%s", _summary_sentence(summary))
         return result
-
-    def _publish_anyway(self, result: RunResult, journal: Journal) -> None:
-        """Publish a result while an error propagates; failing to publish must not replace that error."""
-        try:
-            if self._publisher is not None:
-                self._publisher.publish(result, journal)
-        except Exception as error:
-            self._log.warning("The results so far could not be published (%s).", error)
 
     # --- before sending -----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from airflow_provider_imagen.storage.manifest import has_part, manifest_line, wr
 from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from airflow.sdk import Context, ObjectStoragePath
 
@@ -33,8 +34,11 @@ PUBLISH_INTERVAL_SECONDS: Final = 10.0
 MAX_PUBLISHING_SHARE: Final = 0.02
 """Largest share of a running task's time spent on such publishing; the interval grows to stay below it."""
 
-UNRECORDED_SECONDS: Final = 3.0
+MAX_JOURNAL_DELAY_SECONDS: Final = 3.0
 """Journal delay beyond which the manifest is written at once, since no other record of the images is durable."""
+
+PUBLISH_TIMEOUT_SECONDS: Final = 30.0
+"""Longest wait for a publication when an attempt ends; Airflow may be unreachable."""
 
 MAX_SHEET_PICTURES: Final = 400
 """Maximum number of images on a contact sheet; the first ones are used."""
@@ -68,7 +72,7 @@ class Publisher:
         self._origin = origin
         self._folder = folder
         self._airflow_lock = airflow_lock
-        self._publishing = threading.Lock()
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._is_over = threading.Event()
         self.can_reach_airflow = True
@@ -90,7 +94,7 @@ class Publisher:
         :param keeps_failures: keep an earlier attempt's list of items without images
         :raises StorageError: the manifest cannot be written, and the run has no other error to report
         """
-        with self._publishing:
+        with self._lock:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
             summary: dict[str, Any] = {
                 **result.summary(),
@@ -109,7 +113,7 @@ class Publisher:
                     unwritten = error
                 if is_final and self._operator.contact_sheet and result.made:
                     summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
-            is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
+            is_behind = journal is not None and journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if owns_results and (is_final or not is_behind):
                 # Check ownership again: while the manifest was written, another attempt may have taken over.
                 may_push = journal.still_owns if journal is not None and not journal.is_gone else lambda: True
@@ -187,21 +191,22 @@ class Publisher:
 
     # --- during the run -----------------------------------------------------------------------------------------------
 
-    def start(self, snapshot: Callable[[], RunResult], journal: Journal) -> threading.Thread:
-        """Start the thread that publishes every few seconds, and at once after :meth:`publish_now`; return it."""
+    @contextmanager
+    def publishing(self, snapshot: Callable[[], RunResult], journal: Journal) -> Iterator[None]:
+        """Publish every few seconds, and at once after :meth:`publish_now`, in a thread that ends with the block."""
         thread = threading.Thread(
             target=self._publish_forever, args=(snapshot, journal), name="imagen-publisher", daemon=True
         )
         thread.start()
-        return thread
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            self._wake.set()
+            thread.join(PUBLISH_TIMEOUT_SECONDS)
 
     def publish_now(self) -> None:
         """Trigger a publication in the publishing thread, without waiting for it."""
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Stop the publishing thread, without waiting for it."""
-        self._is_over.set()
         self._wake.set()
 
     def _publish_forever(self, snapshot: Callable[[], RunResult], journal: Journal) -> None:
@@ -215,7 +220,7 @@ class Publisher:
             # A cancelled task may be killed at any moment, and an attempt that has taken over the journal looks in the
             # manifest for the results of requests in flight.
             is_urgent = is_urgent or is_requested or journal.is_closed_to_this_attempt
-            is_behind = journal.behind_seconds > UNRECORDED_SECONDS
+            is_behind = journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if not (is_urgent or is_behind or time.monotonic() >= due):
                 continue
             result = snapshot()

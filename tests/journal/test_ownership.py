@@ -439,7 +439,7 @@ def test_a_look_is_as_old_as_the_header_it_saw(memory_store):
 
 
 def test_ownership_that_cannot_be_looked_up_for_long_is_no_ownership(memory_store, monkeypatch):
-    monkeypatch.setattr(log_module, "WRITE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(log_module, "WRITE_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(log_module, "RETRY_PAUSE_SECONDS", 0.02)
     journal = opened(memory_store)
     memory_store.is_away = True
