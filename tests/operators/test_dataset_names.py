@@ -34,7 +34,7 @@ def test_a_folder_is_named_without_the_connection_that_opens_it(
     assert (location.uri, location.namespace, location.name) == (uri, namespace, name)
 
 
-def test_a_folder_is_named_as_its_path_object_prints_it() -> None:
+def test_a_path_objects_string_form_is_understood() -> None:
     assert location_of(str(ObjectStoragePath("file:///data/pictures"))).uri == "file:///data/pictures"
 
 

@@ -52,7 +52,7 @@ def lineage(run_dag: Callable[..., Any]) -> Callable[..., list[Lineage | None]]:
     return run
 
 
-def test_the_api_is_the_source_and_the_folder_the_output(
+def test_the_api_is_the_input_and_the_folder_the_output(
     lineage: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     (found,) = lineage("lineage_stored", prompt=["a fox", "a heron"], output_path=f"{tmp_path}/{{{{ ti.task_id }}}}")
@@ -67,7 +67,7 @@ def test_the_api_is_the_source_and_the_folder_the_output(
     )
 
 
-def test_stored_input_pictures_are_sources_by_their_folder(lineage: Callable[..., Any], tmp_path: Path) -> None:
+def test_stored_input_images_are_inputs_by_folder(lineage: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (64, 48), (220, 20, 20)).save(tmp_path / f"{name}.png")
     (found,) = lineage(
