@@ -93,7 +93,7 @@ class TaskExecution:
 
     :param operator: the operator, its templates rendered
     :param context: Airflow's context
-    :param is_killed: returns whether Airflow has asked the task to end; a signal handler may change its result
+    :param is_killed: returns whether Airflow has asked the task to end; a signal handler sets it
     """
 
     def __init__(self, operator: ImagenGenerateOperator, context: Context, is_killed: Callable[[], bool]) -> None:

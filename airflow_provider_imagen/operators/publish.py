@@ -91,7 +91,7 @@ class Publisher:
 
         :param journal: this attempt's journal; ``None`` if it has none
         :param is_final: whether the run has ended; the contact sheet and asset events are created only then
-        :param keeps_failures: keep an earlier attempt's list of items without images
+        :param keeps_failures: keep a previous attempt's list of items without images
         :raises StorageError: the manifest cannot be written, and the run has no other error to report
         """
         with self._lock:

@@ -1,4 +1,4 @@
-"""An adapter that lets the journal use Airflow's task state store: one call at a time, outages told from rejections."""
+"""Adapter of Airflow's task state store for the journal: serializes calls, distinguishes outages from rejections."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Pacer:
 
     @property
     def refused_for_seconds(self) -> float:
-        """Seconds since every request began to be refused with a 429; 0 while requests are accepted."""
+        """How long every request has been refused with a 429, in seconds; 0 while requests are accepted."""
         with self._changed:
             since = self._controller.throttled_since
             return 0.0 if since is None else self._clock() - since
