@@ -28,8 +28,8 @@ def open_folder(address: str, *, field: str = "output_path") -> ObjectStoragePat
     try:
         return open_path(address)
     except ValueError as error:
-        known = "a path on this machine, s3://, gs://, abfs://, or what another installed provider brings"
-        raise InvalidArgumentsError([Problem(field, without_query(address), f"{known} is allowed")]) from error
+        allowed = "a local path, s3://, gs://, abfs:// or a scheme of another installed provider is allowed"
+        raise InvalidArgumentsError([Problem(field, without_query(address), allowed)]) from error
 
 
 def open_input_roots() -> list[ObjectStoragePath] | None:

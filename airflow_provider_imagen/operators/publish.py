@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,7 @@ from airflow_provider_imagen.storage.manifest import has_part, manifest_line, wr
 from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from airflow.sdk import Context, ObjectStoragePath
 
@@ -37,8 +38,11 @@ PUBLISH_INTERVAL_SECONDS: Final = 10.0
 MAX_PUBLISHING_SHARE: Final = 0.02
 """Largest share of a running task's time spent on such publishing; the interval grows to stay below it."""
 
-UNRECORDED_SECONDS: Final = 3.0
+MAX_JOURNAL_DELAY_SECONDS: Final = 3.0
 """Journal delay beyond which the manifest is written at once, since no other record of the images is durable."""
+
+PUBLISH_TIMEOUT_SECONDS: Final = 30.0
+"""Longest wait for a publication when an attempt ends; Airflow may be unreachable."""
 
 MAX_SHEET_PICTURES: Final = 400
 """Maximum number of images on a contact sheet; the first ones are used."""
@@ -72,7 +76,7 @@ class Publisher:
         self._origin = origin
         self._folder = folder
         self._airflow_lock = airflow_lock
-        self._publishing = threading.Lock()
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._is_over = threading.Event()
         self.can_reach_airflow = True
@@ -90,11 +94,11 @@ class Publisher:
         part of the manifest.
 
         :param journal: this attempt's journal; ``None`` if it has none
-        :param is_final: whether the run has ended; only then the contact sheet and asset events are made
-        :param keeps_failures: keep an earlier attempt's list of items without images
+        :param is_final: whether the run has ended; the contact sheet and asset events are created only then
+        :param keeps_failures: keep a previous attempt's list of items without images
         :raises StorageError: the manifest cannot be written, and the run has no other error to report
         """
-        with self._publishing:
+        with self._lock:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
             output_path = None if self._folder is None else path_text(self._operator.output_path)
             summary = replace(result.summary(), output_path=output_path)
@@ -106,11 +110,11 @@ class Publisher:
                     manifest = self._write_manifest(result, self._folder, attempt, failures)
                     summary = replace(summary, manifest=manifest)
                 except StorageError as error:
-                    log.warning("No manifest: %s", error)
+                    log.warning("The manifest could not be written: %s", error)
                     unwritten = error
                 if is_final and self._operator.contact_sheet and result.made:
                     summary = replace(summary, contact_sheet=self._make_contact_sheet(result, self._folder))
-            is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
+            is_behind = journal is not None and journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if owns_results and (is_final or not is_behind):
                 # Check ownership again: while the manifest was written, another attempt may have taken over.
                 may_push = journal.still_owns if journal is not None and not journal.is_gone else lambda: True
@@ -126,8 +130,8 @@ class Publisher:
         """
         Return whether this attempt may publish the task's results, because no other attempt does or has.
 
-        If the journal is gone, either another attempt has finished, and left its part of the manifest, or somebody has
-        deleted the whole folder.
+        If the journal is gone, either another attempt has finished and left its part of the manifest, or the whole
+        folder was deleted.
         """
         if journal.still_owns():
             return True
@@ -187,45 +191,46 @@ class Publisher:
 
     # --- during the run -----------------------------------------------------------------------------------------------
 
-    def start(self, snapshot: Callable[[], RunResult], journal: Journal) -> threading.Thread:
-        """Start the thread that publishes every few seconds, and at once after :meth:`publish_now`; return it."""
+    @contextmanager
+    def publishing(self, snapshot: Callable[[], RunResult], journal: Journal) -> Iterator[None]:
+        """Publish every few seconds, and at once after :meth:`publish_now`, in a thread that ends with the block."""
         thread = threading.Thread(
             target=self._publish_forever, args=(snapshot, journal), name="imagen-publisher", daemon=True
         )
         thread.start()
-        return thread
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            self._wake.set()
+            thread.join(PUBLISH_TIMEOUT_SECONDS)
 
     def publish_now(self) -> None:
         """Trigger a publication in the publishing thread, without waiting for it."""
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Stop the publishing thread, without waiting for it."""
-        self._is_over.set()
         self._wake.set()
 
     def _publish_forever(self, snapshot: Callable[[], RunResult], journal: Journal) -> None:
         published, is_urgent = 0, False
         due = time.monotonic() + PUBLISH_INTERVAL_SECONDS
         while True:
-            is_asked = self._wake.wait(1.0)
+            is_requested = self._wake.wait(1.0)
             self._wake.clear()
             if self._is_over.is_set():
                 return
             # A cancelled task may be killed at any moment, and an attempt that has taken over the journal looks in the
             # manifest for the results of requests in flight.
-            is_urgent = is_urgent or is_asked or journal.is_closed_to_this_attempt
-            is_behind = journal.behind_seconds > UNRECORDED_SECONDS
+            is_urgent = is_urgent or is_requested or journal.is_closed_to_this_attempt
+            is_behind = journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if not (is_urgent or is_behind or time.monotonic() >= due):
                 continue
             result = snapshot()
-            if not is_asked and len(result.listed) == published:
+            if not is_requested and len(result.listed) == published:
                 continue
             started = time.monotonic()
             try:
                 self.publish(result, journal, is_final=False)
             except Exception as error:  # published again when the run ends
-                log.warning("What has been made so far could not be published (%s).", error)
+                log.warning("The results so far could not be published (%s).", error)
             published = len(result.listed)
             took = time.monotonic() - started
             due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)

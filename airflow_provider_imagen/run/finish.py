@@ -135,7 +135,7 @@ class Finisher:
     def _finish_image(self, received: ReceivedResponse, position: int, image: ResponseImage) -> None:
         if image.broken:
             raise UnreadableResponseError(f"Image {position} of the response is {image.broken}.", status=200)
-        url = self._encryption.open(image.url) if image.url else None
+        url = self._encryption.decrypt(image.url) if image.url else None
         file = received.files.get(position)
         if self._sink is not None:
             file = self._keep_file(self._sink, received, position, image)

@@ -91,7 +91,7 @@ def _response(key: str, lines: list[ManifestLine], encryption: UrlEncryption) ->
         client_request_id=first.client_request_id,
         images=tuple(
             ResponseImage(
-                url=encryption.close(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed
+                url=encryption.encrypt(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed
             )
             for line in lines
         ),

@@ -127,7 +127,7 @@ def previous_result(
             file = request.files.get(position)
             if file is not None and not is_there(file):
                 file = None
-            url = encryption.open(image.url) if image.url else None
+            url = encryption.decrypt(image.url) if image.url else None
             if received is not None and (file is not None or (url is not None and not image.withheld)):
                 made.append(FinishedImage(received, position, url, file))
     made.sort(key=lambda each: each.order)

@@ -302,7 +302,7 @@ class Submitter:
         """Count and journal a response; return it with a future that is done once it is durable."""
         images = tuple(
             ResponseImage(
-                url=self._encryption.close(image.url) if image.url else None,
+                url=self._encryption.encrypt(image.url) if image.url else None,
                 prompt=image.prompt,
                 seed=image.seed if image.seed is not None else read_whole_number(planned.request.body.get("seed")),
                 withheld=image.withheld,

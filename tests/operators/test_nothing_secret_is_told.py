@@ -26,7 +26,7 @@ with DAG("quiet", schedule=None):
 """
 
 
-def test_the_key_and_signatures_are_in_no_output_and_no_file_of_airflow_dags_test(
+def test_no_output_and_no_file_of_airflow_dags_test_holds_the_key_or_a_signature(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     home, pictures = tmp_path / "home", tmp_path / "pictures"

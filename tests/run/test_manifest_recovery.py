@@ -117,7 +117,7 @@ def test_what_the_manifest_says_about_an_image_is_kept_and_a_signed_url_encrypte
     (image,) = answered.images
     assert (image.prompt, image.seed) == ("two cats", 7)
     assert "hush" not in image.url
-    assert ENCRYPTION.open(image.url) == SIGNED
+    assert ENCRYPTION.decrypt(image.url) == SIGNED
 
 
 def test_images_of_one_response_are_in_their_order_and_their_costs_add_up():
@@ -184,7 +184,7 @@ def test_a_signed_url_that_was_recovered_is_read_by_every_later_attempt():
     for _ in range(2):
         assert missed_records(state.requests, lines=[ManifestLine(**line(url=SIGNED))], encryption=ENCRYPTION) == []
         (image,) = state.requests["a#1"].response.images
-        assert ENCRYPTION.open(image.url) == SIGNED
+        assert ENCRYPTION.decrypt(image.url) == SIGNED
         assert "hush" not in image.url
 
 

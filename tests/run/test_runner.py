@@ -201,7 +201,7 @@ def test_without_a_folder_links_are_handed_on_and_nothing_is_fetched(world, step
     assert all(url.startswith("https://cdn.test/") for url in result.urls)
 
 
-def test_a_link_sealed_with_another_key_is_no_retry(world, steps):
+def test_a_url_encrypted_with_another_key_causes_no_new_request(world, steps):
     world.ports.script("a", steps.pictures(signed=True))
     world.ports.fetch_error = DownloadError("away")
     world.run("a")
