@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.journal.records import StoredFile
 from airflow_provider_imagen.run.plan import place_of
-from airflow_provider_imagen.storage.atomic_write import check_stored, file_sizes, read_bytes, redacted_address
+from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
 from airflow_provider_imagen.storage.manifest import recorded_names
-from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, picture_name, picture_stems
+from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
 from airflow_provider_imagen.storage.provenance import Provenance
 from airflow_provider_imagen.storage.save_image import save_picture, write_thumbnail, write_under_free_name
@@ -64,7 +64,7 @@ class StoredFiles:
         :raises StorageError: the store cannot be reached
         """
         place = self.find(stored)
-        return place is not None and check_stored(place[0], size=stored.bytes, sha256=sha256, within=place[1])
+        return place is not None and is_intact(place[0], size=stored.bytes, sha256=sha256, within=place[1])
 
 
 class ImageSink:
@@ -136,7 +136,7 @@ class ImageSink:
         stem = None if item.is_superseded else self._stems.get((item.index, image_index))
         if stem is None:  # more than requested, or no longer requested
             fields = self._name_fields(item, image_index)
-            stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
+            stem = image_name(self._filename, fields=fields, extension="x").removesuffix(".x")
             if item.is_superseded and stem in self._stems.values():
                 stem = append_to_stem(stem, f"-{response.key[:8]}")
         saved = save_picture(
@@ -244,7 +244,7 @@ class ImageSink:
     def _name_pictures(self, entries: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
         """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
         places = [(item, image) for item in self._plan.items for image in range(item.images)]
-        stems = picture_stems(self._filename, [self._name_fields(item, image) for item, image in places])
+        stems = image_stems(self._filename, [self._name_fields(item, image) for item, image in places])
         names = {(item.index, image): stem for (item, image), stem in zip(places, stems, strict=True)}
         kept = self._kept_names(entries)
         taken = {stem.casefold(): place for place, stem in kept.items()}

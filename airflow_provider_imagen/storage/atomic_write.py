@@ -135,7 +135,7 @@ def write_bytes_atomically(
         raise storage_error("write", path, error) from None
 
 
-def check_stored(path: StoragePath, *, size: int, sha256: str | None = None, within: StoragePath | None = None) -> bool:
+def is_intact(path: StoragePath, *, size: int, sha256: str | None = None, within: StoragePath | None = None) -> bool:
     """
     Return whether a file written by a previous attempt still exists and is complete; false for links, pipes, devices.
 

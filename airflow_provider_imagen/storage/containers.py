@@ -24,7 +24,7 @@ from airflow_provider_imagen.storage.png import (
 )
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.storage.inspect_image import PictureFormat
+    from airflow_provider_imagen.storage.inspect_image import FileFormat
 
 MAX_JPEG_PACKET: Final = 65_502
 """Maximum bytes of XMP in one JPEG segment."""
@@ -38,52 +38,52 @@ MAX_INFLATED_PACKET: Final = 64 * 1024
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-class Contents(Struct, frozen=True):
+class FileMetadata(Struct, frozen=True):
     """
     Metadata of an image file.
 
     :param xmp: its XMP packet, ``None`` if it has none
-    :param signed: whether the file carries a C2PA manifest, which signs it
-    :param several: whether the file holds several images that refer to each other by byte offset
+    :param is_signed: whether the file carries a C2PA manifest, which signs it
+    :param has_multiple_images: whether the file holds several images that refer to each other by byte offset
     :param has_huge_xmp: whether its XMP packet is too large to be read; ``xmp`` is then ``None``
     """
 
     xmp: bytes | None
-    signed: bool
-    several: bool = False
+    is_signed: bool
+    has_multiple_images: bool = False
     has_huge_xmp: bool = False
 
 
-def read_contents(data: bytes, picture_format: PictureFormat) -> Contents | None:
+def read_metadata(data: bytes, file_format: FileFormat) -> FileMetadata | None:
     """Return the metadata of a PNG, JPEG or WebP; ``None`` for any other format or a malformed file."""
     readers = {"PNG": _read_png, "JPEG": _read_jpeg, "WEBP": _read_webp}
     try:
-        contents = readers[picture_format](data)
+        metadata = readers[file_format](data)
     except (KeyError, ValueError, IndexError):
         return None
-    return replace(contents, xmp=None, has_huge_xmp=True) if len(contents.xmp or b"") > MAX_PACKET else contents
+    return replace(metadata, xmp=None, has_huge_xmp=True) if len(metadata.xmp or b"") > MAX_PACKET else metadata
 
 
-def write_xmp(data: bytes, picture_format: PictureFormat, packet: bytes) -> bytes:
+def write_xmp(data: bytes, file_format: FileFormat, packet: bytes) -> bytes:
     """
     Return the file with the packet in it, replacing any existing one.
 
-    :param data: a file that :func:`read_contents` can read
+    :param data: a file that :func:`read_metadata` can read
     :param packet: the XMP packet; for a JPEG, at most :data:`MAX_JPEG_PACKET` bytes
     """
-    if picture_format == "PNG":
+    if file_format == "PNG":
         return _write_png(data, packet)
-    if picture_format == "JPEG":
+    if file_format == "JPEG":
         return _write_jpeg(data, packet)
     return _write_webp(data, packet)
 
 
-def _read_png(data: bytes) -> Contents:
-    signed = any(kind == b"caBX" for kind, _, _ in iterate_png_chunks(data))
+def _read_png(data: bytes) -> FileMetadata:
+    is_signed = any(kind == b"caBX" for kind, _, _ in iterate_png_chunks(data))
     try:
-        return Contents(xmp=read_xmp(data, max_inflated_bytes=MAX_INFLATED_PACKET), signed=signed)
+        return FileMetadata(xmp=read_xmp(data, max_inflated_bytes=MAX_INFLATED_PACKET), is_signed=is_signed)
     except XmpTooLargeError:
-        return Contents(xmp=None, signed=signed, has_huge_xmp=True)
+        return FileMetadata(xmp=None, is_signed=is_signed, has_huge_xmp=True)
 
 
 def _write_png(data: bytes, packet: bytes) -> bytes:
@@ -112,17 +112,17 @@ def _is_png_xmp(data: bytes, kind: bytes, start: int, _end: int) -> bool:
     return kind == b"iTXt" and data.startswith(XMP_KEYWORD, start)
 
 
-def _read_jpeg(data: bytes) -> Contents:
+def _read_jpeg(data: bytes) -> FileMetadata:
     xmp = None
-    signed = several = False
+    is_signed = has_multiple_images = False
     for marker, _, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and xmp is None and data.startswith(_JPEG_XMP, start):
             xmp = data[start + len(_JPEG_XMP) : end]
         elif marker == 0xEB and data.startswith(b"JP", start) and b"c2pa" in data[start : min(end, start + 256)]:
-            signed = True
+            is_signed = True
         elif marker == 0xE2 and data.startswith(b"MPF\0", start):
-            several = True
-    return Contents(xmp=xmp, signed=signed, several=several)
+            has_multiple_images = True
+    return FileMetadata(xmp=xmp, is_signed=is_signed, has_multiple_images=has_multiple_images)
 
 
 def _write_jpeg(data: bytes, packet: bytes) -> bytes:
@@ -161,10 +161,10 @@ def _webp_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
     return chunks
 
 
-def _read_webp(data: bytes) -> Contents:
+def _read_webp(data: bytes) -> FileMetadata:
     chunks = _webp_chunks(data)
     xmp = next((data[start:end] for kind, start, end in chunks if kind == b"XMP "), None)
-    return Contents(xmp=xmp, signed=any(kind == b"C2PA" for kind, _, _ in chunks))
+    return FileMetadata(xmp=xmp, is_signed=any(kind == b"C2PA" for kind, _, _ in chunks))
 
 
 def _write_webp(data: bytes, packet: bytes) -> bytes:

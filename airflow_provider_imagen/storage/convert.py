@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, Problem
 from airflow_provider_imagen.storage.colours import change_mode, is_grey, to_eight_bits
-from airflow_provider_imagen.storage.opening import open_image
+from airflow_provider_imagen.storage.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ _TIFF_STRUCTURE: Final = frozenset(
 """TIFF tags for pixel storage or other embedded metadata, which have no place in another format's EXIF."""
 
 
-def convert_picture(
+def convert_image(
     data: bytes,
     *,
     image_format: ImageFormat,

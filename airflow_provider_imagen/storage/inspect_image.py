@@ -13,18 +13,18 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.opening import open_image
+from airflow_provider_imagen.storage.open_image import open_image
 from airflow_provider_imagen.storage.png import PNG_SIGNATURE, iterate_png_chunks
 
 __all__ = ["PNG_SIGNATURE", "iterate_png_chunks"]
 
-PixelFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
-PictureFormat = Literal[PixelFormat, "SVG"]
+RasterFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
+FileFormat = Literal[RasterFormat, "SVG"]
 
 DEFAULT_MAX_PIXELS: Final = 89_478_485
 """Default pixel limit: where Pillow starts to suspect a decompression bomb (a quarter GiB of RGB)."""
 
-EXTENSIONS: Final[dict[PixelFormat, str]] = {
+EXTENSIONS: Final[dict[RasterFormat, str]] = {
     "PNG": "png",
     "JPEG": "jpg",
     "WEBP": "webp",
@@ -33,7 +33,7 @@ EXTENSIONS: Final[dict[PixelFormat, str]] = {
     "TIFF": "tiff",
     "BMP": "bmp",
 }
-MIME_TYPES: Final[dict[PixelFormat, str]] = {
+MIME_TYPES: Final[dict[RasterFormat, str]] = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
     "WEBP": "image/webp",
@@ -45,7 +45,7 @@ MIME_TYPES: Final[dict[PixelFormat, str]] = {
 SVG_MIME_TYPE: Final = "image/svg+xml"
 
 
-class PictureFacts(Struct, frozen=True):
+class ImageInfo(Struct, frozen=True):
     """
     Format and size of a complete image, as read from its bytes.
 
@@ -56,21 +56,21 @@ class PictureFacts(Struct, frozen=True):
     :param height: pixels, as stored; 0 for an SVG that does not state it
     """
 
-    format: PictureFormat
+    format: FileFormat
     mime_type: str
     extension: str
     width: int
     height: int
 
 
-def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> PictureFacts:
+def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> ImageInfo:
     """
     Return the format and size of an image after verifying that it is complete.
 
     The size is read from the header and checked before anything is decoded. Then the image (the first frame of an
     animation) is decoded once, because only that proves its data present and intact. Unreadable metadata and bytes
     after the end of the image are tolerated. Thread-safe: no Pillow setting is changed, and all threads share a pixel
-    budget (:data:`~airflow_provider_imagen.storage.opening.MAX_DECODED_PIXELS`).
+    budget (:data:`~airflow_provider_imagen.storage.open_image.MAX_DECODED_PIXELS`).
 
     :param data: the whole file
     :param max_pixels: maximum width times height; Pillow's own limit (twice :data:`DEFAULT_MAX_PIXELS`) also applies
@@ -82,12 +82,12 @@ def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept
 
     if not data:
         raise BadImageError("The picture is empty: 0 bytes came.")
-    if accept_svg and (facts := _inspect_svg(data)) is not None:
-        return facts
+    if accept_svg and (info := _inspect_svg(data)) is not None:
+        return info
     try:
         with open_image(data, max_pixels=max_pixels) as image:
             width, height = image.size
-            picture_format = _format_named(image.format)
+            file_format = _format_named(image.format)
             image.load()
     except UnidentifiedImageError:
         raise BadImageError(
@@ -99,26 +99,26 @@ def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error …
         raise BadImageError(f"The picture is cut off or damaged ({len(data)} bytes): {error}") from error
-    _check_end(data, picture_format)
-    return PictureFacts(
-        format=picture_format,
-        mime_type=MIME_TYPES[picture_format],
-        extension=EXTENSIONS[picture_format],
+    _check_end(data, file_format)
+    return ImageInfo(
+        format=file_format,
+        mime_type=MIME_TYPES[file_format],
+        extension=EXTENSIONS[file_format],
         width=width,
         height=height,
     )
 
 
-def _inspect_svg(data: bytes) -> PictureFacts | None:
+def _inspect_svg(data: bytes) -> ImageInfo | None:
     from airflow_provider_imagen.storage.svg import read_svg_size
 
     size = read_svg_size(data)
     if size is None:
         return None
-    return PictureFacts(format="SVG", mime_type=SVG_MIME_TYPE, extension="svg", width=size[0], height=size[1])
+    return ImageInfo(format="SVG", mime_type=SVG_MIME_TYPE, extension="svg", width=size[0], height=size[1])
 
 
-def _format_named(name: str | None) -> PixelFormat:
+def _format_named(name: str | None) -> RasterFormat:
     for known in EXTENSIONS:
         if known == name:
             return known
@@ -129,9 +129,9 @@ def _format_named(name: str | None) -> PixelFormat:
     raise BadImageError(f"A picture of format {name} is not supported.")
 
 
-def _check_end(data: bytes, picture_format: PixelFormat) -> None:
+def _check_end(data: bytes, file_format: RasterFormat) -> None:
     """Raise for damage that Pillow does not check: PNG checksums, a missing PNG end or GIF trailer."""
-    if picture_format == "PNG":
+    if file_format == "PNG":
         last = b""
         for kind, start, end in iterate_png_chunks(data):
             if zlib.crc32(data[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
@@ -139,7 +139,7 @@ def _check_end(data: bytes, picture_format: PixelFormat) -> None:
             last = kind
         if last != b"IEND":
             raise BadImageError(f"The picture is cut off: the PNG has no end ({len(data)} bytes).")
-    elif picture_format == "GIF" and not _has_gif_end(data):
+    elif file_format == "GIF" and not _has_gif_end(data):
         raise BadImageError(f"The picture is cut off: the GIF has no end ({len(data)} bytes).")
 
 

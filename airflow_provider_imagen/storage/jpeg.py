@@ -42,7 +42,7 @@ def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         position = end
 
 
-def without_needless_segments(data: bytes) -> bytes | None:
+def strip_jpeg_metadata(data: bytes) -> bytes | None:
     """Return a JPEG with only the segments its pixels and orientation need; ``None`` if it is not a valid JPEG."""
     if not data.startswith(b"\xff\xd8"):
         return None

@@ -25,8 +25,8 @@ from msgspec import DecodeError, Struct, ValidationError, convert, field
 from msgspec.json import decode
 
 from airflow_provider_imagen.storage.atomic_write import (
-    check_stored,
     file_sizes,
+    is_intact,
     read_bytes,
     storage_error,
     write_bytes_atomically,
@@ -448,7 +448,7 @@ def _is_true(line: _PartLine, folder: StoragePath) -> bool:
     """Return whether a line states the digest of the file that it names."""
     if line.sha256 is None or line.size is None:
         return False
-    return check_stored(descend(folder, line.file_name), size=line.size, sha256=line.sha256, within=folder)
+    return is_intact(descend(folder, line.file_name), size=line.size, sha256=line.sha256, within=folder)
 
 
 def _order(line: _PartLine) -> tuple[Any, ...]:

@@ -55,7 +55,7 @@ _MAX_VALUE_BYTES: Final = 80
 _MAX_PROMPT_BYTES: Final = 60
 _LONGEST_EXTENSION: Final = ".webp"
 _SPEC = r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?"
-_PICTURE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp|svg)\Z"
+_IMAGE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp|svg)\Z"
 _UNSAFE = re.compile(r"""[\s/\\<>:"'|?*#%&{}\[\]$!`^~;,]+""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?\Z", re.IGNORECASE)
 # Bidirectional overrides and isolates can disguise a name as another one ("gpj.exe").
@@ -87,7 +87,7 @@ class NameFields(Struct, frozen=True, kw_only=True):
     items: int = 1
 
 
-def picture_name(pattern: str, *, fields: NameFields, extension: str) -> str:
+def image_name(pattern: str, *, fields: NameFields, extension: str) -> str:
     """
     Return the file name of one image, relative to its folder.
 
@@ -99,7 +99,7 @@ def picture_name(pattern: str, *, fields: NameFields, extension: str) -> str:
     return with_extension(_render(pattern, fields), extension)
 
 
-def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
+def image_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
     """
     Return unique names without extension for all images of a task.
 
@@ -128,7 +128,7 @@ def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
 
 
 def with_extension(stem: str, extension: str) -> str:
-    """Return a name from :func:`picture_stems` with its extension, which is passed without the dot."""
+    """Return a name from :func:`image_stems` with its extension, which is passed without the dot."""
     return f"{stem}.{extension}"
 
 
@@ -147,7 +147,7 @@ def literal_stem(name: str) -> str:
 
 
 def append_to_stem(stem: str, suffix: str) -> str:
-    """Return a name from :func:`picture_stems` with an ASCII suffix, shortened first if it would become too long."""
+    """Return a name from :func:`image_stems` with an ASCII suffix, shortened first if it would become too long."""
     folder, slash, name = stem.rpartition("/")
     return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
 
@@ -207,7 +207,7 @@ def _without_extension(pattern: str) -> str:
     """Return the pattern without its extension, placeholder or literal, which the bytes decide."""
     text = pattern.removesuffix(".{extension}")
     if text == pattern:
-        text = re.sub(_PICTURE_EXTENSION, "", pattern)
+        text = re.sub(_IMAGE_EXTENSION, "", pattern)
     if "{extension}" in text.replace("{{extension}}", ""):
         raise _wrong(pattern, "{extension} may only stand at the end, as .{extension}")
     return text

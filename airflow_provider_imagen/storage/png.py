@@ -78,7 +78,7 @@ def read_profile(data: bytes, *, max_bytes: int) -> bytes | None:
     return None
 
 
-def without_needless_chunks(data: bytes) -> bytes:
+def strip_png_metadata(data: bytes) -> bytes:
     """Return a PNG with only the chunks its pixels, transparency and orientation need; unchanged if it is cut off."""
     chunks = list(iterate_png_chunks(data))
     needed = [chunk for chunk in chunks if chunk[0] in _NEEDED or _is_exif_text(data, *chunk)]

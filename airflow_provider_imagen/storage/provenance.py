@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, Contents, read_contents, write_xmp
+from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, FileMetadata, read_metadata, write_xmp
 from airflow_provider_imagen.storage.xmp import Properties, build_packet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from airflow_provider_imagen.storage.inspect_image import PictureFacts, PictureFormat
+    from airflow_provider_imagen.storage.inspect_image import FileFormat, ImageInfo
     from airflow_provider_imagen.storage.task_identity import Origin
 
 DIGITAL_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -118,21 +118,21 @@ class Provenance(Struct, frozen=True, kw_only=True):
         )
 
 
-class Marked(Struct, frozen=True):
+class EmbedResult(Struct, frozen=True):
     """
     The result of :func:`embed_provenance`.
 
     :param data: the file
-    :param left_out: why the file is unchanged, in one sentence; ``None`` if the provenance is in it
+    :param skip_reason: why the file is unchanged, in one sentence; ``None`` if the provenance is in it
     """
 
     data: bytes
-    left_out: str | None = None
+    skip_reason: str | None = None
 
 
 def embed_provenance(
-    data: bytes, facts: PictureFacts, provenance: Provenance, *, break_signature: bool = False
-) -> Marked:
+    data: bytes, info: ImageInfo, provenance: Provenance, *, break_signature: bool = False
+) -> EmbedResult:
     """
     Return a PNG, JPEG or WebP with its provenance embedded, without re-encoding: pixels stay bit for bit.
 
@@ -140,22 +140,22 @@ def embed_provenance(
     says more, and more credibly, than we can.
 
     :param data: the whole file
-    :param facts: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_picture` for it
+    :param info: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for it
     :param break_signature: change signed files too; their manifest keeps its bytes but becomes invalid
     """
-    contents = read_contents(data, facts.format)
-    if contents is None:
-        return Marked(data, f"No provenance was written into the file: {facts.format} is not supported for that.")
-    if contents.signed and not break_signature:
-        return Marked(data, "No provenance was written into the file: it would break the file's C2PA signature.")
-    if contents.several:
-        return Marked(data, "No provenance was written into the file: it holds several pictures.")
-    if contents.has_huge_xmp:
-        return Marked(data, "No provenance was written into the file: its own metadata is too large to be read.")
-    packet = _fitting_packet(provenance, contents, facts.format)
+    metadata = read_metadata(data, info.format)
+    if metadata is None:
+        return EmbedResult(data, f"No provenance was written into the file: {info.format} is not supported for that.")
+    if metadata.is_signed and not break_signature:
+        return EmbedResult(data, "No provenance was written into the file: it would break the file's C2PA signature.")
+    if metadata.has_multiple_images:
+        return EmbedResult(data, "No provenance was written into the file: it holds several pictures.")
+    if metadata.has_huge_xmp:
+        return EmbedResult(data, "No provenance was written into the file: its own metadata is too large to be read.")
+    packet = _fitting_packet(provenance, metadata, info.format)
     if packet is None:
-        return Marked(data, "No provenance was written into the file: its own metadata leaves no room.")
-    return Marked(write_xmp(data, facts.format, packet))
+        return EmbedResult(data, "No provenance was written into the file: its own metadata leaves no room.")
+    return EmbedResult(write_xmp(data, info.format, packet))
 
 
 def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) -> bytes:
@@ -201,11 +201,11 @@ def read_provenance(data: bytes) -> dict[str, Any]:
 
 
 def _packet_of(data: bytes) -> bytes | None:
-    formats: tuple[tuple[bytes, PictureFormat], ...] = ((b"\x89PNG", "PNG"), (b"\xff\xd8", "JPEG"), (b"RIFF", "WEBP"))
-    for start, picture_format in formats:
+    formats: tuple[tuple[bytes, FileFormat], ...] = ((b"\x89PNG", "PNG"), (b"\xff\xd8", "JPEG"), (b"RIFF", "WEBP"))
+    for start, file_format in formats:
         if data.startswith(start):
-            contents = read_contents(data, picture_format)
-            return contents.xmp if contents else None
+            metadata = read_metadata(data, file_format)
+            return metadata.xmp if metadata else None
     from io import BytesIO
 
     from PIL import Image
@@ -218,10 +218,10 @@ def _packet_of(data: bytes) -> bytes | None:
     return packet if isinstance(packet, bytes) else None
 
 
-def _fitting_packet(provenance: Provenance, contents: Contents, picture_format: PictureFormat) -> bytes | None:
+def _fitting_packet(provenance: Provenance, metadata: FileMetadata, file_format: FileFormat) -> bytes | None:
     """Return the packet, for a JPEG with our longest fields shortened to fit one segment; ``None`` if it cannot fit."""
-    packet = provenance_packet(provenance, existing=contents.xmp)
-    if picture_format != "JPEG" or len(packet) <= MAX_JPEG_PACKET:
+    packet = provenance_packet(provenance, existing=metadata.xmp)
+    if file_format != "JPEG" or len(packet) <= MAX_JPEG_PACKET:
         return packet
     for limit in (_CAUTIOUS_BYTES, _CAUTIOUS_BYTES // 4, _CAUTIOUS_BYTES // 32):
         enhanced = provenance.enhanced_prompt
@@ -231,7 +231,7 @@ def _fitting_packet(provenance: Provenance, contents: Contents, picture_format: 
             prompt=_shorten(_text(provenance.prompt) or "", limit),
             enhanced_prompt=None if enhanced is None else _shorten(str(enhanced), limit),
         )
-        packet = provenance_packet(shorter, existing=contents.xmp)
+        packet = provenance_packet(shorter, existing=metadata.xmp)
         if len(packet) <= MAX_JPEG_PACKET:
             return packet
     return None

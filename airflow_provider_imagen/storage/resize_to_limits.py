@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError
 from airflow_provider_imagen.storage.colours import change_mode
-from airflow_provider_imagen.storage.convert import convert_picture
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
-from airflow_provider_imagen.storage.opening import open_image
+from airflow_provider_imagen.storage.convert import convert_image
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SMALLEST_SIDE_PIXELS: Final = 64
 
 
-def fit_picture(
+def resize_to_limits(
     data: bytes,
     *,
     mime_types: Sequence[str] | None = None,
@@ -38,10 +38,10 @@ def fit_picture(
     :param max_pixels: maximum width times height
     :raises BadImageError: the bytes are not an image, or it cannot be made to fit
     """
-    facts = inspect_picture(data)
-    mime_type, width, height = facts.mime_type, facts.width, facts.height
+    info = inspect_image(data)
+    mime_type, width, height = info.mime_type, info.width, info.height
     if mime_types is not None and mime_type not in mime_types:
-        data, mime_type = convert_picture(data, image_format="png"), "image/png"
+        data, mime_type = convert_image(data, image_format="png"), "image/png"
     scale = min(
         1.0,
         (max_side_pixels or width + height) / max(width, height),
@@ -53,7 +53,7 @@ def fit_picture(
         return data, mime_type
     if (mime_types is None or "image/jpeg" in mime_types) and not _has_transparency(data):
         whole = data
-        data, mime_type = convert_picture(whole, image_format="jpeg", quality=92), "image/jpeg"
+        data, mime_type = convert_image(whole, image_format="jpeg", quality=92), "image/jpeg"
     else:
         whole = data
     step = 1.0
@@ -63,7 +63,7 @@ def fit_picture(
             raise BadImageError(f"The picture cannot be made to fit into {max_bytes} bytes.")
         data = _scaled(whole, step)
         if mime_type == "image/jpeg":
-            data = convert_picture(data, image_format="jpeg", quality=92)
+            data = convert_image(data, image_format="jpeg", quality=92)
         else:
             mime_type = "image/png"
     return data, mime_type

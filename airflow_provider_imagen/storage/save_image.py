@@ -13,10 +13,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.storage.atomic_write import check_stored, write_bytes_atomically
-from airflow_provider_imagen.storage.containers import read_contents
-from airflow_provider_imagen.storage.convert import convert_picture, make_thumbnail
-from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_picture
+from airflow_provider_imagen.storage.atomic_write import is_intact, write_bytes_atomically
+from airflow_provider_imagen.storage.containers import read_metadata
+from airflow_provider_imagen.storage.convert import convert_image, make_thumbnail
+from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
 from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
 from airflow_provider_imagen.storage.provenance import embed_provenance, provenance_packet
@@ -77,7 +77,7 @@ def save_picture(
     :param data: the bytes as delivered
     :param folder: the output folder, created if missing
     :param stem: name relative to the folder, without extension, from
-        :func:`~airflow_provider_imagen.storage.naming.picture_stems`
+        :func:`~airflow_provider_imagen.storage.naming.image_stems`
     :param owner: marks temporary files (:attr:`~airflow_provider_imagen.storage.task_identity.Origin.identity`)
     :param provenance: provenance to embed, ``None`` for none
     :param image_format: format to convert to, ``None`` to keep the delivered one
@@ -91,7 +91,7 @@ def save_picture(
     :raises BadImageError: the bytes are not a complete image
     :raises StorageError: the image cannot be written
     """
-    facts = inspect_picture(data, max_pixels=max_pixels, accept_svg=True)
+    facts = inspect_image(data, max_pixels=max_pixels, accept_svg=True)
     notes: list[str] = []
     marked_already = False
     if image_format is not None and facts.format == "SVG":
@@ -100,21 +100,21 @@ def save_picture(
         # An AVIF can only get its packet while it is encoded; one delivered as AVIF is not re-encoded for that.
         packet = None
         if provenance is not None and image_format == "avif" and facts.format != "AVIF":
-            contents = read_contents(data, facts.format)
+            contents = read_metadata(data, facts.format)
             packet = provenance_packet(provenance, existing=contents.xmp if contents else None)
             if contents is not None and contents.has_huge_xmp:
                 notes.append("Its own XMP metadata was left out: it is too large to be read.")
         try:
-            data = convert_picture(data, image_format=image_format, xmp=packet, notes=notes)
-            facts = inspect_picture(data, max_pixels=max_pixels)
+            data = convert_image(data, image_format=image_format, xmp=packet, notes=notes)
+            facts = inspect_image(data, max_pixels=max_pixels)
             marked_already = packet is not None
         except BadImageError as error:
             notes.append(f"Kept as {facts.extension}: {error}")
     if provenance is not None and not marked_already:
         marked = embed_provenance(data, facts, provenance)
         data = marked.data
-        if marked.left_out is not None:
-            notes.append(marked.left_out)
+        if marked.skip_reason is not None:
+            notes.append(marked.skip_reason)
     digest = hashlib.sha256(data).hexdigest()
 
     def picture_at(file_name: str) -> StoredPicture:
@@ -172,7 +172,7 @@ def write_under_free_name(
         path = descend(folder, file_name)
         if write_bytes_atomically(path, data, content_type=content_type, owner=owner, within=folder, replace=False):
             return file_name
-        if check_stored(path, size=len(data), sha256=digest, within=folder):
+        if is_intact(path, size=len(data), sha256=digest, within=folder):
             return file_name
         if not may_replace(file_name):
             stem, _, extension = file_name.rpartition(".")

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.storage import atomic_write
 from airflow_provider_imagen.storage.atomic_write import (
-    check_stored,
     check_writable,
     file_sizes,
+    is_intact,
     read_bytes,
     remove_leftovers,
     write_bytes_atomically,
@@ -428,7 +428,7 @@ def test_a_store_whose_package_is_missing_names_the_extra():
     from airflow.sdk import ObjectStoragePath
 
     folder = ObjectStoragePath("s3://my_aws@bucket/pictures")
-    for act in (check_writable, lambda folder: write(folder / "a.png"), lambda f: check_stored(f / "a", size=1)):
+    for act in (check_writable, lambda folder: write(folder / "a.png"), lambda f: is_intact(f / "a", size=1)):
         with pytest.raises(StorageError, match=r"pip install 'airflow-provider-imagen\[s3\]'"):
             act(folder)
 
@@ -506,19 +506,19 @@ def test_a_file_of_an_earlier_try_is_known_again(kind, tmp_path, memory_folder):
     folder = tmp_path if kind == "disk" else memory_folder
     path = folder / "a.png"
     digest = hashlib.sha256(DATA).hexdigest()
-    assert not check_stored(path, size=len(DATA))
+    assert not is_intact(path, size=len(DATA))
     write(path)
-    assert check_stored(path, size=len(DATA))
-    assert check_stored(path, size=len(DATA), sha256=digest)
-    assert not check_stored(path, size=len(DATA) - 1)
-    assert not check_stored(path, size=len(DATA), sha256="0" * 64)
+    assert is_intact(path, size=len(DATA))
+    assert is_intact(path, size=len(DATA), sha256=digest)
+    assert not is_intact(path, size=len(DATA) - 1)
+    assert not is_intact(path, size=len(DATA), sha256="0" * 64)
 
 
 def test_what_cannot_be_asked_is_not_taken_for_missing():
     store = Store()
     store.info = lambda path, **options: (_ for _ in ()).throw(ConnectionResetError())
     with pytest.raises(StorageError, match="connection"):
-        check_stored(StoredAt(store, "bucket/a.png"), size=1)
+        is_intact(StoredAt(store, "bucket/a.png"), size=1)
 
 
 @given(st.binary(max_size=3000))
@@ -548,8 +548,8 @@ def test_no_link_below_the_output_folder_is_followed(tmp_path):
         read_bytes(folder / "b.png", within=folder)
     with pytest.raises(StorageError, match="symbolic link"):
         file_sizes(folder, ["sub/a.png"])
-    assert not check_stored(path, size=len(DATA), within=folder)
-    assert not check_stored(folder / "b.png", size=len(DATA), within=folder)
+    assert not is_intact(path, size=len(DATA), within=folder)
+    assert not is_intact(folder / "b.png", size=len(DATA), within=folder)
     assert file_sizes(folder, ["b.png"]) == {}
     assert remove_leftovers(folder, owner="me") == 0
     assert sorted(os.listdir(elsewhere)) == [".imagen-me-1.part", "a.png"]
@@ -571,7 +571,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(StorageError, match="no regular file"):
         read_bytes(tmp_path / "a.png")
-    assert not check_stored(tmp_path / "a.png", size=0)
+    assert not is_intact(tmp_path / "a.png", size=0)
     assert file_sizes(tmp_path, ["a.png"]) == {}
 
 

@@ -10,12 +10,12 @@ from PIL import Image, ImageChops, ImageCms, ImageStat
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError
 from airflow_provider_imagen.storage.convert import (
     IMAGE_FORMATS,
-    convert_picture,
+    convert_image,
     make_contact_sheet,
     make_thumbnail,
 )
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
-from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
 
 from .conftest import picture, pixels
 
@@ -48,24 +48,24 @@ def saved(image: Image.Image, image_format: str, **options) -> bytes:
 @pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"])
 def test_every_format_becomes_every_format(source, image_format):
     before = saved(smooth(), source)
-    after = convert_picture(before, image_format=image_format)
-    facts = inspect_picture(after)
-    assert facts.format.lower() == image_format
-    assert (facts.width, facts.height) == (64, 48)
+    after = convert_image(before, image_format=image_format)
+    info = inspect_image(after)
+    assert info.format.lower() == image_format
+    assert (info.width, info.height) == (64, 48)
     assert difference(opened(before), opened(after)) < 3
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_a_picture_that_has_the_format_is_returned_as_it_is(image_format):
     data = picture(image_format.upper())
-    assert convert_picture(data, image_format=image_format) is data
+    assert convert_image(data, image_format=image_format) is data
 
 
 def test_png_and_lossless_webp_keep_every_pixel():
     before = picture("PNG", mode="RGBA")
-    assert pixels(convert_picture(before, image_format="webp", lossless=True)) == pixels(before)
+    assert pixels(convert_image(before, image_format="webp", lossless=True)) == pixels(before)
     webp = picture("WEBP")
-    assert pixels(convert_picture(webp, image_format="png"))[2] == pixels(webp)[2]
+    assert pixels(convert_image(webp, image_format="png"))[2] == pixels(webp)[2]
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
@@ -74,7 +74,7 @@ def test_the_camera_orientation_is_applied_and_removed(image_format):
     exif[0x0112] = 6  # the top of the picture is on the right
     exif[0x010E] = "stays"
     before = saved(smooth((64, 48)), "JPEG", exif=exif)
-    after = opened(convert_picture(before, image_format=image_format))
+    after = opened(convert_image(before, image_format=image_format))
     assert after.size == (48, 64)
     assert after.getexif().get(0x0112, 1) == 1
     assert after.getexif()[0x010E] == "stays"
@@ -87,7 +87,7 @@ def test_the_colour_profile_and_the_xmp_are_kept(image_format):
     before = saved(smooth(), "WEBP" if image_format == "png" else "JPEG", icc_profile=PROFILE, xmp=packet)
     if image_format == "jpeg":
         before = saved(smooth(), "WEBP", icc_profile=PROFILE, xmp=packet)
-    after = opened(convert_picture(before, image_format=image_format))
+    after = opened(convert_image(before, image_format=image_format))
     assert after.info["icc_profile"] == PROFILE
     found = after.info.get("xmp") or after.info.get("XML:com.adobe.xmp")
     assert found in (packet, packet.decode())
@@ -134,9 +134,9 @@ def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
     notes = []
     if make in IMAGE_FORMATS:
         quality = None if make == "png" else 90  # so that a JPEG is encoded anew, too
-        after = opened(convert_picture(before, image_format=make, quality=quality, notes=notes))
+        after = opened(convert_image(before, image_format=make, quality=quality, notes=notes))
     elif make == "scaled":
-        after = opened(fit_picture(before, max_side_pixels=100)[0])
+        after = opened(resize_to_limits(before, max_side_pixels=100)[0])
     else:
         after = opened(make_thumbnail(before, pixels=64, image_format="jpeg" if "jpeg" in make else "webp"))
     kept = after.info.get("icc_profile")
@@ -160,7 +160,7 @@ def test_grey_pixels_become_colours_that_look_as_their_profile_says(mode, image_
     image = Image.new("L", (32, 32), 128)
     if mode == "LA":
         image.putalpha(90)
-    after = opened(convert_picture(saved(image, "PNG", icc_profile=dark), image_format=image_format))
+    after = opened(convert_image(saved(image, "PNG", icc_profile=dark), image_format=image_format))
     assert after.info.get("icc_profile") is None
     # 128 at gamma 4 is 6 % of white, which sRGB writes as 71.
     assert after.getpixel((9, 9))[:3] == pytest.approx((71, 71, 71), abs=3)
@@ -171,7 +171,7 @@ def test_a_large_profile_of_a_png_is_carried_over():
     large = PROFILE + bytes(range(256)) * 6_000  # what follows its parts counts as nothing
     large = struct.pack(">I", len(large)) + large[4:]
     before = saved(smooth(), "PNG", icc_profile=large)
-    assert opened(convert_picture(before, image_format="webp")).info["icc_profile"] == large
+    assert opened(convert_image(before, image_format="webp")).info["icc_profile"] == large
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
@@ -181,7 +181,7 @@ def test_the_structure_of_a_tiff_does_not_become_exif(mode, image_format):
     exif[0x010E] = "stays"
     before = saved(smooth().convert(mode), "TIFF", compression="tiff_lzw", icc_profile=BROKEN_CMYK, exif=exif)
     assert 273 in opened(before).getexif()
-    assert dict(opened(convert_picture(before, image_format=image_format)).getexif()) == {0x010E: "stays"}
+    assert dict(opened(convert_image(before, image_format=image_format)).getexif()) == {0x010E: "stays"}
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])
@@ -190,7 +190,7 @@ def test_an_orientation_that_was_applied_is_taken_out_of_a_given_packet_too(quot
     exif[0x0112] = 6
     packet = f"<x:xmpmeta xmlns:x='adobe:ns:meta/' a={quote}1{quote} tiff:Orientation={quote}6{quote}/>".encode()
     before = saved(smooth((64, 48)), "JPEG", exif=exif)
-    after = opened(convert_picture(before, image_format="avif", xmp=packet))
+    after = opened(convert_image(before, image_format="avif", xmp=packet))
     assert after.size == (48, 64)
     assert b"Orientation" not in after.info["xmp"]
     assert f"a={quote}1{quote}".encode() in after.info["xmp"]
@@ -199,11 +199,11 @@ def test_an_orientation_that_was_applied_is_taken_out_of_a_given_packet_too(quot
 def test_transparency_becomes_white_in_a_jpeg_and_stays_elsewhere():
     image = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     for data in (saved(image, "PNG"), saved(image.convert("P"), "PNG", transparency=0)):
-        jpeg = opened(convert_picture(data, image_format="jpeg"))
+        jpeg = opened(convert_image(data, image_format="jpeg"))
         assert jpeg.mode == "RGB"
         assert min(jpeg.getpixel((10, 10))) > 250
     for image_format in ("webp", "avif", "png"):
-        assert opened(convert_picture(saved(image, "PNG"), image_format=image_format)).mode == "RGBA"
+        assert opened(convert_image(saved(image, "PNG"), image_format=image_format)).mode == "RGBA"
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
@@ -215,7 +215,7 @@ def test_unusual_pixels_keep_their_look(mode, image_format):
     else:
         image = grey.convert(mode)
     before = saved(image, "TIFF" if mode == "CMYK" else "PNG")
-    after = opened(convert_picture(before, image_format=image_format))
+    after = opened(convert_image(before, image_format=image_format))
     expected = image if mode in ("1", "P") else grey
     if after.mode == "I;16":
         assert after.tobytes() == image.tobytes()
@@ -227,17 +227,17 @@ def test_unusual_pixels_keep_their_look(mode, image_format):
 def test_pure_noise_is_converted_too(image_format):
     """Noise is what encoders' buffers are too small for."""
     noise = Image.merge("RGB", [Image.effect_noise((700, 700), 120) for _ in range(3)])
-    after = convert_picture(saved(noise, "BMP"), image_format=image_format)
-    assert inspect_picture(after).width == 700
+    after = convert_image(saved(noise, "BMP"), image_format=image_format)
+    assert inspect_image(after).width == 700
     assert opened(make_thumbnail(after, pixels=300)).size == (300, 300)
 
 
 def test_quality_decides_the_size():
     before = picture("PNG", size=(200, 200))
     for image_format in ("jpeg", "webp", "avif"):
-        small, large = (len(convert_picture(before, image_format=image_format, quality=q)) for q in (20, 95))
+        small, large = (len(convert_image(before, image_format=image_format, quality=q)) for q in (20, 95))
         assert small < large
-    assert convert_picture(saved(smooth(), "JPEG"), image_format="jpeg", quality=20) != saved(smooth(), "JPEG")
+    assert convert_image(saved(smooth(), "JPEG"), image_format="jpeg", quality=20) != saved(smooth(), "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -252,14 +252,14 @@ def test_quality_decides_the_size():
 )
 def test_arguments_that_do_not_fit_are_refused(arguments):
     with pytest.raises(InvalidArgumentsError):
-        convert_picture(picture(), **arguments)
+        convert_image(picture(), **arguments)
 
 
 def test_a_picture_the_format_cannot_hold_is_an_error_of_ours():
     with pytest.raises(BadImageError, match="webp"):
-        convert_picture(saved(Image.new("L", (16_400, 1)), "PNG"), image_format="webp")
+        convert_image(saved(Image.new("L", (16_400, 1)), "PNG"), image_format="webp")
     with pytest.raises(BadImageError):
-        convert_picture(b"no picture", image_format="png")
+        convert_image(b"no picture", image_format="png")
 
 
 @pytest.mark.parametrize("image_format", ["webp", "jpeg"])

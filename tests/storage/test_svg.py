@@ -5,7 +5,7 @@ import time
 import pytest
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.save_image import save_picture
 from airflow_provider_imagen.storage.svg import read_svg_size
 
@@ -32,9 +32,9 @@ SVG = f"<svg {NS} width='1024' height='768'><rect width='9' height='9'/></svg>".
     ],
 )
 def test_the_size_is_the_one_the_picture_asks_for(root, size):
-    facts = inspect_picture(f"<svg {NS} {root}><g/></svg>".encode(), accept_svg=True)
-    assert (facts.format, facts.mime_type, facts.extension) == ("SVG", "image/svg+xml", "svg")
-    assert (facts.width, facts.height) == size
+    info = inspect_image(f"<svg {NS} {root}><g/></svg>".encode(), accept_svg=True)
+    assert (info.format, info.mime_type, info.extension) == ("SVG", "image/svg+xml", "svg")
+    assert (info.width, info.height) == size
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_entities_do_not_grow():
     started = time.monotonic()
     for data in (laughs, many):
         with pytest.raises(BadImageError):
-            inspect_picture(data, accept_svg=True)
+            inspect_image(data, accept_svg=True)
     assert read_svg_size(external) == (0, 0)  # nothing is read for it
     assert time.monotonic() - started < 5
 
@@ -117,7 +117,7 @@ def test_entities_do_not_grow():
 def test_only_who_asks_for_it_takes_an_svg():
     """A model that is sent a picture takes no SVG."""
     with pytest.raises(BadImageError, match="SVG"):
-        inspect_picture(SVG)
+        inspect_image(SVG)
 
 
 @pytest.mark.parametrize("options", [{}, {"image_format": "webp", "thumbnail_pixels": 64}])

@@ -12,13 +12,13 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.jpeg import without_needless_segments
+from airflow_provider_imagen.storage.jpeg import strip_jpeg_metadata
 from airflow_provider_imagen.storage.png import (
     PNG_SIGNATURE,
     XmpTooLargeError,
     read_profile,
     read_xmp,
-    without_needless_chunks,
+    strip_png_metadata,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class PixelBudget:
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
-        self._free = pixels
+        self.free = pixels
         self._changed = threading.Condition()
 
     @contextmanager
@@ -60,17 +60,17 @@ class PixelBudget:
         """Wait until this many pixels are free, capped at the whole budget, and reserve them for the block."""
         pixels = min(pixels, self.pixels)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
+            self._changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
         try:
             yield
         finally:
             with self._changed:
-                self._free += pixels
+                self.free += pixels
                 self._changed.notify_all()
 
 
-_budget = PixelBudget(MAX_DECODED_PIXELS)
+PIXEL_BUDGET = PixelBudget(MAX_DECODED_PIXELS)
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
     :raises BadImageError: the image has more pixels; Pillow's own errors are passed through
     """
     is_png = data.startswith(PNG_SIGNATURE)
-    with _open(without_needless_chunks(data) if is_png else data) as image:
+    with _open(strip_png_metadata(data) if is_png else data) as image:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
             raise BadImageError(f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted.")
@@ -96,7 +96,7 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
                 if packet := read_xmp(data, max_inflated_bytes=_MAX_XMP_BYTES):
                     image.info["xmp"] = packet
         pixels = width * height * (copies + _DECODER_COPIES.get(image.format or "", 0))
-        with _budget.reserve(pixels):
+        with PIXEL_BUDGET.reserve(pixels):
             try:
                 yield image
             finally:
@@ -119,7 +119,7 @@ def _open(data: bytes) -> ImageFile:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except Exception:
-        bare = without_needless_segments(data)
+        bare = strip_jpeg_metadata(data)
         if bare is None:
             raise
     return Image.open(BytesIO(bare), formats=FORMATS)  # without the metadata Pillow failed on
