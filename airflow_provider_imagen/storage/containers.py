@@ -22,15 +22,13 @@ from airflow_provider_imagen.storage.png import (
     iterate_png_chunks,
     read_xmp,
 )
+from airflow_provider_imagen.storage.xmp import MAX_PACKET_BYTES
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.storage.inspect_image import FileFormat
 
 MAX_JPEG_PACKET: Final = 65_502
 """Maximum bytes of XMP in one JPEG segment."""
-
-MAX_PACKET: Final = 2**20
-"""Maximum bytes of an XMP packet that is parsed."""
 
 MAX_INFLATED_PACKET: Final = 64 * 1024
 """Maximum bytes of XMP after decompression; far lower, because a decompression bomb costs its sender nothing."""
@@ -61,7 +59,7 @@ def read_metadata(data: bytes, file_format: FileFormat) -> FileMetadata | None:
         metadata = readers[file_format](data)
     except (KeyError, ValueError, IndexError):
         return None
-    return replace(metadata, xmp=None, has_huge_xmp=True) if len(metadata.xmp or b"") > MAX_PACKET else metadata
+    return replace(metadata, xmp=None, has_huge_xmp=True) if len(metadata.xmp or b"") > MAX_PACKET_BYTES else metadata
 
 
 def write_xmp(data: bytes, file_format: FileFormat, packet: bytes) -> bytes:

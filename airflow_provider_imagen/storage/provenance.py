@@ -18,7 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, FileMetadata, read_metadata, write_xmp
-from airflow_provider_imagen.storage.xmp import Properties, build_packet
+from airflow_provider_imagen.storage.xmp import Properties, build_packet, read_packet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,13 +164,7 @@ def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) 
 
     :param existing: a packet to merge it into; one that cannot be parsed is replaced
     """
-    properties = _properties(provenance)
-    if existing:
-        from airflow_provider_imagen.storage.xmp_merging import merge_packet
-
-        if (merged := merge_packet(existing, properties, _PREFIXES)) is not None:
-            return merged
-    return build_packet(properties, _PREFIXES)
+    return build_packet(_properties(provenance), _PREFIXES, existing=existing)
 
 
 def read_provenance(data: bytes) -> dict[str, Any]:
@@ -180,8 +174,6 @@ def read_provenance(data: bytes) -> dict[str, Any]:
     :returns: those fields of :class:`Provenance` and its origin that the file holds, ``created_at`` as ISO 8601 text,
         plus ``creator_tool``; empty if there are none
     """
-    from airflow_provider_imagen.storage.xmp_merging import read_packet
-
     packet = _packet_of(data)
     found: dict[str, Any] = {
         _NAMES[key]: text for key, text in (read_packet(packet) if packet else {}).items() if key in _NAMES
