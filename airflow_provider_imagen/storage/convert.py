@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, Problem
 from airflow_provider_imagen.storage.colours import change_mode, is_grey, to_eight_bits
+from airflow_provider_imagen.storage.jpeg import MAX_APP1_BYTES
 from airflow_provider_imagen.storage.open_image import open_image
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ IMAGE_FORMATS: Final[tuple[ImageFormat, ...]] = ("png", "jpeg", "webp", "avif")
 DEFAULT_QUALITY: Final[dict[ImageFormat, int]] = {"jpeg": 92, "webp": 90, "avif": 80}
 """Quality at which the loss is hard to see; each encoder has its own scale from 0 to 100."""
 
-_MAX_JPEG_SEGMENT: Final = 65_502  # payload of an APP1 segment after its identifier (XMP part 3, JPEG)
 _MAX_SHEET_PIXELS: Final = 16_000_000
 _MAX_WEBP_SIDE: Final = 16_383
 _LABEL_LINES: Final = 2
@@ -184,14 +184,14 @@ def _encode(
     exif = image.getexif()
     for tag in _TIFF_STRUCTURE.intersection(exif) if was_tiff else ():
         del exif[tag]
-    if exif and (image_format != "jpeg" or len(exif.tobytes()) <= _MAX_JPEG_SEGMENT):
+    if exif and (image_format != "jpeg" or len(exif.tobytes()) <= MAX_APP1_BYTES):
         options["exif"] = exif.tobytes()
     packet = xmp if xmp is not None else image.info.get("xmp")
     if isinstance(packet, str):
         packet = packet.encode()
     if packet and image_format == "png":
         options["pnginfo"] = _png_text(packet)
-    elif packet and (image_format != "jpeg" or len(packet) <= _MAX_JPEG_SEGMENT):
+    elif packet and (image_format != "jpeg" or len(packet) <= MAX_APP1_BYTES):
         options["xmp"] = packet
     image = _fit_mode(image, image_format, options, notes)
     target = BytesIO()

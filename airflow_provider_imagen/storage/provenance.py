@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from airflow_provider_imagen.storage.containers import MAX_JPEG_PACKET, FileMetadata, read_metadata, write_xmp
+from airflow_provider_imagen.storage.file_metadata import FileMetadata, read_metadata, write_xmp
+from airflow_provider_imagen.storage.jpeg import MAX_APP1_BYTES
 from airflow_provider_imagen.storage.xmp import Properties, build_packet, read_packet
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def embed_provenance(
     packet = _fitting_packet(provenance, metadata, info.format)
     if packet is None:
         return EmbedResult(data, "No provenance was written into the file: its own metadata leaves no room.")
-    return EmbedResult(write_xmp(data, info.format, packet))
+    return EmbedResult(write_xmp(data, info, packet))
 
 
 def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) -> bytes:
@@ -213,7 +214,7 @@ def _packet_of(data: bytes) -> bytes | None:
 def _fitting_packet(provenance: Provenance, metadata: FileMetadata, file_format: FileFormat) -> bytes | None:
     """Return the packet, for a JPEG with our longest fields shortened to fit one segment; ``None`` if it cannot fit."""
     packet = provenance_packet(provenance, existing=metadata.xmp)
-    if file_format != "JPEG" or len(packet) <= MAX_JPEG_PACKET:
+    if file_format != "JPEG" or len(packet) <= MAX_APP1_BYTES:
         return packet
     for limit in (_CAUTIOUS_BYTES, _CAUTIOUS_BYTES // 4, _CAUTIOUS_BYTES // 32):
         enhanced = provenance.enhanced_prompt
@@ -224,7 +225,7 @@ def _fitting_packet(provenance: Provenance, metadata: FileMetadata, file_format:
             enhanced_prompt=None if enhanced is None else _shorten(str(enhanced), limit),
         )
         packet = provenance_packet(shorter, existing=metadata.xmp)
-        if len(packet) <= MAX_JPEG_PACKET:
+        if len(packet) <= MAX_APP1_BYTES:
             return packet
     return None
 

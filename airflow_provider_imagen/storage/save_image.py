@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.storage.atomic_write import is_intact, write_bytes_atomically
-from airflow_provider_imagen.storage.containers import read_metadata
 from airflow_provider_imagen.storage.convert import convert_image, make_thumbnail
+from airflow_provider_imagen.storage.file_metadata import read_metadata
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
 from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend

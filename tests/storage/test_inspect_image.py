@@ -84,7 +84,7 @@ def test_an_animated_gif_that_ends_within_a_later_frame_is_cut_off():
     frames[0].save(target, format="GIF", save_all=True, append_images=frames[1:])
     data = target.getvalue()
     assert inspect_image(data + bytes(100)).width == 40
-    with pytest.raises(BadImageError, match="no end"):
+    with pytest.raises(BadImageError, match="no trailer"):
         inspect_image(data[:-600])
 
 
@@ -198,7 +198,7 @@ def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
         raise AssertionError("decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
-    with pytest.raises(BadImageError, match="9000x9000 pixels; at most 80000000"):
+    with pytest.raises(BadImageError, match="9000x9000 pixels, more than the limit of 80000000"):
         inspect_image(bomb(9000, 9000), max_pixels=80_000_000)
 
 

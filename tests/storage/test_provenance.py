@@ -16,7 +16,8 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.storage.convert import convert_image
-from airflow_provider_imagen.storage.inspect_image import PNG_SIGNATURE, inspect_image, iterate_png_chunks
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.png import PNG_SIGNATURE, iterate_png_chunks
 from airflow_provider_imagen.storage.provenance import (
     DIGITAL_SOURCE_TYPE,
     embed_provenance,
