@@ -91,7 +91,7 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
     with _open(strip_png_metadata(data) if is_png else data) as image:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
-            raise BadImageError(f"The image has {width}x{height} pixels, more than the limit of {max_pixels}.")
+            raise BadImageError(f"The image has {width}x{height} pixels; at most {max_pixels} are allowed.")
         if is_png:
             image.info["icc_profile"] = read_profile(data, max_bytes=_MAX_PROFILE_BYTES)
             with suppress(XmpTooLargeError):
