@@ -315,7 +315,7 @@ def _is_below(path: Any, root: Any) -> bool:
 def _without_contents(error: BadImageError) -> str:
     """Return why a file is not an image, without the bytes that error messages quote from it: they may be private."""
     reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
-    return re.sub(r" \(starting with hex \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
+    return re.sub(r" \(starting with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
 
 
 def _as_text(value: Any) -> Any:

@@ -141,4 +141,4 @@ def _describe_start(data: bytes) -> str:
         return "looks like XML"
     if head.startswith((b"{", b"[")):
         return "looks like JSON"
-    return f"starting with hex {data[:8].hex()}"
+    return f"starting with {data[:8].hex()}"

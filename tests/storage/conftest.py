@@ -36,6 +36,18 @@ def pixels(data: bytes) -> tuple[str, tuple[int, int], bytes]:
         return image.mode, image.size, image.tobytes()
 
 
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(BytesIO(data))
+    image.load()
+    return image
+
+
+def saved(image: Image.Image, image_format: str, **options) -> bytes:
+    target = BytesIO()
+    image.save(target, format=image_format, **options)
+    return target.getvalue()
+
+
 @pytest.fixture
 def origin() -> Origin:
     return Origin(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import struct
-import tracemalloc
-from io import BytesIO
 
 import pytest
 from PIL import Image, ImageChops, ImageCms, ImageStat
@@ -11,21 +9,14 @@ from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsEr
 from airflow_provider_imagen.storage.convert import (
     IMAGE_FORMATS,
     convert_image,
-    make_contact_sheet,
     make_thumbnail,
 )
 from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
 
-from .conftest import picture, pixels
+from .conftest import opened, picture, pixels, saved
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(BytesIO(data))
-    image.load()
-    return image
 
 
 def difference(one: Image.Image, two: Image.Image) -> float:
@@ -36,12 +27,6 @@ def difference(one: Image.Image, two: Image.Image) -> float:
 
 def smooth(size=(64, 48), mode="RGB") -> Image.Image:
     return Image.radial_gradient("L").resize(size).convert(mode)
-
-
-def saved(image: Image.Image, image_format: str, **options) -> bytes:
-    target = BytesIO()
-    image.save(target, format=image_format, **options)
-    return target.getvalue()
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
@@ -146,7 +131,7 @@ def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
     if make == "jpeg" and fitting and mode != "CMYK":
         assert kept == PROFILES[profile]
     if make in ("webp", "avif") and not fitting:
-        assert "colour profile was left out" in notes[0]
+        assert "colour profile was dropped" in notes[0]
     if make in ("webp", "avif") and profile != "cmyk":
         assert len(notes) == (not fitting)
     if mode not in ("1", "I;16") and not options:
@@ -281,43 +266,3 @@ def test_a_preview_is_upright_never_larger_and_keeps_transparency():
     assert opened(make_thumbnail(clear, pixels=50)).mode == "RGBA"
     with pytest.raises(BadImageError):
         make_thumbnail(b"no picture", pixels=50)
-
-
-def test_a_sheet_shows_every_picture_in_order():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
-    items = ((saved(Image.new("RGB", (40, 40), colour), "PNG"), f"picture {colour}") for colour in colours)
-    sheet = opened(make_contact_sheet(items, count=5, columns=3, cell_pixels=96))
-    assert sheet.format == "WEBP"
-    gap, label = 4, 24
-    for number, colour in enumerate(colours):
-        x = gap + number % 3 * (96 + gap) + 48
-        y = gap + number // 3 * (96 + label + gap) + 48
-        assert max(abs(a - b) for a, b in zip(sheet.getpixel((x, y)), colour, strict=True)) < 40
-
-
-def test_a_sheet_survives_missing_pictures_and_any_label():
-    labels = ["", "x" * 500, "a b " * 300, "多\x00\n\u202e🦊", "ok"]
-    items = [(None, labels[0]), (b"no picture", labels[1]), *((picture(), label) for label in labels[2:])]
-    assert opened(make_contact_sheet(items, count=5, title="Üben\n" * 50)).width > 256
-    assert opened(make_contact_sheet([], count=0)).width > 0
-
-
-@pytest.mark.parametrize(("count", "columns"), [(1, None), (7, None), (500, None), (500, 1), (3000, 3), (40, 200)])
-def test_a_sheet_stays_within_its_limits(count, columns):
-    preview = saved(Image.new("RGB", (8, 8), "red"), "PNG")
-    sheet = opened(make_contact_sheet(((preview, str(n)) for n in range(count)), count=count, columns=columns))
-    assert sheet.width * sheet.height <= 16_500_000
-    assert max(sheet.size) <= 16_383
-
-
-def test_the_memory_of_a_sheet_does_not_grow_with_its_pictures():
-    preview = picture("PNG", size=(256, 256))
-
-    def peak(count: int) -> int:
-        tracemalloc.start()
-        make_contact_sheet(((preview + b"\0" * 2_000_000, str(n)) for n in range(count)), count=400, cell_pixels=64)
-        _, highest = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return highest
-
-    assert peak(200) < peak(4) + 8_000_000
