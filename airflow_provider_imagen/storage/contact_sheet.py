@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.paths import StoragePath
 
 _MAX_SHEET_PIXELS: Final = 16_000_000
-_MAX_WEBP_SIDE: Final = 16_383
+_MAX_CELL_PIXELS: Final = 256
+_MIN_CELL_PIXELS: Final = 15
 _LABEL_LINES: Final = 2
 
 
@@ -51,14 +52,7 @@ def write_contact_sheet(
     return address_of(path)
 
 
-def make_contact_sheet(
-    items: Iterable[tuple[bytes | None, str]],
-    *,
-    count: int,
-    columns: int | None = None,
-    cell_pixels: int = 256,
-    title: str = "",
-) -> bytes:
+def make_contact_sheet(items: Iterable[tuple[bytes | None, str]], *, count: int, title: str = "") -> bytes:
     """
     Return a WebP sheet of labelled previews.
 
@@ -67,16 +61,13 @@ def make_contact_sheet(
 
     :param items: the bytes of each image (ideally a preview; ``None`` if it is missing) and its label, in order
     :param count: number of items; any beyond it are ignored
-    :param columns: images per row; by default as many as there are rows, roughly. More are used if the sheet would
-        otherwise be too high for WebP
-    :param cell_pixels: maximum side of an image's cell
     :param title: text above the images
     :raises BadImageError: there are too many images for one sheet
     """
     from PIL import Image, ImageDraw, ImageFont
 
     count = max(count, 1)
-    cell, columns, rows = _sheet_layout(count, columns, cell_pixels)
+    cell, columns, rows = _sheet_layout(count)
     gap = max(cell // 24, 2)
     text_pixels = max(cell // 16, 8)
     font = ImageFont.load_default(text_pixels)
@@ -98,23 +89,19 @@ def make_contact_sheet(
     return target.getvalue()
 
 
-def _sheet_layout(count: int, columns: int | None, cell_pixels: int) -> tuple[int, int, int]:
-    """Return cell side, columns and rows that keep the sheet within its limits."""
-    columns = min(max(columns or math.ceil(math.sqrt(count)), 1), count)
-    cell = max(cell_pixels, 16)
-    while True:
-        pitch = cell + max(cell // 24, 2)
-        rows = math.ceil(count / columns)
-        height = rows * (pitch + (max(cell // 16, 8) + 4) * _LABEL_LINES) + max(cell // 16, 8) * 3
-        width = columns * pitch + max(cell // 24, 2)
-        if width > _MAX_WEBP_SIDE or width * height > _MAX_SHEET_PIXELS:
-            if cell <= 16:
-                raise BadImageError(f"{count} images do not fit on one contact sheet.")
-            cell = max(cell * 9 // 10, 16)
-        elif height > _MAX_WEBP_SIDE:
-            columns += 1
-        else:
+def _sheet_layout(count: int) -> tuple[int, int, int]:
+    """Return the largest cell side that keeps the sheet within its limit, and the number of columns and rows."""
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    cell = _MAX_CELL_PIXELS
+    while cell >= _MIN_CELL_PIXELS:
+        gap, text_pixels = max(cell // 24, 2), max(cell // 16, 8)
+        width = columns * (cell + gap) + gap
+        height = rows * (cell + gap + (text_pixels + 4) * _LABEL_LINES) + text_pixels * 3
+        if width * height <= _MAX_SHEET_PIXELS:
             return cell, columns, rows
+        cell = cell * 9 // 10
+    raise BadImageError(f"{count} images do not fit on one contact sheet.")
 
 
 def _paste_cell(sheet: PillowImage, draw: Any, data: bytes | None, corner: tuple[int, int], cell: int) -> None:
@@ -123,7 +110,7 @@ def _paste_cell(sheet: PillowImage, draw: Any, data: bytes | None, corner: tuple
         try:
             with open_image(data, copies=PREVIEW_COPIES) as source:
                 options = {"icc_profile": source.info.get("icc_profile")}
-                image = make_preview(source, pixels=cell, image_format="webp", options=options)
+                image = make_preview(source, pixels=cell, options=options)
                 centred = (left + (cell - image.width) // 2, upper + (cell - image.height) // 2)
                 sheet.paste(image, centred, mask=image.getchannel("A") if image.mode == "RGBA" else None)
                 return

@@ -46,45 +46,41 @@ def convert_image(
     *,
     image_format: ImageFormat,
     quality: int | None = None,
-    lossless: bool | None = None,
     xmp: bytes | None = None,
     notes: list[str] | None = None,
 ) -> bytes:
     """
     Return the image in another format.
 
-    An upright image that already has the format is returned unchanged, unless ``quality``, ``lossless`` or ``xmp`` is
-    given. For JPEG, transparency is flattened onto white. CMYK becomes RGB, and 16-bit grey becomes 8-bit except in
+    An upright image that already has the format is returned unchanged, unless ``quality`` or ``xmp`` is given. For
+    JPEG, transparency is flattened onto white. CMYK becomes RGB, and 16-bit grey becomes 8-bit except in
     PNG.
 
     :param data: a complete image file
     :param image_format: the target format
     :param quality: 0 to 100, for jpeg, webp and avif; default :data:`DEFAULT_QUALITY`
-    :param lossless: keep every pixel; webp only (png is always lossless, jpeg and avif never here)
     :param xmp: XMP packet to write instead of the image's own
     :param notes: a sentence is appended if the colour profile is lost
     :raises InvalidArgumentsError: the arguments contradict each other or are out of range
     :raises BadImageError: the bytes are not an image, or the format cannot hold it (webp allows up to 16,383 pixels
         per side)
     """
-    _check_arguments(image_format, quality, lossless)
+    _check_arguments(image_format, quality)
     try:
         with open_image(data, copies=_CONVERSION_COPIES) as source:
             is_upright = source.getexif().get(_ORIENTATION, 1) == 1
             has_format = (source.format or "").lower().replace("mpo", "jpeg") == image_format
-            if has_format and is_upright and quality is None and not lossless and xmp is None:
+            if has_format and is_upright and quality is None and xmp is None:
                 return data
-            options = _encoder_options(image_format, quality, lossless)
+            options = _encoder_options(image_format, quality)
             return _encode(source, image_format, options, xmp, [] if notes is None else notes)
     except Exception as error:
         raise BadImageError(f"The image cannot be converted to {image_format}: {error}") from error
 
 
-def make_thumbnail(
-    data: bytes, *, pixels: int, image_format: Literal["webp", "jpeg"] = "webp", max_pixels: int | None = None
-) -> bytes:
+def make_thumbnail(data: bytes, *, pixels: int, max_pixels: int | None = None) -> bytes:
     """
-    Return a small preview, upright, with the image's proportions, and never larger than the image.
+    Return a small WebP preview, upright, with the image's proportions, and never larger than the image.
 
     Of the metadata, only the colour profile is kept.
 
@@ -96,19 +92,17 @@ def make_thumbnail(
     try:
         with open_image(data, copies=PREVIEW_COPIES, max_pixels=max_pixels) as source:
             options: dict[str, Any] = {"icc_profile": source.info.get("icc_profile"), "quality": 80}
-            image = make_preview(source, pixels=pixels, image_format=image_format, options=options)
+            image = make_preview(source, pixels=pixels, options=options)
             target = BytesIO()
-            image.save(target, format=image_format, **options)
+            image.save(target, format="webp", **options)
     except Exception as error:
         raise BadImageError(f"No thumbnail can be made of the image: {error}") from error
     return target.getvalue()
 
 
-def make_preview(
-    source: PillowImage, *, pixels: int, image_format: Literal["webp", "jpeg"], options: dict[str, Any]
-) -> PillowImage:
+def make_preview(source: PillowImage, *, pixels: int, options: dict[str, Any]) -> PillowImage:
     """
-    Return an opened image upright, no larger than a preview, and in a mode that the format can hold.
+    Return an opened image upright, no larger than a preview, and as RGB or RGBA.
 
     :param source: an image that is not decoded yet; it is changed
     :param pixels: maximum length of the longer side
@@ -123,17 +117,15 @@ def make_preview(
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-    return _fit_mode(image, image_format, options, [])
+    return _fit_mode(image, "webp", options, [])
 
 
-def _check_arguments(image_format: ImageFormat, quality: int | None, lossless: bool | None) -> None:
+def _check_arguments(image_format: ImageFormat, quality: int | None) -> None:
     problems = []
     if image_format not in IMAGE_FORMATS:
         problems.append(Problem("image_format", image_format, f"one of {', '.join(IMAGE_FORMATS)}"))
     if quality is not None and not (0 <= quality <= 100 and image_format != "png"):
         problems.append(Problem("quality", quality, "0 to 100, for jpeg, webp and avif"))
-    if lossless and image_format not in ("webp", "png"):
-        problems.append(Problem("lossless", lossless, "only webp and png can be lossless"))
     if problems:
         raise InvalidArgumentsError(problems)
 
@@ -179,14 +171,9 @@ def _fit_mode(image: PillowImage, image_format: str, options: dict[str, Any], no
     return change_mode(image, mode, options, notes)
 
 
-def _encoder_options(image_format: ImageFormat, quality: int | None, lossless: bool | None) -> dict[str, Any]:
+def _encoder_options(image_format: ImageFormat, quality: int | None) -> dict[str, Any]:
     if image_format == "png":
         return {}
-    options: dict[str, Any] = {"quality": DEFAULT_QUALITY[image_format] if quality is None else quality}
-    if image_format == "jpeg":
-        options["subsampling"] = 0  # full colour resolution: generated images have hard edges
-    if image_format == "webp" and lossless:
-        options.update(
-            lossless=True, exact=True, quality=75 if quality is None else quality
-        )  # for lossless, quality means effort
-    return options
+    options = {"quality": DEFAULT_QUALITY[image_format] if quality is None else quality}
+    # JPEG keeps its full colour resolution: generated images have hard edges.
+    return options | {"subsampling": 0} if image_format == "jpeg" else options

@@ -131,23 +131,20 @@ class EmbedResult(Struct, frozen=True):
     skip_reason: str | None = None
 
 
-def embed_provenance(
-    data: bytes, info: ImageInfo, provenance: Provenance, *, break_signature: bool = False
-) -> EmbedResult:
+def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> EmbedResult:
     """
     Return a PNG, JPEG or WebP with its provenance embedded, without re-encoding: pixels stay bit for bit.
 
-    A file signed with a C2PA manifest is left alone by default: changing one byte would invalidate the signature, which
+    A file signed with a C2PA manifest is left alone: changing one byte would invalidate the signature, which
     says more, and more credibly, than we can.
 
     :param data: the whole file
     :param info: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for it
-    :param break_signature: change signed files too; their manifest keeps its bytes but becomes invalid
     """
     metadata = read_metadata(data, info.format)
     if metadata is None:
         return EmbedResult(data, f"No provenance was written into the file: {info.format} is not supported for that.")
-    if metadata.is_signed and not break_signature:
+    if metadata.is_signed:
         return EmbedResult(data, "No provenance was written into the file: it would break the file's C2PA signature.")
     if metadata.has_multiple_images:
         return EmbedResult(data, "No provenance was written into the file: it holds several pictures.")

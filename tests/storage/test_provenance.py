@@ -72,8 +72,8 @@ def variants():
 VARIANTS = variants()
 
 
-def embed(data, provenance, **options):
-    return embed_provenance(data, inspect_image(data), provenance, **options)
+def embed(data, provenance):
+    return embed_provenance(data, inspect_image(data), provenance)
 
 
 def pillow_xmp(data: bytes) -> bytes:
@@ -366,30 +366,25 @@ def test_our_properties_are_replaced_and_others_kept_in_any_order(order, provena
 
 @pytest.mark.parametrize("name", ["png", "jpeg full", "webp lossless"])
 def test_a_signed_file_is_left_alone_and_said_so(name, provenance):
-    signed, block = sign(VARIANTS[name])
+    signed = sign(VARIANTS[name])
     marked = embed(signed, provenance)
     assert marked.data == signed
     assert "C2PA signature" in marked.skip_reason
-    written = embed(signed, provenance, break_signature=True)
-    assert written.skip_reason is None
-    assert block in written.data
-    assert read_provenance(written.data)["seed"] == 4_294_967_295
-    assert pixels(written.data) == pixels(signed)
 
 
-def sign(data: bytes) -> tuple[bytes, bytes]:
+def sign(data: bytes) -> bytes:
     """Put something shaped like a C2PA manifest where each format keeps it."""
     manifest = b"\0\0\1\0jumb\0\0\0\x1ejumdc2pa\0\x11\0\x10\x80\0\0\xaa\x008\x9bq\x03c2pa\0" + bytes(range(256))
     if data.startswith(PNG_SIGNATURE):
         block = len(manifest).to_bytes(4, "big") + b"caBX" + manifest
         block += zlib.crc32(b"caBX" + manifest).to_bytes(4, "big")
-        return data[:33] + block + data[33:], block
+        return data[:33] + block + data[33:]
     if data.startswith(b"\xff\xd8"):
         content = b"JP\0\1\0\0\0\1" + manifest
         block = b"\xff\xeb" + (len(content) + 2).to_bytes(2, "big") + content
-        return data[:20] + block + data[20:], block
+        return data[:20] + block + data[20:]
     block = b"C2PA" + len(manifest).to_bytes(4, "little") + manifest + b"\0" * (len(manifest) % 2)
-    return b"RIFF" + (len(data) - 8 + len(block)).to_bytes(4, "little") + data[8:] + block, block
+    return b"RIFF" + (len(data) - 8 + len(block)).to_bytes(4, "little") + data[8:] + block
 
 
 @pytest.mark.parametrize("image_format", ["AVIF", "GIF", "TIFF", "BMP"])
