@@ -195,7 +195,7 @@ def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
         """
     )
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "larger than this process may write" in said
+    assert "exceeds this process's file size limit" in said
     assert os.listdir(tmp_path) == []
 
 
@@ -205,8 +205,8 @@ def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "quota"),
         (errno.EROFS, "read-only"),
-        (errno.EACCES, "no permission"),
-        (errno.EIO, "the disk reports an error"),
+        (errno.EACCES, "permission denied"),
+        (errno.EIO, "the disk reported an I/O error"),
     ],
 )
 def test_a_disk_that_refuses_is_said_in_words_and_the_old_file_stays(tmp_path, monkeypatch, number, said):
@@ -227,10 +227,10 @@ def test_a_disk_that_refuses_is_said_in_words_and_the_old_file_stays(tmp_path, m
 
 def test_a_file_in_the_place_of_a_folder_is_said(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(StorageError, match="a file is where a folder must be"):
+    with pytest.raises(StorageError, match="a file exists where a directory is needed"):
         write(tmp_path / "a" / "b.png")
     (tmp_path / "c.png").mkdir()
-    with pytest.raises(StorageError, match="a folder of that name"):
+    with pytest.raises(StorageError, match="a directory with this name"):
         write(tmp_path / "c.png")
     assert sorted(os.listdir(tmp_path)) == ["a", "c.png"]
 
@@ -306,7 +306,7 @@ def test_a_real_memory_path_works_as_airflow_and_fsspec_give_it(memory_folder):
 @pytest.mark.parametrize("protocol", ["s3", "memory"])
 def test_an_object_that_was_kept_in_part_is_an_error_and_removed(protocol):
     store = Store(keep=1000)
-    with pytest.raises(StorageError, match=f"of {len(DATA)} bytes the store kept 1000"):
+    with pytest.raises(StorageError, match=f"only 1000 of its {len(DATA)} bytes"):
         write(StoredAt(store, "/bucket/a.png", protocol))
     assert store.find("/bucket") == []
 
@@ -485,10 +485,10 @@ class GoogleError(Exception):
     [
         (FileNotFoundError("The specified bucket does not exist"), "bucket or container does not exist"),
         (AzureError(404), "bucket or container does not exist"),
-        (PermissionError("Access Denied"), "no permission there"),
-        (OSError("Forbidden: https://storage/upload"), "no permission there"),
-        (AzureError(403), "no permission there"),
-        (GoogleError(401), "no permission there"),
+        (PermissionError("Access Denied"), r"no permission \("),
+        (OSError("Forbidden: https://storage/upload"), r"no permission \("),
+        (AzureError(403), r"no permission \("),
+        (GoogleError(401), r"no permission \("),
     ],
 )
 def test_a_store_that_takes_nothing_is_found_before_paying(refusal, said):
@@ -569,7 +569,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(tmp_p
 @pytest.mark.timeout(20)
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(StorageError, match="no regular file"):
+    with pytest.raises(StorageError, match="not a regular file"):
         read_bytes(tmp_path / "a.png")
     assert not is_intact(tmp_path / "a.png", size=0)
     assert file_sizes(tmp_path, ["a.png"]) == {}
@@ -649,7 +649,7 @@ def test_a_disk_that_does_not_delete_is_warned_of(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(atomic_write.os, "unlink", refuse)
     check_writable(tmp_path)
-    assert "cannot be deleted (no permission)" in caplog.text
+    assert "cannot be deleted (permission denied)" in caplog.text
 
 
 class Strict(Store):
@@ -692,12 +692,12 @@ def test_a_retention_policy_is_found_before_paying(error, is_first):
     store = Strict("overwrite", error=error)
     if not is_first:
         MemoryFileSystem.pipe_file(store, "/bucket/x/.imagen/about.txt", b"of an earlier task")
-    with pytest.raises(StorageError, match=r"cannot be overwritten, as metadata\.jsonl has to be.*retention policy"):
+    with pytest.raises(StorageError, match=r"cannot be overwritten .*metadata\.jsonl is.*retention policy"):
         check_writable(StoredAt(store, "bucket/x"), owner="ab12")
 
 
 def test_a_store_that_does_not_list_is_found_before_paying():
-    with pytest.raises(StorageError, match=r"Cannot list s3://conn@bucket/x: the connection has no permission there"):
+    with pytest.raises(StorageError, match=r"Cannot list s3://conn@bucket/x: the connection has no permission"):
         check_writable(StoredAt(Strict("list"), "bucket/x"))
     hiding = Store()
     hiding.ls = lambda path, **_: []

@@ -296,7 +296,7 @@ def test_a_packet_too_large_to_be_read_is_left_alone_and_said_so(provenance, nam
         data = picture("WEBP", xmp=packet_with("<p:a>" + "b" * 2**20 + "</p:a>").encode())
     marked = embed(data, provenance)
     assert marked.data == data
-    assert "too large to be read" in marked.skip_reason
+    assert "too large to read" in marked.skip_reason
     assert read_provenance(data) == {}
 
 
@@ -402,7 +402,7 @@ def test_a_file_of_several_pictures_is_left_alone(provenance):
     image.save(target, format="MPO", save_all=True, append_images=[image])
     marked = embed(target.getvalue(), provenance)
     assert marked.data == target.getvalue()
-    assert "several pictures" in marked.skip_reason
+    assert "several images" in marked.skip_reason
 
 
 def test_an_avif_made_here_carries_the_packet(provenance):
