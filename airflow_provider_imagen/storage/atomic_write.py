@@ -272,7 +272,8 @@ def _check_disk(path: Path) -> None:
                     f"Cannot use {path}: files can be created there, but not renamed or replaced "
                     f"({_reason(error, in_bucket=False)}). Change how it is mounted, or use the object store's own URL."
                 ) from None
-            if second not in list_folder(path, within=path):
+            entries = list_folder(path, within=path)
+            if second not in entries:
                 raise StorageError(f"Cannot use {path}: a file written there is not listed.")
         finally:
             for name in (first, second):
@@ -282,28 +283,28 @@ def _check_disk(path: Path) -> None:
                     pass
                 except OSError as error:
                     _warn_of_leftover(path / name, error)
-    with contextlib.suppress(FileNotFoundError):
-        for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
-            if stat.S_ISLNK(status.st_mode):
-                raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
-    _check_replaceable(path)
+    if MANIFEST_NAME in entries:
+        _check_replaceable(path, entries[MANIFEST_NAME])
+    if HIDDEN_FOLDER in entries:
+        _check_hidden_folder(path)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raise if an existing manifest cannot be replaced, or an existing hidden folder cannot be written to."""
-    found = list_folder(path, within=path)
-    manifest, hidden = found.get(MANIFEST_NAME), found.get(HIDDEN_FOLDER)
-    if manifest is not None:
-        folder = path.stat()
-        if stat.S_ISDIR(manifest.st_mode):
-            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is a directory.")
-        if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, manifest.st_uid, folder.st_uid):
-            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it belongs to another user.")
-    if hidden is not None:
-        below = list_folder(path / HIDDEN_FOLDER, within=path)
-        for name in (HIDDEN_FOLDER, *(f"{HIDDEN_FOLDER}/{part}" for part in _HIDDEN_PARTS if part in below)):
-            if not (path / name).is_dir() or not os.access(path / name, os.W_OK | os.X_OK):
-                raise StorageError(f"Cannot use {path}: {name} in it is not a writable directory.")
+def _check_replaceable(path: Path, manifest: os.stat_result) -> None:
+    folder = path.stat()
+    if stat.S_ISDIR(manifest.st_mode):
+        raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is a directory.")
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, manifest.st_uid, folder.st_uid):
+        raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it belongs to another user.")
+
+
+def _check_hidden_folder(path: Path) -> None:
+    entries = list_folder(path / HIDDEN_FOLDER, within=path)
+    for name, status in entries.items():
+        if stat.S_ISLNK(status.st_mode):
+            raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
+    for name in (HIDDEN_FOLDER, *(f"{HIDDEN_FOLDER}/{part}" for part in _HIDDEN_PARTS if part in entries)):
+        if not (path / name).is_dir() or not os.access(path / name, os.W_OK | os.X_OK):
+            raise StorageError(f"Cannot use {path}: {name} in it is not a writable directory.")
 
 
 def _check_store(folder: StoragePath, owner: str) -> None:

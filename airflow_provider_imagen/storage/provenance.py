@@ -53,17 +53,6 @@ _NAMES: Final[dict[tuple[str, str], str]] = {
     (NAMESPACE, "TaskId"): "task_id",
     (NAMESPACE, "MapIndex"): "map_index",
 }
-_ORIGIN: Final = ("dag_id", "run_id", "task_id")
-_CHANGEABLE: Final = (
-    "created_at",
-    "model",
-    "prompt",
-    "enhanced_prompt",
-    "seed",
-    "parameters",
-    "inference_id",
-    "digital_source_type",
-)
 _MAX_PARAMETER_CHARACTERS: Final = 2_000
 _MAX_PARAMETERS_CHARACTERS: Final = 20_000
 _JPEG_PROMPT_LIMITS: Final = (8_000, 2_000, 250)  # characters, tried in turn until the packet fits
@@ -102,15 +91,15 @@ class Provenance(Struct, frozen=True, kw_only=True):
         :param changes: new values by name of a field, of this class or its origin; ``None`` omits the field. Any other
             name is that of a parameter to add, replace or omit
         """
-        own = {name: value for name, value in changes.items() if name in _CHANGEABLE}
+        fields, key_fields = {*self.__struct_fields__} - {"origin"}, self.origin.__struct_fields__
+        own = {name: value for name, value in changes.items() if name in fields}
         key: dict[str, Any] = {
-            name: "" if value is None else str(value) for name, value in changes.items() if name in _ORIGIN
+            name: "" if value is None else str(value) for name, value in changes.items() if name in key_fields
         }
         if "map_index" in changes:
             key["map_index"] = -1 if changes["map_index"] is None else changes["map_index"]
         parameters = own.pop("parameters", self.parameters) or {}
-        known = {*_CHANGEABLE, *_ORIGIN, "map_index"}
-        others = {name: value for name, value in changes.items() if name not in known}
+        others = {name: value for name, value in changes.items() if name not in {*fields, *key_fields}}
         return replace(
             self,
             **own,

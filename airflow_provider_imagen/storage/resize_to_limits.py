@@ -52,7 +52,8 @@ def resize_to_limits(
         data, mime_type = _scaled(data, scale), "image/png"
     if max_bytes is None or len(data) <= max_bytes:
         return data, mime_type
-    can_be_jpeg = (mime_types is None or "image/jpeg" in mime_types) and not _has_transparency(data)
+    with open_image(data) as image:
+        can_be_jpeg = (mime_types is None or "image/jpeg" in mime_types) and not image.has_transparency_data
     original, step = data, 1.0
     if can_be_jpeg:
         data = convert_image(original, image_format="jpeg", quality=_JPEG_QUALITY)
@@ -66,11 +67,6 @@ def resize_to_limits(
         if can_be_jpeg:
             data = convert_image(data, image_format="jpeg", quality=_JPEG_QUALITY)
     return data, "image/jpeg" if can_be_jpeg else "image/png"
-
-
-def _has_transparency(data: bytes) -> bool:
-    with open_image(data) as image:
-        return image.has_transparency_data
 
 
 def _scaled(data: bytes, scale: float) -> bytes:

@@ -37,7 +37,7 @@ def write(path, data=DATA, **options):
 
 
 class StoredAt:
-    """A path of a store with faults: what the storage needs of ``ObjectStoragePath``, no more."""
+    """A path in a faulty store, with only what storage needs of ``ObjectStoragePath``."""
 
     def __init__(self, filesystem, path, protocol="s3"):
         self.fs, self.path, self.protocol = filesystem, path, protocol
@@ -58,7 +58,7 @@ class StoredAt:
 
 
 class Store(MemoryFileSystem):
-    """An object store in memory that notes what it is asked and can fail."""
+    """An in-memory object store that records its PUTs and can fail."""
 
     cachable = False
 
@@ -120,7 +120,7 @@ def test_an_airflow_path_on_this_disk_is_written_like_a_disk(tmp_path):
 
 
 def test_a_killed_writer_leaves_no_file_with_a_final_name(tmp_path):
-    """Kill a process that writes big files over and over, at many moments, and look at what it leaves."""
+    """Kill a process that keeps writing large files, at various moments, and check what it leaves behind."""
     program = textwrap.dedent(
         f"""
         import sys
@@ -312,7 +312,7 @@ def test_an_object_that_was_kept_in_part_is_an_error_and_removed(protocol):
 
 
 def test_a_file_that_others_replace_as_well_is_neither_measured_nor_removed():
-    """Somebody else's newer version has another size; taking it for a broken one of ours would destroy it."""
+    """Another writer's newer version has another size; treating it as a broken one of ours would destroy it."""
     store = Store(keep=1000)
     write(StoredAt(store, "/bucket/metadata.jsonl", "memory"), shared=True)
     assert len(store.cat_file("/bucket/metadata.jsonl")) == 1000
@@ -576,7 +576,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_folder_that_one_may_only_write_to_is_enough():
-    """Run without the rights of root, which may list everything."""
+    """Run without root, which may list everything."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o733)
         program = textwrap.dedent(
@@ -626,7 +626,7 @@ def test_links_in_the_hidden_folder_are_found_before_paying(tmp_path, name):
 
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_disk_that_does_not_rename_or_replace_is_found_before_paying(tmp_path, monkeypatch, call):
-    """As mounts of object stores do; some rename, and refuse to replace."""
+    """As with mounted object stores; some rename, but refuse to replace."""
     real, calls = os.replace, []
 
     def replace(*names, **folders):

@@ -20,7 +20,7 @@ PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def difference(one: Image.Image, two: Image.Image) -> float:
-    """Mean distance of two pictures, in steps of 0 to 255."""
+    """Mean difference of two images, from 0 to 255."""
     stat = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), two.convert("RGB")))
     return sum(stat.mean) / 3
 
@@ -208,7 +208,7 @@ def test_unusual_pixels_keep_their_look(mode, image_format):
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_pure_noise_is_converted_too(image_format):
-    """Noise is what encoders' buffers are too small for."""
+    """Noise compresses worst, which tests the size of the encoders' buffers."""
     noise = Image.merge("RGB", [Image.effect_noise((700, 700), 120) for _ in range(3)])
     after = convert_image(saved(noise, "BMP"), image_format=image_format)
     assert inspect_image(after).width == 700

@@ -212,7 +212,7 @@ def test_exactly_the_cap_is_accepted():
 
 
 def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
-    """Whatever another task of the process sets stays, and what it set for text chunks does not matter here."""
+    """What another task of the process has set stays, and does not affect inspection."""
     data = picture()
     at = data.index(b"IDAT") - 4
     data = data[:at] + ASIDE["zTXt of 1.5 MB"] + ASIDE["iCCP of 1.5 MB"] + data[at:]

@@ -19,7 +19,7 @@ from .conftest import picture
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A small budget, and the most pixels that pictures being decoded had together."""
+    """A small budget that records the peak of decoded pixels."""
 
     class Watched(PixelBudget):
         def __init__(self, pixels):

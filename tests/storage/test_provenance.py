@@ -46,7 +46,7 @@ def exif() -> Image.Exif:
 
 
 def variants():
-    """Files of every supported kind, with and without the things that must stay as they are."""
+    """Files of every supported kind, with and without metadata that must not change."""
     text = PngInfo()
     text.add_text("parameters", "steps: 3")
     text.add_itxt("Comment", "späße", zip=True)
@@ -373,7 +373,7 @@ def test_a_signed_file_is_left_alone_and_said_so(name, provenance):
 
 
 def sign(data: bytes) -> bytes:
-    """Put something shaped like a C2PA manifest where each format keeps it."""
+    """Insert something shaped like a C2PA manifest where each format keeps it."""
     manifest = b"\0\0\1\0jumb\0\0\0\x1ejumdc2pa\0\x11\0\x10\x80\0\0\xaa\x008\x9bq\x03c2pa\0" + bytes(range(256))
     if data.startswith(PNG_SIGNATURE):
         block = len(manifest).to_bytes(4, "big") + b"caBX" + manifest
@@ -496,7 +496,7 @@ def test_no_text_makes_invalid_xml(prompt, enhanced, value, name):
 
 
 def writable(text: str) -> str:
-    """Say, by the XML 1.0 rules for characters and line ends, what can come back of a text."""
+    """Return what XML 1.0 preserves of a text: its rules for characters and line ends applied."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
 
     def allowed(number: int) -> bool:

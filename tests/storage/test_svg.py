@@ -115,7 +115,7 @@ def test_entities_do_not_grow():
 
 
 def test_only_who_asks_for_it_takes_an_svg():
-    """A model that is sent a picture takes no SVG."""
+    """Models do not accept SVG as an input image."""
     with pytest.raises(BadImageError, match="SVG"):
         inspect_image(SVG)
 
