@@ -96,7 +96,7 @@ def make_thumbnail(data: bytes, *, pixels: int, max_pixels: int | None = None) -
             target = BytesIO()
             image.save(target, format="webp", **options)
     except Exception as error:
-        raise BadImageError(f"No thumbnail can be made of the image: {error}") from error
+        raise BadImageError(f"Cannot generate a thumbnail: {error}") from error
     return target.getvalue()
 
 
