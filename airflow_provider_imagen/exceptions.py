@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from decimal import Decimal
 
 
 class ImagenError(Exception):
@@ -193,6 +194,29 @@ class LostAnswerError(ImagenError):
 
     retry_helps = True
 
+    @classmethod
+    def sent_with_another_key(cls, client_request_id: str, *, model: str) -> LostAnswerError:
+        """Return the error for an in-doubt request that only another API key can look up. A retry does not help."""
+        error = cls(
+            f"A previous attempt ended while this request was in flight (client request id {client_request_id}). It "
+            f"was sent with another API key, and only that key can look it up in the API's log. It is not sent again: "
+            f"restore the key and clear the task, resolve it with `airflow-imagen reconcile --imagen-conn-id` and a "
+            f'connection that has the key, or set on_lost_answer="resend".',
+            client_request_id=client_request_id,
+            model=model,
+        )
+        error.retry_helps = False
+        return error
+
+    def with_failed_lookup(self, failure: ImagenError) -> LostAnswerError:
+        """Return the error for a lost response whose charge could not be looked up either."""
+        return LostAnswerError(
+            f"{self} Whether it was billed could not be looked up: {failure}",
+            client_request_id=self.client_request_id,
+            inference_id=self.inference_id,
+            model=self.model,
+        )
+
 
 class ChargedButLostError(LostAnswerError):
     """
@@ -203,6 +227,26 @@ class ChargedButLostError(LostAnswerError):
     """
 
     retry_helps = False
+
+    @classmethod
+    def of_charge(
+        cls, usd: Decimal | None, *, model: str | None, client_request_id: str, inference_id: str | None
+    ) -> ChargedButLostError:
+        """
+        Return the error for a charge whose images cannot be retrieved.
+
+        :param usd: the charge in USD; ``None`` when the amount is unknown
+        """
+        cost = f"${usd:.4f}" if usd is not None else "an unknown amount"
+        return cls(
+            f"Charged but lost: {model or 'the API'} billed {cost} and the response is gone (inference id "
+            f"{inference_id}, client request id {client_request_id}). The request is not sent again; "
+            f'on_lost_answer="resend" would.',
+            inference_id=inference_id,
+            client_request_id=client_request_id,
+            model=model,
+            usd=float(usd) if usd is not None else None,
+        )
 
 
 class UnreadableResponseError(ImagenError):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
     from airflow_provider_imagen.exceptions import Problem
     from airflow_provider_imagen.run.input_reader import InputReader
-    from airflow_provider_imagen.run.quote import PlanQuote
+    from airflow_provider_imagen.run.plan import PlanQuote
     from airflow_provider_imagen.storage.convert import ImageFormat
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
@@ -231,13 +231,13 @@ class ImagenHook(BaseHook):
         Return what images would cost, after checking the arguments as the operator does. Free.
 
         Prices come from the API's list of models, or else from the catalogue's last known prices;
-        :attr:`~airflow_provider_imagen.run.quote.PlanQuote.source` says which.
+        :attr:`~airflow_provider_imagen.run.plan.PlanQuote.source` says which.
 
         :param prompt: a string, or a list of strings or mappings, as for ``ImagenGenerateOperator``
         :raises InvalidArgumentsError: an argument is wrong
         """
         from airflow_provider_imagen.catalogue.pricing import PriceList
-        from airflow_provider_imagen.run.quote import quote_plan
+        from airflow_provider_imagen.run.plan import quote_plan
 
         named = {
             "model": model,
@@ -351,12 +351,13 @@ class ImagenHook(BaseHook):
 
         from airflow_provider_imagen.hooks.paths import open_folder
         from airflow_provider_imagen.hooks.task_instance_key import current_origin
+        from airflow_provider_imagen.image_record import ImageRecord
         from airflow_provider_imagen.redaction import without_query
-        from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
+        from airflow_provider_imagen.storage.manifest import manifest_line
         from airflow_provider_imagen.storage.naming import literal_stem
         from airflow_provider_imagen.storage.paths import path_text
         from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
-        from airflow_provider_imagen.storage.save_image import save_picture
+        from airflow_provider_imagen.storage.save_image import save_image
 
         facts = dict(provenance) if isinstance(provenance, Mapping) else {}
         origin = current_origin()
@@ -367,7 +368,7 @@ class ImagenHook(BaseHook):
                 described = replace(described, digital_source_type=DIGITAL_SOURCE_TYPE)
         stem = literal_stem(path_text(name)) if name is not None else None
         data = picture if isinstance(picture, bytes) else self.download(picture)
-        stored = save_picture(
+        saved = save_image(
             data,
             folder=open_folder(path_text(folder)),
             stem=stem or hashlib.sha256(data).hexdigest()[:16],
@@ -376,15 +377,12 @@ class ImagenHook(BaseHook):
             image_format=image_format,
             thumbnail_pixels=thumbnail_pixels,
         )
-        for note in stored.notes:
-            self.log.warning("%s: %s", stored.file_name, note)
-        return manifest_line(
-            {**facts, **stored_fields(stored), "url": without_query(picture) if isinstance(picture, str) else None},
-            file_name=stored.file_name,
-            thumbnail=stored.thumbnail,
-            origin=origin,
-            created_at=datetime.now(UTC),
-        )
+        for note in saved.notes:
+            self.log.warning("%s: %s", saved.file.file_name, note)
+        known = {name: facts[name] for name in ImageRecord.__struct_fields__ if name in facts}
+        url = without_query(picture) if isinstance(picture, str) else None
+        record = ImageRecord.of(saved.file, **(known | {"url": url}))
+        return manifest_line(record, saved.file, origin=origin, created_at=datetime.now(UTC)).to_json()
 
     def get_downloader(self, *, should_stop: Callable[[], bool] = lambda: False) -> Downloader:
         """

@@ -46,12 +46,13 @@ from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.publish import Publisher
-from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
 from airflow_provider_imagen.run.plan import make_plan
+from airflow_provider_imagen.run.ports import RunOptions
 from airflow_provider_imagen.run.replay import previous_result
-from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
@@ -64,11 +65,11 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context, ObjectStoragePath
 
+    from airflow_provider_imagen.image_record import ImageRecord, StoredFile
     from airflow_provider_imagen.journal.log import JournalStore
-    from airflow_provider_imagen.journal.records import JournalState, Record, StoredFile
+    from airflow_provider_imagen.journal.records import JournalState, Record
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
     from airflow_provider_imagen.run.plan import Plan
-    from airflow_provider_imagen.run.results import Record as ImageRecord
     from airflow_provider_imagen.run.results import RunResult
     from airflow_provider_imagen.storage.paths import StoragePath
 
@@ -220,29 +221,29 @@ class TaskExecution:
                 raise AirflowSkipException("prompt is an empty list: there is nothing to make.")
             folder = self._open_folder()
             client = self._hook.get_conn()
-            links = UrlEncryption(client.settings.api_key)
+            encryption = UrlEncryption(client.settings.api_key)
             journal = self._open_journal()
         except Exception:
             self._publish_earlier_attempts(plan, folder)
             raise
         try:
-            reload = partial(self._reload, journal, folder, links)
+            reload = partial(self._reload, journal, folder, encryption)
             if journal.state.has_loose_ends:
                 journal.state = reload()
             run = Run(
                 plan=plan,
-                ports=Adapters(
+                api=ApiAdapter(
                     client=client,
                     downloader=self._hook.get_downloader(should_stop=self._cancellation.is_abandoned),
-                    sink=self._sink(folder, plan, journal) if folder is not None else None,
                     inputs=self._hook.get_input_reader(),
                 ),
+                sink=self._sink(folder, plan, journal) if folder is not None else None,
                 journal=journal,
                 options=self._run_options(),
-                links=links,
+                encryption=encryption,
                 cancellation=self._cancellation,
                 reload=reload,
-                on_picture=lambda *picture: self._report_picture(plan, *picture),
+                on_image=lambda *image: self._report_image(plan, *image),
             )
             result = self._execute(run, journal, folder)
         except Exception:
@@ -440,7 +441,7 @@ class TaskExecution:
             open_path=open_folder,
             stored_folders=self._folders_of(journal.store, folder),
             plan=plan,
-            entries=journal.state.requests,
+            requests=journal.state.requests,
             origin=self._origin,
             filename=self._filename,
             provenance=self._operator.provenance,
@@ -466,7 +467,7 @@ class TaskExecution:
             self._log.info("Continuing an earlier attempt: %d of its requests are paid for and not sent again.", paid)
         return journal
 
-    def _reload(self, journal: Journal, folder: ObjectStoragePath | None, links: UrlEncryption) -> JournalState:
+    def _reload(self, journal: Journal, folder: ObjectStoragePath | None, encryption: UrlEncryption) -> JournalState:
         """
         Return the journal's current state, with records missing from the journal recovered from the manifest.
 
@@ -475,7 +476,9 @@ class TaskExecution:
         """
         state = journal.reload()
         if folder is not None and state.has_loose_ends:
-            for record in missed_records(state.requests, lines=recorded_lines(folder, self._origin), links=links):
+            for record in missed_records(
+                state.requests, lines=recorded_lines(folder, self._origin), encryption=encryption
+            ):
                 state.apply(record)
                 if record not in self._recovered:
                     self._recovered.append(record)
@@ -499,34 +502,36 @@ class TaskExecution:
             if state.requests:
                 if folder is None and self._output_path is not None:
                     folder = open_folder(self._output_path)
-                links = UrlEncryption(self._hook.get_conn().settings.api_key)
+                encryption = UrlEncryption(self._hook.get_conn().settings.api_key)
                 stored_files = StoredFiles(open_path=open_folder, folders=self._folders_of(store, folder))
-                result = previous_result(state, plan=plan, links=links, is_there=partial(_is_there, stored_files))
+                result = previous_result(
+                    state, plan=plan, encryption=encryption, is_there=partial(_is_there, stored_files)
+                )
                 self._publisher_for(folder).publish(result, None, keeps_failures=True)
         except Exception as error:
             self._log.warning("What earlier attempts made could not be published (%s).", error)
 
     # --- while it runs and after --------------------------------------------------------------------------------------
 
-    def _report_picture(self, plan: Plan, record: ImageRecord, seconds: float, done: int) -> None:
-        size = "not stored" if record["path"] is None else f"{record['width']}x{record['height']}"
-        if record["width"] == 0:  # a vector image without a size
-            size = record["mime_type"]
-        cost = f"{record['usd']:.4f} USD" if record["usd"] is not None else "cost unknown"
+    def _report_image(self, plan: Plan, record: ImageRecord, seconds: float, done: int) -> None:
+        size = "not stored" if record.path is None else f"{record.width}x{record.height}"
+        if record.width == 0:  # a vector image without a size
+            size = str(record.mime_type)
+        cost = f"{record.usd:.4f} USD" if record.usd is not None else "cost unknown"
         progress.info(
-            "Picture %d of %d: prompt %d, image %d, %s, %s, %s.",
+            "Image %d of %d: prompt %d, image %d, %s, %s, %s.",
             done,
             plan.images,
-            record["prompt_index"],
-            record["image_index"],
+            record.prompt_index,
+            record.image_index,
             size,
-            f"{seconds:.1f} s" if seconds else "from an earlier try",
+            f"{seconds:.1f} s" if seconds else "from a previous attempt",
             cost,
         )
-        if seconds:  # not reused from an earlier attempt
-            metrics, tags = get_metrics(), {"model": record["model"]}
+        if seconds:  # not reused from a previous attempt
+            metrics, tags = get_metrics(), {"model": record.model}
             metrics.incr("imagen.images", tags=tags)
-            metrics.incr("imagen.usd", count=record["usd"] or 0.0, tags=tags)
+            metrics.incr("imagen.usd", count=record.usd or 0.0, tags=tags)
             metrics.timing("imagen.seconds", seconds * 1000, tags=tags)
 
     def _raise_what_counts(self, result: RunResult) -> None:
@@ -539,8 +544,8 @@ class TaskExecution:
         operator = self._operator
         if result.failures or result.not_sent:
             self._log.warning("Not everything was made:\n%s", result.table())
-        if result.halt is not None:
-            raise _with_counts(result.halt, result)
+        if result.abort_reason is not None:
+            raise _with_counts(result.abort_reason, result)
         counted = [
             failure
             for failure in result.failures

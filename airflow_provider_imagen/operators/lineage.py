@@ -43,16 +43,16 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
     :param base_url: base URL of the API
     :param output: address of the output folder; ``None`` if images are not stored
     """
-    stored = [made.record for made in result.made if made.stored is not None]
+    stored = [made.record for made in result.made if made.file is not None]
     return LineageFacts(
         api=host_of(base_url),
-        models=tuple(sorted({record["model"] for record in result.records})),
+        models=tuple(sorted({record.model for record in result.records if record.model})),
         inputs=tuple(
             sorted(
                 {
                     unsigned(part.address).rpartition("/")[0]
-                    for unit in result.plan.units
-                    for value in unit.request.body.values()
+                    for planned in result.plan.requests
+                    for value in planned.request.body.values()
                     for part in flatten(value)
                     if isinstance(part, PictureFile)
                 }
@@ -60,7 +60,7 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
         ),
         output=output if stored else None,
         pictures=len(stored),
-        bytes=sum(record["bytes"] for record in stored),
+        bytes=sum(record.bytes or 0 for record in stored),
     )
 
 

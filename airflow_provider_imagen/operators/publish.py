@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context, ObjectStoragePath
 
+    from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-    from airflow_provider_imagen.run.results import Record, RunResult
+    from airflow_provider_imagen.run.results import RunResult
     from airflow_provider_imagen.storage.task_identity import Origin
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Publisher:
                 outlet_events: Any = self._context.get("outlet_events")
                 if is_final and outlet_events is not None:
                     fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=self._folder)
-            if unwritten is not None and not result.failures and result.halt is None:
+            if unwritten is not None and not result.failures and result.abort_reason is None:
                 raise unwritten
             return summary
 
@@ -136,7 +137,7 @@ class Publisher:
         ti = self._context.get("ti")
         if ti is None or not hasattr(ti, "xcom_push"):
             return
-        records = [made.record for made in result.listed]
+        records = [made.record.to_json() for made in result.listed]
         xcoms = {"images": _fit_for_xcom(records, summary["manifest"]), "summary": summary}
         for key, value in xcoms.items():
             if may_push():
@@ -157,13 +158,12 @@ class Publisher:
             lines=[
                 manifest_line(
                     made.record,
-                    file_name=made.stored.file_name,
-                    thumbnail=made.stored.thumbnail,
+                    made.file,
                     origin=self._origin,
-                    created_at=datetime.fromtimestamp(made.answered.response.at, UTC),
+                    created_at=datetime.fromtimestamp(made.received.response.at, UTC),
                 )
                 for made in result.listed
-                if made.stored is not None
+                if made.file is not None
             ],
             failures=failures,
         )
@@ -171,7 +171,7 @@ class Publisher:
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
         """Write the contact sheet and return its path; ``None`` if that fails, since the images themselves are safe."""
         labelled = [
-            (made.stored.thumbnail or made.stored.file_name, _label(made.record)) for made in result.made if made.stored
+            (made.file.thumbnail or made.file.file_name, _label(made.record)) for made in result.made if made.file
         ][:MAX_SHEET_PICTURES]
         try:
             return write_contact_sheet(
@@ -231,11 +231,11 @@ class Publisher:
             due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)
 
 
-def _label(record: Record) -> str:
-    return f"{record['prompt_index']}.{record['image_index']} {record['model']}: {record['prompt']}"
+def _label(record: ImageRecord) -> str:
+    return f"{record.prompt_index}.{record.image_index} {record.model}: {record.prompt}"
 
 
-def _fit_for_xcom(records: list[Record], manifest: str | None) -> list[Record] | dict[str, Any]:
+def _fit_for_xcom(records: list[dict[str, Any]], manifest: str | None) -> list[dict[str, Any]] | dict[str, Any]:
     """Return the records, or their manifest and count if they are too large for XCom."""
     if len(json.dumps(records)) <= MAX_XCOM_BYTES:
         return records

@@ -125,11 +125,11 @@ def _wrap(label: str, font: Any, width: int) -> list[str]:
     words = "".join(character if character.isprintable() else " " for character in label[:400]).split()
     lines: list[str] = []
     while words and len(lines) < _LABEL_LINES - 1:
-        taken = 1
-        while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
-            taken += 1
-        lines.append(_fit_text(" ".join(words[:taken]), font, width))
-        words = words[taken:]
+        count = 1
+        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
+            count += 1
+        lines.append(_fit_text(" ".join(words[:count]), font, width))
+        words = words[count:]
     if words:
         lines.append(_fit_text(" ".join(words), font, width))
     return lines

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_imagen.exceptions import JournalError
+from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.log import HEADER, Journal, annotate_journal, read_journal
 from airflow_provider_imagen.journal.records import (
     ChargeLost,
@@ -16,7 +17,6 @@ from airflow_provider_imagen.journal.records import (
     PresumedUnbilled,
     Rejected,
     Response,
-    ResponseImage,
     Target,
     new_intent,
 )

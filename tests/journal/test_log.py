@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
+from airflow_provider_imagen.image_record import ResponseImage, StoredFile
 from airflow_provider_imagen.journal import log as log_module
 from airflow_provider_imagen.journal.log import (
     HEADER,
@@ -30,8 +31,6 @@ from airflow_provider_imagen.journal.records import (
     PresumedUnbilled,
     Rejected,
     Response,
-    ResponseImage,
-    StoredFile,
     Target,
     WriteCommitted,
     WriteStarted,

@@ -18,17 +18,10 @@ from hypothesis import strategies as st
 from memory_store import MemoryStore
 
 from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
+from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal import log as log_module
 from airflow_provider_imagen.journal.log import HEADER, Journal, NoStore, read_journal
-from airflow_provider_imagen.journal.records import (
-    Intent,
-    JournalState,
-    Rejected,
-    Response,
-    ResponseImage,
-    Target,
-    new_intent,
-)
+from airflow_provider_imagen.journal.records import Intent, JournalState, Rejected, Response, Target, new_intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

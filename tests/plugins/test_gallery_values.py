@@ -17,7 +17,7 @@ from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Memory
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_picture
 from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link, snippet
-from airflow_provider_imagen.plugins.gallery.records import Picture, read_pictures, read_problems, read_summary
+from airflow_provider_imagen.plugins.gallery.task_results import Picture, read_pictures, read_problems, read_summary
 
 from .test_gallery import links, picture_file, record
 
@@ -538,11 +538,11 @@ def test_cards_ask_for_previews_and_the_page_of_a_picture_for_the_file(forged: A
 def test_a_record_without_all_that_proves_a_file_opens_none(tmp_path: Path, missing: str) -> None:
     facts = {name: value for name, value in picture_file(tmp_path / "a.png").items() if name != missing}
 
-    with open_picture(Picture(TI, 0, 0, **picture_file(tmp_path / "a.png"))) as file:
+    with open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **picture_file(tmp_path / "a.png"))) as file:
         assert file.read()
-    assert not Picture(TI, 0, 0, **facts).is_stored
+    assert not Picture(ti=TI, prompt_index=0, image_index=0, **facts).is_stored
     with pytest.raises(FileUnavailableError):
-        open_picture(Picture(TI, 0, 0, **facts))
+        open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts))
 
 
 def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,11 +550,11 @@ def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypat
 
     facts = picture_file(tmp_path / "a.png")
     monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"])
-    with open_picture(Picture(TI, 0, 0, **facts)) as file:
+    with open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts)) as file:
         assert file.read()
     monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"] - 1)
     with pytest.raises(FileUnavailableError):
-        open_picture(Picture(TI, 0, 0, **facts))
+        open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts))
 
 
 @pytest.mark.parametrize(("width", "is_png"), [(0, False), (1, True), (2**31, False)])
@@ -618,8 +618,16 @@ def test_the_login_leads_back_to_the_page(forged: Any, visit: Any) -> None:
     ],
 )
 def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | None, origin: str | None) -> None:
-    picture = Picture(TI, 0, 0, url=url)
-    stored = Picture(TI, 0, 1, url="https://elsewhere.test/b.png", path="/b.png", bytes=1, sha256="0" * 64)
+    picture = Picture(ti=TI, prompt_index=0, image_index=0, url=url)
+    stored = Picture(
+        ti=TI,
+        prompt_index=0,
+        image_index=1,
+        url="https://elsewhere.test/b.png",
+        path="/b.png",
+        bytes=1,
+        sha256="0" * 64,
+    )
 
     assert remote_link(picture.url) == (url if origin else None)
     assert image_sources([stored, picture, picture]) == " ".join(sorted({"'self'", origin or "'self'"}))
@@ -635,7 +643,7 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
         "negative_prompt": None,
         "loras": [{"path": "x", "scale": 0.5}],
     }
-    picture = Picture(TI, 0, 0, prompt="a fox", model="m", seed=0)
+    picture = Picture(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
     expected = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
         "ImagenGenerateOperator(\n"
@@ -646,8 +654,8 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
     )
 
     assert snippet(picture, parameters) == expected
-    assert "num_images=4," in snippet(Picture(TI, 0, 1, prompt="a fox"), parameters)
-    bare = snippet(Picture(TI, 0, 1, prompt="a fox"), {})
+    assert "num_images=4," in snippet(Picture(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
+    bare = snippet(Picture(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
     assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
 
 

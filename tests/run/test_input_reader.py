@@ -65,7 +65,7 @@ class Disk:
         return {problem.field: problem.allowed for problem in caught.value.problems}
 
     def request(self, **arguments):
-        (unit,) = self.plan(**arguments).units
+        (unit,) = self.plan(**arguments).requests
         return unit.request
 
     def wire(self, **arguments):
@@ -143,7 +143,7 @@ def test_each_item_may_have_its_own_pictures(disk):
     plan = disk.plan(
         [{"prompt": "a", "input_images": one}, {"prompt": "b", "input_images": two}, "c"], input_images=LINK
     )
-    pictures = [unit.request.body["image_url"] for unit in plan.units]
+    pictures = [unit.request.body["image_url"] for unit in plan.requests]
     assert [getattr(picture, "address", picture) for picture in pictures] == [one, two, LINK]
 
 
@@ -390,16 +390,16 @@ def test_a_store_that_is_away_is_no_wrong_argument(disk):
 
 def test_the_same_picture_elsewhere_is_the_same_request_and_a_changed_one_another(disk):
     one, two = disk.put("one.png"), disk.put("two.png")
-    first = next(disk.plan(input_images=one).units).key
-    assert next(disk.plan(input_images=two).units).key == first
+    first = next(disk.plan(input_images=one).requests).key
+    assert next(disk.plan(input_images=two).requests).key == first
     disk.put("one.png", color=(1, 1, 1))
-    assert next(disk.plan(input_images=one).units).key != first
+    assert next(disk.plan(input_images=one).requests).key != first
 
 
 def test_a_file_that_many_items_name_is_read_once(disk):
     path = disk.put("cat.png")
     plan = disk.plan([f"prompt {number}" for number in range(200)], input_images=[path, path])
-    assert len(list(plan.units)) == 200
+    assert len(list(plan.requests)) == 200
     assert disk.opened == [path]
 
 

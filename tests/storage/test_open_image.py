@@ -12,7 +12,7 @@ from airflow_provider_imagen.storage import open_image as open_image_module
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
 from airflow_provider_imagen.storage.open_image import MAX_DECODED_PIXELS, PixelBudget, open_image
 from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.save_image import save_image
 
 from .conftest import picture
 
@@ -57,12 +57,12 @@ def test_all_threads_together_decode_no_more_than_the_budget(watched, tmp_path, 
 
     def save(number):
         wanted = ("png", "jpeg", "webp", None)[number % 4]
-        return save_picture(data, folder=tmp_path, stem=str(number), image_format=wanted, thumbnail_pixels=32)
+        return save_image(data, folder=tmp_path, stem=str(number), image_format=wanted, thumbnail_pixels=32)
 
     with ThreadPoolExecutor(16) as pool:
         stored = list(pool.map(save, range(32)))
     assert {kept.notes for kept in stored} == {()}
-    assert all(kept.thumbnail for kept in stored)
+    assert all(kept.file.thumbnail for kept in stored)
     assert 0 < watched.most <= watched.pixels
     assert watched.free == watched.pixels
 
@@ -79,7 +79,7 @@ def test_a_picture_larger_than_the_budget_is_decoded_alone(watched, tmp_path):
 def test_what_cannot_be_decoded_gives_its_room_back(watched, tmp_path, data):
     for _ in range(5):
         with pytest.raises(BadImageError):
-            save_picture(data, folder=tmp_path, stem="a", image_format="webp", thumbnail_pixels=8)
+            save_image(data, folder=tmp_path, stem="a", image_format="webp", thumbnail_pixels=8)
         with pytest.raises(BadImageError):
             resize_to_limits(data, max_side_pixels=8)
     assert watched.free == watched.pixels

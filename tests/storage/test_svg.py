@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_imagen.exceptions import BadImageError
 from airflow_provider_imagen.storage.inspect_image import inspect_image
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.svg import read_svg_size
 
 NS = "xmlns='http://www.w3.org/2000/svg'"
@@ -122,10 +122,11 @@ def test_only_who_asks_for_it_takes_an_svg():
 
 @pytest.mark.parametrize("options", [{}, {"image_format": "webp", "thumbnail_pixels": 64}])
 def test_a_paid_svg_is_stored_as_it_came(tmp_path, provenance, options):
-    kept = save_picture(SVG, folder=tmp_path, stem="plane", provenance=provenance, **options)
-    assert (kept.file_name, kept.mime_type, kept.width, kept.height) == ("plane.svg", "image/svg+xml", 1024, 768)
+    kept = save_image(SVG, folder=tmp_path, stem="plane", provenance=provenance, **options)
+    file = kept.file
+    assert (file.file_name, file.mime_type, file.width, file.height) == ("plane.svg", "image/svg+xml", 1024, 768)
     assert (tmp_path / "plane.svg").read_bytes() == SVG
-    assert kept.thumbnail is None
+    assert file.thumbnail is None
     said = " ".join(kept.notes)
     assert "provenance" in said
     assert ("Kept as svg" in said) == ("No preview" in said) == bool(options)
@@ -133,4 +134,4 @@ def test_a_paid_svg_is_stored_as_it_came(tmp_path, provenance, options):
 
 def test_an_svg_larger_than_every_pixel_limit_has_no_pixels(tmp_path):
     vast = SVG.replace(b"1024", b"200000").replace(b"768", b"200000")
-    assert save_picture(vast, folder=tmp_path, stem="vast", max_pixels=100).width == 200_000
+    assert save_image(vast, folder=tmp_path, stem="vast", max_pixels=100).file.width == 200_000

@@ -24,7 +24,7 @@ from airflow_provider_imagen.plugins.gallery.files import (
     read_listed_pictures,
     read_listed_problems,
 )
-from airflow_provider_imagen.plugins.gallery.records import (
+from airflow_provider_imagen.plugins.gallery.task_results import (
     Picture,
     Problem,
     Summary,

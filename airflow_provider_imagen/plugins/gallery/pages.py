@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, Summary
+    from airflow_provider_imagen.plugins.gallery.task_results import Picture, Problem, Summary
 
 _CHANGED_BY_RENDERING: Final = ("{{", "{%", "{#", "\r")
 _CHANGED_AT_THE_END: Final = (".prompt", "\n")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
+from msgspec.structs import asdict
+
+from airflow_provider_imagen.image_record import ImageRecord, WholeNumber, read_record
+from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance  # noqa: TC001 - msgspec reads it
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
-
-if TYPE_CHECKING:
-    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 
 Outcome = Literal["filtered", "failed", "in_doubt"]
 
@@ -75,32 +76,13 @@ class TaskSummary:
     timestamp: str
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """
-    One picture, as its record describes it; unknown values are ``None``.
-
-    :param path: path of the stored file
-    :param url: URL that the API returned
-    :param usd: its share of the request's cost
-    """
+class Picture(ImageRecord, frozen=True, kw_only=True):
+    """The record of one picture, and the task instance that it belongs to."""
 
     ti: TaskInstance
-    prompt_index: int
-    image_index: int
-    path: str | None = None
-    url: str | None = None
-    width: int | None = None
-    height: int | None = None
-    mime_type: str | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-    model: str | None = None
-    seed: int | None = None
+    prompt_index: WholeNumber
+    image_index: WholeNumber
     prompt: str = ""
-    enhanced_prompt: str | None = None
-    usd: float | None = None
-    inference_id: str | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -201,27 +183,13 @@ def _outcome(value: Any) -> Outcome:
 
 
 def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None:
-    prompt_index, image_index = record.get("prompt_index"), record.get("image_index")
-    if not isinstance(prompt_index, int) or not isinstance(image_index, int):
+    read = read_record(ImageRecord, record)
+    if read is None or read.prompt_index is None or read.image_index is None:
         return None
-    return Picture(
-        ti=ti,
-        prompt_index=prompt_index,
-        image_index=image_index,
-        path=_text(record.get("path")),
-        url=_text(record.get("url")),
-        width=_whole(record.get("width")),
-        height=_whole(record.get("height")),
-        mime_type=_text(record.get("mime_type")),
-        bytes=_whole(record.get("bytes")),
-        sha256=_text(record.get("sha256")),
-        model=_text(record.get("model")),
-        seed=_whole(record.get("seed")),
-        prompt=_text(record.get("prompt")) or "",
-        enhanced_prompt=_text(record.get("enhanced_prompt")),
-        usd=_number(record.get("usd")),
-        inference_id=_text(record.get("inference_id")),
-    )
+    values: dict[str, Any] = {
+        name: _text(value) if isinstance(value, str) else value for name, value in asdict(read).items()
+    }
+    return Picture(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
 
 
 def _text(value: Any) -> str | None:
