@@ -124,7 +124,7 @@ def test_a_regular_expression_takes_linear_time(pattern: Any, method: str, flags
 def test_patterns_made_at_run_time_are_known_and_take_linear_time() -> None:
     """Except that of XMP attributes, whose text is one tag of a packet that has been parsed."""
     list(regular_expressions())
-    assert {"redaction.py:compile", "json_body.py:findall", "xmp_merging.py:finditer"} == MADE_AT_RUN_TIME
+    assert {"redaction.py:compile", "json_body.py:findall", "xmp.py:finditer"} == MADE_AT_RUN_TIME
     for text in hostile_texts("url k"):
         hide(text, "k" * 40)
         find_texts(text.encode(), ("url", "b64_json"))

@@ -180,7 +180,7 @@ class Publisher:
         try:
             return write_contact_sheet(
                 folder,
-                pictures=labelled,
+                images=labelled,
                 count=len(labelled),
                 title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
                 owner=self._origin.identity,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.storage.atomic_write import check_stored, file_sizes, read_bytes, redacted_address
+from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
 from airflow_provider_imagen.storage.manifest import recorded_names
-from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, picture_name, picture_stems
+from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
 from airflow_provider_imagen.storage.provenance import Provenance
 from airflow_provider_imagen.storage.save_image import save_image, write_image, write_thumbnail
@@ -63,7 +63,7 @@ class StoredFiles:
         :raises StorageError: the store cannot be reached
         """
         found = self.find(file)
-        return found is not None and check_stored(found[0], size=file.bytes, sha256=sha256, within=found[1])
+        return found is not None and is_intact(found[0], size=file.bytes, sha256=sha256, within=found[1])
 
 
 class ImageSink:
@@ -152,7 +152,7 @@ class ImageSink:
         if planned is not None:
             return planned
         fields = self._name_fields(item, image_index)
-        stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
+        stem = image_name(self._filename, fields=fields, extension="x").removesuffix(".x")
         if item.is_superseded and stem in self._stems.values():
             return append_to_stem(stem, f"-{received.key[:8]}")
         return stem
@@ -244,7 +244,7 @@ class ImageSink:
     def _name_images(self, requests: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
         """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
         images = [(item, index) for item in self._plan.items for index in range(item.images)]
-        stems = picture_stems(self._filename, [self._name_fields(item, index) for item, index in images])
+        stems = image_stems(self._filename, [self._name_fields(item, index) for item, index in images])
         names = {(item.index, index): stem for (item, index), stem in zip(images, stems, strict=True)}
         taken = {stem.casefold(): image for image, stem in self._kept_names(requests).items()}
         for image, stem in names.items():

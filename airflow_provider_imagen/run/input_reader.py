@@ -36,10 +36,10 @@ from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.catalogue.validation import show
 from airflow_provider_imagen.exceptions import BadImageError, InvalidRequestError, Problem, StorageError
 from airflow_provider_imagen.storage.atomic_write import read_bytes
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.local_files import IrregularFileError
 from airflow_provider_imagen.storage.paths import StoragePath, filesystem_of, local_path, protocol_of, stays_below
-from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +144,7 @@ class InputReader:
             return "there is no such file"
         try:
             with self._decoding:  # a decoded image is many times larger than its file: one at a time
-                facts = inspect_picture(data)
+                facts = inspect_image(data)
         except BadImageError as error:
             return f"a picture is needed. {_without_contents(error)}"
         digest = hashlib.sha256(data).hexdigest()
@@ -267,8 +267,8 @@ class InputReader:
         ):
             return data, value.mime_type, (value.width, value.height)
         with self._decoding:
-            fitted, mime_type = fit_picture(data, **asdict(limits))
-            facts = inspect_picture(fitted)
+            fitted, mime_type = resize_to_limits(data, **asdict(limits))
+            facts = inspect_image(fitted)
         if fitted is not data:
             log.info(
                 "%s was made fit for %s, whose documentation limits its %s: now %s, %d x %d pixels, %d bytes.",
@@ -315,7 +315,7 @@ def _is_below(path: Any, root: Any) -> bool:
 def _without_contents(error: BadImageError) -> str:
     """Return why a file is not an image, without the bytes that error messages quote from it: they may be private."""
     reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
-    return re.sub(r" \(they start with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
+    return re.sub(r" \(starting with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
 
 
 def _as_text(value: Any) -> Any:

@@ -28,8 +28,8 @@ from msgspec.structs import asdict, replace
 from airflow_provider_imagen.image_record import ManifestLine, read_record
 from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.atomic_write import (
-    check_stored,
     file_sizes,
+    is_intact,
     read_bytes,
     storage_error,
     write_bytes_atomically,
@@ -394,7 +394,7 @@ def _is_true(line: ManifestLine, folder: StoragePath) -> bool:
     """Return whether a line states the digest of the file that it names."""
     if line.sha256 is None or line.bytes is None:
         return False
-    return check_stored(descend(folder, line.file_name), size=line.bytes, sha256=line.sha256, within=folder)
+    return is_intact(descend(folder, line.file_name), size=line.bytes, sha256=line.sha256, within=folder)
 
 
 def _order(line: _PartLine) -> tuple[Any, ...]:

@@ -14,10 +14,10 @@ from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.image_record import StoredFile
-from airflow_provider_imagen.storage.atomic_write import check_stored, write_bytes_atomically
-from airflow_provider_imagen.storage.containers import read_contents
-from airflow_provider_imagen.storage.convert import convert_picture, make_thumbnail
-from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_picture
+from airflow_provider_imagen.storage.atomic_write import is_intact, write_bytes_atomically
+from airflow_provider_imagen.storage.convert import convert_image, make_thumbnail
+from airflow_provider_imagen.storage.file_metadata import read_metadata
+from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
 from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
 from airflow_provider_imagen.storage.provenance import embed_provenance, provenance_packet
@@ -63,7 +63,7 @@ def save_image(
     :param data: the bytes as delivered
     :param folder: the output folder, created if missing
     :param stem: name relative to the folder, without extension, from
-        :func:`~airflow_provider_imagen.storage.naming.picture_stems`
+        :func:`~airflow_provider_imagen.storage.naming.image_stems`
     :param owner: marks temporary files (:attr:`~airflow_provider_imagen.storage.task_identity.Origin.identity`)
     :param provenance: provenance to embed, ``None`` for none
     :param image_format: format to convert to, ``None`` to keep the delivered one
@@ -74,31 +74,31 @@ def save_image(
     :raises BadImageError: the bytes are not a complete image
     :raises StorageError: the image cannot be written
     """
-    facts = inspect_picture(data, max_pixels=max_pixels, accept_svg=True)
+    info = inspect_image(data, max_pixels=max_pixels, accept_svg=True)
     notes: list[str] = []
-    marked_already = False
-    if image_format is not None and facts.format == "SVG":
-        notes.append(f"Kept as svg: a vector picture has no pixels to write as {image_format}.")
+    has_provenance = False
+    if image_format is not None and info.format == "SVG":
+        notes.append(f"Kept as SVG: a vector image cannot be converted to {image_format}.")
     elif image_format is not None:
         # An AVIF can only get its packet while it is encoded; one delivered as AVIF is not re-encoded for that.
         packet = None
-        if provenance is not None and image_format == "avif" and facts.format != "AVIF":
-            contents = read_contents(data, facts.format)
-            packet = provenance_packet(provenance, existing=contents.xmp if contents else None)
-            if contents is not None and contents.has_huge_xmp:
-                notes.append("Its own XMP metadata was left out: it is too large to be read.")
+        if provenance is not None and image_format == "avif" and info.format != "AVIF":
+            metadata = read_metadata(data, info.format)
+            packet = provenance_packet(provenance, existing=metadata.xmp if metadata else None)
+            if metadata is not None and metadata.has_huge_xmp:
+                notes.append("The XMP metadata it came with was left out: it is too large to be read.")
         try:
-            data = convert_picture(data, image_format=image_format, xmp=packet, notes=notes)
-            facts = inspect_picture(data, max_pixels=max_pixels)
-            marked_already = packet is not None
+            data = convert_image(data, image_format=image_format, xmp=packet, notes=notes)
+            info = inspect_image(data, max_pixels=max_pixels)
+            has_provenance = packet is not None
         except BadImageError as error:
-            notes.append(f"Kept as {facts.extension}: {error}")
-    if provenance is not None and not marked_already:
-        marked = embed_provenance(data, facts, provenance)
+            notes.append(f"Kept as {info.extension}: {error}")
+    if provenance is not None and not has_provenance:
+        marked = embed_provenance(data, info, provenance)
         data = marked.data
-        if marked.left_out is not None:
-            notes.append(marked.left_out)
-    file_name = with_extension(stem, facts.extension)
+        if marked.skip_reason is not None:
+            notes.append(marked.skip_reason)
+    file_name = with_extension(stem, info.extension)
     file = write_image(
         data,
         StoredFile(
@@ -106,17 +106,17 @@ def save_image(
             file_name=file_name,
             sha256=hashlib.sha256(data).hexdigest(),
             bytes=len(data),
-            mime_type=facts.mime_type,
-            width=facts.width,
-            height=facts.height,
+            mime_type=info.mime_type,
+            width=info.width,
+            height=info.height,
         ),
         folder=folder,
         owner=owner,
         may_replace=may_replace,
         before_write=before_write,
     )
-    if thumbnail_pixels is not None and facts.format == "SVG":
-        notes.append("No preview: a vector picture is not drawn here.")
+    if thumbnail_pixels is not None and info.format == "SVG":
+        notes.append("No preview: vector images are not rendered.")
     elif thumbnail_pixels is not None:
         try:
             thumbnail = write_thumbnail(
@@ -162,7 +162,7 @@ def write_image(
     before_write(file)
     if may_replace is not None:
         path = descend(folder, file.file_name)
-        if write(replace_existing=False) or check_stored(path, size=file.bytes, sha256=file.sha256, within=folder):
+        if write(replace_existing=False) or is_intact(path, size=file.bytes, sha256=file.sha256, within=folder):
             return file
         if not may_replace(file.file_name):
             stem, _, extension = file.file_name.rpartition(".")

@@ -215,7 +215,7 @@ def test_deleting_removes_the_whole_folder_on_a_disk(tmp_path):
 def test_an_unreadable_file_is_not_an_empty_journal(tmp_path):
     store = FolderJournalStore(tmp_path, "ab12")
     (tmp_path / ".imagen/journal/ab12/000000.jsonl").mkdir(parents=True)
-    with pytest.raises(StoreUnavailableError, match="a folder of that name is in the way"):
+    with pytest.raises(StoreUnavailableError, match="a directory with this name already exists"):
         store.read(HEADER)
     with pytest.raises(JournalError, match="cannot be used"):
         Journal(store).open()

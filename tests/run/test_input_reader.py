@@ -173,7 +173,7 @@ def test_everything_that_is_wrong_with_the_pictures_is_told_at_once(disk):
     )
     assert problems["input_images[0]"] == "there is no such file"
     assert "HTML" in problems["input_images[1]"]
-    assert "cut off or damaged" in problems["input_images[2]"]
+    assert "truncated or corrupt" in problems["input_images[2]"]
     assert "a record with path or url" in problems["input_images[3]"]
     assert "a record with path or url" in problems["input_images[4]"]
     assert "manifest" in problems["input_images[5]"]

@@ -13,10 +13,10 @@ from PIL import Image
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.run_report import FailureLine
-from airflow_provider_imagen.storage.atomic_write import check_stored, read_bytes
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.atomic_write import is_intact, read_bytes
+from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.manifest import manifest_line, read_manifest, write_manifest
-from airflow_provider_imagen.storage.naming import NameFields, picture_stems
+from airflow_provider_imagen.storage.naming import NameFields, image_stems
 from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.save_image import save_image
 
@@ -44,9 +44,9 @@ def test_a_saved_picture_is_described_as_it_lies_there(folder, provenance):
     assert read_provenance(data)["prompt"] == provenance.prompt
     assert pixels(data) == pixels(picture())
     assert stored.file.thumbnail == ".imagen/thumbnails/sub/fox.png.webp"
-    assert inspect_picture(read_bytes(folder / ".imagen" / "thumbnails" / "sub" / "fox.png.webp")).width == 32
+    assert inspect_image(read_bytes(folder / ".imagen" / "thumbnails" / "sub" / "fox.png.webp")).width == 32
     assert files(folder) == [".imagen/thumbnails/sub/fox.png.webp", "sub/fox.png"]
-    assert check_stored(folder / "sub" / "fox.png", size=stored.file.bytes, sha256=stored.file.sha256)
+    assert is_intact(folder / "sub" / "fox.png", size=stored.file.bytes, sha256=stored.file.sha256)
 
 
 def test_without_wishes_the_bytes_are_kept_as_delivered(folder):
@@ -63,7 +63,7 @@ def test_without_wishes_the_bytes_are_kept_as_delivered(folder):
 def test_a_converted_picture_has_its_provenance_and_the_extension_of_its_bytes(image_format, name, folder, provenance):
     stored = save_image(picture("BMP"), folder=folder, stem="fox", provenance=provenance, image_format=image_format)
     data = read_bytes(folder / f"fox.{name}")
-    assert inspect_picture(data).extension == name
+    assert inspect_image(data).extension == name
     assert read_provenance(data)["seed"] == provenance.seed
     assert stored.notes == ()
 
@@ -127,7 +127,7 @@ def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_t
         model="m",
         name=text * 400,
     )
-    (stem,) = picture_stems("{dag_id}{task_id}{run_id}{name}/{name}{dag_id}{task_id}{run_id}", [fields])
+    (stem,) = image_stems("{dag_id}{task_id}{run_id}{name}/{name}{dag_id}{task_id}{run_id}", [fields])
     assert max(len(part.encode()) for part in stem.split("/")) > 200
     options = {"folder": tmp_path, "stem": stem, "image_format": image_format, "thumbnail_pixels": 9}
     first = save_image(picture("BMP"), owner=origin.identity, **options)
@@ -154,8 +154,8 @@ def test_many_files_leave_no_descriptor_open(tmp_path, origin):
                 owner=origin.identity,
                 may_replace=lambda _: False,
             )
-            check_stored(tmp_path / stored.file.file_name, size=stored.file.bytes, sha256=stored.file.sha256)
-            check_stored(tmp_path / stored.file.file_name, size=1, sha256=stored.file.sha256)
+            is_intact(tmp_path / stored.file.file_name, size=stored.file.bytes, sha256=stored.file.sha256)
+            is_intact(tmp_path / stored.file.file_name, size=1, sha256=stored.file.sha256)
             read_bytes(tmp_path / f"{number}.txt")
             with pytest.raises(StorageError):
                 save_image(picture(size=(8, 8)), folder=tmp_path / stored.file.file_name, stem="below-a-file")
