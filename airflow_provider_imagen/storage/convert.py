@@ -53,8 +53,7 @@ def convert_image(
     Return the image in another format.
 
     An upright image that already has the format is returned unchanged, unless ``quality`` or ``xmp`` is given. For
-    JPEG, transparency is flattened onto white. CMYK becomes RGB, and 16-bit grey becomes 8-bit except in
-    PNG.
+    JPEG, transparency is flattened onto white. CMYK becomes RGB, and 16-bit grey becomes 8-bit except in PNG.
 
     :param data: a complete image file
     :param image_format: the target format
