@@ -2,21 +2,20 @@
 Download images from the URLs the API returns, without the API key.
 
 URLs are untrusted: every hop is checked, the connection goes to the address that was checked, and size, time and
-redirects are limited. Transient failures are retried here, independently of generation, and a truncated body is
-resumed, because the image is already paid for.
+redirects are limited. Transient failures, truncated bodies among them, are retried here, independently of generation.
 
 Imports requests, so import this module only where it is used.
 """
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import ssl
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -65,7 +64,6 @@ _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBIT
 _GZIP_START = b"\x1f\x8b\x08"
 _MAX_GZIP_MEMBERS = 16  # concatenated
 _MAX_PACKINGS = 4  # nested
-_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"
 
 
 class Download(Struct, frozen=True):
@@ -108,33 +106,6 @@ class _Failed(Struct, frozen=True):
     def error(self, attempts: int = 1) -> DownloadError:
         tried = f" (tried {attempts} times)" if attempts > 1 else ""
         return self.kind(explain(self.host, f"{self.what}{tried}"), host=self.host, status=self.status)
-
-
-class _Partial(Struct, frozen=True):
-    """
-    The beginning of a truncated body, and what is needed to resume it.
-
-    :param url: URL that served it, after redirects
-    :param validator: its strong ``ETag`` or its ``Last-Modified``, to verify that the rest belongs to the same body
-    :param total_bytes: size of the whole body, ``None`` if the server did not state it
-    """
-
-    url: str
-    validator: str
-    total_bytes: int | None
-    chunks: tuple[bytes, ...]
-    size_bytes: int
-
-
-class _Fetch(Struct):
-    """State of one fetch: its limits, and the truncated body a previous attempt left to resume."""
-
-    limits: FetchLimits
-    partial: _Partial | None = None
-
-    @property
-    def host(self) -> str:
-        return self.limits.host or ""
 
 
 class Downloader:
@@ -242,12 +213,12 @@ class Downloader:
             sleep=self._sleep,
         )
         with limits.applied():
-            outcome = retrying(self._attempt, url, _Fetch(limits))
+            outcome = retrying(self._attempt, url, limits)
         if isinstance(outcome, _Failed):
             raise outcome.error()
         return outcome
 
-    def _attempt(self, url: str, fetch: _Fetch) -> Download | _Failed:
+    def _attempt(self, url: str, limits: FetchLimits) -> Download | _Failed:
         """Make one attempt, following redirects hop by hop."""
         secure = False
         for _ in range(self._max_redirects + 1):
@@ -255,36 +226,31 @@ class Downloader:
             if isinstance(request, _Failed):
                 return request
             parts = urlsplit(url := str(request.url))
-            fetch.limits.host = parts.hostname
-            fetch.limits.check()
+            limits.host = host = parts.hostname or ""
+            limits.check()
             port = parts.port or (443 if parts.scheme == "https" else 80)
-            if secure and parts.scheme == "http" and not fetch.limits.may_be_private(fetch.host, port):
-                return _Failed("a redirect leads from https to http", fetch.host, kind=UnsafeAddressError)
+            if secure and parts.scheme == "http" and not limits.may_be_private(host, port):
+                return _Failed("a redirect leads from https to http", host, kind=UnsafeAddressError)
             secure = parts.scheme == "https"
-            response = self._send(request, fetch, port)
+            response = self._send(request, limits, host, port)
             if isinstance(response, _Failed):
                 return response
             try:
                 location = response.headers.get("Location")
                 if response.status_code not in _REDIRECTS or location is None:
-                    return self._receive(response, fetch)
+                    return self._receive(response, limits, host)
             finally:
                 response.close()
             url = _follow(url, location)
-        return _Failed(f"more than {self._max_redirects} redirects", fetch.host)
+        return _Failed(f"more than {self._max_redirects} redirects", limits.host)
 
-    def _send(self, request: PreparedRequest, fetch: _Fetch, port: int) -> Response | _Failed:
-        url, host = str(request.url), fetch.host
-        settings = self._environment.merge_environment_settings(url, {}, True, self._verify, None)
-        fetch.limits.check_literal(host, port)
-        if select_proxy(url, settings["proxies"]):
-            fetch.limits.check_before_proxy(host, port)
-        partial = fetch.partial
-        if partial is not None and partial.url == url:
-            request.headers["Range"] = f"bytes={partial.size_bytes}-"
-            request.headers["If-Range"] = partial.validator
-        patience = fetch.limits.remaining_seconds()
-        timeout = (min(self._connect_timeout_seconds, patience), min(self._read_timeout_seconds, patience))
+    def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response | _Failed:
+        settings = self._environment.merge_environment_settings(str(request.url), {}, True, self._verify, None)
+        limits.check_literal(host, port)
+        if select_proxy(str(request.url), settings["proxies"]):
+            limits.check_before_proxy(host, port)
+        remaining = limits.remaining_seconds()
+        timeout = (min(self._connect_timeout_seconds, remaining), min(self._read_timeout_seconds, remaining))
         try:
             return self._adapter.send(
                 request,
@@ -296,57 +262,38 @@ class Downloader:
         except (OSError, HTTPError, ValueError) as error:  # errors of requests are OSErrors
             return _transport_failure(error, host)
 
-    def _receive(self, response: Response, fetch: _Fetch) -> Download | _Failed:
+    def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download | _Failed:
         """Classify the status of a response that is not a redirect, and read its body."""
-        status, host = response.status_code, fetch.host
+        status = response.status_code
         if status in _GONE:
             what = f"it answers {status}: the link is dead{_expiry_remark(str(response.url))}"
             return _Failed(what, host, kind=LinkExpiredError, status=status)
         if status in _PASSING or status >= 500:
             retry_after = _retry_after_seconds(response)
             return _Failed(f"it answers {status}", host, again=True, status=status, retry_after=retry_after)
-        begun, fetch.partial = fetch.partial, None
-        if status == 416 and begun is not None:
-            return _Failed("it cannot continue a body it cut off", host, again=True, status=status)
-        if not 200 <= status < 300:
+        if not 200 <= status < 300 or status == 206:  # no range was requested, so 206 is part of an image
             return _Failed(f"it answers {status}", host, status=status)
-        if status != 206:
-            begun = None
-        elif begun is None or not _continues(response, begun):
-            return _Failed("it answers with an unfitting part", host, again=begun is not None, status=status)
-        body = self._read(response, begun, fetch)
+        body = self._read(response, limits, host)
         return body if isinstance(body, _Failed) else self._judge(body, response, host)
 
-    def _read(self, response: Response, begun: _Partial | None, fetch: _Fetch) -> bytes | _Failed:
-        """Return the body if it is within the size limit; keep a truncated one for the next attempt to resume."""
-        host = fetch.host
-        chunks = list(begun.chunks) if begun else []
-        size = begun.size_bytes if begun else 0
-        stated = _stated_bytes(response)
-        total = (begun.total_bytes if begun else None) if stated is None else size + stated
+    def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes | _Failed:
+        """Return the body if it is complete and within the size limit."""
+        body = bytearray()
+        total = _stated_bytes(response)
         too_large = _Failed(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
         if total is not None and total > self._max_bytes:
             return too_large
-        cut: _Failed | None = None
         response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
         try:
-            while data := response.raw.read(_CHUNK_BYTES, decode_content=False):
-                chunks.append(data)
-                size += len(data)
-                if size > self._max_bytes:
+            while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
+                body += chunk
+                if len(body) > self._max_bytes:
                     return too_large
-                if size != total:  # keep a complete body even if the task is ending
-                    fetch.limits.check()
+                if len(body) != total:  # keep a complete body even if the task is ending
+                    limits.check()
         except (OSError, HTTPError) as error:
-            cut = _transport_failure(error, host)
-        if cut is None and total is not None and size < total:
-            cut = _Failed(f"the body was cut off after {size} of {total} bytes", host, again=True)
-        if cut is None:
-            return b"".join(chunks)
-        validator = begun.validator if begun else _validator(response)
-        if validator is not None and size:
-            fetch.partial = _Partial(str(response.url), validator, total, tuple(chunks), size)
-        return cut
+            return _transport_failure(error, host)
+        return bytes(body)
 
     def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
         """Undo unrequested compression, and reject a body that cannot be an image."""
@@ -418,6 +365,8 @@ def _transport_failure(error: Exception, host: str) -> _Failed:
         return _Failed("its TLS certificate is not trusted (set verify to the CA bundle that signed it)", host)
     if any(isinstance(link, socket.gaierror) for link in chain):
         return _Failed("its name cannot be resolved", host, again=True)
+    if any(isinstance(link, http.client.IncompleteRead) for link in chain):
+        return _Failed("the body was truncated", host, again=True)
     name = type(error).__name__
     if isinstance(error, (requests.Timeout, TimeoutError)) or "Timeout" in name:
         return _Failed("it did not answer in time", host, again=True)
@@ -454,38 +403,6 @@ def _content_codings(response: Response) -> set[str]:
     """Return the compressions named in ``Content-Encoding``; other values there do not change the bytes."""
     stated = response.headers.get("Content-Encoding", "").lower().split(",")
     return {part.strip() for part in stated} & _COMPRESSIONS
-
-
-def _validator(response: Response) -> str | None:
-    """Return a validator for ``If-Range``: a strong ``ETag`` or a strong date (RFC 9110, 8.8 and 13.1.5)."""
-    if _content_codings(response):
-        return None
-    etag = response.headers.get("ETag")
-    if etag is not None:
-        return None if etag.startswith("W/") else etag
-    modified = response.headers.get("Last-Modified")
-    try:
-        answered = parsedate_to_datetime(response.headers.get("Date", ""))
-        strong = modified is not None and answered - parsedate_to_datetime(modified) >= timedelta(seconds=1)
-    except (ValueError, TypeError):
-        return None
-    return modified if strong else None
-
-
-def _continues(response: Response, begun: _Partial) -> bool:
-    """Return whether a partial response starts where ``begun`` ends and completes the same body."""
-    match = re.fullmatch(_CONTENT_RANGE, response.headers.get("Content-Range", "").strip())
-    if match is None or str(response.url) != begun.url:
-        return False
-    start, end, total = (int(number) for number in match.groups())
-    same_etag = not begun.validator.startswith('"') or response.headers.get("ETag", begun.validator) == begun.validator
-    return (
-        start == begun.size_bytes
-        and end == total - 1
-        and begun.total_bytes in (None, total)
-        and _stated_bytes(response) in (None, total - start)
-        and same_etag
-    )
 
 
 def _packing_of(body: bytes, codings: set[str]) -> int | None:
