@@ -8,7 +8,8 @@ import logging
 import re
 from functools import lru_cache
 from html import escape
-from urllib.parse import urlsplit
+
+from airflow_provider_imagen.signed_urls import without_query
 
 # Possessive quantifiers, and matches that succeed even with nothing to remove, keep these linear.
 _URL = r"""(?i)(?<![a-z0-9+.-])([a-z0-9+.-]++://)(?:[^\s/?#@"'<>]*@)*([^\s?#"'<>]*+)(?:[?#][^\s"'<>]*)?"""
@@ -91,19 +92,6 @@ def _without_login(found: re.Match[str]) -> str:
     except binascii.Error:
         return found[0]
     return f"{found[1]} ***" if b":" in login else found[0]
-
-
-def without_query(url: str) -> str:
-    """Return the URL without its query and fragment, which may hold a signature."""
-    return url.split("#", 1)[0].split("?", 1)[0]
-
-
-def is_signed(url: str) -> bool:
-    """Return whether a URL has a query string; result URLs have one only if they are signed."""
-    try:
-        return bool(urlsplit(url).query)
-    except ValueError:
-        return "?" in url
 
 
 class _WithoutQueries(logging.Filter):

@@ -27,7 +27,6 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.download.ip_addresses import link_expiry
 from airflow_provider_imagen.download.ssrf import (
     FetchLimits,
     GuardedAdapter,
@@ -35,6 +34,7 @@ from airflow_provider_imagen.download.ssrf import (
 )
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 from airflow_provider_imagen.redaction import keep_queries_out_of_logs
+from airflow_provider_imagen.signed_urls import url_expiry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -384,7 +384,7 @@ def _retry_after_seconds(response: Response) -> float | None:
 
 
 def _expiry_remark(url: str) -> str:
-    expiry = link_expiry(url)
+    expiry = url_expiry(url)
     if expiry is None:
         return ""
     age = datetime.now(UTC) - expiry

@@ -1,5 +1,5 @@
 """
-Classify IP addresses and hosts as public or private, and read when a signed URL expires.
+Classify IP addresses and hosts as public or private.
 
 Pure, standard library only. The ranges are listed here because the :mod:`ipaddress` properties classify special ranges
 differently between patch releases of Python.
@@ -8,10 +8,9 @@ differently between patch releases of Python.
 from __future__ import annotations
 
 import socket
-from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,8 +83,6 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 HostAndPort = tuple[str, int | None]
 """A host as :func:`canonical_host` spells it, and a port, or ``None`` for every port."""
-
-_SIGNERS = ("x-amz", "x-tos", "x-goog", "x-oss")
 
 
 def is_public_address(address: str) -> bool:
@@ -187,51 +184,3 @@ def parse_host(text: str) -> HostAndPort:
     ):
         raise ValueError(f"{text!r}: a host is allowed, with or without a port, such as cdn.internal or 10.0.3.7:9000")
     return host, parts.port
-
-
-def link_expiry(url: str) -> datetime | None:
-    """
-    Return when a signed URL expires, in UTC; ``None`` if it does not say.
-
-    Reads Azure's ``se``, the older S3, CloudFront and Aliyun form (``Expires``, seconds since 1970), and the date and
-    lifetime pairs of S3, Google, Volcengine and Aliyun (``X-Amz-Date`` with ``X-Amz-Expires`` and so on). Never raises:
-    malformed values are ignored. If a URL names several times, the earliest counts.
-    """
-    try:
-        query = urlsplit(url).query
-        fields = {name.lower(): value for name, value in parse_qsl(query)}
-    except ValueError:
-        return None
-    said = [_iso_time(fields.get("se")), _epoch_time(fields.get("expires"))]
-    said.extend(_signed_time(fields.get(f"{signer}-date"), fields.get(f"{signer}-expires")) for signer in _SIGNERS)
-    return min((moment for moment in said if moment is not None), default=None)
-
-
-def _iso_time(text: str | None) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _epoch_time(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(_whole_number(text), UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _signed_time(date: str | None, lifetime_seconds: str | None) -> datetime | None:
-    try:
-        start = datetime.strptime(date or "", "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        return start + timedelta(seconds=_whole_number(lifetime_seconds))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _whole_number(text: str | None) -> int:
-    """Return the value of ASCII digits; ``int`` alone would also accept ``1_0`` and other scripts' digits."""
-    if text is None or not (text.isascii() and text.isdecimal()):
-        raise ValueError("not a whole number")
-    return int(text)

@@ -351,7 +351,7 @@ class ImagenHook(BaseHook):
 
         from airflow_provider_imagen.hooks.paths import open_folder
         from airflow_provider_imagen.hooks.task_instance_key import current_origin
-        from airflow_provider_imagen.redaction import without_query
+        from airflow_provider_imagen.signed_urls import without_query
         from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
         from airflow_provider_imagen.storage.naming import literal_stem
         from airflow_provider_imagen.storage.paths import path_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from airflow_provider_imagen.redaction import is_signed
+from airflow_provider_imagen.signed_urls import is_signed
 
 _MARK = "sealed:"
 

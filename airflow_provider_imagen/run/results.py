@@ -15,7 +15,7 @@ from airflow_provider_imagen.exceptions import (
     ImagenError,
     LostAnswerError,
 )
-from airflow_provider_imagen.redaction import is_signed, without_query
+from airflow_provider_imagen.signed_urls import is_signed, without_query
 
 if TYPE_CHECKING:
     import threading
