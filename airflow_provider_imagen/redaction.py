@@ -19,6 +19,15 @@ _BASIC = r"(?i)\b(basic)(?:\s|%20)+([A-Za-z0-9+/_=-]{6,})"
 _FOREIGN_KEY = r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
 """Keys in the format of OpenAI and the gateways in front of it; a gateway may quote its own key in an error."""
 
+_LOGIN_PART = r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@"
+_QUERY = r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?"
+_NAMED_VALUE = (
+    r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
+    r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+"
+)
+_LOGIN_OF_VALUE = r"://(?:[^/\s@]*@)+"
+_QUERY_OF_VALUE = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
+
 _READ_PER_SHOWN = 20
 _SHORTEST_ENCODED = 8
 
@@ -43,6 +52,25 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     text = "".join(character if character.isprintable() else " " for character in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def scrub_storage_text(text: str) -> str:
+    """
+    Return an address or error of a store in a form safe to log: on one line, without secrets, at most 300 characters.
+
+    Unlike :func:`scrub`, keeps the connection id in front of a bucket (``s3://conn@bucket``), and removes any value
+    whose name suggests a secret (``AccountKey=…``).
+    """
+    line = " ".join(text.split())[:600]
+    line = re.sub(_LOGIN_PART, r"\1***@", line)
+    line = re.sub(_QUERY, r"\1", line)
+    line = re.sub(_NAMED_VALUE, r"\1***", line)
+    return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def elide_url(value: str) -> str:
+    """Return an argument, which may be a URL, with its login and query replaced by ``…``."""
+    return re.sub(_QUERY_OF_VALUE, r"\1?…", re.sub(_LOGIN_OF_VALUE, "://…@", value))
 
 
 def hide(text: str, *secrets: str | None) -> str:

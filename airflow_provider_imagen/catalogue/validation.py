@@ -21,6 +21,7 @@ from airflow_provider_imagen.api.fields import IMAGE_FIELDS, plain_number
 from airflow_provider_imagen.catalogue.input_images import BARE_BASE64, PictureFile
 from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.exceptions import Problem
+from airflow_provider_imagen.redaction import elide_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +33,6 @@ _PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
 _PICTURE_TYPE = r"image/[a-z0-9.+-]+"
-_LOGIN = r"://(?:[^/\s@]*@)+"
-_QUERY = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
 _SHOWN_CHARACTERS = 80
 _PROBLEMS_SHOWN = 10
 
@@ -122,7 +121,7 @@ def problem_with(field: str, value: Any, allowed: str) -> Problem:
 def show(value: Any, depth: int = 3) -> Any:
     """Return a value shortened for a message; URLs lose their login and their query, which may be a signature."""
     if isinstance(value, str):
-        text = re.sub(_QUERY, r"\1?…", re.sub(_LOGIN, "://…@", value[: 4 * _SHOWN_CHARACTERS]))
+        text = elide_url(value[: 4 * _SHOWN_CHARACTERS])
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
     if isinstance(value, PictureFile):
         return show(value.address)

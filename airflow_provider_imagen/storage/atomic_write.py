@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.storage.local_files import (
     IrregularFileError,
     list_folder,
@@ -181,7 +182,7 @@ def read_bytes(
             filesystem, key = filesystem_of(path)
             data = bytes(filesystem.cat_file(key))
         if data is None or len(data) > max_bytes:
-            raise StorageError(f"Cannot read {_redact(address_of(path))}: it has more than {max_bytes:,} bytes.")
+            raise StorageError(f"Cannot read {redacted_address(path)}: it has more than {max_bytes:,} bytes.")
         return data
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -316,7 +317,7 @@ def _check_store(folder: StoragePath, owner: str) -> None:
             if not _exists(path):
                 raise
             raise StorageError(
-                f"Cannot use {_redact(address_of(folder))}: {path.name} is there and cannot be overwritten, as "
+                f"Cannot use {redacted_address(folder)}: {path.name} is there and cannot be overwritten, as "
                 f"{MANIFEST_NAME} has to be with every image ({_reason(error, in_bucket=True)}). Use a folder without "
                 "a retention policy, with a connection that may overwrite."
             ) from None
@@ -326,7 +327,7 @@ def _check_store(folder: StoragePath, owner: str) -> None:
     except Exception as error:
         raise storage_error("list", folder, error) from None
     if about.name not in names:
-        raise StorageError(f"Cannot use {_redact(address_of(folder))}: an object that was written there is not listed.")
+        raise StorageError(f"Cannot use {redacted_address(folder)}: an object that was written there is not listed.")
     try:
         filesystem.rm_file(filesystem_of(probe)[1])
     except FileNotFoundError:
@@ -347,7 +348,7 @@ def _warn_of_leftover(path: StoragePath, error: Exception) -> None:
     log.warning(
         "%s cannot be deleted (%s). Images are kept all the same; journals of finished tasks (Airflow 3.1 and 3.2) and "
         "files of this kind stay.",
-        _redact(address_of(path)),
+        redacted_address(path),
         _reason(error, in_bucket=local_path(path) is None),
     )
 
@@ -390,7 +391,7 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
         return error
     protocol = protocol_of(path)
     extra = _EXTRAS.get(protocol)
-    where = _redact(address_of(path))
+    where = redacted_address(path)
     if isinstance(error, ImportError) or (isinstance(error, ValueError) and "filesystem" in str(error).lower()):
         install = f"pip install 'airflow-provider-imagen[{extra}]'" if extra else "install the Airflow provider for it"
         return StorageError(f"Cannot {verb} {where}: nothing installed here speaks {protocol}://; {install}.")
@@ -399,23 +400,23 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
 
 def redacted_address(path: StoragePath) -> str:
     """Return the location of a file or folder without secrets, for logs and errors."""
-    return _redact(address_of(path))
+    return scrub_storage_text(address_of(path))
 
 
 def _reason(error: BaseException, *, in_bucket: bool) -> str:
     if in_bucket and (isinstance(error, FileNotFoundError) or _status_of(error) == 404):
         return "the bucket or container does not exist, or the connection may not see it"
     if in_bucket and (isinstance(error, PermissionError) or _status_of(error) in (401, 403)):
-        return f"the connection has no permission there ({_redact(str(error))})"
+        return f"the connection has no permission there ({scrub_storage_text(str(error))})"
     if "credential" in type(error).__name__.lower():
         return "no credentials were found; name a connection, as in s3://my_conn@bucket/folder"
     if isinstance(error, (ConnectionError, TimeoutError)) or re.search(
         r"connect|timeout|timed|dns|resol|servicerequest", type(error).__name__, re.IGNORECASE
     ):
-        return f"the connection to the store failed ({type(error).__name__}: {_redact(str(error))})"
+        return f"the connection to the store failed ({type(error).__name__}: {scrub_storage_text(str(error))})"
     if isinstance(error, OSError) and error.errno in _REASONS:
         return _REASONS[error.errno]
-    return f"{type(error).__name__}: {_redact(str(error))}"
+    return f"{type(error).__name__}: {scrub_storage_text(str(error))}"
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -425,20 +426,6 @@ def _status_of(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
-
-
-def _redact(text: str) -> str:
-    """Return a third-party message without passwords, signatures and keys, on one line of at most 300 characters."""
-    line = " ".join(text.split())[:600]
-    line = re.sub(r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@", r"\1***@", line)  # user:password@
-    line = re.sub(r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?", r"\1", line)  # signed URLs
-    line = re.sub(
-        r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
-        r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
-        r"\1***",
-        line,
-    )
-    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: bool) -> bool:
@@ -521,7 +508,7 @@ def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: 
         stored = _size_after(filesystem, key, len(data))
         if stored != len(data):
             raise StorageError(
-                f"Cannot write {_redact(address_of(path))}: of {len(data)} bytes the store kept {stored or 0}."
+                f"Cannot write {redacted_address(path)}: of {len(data)} bytes the store kept {stored or 0}."
             )
     except BaseException as error:
         # A refused PUT leaves the older object intact, so delete only what is known to be partial.
