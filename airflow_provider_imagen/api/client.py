@@ -24,11 +24,11 @@ from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.cost import read_cost
-from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
+from airflow_provider_imagen.api.errors import error_for, read_http_date, rejected_field
 from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, read_whole_number
 from airflow_provider_imagen.api.json_body import read_json, storable
 from airflow_provider_imagen.api.responses import Generation, read_generation
-from airflow_provider_imagen.api.send_tracking import WatchedSession, watching
+from airflow_provider_imagen.api.send_tracking import TrackedSession, track_sending
 from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
 from airflow_provider_imagen.redaction import keep_queries_out_of_logs, scrub, scrub_id
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_provider_imagen.api.send_tracking import Progress
+    from airflow_provider_imagen.api.send_tracking import SendProgress
 
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -50,7 +50,7 @@ If the task was suspended for longer, another attempt may have replaced it meanw
 """
 
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
+MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 """Largest body read, however many images were requested."""
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
@@ -62,12 +62,12 @@ MAX_IMAGE_BYTES = 60 * 1024 * 1024
 MAX_JSON_VALUES = 250_000
 """Most JSON values in a body. Once parsed, each takes tens to hundreds of bytes, however short it is in the body."""
 
-_UNCOUNTED_IMAGES = 4
+_DEFAULT_IMAGES = 4
 """Images expected if the request states no count."""
 
 _ERROR_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
-_CODINGS = ("gzip", "x-gzip", "deflate")
+_ACCEPTED_ENCODINGS = ("gzip", "x-gzip", "deflate")
 _JSON_TOKEN = re.compile(rb'"[^"]*"?|[,\[{]')  # a string, even an unterminated one, or a mark that precedes a value
 _KEY = re.compile(r"[!-~]+")
 """Characters valid in an HTTP header: visible ASCII."""
@@ -119,7 +119,7 @@ class ClientSettings(Struct, frozen=True):
         return [("base_url", self.base_url)]
 
 
-class Answer(Struct, frozen=True):
+class ApiResponse(Struct, frozen=True):
     """A complete HTTP response: status, headers by lower-case name, body (of an error, possibly truncated)."""
 
     status: int
@@ -147,7 +147,7 @@ class ApiClient:
         if settings.api_key is not None and not _KEY.fullmatch(settings.api_key):
             raise ValueError("password: an API key of visible ASCII characters is allowed, without blanks")
         self.settings = settings
-        self._root = _root_of(settings.base_url)
+        self._root = _parse_base_url(settings.base_url)
         if self._root.startswith("https:"):
             check_ca_bundle(settings.verify)
         elif settings.api_key:
@@ -158,7 +158,7 @@ class ApiClient:
         self._lock = threading.Lock()
         self._log_pacer = _Pacer(LOG_INTERVAL_SECONDS, clock=clock, sleep=sleep)
         self._clock_offset_seconds: float | None = None
-        self._refused: set[tuple[str | None, str]] = set()
+        self._rejected_fields: set[tuple[str | None, str]] = set()
 
     @property
     def host(self) -> str:
@@ -199,7 +199,7 @@ class ApiClient:
                 f"the API would drop this one silently"
             )
         model = body.get("model") if isinstance(body.get("model"), str) else None
-        facts: dict[str, Any] = {
+        details: dict[str, Any] = {
             "api_key": self.settings.api_key,
             "client_request_id": client_request_id,
             "model": model,
@@ -207,19 +207,19 @@ class ApiClient:
         named = {"X-Client-Request-Id": client_request_id}
         try:
             while True:
-                fields = {name: value for name, value in body.items() if (model, name) not in self._refused}
+                fields = {name: value for name, value in body.items() if (model, name) not in self._rejected_fields}
                 sent = {"data": fields, "files": files} if files else {"json": fields}
-                answer = self._exchange("POST", path, headers=named, max_bytes=_most_bytes(fields), **sent)
-                refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
-                if refused is None or error_for(**asdict(answer), **facts).usd:
+                answer = self._exchange("POST", path, headers=named, max_bytes=_max_response_bytes(fields), **sent)
+                refused = rejected_field(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
+                if refused is None or error_for(**asdict(answer), **details).usd:
                     break
-                self._refused.add((model, refused))  # nothing was charged; the gateway chooses the form
+                self._rejected_fields.add((model, refused))  # nothing was charged; the gateway chooses the form
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:
             error.client_request_id, error.model = client_request_id, model
             raise
         if 200 <= answer.status < 300:
-            return read_generation(**asdict(answer), **facts)
-        raise error_for(**asdict(answer), **facts)
+            return read_generation(**asdict(answer), **details)
+        raise error_for(**asdict(answer), **details)
 
     def get_key(self) -> dict[str, Any]:
         """Return the key's name, prefix, scopes and limit (``GET /v1/key``; free)."""
@@ -311,7 +311,7 @@ class ApiClient:
         headers: Mapping[str, str] | None = None,
         max_bytes: int = MAX_TEXT_BYTES,
         **sent: Any,
-    ) -> Answer:
+    ) -> ApiResponse:
         """
         Send a request once and return its complete response, telling "never sent" from "outcome unknown".
 
@@ -328,11 +328,11 @@ class ApiClient:
         except transport.RequestException as error:
             raise ValueError(f"{where}: this request cannot be written down ({type(error).__name__})") from None
         # Merged per request, because the environment's TLS settings would override those of the session.
-        surroundings = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
+        environment = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
         timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
-        with watching(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
+        with track_sending(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
             try:
-                response = session.send(request, timeout=timeout, allow_redirects=False, **surroundings)
+                response = session.send(request, timeout=timeout, allow_redirects=False, **environment)
             except (transport.RequestException, pool.HTTPError, OSError) as error:
                 reason = scrub(_reason(error), self.settings.api_key, limit=200)
                 if _was_never_sent(error, progress):
@@ -341,15 +341,15 @@ class ApiClient:
                     ) from None
                 raise LostAnswerError(f"{where}: the answer was lost ({reason}).") from None
         with response:
-            return self._read_answer(response, where, max_bytes)
+            return self._read_response(response, where, max_bytes)
 
-    def _read_answer(self, response: requests.Response, where: str, max_bytes: int) -> Answer:
+    def _read_response(self, response: requests.Response, where: str, max_bytes: int) -> ApiResponse:
         """Read the body; of an error, keep what arrives, because the status alone already says what happened."""
         headers = {name.lower(): storable(value) for name, value in response.headers.items()}
         self._measure_clock(headers)
         status = response.status_code
         usd, _ = read_cost(headers, {})
-        facts: dict[str, Any] = {
+        details: dict[str, Any] = {
             "status": status,
             "inference_id": scrub_id(headers.get("x-inference-id"), self.settings.api_key),
             "usd": float(usd) if usd is not None else None,
@@ -357,7 +357,7 @@ class ApiClient:
         is_success = 200 <= status < 300
         max_bytes = max_bytes if is_success else _ERROR_BYTES
         body = bytearray()
-        problem = _coding_problem(headers.get("content-encoding", ""))
+        problem = _encoding_problem(headers.get("content-encoding", ""))
         try:
             while problem is None and (part := response.raw.read1(_READ_BYTES, decode_content=True)):
                 body += part
@@ -365,12 +365,12 @@ class ApiClient:
                     problem = f"is larger than {max_bytes} bytes and was not read"
         except (pool.HTTPError, OSError) as error:
             if is_success:
-                raise LostAnswerError(f"{where}: the answer was lost ({_reason(error)}).", **facts) from None
+                raise LostAnswerError(f"{where}: the answer was lost ({_reason(error)}).", **details) from None
         if problem is None and is_success and _has_too_many_values(body):
             problem = f"holds more than {MAX_JSON_VALUES} values"
         if problem is not None and is_success:
-            raise UnreadableResponseError(f"{where}: the response {problem}.", **facts)
-        return Answer(status=status, headers=headers, body=bytes(body))
+            raise UnreadableResponseError(f"{where}: the response {problem}.", **details)
+        return ApiResponse(status=status, headers=headers, body=bytes(body))
 
     def _measure_clock(self, headers: Mapping[str, str]) -> None:
         """Record how far the API's clock is ahead, unless a cache responded: its ``Date`` is out of date."""
@@ -384,11 +384,11 @@ class ApiClient:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = WatchedSession()
+            session = self._local.session = TrackedSession()
             session.headers.update(
                 {"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
             )
-            session.auth = _KeyFor(self.settings.api_key)
+            session.auth = _BearerAuth(self.settings.api_key)
             with self._lock:
                 self._sessions.append(session)
         return session
@@ -418,7 +418,7 @@ class _Pacer:
             self._sleep(at - now)
 
 
-class _KeyFor(requests.auth.AuthBase):
+class _BearerAuth(requests.auth.AuthBase):
     """Adds the key to a request, and keeps requests from reading credentials from ``.netrc``."""
 
     def __init__(self, api_key: str | None) -> None:
@@ -430,7 +430,7 @@ class _KeyFor(requests.auth.AuthBase):
         return request
 
 
-def _root_of(base_url: str) -> str:
+def _parse_base_url(base_url: str) -> str:
     """
     Return the base URL without ``/v1``.
 
@@ -453,21 +453,21 @@ def _root_of(base_url: str) -> str:
     return root
 
 
-def _most_bytes(fields: Mapping[str, Any]) -> int:
+def _max_response_bytes(fields: Mapping[str, Any]) -> int:
     """Return the size limit for the response to an image request, any of whose images may be inline."""
     counts = (read_whole_number(fields.get(name)) for name in COUNT_FIELDS)
-    images = max(next(filter(None, counts), _UNCOUNTED_IMAGES), 1)
-    return min(MAX_TEXT_BYTES + MAX_IMAGE_BYTES * images, MAX_ANSWER_BYTES)
+    images = max(next(filter(None, counts), _DEFAULT_IMAGES), 1)
+    return min(MAX_TEXT_BYTES + MAX_IMAGE_BYTES * images, MAX_RESPONSE_BYTES)
 
 
-def _coding_problem(stated: str) -> str | None:
+def _encoding_problem(stated: str) -> str | None:
     """
     Return what is wrong with a ``Content-Encoding``; unknown codings pass, because they are not decoded.
 
     Nested codings can expand a kilobyte to a terabyte, and codings we did not ask for may be decoded without a limit.
     """
     codings = [part for part in map(str.strip, stated.lower().split(",")) if part in HTTPResponse.CONTENT_DECODERS]
-    if len(codings) > 1 or any(coding not in _CODINGS for coding in codings):
+    if len(codings) > 1 or any(coding not in _ACCEPTED_ENCODINGS for coding in codings):
         return f"is compressed as {', '.join(codings)!r}: only gzip or deflate, once, is accepted"
     return None
 
@@ -490,7 +490,7 @@ def _rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
 
 
-def _was_never_sent(error: Exception, progress: Progress) -> bool:
+def _was_never_sent(error: Exception, progress: SendProgress) -> bool:
     """
     Return whether certainly no byte of the request reached the API; when in doubt, it counts as sent.
 
@@ -498,8 +498,8 @@ def _was_never_sent(error: Exception, progress: Progress) -> bool:
 
     :param progress: what the connection recorded
     """
-    no_use_for_proxy = isinstance(error, transport.InvalidURL | transport.InvalidSchema)
-    return progress.never_sent or (no_use_for_proxy and not progress.sent)
+    unusable_proxy = isinstance(error, transport.InvalidURL | transport.InvalidSchema)
+    return progress.never_sent or (unusable_proxy and not progress.sent)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

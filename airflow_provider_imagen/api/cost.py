@@ -15,7 +15,7 @@ CREDITS_PER_USD = Decimal(2_000_000)
 CostSource = Literal["header", "usage", "estimate"]
 
 _AMOUNT = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE]-[0-9]{1,9})?")
-_MOST = Decimal(10) ** 15
+_MAX_AMOUNT = Decimal(10) ** 15
 """Largest plausible amount in any unit; a larger one is an error, and would corrupt every total that includes it."""
 
 
@@ -32,7 +32,7 @@ def read_amount(value: Any) -> Decimal | None:
     if isinstance(value, str) and not _AMOUNT.fullmatch(value):
         return None
     amount = Decimal(str(value))
-    return amount if amount.is_finite() and 0 <= amount <= _MOST else None
+    return amount if amount.is_finite() and 0 <= amount <= _MAX_AMOUNT else None
 
 
 def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Decimal | None, CostSource | None]:

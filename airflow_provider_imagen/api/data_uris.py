@@ -23,7 +23,7 @@ Scheme, media type and parameters; a comma inside a quoted parameter does not en
 The quantifiers are possessive because without them, 50 MB without a comma would take gigabytes of memory.
 """
 
-_MOST_HEAD_CHARACTERS = 10_000
+_MAX_HEAD_CHARACTERS = 10_000
 
 
 class DataUri(Struct, frozen=True):
@@ -55,7 +55,7 @@ def read_data_uri(text: str) -> DataUri:
 
     :raises ValueError: it is malformed or empty; the message says what it is, as a noun phrase
     """
-    head = _HEAD.match(text, 0, _MOST_HEAD_CHARACTERS)
+    head = _HEAD.match(text, 0, _MAX_HEAD_CHARACTERS)
     if head is None:
         raise ValueError("a data: URI without data")
     mime_type, *parameters = (part.strip() for part in _percent_decode(head[1]).decode("utf-8", "replace").split(";"))

@@ -41,7 +41,7 @@ def read_json(body: bytes) -> Any:
         raise ValueError("JSON nested too deeply") from None
 
 
-def find_texts(body: bytes, names: tuple[str, ...]) -> list[tuple[str, str]]:
+def find_string_fields(body: bytes, names: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return every text that stands behind one of some names in a body that is no whole JSON, in order."""
     pattern = rf'"({"|".join(map(re.escape, names))})"\s*:\s*("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")'
     found = []

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from airflow_provider_imagen.api.cost import CostSource, read_cost
 from airflow_provider_imagen.api.data_uris import is_data_uri, read_base64, read_data_uri
-from airflow_provider_imagen.api.json_body import REPLACED, find_texts, read_json, storable
+from airflow_provider_imagen.api.json_body import REPLACED, find_string_fields, read_json, storable
 from airflow_provider_imagen.exceptions import InvalidRequestError, LostAnswerError, UnreadableResponseError
 from airflow_provider_imagen.redaction import hide, scrub, scrub_id
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 _BASE64_NAMES = ("b64_json", "base64", "image_base64", "b64")
-_LINK_NAMES = ("url", "image_url", "image")
+_URL_NAMES = ("url", "image_url", "image")
 _LIST_NAMES = ("data", "images", "output")
-_MOST_BEFORE_JSON = 4096
+_MAX_BYTES_BEFORE_JSON = 4096
 """Bytes in which the JSON has to begin: a warning, or a few damaged characters, may stand before it."""
 
 _NO_CONTROLS = dict.fromkeys(range(32))
 
 
-class AnsweredPicture(Struct, frozen=True):
+class GeneratedImage(Struct, frozen=True):
     """
     One image in a response: ``url``, ``data``, or why there is neither (``broken`` or ``withheld``).
 
@@ -69,7 +69,7 @@ class Generation(Struct, frozen=True):
     :param null_items: number of list entries with nulls in place of an image
     """
 
-    pictures: tuple[AnsweredPicture, ...]
+    pictures: tuple[GeneratedImage, ...]
     usd: Decimal | None
     usd_source: CostSource | None
     inference_id: str | None
@@ -81,7 +81,7 @@ class Generation(Struct, frozen=True):
     @property
     def urls(self) -> list[str]:
         """URLs of the images that have one and were not filtered."""
-        return [picture.url for picture in self.pictures if picture.url and not picture.withheld]
+        return [image.url for image in self.pictures if image.url and not image.withheld]
 
 
 def read_generation(
@@ -103,43 +103,42 @@ def read_generation(
     """
     by_name = {name.lower(): storable(value) for name, value in headers.items()}
     inference_id = scrub_id(by_name.get("x-inference-id"), api_key)
-    facts: dict[str, Any] = {
+    details: dict[str, Any] = {
         "status": status,
         "inference_id": inference_id,
         "client_request_id": client_request_id,
         "model": model,
     }
     try:
-        answer = _read_document(body)
+        document = _read_document(body)
     except ValueError:
         usd, _ = read_cost(headers, {})
         raise LostAnswerError(
             f"The API answered {status} with a body that is not whole JSON "
             f"({len(body)} bytes, {_describe(body)}); the request may have been billed.",
             usd=_float(usd),
-            **facts,
+            **details,
         ) from None
-    usd, usd_source = read_cost(headers, answer if isinstance(answer, dict) else {})
-    facts["usd"] = _float(usd)
-    if not isinstance(answer, dict):
+    usd, usd_source = read_cost(headers, document if isinstance(document, dict) else {})
+    details["usd"] = _float(usd)
+    if not isinstance(document, dict):
         raise UnreadableResponseError(
-            f"The API answered {status} with a JSON {type(answer).__name__} where an object was expected.", **facts
+            f"The API answered {status} with a JSON {type(document).__name__} where an object was expected.", **details
         )
-    pictures = _read_pictures(answer)
+    pictures = _read_images(document)
     if not pictures:
-        _refuse_what_is_no_empty_result(answer, api_key=api_key, facts=facts)
+        _check_empty_result(document, api_key=api_key, details=details)
     return Generation(
         pictures=tuple(
-            replace(picture, prompt=hide(picture.prompt, api_key)) if picture.prompt else picture
-            for picture in pictures
+            replace(image, prompt=hide(image.prompt, api_key)) if image.prompt else image for image in pictures
         ),
         usd=usd,
         usd_source=usd_source,
         inference_id=inference_id,
         client_request_id=client_request_id,
         model=model,
-        null_items=_count_null_items(answer),
-        answered_model=_answered_model(by_name, answer, api_key),
+        null_items=_count_null_items(document),
+        answered_model=_responding_model(by_name, document, api_key),
     )
 
 
@@ -154,68 +153,72 @@ def _read_document(body: bytes) -> Any:
     lists = [place for name in _LIST_NAMES if (place := body.find(f'"{name}"'.encode())) >= 0]
     if not lists or body.lstrip()[:1] == b"<":
         raise ValueError("no pictures")
-    start = body[:_MOST_BEFORE_JSON].find(b"{")
+    start = body[:_MAX_BYTES_BEFORE_JSON].find(b"{")
     with suppress(ValueError):
         if start > 0 and isinstance(found := read_json(body[start:]), dict) and found.keys() & set(_LIST_NAMES):
             return found
-    texts = dict.fromkeys(find_texts(body[min(lists) :], ("url", "image_url", *_BASE64_NAMES)))
+    texts = dict.fromkeys(find_string_fields(body[min(lists) :], ("url", "image_url", *_BASE64_NAMES)))
     if not texts:
         raise ValueError("no pictures")
     return {"data": [{name: text} for name, text in texts]}
 
 
-def _answered_model(headers: Mapping[str, str], answer: dict[str, Any], api_key: str | None) -> str | None:
+def _responding_model(headers: Mapping[str, str], document: dict[str, Any], api_key: str | None) -> str | None:
     """Return the model that responded, if stated; the header wins over the body."""
-    meta = answer.get("meta")
-    said = (headers.get("x-aimlapi-model"), meta.get("model") if isinstance(meta, dict) else None, answer.get("model"))
-    name = next(filter(None, map(_text, said)), None)
+    meta = document.get("meta")
+    stated_names = (
+        headers.get("x-aimlapi-model"),
+        meta.get("model") if isinstance(meta, dict) else None,
+        document.get("model"),
+    )
+    name = next(filter(None, map(_text, stated_names)), None)
     return scrub(name, api_key, limit=200) if name else None
 
 
-def _count_null_items(answer: dict[str, Any]) -> int:
+def _count_null_items(document: dict[str, Any]) -> int:
     """Return the number of nulls in the longest image list; parallel lists hold the same images."""
-    lists = [_entries(answer.get(name)) for name in _LIST_NAMES]
-    return sum(_read_picture(entry, withheld=False, prompt=None, seed=None) is None for entry in max(lists, key=len))
+    lists = [_entries(document.get(name)) for name in _LIST_NAMES]
+    return sum(_read_image(entry, withheld=False, prompt=None, seed=None) is None for entry in max(lists, key=len))
 
 
-def _refuse_what_is_no_empty_result(answer: dict[str, Any], *, api_key: str | None, facts: dict[str, Any]) -> None:
+def _check_empty_result(document: dict[str, Any], *, api_key: str | None, details: dict[str, Any]) -> None:
     """Raise for a response without images, unless it has an image list that is empty and reports no error."""
-    if error := answer.get("error"):
-        said = error if isinstance(error, dict) else {"message": error}
-        reason = _text(said.get("message")) or "no reason given"
-        kind = _text(said.get("code")) or _text(said.get("type"))
+    if error := document.get("error"):
+        stated_names = error if isinstance(error, dict) else {"message": error}
+        reason = _text(stated_names.get("message")) or "no reason given"
+        kind = _text(stated_names.get("code")) or _text(stated_names.get("type"))
         raise InvalidRequestError(
             f"The API answered success with an error inside: {scrub(reason, api_key)}",
             kind=scrub(kind, api_key, limit=100) if kind else None,
-            **facts,
+            **details,
         )
-    if not any(name in answer for name in _LIST_NAMES):
+    if not any(name in document for name in _LIST_NAMES):
         raise UnreadableResponseError(
             f"The API answered success without a list of pictures; it has only "
-            f"{scrub(', '.join(answer), api_key, limit=200)}.",
-            **facts,
+            f"{scrub(', '.join(document), api_key, limit=200)}.",
+            **details,
         )
 
 
-def _read_pictures(answer: dict[str, Any]) -> tuple[AnsweredPicture, ...]:
+def _read_images(document: dict[str, Any]) -> tuple[GeneratedImage, ...]:
     """
     Return the images of the list with the most readable ones; on a tie, ``data``, ``images``, then ``output.choices``.
 
     Parallel lists hold the same images (docs, Seedream v4 and USO pages, 2026-08), so they are not combined.
     """
-    flags = answer.get("has_nsfw_concepts")
+    flags = document.get("has_nsfw_concepts")
     flagged = {number for number, flag in enumerate(flags if isinstance(flags, list) else ()) if flag is True}
-    common: dict[str, Any] = {"prompt": _text(answer.get("prompt")), "seed": _integer(answer.get("seed"))}
-    violation = answer.get("content_violation") is True
+    common: dict[str, Any] = {"prompt": _text(document.get("prompt")), "seed": _integer(document.get("seed"))}
+    violation = document.get("content_violation") is True
     found = [
         tuple(
-            picture
-            for number, entry in enumerate(_entries(answer.get(name)))
-            if (picture := _read_picture(entry, withheld=violation or number in flagged, **common)) is not None
+            image
+            for number, entry in enumerate(_entries(document.get(name)))
+            if (image := _read_image(entry, withheld=violation or number in flagged, **common)) is not None
         )
         for name in _LIST_NAMES
     ]
-    return max(found, key=lambda pictures: (sum(not picture.broken for picture in pictures), len(pictures)))
+    return max(found, key=lambda pictures: (sum(not image.broken for image in pictures), len(pictures)))
 
 
 def _entries(listed: Any) -> list[Any]:
@@ -227,31 +230,31 @@ def _entries(listed: Any) -> list[Any]:
     return listed if isinstance(listed, list) else [listed]
 
 
-def _read_picture(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> AnsweredPicture | None:
+def _read_image(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> GeneratedImage | None:
     """Return the image in a list entry; ``None`` if its image fields are all empty and it is not marked as filtered."""
     if isinstance(entry, str):
         entry = {"url": entry}
     if not entry:
-        return AnsweredPicture(withheld=True) if withheld else None
+        return GeneratedImage(withheld=True) if withheld else None
     if not isinstance(entry, dict):
-        return AnsweredPicture(broken=f"an entry of type {type(entry).__name__}", withheld=withheld)
+        return GeneratedImage(broken=f"an entry of type {type(entry).__name__}", withheld=withheld)
     withheld = withheld or entry.get("content_violation") is True
     own_seed = _integer(entry.get("seed"))
-    link, encoded = _first_text(entry, _LINK_NAMES), _first_text(entry, _BASE64_NAMES)
+    link, encoded = _first_text(entry, _URL_NAMES), _first_text(entry, _BASE64_NAMES)
     url, data, broken = None, None, None
     if link and not is_data_uri(link):
-        url, broken = _read_link(link)
+        url, broken = _read_url(link)
     elif link and encoded is None:
         encoded = link
     if url is None and encoded:
         data, broken = _read_base64(encoded)
     if url is None and data is None and broken is None:
-        known = [entry[name] for name in (*_LINK_NAMES, *_BASE64_NAMES) if name in entry]
+        known = [entry[name] for name in (*_URL_NAMES, *_BASE64_NAMES) if name in entry]
         if any(known) or not known:
             broken = "an entry without a link or base64 data"
         elif not withheld:
             return None
-    return AnsweredPicture(
+    return GeneratedImage(
         url=url,
         data=data,
         prompt=_text(entry.get("revised_prompt")) or _text(entry.get("prompt")) or prompt,
@@ -272,7 +275,7 @@ def _first_text(entry: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _read_link(link: str) -> tuple[str | None, str | None]:
+def _read_url(link: str) -> tuple[str | None, str | None]:
     try:
         parts = urlsplit(link)
         usable = (

@@ -46,7 +46,7 @@ def warn_about_plain_http(url: str) -> None:
     """Warn, once per host, that the key is sent unencrypted."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme != "http" or host in _warned_hosts or is_this_machine(host):
+    if parts.scheme != "http" or host in _warned_hosts or is_loopback_host(host):
         return
     _warned_hosts.add(host)
     log.warning(
@@ -56,7 +56,7 @@ def warn_about_plain_http(url: str) -> None:
     )
 
 
-def is_this_machine(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Return whether a host is loopback, judging by its name or address alone."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
         return True

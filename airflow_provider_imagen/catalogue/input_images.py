@@ -2,7 +2,7 @@
 Input images: how arguments refer to them, and which ones models accept. Pure.
 
 An input image is a URL, a ``data:`` URI, a path, or the record of an image that an earlier task stored. During
-planning, a stored image is a :class:`PictureFile`; its bytes are read only when the request is sent.
+planning, a stored image is an :class:`ImageFile`; its bytes are read only when the request is sent.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MAX_INLINE_BYTES: Final = 64_000_000
 MAX_MASK_BYTES: Final = 4_000_000
 """Largest mask (gpt-image-1 edits spec, 2026-08-21)."""
 
-LinkKind = Literal["link", "data", "base64", "path"]
+ReferenceKind = Literal["link", "data", "base64", "path"]
 
 BARE_BASE64: Final = r"[A-Za-z0-9+/_-]{16,}={0,2}"
 """An image as bare base64, without the ``data:`` prefix."""
 
 
-class PictureFile(Struct, frozen=True):
+class ImageFile(Struct, frozen=True):
     """
     A stored input image, inspected before anything is paid.
 
@@ -111,7 +111,7 @@ def limits_for(model_id: str, path: str, field: str) -> InputLimits:
     return _BY_FIELD.get((model_id, field), _NO_LIMITS)
 
 
-def kind_of(text: str, *, field: str) -> LinkKind:
+def reference_kind(text: str, *, field: str) -> ReferenceKind:
     """
     Return how a text refers to an image.
 
@@ -143,7 +143,7 @@ def reference_in(value: Any) -> str | None:
     return value.strip() or None if isinstance(value, str) else None
 
 
-def why_no_reference(value: Any) -> str:
+def reference_problem(value: Any) -> str:
     """Return what is wrong with a value that refers to no image."""
     if isinstance(value, Mapping) and "manifest" in value:
         return (

@@ -87,7 +87,7 @@ class Endpoint(Struct, frozen=True, eq=False):
     @property
     def max_inputs(self) -> int | None:
         """Most input images per request: 0 if it takes none, ``None`` if no limit is documented."""
-        limits = [max_pictures(self.fields[name]) for name in self.input_fields]
+        limits = [max_images_of(self.fields[name]) for name in self.input_fields]
         return None if None in limits else max((limit for limit in limits if limit), default=0)
 
     def _first(self, names: tuple[str, ...]) -> str | None:
@@ -168,7 +168,7 @@ class Model(Struct, frozen=True, eq=False):
         return self.generations
 
 
-def max_pictures(schema: Mapping[str, Any]) -> int | None:
+def max_images_of(schema: Mapping[str, Any]) -> int | None:
     """Return the most images a field takes; ``None`` if no limit is documented."""
     lists = [choice for choice in schema.get("anyOf", (schema,)) if choice.get("type") == "array"]
     return lists[0].get("maxItems") if lists else 1

@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from airflow_provider_imagen.api.cost import read_amount
 from airflow_provider_imagen.api.fields import IMAGE_FIELDS, read_whole_number
-from airflow_provider_imagen.catalogue.input_images import PictureFile, flatten
+from airflow_provider_imagen.catalogue.input_images import ImageFile, flatten
 from airflow_provider_imagen.catalogue.lookup import Endpoint, find_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 QuoteSource = Literal["live", "last known", "unknown"]
 
-_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
+_PER_IMAGE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
 _PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
 _PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
 
@@ -66,13 +66,13 @@ class PriceList(Struct, frozen=True):
     by_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def from_answer(cls, models_answer: Any) -> PriceList:
+    def from_response(cls, document: Any) -> PriceList:
         """
         Return the prices in a response to ``GET /v1/models?include=pricing``, skipping malformed rows.
 
-        :param models_answer: the whole response, or its list of models
+        :param document: the whole response, or its list of models
         """
-        rows = models_answer.get("data") if isinstance(models_answer, Mapping) else models_answer
+        rows = document.get("data") if isinstance(document, Mapping) else document
         by_alias: dict[str, Mapping[str, Any]] = {}
         by_id: dict[str, Mapping[str, Any]] = {}
         for row in rows if isinstance(rows, list) else ():
@@ -108,7 +108,7 @@ def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decim
     count = (read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None) or 1
     if price.pricing is None:
         return price.usd * count
-    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, answers_inline=False)
+    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, returns_base64=False)
     return _block_price(price.pricing, request)
 
 
@@ -142,21 +142,21 @@ def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | Non
     price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name") or rate.get("unit")
     if unit is None and isinstance(per, str):
         unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
-    amount = _units_bought(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
+    amount = _billed_units(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
     if amount is not None and (beyond := read_amount(rate.get("beyond"))):
         amount = max(amount - beyond, Decimal(0))
     size = read_amount(per)
     return price * amount / size if price is not None and amount is not None and size else None
 
 
-def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
+def _billed_units(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
     """Return how many units a request is billed for, as output or input; ``None`` if unknown."""
     if measure in ("input", "input each"):
-        inputs = _inputs_bought(unit, request)
+        inputs = _billed_inputs(unit, request)
         return inputs and inputs * (request.expected_images if measure == "input each" else 1)
     if measure != "output":
         return None
-    if unit in _PER_PICTURE_UNITS:
+    if unit in _PER_IMAGE_UNITS:
         return Decimal(request.expected_images)
     if unit in _PER_REQUEST_UNITS:
         return Decimal(1)
@@ -167,18 +167,18 @@ def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | N
     return None
 
 
-def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
+def _billed_inputs(unit: str, request: ImageRequest) -> Decimal | None:
     """
     Return how many units of input images a request is billed for; ``None`` if unknown.
 
     Counts at least one image if the model needs one. The size of an image behind a URL is unknown.
     """
-    pictures = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
-    if unit in _PER_PICTURE_UNITS:
+    images = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
+    if unit in _PER_IMAGE_UNITS:
         endpoint = _endpoint(request)
-        return Decimal(max(len(pictures), 1 if endpoint and endpoint.needs_input else 0))
-    files = [part for part in pictures if isinstance(part, PictureFile)]
-    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(pictures):
+        return Decimal(max(len(images), 1 if endpoint and endpoint.needs_input else 0))
+    files = [part for part in images if isinstance(part, ImageFile)]
+    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(images):
         return sum((Decimal(part.width * part.height) for part in files), Decimal(0)) / 1_000_000
     return None
 

@@ -17,16 +17,16 @@ from msgspec import Struct
 
 from airflow_provider_imagen.api.data_uris import plain_data_uris
 from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, IMAGE_FIELDS, SIZE_FIELDS, read_whole_number
-from airflow_provider_imagen.catalogue.aspect_ratio import asked_ratio, ratios_offered, read_ratio, size_for
+from airflow_provider_imagen.catalogue.aspect_ratio import ratios_offered, read_ratio, requested_ratio, size_for
 from airflow_provider_imagen.catalogue.input_images import (
     INPUT_ARGUMENT,
     MAX_INLINE_BYTES,
-    PictureFile,
+    ImageFile,
     flatten,
     limits_for,
 )
-from airflow_provider_imagen.catalogue.lookup import Endpoint, Model, find_model, max_pictures
-from airflow_provider_imagen.catalogue.prompt_text import why_broken, why_no_prompt
+from airflow_provider_imagen.catalogue.lookup import Endpoint, Model, find_model, max_images_of
+from airflow_provider_imagen.catalogue.prompt_text import prompt_problem, text_problem
 from airflow_provider_imagen.catalogue.validation import check_field, coerce, describe, problem_with, show
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_IMAGES_PER_PROMPT = 50
 """Most images per prompt where the model sets no limit itself, so that a typo does not cost a fortune."""
 
-_DEEPEST = 20  # more than any API field nests
+_MAX_DEPTH = 20  # more than any API field nests
 
 GENERATIONS_PATH = "/v1/images/generations"
 
@@ -48,20 +48,20 @@ class ImageRequest(Struct, frozen=True):
 
     :param path: ``/v1/images/generations``, or ``/v1/images/edits`` for models that take uploads
     :param body: JSON fields (form fields for edits), always with ``model``. A stored image is a
-        :class:`~airflow_provider_imagen.catalogue.input_images.PictureFile`, replaced by its bytes when sent
+        :class:`~airflow_provider_imagen.catalogue.input_images.ImageFile`, replaced by its bytes when sent
     :param expected_images: number of images it should return
-    :param answers_inline: whether the response contains base64 rather than URLs
+    :param returns_base64: whether the response contains base64 rather than URLs
     """
 
     path: str
     body: Mapping[str, Any]
     expected_images: int
-    answers_inline: bool
+    returns_base64: bool
 
     @property
     def aspect_ratio(self) -> Fraction | None:
         """Width divided by height of the requested images; ``None`` if left to the model."""
-        return asked_ratio(self.body)
+        return requested_ratio(self.body)
 
 
 def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str = "") -> tuple[ImageRequest, ...]:
@@ -96,8 +96,8 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     if broken := [
         Problem(where + name, show(text), reason)
         for name, value in texts.items()
-        for text in (name, *_texts_in(value, depth=_DEEPEST))
-        if (reason := why_broken(text))
+        for text in (name, *_strings_in(value, depth=_MAX_DEPTH))
+        if (reason := text_problem(text))
     ]:
         raise InvalidArgumentsError(broken)
     model = find_model(model_id)
@@ -122,7 +122,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     return tuple(ImageRequest(draft.endpoint.path, body, images, inline) for body in bodies)
 
 
-def _texts_in(value: Any, *, depth: int) -> Iterator[str]:
+def _strings_in(value: Any, *, depth: int) -> Iterator[str]:
     """Return every text in a JSON value, also names, down to a depth."""
     if isinstance(value, str):
         yield value
@@ -131,10 +131,10 @@ def _texts_in(value: Any, *, depth: int) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for name, each in value.items():
             yield str(name)
-            yield from _texts_in(each, depth=depth - 1)
+            yield from _strings_in(each, depth=depth - 1)
     elif isinstance(value, (list, tuple)):
         for each in value:
-            yield from _texts_in(each, depth=depth - 1)
+            yield from _strings_in(each, depth=depth - 1)
 
 
 class _Draft:
@@ -154,12 +154,12 @@ class _Draft:
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
             if "prompt" in self._missing:
                 self._missing.discard("prompt")
-                self._complain("prompt", prompt, "text that is not empty is needed")
+                self._add_problem("prompt", prompt, "text that is not empty is needed")
         elif "prompt" not in self.endpoint.fields:
-            self._complain("prompt", prompt, f"{self.model_id} takes no prompt and would ignore it; leave it out")
-        elif isinstance(prompt, str) and (reason := why_no_prompt(prompt)):
+            self._add_problem("prompt", prompt, f"{self.model_id} takes no prompt and would ignore it; leave it out")
+        elif isinstance(prompt, str) and (reason := prompt_problem(prompt)):
             self._missing.discard("prompt")
-            self._complain("prompt", prompt, reason)
+            self._add_problem("prompt", prompt, reason)
         else:
             self._take("prompt", prompt)
 
@@ -169,7 +169,7 @@ class _Draft:
         several = field is None or most == 1
         names = [name for name in COUNT_FIELDS if name in asked and name in ("num_images", field)]
         if len(names) == 2:
-            self._complain("n", asked["n"], f"give either num_images or n to {self.model_id}, not both")
+            self._add_problem("n", asked["n"], f"give either num_images or n to {self.model_id}, not both")
         value = 1
         for name in names:
             given = asked.pop(name)
@@ -190,7 +190,7 @@ class _Draft:
             return
         given, schema = asked.pop("aspect_ratio"), self.endpoint.fields[field]
         if field in asked:
-            self._complain("aspect_ratio", given, f"give either aspect_ratio or {field}, not both")
+            self._add_problem("aspect_ratio", given, f"give either aspect_ratio or {field}, not both")
             return
         ratio = read_ratio(given)
         size = size_for(ratio, schema) if ratio else None
@@ -199,7 +199,7 @@ class _Draft:
             return
         offered = ratios_offered(schema)
         allowed = f"{self.model_id} has sizes for {', '.join(offered)}; or give " if offered else "give "
-        self._complain("aspect_ratio", given, f"{allowed}{field}: {describe(schema)}")
+        self._add_problem("aspect_ratio", given, f"{allowed}{field}: {describe(schema)}")
 
     def take_inputs(self, asked: dict[str, Any]) -> None:
         """Put ``input_images`` into the first of the model's fields for them that takes that many."""
@@ -208,25 +208,25 @@ class _Draft:
         given = asked.pop(INPUT_ARGUMENT)
         pictures, fields = flatten(given), self.endpoint.input_fields
         if not fields:
-            self._complain(INPUT_ARGUMENT, given, f"{self.model_id} takes no pictures and would ignore them")
+            self._add_problem(INPUT_ARGUMENT, given, f"{self.model_id} takes no pictures and would ignore them")
             return
         if taken := [field for field in fields if field in asked]:
             self._missing.discard(taken[0])
-            self._complain(INPUT_ARGUMENT, given, f"give either {INPUT_ARGUMENT} or {taken[0]}, not both")
+            self._add_problem(INPUT_ARGUMENT, given, f"give either {INPUT_ARGUMENT} or {taken[0]}, not both")
             return
         self._missing.difference_update(fields)
         if not pictures:
-            self._complain(INPUT_ARGUMENT, given, "at least one picture is needed; leave it out for none")
+            self._add_problem(INPUT_ARGUMENT, given, "at least one picture is needed; leave it out for none")
             return
         enough = [
             field
             for field in fields
-            if (most := max_pictures(self.endpoint.fields[field])) is None or len(pictures) <= most
+            if (most := max_images_of(self.endpoint.fields[field])) is None or len(pictures) <= most
         ]
         if not enough:
             most = self.endpoint.max_inputs
             noun = "one picture" if most == 1 else f"at most {most} pictures"
-            self._complain(INPUT_ARGUMENT, given, f"{self.model_id} takes {noun}, this has {len(pictures)}")
+            self._add_problem(INPUT_ARGUMENT, given, f"{self.model_id} takes {noun}, this has {len(pictures)}")
             return
         schema = self.endpoint.fields[enough[0]]
         takes_one = any(choice.get("type") != "array" for choice in schema.get("anyOf", (schema,)))
@@ -239,23 +239,23 @@ class _Draft:
         named = ours if ours in asked else field
         if ours in asked and field != ours:
             given = asked.pop(ours)
-            wants_links = coerce({"type": "boolean"}, given)
-            if not isinstance(wants_links, bool):
-                self._complain(ours, given, "true or false is allowed")
+            wants_urls = coerce({"type": "boolean"}, given)
+            if not isinstance(wants_urls, bool):
+                self._add_problem(ours, given, "true or false is allowed")
             elif field is None:
-                if not wants_links:
-                    self._complain(ours, given, f"{self.model_id} always answers with links; leave it out")
+                if not wants_urls:
+                    self._add_problem(ours, given, f"{self.model_id} always answers with links; leave it out")
             elif field in asked:
-                self._complain(ours, given, f"give either {ours} or {field}, not both")
+                self._add_problem(ours, given, f"give either {ours} or {field}, not both")
             else:
-                asked[field] = _switch(field, links=wants_links)
+                asked[field] = _base64_setting(field, urls=wants_urls)
         if field is None or named is None:
             return False
-        self._take(field, asked.pop(field, _switch(field, links=True)))
-        inline = bool(self.body[field] == _switch(field, links=False))
+        self._take(field, asked.pop(field, _base64_setting(field, urls=True)))
+        inline = bool(self.body[field] == _base64_setting(field, urls=False))
         if inline and not can_store:
             value = self.body[field] if named == field else False
-            self._complain(named, value, "base64 would be lost without output_path: set it, or ask for links")
+            self._add_problem(named, value, "base64 would be lost without output_path: set it, or ask for links")
         return inline
 
     def take_fields(self, asked: Mapping[str, Any]) -> None:
@@ -263,16 +263,16 @@ class _Draft:
             if name in self.endpoint.fields:
                 self._take(name, value)
             else:
-                self._complain(name, value, _why_unknown(name, self.model_id, self.endpoint))
+                self._add_problem(name, value, _why_unknown(name, self.model_id, self.endpoint))
         for name in sorted(self._missing):
-            self._complain(name, None, f"is needed by {self.model_id}: {describe(self.endpoint.fields[name])}")
+            self._add_problem(name, None, f"is needed by {self.model_id}: {describe(self.endpoint.fields[name])}")
 
     def check_last_seed(self, count: int) -> None:
         highest = self.endpoint.fields.get("seed", {}).get("maximum")
         seed = self.body.get("seed")
         if isinstance(seed, int) and highest is not None and highest - count + 1 < seed <= highest:
             allowed = f"with {count} pictures, each of its own seed, a whole number of at most {highest - count + 1}"
-            self._complain("seed", seed, f"{allowed} is allowed")
+            self._add_problem("seed", seed, f"{allowed} is allowed")
 
     def repeat(self, count: int) -> Iterator[dict[str, Any]]:
         for index in range(count):
@@ -293,14 +293,14 @@ class _Draft:
         ]
         self.body[name] = value
 
-    def _complain(self, name: str, value: Any, allowed: str) -> None:
+    def _add_problem(self, name: str, value: Any, allowed: str) -> None:
         self.problems.append(Problem(self.where + name, show(value), allowed))
 
 
-def _switch(field: str, *, links: bool) -> Any:
+def _base64_setting(field: str, *, urls: bool) -> Any:
     if field == "response_format":
-        return "url" if links else "b64_json"
-    return links if field == "convert_base64_to_url" else not links  # ``sync_mode`` means base64
+        return "url" if urls else "b64_json"
+    return urls if field == "convert_base64_to_url" else not urls  # ``sync_mode`` means base64
 
 
 def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
@@ -353,7 +353,7 @@ def _broken_rules(draft: _Draft) -> Iterator[Problem]:
 def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
     """Yield problems with stored input images that cannot be fixed by conversion when they are sent."""
     files = {
-        name: [part for part in flatten(value) if isinstance(part, PictureFile)] for name, value in draft.body.items()
+        name: [part for part in flatten(value) if isinstance(part, ImageFile)] for name, value in draft.body.items()
     }
     size = sum(picture.bytes for pictures in files.values() for picture in pictures)
     if size > MAX_INLINE_BYTES and draft.endpoint.path == GENERATIONS_PATH:
@@ -367,7 +367,7 @@ def _broken_input_rules(draft: _Draft) -> Iterator[Problem]:
                 f"{draft.where}mask", mask.address, f"at most {most:,} bytes are allowed, it has {mask.bytes:,}"
             )
         first = next(iter(flatten(draft.body.get("image"))), None)
-        if isinstance(first, PictureFile) and (mask.width, mask.height) != (first.width, first.height):
+        if isinstance(first, ImageFile) and (mask.width, mask.height) != (first.width, first.height):
             allowed = (
                 f"a mask has the size of the first picture, {first.width}x{first.height}; "
                 f"this one is {mask.width}x{mask.height}"
@@ -385,7 +385,7 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     prompt = asked.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         problems.append(problem_with(f"{where}prompt", prompt, "text"))
-    elif prompt is not None and (reason := why_no_prompt(prompt)):
+    elif prompt is not None and (reason := prompt_problem(prompt)):
         problems.append(Problem(f"{where}prompt", show(prompt), reason))
     count = 1
     for name in COUNT_FIELDS:
@@ -396,7 +396,7 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
                 problems.append(problem_with(where + name, asked[name], allowed))
             else:
                 asked[name], count = given, max(count, given)
-    inline = any(field in asked and asked[field] == _switch(field, links=False) for field in BASE64_FIELDS)
+    inline = any(field in asked and asked[field] == _base64_setting(field, urls=False) for field in BASE64_FIELDS)
     if inline and not can_store:
         problems.append(Problem(f"{where}output_path", None, "is needed: base64 would be lost without it"))
     if INPUT_ARGUMENT in asked:
@@ -405,7 +405,7 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     asked |= {name: plain_data_uris(asked[name]) for name in IMAGE_FIELDS if name in asked}
     for name, value in asked.items():
         try:
-            json.dumps(value, allow_nan=False, default=_stand_in)
+            json.dumps(value, allow_nan=False, default=_json_placeholder)
         except (TypeError, ValueError, RecursionError):
             problems.append(problem_with(where + name, value, "what JSON can hold"))
     if problems:
@@ -413,8 +413,8 @@ def _build_unchecked(model_id: str, asked: dict[str, Any], *, can_store: bool, w
     return (ImageRequest(GENERATIONS_PATH, {"model": model_id, **asked}, count, inline),)
 
 
-def _stand_in(value: Any) -> str:
+def _json_placeholder(value: Any) -> str:
     """Return a stand-in for a stored image in the JSON check; it becomes JSON when it is sent."""
-    if isinstance(value, PictureFile):
+    if isinstance(value, ImageFile):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")

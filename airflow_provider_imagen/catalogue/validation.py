@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_imagen.api.data_uris import is_data_uri, read_data_uri
 from airflow_provider_imagen.api.fields import IMAGE_FIELDS, plain_number
-from airflow_provider_imagen.catalogue.input_images import BARE_BASE64, PictureFile
+from airflow_provider_imagen.catalogue.input_images import BARE_BASE64, ImageFile
 from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.exceptions import Problem
 from airflow_provider_imagen.redaction import elide_url
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
-_PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
+_IMAGE_REFERENCE = "a link (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
-_PICTURE_TYPE = r"image/[a-z0-9.+-]+"
+_IMAGE_TYPE = r"image/[a-z0-9.+-]+"
 _SHOWN_CHARACTERS = 80
 _PROBLEMS_SHOWN = 10
 
@@ -56,9 +56,9 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
     except (RecursionError, ValueError):  # jsonschema's message includes the value, which may be too large to format
         problems = [problem_with(where + name, value, describe(schema))]
     if not problems:
-        if _holds_links(name, schema):
+        if _takes_urls(name, schema):
             bare_base64 = name == "image" and "anyOf" not in schema
-            value, problems = _check_links(where + name, value, bare_base64=bare_base64)
+            value, problems = _check_urls(where + name, value, bare_base64=bare_base64)
         elif "sides" in schema:
             problems = _check_sides(where + name, value, schema)
         elif not _is_finite(value):
@@ -104,7 +104,7 @@ def describe(schema: Mapping[str, Any]) -> str:
             return f"{{{', '.join(parts)}}}, each {next(iter(parts.values()))}"
         return "{" + ", ".join(f"{name}: {allowed}" for name, allowed in parts.items()) + "}"
     if kind == "file" or schema.get("format") == "uri":
-        return _PICTURE
+        return _IMAGE_REFERENCE
     if "sides" in schema:
         smallest, largest = schema["sides"]
         return f"WIDTHxHEIGHT, each from {smallest} to {largest} pixels"
@@ -123,7 +123,7 @@ def show(value: Any, depth: int = 3) -> Any:
     if isinstance(value, str):
         text = elide_url(value[: 4 * _SHOWN_CHARACTERS])
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
-    if isinstance(value, PictureFile):
+    if isinstance(value, ImageFile):
         return show(value.address)
     if isinstance(value, (bool, float)) or value is None:
         return value
@@ -150,7 +150,7 @@ def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[st
     if name not in IMAGE_FIELDS:
         return Draft202012Validator(strict), strict
     types = Draft202012Validator.TYPE_CHECKER.redefine(
-        "string", lambda _, instance: isinstance(instance, (str, PictureFile))
+        "string", lambda _, instance: isinstance(instance, (str, ImageFile))
     )
     make: Any = extend
     return make(Draft202012Validator, type_checker=types)(strict), strict
@@ -189,7 +189,7 @@ def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
     schema: Any = error.schema
     limit: Any = error.validator_value
     match error.validator:
-        case "anyOf" if meant := _branch_meant(error):
+        case "anyOf" if meant := _intended_branch(error):
             for part in meant:
                 yield from _problems(part, name)
         case "maxLength":
@@ -206,7 +206,7 @@ def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
             yield problem_with(field, value, describe(schema))
 
 
-def _branch_meant(error: ValidationError) -> list[ValidationError]:
+def _intended_branch(error: ValidationError) -> list[ValidationError]:
     """Return the errors of the one ``anyOf`` branch whose type matches the value; empty if it is not exactly one."""
     branches: dict[Any, list[ValidationError]] = {}
     for part in error.context or ():
@@ -219,31 +219,31 @@ def _branch_meant(error: ValidationError) -> list[ValidationError]:
     return fitting[0] if len(fitting) == 1 else []
 
 
-def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
+def _takes_urls(name: str, schema: Mapping[str, Any]) -> bool:
     if name in IMAGE_FIELDS:
         return True
     return schema.get("format") == "uri" or schema.get("items", {}).get("format") == "uri"
 
 
-def _check_links(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
+def _check_urls(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
     """Return URLs and ``data:`` URIs as they are sent, the latter in their simplest form, and their problems."""
     if isinstance(value, list):
-        checked = [_check_links(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
+        checked = [_check_urls(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
         return [part for part, _ in checked], [problem for _, problems in checked for problem in problems]
-    if isinstance(value, PictureFile) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
+    if isinstance(value, ImageFile) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
         return value, []
     if not is_data_uri(value):
-        return value, [] if _is_link(value) else [problem_with(name, value, _PICTURE)]
+        return value, [] if _is_url(value) else [problem_with(name, value, _IMAGE_REFERENCE)]
     try:
         uri = read_data_uri(value)
     except ValueError as error:
-        return value, [Problem(name, show(value), f"{_PICTURE} is needed; this is {error}")]
-    if not uri.is_base64 or not re.fullmatch(_PICTURE_TYPE, uri.mime_type):
-        return value, [problem_with(name, value, _PICTURE)]
+        return value, [Problem(name, show(value), f"{_IMAGE_REFERENCE} is needed; this is {error}")]
+    if not uri.is_base64 or not re.fullmatch(_IMAGE_TYPE, uri.mime_type):
+        return value, [problem_with(name, value, _IMAGE_REFERENCE)]
     return str(uri), []
 
 
-def _is_link(text: str) -> bool:
+def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)

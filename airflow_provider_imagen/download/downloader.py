@@ -30,7 +30,7 @@ from airflow_provider_imagen import __version__
 from airflow_provider_imagen.download.ssrf import (
     FetchLimits,
     GuardedAdapter,
-    explain,
+    failure_message,
 )
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 from airflow_provider_imagen.redaction import keep_queries_out_of_logs
@@ -53,7 +53,7 @@ _POOLED_HOSTS = 32
 _POOLED_CONNECTIONS_PER_HOST = 64  # as many as there can be threads fetching at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({401, 403, 404, 410})
-_PASSING = frozenset({408, 425, 429})  # and every 5xx
+_TRANSIENT = frozenset({408, 425, 429})  # and every 5xx
 _HEADERS = {
     "User-Agent": f"airflow-provider-imagen/{__version__}",
     "Accept": "image/*, */*;q=0.5",  # */* for servers that store images under a generic type
@@ -63,7 +63,7 @@ _COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress"
 _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_START = b"\x1f\x8b\x08"
 _MAX_GZIP_MEMBERS = 16  # concatenated
-_MAX_PACKINGS = 4  # nested
+_MAX_NESTED_COMPRESSIONS = 4  # nested
 
 
 class Download(Struct, frozen=True):
@@ -87,25 +87,25 @@ class Download(Struct, frozen=True):
         return [("content_type", self.content_type), ("final_host", self.final_host)]
 
 
-class _Failed(Struct, frozen=True):
+class _Failure(Struct, frozen=True):
     """
     A failed attempt.
 
-    :param what: what happened, worded to follow "Could not fetch the picture from <host>:"
-    :param again: whether to retry
+    :param reason: what happened, worded to follow "Could not fetch the picture from <host>:"
+    :param retry: whether to retry
     :param retry_after: seconds the server asks to wait before a retry
     """
 
-    what: str
+    reason: str
     host: str | None
-    again: bool = False
+    retry: bool = False
     kind: type[DownloadError] = DownloadError
     status: int | None = None
     retry_after: float | None = None
 
     def error(self, attempts: int = 1) -> DownloadError:
         tried = f" (tried {attempts} times)" if attempts > 1 else ""
-        return self.kind(explain(self.host, f"{self.what}{tried}"), host=self.host, status=self.status)
+        return self.kind(failure_message(self.host, f"{self.reason}{tried}"), host=self.host, status=self.status)
 
 
 class Downloader:
@@ -199,13 +199,13 @@ class Downloader:
         def before_sleep(state: RetryCallState) -> None:
             limits.check()
             if state.next_action is not None and state.next_action.sleep >= limits.remaining_seconds():
-                raise _failure(state).error(state.attempt_number)
+                raise _last_failure(state).error(state.attempt_number)
 
         def give_up(state: RetryCallState) -> Download:
-            raise _failure(state).error(state.attempt_number)
+            raise _last_failure(state).error(state.attempt_number)
 
         retrying = Retrying(
-            retry=retry_if_result(lambda outcome: isinstance(outcome, _Failed) and outcome.again),
+            retry=retry_if_result(lambda outcome: isinstance(outcome, _Failure) and outcome.retry),
             stop=stop_after_attempt(self._attempts),
             wait=_wait_seconds,
             before_sleep=before_sleep,
@@ -214,26 +214,26 @@ class Downloader:
         )
         with limits.applied():
             outcome = retrying(self._attempt, url, limits)
-        if isinstance(outcome, _Failed):
+        if isinstance(outcome, _Failure):
             raise outcome.error()
         return outcome
 
-    def _attempt(self, url: str, limits: FetchLimits) -> Download | _Failed:
+    def _attempt(self, url: str, limits: FetchLimits) -> Download | _Failure:
         """Make one attempt, following redirects hop by hop."""
         secure = False
         for _ in range(self._max_redirects + 1):
             request = _prepare(url)
-            if isinstance(request, _Failed):
+            if isinstance(request, _Failure):
                 return request
             parts = urlsplit(url := str(request.url))
             limits.host = host = parts.hostname or ""
             limits.check()
             port = parts.port or (443 if parts.scheme == "https" else 80)
             if secure and parts.scheme == "http" and not limits.may_be_private(host, port):
-                return _Failed("a redirect leads from https to http", host, kind=UnsafeAddressError)
+                return _Failure("a redirect leads from https to http", host, kind=UnsafeAddressError)
             secure = parts.scheme == "https"
             response = self._send(request, limits, host, port)
-            if isinstance(response, _Failed):
+            if isinstance(response, _Failure):
                 return response
             try:
                 location = response.headers.get("Location")
@@ -242,9 +242,9 @@ class Downloader:
             finally:
                 response.close()
             url = _follow(url, location)
-        return _Failed(f"more than {self._max_redirects} redirects", limits.host)
+        return _Failure(f"more than {self._max_redirects} redirects", limits.host)
 
-    def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response | _Failed:
+    def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response | _Failure:
         settings = self._environment.merge_environment_settings(str(request.url), {}, True, self._verify, None)
         limits.check_literal(host, port)
         if select_proxy(str(request.url), settings["proxies"]):
@@ -262,25 +262,25 @@ class Downloader:
         except (OSError, HTTPError, ValueError) as error:  # errors of requests are OSErrors
             return _transport_failure(error, host)
 
-    def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download | _Failed:
+    def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download | _Failure:
         """Classify the status of a response that is not a redirect, and read its body."""
         status = response.status_code
         if status in _GONE:
-            what = f"it answers {status}: the link is dead{_expiry_remark(str(response.url))}"
-            return _Failed(what, host, kind=LinkExpiredError, status=status)
-        if status in _PASSING or status >= 500:
+            reason = f"it answers {status}: the link is dead{_expiry_note(str(response.url))}"
+            return _Failure(reason, host, kind=LinkExpiredError, status=status)
+        if status in _TRANSIENT or status >= 500:
             retry_after = _retry_after_seconds(response)
-            return _Failed(f"it answers {status}", host, again=True, status=status, retry_after=retry_after)
+            return _Failure(f"it answers {status}", host, retry=True, status=status, retry_after=retry_after)
         if not 200 <= status < 300 or status == 206:  # no range was requested, so 206 is part of an image
-            return _Failed(f"it answers {status}", host, status=status)
+            return _Failure(f"it answers {status}", host, status=status)
         body = self._read(response, limits, host)
-        return body if isinstance(body, _Failed) else self._judge(body, response, host)
+        return body if isinstance(body, _Failure) else self._decode(body, response, host)
 
-    def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes | _Failed:
+    def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes | _Failure:
         """Return the body if it is complete and within the size limit."""
         body = bytearray()
-        total = _stated_bytes(response)
-        too_large = _Failed(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
+        total = _content_length(response)
+        too_large = _Failure(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
         if total is not None and total > self._max_bytes:
             return too_large
         response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
@@ -295,30 +295,30 @@ class Downloader:
             return _transport_failure(error, host)
         return bytes(body)
 
-    def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
+    def _decode(self, body: bytes, response: Response, host: str) -> Download | _Failure:
         """Undo unrequested compression, and reject a body that cannot be an image."""
         codings = _content_codings(response)
-        for _ in range(_MAX_PACKINGS):
-            packing = _packing_of(body, codings)
-            unpacked = None if packing is None else _inflate(body, packing, self._max_bytes)
-            if unpacked is None and packing in (_GZIP, _ZLIB):
-                return _Failed("the body is packed as its first bytes say, but broken", host, kind=BadImageError)
-            if unpacked is None:
+        for _ in range(_MAX_NESTED_COMPRESSIONS):
+            compression = _detect_compression(body, codings)
+            decompressed = None if compression is None else _decompress(body, compression, self._max_bytes)
+            if decompressed is None and compression in (_GZIP, _ZLIB):
+                return _Failure("the body is packed as its first bytes say, but broken", host, kind=BadImageError)
+            if decompressed is None:
                 break
-            if len(unpacked) > self._max_bytes:
-                return _Failed(f"the body unpacks to more than {self._max_bytes} bytes", host, kind=BadImageError)
-            body = unpacked
+            if len(decompressed) > self._max_bytes:
+                return _Failure(f"the body unpacks to more than {self._max_bytes} bytes", host, kind=BadImageError)
+            body = decompressed
         if not body:
-            return _Failed("the body is empty", host, again=True, kind=BadImageError, status=response.status_code)
+            return _Failure("the body is empty", host, retry=True, kind=BadImageError, status=response.status_code)
         stated_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or None
         document = _document_kind(body, stated_type)
         if document is not None:
-            return _Failed(f"it answers with {document}, not with a picture", host, kind=BadImageError)
+            return _Failure(f"it answers with {document}, not with a picture", host, kind=BadImageError)
         return Download(data=body, content_type=stated_type, final_host=host)
 
 
-def _failure(state: RetryCallState) -> _Failed:
-    return cast("_Failed", state.outcome.result() if state.outcome else None)  # only failures are retried
+def _last_failure(state: RetryCallState) -> _Failure:
+    return cast("_Failure", state.outcome.result() if state.outcome else None)  # only failures are retried
 
 
 _backoff = wait_exponential(multiplier=0.5, max=10.0) + wait_random(0.0, 1.0)
@@ -326,25 +326,25 @@ _backoff = wait_exponential(multiplier=0.5, max=10.0) + wait_random(0.0, 1.0)
 
 def _wait_seconds(state: RetryCallState) -> float:
     """Return the exponential backoff, or the server's ``Retry-After`` if longer, up to a limit."""
-    asked = min(_failure(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
+    asked = min(_last_failure(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
     return max(asked, _backoff(state))
 
 
-def _prepare(url: str) -> PreparedRequest | _Failed:
+def _prepare(url: str) -> PreparedRequest | _Failure:
     """Return the request for one hop, or a failure if the URL is not one to fetch."""
     scheme = url.lstrip().partition(":")[0].lower()
     if scheme == "data":
-        return _Failed("a data: URI is no link", None)
+        return _Failure("a data: URI is no link", None)
     if scheme not in ("http", "https"):
-        return _Failed("only http and https links are fetched", None, kind=UnsafeAddressError)
+        return _Failure("only http and https links are fetched", None, kind=UnsafeAddressError)
     try:
         request = requests.Request("GET", url, headers=_HEADERS).prepare()
         parts = urlsplit(str(request.url))
         _ = parts.port  # raises ValueError for an invalid port
     except ValueError:  # requests' errors for malformed URLs are ValueErrors, too
-        return _Failed("the link cannot be read", None, kind=UnsafeAddressError)
+        return _Failure("the link cannot be read", None, kind=UnsafeAddressError)
     if "@" in parts.netloc:
-        return _Failed("the link holds a user name", parts.hostname, kind=UnsafeAddressError)
+        return _Failure("the link holds a user name", parts.hostname, kind=UnsafeAddressError)
     return request
 
 
@@ -356,24 +356,24 @@ def _follow(url: str, location: str) -> str:
         return ""
 
 
-def _transport_failure(error: Exception, host: str) -> _Failed:
+def _transport_failure(error: Exception, host: str) -> _Failure:
     """Classify a transport error, leaving out its text, which contains the URL."""
     chain: list[BaseException] = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
     if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
-        return _Failed("its TLS certificate is not trusted (set verify to the CA bundle that signed it)", host)
+        return _Failure("its TLS certificate is not trusted (set verify to the CA bundle that signed it)", host)
     if any(isinstance(link, socket.gaierror) for link in chain):
-        return _Failed("its name cannot be resolved", host, again=True)
+        return _Failure("its name cannot be resolved", host, retry=True)
     if any(isinstance(link, http.client.IncompleteRead) for link in chain):
-        return _Failed("the body was truncated", host, again=True)
+        return _Failure("the body was truncated", host, retry=True)
     name = type(error).__name__
     if isinstance(error, (requests.Timeout, TimeoutError)) or "Timeout" in name:
-        return _Failed("it did not answer in time", host, again=True)
-    passing = isinstance(error, (requests.ConnectionError, HTTPError))
-    if not passing and type(error) is OSError:  # from requests, before it connects
-        return _Failed("the CA bundle named by verify or by the environment is missing", host)
-    return _Failed(f"the connection failed ({name})", host, again=passing)
+        return _Failure("it did not answer in time", host, retry=True)
+    transient = isinstance(error, (requests.ConnectionError, HTTPError))
+    if not transient and type(error) is OSError:  # from requests, before it connects
+        return _Failure("the CA bundle named by verify or by the environment is missing", host)
+    return _Failure(f"the connection failed ({name})", host, retry=transient)
 
 
 def _retry_after_seconds(response: Response) -> float | None:
@@ -383,7 +383,7 @@ def _retry_after_seconds(response: Response) -> float | None:
         return None
 
 
-def _expiry_remark(url: str) -> str:
+def _expiry_note(url: str) -> str:
     expiry = url_expiry(url)
     if expiry is None:
         return ""
@@ -393,7 +393,7 @@ def _expiry_remark(url: str) -> str:
     return f"; it ran out at {expiry:%Y-%m-%d %H:%M} UTC, {timedelta(seconds=int(age.total_seconds()))} h ago"
 
 
-def _stated_bytes(response: Response) -> int | None:
+def _content_length(response: Response) -> int | None:
     text = response.headers.get("Content-Length", "")
     is_number = re.fullmatch(r"[0-9]{1,18}", text) is not None
     return int(text) if is_number and "Transfer-Encoding" not in response.headers else None
@@ -405,7 +405,7 @@ def _content_codings(response: Response) -> set[str]:
     return {part.strip() for part in stated} & _COMPRESSIONS
 
 
-def _packing_of(body: bytes, codings: set[str]) -> int | None:
+def _detect_compression(body: bytes, codings: set[str]) -> int | None:
     """
     Return how a body may be compressed, as zlib's ``wbits``; ``None`` if it is not.
 
@@ -421,23 +421,23 @@ def _packing_of(body: bytes, codings: set[str]) -> int | None:
     return _RAW_DEFLATE if "deflate" in codings else None
 
 
-def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
+def _decompress(body: bytes, compression: int, max_bytes: int) -> bytes | None:
     """Return the decompressed body, cut at one byte over the limit; ``None`` if the data is broken."""
-    unpacked = b""
+    decompressed = b""
     for _ in range(_MAX_GZIP_MEMBERS):
-        unpacker = zlib.decompressobj(packing)
+        decompressor = zlib.decompressobj(compression)
         try:
-            unpacked += unpacker.decompress(body, max_bytes + 1 - len(unpacked))
+            decompressed += decompressor.decompress(body, max_bytes + 1 - len(decompressed))
         except zlib.error:
             return None
-        if len(unpacked) > max_bytes:
-            return unpacked
-        if not unpacker.eof or (packing == _RAW_DEFLATE and unpacker.unused_data):
+        if len(decompressed) > max_bytes:
+            return decompressed
+        if not decompressor.eof or (compression == _RAW_DEFLATE and decompressor.unused_data):
             return None
-        body = unpacker.unused_data
-        if packing != _GZIP or not body.startswith(_GZIP_START):
+        body = decompressor.unused_data
+        if compression != _GZIP or not body.startswith(_GZIP_START):
             break
-    return unpacked
+    return decompressed
 
 
 def _document_kind(body: bytes, stated_type: str | None) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # IANA IPv4 Special-Purpose Address Registry, plus multicast and the reserved block at the top.
-_CLOSED_IPV4 = tuple(
+_NON_PUBLIC_IPV4 = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",  # this network
@@ -39,8 +39,8 @@ _CLOSED_IPV4 = tuple(
 )
 # The only block allocated as global unicast; everything outside it (loopback, unique local, link-local, multicast,
 # IPv4-compatible, local NAT64 …) is closed without being listed.
-_OPEN_IPV6 = IPv6Network("2000::/3")
-_CLOSED_IPV6 = tuple(
+_GLOBAL_UNICAST_IPV6 = IPv6Network("2000::/3")
+_NON_PUBLIC_IPV6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # protocol assignments, Teredo among them
@@ -103,7 +103,7 @@ def is_public_address(address: str) -> bool:
     ip = IPv6Address(int(ip))  # without its scope
     if ip in _NAT64:
         return _is_public_ipv4(_last_32_bits(ip))
-    if ip not in _OPEN_IPV6 or any(ip in network for network in _CLOSED_IPV6):
+    if ip not in _GLOBAL_UNICAST_IPV6 or any(ip in network for network in _NON_PUBLIC_IPV6):
         return False
     if int(ip) >> 32 & 0xFFFFFFFF in _ISATAP:
         return _is_public_ipv4(_last_32_bits(ip))
@@ -131,7 +131,7 @@ def _is_in(ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6N
 
 
 def _is_public_ipv4(ip: IPv4Address) -> bool:
-    return not any(ip in network for network in _CLOSED_IPV4)
+    return not any(ip in network for network in _NON_PUBLIC_IPV4)
 
 
 def _last_32_bits(ip: IPv6Address) -> IPv4Address:

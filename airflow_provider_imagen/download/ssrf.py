@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 1.0  # longest delay before a fetch from a silent server notices that it should stop
 
 
-def explain(host: str | None, what: str) -> str:
+def failure_message(host: str | None, what: str) -> str:
     """
     Return the message of a download error; it names the host, never the path or query of a URL.
 
@@ -94,7 +94,9 @@ class FetchLimits:
             if is_public_address(address) or (may_be_private and is_private_address(address)):
                 continue
             hint = "; [imagen] allowed_download_hosts can allow its host" if is_private_address(address) else ""
-            raise UnsafeAddressError(explain(host, f"it leads to the private address {address}{hint}"), host=host)
+            raise UnsafeAddressError(
+                failure_message(host, f"it leads to the private address {address}{hint}"), host=host
+            )
 
     def check_before_proxy(self, host: str, port: int) -> None:
         """
@@ -131,10 +133,10 @@ class FetchLimits:
         :raises DownloadError: the task is ending, or the total timeout has passed
         """
         if self._should_stop():
-            raise DownloadError(explain(self.host, "stopped, because the task is ending"), host=self.host)
+            raise DownloadError(failure_message(self.host, "stopped, because the task is ending"), host=self.host)
         if self.clock() >= self._deadline:
             what = f"not complete after {self._total_timeout_seconds:g} s"
-            raise DownloadError(explain(self.host, what), host=self.host)
+            raise DownloadError(failure_message(self.host, what), host=self.host)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -154,7 +156,7 @@ def _resolve(host: str, port: int | None) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class _WatchedReader(io.RawIOBase):
+class _LimitedReader(io.RawIOBase):
     """Reads a socket in short waits, so that a silent or slow server cannot outlast the limits."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, limits: FetchLimits) -> None:
@@ -181,18 +183,18 @@ class _WatchedReader(io.RawIOBase):
         super().close()
 
 
-class _WatchedResponse(FinalResponse):
+class _LimitedResponse(FinalResponse):
     """A final response read under the limits of the fetch, including any interim responses before it."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_WatchedReader(self.fp.detach(), sock, _current_limits.get()))
+        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, _current_limits.get()))
 
 
 class _GuardedConnection(HTTPConnection):
     """A connection to the address that was checked; ``Host``, SNI and certificate checks still use the name."""
 
-    response_class = _WatchedResponse
+    response_class = _LimitedResponse
 
     def _new_conn(self) -> socket.socket:
         limits = _current_limits.get()
@@ -211,11 +213,11 @@ class _GuardedConnection(HTTPConnection):
         problem: OSError | None = None
         for address in addresses:
             limits.check()
-            patience = limits.remaining_seconds()
+            remaining = limits.remaining_seconds()
             try:
                 return create_connection(
                     (address, self.port),
-                    patience if self.timeout is None else min(self.timeout, patience),
+                    remaining if self.timeout is None else min(self.timeout, remaining),
                     source_address=self.source_address,
                     socket_options=self.socket_options,
                 )

@@ -248,7 +248,7 @@ class ImagenHook(BaseHook):
         }
         given = {name: value for name, value in named.items() if value is not None}
         try:
-            prices = PriceList.from_answer(self.list_models(include_pricing=True))
+            prices = PriceList.from_response(self.list_models(include_pricing=True))
         except ImagenError as error:
             self.log.warning("No live prices (%s); the last known ones are used.", error)
             prices = PriceList()
@@ -411,7 +411,7 @@ class ImagenHook(BaseHook):
         :raises ValueError: ``[imagen] allowed_download_hosts`` has an entry that is not a host
         """
         from airflow_provider_imagen._compat import get_allowed_download_hosts
-        from airflow_provider_imagen.api.transport_checks import is_this_machine
+        from airflow_provider_imagen.api.transport_checks import is_loopback_host
         from airflow_provider_imagen.download.ip_addresses import canonical_host, parse_host
 
         parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
@@ -422,7 +422,7 @@ class ImagenHook(BaseHook):
         except ValueError as error:
             raise ValueError(f"[imagen] allowed_download_hosts has {error}") from None
         if parts.scheme == "http" and self._is_sandbox():  # which serves images on another port
-            hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_this_machine(host) else {host})}
+            hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_loopback_host(host) else {host})}
         return hosts
 
     def _is_sandbox(self) -> bool:

@@ -409,7 +409,7 @@ class TaskExecution:
         if self._operator.max_usd is None:
             return PriceList()
         try:
-            return PriceList.from_answer(self._hook.list_models(include_pricing=True))
+            return PriceList.from_response(self._hook.list_models(include_pricing=True))
         except ImagenError as error:
             self._log.warning("No live prices (%s); the last known ones are used for max_usd.", error)
             return PriceList()

@@ -25,12 +25,12 @@ from airflow_provider_imagen.api.fields import IMAGE_FIELDS
 from airflow_provider_imagen.catalogue.input_images import (
     INPUT_ARGUMENT,
     MAX_INPUT_BYTES,
-    PictureFile,
+    ImageFile,
     flatten,
-    kind_of,
     limits_for,
     reference_in,
-    why_no_reference,
+    reference_kind,
+    reference_problem,
 )
 from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.catalogue.validation import show
@@ -51,11 +51,11 @@ log = logging.getLogger(__name__)
 INPUT_NAMES: Final = (INPUT_ARGUMENT, *IMAGE_FIELDS)
 """Arguments that refer to input images."""
 
-_READS_AT_ONCE: Final = 4
-_STAND_IN: Final = "https://unusable.invalid"
+_PARALLEL_READS: Final = 4
+_PLACEHOLDER_URL: Final = "https://unusable.invalid"
 """Placeholder for an unusable image, so that the rest of its item is validated all the same."""
 
-Asked = dict[str, Any]
+Arguments = dict[str, Any]
 Files = list[tuple[str, tuple[str, bytes, str]]]
 
 
@@ -82,9 +82,9 @@ class InputReader:
 
     # --- before paying ------------------------------------------------------------------------------------------------
 
-    def resolve(self, asked: Sequence[tuple[Asked, str]], problems: list[Problem]) -> list[Asked]:
+    def resolve(self, asked: Sequence[tuple[Arguments, str]], problems: list[Problem]) -> list[Arguments]:
         """
-        Return the arguments with a URL, ``data:`` URI or :class:`PictureFile` for every image they refer to.
+        Return the arguments with a URL, ``data:`` URI or :class:`ImageFile` for every image they refer to.
 
         Each file is read once, however many items refer to it. It must exist, be readable and hold a complete image.
 
@@ -101,15 +101,15 @@ class InputReader:
             for arguments, _ in asked
             for name in INPUT_NAMES
             for value in flatten(arguments.get(name))
-            if (reference := reference_in(value)) is not None and kind_of(reference, field=name) == "path"
+            if (reference := reference_in(value)) is not None and reference_kind(reference, field=name) == "path"
         )
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            found = dict(zip(wanted, pool.map(self._look_at, wanted), strict=True))
-        return [self._put_in(arguments, where, found, problems) for arguments, where in asked]
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            found = dict(zip(wanted, pool.map(self._inspect, wanted), strict=True))
+        return [self._substitute(arguments, where, found, problems) for arguments, where in asked]
 
-    def _put_in(
-        self, arguments: Asked, where: str, found: Mapping[str, PictureFile | str], problems: list[Problem]
-    ) -> Asked:
+    def _substitute(
+        self, arguments: Arguments, where: str, found: Mapping[str, ImageFile | str], problems: list[Problem]
+    ) -> Arguments:
         resolved = dict(arguments)
         for name in INPUT_NAMES:
             if (value := arguments.get(name)) is None:
@@ -122,15 +122,15 @@ class InputReader:
                 picture = found.get(reference, reference) if reference else None
                 if isinstance(picture, str) and reference in found:
                     problems.append(Problem(field, reference, picture))
-                    picture = _STAND_IN
+                    picture = _PLACEHOLDER_URL
                 elif picture is None:
-                    problems.append(Problem(field, show(part), why_no_reference(part)))
-                    picture = _STAND_IN
+                    problems.append(Problem(field, show(part), reference_problem(part)))
+                    picture = _PLACEHOLDER_URL
                 pictures.append(picture)
             resolved[name] = pictures[0] if is_one else pictures
         return resolved
 
-    def _look_at(self, address: str) -> PictureFile | str:
+    def _inspect(self, address: str) -> ImageFile | str:
         """Return the description of a stored image, or the reason why it cannot be used."""
         try:
             path = self._open_path(address)
@@ -144,11 +144,11 @@ class InputReader:
             return "there is no such file"
         try:
             with self._decoding:  # a decoded image is many times larger than its file: one at a time
-                facts = inspect_picture(data)
+                info = inspect_picture(data)
         except BadImageError as error:
             return f"a picture is needed. {_without_contents(error)}"
         digest = hashlib.sha256(data).hexdigest()
-        return PictureFile(address, digest, len(data), facts.mime_type, facts.width, facts.height)
+        return ImageFile(address, digest, len(data), info.mime_type, info.width, info.height)
 
     def _read_path(self, path: StoragePath) -> bytes | None:
         """
@@ -159,7 +159,7 @@ class InputReader:
         """
         within = None
         if self._roots is not None:
-            if (place := _place_below(path, self._roots)) is None:
+            if (place := _resolve_below(path, self._roots)) is None:
                 raise _UnusableError("only files in the folders of [imagen] input_roots are allowed")
             path, within = place
         elif (local := local_path(path)) is not None:
@@ -189,7 +189,7 @@ class InputReader:
         """
         if request.path.endswith("/edits"):
             return self._form(request)
-        if not any(isinstance(part, PictureFile) for value in request.body.values() for part in flatten(value)):
+        if not any(isinstance(part, ImageFile) for value in request.body.values() for part in flatten(value)):
             return request.body, None
         body = {
             name: [self._inline(request, name, part) for part in value]
@@ -200,7 +200,7 @@ class InputReader:
         return body, None
 
     def _inline(self, request: ImageRequest, name: str, value: Any) -> Any:
-        if not isinstance(value, PictureFile):
+        if not isinstance(value, ImageFile):
             return value
         data, mime_type, _ = self._fitted(request, name, value)
         return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"
@@ -230,7 +230,7 @@ class InputReader:
         return form, files
 
     def _bytes_of(self, value: Any) -> bytes:
-        if isinstance(value, PictureFile):
+        if isinstance(value, ImageFile):
             return self._read(value)
         if value.startswith("data:"):
             try:
@@ -239,7 +239,7 @@ class InputReader:
                 raise BadImageError("A data URI does not hold base64. Nothing was sent.") from None
         return self._fetch(value)
 
-    def _read(self, picture: PictureFile) -> bytes:
+    def _read(self, picture: ImageFile) -> bytes:
         try:
             data = self._read_path(self._open_path(picture.address))
         except _UnusableError:  # replaced since it was checked
@@ -262,32 +262,32 @@ class InputReader:
         model = find_model(model_id)
         limits = limits_for(model.id if model else model_id, request.path, name)
         data = self._bytes_of(value)
-        if isinstance(value, PictureFile) and limits.admit(
+        if isinstance(value, ImageFile) and limits.admit(
             mime_type=value.mime_type, size=value.bytes, width=value.width, height=value.height
         ):
             return data, value.mime_type, (value.width, value.height)
         with self._decoding:
             fitted, mime_type = fit_picture(data, **asdict(limits))
-            facts = inspect_picture(fitted)
+            info = inspect_picture(fitted)
         if fitted is not data:
             log.info(
                 "%s was made fit for %s, whose documentation limits its %s: now %s, %d x %d pixels, %d bytes.",
-                show(value.address) if isinstance(value, PictureFile) else "A picture",
+                show(value.address) if isinstance(value, ImageFile) else "A picture",
                 model_id,
                 name,
                 mime_type,
-                facts.width,
-                facts.height,
+                info.width,
+                info.height,
                 len(fitted),
             )
-        return fitted, mime_type, (facts.width, facts.height)
+        return fitted, mime_type, (info.width, info.height)
 
 
 class _UnusableError(Exception):
     """A file that cannot be used as input; the message says what is allowed."""
 
 
-def _place_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
+def _resolve_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
     """
     Return the path of a file and the root it is below, both with symlinks resolved; ``None`` if it is below no root.
 

@@ -590,7 +590,7 @@ def test_a_body_may_take_its_own_time_after_slow_headers(raw_server, make_client
 
 
 def test_an_answer_larger_than_any_picture_is_not_read_into_memory(raw_server, make_client, monkeypatch):
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 1000)
 
     def behave(peer):
         peer.read_request()

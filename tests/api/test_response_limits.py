@@ -135,7 +135,7 @@ def test_a_free_call_reads_no_more_than_text_can_be(raw_server):
     [({"num_images": 1}, 2_000), ({"n": "3"}, 4_000), ({}, 5_000), ({"num_images": 400}, 9_000), ({"n": -1}, 2_000)],
 )
 def test_the_limit_grows_with_the_images_asked_for(raw_server, monkeypatch, body, limit):
-    for name, size in (("MAX_TEXT_BYTES", 1_000), ("MAX_IMAGE_BYTES", 1_000), ("MAX_ANSWER_BYTES", 9_000)):
+    for name, size in (("MAX_TEXT_BYTES", 1_000), ("MAX_IMAGE_BYTES", 1_000), ("MAX_RESPONSE_BYTES", 9_000)):
         monkeypatch.setattr(client_module, name, size)
 
     fits = answering(raw_server, DONE + b" " * (limit - len(DONE)), FACTS)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.catalogue.aspect_ratio import asked_ratio
+from airflow_provider_imagen.catalogue.aspect_ratio import requested_ratio
 from airflow_provider_imagen.catalogue.lookup import Endpoint, all_models, find_model
 from airflow_provider_imagen.catalogue.request_builder import MAX_IMAGES_PER_PROMPT, build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
@@ -158,7 +158,7 @@ def test_the_minimal_documented_request_passes_and_asks_for_links(model_id, endp
     assert request.path == endpoint.path
     assert request.body["model"] == model_id
     assert request.expected_images == 1
-    assert request.answers_inline is False
+    assert request.returns_base64 is False
     switches = {"convert_base64_to_url": True, "response_format": "url", "sync_mode": False}
     assert {name: request.body[name] for name in switches if name in endpoint.fields} == {
         name: value for name, value in switches.items() if name in endpoint.fields
@@ -302,7 +302,7 @@ def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked
     ],
 )
 def test_the_ratio_that_a_request_asks_for(body, ratio):
-    assert asked_ratio(body) == ratio
+    assert requested_ratio(body) == ratio
 
 
 # ---------------------------------------------------------------- sizes
@@ -508,13 +508,13 @@ def test_models_without_a_prompt_refuse_one_and_do_not_mind_an_empty_one():
 def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(model, own, links, base64):
     for wanted in ({own: base64}, {"convert_base64_to_url": False}, {"convert_base64_to_url": "false"}):
         (request,) = build(model=model, prompt="a", **wanted)
-        assert (request.body[own], request.answers_inline) == (base64, True)
+        assert (request.body[own], request.returns_base64) == (base64, True)
         problems = refuse(can_store=False, model=model, prompt="a", **wanted)
         assert problems.keys() == wanted.keys()
         assert all("output_path" in sentence for sentence in problems.values())
     for wanted in ({}, {own: links}, {"convert_base64_to_url": True}):
         (request,) = build(can_store=False, model=model, prompt="a", **wanted)
-        assert (request.body[own], request.answers_inline) == (links, False)
+        assert (request.body[own], request.returns_base64) == (links, False)
         assert ("convert_base64_to_url" in request.body) == (own == "convert_base64_to_url")
 
 
@@ -642,7 +642,7 @@ def test_an_unknown_model_gets_its_arguments_as_they_are():
         "anything": {"goes": [1]},
         "seed": "7",
     }
-    assert (request.path, request.expected_images, request.answers_inline) == ("/v1/images/generations", 3, False)
+    assert (request.path, request.expected_images, request.returns_base64) == ("/v1/images/generations", 3, False)
 
 
 def test_an_unknown_model_is_still_kept_from_nonsense():
@@ -698,7 +698,7 @@ def test_any_json_ends_in_requests_that_can_be_sent_or_in_one_refusal(model, arg
     for request in requests:
         json.dumps(dict(request.body), allow_nan=False)
         assert 1 <= request.expected_images <= MAX_IMAGES_PER_PROMPT
-        assert can_store or not request.answers_inline
+        assert can_store or not request.returns_base64
         known = find_model(model)
         if known:
             endpoint = known.edits if request.path.endswith("edits") else known.generations

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk.io import attach
 from PIL import Image
 
-from airflow_provider_imagen.catalogue.input_images import MAX_INLINE_BYTES, PictureFile, kind_of
+from airflow_provider_imagen.catalogue.input_images import MAX_INLINE_BYTES, ImageFile, reference_kind
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, InvalidRequestError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
@@ -159,7 +159,7 @@ def test_each_item_may_have_its_own_pictures(disk):
     ],
 )
 def test_what_a_text_stands_for(text, field, kind):
-    assert kind_of(text, field=field) == kind
+    assert reference_kind(text, field=field) == kind
 
 
 # ---------------------------------------------------------------- refused before paying
@@ -358,7 +358,7 @@ def test_a_root_may_be_in_an_object_store(disk, root, address, is_allowed):
 
 
 def test_stored_pictures_of_one_json_request_are_limited_together():
-    big = PictureFile("s3://b/x.png", "0" * 64, MAX_INLINE_BYTES // 2 + 1, "image/png", 10, 10)
+    big = ImageFile("s3://b/x.png", "0" * 64, MAX_INLINE_BYTES // 2 + 1, "image/png", 10, 10)
     with pytest.raises(InvalidArgumentsError, match="64,000,000 bytes of stored pictures"):
         build_requests({"model": KONTEXT, "prompt": "a", "input_images": [big, big]}, can_store=True)
     assert build_requests({"model": GPT, "prompt": "a", "input_images": [big, big]}, can_store=True)
