@@ -22,16 +22,12 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from msgspec import Struct
 from requests.utils import select_proxy
-from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
+from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.download.ssrf import (
-    FetchLimits,
-    GuardedAdapter,
-    failure_message,
-)
+from airflow_provider_imagen.download.ssrf import FetchLimits, GuardedAdapter, failure_message
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 from airflow_provider_imagen.redaction import keep_queries_out_of_logs
 from airflow_provider_imagen.signed_urls import url_expiry
@@ -46,13 +42,13 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
 
 MAX_RETRY_AFTER_SECONDS = 30.0
-"""Longest wait honoured from a server's ``Retry-After`` between two attempts of one fetch."""
+"""Longest ``Retry-After`` honoured between two attempts of one download."""
 
 _CHUNK_BYTES = 256 * 1024
 _POOLED_HOSTS = 32
-_POOLED_CONNECTIONS_PER_HOST = 64  # as many as there can be threads fetching at once
+_POOLED_CONNECTIONS_PER_HOST = 64  # the most threads that can download at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_GONE = frozenset({401, 403, 404, 410})
+_EXPIRED = frozenset({401, 403, 404, 410})
 _TRANSIENT = frozenset({408, 425, 429})  # and every 5xx
 _HEADERS = {
     "User-Agent": f"airflow-provider-imagen/{__version__}",
@@ -87,25 +83,36 @@ class Download(Struct, frozen=True):
         return [("content_type", self.content_type), ("final_host", self.final_host)]
 
 
-class _Failure(Struct, frozen=True):
+class _AttemptError(Exception):
     """
     A failed attempt.
 
-    :param reason: what happened, worded to follow "Could not fetch the picture from <host>:"
+    :param reason: what happened; completes "Could not download the image from <host>: …"
     :param retry: whether to retry
     :param retry_after: seconds the server asks to wait before a retry
     """
 
-    reason: str
-    host: str | None
-    retry: bool = False
-    kind: type[DownloadError] = DownloadError
-    status: int | None = None
-    retry_after: float | None = None
+    def __init__(
+        self,
+        reason: str,
+        host: str | None,
+        *,
+        retry: bool = False,
+        kind: type[DownloadError] = DownloadError,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.host = host
+        self.retry = retry
+        self.kind = kind
+        self.status = status
+        self.retry_after = retry_after
 
-    def error(self, attempts: int = 1) -> DownloadError:
-        tried = f" (tried {attempts} times)" if attempts > 1 else ""
-        return self.kind(failure_message(self.host, f"{self.reason}{tried}"), host=self.host, status=self.status)
+    def to_error(self, attempts: int) -> DownloadError:
+        suffix = f" ({attempts} attempts)" if attempts > 1 else ""
+        return self.kind(failure_message(self.host, f"{self.reason}{suffix}"), host=self.host, status=self.status)
 
 
 class Downloader:
@@ -113,12 +120,12 @@ class Downloader:
     Download images with SSRF protection and limits, without the API key.
 
     Sends no credentials, cookies or referrer, limits redirects and checks every hop. Each host name is resolved once.
-    All its addresses must be public (or private where ``allow_private_hosts`` allows it, but never link-local or those
-    of a metadata service), and the connection goes to one of them, which defeats DNS rebinding.
+    All its addresses must be public (or private where ``allow_private_hosts`` permits, but never link-local or that of
+    a metadata service), and the connection goes to one of them, which defeats DNS rebinding.
 
     Proxies and CA bundles come from the environment as requests reads them (``HTTPS_PROXY``, ``NO_PROXY``,
-    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **A proxy resolves names itself**: then only IP literals, and
-    names as far as this machine can resolve them, are checked, and the proxy may resolve a name differently.
+    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **A proxy resolves names itself**: only IP literals and the
+    names that this machine can resolve are checked then, and the proxy may resolve a name differently.
 
     Thread-safe; each fetch runs in the calling thread.
 
@@ -127,12 +134,12 @@ class Downloader:
     :param verify: whether to check TLS certificates, or the path of a CA bundle
     :param connect_timeout_seconds: longest wait for one connection, not counting name resolution
     :param read_timeout_seconds: longest time without data from a server
-    :param total_timeout_seconds: longest time for one :meth:`fetch`, including all attempts and waits
+    :param total_timeout_seconds: longest time for one :meth:`fetch`, all attempts and waits included
     :param max_bytes: largest body, before and after decompression
     :param max_redirects: most redirects followed
     :param attempts: most attempts in all, at least 1
-    :param sleep: waits between attempts, in seconds; pass one that wakes up when the task is killed
-    :param should_stop: called about once a second, between chunks and before each attempt; true ends the fetch
+    :param sleep: waits between attempts, in seconds; pass one that wakes up when the task is cancelled
+    :param should_stop: called about once a second, between chunks and before each attempt; the fetch ends when true
     :param clock: monotonic seconds
     """
 
@@ -184,8 +191,8 @@ class Downloader:
 
         :param url: an ``http`` or ``https`` URL; the caller decodes ``data:`` URIs
         :raises UnsafeAddressError: the URL or a redirect leads into a private network, or cannot be used safely
-        :raises LinkExpiredError: the host says that the URL is gone or no longer accessible
-        :raises BadImageError: the body is empty, too large, broken, or an HTML or JSON document
+        :raises LinkExpiredError: the URL is gone or no longer accessible
+        :raises BadImageError: the body is empty, too large, corrupt, or an HTML or JSON document
         :raises DownloadError: every attempt failed, or the task is ending
         """
         limits = FetchLimits(
@@ -196,45 +203,36 @@ class Downloader:
             clock=self._clock,
         )
 
-        def before_sleep(state: RetryCallState) -> None:
-            limits.check()
-            if state.next_action is not None and state.next_action.sleep >= limits.remaining_seconds():
-                raise _last_failure(state).error(state.attempt_number)
-
-        def give_up(state: RetryCallState) -> Download:
-            raise _last_failure(state).error(state.attempt_number)
-
         retrying = Retrying(
-            retry=retry_if_result(lambda outcome: isinstance(outcome, _Failure) and outcome.retry),
-            stop=stop_after_attempt(self._attempts),
+            retry=retry_if_exception(lambda error: isinstance(error, _AttemptError) and error.retry),
+            stop=lambda state: (
+                state.attempt_number >= self._attempts or state.upcoming_sleep >= limits.remaining_seconds()
+            ),
             wait=_wait_seconds,
-            before_sleep=before_sleep,
-            retry_error_callback=give_up,
+            before_sleep=lambda _: limits.check(),
             sleep=self._sleep,
+            reraise=True,
         )
-        with limits.applied():
-            outcome = retrying(self._attempt, url, limits)
-        if isinstance(outcome, _Failure):
-            raise outcome.error()
-        return outcome
+        try:
+            with limits.applied():
+                return retrying(self._attempt, url, limits)
+        except _AttemptError as error:
+            failure = error.to_error(retrying.statistics["attempt_number"])
+        raise failure  # outside the handler, so that no chained error shows the URL
 
-    def _attempt(self, url: str, limits: FetchLimits) -> Download | _Failure:
+    def _attempt(self, url: str, limits: FetchLimits) -> Download:
         """Make one attempt, following redirects hop by hop."""
         secure = False
         for _ in range(self._max_redirects + 1):
             request = _prepare(url)
-            if isinstance(request, _Failure):
-                return request
             parts = urlsplit(url := str(request.url))
             limits.host = host = parts.hostname or ""
             limits.check()
             port = parts.port or (443 if parts.scheme == "https" else 80)
             if secure and parts.scheme == "http" and not limits.may_be_private(host, port):
-                return _Failure("a redirect leads from https to http", host, kind=UnsafeAddressError)
+                raise _AttemptError("it redirects from https to http", host, kind=UnsafeAddressError)
             secure = parts.scheme == "https"
             response = self._send(request, limits, host, port)
-            if isinstance(response, _Failure):
-                return response
             try:
                 location = response.headers.get("Location")
                 if response.status_code not in _REDIRECTS or location is None:
@@ -242,9 +240,9 @@ class Downloader:
             finally:
                 response.close()
             url = _follow(url, location)
-        return _Failure(f"more than {self._max_redirects} redirects", limits.host)
+        raise _AttemptError(f"more than {self._max_redirects} redirects", limits.host)
 
-    def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response | _Failure:
+    def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response:
         settings = self._environment.merge_environment_settings(str(request.url), {}, True, self._verify, None)
         limits.check_literal(host, port)
         if select_proxy(str(request.url), settings["proxies"]):
@@ -260,91 +258,96 @@ class Downloader:
                 proxies=settings["proxies"],
             )
         except (OSError, HTTPError, ValueError) as error:  # errors of requests are OSErrors
-            return _transport_failure(error, host)
+            raise _transport_error(error, host) from None
 
-    def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download | _Failure:
+    def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download:
         """Classify the status of a response that is not a redirect, and read its body."""
         status = response.status_code
-        if status in _GONE:
-            reason = f"it answers {status}: the link is dead{_expiry_note(str(response.url))}"
-            return _Failure(reason, host, kind=LinkExpiredError, status=status)
-        if status in _TRANSIENT or status >= 500:
-            retry_after = _retry_after_seconds(response)
-            return _Failure(f"it answers {status}", host, retry=True, status=status, retry_after=retry_after)
+        if status in _EXPIRED:
+            reason = f"the server returned {status}: the URL no longer works{_expiry_note(str(response.url))}"
+            raise _AttemptError(reason, host, kind=LinkExpiredError, status=status)
+        is_transient = status in _TRANSIENT or status >= 500
         if not 200 <= status < 300 or status == 206:  # no range was requested, so 206 is part of an image
-            return _Failure(f"it answers {status}", host, status=status)
-        body = self._read(response, limits, host)
-        return body if isinstance(body, _Failure) else self._decode(body, response, host)
+            raise _AttemptError(
+                f"the server returned {status}",
+                host,
+                retry=is_transient,
+                status=status,
+                retry_after=_retry_after_seconds(response),
+            )
+        return self._decode(self._read(response, limits, host), response, host)
 
-    def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes | _Failure:
+    def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes:
         """Return the body if it is complete and within the size limit."""
         body = bytearray()
         total = _content_length(response)
-        too_large = _Failure(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
+        too_large = _AttemptError(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
         if total is not None and total > self._max_bytes:
-            return too_large
+            raise too_large
         response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
         try:
             while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
                 body += chunk
                 if len(body) > self._max_bytes:
-                    return too_large
+                    raise too_large
                 if len(body) != total:  # keep a complete body even if the task is ending
                     limits.check()
         except (OSError, HTTPError) as error:
-            return _transport_failure(error, host)
+            raise _transport_error(error, host) from None
         return bytes(body)
 
-    def _decode(self, body: bytes, response: Response, host: str) -> Download | _Failure:
-        """Undo unrequested compression, and reject a body that cannot be an image."""
+    def _decode(self, body: bytes, response: Response, host: str) -> Download:
+        """Undo compression, which was not requested, and reject a body that cannot be an image."""
         codings = _content_codings(response)
         for _ in range(_MAX_NESTED_COMPRESSIONS):
             compression = _detect_compression(body, codings)
             decompressed = None if compression is None else _decompress(body, compression, self._max_bytes)
             if decompressed is None and compression in (_GZIP, _ZLIB):
-                return _Failure("the body is packed as its first bytes say, but broken", host, kind=BadImageError)
+                raise _AttemptError("the compressed body is corrupt", host, kind=BadImageError)
             if decompressed is None:
                 break
             if len(decompressed) > self._max_bytes:
-                return _Failure(f"the body unpacks to more than {self._max_bytes} bytes", host, kind=BadImageError)
+                raise _AttemptError(
+                    f"the decompressed body is larger than {self._max_bytes} bytes", host, kind=BadImageError
+                )
             body = decompressed
         if not body:
-            return _Failure("the body is empty", host, retry=True, kind=BadImageError, status=response.status_code)
+            raise _AttemptError("the body is empty", host, retry=True, kind=BadImageError, status=response.status_code)
         stated_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or None
         document = _document_kind(body, stated_type)
         if document is not None:
-            return _Failure(f"it answers with {document}, not with a picture", host, kind=BadImageError)
+            raise _AttemptError(f"the server returned {document} instead of an image", host, kind=BadImageError)
         return Download(data=body, content_type=stated_type, final_host=host)
 
 
-def _last_failure(state: RetryCallState) -> _Failure:
-    return cast("_Failure", state.outcome.result() if state.outcome else None)  # only failures are retried
+def _error_of(state: RetryCallState) -> _AttemptError:
+    return cast("_AttemptError", state.outcome and state.outcome.exception())  # the only kind that is retried
 
 
 _backoff = wait_exponential(multiplier=0.5, max=10.0) + wait_random(0.0, 1.0)
 
 
 def _wait_seconds(state: RetryCallState) -> float:
-    """Return the exponential backoff, or the server's ``Retry-After`` if longer, up to a limit."""
-    asked = min(_last_failure(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
-    return max(asked, _backoff(state))
+    """Return the exponential backoff, or the server's ``Retry-After`` (capped) if longer."""
+    retry_after = min(_error_of(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
+    return max(retry_after, _backoff(state))
 
 
-def _prepare(url: str) -> PreparedRequest | _Failure:
-    """Return the request for one hop, or a failure if the URL is not one to fetch."""
+def _prepare(url: str) -> PreparedRequest:
+    """Return the request for one hop; raise if the URL cannot be fetched safely."""
     scheme = url.lstrip().partition(":")[0].lower()
     if scheme == "data":
-        return _Failure("a data: URI is no link", None)
+        raise _AttemptError("a data: URI cannot be downloaded", None)
     if scheme not in ("http", "https"):
-        return _Failure("only http and https links are fetched", None, kind=UnsafeAddressError)
+        raise _AttemptError("only http and https URLs are allowed", None, kind=UnsafeAddressError)
     try:
         request = requests.Request("GET", url, headers=_HEADERS).prepare()
         parts = urlsplit(str(request.url))
         _ = parts.port  # raises ValueError for an invalid port
     except ValueError:  # requests' errors for malformed URLs are ValueErrors, too
-        return _Failure("the link cannot be read", None, kind=UnsafeAddressError)
+        raise _AttemptError("the URL is malformed", None, kind=UnsafeAddressError) from None
     if "@" in parts.netloc:
-        return _Failure("the link holds a user name", parts.hostname, kind=UnsafeAddressError)
+        raise _AttemptError("the URL contains a user name", parts.hostname, kind=UnsafeAddressError)
     return request
 
 
@@ -356,24 +359,24 @@ def _follow(url: str, location: str) -> str:
         return ""
 
 
-def _transport_failure(error: Exception, host: str) -> _Failure:
+def _transport_error(error: Exception, host: str) -> _AttemptError:
     """Classify a transport error, leaving out its text, which contains the URL."""
     chain: list[BaseException] = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
-    if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
-        return _Failure("its TLS certificate is not trusted (set verify to the CA bundle that signed it)", host)
-    if any(isinstance(link, socket.gaierror) for link in chain):
-        return _Failure("its name cannot be resolved", host, retry=True)
-    if any(isinstance(link, http.client.IncompleteRead) for link in chain):
-        return _Failure("the body was truncated", host, retry=True)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain):
+        return _AttemptError("its TLS certificate is not trusted; set verify to the CA bundle of its issuer", host)
+    if any(isinstance(cause, socket.gaierror) for cause in chain):
+        return _AttemptError("the host name cannot be resolved", host, retry=True)
+    if any(isinstance(cause, http.client.IncompleteRead) for cause in chain):
+        return _AttemptError("the body was truncated", host, retry=True)
     name = type(error).__name__
     if isinstance(error, (requests.Timeout, TimeoutError)) or "Timeout" in name:
-        return _Failure("it did not answer in time", host, retry=True)
-    transient = isinstance(error, (requests.ConnectionError, HTTPError))
-    if not transient and type(error) is OSError:  # from requests, before it connects
-        return _Failure("the CA bundle named by verify or by the environment is missing", host)
-    return _Failure(f"the connection failed ({name})", host, retry=transient)
+        return _AttemptError("the server did not respond in time", host, retry=True)
+    is_transient = isinstance(error, (requests.ConnectionError, HTTPError))
+    if not is_transient and type(error) is OSError:  # from requests, before it connects
+        return _AttemptError("the CA bundle set by verify or the environment does not exist", host)
+    return _AttemptError(f"the connection failed ({name})", host, retry=is_transient)
 
 
 def _retry_after_seconds(response: Response) -> float | None:
@@ -389,8 +392,8 @@ def _expiry_note(url: str) -> str:
         return ""
     age = datetime.now(UTC) - expiry
     if age < timedelta(0):
-        return f", although it should work until {expiry:%Y-%m-%d %H:%M} UTC"
-    return f"; it ran out at {expiry:%Y-%m-%d %H:%M} UTC, {timedelta(seconds=int(age.total_seconds()))} h ago"
+        return f", although it is valid until {expiry:%Y-%m-%d %H:%M} UTC"
+    return f"; it expired at {expiry:%Y-%m-%d %H:%M} UTC, {timedelta(seconds=int(age.total_seconds()))} h ago"
 
 
 def _content_length(response: Response) -> int | None:
@@ -410,8 +413,8 @@ def _detect_compression(body: bytes, codings: set[str]) -> int | None:
     Return how a body may be compressed, as zlib's ``wbits``; ``None`` if it is not.
 
     The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload had. No image starts like
-    gzip, so gzip is recognized even if no header names it. zlib's shorter header counts only if a compression is
-    named. Raw "deflate", which some servers send, is recognized by decompressing without an error.
+    gzip, so gzip is recognized even if no header names it. zlib's header is too short for that, so it counts only if
+    a header names a compression. Raw "deflate", which some servers send, is whatever decompresses without an error.
     """
     if body.startswith(_GZIP_START):
         return _GZIP
@@ -422,7 +425,7 @@ def _detect_compression(body: bytes, codings: set[str]) -> int | None:
 
 
 def _decompress(body: bytes, compression: int, max_bytes: int) -> bytes | None:
-    """Return the decompressed body, cut at one byte over the limit; ``None`` if the data is broken."""
+    """Return the decompressed body, truncated at one byte over the limit; ``None`` if the data is corrupt."""
     decompressed = b""
     for _ in range(_MAX_GZIP_MEMBERS):
         decompressor = zlib.decompressobj(compression)
@@ -441,7 +444,7 @@ def _decompress(body: bytes, compression: int, max_bytes: int) -> bytes | None:
 
 
 def _document_kind(body: bytes, stated_type: str | None) -> str | None:
-    """Return the kind of document sent instead of an image, else ``None``; the bytes can overrule the stated type."""
+    """Return the kind of document sent instead of an image, else ``None``; the bytes can override the stated type."""
     head = body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"

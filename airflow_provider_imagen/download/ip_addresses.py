@@ -38,7 +38,7 @@ _NON_PUBLIC_IPV4 = tuple(
     )
 )
 # The only block allocated as global unicast; everything outside it (loopback, unique local, link-local, multicast,
-# IPv4-compatible, local NAT64 …) is closed without being listed.
+# IPv4-compatible, local NAT64 …) is non-public without being listed.
 _GLOBAL_UNICAST_IPV6 = IPv6Network("2000::/3")
 _NON_PUBLIC_IPV6 = tuple(
     IPv6Network(network)
@@ -52,8 +52,8 @@ _NON_PUBLIC_IPV6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")  # how IPv6-only networks represent a public IPv4 address
 _ISATAP = (0x00005EFE, 0x02005EFE)  # bits 64–95 of an address that tunnels to the IPv4 address in its last 32
 
-# Ranges used for people's own networks. Anything else that is not public (link-local, multicast, reserved …) is never
-# connected to.
+# Ranges of private networks. Anything else that is not public (link-local, multicast, reserved …) is never connected
+# to.
 _PRIVATE = tuple(
     ip_network(network)
     for network in (
@@ -112,7 +112,7 @@ def is_public_address(address: str) -> bool:
 
 def is_private_address(address: str) -> bool:
     """
-    Return whether an IP address belongs to a private network, which the user may allow.
+    Return whether an IP address belongs to a private network, which a deployment may allow.
 
     Link-local addresses, metadata services and IPv6 forms that tunnel to a private IPv4 address are neither public nor
     private: they cannot be allowed.
@@ -122,8 +122,8 @@ def is_private_address(address: str) -> bool:
     ip = ip_address(address)
     if isinstance(ip, IPv6Address):
         ip = ip.ipv4_mapped or IPv6Address(int(ip))
-    hides_link_local = isinstance(ip, IPv6Address) and _last_32_bits(ip) in _LINK_LOCAL_IPV4
-    return not hides_link_local and _is_in(ip, _PRIVATE) and not _is_in(ip, _METADATA)
+    embeds_link_local = isinstance(ip, IPv6Address) and _last_32_bits(ip) in _LINK_LOCAL_IPV4
+    return not embeds_link_local and _is_in(ip, _PRIVATE) and not _is_in(ip, _METADATA)
 
 
 def _is_in(ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]) -> bool:

@@ -366,7 +366,7 @@ def test_redirect_loops_end(server, make):
 
 def test_a_redirect_without_a_target_is_an_error(server, make):
     server.routes["/a.png"] = answer(b"", 302)
-    with pytest.raises(DownloadError, match="answers 302"):
+    with pytest.raises(DownloadError, match="returned 302"):
         make().fetch(server.url())
 
 
@@ -708,7 +708,7 @@ def test_a_body_as_large_as_the_cap_arrives(server, make):
 def test_a_compressed_bomb_does_not_pass_the_cap(server, make, encoding, pack):
     bomb = pack(bytes(50_000_000))
     server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="unpacks to more than 1000000 bytes"):
+    with pytest.raises(BadImageError, match="decompressed body is larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
 
 
@@ -767,7 +767,7 @@ def test_a_content_encoding_that_the_bytes_do_not_have_is_no_harm(server, make, 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack):
     server.routes["/a.png"] = answer(pack(PICTURE)[:-9], Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="packed"):
+    with pytest.raises(BadImageError, match="compressed body is corrupt"):
         make().fetch(server.url())
 
 
@@ -782,7 +782,7 @@ def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack
 )
 def test_no_way_of_packing_passes_the_cap(server, make, encoding, bomb):
     server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="unpacks to more than 1000000 bytes"):
+    with pytest.raises(BadImageError, match="decompressed body is larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
 
 
@@ -920,7 +920,7 @@ def test_a_slow_but_living_server_is_waited_for(server, tls_server, make, certif
 
 def test_no_attempt_begins_that_the_total_timeout_does_not_leave_time_for(server, make, waits):
     server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
-    with pytest.raises(DownloadError, match="answers 503"):
+    with pytest.raises(DownloadError, match="returned 503"):
         make(total_timeout_seconds=10).fetch(server.url())
     assert len(server.requests) == 1
     assert waits == []
@@ -933,7 +933,7 @@ def test_waits_count_for_the_total_timeout(server, make):
         now[0] += seconds
 
     server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
-    with pytest.raises(DownloadError, match="tried 3 times"):
+    with pytest.raises(DownloadError, match="3 attempts"):
         make(total_timeout_seconds=50, sleep=sleep, clock=lambda: now[0], attempts=9).fetch(server.url())
     assert 40 <= now[0] < 50
 
@@ -953,7 +953,7 @@ def test_failures_that_pass_are_tried_again(server, make, waits, status):
 
 def test_attempts_are_counted(server, make, waits):
     server.routes["/a.png"] = answer(b"no", 502)
-    with pytest.raises(DownloadError, match=r"answers 502 \(tried 4 times\)") as caught:
+    with pytest.raises(DownloadError, match=r"returned 502 \(4 attempts\)") as caught:
         make().fetch(server.url())
     assert len(server.requests) == 4
     assert len(waits) == 3
@@ -982,13 +982,13 @@ def test_the_wait_may_be_a_date(server, make, waits):
 def test_a_refused_connection_is_tried_again(make, waits):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(DownloadError, match=r"connection failed .* \(tried 4 times\)"):
+    with pytest.raises(DownloadError, match=r"connection failed .* \(4 attempts\)"):
         make().fetch(f"http://127.0.0.1:{port}/a.png")
     assert len(waits) == 3
 
 
 def test_a_name_nobody_knows_is_tried_again(make, internet, waits):
-    with pytest.raises(DownloadError, match=r"name cannot be resolved \(tried 4 times\)"):
+    with pytest.raises(DownloadError, match=r"name cannot be resolved \(4 attempts\)"):
         make(allow_private_hosts=False).fetch("http://cdn.example/a.png")
     assert len(waits) == 3
 
@@ -1009,7 +1009,7 @@ def test_an_empty_body_is_tried_again_and_then_no_picture(server, make):
 @pytest.mark.parametrize("status", [400, 402, 405, 406, 416, 418, 451, 304])
 def test_other_refusals_are_not_tried_again(server, make, status):
     server.routes["/a.png"] = answer(b"no", status)
-    with pytest.raises(DownloadError, match=f"answers {status}") as caught:
+    with pytest.raises(DownloadError, match=f"returned {status}") as caught:
         make().fetch(server.url())
     assert type(caught.value) is DownloadError
     assert len(server.requests) == 1
@@ -1027,9 +1027,9 @@ def test_a_dead_link_is_not_tried_again(server, make, status):
 def test_a_dead_link_says_when_it_ran_out(server, make):
     server.routes["/a.png"] = answer(b"", 403)
     epoch = int(time.time())
-    with pytest.raises(LinkExpiredError, match=r"ran out at \d{4}-\d\d-\d\d \d\d:\d\d UTC, 2:00:0\d h ago"):
+    with pytest.raises(LinkExpiredError, match=r"expired at \d{4}-\d\d-\d\d \d\d:\d\d UTC, 2:00:0\d h ago"):
         make().fetch(server.url(f"/a.png?Expires={epoch - 7200}"))
-    with pytest.raises(LinkExpiredError, match="should work until"):
+    with pytest.raises(LinkExpiredError, match="valid until"):
         make().fetch(server.url(f"/a.png?Expires={epoch + 7200}"))
 
 
@@ -1083,7 +1083,7 @@ def test_a_part_nobody_asked_for_is_an_error(server, make):
 @pytest.mark.parametrize("cut", [CUT, cut_chunks], ids=["half", "chunks"])
 def test_a_body_that_is_always_cut_off_is_an_error(server, make, cut):
     server.routes["/a.png"] = cut
-    with pytest.raises(DownloadError, match=r"truncated .*tried 4 times") as caught:
+    with pytest.raises(DownloadError, match=r"truncated \(4 attempts\)") as caught:
         make().fetch(server.url())
     assert type(caught.value) is DownloadError
     assert len(server.requests) == 4
@@ -1110,7 +1110,7 @@ def test_the_limit_counts_each_attempt_alone(server, make):
 )
 def test_a_document_is_no_picture(server, make, body, content_type, named):
     server.routes["/a.png"] = answer(body, Content_Type=content_type)
-    with pytest.raises(BadImageError, match=f"{named} .*not with a picture"):
+    with pytest.raises(BadImageError, match=f"{named} .*instead of an image"):
         make().fetch(server.url())
     assert len(server.requests) == 1
 
