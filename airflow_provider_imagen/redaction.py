@@ -17,7 +17,7 @@ _SIGNED_FIELD = r"""(?i)([?&][a-z0-9_-]*(?:sig|signature|token|secret|key|creden
 _BEARER = r"(?i)\b(bearer)(?:\s|%20)+[A-Za-z0-9._~+/=%-]+"
 _BASIC = r"(?i)\b(basic)(?:\s|%20)+([A-Za-z0-9+/_=-]{6,})"
 _FOREIGN_KEY = r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
-"""Keys in the format of OpenAI and the gateways in front of it; a gateway may quote its own key in an error."""
+"""Keys in the format of OpenAI and its gateways; a gateway may quote its own key in an error."""
 
 _LOGIN_PART = r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@"
 _QUERY = r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?"
@@ -34,14 +34,13 @@ _SHORTEST_ENCODED = 8
 
 def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     """
-    Return untrusted text in a form safe to log: no secrets, query strings or control characters, limited length.
+    Return untrusted text in a form safe to log: without secrets, query strings and control characters, and short.
 
-    :param text: text as received
-    :param secrets: values to blank out wherever they occur, above all the API key
+    :param secrets: values to redact wherever they occur, above all the API key
     :param limit: most characters returned
     """
     text = hide(text, *secrets)
-    if len(text) > limit * _READ_PER_SHOWN:  # the cut may have split a URL with a login, so drop the last word
+    if len(text) > limit * _READ_PER_SHOWN:  # the cut may split a URL with a login, so drop the last word
         words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
         text = words[0] if words else ""
     text = re.sub(_BEARER, r"\1 ***", text)
@@ -74,7 +73,7 @@ def elide_url(value: str) -> str:
 
 
 def hide(text: str, *secrets: str | None) -> str:
-    """Return the text with secrets blanked out, whether plain, URL-encoded, JSON- or HTML-escaped, or in base64."""
+    """Return the text with secrets redacted, whether plain, URL-encoded, JSON- or HTML-escaped, or in base64."""
     for secret in secrets:
         if secret:
             text = _forms_of(secret).sub("***", text)
@@ -114,7 +113,7 @@ def _forms_of_character(character: str) -> str:
 
 
 def _without_login(found: re.Match[str]) -> str:
-    """Return the match with Basic credentials blanked out; an ordinary word after "basic" stays."""
+    """Return the match with Basic credentials redacted; an ordinary word after "basic" stays."""
     try:
         login = base64.b64decode(found[2].rstrip("=") + "==", altchars=b"-_" if {"-", "_"} & set(found[2]) else None)
     except binascii.Error:

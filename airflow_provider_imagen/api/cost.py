@@ -16,15 +16,15 @@ CostSource = Literal["header", "usage", "estimate"]
 
 _AMOUNT = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE]-[0-9]{1,9})?")
 _MAX_AMOUNT = Decimal(10) ** 15
-"""Largest plausible amount in any unit; a larger one is an error, and would corrupt every total that includes it."""
+"""Largest plausible amount in any unit; a larger one would corrupt every total that includes it."""
 
 
 def read_amount(value: Any) -> Decimal | None:
     """
     Return a plausible non-negative amount, else ``None``.
 
-    Text has to be a number as JSON writes it. Other spellings :class:`~decimal.Decimal` accepts (``1_0``, ``1e5``,
-    blanks, digits of other scripts) are more likely corruption than money. Negative exponents are accepted, because
+    Text must be a number as JSON writes it. Other forms that :class:`~decimal.Decimal` accepts (``1_0``, ``1e5``,
+    spaces, digits of other scripts) are more likely corruption than money. Negative exponents are accepted, because
     JavaScript and Python write small amounts that way: ``5e-05``.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):

@@ -39,10 +39,10 @@ OUT_OF_CREDITS_KINDS = frozenset({"err_insufficent_credits", "err_insufficient_c
 """``error.data.kind`` of a 403 for lack of credits; the first spelling is the API's (support ticket, 2026-04)."""
 
 _UNKNOWN_OUTCOME = frozenset({408, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530})
-"""Statuses from a gateway that gave up waiting for the API, which may still serve and bill the request."""
+"""Statuses of a gateway that gave up waiting for the API, which may still serve and bill the request."""
 
 _TRANSIENT_UPSTREAM = frozenset({408, 425, 429})
-"""Transient 4xx statuses of the model's own service; a retry would meet any other 4xx again."""
+"""Transient 4xx statuses of the model's own service; a retry does not help with any other 4xx."""
 
 _FIELD_REJECTED = r"unknown parameter|unrecognized|not supported|unsupported|not permitted|extra_forbidden"
 _MAX_BYTES_SEARCHED = 10_000
@@ -55,11 +55,11 @@ class ErrorBody(Struct, frozen=True):
     """
     The contents of an error body.
 
-    :param message: the reason in words, scrubbed; empty if there is none
+    :param message: human-readable reason, scrubbed; empty if there is none
     :param kind: machine-readable reason
     :param request_id: the API's id of the HTTP call
-    :param field: the first field the validator names
-    :param from_api: whether the API itself, not a gateway, wrote the body
+    :param field: the first field that failed validation
+    :param from_api: whether the body is from the API itself, not from a gateway
     :param upstream_status: status of the model's own service (400 to 499), if the API wraps one
     :param usd: cost stated in the body, in USD
     """
@@ -132,8 +132,8 @@ def error_for(
     """
     by_name = {name.lower(): value for name, value in headers.items()}
     error_body = read_error_body(body, api_key)
-    stated, _ = read_cost(by_name, {})
-    usd = stated if stated is not None else error_body.usd
+    header_usd, _ = read_cost(by_name, {})
+    usd = header_usd if header_usd is not None else error_body.usd
     details: dict[str, Any] = {
         "status": status,
         "usd": float(usd) if usd is not None else None,
@@ -149,71 +149,73 @@ def error_for(
 
     if status == 401:
         return AuthenticationError(
-            f"The API does not accept the key (401): {reason}. Check the password of the connection.", **details
+            f"The API rejected the key (401): {reason}. Check the password of the connection.", **details
         )
     if status == 402 or (status == 403 and error_body.kind in OUT_OF_CREDITS_KINDS):
         return OutOfCreditsError(
             f"The account is out of credits ({status}): {reason}. Top it up, then clear the task.", **details
         )
     if status == 403:
-        who = "The key may not do this" if error_body.from_api else "A gateway in front of the API refuses this"
+        who = "The API" if error_body.from_api else "A gateway in front of the API"
         return AuthenticationError(
-            f"{who} (403): {reason}. The key may be disabled, over its limit, or lack the scope model:image.", **details
+            f"{who} denied access (403): {reason}. The key may be disabled, over its limit, or lack the scope "
+            f"model:image.",
+            **details,
         )
     if status == 404 and error_body.from_api and model is not None:
         return ModelWithdrawnError(
-            f"The API answers 404, model {model!r} is withdrawn or unknown: {reason}.", **details
+            f"The API returned 404: model {model!r} is retired or unknown ({reason}).", **details
         )
     if status == 404:
         return InvalidRequestError(
-            f"There is nothing at this address (404): {reason}. Check the host of the connection.", **details
+            f"The URL does not exist (404): {reason}. Check the host of the connection.", **details
         )
     if status == 407:
-        return ConnectionFailedError("The proxy wants to know who asks (407). Nothing reached the API.", **details)
+        return ConnectionFailedError("The proxy requires authentication (407). Nothing reached the API.", **details)
     if status == 429:
         return RateLimitedError(f"Too many requests (429): {reason}.", retry_after=retry_after, **details)
     if status in _UNKNOWN_OUTCOME or (status >= 500 and not error_body.from_api):
         return LostAnswerError(
-            f"The gateway answered {status} in the API's place; whether the request was served and billed is unknown.",
+            f"A gateway returned {status} instead of the API; the request may have been served and billed.",
             **details,
         )
     if status >= 500:
         return _server_error(error_body, status=status, retry_after=retry_after, details=details)
     if 300 <= status < 400:
         return InvalidRequestError(
-            f"The host answered with a redirect ({status}), which is not followed because it would carry the key "
-            f"elsewhere. Check the host of the connection.",
+            f"The host returned a redirect ({status}), which is not followed because it would send the key elsewhere. "
+            f"Check the host of the connection.",
             **details,
         )
-    return InvalidRequestError(f"The API refused the request ({status}): {reason}.", **details)
+    return InvalidRequestError(f"The API rejected the request ({status}): {reason}.", **details)
 
 
 def _server_error(
     error_body: ErrorBody, *, status: int, retry_after: float | None, details: dict[str, Any]
 ) -> InvalidRequestError | ModelWithdrawnError | ServerError:
-    """Return the error for a 5xx, which may wrap a refusal (4xx) by the model's own service."""
+    """Return the error for a 5xx, which may wrap a 4xx of the model's own service."""
     reason = error_body.message or "no reason given"
     upstream = error_body.upstream_status
     if upstream is None or upstream in _TRANSIENT_UPSTREAM:
         return ServerError(f"The API failed ({status}): {reason}.", retry_after=retry_after, **details)
     if upstream == 404 and details["model"] is not None:
         return ModelWithdrawnError(
-            f"The service behind model {details['model']!r} no longer knows it (404, wrapped in a {status}): {reason}.",
+            f"The service behind model {details['model']!r} does not know it (404, wrapped in a {status}): {reason}.",
             **details,
         )
     return InvalidRequestError(
-        f"The model's own service refused the request ({upstream}, wrapped in a {status}): {reason}.", **details
+        f"The model's own service rejected the request ({upstream}, wrapped in a {status}): {reason}.", **details
     )
 
 
 def rejected_field(status: int, body: bytes, names: Iterable[str]) -> str | None:
     """
-    Return which of these request fields a response refuses as unknown; ``None`` if it refuses none of them.
+    Return which of these request fields a response rejects as unknown; ``None`` if it rejects none of them.
 
-    OpenAI and the gateways in front of it refuse fields of other APIs: "Unknown parameter: 'response_format'",
+    OpenAI and the gateways in front of it reject fields of other APIs: "Unknown parameter: 'response_format'",
     "Setting `response_format` is not supported" (openai and BerriAI/litellm issues, 2025-05 to 2026-06).
 
-    :param names: fields that were sent and are optional
+    :param names: optional fields that were sent
     """
     if status not in (400, 422):
         return None
@@ -253,7 +255,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _message_text(value: Any, depth: int = 0) -> str:
-    """Return a message as plain text: it may be text, a list, an object, or text that is itself JSON."""
+    """Return a message, which may be text, a list, an object, or text that is itself JSON, as plain text."""
     if depth > _MAX_DEPTH:
         return ""
     if isinstance(value, list):

@@ -29,21 +29,21 @@ _BASE64_NAMES = ("b64_json", "base64", "image_base64", "b64")
 _URL_NAMES = ("url", "image_url", "image")
 _LIST_NAMES = ("data", "images", "output")
 _MAX_BYTES_BEFORE_JSON = 4096
-"""Bytes in which the JSON has to begin: a warning, or a few damaged characters, may stand before it."""
+"""The JSON must begin within these bytes; a warning or a few damaged characters may precede it."""
 
 _NO_CONTROLS = dict.fromkeys(range(32))
 
 
 class GeneratedImage(Struct, frozen=True):
     """
-    One image in a response: ``url``, ``data``, or why there is neither (``broken`` or ``withheld``).
+    One image in a response: its ``url`` or ``data``, or why it has neither (``broken`` or ``withheld``).
 
     :param url: http(s) URL of the image
     :param data: the image itself, decoded from base64
     :param prompt: the prompt as rewritten by the model, if stated
     :param seed: the seed the model used, if stated
     :param withheld: whether the model marks this image as filtered (``has_nsfw_concepts``, ``content_violation``)
-    :param broken: why the image cannot be read
+    :param broken: why the image cannot be read, as a noun phrase
     """
 
     url: str | None = None
@@ -64,8 +64,8 @@ class Generation(Struct, frozen=True):
     :param inference_id: the API's id of the paid work
     :param client_request_id: the id we sent
     :param model: the model requested, as named in the request
-    :param answered_model: the model that responded and whose price is charged, if the response names one: some ids
-        choose between models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
+    :param answered_model: the model that served the request and is charged for, if the response names one: some ids
+        route to several models (header ``x-aimlapi-model`` or ``meta.model``; docs, d1-router page, 2026-10)
     :param null_items: number of list entries with nulls in place of an image
     """
 
@@ -96,10 +96,10 @@ def read_generation(
     """
     Return the result in a 2xx response.
 
-    :param api_key: blanked out in everything quoted from the response
+    :param api_key: redacted from everything quoted from the response
     :raises LostAnswerError: the body is truncated or a gateway's page; the request may have been billed
     :raises InvalidRequestError: the body is an error despite the status
-    :raises UnreadableResponseError: the JSON has no known shape
+    :raises UnreadableResponseError: the JSON has no known structure
     """
     by_name = {name.lower(): storable(value) for name, value in headers.items()}
     inference_id = scrub_id(by_name.get("x-inference-id"), api_key)
@@ -114,7 +114,7 @@ def read_generation(
     except ValueError:
         usd, _ = read_cost(headers, {})
         raise LostAnswerError(
-            f"The API answered {status} with a body that is not whole JSON "
+            f"The API returned {status} with an incomplete or invalid JSON body "
             f"({len(body)} bytes, {_describe(body)}); the request may have been billed.",
             usd=_float(usd),
             **details,
@@ -123,14 +123,14 @@ def read_generation(
     details["usd"] = _float(usd)
     if not isinstance(document, dict):
         raise UnreadableResponseError(
-            f"The API answered {status} with a JSON {type(document).__name__} where an object was expected.", **details
+            f"The API returned {status} with a JSON {type(document).__name__}; an object was expected.", **details
         )
-    pictures = _read_images(document)
-    if not pictures:
+    images = _read_images(document)
+    if not images:
         _check_empty_result(document, api_key=api_key, details=details)
     return Generation(
         pictures=tuple(
-            replace(image, prompt=hide(image.prompt, api_key)) if image.prompt else image for image in pictures
+            replace(image, prompt=hide(image.prompt, api_key)) if image.prompt else image for image in images
         ),
         usd=usd,
         usd_source=usd_source,
@@ -144,27 +144,27 @@ def read_generation(
 
 def _read_document(body: bytes) -> Any:
     """
-    Return the JSON of a response, or at least the images that can be recovered from incomplete JSON.
+    Return the JSON of a response, or the images that can be recovered from incomplete JSON.
 
-    :raises ValueError: neither was found
+    :raises ValueError: there is neither
     """
     with suppress(ValueError):
         return read_json(body)
     lists = [place for name in _LIST_NAMES if (place := body.find(f'"{name}"'.encode())) >= 0]
     if not lists or body.lstrip()[:1] == b"<":
-        raise ValueError("no pictures")
+        raise ValueError("no images")
     start = body[:_MAX_BYTES_BEFORE_JSON].find(b"{")
     with suppress(ValueError):
         if start > 0 and isinstance(found := read_json(body[start:]), dict) and found.keys() & set(_LIST_NAMES):
             return found
     texts = dict.fromkeys(find_string_fields(body[min(lists) :], ("url", "image_url", *_BASE64_NAMES)))
     if not texts:
-        raise ValueError("no pictures")
+        raise ValueError("no images")
     return {"data": [{name: text} for name, text in texts]}
 
 
 def _responding_model(headers: Mapping[str, str], document: dict[str, Any], api_key: str | None) -> str | None:
-    """Return the model that responded, if stated; the header wins over the body."""
+    """Return the model that served the request, if stated; the header takes precedence over the body."""
     meta = document.get("meta")
     stated_names = (
         headers.get("x-aimlapi-model"),
@@ -176,7 +176,7 @@ def _responding_model(headers: Mapping[str, str], document: dict[str, Any], api_
 
 
 def _count_null_items(document: dict[str, Any]) -> int:
-    """Return the number of nulls in the longest image list; parallel lists hold the same images."""
+    """Return the number of nulls in the longest image list; parallel lists contain the same images."""
     lists = [_entries(document.get(name)) for name in _LIST_NAMES]
     return sum(_read_image(entry, withheld=False, prompt=None, seed=None) is None for entry in max(lists, key=len))
 
@@ -184,17 +184,17 @@ def _count_null_items(document: dict[str, Any]) -> int:
 def _check_empty_result(document: dict[str, Any], *, api_key: str | None, details: dict[str, Any]) -> None:
     """Raise for a response without images, unless it has an image list that is empty and reports no error."""
     if error := document.get("error"):
-        stated_names = error if isinstance(error, dict) else {"message": error}
-        reason = _text(stated_names.get("message")) or "no reason given"
-        kind = _text(stated_names.get("code")) or _text(stated_names.get("type"))
+        error = error if isinstance(error, dict) else {"message": error}
+        reason = _text(error.get("message")) or "no reason given"
+        kind = _text(error.get("code")) or _text(error.get("type"))
         raise InvalidRequestError(
-            f"The API answered success with an error inside: {scrub(reason, api_key)}",
+            f"The API reported success, but its response contains an error: {scrub(reason, api_key)}",
             kind=scrub(kind, api_key, limit=100) if kind else None,
             **details,
         )
     if not any(name in document for name in _LIST_NAMES):
         raise UnreadableResponseError(
-            f"The API answered success without a list of pictures; it has only "
+            f"The API reported success, but its response has no list of images, only "
             f"{scrub(', '.join(document), api_key, limit=200)}.",
             **details,
         )
@@ -204,13 +204,13 @@ def _read_images(document: dict[str, Any]) -> tuple[GeneratedImage, ...]:
     """
     Return the images of the list with the most readable ones; on a tie, ``data``, ``images``, then ``output.choices``.
 
-    Parallel lists hold the same images (docs, Seedream v4 and USO pages, 2026-08), so they are not combined.
+    Parallel lists contain the same images (docs, Seedream v4 and USO pages, 2026-08), so they are not combined.
     """
     flags = document.get("has_nsfw_concepts")
     flagged = {number for number, flag in enumerate(flags if isinstance(flags, list) else ()) if flag is True}
     common: dict[str, Any] = {"prompt": _text(document.get("prompt")), "seed": _integer(document.get("seed"))}
     violation = document.get("content_violation") is True
-    found = [
+    candidates = [
         tuple(
             image
             for number, entry in enumerate(_entries(document.get(name)))
@@ -218,7 +218,7 @@ def _read_images(document: dict[str, Any]) -> tuple[GeneratedImage, ...]:
         )
         for name in _LIST_NAMES
     ]
-    return max(found, key=lambda pictures: (sum(not image.broken for image in pictures), len(pictures)))
+    return max(candidates, key=lambda images: (sum(not image.broken for image in images), len(images)))
 
 
 def _entries(listed: Any) -> list[Any]:
@@ -231,7 +231,7 @@ def _entries(listed: Any) -> list[Any]:
 
 
 def _read_image(entry: Any, *, withheld: bool, prompt: str | None, seed: int | None) -> GeneratedImage | None:
-    """Return the image in a list entry; ``None`` if its image fields are all empty and it is not marked as filtered."""
+    """Return the image in a list entry; ``None`` if its image fields are empty and it is not marked as filtered."""
     if isinstance(entry, str):
         entry = {"url": entry}
     if not entry:
@@ -240,18 +240,18 @@ def _read_image(entry: Any, *, withheld: bool, prompt: str | None, seed: int | N
         return GeneratedImage(broken=f"an entry of type {type(entry).__name__}", withheld=withheld)
     withheld = withheld or entry.get("content_violation") is True
     own_seed = _integer(entry.get("seed"))
-    link, encoded = _first_text(entry, _URL_NAMES), _first_text(entry, _BASE64_NAMES)
+    stated_url, encoded = _first_text(entry, _URL_NAMES), _first_text(entry, _BASE64_NAMES)
     url, data, broken = None, None, None
-    if link and not is_data_uri(link):
-        url, broken = _read_url(link)
-    elif link and encoded is None:
-        encoded = link
+    if stated_url and not is_data_uri(stated_url):
+        url, broken = _read_url(stated_url)
+    elif stated_url and encoded is None:
+        encoded = stated_url
     if url is None and encoded:
         data, broken = _read_base64(encoded)
     if url is None and data is None and broken is None:
         known = [entry[name] for name in (*_URL_NAMES, *_BASE64_NAMES) if name in entry]
         if any(known) or not known:
-            broken = "an entry without a link or base64 data"
+            broken = "an entry without a URL or base64 data"
         elif not withheld:
             return None
     return GeneratedImage(
@@ -275,21 +275,22 @@ def _first_text(entry: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return None
 
 
-def _read_url(link: str) -> tuple[str | None, str | None]:
+def _read_url(url: str) -> tuple[str | None, str | None]:
+    """Return the URL, or why it cannot be used."""
     try:
-        parts = urlsplit(link)
-        usable = (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and link.isprintable() and REPLACED not in link
+        parts = urlsplit(url)
+        is_usable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and REPLACED not in url
         )
     except ValueError:
-        usable = False
-    return (link, None) if usable else (None, "a link that is not http or https")
+        is_usable = False
+    return (url, None) if is_usable else (None, "a URL that is malformed or not http or https")
 
 
 def _read_base64(text: str) -> tuple[bytes | None, str | None]:
     """Return the bytes of base64 text or a ``data:`` URI, or why they cannot be decoded."""
     if REPLACED in text:
-        return None, "base64 with damaged characters"
+        return None, "base64 with invalid characters"
     text = text.translate(_NO_CONTROLS)
     try:
         return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
@@ -318,4 +319,4 @@ def _describe(body: bytes) -> str:
     start = body[:200].lstrip().lower()
     if not start:
         return "empty"
-    return "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "cut off or damaged"
+    return "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "truncated or damaged"

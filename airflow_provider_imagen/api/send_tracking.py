@@ -34,7 +34,7 @@ class SendProgress(Struct):
 
     :param expires_after_seconds: how long after its start the request may still be sent
     :param started_at: when it was started, in seconds since the epoch
-    :param tracked: whether it uses one of our connections; without one, nothing is known
+    :param tracked: whether it uses one of our connections; otherwise nothing is known
     :param sent: whether any of its bytes were handed to the network
     """
 
@@ -52,11 +52,11 @@ class SendProgress(Struct):
         :raises ConnectionAbortedError: it expired; nothing was sent
         """
         if not self.sent and not 0 <= time.time() - self.started_at <= self.expires_after_seconds:
-            raise ConnectionAbortedError("the request was held up and has expired")
+            raise ConnectionAbortedError("the request was delayed too long and has expired")
 
     @property
     def never_sent(self) -> bool:
-        """Whether certainly no byte of the request was received by anyone."""
+        """Whether certainly no byte of the request reached anyone."""
         return self.tracked and not self.sent
 
 
@@ -75,7 +75,7 @@ def track_sending(*, expires_after_seconds: float) -> Iterator[SendProgress]:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads a socket until a deadline, however steadily data arrives: the socket's timeout from the last restart."""
+    """Reads a socket until a deadline, however steadily data arrives: the socket's timeout after the last restart."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw  # holds the socket open until this reader closes
@@ -98,7 +98,7 @@ class _DeadlineReader(io.RawIOBase):
         try:
             return self._sock.recv_into(buffer)
         finally:
-            self._sock.settimeout(self._timeout_seconds)  # the next request on this connection needs it, too
+            self._sock.settimeout(self._timeout_seconds)  # for the next request on this connection
 
     def close(self) -> None:
         self._raw.close()
@@ -123,7 +123,7 @@ class _TimedResponse(FinalResponse):
 
 
 class _TracksSending:
-    """Mixin for urllib3 connections that records sending; opening a tunnel through a proxy does not count."""
+    """Mixin for urllib3 connections that records when a request is sent; a proxy tunnel does not count."""
 
     response_class = _TimedResponse
     sock: Any

@@ -65,7 +65,7 @@ def test_every_spelling_gives_the_same_bytes_in_requests_and_in_answers(spelling
         ("data:image/png;base64,AAAA!!!!", "cannot be decoded"),
         ("data:image/png;base64,AAAAA", "cannot be decoded"),
         ("data:image/png;base64,AA==AA==", "cannot be decoded"),
-        ("data:,\ud800", "no text"),
+        ("data:,\ud800", "invalid characters"),
         ("data:,", "empty"),
     ],
 )
