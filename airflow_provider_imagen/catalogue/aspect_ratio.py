@@ -1,4 +1,4 @@
-"""Aspect ratios: read the one a request asks for, and find a model's size of exactly that ratio. Pure."""
+"""Aspect ratios: read the one requested, and find a model's size with exactly that ratio. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_ratio(text: Any) -> Fraction | None:
 
 
 def requested_ratio(body: Mapping[str, Any]) -> Fraction | None:
-    """Return the width divided by height that a request asks for; ``None`` if it leaves the ratio to the model."""
+    """Return the requested width divided by height; ``None`` if the request leaves the ratio to the model."""
     for value in (body, body.get("image_size"), body.get("size"), body.get("aspect_ratio")):
         if isinstance(value, dict):
             width, height = read_whole_number(value.get("width")), read_whole_number(value.get("height"))
@@ -126,10 +126,10 @@ def _nearest_size(
         width, height = ratio.numerator * multiple, ratio.denominator * multiple
         lows = [low if low is not None else _DEFAULT_LIMITS_PIXELS[0] for low, _ in limits]
         highs = [high if high is not None else _DEFAULT_LIMITS_PIXELS[1] for _, high in limits]
-        fewest = max(-(-lows[0] // width), -(-lows[1] // height), 1)
-        most = min(highs[0] // width, highs[1] // height)
-        if fewest <= most:
+        lowest = max(-(-lows[0] // width), -(-lows[1] // height), 1)
+        highest = min(highs[0] // width, highs[1] // height)
+        if lowest <= highest:
             ideal = (area / (width * height)) ** 0.5
-            times = min(range(fewest, most + 1), key=lambda count: abs(count - ideal))
+            times = min(range(lowest, highest + 1), key=lambda count: abs(count - ideal))
             return width * times, height * times
     return None

@@ -46,7 +46,7 @@ class Endpoint(Struct, frozen=True, eq=False):
 
     @property
     def count_field(self) -> str | None:
-        """The field for the number of images; ``None`` if every request makes one."""
+        """The field for the number of images; ``None`` if every request generates one."""
         return self._first(COUNT_FIELDS)
 
     @property
@@ -133,8 +133,8 @@ class Model(Struct, frozen=True, eq=False):
 
     :param id: canonical id, as used in requests
     :param aliases: other names of the same model
-    :param kind: what it makes an image from: text (``text_to_image``), an image and the change wanted (``edit``), an
-        image as a starting point (``image_to_image``), or an image alone (``upscale``)
+    :param kind: what it generates an image from: text (``text_to_image``), an image and a requested change (``edit``),
+        an image as a starting point (``image_to_image``), or an image alone (``upscale``)
     :param status: ``listed`` by the vendor; ``unlisted`` but documented; ``deprecated``: the vendor announced its end,
         or lists it as no longer supported; ``withdrawn``: retired, requests get a 404
     :param successor: its replacement, if one is named
@@ -169,7 +169,7 @@ class Model(Struct, frozen=True, eq=False):
 
 
 def max_images_of(schema: Mapping[str, Any]) -> int | None:
-    """Return the most images a field takes; ``None`` if no limit is documented."""
+    """Return the most images a field accepts; ``None`` if no limit is documented."""
     lists = [choice for choice in schema.get("anyOf", (schema,)) if choice.get("type") == "array"]
     return lists[0].get("maxItems") if lists else 1
 

@@ -2,7 +2,7 @@
 Estimate the cost of a request before it is sent. Pure.
 
 Quotes guard ``max_usd``, so they err on the high side: if a price depends on something the request leaves open, the
-highest that fits counts; if it cannot be known (per token, per second of work), there is none. Last known prices
+highest matching price counts; if it cannot be known (per token, per second of work), there is none. Last known prices
 depend on quality, resolution, megapixels and inputs as far as documented; undocumented steps are estimated.
 """
 
@@ -129,9 +129,9 @@ def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal |
         return _sum([_rate_price(rate, request) for rate in _mappings(pricing.get("units"))])
     if pricing.get("kind") == "variants":
         variants = _mappings(pricing.get("variants"))
-        fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
+        matching = [variant for variant in variants if _may_apply(variant.get("when"), request)] or variants
         groups: dict[str, list[Decimal | None]] = {}  # rates for the same values add up
-        for variant in fitting:
+        for variant in matching:
             groups.setdefault(repr(variant.get("when")), []).append(_rate_price(variant, request))
         return _highest([_sum(prices) for prices in groups.values()])
     return None
@@ -183,13 +183,13 @@ def _billed_inputs(unit: str, request: ImageRequest) -> Decimal | None:
     return None
 
 
-def _fits(when: Any, request: ImageRequest) -> bool:
+def _may_apply(when: Any, request: ImageRequest) -> bool:
     """Return whether a variant may apply; a field left to the model or set to ``auto`` matches any value."""
     endpoint = _endpoint(request)
     for name, wanted in when.items() if isinstance(when, Mapping) else ():
         default = endpoint.fields.get(name, {}).get("default") if endpoint else None
-        given = request.body.get(name, default)
-        if given is not None and str(given).lower() not in ("auto", str(wanted).lower()):
+        value = request.body.get(name, default)
+        if value is not None and str(value).lower() not in ("auto", str(wanted).lower()):
             return False
     return True
 
@@ -212,7 +212,7 @@ def _pixels(request: ImageRequest) -> int | None:
 
 
 def _most_pixels(request: ImageRequest) -> int | None:
-    """Return the area in pixels of the largest image the model makes; ``None`` if no limit is documented."""
+    """Return the area in pixels of the largest image the model generates; ``None`` if no limit is documented."""
     endpoint = _endpoint(request)
     schema = endpoint.fields[endpoint.size_field] if endpoint and endpoint.size_field else {}
     for choice in schema.get("anyOf", (schema,)):

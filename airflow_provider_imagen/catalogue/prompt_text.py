@@ -17,7 +17,7 @@ _OBJECT_REPR: Final = re.compile(
     r"|(?:dict_(?:keys|values|items)|deque|set|frozenset|array|range|OrderedDict|defaultdict)\(.*\)",
     re.DOTALL,
 )
-"""Objects of Python written as text that are no literals."""
+"""The ``repr`` of Python objects that are not literals."""
 
 _MAX_LITERAL_CHARACTERS: Final = 1_000_000
 
@@ -35,7 +35,7 @@ def prompt_problem(text: str) -> str | None:
     """
     stripped = text.strip()
     if stripped in _MISSING_VALUES:
-        return "this is a missing value that a template turned into text; the upstream task has to return a prompt"
+        return "this is a missing value that a template turned into text; the upstream task must return a prompt"
     if _OBJECT_REPR.fullmatch(stripped) or _is_rendered_collection(stripped):
         return f"this is the text of a list or mapping, not a prompt; {_ADVICE}"
     return text_problem(text)

@@ -1,9 +1,9 @@
 """
-Validate a value against the JSON Schema of its field, and describe problems in words.
+Validate a value against the JSON Schema of its field, and describe its problems.
 
 Templates render values as text, so ``"4"`` counts as a number and ``"true"`` as a boolean where the field expects one.
 Table columns with missing values turn whole numbers into floats, so ``4.0`` and its rendered text ``"4.0"`` count as
-the whole number 4. jsonschema is imported, and a validator built, when a field is first used.
+the whole number 4. jsonschema is imported and a validator built when a field is first used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
-_IMAGE_REFERENCE = "a link (https://…) or a data URI (data:image/png;base64,…)"
+_IMAGE_REFERENCE = "a URL (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
 _IMAGE_TYPE = r"image/[a-z0-9.+-]+"
@@ -67,13 +67,13 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
 
 
 def coerce(schema: Mapping[str, Any], value: Any) -> Any:
-    """Return values mangled by templates or tables as the numbers or booleans the schema wants; others unchanged."""
-    wanted = schema.get("type")
+    """Return numbers and booleans that a template or table changed as the schema expects them; others unchanged."""
+    expected = schema.get("type")
     value = plain_number(value)
     if isinstance(value, str):
-        return _read_text(wanted, value.strip()) if wanted in ("integer", "number", "boolean") else value
+        return _read_text(expected, value.strip()) if expected in ("integer", "number", "boolean") else value
     if isinstance(value, float):
-        return int(value) if wanted == "integer" and value.is_integer() else value
+        return int(value) if expected == "integer" and value.is_integer() else value
     choices = schema.get("anyOf", (schema,))
     if isinstance(value, Mapping):
         parts: Mapping[str, Any] = next((choice["properties"] for choice in choices if "properties" in choice), {})
@@ -157,7 +157,7 @@ def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[st
 
 
 def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema made stricter: no unknown keys, which the API would ignore, no partial sizes, files as text."""
+    """Return a stricter schema: no unknown keys, which the API would ignore, no partial sizes, and files as text."""
     strict: dict[str, Any] = dict(schema)
     if strict.get("type") == "file":
         strict |= {"type": "string", "format": "uri"}
@@ -169,54 +169,54 @@ def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
         parts = {name: _make_strict(part) for name, part in strict["properties"].items()}
         if {"width", "height"} == parts.keys():
             parts = {side: {"minimum": 1, **parts[side], "type": "integer"} for side in ("width", "height")}
-            strict["required"] = list(parts)  # one side alone would leave the other to chance
+            strict["required"] = list(parts)  # the API would choose the other side
         strict |= {"properties": parts, "additionalProperties": False}
     return strict
 
 
-def _read_text(wanted: str, text: str) -> Any:
-    if wanted == "boolean":
+def _read_text(expected: str, text: str) -> Any:
+    if expected == "boolean":
         return {"true": True, "false": False}.get(text.lower(), text)
     if found := re.fullmatch(_INTEGER, text):
         return int(found[1])
-    return float(text) if wanted == "number" and re.fullmatch(_NUMBER, text) else text
+    return float(text) if expected == "number" and re.fullmatch(_NUMBER, text) else text
 
 
 def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
-    """Yield the problems of one validation error; of an ``anyOf``, those of the branch that was meant."""
+    """Yield the problems of one validation error; of an ``anyOf``, those of the intended branch."""
     field = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     value: Any = error.instance
     schema: Any = error.schema
     limit: Any = error.validator_value
     match error.validator:
-        case "anyOf" if meant := _intended_branch(error):
-            for part in meant:
+        case "anyOf" if branch := _intended_branch(error):
+            for part in branch:
                 yield from _problems(part, name)
         case "maxLength":
-            yield Problem(field, show(value), f"at most {limit:,} characters are allowed, this has {len(value):,}")
+            yield Problem(field, show(value), f"at most {limit:,} characters are allowed, it has {len(value):,}")
         case "required":
-            yield Problem(field, show(value), f"{' and '.join(limit)} must be given")
+            yield Problem(field, show(value), f"{' and '.join(limit)} are required")
         case "additionalProperties":
             unknown = next(part for part in value if part not in schema["properties"])
             known = " and ".join(schema["properties"])
             yield Problem(field, show(value), f"only {known} are allowed, not {show(str(unknown))}")
         case "minItems" | "maxItems":
-            yield Problem(field, show(value), f"{describe(schema)} is allowed, this has {len(value)}")
+            yield Problem(field, show(value), f"{describe(schema)} is allowed, it has {len(value)}")
         case _:
             yield problem_with(field, value, describe(schema))
 
 
 def _intended_branch(error: ValidationError) -> list[ValidationError]:
-    """Return the errors of the one ``anyOf`` branch whose type matches the value; empty if it is not exactly one."""
+    """Return the errors of the only ``anyOf`` branch whose type matches the value; empty if not exactly one does."""
     branches: dict[Any, list[ValidationError]] = {}
     for part in error.context or ():
         branches.setdefault(part.relative_schema_path[0], []).append(part)
-    fitting = [
+    matching = [
         parts
         for parts in branches.values()
         if not any(part.validator in ("type", "enum") and not part.relative_path for part in parts)
     ]
-    return fitting[0] if len(fitting) == 1 else []
+    return matching[0] if len(matching) == 1 else []
 
 
 def _takes_urls(name: str, schema: Mapping[str, Any]) -> bool:
@@ -237,7 +237,7 @@ def _check_urls(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[
     try:
         uri = read_data_uri(value)
     except ValueError as error:
-        return value, [Problem(name, show(value), f"{_IMAGE_REFERENCE} is needed; this is {error}")]
+        return value, [Problem(name, show(value), f"{_IMAGE_REFERENCE} is required, not {error}")]
     if not uri.is_base64 or not re.fullmatch(_IMAGE_TYPE, uri.mime_type):
         return value, [problem_with(name, value, _IMAGE_REFERENCE)]
     return str(uri), []

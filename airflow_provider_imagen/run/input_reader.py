@@ -1,5 +1,5 @@
 """
-Read input images: check them before anything is paid, and read them again when a request is sent.
+Read input images: check them before any money is spent, and read them again when a request is sent.
 
 Their bytes are not kept in between, so memory use does not grow with the number of items.
 """
@@ -80,32 +80,32 @@ class InputReader:
         self._roots = roots
         self._decoding = threading.Lock()
 
-    # --- before paying ------------------------------------------------------------------------------------------------
+    # --- planning ----------------------------------------------------------------------------------------------------
 
-    def resolve(self, asked: Sequence[tuple[Arguments, str]], problems: list[Problem]) -> list[Arguments]:
+    def resolve(self, items: Sequence[tuple[Arguments, str]], problems: list[Problem]) -> list[Arguments]:
         """
         Return the arguments with a URL, ``data:`` URI or :class:`ImageFile` for every image they refer to.
 
         Each file is read once, however many items refer to it. It must exist, be readable and hold a complete image.
 
-        :param asked: each item's arguments, and the prefix for its field names in problems
-        :param problems: receives what is wrong
-        :raises StorageError: a file that exists, or may exist, cannot be read now
+        :param items: each item's arguments, and the prefix of its field names in problems
+        :param problems: receives the problems found
+        :raises StorageError: a file that exists, or may exist, cannot be read at the moment
         """
-        asked = [
+        items = [
             ({**arguments, **{name: _as_text(arguments[name]) for name in INPUT_NAMES if name in arguments}}, where)
-            for arguments, where in asked
+            for arguments, where in items
         ]
-        wanted = dict.fromkeys(
+        addresses = dict.fromkeys(
             reference
-            for arguments, _ in asked
+            for arguments, _ in items
             for name in INPUT_NAMES
             for value in flatten(arguments.get(name))
             if (reference := reference_in(value)) is not None and reference_kind(reference, field=name) == "path"
         )
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            found = dict(zip(wanted, pool.map(self._inspect, wanted), strict=True))
-        return [self._substitute(arguments, where, found, problems) for arguments, where in asked]
+            found = dict(zip(addresses, pool.map(self._inspect, addresses), strict=True))
+        return [self._substitute(arguments, where, found, problems) for arguments, where in items]
 
     def _substitute(
         self, arguments: Arguments, where: str, found: Mapping[str, ImageFile | str], problems: list[Problem]
@@ -114,20 +114,20 @@ class InputReader:
         for name in INPUT_NAMES:
             if (value := arguments.get(name)) is None:
                 continue
-            is_one = isinstance(value, (str, Mapping))
-            pictures: list[Any] = []
+            is_single = isinstance(value, (str, Mapping))
+            images: list[Any] = []
             for index, part in enumerate(flatten(value)):
-                field = f"{where}{name}" if is_one else f"{where}{name}[{index}]"
+                field = f"{where}{name}" if is_single else f"{where}{name}[{index}]"
                 reference = reference_in(part)
-                picture = found.get(reference, reference) if reference else None
-                if isinstance(picture, str) and reference in found:
-                    problems.append(Problem(field, reference, picture))
-                    picture = _PLACEHOLDER_URL
-                elif picture is None:
+                image = found.get(reference, reference) if reference else None
+                if isinstance(image, str) and reference in found:
+                    problems.append(Problem(field, reference, image))
+                    image = _PLACEHOLDER_URL
+                elif image is None:
                     problems.append(Problem(field, show(part), reference_problem(part)))
-                    picture = _PLACEHOLDER_URL
-                pictures.append(picture)
-            resolved[name] = pictures[0] if is_one else pictures
+                    image = _PLACEHOLDER_URL
+                images.append(image)
+            resolved[name] = images[0] if is_single else images
         return resolved
 
     def _inspect(self, address: str) -> ImageFile | str:
@@ -135,18 +135,18 @@ class InputReader:
         try:
             path = self._open_path(address)
         except (ValueError, ImportError) as error:
-            return f"this path cannot be opened ({error})"
+            return f"the path cannot be opened ({error})"
         try:
             data = self._read_path(path)
         except _UnusableError as error:
             return str(error)
         if data is None:
-            return "there is no such file"
+            return "the file does not exist"
         try:
             with self._decoding:  # a decoded image is many times larger than its file: one at a time
                 info = inspect_picture(data)
         except BadImageError as error:
-            return f"a picture is needed. {_without_contents(error)}"
+            return f"an image is required. {_without_contents(error)}"
         digest = hashlib.sha256(data).hexdigest()
         return ImageFile(address, digest, len(data), info.mime_type, info.width, info.height)
 
@@ -159,31 +159,31 @@ class InputReader:
         """
         within = None
         if self._roots is not None:
-            if (place := _resolve_below(path, self._roots)) is None:
+            if (resolved := _resolve_below(path, self._roots)) is None:
                 raise _UnusableError("only files in the folders of [imagen] input_roots are allowed")
-            path, within = place
+            path, within = resolved
         elif (local := local_path(path)) is not None:
-            path = Path(os.path.realpath(local))  # the author's own symlinks may lead anywhere but to a device
+            path = Path(os.path.realpath(local))  # without input_roots, symlinks may lead to any regular file
         try:
             size = _size_of(path)
             if size is not None and size > MAX_INPUT_BYTES:
                 raise _UnusableError(f"the file has {size:,} bytes; at most {MAX_INPUT_BYTES:,} are allowed")
             return read_bytes(path, within=within, max_bytes=MAX_INPUT_BYTES)
         except IrregularFileError:
-            raise _UnusableError("only a regular file is allowed, no pipe, socket or device") from None
+            raise _UnusableError("a regular file is required, not a pipe, socket or device") from None
         except (ValueError, ImportError) as error:
-            raise _UnusableError(f"this path cannot be opened ({error})") from None
+            raise _UnusableError(f"the path cannot be opened ({error})") from None
 
-    # --- when sending -------------------------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------------------------------
 
     def wire(self, request: ImageRequest) -> tuple[Mapping[str, Any], Files | None]:
         """
-        Return what is sent: a JSON body, or form fields with the files to upload.
+        Return what to send: a JSON body, or form fields with the files to upload.
 
-        A stored image becomes a ``data:`` URI, or a file where the endpoint takes uploads. Such endpoints accept
-        neither URLs nor base64 (docs, gpt-image-1 page), so images given by URL are downloaded first.
+        A stored image becomes a ``data:`` URI, or a file if the endpoint takes uploads. Such endpoints accept neither
+        URLs nor base64 (docs, gpt-image-1 page), so images given by URL are downloaded first.
 
-        :raises StorageError: a file is gone or has changed since it was checked; the next attempt checks it again
+        :raises StorageError: a file was deleted or changed since it was checked; the next attempt checks it again
         :raises DownloadError: an image that has to be uploaded cannot be downloaded
         :raises InvalidRequestError: a mask and its image differ in size
         """
@@ -222,7 +222,7 @@ class InputReader:
                 files.append((part_name, (f"{name}-{number}.{mime_type.partition('/')[2]}", data, mime_type)))
         if "mask" in sizes and sizes["mask"] != sizes["image"]:
             raise InvalidRequestError(
-                f"mask: it is {_size_text(sizes['mask'])}, and has to have the size of the first picture, "
+                f"mask: its size is {_size_text(sizes['mask'])}, but it must have the size of the first image, "
                 f"{_size_text(sizes['image'])}. Nothing was sent.",
                 field="mask",
                 model=str(request.body.get("model")),
@@ -236,19 +236,19 @@ class InputReader:
             try:
                 return base64.b64decode(unquote_to_bytes(value.partition(",")[2]), validate=True)
             except (binascii.Error, ValueError):
-                raise BadImageError("A data URI does not hold base64. Nothing was sent.") from None
+                raise BadImageError("A data URI does not contain valid base64. Nothing was sent.") from None
         return self._fetch(value)
 
-    def _read(self, picture: ImageFile) -> bytes:
+    def _read(self, image: ImageFile) -> bytes:
         try:
-            data = self._read_path(self._open_path(picture.address))
+            data = self._read_path(self._open_path(image.address))
         except _UnusableError:  # replaced since it was checked
             data = b""
-        if data is None or hashlib.sha256(data).hexdigest() != picture.sha256:
-            what = "is gone" if data is None else "has changed"
+        if data is None or hashlib.sha256(data).hexdigest() != image.sha256:
+            change = "deleted" if data is None else "changed"
             raise StorageError(
-                f"The input picture {show(picture.address)} {what} since it was checked. Nothing was sent; "
-                f"the next try checks it again."
+                f"The input image {show(image.address)} was {change} after it was checked. Nothing was sent; "
+                f"the next attempt checks it again."
             )
         return data
 
@@ -256,7 +256,7 @@ class InputReader:
         """
         Return the bytes and media type of one image, and its width and height.
 
-        It is re-encoded only where it exceeds limits that the model documents.
+        Re-encodes it only if it exceeds limits that the model documents.
         """
         model_id = str(request.body.get("model"))
         model = find_model(model_id)
@@ -271,8 +271,8 @@ class InputReader:
             info = inspect_picture(fitted)
         if fitted is not data:
             log.info(
-                "%s was made fit for %s, whose documentation limits its %s: now %s, %d x %d pixels, %d bytes.",
-                show(value.address) if isinstance(value, ImageFile) else "A picture",
+                "Re-encoded %s to fit the documented limits of %s for %s: %s, %d x %d pixels, %d bytes.",
+                show(value.address) if isinstance(value, ImageFile) else "an image",
                 model_id,
                 name,
                 mime_type,
@@ -289,7 +289,7 @@ class _UnusableError(Exception):
 
 def _resolve_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
     """
-    Return the path of a file and the root it is below, both with symlinks resolved; ``None`` if it is below no root.
+    Return the path of a file and the root it is below, both with symlinks resolved; ``None`` if there is no such root.
 
     A root without a connection id stands for every connection.
     """
@@ -313,7 +313,7 @@ def _is_below(path: Any, root: Any) -> bool:
 
 
 def _without_contents(error: BadImageError) -> str:
-    """Return why a file is not an image, without the bytes that error messages quote from it: they may be private."""
+    """Return why a file is not an image, without the bytes quoted in the error, which may be private."""
     reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
     return re.sub(r" \(they start with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
 
@@ -333,7 +333,7 @@ def _size_text(size: tuple[int, int]) -> str:
 
 def _size_of(path: StoragePath) -> int | None:
     """
-    Return the size of a file before it is read, or ``None`` if unknown: reading it will show why.
+    Return the size of a file before it is read; ``None`` if unknown, in which case reading it will show why.
 
     :raises ValueError, ImportError: no installed package supports this kind of store
     """

@@ -963,7 +963,7 @@ def test_the_settings_decide_about_tls_not_the_environment(raw_server, make_clie
 
 
 @pytest.mark.parametrize("how", ["verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-@pytest.mark.parametrize(("content", "reason"), [(None, "does not exist"), (b"", "cannot be read"), (b"junk", "cannot be")])
+@pytest.mark.parametrize(("content", "reason"), [(None, "not exist"), (b"", "cannot be read"), (b"junk", "cannot be")])
 def test_a_bundle_that_cannot_be_used_is_named_before_anything_is_sent(
     raw_server, make_client, own_certificate, monkeypatch, tmp_path, how, content, reason
 ):

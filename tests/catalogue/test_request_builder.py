@@ -328,7 +328,7 @@ def test_sizes_are_near_a_megapixel_or_near_the_default_of_the_model():
 def test_a_ratio_no_size_has_is_refused_with_the_choices():
     problems = refuse(model="dall-e-3", prompt="a", aspect_ratio="16:9")
     assert problems == {
-        "aspect_ratio": "dall-e-3 has sizes for 1:1, 4:7, 7:4; or give size: 1024x1024, 1024x1792 or 1792x1024"
+        "aspect_ratio": "dall-e-3 has sizes for 1:1, 4:7, 7:4; or set size: 1024x1024, 1024x1792 or 1792x1024"
     }
 
 
@@ -342,7 +342,7 @@ def test_what_is_no_ratio_is_refused(ratio):
 
 def test_a_ratio_and_a_size_together_are_refused():
     problems = refuse(model="flux/dev", prompt="a", aspect_ratio="1:1", image_size="square")
-    assert problems == {"aspect_ratio": "give either aspect_ratio or image_size, not both"}
+    assert problems == {"aspect_ratio": "set either aspect_ratio or image_size, not both"}
 
 
 # ---------------------------------------------------------------- counts and seeds
@@ -377,7 +377,7 @@ def test_the_models_own_count_field_works_too_but_not_both():
     (request,) = build(model="x-ai/grok-imagine-image", prompt="a", n="10")
     assert (request.body["n"], request.expected_images) == (10, 10)
     assert refuse(model="x-ai/grok-imagine-image", prompt="a", n=2, num_images=2) == {
-        "n": "give either num_images or n to x-ai/grok-imagine-image, not both"
+        "n": "set either num_images or n for x-ai/grok-imagine-image, not both"
     }
     assert "its count field is `num_images`" in refuse(model=IMAGEN, prompt="a", n=2)["n"]
 
@@ -475,7 +475,7 @@ def test_text_stays_text_where_the_field_wants_text():
 
 @pytest.mark.parametrize("prompt", [None, "", "   ", "\n\t"])
 def test_an_empty_prompt_is_refused(prompt):
-    assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "text that is not empty is needed"}
+    assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "non-empty text is needed"}
 
 
 @pytest.mark.parametrize("prompt", [5, True, ["a"], {"a": "b"}, b"a"])
@@ -484,7 +484,7 @@ def test_a_prompt_that_is_no_text_is_refused(prompt):
 
 
 def test_a_long_prompt_is_told_its_length_and_the_limit():
-    assert refuse(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, this has 401"}
+    assert refuse(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, it has 401"}
     assert build(model=IMAGEN, prompt="é" * 400)
 
 
@@ -521,7 +521,7 @@ def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(
 def test_a_model_that_always_answers_with_links_takes_the_wish_for_links_and_refuses_base64():
     assert "convert_base64_to_url" not in build(model="flux/dev", prompt="a", convert_base64_to_url=True)[0].body
     assert (
-        "always answers with links"
+        "always returns URLs"
         in refuse(model="flux/dev", prompt="a", convert_base64_to_url=False)["convert_base64_to_url"]
     )
     assert refuse(model="flux/dev", prompt="a", convert_base64_to_url="maybe").keys() == {"convert_base64_to_url"}
@@ -547,7 +547,7 @@ def test_a_transparent_background_needs_a_format_that_can_be():
     assert build(model=model, prompt="a", background="transparent")
     assert build(model=model, prompt="a", background="transparent", output_format="webp")
     problems = refuse(model=model, prompt="a", background="transparent", output_format="jpeg")
-    assert problems == {"background": "needs output_format png or webp"}
+    assert problems == {"background": "requires output_format png or webp"}
 
 
 def test_beeble_needs_a_prompt_or_a_reference_and_a_mask_for_its_mask_modes():
@@ -591,10 +591,10 @@ def test_an_unknown_field_is_told_which_one_was_meant():
         "enhance_promt": "`enhance_promt` is not a field of imagen-3.0-generate-002, which would ignore it; "
         "did you mean `enhance_prompt`?",
         "response_format": "`response_format` is not a field of imagen-3.0-generate-002, which would ignore it; "
-        "its link or base64 field is `convert_base64_to_url` (true or false)",
+        "its URL or base64 field is `convert_base64_to_url` (true or false)",
     }
     assert (
-        "its picture field is `image_url`"
+        "its image field is `image_url`"
         in refuse(model="flux/dev/image-to-image", prompt="a", image_urls=[LINK])["image_urls"]
     )
 
@@ -605,7 +605,7 @@ def test_a_wrong_size_object_is_told_which_side_and_why():
     sentence = "a whole number from 64 to 1536 that is a multiple of 32 is allowed"
     assert problems == {"image_size.width": sentence, "image_size.height": sentence}
     assert refuse(model=model, prompt="a", image_size={"width": 1024}) == {
-        "image_size": "width and height must be given"
+        "image_size": "width and height are required"
     }
 
 
