@@ -25,8 +25,8 @@ _NAMED_VALUE = (
     r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
     r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+"
 )
-_LOGIN_OF_VALUE = r"://(?:[^/\s@]*@)+"
-_QUERY_OF_VALUE = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
+_LOGIN_OF_ARGUMENT = r"://(?:[^/\s@]*@)+"
+_QUERY_OF_ARGUMENT = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
 
 _READ_PER_SHOWN = 20
 _SHORTEST_ENCODED = 8
@@ -69,7 +69,7 @@ def scrub_storage_text(text: str) -> str:
 
 def elide_url(value: str) -> str:
     """Return an argument, which may be a URL, with its login and query replaced by ``…``."""
-    return re.sub(_QUERY_OF_VALUE, r"\1?…", re.sub(_LOGIN_OF_VALUE, "://…@", value))
+    return re.sub(_QUERY_OF_ARGUMENT, r"\1?…", re.sub(_LOGIN_OF_ARGUMENT, "://…@", value))
 
 
 def hide(text: str, *secrets: str | None) -> str:

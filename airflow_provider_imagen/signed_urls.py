@@ -1,5 +1,5 @@
 """
-Result URLs: whether they are signed, when they expire, and how they read without their signature.
+Signed URLs: recognize them, read when they expire, and strip their signature.
 
 Pure, standard library only.
 """
@@ -13,7 +13,7 @@ _SIGNERS = ("x-amz", "x-tos", "x-goog", "x-oss")
 
 
 def without_query(url: str) -> str:
-    """Return the URL without its query and fragment, which may hold a signature."""
+    """Return the URL without its query and fragment, which may contain a signature."""
     return url.split("#", 1)[0].split("?", 1)[0]
 
 
@@ -27,20 +27,19 @@ def is_signed(url: str) -> bool:
 
 def url_expiry(url: str) -> datetime | None:
     """
-    Return when a signed URL expires, in UTC; ``None`` if it does not say.
+    Return when a signed URL expires, in UTC; ``None`` if it does not state that.
 
     Reads Azure's ``se``, the older S3, CloudFront and Aliyun form (``Expires``, seconds since 1970), and the date and
     lifetime pairs of S3, Google, Volcengine and Aliyun (``X-Amz-Date`` with ``X-Amz-Expires`` and so on). Never raises:
-    malformed values are ignored. If a URL names several times, the earliest counts.
+    malformed values are ignored. If a URL states several times, the earliest counts.
     """
     try:
-        query = urlsplit(url).query
-        fields = {name.lower(): value for name, value in parse_qsl(query)}
+        fields = {name.lower(): value for name, value in parse_qsl(urlsplit(url).query)}
     except ValueError:
         return None
-    said = [_iso_time(fields.get("se")), _epoch_time(fields.get("expires"))]
-    said.extend(_signed_time(fields.get(f"{signer}-date"), fields.get(f"{signer}-expires")) for signer in _SIGNERS)
-    return min((moment for moment in said if moment is not None), default=None)
+    times = [_iso_time(fields.get("se")), _epoch_time(fields.get("expires"))]
+    times.extend(_signed_time(fields.get(f"{signer}-date"), fields.get(f"{signer}-expires")) for signer in _SIGNERS)
+    return min((moment for moment in times if moment is not None), default=None)
 
 
 def _iso_time(text: str | None) -> datetime | None:

@@ -3,8 +3,8 @@ Classify error responses.
 
 The API uses two JSON envelopes (docs, "Errors and messages" pages and support tickets, 2026-08): the old one with
 ``statusCode`` (number or text), ``message`` (text or list) and a ``meta`` tree of ``_errors``; and
-``application/problem+json`` with ``error.data.kind``. Both have a ``requestId``, which distinguishes the API's own
-responses from those of a gateway in front of it: gateways send HTML, some also JSON.
+``application/problem+json`` with ``error.data.kind``. Both have a ``requestId``, which the HTML and JSON of a gateway
+in front of the API do not have.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ first list but is still served, so "not listed" alone means nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any, Literal
 
@@ -68,14 +68,7 @@ class ModelHealth:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {
-            "model": self.model,
-            "state": self.state,
-            "shutdown_at": self.shutdown_at,
-            "successor": self.successor,
-            "similar": list(self.similar),
-            "warning": self.warning,
-        }
+        return {**asdict(self), "similar": list(self.similar)}
 
 
 @dataclass(frozen=True)

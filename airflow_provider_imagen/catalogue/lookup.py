@@ -156,6 +156,12 @@ class Model(Struct, frozen=True, eq=False):
     edits_price: KnownPrice | None
     ends: AnnouncedEnd | None = None
 
+    def endpoint_at(self, path: str) -> Endpoint | None:
+        """Return the endpoint with this path."""
+        return next(
+            (endpoint for endpoint in (self.generations, self.edits) if endpoint and endpoint.path == path), None
+        )
+
     def endpoint_for(self, names: Any) -> Endpoint:
         """
         Return the endpoint for these argument names.

@@ -224,8 +224,7 @@ def _most_pixels(request: ImageRequest) -> int | None:
 
 def _endpoint(request: ImageRequest) -> Endpoint | None:
     model = find_model(request.body.get("model"))
-    endpoints = (model.generations, model.edits) if model else ()
-    return next((endpoint for endpoint in endpoints if endpoint and endpoint.path == request.path), None)
+    return model.endpoint_at(request.path) if model else None
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:

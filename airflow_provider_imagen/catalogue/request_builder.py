@@ -285,7 +285,7 @@ class _Draft:
         :param called: the argument's name in problems, if it differs from the field's
         """
         self._missing.discard(name)
-        value, problems = check_field(self.model_id, self.endpoint.path, name, value, where=self.where)
+        value, problems = check_field(self.endpoint, name, value, where=self.where)
         prefix = self.where + name
         self.problems += [
             replace(problem, field=self.where + called + problem.field.removeprefix(prefix)) if called else problem
@@ -298,6 +298,7 @@ class _Draft:
 
 
 def _base64_setting(field: str, *, urls: bool) -> Any:
+    """Return the value with which a field requests URLs or base64."""
     if field == "response_format":
         return "url" if urls else "b64_json"
     return urls if field == "convert_base64_to_url" else not urls  # ``sync_mode`` means base64

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from airflow_provider_imagen.api.data_uris import is_data_uri, read_data_uri
 from airflow_provider_imagen.api.fields import IMAGE_FIELDS, plain_number
 from airflow_provider_imagen.catalogue.input_images import BARE_BASE64, ImageFile
-from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.exceptions import Problem
 from airflow_provider_imagen.redaction import elide_url
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
+    from airflow_provider_imagen.catalogue.lookup import Endpoint
+
 _IMAGE_REFERENCE = "a URL (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
@@ -37,17 +38,15 @@ _SHOWN_CHARACTERS = 80
 _PROBLEMS_SHOWN = 10
 
 
-def check_field(model_id: str, path: str, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
+def check_field(endpoint: Endpoint, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
     """
-    Validate a value for a field of a model in the catalogue.
+    Validate a value for a field of an endpoint.
 
-    :param model_id: id or alias in the catalogue
-    :param path: the endpoint's path
-    :param name: a field of that endpoint
+    :param name: one of the endpoint's fields
     :param where: prefix of the field names in problems
     :return: the value as it is sent, and its problems
     """
-    checker, schema = _checker(model_id, path, name)
+    checker, schema = _checker(endpoint, name)
     value = coerce(schema, value)
     problems: list[Problem] = []
     try:
@@ -139,14 +138,11 @@ def show(value: Any, depth: int = 3) -> Any:
 
 
 @cache
-def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[str, Any]]:
+def _checker(endpoint: Endpoint, name: str) -> tuple[Validator, Mapping[str, Any]]:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    model = find_model(model_id)
-    endpoints = (model.generations, model.edits) if model else ()
-    schema = next(endpoint.fields[name] for endpoint in endpoints if endpoint and endpoint.path == path)
-    strict = _make_strict(schema)
+    strict = _make_strict(endpoint.fields[name])
     if name not in IMAGE_FIELDS:
         return Draft202012Validator(strict), strict
     types = Draft202012Validator.TYPE_CHECKER.redefine(
