@@ -77,7 +77,7 @@ def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
     """
     Return the contents of either envelope; any other body gives an :class:`ErrorBody` that is not ``from_api``.
 
-    :param secrets: values to blank out, above all the API key
+    :param secrets: values to redact, above all the API key
     """
     try:
         document = read_json(body)

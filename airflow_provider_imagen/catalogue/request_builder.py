@@ -105,7 +105,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
         return _build_unchecked(model_id, remaining, can_store=can_store, where=where)
     draft = _Draft(model_id, model, model.endpoint_for(remaining), where)
     draft.take_prompt(remaining)
-    count, several = draft.take_count(remaining)
+    count, is_split = draft.take_count(remaining)
     draft.take_ratio(remaining)
     draft.take_inputs(remaining)
     inline = draft.take_base64(remaining, can_store=can_store)
@@ -113,12 +113,12 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     draft.problems += _broken_rules(draft)
     if not draft.problems:
         draft.problems += _broken_input_rules(draft)
-    if several:
+    if is_split:
         draft.check_last_seed(count)
     if draft.problems:
         raise InvalidArgumentsError(draft.problems)
-    bodies = draft.repeat(count) if several else [draft.body]
-    images = 1 if several else count
+    bodies = draft.split(count) if is_split else [draft.body]
+    images = 1 if is_split else count
     return tuple(ImageRequest(draft.endpoint.path, body, images, inline) for body in bodies)
 
 
@@ -166,22 +166,22 @@ class _Draft:
     def take_count(self, remaining: dict[str, Any]) -> tuple[int, bool]:
         """Return the number of images requested, and whether each needs a request of its own."""
         field, most = self.endpoint.count_field, self.endpoint.max_images
-        several = field is None or most == 1
+        is_split = field is None or most == 1
         names = [name for name in COUNT_FIELDS if name in remaining and name in ("num_images", field)]
         if len(names) == 2:
             self._add_problem("n", remaining["n"], f"set either num_images or n for {self.model_id}, not both")
         value = 1
         for name in names:
             given = remaining.pop(name)
-            limit = MAX_IMAGES_PER_PROMPT if several or most is None else most
+            limit = MAX_IMAGES_PER_PROMPT if is_split or most is None else most
             count = read_whole_number(given)
             if count is None or not 1 <= count <= limit:
                 self.problems.append(problem_with(self.where + name, given, f"a whole number from 1 to {limit}"))
             else:
                 value = count
         if names and field:
-            self._set_field(field, 1 if several else value)
-        return value, several
+            self._set_field(field, 1 if is_split else value)
+        return value, is_split
 
     def take_ratio(self, remaining: dict[str, Any]) -> None:
         """Translate ``aspect_ratio`` into the size field of a model without an ``aspect_ratio`` field."""
@@ -274,7 +274,7 @@ class _Draft:
             allowed = f"with {count} images, each with its own seed, a whole number of at most {highest - count + 1}"
             self._add_problem("seed", seed, f"{allowed} is allowed")
 
-    def repeat(self, count: int) -> Iterator[dict[str, Any]]:
+    def split(self, count: int) -> Iterator[dict[str, Any]]:
         for index in range(count):
             yield {**self.body, "seed": self.body["seed"] + index} if "seed" in self.body else dict(self.body)
 
@@ -384,7 +384,7 @@ def _build_unchecked(
     """
     Return the request for a model that is not in the catalogue, with its arguments as given.
 
-    Checks only what holds for every model: the prompt, the count, base64 without storage, and values JSON cannot hold.
+    Checks only what applies to every model: prompt, count, base64 without storage, and values JSON cannot represent.
     """
     problems: list[Problem] = []
     prompt = remaining.get("prompt")

@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 import zlib
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
@@ -83,6 +84,7 @@ class Download(Struct, frozen=True):
         return [("content_type", self.content_type), ("final_host", self.final_host)]
 
 
+@dataclass(eq=False)
 class _AttemptError(Exception):
     """
     A failed attempt.
@@ -92,23 +94,12 @@ class _AttemptError(Exception):
     :param retry_after: seconds the server asks to wait before a retry
     """
 
-    def __init__(
-        self,
-        reason: str,
-        host: str | None,
-        *,
-        retry: bool = False,
-        kind: type[DownloadError] = DownloadError,
-        status: int | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.host = host
-        self.retry = retry
-        self.kind = kind
-        self.status = status
-        self.retry_after = retry_after
+    reason: str
+    host: str | None
+    retry: bool = False
+    kind: type[DownloadError] = DownloadError
+    status: int | None = None
+    retry_after: float | None = None
 
     def to_error(self, attempts: int) -> DownloadError:
         suffix = f" ({attempts} attempts)" if attempts > 1 else ""

@@ -86,7 +86,7 @@ class InputReader:
         """
         Return the arguments with a URL, ``data:`` URI or :class:`ImageFile` for every image they refer to.
 
-        Each file is read once, however many items refer to it. It must exist, be readable and hold a complete image.
+        Each file is read once, however many items refer to it. It must exist, be readable and contain a complete image.
 
         :param items: each item's arguments, and the prefix of its field names in problems
         :param problems: receives the problems found
