@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.download.downloader import Downloader
-from airflow_provider_imagen.redaction import hide, keep_queries_out_of_logs, scrub
+from airflow_provider_imagen.redaction import elide_url, hide, keep_queries_out_of_logs, scrub, scrub_storage_text
 from airflow_provider_imagen.sandbox import Fault
 
 KEY = "feedc0de" + "9" * 24
@@ -169,3 +169,31 @@ def test_other_lines_of_the_same_log_stay_as_they_are(caplog):
         "nothing?",
         "by name",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        ("s3://conn@bucket/a", "s3://conn@bucket/a"),
+        ("s3://conn:hidden@bucket/a", "s3://conn:***@bucket/a"),
+        ("GET https://x.test/a?sig=1#b failed", "GET https://x.test/a failed"),
+        ("AccountKey=abc;EndpointSuffix=x.test", "AccountKey=***;EndpointSuffix=x.test"),
+        ("Authorization: Bearer abc", "Authorization: ***"),
+        ("two\n lines", "two lines"),
+        ("x" * 400, "x" * 299 + "…"),
+    ],
+)
+def test_a_message_of_a_store_keeps_the_connection_id_and_no_secret(text, scrubbed):
+    assert scrub_storage_text(text) == scrubbed
+
+
+@pytest.mark.parametrize(
+    ("value", "elided"),
+    [
+        ("https://me:hidden@x.test/a?sig=1#b", "https://…@x.test/a?…"),
+        ("https://x.test/a", "https://x.test/a"),
+        ("a red fox?", "a red fox?"),
+    ],
+)
+def test_an_argument_shows_that_it_had_a_login_and_a_query(value, elided):
+    assert elide_url(value) == elided
