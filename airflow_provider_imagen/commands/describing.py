@@ -42,7 +42,7 @@ def model_facts(model: Model, *, prices: PriceList, health: ModelHealth | None) 
     :param health: what the API reports about it now; ``None`` falls back to the catalogue's status
     """
     endpoint = model.generations
-    quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, answers_inline=False))
+    quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, returns_base64=False))
     known = model.price if quote.source == "last known" else None
     inputs = model.edits or endpoint
     return {

@@ -61,7 +61,7 @@ def allowed_private_hosts(connection: Connection, base_url: str) -> set[HostAndP
     :raises ValueError: ``[imagen] allowed_download_hosts`` has an entry that is not a host
     """
     from airflow_provider_imagen._compat import get_allowed_download_hosts
-    from airflow_provider_imagen.api.transport_checks import is_this_machine
+    from airflow_provider_imagen.api.transport_checks import is_loopback_host
     from airflow_provider_imagen.download.ip_addresses import canonical_host, parse_host
 
     parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
@@ -72,7 +72,7 @@ def allowed_private_hosts(connection: Connection, base_url: str) -> set[HostAndP
     except ValueError as error:
         raise ValueError(f"[imagen] allowed_download_hosts has {error}") from None
     if parts.scheme == "http" and _is_sandbox(connection):  # it serves images on another port
-        hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_this_machine(host) else {host})}
+        hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_loopback_host(host) else {host})}
     return hosts
 
 

@@ -239,7 +239,7 @@ class ImagenHook(BaseHook):
         }
         given = {name: value for name, value in named.items() if value is not None}
         try:
-            prices = PriceList.from_answer(self.list_models(include_pricing=True))
+            prices = PriceList.from_response(self.list_models(include_pricing=True))
         except ImagenError as error:
             self.log.warning("No live prices (%s); using the last known ones.", error)
             prices = PriceList()
@@ -343,7 +343,7 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.hooks.paths import open_folder
         from airflow_provider_imagen.hooks.task_instance_key import current_origin
         from airflow_provider_imagen.image_record import ImageRecord
-        from airflow_provider_imagen.redaction import without_query
+        from airflow_provider_imagen.signed_urls import without_query
         from airflow_provider_imagen.storage.manifest import manifest_line
         from airflow_provider_imagen.storage.naming import literal_stem
         from airflow_provider_imagen.storage.paths import path_text

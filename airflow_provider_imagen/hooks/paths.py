@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
-from airflow_provider_imagen.redaction import without_query
+from airflow_provider_imagen.signed_urls import without_query
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

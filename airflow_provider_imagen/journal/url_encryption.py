@@ -6,7 +6,7 @@ import base64
 import hashlib
 from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.redaction import is_signed
+from airflow_provider_imagen.signed_urls import is_signed
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet

@@ -201,7 +201,7 @@ class Arguments:
         if self._operator.max_usd is None:
             return PriceList()
         try:
-            return PriceList.from_answer(self._hook.list_models(include_pricing=True))
+            return PriceList.from_response(self._hook.list_models(include_pricing=True))
         except ImagenError as error:
             self._log.warning("No live prices (%s); max_usd is enforced with the last known ones.", error)
             return PriceList()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from airflow_provider_imagen.catalogue.input_images import PictureFile, flatten
+from airflow_provider_imagen.catalogue.input_images import ImageFile, flatten
 from airflow_provider_imagen.operators.dataset_names import host_of, location_of, without_signature
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
                     for planned in result.plan.requests
                     for value in planned.request.body.values()
                     for part in flatten(value)
-                    if isinstance(part, PictureFile)
+                    if isinstance(part, ImageFile)
                 }
             )
         ),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from airflow_provider_imagen.api.fields import COUNT_FIELDS, read_whole_number
-from airflow_provider_imagen.catalogue.prompt_text import why_broken
+from airflow_provider_imagen.catalogue.prompt_text import text_problem
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.journal.records import Target
@@ -179,7 +179,7 @@ def make_plan(
         name = name_from(entry.get("name"))
         if name is not None and not (isinstance(name, str) and name.strip()):
             problems.append(Problem(f"{where}name", name, "text that is not empty, or a whole number, is allowed"))
-        elif name is not None and (reason := why_broken(name)):
+        elif name is not None and (reason := text_problem(name)):
             problems.append(Problem(f"{where}name", name, reason))
         if problems:
             continue

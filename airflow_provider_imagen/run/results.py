@@ -16,8 +16,8 @@ from airflow_provider_imagen.exceptions import (
     LostAnswerError,
 )
 from airflow_provider_imagen.image_record import ImageRecord
-from airflow_provider_imagen.redaction import is_signed, without_query
 from airflow_provider_imagen.run_report import FailureLine, RunSummary
+from airflow_provider_imagen.signed_urls import is_signed, without_query
 
 if TYPE_CHECKING:
     import threading

@@ -26,9 +26,8 @@ Faults to inject: what goes wrong, and for which requests.
     content_violation    generate         marks every picture with ``content_violation``
     signed_links         generate         answers signed URLs that expire after ``seconds``
     withdrawn            generate         answers 404 and lists the model in /v1/models/deprecations
-    cut_image            download         declares a whole picture, sends half; ranges honoured after or not
+    cut_image            download         declares a whole picture, sends half of it
     drip                 download         sends ``chunk_bytes`` every ``seconds``
-    no_range             download         ignores Range
     wrong_content_type   download         declares another type than the bytes have
     not_an_image         download         sends JSON under the picture's content type
     oversized            download         sends without end, or declares ``content_length``
@@ -77,7 +76,6 @@ FaultKind = Literal[
     "withdrawn",
     "cut_image",
     "drip",
-    "no_range",
     "wrong_content_type",
     "not_an_image",
     "oversized",
@@ -99,7 +97,6 @@ Slot = Literal[
     "flags",
     "links",
     "pace",
-    "ranges",
 ]
 Value = Literal["null", "empty"]
 FaultShape = Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"]
@@ -162,9 +159,8 @@ KINDS: dict[FaultKind, Kind] = {
     "content_violation": Kind("flags", _GENERATE, {}),
     "signed_links": Kind("links", _GENERATE, {"seconds": 86400.0, "style": "expires"}),
     "withdrawn": Kind("end", _GENERATE, {"replaced_by": None}),
-    "cut_image": Kind("end", _DOWNLOAD, {"bytes_sent": None, "ranges": True}),
+    "cut_image": Kind("end", _DOWNLOAD, {"bytes_sent": None}),
     "drip": Kind("pace", _DOWNLOAD, {"seconds": 0.1, "chunk_bytes": 1024}),
-    "no_range": Kind("ranges", _DOWNLOAD, {}),
     "wrong_content_type": Kind("content", _DOWNLOAD, {"content_type": None}),
     "not_an_image": Kind("end", _DOWNLOAD, {}),
     "oversized": Kind("end", _DOWNLOAD, {"content_length": None}),
@@ -219,8 +215,7 @@ class Fault:
         ``nothing`` = neither
     :param style: query of a signed URL: ``expires`` ``amz`` ``se`` ``tos``
     :param replaced_by: replacement that ``/v1/models/deprecations`` names
-    :param bytes_sent: bytes of the picture to send before the cut; default: half of what was asked for
-    :param ranges: whether ranges of this picture are honoured after the cut
+    :param bytes_sent: bytes of the picture to send before the cut; default: half of them
     :param chunk_bytes: bytes sent at once
     :param content_type: type to claim; default: another picture type than the true one
     :param content_length: bytes to declare; default: none declared
@@ -257,7 +252,6 @@ class Fault:
     style: Style | None = None
     replaced_by: str | None = None
     bytes_sent: int | None = None
-    ranges: bool | None = None
     chunk_bytes: int | None = None
     content_type: str | None = None
     content_length: int | None = None

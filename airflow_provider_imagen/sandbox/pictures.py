@@ -54,7 +54,6 @@ class Picture:
     :param made_at: seconds since the epoch
     :param query: the query that a signed URL must carry
     :param expires_at: when a signed URL expires, seconds since the epoch
-    :param ranges: whether range requests are honoured; a fault turns them off
     """
 
     recipe: Recipe
@@ -62,7 +61,6 @@ class Picture:
     made_at: float
     query: str | None = None
     expires_at: float | None = None
-    ranges: bool = True
 
 
 class PictureStore:

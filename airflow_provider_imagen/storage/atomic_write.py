@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.storage.local_files import (
     IrregularFileError,
     list_folder,
@@ -399,23 +400,23 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
 
 def redacted_address(path: StoragePath) -> str:
     """Return the location of a file or folder without secrets, for logs and errors."""
-    return _redact(address_of(path))
+    return scrub_storage_text(address_of(path))
 
 
 def _reason(error: BaseException, *, in_bucket: bool) -> str:
     if in_bucket and (isinstance(error, FileNotFoundError) or _status_of(error) == 404):
         return "the bucket or container does not exist, or the connection has no access to it"
     if in_bucket and (isinstance(error, PermissionError) or _status_of(error) in (401, 403)):
-        return f"the connection has no permission ({_redact(str(error))})"
+        return f"the connection has no permission ({scrub_storage_text(str(error))})"
     if "credential" in type(error).__name__.lower():
         return "no credentials were found; name a connection in the path, as in s3://my_conn@bucket/folder"
     if isinstance(error, (ConnectionError, TimeoutError)) or re.search(
         r"connect|timeout|timed|dns|resol|servicerequest", type(error).__name__, re.IGNORECASE
     ):
-        return f"the connection to the store failed ({type(error).__name__}: {_redact(str(error))})"
+        return f"the connection to the store failed ({type(error).__name__}: {scrub_storage_text(str(error))})"
     if isinstance(error, OSError) and error.errno in _REASONS:
         return _REASONS[error.errno]
-    return f"{type(error).__name__}: {_redact(str(error))}"
+    return f"{type(error).__name__}: {scrub_storage_text(str(error))}"
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -425,20 +426,6 @@ def _status_of(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
-
-
-def _redact(text: str) -> str:
-    """Return a third-party message without passwords, signatures and keys, on one line of at most 300 characters."""
-    line = " ".join(text.split())[:600]
-    line = re.sub(r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@", r"\1***@", line)  # user:password@
-    line = re.sub(r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?", r"\1", line)  # signed URLs
-    line = re.sub(
-        r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
-        r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
-        r"\1***",
-        line,
-    )
-    return line if len(line) <= 300 else f"{line[:299]}…"
 
 
 def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: bool) -> bool:

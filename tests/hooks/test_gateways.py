@@ -169,7 +169,7 @@ def test_a_host_that_lists_no_models_is_not_a_gateway(make_hook, gateway):
     gateway.models = []
     fine, message = make_hook().test_connection()
     assert not fine
-    assert "nothing at this address (404)" in message
+    assert "URL does not exist (404)" in message
 
 
 def test_models_are_judged_by_the_gateways_list(make_hook):

@@ -587,7 +587,7 @@ def test_a_wrong_key_fails_the_test_and_is_not_shown(make_hook):
     ok, message = make_hook(password=KEY).test_connection()
 
     assert not ok
-    assert "does not accept the key (401)" in message
+    assert "rejected the key (401)" in message
     assert KEY not in message
 
 

@@ -47,7 +47,7 @@ def test_without_live_prices_the_last_known_ones_are_used_and_marked(hook, sandb
 def test_a_quote_rejects_what_a_task_would_reject(hook):
     with pytest.raises(InvalidArgumentsError):
         hook.quote("a", model="flux/schnell", num_images=5)
-    with pytest.raises(InvalidArgumentsError, match="no such file"):
+    with pytest.raises(InvalidArgumentsError, match="does not exist"):
         hook.quote("a", model="reve/edit-image", input_images="/nowhere/cat.png")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from memory_store import MemoryStore
 
-from airflow_provider_imagen.api.responses import AnsweredPicture, Generation
+from airflow_provider_imagen.api.responses import GeneratedImage, Generation
 from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
 from airflow_provider_imagen.image_record import StoredFile
 from airflow_provider_imagen.journal.log import Journal, read_journal
@@ -177,7 +177,7 @@ def pictures(
         query = "?sig=hush-hush" if signed else ""
         return Generation(
             pictures=tuple(
-                AnsweredPicture(
+                GeneratedImage(
                     url=None
                     if inline or place in broken
                     else f"https://cdn.test/{client_request_id}/{place}.png{query}",

@@ -62,14 +62,14 @@ def test_prices_come_when_asked_for(sandbox):
 def test_every_price_of_the_list_has_the_documented_form_and_is_read(sandbox):
     """The members that the examples of the complete-model-list page have (2026-08-19)."""
     rows = ask(sandbox, "/v1/models", include="pricing").json()["data"]
-    prices = PriceList.from_answer({"data": rows})
+    prices = PriceList.from_response({"data": rows})
 
     for row in rows:
         pricing = row["pricing"]
         rates = {"fixed": pricing.get("units"), "variants": pricing.get("variants")}[pricing["kind"]]
         members = {"fixed": {"name", "measure", "price", "per"}, "variants": {"when", "price", "unit", "per"}}
         assert all(set(rate) == members[pricing["kind"]] for rate in rates)
-        request = ImageRequest("/v1/images/generations", {"model": row["id"]}, 1, answers_inline=False)
+        request = ImageRequest("/v1/images/generations", {"model": row["id"]}, 1, returns_base64=False)
         assert prices.quote(request).source == "live", row["id"]
 
 
