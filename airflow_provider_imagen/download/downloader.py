@@ -13,6 +13,7 @@ import http.client
 import re
 import socket
 import ssl
+import threading
 import time
 import zlib
 from dataclasses import dataclass
@@ -129,8 +130,8 @@ class Downloader:
     :param max_bytes: largest body, before and after decompression
     :param max_redirects: most redirects followed
     :param attempts: most attempts in all, at least 1
-    :param sleep: waits between attempts, in seconds; pass one that wakes up when the task is cancelled
-    :param should_stop: called about once a second, between chunks and before each attempt; the fetch ends when true
+    :param cancelled: ends every fetch and wait when set; ``None`` for never
+    :param sleep: waits between attempts, in seconds; default: until then or until ``cancelled`` is set
     :param clock: monotonic seconds
     """
 
@@ -145,8 +146,8 @@ class Downloader:
         max_bytes: int = 64 * 1024 * 1024,
         max_redirects: int = 3,
         attempts: int = 4,
-        sleep: Callable[[float], None] = time.sleep,
-        should_stop: Callable[[], bool] = lambda: False,
+        cancelled: threading.Event | None = None,
+        sleep: Callable[[float], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         keep_queries_out_of_logs()
@@ -158,8 +159,8 @@ class Downloader:
         self._max_bytes = max_bytes
         self._max_redirects = max_redirects
         self._attempts = attempts
-        self._sleep = sleep
-        self._should_stop = should_stop
+        self._cancelled = cancelled or threading.Event()
+        self._sleep = sleep or self._cancelled.wait
         self._clock = clock
         self._environment = requests.Session()  # never sends; only reads settings from the environment
         self._adapter = GuardedAdapter(_POOLED_HOSTS, _POOLED_CONNECTIONS_PER_HOST)
@@ -190,7 +191,7 @@ class Downloader:
             allow_private_hosts=self._allow_private_hosts,
             read_timeout_seconds=self._read_timeout_seconds,
             total_timeout_seconds=self._total_timeout_seconds,
-            should_stop=self._should_stop,
+            cancelled=self._cancelled,
             clock=self._clock,
         )
 

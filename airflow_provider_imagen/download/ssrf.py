@@ -29,6 +29,7 @@ from airflow_provider_imagen.download.ip_addresses import (
 from airflow_provider_imagen.exceptions import DownloadError, UnsafeAddressError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from urllib3.connectionpool import ConnectionPool
@@ -54,7 +55,7 @@ class FetchLimits:
     :param allow_private_hosts: hosts that may have private addresses; ``True`` for all
     :param read_timeout_seconds: longest time without data from a server
     :param total_timeout_seconds: longest time for the fetch, from now
-    :param should_stop: true when the task is ending
+    :param cancelled: set when the task is ending
     :param clock: monotonic seconds
     """
 
@@ -64,7 +65,7 @@ class FetchLimits:
         allow_private_hosts: bool | Collection[HostAndPort],
         read_timeout_seconds: float,
         total_timeout_seconds: float,
-        should_stop: Callable[[], bool],
+        cancelled: threading.Event,
         clock: Callable[[], float],
     ) -> None:
         self._private_hosts = () if isinstance(allow_private_hosts, bool) else allow_private_hosts
@@ -76,7 +77,7 @@ class FetchLimits:
         """Host of the current hop, for error messages."""
         self._total_timeout_seconds = total_timeout_seconds
         self._deadline = clock() + total_timeout_seconds
-        self._should_stop = should_stop
+        self._cancelled = cancelled
 
     def may_be_private(self, host: str, port: int) -> bool:
         """Return whether a host may have private addresses on this port."""
@@ -132,8 +133,8 @@ class FetchLimits:
 
         :raises DownloadError: the task is ending, or the total timeout has passed
         """
-        if self._should_stop():
-            raise DownloadError(failure_message(self.host, "stopped because the task is ending"), host=self.host)
+        if self._cancelled.is_set():
+            raise DownloadError(failure_message(self.host, "cancelled because the task is ending"), host=self.host)
         if self.clock() >= self._deadline:
             reason = f"not complete after {self._total_timeout_seconds:g} s"
             raise DownloadError(failure_message(self.host, reason), host=self.host)

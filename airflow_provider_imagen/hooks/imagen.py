@@ -19,7 +19,8 @@ from airflow_provider_imagen.exceptions import (
 from airflow_provider_imagen.hooks.connection import allowed_private_hosts, connection_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    import threading
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from airflow.sdk import Connection, ObjectStoragePath
@@ -375,11 +376,11 @@ class ImagenHook(BaseHook):
         record = ImageRecord.of(saved.file, **(known | {"url": url}))
         return manifest_line(record, saved.file, origin=origin, created_at=datetime.now(UTC)).to_json()
 
-    def get_downloader(self, *, should_stop: Callable[[], bool] = lambda: False) -> Downloader:
+    def get_downloader(self, *, cancelled: threading.Event | None = None) -> Downloader:
         """
         Return the downloader for this connection, created on first use.
 
-        :param should_stop: called repeatedly during a download; true aborts it. Ignored once the downloader exists
+        :param cancelled: ends downloads when set. Ignored once the downloader exists
         """
         if self._downloader is None:
             from airflow_provider_imagen.download.downloader import Downloader
@@ -389,7 +390,7 @@ class ImagenHook(BaseHook):
                 allow_private_hosts=allowed_private_hosts(self._get_connection(), client.settings.base_url),
                 verify=client.settings.verify,
                 connect_timeout_seconds=client.settings.connect_timeout_seconds,
-                should_stop=should_stop,
+                cancelled=cancelled,
             )
         return self._downloader
 

@@ -149,7 +149,7 @@ class TaskExecution:
                 if self._publisher is not None:
                     self._publisher.can_reach_airflow = False
                 self._cancel("the supervisor of the task process has died", grace_seconds=ORPHAN_GRACE_SECONDS)
-            if self._cancellation.is_abandoned(since_seconds=PUBLISH_TIMEOUT_SECONDS):
+            if self._cancellation.is_overdue(PUBLISH_TIMEOUT_SECONDS):
                 return
 
     def _cancel(self, reason: str, *, grace_seconds: float) -> None:
@@ -198,7 +198,7 @@ class TaskExecution:
                 plan=plan,
                 api=ApiAdapter(
                     client=client,
-                    downloader=self._hook.get_downloader(should_stop=self._cancellation.is_abandoned),
+                    downloader=self._hook.get_downloader(cancelled=self._cancellation.abandoned),
                     inputs=self._hook.get_input_reader(),
                 ),
                 sink=self._sink(folder, plan, journal) if folder is not None else None,

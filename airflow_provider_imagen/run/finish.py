@@ -204,7 +204,7 @@ class Finisher:
     def _download(self, url: str | None, *, received_at: float) -> bytes:
         if url is None:
             raise LinkExpiredError("The signed URL was encrypted with another API key and cannot be read.")
-        if self._state.cancellation.is_abandoned():
+        if self._state.cancellation.abandoned.is_set():
             raise StoppedError("The task was cancelled; the image is paid for and the next attempt downloads it.")
         try:
             return self._api.fetch(url)

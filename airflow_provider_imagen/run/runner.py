@@ -213,7 +213,7 @@ class Run:
     def _join(self, threads: list[threading.Thread]) -> None:
         """Wait for threads, unless one crashes or the grace period of a cancelled task ends."""
         for thread in threads:
-            while thread.is_alive() and self._state.crash is None and not self._cancellation.is_abandoned():
+            while thread.is_alive() and self._state.crash is None and not self._cancellation.abandoned.is_set():
                 thread.join(0.1)
 
     def _work_in_order(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
@@ -262,7 +262,7 @@ class Run:
 
     def _put(self, received: ReceivedResponse | None) -> None:
         """Hand a response to the finishers; once nobody takes it any more, it stays in the journal only."""
-        while self._state.crash is None and not self._cancellation.is_abandoned():
+        while self._state.crash is None and not self._cancellation.abandoned.is_set():
             try:
                 self._received.put(received, timeout=0.2)
             except queue.Full:

@@ -53,8 +53,10 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()
-        self._give_up_at = math.inf
+        self._grace_ends_at = math.inf
         self.reason = ""
+        self.abandoned = threading.Event()
+        """Set when the grace period has ended; work in flight is no longer awaited."""
 
     def cancel(self, reason: str, *, grace_seconds: float) -> None:
         """
@@ -65,7 +67,12 @@ class Cancellation:
             counts
         """
         self.reason = self.reason or reason
-        self._give_up_at = min(self._give_up_at, time.monotonic() + grace_seconds)
+        ends_at = time.monotonic() + grace_seconds
+        if ends_at < self._grace_ends_at:
+            self._grace_ends_at = ends_at
+            timer = threading.Timer(grace_seconds, self.abandoned.set)
+            timer.daemon = True
+            timer.start()
         self._cancelled.set()
 
     def is_cancelled(self) -> bool:
@@ -81,9 +88,9 @@ class Cancellation:
         if self._cancelled.wait(max(0.0, seconds)):
             raise _stopped()
 
-    def is_abandoned(self, *, since_seconds: float = 0.0) -> bool:
-        """Return whether the grace period ended at least ``since_seconds`` ago; work in flight is no longer awaited."""
-        return time.monotonic() >= self._give_up_at + since_seconds
+    def is_overdue(self, seconds: float) -> bool:
+        """Return whether the grace period ended at least so many seconds ago."""
+        return time.monotonic() >= self._grace_ends_at + seconds
 
 
 class RunState:

@@ -110,7 +110,7 @@ class Submitter:
     def _await_finish(self, finished: threading.Event) -> None:
         """Wait until images that exist only in memory are stored, so that a kill can lose only requests in flight."""
         while not finished.wait(0.2):
-            if self._state.crash is not None or self._state.cancellation.is_abandoned():
+            if self._state.crash is not None or self._state.cancellation.abandoned.is_set():
                 return
 
     def _obtain(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse:

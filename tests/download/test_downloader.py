@@ -904,7 +904,7 @@ def test_a_silent_server_is_left_after_the_read_timeout_and_asked_again(server, 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_slow_but_living_server_is_waited_for(server, tls_server, make, certificate, monkeypatch, scheme):
-    """The short waits between questions to ``should_stop`` are not taken for silence."""
+    """The short waits between looks at the limits are not taken for silence."""
     monkeypatch.setattr(ssrf, "_POLL_SECONDS", 0.02)
 
     def send(request, connection):
@@ -1142,8 +1142,8 @@ def test_a_fetch_stops_between_chunks(server, make):
             stop.set()
 
     server.routes["/a.png"] = send
-    with pytest.raises(DownloadError, match="stopped") as caught:
-        make(should_stop=stop.is_set).fetch(server.url())
+    with pytest.raises(DownloadError, match="cancelled") as caught:
+        make(cancelled=stop).fetch(server.url())
     assert caught.value.retry_helps
     assert len(server.requests) == 1
 
@@ -1157,25 +1157,41 @@ def test_a_fetch_stops_while_the_server_is_silent(server, make):
 
     server.routes["/a.png"] = send
     began = time.monotonic()
-    with pytest.raises(DownloadError, match="stopped"):
-        make(should_stop=stop.is_set).fetch(server.url())
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop).fetch(server.url())
     assert time.monotonic() - began < 5
 
 
-def test_a_fetch_stops_before_another_attempt(make, waits):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    answers = iter([False])  # before the first attempt; true from then on
-    with pytest.raises(DownloadError, match="stopped"):
-        make(should_stop=lambda: next(answers, True)).fetch(f"http://127.0.0.1:{port}/a.png")
-    assert waits == []
+def test_a_fetch_stops_before_another_attempt(server, make, waits):
+    stop = threading.Event()
+
+    def send(request, connection):
+        stop.set()
+        answer(b"", 503)(request, connection)
+
+    server.routes["/a.png"] = send
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop).fetch(server.url())
+    assert (len(server.requests), waits) == (1, [])
+
+
+def test_a_wait_between_attempts_ends_with_the_task(server, make):
+    stop = threading.Event()
+    server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop, sleep=None).fetch(server.url())
+    assert time.monotonic() - began < 10
+    assert len(server.requests) == 1
 
 
 def test_a_fetch_stops_after_a_wait_that_was_cut_short(server, make):
     stop = threading.Event()
     server.routes["/a.png"] = answer(b"", 503)
-    with pytest.raises(DownloadError, match="stopped"):
-        make(should_stop=stop.is_set, sleep=lambda seconds: stop.set()).fetch(server.url())
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop, sleep=lambda seconds: stop.set()).fetch(server.url())
     assert len(server.requests) == 1
 
 
