@@ -160,7 +160,7 @@ class Downloader:
         self._max_redirects = max_redirects
         self._attempts = attempts
         self._cancelled = cancelled or threading.Event()
-        self._sleep = sleep or self._cancelled.wait
+        self._sleep: Callable[[float], Any] = sleep or self._cancelled.wait
         self._clock = clock
         self._environment = requests.Session()  # never sends; only reads settings from the environment
         self._adapter = GuardedAdapter(_POOLED_HOSTS, _POOLED_CONNECTIONS_PER_HOST)
