@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.commands.check import add_check
-from airflow_provider_imagen.commands.models import add_models
-from airflow_provider_imagen.commands.reconcile import add_reconcile
+from airflow_provider_imagen.commands.check_command import add_check
+from airflow_provider_imagen.commands.models_command import add_models
+from airflow_provider_imagen.commands.reconcile_command import add_reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -36,7 +36,7 @@ class LazyGallery:
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """Pass a request to the gallery, with the application it is mounted in."""
-        from airflow_provider_imagen.plugins.gallery.app import app
+        from airflow_provider_imagen.plugins.gallery.routes import app
 
         scope[AIRFLOW_APP] = scope["app"]
         await app(scope, receive, send)

@@ -9,8 +9,8 @@ is loaded when a server starts, the drawing library when an image is drawn.
 from __future__ import annotations
 
 from airflow_provider_imagen.sandbox.control import SandboxControl
+from airflow_provider_imagen.sandbox.control_types import Charge, SeenRequest
 from airflow_provider_imagen.sandbox.faults import Fault
-from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 from airflow_provider_imagen.sandbox.server import Sandbox, embedded, serve
 from airflow_provider_imagen.sandbox.settings import SANDBOX_API_KEY, Settings
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_imagen.sandbox.records import Charge
+    from airflow_provider_imagen.sandbox.control_types import Charge
 
 CREDITS_PER_USD = 2_000_000
 """docs, FAQ "How can I track my funds", 2026-08-21."""

@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
+from airflow_provider_imagen.sandbox.json_responses import Json
 from airflow_provider_imagen.sandbox.limits import RateLimit
-from airflow_provider_imagen.sandbox.models import find_model
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.model_specs import find_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

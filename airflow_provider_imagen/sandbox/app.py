@@ -18,11 +18,11 @@ from starlette.routing import Route
 from airflow_provider_imagen.sandbox.account_routes import account_routes
 from airflow_provider_imagen.sandbox.catalogue_routes import catalogue_routes
 from airflow_provider_imagen.sandbox.control_routes import CONTROL_PREFIX, control_routes
+from airflow_provider_imagen.sandbox.control_types import SeenRequest
 from airflow_provider_imagen.sandbox.envelopes import error_body
-from airflow_provider_imagen.sandbox.failing import failing_answer
+from airflow_provider_imagen.sandbox.fault_responses import failing_answer
 from airflow_provider_imagen.sandbox.generation import edits, generations
-from airflow_provider_imagen.sandbox.records import SeenRequest
-from airflow_provider_imagen.sandbox.responses import Json, Problem
+from airflow_provider_imagen.sandbox.json_responses import Json, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,8 @@ from urllib.parse import quote
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
-from airflow_provider_imagen.sandbox.models import SandboxModel, all_models, find_model
-from airflow_provider_imagen.sandbox.responses import Json, unless_known
+from airflow_provider_imagen.sandbox.json_responses import Json, unless_known
+from airflow_provider_imagen.sandbox.model_specs import SandboxModel, all_models, find_model
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -13,8 +13,8 @@ from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from airflow_provider_imagen.sandbox.failing import failing_answer, retry_after, xml_error
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.fault_responses import failing_answer, retry_after, xml_error
+from airflow_provider_imagen.sandbox.json_responses import Json
 from airflow_provider_imagen.sandbox.transport import Cut, Paced
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.faults import Fault, Hits
-    from airflow_provider_imagen.sandbox.pictures import Picture
+    from airflow_provider_imagen.sandbox.image_store import Picture
     from airflow_provider_imagen.sandbox.state import State
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
+from airflow_provider_imagen.sandbox.control_types import Charge, SeenRequest
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.faults import Fault

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.faults import Fault
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.json_responses import Json
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.sandbox.pictures import Recipe
+    from airflow_provider_imagen.sandbox.image_store import Recipe
 
 _MAX_DRAWN_PIXELS = 2048 * 2048
 _SCENE_WORDS = re.compile(

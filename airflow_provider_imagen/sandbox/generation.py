@@ -18,17 +18,17 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.responses import Response
 
-from airflow_provider_imagen.sandbox import shapes
+from airflow_provider_imagen.sandbox import response_shapes
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD, LogRow
+from airflow_provider_imagen.sandbox.control_types import Charge
 from airflow_provider_imagen.sandbox.drawing import main_colors
 from airflow_provider_imagen.sandbox.envelopes import error_body, validation_meta
-from airflow_provider_imagen.sandbox.failing import failing_answer
-from airflow_provider_imagen.sandbox.links import signed_query
-from airflow_provider_imagen.sandbox.models import SandboxModel, find_model
-from airflow_provider_imagen.sandbox.pictures import Recipe
-from airflow_provider_imagen.sandbox.records import Charge
-from airflow_provider_imagen.sandbox.responses import Json
-from airflow_provider_imagen.sandbox.sizes import size_of
+from airflow_provider_imagen.sandbox.fault_responses import failing_answer
+from airflow_provider_imagen.sandbox.image_sizes import size_of
+from airflow_provider_imagen.sandbox.image_store import Recipe
+from airflow_provider_imagen.sandbox.json_responses import Json
+from airflow_provider_imagen.sandbox.model_specs import SandboxModel, find_model
+from airflow_provider_imagen.sandbox.signed_queries import signed_query
 from airflow_provider_imagen.sandbox.transport import Cut
 
 if TYPE_CHECKING:
@@ -373,10 +373,10 @@ async def _body(
     if content is not None and content.kind == "bad_base64":
         body: dict[str, Any] = {"data": [{"url": None, "b64_json": "%%% no base64 %%%"} for _ in range(images)]}
     else:
-        inline = shapes.needs_bytes(shape) or _wants_inline(order)
+        inline = response_shapes.needs_bytes(shape) or _wants_inline(order)
         made = [await _make(state, order, place, inline=inline, hits=hits) for place in range(images)]
         if shape in ("A", "B", "C", "D", "E"):
-            body = shapes.answer(
+            body = response_shapes.answer(
                 shape,
                 made,
                 model=order.model.id,
@@ -386,7 +386,7 @@ async def _body(
                 now=state.clock(),
             )
         else:
-            body = shapes.forced(shape, made)
+            body = response_shapes.forced(shape, made)
     if "pictures" in hits and hits["pictures"].kind == "none":
         body |= dict.fromkeys(
             [name for name in ("data", "images") if name in body],
@@ -396,7 +396,7 @@ async def _body(
     said = _stated_in(hits)
     if said not in ("none", "nothing") and shape in ("A", "C", "D"):
         names = (said,) if said in ("usd_spent", "credits_used", "tokens_used") else ("credits_used", "usd_spent")
-        body["meta"] = shapes.usage(usd, int(usd * CREDITS_PER_USD), names)
+        body["meta"] = response_shapes.usage(usd, int(usd * CREDITS_PER_USD), names)
     return body, headers
 
 
@@ -434,7 +434,7 @@ def _wants_inline(order: Order) -> bool:
     )
 
 
-async def _make(state: State, order: Order, place: int, *, inline: bool, hits: Hits) -> shapes.Made:
+async def _make(state: State, order: Order, place: int, *, inline: bool, hits: Hits) -> response_shapes.Made:
     width, height = size_of(order.model, order.body)
     if "size" in hits:
         width = height = min(width, height)
@@ -456,7 +456,7 @@ async def _make(state: State, order: Order, place: int, *, inline: bool, hits: H
     if order.body.get("enhance_prompt", order.model.fields.get("enhance_prompt", {}).get("default")) is True:
         rewritten = f"{order.prompt}, {_FLOURISHES[(order.seed + place) % len(_FLOURISHES)]}"
     if inline:
-        return shapes.Made(recipe, data=await state.draw(recipe), prompt=rewritten)
+        return response_shapes.Made(recipe, data=await state.draw(recipe), prompt=rewritten)
     sign = None
     now = state.clock()
     if (signing := hits.get("links")) is not None:
@@ -466,4 +466,4 @@ async def _make(state: State, order: Order, place: int, *, inline: bool, hits: H
             return signed_query(path, style=signing.setting("style"), now=now, seconds=seconds), now + seconds
 
     link = state.pictures.add(recipe, models=order.model.names, now=now, sign=sign)
-    return shapes.Made(recipe, url=state.cdn_url + link, prompt=rewritten)
+    return response_shapes.Made(recipe, url=state.cdn_url + link, prompt=rewritten)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from airflow_provider_imagen.sandbox.control_types import Charge, SeenRequest
     from airflow_provider_imagen.sandbox.faults import Fault
-    from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.sandbox.account import Account
 from airflow_provider_imagen.sandbox.faults import FaultBook
+from airflow_provider_imagen.sandbox.image_store import PictureStore
 from airflow_provider_imagen.sandbox.limits import Meter
-from airflow_provider_imagen.sandbox.models import all_models, find_model
-from airflow_provider_imagen.sandbox.pictures import PictureStore
+from airflow_provider_imagen.sandbox.model_specs import all_models, find_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_imagen.sandbox.pictures import Recipe
-    from airflow_provider_imagen.sandbox.records import SeenRequest
+    from airflow_provider_imagen.sandbox.control_types import SeenRequest
+    from airflow_provider_imagen.sandbox.image_store import Recipe
     from airflow_provider_imagen.sandbox.settings import Settings
 
 _SEEN_KEPT = 50_000

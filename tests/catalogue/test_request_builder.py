@@ -14,8 +14,8 @@ from airflow_provider_imagen.catalogue.lookup import Endpoint, all_models, find_
 from airflow_provider_imagen.catalogue.request_builder import MAX_IMAGES_PER_PROMPT, build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.run.results import ROUNDING
-from airflow_provider_imagen.sandbox.models import find_model as find_sandbox_model
-from airflow_provider_imagen.sandbox.sizes import size_of
+from airflow_provider_imagen.sandbox.image_sizes import size_of
+from airflow_provider_imagen.sandbox.model_specs import find_model as find_sandbox_model
 
 IMAGEN = "imagen-3.0-generate-002"
 LINK = "https://pictures.example/cat.png"

@@ -7,7 +7,7 @@ import pytest
 
 from airflow_provider_imagen.catalogue.lookup import all_models
 from airflow_provider_imagen.cli import main
-from airflow_provider_imagen.commands.describing import dag_snippet, example_arguments
+from airflow_provider_imagen.commands.model_description import dag_snippet, example_arguments
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.sandbox import Fault
 

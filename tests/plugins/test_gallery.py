@@ -268,7 +268,7 @@ def test_a_run_of_very_many_tasks_is_counted_little_by_little(
 ) -> None:
     from airflow.sdk import DAG, task
 
-    from airflow_provider_imagen.plugins.gallery.app import collection
+    from airflow_provider_imagen.plugins.gallery.routes import collection
 
     with DAG("very_many", schedule=None) as dag:
 
@@ -447,7 +447,7 @@ def test_every_route_refuses_a_user_without_access_to_the_dag(painted: Any, visi
 
 
 def test_every_route_that_shows_something_is_among_those_checked() -> None:
-    from airflow_provider_imagen.plugins.gallery.app import app
+    from airflow_provider_imagen.plugins.gallery.routes import app
 
     assert {route.path for route in app.routes} == {"/task", "/run", "/dag", "/picture", "/file", "/static/{name}"}
 

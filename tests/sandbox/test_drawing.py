@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from airflow_provider_imagen.sandbox.drawing import draw, main_colors
-from airflow_provider_imagen.sandbox.pictures import PictureStore, Recipe
+from airflow_provider_imagen.sandbox.image_store import PictureStore, Recipe
 
 IMAGEN = "imagen-3.0-generate-002"
 RECIPE = Recipe(IMAGEN, "a red fox in an autumn forest", seed=7, width=256, height=256, index=0, format="png")

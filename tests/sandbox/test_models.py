@@ -7,8 +7,8 @@ import pytest
 import requests
 from PIL import Image
 
-from airflow_provider_imagen.sandbox.models import all_models, find_model
-from airflow_provider_imagen.sandbox.sizes import size_of
+from airflow_provider_imagen.sandbox.image_sizes import size_of
+from airflow_provider_imagen.sandbox.model_specs import all_models, find_model
 
 LIVE = [model for model in all_models().values() if model.status == "live"]
 

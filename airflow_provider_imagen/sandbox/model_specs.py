@@ -29,7 +29,7 @@ class SandboxModel:
     :param status: ``withdrawn`` models are in the documentation's list of what is no longer supported
     :param replaced_by: replacement of a withdrawn model
     :param shutdown_at: when a withdrawn model stopped, ``YYYY-MM-DD``; invented where no date is published
-    :param shape: form of the response, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
+    :param shape: form of the response, A to E (see :mod:`~airflow_provider_imagen.sandbox.response_shapes`)
     :param usd: price of one picture, in USD; invented where no price is published
     :param usd_by: price by the value of one field, for models whose price depends on it
     :param format: picture format when ``output_format`` is not given
@@ -84,7 +84,7 @@ class SandboxModel:
 @cache
 def all_models() -> dict[str, SandboxModel]:
     """Return every model, by id."""
-    text = resources.files(__package__).joinpath("models.json").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("model_specs.json").read_text(encoding="utf-8")
     return {model_id: _read(model_id, entry) for model_id, entry in json.loads(text).items()}
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.catalogue.lookup import Model, all_models, find_model, nearest_models
 from airflow_provider_imagen.catalogue.pricing import PriceList
-from airflow_provider_imagen.commands.describing import dag_snippet, field_facts, model_facts
-from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.commands.model_description import dag_snippet, field_facts, model_facts
+from airflow_provider_imagen.commands.terminal import Screen, complain, write_json
 from airflow_provider_imagen.exceptions import ImagenError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.sandbox.models import SandboxModel
+    from airflow_provider_imagen.sandbox.model_specs import SandboxModel
 
 _RATIOS = {
     "1:1": (1024, 1024),

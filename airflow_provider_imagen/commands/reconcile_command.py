@@ -7,7 +7,7 @@ import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.commands.terminal import Screen, complain, write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from airflow_provider_imagen.sandbox.pictures import Recipe
+    from airflow_provider_imagen.sandbox.image_store import Recipe
 
 Shape = Literal["A", "B", "C", "D", "E"]
 

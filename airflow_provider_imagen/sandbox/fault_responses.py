@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import HTMLResponse, Response
 
 from airflow_provider_imagen.sandbox.envelopes import error_body
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.json_responses import Json
 from airflow_provider_imagen.sandbox.transport import Hang, Reset
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.commands.dag_models import Findings, find_models
-from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.commands.terminal import Screen, complain, write_json
 from airflow_provider_imagen.exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
