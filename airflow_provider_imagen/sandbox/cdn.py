@@ -1,4 +1,4 @@
-"""The image host: files with range requests, and the faults of downloads."""
+"""The image host: images with range requests, and download faults."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from airflow_provider_imagen.sandbox.fault_responses import failing_answer, retry_after, xml_error
-from airflow_provider_imagen.sandbox.json_responses import Json
-from airflow_provider_imagen.sandbox.transport import Cut, Paced
+from airflow_provider_imagen.sandbox.fault_responses import fault_response, retry_after, xml_error
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse
+from airflow_provider_imagen.sandbox.transport import Paced, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.faults import Fault, Hits
-    from airflow_provider_imagen.sandbox.image_store import Picture
+    from airflow_provider_imagen.sandbox.image_store import StoredImage
     from airflow_provider_imagen.sandbox.state import State
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -35,83 +35,83 @@ def cdn_app(state: State) -> Starlette:
     app = Starlette(
         routes=[
             Route("/hops/{hops:int}/{path:path}", _hop, methods=["GET", "HEAD"]),
-            Route("/{path:path}", _picture, methods=["GET", "HEAD"]),
+            Route("/{path:path}", _image, methods=["GET", "HEAD"]),
         ]
     )
     app.state.sandbox = state
     return app
 
 
-async def _picture(request: Request) -> Any:
+async def _image(request: Request) -> Any:
     state: State = request.app.state.sandbox
-    picture = state.pictures.find(request.url.path)
-    if picture is None:
+    image = state.images.find(request.url.path)
+    if image is None:
         return xml_error(404, "NoSuchKey", "The specified key does not exist.")
-    if picture.query is not None and (refusal := _check_signature(request, picture, now=state.clock())):
-        return refusal
-    hits = state.faults.hits("download", prompt=picture.recipe.prompt, models=picture.models)
+    if image.query is not None and (error := _check_signature(request, image, now=state.clock())):
+        return error
+    hits = state.faults.hits("download", prompt=image.recipe.prompt, models=image.models)
     if "before" in hits:
         await asyncio.sleep(hits["before"].setting("seconds"))
     if "end" in hits and hits["end"].kind != "cut_image":
-        return await _end(hits["end"], request, state)
-    return await _deliver(request, picture, hits)
+        return await _failing_response(hits["end"], request, state)
+    return await _deliver(request, image, hits)
 
 
 async def _hop(request: Request) -> Any:
-    """Answer one step of a chain of redirects, which ends with the image."""
+    """Return the next redirect of a chain, or the image at its end."""
     hops, path = request.path_params["hops"], request.path_params["path"]
     if hops > 0:
         return RedirectResponse(f"/hops/{hops - 1}/{path}", 302)
-    picture = request.app.state.sandbox.pictures.find(f"/{path}")
+    image = request.app.state.sandbox.images.find(f"/{path}")
     return (
         xml_error(404, "NoSuchKey", "The specified key does not exist.")
-        if picture is None
-        else await _deliver(request, picture, {})
+        if image is None
+        else await _deliver(request, image, {})
     )
 
 
-def _check_signature(request: Request, picture: Picture, *, now: float) -> Response | None:
-    if request.method == "HEAD" or request.url.query != picture.query:
+def _check_signature(request: Request, image: StoredImage, *, now: float) -> Response | None:
+    if request.method == "HEAD" or request.url.query != image.query:
         return xml_error(403, "SignatureDoesNotMatch", "The request signature does not match.")
-    if picture.expires_at is not None and now >= picture.expires_at:
+    if image.expires_at is not None and now >= image.expires_at:
         return xml_error(403, "AccessDenied", "Request has expired.")
     return None
 
 
-async def _deliver(request: Request, picture: Picture, hits: Hits) -> Any:
+async def _deliver(request: Request, image: StoredImage, hits: Hits) -> Any:
     state: State = request.app.state.sandbox
-    data = await state.draw(picture.recipe)
+    data = await state.draw(image.recipe)
     etag = f'"{sha256(data).hexdigest()[:32]}"'
-    content_type = picture.recipe.content_type
+    content_type = image.recipe.content_type
     if "content" in hits:
         other = "image/jpeg" if content_type == "image/png" else "image/png"
         content_type = hits["content"].setting("content_type") or other
     headers = {"content-type": content_type, "etag": etag, "cache-control": "public, max-age=31536000"}
     status, part = 200, slice(0, len(data))
-    if picture.ranges and "ranges" not in hits:
+    if image.ranges and "ranges" not in hits:
         headers["accept-ranges"] = "bytes"
-        asked = request.headers.get("range")
-        if asked is not None and request.headers.get("if-range", etag) == etag and _RANGE.fullmatch(asked):
-            if (found := _range(asked, len(data))) is None:
+        requested = request.headers.get("range")
+        if requested is not None and request.headers.get("if-range", etag) == etag and _RANGE.fullmatch(requested):
+            if (found := _parse_range(requested, len(data))) is None:
                 return Response(None, 416, {**headers, "content-range": f"bytes */{len(data)}"})
             status, part = 206, found
             headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
     body = data[part]
     if (cut := hits.get("end")) is not None:
-        picture.ranges = bool(cut.setting("ranges"))
+        image.ranges = bool(cut.setting("ranges"))
         sent = len(body) // 2 if cut.bytes_sent is None else min(cut.bytes_sent, len(body) - 1)
-        return Cut(body[:sent], content_length=len(body), status=status, headers=headers)
+        return Truncated(body[:sent], content_length=len(body), status=status, headers=headers)
     if (drip := hits.get("pace")) is not None:
-        pieces = _pieces(body, drip.setting("chunk_bytes"))
-        return Paced(pieces, seconds=drip.setting("seconds"), content_length=len(body), status=status, headers=headers)
+        chunks = _chunks(body, drip.setting("chunk_bytes"))
+        return Paced(chunks, seconds=drip.setting("seconds"), content_length=len(body), status=status, headers=headers)
     if request.method == "HEAD":
         return Response(None, status, {**headers, "content-length": str(len(body))})
     return Response(body, status, headers)
 
 
-def _range(asked: str, size: int) -> slice | None:
-    """Return a single range as a slice; ``None`` when it cannot be satisfied."""
-    match = _RANGE.fullmatch(asked)
+def _parse_range(requested: str, size: int) -> slice | None:
+    """Return a single range as a slice, or ``None`` if it cannot be satisfied."""
+    match = _RANGE.fullmatch(requested)
     first, last = match.groups() if match else ("", "")
     if first:
         start, stop = int(first), min(int(last) + 1 if last else size, size)
@@ -120,7 +120,7 @@ def _range(asked: str, size: int) -> slice | None:
     return slice(start, stop) if start < stop else None
 
 
-async def _pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+async def _chunks(data: bytes, size: int) -> AsyncIterator[bytes]:
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
@@ -132,26 +132,28 @@ async def _endless() -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _end(fault: Fault, request: Request, state: State) -> Any:
+async def _failing_response(fault: Fault, request: Request, state: State) -> Any:
     now = state.clock()
     if fault.kind == "status":
         return xml_error(fault.setting("status"), "InternalError", "Please try again.", retry_after(fault, now=now))
     if fault.kind == "expired":
         status = fault.setting("status")
         code, text = (
-            ("AccessDenied", "Request has expired.") if status in (401, 403) else ("NoSuchKey", "The key is gone.")
+            ("AccessDenied", "Request has expired.")
+            if status in (401, 403)
+            else ("NoSuchKey", "The specified key does not exist.")
         )
         return xml_error(status, code, text)
     if fault.kind == "redirect":
         return _redirect(fault, request, state)
     if fault.kind == "not_an_image":
-        return Json({"detail": "this is no picture"}, media_type="image/png")
+        return AsciiJSONResponse({"detail": "This is not an image."}, media_type="image/png")
     if fault.kind == "oversized":
         return Paced(_endless(), content_length=fault.content_length, headers={"content-type": "image/png"})
     if fault.kind == "bomb":
-        data = await asyncio.get_running_loop().run_in_executor(state.artists, bomb, fault.setting("pixels"))
+        data = await asyncio.get_running_loop().run_in_executor(state.draw_threads, bomb, fault.setting("pixels"))
         return Response(data, media_type="image/png")
-    return failing_answer(fault, path=request.url.path, now=now)
+    return fault_response(fault, path=request.url.path, now=now)
 
 
 def _redirect(fault: Fault, request: Request, state: State) -> Response:
@@ -169,7 +171,11 @@ def _redirect(fault: Fault, request: Request, state: State) -> Response:
 
 @cache
 def bomb(pixels: int) -> bytes:
-    """Return a small, valid PNG with so many pixels a side, of one colour: one bit each, compressed row by row."""
+    """
+    Return a small, valid PNG of one colour and bit depth 1, compressed row by row.
+
+    :param pixels: width and height
+    """
     row = bytes(1 + (pixels + 7) // 8)
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(row) for _ in range(pixels)) + packer.flush()

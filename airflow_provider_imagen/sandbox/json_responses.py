@@ -1,4 +1,4 @@
-"""JSON responses."""
+"""JSON responses of the sandbox."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 
-class Json(JSONResponse):
-    """JSON in ASCII, so that a prompt with a lone surrogate, which JSON allows, can be returned."""
+class AsciiJSONResponse(JSONResponse):
+    """JSON in ASCII, because prompts may contain lone surrogates, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
         """Encode the content."""
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-class Problem(Json):
-    """An error in the newer form, ``application/problem+json``."""
+class ProblemResponse(AsciiJSONResponse):
+    """An error in the newer format, ``application/problem+json``."""
 
     media_type = "application/problem+json"
 
 
-def unless_known(request: Request, answer: Json, *, data: Any = None) -> Response:
+def with_etag(request: Request, response: AsciiJSONResponse, *, data: Any = None) -> Response:
     """
-    Add a weak ``ETag`` to a response, or return 304 when the request already names it.
+    Return a response with a weak ``ETag``, or a 304 if the request already has it.
 
-    :param data: what the tag covers; default: the whole response
+    :param data: content that the tag depends on; default: the whole response
     """
-    covered = answer.body if data is None else answer.render(data)
+    covered = response.body if data is None else response.render(data)
     tag = f'"{sha256(covered).hexdigest()[:27]}"'
     known = {part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")}
-    answer.headers["etag"] = f"W/{tag}"
-    return Response(status_code=304, headers={"etag": f"W/{tag}"}) if known & {tag, "*"} else answer
+    response.headers["etag"] = f"W/{tag}"
+    return Response(status_code=304, headers={"etag": f"W/{tag}"}) if known & {tag, "*"} else response

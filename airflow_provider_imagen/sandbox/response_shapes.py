@@ -1,5 +1,5 @@
 """
-The forms of a successful response.
+The shapes of a successful response.
 
 ::
 
@@ -27,13 +27,13 @@ Shape = Literal["A", "B", "C", "D", "E"]
 
 
 @dataclass(frozen=True)
-class Made:
+class RenderedImage:
     """
     One image of a response.
 
-    :param url: ``None`` when the image is inline
-    :param data: its bytes, ``None`` when there is a URL
-    :param prompt: the prompt as the model rewrote it, ``None`` when it did not rewrite it
+    :param url: ``None`` if the image is inline
+    :param data: its bytes, ``None`` if it has a URL
+    :param prompt: the rewritten prompt, ``None`` if the model did not rewrite it
     """
 
     recipe: Recipe
@@ -52,96 +52,97 @@ class Made:
         return None if self.data is None else f"data:{self.recipe.content_type};base64,{self.base64}"
 
 
-def answer(
-    shape: Shape, pictures: list[Made], *, model: str, prompt: str, seed: int, seconds: float, now: float
+def response_body(
+    shape: Shape, images: list[RenderedImage], *, model: str, prompt: str, seed: int, seconds: float, now: float
 ) -> dict[str, Any]:
     """
-    Return the body of a successful response, without its usage.
+    Return the body of a successful response, without its cost.
 
-    :param pictures: in order
-    :param prompt: as sent
-    :param seconds: how long the generation took
+    :param prompt: prompt as sent
+    :param seconds: duration of the generation
     :param now: seconds since the epoch
     """
     if shape == "A":
-        return {"data": [_data_item(made, model) for made in pictures]}
+        return {"data": [_data_item(image, model) for image in images]}
     if shape == "B":
-        return _images_form(pictures, prompt=prompt, seed=seed, seconds=seconds)
+        return _images_body(images, prompt=prompt, seed=seed, seconds=seconds)
     if shape == "C":
         return {
-            **_images_form(pictures, prompt=prompt, seed=seed, seconds=seconds),
-            "data": [_plain_item(made) for made in pictures],
+            **_images_body(images, prompt=prompt, seed=seed, seconds=seconds),
+            "data": [_plain_item(image) for image in images],
         }
     if shape == "D":
         return {
             "created": int(now),
-            "data": [{**_plain_item(made), "revised_prompt": made.prompt or prompt} for made in pictures],
+            "data": [{**_plain_item(image), "revised_prompt": image.prompt or prompt} for image in images],
             "usage": {"input_tokens": len(prompt.split()), "output_tokens": 0, "total_tokens": len(prompt.split())},
         }
-    return {"status": "finished", "output": {"choices": [{"image_base64": made.base64} for made in pictures]}}
+    return {"status": "finished", "output": {"choices": [{"image_base64": image.base64} for image in images]}}
 
 
-def _plain_item(made: Made) -> dict[str, Any]:
-    return {"url": made.url, "b64_json": made.base64}
+def _plain_item(image: RenderedImage) -> dict[str, Any]:
+    return {"url": image.url, "b64_json": image.base64}
 
 
-def _data_item(made: Made, model: str) -> dict[str, Any]:
+def _data_item(image: RenderedImage, model: str) -> dict[str, Any]:
     if "imagen" in model:
-        item = {"mime_type": made.recipe.content_type, **_plain_item(made)}
-        return item if made.prompt is None else {**item, "prompt": made.prompt}
-    item = _plain_item(made)
+        item = {"mime_type": image.recipe.content_type, **_plain_item(image)}
+        return item if image.prompt is None else {**item, "prompt": image.prompt}
+    item = _plain_item(image)
     if model.startswith("bytedance/"):
-        item["size"] = f"{made.recipe.width}x{made.recipe.height}"
+        item["size"] = f"{image.recipe.width}x{image.recipe.height}"
     elif model.startswith("reve/"):
         item["content_violation"] = False
     return item
 
 
-def _images_form(pictures: list[Made], *, prompt: str, seed: int, seconds: float) -> dict[str, Any]:
+def _images_body(images: list[RenderedImage], *, prompt: str, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "images": [
             {
-                "url": made.url or made.data_uri,
-                "width": made.recipe.width,
-                "height": made.recipe.height,
-                "content_type": made.recipe.content_type,
+                "url": image.url or image.data_uri,
+                "width": image.recipe.width,
+                "height": image.recipe.height,
+                "content_type": image.recipe.content_type,
             }
-            for made in pictures
+            for image in images
         ],
         "seed": seed,
         "timings": {"inference": round(seconds, 3)},
-        "has_nsfw_concepts": [False] * len(pictures),
+        "has_nsfw_concepts": [False] * len(images),
         "prompt": prompt,
     }
 
 
-def usage(usd: Decimal, credits_used: int, names: tuple[str, ...] = ("credits_used", "usd_spent")) -> dict[str, Any]:
+def cost_meta(
+    usd: Decimal, credits_used: int, names: tuple[str, ...] = ("credits_used", "usd_spent")
+) -> dict[str, Any]:
     """
-    Return the ``meta`` of a response.
+    Return the ``meta`` of a response, which states its cost.
 
-    :param names: which amounts to report: ``credits_used``, ``usd_spent`` and the older ``tokens_used``
+    :param names: amounts to include: ``credits_used``, ``usd_spent`` and the older ``tokens_used``
     """
     amounts = {"credits_used": credits_used, "tokens_used": credits_used, "usd_spent": float(usd)}
     return {"usage": {name: amounts[name] for name in names}}
 
 
-def forced(way: str, pictures: list[Made]) -> dict[str, Any]:
+def forced_body(field: str, images: list[RenderedImage]) -> dict[str, Any]:
     """
-    Return a body that delivers images in a given way, whatever the model.
+    Return a body with the images in a given field, whatever the model.
 
-    :param way: ``data_uri`` ``b64_json`` ``base64`` ``image_base64`` ``nulls``
+    :param field: ``data_uri`` ``b64_json`` ``base64`` ``image_base64``, or ``nulls`` for none
     """
     items: list[dict[str, Any]] = []
-    for made in pictures:
-        if way == "data_uri":
-            items.append({"url": made.data_uri})
-        elif way == "nulls":
+    for image in images:
+        if field == "data_uri":
+            items.append({"url": image.data_uri})
+        elif field == "nulls":
             items.append({"url": None, "b64_json": None})
         else:
-            items.append({way: made.base64})
+            items.append({field: image.base64})
     return {"data": items}
 
 
-def needs_bytes(shape: str) -> bool:
-    """Return whether a form holds the image bytes."""
+def is_inline(shape: str) -> bool:
+    """Return whether a shape contains the image bytes."""
     return shape in ("E", "data_uri", "b64_json", "base64", "image_base64")

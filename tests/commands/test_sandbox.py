@@ -81,4 +81,4 @@ def test_a_port_that_is_taken_is_one_line(capsys):
         port = taken.getsockname()[1]
 
         assert main(["sandbox", "--port", str(port)]) == 2
-    assert f"Address already in use: cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err

@@ -7,8 +7,8 @@ from itertools import combinations
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from airflow_provider_imagen.sandbox.drawing import draw, main_colors
-from airflow_provider_imagen.sandbox.image_store import PictureStore, Recipe
+from airflow_provider_imagen.sandbox.drawing import dominant_colors, draw
+from airflow_provider_imagen.sandbox.image_store import ImageStore, Recipe
 
 IMAGEN = "imagen-3.0-generate-002"
 RECIPE = Recipe(IMAGEN, "a red fox in an autumn forest", seed=7, width=256, height=256, index=0, format="png")
@@ -109,15 +109,15 @@ def test_the_prompt_can_name_the_scene():
 def test_main_colours_of_a_picture_and_of_rubbish():
     out = io.BytesIO()
     Image.new("RGB", (40, 40), (10, 200, 30)).save(out, "PNG")
-    ((red, green, blue), *_) = main_colors(out.getvalue())
+    ((red, green, blue), *_) = dominant_colors(out.getvalue())
 
     assert abs(red - 10) + abs(green - 200) + abs(blue - 30) < 12
-    assert main_colors(b"no picture") == ()
+    assert dominant_colors(b"no picture") == ()
 
 
 def test_a_recipe_is_drawn_once():
     drawn = []
-    store = PictureStore(lambda recipe: drawn.append(recipe) or b"bytes")
+    store = ImageStore(lambda recipe: drawn.append(recipe) or b"bytes")
     first, second = store.bytes_of(RECIPE), store.bytes_of(replace(RECIPE))
 
     assert first is second

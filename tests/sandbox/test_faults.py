@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from airflow_provider_imagen.sandbox import Fault, faults
-from airflow_provider_imagen.sandbox.faults import KINDS, FaultBook, FaultKind
+from airflow_provider_imagen.sandbox.faults import KINDS, ArmedFaults, FaultKind
 
 from .conftest import IMAGEN
 
@@ -114,7 +114,7 @@ def test_faults_of_different_slots_hit_together(generate, sandbox):
 
 def test_a_probability_is_decided_by_the_seed():
     def run(seed):
-        book = FaultBook(seed)
+        book = ArmedFaults(seed)
         book.add(Fault("reset", probability=0.3, times=None))
         return [bool(book.hits("generate")) for _ in range(300)]
 

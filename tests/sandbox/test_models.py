@@ -7,7 +7,7 @@ import pytest
 import requests
 from PIL import Image
 
-from airflow_provider_imagen.sandbox.image_sizes import size_of
+from airflow_provider_imagen.sandbox.image_sizes import image_size
 from airflow_provider_imagen.sandbox.model_specs import all_models, find_model
 
 LIVE = [model for model in all_models().values() if model.status == "live"]
@@ -97,7 +97,7 @@ def test_aliases_lead_to_the_same_model():
     ],
 )
 def test_each_way_to_say_the_size_is_understood(name, body, size):
-    assert size_of(find_model(name), body) == size
+    assert image_size(find_model(name), body) == size
 
 
 def test_sizes_that_are_no_multiple_of_32_are_refused(generate):
