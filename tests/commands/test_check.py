@@ -46,7 +46,7 @@ def test_a_withdrawn_model_fails_the_job_and_names_its_successor(run, sandbox):
     sandbox.add_fault(Fault("withdrawn", model="flux/schnell", replaced_by="flux/dev", times=None))
     status, out = run()
     assert status == 1
-    assert "WRONG flux/schnell: withdrawn" in out
+    assert "FAIL  flux/schnell: withdrawn" in out
     assert "use flux/dev (dag.py:d.a)" in out
 
 
@@ -57,7 +57,7 @@ def test_an_announced_end_is_a_warning_and_no_failure(run):
     assert "ok    openai/gpt-image-1: alive (dag.py:d.a)" in out
     assert "warn  openai/gpt-image-1: its maker ends it on 2026-10-23 (OpenAI, deprecations page, 2026-10): " in out
     assert "may fail; use openai/gpt-image-2.5-sunburst\n" in out  # one line, for those who read it with a program
-    assert "mind the warnings" in out
+    assert "but see the warnings" in out
     report = json.loads(run("--json", model="openai/gpt-image-1")[1])
     assert {model["model"]: bool(model["warning"]) for model in report["models"]}["openai/gpt-image-1"] is True
 
@@ -86,7 +86,7 @@ def test_a_wrong_key_fails_the_job_without_being_shown(run, sandbox, monkeypatch
     monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps(connection))
     status, out = run()
     assert status == 1
-    assert "WRONG connection imagen_default" in out
+    assert "FAIL  connection imagen_default" in out
     assert "0123456789abcdef" not in out
 
 
@@ -94,7 +94,7 @@ def test_a_connection_nobody_defined_is_told(run):
     status, out = run("--imagen-conn-id", "imagen_nowhere")
     assert status == 1
     assert "imagen_nowhere" in out
-    assert "the models could not be checked" in out
+    assert "The models could not be checked" in out
 
 
 @pytest.mark.usefixtures("imagen_connection")
@@ -110,7 +110,7 @@ def test_a_dag_file_that_cannot_be_imported_fails_the_job(run, tmp_path):
     (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nimport no_such_module_anywhere\n")
     status, out = run()
     assert status == 1
-    assert "WRONG broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'\n" in out
+    assert "FAIL  broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'\n" in out
     assert "ok    flux/schnell: alive (dag.py:d.a)" in out
     assert json.loads(run("--json")[1])["broken"] == [
         "broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'"
@@ -121,7 +121,7 @@ def test_a_dag_file_that_cannot_be_imported_fails_the_job(run, tmp_path):
 def test_what_is_known_only_when_the_dag_runs_is_named_and_fails_nothing(run):
     status, out = run(model="{{ ds }}")
     assert status == 0
-    assert "not checked, known only when the DAG runs: dag.py:d.a (model)" in out
+    assert "not checked, known only at run time: dag.py:d.a (model)" in out
 
 
 def test_the_report_is_all_that_reaches_the_output(sandbox, tmp_path):
@@ -147,7 +147,7 @@ def test_the_report_is_all_that_reaches_the_output(sandbox, tmp_path):
 
 def test_a_folder_that_is_not_there_is_a_usage_error(capsys, tmp_path):
     assert main(["check", str(tmp_path / "none")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_airflow_database")

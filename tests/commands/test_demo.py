@@ -48,7 +48,7 @@ def test_it_makes_the_pictures_and_says_where_they_are_and_what_they_cost(tmp_pa
         with Image.open(tmp_path / "imagen-demo" / line["file_name"]) as picture:
             assert picture.size == (1408, 768)
     assert "Picture 3 of 3" in done.stdout
-    assert "3 pictures in imagen-demo for 0.1260 USD" in done.stdout
+    assert "3 images in imagen-demo for 0.1260 USD" in done.stdout
     assert done.stderr == ""
     assert "[info" not in done.stdout  # no wall of log
 
