@@ -38,10 +38,10 @@ def test_pictures_stand_in_a_table_numbered_with_prompt_and_cost() -> None:
 
     head, rule, pictures, captions, *_, sums = body.splitlines()
     assert (head, rule) == ("|  |  |", "| --- | --- |")
-    assert pictures.count("![Picture") == 2
+    assert pictures.count("![Image") == 2
     assert [int(number) for number in re.findall(r"\*\*(\d+)\*\*", body)] == [1, 2, 3]
     assert captions == r"| **1** · prompt 0 · m · seed 7 · 0\.0250 USD | **2** · prompt 1 · m · seed 7 · 0\.0250 USD |"
-    assert sums == r"3 pictures, 0\.0750 USD."
+    assert sums == r"3 images, 0\.0750 USD."
 
 
 def test_a_prompt_that_all_pictures_share_is_said_once() -> None:
@@ -63,14 +63,14 @@ def test_pictures_are_shown_through_the_gallery_so_that_no_store_need_be_public(
 def test_a_vector_picture_is_only_linked() -> None:
     body = review_body([_record(mime_type="image/svg+xml")], task_id="paint", dag_id="d", run_id="r")
 
-    assert "[Picture 1 (SVG)](" in body
+    assert "[Image 1 (SVG)](" in body
     assert "![" not in body
 
 
 def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
     body = review_body([_record(path=None, url="https://cdn.example/a b.png?x=(1)")], **IDS)
 
-    assert "![Picture 1](https://cdn.example/a%20b.png?x=%281%29)" in body
+    assert "![Image 1](https://cdn.example/a%20b.png?x=%281%29)" in body
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_picture_is_shown_from_no_other_link_than_a_whole_https_one(url: Any) 
     body = review_body([_record(path=None, url=url)], **IDS)
 
     assert "![" not in body
-    assert "| [Picture 1](/imagen/picture?" in body
+    assert "| [Image 1](/imagen/picture?" in body
     assert "tracker" not in body
 
 
@@ -107,7 +107,7 @@ def test_a_picture_is_shown_from_no_other_link_than_a_whole_https_one(url: Any) 
     "url", ["https://cdn.example:8443/a.png", "http://127.0.0.1:8765/a.png", "http://localhost/a.png"]
 )
 def test_links_of_the_api_and_of_a_sandbox_are_shown(url: str) -> None:
-    assert f"[![Picture 1]({url})](" in review_body([_record(path=None, url=url)], **IDS)
+    assert f"[![Image 1]({url})](" in review_body([_record(path=None, url=url)], **IDS)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_a_prompt_cannot_add_markup_or_cells(prompt: str) -> None:
 def test_only_a_bounded_number_is_shown_and_the_rest_is_linked() -> None:
     body = review_body([_record(n) for n in range(70)], **IDS, columns=6)
 
-    assert body.count("![Picture") == 60
+    assert body.count("![Image") == 60
     assert "/imagen/run?dag_id=d&run_id=r" in body
 
 
 def test_nothing_to_look_at_is_said() -> None:
-    assert review_body([], **IDS) == "There is no picture to look at."
+    assert review_body([], **IDS) == "There are no images to review."
 
 
 def test_the_choice_is_given_back_as_records_in_the_order_they_were_made() -> None:
@@ -164,9 +164,9 @@ def test_a_choice_that_is_no_list_is_refused(chosen: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ([[_record(0)], [_record(1)]], "of one instance at a time"),
-        ([{"manifest": "/m/metadata.jsonl", "count": 80}], "of one instance at a time"),
-        ([None], "of one instance at a time"),
+        ([[_record(0)], [_record(1)]], "of one task instance"),
+        ([{"manifest": "/m/metadata.jsonl", "count": 80}], "of one task instance"),
+        ([None], "of one task instance"),
         (None, "images is a NoneType"),
         ("images", "images is a str"),
         ({"prompt_index": 0}, "images is a dict"),
@@ -178,14 +178,14 @@ def test_what_is_not_the_records_of_one_task_instance_is_refused(images: Any, sa
 
 
 def test_a_choice_from_a_manifest_needs_the_task() -> None:
-    with pytest.raises(ValueError, match="task_id is needed when images points to a manifest"):
+    with pytest.raises(ValueError, match="task_id=None: required, because images points to a manifest"):
         pick_images({"manifest": "/pictures/metadata.jsonl", "count": 80}, ["1"])
 
 
 def test_pictures_whose_manifest_is_gone_are_not_said_to_be_none(tmp_path: Path) -> None:
     images = {"manifest": str(tmp_path / "metadata.jsonl"), "count": 80}
 
-    with pytest.raises(StorageError, match=r"metadata\.jsonl lists none of the 80 pictures of 'paint'"):
+    with pytest.raises(StorageError, match=r"metadata\.jsonl lists none of the 80 images of 'paint'"):
         review_body(images, **IDS)
 
 
@@ -221,6 +221,6 @@ def test_the_text_and_the_choice_work_for_few_pictures_and_for_many(
     for name, shown in (("few", 2), ("many", 60)):
         text = run.get_task_instance(f"look_{name}").xcom_pull(task_ids=f"look_{name}")
         (chosen,) = run.get_task_instance(f"choose_{name}").xcom_pull(task_ids=f"choose_{name}")
-        assert text.count("![Picture") == shown
+        assert text.count("![Image") == shown
         assert f"dag_id=reviewed&run_id={run.run_id[:6]}" in text
         assert chosen["prompt"].startswith(f"{name} 1:")
