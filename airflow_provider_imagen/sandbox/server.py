@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_imagen.sandbox.drawing import draw
 from airflow_provider_imagen.sandbox.settings import Settings
 from airflow_provider_imagen.sandbox.state import State
+from airflow_provider_imagen.sandbox.value_checks import Range
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
+_PORTS = Range(least=0, most=65535)
 
 
 class Sandbox:
@@ -56,8 +58,8 @@ class Sandbox:
         **settings: Any,
     ) -> None:
         for name, number in (("port", port), ("cdn_port", cdn_port)):
-            if not 0 <= number <= 65535:
-                raise ValueError(f"{name}={number!r}; allowed: 0 to 65535")
+            if number not in _PORTS:
+                raise ValueError(f"{name}={number!r}; allowed: {_PORTS}")
         self._state = State(Settings().changed(**settings), true_clock=clock, draw=draw)
         self._host = host
         self._ports = (port, cdn_port)

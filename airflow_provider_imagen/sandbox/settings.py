@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
-from airflow_provider_imagen.sandbox.envelopes import Envelope  # noqa: TC001 - get_type_hints needs it
+from airflow_provider_imagen.sandbox.envelopes import Envelope  # noqa: TC001 - check_values reads the annotations
 from airflow_provider_imagen.sandbox.limits import Counting, RateLimit
+from airflow_provider_imagen.sandbox.value_checks import Range, check_values
 
 _YEAR_SECONDS = 365 * 86400
 
 SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
 """The key a sandbox accepts by default; it is valid nowhere else."""
-
-
-@dataclass(frozen=True)
-class _Range:
-    """The valid values of a number: at least ``least``, more than ``above``, at most ``most``."""
-
-    least: float = -math.inf
-    above: float = -math.inf
-    most: float = math.inf
-
-    def __contains__(self, value: object) -> bool:
-        return (
-            isinstance(value, (int, float, Decimal))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and self.least <= value <= self.most
-            and value > self.above
-        )
-
-    def __str__(self) -> str:
-        allowed = f"above {self.above}" if math.isfinite(self.above) else f"{self.least} or more"
-        return f"{allowed}, {self.most} at most" if math.isfinite(self.most) else allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +42,19 @@ class Settings:
     """
 
     api_key: str = SANDBOX_API_KEY
-    balance_usd: Annotated[Decimal, _Range(least=0)] = Decimal(100)
-    latency_seconds: Annotated[float, _Range(least=0)] = 0.0
-    log_lag_seconds: Annotated[float, _Range(least=0)] = 0.0
-    clock_skew_seconds: Annotated[float, _Range(least=-_YEAR_SECONDS, most=_YEAR_SECONDS)] = 0.0
-    picture_scale: Annotated[float, _Range(above=0, most=1)] = 1.0
-    requests_per_minute: Annotated[float | None, _Range(least=0)] = None
+    balance_usd: Annotated[Decimal, Range(least=0)] = Decimal(100)
+    latency_seconds: Annotated[float, Range(least=0)] = 0.0
+    log_lag_seconds: Annotated[float, Range(least=0)] = 0.0
+    clock_skew_seconds: Annotated[float, Range(least=-_YEAR_SECONDS, most=_YEAR_SECONDS)] = 0.0
+    picture_scale: Annotated[float, Range(above=0, most=1)] = 1.0
+    requests_per_minute: Annotated[float | None, Range(least=0)] = None
     counting: Counting = "sliding"
-    window_seconds: Annotated[float, _Range(above=0)] = 60.0
-    burst: Annotated[int, _Range(least=1)] = 1
-    max_concurrent: Annotated[int | None, _Range(least=0)] = None
+    window_seconds: Annotated[float, Range(above=0)] = 60.0
+    burst: Annotated[int, Range(least=1)] = 1
+    max_concurrent: Annotated[int | None, Range(least=0)] = None
     tells_retry_after: bool = False
     limit_envelope: Envelope = "problem"
-    logs_per_minute: Annotated[int | None, _Range(least=0)] = None
+    logs_per_minute: Annotated[int | None, Range(least=0)] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,14 +62,7 @@ class Settings:
             object.__setattr__(self, "balance_usd", Decimal(str(self.balance_usd)))
         except InvalidOperation:
             raise ValueError(f"balance_usd={self.balance_usd!r}; allowed: an amount in USD") from None
-        for name, hint in get_type_hints(Settings, include_extras=True).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Annotated:
-                number, limits = get_args(hint)
-                if value not in limits and not (value is None and NoneType in get_args(number)):
-                    raise ValueError(f"{name}={value!r}; allowed: {limits}")
-            elif get_origin(hint) is Literal and value not in get_args(hint):
-                raise ValueError(f"{name}={value!r}; allowed: {', '.join(get_args(hint))}")
+        check_values(self)
 
     def changed(self, **values: Any) -> Settings:
         """
