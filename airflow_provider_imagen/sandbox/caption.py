@@ -60,10 +60,7 @@ def _fold(text: str) -> str:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Break a text into at most three lines.
-
-    :param width: in pixels
-    """
+    """Return a text broken into at most three lines of ``width`` pixels."""
     columns = int(1.5 * width * len(text) / max(1, font.getlength(text)))
     while columns > 0:
         lines = textwrap.wrap(text, columns, max_lines=_MAX_LINES, placeholder="…")
