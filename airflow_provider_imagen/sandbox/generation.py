@@ -60,7 +60,7 @@ Colors = tuple[tuple[int, int, int], ...]
 
 
 class RejectedError(Exception):
-    """The request is rejected before it costs anything."""
+    """Rejection of a request before it costs anything."""
 
     def __init__(
         self,
