@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.commands.check import add_check
-from airflow_provider_imagen.commands.models import add_models
-from airflow_provider_imagen.commands.reconcile import add_reconcile
+from airflow_provider_imagen.commands.check_command import add_check
+from airflow_provider_imagen.commands.models_command import add_models
+from airflow_provider_imagen.commands.reconcile_command import add_reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,20 +49,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
-        help="make pictures with the example DAG",
-        description="Run the example DAG imagen_quickstart through Airflow, in a temporary home of its own, against "
-        "the built-in sandbox: no key, no cost. With a connection in AIRFLOW_CONN_IMAGEN_DEFAULT the API it names is "
-        "used.",
+        help="generate images with the example DAG",
+        description="Run the example DAG imagen_quickstart in a temporary Airflow against the built-in sandbox, "
+        "without an API key or costs. If AIRFLOW_CONN_IMAGEN_DEFAULT holds a connection, its API is used instead.",
     )
+    demo.add_argument("prompts", nargs="*", metavar="PROMPT", help="one or more prompts")
     demo.add_argument(
-        "prompts", nargs="*", metavar="PROMPT", help="what to paint; several prompts make several pictures"
+        "--prompts-file", type=Path, metavar="FILE", help="file of further prompts, one per line; - is standard input"
     )
-    demo.add_argument(
-        "--prompts-file", type=Path, metavar="FILE", help="further prompts, one per line; - is standard input"
-    )
-    demo.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures per prompt (default: 1)")
+    demo.add_argument("--num-images", type=int, default=1, metavar="N", help="images per prompt (default: 1)")
     demo.add_argument("--aspect-ratio", default="1:1", metavar="W:H", help="default: 1:1")
-    demo.add_argument("--seed", type=int, metavar="N", help="makes results repeatable where the model can")
+    demo.add_argument("--seed", type=int, metavar="N", help="seed for reproducible images, if the model supports it")
     demo.add_argument("--model", default="imagen-3.0-generate-002", metavar="ID", help="default: %(default)s")
     demo.add_argument("--output", default="imagen-demo", metavar="FOLDER", help="default: ./%(default)s")
     demo.add_argument("--verbose", action="store_true", help="show Airflow's log")
@@ -94,7 +91,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """Return the prompts in a file, one per line; UTF-8, or UTF-16 as on Windows, with or without byte order mark."""
+    """Return the prompts in a file, one per line, in UTF-8, UTF-16 or UTF-32 with or without byte order mark."""
     data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     lines = data.decode(json.detect_encoding(data)).splitlines()
     prompts = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in lines)  # concatenated files have one per file
@@ -104,33 +101,37 @@ def _read_prompts(path: Path) -> list[str]:
 def _add_sandbox(commands: Any) -> None:
     sandbox = commands.add_parser(
         "sandbox",
-        help="run a server that answers like the API",
-        description="Serve the API's image endpoints on this machine: real HTTP, drawn pictures, no cost. "
-        "Point a connection's host at it.",
+        help="run a local server that behaves like the API",
+        description="Serve the API's image endpoints on this machine: real HTTP, drawn images, no costs. "
+        "Set a connection's host to its URL.",
         argument_default=argparse.SUPPRESS,  # the sandbox has its own defaults
     )
     sandbox.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     sandbox.add_argument(
-        "--port", type=int, default=8765, help="port of the API (default: %(default)s; 0 takes a free one)"
+        "--port", type=int, default=8765, help="port of the API (default: %(default)s; 0: any free port)"
     )
-    sandbox.add_argument("--cdn-port", type=int, help="port the pictures are served from (default: a free one)")
+    sandbox.add_argument("--cdn-port", type=int, help="port of the images (default: any free port)")
     sandbox.add_argument(
-        "--latency", dest="latency_seconds", type=float, metavar="SECONDS", help="time each generation takes"
+        "--latency",
+        dest="latency_seconds",
+        type=float,
+        metavar="SECONDS",
+        help="duration of a generation (default: 0)",
     )
     sandbox.add_argument(
-        "--requests-per-minute", type=float, metavar="N", help="answer 429 to generations beyond this (default: none)"
+        "--requests-per-minute", type=float, metavar="N", help="return 429 above this rate (default: no limit)"
     )
     sandbox.add_argument(
         "--counting",
         metavar="{sliding,fixed,bucket}",
-        help="over the last minute, per minute of the clock, or evenly (default: sliding)",
+        help="algorithm of the rate limit: sliding window, fixed window or token bucket (default: sliding)",
     )
-    sandbox.add_argument("--burst", type=int, metavar="N", help="with --counting bucket: so many at once (default: 1)")
+    sandbox.add_argument("--burst", type=int, metavar="N", help="capacity of the token bucket (default: 1)")
     sandbox.add_argument(
-        "--max-concurrent", type=int, metavar="N", help="answer 429 when more are under way (default: none)"
+        "--max-concurrent", type=int, metavar="N", help="return 429 if more are in flight (default: no limit)"
     )
     sandbox.add_argument(
-        "--retry-after", dest="tells_retry_after", action="store_true", help="let these 429 answers carry Retry-After"
+        "--retry-after", dest="tells_retry_after", action="store_true", help="send Retry-After with these 429 responses"
     )
     sandbox.set_defaults(run=_run_sandbox)
 
@@ -140,18 +141,14 @@ def _run_sandbox(arguments: argparse.Namespace) -> int:
 
     def announce(sandbox: Sandbox) -> None:
         print(f"Sandbox:    {sandbox.url}", flush=True)
-        print(f"Pictures:   {sandbox.cdn_url}", flush=True)
+        print(f"Images:     {sandbox.cdn_url}", flush=True)
         print(f"Connection: AIRFLOW_CONN_IMAGEN_DEFAULT='{_connection_json(sandbox)}'", flush=True)
-        print("Stop it with Ctrl-C.", flush=True)
+        print("Press Ctrl-C to stop.", flush=True)
 
     options = {name: value for name, value in vars(arguments).items() if name != "run"}
     try:
         serve(on_ready=announce, **options)
-    except (
-        OSError,
-        OverflowError,
-        ValueError,
-    ) as error:  # a port that is in use or invalid, a value out of range
+    except (OSError, OverflowError, ValueError) as error:  # a port in use, a value out of range
         print(f"Error: {error}", file=sys.stderr)
         return 2
     return 0

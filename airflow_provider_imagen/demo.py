@@ -1,8 +1,7 @@
 """
 Run the example DAG in a temporary Airflow, and show its results.
 
-Airflow's output goes to a log file in the temporary home, unless ``verbose`` is set; only our own lines reach the
-terminal.
+Unless ``verbose`` is set, Airflow's output goes to a log file, and only our own lines reach the terminal.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def run_demo(
         _prepare_home(home, example)
         if uses_sandbox:
             os.environ[CONNECTION_VARIABLE] = json.dumps(SANDBOX_CONNECTION)
-        where = "the built-in sandbox" if uses_sandbox else f"the API of {CONNECTION_VARIABLE}"
+        where = "the built-in sandbox" if uses_sandbox else f"the API in {CONNECTION_VARIABLE}"
         print(f"Running {EXAMPLE} in a temporary Airflow against {where} …", flush=True)
         with _quiet(home / "airflow.log", verbose=verbose) as console:
             outcome = _run_example(
@@ -164,14 +163,14 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
     errors: list[BaseException] = []
     paint: Any = dag.task_dict["paint"]
 
-    def recorded(context: Any) -> Any:
+    def execute(context: Any) -> Any:
         try:
             return type(paint).execute(context["task"], context)  # a copy of paint, with its templates rendered
         except Exception as error:
             errors.append(error.__cause__ if isinstance(error, AirflowFailException) and error.__cause__ else error)
             raise
 
-    paint.execute = recorded
+    paint.execute = execute
     progress = logging.getLogger("airflow_provider_imagen.progress")
     if console is not sys.stdout:
         handler = logging.StreamHandler(console)
@@ -183,7 +182,7 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
         return _Outcome([], {}, error)
     ti = run.get_task_instance("paint")
     if str(ti.state) != "success":
-        return _Outcome([], {}, errors[-1] if errors else RuntimeError(f"the task ended as {ti.state}"))
+        return _Outcome([], {}, errors[-1] if errors else RuntimeError(f"the task ended in state {ti.state}"))
     return _Outcome(ti.xcom_pull(task_ids="paint", key="images"), ti.xcom_pull(task_ids="paint", key="summary"))
 
 
@@ -195,7 +194,7 @@ def _show(outcome: _Outcome, output: str) -> None:
         prompt = " ".join(record["prompt"].split())
         cost = f"{record['usd']:.4f} USD" if record["usd"] is not None else "cost unknown"
         print(f"{prompt if len(prompt) <= 70 else prompt[:69] + '…'}")
-        print(f"  url   {record['url'] or '(the picture came inside the answer)'}")
+        print(f"  url   {record['url'] or '(none, inline image)'}")
         print(f"  file  {_shown_path(record['path'])}")
         print(f"  size  {record['width']}x{record['height']}, {record['bytes'] / 1e6:.1f} MB, {record['mime_type']}")
         print(f"  cost  {cost}")
@@ -203,8 +202,8 @@ def _show(outcome: _Outcome, output: str) -> None:
     about = "about " if summary["usd_is_estimate"] else ""
     plural = "s" if summary["made"] != 1 else ""
     print(
-        f"\n{summary['made']} picture{plural} in {output} for {about}{summary['usd_spent']:.4f} USD, "
-        f"{summary['seconds']:.1f} s. List: {_shown_path(summary['manifest'])}"
+        f"\n{summary['made']} image{plural} in {output} for {about}{summary['usd_spent']:.4f} USD, "
+        f"{summary['seconds']:.1f} s. Manifest: {_shown_path(summary['manifest'])}"
     )
 
 

@@ -12,8 +12,8 @@ One task before the human-in-the-loop operator builds its text, and one after it
     def chosen(images, answer):
         return pick_images(images, answer["chosen_options"])
 
-Stored pictures are shown through the gallery, so reviewers need no access to the object store, and the API's URLs may
-have expired. Airflow's permissions for the DAG decide who can see them.
+Stored images are shown through the gallery, so reviewers need no access to the object store, and expired URLs of the
+API do not matter. Airflow's permissions for the DAG apply.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any, Final
 from airflow_provider_imagen.links.gallery_urls import gallery_root, picture_address, remote_link, run_address
 
 MAX_REVIEWED: Final = 60
-"""Maximum number of pictures in one text, more than anybody can compare; a link leads to the rest."""
+"""Maximum number of images in one text, more than anybody can compare; the text links to the rest."""
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _MAX_PROMPT: Final = 300
-_PLACE: Final = frozenset({"prompt_index", "image_index"})
+_INDEXES: Final = frozenset({"prompt_index", "image_index"})
 
 Record = Mapping[str, Any]
 Images = Sequence[Record] | Mapping[str, Any]
@@ -46,36 +46,36 @@ def review_body(
     columns: int = 2,
 ) -> str:
     """
-    Return Markdown that shows pictures side by side, numbered from 1, with prompt, model, seed and cost.
+    Return Markdown that shows images side by side, numbered from 1, with prompt, model, seed and cost.
 
     :func:`pick_images` takes these numbers. Prompts are escaped, so they cannot add links or markup.
 
     :param images: XCom ``images`` of one task instance
-    :param task_id: the task that made them
+    :param task_id: task that generated them
     :param map_index: its map index; -1 if the task is not mapped
-    :param dag_id: its DAG; default: the running one
-    :param run_id: its run; default: the running one
-    :param columns: pictures per row, 1 to 6
+    :param dag_id: its DAG; default: the current one
+    :param run_id: its run; default: the current one
+    :param columns: images per row, 1 to 6
     :raises ValueError: ``columns`` is out of range, or ``images`` is not an XCom ``images``
-    :raises StorageError: ``images`` points to a manifest that no longer lists these pictures
+    :raises StorageError: ``images`` points to a manifest that no longer lists these images
     """
     if not 1 <= columns <= 6:
         raise ValueError(f"columns={columns}: 1 to 6 are allowed")
     dag_id, run_id = _running(dag_id, run_id)
     records = _records(images, (dag_id, run_id, task_id, map_index))
     if not records:
-        return "There is no picture to look at."
+        return "There are no images to review."
     root = gallery_root()
     ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
     prompts = {str(record.get("prompt") or "") for record in records}
     shown = records[:MAX_REVIEWED]
-    pictures = [_picture(number, record, root=root, ids=ids) for number, record in enumerate(shown, start=1)]
-    captions = [_caption(number, record, alone=len(prompts) == 1) for number, record in enumerate(shown, start=1)]
+    cells = [_image(number, record, root=root, ids=ids) for number, record in enumerate(shown, start=1)]
+    captions = [_caption(number, record, with_prompt=len(prompts) > 1) for number, record in enumerate(shown, start=1)]
     lines = [_escape(prompt) for prompt in prompts] + [""] if len(prompts) == 1 else []
-    lines += [*_table(pictures, captions, min(columns, len(shown))), "", _sums(records)]
+    lines += [*_table(cells, captions, min(columns, len(shown))), "", _totals(records)]
     if len(records) > MAX_REVIEWED:
-        address = run_address(root=root, dag_id=dag_id, run_id=run_id)
-        lines.append(f"Only the first {MAX_REVIEWED} are shown here; [see all of them]({address}).")
+        url = run_address(root=root, dag_id=dag_id, run_id=run_id)
+        lines.append(f"Only the first {MAX_REVIEWED} are shown here. [See all images]({url}).")
     return "\n".join(lines)
 
 
@@ -89,9 +89,9 @@ def pick_images(
     """
     Return the records of the chosen images, in the order of ``images``.
 
-    :param images: XCom ``images`` of the task instance that made them
-    :param chosen_options: numbers that the human-in-the-loop operator returned, from 1 as shown by :func:`review_body`
-    :param task_id: the task that made them; required only if ``images`` points to a manifest
+    :param images: XCom ``images`` of the task instance that generated them
+    :param chosen_options: numbers returned by the human-in-the-loop operator, from 1 as shown by :func:`review_body`
+    :param task_id: task that generated them; required only if ``images`` points to a manifest
     :param map_index: its map index; -1 if the task is not mapped
     :raises ValueError: a number is out of range, ``task_id`` is missing, or ``images`` is not an XCom ``images``
     :raises StorageError: ``images`` points to a manifest that no longer lists these images
@@ -99,20 +99,20 @@ def pick_images(
     ids: tuple[Any, ...] = ()
     if isinstance(images, Mapping):
         if task_id is None:
-            raise ValueError("task_id is needed when images points to a manifest")
+            raise ValueError("task_id=None: required, because images points to a manifest")
         ids = (*_running(None, None), task_id, map_index)
     records = _records(images, ids)
     if isinstance(chosen_options, str) or not isinstance(chosen_options, Sequence):
-        raise ValueError(f"chosen_options={chosen_options!r}: a list of the pictures' numbers is allowed")
+        raise ValueError(f"chosen_options={chosen_options!r}: a list of image numbers is allowed")
     chosen = set(map(str, chosen_options))
     numbered = {str(number): record for number, record in enumerate(records, start=1)}
     for option in sorted(chosen - numbered.keys()):
-        raise ValueError(f"chosen_options has {option[:50]!r}: the pictures are numbered 1 to {len(records)}")
+        raise ValueError(f"chosen_options contains {option[:50]!r}: the images are numbered 1 to {len(records)}")
     return [dict(record) for number, record in numbered.items() if number in chosen]
 
 
 def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
-    """Return the DAG and run ids, with those of the running task in place of ``None``."""
+    """Return the DAG and run ids, with those of the current task in place of ``None``."""
     if dag_id is not None and run_id is not None:
         return dag_id, run_id
     from airflow.sdk import get_current_context
@@ -128,19 +128,19 @@ def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
     :param ids: DAG id, run id, task id and map index, which select the task instance's lines in a manifest
     """
     if isinstance(images, Mapping) and isinstance(images.get("manifest"), str):
-        return _listed_records(images, ids)
+        return _read_listed_records(images, ids)
     if isinstance(images, str) or not isinstance(images, Sequence):
         raise ValueError(f"images is a {type(images).__name__}: the XCom 'images' of a task instance is allowed")
     records = list(images)
-    if not all(isinstance(record, Mapping) and record.keys() >= _PLACE for record in records):
+    if not all(isinstance(record, Mapping) and record.keys() >= _INDEXES for record in records):
         raise ValueError(
-            "images has entries that are no records of pictures; of a mapped task, give the XCom 'images' of one "
-            "instance at a time, with its map_index"
+            "images contains entries that are not image records; for a mapped task, pass the XCom 'images' of one task "
+            "instance, with its map_index"
         )
     return records
 
 
-def _listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Record]:
+def _read_listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Record]:
     from airflow_provider_imagen.exceptions import StorageError
     from airflow_provider_imagen.hooks.paths import open_folder
     from airflow_provider_imagen.storage.manifest import read_manifest
@@ -150,48 +150,46 @@ def _listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Rec
     records: list[Record] = [line for line in lines if tuple(line.get(key) for key in keys) == ids]
     if not records and images.get("count"):
         raise StorageError(
-            f"{images['manifest']} lists none of the {images['count']} pictures of {ids[2]!r} (map index {ids[3]}) in "
-            "this run: the file is gone or was replaced, or task_id or map_index name another task."
+            f"{images['manifest']} lists none of the {images['count']} images of {ids[2]!r} (map index {ids[3]}) in "
+            "this run: the file was deleted or replaced, or task_id or map_index refers to another task."
         )
     return records
 
 
-def _picture(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
-    """Return the Markdown of a picture that links to its page."""
-    place = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
-    page = picture_address(root=root, **place)
-    if record.get("mime_type") == "image/svg+xml":  # the gallery has no previews of these
-        return f"[Picture {number} (SVG)]({page})"
+def _image(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
+    """Return Markdown that shows an image and links to its page."""
+    indexes = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
+    page = picture_address(root=root, **indexes)
+    if record.get("mime_type") == "image/svg+xml":  # the gallery creates no previews of these
+        return f"[Image {number} (SVG)]({page})"
     source: str | None
     if record.get("path"):
-        source = picture_address(root=root, **place, size="thumbnail", v=str(record.get("sha256") or "")[:12])
+        source = picture_address(root=root, **indexes, size="thumbnail", v=str(record.get("sha256") or "")[:12])
     else:
         url = record.get("url")
         source = remote_link(url) if isinstance(url, str) else None
-    return f"[![Picture {number}]({_target(source)})]({page})" if source else f"[Picture {number}]({page})"
+    return f"[![Image {number}]({_encode_target(source)})]({page})" if source else f"[Image {number}]({page})"
 
 
-def _caption(number: int, record: Record, *, alone: bool) -> str:
+def _caption(number: int, record: Record, *, with_prompt: bool) -> str:
     """
-    Return a picture's number, prompt, model, seed and cost as Markdown.
+    Return an image's number, prompt, model, seed and cost as Markdown.
 
-    :param alone: whether all pictures share one prompt, which is shown above them instead
+    :param with_prompt: ``False`` if all images share one prompt, which is shown above them instead
     """
-    facts = [] if alone else [str(record.get("prompt") or "")]
-    facts += [str(record["model"])] if record.get("model") else []
-    facts += [f"seed {record['seed']}"] if record.get("seed") is not None else []
-    facts.append(_cost(record.get("usd")))
-    return f"**{number}** · {' · '.join(_escape(fact) for fact in facts if fact)}"
+    parts = [str(record.get("prompt") or "")] if with_prompt else []
+    parts += [str(record["model"])] if record.get("model") else []
+    parts += [f"seed {record['seed']}"] if record.get("seed") is not None else []
+    parts.append(_cost(record.get("usd")))
+    return f"**{number}** · {' · '.join(_escape(part) for part in parts if part)}"
 
 
-def _table(pictures: list[str], captions: list[str], columns: int) -> list[str]:
-    """Return a Markdown table that alternates rows of pictures and captions, because a cell cannot hold two lines."""
-    gaps = [""] * (-len(pictures) % columns)
-    pictures, captions = pictures + gaps, captions + gaps
+def _table(images: list[str], captions: list[str], columns: int) -> list[str]:
+    """Return a Markdown table with alternating rows of images and captions, as a cell cannot contain line breaks."""
+    gaps = [""] * (-len(images) % columns)
+    images, captions = images + gaps, captions + gaps
     rows = [
-        _row(cells[start : start + columns])
-        for start in range(0, len(pictures), columns)
-        for cells in (pictures, captions)
+        _row(cells[start : start + columns]) for start in range(0, len(images), columns) for cells in (images, captions)
     ]
     return [_row([""] * columns), _row(["---"] * columns), *rows]
 
@@ -200,11 +198,11 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _sums(records: Sequence[Record]) -> str:
+def _totals(records: Sequence[Record]) -> str:
     known = [record["usd"] for record in records if isinstance(record.get("usd"), (int, float))]
     about = "" if len(known) == len(records) else "at least "
     plural = "" if len(records) == 1 else "s"
-    return f"{len(records)} picture{plural}, {about}{_escape(_cost(sum(known)))}."
+    return f"{len(records)} image{plural}, {about}{_escape(_cost(sum(known)))}."
 
 
 def _cost(usd: Any) -> str:
@@ -219,6 +217,6 @@ def _escape(text: str) -> str:
     return _PUNCTUATION.sub(r"\\\1", text)
 
 
-def _target(url: str) -> str:
+def _encode_target(url: str) -> str:
     """Percent-encode the characters of a URL that would end a Markdown link."""
     return re.sub(r"[\s()<>\\|]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), url)

@@ -6,7 +6,7 @@ Installing the package registers them with pytest. A test of a DAG looks like th
     from airflow_provider_imagen.sandbox import Fault
 
 
-    def test_my_dag_makes_one_picture(imagen_sandbox, imagen_connection):
+    def test_my_dag_generates_one_image(imagen_sandbox, imagen_connection):
         from my_dags.postcards import dag
 
         assert dag.test().state == "success"
@@ -15,7 +15,7 @@ Installing the package registers them with pytest. A test of a DAG looks like th
         assert charge.images == 1
 
 
-    def test_my_dag_pays_once_although_the_connection_breaks(imagen_sandbox, imagen_connection):
+    def test_my_dag_pays_once_despite_a_connection_reset(imagen_sandbox, imagen_connection):
         from my_dags.postcards import dag
 
         imagen_sandbox.add_fault(Fault("reset", billed=True))
@@ -38,14 +38,12 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-_PICTURE_SCALE = 0.125
-
 
 @pytest.fixture(scope="session")
 def _imagen_sandbox_server() -> Iterator[Sandbox]:
     from airflow_provider_imagen.sandbox import Sandbox
 
-    with Sandbox(picture_scale=_PICTURE_SCALE) as sandbox:
+    with Sandbox(picture_scale=0.125) as sandbox:
         yield sandbox
 
 
@@ -54,11 +52,11 @@ def imagen_sandbox(_imagen_sandbox_server: Sandbox) -> Sandbox:
     """
     Return a running sandbox, reset for this test.
 
-    One server runs for the whole session, from the first test that uses it. Images have an eighth of their usual width
-    and height (128 x 128 for 1:1); ``imagen_sandbox.configure(picture_scale=1)`` restores the full size for one
-    test. ::
+    One server runs for the whole session, started by the first test that uses it. Images have an eighth of their usual
+    width and height (128 x 128 for 1:1); ``imagen_sandbox.configure(picture_scale=1)`` restores the full size for the
+    current test. ::
 
-        def test_a_refused_prompt_costs_nothing(imagen_sandbox, imagen_connection):
+        def test_a_rejected_prompt_costs_nothing(imagen_sandbox, imagen_connection):
             imagen_sandbox.add_fault(Fault("upstream_4xx", times=None))
             run = my_dag.test()
             assert run.state == "failed"

@@ -1,4 +1,4 @@
-"""The README says what the code does: its tables, examples and commands are compared with it."""
+"""The README's tables, examples and commands match the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def _table(mark: str) -> list[list[str]]:
-    """Give the rows of the table behind a mark, without its head."""
+    """Return the rows of the table after a mark, without its header."""
     lines = README.split(f"<!-- {mark} -->\n", 1)[1].split("\n\n", 1)[0].splitlines()
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
@@ -139,7 +139,7 @@ def test_an_expression_gives_what_the_readme_shows(expression: str, shown: str) 
 
 
 _SNIPPETS = re.findall(r"(?<!-->\n)^```python\n(?!>>>)(.+?)^```$", README, re.MULTILINE | re.DOTALL)
-"""What is Python and comes from no example."""
+"""Python snippets that do not come from an example."""
 
 
 def test_every_snippet_is_python() -> None:
@@ -171,7 +171,7 @@ def test_a_task_that_uses_the_hook_does_what_it_should(name: str, sandbox: Sandb
 
 
 def _lines(text: str) -> list[str]:
-    """Give the lines, without the air in and around them."""
+    """Return the non-empty lines, stripped."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

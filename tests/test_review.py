@@ -1,4 +1,4 @@
-"""The text people see before a DAG goes on, and what their answer selects."""
+"""The text that reviewers see, and the images that their response selects."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def _record(number: int = 0, **values: Any) -> dict[str, Any]:
     }
 
 
-def test_pictures_stand_in_a_table_numbered_with_prompt_and_cost() -> None:
+def test_images_are_in_a_numbered_table_with_prompt_and_cost() -> None:
     body = review_body([_record(n) for n in range(3)], **IDS)
 
     head, rule, pictures, captions, *_, sums = body.splitlines()
     assert (head, rule) == ("|  |  |", "| --- | --- |")
-    assert pictures.count("![Picture") == 2
+    assert pictures.count("![Image") == 2
     assert [int(number) for number in re.findall(r"\*\*(\d+)\*\*", body)] == [1, 2, 3]
     assert captions == r"| **1** · prompt 0 · m · seed 7 · 0\.0250 USD | **2** · prompt 1 · m · seed 7 · 0\.0250 USD |"
-    assert sums == r"3 pictures, 0\.0750 USD."
+    assert sums == r"3 images, 0\.0750 USD."
 
 
-def test_a_prompt_that_all_pictures_share_is_said_once() -> None:
+def test_a_prompt_shared_by_all_images_is_shown_once() -> None:
     body = review_body([_record(n, prompt="a raccoon") for n in range(4)], **IDS)
 
     assert body.startswith("a raccoon\n\n|")
     assert body.count("raccoon") == 1
 
 
-def test_pictures_are_shown_through_the_gallery_so_that_no_store_need_be_public() -> None:
+def test_images_are_shown_through_the_gallery_so_that_no_store_need_be_public() -> None:
     body = review_body([_record(path="s3://private/a.png")], **IDS)
 
     (source,) = re.findall(r"!\[[^]]*\]\(([^)]*)\)", body)
@@ -60,17 +60,17 @@ def test_pictures_are_shown_through_the_gallery_so_that_no_store_need_be_public(
     assert "s3" not in body
 
 
-def test_a_vector_picture_is_only_linked() -> None:
+def test_a_vector_image_is_only_linked() -> None:
     body = review_body([_record(mime_type="image/svg+xml")], task_id="paint", dag_id="d", run_id="r")
 
-    assert "[Picture 1 (SVG)](" in body
+    assert "[Image 1 (SVG)](" in body
     assert "![" not in body
 
 
 def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
     body = review_body([_record(path=None, url="https://cdn.example/a b.png?x=(1)")], **IDS)
 
-    assert "![Picture 1](https://cdn.example/a%20b.png?x=%281%29)" in body
+    assert "![Image 1](https://cdn.example/a%20b.png?x=%281%29)" in body
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
         *(None, 7, ["https://cdn.example/a.png"]),
     ],
 )
-def test_a_picture_is_shown_from_no_other_link_than_a_whole_https_one(url: Any) -> None:
+def test_an_image_is_shown_only_from_a_complete_https_url(url: Any) -> None:
     body = review_body([_record(path=None, url=url)], **IDS)
 
     assert "![" not in body
-    assert "| [Picture 1](/imagen/picture?" in body
+    assert "| [Image 1](/imagen/picture?" in body
     assert "tracker" not in body
 
 
 @pytest.mark.parametrize(
     "url", ["https://cdn.example:8443/a.png", "http://127.0.0.1:8765/a.png", "http://localhost/a.png"]
 )
-def test_links_of_the_api_and_of_a_sandbox_are_shown(url: str) -> None:
-    assert f"[![Picture 1]({url})](" in review_body([_record(path=None, url=url)], **IDS)
+def test_urls_of_the_api_and_of_a_sandbox_are_shown(url: str) -> None:
+    assert f"[![Image 1]({url})](" in review_body([_record(path=None, url=url)], **IDS)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,15 @@ def test_a_prompt_cannot_add_markup_or_cells(prompt: str) -> None:
 def test_only_a_bounded_number_is_shown_and_the_rest_is_linked() -> None:
     body = review_body([_record(n) for n in range(70)], **IDS, columns=6)
 
-    assert body.count("![Picture") == 60
+    assert body.count("![Image") == 60
     assert "/imagen/run?dag_id=d&run_id=r" in body
 
 
-def test_nothing_to_look_at_is_said() -> None:
-    assert review_body([], **IDS) == "There is no picture to look at."
+def test_an_empty_list_is_reported() -> None:
+    assert review_body([], **IDS) == "There are no images to review."
 
 
-def test_the_choice_is_given_back_as_records_in_the_order_they_were_made() -> None:
+def test_the_choice_is_returned_as_records_in_their_original_order() -> None:
     images = [_record(n) for n in range(4)]
 
     assert pick_images(images, ["4", "2", "2"]) == [images[1], images[3]]
@@ -144,7 +144,7 @@ def test_the_choice_is_given_back_as_records_in_the_order_they_were_made() -> No
 @pytest.mark.parametrize(
     "option", ["0", "5", "-1", "Approve", "1.0", "", "１", "٣", "0_1", "01", "+1", " 1", "9" * 5000]
 )
-def test_a_number_that_is_no_picture_is_refused(option: str) -> None:
+def test_a_number_without_an_image_is_rejected(option: str) -> None:
     with pytest.raises(ValueError, match="numbered 1 to 4"):
         pick_images([_record(n) for n in range(4)], [option])
 
@@ -156,7 +156,7 @@ def test_numbers_may_be_numbers() -> None:
 
 
 @pytest.mark.parametrize("chosen", [None, "12", {"1": "2"}])
-def test_a_choice_that_is_no_list_is_refused(chosen: Any) -> None:
+def test_a_choice_that_is_not_a_list_is_rejected(chosen: Any) -> None:
     with pytest.raises(ValueError, match="chosen_options"):
         pick_images([_record(n) for n in range(12)], chosen)
 
@@ -164,36 +164,34 @@ def test_a_choice_that_is_no_list_is_refused(chosen: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ([[_record(0)], [_record(1)]], "of one instance at a time"),
-        ([{"manifest": "/m/metadata.jsonl", "count": 80}], "of one instance at a time"),
-        ([None], "of one instance at a time"),
+        ([[_record(0)], [_record(1)]], "of one task instance"),
+        ([{"manifest": "/m/metadata.jsonl", "count": 80}], "of one task instance"),
+        ([None], "of one task instance"),
         (None, "images is a NoneType"),
         ("images", "images is a str"),
         ({"prompt_index": 0}, "images is a dict"),
     ],
 )
-def test_what_is_not_the_records_of_one_task_instance_is_refused(images: Any, said: str) -> None:
+def test_anything_but_the_records_of_one_task_instance_is_rejected(images: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         review_body(images, **IDS)
 
 
 def test_a_choice_from_a_manifest_needs_the_task() -> None:
-    with pytest.raises(ValueError, match="task_id is needed when images points to a manifest"):
+    with pytest.raises(ValueError, match="task_id=None: required, because images points to a manifest"):
         pick_images({"manifest": "/pictures/metadata.jsonl", "count": 80}, ["1"])
 
 
-def test_pictures_whose_manifest_is_gone_are_not_said_to_be_none(tmp_path: Path) -> None:
+def test_images_with_a_missing_manifest_are_an_error(tmp_path: Path) -> None:
     images = {"manifest": str(tmp_path / "metadata.jsonl"), "count": 80}
 
-    with pytest.raises(StorageError, match=r"metadata\.jsonl lists none of the 80 pictures of 'paint'"):
+    with pytest.raises(StorageError, match=r"metadata\.jsonl lists none of the 80 images of 'paint'"):
         review_body(images, **IDS)
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_the_text_and_the_choice_work_for_few_pictures_and_for_many(
-    run_dag: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Many pictures leave only a pointer to their manifest in XCom; the running DAG and run are filled in."""
+def test_the_text_and_the_choice_work_for_few_images_and_for_many(run_dag: Callable[..., Any], tmp_path: Path) -> None:
+    """With many images, XCom only points to their manifest; the current DAG and run are the defaults."""
     from airflow.sdk import DAG, task
 
     with DAG("reviewed", schedule=None) as dag:
@@ -221,6 +219,6 @@ def test_the_text_and_the_choice_work_for_few_pictures_and_for_many(
     for name, shown in (("few", 2), ("many", 60)):
         text = run.get_task_instance(f"look_{name}").xcom_pull(task_ids=f"look_{name}")
         (chosen,) = run.get_task_instance(f"choose_{name}").xcom_pull(task_ids=f"choose_{name}")
-        assert text.count("![Picture") == shown
+        assert text.count("![Image") == shown
         assert f"dag_id=reviewed&run_id={run.run_id[:6]}" in text
         assert chosen["prompt"].startswith(f"{name} 1:")

@@ -1,4 +1,4 @@
-"""The fixtures are tried as a user has them: in a pytest run of its own."""
+"""The fixtures, used in a separate pytest run as users have them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_sandbox_is_fresh_for_each_test_and_the_connection_points_at_it(tmp_
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_an_own_connection_is_put_back(tmp_path, monkeypatch):
+def test_the_original_connection_is_restored(tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", "mine")
     done = run_tests(
         tmp_path,

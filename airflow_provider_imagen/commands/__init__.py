@@ -1,1 +1,1 @@
-"""The longer commands of ``airflow-imagen``."""
+"""The ``airflow-imagen`` commands ``models``, ``check`` and ``reconcile``."""

@@ -1,4 +1,4 @@
-"""The models that DAG files use, found by loading the files as Airflow's DAG processor does."""
+"""The models that DAG files use, found by importing the files as Airflow's DAG processor does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-_NOT_GIVEN = ("", "None")
-"""Results of a template whose parameter is empty."""
+_UNSET = ("", "None")
+"""What a template renders to if its param is empty."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _read_task(task: Any, place: str, findings: Findings) -> None:
         model = _render(value, task)
         if model is None:
             unread[f"{place} ({name})"] = None
-        elif model not in _NOT_GIVEN:
+        elif model not in _UNSET:
             models[model] = None
     findings.uses += [ModelUse(model, place) for model in models]
     findings.unread += unread

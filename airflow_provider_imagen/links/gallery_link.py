@@ -1,4 +1,4 @@
-"""The "Pictures" button of a task instance."""
+"""The "Images" button of a task instance."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 class PicturesLink(BaseOperatorLink):
     """
-    Links a task instance to its pictures in the gallery.
+    Links a task instance to its images in the gallery.
 
     The URL names the task instance and not the attempt, so it stays valid when a task is retried or cleared. For this
     package's own operators, the plugin lets the web server build it; for subclasses, which the web server does not
     know, the worker stores it after every attempt, failed ones included.
     """
 
-    name = "Pictures"
+    name = "Images"
     xcom_key = "imagen_pictures_link"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:

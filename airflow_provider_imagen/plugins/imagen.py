@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
 
 AIRFLOW_APP = "airflow_provider_imagen.airflow_app"
-"""Key of the ASGI scope that holds the web application the gallery is mounted in."""
+"""Key in the ASGI scope for the application that the gallery is mounted in."""
 
 
 class LazyGallery:
@@ -35,15 +35,15 @@ class LazyGallery:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
-        """Pass a request to the gallery, with the application it is mounted in."""
-        from airflow_provider_imagen.plugins.gallery.app import app
+        """Pass a request to the gallery, along with the application that it is mounted in."""
+        from airflow_provider_imagen.plugins.gallery.routes import app
 
         scope[AIRFLOW_APP] = scope["app"]
         await app(scope, receive, send)
 
 
-class LinkOfOurOperators(PicturesLink):
-    """The "Pictures" button, built by the web server through the plugin, so that tasks need not store its URL."""
+class GalleryButton(PicturesLink):
+    """The "Images" button, built by the web server, so that tasks of our own operators need not store its URL."""
 
     @property
     def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]
@@ -56,23 +56,23 @@ class LinkOfOurOperators(PicturesLink):
 
 class ImagenPlugin(AirflowPlugin):
     """
-    The gallery, the "Pictures" tabs of a DAG and of a DAG run, and the "Pictures" button of a task.
+    The gallery, the "Images" tabs of a DAG and of a DAG run, and the "Images" button of a task.
 
     The URLs of the tabs are relative: the browser resolves them against the web server's base path.
     """
 
     name = "imagen"
-    fastapi_apps: list[Any] = [{"name": "imagen", "app": LazyGallery(), "url_prefix": MOUNT}]  # noqa: RUF012 (the same)
-    operator_extra_links: list[Any] = [LinkOfOurOperators()]  # noqa: RUF012 (the same)
+    fastapi_apps: list[Any] = [{"name": "imagen", "app": LazyGallery(), "url_prefix": MOUNT}]  # noqa: RUF012 (as below)
+    operator_extra_links: list[Any] = [GalleryButton()]  # noqa: RUF012 (as below)
     external_views: list[Any] = [  # noqa: RUF012 (Airflow's base class declares it so)
         {
-            "name": "Pictures",
+            "name": "Images",
             "href": f"{MOUNT.removeprefix('/')}/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "imagen_run_pictures",
         },
         {
-            "name": "Pictures",
+            "name": "Images",
             "href": f"{MOUNT.removeprefix('/')}/dag?dag_id={{DAG_ID}}",
             "destination": "dag",
             "url_route": "imagen_dag_pictures",

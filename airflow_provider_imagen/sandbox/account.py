@@ -1,4 +1,4 @@
-"""The sandbox's account: balance, charges, and the log of requests."""
+"""The sandbox's account: balance, charges, and the request log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_imagen.sandbox.records import Charge
+    from airflow_provider_imagen.sandbox.control_types import Charge
 
 CREDITS_PER_USD = 2_000_000
 """docs, FAQ "How can I track my funds", 2026-08-21."""
@@ -19,11 +19,11 @@ CREDITS_PER_USD = 2_000_000
 @dataclass(frozen=True)
 class LogRow:
     """
-    One request as ``GET /v2/logs`` shows it.
+    One request as ``GET /v2/logs`` lists it.
 
-    :param created: when the request arrived by the sandbox's clock, seconds since the epoch
-    :param finished: when its outcome was known, without clock skew; the row appears ``log_lag_seconds`` later
-    :param usd: what it was charged; 0 when it failed
+    :param created: arrival by the sandbox's clock, in seconds since the epoch
+    :param finished: end of the request, without clock skew; the row appears ``log_lag_seconds`` later
+    :param usd: amount charged; 0 if it failed
     """
 
     created: float
@@ -38,12 +38,12 @@ class LogRow:
 
 class Account:
     """
-    Keep the money and the log. Safe to use from several threads.
+    Balance, charges and request log of the account. Thread-safe.
 
-    Money is held when a request is accepted and either charged or released when it ends, so that
-    concurrent requests cannot overdraw the account.
+    Money is held when a request is accepted, and charged or released when it ends, so that concurrent requests cannot
+    overdraw the account.
 
-    :param balance_usd: what the account starts with, in USD
+    :param balance_usd: initial balance in USD
     :param clock: returns seconds since the epoch, without clock skew
     """
 
@@ -56,10 +56,10 @@ class Account:
         self._log: list[LogRow] = []
         self.in_flight = 0
         self.epoch = 0
-        """Number of resets; requests that began before the last one are no longer booked."""
+        """Number of resets; requests that began before the last reset are no longer counted."""
 
     def reset(self, balance_usd: Decimal) -> None:
-        """Drop every charge and log row, and start with a balance in USD."""
+        """Drop all charges and log rows, and set the balance."""
         with self._lock:
             self.epoch += 1
             self.in_flight = 0
@@ -68,13 +68,13 @@ class Account:
             self._log.clear()
 
     def set_balance(self, balance_usd: Decimal) -> None:
-        """Replace the balance."""
+        """Set the balance."""
         with self._lock:
             self._balance = balance_usd
 
     @property
     def balance_usd(self) -> Decimal:
-        """Balance in USD, including held money."""
+        """Balance in USD; held money is not deducted."""
         with self._lock:
             return self._balance
 
@@ -91,7 +91,7 @@ class Account:
                 self.in_flight -= 1
 
     def hold(self, usd: Decimal, *, epoch: int) -> bool:
-        """Reserve money for a request; return ``False`` when there is not enough."""
+        """Reserve money for a request; return ``False`` if the balance is too low."""
         with self._lock:
             if epoch != self.epoch:
                 return True
@@ -115,8 +115,8 @@ class Account:
                 self._charges.append(charge)
                 self._log.append(row)
 
-    def note(self, row: LogRow, *, epoch: int) -> None:
-        """Log a request that was charged nothing."""
+    def log_unbilled(self, row: LogRow, *, epoch: int) -> None:
+        """Log a request that cost nothing."""
         with self._lock:
             if epoch == self.epoch:
                 self._log.append(row)
@@ -127,8 +127,8 @@ class Account:
             return list(self._charges)
 
     def log(self, *, lag_seconds: float) -> list[LogRow]:
-        """Return the log rows that are visible by now, newest first."""
-        shows_until = self._clock() - lag_seconds
+        """Return the visible log rows, newest first."""
+        visible_until = self._clock() - lag_seconds
         with self._lock:
-            rows = [row for row in self._log if row.finished <= shows_until]
+            rows = [row for row in self._log if row.finished <= visible_until]
         return sorted(rows, key=lambda row: row.created, reverse=True)

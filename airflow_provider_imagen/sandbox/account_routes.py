@@ -1,4 +1,4 @@
-"""The account endpoints: key, balance, transactions, log (specs of 2026-08)."""
+"""The account endpoints: key, balance, transactions, request log (specs of 2026-08)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse
 from airflow_provider_imagen.sandbox.limits import RateLimit
-from airflow_provider_imagen.sandbox.models import find_model
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.model_specs import find_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _LONGEST_WINDOW = timedelta(days=92)
 _LOW_CREDITS = 10_000
-_KEY_MADE = "2026-01-05T09:00:00.000Z"
+_KEY_CREATED = "2026-01-05T09:00:00.000Z"
 
 
 def account_routes() -> list[Route]:
-    """Return the routes that need a key."""
+    """Return the routes, which need a key."""
     return [
         Route("/v1/key", _key),
         Route("/v2/billing", _billing),
@@ -45,15 +45,15 @@ def account_routes() -> list[Route]:
 async def _key(request: Request) -> Response:
     state: State = request.app.state.sandbox
     spent = sum((charge.usd for charge in state.account.charges()), start=0)
-    return Json(
+    return AsciiJSONResponse(
         {
             "data": {
                 "name": "sandbox",
                 "disabled": False,
                 "prefix": state.settings.api_key[:8],
                 "scopes": ["model:image"],
-                "created_at": _KEY_MADE,
-                "updated_at": _KEY_MADE,
+                "created_at": _KEY_CREATED,
+                "updated_at": _KEY_CREATED,
                 "monthly_usage": float(spent),
             }
         }
@@ -62,14 +62,14 @@ async def _key(request: Request) -> Response:
 
 async def _billing(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    return Json({"current_balance": float(state.account.balance_usd), "currency": "USD"})
+    return AsciiJSONResponse({"current_balance": float(state.account.balance_usd), "currency": "USD"})
 
 
 async def _old_balance(request: Request) -> Response:
-    """Answer in credits, as before ``/v2/billing``."""
+    """Return the balance in credits, as the API did before ``/v2/billing``."""
     state: State = request.app.state.sandbox
     credits_left = int(state.account.balance_usd * CREDITS_PER_USD)
-    return Json(
+    return AsciiJSONResponse(
         {
             "balance": credits_left,
             "lowBalance": credits_left < _LOW_CREDITS,
@@ -83,14 +83,14 @@ async def _old_balance(request: Request) -> Response:
 
 
 async def _usage(request: Request) -> Response:
-    """Answer with the total spent in a window."""
+    """Return the total spent in a window."""
     state: State = request.app.state.sandbox
     try:
         since, until = _window(request.query_params, datetime.fromtimestamp(state.clock(), UTC))
     except ValueError as error:
-        return _refuse(request, str(error))
+        return _bad_request(request, str(error))
     charges = [c for c in state.account.charges() if since.timestamp() <= c.at <= until.timestamp()]
-    return Json(
+    return AsciiJSONResponse(
         {
             "api_key_prefix": request.query_params.get("key_prefix"),
             "start": timestamp(since.timestamp()),
@@ -105,11 +105,11 @@ async def _usage(request: Request) -> Response:
 async def _transactions(request: Request) -> Response:
     state: State = request.app.state.sandbox
     try:
-        limit = _whole(request.query_params, "limit", default=50, most=100, least=1)
+        limit = _integer_param(request.query_params, "limit", default=50, most=100, least=1)
         start = _read_cursor(request.query_params.get("cursor"))
-        since, until = (_moment(request.query_params.get(name)) for name in ("from", "to"))
+        since, until = (_parse_time(request.query_params.get(name)) for name in ("from", "to"))
     except ValueError as error:
-        return _refuse(request, str(error))
+        return _bad_request(request, str(error))
     entries = [
         {
             "created_at": timestamp(charge.at),
@@ -128,31 +128,31 @@ async def _transactions(request: Request) -> Response:
         entries = []
     page, more = entries[start : start + limit], len(entries) > start + limit
     cursor = base64.urlsafe_b64encode(f"v1:{start + limit}".encode()).decode() if more else None
-    return Json({"data": page, "pagination": {"next_cursor": cursor, "has_more": more}})
+    return AsciiJSONResponse({"data": page, "pagination": {"next_cursor": cursor, "has_more": more}})
 
 
 async def _logs(request: Request) -> Response:
     state: State = request.app.state.sandbox
     if state.log_meter.seconds_to_wait(RateLimit(state.settings.logs_per_minute), now=state.true_clock()):
         body = error_body(429, "Too many requests.", path=request.url.path, now=state.clock(), envelope="problem")
-        return Json(body, 429, media_type="application/problem+json")
+        return AsciiJSONResponse(body, 429, media_type="application/problem+json")
     query = request.query_params
     try:
         since, until = _window(query, datetime.fromtimestamp(state.clock(), UTC))
-        limit = _whole(query, "limit", default=50, most=100, least=1)
-        offset = _whole(query, "offset", default=0, most=None, least=0)
+        limit = _integer_param(query, "limit", default=50, most=100, least=1)
+        offset = _integer_param(query, "offset", default=0, most=None, least=0)
         statuses = query.getlist("status")
-        if strange := set(statuses) - {"succeeded", "failed"}:
-            raise ValueError(f"status must be succeeded or failed, not {', '.join(strange)}")
+        if unknown := set(statuses) - {"succeeded", "failed"}:
+            raise ValueError(f"status must be succeeded or failed, not {', '.join(unknown)}")
     except ValueError as error:
-        return _refuse(request, str(error))
-    wanted = {model.id if (model := find_model(name)) else name for name in query.getlist("model")}
+        return _bad_request(request, str(error))
+    models = {model.id if (model := find_model(name)) else name for name in query.getlist("model")}
     rows = [
         row
         for row in state.account.log(lag_seconds=state.settings.log_lag_seconds)
         if since.timestamp() <= row.created <= until.timestamp()
         and (not statuses or row.status in statuses)
-        and (not wanted or row.model in wanted)
+        and (not models or row.model in models)
     ]
     page = [
         {
@@ -169,21 +169,21 @@ async def _logs(request: Request) -> Response:
         for row in rows[offset : offset + limit]
     ]
     pagination = {"limit": limit, "offset": offset, "total": len(rows), "has_more": len(rows) > offset + limit}
-    return Json({"data": page, "pagination": pagination})
+    return AsciiJSONResponse({"data": page, "pagination": pagination})
 
 
 def _amount(usd: Decimal) -> dict[str, Any]:
     return {"usd": float(usd), "credits": int(usd * CREDITS_PER_USD)}
 
 
-def _refuse(request: Request, message: str) -> Response:
+def _bad_request(request: Request, message: str) -> Response:
     state: State = request.app.state.sandbox
-    return Json(error_body(400, message, path=request.url.path, now=state.clock()), 400)
+    return AsciiJSONResponse(error_body(400, message, path=request.url.path, now=state.clock()), 400)
 
 
 def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime]:
-    """Read the window: ``period``, or ``start`` and ``end``, never both, 92 days at most."""
-    period, start, end = query.get("period"), _moment(query.get("start")), _moment(query.get("end"))
+    """Return the window from ``period``, or from ``start`` and ``end``; at most 92 days."""
+    period, start, end = query.get("period"), _parse_time(query.get("start")), _parse_time(query.get("end"))
     if (period is None) == (start is None and end is None):
         raise ValueError("Pass either period or both start and end")
     if period is not None:
@@ -194,20 +194,20 @@ def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime
         length = timedelta(hours=number) if match[2] == "h" else timedelta(days=number)
         start, end = now - length, now
     if start is None or end is None:
-        raise ValueError("start and end go together")
+        raise ValueError("start and end must be passed together")
     if end < start or end - start > _LONGEST_WINDOW:
         raise ValueError("end must not be before start, nor more than 92 days after it")
     return start, end
 
 
-def _moment(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     if text is None:
         return None
     moment = datetime.fromisoformat(text.replace(" ", "+"))
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _whole(query: Mapping[str, str], name: str, *, default: int, least: int, most: int | None) -> int:
+def _integer_param(query: Mapping[str, str], name: str, *, default: int, least: int, most: int | None) -> int:
     text = query.get(name)
     if text is None:
         return default
@@ -225,4 +225,4 @@ def _read_cursor(cursor: str | None) -> int:
             return int(start)
     except (binascii.Error, ValueError):
         pass
-    raise ValueError("cursor is not one of ours")
+    raise ValueError("cursor is invalid")

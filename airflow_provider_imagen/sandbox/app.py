@@ -1,4 +1,4 @@
-"""The API as one ASGI application, and the recording of every request."""
+"""The API as an ASGI application, and the middleware around both applications."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account_routes import account_routes
 from airflow_provider_imagen.sandbox.catalogue_routes import catalogue_routes
 from airflow_provider_imagen.sandbox.control_routes import CONTROL_PREFIX, control_routes
+from airflow_provider_imagen.sandbox.control_types import SeenRequest
 from airflow_provider_imagen.sandbox.envelopes import error_body
-from airflow_provider_imagen.sandbox.failing import failing_answer
+from airflow_provider_imagen.sandbox.fault_responses import fault_response
 from airflow_provider_imagen.sandbox.generation import edits, generations
-from airflow_provider_imagen.sandbox.records import SeenRequest
-from airflow_provider_imagen.sandbox.responses import Json, Problem
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse, ProblemResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,7 +42,7 @@ _NO_KEY = (
 
 
 def api_app(state: State) -> ASGIApp:
-    """Build the API."""
+    """Return the API."""
     app = Starlette(
         routes=[
             *(Route(path, generations, methods=["POST"]) for path in ("/v1/images/generations", "/images/generations")),
@@ -51,23 +51,23 @@ def api_app(state: State) -> ASGIApp:
             *catalogue_routes(),
             *control_routes(),
         ],
-        exception_handlers={404: _not_there, 405: _not_there},
+        exception_handlers={404: _not_found, 405: _not_found},
     )
     app.state.sandbox = state
-    return _Gate(app, state)
+    return _FaultsAndKey(app, state)
 
 
-async def _not_there(request: Request, error: Exception) -> Response:
+async def _not_found(request: Request, error: Exception) -> Response:
     state: State = request.app.state.sandbox
     status: int = getattr(error, "status_code", 404)
     message = f"Cannot {request.method} {request.url.path}"
-    return Json(error_body(status, message, path=request.url.path, now=state.clock()), status)
+    return AsciiJSONResponse(error_body(status, message, path=request.url.path, now=state.clock()), status)
 
 
-class _Gate:
-    """Apply the faults of single paths, then check the key."""
+class _FaultsAndKey:
+    """Apply the faults for a path, then check the key."""
 
-    _OPEN = ("/v1/models", "/models", "/api/v1/models", "/model/", "/docs-json", CONTROL_PREFIX)
+    _WITHOUT_KEY = ("/v1/models", "/models", "/api/v1/models", "/model/", "/docs-json", CONTROL_PREFIX)
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app = app
@@ -81,11 +81,11 @@ class _Gate:
             if "before" in hits:
                 await asyncio.sleep(hits["before"].setting("seconds"))
             if "end" in hits:
-                await failing_answer(hits["end"], path=path, now=self.state.clock())(scope, receive, send)
+                await fault_response(hits["end"], path=path, now=self.state.clock())(scope, receive, send)
                 return
-            if not path.startswith(self._OPEN) and not self._has_key(dict(scope["headers"])):
+            if not path.startswith(self._WITHOUT_KEY) and not self._has_key(dict(scope["headers"])):
                 body = error_body(401, _NO_KEY, path=path, now=self.state.clock(), envelope="problem")
-                await Problem(body, 401)(scope, receive, send)
+                await ProblemResponse(body, 401)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -94,15 +94,14 @@ class _Gate:
         return scheme.lower() == "bearer" and key.strip() == self.state.settings.api_key
 
 
-class SameMachine:
+class LocalRequestsOnly:
     """
-    Refuse what a web page elsewhere makes a browser on this machine send: it may not set headers a program sets.
+    Reject requests that a web page makes a browser on this machine send (CSRF and DNS rebinding).
 
-    A page can post ``text/plain`` and forms to any address, and a name of its own can lead to 127.0.0.1 (DNS
-    rebinding). Programs are let through: they send JSON or uploads, no ``Origin``, and the name they were given.
+    A page can post ``text/plain`` and forms to any address, and its own host name can resolve to 127.0.0.1. Programs
+    send JSON or uploads, no ``Origin``, and a local ``Host``.
 
-    :param app: what answers
-    :param is_loopback: whether the sandbox listens on loopback only; elsewhere, any name may be its own
+    :param is_loopback: whether the sandbox listens on loopback only; otherwise any ``Host`` is accepted
     """
 
     def __init__(self, app: ASGIApp, *, is_loopback: bool) -> None:
@@ -111,22 +110,22 @@ class SameMachine:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        if scope["type"] == "http" and (why := self._refusal(scope["method"], Headers(scope=scope))):
-            await PlainTextResponse(why, 403)(scope, receive, send)
+        if scope["type"] == "http" and (reason := self._rejection(scope["method"], Headers(scope=scope))):
+            await PlainTextResponse(reason, 403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> str | None:
+    def _rejection(self, method: str, headers: Headers) -> str | None:
         host = headers.get("host", "")
         if self.is_loopback and not _is_this_machine(f"//{host}"):
-            return "The sandbox answers to localhost, 127.0.0.1 and [::1] only."
+            return "The sandbox only accepts the hosts localhost, 127.0.0.1 and [::1]."
         if method in ("GET", "HEAD", "OPTIONS"):
             return None
         if "origin" in headers and not _is_this_machine(headers["origin"]):
-            return "The sandbox takes no requests from web pages elsewhere."
+            return "The sandbox rejects cross-origin requests."
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind and not kind.endswith(("/json", "+json")) and kind != "multipart/form-data":
-            return "The sandbox takes application/json and multipart/form-data."
+            return "The sandbox only accepts application/json and multipart/form-data."
         return None
 
 
@@ -138,11 +137,11 @@ def _is_this_machine(url: str) -> bool:
         return False
 
 
-class Watched:
+class RequestRecorder:
     """
-    Record each request before it is answered, and its status; add ``Date`` to the response.
+    Record each request on arrival, then its status, and add ``Date`` to the response.
 
-    :param host: recorded with each request
+    :param host: value of ``SeenRequest.host``
     """
 
     def __init__(self, app: ASGIApp, state: State, host: Literal["api", "cdn"]) -> None:
@@ -155,18 +154,19 @@ class Watched:
         if scope["type"] != "http" or scope["path"].startswith(CONTROL_PREFIX):
             await self.app(scope, receive, send)
             return
-        body = await _whole_body(receive)
-        if body is None:
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        sighting = self.state.see(
+        headers = dict(Headers(scope=scope).items())
+        recorded = self.state.record(
             SeenRequest(
                 host=self.host,
                 method=scope["method"],
                 path=scope["path"],
                 query=parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True),
                 headers=headers,
-                json=_decoded(body, headers),
+                json=_decode_json(body, headers),
                 client_request_id=headers.get("x-client-request-id"),
                 at=self.state.true_clock(),
             )
@@ -180,30 +180,18 @@ class Watched:
             replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async def note(message: Message) -> None:
+        async def send_with_date(message: Message) -> None:
             if message["type"] == "http.response.start":
-                sighting.answered(message["status"])
+                recorded.set_status(message["status"])
                 date = formatdate(self.state.clock(), usegmt=True).encode()
                 message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
             await send(message)
 
-        with suppress(asyncio.CancelledError):  # the sandbox is closing; uvicorn would log an error
-            await self.app(scope, replay, note)
+        with suppress(asyncio.CancelledError):  # the sandbox is closing, and uvicorn would log an error
+            await self.app(scope, replay, send_with_date)
 
 
-async def _whole_body(receive: Receive) -> bytes | None:
-    """Return the whole body, or ``None`` when the client disconnected first."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _decoded(body: bytes, headers: Mapping[str, str]) -> Any:
+def _decode_json(body: bytes, headers: Mapping[str, str]) -> Any:
     if not body or headers.get("content-type", "application/json").startswith("multipart/"):
         return None
     try:

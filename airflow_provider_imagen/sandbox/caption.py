@@ -1,4 +1,4 @@
-"""Write on an image: the prompt in a band below, and a label in the upper right corner."""
+"""Captions: the prompt in a band at the bottom of an image, and a label in its upper right corner."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _INK, _PAPER = (10, 12, 20), (248, 247, 242)
 
 def add_caption(image: Image.Image, prompt: str, labels: tuple[str, ...]) -> None:
     """
-    Write on an image.
+    Write a prompt and a label on an image.
 
-    :param prompt: what does not fit three lines ends in an ellipsis
-    :param labels: the first that fits is written, else the last
+    :param prompt: truncated to three lines
+    :param labels: the first that fits is used, else the last
     """
     width, height = image.size
     unit = min(width, height)
@@ -54,13 +54,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fold(text: str) -> str:
-    """Replace letters that the built-in font lacks by plain ones (é by e, curly quotes by straight ones)."""
+    """Replace characters that the built-in font lacks (é by e, curly quotes by straight ones)."""
     folded = unicodedata.normalize("NFKD", " ".join(text.split()).translate(_FOLDED))
     return "".join(each for each in folded if unicodedata.category(each)[0] in "LNPSZ")
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Break a text into at most three lines of so many pixels."""
+    """Return a text broken into at most three lines of ``width`` pixels."""
     columns = int(1.5 * width * len(text) / max(1, font.getlength(text)))
     while columns > 0:
         lines = textwrap.wrap(text, columns, max_lines=_MAX_LINES, placeholder="…")

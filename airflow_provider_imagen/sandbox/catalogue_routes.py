@@ -1,4 +1,4 @@
-"""The catalogue endpoints: models, deprecations, one OpenAPI document per model. None needs a key."""
+"""The catalogue endpoints: models, deprecations, and an OpenAPI document per model. None needs a key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from urllib.parse import quote
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.envelopes import error_body, timestamp
-from airflow_provider_imagen.sandbox.models import SandboxModel, all_models, find_model
-from airflow_provider_imagen.sandbox.responses import Json, unless_known
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse, with_etag
+from airflow_provider_imagen.sandbox.model_specs import SandboxModel, all_models, find_model
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.state import State
 
 _TYPE = "openai/image-generations"
-_SHUT_DOWN = "2026-06-30"
-"""Shutdown date of a model that a fault withdraws."""
+_SHUTDOWN_DATE = "2026-06-30"
+"""Shutdown date of models that a fault withdraws."""
 
 _LISTS = ("/v1/models", "/models", "/api/v1/models")
 _STATUSES = ("deprecated", "superseded", "withdrawn")
 
 
 def catalogue_routes() -> list[Route]:
-    """Return the routes that need no key."""
+    """Return the routes."""
     return [
         *(Route(path, _models) for path in _LISTS),
         *(Route(f"{path}/{name}", _deprecations) for path in _LISTS for name in ("deprecations", "deprecated")),
@@ -38,7 +38,7 @@ def catalogue_routes() -> list[Route]:
 
 
 def _values(request: Request, name: str) -> set[str]:
-    """Return the values of a filter, in lower case; they may be comma-separated, repeated or both."""
+    """Return the values of a filter, which may be comma-separated, repeated or both, in lower case."""
     return {part.lower() for value in request.query_params.getlist(name) for part in value.split(",") if part}
 
 
@@ -48,32 +48,34 @@ async def _models(request: Request) -> Response:
     data = [
         _entry(request, model)
         for model in all_models().values()
-        if model.id not in withdrawn and _is_wanted(request, model)
+        if model.id not in withdrawn and _matches_filters(request, model)
     ]
-    return unless_known(request, Json({"object": "list", "data": data}))
+    return with_etag(request, AsciiJSONResponse({"object": "list", "data": data}))
 
 
 async def _model(request: Request) -> Response:
-    """Answer with one model, as :func:`_models` lists it."""
+    """Return one model, as :func:`_models` lists it."""
     state: State = request.app.state.sandbox
     name = request.path_params["name"]
     by_name = {each.lower(): model for model in all_models().values() for each in model.names}
     model = by_name.get(name.lower())
     if model is None or model.id in state.withdrawn():
-        return Json(error_body(404, f"Model {name} not found", path=request.url.path, now=state.clock()), 404)
-    return unless_known(request, Json({"object": "model", "data": _entry(request, model)}))
+        return AsciiJSONResponse(
+            error_body(404, f"Model {name} not found", path=request.url.path, now=state.clock()), 404
+        )
+    return with_etag(request, AsciiJSONResponse({"object": "model", "data": _entry(request, model)}))
 
 
 async def _metrics(request: Request) -> Response:
-    """Answer as if no request was measured recently."""
+    """Return metrics as if there had been no recent requests."""
     state: State = request.app.state.sandbox
-    return Json({"window_seconds": 300, "generated_at": timestamp(state.clock()), "models": []})
+    return AsciiJSONResponse({"window_seconds": 300, "generated_at": timestamp(state.clock()), "models": []})
 
 
-def _is_wanted(request: Request, model: SandboxModel) -> bool:
-    """Return whether a model passes the filters: any value of each filter must match."""
+def _matches_filters(request: Request, model: SandboxModel) -> bool:
+    """Return whether a model matches at least one value of each filter."""
     inputs, outputs = _modalities(model).values()
-    facts = {
+    own_values = {
         "id": {name.lower() for name in model.names},
         "type": {_TYPE},
         "tags": {"playground:image"},
@@ -82,7 +84,7 @@ def _is_wanted(request: Request, model: SandboxModel) -> bool:
         "output_modalities": {*outputs},
         "capabilities": {*_capabilities(model)},
     }
-    return all(not (wanted := _values(request, name)) or wanted & own for name, own in facts.items())
+    return all(not (wanted := _values(request, name)) or wanted & own for name, own in own_values.items())
 
 
 def _entry(request: Request, model: SandboxModel) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _capabilities(model: SandboxModel) -> list[str]:
 
 
 def _pricing(model: SandboxModel) -> dict[str, Any]:
-    """Return a price in the documented form (docs, complete-model-list page, 2026-08-19)."""
+    """Return a price in the documented format (docs, complete-model-list page, 2026-08-19)."""
     if model.usd_by is None:
         unit = {"name": "image", "measure": "output", "price": float(model.usd), "per": 1}
         return {"kind": "fixed", "currency": "USD", "units": [unit]}
@@ -137,12 +139,12 @@ def _pricing(model: SandboxModel) -> dict[str, Any]:
 
 
 async def _deprecations(request: Request) -> Response:
-    """Answer with the retired models, newest first (docs, model-deprecations page, 2026-08)."""
+    """Return the retired models, newest first (docs, model-deprecations page, 2026-08)."""
     state: State = request.app.state.sandbox
     data = []
     for model_id, replaced_by in sorted(state.withdrawn().items()):
         model = find_model(model_id)
-        date = model.shutdown_at if model and model.shutdown_at else _SHUT_DOWN
+        date = model.shutdown_at if model and model.shutdown_at else _SHUTDOWN_DATE
         data.append(
             {
                 "id": model_id,
@@ -160,9 +162,9 @@ async def _deprecations(request: Request) -> Response:
     since = request.query_params.get("since", "")
     if re.fullmatch(r"\d{4}-\d{2}-\d{2}", since):
         data = [entry for entry in data if str(entry["shutdown_at"]) >= since]
-    answer = Json({"object": "list", "generated_at": timestamp(state.clock()), "data": data})
-    answer.headers["cache-control"] = "public, max-age=300"
-    return unless_known(request, answer, data=data)
+    response = AsciiJSONResponse({"object": "list", "generated_at": timestamp(state.clock()), "data": data})
+    response.headers["cache-control"] = "public, max-age=300"
+    return with_etag(request, response, data=data)
 
 
 async def _document(request: Request) -> Response:
@@ -170,11 +172,11 @@ async def _document(request: Request) -> Response:
     name = request.query_params.get("model")
     model = find_model(name)
     if model is None or model.id in state.withdrawn():
-        return Json(error_body(404, f"Model {name} not found", path="/docs-json", now=state.clock()), 404)
+        return AsciiJSONResponse(error_body(404, f"Model {name} not found", path="/docs-json", now=state.clock()), 404)
     paths = {"/v1/images/generations": _operation(model)}
     if model.edits is not None:
         paths["/v1/images/edits"] = _operation(model.edits)
-    return Json(
+    return AsciiJSONResponse(
         {
             "openapi": "3.0.0",
             "info": {"title": "Image API sandbox", "version": "1.0.0"},
@@ -194,6 +196,6 @@ def _operation(model: SandboxModel) -> dict[str, Any]:
     return {
         "post": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-            "responses": {"200": {"description": "The pictures."}},
+            "responses": {"200": {"description": "The images."}},
         }
     }

@@ -12,9 +12,9 @@ from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from airflow_provider_imagen.sandbox.failing import failing_answer, retry_after, xml_error
-from airflow_provider_imagen.sandbox.responses import Json
-from airflow_provider_imagen.sandbox.transport import Cut, Paced
+from airflow_provider_imagen.sandbox.fault_responses import fault_response, retry_after, xml_error
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse
+from airflow_provider_imagen.sandbox.transport import Paced, Truncated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.faults import Fault, Hits
-    from airflow_provider_imagen.sandbox.pictures import Picture
+    from airflow_provider_imagen.sandbox.image_store import StoredImage
     from airflow_provider_imagen.sandbox.state import State
 
 _ENDLESS_CHUNK = 64 * 1024
@@ -33,53 +33,53 @@ def cdn_app(state: State) -> Starlette:
     app = Starlette(
         routes=[
             Route("/hops/{hops:int}/{path:path}", _hop, methods=["GET", "HEAD"]),
-            Route("/{path:path}", _picture, methods=["GET", "HEAD"]),
+            Route("/{path:path}", _image, methods=["GET", "HEAD"]),
         ]
     )
     app.state.sandbox = state
     return app
 
 
-async def _picture(request: Request) -> Any:
+async def _image(request: Request) -> Any:
     state: State = request.app.state.sandbox
-    picture = state.pictures.find(request.url.path)
-    if picture is None:
+    image = state.images.find(request.url.path)
+    if image is None:
         return xml_error(404, "NoSuchKey", "The specified key does not exist.")
-    if picture.query is not None and (refusal := _check_signature(request, picture, now=state.clock())):
-        return refusal
-    hits = state.faults.hits("download", prompt=picture.recipe.prompt, models=picture.models)
+    if image.query is not None and (error := _check_signature(request, image, now=state.clock())):
+        return error
+    hits = state.faults.hits("download", prompt=image.recipe.prompt, models=image.models)
     if "before" in hits:
         await asyncio.sleep(hits["before"].setting("seconds"))
     if "end" in hits and hits["end"].kind != "cut_image":
-        return await _end(hits["end"], request, state)
-    return await _deliver(request, picture, hits)
+        return await _failing_response(hits["end"], request, state)
+    return await _deliver(request, image, hits)
 
 
 async def _hop(request: Request) -> Any:
-    """Answer one step of a chain of redirects, which ends with the image."""
+    """Return the next redirect of a chain, or the image at its end."""
     hops, path = request.path_params["hops"], request.path_params["path"]
     if hops > 0:
         return RedirectResponse(f"/hops/{hops - 1}/{path}", 302)
-    picture = request.app.state.sandbox.pictures.find(f"/{path}")
+    image = request.app.state.sandbox.images.find(f"/{path}")
     return (
         xml_error(404, "NoSuchKey", "The specified key does not exist.")
-        if picture is None
-        else await _deliver(request, picture, {})
+        if image is None
+        else await _deliver(request, image, {})
     )
 
 
-def _check_signature(request: Request, picture: Picture, *, now: float) -> Response | None:
-    if request.method == "HEAD" or request.url.query != picture.query:
+def _check_signature(request: Request, image: StoredImage, *, now: float) -> Response | None:
+    if request.method == "HEAD" or request.url.query != image.query:
         return xml_error(403, "SignatureDoesNotMatch", "The request signature does not match.")
-    if picture.expires_at is not None and now >= picture.expires_at:
+    if image.expires_at is not None and now >= image.expires_at:
         return xml_error(403, "AccessDenied", "Request has expired.")
     return None
 
 
-async def _deliver(request: Request, picture: Picture, hits: Hits) -> Any:
+async def _deliver(request: Request, image: StoredImage, hits: Hits) -> Any:
     state: State = request.app.state.sandbox
-    data = await state.draw(picture.recipe)
-    content_type = picture.recipe.content_type
+    data = await state.draw(image.recipe)
+    content_type = image.recipe.content_type
     if "content" in hits:
         other = "image/jpeg" if content_type == "image/png" else "image/png"
         content_type = hits["content"].setting("content_type") or other
@@ -87,16 +87,16 @@ async def _deliver(request: Request, picture: Picture, hits: Hits) -> Any:
     headers = {"content-type": content_type, "etag": etag, "cache-control": "public, max-age=31536000"}
     if (cut := hits.get("end")) is not None:
         sent = len(data) // 2 if cut.bytes_sent is None else min(cut.bytes_sent, len(data) - 1)
-        return Cut(data[:sent], content_length=len(data), headers=headers)
+        return Truncated(data[:sent], content_length=len(data), headers=headers)
     if (drip := hits.get("pace")) is not None:
-        pieces = _pieces(data, drip.setting("chunk_bytes"))
-        return Paced(pieces, seconds=drip.setting("seconds"), content_length=len(data), headers=headers)
+        chunks = _chunks(data, drip.setting("chunk_bytes"))
+        return Paced(chunks, seconds=drip.setting("seconds"), content_length=len(data), headers=headers)
     if request.method == "HEAD":
         return Response(None, headers={**headers, "content-length": str(len(data))})
     return Response(data, headers=headers)
 
 
-async def _pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+async def _chunks(data: bytes, size: int) -> AsyncIterator[bytes]:
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
@@ -108,26 +108,28 @@ async def _endless() -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _end(fault: Fault, request: Request, state: State) -> Any:
+async def _failing_response(fault: Fault, request: Request, state: State) -> Any:
     now = state.clock()
     if fault.kind == "status":
         return xml_error(fault.setting("status"), "InternalError", "Please try again.", retry_after(fault, now=now))
     if fault.kind == "expired":
         status = fault.setting("status")
         code, text = (
-            ("AccessDenied", "Request has expired.") if status in (401, 403) else ("NoSuchKey", "The key is gone.")
+            ("AccessDenied", "Request has expired.")
+            if status in (401, 403)
+            else ("NoSuchKey", "The specified key does not exist.")
         )
         return xml_error(status, code, text)
     if fault.kind == "redirect":
         return _redirect(fault, request, state)
     if fault.kind == "not_an_image":
-        return Json({"detail": "this is no picture"}, media_type="image/png")
+        return AsciiJSONResponse({"detail": "This is not an image."}, media_type="image/png")
     if fault.kind == "oversized":
         return Paced(_endless(), content_length=fault.content_length, headers={"content-type": "image/png"})
     if fault.kind == "bomb":
-        data = await asyncio.get_running_loop().run_in_executor(state.artists, bomb, fault.setting("pixels"))
+        data = await asyncio.get_running_loop().run_in_executor(state.draw_threads, bomb, fault.setting("pixels"))
         return Response(data, media_type="image/png")
-    return failing_answer(fault, path=request.url.path, now=now)
+    return fault_response(fault, path=request.url.path, now=now)
 
 
 def _redirect(fault: Fault, request: Request, state: State) -> Response:
@@ -145,7 +147,11 @@ def _redirect(fault: Fault, request: Request, state: State) -> Response:
 
 @cache
 def bomb(pixels: int) -> bytes:
-    """Return a small, valid PNG with so many pixels a side, of one colour: one bit each, compressed row by row."""
+    """
+    Return a small, valid PNG of one colour and bit depth 1, compressed row by row.
+
+    :param pixels: width and height
+    """
     row = bytes(1 + (pixels + 7) // 8)
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(row) for _ in range(pixels)) + packer.flush()

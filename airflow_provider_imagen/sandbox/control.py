@@ -1,4 +1,4 @@
-"""Control a sandbox that runs in another process."""
+"""A client of the control endpoints, for a sandbox in another process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
+from airflow_provider_imagen.sandbox.control_types import Charge, SeenRequest
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.faults import Fault
@@ -29,7 +29,7 @@ class SandboxControl:
 
     @property
     def api_key(self) -> str:
-        """The key it accepts."""
+        """API key that the sandbox accepts."""
         return str(self._call("GET", "settings")["api_key"])
 
     def add_fault(self, fault: Fault) -> None:
@@ -70,8 +70,8 @@ class SandboxControl:
             f"{self.url}/_sandbox/{name}", data, {"content-type": "application/json"}, method=method
         )
         try:
-            with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
-                return json.load(answer)
+            with build_opener(ProxyHandler({})).open(request, timeout=30) as response:
+                return json.load(response)
         except HTTPError as error:
             with error:
                 if error.code != 400:

@@ -1,4 +1,4 @@
-"""The sandbox's own endpoints under ``/_sandbox/``: read what happened, arm faults, change settings."""
+"""The control endpoints under ``/_sandbox/``: ledger, seen requests, faults, settings, reset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.faults import Fault
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -20,7 +20,7 @@ CONTROL_PREFIX = "/_sandbox/"
 
 
 def control_routes() -> list[Route]:
-    """Return the routes; none needs a key, so keep the sandbox on loopback."""
+    """Return the routes. None needs a key, so keep the sandbox on loopback."""
     return [
         Route(f"{CONTROL_PREFIX}ledger", _ledger),
         Route(f"{CONTROL_PREFIX}seen", _seen),
@@ -32,12 +32,12 @@ def control_routes() -> list[Route]:
 
 async def _ledger(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    return Json([charge.to_json() for charge in state.account.charges()])
+    return AsciiJSONResponse([charge.to_json() for charge in state.account.charges()])
 
 
 async def _seen(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    return Json([seen.to_json() for seen in state.seen(request.query_params.get("path"))])
+    return AsciiJSONResponse([seen.to_json() for seen in state.seen(request.query_params.get("path"))])
 
 
 async def _faults(request: Request) -> Response:
@@ -46,29 +46,29 @@ async def _faults(request: Request) -> Response:
         state.faults.clear()
     elif request.method == "POST":
         try:
-            state.faults.add(Fault.from_json(await _object(request)))
+            state.faults.add(Fault.from_json(await _read_object(request)))
         except (ValueError, TypeError) as error:
-            return Json({"error": str(error)}, 400)
-    return Json([fault.to_json() for fault in state.faults.armed()])
+            return AsciiJSONResponse({"error": str(error)}, 400)
+    return AsciiJSONResponse([fault.to_json() for fault in state.faults.armed()])
 
 
 async def _reset(request: Request) -> Response:
     state: State = request.app.state.sandbox
     state.reset()
-    return Json({})
+    return AsciiJSONResponse({})
 
 
 async def _settings(request: Request) -> Response:
     state: State = request.app.state.sandbox
     if request.method == "POST":
         try:
-            state.configure(await _object(request))
+            state.configure(await _read_object(request))
         except (ValueError, TypeError) as error:
-            return Json({"error": str(error)}, 400)
-    return Json({**state.settings.to_json(), "url": state.api_url, "cdn_url": state.cdn_url})
+            return AsciiJSONResponse({"error": str(error)}, 400)
+    return AsciiJSONResponse({**state.settings.to_json(), "url": state.api_url, "cdn_url": state.cdn_url})
 
 
-async def _object(request: Request) -> dict[str, Any]:
+async def _read_object(request: Request) -> dict[str, Any]:
     values = json.loads(await request.body())
     if not isinstance(values, dict):
         raise ValueError("Expected a JSON object")

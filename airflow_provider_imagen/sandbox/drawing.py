@@ -1,8 +1,8 @@
 """
-Draw a recipe: a landscape or a city, with the prompt in a band below and the model in a corner.
+Draw a recipe: a landscape or a city, with the prompt in a band at the bottom and the model in a corner.
 
-The recipe decides every pixel, so the same recipe gives the same bytes with the same Pillow. Each model has a light and
-a finish of its own, so that comparing models makes sense.
+The recipe determines every pixel, so the same recipe and Pillow version yield the same bytes. Each model has its own
+light and finish, so that its images can be told apart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.sandbox.pictures import Recipe
+    from airflow_provider_imagen.sandbox.image_store import Recipe
 
 _MAX_DRAWN_PIXELS = 2048 * 2048
 _SCENE_WORDS = re.compile(
@@ -31,7 +31,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def draw(recipe: Recipe) -> bytes:
-    """Draw a recipe and encode it; very large images are drawn smaller and enlarged."""
+    """Return the encoded image of a recipe; very large images are drawn smaller and scaled up."""
     from airflow_provider_imagen.sandbox.caption import add_caption
     from airflow_provider_imagen.sandbox.scenes import paint
 
@@ -52,8 +52,8 @@ def draw(recipe: Recipe) -> bytes:
     return out.getvalue()
 
 
-def main_colors(data: bytes, count: int = 5) -> tuple[tuple[int, int, int], ...]:
-    """Return the main colours of an image, most frequent first; none when it cannot be read."""
+def dominant_colors(data: bytes, count: int = 5) -> tuple[tuple[int, int, int], ...]:
+    """Return the dominant colours of an image, most frequent first; empty if it cannot be read."""
     from PIL import Image
 
     try:
@@ -67,5 +67,5 @@ def main_colors(data: bytes, count: int = 5) -> tuple[tuple[int, int, int], ...]
     return tuple((palette[start], palette[start + 1], palette[start + 2]) for start in starts)
 
 
-def _random(*facts: object) -> random.Random:
-    return random.Random(hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).digest())
+def _random(*parts: object) -> random.Random:
+    return random.Random(hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).digest())

@@ -1,5 +1,5 @@
 """
-The two JSON forms of an error response, and the ``meta`` of a "Body validation error!".
+The two JSON formats of an error response, and the ``meta`` of a "Body validation error!".
 
 (docs, "Errors and messages" pages and public tickets, 2025-05 to 2026-08)
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Envelope = Literal["old", "problem"]
 
-_COMPLAINTS = {
+_MESSAGES_BY_KEYWORD = {
     "type": "Expected {limit}, received {type}",
     "enum": "Invalid enum value. Expected {choices}, received {value!r}",
     "format": "Invalid url",
@@ -42,7 +42,7 @@ _TYPES = {
 
 
 def timestamp(seconds: float) -> str:
-    """Write a moment as the API does: UTC, milliseconds, ``Z``."""
+    """Return a time in the API's format: UTC, milliseconds, ``Z``."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -58,12 +58,12 @@ def error_body(
     status_as_text: bool = False,
 ) -> dict[str, Any]:
     """
-    Build the body of an error.
+    Return the body of an error.
 
     :param now: seconds since the epoch
-    :param error_kind: ``error.data.kind``, only in the problem form
-    :param meta: the validator's tree, only in the old form
-    :param status_as_text: write ``statusCode`` as text, as some old answers do
+    :param error_kind: ``error.data.kind``, only in the problem format
+    :param meta: tree of validation errors, only in the old format
+    :param status_as_text: return ``statusCode`` as a string, as some old responses do
     """
     request_id = str(uuid.uuid4())
     if envelope == "old":
@@ -95,29 +95,29 @@ def error_body(
 
 
 def validation_meta(errors: Iterable[ValidationError]) -> dict[str, Any]:
-    """Build the tree of complaints about a body: field names are its branches, ``_errors`` lists its leaves."""
+    """Return the tree of validation errors: field names are the branches, and ``_errors`` lists the messages."""
     tree: dict[str, Any] = {"_errors": []}
-    for path, complaint in (found for error in errors for found in _complaints(error)):
+    for path, message in (found for error in errors for found in _messages(error)):
         node = tree
         for name in path:
             node = node.setdefault(str(name), {"_errors": []})
-        node["_errors"] = node["_errors"] or [complaint]
+        node["_errors"] = node["_errors"] or [message]
     return tree
 
 
-def _complaints(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _messages(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
     value: Any = error.instance
     limit: Any = error.validator_value
     path = tuple(error.absolute_path)
     if error.validator == "required":
         yield from (((*path, name), "Required") for name in limit if name not in value)
     elif error.validator == "anyOf":
-        deeper = [each for each in error.context or () if each.relative_path or each.validator == "required"]
-        for each in deeper:
-            yield from _complaints(each)
-        if not deeper:
+        nested = [each for each in error.context or () if each.relative_path or each.validator == "required"]
+        for each in nested:
+            yield from _messages(each)
+        if not nested:
             yield path, "Invalid input"
     else:
         choices = " | ".join(map(repr, limit)) if isinstance(limit, list) else ""
-        facts = {"limit": limit, "choices": choices, "value": value, "type": _TYPES[type(value)]}
-        yield path, _COMPLAINTS[str(error.validator)].format(**facts)
+        values = {"limit": limit, "choices": choices, "value": value, "type": _TYPES[type(value)]}
+        yield path, _MESSAGES_BY_KEYWORD[str(error.validator)].format(**values)

@@ -1,4 +1,4 @@
-"""The paid endpoints: check a request, bill it, answer with images."""
+"""The paid endpoints: validate a request, bill it, return images."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.responses import Response
 
-from airflow_provider_imagen.sandbox import shapes
+from airflow_provider_imagen.sandbox import response_shapes
 from airflow_provider_imagen.sandbox.account import CREDITS_PER_USD, LogRow
-from airflow_provider_imagen.sandbox.drawing import main_colors
+from airflow_provider_imagen.sandbox.control_types import Charge
+from airflow_provider_imagen.sandbox.drawing import dominant_colors
 from airflow_provider_imagen.sandbox.envelopes import error_body, validation_meta
-from airflow_provider_imagen.sandbox.failing import failing_answer
-from airflow_provider_imagen.sandbox.links import signed_query
-from airflow_provider_imagen.sandbox.models import SandboxModel, find_model
-from airflow_provider_imagen.sandbox.pictures import Recipe
-from airflow_provider_imagen.sandbox.records import Charge
-from airflow_provider_imagen.sandbox.responses import Json
-from airflow_provider_imagen.sandbox.sizes import size_of
-from airflow_provider_imagen.sandbox.transport import Cut
+from airflow_provider_imagen.sandbox.fault_responses import fault_response
+from airflow_provider_imagen.sandbox.image_sizes import image_size
+from airflow_provider_imagen.sandbox.image_store import Recipe
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse
+from airflow_provider_imagen.sandbox.model_specs import SandboxModel, find_model
+from airflow_provider_imagen.sandbox.signed_queries import signed_query
+from airflow_provider_imagen.sandbox.transport import Truncated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.state import State
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_FLOURISHES = ("in soft morning light", "with fine detail", "wide view, calm mood", "rich colours, gentle shadows")
+_REWRITE_SUFFIXES = (
+    "in soft morning light",
+    "with fine detail",
+    "wide view, calm mood",
+    "rich colours, gentle shadows",
+)
 _DAMAGED = {
     "null": rb"before \u0000 after",
     "surrogate": rb"before \ud83d after",
@@ -54,8 +59,8 @@ _DAMAGED = {
 Colors = tuple[tuple[int, int, int], ...]
 
 
-class RefusedError(Exception):
-    """The request is rejected before it costs anything."""
+class RejectedError(Exception):
+    """Rejection of a request before it costs anything."""
 
     def __init__(
         self,
@@ -74,14 +79,14 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
+class ValidatedRequest:
     """
-    A checked request.
+    A validated request.
 
-    :param body: without the fields the model does not know
-    :param count: pictures to make
-    :param seed: the body's, else derived from the prompt and the sandbox's seed
-    :param usd_each: price of one picture, in USD
+    :param body: without fields that the model does not have
+    :param count: number of images
+    :param seed: seed in the body, else derived from the prompt and the sandbox's seed
+    :param usd_each: price of one image in USD
     """
 
     model: SandboxModel
@@ -94,7 +99,7 @@ class Order:
 
     @property
     def usd(self) -> Decimal:
-        """Price of all pictures, in USD."""
+        """Price of all images in USD."""
         return self.usd_each * self.count
 
 
@@ -115,12 +120,12 @@ class Call:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The ids, which every response carries."""
+        """The id headers of every response."""
         ids = {"x-inference-id": self.inference_id}
         return ids if self.client_request_id is None else {**ids, "x-client-request-id": self.client_request_id}
 
     def row(self, usd: Decimal | None) -> LogRow:
-        """Return the log row; without a charge the request counts as failed."""
+        """Return the log row; the request counts as failed if ``usd`` is ``None``."""
         return LogRow(
             created=self.started,
             finished=self.state.true_clock(),
@@ -134,105 +139,105 @@ class Call:
 
     def fail(self) -> None:
         """Log that the call failed and cost nothing."""
-        self.state.account.note(self.row(None), epoch=self.epoch)
+        self.state.account.log_unbilled(self.row(None), epoch=self.epoch)
 
-    def bill(self, order: Order, *, images: int, usd: Decimal) -> None:
-        """Charge an order and log that it succeeded."""
+    def bill(self, validated: ValidatedRequest, *, images: int, usd: Decimal) -> None:
+        """Charge a request and log that it succeeded."""
         charge = Charge(
             client_request_id=self.client_request_id,
             inference_id=self.inference_id,
-            model=order.model.id,
-            prompt=order.prompt,
+            model=validated.model.id,
+            prompt=validated.prompt,
             images=images,
             usd=usd,
             at=self.state.clock(),
         )
-        self.state.account.charge(charge, self.row(usd), held_usd=order.usd, epoch=self.epoch)
+        self.state.account.charge(charge, self.row(usd), held_usd=validated.usd, epoch=self.epoch)
 
 
 async def generations(request: Request) -> Any:
-    """Answer ``POST /v1/images/generations``."""
-    return await _answer(request, edits=False)
+    """Handle ``POST /v1/images/generations``."""
+    return await _respond(request, edits=False)
 
 
 async def edits(request: Request) -> Any:
-    """Answer ``POST /v1/images/edits``."""
-    return await _answer(request, edits=True)
+    """Handle ``POST /v1/images/edits``."""
+    return await _respond(request, edits=True)
 
 
-async def _answer(request: Request, *, edits: bool) -> Any:
+async def _respond(request: Request, *, edits: bool) -> Any:
     state: State = request.app.state.sandbox
     call = Call(state, request.url.path, request.headers.get("x-client-request-id"))
     try:
         body, uploads = await (_read_form(request) if edits else _read_json(request))
         call.model_name = str(body.get("model") or "unknown")
-        order = await _check(state, body, uploads, edits=edits)
-        call.model_name = order.model.id
-        _keep_limits(state)
-        if not state.account.hold(order.usd, epoch=call.epoch):
-            raise RefusedError(
+        validated = await _check(state, body, uploads, edits=edits)
+        call.model_name = validated.model.id
+        _enforce_limits(state)
+        if not state.account.hold(validated.usd, epoch=call.epoch):
+            raise RejectedError(
                 403,
-                "The account has run out of credits. Add funds to go on.",
+                "The account has run out of credits. Add funds to continue.",
                 problem=True,
                 error_kind="err_insufficent_credits",
             )
-        hits = state.faults.hits("generate", prompt=order.prompt, models=order.model.names)
-    except RefusedError as refusal:
+        hits = state.faults.hits("generate", prompt=validated.prompt, models=validated.model.names)
+    except RejectedError as rejection:
         call.fail()
-        body = refusal.body(path=call.path, now=state.clock())
-        headers = {**call.headers, **refusal.headers}
-        return Json(body, refusal.status, headers, media_type=refusal.media_type)
+        body = rejection.body(path=call.path, now=state.clock())
+        headers = {**call.headers, **rejection.headers}
+        return AsciiJSONResponse(body, rejection.status, headers, media_type=rejection.media_type)
     state.account.enter(epoch=call.epoch)
     try:
-        answer = await _serve(call, order, hits)
+        response = await _serve(call, validated, hits)
     except BaseException:
         state.account.leave(epoch=call.epoch)
         raise
-    return _InFlight(call, answer)
+    return _CountedInFlight(call, response)
 
 
-class _InFlight:
+class _CountedInFlight:
     """Count a request as in flight until its response is sent."""
 
-    def __init__(self, call: Call, answer: Any) -> None:
+    def __init__(self, call: Call, response: Any) -> None:
         self.call = call
-        self.answer = answer
+        self.response = response
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Run as an ASGI application."""
         try:
-            await self.answer(scope, receive, send)
+            await self.response(scope, receive, send)
         finally:
             self.call.state.account.leave(epoch=self.call.epoch)
 
 
-def _keep_limits(state: State) -> None:
+def _enforce_limits(state: State) -> None:
     settings = state.settings
     if settings.max_concurrent is not None and state.account.in_flight >= settings.max_concurrent:
-        raise _over_limit(settings, "Too many requests at once.", seconds=1.0)  # unknown until one ends
+        raise _rate_limited(settings, "Too many concurrent requests.", seconds=1.0)  # the actual wait is unknown
     seconds = state.generation_meter.seconds_to_wait(settings.generation_limit, now=state.true_clock())
     if seconds:
-        raise _over_limit(settings, "Too many requests per minute.", seconds=seconds)
+        raise _rate_limited(settings, "Too many requests per minute.", seconds=seconds)
 
 
-def _over_limit(settings: Settings, message: str, *, seconds: float) -> RefusedError:
+def _rate_limited(settings: Settings, message: str, *, seconds: float) -> RejectedError:
     headers = {"retry-after": str(max(1, math.ceil(seconds)))} if settings.tells_retry_after else None
-    return RefusedError(429, message, problem=settings.limit_envelope == "problem", headers=headers)
+    return RejectedError(429, message, problem=settings.limit_envelope == "problem", headers=headers)
 
 
 async def _read_json(request: Request) -> tuple[dict[str, Any], list[bytes]]:
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise RefusedError(400, "Unexpected token in JSON body") from None
+        raise RejectedError(400, "Unexpected token in JSON body") from None
     if not isinstance(body, dict):
-        raise RefusedError(400, "Body validation error!", meta={"_errors": ["Expected object"]})
+        raise RejectedError(400, "Body validation error!", meta={"_errors": ["Expected object"]})
     return body, []
 
 
 async def _read_form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise RefusedError(400, "Body validation error!", meta={"_errors": [], "image": {"_errors": ["Required"]}})
+        raise RejectedError(400, "Body validation error!", meta={"_errors": [], "image": {"_errors": ["Required"]}})
     body: dict[str, Any] = {}
     uploads: list[bytes] = []
     async with request.form(max_part_size=1024 * 1024) as form:
@@ -246,42 +251,42 @@ async def _read_form(request: Request) -> tuple[dict[str, Any], list[bytes]]:
     return body, uploads
 
 
-async def _check(state: State, body: dict[str, Any], uploads: list[bytes], *, edits: bool) -> Order:
+async def _check(state: State, body: dict[str, Any], uploads: list[bytes], *, edits: bool) -> ValidatedRequest:
     found = find_model(body.get("model"))
     model = found.edits if found is not None and edits else found
     if body.get("model") is None:
-        raise RefusedError(400, "Body validation error!", meta={"_errors": [], "model": {"_errors": ["Required"]}})
+        raise RejectedError(400, "Body validation error!", meta={"_errors": [], "model": {"_errors": ["Required"]}})
     if found is None or model is None or found.status == "withdrawn":
-        raise RefusedError(404, f"Model {body['model']} not found")
+        raise RejectedError(404, f"Model {body['model']} not found")
     if edits:
         body = body | ({"image": [{} for _ in uploads]} if uploads else {})
     if errors := list(model.validator.iter_errors(body)):
-        raise RefusedError(400, "Body validation error!", meta=validation_meta(errors))
+        raise RejectedError(400, "Body validation error!", meta=validation_meta(errors))
     body = {name: value for name, value in body.items() if name in model.fields}
     if "seed" in body and body.get("add_watermark") is True:
-        raise RefusedError(400, "Seed is not supported when watermark is enabled")
+        raise RejectedError(400, "Seed is not supported when watermark is enabled")
     if body.get("background") == "transparent" and body.get("output_format") == "jpeg":
-        raise RefusedError(400, "Transparent background is not supported for output format 'jpeg'")
+        raise RejectedError(400, "Transparent background is not supported for output format 'jpeg'")
     count = body.get(model.count_field, 1) if model.count_field else 1
     if count != int(count) or count < 1:
-        raise RefusedError(400, "Number of images must be a whole number of at least 1")
+        raise RejectedError(400, "Number of images must be a whole number of at least 1")
     prompt = str(body.get("prompt", ""))
-    inputs = uploads or _inline_inputs(body)
-    return Order(
+    inputs = uploads or _decode_inputs(body)
+    return ValidatedRequest(
         model=model,
         body=body,
         prompt=prompt,
         count=int(count),
-        seed=int(body["seed"]) if "seed" in body else _own_seed(prompt, state.settings.seed),
+        seed=int(body["seed"]) if "seed" in body else _default_seed(prompt, state.settings.seed),
         usd_each=model.price(body),
-        colors=await asyncio.get_running_loop().run_in_executor(state.artists, main_colors, inputs[0])
+        colors=await asyncio.get_running_loop().run_in_executor(state.draw_threads, dominant_colors, inputs[0])
         if inputs
         else (),
     )
 
 
-def _inline_inputs(body: Mapping[str, Any]) -> list[bytes]:
-    """Decode the input images in the body, given as ``data:`` URIs or base64."""
+def _decode_inputs(body: Mapping[str, Any]) -> list[bytes]:
+    """Return the input images in the body that are ``data:`` URIs or base64, decoded."""
     decoded = []
     for name in ("image_url", "image_urls", "image"):
         values = body.get(name)
@@ -293,74 +298,74 @@ def _inline_inputs(body: Mapping[str, Any]) -> list[bytes]:
             try:
                 decoded.append(base64.b64decode(unquote_to_bytes(text)))
             except ValueError:
-                raise RefusedError(400, f"Cannot read the picture in {name}") from None
+                raise RejectedError(400, f"Cannot decode the image in {name}") from None
     return decoded
 
 
-def _own_seed(prompt: str, seed: int) -> int:
-    """Return a 63-bit seed, always the same for the same prompt."""
+def _default_seed(prompt: str, seed: int) -> int:
+    """Return a 63-bit seed derived from the prompt."""
     return (
         int.from_bytes(hashlib.sha256(repr((seed, prompt)).encode("ascii", "backslashreplace")).digest()[:8], "big")
         >> 1
     )
 
 
-async def _serve(call: Call, order: Order, hits: Hits) -> Any:
-    """Return the response to an accepted order, which is billed as its faults say."""
+async def _serve(call: Call, validated: ValidatedRequest, hits: Hits) -> Any:
+    """Bill an accepted request, unless its faults prevent that, and return the response."""
     state = call.state
     slow = hits["before"].setting("seconds") if "before" in hits else 0.0
     await asyncio.sleep(state.settings.latency_seconds + slow)
     end, content = hits.get("end"), hits.get("content")
-    images = _images_made(order, hits.get("pictures"))
+    images = _image_count(validated, hits.get("images"))
     unbilled = [
         fault
-        for fault in (end, content, hits.get("pictures"))
+        for fault in (end, content, hits.get("images"))
         if fault is not None and fault.kind != "cut_body" and fault.setting("billed") is False
     ]
-    usd = Decimal(0) if unbilled else order.usd_each * (images or order.count)
+    usd = Decimal(0) if unbilled else validated.usd_each * (images or validated.count)
     if end is not None and (end in unbilled or end.kind in ("upstream_4xx", "withdrawn")):
-        state.account.release(order.usd, epoch=call.epoch)
+        state.account.release(validated.usd, epoch=call.epoch)
         if end.setting("logged") is not False:
             call.fail()
-        return failing_answer(end, path=call.path, now=state.clock(), headers=call.headers)
+        return fault_response(end, path=call.path, now=state.clock(), headers=call.headers)
     if unbilled:
-        state.account.release(order.usd, epoch=call.epoch)
+        state.account.release(validated.usd, epoch=call.epoch)
         call.fail()
     else:
-        call.bill(order, images=images or order.count, usd=usd)
+        call.bill(validated, images=images or validated.count, usd=usd)
     if "after" in hits:
         await asyncio.sleep(hits["after"].setting("seconds"))
     if end is not None and end.kind != "cut_body":
-        stated = _cost_headers(hits, usd) if "usage" in hits else {}
-        return failing_answer(end, path=call.path, now=state.clock(), headers={**call.headers, **stated})
-    body, headers = await _body(call, order, hits, images=images, usd=usd)
+        cost_headers = _cost_headers(hits, usd) if "usage" in hits else {}
+        return fault_response(end, path=call.path, now=state.clock(), headers={**call.headers, **cost_headers})
+    body, headers = await _body(call, validated, hits, images=images, usd=usd)
     if end is not None:
-        whole = json.dumps(body).encode()
+        encoded = json.dumps(body).encode()
         headers = {**headers, "content-type": "application/json"}
-        return Cut(whole[: len(whole) // 2], content_length=len(whole), headers=headers)
+        return Truncated(encoded[: len(encoded) // 2], content_length=len(encoded), headers=headers)
     if "text" in hits:
         damaged = _damage(body, str(hits["text"].setting("damage")))
         return Response(damaged, 200, headers, media_type="application/json")
-    return Json(body, 200, headers)
+    return AsciiJSONResponse(body, 200, headers)
 
 
 def _damage(body: dict[str, Any], damage: str) -> bytes:
-    """Encode a body with a damaged ``revised_prompt`` beside each image."""
+    """Return the encoded body with a damaged ``revised_prompt`` for each image."""
     for name in ("data", "images"):
         for item in body.get(name) or ():
             item["revised_prompt"] = "before @ after"
-    whole = json.dumps(body).encode()
-    return whole + b"\n<!-- ok -->" if damage == "behind" else whole.replace(b"before @ after", _DAMAGED[damage])
+    encoded = json.dumps(body).encode()
+    return encoded + b"\n<!-- ok -->" if damage == "behind" else encoded.replace(b"before @ after", _DAMAGED[damage])
 
 
-def _images_made(order: Order, fault: Fault | None) -> int:
+def _image_count(validated: ValidatedRequest, fault: Fault | None) -> int:
     if fault is None:
-        return order.count
-    return 0 if fault.kind == "none" else min(order.count, int(fault.setting("count")))
+        return validated.count
+    return 0 if fault.kind == "none" else min(validated.count, int(fault.setting("count")))
 
 
 async def _body(
-    call: Call, order: Order, hits: Hits, *, images: int, usd: Decimal
+    call: Call, validated: ValidatedRequest, hits: Hits, *, images: int, usd: Decimal
 ) -> tuple[dict[str, Any], dict[str, str]]:
     state = call.state
     headers = {**call.headers, **_cost_headers(hits, usd)}
@@ -369,44 +374,46 @@ async def _body(
         return {"error": {"message": content.setting("message"), "code": "image_generation_failed"}}, headers
     if content is not None and content.kind == "wrong_json":
         return {"result": "done", "artifacts": images}, headers
-    shape = hits["shape"].setting("shape") if "shape" in hits else order.model.shape
+    shape = hits["shape"].setting("shape") if "shape" in hits else validated.model.shape
     if content is not None and content.kind == "bad_base64":
-        body: dict[str, Any] = {"data": [{"url": None, "b64_json": "%%% no base64 %%%"} for _ in range(images)]}
+        body: dict[str, Any] = {"data": [{"url": None, "b64_json": "%%% not base64 %%%"} for _ in range(images)]}
     else:
-        inline = shapes.needs_bytes(shape) or _wants_inline(order)
-        made = [await _make(state, order, place, inline=inline, hits=hits) for place in range(images)]
+        inline = response_shapes.is_inline(shape) or _is_inline_requested(validated)
+        rendered = [await _render(state, validated, index, inline=inline, hits=hits) for index in range(images)]
         if shape in ("A", "B", "C", "D", "E"):
-            body = shapes.answer(
+            body = response_shapes.response_body(
                 shape,
-                made,
-                model=order.model.id,
-                prompt=order.prompt,
-                seed=order.seed,
+                rendered,
+                model=validated.model.id,
+                prompt=validated.prompt,
+                seed=validated.seed,
                 seconds=time.monotonic() - call.began,
                 now=state.clock(),
             )
         else:
-            body = shapes.forced(shape, made)
-    if "pictures" in hits and hits["pictures"].kind == "none":
+            body = response_shapes.forced_body(shape, rendered)
+    if "images" in hits and hits["images"].kind == "none":
         body |= dict.fromkeys(
             [name for name in ("data", "images") if name in body],
-            [] if hits["pictures"].setting("value") == "empty" else None,
+            [] if hits["images"].setting("value") == "empty" else None,
         )
     _flag(body, hits.get("flags"), images)
-    said = _stated_in(hits)
-    if said not in ("none", "nothing") and shape in ("A", "C", "D"):
-        names = (said,) if said in ("usd_spent", "credits_used", "tokens_used") else ("credits_used", "usd_spent")
-        body["meta"] = shapes.usage(usd, int(usd * CREDITS_PER_USD), names)
+    reported = _cost_location(hits)
+    if reported not in ("none", "nothing") and shape in ("A", "C", "D"):
+        names = (
+            (reported,) if reported in ("usd_spent", "credits_used", "tokens_used") else ("credits_used", "usd_spent")
+        )
+        body["meta"] = response_shapes.cost_meta(usd, int(usd * CREDITS_PER_USD), names)
     return body, headers
 
 
-def _stated_in(hits: Hits) -> str:
-    """Say where the cost stands."""
+def _cost_location(hits: Hits) -> str:
+    """Return where the response reports its cost."""
     return str(hits["usage"].setting("usage")) if "usage" in hits else "all"
 
 
 def _cost_headers(hits: Hits, usd: Decimal) -> dict[str, str]:
-    if _stated_in(hits) not in ("all", "none"):
+    if _cost_location(hits) not in ("all", "none"):
         return {}
     return {
         "x-aimlapi-credits-used": str(int(usd * CREDITS_PER_USD)),
@@ -425,8 +432,8 @@ def _flag(body: dict[str, Any], fault: Fault | None, images: int) -> None:
             item["content_violation"] = True
 
 
-def _wants_inline(order: Order) -> bool:
-    body = order.body
+def _is_inline_requested(validated: ValidatedRequest) -> bool:
+    body = validated.body
     return (
         body.get("convert_base64_to_url") is False
         or body.get("response_format") == "b64_json"
@@ -434,36 +441,36 @@ def _wants_inline(order: Order) -> bool:
     )
 
 
-async def _make(state: State, order: Order, place: int, *, inline: bool, hits: Hits) -> shapes.Made:
-    width, height = size_of(order.model, order.body)
+async def _render(
+    state: State, validated: ValidatedRequest, index: int, *, inline: bool, hits: Hits
+) -> response_shapes.RenderedImage:
+    width, height = image_size(validated.model, validated.body)
     if "size" in hits:
         width = height = min(width, height)
     scale = state.settings.picture_scale
-    picture_format = {"jpg": "jpeg", "tif": "tiff"}.get(
-        name := str(order.body.get("output_format", order.model.format)), name
-    )
+    image_format = str(validated.body.get("output_format", validated.model.format))
     recipe = Recipe(
-        model=order.model.id,
-        prompt=order.prompt,
-        seed=order.seed,
+        model=validated.model.id,
+        prompt=validated.prompt,
+        seed=validated.seed,
         width=max(8, round(width * scale)),
         height=max(8, round(height * scale)),
-        index=place,
-        format=picture_format,
-        colors=order.colors,
+        index=index,
+        format={"jpg": "jpeg", "tif": "tiff"}.get(image_format, image_format),
+        colors=validated.colors,
     )
     rewritten = None
-    if order.body.get("enhance_prompt", order.model.fields.get("enhance_prompt", {}).get("default")) is True:
-        rewritten = f"{order.prompt}, {_FLOURISHES[(order.seed + place) % len(_FLOURISHES)]}"
+    if validated.body.get("enhance_prompt", validated.model.fields.get("enhance_prompt", {}).get("default")) is True:
+        rewritten = f"{validated.prompt}, {_REWRITE_SUFFIXES[(validated.seed + index) % len(_REWRITE_SUFFIXES)]}"
     if inline:
-        return shapes.Made(recipe, data=await state.draw(recipe), prompt=rewritten)
+        return response_shapes.RenderedImage(recipe, data=await state.draw(recipe), prompt=rewritten)
     sign = None
     now = state.clock()
-    if (signing := hits.get("links")) is not None:
+    if (signing := hits.get("urls")) is not None:
         seconds = signing.setting("seconds")
 
         def sign(path: str) -> tuple[str, float]:
             return signed_query(path, style=signing.setting("style"), now=now, seconds=seconds), now + seconds
 
-    link = state.pictures.add(recipe, models=order.model.names, now=now, sign=sign)
-    return shapes.Made(recipe, url=state.cdn_url + link, prompt=rewritten)
+    path = state.images.add(recipe, models=validated.model.names, now=now, sign=sign)
+    return response_shapes.RenderedImage(recipe, url=state.cdn_url + path, prompt=rewritten)

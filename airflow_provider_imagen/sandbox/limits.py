@@ -1,4 +1,4 @@
-"""Rate limits, counted in the three usual ways: sliding window, fixed window, token bucket."""
+"""Rate limits with the three usual algorithms: sliding window, fixed window, token bucket."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Literal
 
 Counting = Literal["sliding", "fixed", "bucket"]
 """
-How requests are counted.
+Algorithm of a rate limit.
 
-``sliding`` is a sliding window, ``fixed`` a fixed window that starts with the clock, ``bucket`` a token bucket that
-refills evenly.
+``sliding`` is a sliding window, ``fixed`` a fixed window aligned with the clock, ``bucket`` a token bucket.
 """
 
 
 @dataclass(frozen=True)
 class RateLimit:
     """
-    How many requests are let through.
+    A rate limit.
 
-    :param per_minute: requests in 60 seconds on average; ``None`` = no limit
-    :param window_seconds: the window of ``sliding`` and ``fixed``
+    :param per_minute: average number of requests in 60 seconds; ``None`` = no limit
+    :param window_seconds: window of ``sliding`` and ``fixed``
     :param burst: capacity of ``bucket``, which starts full
     """
 
@@ -34,21 +33,21 @@ class RateLimit:
 
     @property
     def per_window(self) -> int:
-        """Requests let through in one window."""
+        """Number of requests accepted per window."""
         return int((self.per_minute or 0) * self.window_seconds / 60)
 
 
-class Meter:
-    """Counts requests against a limit, which may change at any time. Safe to use from several threads."""
+class RateMeter:
+    """Counts requests against a limit, which may change at any time. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
-        """Drop every request counted so far."""
+        """Forget all requests counted so far."""
         with self._lock:
-            self._let_through: deque[float] = deque()
+            self._accepted: deque[float] = deque()
             self._window = -1
             self._in_window = 0
             self._tokens = math.inf
@@ -56,17 +55,17 @@ class Meter:
 
     def seconds_to_wait(self, limit: RateLimit, *, now: float) -> float:
         """
-        Let a request through, or return how many seconds to wait for the next one.
+        Accept and count a request, or return the seconds until the next one would be accepted.
 
         :param now: in seconds, of a clock that only moves forward
-        :return: 0 when it was let through and counted
+        :return: 0 if it was accepted
         """
         if limit.per_minute is None:
             return 0.0
         with self._lock:
             if limit.counting == "bucket":
                 return self._take_token(limit, now)
-            return self._slide(limit, now) if limit.counting == "sliding" else self._count_in_window(limit, now)
+            return self._count_sliding(limit, now) if limit.counting == "sliding" else self._count_fixed(limit, now)
 
     def _take_token(self, limit: RateLimit, now: float) -> float:
         per_second = (limit.per_minute or 0) / 60
@@ -77,16 +76,16 @@ class Meter:
         self._tokens -= 1
         return 0.0
 
-    def _slide(self, limit: RateLimit, now: float) -> float:
-        past = self._let_through
-        while past and past[0] <= now - limit.window_seconds:
-            past.popleft()
-        if len(past) >= limit.per_window:
-            return (past[-limit.per_window] - now if limit.per_window else 0.0) + limit.window_seconds
-        past.append(now)
+    def _count_sliding(self, limit: RateLimit, now: float) -> float:
+        accepted = self._accepted
+        while accepted and accepted[0] <= now - limit.window_seconds:
+            accepted.popleft()
+        if len(accepted) >= limit.per_window:
+            return (accepted[-limit.per_window] - now if limit.per_window else 0.0) + limit.window_seconds
+        accepted.append(now)
         return 0.0
 
-    def _count_in_window(self, limit: RateLimit, now: float) -> float:
+    def _count_fixed(self, limit: RateLimit, now: float) -> float:
         window = int(now // limit.window_seconds)
         if window != self._window:
             self._window, self._in_window = window, 0

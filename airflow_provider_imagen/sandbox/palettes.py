@@ -1,4 +1,4 @@
-"""Choose the colours of an image: by its model, or by the image it is made from."""
+"""The colours of an image, derived from its model or its input image."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LIGHTS: dict[str, tuple[tuple[float, float, float], ...]] = {
     "night": ((0.06, 0.75, 0.13), (0, 0.66, 0.30), (-0.07, 0.50, 0.58), (0, 0.45, 0.42), (0.05, 0.70, 0.07)),
     "ink": ((0.05, 0.05, 0.93), (0.02, 0.08, 0.97), (0, 0.14, 0.95), (0, 0.20, 0.82), (0, 0.55, 0.16)),
 }
-"""Hue (added to the leading one), saturation and value of the sky from top to horizon, and of the land far and near."""
+"""Hue (relative to the base hue), saturation and value of the sky from top to horizon, and of the far and near land."""
 
 
 @dataclass(frozen=True)
 class Palette:
     """
-    The colours of one image.
+    The colours of an image.
 
     :param sky: from top to horizon
     :param far: the most distant land
     :param near: the nearest land
     :param glow: sun or moon
-    :param starry: whether stars are out
+    :param starry: whether there are stars
     """
 
     sky: tuple[Color, Color, Color]
@@ -44,7 +44,7 @@ def choose_palette(style: random.Random, chance: random.Random, given: tuple[Col
     """
     Return the palette of an image.
 
-    :param style: decides the light and the leading hue
+    :param style: determines the light and the base hue
     :param chance: varies the hue
     :param given: colours to use instead
     """
@@ -61,7 +61,7 @@ def choose_palette(style: random.Random, chance: random.Random, given: tuple[Col
 
 
 def mix(one: Color, other: Color, share: float) -> Color:
-    """Blend two colours; ``share`` of the second, 0 to 1."""
+    """Return a blend of two colours; ``share`` is that of the second, 0 to 1."""
     return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Paint a landscape or a city by the water: silhouettes that grow paler with distance, mirrored below the shore."""
+"""A landscape or a city by the water: silhouettes that fade with distance, mirrored below the shore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NEAREST = Image.Resampling.NEAREST
 _OVERSAMPLING = 2
-"""Shapes are drawn this many times as large and then reduced, which makes their edges smooth."""
+"""Factor by which shapes are drawn larger before they are scaled down, for smooth edges."""
 
 
 def paint(
@@ -28,9 +28,9 @@ def paint(
     """
     Return a new image.
 
-    :param style: decides the colours, the size of the sun, the depth and the finish
-    :param chance: decides the rest
-    :param colors: to use instead, if any
+    :param style: determines the colours, the size of the sun, the depth and the finish
+    :param chance: determines the rest
+    :param colors: colours to use instead, if any
     """
     scene = _Scene(size, choose_palette(style, chance, colors), chance)
     scene.add_sky(scene.unit * style.uniform(0.04, 0.16))
@@ -43,7 +43,7 @@ def paint(
 
 
 class _Pen:
-    """Draw on an oversampled mask, in pixels of the finished image."""
+    """Draws on an oversampled mask, in pixels of the finished image."""
 
     def __init__(self, mask: Image.Image, top: int) -> None:
         self._draw = ImageDraw.Draw(mask)
@@ -64,7 +64,7 @@ class _Pen:
 
 
 class _Scene:
-    """An image in the making; positions and lengths are pixels of the finished image."""
+    """An unfinished image; positions and lengths are pixels of the finished one."""
 
     def __init__(self, size: tuple[int, int], palette: Palette, chance: random.Random) -> None:
         self.width, self.height = size
@@ -74,7 +74,7 @@ class _Scene:
         self.image = Image.new("RGB", size)
 
     def add_sky(self, radius: float) -> None:
-        """Fill the image with the sky, some stars at night, and the sun or moon in its glow."""
+        """Fill the image with the sky, stars at night, and the glowing sun or moon."""
         palette, chance, unit = self.palette, self.chance, self.unit
         top, middle, horizon = palette.sky
         grid = Image.new("RGB", (5, 6))
@@ -96,7 +96,7 @@ class _Scene:
             pen.disc(x, y, radius)
 
     def add_ridge(self, shore: float, nearness: float) -> None:
-        """Add a range of hills, the nearest with trees: a line broken again and again, less each time."""
+        """Add a range of hills by midpoint displacement, the nearest with trees."""
         chance, unit = self.chance, self.unit
         heights, spread = [chance.uniform(-0.5, 0.9) for _ in range(3)], 0.9
         while len(heights) < 200:
@@ -148,7 +148,7 @@ class _Scene:
                             pen.box(x, y, x + step * 0.55, y + step * 0.72, chance.uniform(0.35, 0.95))
 
     def mirror_below(self, shore: int) -> None:
-        """Turn what lies below the shore into water that mirrors what lies above."""
+        """Fill the image below the shore with water that mirrors what is above it."""
         depth = self.height - shore
         if depth < 4 or shore < 4:
             return
@@ -163,7 +163,7 @@ class _Scene:
         self.image.paste(Image.blend(water, tint, 0.35), (0, shore))
 
     def add_finish(self, finish: str) -> None:
-        """Pixelate or rule the image; ``plain`` leaves it as it is."""
+        """Pixelate the image or add ruled lines; ``plain`` leaves it unchanged."""
         if finish == "pixelated":
             small = [max(1, side * 96 // self.unit) for side in self.image.size]
             self.image = self.image.resize(small, _NEAREST).resize(self.image.size, _NEAREST)
@@ -173,16 +173,16 @@ class _Scene:
                     pen.box(0, row, self.width, row + self.unit / 500, 0.4)
 
     def _colors(self, nearness: float) -> tuple[Color, Color]:
-        """Return the colours of a silhouette at its top and, in the haze, at its foot."""
+        """Return the colours of a silhouette at its top and, in the haze, at its bottom."""
         color = mix(self.palette.far, self.palette.near, nearness**1.2)
         return color, mix(color, self.palette.sky[2], 0.6 - 0.5 * nearness)
 
     @contextmanager
     def _layer(self, *colors: Color, top: float = 0, bottom: float = math.inf) -> Iterator[_Pen]:
         """
-        Collect shapes and fill them.
+        Yield a pen for shapes, which are then filled.
 
-        :param colors: one, or two: at the top and at the bottom of the layer
+        :param colors: one colour, or those at the top and bottom of the layer
         """
         first = max(0, int(top))
         last = max(first + 1, int(min(self.height, bottom + 1)))

@@ -1,4 +1,4 @@
-"""Run the sandbox: two ports, one event loop, one daemon thread."""
+"""The sandbox server: two ports, one event loop, one daemon thread."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_imagen.sandbox.drawing import draw
 from airflow_provider_imagen.sandbox.settings import Settings
 from airflow_provider_imagen.sandbox.state import State
+from airflow_provider_imagen.sandbox.value_checks import Range
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,25 +23,26 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from airflow_provider_imagen.sandbox.control_types import Charge, SeenRequest
     from airflow_provider_imagen.sandbox.faults import Fault
-    from airflow_provider_imagen.sandbox.records import Charge, SeenRequest
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
+_PORTS = Range(least=0, most=65535)
 
 
 class Sandbox:
     """
-    A server on loopback that answers like the AI/ML API and draws real pictures.
+    A local server that behaves like the AI/ML API and draws real images.
 
     Use it as a context manager, or call :meth:`start` and :meth:`close`. Starting takes a fraction of a second.
-    A forked process can use it as a client, and control it with
-    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server stays in this process.
+    Forked processes can send requests to it, and control it with
+    :class:`~airflow_provider_imagen.sandbox.SandboxControl`, but the server runs in this process only.
 
-    :param host: address to listen on; anyone who reaches it controls it, so keep it on loopback. There it answers to
-        the names of this machine only, and never to web pages elsewhere
-    :param port: of the API; 0 = any free one
-    :param cdn_port: of the images, which have a host of their own as with the real API; 0 = any free one
+    :param host: address to listen on. Anyone who can reach it controls it, so keep it on loopback, where it rejects
+        other host names and cross-origin requests
+    :param port: port of the API; 0 = any free one
+    :param cdn_port: port of the images, which have a host of their own as in the real API; 0 = any free one
     :param clock: returns seconds since the epoch, for the log, URLs and limits
     :param settings: see :class:`~airflow_provider_imagen.sandbox.Settings`
     :raises ValueError: an unknown setting, or a port or value out of range
@@ -56,8 +58,8 @@ class Sandbox:
         **settings: Any,
     ) -> None:
         for name, number in (("port", port), ("cdn_port", cdn_port)):
-            if not 0 <= number <= 65535:
-                raise ValueError(f"{name}={number!r}; allowed: 0 to 65535")
+            if number not in _PORTS:
+                raise ValueError(f"{name}={number!r}; allowed: {_PORTS}")
         self._state = State(Settings().changed(**settings), true_clock=clock, draw=draw)
         self._host = host
         self._ports = (port, cdn_port)
@@ -79,12 +81,12 @@ class Sandbox:
 
     @property
     def api_key(self) -> str:
-        """The key it accepts."""
+        """API key that the sandbox accepts."""
         return self._state.settings.api_key
 
     @property
     def balance_usd(self) -> Decimal:
-        """Current balance, in USD."""
+        """Current balance in USD."""
         return self._state.account.balance_usd
 
     def add_fault(self, fault: Fault) -> None:
@@ -117,9 +119,9 @@ class Sandbox:
 
     def start(self) -> Self:
         """
-        Start serving; returns when both ports answer.
+        Start serving, and return once both ports accept requests.
 
-        :raises OSError: a port is taken
+        :raises OSError: a port is in use
         """
         if self._thread is not None:
             return self
@@ -134,11 +136,11 @@ class Sandbox:
         ready: list[BaseException | None] = []
         started = threading.Event()
 
-        def note(error: BaseException | None = None) -> None:
+        def report(error: BaseException | None = None) -> None:
             ready.append(error)
             started.set()
 
-        self._thread = threading.Thread(target=self._run, args=(note,), name="imagen-sandbox", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(report,), name="imagen-sandbox", daemon=True)
         self._thread.start()
         started.wait()
         if ready[0] is not None:
@@ -154,7 +156,7 @@ class Sandbox:
         if thread is None:
             return
         if self._loop is not None and self._stop is not None:
-            with suppress(RuntimeError):  # the loop ended by itself
+            with suppress(RuntimeError):  # the loop has already ended
                 self._loop.call_soon_threadsafe(self._stop.set)
         thread.join(timeout=10)
         self._state.close()
@@ -173,35 +175,38 @@ class Sandbox:
             sock.close()
         self._sockets = []
 
-    def _run(self, note: Callable[..., None]) -> None:
+    def _run(self, report: Callable[..., None]) -> None:
         import asyncio
 
         try:
-            asyncio.run(self._serve(note))
+            asyncio.run(self._serve(report))
         except BaseException as error:
-            note(error)
+            report(error)
 
-    async def _serve(self, note: Callable[..., None]) -> None:
-        """Serve with uvicorn's HTTP protocol, but without its ``Server``, which writes to the log of the process."""
+    async def _serve(self, report: Callable[..., None]) -> None:
+        """Serve with uvicorn's HTTP protocol, but without its ``Server``, which logs."""
         import asyncio
         from functools import partial
 
         from uvicorn.config import Config
         from uvicorn.server import ServerState
 
-        from airflow_provider_imagen.sandbox.app import SameMachine, Watched, api_app
+        from airflow_provider_imagen.sandbox.app import LocalRequestsOnly, RequestRecorder, api_app
         from airflow_provider_imagen.sandbox.cdn import cdn_app
         from airflow_provider_imagen.sandbox.transport import Protocol
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         shared = ServerState()
         shared.default_headers = [(b"server", b"airflow-imagen-sandbox")]
-        apps = (Watched(api_app(self._state), self._state, "api"), Watched(cdn_app(self._state), self._state, "cdn"))
+        apps = (
+            RequestRecorder(api_app(self._state), self._state, "api"),
+            RequestRecorder(cdn_app(self._state), self._state, "cdn"),
+        )
         is_loopback = all(ip_address(sock.getsockname()[0]).is_loopback for sock in self._sockets)
         servers = []
         for app, sock in zip(apps, self._sockets, strict=True):
             config = Config(
-                SameMachine(app, is_loopback=is_loopback),
+                LocalRequestsOnly(app, is_loopback=is_loopback),
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -211,18 +216,19 @@ class Sandbox:
             config.load()
             protocol = partial(Protocol, config=config, server_state=shared, app_state={})
             servers.append(await self._loop.create_server(protocol, sock=sock, backlog=_BACKLOG))
-        note()
+        report()
         await self._stop.wait()
         for server in servers:
             server.close()
         for connection in list(shared.connections):
             connection.transport.abort()
-        await asyncio.sleep(0)  # requests under way learn that their client is gone, and are cancelled by asyncio.run
+        await asyncio.sleep(0)  # requests in flight see the disconnect, and asyncio.run cancels them
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
+    # asyncio sets TCP_NODELAY only if the protocol is explicit.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
@@ -230,7 +236,7 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"{error.strerror}: cannot listen on {host}, port {port}") from None
+        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {error.strerror}") from None
     return sock
 
 
@@ -242,7 +248,7 @@ def serve(
     """
     Run a sandbox until SIGINT or SIGTERM, then close it.
 
-    :param on_ready: called once both ports answer
+    :param on_ready: called once both ports accept requests
     :param options: parameters of :class:`Sandbox`
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -269,7 +275,7 @@ def embedded() -> Sandbox:
     """
     Return the sandbox of this process, started on the first call.
 
-    A forked child starts its own: the server's thread does not survive a fork.
+    A forked child starts its own, because threads do not survive a fork.
     """
     global _embedded
     with _embedded_lock:
@@ -278,8 +284,8 @@ def embedded() -> Sandbox:
         return _embedded
 
 
-def _forget_after_fork() -> None:
-    """Close the parent's ports, which would otherwise stay open for as long as the child lives."""
+def _reset_after_fork() -> None:
+    """Close the parent's ports, which would otherwise stay open until the child ends."""
     global _embedded, _embedded_lock
     _embedded_lock = threading.Lock()
     if _embedded is not None:
@@ -288,4 +294,4 @@ def _forget_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+    os.register_at_fork(after_in_child=_reset_after_fork)

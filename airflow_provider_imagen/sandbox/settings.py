@@ -1,33 +1,19 @@
-"""How the sandbox behaves when nothing goes wrong."""
+"""The settings of the sandbox."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal, InvalidOperation
-from typing import Any, get_args
+from typing import Annotated, Any
 
-from airflow_provider_imagen.sandbox.envelopes import Envelope
+from airflow_provider_imagen.sandbox.envelopes import Envelope  # noqa: TC001 - check_values reads the annotations
 from airflow_provider_imagen.sandbox.limits import Counting, RateLimit
+from airflow_provider_imagen.sandbox.value_checks import Range, check_values
+
+_YEAR_SECONDS = 365 * 86400
 
 SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
-"""The key a sandbox accepts by default; it opens nothing else."""
-
-_MINIMUMS = {
-    "balance_usd": 0,
-    "latency_seconds": 0,
-    "log_lag_seconds": 0,
-    "clock_skew_seconds": -365 * 86400,
-    "picture_scale": 0,
-    "requests_per_minute": 0,
-    "window_seconds": 0,
-    "burst": 1,
-    "max_concurrent": 0,
-    "logs_per_minute": 0,
-}
-_MAXIMUMS = {"clock_skew_seconds": 365 * 86400, "picture_scale": 1}
-_ABOVE_MINIMUM = ("picture_scale", "window_seconds")
-_CHOICES = {"counting": get_args(Counting), "limit_envelope": get_args(Envelope)}
+"""The key a sandbox accepts by default; it is valid nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,40 +21,40 @@ class Settings:
     """
     The settings of a sandbox: arguments of ``Sandbox`` and ``serve``, and of their ``configure`` at any time.
 
-    :param api_key: the key to accept
-    :param balance_usd: money in the account, in USD
-    :param latency_seconds: how long a generation takes
-    :param log_lag_seconds: how long after its end a request appears in ``/v2/logs``
-    :param clock_skew_seconds: how far the sandbox's clock is ahead of the real time, or behind it if negative: in the
-        ``Date`` header, in ``/v2/logs``, and in every time in a body or a signed URL; a year at most
-    :param picture_scale: width and height of what is drawn, as a share of what was requested: above 0, to 1
-    :param requests_per_minute: generations beyond this are answered 429; ``None`` = no limit
-    :param counting: how they are counted: ``sliding``, ``fixed`` or ``bucket``;
+    :param api_key: API key that the sandbox accepts
+    :param balance_usd: account balance in USD
+    :param latency_seconds: duration of a generation
+    :param log_lag_seconds: delay until a finished request appears in ``/v2/logs``
+    :param clock_skew_seconds: how far the sandbox's clock is ahead of real time, or behind if negative; applies to the
+        ``Date`` header, ``/v2/logs``, and all times in bodies and signed URLs; at most a year
+    :param picture_scale: width and height of the drawn image as a fraction of the requested size: above 0, at most 1
+    :param requests_per_minute: limit above which generations get a 429; ``None`` = no limit
+    :param counting: algorithm of that limit: ``sliding``, ``fixed`` or ``bucket``;
         see :data:`~airflow_provider_imagen.sandbox.limits.Counting`
-    :param window_seconds: the window of ``sliding`` and ``fixed``
-    :param burst: generations that ``bucket`` lets through at once
-    :param max_concurrent: generations at once beyond this are answered 429; ``None`` = no limit
+    :param window_seconds: window of ``sliding`` and ``fixed``
+    :param burst: number of generations that ``bucket`` accepts at once
+    :param max_concurrent: number of generations in flight above which further ones get a 429; ``None`` = no limit
     :param tells_retry_after: whether a 429 for one of these limits carries ``Retry-After``, in whole seconds
-    :param limit_envelope: the form of such a 429, ``problem`` or ``old``
-    :param logs_per_minute: calls of ``/v2/logs`` beyond this are answered 429; the API's number is 200
-    :param seed: decides pictures without a seed of their own, and faults with a probability
+    :param limit_envelope: format of such a 429, ``problem`` or ``old``
+    :param logs_per_minute: limit above which ``/v2/logs`` returns 429; the API's own is 200; ``None`` = no limit
+    :param seed: seed of images without one of their own, and of faults with a probability
     :raises ValueError: a value out of range
     """
 
     api_key: str = SANDBOX_API_KEY
-    balance_usd: Decimal = Decimal(100)
-    latency_seconds: float = 0.0
-    log_lag_seconds: float = 0.0
-    clock_skew_seconds: float = 0.0
-    picture_scale: float = 1.0
-    requests_per_minute: float | None = None
+    balance_usd: Annotated[Decimal, Range(least=0)] = Decimal(100)
+    latency_seconds: Annotated[float, Range(least=0)] = 0.0
+    log_lag_seconds: Annotated[float, Range(least=0)] = 0.0
+    clock_skew_seconds: Annotated[float, Range(least=-_YEAR_SECONDS, most=_YEAR_SECONDS)] = 0.0
+    picture_scale: Annotated[float, Range(above=0, most=1)] = 1.0
+    requests_per_minute: Annotated[float | None, Range(least=0)] = None
     counting: Counting = "sliding"
-    window_seconds: float = 60.0
-    burst: int = 1
-    max_concurrent: int | None = None
+    window_seconds: Annotated[float, Range(above=0)] = 60.0
+    burst: Annotated[int, Range(least=1)] = 1
+    max_concurrent: Annotated[int | None, Range(least=0)] = None
     tells_retry_after: bool = False
     limit_envelope: Envelope = "problem"
-    logs_per_minute: int | None = None
+    logs_per_minute: Annotated[int | None, Range(least=0)] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,20 +62,7 @@ class Settings:
             object.__setattr__(self, "balance_usd", Decimal(str(self.balance_usd)))
         except InvalidOperation:
             raise ValueError(f"balance_usd={self.balance_usd!r}; allowed: an amount in USD") from None
-        for name, least in _MINIMUMS.items():
-            value = getattr(self, name)
-            if value is None and getattr(type(self), name) is None:
-                continue
-            most, is_above = _MAXIMUMS.get(name, math.inf), name in _ABOVE_MINIMUM
-            number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not least <= value <= most or (is_above and value == least):
-                allowed = f"above {least}" if is_above else f"{least} or more"
-                raise ValueError(
-                    f"{name}={value!r}; allowed: {allowed}" + (f", {most} at most" if most < math.inf else "")
-                )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(choices)}")
+        check_values(self)
 
     def changed(self, **values: Any) -> Settings:
         """
@@ -97,14 +70,14 @@ class Settings:
 
         :raises ValueError: an unknown name, or a value out of range
         """
-        known = [field.name for field in fields(self)]
+        known = [each.name for each in fields(self)]
         if unknown := [name for name in values if name not in known]:
             raise ValueError(f"The sandbox has no setting {', '.join(unknown)}; allowed: {', '.join(known)}")
         return replace(self, **values)
 
     @property
     def generation_limit(self) -> RateLimit:
-        """How many generations are let through."""
+        """Rate limit of generations."""
         return RateLimit(
             self.requests_per_minute,
             counting=self.counting,
@@ -113,7 +86,5 @@ class Settings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; money travels as text."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "balance_usd": str(self.balance_usd)
-        }
+        """Return the settings as JSON values, with money as text."""
+        return asdict(self) | {"balance_usd": str(self.balance_usd)}

@@ -1,8 +1,8 @@
 """
-Responses that break HTTP: cut, reset, hang, drip, never end.
+Responses that break HTTP: truncated, reset, hanging, slow or endless.
 
-Each is an ASGI application, so an endpoint returns it like any response. Cutting needs the connection itself, which
-ASGI does not expose: :class:`Protocol` registers it under the addresses of both ends.
+Each is an ASGI application, so an endpoint can return it like any response. Closing a connection needs its transport,
+which ASGI does not expose, so :class:`Protocol` registers it under the addresses of both ends.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 _CONNECTIONS: dict[tuple[Any, Any], asyncio.Transport] = {}
-_LINGER_NOT = struct.pack("ii", 1, 0)
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's HTTP protocol without its access log; its connection can be found while it lasts."""
+    """uvicorn's HTTP protocol, without its access log, that registers its open connections."""
 
     _ends: tuple[Any, Any] | None = None
 
@@ -46,12 +46,12 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().connection_lost(exc)
 
 
-def _transport(scope: Scope) -> asyncio.Transport | None:
+def _find_transport(scope: Scope) -> asyncio.Transport | None:
     return _CONNECTIONS.get((tuple(scope["client"]), tuple(scope["server"])))
 
 
 async def wait_for_disconnect(receive: Receive, seconds: float | None = None) -> None:
-    """Wait until the client disconnects, at most so many seconds."""
+    """Wait until the client disconnects or the time is up; ``None`` waits forever."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while (await receive())["type"] != "http.disconnect":
@@ -61,19 +61,19 @@ async def wait_for_disconnect(receive: Receive, seconds: float | None = None) ->
 class Reset:
     """Reset the TCP connection without sending a byte."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the form of ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI signature
         """Run as an ASGI application."""
-        if (transport := _transport(scope)) is not None:
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        if (transport := _find_transport(scope)) is not None:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             transport.abort()
         await wait_for_disconnect(receive, 5)
 
 
 class Hang:
     """
-    Send nothing until the client leaves or the time is up, then reset the connection.
+    Send nothing until the client disconnects or the time is up, then reset the connection.
 
-    :param seconds: the longest time to hold the connection
+    :param seconds: longest time to hold the connection
     """
 
     def __init__(self, seconds: float) -> None:
@@ -85,12 +85,12 @@ class Hang:
         await Reset()(scope, receive, send)
 
 
-class Cut:
+class Truncated:
     """
-    Declare a whole body, send a part of it, close the connection.
+    Declare a full body, send part of it, and close the connection.
 
-    :param body: the part that is sent
-    :param content_length: declared length, in bytes
+    :param body: the part to send
+    :param content_length: declared length in bytes
     """
 
     def __init__(self, body: bytes, *, content_length: int, headers: Mapping[str, str]) -> None:
@@ -99,50 +99,50 @@ class Cut:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        await send({"type": "http.response.start", "status": 200, "headers": _raw(self.headers)})
+        await send({"type": "http.response.start", "status": 200, "headers": _encode_headers(self.headers)})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        if (transport := _transport(scope)) is not None:
+        if (transport := _find_transport(scope)) is not None:
             transport.close()
         await wait_for_disconnect(receive, 5)
 
 
 class Paced:
     """
-    Send a body in pieces, with a pause before each, until it ends or the client leaves.
+    Send a body in chunks, with a pause before each, until it ends or the client disconnects.
 
-    :param pieces: the body
-    :param seconds: pause before each piece
-    :param content_length: declared length, in bytes; ``None`` = none
+    :param chunks: the body
+    :param seconds: pause before each chunk
+    :param content_length: declared length in bytes; ``None`` = none
     """
 
     def __init__(
         self,
-        pieces: AsyncIterator[bytes],
+        chunks: AsyncIterator[bytes],
         *,
         seconds: float = 0.0,
         content_length: int | None,
         headers: Mapping[str, str],
     ) -> None:
-        self.pieces = pieces
+        self.chunks = chunks
         self.seconds = seconds
         self.headers = dict(headers)
         if content_length is not None:
             self.headers["content-length"] = str(content_length)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the form of ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI signature
         """Run as an ASGI application."""
-        await send({"type": "http.response.start", "status": 200, "headers": _raw(self.headers)})
-        gone = asyncio.ensure_future(wait_for_disconnect(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": _encode_headers(self.headers)})
+        disconnected = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
-            async for piece in self.pieces:
-                await asyncio.wait((gone,), timeout=self.seconds)
-                if gone.done():
+            async for chunk in self.chunks:
+                await asyncio.wait((disconnected,), timeout=self.seconds)
+                if disconnected.done():
                     return
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            gone.cancel()
+            disconnected.cancel()
 
 
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def _encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -19,7 +19,7 @@ from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, ModelWithdrawnError
 from airflow_provider_imagen.run.input_reader import InputReader
 from airflow_provider_imagen.sandbox import Fault
-from airflow_provider_imagen.sandbox.models import find_model as find_sandbox_model
+from airflow_provider_imagen.sandbox.model_specs import find_model as find_sandbox_model
 from airflow_provider_imagen.storage.inspect_image import inspect_image
 
 RECORD_KEYS = {

@@ -14,8 +14,8 @@ from airflow_provider_imagen.catalogue.lookup import Endpoint, all_models, find_
 from airflow_provider_imagen.catalogue.request_builder import MAX_IMAGES_PER_PROMPT, build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.run.results import ROUNDING
-from airflow_provider_imagen.sandbox.models import find_model as find_sandbox_model
-from airflow_provider_imagen.sandbox.sizes import size_of
+from airflow_provider_imagen.sandbox.image_sizes import image_size
+from airflow_provider_imagen.sandbox.model_specs import find_model as find_sandbox_model
 
 IMAGEN = "imagen-3.0-generate-002"
 LINK = "https://pictures.example/cat.png"
@@ -276,7 +276,7 @@ def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked
             if ratio is not None:
                 assert asked == Fraction(*map(int, ratio.split(":")))
             if asked is not None:
-                made = Fraction(*size_of(find_sandbox_model(model_id), request.body))
+                made = Fraction(*image_size(find_sandbox_model(model_id), request.body))
                 assert 1 / ROUNDING <= made / asked <= ROUNDING, (ratio, made)
 
 

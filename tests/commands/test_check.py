@@ -31,7 +31,7 @@ def run(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_all_is_well_with_a_good_key_and_living_models(run, sandbox):
+def test_a_valid_key_and_available_models_pass(run, sandbox):
     status, out = run()
     assert status == 0
     assert "Balance: 100.00 USD" in out
@@ -42,28 +42,28 @@ def test_all_is_well_with_a_good_key_and_living_models(run, sandbox):
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_a_withdrawn_model_fails_the_job_and_names_its_successor(run, sandbox):
+def test_a_withdrawn_model_fails_the_check_and_names_its_replacement(run, sandbox):
     sandbox.add_fault(Fault("withdrawn", model="flux/schnell", replaced_by="flux/dev", times=None))
     status, out = run()
     assert status == 1
-    assert "WRONG flux/schnell: withdrawn" in out
+    assert "FAIL  flux/schnell: withdrawn" in out
     assert "use flux/dev (dag.py:d.a)" in out
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_an_announced_end_is_a_warning_and_no_failure(run):
+def test_an_announced_shutdown_is_a_warning_not_a_failure(run):
     status, out = run(model="openai/gpt-image-1")
     assert status == 0
     assert "ok    openai/gpt-image-1: alive (dag.py:d.a)" in out
     assert "warn  openai/gpt-image-1: its maker retires it on 2026-10-23 (OpenAI, deprecations page, 2026-10): " in out
-    assert "may fail; use openai/gpt-image-2.5-sunburst\n" in out  # one line, for those who read it with a program
-    assert "mind the warnings" in out
+    assert "may fail; use openai/gpt-image-2.5-sunburst\n" in out  # on one line, for programs
+    assert "but see the warnings" in out
     report = json.loads(run("--json", model="openai/gpt-image-1")[1])
     assert {model["model"]: bool(model["warning"]) for model in report["models"]}["openai/gpt-image-1"] is True
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_a_typing_error_in_a_model_is_found(run):
+def test_a_typo_in_a_model_is_found(run):
     status, out = run("--json", model="flux/schnel")
     report = json.loads(out)
     assert status == 1
@@ -73,7 +73,7 @@ def test_a_typing_error_in_a_model_is_found(run):
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_an_empty_account_fails_the_job_and_the_models_are_still_checked(run, sandbox):
+def test_an_empty_account_fails_the_check_but_models_are_still_checked(run, sandbox):
     sandbox.configure(balance_usd=Decimal(0))
     status, out = run()
     assert status == 1
@@ -81,24 +81,24 @@ def test_an_empty_account_fails_the_job_and_the_models_are_still_checked(run, sa
     assert "flux/schnell: alive" in out
 
 
-def test_a_wrong_key_fails_the_job_without_being_shown(run, sandbox, monkeypatch):
+def test_a_wrong_key_fails_the_check_without_being_shown(run, sandbox, monkeypatch):
     connection = {"conn_type": "imagen", "host": sandbox.url, "password": "0123456789abcdef" * 2}
     monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps(connection))
     status, out = run()
     assert status == 1
-    assert "WRONG connection imagen_default" in out
+    assert "FAIL  connection imagen_default" in out
     assert "0123456789abcdef" not in out
 
 
-def test_a_connection_nobody_defined_is_told(run):
+def test_a_missing_connection_is_reported(run):
     status, out = run("--imagen-conn-id", "imagen_nowhere")
     assert status == 1
     assert "imagen_nowhere" in out
-    assert "the models could not be checked" in out
+    assert "The models could not be checked" in out
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_an_api_without_its_lists_is_no_clean_bill(run, sandbox):
+def test_an_api_without_model_lists_fails_the_check(run, sandbox):
     sandbox.add_fault(Fault("status", path="/v1/models/deprecations", times=None))
     status, out = run("--json")
     assert status == 1
@@ -106,11 +106,11 @@ def test_an_api_without_its_lists_is_no_clean_bill(run, sandbox):
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_a_dag_file_that_cannot_be_imported_fails_the_job(run, tmp_path):
+def test_a_dag_file_that_cannot_be_imported_fails_the_check(run, tmp_path):
     (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nimport no_such_module_anywhere\n")
     status, out = run()
     assert status == 1
-    assert "WRONG broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'\n" in out
+    assert "FAIL  broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'\n" in out
     assert "ok    flux/schnell: alive (dag.py:d.a)" in out
     assert json.loads(run("--json")[1])["broken"] == [
         "broken.py: ModuleNotFoundError: No module named 'no_such_module_anywhere'"
@@ -118,14 +118,14 @@ def test_a_dag_file_that_cannot_be_imported_fails_the_job(run, tmp_path):
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_what_is_known_only_when_the_dag_runs_is_named_and_fails_nothing(run):
+def test_values_known_only_at_run_time_are_listed_without_failing(run):
     status, out = run(model="{{ ds }}")
     assert status == 0
-    assert "not checked, known only when the DAG runs: dag.py:d.a (model)" in out
+    assert "not checked, known only at run time: dag.py:d.a (model)" in out
 
 
-def test_the_report_is_all_that_reaches_the_output(sandbox, tmp_path):
-    """In a process of its own: Airflow, its logs and the DAG files print too, and a program reads the JSON."""
+def test_only_the_report_reaches_stdout(sandbox, tmp_path):
+    """In its own process, because Airflow, its logs and the DAG files also print, but programs read the JSON."""
     (tmp_path / "dag.py").write_text('print("printed by the DAG file")' + DAG.format(model="flux/schnell"))
     (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nraise ValueError('broken on purpose')\n")
     connection = json.dumps({"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key})
@@ -145,13 +145,13 @@ def test_the_report_is_all_that_reaches_the_output(sandbox, tmp_path):
     assert "Filling up the DagBag" not in done.stderr
 
 
-def test_a_folder_that_is_not_there_is_a_usage_error(capsys, tmp_path):
+def test_a_missing_folder_is_a_usage_error(capsys, tmp_path):
     assert main(["check", str(tmp_path / "none")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_airflow_database")
-def test_a_connection_of_the_database_is_found(run, sandbox):
+def test_a_connection_in_the_database_is_found(run, sandbox):
     from airflow.models.connection import Connection
     from airflow.utils.session import create_session
 

@@ -47,14 +47,14 @@ def read(tmp_path):
         ('from airflow.sdk import BaseOperator\nBaseOperator(task_id="a")', set()),
     ],
 )
-def test_a_model_is_found_wherever_a_task_may_have_it(read, text, models):
+def test_a_model_is_found_in_every_argument(read, text, models):
     findings = read(text)
     assert {use.model for use in findings.uses} == models
     assert findings.unread == []
 
 
 @pytest.mark.parametrize("call", ["f('x')", "f.expand(x=['x', 'y'])", "f.partial().expand(x=['x'])"])
-def test_the_models_of_the_decorator_are_found_and_its_prompts_are_not_known(read, call):
+def test_models_of_the_decorator_are_found_but_its_prompts_are_unknown(read, call):
     findings = read(
         f"""
         @task.imagen(model="one", fallback_models=["two"])
@@ -121,7 +121,7 @@ def test_templates_are_rendered_with_the_defaults_of_params(read, params, templa
         ('ImagenGenerateOperator.partial(task_id="a").expand_kwargs([other.output])', "model"),
     ],
 )
-def test_what_only_the_running_dag_knows_is_named(read, text, argument):
+def test_values_known_only_at_run_time_are_listed(read, text, argument):
     findings = read(
         f'other = ImagenGenerateOperator(task_id="other", prompt="x")\n{text}',
         arguments=', params={"needed": Param(type="string")}',
@@ -130,7 +130,7 @@ def test_what_only_the_running_dag_knows_is_named(read, text, argument):
     assert findings.unread == [f"dag.py:d.a ({argument})"]
 
 
-def test_files_that_cannot_be_imported_are_named_and_the_others_are_read(tmp_path):
+def test_files_that_cannot_be_imported_are_listed_and_the_others_are_read(tmp_path):
     (tmp_path / "broken.py").write_text(HEADER + "def (:")
     (tmp_path / "exits.py").write_text(HEADER + "raise SystemExit(3)")
     (tmp_path / "missing.py").write_text(HEADER + "import no_such_module_anywhere")

@@ -1,4 +1,4 @@
-"""``airflow-imagen demo``, run as a user runs it."""
+"""``airflow-imagen demo`` in its own process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def demo(
     )
 
 
-def test_it_makes_the_pictures_and_says_where_they_are_and_what_they_cost(tmp_path: Path) -> None:
+def test_it_generates_images_and_prints_their_paths_and_costs(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("A fox in the snow\n\nA heron at dusk\n")
 
     done = demo(
@@ -48,9 +48,9 @@ def test_it_makes_the_pictures_and_says_where_they_are_and_what_they_cost(tmp_pa
         with Image.open(tmp_path / "imagen-demo" / line["file_name"]) as picture:
             assert picture.size == (1408, 768)
     assert "Image 3 of 3" in done.stdout
-    assert "3 pictures in imagen-demo for 0.1260 USD" in done.stdout
+    assert "3 images in imagen-demo for 0.1260 USD" in done.stdout
     assert done.stderr == ""
-    assert "[info" not in done.stdout  # no wall of log
+    assert "[info" not in done.stdout  # no Airflow log
 
 
 def test_a_failure_is_one_clear_error_and_a_status(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_connection_in_the_environment_is_used(tmp_path: Path, imagen_sandbox)
     assert imagen_sandbox.api_key not in done.stdout + done.stderr
 
 
-def test_no_prompt_is_told_before_airflow_is_started(tmp_path: Path) -> None:
+def test_a_missing_prompt_is_reported_before_airflow_starts(tmp_path: Path) -> None:
     done = demo(tmp_path)
 
     assert done.returncode == 2

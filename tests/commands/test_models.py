@@ -7,7 +7,7 @@ import pytest
 
 from airflow_provider_imagen.catalogue.lookup import all_models
 from airflow_provider_imagen.cli import main
-from airflow_provider_imagen.commands.describing import dag_snippet, example_arguments
+from airflow_provider_imagen.commands.model_description import dag_snippet, example_arguments
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.sandbox import Fault
 
@@ -40,13 +40,13 @@ def test_the_list_has_every_model(run):
         (["--max-usd", "0.004"], {"flux/schnell"}),
     ],
 )
-def test_a_search_keeps_what_fits(run, argv, found):
+def test_a_search_keeps_matching_models(run, argv, found):
     status, out, _ = run(*argv, "--json")
     assert status == 0
     assert {row["id"] for row in json.loads(out)} == found
 
 
-def test_nothing_found_is_said_with_what_is_similar(run):
+def test_a_search_without_results_suggests_similar_models(run):
     status, out, err = run("flux/schnel1")
     assert (status, out) == (1, "")
     assert "flux/schnell" in err
@@ -57,7 +57,7 @@ def test_one_model_is_shown_with_fields_limits_price_and_a_dag(run):
     status, out, _ = run("flux/schnell")
     assert status == 0
     for text in (
-        "0.0040 USD a picture",
+        "0.0040 USD per image",
         "image_size",
         "multiple of 32",
         "a number from 1 to 4",
@@ -95,7 +95,7 @@ def test_the_dag_of_every_model_is_one_it_accepts(model):
     assert plan.images == 1
 
 
-def test_live_asks_for_states_and_prices_without_a_key(run, sandbox):
+def test_live_gets_status_and_prices_without_a_key(run, sandbox):
     sandbox.add_fault(Fault("withdrawn", model="flux/dev", replaced_by="flux/schnell", times=None))
     rows = {row["id"]: row for row in json.loads(run("--live", "--url", sandbox.url, "--json")[1])}
     assert (rows["flux/dev"]["status"], rows["flux/dev"]["successor"]) == ("withdrawn", "flux/schnell")
@@ -109,7 +109,7 @@ def test_prices_by_quality_are_those_of_the_default_quality(run, sandbox):
     assert (facts["usd_per_image"], facts["usd_source"]) == (0.054, "live")
 
 
-def test_an_api_that_cannot_be_reached_is_told(run):
+def test_an_unreachable_api_is_reported(run):
     status, out, err = run("--live", "--url", "http://127.0.0.1:9")
     assert (status, out) == (2, "")
     assert "connection refused" in err

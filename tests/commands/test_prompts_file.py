@@ -1,4 +1,4 @@
-"""``airflow-imagen demo --prompts-file``: what editors and shells write around the prompts is no part of them."""
+"""``airflow-imagen demo --prompts-file``: encodings and byte order marks are not part of the prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARK = "\ufeff"
 
 @pytest.fixture(params=["file", "stdin"])
 def read(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], object]:
-    """Run the command with these bytes as its prompts; give the prompts it would paint."""
+    """Run the command with these bytes as its prompts file, and return the prompts it reads."""
 
     def run(data: bytes) -> object:
         painted: list[str] = []
@@ -43,16 +43,16 @@ def test_the_encodings_of_windows_are_read(read: Callable[[bytes], object], enco
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_a_byte_order_mark_is_no_part_of_a_prompt(read: Callable[[bytes], object], encoding: str) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_prompt(read: Callable[[bytes], object], encoding: str) -> None:
     assert read((MARK + TEXT).encode(encoding)) == PROMPTS
 
 
-def test_files_joined_by_a_shell_have_marks_in_the_middle(read: Callable[[bytes], object]) -> None:
+def test_concatenated_files_can_have_marks_in_the_middle(read: Callable[[bytes], object]) -> None:
     assert read("A fox\n".encode("utf-8-sig") + "A crow\n".encode("utf-8-sig")) == ["A fox", "A crow"]
 
 
 @pytest.mark.parametrize("data", [b"", MARK.encode(), (MARK + "\r\n").encode()])
-def test_a_mark_alone_is_no_prompt(read: Callable[[bytes], object], data: bytes) -> None:
+def test_a_byte_order_mark_alone_is_not_a_prompt(read: Callable[[bytes], object], data: bytes) -> None:
     assert read(data) == 2
 
 

@@ -1,4 +1,4 @@
-"""``airflow-imagen reconcile``, over HTTP: what became of requests in doubt, and the journal afterwards."""
+"""``airflow-imagen reconcile`` over HTTP: the outcomes of in-doubt requests, and the journal afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODEL = "imagen-3.0-generate-002"
 
 @pytest.fixture
 def doubts(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Leave three requests in doubt: one that was billed, one that failed, and one that the log does not know."""
+    """Leave three requests in doubt: one that was billed, one that failed, and one that is not in the log."""
     connection = {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key}
     monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps(connection))
     store = FolderJournalStore(tmp_path, "ab12")
@@ -64,7 +64,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[
     return status, {row["client_request_id"]: row for row in json.loads(capsys.readouterr().out)}
 
 
-def test_what_was_sent_with_another_key_stays_in_doubt(
+def test_requests_sent_with_another_key_stay_in_doubt(
     doubts: Any, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = doubts("billed", account="another key")
@@ -75,7 +75,7 @@ def test_what_was_sent_with_another_key_stays_in_doubt(
     assert read_journal(store).all_unresolved().keys() == {"id-billed"}
 
 
-def test_each_request_is_told_apart_and_recorded(
+def test_each_outcome_is_distinguished_and_journaled(
     doubts: Any, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = doubts("failed", "billed", "unknown")
@@ -97,7 +97,7 @@ def test_each_request_is_told_apart_and_recorded(
     assert (again[0], list(again[1])) == (1, ["id-unknown"])
 
 
-def test_a_finished_task_with_nothing_left_in_doubt_keeps_no_journal(
+def test_a_finished_task_with_nothing_in_doubt_keeps_no_journal(
     doubts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doubts("failed", "billed", is_finished=True)
@@ -106,7 +106,7 @@ def test_a_finished_task_with_nothing_left_in_doubt_keeps_no_journal(
     assert run(capsys, str(tmp_path)) == (0, {})
 
 
-def test_a_request_that_the_log_has_not_shown_for_a_day_was_not_billed(
+def test_a_request_missing_from_the_log_for_a_day_was_not_billed(
     doubts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doubts("unknown", age_seconds=25 * 3600)
@@ -114,7 +114,7 @@ def test_a_request_that_the_log_has_not_shown_for_a_day_was_not_billed(
     assert (status, rows["id-unknown"]["outcome"], rows["id-unknown"]["usd"]) == (0, "not billed", 0.0)
 
 
-def test_a_log_that_cannot_be_read_leaves_everything_as_it_was(
+def test_an_unreadable_log_changes_nothing(
     doubts: Any, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = doubts("billed", age_seconds=25 * 3600)
@@ -135,7 +135,7 @@ def test_a_running_attempt_keeps_its_journal(doubts: Any, tmp_path: Path, capsys
     assert list(read_journal(store).all_unresolved()) == ["id-next"]
 
 
-def test_what_is_missing_on_the_command_line_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_arguments_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["folder", "--dag-id", "d"], ["--dag-id", "d", "--run-id", "r"]):
         assert main(["reconcile", *arguments]) == 2
         assert "--dag-id, --run-id and --task-id" in capsys.readouterr().err

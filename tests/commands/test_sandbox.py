@@ -37,7 +37,7 @@ def start(*options):
         ),
     ],
 )
-def test_options_become_settings_and_the_rest_stays_as_it_is(options, changed):
+def test_options_become_settings_and_the_rest_keep_their_defaults(options, changed):
     process = start(*options.split())
     try:
         url = process.stdout.readline().split()[1]
@@ -74,11 +74,11 @@ def test_a_value_out_of_range_is_one_line(capsys, options, message):
     assert capsys.readouterr().err == f"{message}\n"
 
 
-def test_a_port_that_is_taken_is_one_line(capsys):
+def test_a_port_in_use_is_one_line(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
 
         assert main(["sandbox", "--port", str(port)]) == 2
-    assert f"Address already in use: cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err

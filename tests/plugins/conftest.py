@@ -1,4 +1,4 @@
-"""Airflow's real web application with the gallery in it, a DAG that has made pictures, and people who look."""
+"""Airflow's real web application with the gallery, a DAG with images, and visitors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Visit = Callable[..., "TestClient"]
 
 @pytest.fixture(scope="module")
 def airflow_app(_airflow_database: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """Give a function that makes Airflow's web application, with an auth manager that can restrict users to DAGs."""
+    """Return a function that creates Airflow's web application, with an auth manager for restricted users."""
     import airflow.api_fastapi.app as module
     from airflow import plugins_manager
 
-    from airflow_provider_imagen.plugins.gallery import app as gallery
+    from airflow_provider_imagen.plugins.gallery import routes as gallery
     from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
     from airflow_provider_imagen.plugins.imagen import ImagenPlugin
 
@@ -37,7 +37,7 @@ def airflow_app(_airflow_database: None, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "ann:viewer,bob:viewer")
         patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
         patch.setattr(gallery, "thumbnails", ThumbnailCache(tmp_path_factory.mktemp("previews", numbered=True)))
-        # An installation made before the plugin existed does not know its entry point.
+        # An installation from before the plugin existed lacks its entry point.
         patch.setattr(plugins_manager, "get_fastapi_plugins", lambda: (ImagenPlugin.fastapi_apps, []))
 
         def make(base_path: str) -> Any:
@@ -52,7 +52,7 @@ def airflow_app(_airflow_database: None, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def visit(airflow_app: Callable[[str], Any]) -> Iterator[Visit]:
-    """Give a function that lets somebody visit the gallery, with the cookie their browser would have."""
+    """Return a function that returns a client for a user, with the session cookie of a browser."""
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from fastapi.testclient import TestClient
@@ -67,13 +67,13 @@ def visit(airflow_app: Callable[[str], Any]) -> Iterator[Visit]:
         return client
 
     yield visit
-    if (loaded := sys.modules.get("restricted_auth_manager")) is not None:  # it is not when nobody has visited
+    if (loaded := sys.modules.get("restricted_auth_manager")) is not None:  # not loaded if there was no visit
         loaded.RestrictedAuthManager.only.clear()
 
 
 @dataclass
 class Gallery:
-    """A run that made pictures, and the addresses of what the gallery shows of it."""
+    """A run with images, and the URLs of its gallery pages."""
 
     run: Any
 
@@ -100,7 +100,7 @@ class Gallery:
 def painted(
     run_dag: Callable[..., Any], request: pytest.FixtureRequest, imagen_connection: str
 ) -> Callable[..., Gallery]:
-    """Give a function that runs one painting task and tells where its pictures are shown."""
+    """Return a function that runs one task and returns the URLs of its gallery pages."""
     from airflow.sdk import DAG
 
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
@@ -118,7 +118,7 @@ def painted(
 
 @pytest.fixture
 def forged(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Gallery]:
-    """Give a function that runs a task which leaves any records its author likes."""
+    """Return a function that runs a task that pushes arbitrary records to XCom."""
     from airflow.sdk import DAG, task
 
     def forge(images: Any, **summary: Any) -> Gallery:

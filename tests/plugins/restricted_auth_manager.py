@@ -1,4 +1,4 @@
-"""An auth manager for tests: Airflow's simple one, where each user may also be kept to some DAGs."""
+"""An auth manager for tests: Airflow's simple one, in which users can also be restricted to some DAGs."""
 
 from __future__ import annotations
 

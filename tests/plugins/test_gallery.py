@@ -230,7 +230,7 @@ def test_a_picture_that_was_not_stored_is_shown_from_its_link(painted: Any, visi
     assert image["url"] in links(page.text, "src")
     server = urlsplit(image["url"])
     assert f"img-src 'self' {server.scheme}://{server.netloc};" in page.headers["content-security-policy"]
-    assert "the link the API gave has expired" in page.text  # for the script to show when it has
+    assert "the API's URL has expired" in page.text  # for the script to show when it has
 
 
 def test_mapped_tasks_are_shown_apart_and_summed_up(
@@ -268,7 +268,7 @@ def test_a_run_of_very_many_tasks_is_counted_little_by_little(
 ) -> None:
     from airflow.sdk import DAG, task
 
-    from airflow_provider_imagen.plugins.gallery.app import collection
+    from airflow_provider_imagen.plugins.gallery.routes import collection
 
     with DAG("very_many", schedule=None) as dag:
 
@@ -317,9 +317,11 @@ def test_empty_states_say_why(run_dag: Callable[..., Any], visit: Any) -> None:
     ids = {"dag_id": "no_pictures", "run_id": run.run_id}
     ann = visit()
 
-    assert "has left no pictures" in ann.get("/imagen/task", params={**ids, "task_id": "nothing"}).text
-    assert "No task of this run has made pictures" in ann.get("/imagen/run", params=ids).text
-    assert "No run of this DAG has made pictures yet" in ann.get("/imagen/dag", params={"dag_id": "no_pictures"}).text
+    assert "has no images" in ann.get("/imagen/task", params={**ids, "task_id": "nothing"}).text
+    assert "No task in this run has generated images" in ann.get("/imagen/run", params=ids).text
+    assert (
+        "No run of this DAG has generated images yet" in ann.get("/imagen/dag", params={"dag_id": "no_pictures"}).text
+    )
     gone = ann.get("/imagen/run", params={**ids, "run_id": "never"})
     assert "This run does not exist, or was deleted" in gone.text
 
@@ -447,7 +449,7 @@ def test_every_route_refuses_a_user_without_access_to_the_dag(painted: Any, visi
 
 
 def test_every_route_that_shows_something_is_among_those_checked() -> None:
-    from airflow_provider_imagen.plugins.gallery.app import app
+    from airflow_provider_imagen.plugins.gallery.routes import app
 
     assert {route.path for route in app.routes} == {"/task", "/run", "/dag", "/picture", "/file", "/static/{name}"}
 
@@ -886,7 +888,7 @@ def test_the_snippet_says_where_the_pictures_it_was_made_from_belong(
     )
 
     code = read_snippet(visit, gallery)
-    place = "# input_images: the pictures it was made from"
+    place = "# input_images: the original input images"
     (again,) = paste(code.replace(place, f"input_images={str(source)!r},"), tmp_path / "b")
 
     assert place in code
@@ -945,6 +947,6 @@ def test_money_in_doubt_is_shown_with_the_requests_it_is_for(
     path, query = gallery.task()
     page = visit().get(path, params=query).text
 
-    assert "In doubt, at most" in page
+    assert "In doubt (maximum)" in page
     assert page.count('class="badge in_doubt"') == 1
     assert "could not be looked up" in page

@@ -74,14 +74,14 @@ def test_every_number_of_a_summary_is_shown_under_its_name(forged: Any, visit: A
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
     assert sums(page) == {
-        "Made": "7 of 20",
+        "Generated": "7 of 20",
         "Filtered": "1",
         "Failed": "2",
         "Not sent": "3",
-        "Paid by earlier tries": "4",
+        "Reused from previous attempts": "4",
         "Spent": "about $1,234.50",
-        "Of it lost": "$0.7500",
-        "In doubt, at most": "$0.2500",
+        "Of which lost": "$0.7500",
+        "In doubt (maximum)": "$0.2500",
     }
 
 
@@ -90,8 +90,8 @@ def test_what_is_zero_is_not_shown(forged: Any, visit: Any) -> None:
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
-    assert sums(page) == {"Made": "1 of 1", "Spent": "$1.00"}
-    assert "See what was not made" not in page
+    assert sums(page) == {"Generated": "1 of 1", "Spent": "$1.00"}
+    assert "See which images are missing" not in page
 
 
 def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], visit: Any) -> None:
@@ -113,14 +113,14 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
     page = ann.get("/imagen/run", params=ids).text
 
     assert sums(page) == {
-        "Made": "222 of 111",
+        "Generated": "222 of 111",
         "Filtered": "333",
         "Failed": "444",
         "Not sent": "555",
-        "Paid by earlier tries": "666",
+        "Reused from previous attempts": "666",
         "Spent": "about $777.00",
-        "Of it lost": "$888.00",
-        "In doubt, at most": "$999.00",
+        "Of which lost": "$888.00",
+        "In doubt (maximum)": "$999.00",
     }
     assert prompts(page) == ["of 1"] * 2 + ["of 10"] * 20 + ["of 100"] * 38
     assert pager(page) == (None, "Page 1 of 4", "2")
@@ -130,7 +130,7 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
     problems = ann.get("/imagen/run", params={**ids, "show": "problems"}).text
     assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", problems) == [f"paint [{number}]" for number in range(3)]
     assert "Every picture" not in problems
-    assert re.findall(r"(\d+) were not asked for, because the task ended before", problems) == ["5", "50", "500"]
+    assert re.findall(r"(\d+) were not requested, because the task ended first", problems) == ["5", "50", "500"]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_the_facts_of_a_card_are_its_pictures(forged: Any, visit: Any) -> None:
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
-    facts = [" ".join(found.split()) for found in re.findall(r'<span class="facts">(.*?)</span>', page, re.DOTALL)]
+    facts = [" ".join(found.split()) for found in re.findall(r'<span class="details">(.*?)</span>', page, re.DOTALL)]
     assert facts == ["a-model · 40×30 · seed 0 · $0.0400", "unknown model · $0.0100"]
 
 
@@ -279,9 +279,9 @@ def test_a_picture_leads_to_the_ones_before_and_after(forged: Any, visit: Any) -
         found.append((re.search(r"<h1>(.*?)</h1>", text)[1], places))
 
     assert found == [
-        ("Picture 1 of 3", {"next": ("0", "1")}),
-        ("Picture 2 of 3", {"prev": ("0", "0"), "next": ("5", "0")}),
-        ("Picture 3 of 3", {"prev": ("0", "1")}),
+        ("Image 1 of 3", {"next": ("0", "1")}),
+        ("Image 2 of 3", {"prev": ("0", "0"), "next": ("5", "0")}),
+        ("Image 3 of 3", {"prev": ("0", "1")}),
     ]
     for prompt, image in ((0, 2), (1, 0), (5, 1)):
         assert ann.get(gallery.page(prompt, image)[0], params=gallery.page(prompt, image)[1]).status_code == 404
@@ -332,9 +332,9 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
         return ann.get(gallery.task()[0], params=gallery.task(**query)[1]).text
 
     assert re.findall(r'<p class="why">(.*?)</p>', look(13)) == [f"why {number}" for number in range(12)]
-    assert "See what was not made" in look(13)
-    assert "See what was not made" not in look(12)
-    assert "0 of 2 made" in look(1)
+    assert "See which images are missing" in look(13)
+    assert "See which images are missing" not in look(12)
+    assert "0 of 2 generated" in look(1)
     second = look(13, page=2)
     assert (prompts(second), 'class="why"' in second) == (["prompt 060"], False)
     many = look(61, show="problems")
@@ -342,7 +342,7 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     assert re.findall(r'<p class="why">(.*?)</p>', look(61, show="problems", page=2)) == ["why 60"]
     problems = ann.get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
     assert problems.count('class="why"') == 61
-    assert "were not asked for" not in problems
+    assert "were not requested" not in problems
 
 
 def test_a_run_without_problems_says_so(forged: Any, visit: Any) -> None:
@@ -350,7 +350,7 @@ def test_a_run_without_problems_says_so(forged: Any, visit: Any) -> None:
 
     page = visit().get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
 
-    assert "Every picture that was asked for was made." in page
+    assert "All requested images were generated." in page
     assert "Every picture" not in visit().get("/imagen/run", params=gallery.ids).text
 
 
@@ -371,7 +371,7 @@ def test_a_dag_shows_the_newest_eight_runs_and_eight_pictures_of_each(run_dag: C
 
     assert re.findall(r"<h2><a [^>]*>(.*?)</a>", page) == runs[:0:-1]
     assert prompts(page) == [f"prompt {number:03}" for number in range(8)] * 8
-    assert page.count("All 9 pictures of this run") == 8
+    assert page.count("All 9 images of this run") == 8
 
 
 def test_a_run_whose_summary_is_of_another_tool_is_not_listed(run_dag: Callable[..., Any], visit: Any) -> None:
@@ -388,7 +388,7 @@ def test_a_run_whose_summary_is_of_another_tool_is_not_listed(run_dag: Callable[
 
     page = visit().get("/imagen/dag", params={"dag_id": "other_tool"}).text
 
-    assert "No run of this DAG has made pictures yet." in page
+    assert "No run of this DAG has generated images yet." in page
     assert run_id not in page
 
 
@@ -410,17 +410,17 @@ def test_a_run_without_pictures_says_whether_some_may_come(run_dag: Callable[...
 
     page = visit().get("/imagen/run", params={"dag_id": run.dag_id, "run_id": run.run_id}).text
 
-    assert ("pictures are shown when it has ended" in page) == (state != "success")
+    assert ("images are shown when it has finished" in page) == (state != "success")
 
 
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ("running", "has not ended yet"),
-        ("deferred", "has not ended yet"),
-        (None, "has not ended yet"),
-        ("failed", "(its state is failed). Its log says why."),
-        ("success", "Airflow has deleted their records since"),
+        ("running", "has not finished yet"),
+        ("deferred", "has not finished yet"),
+        (None, "has not finished yet"),
+        ("failed", "Its state is failed; see its log for the reason."),
+        ("success", "Airflow has since deleted their records"),
     ],
 )
 @pytest.mark.parametrize("mapped", [False, True])
@@ -448,7 +448,7 @@ def test_a_task_without_pictures_says_why(
 def test_a_task_that_made_nothing_says_so(forged: Any, visit: Any) -> None:
     gallery = forged([], requested=1, made=0)
 
-    assert "This task made no picture." in visit().get(gallery.task()[0], params=gallery.task()[1]).text
+    assert "This task generated no images." in visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
 
 # --- files and what browsers keep -------------------------------------------------------------------------------------
@@ -580,12 +580,12 @@ def test_every_error_has_its_sentence(forged: Any, visit: Any) -> None:
         found = re.search(r'<p class="empty">(.*?)</p>', answer.text)
         return answer.status_code, unescape(found[1]) if found else answer.text
 
-    assert message(bob.get(path, params=query)) == (403, "You may not see the pictures of this DAG.")
-    assert message(ann.get("/imagen/nowhere")) == (404, "There is no such picture or page.")
-    assert message(ann.get(path, params={"dag_id": gallery.run.dag_id})) == (422, "This address is not complete.")
+    assert message(bob.get(path, params=query)) == (403, "You do not have permission to see the images of this DAG.")
+    assert message(ann.get("/imagen/nowhere")) == (404, "There is no such image or page.")
+    assert message(ann.get(path, params={"dag_id": gallery.run.dag_id})) == (422, "This URL is incomplete or invalid.")
     assert message(ann.get(*gallery.file(9)[:1], params=gallery.file(9)[1])) == (
         404,
-        "There is no such picture or page.",
+        "There is no such image or page.",
     )
     assert message(ann.get(*gallery.file()[:1], params=gallery.file()[1]))[0] == 404  # never stored
     assert message(nobody.get(*gallery.file()[:1], params=gallery.file()[1])) == (401, "You are not logged in.")
@@ -651,7 +651,7 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
         "    task_id='paint',\n    prompt='a fox',\n    model='m',\n    seed=0,\n"
         "    aspect_ratio='16:9',\n    enhance_prompt=False,\n"
         "    parameters={'negative_prompt': None, 'loras': [{'path': 'x', 'scale': 0.5}]},\n"
-        "    # input_images: the pictures it was made from\n)\n"
+        "    # input_images: the original input images\n)\n"
     )
 
     assert snippet(picture, parameters) == expected
@@ -730,5 +730,5 @@ def test_more_entries_than_airflow_hands_out_at_once_are_all_found(run_dag: Call
 
     page = visit().get("/imagen/run", params=ids).text
 
-    assert sums(page)["Made"] == "2 of 2"
+    assert sums(page)["Generated"] == "2 of 2"
     assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", page) == ["a", "b"]

@@ -1,4 +1,4 @@
-"""Previews kept on the web server's disk."""
+"""The cache of previews on the web server's disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _picture(number: int) -> tuple[str, bytes]:
     return hashlib.sha256(target.getvalue()).hexdigest(), target.getvalue()
 
 
-def test_a_preview_is_kept_for_all_who_share_the_folder(tmp_path: Path) -> None:
+def test_all_processes_share_a_preview(tmp_path: Path) -> None:
     digest, data = _picture(1)
     made = ThumbnailCache(tmp_path / "previews").make(digest, data)
 
@@ -33,11 +33,11 @@ def test_a_preview_is_kept_for_all_who_share_the_folder(tmp_path: Path) -> None:
         assert preview.size == (384, 192)
 
 
-def test_the_folder_stays_below_its_bound_and_keeps_what_is_looked_at(tmp_path: Path) -> None:
+def test_the_folder_stays_below_its_limit_and_keeps_recently_used_previews(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "previews", max_bytes=10_000)
     first, data = _picture(0)
     cache.make(first, data)
-    for number in range(1, 129):  # the last write is one that tidies up
+    for number in range(1, 129):  # the last write prunes the folder
         digest, data = _picture(number)
         cache.make(digest, data)
         os.utime(next((tmp_path / "previews").glob(f"{digest}*")), (number, number))
@@ -62,7 +62,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
         assert list((tmp_path / name).iterdir()) == []
 
 
-def test_a_name_that_is_no_digest_reaches_no_file(tmp_path: Path) -> None:
+def test_a_name_that_is_not_a_digest_accesses_no_file(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "previews")
     (tmp_path / "secret-384.webp").write_bytes(b"secret")
 
@@ -70,7 +70,7 @@ def test_a_name_that_is_no_digest_reaches_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_picture_of_very_many_pixels_is_not_decoded_for_a_preview(
+def test_a_very_large_image_is_not_decoded_for_a_preview(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     target = BytesIO()
@@ -85,7 +85,7 @@ def test_a_picture_of_very_many_pixels_is_not_decoded_for_a_preview(
         ThumbnailCache(tmp_path / "previews").make(hashlib.sha256(data).hexdigest(), data)
 
 
-def test_a_picture_with_much_beside_its_pixels_has_a_preview(tmp_path: Path) -> None:
+def test_an_image_with_much_metadata_has_a_preview(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("workflow", "x" * 3_000_000, zip=True)
     target = BytesIO()
@@ -95,11 +95,11 @@ def test_a_picture_with_much_beside_its_pixels_has_a_preview(tmp_path: Path) -> 
     assert ThumbnailCache(tmp_path / "previews").make(hashlib.sha256(data).hexdigest(), data)
 
 
-def test_a_vector_picture_has_no_preview(tmp_path: Path) -> None:
+def test_a_vector_image_has_no_preview(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailableError, match="vector"):
         ThumbnailCache(tmp_path / "previews").make("0" * 64, b"<svg xmlns='http://www.w3.org/2000/svg'/>")
 
 
-def test_what_is_no_picture_has_no_preview(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_has_no_preview(tmp_path: Path) -> None:
     with pytest.raises(FileUnavailableError):
         ThumbnailCache(tmp_path / "previews").make("0" * 64, b"<svg onload=alert(1)>")

@@ -1,4 +1,4 @@
-"""One scaled-down sandbox for all tests of a session, emptied before each."""
+"""One sandbox with small images for the whole session, reset before each test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGEN = "imagen-3.0-generate-002"
 
 
 class Clock:
-    """A clock that only moves when told."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1_795_000_000.0
@@ -49,7 +49,7 @@ def key(sandbox: Sandbox) -> dict[str, str]:
 
 @pytest.fixture
 def generate(sandbox: Sandbox, key: dict[str, str]) -> Callable[..., requests.Response]:
-    """POST a generation; ``headers`` and ``timeout`` are for requests, the rest is the body."""
+    """POST a generation; ``headers`` and ``timeout`` are passed to requests, everything else is the body."""
 
     def post(*, headers: dict[str, str] | None = None, timeout: float = 10, **body: Any) -> requests.Response:
         body = {"model": IMAGEN, "prompt": "a red fox"} | body

@@ -28,20 +28,20 @@ def test_the_account_needs_a_key(sandbox, path):
     assert requests.get(f"{sandbox.url}{path}", timeout=10).status_code == 401
 
 
-def test_the_balance_falls_by_what_was_charged(get, generate):
+def test_the_balance_falls_by_the_charges(get, generate):
     generate(num_images=2)
 
     assert get("/v2/billing").json() == {"current_balance": 99.916, "currency": "USD"}
 
 
-def test_the_old_balance_is_in_credits(get, generate):
+def test_the_legacy_balance_is_in_credits(get, generate):
     generate(num_images=2)
 
     answer = get("/v1/billing/balance").json()
     assert (answer["balance"], answer["lowBalance"]) == (199_832_000, False)
 
 
-def test_the_usage_of_a_window_is_added_up(get, generate):
+def test_usage_is_the_total_of_a_window(get, generate):
     generate(num_images=2)
     generate()
 
@@ -50,7 +50,7 @@ def test_the_usage_of_a_window_is_added_up(get, generate):
     assert get("/v2/usage").status_code == 400
 
 
-def test_transactions_come_in_pages_newest_first(get, generate):
+def test_transactions_are_paged_newest_first(get, generate):
     ids = [generate().headers["x-inference-id"] for _ in range(5)]
     found, cursor = [], {}
     while True:
@@ -65,7 +65,7 @@ def test_transactions_come_in_pages_newest_first(get, generate):
     assert page["data"][0]["amount"] == {"usd": 0.042, "credits": 84000}
 
 
-def test_transactions_can_be_filtered_and_a_strange_cursor_is_refused(get, generate):
+def test_transactions_can_be_filtered_and_an_invalid_cursor_is_rejected(get, generate):
     generate()
 
     assert get("/v2/billing/transactions", direction="TOPUP").json()["data"] == []
@@ -74,7 +74,7 @@ def test_transactions_can_be_filtered_and_a_strange_cursor_is_refused(get, gener
     assert get("/v2/billing/transactions", cursor="nonsense").status_code == 400
 
 
-def test_the_log_holds_every_request_with_its_outcome(get, generate):
+def test_the_log_lists_every_request_with_its_outcome(get, generate):
     made = generate(headers={"X-Client-Request-Id": "good"})
     generate(headers={"X-Client-Request-Id": "bad"}, num_images=9)
     rows = {row["client_request_id"]: row for row in get("/v2/logs", period="1h").json()["data"]}
@@ -86,7 +86,7 @@ def test_the_log_holds_every_request_with_its_outcome(get, generate):
     assert rows["bad"]["cost"] == {"usd": 0.0, "credits": 0}
 
 
-def test_a_request_shows_in_the_log_only_after_the_lag(get, generate, sandbox, clock):
+def test_a_request_appears_in_the_log_after_the_lag(get, generate, sandbox, clock):
     sandbox.configure(log_lag_seconds=30)
     generate()
 
@@ -97,7 +97,7 @@ def test_a_request_shows_in_the_log_only_after_the_lag(get, generate, sandbox, c
     assert len(get("/v2/logs", period="1h").json()["data"]) == 1
 
 
-def test_the_log_comes_in_pages_newest_first(get, generate, clock):
+def test_the_log_is_paged_newest_first(get, generate, clock):
     for number in range(5):
         generate(headers={"X-Client-Request-Id": f"id-{number}"})
         clock.now += 1
@@ -122,7 +122,7 @@ def test_the_log_is_filtered_by_status_and_model(get, generate):
     assert rows(model="openai/gpt-image-2,imagen-3.0-generate-002") == 0
 
 
-def test_the_log_takes_a_window(get, generate, clock):
+def test_the_log_accepts_a_window(get, generate, clock):
     clock.now += 3600
     generate()
     at = datetime.fromtimestamp(clock.now, UTC)
@@ -152,7 +152,7 @@ def test_the_log_takes_a_window(get, generate, clock):
         {"period": "1h", "status": "succeeded,failed"},
     ],
 )
-def test_the_log_refuses_a_query_outside_its_documentation(get, query):
+def test_the_log_rejects_undocumented_queries(get, query):
     assert get("/v2/logs", **query).status_code == 400
 
 
@@ -165,7 +165,7 @@ def test_the_log_can_be_limited_per_minute(get, sandbox, clock):
 
 
 @pytest.mark.parametrize("skew", [-10_800, 600])
-def test_the_clock_can_be_off_wherever_the_api_tells_the_time(get, generate, sandbox, clock, skew):
+def test_clock_skew_applies_to_every_time_the_api_reports(get, generate, sandbox, clock, skew):
     sandbox.configure(clock_skew_seconds=skew)
     told = datetime.fromtimestamp(clock.now + skew, UTC)
     answer = generate(headers={"X-Client-Request-Id": "r1"})
@@ -177,7 +177,7 @@ def test_the_clock_can_be_off_wherever_the_api_tells_the_time(get, generate, san
     assert [datetime.fromisoformat(row["created"]) for row in get("/v2/logs", period="1h").json()["data"]] == [told] * 2
 
 
-def test_the_window_of_the_log_is_by_the_clock_that_is_off(get, generate, sandbox, clock):
+def test_the_log_window_uses_the_skewed_clock(get, generate, sandbox, clock):
     sandbox.configure(clock_skew_seconds=10_800)
     generate()
     now = datetime.fromtimestamp(clock.now, UTC)
@@ -190,7 +190,7 @@ def test_the_window_of_the_log_is_by_the_clock_that_is_off(get, generate, sandbo
     assert rows(2, 4) == 1
 
 
-def test_a_clock_that_is_off_changes_neither_lag_nor_limits(get, generate, sandbox, clock):
+def test_clock_skew_affects_neither_lag_nor_limits(get, generate, sandbox, clock):
     sandbox.configure(log_lag_seconds=30, logs_per_minute=2)
     generate()
     sandbox.configure(clock_skew_seconds=-10_800)

@@ -43,7 +43,7 @@ def test_the_catalogue_is_filtered_by_id_and_type(sandbox):
     assert ids(type="openai/chat-completions") == set()
 
 
-def test_prices_come_when_asked_for(sandbox):
+def test_prices_are_included_on_request(sandbox):
     (fixed,) = ask(sandbox, "/v1/models", include="pricing", id=IMAGEN).json()["data"]
     (variants,) = ask(sandbox, "/v1/models", details="true", id="openai/gpt-image-2").json()["data"]
 
@@ -59,8 +59,8 @@ def test_prices_come_when_asked_for(sandbox):
     }
 
 
-def test_every_price_of_the_list_has_the_documented_form_and_is_read(sandbox):
-    """The members that the examples of the complete-model-list page have (2026-08-19)."""
+def test_every_listed_price_has_the_documented_format_and_can_be_parsed(sandbox):
+    """The fields in the examples of the complete-model-list page (2026-08-19)."""
     rows = ask(sandbox, "/v1/models", include="pricing").json()["data"]
     prices = PriceList.from_response({"data": rows})
 
@@ -73,7 +73,7 @@ def test_every_price_of_the_list_has_the_documented_form_and_is_read(sandbox):
         assert prices.quote(request).source == "live", row["id"]
 
 
-def test_a_model_leads_to_its_own_openapi_document(sandbox):
+def test_a_model_links_to_its_openapi_document(sandbox):
     (entry,) = ask(sandbox, "/v1/models", id="openai/gpt-image-2").json()["data"]
     document = requests.get(entry["info"]["docsJson"], timeout=10).json()
     post = document["paths"]["/v1/images/generations"]["post"]
@@ -86,7 +86,7 @@ def test_a_model_leads_to_its_own_openapi_document(sandbox):
     assert ask(sandbox, "/docs-json", model="nothing").status_code == 404
 
 
-def test_withdrawn_models_are_listed_with_their_successor(sandbox):
+def test_withdrawn_models_are_listed_with_their_replacement(sandbox):
     data = {entry["id"]: entry for entry in ask(sandbox, "/v1/models/deprecations").json()["data"]}
 
     assert data["dall-e-3"]["status"] == "withdrawn"
@@ -121,8 +121,8 @@ def test_the_deprecations_are_filtered_sorted_and_cached_as_documented(sandbox):
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_one_model_is_looked_up_by_any_of_its_names(sandbox):
-    """The complete-model-list page, 2026-08-19: singular, not under /v1, slashes as they are, any case."""
+def test_a_model_is_found_by_any_of_its_names(sandbox):
+    """The complete-model-list page, 2026-08-19: singular, not under /v1, unescaped slashes, any case."""
     for name in ("openai/gpt-image-2", "gpt-image-2", "OpenAI/GPT-Image-2"):
         answer = ask(sandbox, f"/model/{name}", include="pricing").json()
         assert (answer["object"], answer["data"]["id"]) == ("model", "openai/gpt-image-2")
@@ -133,7 +133,7 @@ def test_one_model_is_looked_up_by_any_of_its_names(sandbox):
         assert ask(sandbox, f"/model/{unknown}").status_code == 404
 
 
-def test_an_unchanged_list_is_not_sent_again(sandbox):
+def test_an_unchanged_list_returns_304(sandbox):
     answer = ask(sandbox, "/v1/models", include="pricing")
     tag = answer.headers["etag"]
     assert re.fullmatch(r'W/"[^"]+"', tag)
@@ -144,7 +144,7 @@ def test_an_unchanged_list_is_not_sent_again(sandbox):
     assert other.status_code == 200
 
 
-def test_the_sections_and_filters_are_those_that_are_documented(sandbox):
+def test_sections_and_filters_match_the_documentation(sandbox):
     (whole,) = ask(sandbox, "/v1/models", include="all", id="FLUX/DEV").json()["data"]
     assert {"modalities", "capabilities", "pricing"} <= set(whole)
     assert whole["modalities"] == {"input": ["text"], "output": ["image"]}
@@ -173,7 +173,7 @@ def test_a_withdrawn_fault_withdraws_a_model_everywhere(sandbox, generate):
     assert ask(sandbox, "/docs-json", model=IMAGEN).status_code == 404
 
 
-def test_an_unknown_address_is_404_in_the_old_envelope(sandbox, key):
+def test_an_unknown_path_is_404_in_the_old_envelope(sandbox, key):
     answer = requests.get(f"{sandbox.url}/v1/nothing", headers=key, timeout=10)
 
     assert answer.status_code == answer.json()["statusCode"] == 404

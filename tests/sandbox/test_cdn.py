@@ -21,7 +21,7 @@ def fetch(url, **options):
     return requests.get(url, timeout=10, **options)
 
 
-def test_a_picture_comes_from_another_host_without_a_key(link, sandbox):
+def test_an_image_is_served_by_another_host_without_a_key(link, sandbox):
     answer = fetch(link)
 
     assert not link.startswith(sandbox.url)
@@ -33,14 +33,14 @@ def test_a_picture_comes_from_another_host_without_a_key(link, sandbox):
     assert seen.status == 200
 
 
-def test_head_works_on_an_unsigned_link(link):
+def test_head_works_for_an_unsigned_url(link):
     answer = requests.head(link, timeout=10)
 
     assert answer.status_code == 200
     assert int(answer.headers["content-length"]) == len(fetch(link).content)
 
 
-def test_an_unknown_link_is_404_as_an_object_store_words_it(sandbox):
+def test_an_unknown_url_is_404_in_the_format_of_an_object_store(sandbox):
     answer = fetch(f"{sandbox.cdn_url}/generations/eagle/nothing.png")
 
     assert answer.status_code == 404
@@ -56,7 +56,7 @@ def test_an_unknown_link_is_404_as_an_object_store_words_it(sandbox):
         ("tos", {"X-Tos-Date", "X-Tos-Expires", "X-Tos-Signature"}),
     ],
 )
-def test_a_signed_link_works_until_it_expires(generate, sandbox, clock, style, names):
+def test_a_signed_url_works_until_it_expires(generate, sandbox, clock, style, names):
     sandbox.add_fault(Fault("signed_links", seconds=3600, style=style))
     link = generate().json()["data"][0]["url"]
 
@@ -110,7 +110,7 @@ def test_a_request_for_a_range_gives_the_whole_image(link):
     assert answer.content == fetch(link).content
 
 
-def test_the_content_type_can_lie(link, sandbox):
+def test_the_content_type_can_be_wrong(link, sandbox):
     sandbox.add_fault(Fault("wrong_content_type"))
     sandbox.add_fault(Fault("wrong_content_type", content_type="application/octet-stream"))
 
@@ -119,7 +119,7 @@ def test_the_content_type_can_lie(link, sandbox):
     assert answers[0].content.startswith(b"\x89PNG")
 
 
-def test_a_download_can_be_html_or_json_instead_of_a_picture(link, sandbox):
+def test_a_download_can_be_html_or_json_instead_of_an_image(link, sandbox):
     sandbox.add_fault(Fault("html", on="download", status=200))
     sandbox.add_fault(Fault("not_an_image"))
 
@@ -129,7 +129,7 @@ def test_a_download_can_be_html_or_json_instead_of_a_picture(link, sandbox):
     assert other.json()
 
 
-def test_an_oversized_picture_never_ends(link, sandbox):
+def test_an_oversized_image_never_ends(link, sandbox):
     sandbox.add_fault(Fault("oversized"))
     received = 0
     with requests.get(link, stream=True, timeout=10) as answer:
@@ -143,7 +143,7 @@ def test_an_oversized_picture_never_ends(link, sandbox):
     assert fetch(link).status_code == 200
 
 
-def test_an_oversized_picture_can_declare_its_length(link, sandbox):
+def test_an_oversized_image_can_declare_its_length(link, sandbox):
     sandbox.add_fault(Fault("oversized", content_length=10**10))
     with requests.get(link, stream=True, timeout=10) as answer:
         assert answer.headers["content-length"] == str(10**10)
@@ -165,7 +165,7 @@ def test_a_bomb_is_a_valid_png():
     assert picture.size == (500, 500)
 
 
-def test_redirects_lead_to_the_picture_in_the_end(link, sandbox):
+def test_redirects_end_at_the_image(link, sandbox):
     whole = fetch(link).content
     sandbox.add_fault(Fault("redirect", hops=3))
     answer = fetch(link)
@@ -191,7 +191,7 @@ def test_a_redirect_can_lead_anywhere(link, sandbox, location, start):
     assert answer.headers["location"].startswith(start)
 
 
-def test_a_redirect_can_lead_to_the_api_or_in_a_circle(link, sandbox):
+def test_a_redirect_can_lead_to_the_api_or_loop(link, sandbox):
     sandbox.add_fault(Fault("redirect", location="other_port"))
     assert fetch(link, allow_redirects=False).headers["location"] == f"{sandbox.url}/v1/key"
 
@@ -201,7 +201,7 @@ def test_a_redirect_can_lead_to_the_api_or_in_a_circle(link, sandbox):
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchKey"), (410, "NoSuchKey")])
-def test_a_link_can_be_dead(link, sandbox, status, code):
+def test_a_url_can_be_expired(link, sandbox, status, code):
     sandbox.add_fault(Fault("expired", status=status))
     answer = fetch(link)
 
@@ -209,7 +209,7 @@ def test_a_link_can_be_dead(link, sandbox, status, code):
     assert f"<Code>{code}</Code>" in answer.text
 
 
-def test_a_picture_can_drip(link, sandbox):
+def test_an_image_can_drip(link, sandbox):
     whole = fetch(link).content
     sandbox.add_fault(Fault("drip", seconds=0.05, chunk_bytes=len(whole) // 4 + 1))
     began = time.monotonic()
@@ -218,14 +218,14 @@ def test_a_picture_can_drip(link, sandbox):
     assert time.monotonic() - began >= 0.2
 
 
-def test_a_download_fault_hits_only_pictures_of_its_prompt(generate, sandbox):
+def test_a_download_fault_applies_only_to_images_of_its_prompt(generate, sandbox):
     fox, cat = (generate(prompt=prompt).json()["data"][0]["url"] for prompt in ("a fox", "a cat"))
     sandbox.add_fault(Fault("expired", prompt="fox", times=None))
 
     assert (fetch(fox).status_code, fetch(cat).status_code) == (403, 200)
 
 
-def test_links_are_forgotten_by_a_reset(link, sandbox):
+def test_a_reset_removes_all_images(link, sandbox):
     sandbox.reset()
 
     assert fetch(link).status_code == 404

@@ -7,8 +7,8 @@ from itertools import combinations
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from airflow_provider_imagen.sandbox.drawing import draw, main_colors
-from airflow_provider_imagen.sandbox.pictures import PictureStore, Recipe
+from airflow_provider_imagen.sandbox.drawing import dominant_colors, draw
+from airflow_provider_imagen.sandbox.image_store import ImageStore, Recipe
 
 IMAGEN = "imagen-3.0-generate-002"
 RECIPE = Recipe(IMAGEN, "a red fox in an autumn forest", seed=7, width=256, height=256, index=0, format="png")
@@ -18,7 +18,7 @@ def opened(recipe):
     return Image.open(io.BytesIO(draw(recipe))).convert("RGB")
 
 
-def test_the_same_recipe_gives_the_same_bytes():
+def test_the_same_recipe_yields_the_same_bytes():
     assert draw(RECIPE) == draw(replace(RECIPE))
 
 
@@ -33,12 +33,12 @@ def test_the_same_recipe_gives_the_same_bytes():
         {"colors": ((9, 9, 90), (200, 200, 250))},
     ],
 )
-def test_model_prompt_seed_size_index_and_colours_each_change_the_picture(change):
+def test_model_prompt_seed_size_index_and_colours_each_change_the_image(change):
     assert draw(RECIPE) != draw(replace(RECIPE, **change))
 
 
 def test_models_can_be_told_apart_at_a_glance():
-    """Even as thumbnails without the label in the corner."""
+    """Even as thumbnails, without the label in the corner."""
     models = [IMAGEN, "flux/schnell", "openai/gpt-image-1", "google/nano-banana-pro", "recraft-v3", "reve/create-image"]
     looks = [opened(replace(RECIPE, model=model)).crop((0, 32, 256, 256)).resize((32, 32)) for model in models]
 
@@ -58,14 +58,14 @@ def test_a_model_keeps_its_light():
 @pytest.mark.parametrize("colors", [(), ((200, 30, 40),), ((200, 30, 40), (240, 240, 90), (10, 60, 30))])
 @pytest.mark.parametrize("prompt", ["a city", "a forest"])
 @pytest.mark.parametrize("model", [IMAGEN, "flux/schnell", "recraft-v3", "x-ai/grok-imagine-image"])
-def test_a_picture_is_rich_in_colour(model, prompt, colors):
+def test_an_image_has_many_colours(model, prompt, colors):
     picture = opened(replace(RECIPE, model=model, prompt=prompt, colors=colors))
 
     assert len(picture.getcolors(256 * 256)) > (300 if colors else 1000)
     assert max(ImageStat.Stat(picture).stddev) > 15
 
 
-def test_the_prompt_stands_in_the_band_below():
+def test_the_prompt_is_in_the_bottom_band():
     with_prompt = opened(replace(RECIPE, prompt="fox", width=512, height=512))
     band = with_prompt.crop((0, 512 - 30, 512, 512)).convert("L")
 
@@ -83,19 +83,19 @@ def test_any_prompt_can_be_drawn_at_any_size(prompt, size):
     assert picture.size == size
 
 
-def test_a_very_large_picture_is_enlarged_to_its_size():
+def test_a_very_large_image_is_scaled_up_to_its_size():
     assert opened(replace(RECIPE, width=4096, height=2048, format="jpeg")).size == (4096, 2048)
 
 
 @pytest.mark.parametrize("picture_format", ["png", "jpeg", "webp", "tiff"])
-def test_each_format_holds_the_same_picture(picture_format):
+def test_every_format_contains_the_same_image(picture_format):
     difference = ImageChops.difference(opened(RECIPE), opened(replace(RECIPE, format=picture_format)))
 
     assert max(ImageStat.Stat(difference).mean) < 6
 
 
 def test_the_prompt_can_name_the_scene():
-    """A city has lit windows: bright and dark side by side."""
+    """A city has lit windows: bright and dark pixels side by side."""
 
     def edges(prompt):
         lower = opened(replace(RECIPE, prompt=prompt, model="x-ai/grok-imagine-image")).crop((0, 110, 256, 170))
@@ -106,18 +106,18 @@ def test_the_prompt_can_name_the_scene():
     assert min(cities) > 2 * max(lands)
 
 
-def test_main_colours_of_a_picture_and_of_rubbish():
+def test_dominant_colours_of_an_image_and_of_garbage():
     out = io.BytesIO()
     Image.new("RGB", (40, 40), (10, 200, 30)).save(out, "PNG")
-    ((red, green, blue), *_) = main_colors(out.getvalue())
+    ((red, green, blue), *_) = dominant_colors(out.getvalue())
 
     assert abs(red - 10) + abs(green - 200) + abs(blue - 30) < 12
-    assert main_colors(b"no picture") == ()
+    assert dominant_colors(b"no picture") == ()
 
 
 def test_a_recipe_is_drawn_once():
     drawn = []
-    store = PictureStore(lambda recipe: drawn.append(recipe) or b"bytes")
+    store = ImageStore(lambda recipe: drawn.append(recipe) or b"bytes")
     first, second = store.bytes_of(RECIPE), store.bytes_of(replace(RECIPE))
 
     assert first is second

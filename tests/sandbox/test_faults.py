@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from airflow_provider_imagen.sandbox import Fault, faults
-from airflow_provider_imagen.sandbox.faults import KINDS, FaultBook, FaultKind
+from airflow_provider_imagen.sandbox.faults import KINDS, ArmedFaults, FaultKind
 
 from .conftest import IMAGEN
 
@@ -54,12 +54,12 @@ def test_the_table_in_the_docstring_names_every_kind_and_where_it_works():
         ({"status": 500}, "needs kind"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused_with_what_is_allowed(values, says):
+def test_an_invalid_fault_is_rejected_with_the_allowed_values(values, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         Fault.from_json(values)
 
 
-def test_a_fault_survives_the_way_through_json():
+def test_a_fault_survives_a_round_trip_through_json():
     for fault in (
         Fault("status", status=503, times=None, message=["a", "b"]),
         Fault("reset"),
@@ -68,13 +68,13 @@ def test_a_fault_survives_the_way_through_json():
         assert Fault.from_json(fault.to_json()) == fault
 
 
-def test_a_fault_hits_as_often_as_it_says(generate, sandbox):
+def test_a_fault_applies_as_often_as_configured(generate, sandbox):
     sandbox.add_fault(Fault("status", status=503, times=2))
 
     assert [generate().status_code for _ in range(4)] == [503, 503, 200, 200]
 
 
-def test_a_fault_without_times_always_hits_until_cleared(generate, sandbox):
+def test_a_fault_without_times_applies_until_cleared(generate, sandbox):
     sandbox.add_fault(Fault("status", status=503, times=None))
 
     assert [generate().status_code for _ in range(3)] == [503, 503, 503]
@@ -82,13 +82,13 @@ def test_a_fault_without_times_always_hits_until_cleared(generate, sandbox):
     assert generate().status_code == 200
 
 
-def test_a_fault_lets_the_first_requests_pass(generate, sandbox):
+def test_a_fault_can_skip_the_first_requests(generate, sandbox):
     sandbox.add_fault(Fault("status", skip=2))
 
     assert [generate().status_code for _ in range(4)] == [200, 200, 500, 200]
 
 
-def test_a_fault_hits_only_its_prompt_and_model(generate, sandbox):
+def test_a_fault_applies_only_to_its_prompt_and_model(generate, sandbox):
     sandbox.add_fault(Fault("status", prompt="fox", model="gpt-image-2", times=None))
 
     assert generate(prompt="a fox").status_code == 200
@@ -96,14 +96,14 @@ def test_a_fault_hits_only_its_prompt_and_model(generate, sandbox):
     assert generate(prompt="a fox", model="openai/gpt-image-2").status_code == 500
 
 
-def test_faults_of_one_slot_take_turns(generate, sandbox):
+def test_faults_in_one_slot_take_turns(generate, sandbox):
     sandbox.add_fault(Fault("status", status=429))
     sandbox.add_fault(Fault("status", status=502))
 
     assert [generate().status_code for _ in range(3)] == [429, 502, 200]
 
 
-def test_faults_of_different_slots_hit_together(generate, sandbox):
+def test_faults_in_different_slots_apply_together(generate, sandbox):
     sandbox.add_fault(Fault("slow", seconds=0.2))
     sandbox.add_fault(Fault("status", status=503))
     began = time.monotonic()
@@ -114,7 +114,7 @@ def test_faults_of_different_slots_hit_together(generate, sandbox):
 
 def test_a_probability_is_decided_by_the_seed():
     def run(seed):
-        book = FaultBook(seed)
+        book = ArmedFaults(seed)
         book.add(Fault("reset", probability=0.3, times=None))
         return [bool(book.hits("generate")) for _ in range(300)]
 
@@ -122,7 +122,7 @@ def test_a_probability_is_decided_by_the_seed():
     assert 60 < sum(run(1)) < 120
 
 
-def test_a_refused_request_does_not_use_up_a_fault(generate, sandbox):
+def test_a_rejected_request_does_not_use_up_a_fault(generate, sandbox):
     sandbox.add_fault(Fault("status", status=503))
 
     assert [generate(num_images=9).status_code, generate().status_code] == [400, 503]
@@ -163,7 +163,7 @@ def test_retry_after_in_seconds_and_as_a_date(generate, sandbox, clock):
     assert (at - datetime.fromtimestamp(clock.now, UTC)).total_seconds() == 90
 
 
-def test_an_upstream_refusal_comes_wrapped_in_a_500(generate, sandbox):
+def test_an_upstream_rejection_is_wrapped_in_a_500(generate, sandbox):
     sandbox.add_fault(Fault("upstream_4xx", message="Prompt blocked"))
     answer = generate()
 
@@ -186,7 +186,7 @@ def test_a_gateway_page_hides_whether_it_was_billed(generate, sandbox, key, stat
     assert log_rows(sandbox, key) == [("succeeded", 0.042) if billed else ("failed", 0.0)]
 
 
-def test_a_504_of_the_api_can_be_billed_all_the_same(generate, sandbox):
+def test_a_504_of_the_api_can_be_billed(generate, sandbox):
     sandbox.add_fault(Fault("status", status=504, billed=True))
 
     assert generate().status_code == 504
@@ -197,7 +197,7 @@ def test_a_504_of_the_api_can_be_billed_all_the_same(generate, sandbox):
 
 
 @pytest.mark.parametrize("billed", [True, False])
-def test_a_reset_breaks_the_connection_before_the_answer(generate, sandbox, key, billed):
+def test_a_reset_breaks_the_connection_before_the_response(generate, sandbox, key, billed):
     sandbox.add_fault(Fault("reset", billed=billed))
 
     with pytest.raises(requests.ConnectionError, match="reset by peer"):
@@ -219,7 +219,7 @@ def test_a_lost_request_can_be_missing_from_the_log(generate, sandbox, key):
 
 
 @pytest.mark.parametrize("billed", [True, False])
-def test_a_hang_says_nothing_until_the_client_leaves(generate, sandbox, billed):
+def test_a_hang_sends_nothing_until_the_client_disconnects(generate, sandbox, billed):
     sandbox.add_fault(Fault("hang", billed=billed))
 
     with pytest.raises(requests.ReadTimeout):
@@ -236,7 +236,7 @@ def test_a_hang_ends_in_a_reset_after_its_seconds(generate, sandbox):
         generate()
 
 
-def test_a_cut_body_is_billed_and_shorter_than_it_promises(generate, sandbox):
+def test_a_truncated_body_is_billed_and_shorter_than_declared(generate, sandbox):
     sandbox.add_fault(Fault("cut_body"))
 
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="more expected"):
@@ -245,7 +245,7 @@ def test_a_cut_body_is_billed_and_shorter_than_it_promises(generate, sandbox):
     assert len(sandbox.ledger()) == 1
 
 
-def test_slow_waits_before_billing_and_bills_although_the_client_left(generate, sandbox):
+def test_slow_waits_before_billing_and_bills_even_after_a_disconnect(generate, sandbox):
     sandbox.add_fault(Fault("slow", seconds=0.5))
     with pytest.raises(requests.ReadTimeout):
         generate(timeout=0.2)
@@ -254,7 +254,7 @@ def test_slow_waits_before_billing_and_bills_although_the_client_left(generate, 
     wait_until(lambda: len(sandbox.ledger()) == 1)
 
 
-def test_slow_after_billing_has_billed_when_the_client_leaves(generate, sandbox):
+def test_slow_after_billing_has_billed_when_the_client_disconnects(generate, sandbox):
     sandbox.add_fault(Fault("slow_after_billing", seconds=5))
 
     with pytest.raises(requests.ReadTimeout):
@@ -263,7 +263,7 @@ def test_slow_after_billing_has_billed_when_the_client_leaves(generate, sandbox)
     assert len(sandbox.ledger()) == 1
 
 
-def test_latency_holds_for_every_generation(generate, sandbox):
+def test_latency_applies_to_every_generation(generate, sandbox):
     sandbox.configure(latency_seconds=0.2)
     began = time.monotonic()
     generate()
@@ -271,7 +271,7 @@ def test_latency_holds_for_every_generation(generate, sandbox):
     assert time.monotonic() - began >= 0.2
 
 
-def test_more_requests_at_once_than_allowed_are_429_without_a_charge(generate, sandbox):
+def test_too_many_concurrent_requests_are_429_without_a_charge(generate, sandbox):
     sandbox.configure(max_concurrent=1)
     sandbox.add_fault(Fault("hang", billed=True))
     with ThreadPoolExecutor(1) as pool:
@@ -287,7 +287,7 @@ def test_more_requests_at_once_than_allowed_are_429_without_a_charge(generate, s
 # Answers that are not what was ordered.
 
 
-def test_fewer_pictures_than_asked_for_are_billed_as_made(generate, sandbox):
+def test_fewer_images_than_requested_are_billed_as_generated(generate, sandbox):
     sandbox.add_fault(Fault("fewer", count=1))
     body = generate(num_images=4).json()
 
@@ -298,7 +298,7 @@ def test_fewer_pictures_than_asked_for_are_billed_as_made(generate, sandbox):
 
 @pytest.mark.parametrize(("value", "data"), [("null", None), ("empty", [])])
 @pytest.mark.parametrize("billed", [True, False])
-def test_no_picture_at_all(generate, sandbox, value, data, billed):
+def test_no_image_at_all(generate, sandbox, value, data, billed):
     sandbox.add_fault(Fault("none", value=value, billed=billed))
     answer = generate(num_images=2)
 
@@ -317,7 +317,7 @@ def test_an_error_inside_a_200_costs_nothing(generate, sandbox):
     assert sandbox.ledger() == []
 
 
-def test_json_of_no_known_form_is_billed(generate, sandbox):
+def test_json_in_an_unknown_format_is_billed(generate, sandbox):
     sandbox.add_fault(Fault("wrong_json"))
 
     assert not {"data", "images", "output", "error"} & set(generate().json())
@@ -334,7 +334,7 @@ def test_json_of_no_known_form_is_billed(generate, sandbox):
         ("E", {"status", "output"}),
     ],
 )
-def test_any_model_can_answer_in_any_shape(generate, sandbox, shape, keys):
+def test_any_model_can_respond_in_any_shape(generate, sandbox, shape, keys):
     sandbox.add_fault(Fault("shape", shape=shape))
 
     assert set(generate().json()) == keys
@@ -349,7 +349,7 @@ def test_any_model_can_answer_in_any_shape(generate, sandbox, shape, keys):
         ("image_base64",) * 2 + ("iVBOR",),
     ],
 )
-def test_a_picture_can_be_handed_over_in_any_way(generate, sandbox, way, name, start):
+def test_an_image_can_be_in_any_field(generate, sandbox, way, name, start):
     sandbox.add_fault(Fault("shape", shape=way))
     (item,) = generate().json()["data"]
 
@@ -357,7 +357,7 @@ def test_a_picture_can_be_handed_over_in_any_way(generate, sandbox, way, name, s
     assert item[name].startswith(start)
 
 
-def test_all_members_of_a_picture_can_be_null(generate, sandbox):
+def test_all_fields_of_an_image_can_be_null(generate, sandbox):
     sandbox.add_fault(Fault("shape", shape="nulls"))
 
     assert generate().json()["data"] == [{"url": None, "b64_json": None}]
@@ -374,7 +374,7 @@ def test_all_members_of_a_picture_can_be_null(generate, sandbox):
         ("nothing", None, False),
     ],
 )
-def test_the_cost_can_stand_anywhere_or_nowhere(generate, sandbox, usage, in_body, in_headers):
+def test_the_cost_can_be_reported_anywhere_or_nowhere(generate, sandbox, usage, in_body, in_headers):
     sandbox.add_fault(Fault("usage", usage=usage))
     answer = generate()
 
@@ -385,7 +385,7 @@ def test_the_cost_can_stand_anywhere_or_nowhere(generate, sandbox, usage, in_bod
 
 
 @pytest.mark.parametrize("status", [400, 429, 500])
-def test_a_refusal_states_a_cost_when_it_is_billed_and_asked_to(generate, sandbox, status):
+def test_a_billed_error_can_state_its_cost(generate, sandbox, status):
     sandbox.add_fault(Fault("status", status=status, billed=True))
     assert "x-aimlapi-usd-spent" not in generate().headers
 
@@ -404,7 +404,7 @@ def test_base64_that_cannot_be_decoded(generate, sandbox):
     assert len(sandbox.ledger()) == 1
 
 
-def test_flags_of_filtered_pictures(generate, sandbox):
+def test_flags_of_filtered_images(generate, sandbox):
     sandbox.add_fault(Fault("nsfw"))
     assert generate(model="flux/dev", num_images=2).json()["has_nsfw_concepts"] == [True, True]
 
@@ -443,13 +443,13 @@ def test_any_path_of_the_api_can_fail(sandbox, key):
     assert requests.get(f"{sandbox.url}/v1/key", headers=key, timeout=10).status_code == 200
 
 
-def test_a_fault_of_another_path_does_not_hit_a_generation(generate, sandbox):
+def test_a_fault_for_another_path_does_not_apply_to_a_generation(generate, sandbox):
     sandbox.add_fault(Fault("status", path="/v1/key", times=None))
 
     assert generate(model=IMAGEN).status_code == 200
 
 
-def test_what_began_before_a_reset_is_not_booked_after_it(generate, sandbox):
+def test_requests_from_before_a_reset_are_not_counted_after_it(generate, sandbox):
     sandbox.add_fault(Fault("slow", seconds=0.4))
     with pytest.raises(requests.ReadTimeout):
         generate(timeout=0.1)

@@ -14,7 +14,7 @@ from PIL import Image
 from .conftest import IMAGEN
 
 
-def test_imagen_answers_in_the_form_seen_on_the_wire(generate, sandbox):
+def test_imagen_responds_in_the_observed_format(generate, sandbox):
     answer = generate(num_images=2)
 
     assert answer.status_code == 200
@@ -30,7 +30,7 @@ def test_imagen_answers_in_the_form_seen_on_the_wire(generate, sandbox):
     assert body["meta"]["usage"] == {"credits_used": 168000, "usd_spent": 0.084}
 
 
-def test_cost_and_ids_stand_in_the_headers(generate):
+def test_cost_and_ids_are_in_the_headers(generate):
     answer = generate(headers={"X-Client-Request-Id": "dag.task-1:0_a"})
 
     assert answer.headers["x-client-request-id"] == "dag.task-1:0_a"
@@ -54,7 +54,7 @@ def test_a_client_request_id_of_128_characters_is_kept(generate, sandbox):
     assert sandbox.ledger()[0].client_request_id == "x" * 128
 
 
-def test_the_prompt_is_not_rewritten_when_told_not_to(generate):
+def test_the_prompt_is_not_rewritten_with_enhance_prompt_false(generate):
     assert "prompt" not in generate(enhance_prompt=False).json()["data"][0]
 
 
@@ -62,13 +62,13 @@ def test_the_prompt_is_not_rewritten_when_told_not_to(generate):
     ("ratio", "size"),
     [("1:1", (64, 64)), ("16:9", (88, 48)), ("9:16", (48, 88)), ("4:3", (80, 56)), ("3:4", (56, 80))],
 )
-def test_the_ratio_decides_the_size(generate, ratio, size):
+def test_the_aspect_ratio_determines_the_size(generate, ratio, size):
     url = generate(aspect_ratio=ratio).json()["data"][0]["url"]
 
     assert Image.open(io.BytesIO(requests.get(url, timeout=10).content)).size == size
 
 
-def test_base64_comes_instead_of_a_link_when_asked_for(generate, sandbox):
+def test_base64_replaces_the_url_on_request(generate, sandbox):
     item = generate(convert_base64_to_url=False).json()["data"][0]
 
     assert item["url"] is None
@@ -76,7 +76,7 @@ def test_base64_comes_instead_of_a_link_when_asked_for(generate, sandbox):
     assert sandbox.seen("/generations/") == []
 
 
-def test_the_ledger_holds_one_charge_per_billed_request(generate, sandbox):
+def test_the_ledger_has_one_charge_per_billed_request(generate, sandbox):
     answer = generate(num_images=3, headers={"X-Client-Request-Id": "one"})
     generate(prompt="")
     generate(num_images=9)
@@ -90,7 +90,7 @@ def test_the_ledger_holds_one_charge_per_billed_request(generate, sandbox):
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer wrong", "Basic 5a9db0c5000000000000000000000000"])
-def test_without_the_key_the_answer_is_401(sandbox, header):
+def test_a_request_without_the_key_is_401(sandbox, header):
     headers = {} if header is None else {"Authorization": header}
     answer = requests.post(f"{sandbox.url}/v1/images/generations", json={}, headers=headers, timeout=10)
 
@@ -99,7 +99,7 @@ def test_without_the_key_the_answer_is_401(sandbox, header):
     assert {"title", "status", "message", "instance", "requestId", "timestamp", "error"} == set(answer.json())
 
 
-def test_a_body_outside_the_limits_is_refused_with_a_tree_of_fields(generate, sandbox):
+def test_a_body_outside_the_limits_is_rejected_with_a_tree_of_fields(generate, sandbox):
     answer = generate(prompt="x" * 401, num_images=5, aspect_ratio="2:1", seed=2**32, enhance_prompt="yes")
 
     assert answer.status_code == 400
@@ -158,7 +158,7 @@ def test_a_body_outside_the_limits_is_refused_with_a_tree_of_fields(generate, sa
         ),
     ],
 )
-def test_each_complaint_stands_at_its_field(generate, body, meta):
+def test_each_validation_error_is_listed_at_its_field(generate, body, meta):
     answer = generate(**body)
 
     assert answer.status_code == 400
@@ -177,7 +177,7 @@ def test_unknown_fields_are_ignored_silently(generate):
     assert len(answer.json()["data"]) == 1
 
 
-def test_a_missing_prompt_or_model_is_refused(generate, sandbox, key):
+def test_a_missing_prompt_or_model_is_rejected(generate, sandbox, key):
     url = f"{sandbox.url}/v1/images/generations"
     without_prompt = requests.post(url, json={"model": IMAGEN}, headers=key, timeout=10)
     without_model = requests.post(url, json={"prompt": "x"}, headers=key, timeout=10)
@@ -187,18 +187,18 @@ def test_a_missing_prompt_or_model_is_refused(generate, sandbox, key):
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe"])
-def test_a_body_that_is_no_json_object_is_refused(sandbox, key, raw):
+def test_a_body_that_is_not_a_json_object_is_rejected(sandbox, key, raw):
     answer = requests.post(f"{sandbox.url}/v1/images/generations", data=raw, headers=key, timeout=10)
 
     assert answer.status_code == 400
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_less_than_one_picture_is_refused(generate, count):
+def test_less_than_one_image_is_rejected(generate, count):
     assert generate(num_images=count).status_code == 400
 
 
-def test_a_seed_together_with_a_watermark_is_refused_by_the_model(generate, sandbox):
+def test_a_seed_with_a_watermark_is_rejected(generate, sandbox):
     answer = generate(seed=1, add_watermark=True)
 
     assert answer.status_code == 400
@@ -217,7 +217,7 @@ def test_the_path_without_v1_is_an_alias(sandbox, key):
     assert requests.post(f"{sandbox.url}/images/generations", json=body, headers=key, timeout=10).status_code == 200
 
 
-def test_without_money_the_answer_is_403_of_the_documented_kind(generate, sandbox):
+def test_an_empty_account_gets_a_403_of_the_documented_kind(generate, sandbox):
     sandbox.configure(balance_usd=Decimal("0.05"))
 
     assert generate().status_code == 200
@@ -229,7 +229,7 @@ def test_without_money_the_answer_is_403_of_the_documented_kind(generate, sandbo
     assert len(sandbox.ledger()) == 1
 
 
-def test_an_edit_takes_uploaded_files(sandbox, key):
+def test_an_edit_accepts_uploaded_files(sandbox, key):
     out = io.BytesIO()
     Image.new("RGB", (32, 32), (200, 40, 40)).save(out, "PNG")
     answer = requests.post(
@@ -250,7 +250,7 @@ def test_an_edit_takes_uploaded_files(sandbox, key):
     assert red > 1.5 * max(green, blue)
 
 
-def test_an_edit_without_a_file_or_with_too_many_is_refused(sandbox, key):
+def test_an_edit_without_a_file_or_with_too_many_is_rejected(sandbox, key):
     url, data = f"{sandbox.url}/v1/images/edits", {"model": "openai/gpt-image-1", "prompt": "x"}
     many = [("image", (f"{number}.png", b"x", "image/png")) for number in range(17)]
     mask_only = [("mask", ("m.png", b"x", "image/png"))]
@@ -272,7 +272,7 @@ def test_a_model_without_edits_is_404_there(sandbox, key):
     assert answer.status_code == 404
 
 
-def test_a_picture_made_from_another_takes_its_colours(generate):
+def test_an_edited_image_keeps_the_colours_of_its_input(generate):
     out = io.BytesIO()
     Image.new("RGB", (16, 16), (30, 60, 210)).save(out, "PNG")
     uri = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
@@ -283,7 +283,7 @@ def test_a_picture_made_from_another_takes_its_colours(generate):
     assert blue > 1.5 * max(red, green)
 
 
-def test_requests_per_minute_are_limited_and_the_minute_ends(generate, sandbox, clock):
+def test_requests_per_minute_are_limited_until_the_minute_ends(generate, sandbox, clock):
     sandbox.configure(requests_per_minute=2)
 
     assert [generate().status_code for _ in range(3)] == [200, 200, 429]
@@ -291,7 +291,7 @@ def test_requests_per_minute_are_limited_and_the_minute_ends(generate, sandbox, 
     assert generate().status_code == 200
 
 
-def test_a_fixed_window_begins_anew_with_the_clock(generate, sandbox, clock):
+def test_a_fixed_window_is_aligned_with_the_clock(generate, sandbox, clock):
     clock.now = 1_795_000_000.0 + 19  # 19 s into a window of 20
     sandbox.configure(requests_per_minute=6, counting="fixed", window_seconds=20)
 
@@ -300,7 +300,7 @@ def test_a_fixed_window_begins_anew_with_the_clock(generate, sandbox, clock):
     assert [generate().status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_a_bucket_lets_a_burst_through_and_fills_evenly(generate, sandbox, clock):
+def test_a_token_bucket_accepts_a_burst_and_refills_evenly(generate, sandbox, clock):
     sandbox.configure(requests_per_minute=60, counting="bucket", burst=3)
 
     assert [generate().status_code for _ in range(4)] == [200, 200, 200, 429]
@@ -310,7 +310,7 @@ def test_a_bucket_lets_a_burst_through_and_fills_evenly(generate, sandbox, clock
     assert [generate().status_code for _ in range(4)] == [200, 200, 200, 429]
 
 
-def test_what_was_counted_stays_when_the_limit_changes(generate, sandbox):
+def test_counts_survive_a_change_of_the_limit(generate, sandbox):
     sandbox.configure(requests_per_minute=2)
     assert [generate().status_code for _ in range(3)] == [200, 200, 429]
     sandbox.configure(requests_per_minute=3)
@@ -327,7 +327,7 @@ def test_what_was_counted_stays_when_the_limit_changes(generate, sandbox):
         ({"max_concurrent": 0}, "1"),
     ],
 )
-def test_a_limit_tells_how_long_to_wait_if_it_is_set_to(generate, sandbox, settings, seconds):
+def test_a_limit_can_send_retry_after(generate, sandbox, settings, seconds):
     sandbox.configure(**settings)
     while (answer := generate()).status_code == 200:
         pass
@@ -338,7 +338,7 @@ def test_a_limit_tells_how_long_to_wait_if_it_is_set_to(generate, sandbox, setti
 
 
 @pytest.mark.parametrize(("envelope", "status"), [("problem", "status"), ("old", "statusCode")])
-def test_a_limit_answers_in_either_form_of_an_error(generate, sandbox, envelope, status):
+def test_a_limit_can_use_either_error_format(generate, sandbox, envelope, status):
     sandbox.configure(requests_per_minute=0, limit_envelope=envelope)
 
     answer = generate()
@@ -349,7 +349,7 @@ def test_a_limit_answers_in_either_form_of_an_error(generate, sandbox, envelope,
 @pytest.mark.parametrize(
     "settings", [{"counting": "weekly"}, {"window_seconds": 0}, {"burst": 0}, {"limit_envelope": "new"}]
 )
-def test_a_limit_that_makes_no_sense_is_refused(sandbox, settings):
+def test_an_invalid_limit_is_rejected(sandbox, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         sandbox.configure(**settings)
 

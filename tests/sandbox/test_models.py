@@ -7,8 +7,8 @@ import pytest
 import requests
 from PIL import Image
 
-from airflow_provider_imagen.sandbox.models import all_models, find_model
-from airflow_provider_imagen.sandbox.sizes import size_of
+from airflow_provider_imagen.sandbox.image_sizes import image_size
+from airflow_provider_imagen.sandbox.model_specs import all_models, find_model
 
 LIVE = [model for model in all_models().values() if model.status == "live"]
 
@@ -28,7 +28,7 @@ def minimal_body(model):
 
 
 @pytest.mark.parametrize("model", LIVE, ids=lambda model: model.id)
-def test_every_model_answers_its_smallest_request_in_its_own_shape(model, sandbox, key):
+def test_every_model_responds_to_its_smallest_request_in_its_own_shape(model, sandbox, key):
     answer = requests.post(f"{sandbox.url}/v1/images/generations", json=minimal_body(model), headers=key, timeout=30)
 
     assert answer.status_code == 200, answer.text
@@ -45,7 +45,7 @@ def test_every_model_answers_its_smallest_request_in_its_own_shape(model, sandbo
 
 
 @pytest.mark.parametrize("model", LIVE, ids=lambda model: model.id)
-def test_every_model_refuses_a_request_without_what_it_requires(model, sandbox, key):
+def test_every_model_rejects_a_request_without_its_required_fields(model, sandbox, key):
     for missing in model.required:
         body = {name: value for name, value in minimal_body(model).items() if name != missing}
         answer = requests.post(f"{sandbox.url}/v1/images/generations", json=body, headers=key, timeout=30)
@@ -65,15 +65,15 @@ def test_every_model_refuses_a_request_without_what_it_requires(model, sandbox, 
         ("x-ai/grok-imagine-image", "A", "0.026", "n", None),
     ],
 )
-def test_the_data_agrees_with_the_documentation(name, shape, usd, count_field, prompt_limit):
-    """Written by hand from the model pages, so that a mistake in making the data file shows."""
+def test_the_data_matches_the_documentation(name, shape, usd, count_field, prompt_limit):
+    """Written by hand from the model pages, to find mistakes in the data file."""
     model = find_model(name)
 
     assert (model.shape, model.usd, model.count_field) == (shape, Decimal(usd), count_field)
     assert model.fields["prompt"].get("maxLength") == prompt_limit
 
 
-def test_aliases_lead_to_the_same_model():
+def test_aliases_refer_to_the_same_model():
     assert find_model("gpt-image-1") is find_model("openai/gpt-image-1")
     assert find_model("google/gemini-3-pro-image-preview") is find_model("google/nano-banana-pro")
     assert find_model("GPT-IMAGE-1") is None
@@ -96,17 +96,17 @@ def test_aliases_lead_to_the_same_model():
         ("topaz-labs/sharpen", {}, (1024, 1024)),
     ],
 )
-def test_each_way_to_say_the_size_is_understood(name, body, size):
-    assert size_of(find_model(name), body) == size
+def test_every_size_format_is_understood(name, body, size):
+    assert image_size(find_model(name), body) == size
 
 
-def test_sizes_that_are_no_multiple_of_32_are_refused(generate):
+def test_sizes_that_are_not_multiples_of_32_are_rejected(generate):
     answer = generate(model="flux/schnell", image_size={"width": 1000, "height": 512})
 
     assert answer.json()["meta"]["image_size"]["width"]["_errors"] == ["Number must be a multiple of 32"]
 
 
-def test_a_price_that_depends_on_a_field_is_charged_so(generate, sandbox):
+def test_a_price_that_depends_on_a_field_is_charged(generate, sandbox):
     for quality in ("low", "high"):
         generate(model="openai/gpt-image-2", quality=quality)
 
@@ -115,7 +115,7 @@ def test_a_price_that_depends_on_a_field_is_charged_so(generate, sandbox):
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-def test_the_picture_has_the_format_asked_for(generate, output_format):
+def test_the_image_has_the_requested_format(generate, output_format):
     url = generate(model="openai/gpt-image-2", output_format=output_format).json()["data"][0]["url"]
     answer = requests.get(url, timeout=10)
 
@@ -123,7 +123,7 @@ def test_the_picture_has_the_format_asked_for(generate, output_format):
     assert Image.open(io.BytesIO(answer.content)).format == output_format.upper()
 
 
-def test_response_format_and_sync_mode_give_the_picture_inline(generate):
+def test_response_format_and_sync_mode_return_inline_images(generate):
     encoded = generate(model="openai/gpt-image-2", response_format="b64_json").json()["data"][0]
     inline = generate(model="bytedance/seedream-v4-text-to-image", sync_mode=True).json()["images"][0]
 
@@ -132,7 +132,7 @@ def test_response_format_and_sync_mode_give_the_picture_inline(generate):
     assert inline["url"].startswith("data:image/png;base64,")
 
 
-def test_a_transparent_jpeg_is_refused(generate):
+def test_a_transparent_jpeg_is_rejected(generate):
     answer = generate(model="openai/gpt-image-2", background="transparent", output_format="jpeg")
 
     assert answer.status_code == 400

@@ -179,7 +179,7 @@ def _members(sessions: set[int]) -> list[psutil.Process]:
 def start_sandbox(processes: Processes) -> tuple[str, dict[str, str]]:
     """Start a sandbox in a process of its own, and give its URL and the fields of a connection to it."""
     processes.start("sandbox", "airflow_provider_imagen.cli", "sandbox", "--port", "0")
-    wait_until(lambda: "Stop it" in processes.output("sandbox"), "the sandbox")
+    wait_until(lambda: "Press Ctrl-C" in processes.output("sandbox"), "the sandbox")
     said = [line.partition(" ") for line in processes.output("sandbox").splitlines()]
     (url,) = [rest.split()[0] for word, _, rest in said if word == "Sandbox:"]
     (connection,) = [rest for word, _, rest in said if word == "Connection:"]

@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     for needed in (
         "py.typed",
         "catalogue/models.json",
-        "sandbox/models.json",
+        "sandbox/model_specs.json",
         "example_dags/imagen_quickstart.py",
     ):
         assert f"airflow_provider_imagen/{needed}" in names

@@ -1,7 +1,7 @@
 """
-A client of Airflow's public REST API that runs in the web server's process, with the visitor's permissions.
+An in-process client of Airflow's public REST API, with the visitor's permissions.
 
-It calls the application the gallery is mounted in, with the session of the incoming request. So the gallery cannot
+It calls the application that the gallery is mounted in, with the session of the incoming request. So the gallery cannot
 show anything that the visitor may not read, and depends only on Airflow's documented API: no database models, no
 private routes.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 _SESSION_HEADERS: Final = ("authorization", "cookie")
-_PAGE: Final = 100
+_PAGE_SIZE: Final = 100
 """Entries per page; Airflow caps them at ``[api] maximum_page_limit``, 100 by default."""
 
 _MAX_ENTRIES: Final = 10_000
-_NEVER_IDS: Final = ("", "~", ".", "..")
+_REJECTED_IDS: Final = ("", "~", ".", "..")
 
 
 @dataclass(frozen=True, order=True)
@@ -77,12 +77,12 @@ class AirflowApi:
         await self._client.aclose()
 
     async def get_xcom(self, ti: TaskInstance, key: str) -> XCom | None:
-        """Return one XCom; ``None`` if there is none."""
-        answer = await self._get(f"{_path_of(ti)}/xcomEntries/{_quoted(key)}", map_index=ti.map_index)
-        if answer is None:
+        """Return one XCom, or ``None`` if it does not exist."""
+        entry = await self._get(f"{_path(ti)}/xcomEntries/{_quote_id(key)}", map_index=ti.map_index)
+        if entry is None:
             return None
-        value, is_elsewhere = _decode(answer.get("value"))
-        return XCom(value=value, timestamp=str(answer.get("timestamp")), is_elsewhere=is_elsewhere)
+        value, is_elsewhere = _decode(entry.get("value"))
+        return XCom(value=value, timestamp=str(entry.get("timestamp")), is_elsewhere=is_elsewhere)
 
     async def iter_xcoms(
         self, *, dag_id: str, run_id: str | None, key: str, newest_first: bool = False, limit: int = _MAX_ENTRIES
@@ -94,57 +94,57 @@ class AirflowApi:
         :param newest_first: order by time; default: by task
         :param limit: number of entries to read before stopping, rounded up to a page
         """
-        run = "~" if run_id is None else _quoted(run_id)
-        path = f"/dags/{_quoted(dag_id)}/dagRuns/{run}/taskInstances/~/xcomEntries"
+        run = "~" if run_id is None else _quote_id(run_id)
+        path = f"/dags/{_quote_id(dag_id)}/dagRuns/{run}/taskInstances/~/xcomEntries"
         order = "-timestamp" if newest_first else "task_id"
         offset = 0
         while offset < limit:
-            # Airflow filters by exact key from 3.3 on; before, the pattern narrows the results down.
-            answer = await self._get(
-                path, xcom_key=key, xcom_key_pattern=key, order_by=order, limit=_PAGE, offset=offset
+            # Airflow 3.3 can filter by the exact key; on older versions, the pattern narrows down the results.
+            page = await self._get(
+                path, xcom_key=key, xcom_key_pattern=key, order_by=order, limit=_PAGE_SIZE, offset=offset
             )
-            entries = answer["xcom_entries"] if answer else []
+            entries = page["xcom_entries"] if page else []
             for entry in entries:
                 if entry["key"] == key:
                     ti = TaskInstance(entry["dag_id"], entry["run_id"], entry["task_id"], entry["map_index"])
                     yield ti, str(entry["timestamp"])
             offset += len(entries)
-            if not entries or answer is None or offset >= answer["total_entries"]:
+            if not entries or page is None or offset >= page["total_entries"]:
                 return
 
     async def get_state(self, ti: TaskInstance) -> str | None:
         """Return the state of a task instance; ``None`` if it does not exist or has none."""
-        path = _path_of(ti) if ti.map_index < 0 else f"{_path_of(ti)}/{ti.map_index}"
-        answer = await self._get(path)
-        return answer.get("state") if answer else None
+        path = _path(ti) if ti.map_index < 0 else f"{_path(ti)}/{ti.map_index}"
+        found = await self._get(path)
+        return found.get("state") if found else None
 
     async def get_run(self, *, dag_id: str, run_id: str) -> dict[str, Any] | None:
         """Return a DAG run as Airflow's API describes it; ``None`` if it does not exist."""
-        return await self._get(f"/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}")
+        return await self._get(f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}")
 
     async def _get(self, path: str, **query: Any) -> dict[str, Any] | None:
-        answer = await self._client.get(f"/api/v2{path}", params=query)
-        if answer.status_code == 404:
+        response = await self._client.get(f"/api/v2{path}", params=query)
+        if response.status_code == 404:
             return None
-        if answer.status_code != 200:
-            raise HTTPException(answer.status_code if answer.status_code in (401, 403) else 502)
-        body = answer.json()
+        if response.status_code != 200:
+            raise HTTPException(response.status_code if response.status_code in (401, 403) else 502)
+        body = response.json()
         return body if isinstance(body, dict) else None
 
 
-def _path_of(ti: TaskInstance) -> str:
-    return f"/dags/{_quoted(ti.dag_id)}/dagRuns/{_quoted(ti.run_id)}/taskInstances/{_quoted(ti.task_id)}"
+def _path(ti: TaskInstance) -> str:
+    return f"/dags/{_quote_id(ti.dag_id)}/dagRuns/{_quote_id(ti.run_id)}/taskInstances/{_quote_id(ti.task_id)}"
 
 
-def _quoted(name: str) -> str:
+def _quote_id(name: str) -> str:
     """
     Return an id quoted for a path.
 
-    Ids that would change the route are refused: ``~`` means "all", and dots and slashes lead elsewhere.
+    Ids that would change the route are rejected: ``~`` means "all", and dots and slashes lead elsewhere.
 
     :raises HTTPException: 404, for such an id
     """
-    if name in _NEVER_IDS or not {"/", "\\", "\0"}.isdisjoint(name):  # databases reject NUL
+    if name in _REJECTED_IDS or not {"/", "\\", "\0"}.isdisjoint(name):  # databases reject NUL
         raise HTTPException(404)
     return quote(name, safe="")
 

@@ -1,4 +1,4 @@
-"""The gallery's pages: the data that templates show, and their rendering to HTML."""
+"""The gallery's pages: template data, URLs and rendering."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.task_results import Picture, Problem
     from airflow_provider_imagen.run_report import RunSummary
 
-_CHANGED_BY_RENDERING: Final = ("{{", "{%", "{#", "\r")
-_CHANGED_AT_THE_END: Final = (".prompt", "\n")
+_TEMPLATE_MARKS: Final = ("{{", "{%", "{#", "\r")
+_TEMPLATE_ENDINGS: Final = (".prompt", "\n")
 
 STATIC_TYPES: Final = {"gallery.css": "text/css; charset=utf-8", "gallery.js": "text/javascript; charset=utf-8"}
 
@@ -63,9 +63,9 @@ class Pager:
 @dataclass(frozen=True)
 class Section:
     """
-    Pictures and problems under one heading.
+    Images and problems under one heading.
 
-    :param title: heading; empty if the page's own heading suffices
+    :param title: heading; empty for none
     :param href: link target of the heading
     :param notes: sentences under the heading
     """
@@ -96,29 +96,29 @@ class Pages:
         )
 
     def dag(self, dag_id: str) -> str:
-        """Return the URL of a DAG's pictures."""
+        """Return the URL of a DAG's images."""
         return dag_address(root=self._root, dag_id=dag_id)
 
     def run(self, dag_id: str, run_id: str, **query: Any) -> str:
-        """Return the URL of a run's pictures."""
+        """Return the URL of a run's images."""
         return run_address(root=self._root, dag_id=dag_id, run_id=run_id, **query)
 
     def task(self, ti: TaskInstance, **query: Any) -> str:
-        """Return the URL of a task instance's pictures."""
+        """Return the URL of a task instance's images."""
         return task_address(
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
         )
 
     def picture(self, picture: Picture) -> str:
-        """Return the URL of a picture's page."""
+        """Return the URL of an image's page."""
         return self._picture(picture)
 
     def thumbnail(self, picture: Picture) -> str:
-        """Return the URL of a picture's preview, or the API's URL if the picture was not stored."""
+        """Return the URL of an image's preview, or the API's URL if the image was not stored."""
         return self._file(picture, "thumbnail") or ""
 
     def full(self, picture: Picture) -> str:
-        """Return the URL of a picture in full size, or the API's URL if the picture was not stored."""
+        """Return the URL of an image in full size, or the API's URL if the image was not stored."""
         return self._file(picture, "full") or ""
 
     def airflow_dag(self, dag_id: str) -> str:
@@ -150,12 +150,12 @@ class Pages:
     def _file(self, picture: Picture, size: str) -> str | None:
         if not picture.is_stored:
             return remote_link(picture.url)
-        # The start of the digest keeps browsers from showing a cached picture that has since been replaced.
+        # The digest prefix keeps browsers from showing a cached image that has since been replaced.
         return self._picture(picture, size=size, v=(picture.sha256 or "")[:12])
 
 
 def image_sources(pictures: Iterable[Picture]) -> str:
-    """Return the servers that a page loads pictures from, as a Content-Security-Policy source list."""
+    """Return the origins that a page loads images from, as a Content-Security-Policy source list."""
     origins = {"'self'"}
     for picture in pictures:
         if not picture.is_stored and (link := remote_link(picture.url)):
@@ -165,30 +165,30 @@ def image_sources(pictures: Iterable[Picture]) -> str:
 
 def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
     """
-    Return Python code that requests the picture again.
+    Return Python code that requests the image again.
 
     Input images are known only by their digest, so a comment stands in for them.
 
-    :param parameters: the request's API fields, as far as the picture's provenance holds them
+    :param parameters: the request's API fields in the image's provenance
     """
     known = ("aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
-    sent = {name: value for name, value in parameters.items() if not any(map(_is_sent_picture, _texts(value)))}
+    sent = {name: value for name, value in parameters.items() if not any(map(_is_image_value, _texts(value)))}
     arguments: dict[str, Any] = {"task_id": "paint", "prompt": picture.prompt}
     if picture.model:
         arguments["model"] = picture.model
     if picture.seed is not None:
         arguments["seed"] = picture.seed
     if picture.image_index > 0 and sent.get("num_images") is not None:
-        arguments["num_images"] = sent["num_images"]  # a seed yields several pictures, and this is not the first
+        arguments["num_images"] = sent["num_images"]  # a seed yields several images, and this is not the first
     arguments |= {name: sent[name] for name in known if sent.get(name) is not None}
     rest = {name: value for name, value in sent.items() if name not in (*known, "convert_base64_to_url", "num_images")}
     if rest:
         arguments["parameters"] = rest
     lines = [f"{name}={_to_code(value)}," for name, value in arguments.items()]
     if len(sent) < len(parameters):
-        lines.append("# input_images: the pictures it was made from")
+        lines.append("# input_images: the original input images")
     imports = ["from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator"]
-    if any(map(_is_changed_by_rendering, _texts(arguments))):
+    if any(map(_needs_literal, _texts(arguments))):
         imports.insert(0, "from airflow.sdk import literal")
     return "\n".join([*imports, "", "ImagenGenerateOperator(", *(f"    {line}" for line in lines), ")", ""])
 
@@ -205,20 +205,20 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _is_sent_picture(text: str) -> bool:
-    """Return whether a field held an image: provenance keeps a file's digest, or the start of a ``data:`` URI."""
+def _is_image_value(text: str) -> bool:
+    """Return whether a field contained an image: provenance holds its digest, or the start of a ``data:`` URI."""
     return text.startswith(("sha256:", "data:"))
 
 
-def _is_changed_by_rendering(text: str) -> bool:
-    """Return whether Airflow's rendering would change the text, or read it as a file name."""
-    return any(mark in text for mark in _CHANGED_BY_RENDERING) or text.endswith(_CHANGED_AT_THE_END)
+def _needs_literal(text: str) -> bool:
+    """Return whether Airflow's template rendering would change the text, or read it as a file name."""
+    return any(mark in text for mark in _TEMPLATE_MARKS) or text.endswith(_TEMPLATE_ENDINGS)
 
 
 def _to_code(value: Any) -> str:
-    """Return a JSON value as Python code, with ``literal`` around strings that rendering would change."""
+    """Return a JSON value as Python code, with ``literal`` around strings that template rendering would change."""
     if isinstance(value, str):
-        return f"literal({value!r})" if _is_changed_by_rendering(value) else repr(value)
+        return f"literal({value!r})" if _needs_literal(value) else repr(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name!r}: {_to_code(part)}" for name, part in value.items()) + "}"
     if isinstance(value, Sequence):
@@ -227,7 +227,7 @@ def _to_code(value: Any) -> str:
 
 
 def read_static(name: str) -> bytes | None:
-    """Return a static file of the gallery; ``None`` if there is none of that name."""
+    """Return a static file by name, or ``None``."""
     return _static_files().get(name)
 
 
@@ -252,15 +252,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["usd"] = lambda usd: f"${usd:,.4f}" if usd < 1 else f"${usd:,.2f}"
-    environment.filters["size"] = _readable_size
+    environment.filters["size"] = _format_size
     environment.filters["place"] = _without_connection
     return environment
 
 
-def _readable_size(count: int) -> str:
+def _format_size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(count / 1e3, 0.1):.1f} kB"
 
 
 def _without_connection(path: str) -> str:
-    """Return an object store address without its connection id (``s3://conn@bucket/key``)."""
+    """Return an object store URL without its connection id (``s3://conn@bucket/key``)."""
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/]*@", r"\1", path)

@@ -1,7 +1,7 @@
 """
 A cache of previews on the web server's disk.
 
-Callers name a preview after its picture's location and digest, and all visitors share it.
+Callers name a preview after its image's location and digest. All visitors share the cache.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from airflow_provider_imagen.storage.convert import make_thumbnail
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 PIXELS: Final = 384
-"""Longer side of a preview: sharp on double-density screens at the size that pages show."""
+"""Longer side of a preview: twice the size on the page, for double-density screens."""
 
-MAX_PICTURE_PIXELS: Final = 40_000_000
-"""Maximum number of pixels of a picture that gets a preview: above 8192 by 4096."""
+MAX_IMAGE_PIXELS: Final = 40_000_000
+"""Maximum number of pixels of an image with a preview: more than 8192 by 4096."""
 
 DEFAULT_MAX_BYTES: Final = 256 * 1024 * 1024
 _PRUNE_EVERY: Final = 64  # previews written by one process
@@ -57,29 +57,29 @@ class ThumbnailCache:
             return None
         if path and data:
             with contextlib.suppress(OSError):
-                os.utime(path)  # pruning goes by last use
+                os.utime(path)  # pruning is by last use
         return data
 
     def make(self, name: str, data: bytes) -> bytes:
         """
-        Return a new preview of a picture, and cache it.
+        Return a new preview of an image, and cache it.
 
         :param name: 64 hexadecimal digits
-        :raises FileUnavailableError: the data is not an image, or one that gets no preview
+        :raises FileUnavailableError: the data is not an image, or no preview can be created
         """
         kind = media_type(BytesIO(data))
         if kind is None:
-            raise FileUnavailableError("The stored file is not a picture.")
+            raise FileUnavailableError("The stored file is not an image.")
         if kind == SVG_MIME_TYPE:
-            raise FileUnavailableError("A vector picture has no preview.")
+            raise FileUnavailableError("A vector image has no preview.")
         try:
-            preview = make_thumbnail(data, pixels=PIXELS, max_pixels=MAX_PICTURE_PIXELS)
+            preview = make_thumbnail(data, pixels=PIXELS, max_pixels=MAX_IMAGE_PIXELS)
         except Exception:
-            raise FileUnavailableError("The stored picture is damaged, or too large for a preview.") from None
-        self._keep(name, preview)
+            raise FileUnavailableError("The stored image is damaged, or too large for a preview.") from None
+        self._write(name, preview)
         return preview
 
-    def _keep(self, name: str, preview: bytes) -> None:
+    def _write(self, name: str, preview: bytes) -> None:
         path = self._path(name)
         if path is None:
             return
@@ -87,7 +87,7 @@ class ThumbnailCache:
         try:
             temporary.write_bytes(preview)
             temporary.replace(path)
-        except OSError:  # such as a full disk: the preview is shown without caching it
+        except OSError:  # such as a full disk; the preview is shown without being cached
             with contextlib.suppress(OSError):
                 temporary.unlink()
             return
@@ -102,15 +102,15 @@ class ThumbnailCache:
         with contextlib.suppress(OSError):
             for path in folder.iterdir():
                 with contextlib.suppress(OSError):
-                    facts = path.stat()
-                    entries.append((facts.st_mtime, facts.st_size, path))
-        left = sum(size for _, size, _ in entries)
+                    stat = path.stat()
+                    entries.append((stat.st_mtime, stat.st_size, path))
+        remaining = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries, key=lambda entry: entry[0]):
-            if left <= self._max_bytes:
+            if remaining <= self._max_bytes:
                 return
             with contextlib.suppress(OSError):
                 path.unlink()
-            left -= size
+            remaining -= size
 
     def _path(self, name: str) -> Path | None:
         folder = self._open_folder()
@@ -125,8 +125,8 @@ class ThumbnailCache:
                 self._folder = Path(tempfile.gettempdir(), f"airflow-imagen-thumbnails-{os.getuid()}")
             try:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
-                facts = self._folder.lstat()
+                stat = self._folder.lstat()
             except OSError:
                 return None
-            is_ours = facts.st_uid == os.getuid() and not self._folder.is_symlink() and not facts.st_mode & 0o077
-            return self._folder if is_ours else None
+            is_private = stat.st_uid == os.getuid() and not self._folder.is_symlink() and not stat.st_mode & 0o077
+            return self._folder if is_private else None

@@ -1,16 +1,16 @@
-// What the pages cannot do by themselves: Airflow's theme, pictures that are gone, copying, arrow keys.
+// Airflow's theme, unavailable images, the copy button and arrow keys.
 "use strict";
 
 (() => {
   const root = document.documentElement;
 
-  // Airflow keeps the theme its user chose here ("light", "dark" or "system"); style sheets follow the system without it.
+  // Airflow stores the user's theme here ("light", "dark" or "system"); without it, the style sheet follows the system.
   const followTheme = () => {
     let theme = null;
     try {
       theme = localStorage.getItem("theme");
     } catch {
-      // No storage for this page: the system's theme it is.
+      // Storage is blocked: use the system's theme.
     }
     if (theme === "light" || theme === "dark") root.dataset.theme = theme;
     else delete root.dataset.theme;
@@ -19,13 +19,13 @@
   addEventListener("storage", followTheme);
   if (parent !== self) root.classList.add("embedded");
 
-  // Errors of pictures do not bubble, so they are caught on the way down.
-  const isGone = (image) => {
+  // Load errors of images do not bubble, so listen in the capture phase.
+  const showUnavailable = (image) => {
     image.hidden = true;
-    const note = image.parentElement.querySelector(".gone");
+    const note = image.parentElement.querySelector(".unavailable");
     if (note) note.hidden = false;
   };
-  addEventListener("error", (event) => event.target instanceof HTMLImageElement && isGone(event.target), true);
+  addEventListener("error", (event) => event.target instanceof HTMLImageElement && showUnavailable(event.target), true);
 
   const copy = async (button) => {
     const source = document.getElementById(button.dataset.copy);
@@ -33,10 +33,10 @@
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
-      getSelection().selectAllChildren(source); // without HTTPS there is no clipboard to write to
+      getSelection().selectAllChildren(source); // the clipboard API needs HTTPS
       done = document.execCommand("copy");
     }
-    document.getElementById("copied").textContent = done ? "Copied." : "Selected; copy it with the keyboard.";
+    document.getElementById("copied").textContent = done ? "Copied." : "Selected. Press Ctrl+C or ⌘C to copy.";
   };
   addEventListener("click", (event) => {
     const button = event.target instanceof Element && event.target.closest("[data-copy]");

@@ -1,4 +1,4 @@
-"""``airflow-imagen check``: check the key, the balance, and the models that DAGs use."""
+"""``airflow-imagen check``: check the API key, the balance, and the models that DAGs use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.commands.dag_models import Findings, find_models
-from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json
 from airflow_provider_imagen.exceptions import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def add_check(commands: Any) -> None:
     """Add the command to a parser."""
     check = commands.add_parser(
         "check",
-        help="check the key, the balance and the models your DAGs use",
-        description="Check the key, the balance, and whether the models that the DAG files of a folder name are alive, "
-        "deprecated or withdrawn. Free: the DAG files are imported as Airflow imports them, and no task runs. The "
-        "exit status is 0 when all is well and 1 when something has to be done, for use in a weekly job.",
+        help="check the API key, the balance and the models your DAGs use",
+        description="Check the API key, the balance, and whether the models in the DAG files of a folder are alive, "
+        "deprecated or withdrawn. Free: Airflow imports the DAG files, but no task runs. The exit status is 0 if no "
+        "action is needed and 1 otherwise, for use in a scheduled job.",
     )
     check.add_argument("folder", nargs="?", type=Path, metavar="DAG_FOLDER", help="folder of DAG files, or one file")
     check.add_argument("--imagen-conn-id", default="imagen_default", metavar="ID", help="default: %(default)s")
@@ -40,13 +40,13 @@ def add_check(commands: Any) -> None:
 def run_check(arguments: argparse.Namespace) -> int:
     """Run the command; return 0 if all checks pass, 1 if one fails, 2 if the folder does not exist."""
     if arguments.folder is not None and not arguments.folder.exists():
-        complain(f"Error: there is no folder {arguments.folder}.")
+        print_error(f"Error: {arguments.folder} does not exist.")
         return 2
     with _as_airflow_command():
         findings = find_models(arguments.folder) if arguments.folder is not None else Findings()
         report = _make_report(arguments.imagen_conn_id, findings)
     if arguments.json:
-        write_json(report)
+        print_json(report)
     else:
         _show(report)
     return 0 if report["ok"] else 1
@@ -57,7 +57,7 @@ def _make_report(imagen_conn_id: str, findings: Findings) -> dict[str, Any]:
     places: dict[str, list[str]] = {}
     for use in findings.uses:
         places.setdefault(use.model, []).append(use.place)
-    connection, models = _ask(imagen_conn_id, places)
+    connection, models = _query_api(imagen_conn_id, places)
     return {
         "ok": connection["ok"]
         and not findings.broken
@@ -75,7 +75,7 @@ def _make_report(imagen_conn_id: str, findings: Findings) -> dict[str, Any]:
     }
 
 
-def _ask(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, Any], list[ModelHealth] | None]:
+def _query_api(imagen_conn_id: str, places: dict[str, list[str]]) -> tuple[dict[str, Any], list[ModelHealth] | None]:
     """
     Return the connection's state, and the models' health or ``None`` if the API cannot be reached.
 
@@ -122,26 +122,26 @@ def _as_airflow_command() -> Iterator[None]:
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    screen = Screen()
+    terminal = Terminal()
     connection = report["connection"]
-    screen.line(f"{_mark(connection['ok'])} connection {report['imagen_conn_id']}: {connection['message']}")
+    terminal.line(f"{_mark(connection['ok'])} connection {report['imagen_conn_id']}: {connection['message']}")
     if report["models"] is None:
-        screen.line(f"{_mark(False)} the models could not be checked")
+        terminal.line(f"{_mark(False)} The models could not be checked.")
     for model in report["models"] or ():
-        screen.line(f"{_mark(model['ok'])} {model['model']}: {model['sentence']} ({_places(model['places'])})")
+        terminal.line(f"{_mark(model['ok'])} {model['model']}: {model['sentence']} ({_places(model['places'])})")
         if model["warning"]:
-            screen.line(f"warn  {model['model']}: {model['warning']}")
+            terminal.line(f"warn  {model['model']}: {model['warning']}")
     for broken in report["broken"]:
-        screen.line(f"{_mark(False)} {broken}")
+        terminal.line(f"{_mark(False)} {broken}")
     if report["unread"]:
-        screen.line(f"  not checked, known only when the DAG runs: {_places(report['unread'])}")
+        terminal.line(f"  not checked, known only at run time: {_places(report['unread'])}")
     warned = any(model["warning"] for model in report["models"] or ())
-    fine = "Nothing is broken; mind the warnings." if warned else "All is well."
-    screen.line(fine if report["ok"] else "Something has to be done.")
+    passed = "No action needed, but see the warnings." if warned else "No action needed."
+    terminal.line(passed if report["ok"] else "Action needed.")
 
 
 def _mark(is_fine: bool) -> str:
-    return "ok   " if is_fine else "WRONG"
+    return "ok   " if is_fine else "FAIL "
 
 
 def _places(places: Sequence[str]) -> str:

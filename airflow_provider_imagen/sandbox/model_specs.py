@@ -1,4 +1,4 @@
-"""The image models the sandbox serves: fields, limits, shape of the response, price."""
+"""The models of the sandbox: fields, limits, response shape, price."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[A-Za-z0-9+/_-]{40,}={0,2}")
 @dataclass(frozen=True)
 class SandboxModel:
     """
-    One model, as the documentation describes it (OpenAPI documents and model pages, 2026-08-21).
+    One model, as documented (OpenAPI documents and model pages, 2026-08-21).
 
     :param id: canonical id
-    :param aliases: other ids it answers to
-    :param developer: who made it
-    :param kind: from text, from a picture and text, or from a picture alone
-    :param status: ``withdrawn`` models are in the documentation's list of what is no longer supported
+    :param aliases: other ids
+    :param developer: company that developed it
+    :param kind: input: text, an image and text, or an image alone
+    :param status: ``withdrawn`` if the documentation lists it as no longer supported
     :param replaced_by: replacement of a withdrawn model
-    :param shutdown_at: when a withdrawn model stopped, ``YYYY-MM-DD``; invented where no date is published
-    :param shape: form of the response, A to E (see :mod:`~airflow_provider_imagen.sandbox.shapes`)
-    :param usd: price of one picture, in USD; invented where no price is published
-    :param usd_by: price by the value of one field, for models whose price depends on it
-    :param format: picture format when ``output_format`` is not given
-    :param required: fields the body must have besides ``model``
+    :param shutdown_at: shutdown date of a withdrawn model, ``YYYY-MM-DD``; invented if none is published
+    :param shape: response shape, A to E (see :mod:`~airflow_provider_imagen.sandbox.response_shapes`)
+    :param usd: price of one image in USD; invented if none is published
+    :param usd_by: name of a field that the price depends on, and the price for each of its values
+    :param format: image format without ``output_format``
+    :param required: required fields besides ``model``
     :param fields: JSON Schema of each field
-    :param edits: ``required`` and ``fields`` at ``/v1/images/edits``, ``None`` when the model is not served there
+    :param edits: the model at ``/v1/images/edits``, ``None`` if it is not served there
     """
 
     id: str
@@ -55,17 +55,17 @@ class SandboxModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every id it answers to."""
+        """Canonical id and aliases."""
         return (self.id, *self.aliases)
 
     @property
     def count_field(self) -> str | None:
-        """Name of the field with the number of images."""
+        """Name of the field for the number of images, if the model has one."""
         return next((name for name in ("num_images", "n") if name in self.fields), None)
 
     @cached_property
     def validator(self) -> Validator:
-        """Checks a body against the fields; fields that the model does not have are ignored."""
+        """JSON Schema validator of a body; it ignores unknown fields, as the API does."""
         from jsonschema import Draft202012Validator, FormatChecker
 
         checker = FormatChecker(formats=())
@@ -74,7 +74,7 @@ class SandboxModel:
         return Draft202012Validator(schema, format_checker=checker)
 
     def price(self, body: dict[str, Any]) -> Decimal:
-        """Return the price of one picture for this body, in USD."""
+        """Return the price in USD of one image for a body."""
         if self.usd_by is None:
             return self.usd
         name, by_value = self.usd_by
@@ -83,8 +83,8 @@ class SandboxModel:
 
 @cache
 def all_models() -> dict[str, SandboxModel]:
-    """Return every model, by id."""
-    text = resources.files(__package__).joinpath("models.json").read_text(encoding="utf-8")
+    """Return all models by id."""
+    text = resources.files(__package__).joinpath("model_specs.json").read_text(encoding="utf-8")
     return {model_id: _read(model_id, entry) for model_id, entry in json.loads(text).items()}
 
 
@@ -95,7 +95,7 @@ def _by_name() -> dict[str, SandboxModel]:
 
 
 def find_model(name: object) -> SandboxModel | None:
-    """Return a model by id or alias."""
+    """Return a model by id or alias, or ``None``."""
     return _by_name().get(name) if isinstance(name, str) else None
 
 
@@ -106,10 +106,10 @@ def _read(model_id: str, entry: dict[str, Any]) -> SandboxModel:
     if usd_by is not None:
         ((name, by_value),) = usd_by.items()
         usd_by = (name, {value: Decimal(usd) for value, usd in by_value.items()})
-    facts = {**entry, "usd": Decimal(entry["usd"]), "usd_by": usd_by}
     return SandboxModel(
         id=model_id,
         aliases=aliases,
         edits=_read(model_id, {**entry, **edits, "usd_by": None}) if edits else None,
-        **{**facts, "required": tuple(entry["required"])},
+        usd_by=usd_by,
+        **{**entry, "usd": Decimal(entry["usd"]), "required": tuple(entry["required"])},
     )

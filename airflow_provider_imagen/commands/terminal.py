@@ -1,4 +1,4 @@
-"""Terminal output, through Rich, which Airflow depends on."""
+"""Terminal output through Rich, which Airflow depends on."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_WIDE_COLUMNS = 160
+_COLUMNS_OF_A_PIPE = 160
 
 
-def write_json(value: Any) -> None:
-    """Write JSON to stdout, never wrapped or coloured."""
+def print_json(value: Any) -> None:
+    """Write JSON to stdout, without wrapping or colours."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Write a line to stderr."""
     sys.stderr.write(text + "\n")
 
 
-class Screen:
-    """Writes text and tables to stdout; output to a file or pipe is not limited to a terminal's width."""
+class Terminal:
+    """Writes text and tables to stdout, without a terminal's width if that is a file or pipe."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self._console = Console(highlight=False, emoji=False)
         if not self._console.is_terminal:
-            self._console.width = _WIDE_COLUMNS
+            self._console.width = _COLUMNS_OF_A_PIPE
 
     def line(self, text: str) -> None:
         """Write one line."""
@@ -41,7 +41,7 @@ class Screen:
         self._console.print(text, style="bold", markup=False)
 
     def code(self, text: str) -> None:
-        """Write code unchanged, so that it can be copied."""
+        """Write code without wrapping, so that it can be copied."""
         self._console.print(text.rstrip(), markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

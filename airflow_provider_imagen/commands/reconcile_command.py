@@ -1,4 +1,4 @@
-"""``airflow-imagen reconcile``: find out whether requests that a task left in doubt were billed."""
+"""``airflow-imagen reconcile``: find out whether a task's in-doubt requests were billed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -25,31 +25,31 @@ def add_reconcile(commands: Any) -> None:
     """Add the command to a parser."""
     reconcile = commands.add_parser(
         "reconcile",
-        help="find out whether requests in doubt were billed",
-        description="Look up, in the API's log, the requests whose outcome a task could not find out, and record what "
-        "became of them in the task's journal. Free: nothing is generated. Name output folders, for tasks of Airflow "
-        "3.1 and 3.2, or a task instance of Airflow 3.3, on a machine that reaches Airflow's database. Requests that "
-        "were sent with another API key than the connection's are not in its log and stay in doubt. The exit status "
-        "is 0 when nothing is in doubt any more, and 1 otherwise.",
+        help="find out whether in-doubt requests were billed",
+        description="Look up a task's requests with an unknown outcome in the API's log, and record the outcome in the "
+        "task's journal. Free: nothing is generated. Pass output folders (Airflow 3.1 and 3.2), or the ids of a task "
+        "instance (Airflow 3.3, on a machine with access to Airflow's database). Requests sent with another API key "
+        "than the connection's are not in its log and stay in doubt. The exit status is 0 if nothing is in doubt any "
+        "more, and 1 otherwise.",
     )
-    reconcile.add_argument("folders", nargs="*", metavar="FOLDER", help="output folder, as ObjectStoragePath takes it")
+    reconcile.add_argument("folders", nargs="*", metavar="FOLDER", help="output folder (ObjectStoragePath)")
     reconcile.add_argument("--dag-id", metavar="ID")
     reconcile.add_argument("--run-id", metavar="ID")
     reconcile.add_argument("--task-id", metavar="ID")
-    reconcile.add_argument("--map-index", type=int, default=-1, metavar="N", help="of a mapped task instance")
+    reconcile.add_argument("--map-index", type=int, default=-1, metavar="N", help="map index, if the task is mapped")
     reconcile.add_argument("--imagen-conn-id", default="imagen_default", metavar="ID", help="default: %(default)s")
     reconcile.add_argument("--json", action="store_true", help="write JSON")
     reconcile.set_defaults(run=run_reconcile)
 
 
 def run_reconcile(arguments: argparse.Namespace) -> int:
-    """Run the command; return 0 if nothing is in doubt any more, 1 if something is, 2 if it cannot be looked up."""
+    """Run the command; return 0 if nothing is in doubt any more, 1 if something is, 2 if the lookup failed."""
     from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError
     from airflow_provider_imagen.hooks.imagen import ImagenHook
 
     ids = (arguments.dag_id, arguments.run_id, arguments.task_id)
     if bool(arguments.folders) == any(ids) or (any(ids) and not all(ids)):
-        complain("Error: name output folders, or all of --dag-id, --run-id and --task-id.")
+        print_error("Error: pass output folders, or all of --dag-id, --run-id and --task-id.")
         return 2
     rows: list[dict[str, Any]] = []
     hook = ImagenHook(arguments.imagen_conn_id)
@@ -57,12 +57,12 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
         for store in _stores(arguments):
             rows += _reconcile(store, hook.get_conn())
     except (ImagenError, InvalidArgumentsError) as error:
-        complain(f"Error: {error}")
+        print_error(f"Error: {error}")
         return 2
     finally:
         hook.close()
     if arguments.json:
-        write_json(rows)
+        print_json(rows)
     else:
         _show(rows)
     return 1 if any(row["outcome"] in IN_DOUBT for row in rows) else 0
@@ -145,13 +145,13 @@ def _row(intent: Intent, outcome: str, charge: Charge | None, usd: Decimal | Non
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    screen = Screen()
+    terminal = Terminal()
     if not rows:
-        screen.line("Nothing is in doubt.")
+        terminal.line("Nothing is in doubt.")
         return
     for row in rows:
         usd = "unknown cost" if row["usd"] is None else f"${row['usd']:.4f}"
-        screen.line(f"{row['outcome']:<10}  {usd:>12}  {row['client_request_id']}  {json.dumps(row['prompt'][:60])}")
+        terminal.line(f"{row['outcome']:<10}  {usd:>12}  {row['client_request_id']}  {json.dumps(row['prompt'][:60])}")
     billed = sum(row["usd"] or 0 for row in rows if row["outcome"] == "billed")
     unknown = sum(row["outcome"] in IN_DOUBT for row in rows)
-    screen.line(f"{len(rows)} requests: ${billed:.4f} billed without an image, {unknown} still in doubt.")
+    terminal.line(f"{len(rows)} requests: ${billed:.4f} billed without an image, {unknown} still in doubt.")

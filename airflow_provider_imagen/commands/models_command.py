@@ -1,14 +1,15 @@
-"""``airflow-imagen models``: find models, and show the fields of one."""
+"""``airflow-imagen models``: list models, or show the fields of one."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from airflow_provider_imagen.catalogue.lookup import Model, all_models, find_model, nearest_models
+from airflow_provider_imagen.catalogue.availability import ModelState, judge_models
+from airflow_provider_imagen.catalogue.lookup import Kind, Model, Status, all_models, find_model, nearest_models
 from airflow_provider_imagen.catalogue.pricing import PriceList
-from airflow_provider_imagen.commands.describing import dag_snippet, field_facts, model_facts
-from airflow_provider_imagen.commands.screen import Screen, complain, write_json
+from airflow_provider_imagen.commands.model_description import dag_snippet, describe_fields, describe_model
+from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json
 from airflow_provider_imagen.exceptions import ImagenError
 
 if TYPE_CHECKING:
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.catalogue.availability import ModelHealth
 
-KINDS = ("text_to_image", "edit", "image_to_image", "upscale")
-STATUSES = ("listed", "unlisted", "alive", "superseded", "deprecated", "withdrawn", "unknown")
+_STATUSES = (*dict.fromkeys((*get_args(Status), *get_args(ModelState))),)
 
 
 def add_models(commands: Any) -> None:
@@ -26,16 +26,14 @@ def add_models(commands: Any) -> None:
     models = commands.add_parser(
         "models",
         help="list the image models, or show one of them",
-        description="List the image models, those that match some words, or show one: its fields, limits, price, and a "
-        "DAG that uses it. Nothing is sent unless --live is given.",
+        description="List all image models or those that match some words, or show one model with its fields, limits, "
+        "price and an example DAG. Works offline unless --live is given.",
     )
-    models.add_argument("words", nargs="*", metavar="WORD", help="id of a model, or words that its id contains")
-    models.add_argument("--kind", choices=KINDS, help="only models of this kind")
-    models.add_argument("--status", choices=STATUSES, help="only models in this state")
-    models.add_argument("--max-usd", type=float, metavar="USD", help="only models whose picture costs at most this")
-    models.add_argument(
-        "--live", action="store_true", help="ask the API what it serves now, and at which price; no key"
-    )
+    models.add_argument("words", nargs="*", metavar="WORD", help="a model id, or parts of one")
+    models.add_argument("--kind", choices=get_args(Kind), help="only models of this kind")
+    models.add_argument("--status", choices=_STATUSES, help="only models with this status")
+    models.add_argument("--max-usd", type=float, metavar="USD", help="only models with at most this price per image")
+    models.add_argument("--live", action="store_true", help="get current models and prices from the API; needs no key")
     models.add_argument("--url", default=None, metavar="URL", help="base URL of the API for --live")
     models.add_argument("--json", action="store_true", help="write JSON")
     models.set_defaults(run=run_models)
@@ -47,34 +45,33 @@ def run_models(arguments: argparse.Namespace) -> int:
     health: dict[str, ModelHealth] = {}
     if arguments.live:
         try:
-            prices, health = _ask(arguments.url)
+            prices, health = _query_api(arguments.url)
         except (ImagenError, ValueError) as error:
-            complain(f"Error: {error}")
+            print_error(f"Error: {error}")
             return 2
-    one = find_model(arguments.words[0]) if len(arguments.words) == 1 else None
-    if one is not None:
-        _show_one(one, model_facts(one, prices=prices, health=health.get(one.id)), as_json=arguments.json)
+    model = find_model(arguments.words[0]) if len(arguments.words) == 1 else None
+    if model is not None:
+        _show_one(model, describe_model(model, prices=prices, health=health.get(model.id)), as_json=arguments.json)
         return 0
-    rows = [model_facts(model, prices=prices, health=health.get(model.id)) for model in all_models()]
+    rows = [describe_model(model, prices=prices, health=health.get(model.id)) for model in all_models()]
     known = {name for model in all_models() for name in (model.id, *model.aliases)}
-    rows += [_unknown_facts(name, state) for name, state in health.items() if name not in known]
-    rows = [row for row in rows if _is_wanted(row, arguments)]
+    rows += [_describe_uncatalogued(name, state) for name, state in health.items() if name not in known]
+    rows = [row for row in rows if _matches(row, arguments)]
     if arguments.json:
-        write_json(rows)
+        print_json(rows)
         return 0 if rows else 1
     if not rows:
         near = nearest_models(" ".join(arguments.words)) if arguments.words else []
         hint = f" Similar: {', '.join(near)}." if near else ""
-        complain(f"No model matches.{hint}")
+        print_error(f"No model matches.{hint}")
         return 1
     _show_list(rows, live=arguments.live)
     return 0
 
 
-def _ask(url: str | None) -> tuple[PriceList, dict[str, ModelHealth]]:
-    """Return the API's prices, and the health of all known models by id; needs no key."""
+def _query_api(url: str | None) -> tuple[PriceList, dict[str, ModelHealth]]:
+    """Return the API's prices, and the availability of all models by id."""
     from airflow_provider_imagen.api.client import ApiClient, ClientSettings
-    from airflow_provider_imagen.catalogue.availability import judge_models
 
     client = ApiClient(ClientSettings(base_url=url) if url else ClientSettings())
     try:
@@ -89,7 +86,7 @@ def _ask(url: str | None) -> tuple[PriceList, dict[str, ModelHealth]]:
     }
 
 
-def _is_wanted(row: Mapping[str, Any], arguments: argparse.Namespace) -> bool:
+def _matches(row: Mapping[str, Any], arguments: argparse.Namespace) -> bool:
     names = " ".join([row["id"], *row["aliases"]]).lower()
     return (
         all(word.lower() in names for word in arguments.words)
@@ -102,8 +99,8 @@ def _is_wanted(row: Mapping[str, Any], arguments: argparse.Namespace) -> bool:
     )
 
 
-def _unknown_facts(name: str, state: ModelHealth) -> dict[str, Any]:
-    """Return the row of a model that the API serves but the catalogue lacks; it can be used, but is not validated."""
+def _describe_uncatalogued(name: str, state: ModelHealth) -> dict[str, Any]:
+    """Return the row of a model that is not in the catalogue; it can be used, but its arguments are not validated."""
     return {
         "id": name,
         "aliases": [],
@@ -121,55 +118,57 @@ def _unknown_facts(name: str, state: ModelHealth) -> dict[str, Any]:
 
 
 def _show_list(rows: list[dict[str, Any]], *, live: bool) -> None:
-    screen = Screen()
-    screen.table(
+    terminal = Terminal()
+    terminal.table(
         ("Model", "Kind", "Status", "USD", "Images", "Inputs", "Prompt"),
         [
             (
                 row["id"],
-                _words(row["kind"]),
+                _kind(row["kind"]),
                 _status(row),
                 _usd(row["usd_per_image"]),
-                _most(row["max_images_per_request"], row["kind"]),
+                _limit(row["max_images_per_request"], row["kind"]),
                 _inputs(row),
-                _most(row["max_prompt_characters"], row["kind"]),
+                _limit(row["max_prompt_characters"], row["kind"]),
             )
             for row in rows
         ],
         right=("USD", "Images", "Prompt"),
     )
-    source = "USD: price of a picture as the API names it now, else last known." if live else "USD: last known price."
-    screen.line(
-        f"{len(rows)} model{'s' if len(rows) != 1 else ''}. {source} Images: most per request. Prompt: most characters."
-    )
-    screen.line("airflow-imagen models MODEL shows one of them." + ("" if live else " --live asks the API."))
+    count = f"{len(rows)} model{'s' if len(rows) != 1 else ''}"
+    price = "current price of an image, else the last known one" if live else "last known price of an image"
+    terminal.line(f"{count}. USD: {price}. Images: maximum per request. Prompt: maximum characters.")
+    hint = "" if live else " --live queries the API."
+    terminal.line(f"airflow-imagen models MODEL shows the details of a model.{hint}")
 
 
-def _show_one(model: Model, facts: dict[str, Any], *, as_json: bool) -> None:
-    fields = field_facts(model.generations)
-    edits = field_facts(model.edits) if model.edits else None
+def _show_one(model: Model, properties: dict[str, Any], *, as_json: bool) -> None:
+    fields = describe_fields(model.generations)
+    edits = describe_fields(model.edits) if model.edits else None
     if as_json:
-        write_json({**facts, "fields": fields, "edit_fields": edits, "dag": dag_snippet(model)})
+        print_json({**properties, "fields": fields, "edit_fields": edits, "dag": dag_snippet(model)})
         return
-    screen = Screen()
-    screen.heading(model.id)
-    price = _usd(facts["usd_per_image"])
-    cost = f"{price} USD a picture ({facts['usd_source']})" if price else "price not known"
-    screen.line(f"{_words(model.kind).capitalize()}, {_status(facts)}, {cost}.")
+    terminal = Terminal()
+    terminal.heading(model.id)
+    price = _usd(properties["usd_per_image"])
+    cost = f"{price} USD per image ({properties['usd_source']})" if price else "price unknown"
+    terminal.line(f"{_kind(model.kind).capitalize()}, {_status(properties)}, {cost}.")
     if model.aliases:
-        screen.line(f"Also called {', '.join(model.aliases)}.")
-    screen.line(f"Pictures per request: {_most(facts['max_images_per_request'], model.kind)}. {_input_sentence(facts)}")
-    _show_fields(screen, f"POST {model.generations.path}", fields)
+        terminal.line(f"Aliases: {', '.join(model.aliases)}.")
+    terminal.line(
+        f"Images per request: {_limit(properties['max_images_per_request'], model.kind)}. {_input_sentence(properties)}"
+    )
+    _show_fields(terminal, f"POST {model.generations.path}", fields)
     if model.edits and edits:
-        _show_fields(screen, f"POST {model.edits.path}, with input_images", edits)
-    screen.line("")
-    screen.code(dag_snippet(model))
+        _show_fields(terminal, f"POST {model.edits.path}, with input_images", edits)
+    terminal.line("")
+    terminal.code(dag_snippet(model))
 
 
-def _show_fields(screen: Screen, title: str, fields: list[dict[str, Any]]) -> None:
-    screen.line("")
-    screen.line(title)
-    screen.table(
+def _show_fields(terminal: Terminal, title: str, fields: list[dict[str, Any]]) -> None:
+    terminal.line("")
+    terminal.line(title)
+    terminal.table(
         ("Field", "Allowed", "Default", "Argument"),
         [
             (
@@ -181,10 +180,10 @@ def _show_fields(screen: Screen, title: str, fields: list[dict[str, Any]]) -> No
             for field in fields
         ],
     )
-    screen.line("* is needed. Argument: where ImagenGenerateOperator takes it.")
+    terminal.line("* required. Argument: the argument of ImagenGenerateOperator that sets the field.")
 
 
-def _words(kind: str | None) -> str:
+def _kind(kind: str | None) -> str:
     return kind.replace("_", " ") if kind else "?"
 
 
@@ -198,7 +197,7 @@ def _usd(usd: float | None) -> str:
     return "" if usd is None else f"{usd:.4f}"
 
 
-def _most(number: int | None, kind: str | None) -> str:
+def _limit(number: int | None, kind: str | None) -> str:
     return str(number) if number is not None else "?" if kind is None else "no limit"
 
 
@@ -215,4 +214,4 @@ def _inputs(row: Mapping[str, Any]) -> str:
 
 def _input_sentence(row: Mapping[str, Any]) -> str:
     text = _inputs(row)
-    return f"Input pictures: {text}." if text else "Takes no input pictures."
+    return f"Input images: {text}." if text else "No input images."

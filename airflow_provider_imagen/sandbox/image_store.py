@@ -1,4 +1,4 @@
-"""The images the sandbox has made: kept as recipes, drawn on first use, found by the path of their URL."""
+"""The generated images: stored as recipes, drawn on first use, found by the path of their URL."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 _CACHE_BYTES = 128 * 1024 * 1024
 _DIRECTORIES = ("guepard", "hedgehog", "squirrel", "flamingo", "eagle")
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tiff"}
-"""File name endings by format; the format is also the second half of the content type."""
+"""File name extensions by format; the format is also the subtype of the MIME type."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """
-    Everything that determines an image; the same recipe gives the same bytes.
+    Everything that determines an image; the same recipe yields the same bytes.
 
-    :param model: id of the model, which has a look of its own
+    :param model: model id, which determines the style
     :param width: pixels
     :param height: pixels
     :param index: position among the images of its request
     :param format: ``png`` ``jpeg`` ``webp`` ``tiff``
-    :param colors: main colours of the input image, as (red, green, blue); empty = the model's own
+    :param colors: dominant colours of the input image as (red, green, blue); empty = the model's own
     """
 
     model: str
@@ -46,26 +46,24 @@ class Recipe:
 
 
 @dataclass
-class Picture:
+class StoredImage:
     """
     An image with a URL.
 
     :param models: id and aliases of its model
-    :param made_at: seconds since the epoch
-    :param query: the query that a signed URL must carry
-    :param expires_at: when a signed URL expires, seconds since the epoch
+    :param query: required query of a signed URL
+    :param expires_at: expiry of a signed URL, in seconds since the epoch
     """
 
     recipe: Recipe
     models: tuple[str, ...]
-    made_at: float
     query: str | None = None
     expires_at: float | None = None
 
 
-class PictureStore:
+class ImageStore:
     """
-    Store images by path and draw each once. Safe to use from several threads.
+    Images by path, with a cache of their bytes. Thread-safe.
 
     :param draw: returns the bytes of a recipe
     """
@@ -73,7 +71,7 @@ class PictureStore:
     def __init__(self, draw: Callable[[Recipe], bytes]) -> None:
         self._draw = draw
         self._lock = threading.Lock()
-        self._pictures: dict[str, Picture] = {}
+        self._images: dict[str, StoredImage] = {}
         self._drawn: OrderedDict[Recipe, bytes] = OrderedDict()
         self._drawn_bytes = 0
 
@@ -86,25 +84,26 @@ class PictureStore:
         sign: Callable[[str], tuple[str, float]] | None = None,
     ) -> str:
         """
-        Store an image and return its URL without the host, in the form of the API's URLs.
+        Store an image and return the path and query of its URL, in the format of the API's URLs.
 
-        :param sign: returns the query of a signed URL for a path, and when it expires
+        :param now: seconds since the epoch
+        :param sign: returns the query of a signed URL for a path, and its expiry
         """
         name = uuid.uuid4()
         directory = _DIRECTORIES[name.int % len(_DIRECTORIES)]
         path = f"/generations/{directory}/{int(now * 1000)}-{name}.{SUFFIXES[recipe.format]}"
         query, expires_at = sign(path) if sign else (None, None)
         with self._lock:
-            self._pictures[path] = Picture(recipe, models, now, query, expires_at)
+            self._images[path] = StoredImage(recipe, models, query, expires_at)
         return path if query is None else f"{path}?{query}"
 
-    def find(self, path: str) -> Picture | None:
-        """Return an image by the path of its URL."""
+    def find(self, path: str) -> StoredImage | None:
+        """Return the image at a URL path, or ``None``."""
         with self._lock:
-            return self._pictures.get(path)
+            return self._images.get(path)
 
     def bytes_of(self, recipe: Recipe) -> bytes:
-        """Return the bytes of an image, from the cache if possible."""
+        """Return the bytes of an image, drawn unless cached."""
         with self._lock:
             if (data := self._drawn.get(recipe)) is not None:
                 self._drawn.move_to_end(recipe)
@@ -124,6 +123,6 @@ class PictureStore:
             return recipe in self._drawn
 
     def clear(self) -> None:
-        """Drop every image; the cache stays, as recipes determine their bytes."""
+        """Drop all images, but keep the cache, since recipes determine the bytes."""
         with self._lock:
-            self._pictures.clear()
+            self._images.clear()

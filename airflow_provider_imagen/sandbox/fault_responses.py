@@ -1,4 +1,4 @@
-"""Responses of faults that replace the regular response."""
+"""Responses to requests with a fault, in place of the regular response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import HTMLResponse, Response
 
 from airflow_provider_imagen.sandbox.envelopes import error_body
-from airflow_provider_imagen.sandbox.responses import Json
+from airflow_provider_imagen.sandbox.json_responses import AsciiJSONResponse
 from airflow_provider_imagen.sandbox.transport import Hang, Reset
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ _MESSAGES = {
 }
 
 
-def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str, str] | None = None) -> Any:
+def fault_response(fault: Fault, *, path: str, now: float, headers: Mapping[str, str] | None = None) -> Any:
     """
-    Return the ASGI application that answers instead of the regular one.
+    Return the ASGI application that responds instead of the regular one.
 
     :param fault: of kind ``status`` ``upstream_4xx`` ``html`` ``hang`` ``reset`` ``withdrawn``
-    :param headers: added to responses that the API itself would send, not to those of a gateway
+    :param headers: added to responses of the API itself, but not to those of a gateway
     """
     if fault.kind == "reset":
         return Reset()
@@ -43,10 +43,10 @@ def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str,
     if fault.kind == "html":
         return HTMLResponse(_gateway_page(status), status)
     if fault.kind == "withdrawn":
-        return Json(error_body(404, f"Model {fault.model} not found", path=path, now=now), 404, headers)
+        return AsciiJSONResponse(error_body(404, f"Model {fault.model} not found", path=path, now=now), 404, headers)
     if fault.kind == "upstream_4xx":
         text = f"{status} {fault.setting('message')}"
-        return Json(error_body(500, text, path=path, now=now, envelope="problem"), 500, headers)
+        return AsciiJSONResponse(error_body(500, text, path=path, now=now, envelope="problem"), 500, headers)
     body = error_body(
         status,
         fault.setting("message") or _MESSAGES.get(status, "The request failed."),
@@ -57,7 +57,7 @@ def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str,
         status_as_text=fault.setting("status_as_text"),
     )
     problem = fault.setting("envelope") == "problem"
-    return Json(
+    return AsciiJSONResponse(
         body,
         status,
         {**(headers or {}), **retry_after(fault, now=now)},
@@ -66,7 +66,7 @@ def failing_answer(fault: Fault, *, path: str, now: float, headers: Mapping[str,
 
 
 def retry_after(fault: Fault, *, now: float) -> dict[str, str]:
-    """Return the ``Retry-After`` header of a fault, in seconds or as a date; empty when it has none."""
+    """Return the ``Retry-After`` header of a fault, in seconds or as a date; empty if it has none."""
     seconds = fault.setting("retry_after")
     if seconds is None:
         return {}
@@ -74,7 +74,7 @@ def retry_after(fault: Fault, *, now: float) -> dict[str, str]:
 
 
 def xml_error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error as an object store sends it."""
+    """Return an error in the format of an object store."""
     text = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Response(text, status, headers, media_type="application/xml")
 

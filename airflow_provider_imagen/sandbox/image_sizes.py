@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.sandbox.models import SandboxModel
+    from airflow_provider_imagen.sandbox.model_specs import SandboxModel
 
 _RATIOS = {
     "1:1": (1024, 1024),
@@ -16,7 +16,7 @@ _RATIOS = {
     "4:3": (1280, 896),
     "3:4": (896, 1280),
 }
-"""The five of Imagen; 1:1 and 16:9 as seen (docs, imagen-3.0 page, 2025-05), the others as Google documents them."""
+"""Imagen's sizes: 1:1 and 16:9 from the docs (imagen-3.0 page, 2025-05), the others from Google's documentation."""
 
 _PRESETS = {
     "square_hd": (1024, 1024),
@@ -29,12 +29,12 @@ _PRESETS = {
     "2K": (2048, 2048),
     "4K": (4096, 4096),
 }
-_ENLARGED = {"1k": 1, "2k": 2, "4k": 4}
+_SCALES = {"1k": 1, "2k": 2, "4k": 4}
 _MEGAPIXEL = 1024 * 1024
 
 
-def size_of(model: SandboxModel, body: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height for a checked body, from whichever size field the model has."""
+def image_size(model: SandboxModel, body: dict[str, Any]) -> tuple[int, int]:
+    """Return the width and height for a validated body, from the model's size field."""
 
     def value(name: str) -> Any:
         return body.get(name, model.fields[name].get("default")) if name in model.fields else None
@@ -49,12 +49,12 @@ def size_of(model: SandboxModel, body: dict[str, Any]) -> tuple[int, int]:
     if limit := value("max_resolution"):
         return int(limit) * 16 // 9, int(limit)
     width, height = _from_ratio(value("aspect_ratio"))
-    enlarged = _ENLARGED.get(str(value("resolution")).lower(), 1)
-    return width * enlarged, height * enlarged
+    scale = _SCALES.get(str(value("resolution")).lower(), 1)
+    return width * scale, height * scale
 
 
 def _side(model: SandboxModel, size: dict[str, Any], side: str) -> int:
-    """Return a side of a ``{width, height}`` size, or the model's default."""
+    """Return a side of a ``{width, height}`` size, or its default."""
     if side in size:
         return int(size[side])
     forms = model.fields["image_size"]["anyOf"]
@@ -62,7 +62,7 @@ def _side(model: SandboxModel, size: dict[str, Any], side: str) -> int:
 
 
 def _from_ratio(ratio: Any) -> tuple[int, int]:
-    """Return the exact size of a known ratio, else about a megapixel with sides divisible by 32."""
+    """Return Imagen's size for its ratios, else about a megapixel with sides divisible by 32."""
     if ratio in _RATIOS:
         return _RATIOS[ratio]
     if not isinstance(ratio, str) or ":" not in ratio:

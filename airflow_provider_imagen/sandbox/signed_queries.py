@@ -1,4 +1,4 @@
-"""Queries of signed URLs, in the forms that result URLs have (AI/ML API reference pages, examples of 2025 and 2026)."""
+"""Queries of signed URLs, in the formats of result URLs (AI/ML API reference pages, examples of 2025 and 2026)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def signed_query(path: str, *, style: str, now: float, seconds: float) -> str:
 
     :param style: ``expires`` (OSS), ``amz`` (S3), ``se`` (Azure SAS), ``tos`` (Volcano)
     :param now: seconds since the epoch
-    :param seconds: until it expires
+    :param seconds: lifetime of the URL
     """
     signature = hashlib.sha256(f"{path}|{now}|{seconds}".encode()).hexdigest()
-    made, ends = datetime.fromtimestamp(now, UTC), datetime.fromtimestamp(now + seconds, UTC)
-    stamp = made.strftime("%Y%m%dT%H%M%SZ")
+    starts, ends = datetime.fromtimestamp(now, UTC), datetime.fromtimestamp(now + seconds, UTC)
+    stamp = starts.strftime("%Y%m%dT%H%M%SZ")
     if style == "amz":
         values = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
@@ -27,7 +27,7 @@ def signed_query(path: str, *, style: str, now: float, seconds: float) -> str:
         }
     elif style == "se":
         values = {
-            "st": made.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "st": starts.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "se": ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "sp": "r",
             "sig": signature,

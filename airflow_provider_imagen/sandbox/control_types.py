@@ -1,4 +1,4 @@
-"""Charges and requests, as plain data that travels as JSON."""
+"""Charges and requests as the control endpoints return them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Charge:
     """
     One generation request that was billed.
 
-    :param client_request_id: the valid ``X-Client-Request-Id`` of the request, if it had one
-    :param inference_id: the id answered as ``x-inference-id``
+    :param client_request_id: ``X-Client-Request-Id`` of the request, if valid
+    :param inference_id: ``x-inference-id`` of the response
     :param model: canonical id of the model
-    :param prompt: as sent; empty for models without a prompt
+    :param prompt: prompt as sent; empty for models without one
     :param images: number of images billed
     :param usd: amount charged, in USD
     :param at: seconds since the epoch
@@ -30,12 +30,12 @@ class Charge:
     at: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; money travels as text."""
+        """Return JSON values, with money as text."""
         return {**asdict(self), "usd": str(self.usd)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Charge:
-        """Read the output of :meth:`to_json`."""
+        """Return the object from the output of :meth:`to_json`."""
         return cls(**{**values, "usd": Decimal(values["usd"])})
 
 
@@ -44,14 +44,14 @@ class SeenRequest:
     """
     One HTTP request that arrived on either port.
 
-    :param host: the port it arrived on
-    :param method: in capitals
+    :param host: server that received it: the API or the image host
+    :param method: in upper case
     :param path: decoded, without the query
-    :param query: each name with all its values, in order
-    :param headers: names in lower case; the last of several wins
-    :param json: the decoded body, ``None`` when it was not JSON
+    :param query: values of each parameter, in order
+    :param headers: by lower-case name; the last value if a header is repeated
+    :param json: decoded body, ``None`` if it was not JSON
     :param client_request_id: ``X-Client-Request-Id`` as sent, valid or not
-    :param status: status of the response; ``None`` before and without one
+    :param status: HTTP status of the response; ``None`` before or without one
     :param at: seconds since the epoch
     """
 
@@ -66,10 +66,10 @@ class SeenRequest:
     at: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return JSON values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> SeenRequest:
-        """Read the output of :meth:`to_json`."""
+        """Return the object from the output of :meth:`to_json`."""
         return cls(**values)

@@ -1,4 +1,4 @@
-"""A model's facts, fields and example DAG. Pure."""
+"""Descriptions of models: properties, fields and an example DAG. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.catalogue.lookup import Endpoint, Model
     from airflow_provider_imagen.catalogue.pricing import PriceList
 
-EXAMPLE_PICTURE = "https://example.com/picture.png"
+EXAMPLE_IMAGE = "https://example.com/image.png"
 
 _OPERATOR_ARGUMENTS = (
     "prompt",
@@ -34,12 +34,12 @@ _EXAMPLE_PROMPTS = {
 }
 
 
-def model_facts(model: Model, *, prices: PriceList, health: ModelHealth | None) -> dict[str, Any]:
+def describe_model(model: Model, *, prices: PriceList, health: ModelHealth | None) -> dict[str, Any]:
     """
-    Return the facts about a model as plain values.
+    Return the properties of a model as JSON values.
 
-    :param prices: live prices; an empty list falls back to the last known ones
-    :param health: what the API reports about it now; ``None`` falls back to the catalogue's status
+    :param prices: live prices; without them, the last known price is used
+    :param health: availability from the API; ``None`` falls back to the catalogue's status
     """
     endpoint = model.generations
     quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, returns_base64=False))
@@ -61,7 +61,7 @@ def model_facts(model: Model, *, prices: PriceList, health: ModelHealth | None) 
     }
 
 
-def field_facts(endpoint: Endpoint) -> list[dict[str, Any]]:
+def describe_fields(endpoint: Endpoint) -> list[dict[str, Any]]:
     """Return each field of an endpoint: allowed values, default, and the argument that sets it."""
     return [
         {
@@ -83,7 +83,7 @@ def example_arguments(model: Model) -> dict[str, Any]:
         arguments["prompt"] = _EXAMPLE_PROMPTS.get(model.kind, _EXAMPLE_PROMPTS["text_to_image"])
     arguments["model"] = model.id
     if endpoint.needs_input:
-        arguments["input_images"] = EXAMPLE_PICTURE
+        arguments["input_images"] = EXAMPLE_IMAGE
     required = {
         name: endpoint.fields[name]["enum"][0]
         for name in endpoint.required
@@ -99,19 +99,18 @@ def example_arguments(model: Model) -> dict[str, Any]:
 
 def dag_snippet(model: Model) -> str:
     """Return the source of a DAG that generates an image with this model."""
-    lines = "".join(f"        {name}={_literal(value)},\n" for name, value in example_arguments(model).items())
+    # JSON strings, and mappings of strings, are valid Python.
+    lines = "".join(
+        f"        {name}={json.dumps(value, ensure_ascii=False)},\n" for name, value in example_arguments(model).items()
+    )
     return (
         "from airflow.sdk import dag\n\n"
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n\n"
         "@dag(schedule=None)\n"
-        "def pictures():\n"
+        "def images():\n"
         f"    ImagenGenerateOperator(\n{lines}    )\n\n\n"
-        "pictures()\n"
+        "images()\n"
     )
-
-
-def _literal(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # JSON strings, and mappings of strings, are valid Python
 
 
 def _argument_for(name: str, endpoint: Endpoint) -> str:

@@ -52,11 +52,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PICTURES_PER_PAGE: Final = 60
+IMAGES_PER_PAGE: Final = 60
 TASKS_PER_PAGE: Final = 30
-RUNS_SHOWN: Final = 8
-PICTURES_PER_RUN: Final = 8
-PROBLEMS_AT_TOP: Final = 12
+MAX_RUNS: Final = 8
+IMAGES_PER_RUN: Final = 8
+MAX_PROBLEMS_ABOVE_IMAGES: Final = 12
 
 _UNFINISHED: Final = (
     "none",
@@ -69,27 +69,27 @@ _UNFINISHED: Final = (
     "removed",
 )
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
-_DOWNLOADED: Final = ("image/tiff", SVG_MIME_TYPE)
-"""Types sent as downloads, because browsers cannot show them or they may hold scripts."""
+_SENT_AS_ATTACHMENT: Final = ("image/tiff", SVG_MIME_TYPE)
+"""Types sent as downloads, because browsers cannot display them or they may contain scripts."""
 
-_MOST: Final = 2**31 - 1
+_MAX_INTEGER: Final = 2**31 - 1
 """Largest integer that Airflow's database accepts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 Id = Annotated[str, Query(min_length=1, max_length=250)]
-MapIndex = Annotated[int, Query(ge=-1, le=_MOST)]
-Place = Annotated[int, Query(ge=0, le=_MOST)]
+MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
+Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 Show = Literal["pictures", "problems"]
 
-app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
+app = FastAPI(title="Images", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
 thumbnails = ThumbnailCache()
 
 
 @app.middleware("http")
-async def add_safe_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Add security headers that forbid whatever a page or picture does not need."""
+async def add_security_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Add security headers that forbid everything a page or image does not need."""
     response = await call_next(request)
     response.headers.setdefault("Content-Security-Policy", "default-src 'none'; sandbox")
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -101,7 +101,7 @@ async def add_safe_headers(request: Request, call_next: Callable[[Request], Awai
 
 @app.exception_handler(StarletteHTTPException)
 async def show_error(request: Request, error: StarletteHTTPException) -> Response:
-    """Return an error page or text, or a redirect to the login page."""
+    """Return an error page or a plain-text error, or redirect to the login page."""
     is_page = not request.url.path.endswith("/file")
     if error.status_code == 401 and is_page and "authorization" not in request.headers:
         base = _root(request).rpartition("/")[0]
@@ -109,20 +109,20 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         return RedirectResponse(f"{base}/api/v2/auth/login?next={quote(here, safe='')}", status_code=302)
     message = {
         401: "You are not logged in.",
-        403: "You may not see the pictures of this DAG.",
-        404: "There is no such picture or page.",
-        422: "This address is not complete.",
-        502: "Airflow did not answer. Try again in a moment.",
+        403: "You do not have permission to see the images of this DAG.",
+        404: "There is no such image or page.",
+        422: "This URL is incomplete or invalid.",
+        502: "Airflow's API returned an error. Try again in a moment.",
     }.get(error.status_code, "Something went wrong.")
     if not is_page:
         return Response(
             error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
         )
-    return _page(request, "message.html", status=error.status_code, title="Pictures", message=message)
+    return _page(request, "message.html", status=error.status_code, title="Images", message=message)
 
 
 @app.exception_handler(RequestValidationError)
-async def show_wrong_address(request: Request, _: RequestValidationError) -> Response:
+async def show_invalid_request(request: Request, _: RequestValidationError) -> Response:
     """Return an error page for invalid parameters, without echoing them."""
     return await show_error(request, HTTPException(422))
 
@@ -137,23 +137,23 @@ async def show_task(
     page: PageNumber = 1,
     show: Show = "pictures",
 ) -> Response:
-    """Show the pictures of one task instance, below its first problems."""
+    """Show the images of one task instance, below its first problems."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     async with AirflowApi(request) as api:
         found = await collection.get_task(api, ti)
-        empty = "" if found.pictures or found.notice else await _why_empty(api, found)
-    problems, why_not = await collection.read_problems(found.summary) if found.summary else ([], None)
+        empty = "" if found.pictures or found.notice else await _explain_empty_task(api, found)
+    problems, unreadable = await collection.read_problems(found.summary) if found.summary else ([], None)
     pages = Pages(_root(request))
     items = len(problems if show == "problems" else found.pictures)
-    pager = _pager(page, items, PICTURES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number))
-    part = slice((pager.number - 1) * PICTURES_PER_PAGE, pager.number * PICTURES_PER_PAGE)
+    pager = _pager(page, items, IMAGES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number))
+    part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
     if show == "problems":
-        section = Section(problems=problems[part], notes=[why_not] if why_not else [])
+        section = Section(problems=problems[part], notes=[unreadable] if unreadable else [])
     else:
         section = Section(
             pictures=found.pictures[part],
-            problems=problems[:PROBLEMS_AT_TOP] if pager.number == 1 else [],
-            notes=[note for note in (found.notice, why_not) if note],
+            problems=problems[:MAX_PROBLEMS_ABOVE_IMAGES] if pager.number == 1 else [],
+            notes=[note for note in (found.notice, unreadable) if note],
         )
     return _page(
         request,
@@ -174,27 +174,31 @@ async def show_task(
 
 @app.get("/run", dependencies=[may_read])
 async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures") -> Response:
-    """Show the pictures, or the problems, of all tasks of a run."""
+    """Show the images or problems of all tasks in a run."""
     pages = Pages(_root(request))
     async with AirflowApi(request) as api:
         counted = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
         summaries = counted.tasks
         run = None if summaries else await api.get_run(dag_id=dag_id, run_id=run_id)
         if show == "problems":
-            lacking = [summary for summary in summaries if summary.summary.problems]
-            pager = _pager(page, len(lacking), TASKS_PER_PAGE, lambda n: pages.run(dag_id, run_id, show=show, page=n))
+            incomplete = [summary for summary in summaries if summary.summary.problems]
+            pager = _pager(
+                page, len(incomplete), TASKS_PER_PAGE, lambda n: pages.run(dag_id, run_id, show=show, page=n)
+            )
             first = (pager.number - 1) * TASKS_PER_PAGE
-            sections = [await _problem_section(pages, summary) for summary in lacking[first : first + TASKS_PER_PAGE]]
+            sections = [
+                await _problem_section(pages, summary) for summary in incomplete[first : first + TASKS_PER_PAGE]
+            ]
         else:
             count = sum(summary.summary.made for summary in summaries)
-            pager = _pager(page, count, PICTURES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n))
-            sections = await _picture_sections(
-                api, pages, summaries, first=(pager.number - 1) * PICTURES_PER_PAGE, most=PICTURES_PER_PAGE
+            pager = _pager(page, count, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n))
+            sections = await _image_sections(
+                api, pages, summaries, first=(pager.number - 1) * IMAGES_PER_PAGE, most=IMAGES_PER_PAGE
             )
-    sums = counted.total
-    empty = "" if summaries else _why_run_is_empty(run)
+    total = counted.total
+    empty = "" if summaries else _explain_empty_run(run)
     if show == "problems" and summaries and not sections:
-        empty = "Every picture that was asked for was made."
+        empty = "All requested images were generated."
     return _page(
         request,
         "gallery.html",
@@ -203,24 +207,24 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
         ti=None,
         dag_id=dag_id,
         run_id=run_id,
-        summary=sums if summaries else None,
+        summary=total if summaries else None,
         sections=sections,
         pager=pager,
         empty=empty,
         notes=counted.notes,
-        more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and sums.problems else None,
+        more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and total.problems else None,
     )
 
 
 @app.get("/dag", dependencies=[may_read])
 async def show_dag(request: Request, dag_id: Id) -> Response:
-    """Show the latest runs of a DAG that made pictures."""
+    """Show the latest runs of a DAG that have images."""
     pages = Pages(_root(request))
     sections = []
     async with AirflowApi(request) as api:
-        newest = await collection.list_newest(api, dag_id=dag_id, runs=RUNS_SHOWN)
+        newest = await collection.list_newest(api, dag_id=dag_id, runs=MAX_RUNS)
         for run_id, counted in newest.items():
-            parts = await _picture_sections(api, pages, counted.tasks, first=0, most=PICTURES_PER_RUN)
+            parts = await _image_sections(api, pages, counted.tasks, first=0, most=IMAGES_PER_RUN)
             sections.append(
                 Section(
                     title=run_id,
@@ -241,23 +245,23 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
         summary=None,
         sections=sections,
         pager=None,
-        empty="" if sections else "No run of this DAG has made pictures yet.",
+        empty="" if sections else "No run of this DAG has generated images yet.",
         notes=[],
         more_problems=None,
     )
 
 
 @app.get("/picture", dependencies=[may_read])
-async def show_picture(
+async def show_image(
     request: Request,
     dag_id: Id,
     run_id: Id,
     task_id: Id,
-    prompt_index: Place,
-    image_index: Place,
+    prompt_index: Index,
+    image_index: Index,
     map_index: MapIndex = -1,
 ) -> Response:
-    """Show one picture with all its metadata."""
+    """Show one image with its metadata."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
     picture = found.pictures[place]
     parameters: dict[str, Any] = {}
@@ -269,9 +273,9 @@ async def show_picture(
             notice = str(error)
     return _page(
         request,
-        "picture.html",
+        "image.html",
         pictures=[picture],
-        title=f"Picture {place + 1} of {len(found.pictures)}",
+        title=f"Image {place + 1} of {len(found.pictures)}",
         picture=picture,
         parameters=parameters,
         snippet=snippet(picture, parameters),
@@ -287,12 +291,12 @@ async def send_file(
     dag_id: Id,
     run_id: Id,
     task_id: Id,
-    prompt_index: Place,
-    image_index: Place,
+    prompt_index: Index,
+    image_index: Index,
     map_index: MapIndex = -1,
     size: Literal["thumbnail", "full"] = "full",
 ) -> Response:
-    """Send a stored picture, or its preview."""
+    """Send a stored image or its preview."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
     picture = found.pictures[place]
     if not picture.is_stored:
@@ -317,7 +321,7 @@ async def send_file(
 def _disposition(picture: Picture, kind: str) -> str:
     extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
     name = f"{quote(picture.ti.task_id, safe='')}-{picture.prompt_index}-{picture.image_index}.{extension}"
-    return f"{'attachment' if kind in _DOWNLOADED else 'inline'}; filename*=UTF-8''{name}"
+    return f"{'attachment' if kind in _SENT_AS_ATTACHMENT else 'inline'}; filename*=UTF-8''{name}"
 
 
 async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
@@ -344,7 +348,7 @@ def _root(request: Request) -> str:
 def _page(
     request: Request, template: str, *, status: int = 200, pictures: list[Picture] | None = None, **values: Any
 ) -> Response:
-    """Return a rendered page whose security policy allows only its own style, script and the pictures it shows."""
+    """Return a rendered page whose security policy allows only its own style, script and images."""
     shown = pictures or [picture for section in values.get("sections", ()) for picture in section.pictures]
     policy = (
         f"default-src 'none'; img-src {image_sources(shown)}; style-src 'self'; script-src 'self'; "
@@ -369,16 +373,16 @@ def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]
     return Pager(number, count, {n: address(n) for n in (number - 1, number + 1) if 1 <= n <= count})
 
 
-async def _picture_sections(
+async def _image_sections(
     api: AirflowApi, pages: Pages, summaries: list[TaskSummary], *, first: int, most: int
 ) -> list[Section]:
     """
-    Return a slice of the pictures of several task instances, one section per task.
+    Return a slice of the images of several task instances, one section per task.
 
-    Only the records in the slice are read. Instances of a mapped task share a section.
+    Only task instances with images in the slice are read. Instances of a mapped task share a section.
 
-    :param first: index of the first picture
-    :param most: maximum number of pictures
+    :param first: index of the first image
+    :param most: maximum number of images
     """
     sections: dict[str, Section] = {}
     start = 0
@@ -397,41 +401,41 @@ async def _picture_sections(
 
 
 async def _problem_section(pages: Pages, summary: TaskSummary) -> Section:
-    problems, why_not = await collection.read_problems(summary)
-    notes = [why_not] if why_not else []
+    problems, unreadable = await collection.read_problems(summary)
+    notes = [unreadable] if unreadable else []
     if summary.summary.not_sent:
-        notes.append(f"{summary.summary.not_sent} were not asked for, because the task ended before.")
+        notes.append(f"{summary.summary.not_sent} were not requested, because the task ended first.")
     return Section(
-        title=_name(summary), href=pages.task(summary.ti), summary=summary.summary, problems=problems, notes=notes
+        title=_title(summary), href=pages.task(summary.ti), summary=summary.summary, problems=problems, notes=notes
     )
 
 
-def _name(summary: TaskSummary) -> str:
+def _title(summary: TaskSummary) -> str:
     ti = summary.ti
     return ti.task_id if ti.map_index < 0 else f"{ti.task_id} [{ti.map_index}]"
 
 
-async def _why_empty(api: AirflowApi, found: TaskPictures) -> str:
+async def _explain_empty_task(api: AirflowApi, found: TaskPictures) -> str:
     if found.summary is not None:
-        return "This task made no picture."
+        return "This task generated no images."
     state = await api.get_state(found.ti)
     if state is None or state in _UNFINISHED:
-        return "This task has not ended yet. Its pictures are shown here when it has."
+        return "This task has not finished yet. Its images will be shown here when it has."
     if state == "success":
-        return "This task has left no pictures. If it made some, Airflow has deleted their records since."
-    return f"This task has left no pictures (its state is {state}). Its log says why."
+        return "This task has no images. If it generated any, Airflow has since deleted their records."
+    return f"This task has no images. Its state is {state}; see its log for the reason."
 
 
-def _why_run_is_empty(run: dict[str, Any] | None) -> str:
+def _explain_empty_run(run: dict[str, Any] | None) -> str:
     if run is None:
         return "This run does not exist, or was deleted."
     if run.get("state") in ("queued", "running"):
-        return "No task of this run has made pictures yet. Each task's pictures are shown when it has ended."
-    return "No task of this run has made pictures."
+        return "No task in this run has generated images yet. A task's images are shown when it has finished."
+    return "No task in this run has generated images."
 
 
 def _read_parameters(picture: Picture) -> dict[str, Any]:
-    """Return the API fields of a picture's request from its file, without those that were too long to embed."""
+    """Return an image's request fields from its file, without those that were too long to embed."""
     with whole_picture(picture) as data:
         parameters = read_provenance(data).get("parameters")
     return {name: value for name, value in parameters.items() if value != "…"} if isinstance(parameters, dict) else {}
@@ -439,10 +443,10 @@ def _read_parameters(picture: Picture) -> dict[str, Any]:
 
 def _preview(picture: Picture) -> bytes:
     """
-    Return a picture's preview, from the cache or made from the stored picture.
+    Return an image's preview, from the cache or created from the stored image.
 
-    The preview that the task stored is not used, because nothing proves that it shows this picture. Previews are not
-    shared between task instances or files, because knowing a picture's digest does not prove access to it.
+    The preview that the task stored is not used, because nothing proves that it shows this image. Previews are not
+    shared between task instances or files, because knowing an image's digest does not prove access to it.
     """
     place = json.dumps([*astuple(picture.ti), picture.path, picture.bytes, picture.sha256])
     name = hashlib.sha256(place.encode()).hexdigest()
