@@ -62,7 +62,7 @@ class Budget:
 
     # --- what previous attempts did -----------------------------------------------------------------------------------
 
-    def inherit(self, state: JournalState) -> None:
+    def count_previous(self, state: JournalState) -> None:
         """Count what previous attempts spent, and learn prices from their charges."""
         with self._changed:
             for request in state.requests.values():
@@ -76,7 +76,7 @@ class Budget:
                     self._learn(response.model, images, response.usd)
             unpriced = [intent for request in state.requests.values() for intent in request.unpriced.values()]
             for intent in (*unpriced, *state.all_unresolved().values()):
-                self.doubt(reservation_for(intent))
+                self.hold_in_doubt(reservation_for(intent))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class Budget:
         """
         Reserve money for a request, waiting for others to settle if that may make room.
 
-        :return: the reservation; pass it to :meth:`settle`, :meth:`release` or :meth:`doubt`
+        :return: the reservation; pass it to :meth:`count_charge`, :meth:`release` or :meth:`hold_in_doubt`
         :raises BudgetExceededError: the cap could be exceeded
         :raises StoppedError: the task was cancelled while waiting
         """
@@ -115,15 +115,15 @@ class Budget:
         left = self._max_usd - self._spent - sum(map(self._worth, self._in_doubt.values()), ZERO)
         price = self.price(reservation)
         if (price or ZERO) > left or (not self._in_flight and (left <= 0 or self._has_doubt_of_unknown_price())):
-            raise self.exceeded(next_usd=price)
+            raise self.exceeded_error(next_usd=price)
 
     def _has_doubt_of_unknown_price(self) -> bool:
         return any(self.price(each) is None for each in self._in_doubt.values())
 
-    def settle(self, reservation: Reservation, *, usd: Decimal | None) -> None:
+    def count_charge(self, reservation: Reservation, *, usd: Decimal | None) -> None:
         """Count a charge. An unknown amount stays in doubt; 0 says nothing about the model's price."""
         if usd is None:
-            self.doubt(reservation)
+            self.hold_in_doubt(reservation)
             return
         with self._changed:
             self._drop(reservation)
@@ -138,7 +138,7 @@ class Budget:
             self._drop(reservation)
             self._changed.notify_all()
 
-    def doubt(self, reservation: Reservation) -> None:
+    def hold_in_doubt(self, reservation: Reservation) -> None:
         """Keep money reserved for a request that may have been billed."""
         with self._changed:
             self._in_flight.discard(reservation)
@@ -146,11 +146,11 @@ class Budget:
                 self._in_doubt[reservation.client_request_id] = reservation
             self._changed.notify_all()
 
-    def examine(self, client_request_id: str) -> Reservation | None:
+    def reopen(self, client_request_id: str) -> Reservation | None:
         """
         Treat an in-doubt request as in flight while its outcome is looked up, so that others wait for it.
 
-        :return: its reservation; pass it to :meth:`settle`, :meth:`release` or :meth:`doubt`. ``None`` if it is not in
+        :return: its reservation; pass it to :meth:`count_charge`, :meth:`release` or :meth:`hold_in_doubt`. ``None`` if it is not in
             doubt
         """
         with self._changed:
@@ -203,7 +203,7 @@ class Budget:
 
     # --- totals -------------------------------------------------------------------------------------------------------
 
-    def lose(self, usd: Decimal | None) -> None:
+    def count_lost(self, usd: Decimal | None) -> None:
         """Count as lost what is already counted as spent; a negative amount takes it back."""
         with self._changed:
             self._lost += usd or ZERO
@@ -232,7 +232,7 @@ class Budget:
             sent = {each.client_request_id: each for each in open_requests if each.client_request_id is not None}
             return sum(map(self._worth, sent.values()), ZERO), sorted(sent)
 
-    def exceeded(self, *, next_usd: Decimal | None) -> BudgetExceededError:
+    def exceeded_error(self, *, next_usd: Decimal | None) -> BudgetExceededError:
         """
         Return the error for a reached cap.
 

@@ -119,7 +119,7 @@ class Finisher:
             if isinstance(error, _IRRETRIEVABLE) or (image.is_inline and isinstance(error, BadImageError)):
                 self._count_missing(received, position)
             elif image.is_inline and position not in received.missing:  # not journaled: the file may exist after all
-                self._budget.lose(response.usd_per_image)
+                self._budget.count_lost(response.usd_per_image)
             if isinstance(error, StorageError):
                 self._state.count_not_written(error)
         except Exception as error:  # the other images must not be affected
@@ -130,7 +130,7 @@ class Finisher:
         """Count a paid image that cannot be retrieved as lost, once over all attempts."""
         if position not in received.missing:
             self._journal.append(Missing(key=received.key, image=position))
-            self._budget.lose(received.response.usd_per_image)
+            self._budget.count_lost(received.response.usd_per_image)
 
     def _finish_image(self, received: ReceivedResponse, position: int, image: ResponseImage) -> None:
         if image.broken:
@@ -142,7 +142,7 @@ class Finisher:
         if file is None:
             file = self._store(received, position, image, url)
         if position in received.missing:
-            self._budget.lose(-(received.response.usd_per_image or Decimal(0)))
+            self._budget.count_lost(-(received.response.usd_per_image or Decimal(0)))
         finished = FinishedImage(received, position, url, file)
         if file is not None and received.aspect_ratio is not None and finished.has_wrong_shape:
             log.warning(

@@ -132,7 +132,7 @@ def _as_given(
     problems: list[Problem],  # noqa: ARG001 - same signature as InputReader.resolve
 ) -> list[dict[str, Any]]:
     """Return the arguments unchanged."""
-    return [asked for asked, _ in entries]
+    return [requested for requested, _ in entries]
 
 
 def make_plan(
@@ -166,11 +166,11 @@ def make_plan(
         for entry, where in entries
     ]
     resolved = resolve(merged, problems)
-    for index, ((entry, where), asked) in enumerate(zip(entries, resolved, strict=True)):
+    for index, ((entry, where), requested) in enumerate(zip(entries, resolved, strict=True)):
         draft: list[list[tuple[ImageRequest, ...]]] = []
         try:
-            for request in build_requests(asked, can_store=can_store, where=where):
-                share = _share(asked, request)
+            for request in build_requests(requested, can_store=can_store, where=where):
+                share = _share(requested, request)
                 draft.append([(request,)])
                 for model in fallback_models:
                     draft[-1].append(build_requests({**share, "model": model}, can_store=can_store, where=where))
@@ -185,20 +185,22 @@ def make_plan(
             continue
         images = sum(alternatives[0][0].expected_images for alternatives in draft)
         body = draft[0][0][0].body
-        typed = {argument: body.get(argument, value) for argument, value in asked.items()}  # a template's "7" becomes 7
-        items.append(PromptItem(index, name, str(asked.get("prompt") or ""), typed, images))
+        typed = {
+            argument: body.get(argument, value) for argument, value in requested.items()
+        }  # a template's "7" becomes 7
+        items.append(PromptItem(index, name, str(requested.get("prompt") or ""), typed, images))
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))
     return Plan(items=tuple(items), slots=tuple(_lay_out(items, drafts, price)))
 
 
-def _share(asked: Mapping[str, Any], request: ImageRequest) -> dict[str, Any]:
+def _share(requested: Mapping[str, Any], request: ImageRequest) -> dict[str, Any]:
     """Return the arguments of one request out of several, using only fields that every model understands."""
-    rest = {name: value for name, value in asked.items() if name not in COUNT_FIELDS}
-    if len(rest) < len(asked):
+    rest = {name: value for name, value in requested.items() if name not in COUNT_FIELDS}
+    if len(rest) < len(requested):
         rest["num_images"] = request.expected_images
-    return {**rest, "seed": request.body.get("seed", asked.get("seed"))}
+    return {**rest, "seed": request.body.get("seed", requested.get("seed"))}
 
 
 def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, Any], str]]:

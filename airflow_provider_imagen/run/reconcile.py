@@ -121,7 +121,7 @@ class Reconciler:
         for planned in context.plan.requests:
             request = requests.get(planned.key)
             for intent in request.open_intents.values() if request is not None else ():
-                if (reservation := self._budget.examine(intent.client_request_id)) is not None:
+                if (reservation := self._budget.reopen(intent.client_request_id)) is not None:
                     pending = PendingRequest(planned, intent, reservation)
                     self._in_doubt.setdefault(planned.key, []).append(pending)
 
@@ -159,7 +159,7 @@ class Reconciler:
     def _resolve_by_log(self, pending: PendingRequest) -> None:
         intent = pending.intent
         if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._api.account):
-            self._budget.doubt(pending.reservation)
+            self._budget.hold_in_doubt(pending.reservation)
             raise LostAnswerError.sent_with_another_key(intent.client_request_id, model=intent.model)
         cause = LostAnswerError(
             "A previous attempt ended while this request was in flight.",
@@ -170,7 +170,7 @@ class Reconciler:
             lost_at = self._lost_at(intent)
             resolution = self._look_up(pending.reservation, cause, sent_at=intent.at, lost_at=lost_at)
         except BaseException:
-            self._budget.doubt(pending.reservation)
+            self._budget.hold_in_doubt(pending.reservation)
             raise
         if resolution.kind == "rejected" or not self._has_response_soon(pending, resolution):
             if resolution.kind == "billed":
@@ -204,8 +204,8 @@ class Reconciler:
         """Return whether the previous attempt has recorded the response since, and if so reuse it."""
         found = self._find_response(pending)
         if found is not None:
-            self._budget.settle(pending.reservation, usd=found.response.usd if found.response else None)
-            self._budget.lose(found.usd_missing)
+            self._budget.count_charge(pending.reservation, usd=found.response.usd if found.response else None)
+            self._budget.count_lost(found.usd_missing)
         return found is not None
 
     def _find_response(self, pending: PendingRequest) -> RequestState | None:
@@ -233,8 +233,8 @@ class Reconciler:
             if (found := self._find_response(pending)) is not None and found.response is not None:
                 usd = lost_usd if found.response.usd is None else found.response.usd
                 counted = lost_usd or Decimal(0)
-                self._budget.settle(pending.reservation, usd=None if usd is None else usd - counted)
-                self._budget.lose(found.usd_missing - counted)
+                self._budget.count_charge(pending.reservation, usd=None if usd is None else usd - counted)
+                self._budget.count_lost(found.usd_missing - counted)
                 self._without_response.pop(pending.intent.client_request_id, None)
                 yield pending
 
@@ -287,7 +287,7 @@ class Reconciler:
         try:
             resolution = self._look_up(reservation, cause, sent_at=sent_at, lost_at=lost_at)
         except BaseException:
-            self._budget.doubt(reservation)
+            self._budget.hold_in_doubt(reservation)
             raise
         self._conclude(planned.key, reservation, resolution)
 
@@ -336,16 +336,16 @@ class Reconciler:
         client_request_id = reservation.client_request_id or ""
         match resolution.kind:
             case "billed":
-                self._budget.settle(reservation, usd=resolution.usd)
+                self._budget.count_charge(reservation, usd=resolution.usd)
                 self.record_loss(key, client_request_id, inference_id=resolution.inference_id, usd=resolution.usd)
             case "rejected":
                 self._budget.release(reservation)
                 self._journal.commit(Rejected(key=key, client_request_id=client_request_id))
             case "presumed_unbilled":
-                self._budget.doubt(reservation)
+                self._budget.hold_in_doubt(reservation)
                 self._journal.commit(PresumedUnbilled(key=key, client_request_id=client_request_id))
             case "unknown":
-                self._budget.doubt(reservation)
+                self._budget.hold_in_doubt(reservation)
         if resolution.error is not None:
             raise resolution.error
 
@@ -356,7 +356,7 @@ class Reconciler:
         self._journal.commit(loss)  # the API's log may never show it; this may be the only trace
 
     def _count_loss(self, loss: ChargeLost, intent: Intent | None) -> None:
-        self._budget.lose(loss.usd)
+        self._budget.count_lost(loss.usd)
         model, target = (intent.model, intent.target) if intent is not None else (None, None)
         self._without_response[loss.client_request_id] = RequestWithoutImages.billed(loss, model=model, target=target)
 
@@ -397,7 +397,7 @@ class Reconciler:
                 charge.inference_id,
                 client_request_id,
             )
-            self._budget.settle(reservation, usd=usd)
+            self._budget.count_charge(reservation, usd=usd)
             loss = ChargeLost(
                 key=intent.key, client_request_id=client_request_id, inference_id=charge.inference_id, usd=usd
             )

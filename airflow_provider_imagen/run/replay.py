@@ -119,7 +119,7 @@ def previous_result(
     :param is_there: returns whether a stored file still exists
     """
     budget = Budget()
-    budget.inherit(state)
+    budget.count_previous(state)
     made: list[FinishedImage] = []
     for key, request in state.requests.items():
         received = _received(key, request, is_superseded=False)

@@ -103,7 +103,7 @@ class Run:
             state=state,
             budget=Budget(max_usd=options.max_usd, is_over=state.is_over),
         )
-        context.budget.inherit(journal.state)
+        context.budget.count_previous(journal.state)
         self._plan = plan
         self._sink = sink
         self._journal = journal

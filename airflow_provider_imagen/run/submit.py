@@ -216,7 +216,7 @@ class Submitter:
                     self._count_rejected(planned, reservation, error)
                     raise
                 except BaseException:
-                    self._budget.doubt(reservation)
+                    self._budget.hold_in_doubt(reservation)
                     raise
                 seconds = time.monotonic() - started
         finally:
@@ -293,7 +293,7 @@ class Submitter:
             self._budget.release(reservation)
             self._journal_rejected(planned, client_request_id)
             return
-        self._budget.settle(reservation, usd=usd)
+        self._budget.count_charge(reservation, usd=usd)
         self._reconciler.record_loss(planned.key, client_request_id, inference_id=error.inference_id, usd=usd)
 
     def _journal_response(
@@ -317,20 +317,20 @@ class Submitter:
             images=images,
             usd=usd,
             usd_is_estimate=usd != generation.usd,
-            usd_undelivered=_undelivered(usd, generation, asked=reservation.images),
+            usd_undelivered=_undelivered(usd, generation, requested=reservation.images),
             inference_id=generation.inference_id,
             model=planned.model,
             at=round(time.time(), 3),
         )
         request = self._previous.requests.get(planned.key)
         if request is not None and request.response is not None:  # paid again: the cost of the first response is lost
-            self._budget.lose((request.response.usd or Decimal(0)) - request.usd_missing)
-        self._budget.lose(response.usd_undelivered)
-        self._budget.settle(reservation, usd=usd)
+            self._budget.count_lost((request.response.usd or Decimal(0)) - request.usd_missing)
+        self._budget.count_lost(response.usd_undelivered)
+        self._budget.count_charge(reservation, usd=usd)
         return response, self._journal.append(response)
 
 
-def _undelivered(usd: Decimal | None, generation: Generation, *, asked: int) -> Decimal:
+def _undelivered(usd: Decimal | None, generation: Generation, *, requested: int) -> Decimal:
     """
     Return the part of a charge that is for images which can never be retrieved.
 
@@ -340,4 +340,4 @@ def _undelivered(usd: Decimal | None, generation: Generation, *, asked: int) -> 
     if not usd:
         return Decimal(0)
     images = len(generation.pictures)
-    return usd * generation.null_items / max(asked, images + generation.null_items) if images else usd
+    return usd * generation.null_items / max(requested, images + generation.null_items) if images else usd

@@ -41,13 +41,13 @@ def order(budget: Budget, quoted: Decimal | None = 4 * CENT, *, model: str = "m"
 
 
 def bought(budget: Budget, usd: Decimal, quoted: Decimal | None = 4 * CENT, **options: Any) -> None:
-    budget.settle(order(budget, quoted, **options), usd=usd)
+    budget.count_charge(order(budget, quoted, **options), usd=usd)
 
 
 def lost(budget: Budget, name: str, quoted: Decimal | None = 4 * CENT, **options: Any) -> Reservation:
     reservation = order(budget, quoted, **options)
     reservation.client_request_id = name
-    budget.doubt(reservation)
+    budget.hold_in_doubt(reservation)
     return reservation
 
 
@@ -120,21 +120,21 @@ def test_the_cap_holds_in_any_order_of_events_when_nothing_costs_more_than_quote
             except StoppedError:
                 continue
         elif what == "look up" and in_doubt:
-            reservation = budget.examine(in_doubt.pop(share % len(in_doubt)).client_request_id or "")
+            reservation = budget.reopen(in_doubt.pop(share % len(in_doubt)).client_request_id or "")
             assert reservation is not None
             in_flight.append(reservation)
         elif what == "charge" and in_flight:
             reservation = in_flight.pop(pick)
             assert reservation.quoted_usd is not None
             usd = reservation.quoted_usd * share / 100
-            budget.settle(reservation, usd=usd)
+            budget.count_charge(reservation, usd=usd)
             charged += usd
         elif what == "reject" and in_flight:
             budget.release(in_flight.pop(pick))
         elif what == "lose" and in_flight:
             reservation = in_flight.pop(pick)
             reservation.client_request_id = reservation.client_request_id or f"r{number}"
-            budget.doubt(reservation)
+            budget.hold_in_doubt(reservation)
             in_doubt.append(reservation)
         at_worst = sum((each.quoted_usd or Decimal(0) for each in [*in_flight, *in_doubt]), charged)
         assert at_worst <= cap
@@ -175,14 +175,14 @@ def test_the_cap_holds_for_any_quotes_once_the_real_price_has_been_seen(cap, rea
         elif what == "charge":
             reservation = in_flight.pop(place % len(in_flight))
             charges.append(real * reservation.images)
-            budget.settle(reservation, usd=charges[-1])
+            budget.count_charge(reservation, usd=charges[-1])
         elif what == "reject":
             budget.release(in_flight.pop(place % len(in_flight)))
         elif charges:  # lost
             reservation = in_flight.pop(place % len(in_flight))
             reservation.client_request_id = f"r{number}"
             lost_images += reservation.images
-            budget.doubt(reservation)
+            budget.hold_in_doubt(reservation)
         if not charges:
             assert len(in_flight) <= 1
         at_worst = sum(charges) + real * (lost_images + sum(each.images for each in in_flight))
@@ -207,13 +207,13 @@ def test_threads_never_get_stuck_whatever_becomes_of_their_requests(cap, orders,
         time.sleep(float(share) / 500)
         usd = (quoted or 4 * CENT) * share
         if outcome == "at most":
-            budget.settle(reservation, usd=usd)
+            budget.count_charge(reservation, usd=usd)
             return usd
         if outcome == "nothing":
             budget.release(reservation)
         else:
             reservation.client_request_id = f"r{number}"
-            budget.doubt(reservation)
+            budget.hold_in_doubt(reservation)
         return Decimal(0)
 
     shares = [Decimal(rng.randint(0, 100)) / 100 for _ in orders]
@@ -235,7 +235,7 @@ def spend(budget: Budget, price: Callable[[int], Decimal], *, quoted: Decimal | 
             time.sleep(0.001)
             with lock:
                 charges.append(usd := price(len(charges)))
-            budget.settle(reservation, usd=usd)
+            budget.count_charge(reservation, usd=usd)
 
     for buyer in [in_background(buy_on) for _ in range(threads)]:
         buyer.result(timeout=50)
@@ -276,7 +276,7 @@ def test_a_price_that_has_risen_is_expected_of_the_requests_in_flight_and_of_the
     budget = Budget(max_usd=50 * CENT)
     bought(budget, 4 * CENT)
     in_flight = [order(budget) for _ in range(4)]
-    budget.settle(in_flight[0], usd=15 * CENT)
+    budget.count_charge(in_flight[0], usd=15 * CENT)
     with pytest.raises(BudgetExceededError, match=r"\$0.1900 are spent, and the next request costs about \$0.3600"):
         order(budget, 36 * CENT)
     for reservation in in_flight[1:]:
@@ -295,12 +295,12 @@ def test_a_single_request_is_in_flight_until_the_real_price_of_its_model_is_know
     second = order(budget)
     with pytest.raises(StoppedError):
         order(budget)
-    budget.settle(second, usd=4 * CENT)
+    budget.count_charge(second, usd=4 * CENT)
     both = [order(budget), order(budget)]
     with pytest.raises(StoppedError):
         order(budget, model="n")
     for reservation in both:
-        budget.settle(reservation, usd=4 * CENT)
+        budget.count_charge(reservation, usd=4 * CENT)
     order(budget, model="n")
     with pytest.raises(StoppedError):
         order(budget)
@@ -319,7 +319,7 @@ def test_an_unknown_price_sends_one_request_and_expects_its_cost_of_the_others()
     first = order(budget, None, images=2)
     second = in_background(lambda: order(budget, None, images=4))
     assert is_waiting(second)
-    budget.settle(first, usd=10 * CENT)
+    budget.count_charge(first, usd=10 * CENT)
     assert budget.price(second.result(timeout=5)) == 20 * CENT
 
 
@@ -387,13 +387,13 @@ def test_it_refuses_at_once_what_does_not_fit_whatever_becomes_of_the_others():
 @pytest.mark.parametrize("is_billed", [True, False])
 def test_it_waits_for_a_request_in_doubt_while_its_outcome_is_looked_up(is_billed):
     budget = Budget(max_usd=10 * CENT)
-    budget.inherit(state_of(intent("r1", usd=8 * CENT)))
-    reservation = budget.examine("r1")
+    budget.count_previous(state_of(intent("r1", usd=8 * CENT)))
+    reservation = budget.reopen("r1")
     assert reservation is not None
     waiting = in_background(lambda: order(budget, 8 * CENT))
     assert is_waiting(waiting)
     if is_billed:
-        budget.settle(reservation, usd=8 * CENT)
+        budget.count_charge(reservation, usd=8 * CENT)
         with pytest.raises(BudgetExceededError):
             waiting.result(timeout=5)
     else:
@@ -444,9 +444,9 @@ def test_a_request_in_doubt_whose_price_nobody_knows_lets_no_other_be_sent_under
         with pytest.raises(BudgetExceededError):
             order(budget, quoted, model=model)
     assert budget.in_doubt() == (0, ["r1"])
-    reservation = budget.examine("r1")
+    reservation = budget.reopen("r1")
     assert reservation is not None
-    budget.settle(reservation, usd=10 * CENT)
+    budget.count_charge(reservation, usd=10 * CENT)
     assert budget.price(order(budget, 4 * CENT)) == 10 * CENT
 
 
@@ -463,13 +463,13 @@ def test_a_request_in_flight_is_in_doubt_once_it_is_sent():
     assert budget.in_doubt() == (0, [])
     reservation.client_request_id = "r1"
     assert budget.in_doubt() == (4 * CENT, ["r1"])
-    budget.settle(reservation, usd=4 * CENT)
+    budget.count_charge(reservation, usd=4 * CENT)
     assert budget.in_doubt() == (0, [])
 
 
 def test_a_request_that_was_never_sent_cannot_be_in_doubt():
     budget = Budget(max_usd=4 * CENT)
-    budget.doubt(order(budget))
+    budget.hold_in_doubt(order(budget))
     assert budget.in_doubt() == (0, [])
     order(budget)
 
@@ -477,16 +477,16 @@ def test_a_request_that_was_never_sent_cannot_be_in_doubt():
 def test_a_request_under_examination_stays_in_doubt_until_there_is_an_outcome():
     budget = never_waiting(10 * CENT)
     lost(budget, "r1", 8 * CENT)
-    reservation = budget.examine("r1")
+    reservation = budget.reopen("r1")
     assert reservation is not None
-    assert budget.examine("r1") is None
+    assert budget.reopen("r1") is None
     assert budget.in_doubt() == (8 * CENT, ["r1"])
-    budget.doubt(reservation)
+    budget.hold_in_doubt(reservation)
     assert budget.in_doubt() == (8 * CENT, ["r1"])
-    assert budget.examine("r1") is reservation
+    assert budget.reopen("r1") is reservation
     budget.release(reservation)
     assert budget.in_doubt() == (0, [])
-    assert budget.examine("unknown") is None
+    assert budget.reopen("unknown") is None
     assert budget.spent_usd == 0
 
 
@@ -494,10 +494,10 @@ def test_a_request_under_examination_stays_in_doubt_until_there_is_an_outcome():
 def test_a_charge_that_turns_up_late_takes_the_place_of_the_doubt(usd):
     budget = Budget(max_usd=Decimal(1))
     posted = intent("r1")
-    budget.inherit(state_of(posted, PresumedUnbilled(key="a#1", client_request_id="r1")))
+    budget.count_previous(state_of(posted, PresumedUnbilled(key="a#1", client_request_id="r1")))
     assert budget.in_doubt() == (4 * CENT, ["r1"])
     if usd:
-        budget.settle(reservation_for(posted), usd=usd)
+        budget.count_charge(reservation_for(posted), usd=usd)
     else:
         budget.release(reservation_for(posted))
     assert budget.in_doubt() == (0, [])
@@ -509,7 +509,7 @@ def test_a_charge_that_turns_up_late_takes_the_place_of_the_doubt(usd):
 
 def test_what_earlier_attempts_spent_and_lost_counts():
     budget = Budget(max_usd=Decimal(1))
-    budget.inherit(
+    budget.count_previous(
         state_of(
             intent("r1"),
             response("r1", 10 * CENT, images=2, usd_undelivered=2 * CENT),
@@ -530,7 +530,7 @@ def test_what_earlier_attempts_spent_and_lost_counts():
 
 def test_prices_that_earlier_attempts_paid_are_known():
     budget = never_waiting(Decimal(1))
-    budget.inherit(state_of(intent("r1", images=2), response("r1", 20 * CENT, images=2)))
+    budget.count_previous(state_of(intent("r1", images=2), response("r1", 20 * CENT, images=2)))
     assert [budget.price(order(budget)) for _ in range(8)] == [10 * CENT] * 8
     with pytest.raises(StoppedError):
         order(budget)
@@ -538,7 +538,7 @@ def test_prices_that_earlier_attempts_paid_are_known():
 
 def test_the_price_per_image_is_that_of_the_images_asked_for_also_when_fewer_came():
     budget = Budget(max_usd=Decimal(1))
-    budget.inherit(state_of(intent("r1", images=4), response("r1", 20 * CENT, images=1)))
+    budget.count_previous(state_of(intent("r1", images=4), response("r1", 20 * CENT, images=1)))
     assert budget.price(order(budget, images=2)) == 10 * CENT
 
 
@@ -549,24 +549,24 @@ def test_charges_of_unknown_amount_stay_in_doubt_until_an_amount_is_recorded(is_
         records += [intent("r2", usd=None), response("r2", 4 * CENT)]
     records += [intent("r3", key="b#1", usd=None), ChargeLost(key="b#1", client_request_id="r3")]
     budget = Budget()
-    budget.inherit(state_of(*records))
+    budget.count_previous(state_of(*records))
     assert budget.in_doubt() == ((2 if is_replaced else 0) * 4 * CENT, ["r1", "r3"])
     known = Budget()
-    known.inherit(state_of(*records, response("r3", 5 * CENT, key="b#1")))
+    known.count_previous(state_of(*records, response("r3", 5 * CENT, key="b#1")))
     assert known.in_doubt()[1] == ["r1"]
     assert known.spent_usd == (9 if is_replaced else 5) * CENT
 
 
 def test_costs_that_earlier_attempts_estimated_stay_estimates():
     budget = Budget()
-    budget.inherit(state_of(intent("r1"), response("r1", 4 * CENT, usd_is_estimate=True)))
+    budget.count_previous(state_of(intent("r1"), response("r1", 4 * CENT, usd_is_estimate=True)))
     assert budget.is_estimate
 
 
 @pytest.mark.parametrize("price", [4 * CENT, 40 * CENT])
 def test_requests_that_earlier_attempts_left_unresolved_keep_their_money_reserved(price):
     budget = Budget(max_usd=Decimal(9))
-    budget.inherit(
+    budget.count_previous(
         state_of(
             intent("finished", key="z#1"),
             Finished(),
@@ -586,7 +586,7 @@ def test_requests_that_earlier_attempts_left_unresolved_keep_their_money_reserve
 
 def test_what_a_finished_task_spent_does_not_count_for_the_cleared_one():
     budget = Budget(max_usd=4 * CENT)
-    budget.inherit(state_of(intent("r1"), response("r1", 4 * CENT), Finished()))
+    budget.count_previous(state_of(intent("r1"), response("r1", 4 * CENT), Finished()))
     assert budget.spent_usd == 0
     order(budget)
 
@@ -633,10 +633,10 @@ def test_a_cost_that_is_neither_stated_nor_quoted_is_taken_from_what_the_model_h
 def test_lost_money_is_part_of_what_was_spent_and_may_be_found_again():
     budget = Budget(max_usd=Decimal(1))
     bought(budget, 10 * CENT)
-    budget.lose(4 * CENT)
-    budget.lose(None)
-    budget.lose(2 * CENT)
-    budget.lose(-4 * CENT)
+    budget.count_lost(4 * CENT)
+    budget.count_lost(None)
+    budget.count_lost(2 * CENT)
+    budget.count_lost(-4 * CENT)
     assert (budget.spent_usd, budget.lost_usd) == (10 * CENT, 2 * CENT)
 
 
@@ -644,22 +644,22 @@ def test_the_error_reports_what_is_spent_and_what_the_next_request_costs():
     budget = Budget(max_usd=Decimal("0.20"))
     bought(budget, 10 * CENT)
     lost(budget, "r1")
-    error = budget.exceeded(next_usd=12 * CENT)
+    error = budget.exceeded_error(next_usd=12 * CENT)
     assert str(error) == (
         "max_usd=0.20: $0.1000 are spent, $0.1000 more may have been charged, and the next request costs about $0.1200."
     )
     assert (error.spent_usd, error.max_usd) == (0.1, 0.2)
-    assert str(Budget(max_usd=Decimal(1)).exceeded(next_usd=None)) == (
+    assert str(Budget(max_usd=Decimal(1)).exceeded_error(next_usd=None)) == (
         "max_usd=1: $0.0000 are spent, and the price of the next is unknown."
     )
 
 
 def test_without_a_cap_everything_is_counted_and_nothing_refused():
     budget = never_waiting(None)
-    budget.inherit(state_of(intent("r1"), response("r1", Decimal(5))))
+    budget.count_previous(state_of(intent("r1"), response("r1", Decimal(5))))
     reservations = [order(budget, quoted, model=model) for quoted in (None, Decimal(99)) for model in ("m", "n")]
     for reservation in reservations:
-        budget.settle(reservation, usd=Decimal(7))
+        budget.count_charge(reservation, usd=Decimal(7))
     lost(budget, "r2", None)
     lost(budget, "r3", Decimal(1), model="n")
     order(budget, None, model="other")
