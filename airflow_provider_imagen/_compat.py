@@ -38,12 +38,13 @@ GRACE_SECONDS = 60.0
 """
 Default wait for requests in flight when a task is cancelled, because they are already paid for.
 
-Longer than most models take to respond, and than Kubernetes lets a pod terminate (30 s). An ``execution_timeout`` sends
-no SIGKILL, so this alone limits the wait. A SIGKILL ends it sooner, after the results so far are published.
+Longer than most models take to respond, and longer than Kubernetes' default termination grace period (30 s). After an
+``execution_timeout``, which sends no SIGKILL, only this limits the wait. A SIGKILL ends it sooner, but the results so
+far are published by then.
 """
 
 
-LOCK_PATIENCE_SECONDS = 5.0
+LOCK_TIMEOUT_SECONDS = 5.0
 
 
 def determine_kwargs(function: Callable[..., Any], args: Collection[Any], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class DatabaseStateStore:
         try:
             from airflow.state import TaskScope, get_state_backend
         except ImportError:
-            raise ValueError("This Airflow has no task state store: name the output folder instead.") from None
+            raise ValueError("This Airflow has no task state store; name the output folder instead.") from None
         self._backend = get_state_backend()
         self._scope = TaskScope(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
 
@@ -96,7 +97,7 @@ class DatabaseStateStore:
 
 @contextmanager
 def machine_lock() -> Iterator[None]:
-    """Hold a lock shared by this user's processes on this machine; continue without it after 5 s or if it fails."""
+    """Hold a lock shared by this user's processes on this machine; proceed without it after 5 s or on failure."""
     path = Path(tempfile.gettempdir(), f"airflow-provider-imagen-{os.getuid()}.lock")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -104,7 +105,7 @@ def machine_lock() -> Iterator[None]:
         yield
         return
     try:
-        give_up_at = time.monotonic() + LOCK_PATIENCE_SECONDS
+        give_up_at = time.monotonic() + LOCK_TIMEOUT_SECONDS
         while time.monotonic() < give_up_at:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,16 +5,16 @@ The errors of this package: classes that carry data.
 
     ImagenError
     ├── AuthenticationError        the key is missing, wrong, disabled or lacks the scope   no retry
-    ├── OutOfCreditsError          the account has no money left (a 403 in this API)        no retry
-    ├── InvalidRequestError        the API refused the request                              no retry
+    ├── OutOfCreditsError          the account is out of credits (a 403 in this API)        no retry
+    ├── InvalidRequestError        the API rejected the request                             no retry
     ├── ModelWithdrawnError        the model is retired                                     no retry
     ├── BudgetExceededError        the next request could exceed ``max_usd``                no retry
     ├── RateLimitedError           too many requests                                        retry helps
     ├── ServerError                the API reported a failure of its own                    retry helps
     ├── ConnectionFailedError      the request was never sent                               retry helps
     ├── LostAnswerError            sent, outcome unknown                                    retry helps
-    │   └── ChargedButLostError    sent and billed, but the response is lost                no retry
-    ├── UnreadableResponseError    a success without an image we can read                   no retry
+    │   └── ChargedButLostError    sent and billed, but the response was lost               no retry
+    ├── UnreadableResponseError    success, but with no image we can read                   no retry
     ├── FilteredError              the model withheld some or all images                    no retry
     │   └── EmptyResultError       no images and no reason                                  no retry
     ├── DownloadError              the image could not be downloaded                        retry helps
@@ -41,25 +41,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from decimal import Decimal
 
 
 class ImagenError(Exception):
     """
     Base class of this package's errors.
 
-    :param message: what was asked, what happened, what to do next
+    :param message: what was requested, what happened, what to do next
     :param status: HTTP status of the response, ``None`` if there was none
     :param kind: the API's machine-readable reason (``error.data.kind`` or ``error.name``)
     :param request_id: the API's id of this HTTP call (``requestId`` in an error body)
     :param inference_id: the API's id of the paid work (``x-inference-id``)
     :param client_request_id: the id we sent (``X-Client-Request-Id``)
     :param model: model id of the request
-    :param field: name of the API field at fault
+    :param field: the API field that caused the error
     :param usd: charge for the failed call in USD, if known
     """
 
     retry_helps: bool = False
-    """Whether another attempt of the task may succeed with nothing changed."""
+    """Whether another attempt of the task may succeed without changes."""
 
     generations: Sequence[Any] = ()
     """Results of earlier requests in the same ``ImagenHook.generate_images`` call, which are already paid for."""
@@ -100,15 +101,15 @@ def _rebuild(cls: type[ImagenError], args: tuple[Any, ...], state: dict[str, Any
 
 
 class AuthenticationError(ImagenError):
-    """The key is missing, wrong, disabled, or not allowed to make images (401, some 403). A retry does not help."""
+    """The key is missing, wrong, disabled, or not allowed to generate images (401, some 403). A retry does not help."""
 
 
 class OutOfCreditsError(ImagenError):
-    """The account has no money left (403 of kind ``err_insufficent_credits``). A retry does not help."""
+    """The account is out of credits (403 of kind ``err_insufficent_credits``). A retry does not help."""
 
 
 class InvalidRequestError(ImagenError):
-    """The API or the model's service refused the request (400, 422, or a 500 wrapping one). A retry does not help."""
+    """The API or the model's service rejected the request (400, 422, or a 500 wrapping one). A retry does not help."""
 
 
 class ModelWithdrawnError(ImagenError):
@@ -188,25 +189,68 @@ class LostAnswerError(ImagenError):
     """
     The request was sent, but its outcome is unknown (timeout, reset, truncated body, 504, 524, a gateway's page).
 
-    It may have been billed. A retry of the task helps: it looks the request up by its id before paying again.
+    It may have been billed. A retry of the task helps: it looks up the request by its id before paying again.
     """
 
     retry_helps = True
 
+    @classmethod
+    def sent_with_another_key(cls, client_request_id: str, *, model: str) -> LostAnswerError:
+        """Return the error for an in-doubt request that only another API key can look up. A retry does not help."""
+        error = cls(
+            f"A previous attempt ended while this request was in flight (client request id {client_request_id}). It "
+            f"was sent with another API key, and only that key can look it up in the API's log. It is not sent again: "
+            f"restore the key and clear the task, resolve it with `airflow-imagen reconcile --imagen-conn-id` and a "
+            f'connection that has the key, or set on_lost_answer="resend".',
+            client_request_id=client_request_id,
+            model=model,
+        )
+        error.retry_helps = False
+        return error
+
+    def with_failed_lookup(self, failure: ImagenError) -> LostAnswerError:
+        """Return the error for a lost response whose charge could not be looked up either."""
+        return LostAnswerError(
+            f"{self} Whether it was billed could not be looked up: {failure}",
+            client_request_id=self.client_request_id,
+            inference_id=self.inference_id,
+            model=self.model,
+        )
+
 
 class ChargedButLostError(LostAnswerError):
     """
-    The API billed the request, but its response is lost and cannot be fetched again.
+    The API billed the request, but its response was lost and cannot be fetched again.
 
-    ``inference_id`` and ``usd`` identify what to claim back. A retry would pay a second time, so there is none
+    ``inference_id`` and ``usd`` identify what to reclaim. A retry would pay a second time, so there is none
     unless ``on_lost_answer="resend"``.
     """
 
     retry_helps = False
 
+    @classmethod
+    def of_charge(
+        cls, usd: Decimal | None, *, model: str | None, client_request_id: str, inference_id: str | None
+    ) -> ChargedButLostError:
+        """
+        Return the error for a charge whose images cannot be retrieved.
+
+        :param usd: the charge in USD; ``None`` when the amount is unknown
+        """
+        cost = f"${usd:.4f}" if usd is not None else "an unknown amount"
+        return cls(
+            f"Charged but lost: {model or 'the API'} billed {cost} and the response is gone (inference id "
+            f"{inference_id}, client request id {client_request_id}). The request is not sent again; "
+            f'on_lost_answer="resend" would.',
+            inference_id=inference_id,
+            client_request_id=client_request_id,
+            model=model,
+            usd=float(usd) if usd is not None else None,
+        )
+
 
 class UnreadableResponseError(ImagenError):
-    """The API reported success without an image in any form we can read. A retry would pay again."""
+    """The API reported success, but returned no image in a form we can read. A retry would pay again."""
 
 
 class FilteredError(ImagenError):
@@ -271,7 +315,7 @@ class JournalError(ImagenError):
 
 class OwnershipLostError(JournalError):
     """
-    Another attempt of the task took over the journal, or somebody deleted it; this attempt may send nothing.
+    Another attempt of the task took over the journal, or the journal was deleted; this attempt may send nothing.
 
     A retry does not help: it would take the journal away from its current owner.
     """
@@ -280,14 +324,14 @@ class OwnershipLostError(JournalError):
 
 
 class StoppedError(ImagenError):
-    """The task was cancelled (killed, marked, timed out) and sent nothing new. A retry continues from there."""
+    """The task was cancelled (killed, marked or timed out) and sent nothing new. A retry continues from there."""
 
     retry_helps = True
 
 
 class ItemsFailedError(ImagenError):
     """
-    Some items of a task failed; the images of the others are safe.
+    Some items of a task failed; the images of the others are kept.
 
     :param failures: one error per failed item, in prompt order
     """
@@ -303,7 +347,7 @@ class ItemsFailedError(ImagenError):
 
     @property
     def retry_after(self) -> float | None:
-        """The longest wait that any failure asks for, in seconds; ``None`` if none does."""
+        """The longest ``Retry-After`` of any failure, in seconds; ``None`` if there is none."""
         waits = [
             failure.retry_after
             for failure in self.failures

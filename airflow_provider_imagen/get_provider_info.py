@@ -1,4 +1,4 @@
-"""What Airflow reads to know this provider. Called in every Airflow process, so it imports nothing."""
+"""Provider metadata for Airflow. Called in every Airflow process, so it imports nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Describe the provider in the form of Airflow's ``provider_info.schema.json``."""
+    """Return the provider's metadata, as defined by Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-imagen",
         "name": "AI/ML API Images",
-        "description": "Generate images through the AI/ML API: every picture saved, counted, and never bought twice.",
+        "description": "Generate images through the AI/ML API: every image stored, accounted for and paid for once.",
         "integrations": [
             {
                 "integration-name": "AI/ML API Images",
@@ -29,27 +29,27 @@ def get_provider_info() -> dict[str, Any]:
                 "description": "Settings of tasks that generate images.",
                 "options": {
                     "grace_seconds": {
-                        "description": "How long requests and downloads in flight may go on once a task is cancelled, "
-                        "in seconds: they are paid for. The results so far are published first.",
+                        "description": "How long requests and downloads in flight may continue once a task is "
+                        "cancelled, in seconds, since they are already paid for. Results so far are published first.",
                         "version_added": "0.1.0",
                         "type": "float",
                         "example": "25",
                         "default": "60",
                     },
                     "input_roots": {
-                        "description": "The only folders that tasks may read input pictures from, separated by "
-                        "commas: absolute paths and URIs of object stores. Links that lead out of them are not "
-                        "followed. Without it, tasks read whatever their worker can. Set it where people who may not "
-                        "read the worker's files choose input_images, for example through params.",
+                        "description": "The only folders that tasks may read input images from: absolute paths and "
+                        "URIs of object stores, separated by commas. Symbolic links out of them are not followed. If "
+                        "empty, tasks may read whatever the worker can. Set this if people who may not read the "
+                        "worker's files can choose input_images, for example through params.",
                         "version_added": "0.1.0",
                         "type": "string",
                         "example": "/data/pictures, s3://media/inputs",
                         "default": "",
                     },
                     "allowed_download_hosts": {
-                        "description": "Hosts in private networks that images may be downloaded from, separated by "
-                        "commas, each with or without a port. The API's own host and port need not be listed. "
-                        "Link-local addresses and metadata services are never connected to.",
+                        "description": "Hosts in private networks that images may be downloaded from, with or without "
+                        "a port, separated by commas. The API's own host and port need not be listed. Link-local "
+                        "addresses and metadata services are always refused.",
                         "version_added": "0.1.0",
                         "type": "string",
                         "example": "minio.internal:9000, 10.0.3.7",
@@ -71,7 +71,7 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "model": {
                         "label": "Default model",
-                        "description": "Model id for tasks that name none, for example imagen-3.0-generate-002.",
+                        "description": "Model id for tasks that do not set one, for example imagen-3.0-generate-002.",
                         "schema": {"type": ["string", "null"]},
                     },
                     "connect_timeout": {
@@ -87,7 +87,7 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "sandbox": {
                         "label": "Sandbox",
-                        "description": "Talk to the built-in sandbox: real HTTP on this machine, no key, no cost.",
+                        "description": "Use the built-in sandbox: real HTTP on this machine, no key, no cost.",
                         "schema": {"type": ["boolean", "null"], "default": False},
                     },
                     "verify": {

@@ -8,7 +8,8 @@ import logging
 import re
 from functools import lru_cache
 from html import escape
-from urllib.parse import urlsplit
+
+from airflow_provider_imagen.signed_urls import without_query
 
 # Possessive quantifiers, and matches that succeed even with nothing to remove, keep these linear.
 _URL = r"""(?i)(?<![a-z0-9+.-])([a-z0-9+.-]++://)(?:[^\s/?#@"'<>]*@)*([^\s?#"'<>]*+)(?:[?#][^\s"'<>]*)?"""
@@ -16,7 +17,16 @@ _SIGNED_FIELD = r"""(?i)([?&][a-z0-9_-]*(?:sig|signature|token|secret|key|creden
 _BEARER = r"(?i)\b(bearer)(?:\s|%20)+[A-Za-z0-9._~+/=%-]+"
 _BASIC = r"(?i)\b(basic)(?:\s|%20)+([A-Za-z0-9+/_=-]{6,})"
 _FOREIGN_KEY = r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}"
-"""Keys in the format of OpenAI and the gateways in front of it; a gateway may quote its own key in an error."""
+"""Keys in the format of OpenAI and its gateways; a gateway may quote its own key in an error."""
+
+_LOGIN_PART = r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@"
+_QUERY = r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?"
+_NAMED_VALUE = (
+    r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
+    r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+"
+)
+_LOGIN_OF_ARGUMENT = r"://(?:[^/\s@]*@)+"
+_QUERY_OF_ARGUMENT = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
 
 _READ_PER_SHOWN = 20
 _SHORTEST_ENCODED = 8
@@ -24,14 +34,13 @@ _SHORTEST_ENCODED = 8
 
 def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     """
-    Return untrusted text in a form safe to log: no secrets, query strings or control characters, limited length.
+    Return untrusted text in a form safe to log: without secrets, query strings and control characters, and short.
 
-    :param text: text as received
-    :param secrets: values to blank out wherever they occur, above all the API key
+    :param secrets: values to redact wherever they occur, above all the API key
     :param limit: most characters returned
     """
     text = hide(text, *secrets)
-    if len(text) > limit * _READ_PER_SHOWN:  # the cut may have split a URL with a login, so drop the last word
+    if len(text) > limit * _READ_PER_SHOWN:  # the cut may split a URL with a login, so drop the last word
         words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
         text = words[0] if words else ""
     text = re.sub(_BEARER, r"\1 ***", text)
@@ -44,8 +53,27 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def scrub_storage_text(text: str) -> str:
+    """
+    Return an address or error of a store in a form safe to log: on one line, without secrets, at most 300 characters.
+
+    Unlike :func:`scrub`, keeps the connection id in front of a bucket (``s3://conn@bucket``), and removes any value
+    whose name suggests a secret (``AccountKey=…``).
+    """
+    line = " ".join(text.split())[:600]
+    line = re.sub(_LOGIN_PART, r"\1***@", line)
+    line = re.sub(_QUERY, r"\1", line)
+    line = re.sub(_NAMED_VALUE, r"\1***", line)
+    return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def elide_url(value: str) -> str:
+    """Return an argument, which may be a URL, with its login and query replaced by ``…``."""
+    return re.sub(_QUERY_OF_ARGUMENT, r"\1?…", re.sub(_LOGIN_OF_ARGUMENT, "://…@", value))
+
+
 def hide(text: str, *secrets: str | None) -> str:
-    """Return the text with secrets blanked out, whether plain, URL-encoded, JSON- or HTML-escaped, or in base64."""
+    """Return the text with secrets redacted, whether plain, URL-encoded, JSON- or HTML-escaped, or in base64."""
     for secret in secrets:
         if secret:
             text = _forms_of(secret).sub("***", text)
@@ -85,25 +113,12 @@ def _forms_of_character(character: str) -> str:
 
 
 def _without_login(found: re.Match[str]) -> str:
-    """Return the match with Basic credentials blanked out; an ordinary word after "basic" stays."""
+    """Return the match with Basic credentials redacted; an ordinary word after "basic" stays."""
     try:
         login = base64.b64decode(found[2].rstrip("=") + "==", altchars=b"-_" if {"-", "_"} & set(found[2]) else None)
     except binascii.Error:
         return found[0]
     return f"{found[1]} ***" if b":" in login else found[0]
-
-
-def without_query(url: str) -> str:
-    """Return the URL without its query and fragment, which may hold a signature."""
-    return url.split("#", 1)[0].split("?", 1)[0]
-
-
-def is_signed(url: str) -> bool:
-    """Return whether a URL has a query string; result URLs have one only if they are signed."""
-    try:
-        return bool(urlsplit(url).query)
-    except ValueError:
-        return "?" in url
 
 
 class _WithoutQueries(logging.Filter):

@@ -21,9 +21,10 @@ from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.plan import make_plan
-from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, SandboxControl
 
@@ -100,10 +101,11 @@ def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: A
         try:
             result = Run(
                 plan=plan,
-                ports=Adapters(client=client, downloader=downloader, sink=None),
+                api=ApiAdapter(client=client, downloader=downloader),
+                sink=None,
                 journal=journal,
                 options=RunOptions(**options),
-                links=UrlEncryption(SANDBOX_API_KEY),
+                encryption=UrlEncryption(SANDBOX_API_KEY),
                 cancellation=Cancellation(),
             ).execute()
         finally:
@@ -112,7 +114,7 @@ def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: A
             downloader.close()
     billed = Counter(charge.client_request_id for charge in sandbox.ledger())
     if len(result.made) != pictures or len(billed) != pictures or set(billed.values()) != {1}:
-        raise RuntimeError(f"{len(result.made)} made and {billed.total()} billed of {pictures}: {result.halt}")
+        raise RuntimeError(f"{len(result.made)} made and {billed.total()} billed of {pictures}: {result.abort_reason}")
     answers = Counter(seen.status for seen in sandbox.seen("/v1/images/generations"))
     return pictures / (result.seconds - latency), answers[429] / answers.total()
 

@@ -86,11 +86,11 @@ def test_what_is_preloaded_leaves_a_task_nothing_of_ours_to_import(tmp_path):
         f"task = ImagenGenerateOperator(task_id='t', prompt='a red fox', output_path={str(tmp_path)!r})",
         "from airflow_provider_imagen.operators.execution import TaskExecution",
         "execution = TaskExecution(task, {}, is_killed=lambda: False)",
-        "execution._plan(); execution._open_folder(); execution._hook.get_downloader()",
+        "execution._arguments.plan(); execution._open_folder(); execution._hook.get_downloader()",
         "from PIL import Image",
         "Image.new('RGB', (1, 1)).save(file := io.BytesIO(), 'PNG')",
-        "from airflow_provider_imagen.storage.inspect_image import inspect_picture",
-        "inspect_picture(file.getvalue())",
+        "from airflow_provider_imagen.storage.inspect_image import inspect_image",
+        "inspect_image(file.getvalue())",
     ) - loaded(preload)
 
     assert not {name for name in late if name.partition(".")[0] in HEAVY | {"airflow_provider_imagen"}}

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.get_provider_info import get_provider_info
-from airflow_provider_imagen.hooks.imagen import ImagenHook, connection_settings
+from airflow_provider_imagen.hooks.connection import connection_settings
+from airflow_provider_imagen.hooks.imagen import ImagenHook
 
 ROOT = Path(__file__).resolve().parent.parent
 

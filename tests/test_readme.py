@@ -242,7 +242,7 @@ def test_the_secrets_backend_gives_the_connection(sandbox: Sandbox, tmp_path: Pa
         "check",
         str(tmp_path),
     )
-    assert "can make images" in out
+    assert "can generate images" in out
     assert "google/imagen-4.0-generate-001: alive (connection imagen_default)" in out
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import airflow_provider_imagen
-from airflow_provider_imagen.api.json_body import find_texts
+from airflow_provider_imagen.api.json_body import find_string_fields
 from airflow_provider_imagen.redaction import hide
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def test_a_regular_expression_takes_linear_time(pattern: Any, method: str, flags
 def test_patterns_made_at_run_time_are_known_and_take_linear_time() -> None:
     """Except that of XMP attributes, whose text is one tag of a packet that has been parsed."""
     list(regular_expressions())
-    assert {"redaction.py:compile", "json_body.py:findall", "xmp_merging.py:finditer"} == MADE_AT_RUN_TIME
+    assert {"redaction.py:compile", "json_body.py:findall", "xmp.py:finditer"} == MADE_AT_RUN_TIME
     for text in hostile_texts("url k"):
         hide(text, "k" * 40)
-        find_texts(text.encode(), ("url", "b64_json"))
+        find_string_fields(text.encode(), ("url", "b64_json"))
 
 
 @pytest.mark.parametrize(

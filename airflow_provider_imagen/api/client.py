@@ -1,7 +1,7 @@
 """
 Authenticated HTTP client for the API: one attempt per call, every outcome classified.
 
-Callers decide about retries. Imports requests, so import this module only where it is used.
+Retries are up to the caller. Imports requests, so import this module only where it is used.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.api.cost import read_cost
-from airflow_provider_imagen.api.errors import error_for, read_http_date, refused_switch
+from airflow_provider_imagen.api.errors import error_for, read_http_date, rejected_field
 from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, read_whole_number
 from airflow_provider_imagen.api.json_body import read_json, storable
 from airflow_provider_imagen.api.responses import Generation, read_generation
-from airflow_provider_imagen.api.send_tracking import WatchedSession, watching
+from airflow_provider_imagen.api.send_tracking import TrackedSession, track_sending
 from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
 from airflow_provider_imagen.redaction import keep_queries_out_of_logs, scrub, scrub_id
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from airflow_provider_imagen.api.send_tracking import Progress
+    from airflow_provider_imagen.api.send_tracking import SendProgress
 
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -46,11 +46,11 @@ EXPIRES_AFTER_SECONDS = 10.0
 """
 How long a request may be delayed before it is sent, on top of three times the connection timeout.
 
-If the task was suspended for longer, another attempt may have replaced it meanwhile.
+If the task was suspended for longer, another attempt may have taken over.
 """
 
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
+MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 """Largest body read, however many images were requested."""
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
@@ -62,14 +62,14 @@ MAX_IMAGE_BYTES = 60 * 1024 * 1024
 MAX_JSON_VALUES = 250_000
 """Most JSON values in a body. Once parsed, each takes tens to hundreds of bytes, however short it is in the body."""
 
-_UNCOUNTED_IMAGES = 4
+_DEFAULT_IMAGES = 4
 """Images expected if the request states no count."""
 
 _ERROR_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
-_CODINGS = ("gzip", "x-gzip", "deflate")
-_JSON_TOKEN = re.compile(rb'"[^"]*"?|[,\[{]')  # a string, even an unterminated one, or a mark that precedes a value
-_KEY = re.compile(r"[!-~]+")
+_ACCEPTED_ENCODINGS = ("gzip", "x-gzip", "deflate")
+_JSON_TOKEN = re.compile(rb'"[^"]*"?|[,\[{]')  # a string, possibly unterminated, or a delimiter before a value
+_API_KEY = re.compile(r"[!-~]+")
 """Characters valid in an HTTP header: visible ASCII."""
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -82,11 +82,12 @@ LOG_INTERVAL_SECONDS = 0.35
 """
 Shortest time between two calls of ``GET /v2/logs``.
 
-The API allows 200 per 60 s (its documentation, 2026-08-21); this makes 171, because other tasks may use the same key.
+The API allows 200 per 60 s (its documentation, 2026-08-21); this leaves some
+for other tasks that use the same key.
 """
 
 _LARGEST_CLOCK_OFFSET_SECONDS = 30 * 86400
-"""A ``Date`` header further than this from our clock is ignored as wrong."""
+"""A ``Date`` header further than this from our clock is ignored."""
 
 
 class ClientSettings(Struct, frozen=True):
@@ -119,7 +120,7 @@ class ClientSettings(Struct, frozen=True):
         return [("base_url", self.base_url)]
 
 
-class Answer(Struct, frozen=True):
+class ApiResponse(Struct, frozen=True):
     """A complete HTTP response: status, headers by lower-case name, body (of an error, possibly truncated)."""
 
     status: int
@@ -133,7 +134,7 @@ class ApiClient:
 
     :param settings: base URL, API key and timeouts
     :param clock: monotonic seconds, to space out pages of the log
-    :param sleep: waits before the next page of the log
+    :param sleep: pauses before the next page of the log
     :raises ValueError: the base URL, the key or the CA bundle is unusable
     """
 
@@ -144,10 +145,10 @@ class ApiClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if settings.api_key is not None and not _KEY.fullmatch(settings.api_key):
-            raise ValueError("password: an API key of visible ASCII characters is allowed, without blanks")
+        if settings.api_key is not None and not _API_KEY.fullmatch(settings.api_key):
+            raise ValueError("password: the API key must consist of visible ASCII characters, without spaces")
         self.settings = settings
-        self._root = _root_of(settings.base_url)
+        self._root = _parse_base_url(settings.base_url)
         if self._root.startswith("https:"):
             check_ca_bundle(settings.verify)
         elif settings.api_key:
@@ -158,7 +159,7 @@ class ApiClient:
         self._lock = threading.Lock()
         self._log_pacer = _Pacer(LOG_INTERVAL_SECONDS, clock=clock, sleep=sleep)
         self._clock_offset_seconds: float | None = None
-        self._refused: set[tuple[str | None, str]] = set()
+        self._rejected_fields: set[tuple[str | None, str]] = set()
 
     @property
     def host(self) -> str:
@@ -181,17 +182,17 @@ class ApiClient:
         """
         Send one paid request and return its result.
 
-        Sends once, except that a request refused by a gateway because of the field that chooses between URLs and
-        base64 is sent again without it. A refused request costs nothing.
+        Sends once, with one exception: if a gateway rejects the field that chooses between URLs and base64, the
+        request, which cost nothing, is sent again without that field.
 
         :param path: ``/v1/images/generations`` or ``/v1/images/edits``
         :param body: JSON fields, or the form fields sent along with ``files``
         :param client_request_id: 1 to 128 characters of ``A-Za-z0-9._:-``
         :param files: parts of a multipart form as requests takes them
-        :raises ValueError: the id or the body cannot be sent; nothing was sent
+        :raises ValueError: the id or the body is invalid; nothing was sent
         :raises ConnectionFailedError: nothing was sent
         :raises LostAnswerError: sent, outcome unknown
-        :raises ImagenError: the error the response stands for, see :mod:`airflow_provider_imagen.exceptions`
+        :raises ImagenError: the error that was returned, see :mod:`airflow_provider_imagen.exceptions`
         """
         if not _CLIENT_REQUEST_ID.fullmatch(client_request_id):
             raise ValueError(
@@ -199,27 +200,31 @@ class ApiClient:
                 f"the API would drop this one silently"
             )
         model = body.get("model") if isinstance(body.get("model"), str) else None
-        facts: dict[str, Any] = {
+        details: dict[str, Any] = {
             "api_key": self.settings.api_key,
             "client_request_id": client_request_id,
             "model": model,
         }
-        named = {"X-Client-Request-Id": client_request_id}
         try:
             while True:
-                fields = {name: value for name, value in body.items() if (model, name) not in self._refused}
-                sent = {"data": fields, "files": files} if files else {"json": fields}
-                answer = self._exchange("POST", path, headers=named, max_bytes=_most_bytes(fields), **sent)
-                refused = refused_switch(answer.status, answer.body, fields.keys() & set(BASE64_FIELDS))
-                if refused is None or error_for(**asdict(answer), **facts).usd:
+                fields = {name: value for name, value in body.items() if (model, name) not in self._rejected_fields}
+                response = self._exchange(
+                    "POST",
+                    path,
+                    headers={"X-Client-Request-Id": client_request_id},
+                    max_bytes=_max_response_bytes(fields),
+                    **({"data": fields, "files": files} if files else {"json": fields}),
+                )
+                rejected = rejected_field(response.status, response.body, fields.keys() & set(BASE64_FIELDS))
+                if rejected is None or error_for(**asdict(response), **details).usd:
                     break
-                self._refused.add((model, refused))  # nothing was charged; the gateway chooses the form
+                self._rejected_fields.add((model, rejected))  # nothing was charged; the gateway chooses the format
         except (ConnectionFailedError, LostAnswerError, UnreadableResponseError) as error:
             error.client_request_id, error.model = client_request_id, model
             raise
-        if 200 <= answer.status < 300:
-            return read_generation(**asdict(answer), **facts)
-        raise error_for(**asdict(answer), **facts)
+        if 200 <= response.status < 300:
+            return read_generation(**asdict(response), **details)
+        raise error_for(**asdict(response), **details)
 
     def get_key(self) -> dict[str, Any]:
         """Return the key's name, prefix, scopes and limit (``GET /v1/key``; free)."""
@@ -254,8 +259,8 @@ class ApiClient:
         :param start: start of the window, with a time zone
         :param end: end of the window, at most 92 days later (spec of the endpoint, 2026-08-21)
         :param model: only requests to this model, or to these (at most 50)
-        :raises UnreadableResponseError: a page is malformed or does not say whether another follows, so a row that
-            was not found may still exist
+        :raises UnreadableResponseError: a page is malformed or does not say whether another follows, so a missing row
+            may still exist
         """
         params: dict[str, Any] = {"start": start.isoformat(), "end": end.isoformat(), "limit": LOG_PAGE_ROWS}
         if model:
@@ -267,7 +272,7 @@ class ApiClient:
             data, pagination = page.get("data"), page.get("pagination")
             has_more = pagination.get("has_more") if isinstance(pagination, dict) else None
             if not isinstance(data, list) or not isinstance(has_more, bool) or (has_more and not data):
-                raise UnreadableResponseError("GET /v2/logs did not answer with a page of the log.", status=200)
+                raise UnreadableResponseError("GET /v2/logs did not return a page of the log.", status=200)
             yield from _rows(page)
             if not has_more:
                 return
@@ -281,23 +286,23 @@ class ApiClient:
         :raises UnreadableResponseError: the response is not a JSON object
         """
         try:
-            answer = self._exchange("GET", path, params=dict(params or {}))
+            response = self._exchange("GET", path, params=dict(params or {}))
         except LostAnswerError as error:  # a GET is free, so losing its response puts no money in doubt
             raise ConnectionFailedError(str(error)) from error
-        if not 200 <= answer.status < 300:
-            raise error_for(**asdict(answer), api_key=self.settings.api_key)
+        if not 200 <= response.status < 300:
+            raise error_for(**asdict(response), api_key=self.settings.api_key)
         try:
-            found = read_json(answer.body)
+            document = read_json(response.body)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            document = None
+        if not isinstance(document, dict):
             raise UnreadableResponseError(
-                f"GET {path} answered {answer.status} with no JSON object.", status=answer.status
+                f"GET {path} returned {response.status} without a JSON object.", status=response.status
             )
-        return found
+        return document
 
     def close(self) -> None:
-        """Close the connections of every thread."""
+        """Close the connections of all threads."""
         with self._lock:
             sessions, self._sessions, self._local = self._sessions, [], threading.local()
         for session in sessions:
@@ -310,12 +315,12 @@ class ApiClient:
         *,
         headers: Mapping[str, str] | None = None,
         max_bytes: int = MAX_TEXT_BYTES,
-        **sent: Any,
-    ) -> Answer:
+        **content: Any,
+    ) -> ApiResponse:
         """
-        Send a request once and return its complete response, telling "never sent" from "outcome unknown".
+        Send a request once and return its complete response; if it fails, distinguish "never sent" from "in doubt".
 
-        :param max_bytes: largest body of a success
+        :param max_bytes: largest body of a successful response
         :raises ConnectionFailedError: nothing was sent
         :raises LostAnswerError: sent, outcome unknown
         """
@@ -323,33 +328,33 @@ class ApiClient:
         session = self._session()
         try:
             request = session.prepare_request(
-                requests.Request(method, self._root + path, headers=dict(headers or {}), **sent)
+                requests.Request(method, self._root + path, headers=dict(headers or {}), **content)
             )
         except transport.RequestException as error:
-            raise ValueError(f"{where}: this request cannot be written down ({type(error).__name__})") from None
-        # Merged per request, because the environment's TLS settings would override those of the session.
-        surroundings = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
+            raise ValueError(f"{where}: the request cannot be encoded ({type(error).__name__})") from None
+        # Merged per request, because the environment's TLS settings would otherwise override the session's.
+        environment = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
         timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
-        with watching(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
+        with track_sending(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
             try:
-                response = session.send(request, timeout=timeout, allow_redirects=False, **surroundings)
+                response = session.send(request, timeout=timeout, allow_redirects=False, **environment)
             except (transport.RequestException, pool.HTTPError, OSError) as error:
                 reason = scrub(_reason(error), self.settings.api_key, limit=200)
                 if _was_never_sent(error, progress):
                     raise ConnectionFailedError(
                         f"{where}: no connection was made ({reason}). Nothing was sent."
                     ) from None
-                raise LostAnswerError(f"{where}: the answer was lost ({reason}).") from None
+                raise LostAnswerError(f"{where}: the request was sent, but its response was lost ({reason}).") from None
         with response:
-            return self._read_answer(response, where, max_bytes)
+            return self._read_response(response, where, max_bytes)
 
-    def _read_answer(self, response: requests.Response, where: str, max_bytes: int) -> Answer:
-        """Read the body; of an error, keep what arrives, because the status alone already says what happened."""
+    def _read_response(self, response: requests.Response, where: str, max_bytes: int) -> ApiResponse:
+        """Read the body. Of an error, a truncated body is enough, because the status says what happened."""
         headers = {name.lower(): storable(value) for name, value in response.headers.items()}
         self._measure_clock(headers)
         status = response.status_code
         usd, _ = read_cost(headers, {})
-        facts: dict[str, Any] = {
+        details: dict[str, Any] = {
             "status": status,
             "inference_id": scrub_id(headers.get("x-inference-id"), self.settings.api_key),
             "usd": float(usd) if usd is not None else None,
@@ -357,23 +362,23 @@ class ApiClient:
         is_success = 200 <= status < 300
         max_bytes = max_bytes if is_success else _ERROR_BYTES
         body = bytearray()
-        problem = _coding_problem(headers.get("content-encoding", ""))
+        problem = _encoding_problem(headers.get("content-encoding", ""))
         try:
             while problem is None and (part := response.raw.read1(_READ_BYTES, decode_content=True)):
                 body += part
                 if len(body) > max_bytes:
-                    problem = f"is larger than {max_bytes} bytes and was not read"
+                    problem = f"is larger than {max_bytes} bytes"
         except (pool.HTTPError, OSError) as error:
             if is_success:
-                raise LostAnswerError(f"{where}: the answer was lost ({_reason(error)}).", **facts) from None
+                raise LostAnswerError(f"{where}: the response was lost ({_reason(error)}).", **details) from None
         if problem is None and is_success and _has_too_many_values(body):
-            problem = f"holds more than {MAX_JSON_VALUES} values"
+            problem = f"contains more than {MAX_JSON_VALUES} JSON values"
         if problem is not None and is_success:
-            raise UnreadableResponseError(f"{where}: the response {problem}.", **facts)
-        return Answer(status=status, headers=headers, body=bytes(body))
+            raise UnreadableResponseError(f"{where}: the response body {problem}.", **details)
+        return ApiResponse(status=status, headers=headers, body=bytes(body))
 
     def _measure_clock(self, headers: Mapping[str, str]) -> None:
-        """Record how far the API's clock is ahead, unless a cache responded: its ``Date`` is out of date."""
+        """Record how far the API's clock is ahead, unless a cache responded, whose ``Date`` is old."""
         date = read_http_date(headers.get("date"))
         if date is None or "age" in headers:
             return
@@ -384,11 +389,11 @@ class ApiClient:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = WatchedSession()
+            session = self._local.session = TrackedSession()
             session.headers.update(
                 {"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
             )
-            session.auth = _KeyFor(self.settings.api_key)
+            session.auth = _BearerAuth(self.settings.api_key)
             with self._lock:
                 self._sessions.append(session)
         return session
@@ -418,8 +423,8 @@ class _Pacer:
             self._sleep(at - now)
 
 
-class _KeyFor(requests.auth.AuthBase):
-    """Adds the key to a request, and keeps requests from reading credentials from ``.netrc``."""
+class _BearerAuth(requests.auth.AuthBase):
+    """Adds the key to a request, and thereby keeps requests from reading ``.netrc``."""
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -430,7 +435,7 @@ class _KeyFor(requests.auth.AuthBase):
         return request
 
 
-def _root_of(base_url: str) -> str:
+def _parse_base_url(base_url: str) -> str:
     """
     Return the base URL without ``/v1``.
 
@@ -447,76 +452,76 @@ def _root_of(base_url: str) -> str:
             "host: user name and password in the URL are not allowed; the key is the connection's password"
         )
     if parts.query or parts.fragment:
-        raise ValueError(f"host={scrub(base_url)!r}: a query or fragment would be lost; leave it out")
+        raise ValueError(f"host={scrub(base_url)!r}: a query or fragment is not allowed; remove it")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"host={scrub(base_url)!r}: a base URL such as {DEFAULT_BASE_URL} is allowed")
+        raise ValueError(f"host={scrub(base_url)!r}: a base URL is needed, such as {DEFAULT_BASE_URL}")
     return root
 
 
-def _most_bytes(fields: Mapping[str, Any]) -> int:
-    """Return the size limit for the response to an image request, any of whose images may be inline."""
+def _max_response_bytes(fields: Mapping[str, Any]) -> int:
+    """Return the size limit for the response to an image request; every image may be inline."""
     counts = (read_whole_number(fields.get(name)) for name in COUNT_FIELDS)
-    images = max(next(filter(None, counts), _UNCOUNTED_IMAGES), 1)
-    return min(MAX_TEXT_BYTES + MAX_IMAGE_BYTES * images, MAX_ANSWER_BYTES)
+    images = max(next(filter(None, counts), _DEFAULT_IMAGES), 1)
+    return min(MAX_TEXT_BYTES + MAX_IMAGE_BYTES * images, MAX_RESPONSE_BYTES)
 
 
-def _coding_problem(stated: str) -> str | None:
+def _encoding_problem(stated: str) -> str | None:
     """
-    Return what is wrong with a ``Content-Encoding``; unknown codings pass, because they are not decoded.
+    Return what is wrong with a ``Content-Encoding``; unknown encodings pass, because they are not decoded.
 
-    Nested codings can expand a kilobyte to a terabyte, and codings we did not ask for may be decoded without a limit.
+    Nested encodings can expand a kilobyte to a terabyte, and some that we do not accept are decoded without a limit.
     """
-    codings = [part for part in map(str.strip, stated.lower().split(",")) if part in HTTPResponse.CONTENT_DECODERS]
-    if len(codings) > 1 or any(coding not in _CODINGS for coding in codings):
-        return f"is compressed as {', '.join(codings)!r}: only gzip or deflate, once, is accepted"
+    encodings = [part for part in map(str.strip, stated.lower().split(",")) if part in HTTPResponse.CONTENT_DECODERS]
+    if len(encodings) > 1 or any(encoding not in _ACCEPTED_ENCODINGS for encoding in encodings):
+        return f"is encoded as {', '.join(encodings)!r}; only gzip or deflate, applied once, is accepted"
     return None
 
 
 def _has_too_many_values(body: bytes | bytearray) -> bool:
-    """Return whether JSON has more than :data:`MAX_JSON_VALUES` values, counting the marks that precede them."""
+    """Return whether JSON has more than :data:`MAX_JSON_VALUES` values, by counting the delimiters before them."""
     if sum(map(body.count, (b",", b"[", b"{"))) <= MAX_JSON_VALUES:
         return False
     body = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    marks = 0
+    delimiters = 0
     for number, token in enumerate(_JSON_TOKEN.finditer(body)):
-        marks += body[token.start()] != ord('"')
-        if max(marks, number // 3) > MAX_JSON_VALUES:  # each mark precedes at most two strings, a key and a value
+        delimiters += body[token.start()] != ord('"')
+        if max(delimiters, number // 3) > MAX_JSON_VALUES:  # at most two strings, key and value, follow a delimiter
             return True
     return False
 
 
-def _rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    data = answer.get("data")
+def _rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    data = document.get("data")
     return [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
 
 
-def _was_never_sent(error: Exception, progress: Progress) -> bool:
+def _was_never_sent(error: Exception, progress: SendProgress) -> bool:
     """
-    Return whether certainly no byte of the request reached the API; when in doubt, it counts as sent.
+    Return whether the request certainly did not reach the API; when in doubt, it counts as sent.
 
-    An unusable proxy URL is found before there is a connection, so ``progress`` knows nothing of that request yet.
+    An unusable proxy URL fails before there is a connection, so ``progress`` has recorded nothing by then.
 
     :param progress: what the connection recorded
     """
-    no_use_for_proxy = isinstance(error, transport.InvalidURL | transport.InvalidSchema)
-    return progress.never_sent or (no_use_for_proxy and not progress.sent)
+    unusable_proxy = isinstance(error, transport.InvalidURL | transport.InvalidSchema)
+    return progress.never_sent or (unusable_proxy and not progress.sent)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """
     Yield an error and every error that requests and urllib3 wrapped in it.
 
-    Skips ``__context__``, which may hold an unrelated failure that was being handled when this request was sent.
+    Skips ``__context__``: it may be an unrelated error that was being handled when the request was sent.
     """
     seen: set[int] = set()
-    waiting: list[Any] = [error]
-    while waiting:
-        cause = waiting.pop()
+    pending: list[Any] = [error]
+    while pending:
+        cause = pending.pop()
         if not isinstance(cause, BaseException) or id(cause) in seen:
             continue
         seen.add(id(cause))
         yield cause
-        waiting += [
+        pending += [
             cause.__cause__,
             getattr(cause, "reason", None),
             getattr(cause, "original_error", None),
@@ -528,20 +533,20 @@ def _reason(error: BaseException) -> str:
     """Return a short description of a transport error, without the URL."""
     causes = list(_causes(error))
     behind_proxy = any(isinstance(cause, pool.ProxyError) for cause in causes)
-    for kinds, words in (
-        ((pool.NameResolutionError, pool.LocationParseError), "the host name is not known"),
+    for types, text in (
+        ((pool.NameResolutionError, pool.LocationParseError), "the host name cannot be resolved"),
         ((ssl.SSLCertVerificationError,), "the TLS certificate is not trusted"),
         ((ConnectionRefusedError,), "connection refused"),
         ((pool.NewConnectionError,), "the host cannot be reached"),
-        ((pool.ConnectTimeoutError, transport.ConnectTimeout), "connecting took too long"),
-        ((pool.ReadTimeoutError, transport.ReadTimeout, TimeoutError), "no answer in time"),
-        ((pool.IncompleteRead, http.client.IncompleteRead), "the answer was cut off"),
-        ((ConnectionAbortedError,), "the request was held up and has expired"),
+        ((pool.ConnectTimeoutError, transport.ConnectTimeout), "connecting timed out"),
+        ((pool.ReadTimeoutError, transport.ReadTimeout, TimeoutError), "no response in time"),
+        ((pool.IncompleteRead, http.client.IncompleteRead), "the response was truncated"),
+        ((ConnectionAbortedError,), "the request was delayed too long and has expired"),
         ((ConnectionResetError, BrokenPipeError), "the connection was reset"),
-        ((pool.ProtocolError, pool.DecodeError), "the connection broke off"),
-        ((transport.InvalidURL, transport.InvalidSchema), "the address of the proxy cannot be used"),
-        ((pool.ProxyError, transport.ProxyError), "the proxy refused"),
+        ((pool.ProtocolError, pool.DecodeError), "the connection broke"),
+        ((transport.InvalidURL, transport.InvalidSchema), "the proxy URL is invalid"),
+        ((pool.ProxyError, transport.ProxyError), "the proxy refused the request"),
     ):
-        if any(isinstance(cause, kinds) for cause in causes):
-            return f"{words}, behind a proxy" if behind_proxy and "proxy" not in words else words
+        if any(isinstance(cause, types) for cause in causes):
+            return f"{text}, behind a proxy" if behind_proxy and "proxy" not in text else text
     return type(error).__name__

@@ -15,16 +15,16 @@ CREDITS_PER_USD = Decimal(2_000_000)
 CostSource = Literal["header", "usage", "estimate"]
 
 _AMOUNT = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE]-[0-9]{1,9})?")
-_MOST = Decimal(10) ** 15
-"""Largest plausible amount in any unit; a larger one is an error, and would corrupt every total that includes it."""
+_MAX_AMOUNT = Decimal(10) ** 15
+"""Largest plausible amount in any unit; a larger one would corrupt every total that includes it."""
 
 
 def read_amount(value: Any) -> Decimal | None:
     """
     Return a plausible non-negative amount, else ``None``.
 
-    Text has to be a number as JSON writes it. Other spellings :class:`~decimal.Decimal` accepts (``1_0``, ``1e5``,
-    blanks, digits of other scripts) are more likely corruption than money. Negative exponents are accepted, because
+    Text must be a number as JSON writes it. Other forms that :class:`~decimal.Decimal` accepts (``1_0``, ``1e5``,
+    spaces, digits of other scripts) are more likely corruption than money. Negative exponents are accepted, because
     JavaScript and Python write small amounts that way: ``5e-05``.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
@@ -32,7 +32,7 @@ def read_amount(value: Any) -> Decimal | None:
     if isinstance(value, str) and not _AMOUNT.fullmatch(value):
         return None
     amount = Decimal(str(value))
-    return amount if amount.is_finite() and 0 <= amount <= _MOST else None
+    return amount if amount.is_finite() and 0 <= amount <= _MAX_AMOUNT else None
 
 
 def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Decimal | None, CostSource | None]:

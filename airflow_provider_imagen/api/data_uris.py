@@ -2,7 +2,7 @@
 Decode ``data:`` URIs and base64 text, for input images and for images in responses. Pure.
 
 Tolerates what does not change the bytes: upper case, extra parameters, white space, percent-encoding, the URL-safe
-alphabet and missing padding, much as browsers do (WHATWG, Fetch and Infra standards, "data: URL processor" and
+alphabet and missing padding, as browsers do (WHATWG, Fetch and Infra standards, "data: URL processor" and
 "forgiving-base64 decode").
 """
 
@@ -23,7 +23,7 @@ Scheme, media type and parameters; a comma inside a quoted parameter does not en
 The quantifiers are possessive because without them, 50 MB without a comma would take gigabytes of memory.
 """
 
-_MOST_HEAD_CHARACTERS = 10_000
+_MAX_HEAD_CHARACTERS = 10_000
 
 
 class DataUri(Struct, frozen=True):
@@ -53,9 +53,9 @@ def read_data_uri(text: str) -> DataUri:
     """
     Decode a ``data:`` URI.
 
-    :raises ValueError: it is malformed or empty; the message says what it is, as a noun phrase
+    :raises ValueError: it is malformed or empty; the message is a noun phrase that says what it is
     """
-    head = _HEAD.match(text, 0, _MOST_HEAD_CHARACTERS)
+    head = _HEAD.match(text, 0, _MAX_HEAD_CHARACTERS)
     if head is None:
         raise ValueError("a data: URI without data")
     mime_type, *parameters = (part.strip() for part in _percent_decode(head[1]).decode("utf-8", "replace").split(";"))
@@ -83,9 +83,9 @@ def plain_data_uris(value: Any) -> Any:
 
 def read_base64(text: str) -> bytes:
     """
-    Decode base64 text, which may contain white space and lack padding; any other foreign character is an error.
+    Decode base64 text, which may contain white space and lack padding; any other invalid character is an error.
 
-    :raises ValueError: it is malformed or empty; the message says what it is, as a noun phrase
+    :raises ValueError: it is malformed or empty; the message is a noun phrase that says what it is
     """
     text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
@@ -101,4 +101,4 @@ def _percent_decode(text: str) -> bytes:
     try:
         return unquote_to_bytes(text)
     except UnicodeEncodeError:
-        raise ValueError("a data: URI that is no text") from None
+        raise ValueError("a data: URI with invalid characters") from None

@@ -15,7 +15,7 @@ INPUT_FIELDS = ("image", "image_url", "image_urls")
 IMAGE_FIELDS = ("image", "image_url", "image_urls", "mask", "reference_image_url", "alpha_url")
 
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
-_MOST_DIGITS = 30
+_MAX_DIGITS = 30
 
 
 def read_whole_number(value: Any) -> int | None:
@@ -35,7 +35,7 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Decimal):
-        if not value.is_finite() or value.adjusted() > _MOST_DIGITS:
+        if not value.is_finite() or value.adjusted() > _MAX_DIGITS:
             return math.nan  # which no field accepts
         return int(value) if value == value.to_integral_value() else float(value)
     return float(value) if isinstance(value, Real) else value

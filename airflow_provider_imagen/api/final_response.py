@@ -13,7 +13,7 @@ _SWITCHING_PROTOCOLS = 101
 
 
 class UnexpectedUpgradeError(HTTPException):
-    """The server switched protocols without being asked, so what follows cannot be read."""
+    """The server switched protocols unasked, so what follows cannot be read."""
 
 
 class FinalResponse(HTTPResponse):

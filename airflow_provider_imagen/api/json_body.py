@@ -1,4 +1,4 @@
-"""Parse untrusted JSON leniently: damaged text must not cost the image next to it. Pure."""
+"""Parse untrusted JSON leniently: one damaged string must not cost the images beside it. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 REPLACED: Final = "\ufffd"
-"""Replaces damaged characters."""
+"""Stands in for invalid characters."""
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 _BAD_ESCAPE: Final = re.compile(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|)')
@@ -35,14 +35,14 @@ def read_json(body: bytes) -> Any:
             text = _BAD_ESCAPE.sub(lambda found: found[0] if found[1] else r"\\", text)
             document, end = _DECODER.raw_decode(text)
         if text[end:].strip() and not isinstance(document, dict):
-            raise ValueError("not JSON alone")
+            raise ValueError("trailing data after the JSON")
         return _storable_json(document)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
 
 
-def find_texts(body: bytes, names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return every text that stands behind one of some names in a body that is no whole JSON, in order."""
+def find_string_fields(body: bytes, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the string values of these keys in incomplete JSON, as pairs of key and value, in order."""
     pattern = rf'"({"|".join(map(re.escape, names))})"\s*:\s*("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")'
     found = []
     for name, text in re.findall(pattern, body.decode("utf-8", "replace")):

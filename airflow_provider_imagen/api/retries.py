@@ -1,7 +1,8 @@
 """
-Decide whether and when a failed POST is sent again within a task.
+Decide whether and when to resend a failed POST within a task.
 
-Only requests that certainly cost nothing are sent again: no connection, or a transient error from the API itself.
+Only requests that certainly cost nothing are resent: no connection was made, or the API itself returned a transient
+error.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ MAX_POSTS = 6
 
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
-"""Longest wait in a task. If the API asks for more, the attempt ends and the retry policy waits without a worker."""
+"""Longest wait in a task. On a longer ``Retry-After`` the attempt ends, and the retry policy waits without a worker."""
 
 
 def may_resend(error: BaseException) -> bool:
-    """Return whether sending the same request again may help and cannot pay twice."""
+    """Return whether resending the same request may help and cannot pay twice."""
     if not isinstance(error, (ConnectionFailedError, RateLimitedError, ServerError)):
         return False
     if error.usd:
-        return False  # an error that was charged all the same
+        return False  # charged despite the error
     retry_after = getattr(error, "retry_after", None)
     return retry_after is None or retry_after <= LONGEST_WAIT_SECONDS
 
@@ -47,22 +48,22 @@ def resending(
     Return the retry loop around a POST.
 
     :param wait: sleeps for some seconds; raises if the task is cancelled
-    :param on_refused: called with each error to be retried, and the seconds until then
+    :param on_refused: called before each retry with the error and the seconds to wait
     :param first_wait_seconds: backoff after the first failure, doubled after each further one; the API's own
         ``Retry-After`` takes precedence
     :param without: errors the caller handles itself; they end the loop at once
     """
-    spread = wait_random(0, min(1.0, first_wait_seconds))
-    backoff = wait_exponential(multiplier=first_wait_seconds, max=LONGEST_WAIT_SECONDS) + spread
+    jitter = wait_random(0, min(1.0, first_wait_seconds))
+    backoff = wait_exponential(multiplier=first_wait_seconds, max=LONGEST_WAIT_SECONDS) + jitter
 
     def seconds(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked = getattr(error, "retry_after", None)
-        if asked is None:
+        retry_after = getattr(error, "retry_after", None)
+        if retry_after is None:
             return float(backoff(state))
-        return float(asked) + random.uniform(0, 0.25 + asked / 10)  # noqa: S311 - jitter, not a secret
+        return float(retry_after) + random.uniform(0, 0.25 + retry_after / 10)  # noqa: S311 - jitter, not a secret
 
-    def before_wait(state: RetryCallState) -> None:
+    def before_sleep(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, ImagenError):
             on_refused(error, state.upcoming_sleep)
@@ -72,6 +73,6 @@ def resending(
         stop=stop_after_attempt(MAX_POSTS),
         wait=seconds,
         sleep=wait,
-        before_sleep=before_wait,
+        before_sleep=before_sleep,
         reraise=True,
     )

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from requests import Response
 
 
-class Progress(Struct):
+class SendProgress(Struct):
     """
     How far one request got.
 
     :param expires_after_seconds: how long after its start the request may still be sent
     :param started_at: when it was started, in seconds since the epoch
-    :param watched: whether it uses one of our connections; without one, nothing is known
+    :param tracked: whether it uses one of our connections; otherwise nothing is known
     :param sent: whether any of its bytes were handed to the network
     """
 
     expires_after_seconds: float
     started_at: float
-    watched: bool = False
+    tracked: bool = False
     sent: bool = False
 
     def check_age(self) -> None:
@@ -52,21 +52,21 @@ class Progress(Struct):
         :raises ConnectionAbortedError: it expired; nothing was sent
         """
         if not self.sent and not 0 <= time.time() - self.started_at <= self.expires_after_seconds:
-            raise ConnectionAbortedError("the request was held up and has expired")
+            raise ConnectionAbortedError("the request was delayed too long and has expired")
 
     @property
     def never_sent(self) -> bool:
-        """Whether certainly no byte of the request was received by anyone."""
-        return self.watched and not self.sent
+        """Whether certainly no byte of the request reached anyone."""
+        return self.tracked and not self.sent
 
 
-_current: ContextVar[Progress | None] = ContextVar("progress", default=None)
+_current: ContextVar[SendProgress | None] = ContextVar("progress", default=None)
 
 
 @contextmanager
-def watching(*, expires_after_seconds: float) -> Iterator[Progress]:
+def track_sending(*, expires_after_seconds: float) -> Iterator[SendProgress]:
     """Track the request that this thread sends inside the ``with`` block."""
-    progress = Progress(expires_after_seconds, time.time())
+    progress = SendProgress(expires_after_seconds, time.time())
     token = _current.set(progress)
     try:
         yield progress
@@ -75,7 +75,7 @@ def watching(*, expires_after_seconds: float) -> Iterator[Progress]:
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads a socket until a deadline, however steadily data arrives: the socket's timeout from the last restart."""
+    """Reads a socket until a deadline, however steadily data arrives: the socket's timeout after the last restart."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw  # holds the socket open until this reader closes
@@ -98,7 +98,7 @@ class _DeadlineReader(io.RawIOBase):
         try:
             return self._sock.recv_into(buffer)
         finally:
-            self._sock.settimeout(self._timeout_seconds)  # the next request on this connection needs it, too
+            self._sock.settimeout(self._timeout_seconds)  # for the next request on this connection
 
     def close(self) -> None:
         self._raw.close()
@@ -122,8 +122,8 @@ class _TimedResponse(FinalResponse):
         self._reader.restart()
 
 
-class _NotesSending:
-    """Mixin for urllib3 connections that records sending; opening a tunnel through a proxy does not count."""
+class _TracksSending:
+    """Mixin for urllib3 connections that records when a request is sent; a proxy tunnel does not count."""
 
     response_class = _TimedResponse
     sock: Any
@@ -146,27 +146,27 @@ class _NotesSending:
         super().send(data)  # type: ignore[misc]
 
 
-class WatchedAdapter(HTTPAdapter):
+class TrackedAdapter(HTTPAdapter):
     """A requests adapter whose connections record whether they sent the request."""
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the pool for a request, set to create watched connections."""
+        """Return the pool for a request, set to create tracked connections."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        if not issubclass(pool.ConnectionCls, _NotesSending):
-            pool.ConnectionCls = type("WatchedConnection", (_NotesSending, pool.ConnectionCls), {})
+        if not issubclass(pool.ConnectionCls, _TracksSending):
+            pool.ConnectionCls = type("TrackedConnection", (_TracksSending, pool.ConnectionCls), {})
         progress = _current.get()
         if progress is not None:
-            progress.watched = True
+            progress.tracked = True
         return pool
 
 
-class WatchedSession(Session):
-    """A session on watched connections that ignores redirects."""
+class TrackedSession(Session):
+    """A session on tracked connections that ignores redirects."""
 
     def __init__(self) -> None:
         super().__init__()
         for scheme in ("https://", "http://"):
-            self.mount(scheme, WatchedAdapter())
+            self.mount(scheme, TrackedAdapter())
 
     def get_redirect_target(self, resp: Response) -> str | None:  # noqa: ARG002 - the signature is requests'
         """Return ``None``: following a redirect would send the key elsewhere."""

@@ -1,5 +1,5 @@
 """
-Check before anything is sent that the CA bundle is usable, and warn if the API key would go out unencrypted.
+Check before sending that the CA bundle is usable, and warn if the API key would be sent unencrypted.
 
 requests opens the bundle only when it connects, and its error does not say which setting named it.
 """
@@ -33,30 +33,30 @@ def check_ca_bundle(verify: bool | str) -> None:
         named = {name: os.environ[name] for name in _BUNDLE_VARIABLES if os.environ.get(name)}
     for name, path in list(named.items())[:1]:
         if not Path(path).exists():
-            raise ValueError(f"{name}={path!r}: there is no such CA bundle; correct the path or unset it")
+            raise ValueError(f"{name}={path!r}: the CA bundle does not exist; correct the path or unset it")
         if Path(path).is_dir():
             continue
         try:
             ssl.create_default_context(cafile=path)
         except OSError as error:  # SSLError is one
-            raise ValueError(f"{name}={path!r}: this CA bundle cannot be read ({error})") from None
+            raise ValueError(f"{name}={path!r}: the CA bundle cannot be read ({error})") from None
 
 
 def warn_about_plain_http(url: str) -> None:
     """Warn, once per host, that the key is sent unencrypted."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme != "http" or host in _warned_hosts or is_this_machine(host):
+    if parts.scheme != "http" or host in _warned_hosts or is_loopback_host(host):
         return
     _warned_hosts.add(host)
     log.warning(
-        "The connection's host is http://%s: the API key is sent unencrypted, for anyone on the way to read. "
-        "Use https:// unless the network between is your own.",
+        "The connection's host is http://%s: the API key is sent unencrypted and can be intercepted. "
+        "Use https:// unless you trust the whole network path.",
         host,
     )
 
 
-def is_this_machine(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Return whether a host is loopback, judging by its name or address alone."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
         return True

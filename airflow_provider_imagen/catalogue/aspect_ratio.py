@@ -1,4 +1,4 @@
-"""Aspect ratios: read the one a request asks for, and find a model's size of exactly that ratio. Pure."""
+"""Aspect ratios: read the one requested, and find a model's size with exactly that ratio. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PRESET = r"(?:(square)(?:_hd)?|(portrait|landscape)_([0-9]+)_([0-9]+))"
 _SIDES = r"([0-9]{2,5})[xX]([0-9]{2,5})"
 _K_SIDE = r"([0-9](?:\.[0-9])?)[Kk]"
 _ONE_MEGAPIXEL = 1024 * 1024
-_STEPS_PIXELS = (32, 16, 8)
-_NO_LIMIT_PIXELS = (64, 4096)
+_DEFAULT_STEPS_PIXELS = (32, 16, 8)
+_DEFAULT_LIMITS_PIXELS = (64, 4096)
 
 
 def read_ratio(text: Any) -> Fraction | None:
@@ -30,8 +30,8 @@ def read_ratio(text: Any) -> Fraction | None:
     return Fraction(match[1]) / Fraction(match[2])
 
 
-def asked_ratio(body: Mapping[str, Any]) -> Fraction | None:
-    """Return the width divided by height that a request asks for; ``None`` if it leaves the ratio to the model."""
+def requested_ratio(body: Mapping[str, Any]) -> Fraction | None:
+    """Return the requested width divided by height; ``None`` if the request leaves the ratio to the model."""
     for value in (body, body.get("image_size"), body.get("size"), body.get("aspect_ratio")):
         if isinstance(value, dict):
             width, height = read_whole_number(value.get("width")), read_whole_number(value.get("height"))
@@ -122,14 +122,14 @@ def _nearest_size(
     ratio: Fraction, area: int, limits: list[tuple[Any, ...]], step: int | None
 ) -> tuple[int, int] | None:
     """Return the width and height of exactly this ratio whose area is nearest, within the limits; else ``None``."""
-    for multiple in (step,) if step else _STEPS_PIXELS:
+    for multiple in (step,) if step else _DEFAULT_STEPS_PIXELS:
         width, height = ratio.numerator * multiple, ratio.denominator * multiple
-        lows = [low if low is not None else _NO_LIMIT_PIXELS[0] for low, _ in limits]
-        highs = [high if high is not None else _NO_LIMIT_PIXELS[1] for _, high in limits]
-        fewest = max(-(-lows[0] // width), -(-lows[1] // height), 1)
-        most = min(highs[0] // width, highs[1] // height)
-        if fewest <= most:
+        lows = [low if low is not None else _DEFAULT_LIMITS_PIXELS[0] for low, _ in limits]
+        highs = [high if high is not None else _DEFAULT_LIMITS_PIXELS[1] for _, high in limits]
+        lowest = max(-(-lows[0] // width), -(-lows[1] // height), 1)
+        highest = min(highs[0] // width, highs[1] // height)
+        if lowest <= highest:
             ideal = (area / (width * height)) ** 0.5
-            times = min(range(fewest, most + 1), key=lambda count: abs(count - ideal))
+            times = min(range(lowest, highest + 1), key=lambda count: abs(count - ideal))
             return width * times, height * times
     return None

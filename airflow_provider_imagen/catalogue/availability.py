@@ -9,7 +9,7 @@ first list but is still served, so "not listed" alone means nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ IMAGE_TYPE = "openai/image-generations"
 """``type`` of the image models in the API's list."""
 
 NOTICE = timedelta(days=90)
-"""How long before an announced end to start warning."""
+"""How long before its announced end to start warning about a model."""
 
 ModelState = Literal["alive", "superseded", "deprecated", "withdrawn", "unknown"]
 
@@ -29,7 +29,7 @@ class ModelHealth:
     """
     The availability of one model.
 
-    :param model: the id asked about
+    :param model: the requested id
     :param state: ``alive``; ``superseded``: renamed, but works under this name; ``deprecated``: works until a date;
         ``withdrawn``: retired, requests get a 404; ``unknown``: in no list, probably a typo
     :param shutdown_at: ``YYYY-MM-DD``, the day it stopped or will stop, if the API names it
@@ -60,7 +60,7 @@ class ModelHealth:
         if self.state == "superseded":
             return f"alive, renamed to {self.successor}" if self.successor else "alive under another name"
         if self.state == "deprecated":
-            return f"deprecated, ends{date or ' on a date not named yet'}{instead}"
+            return f"deprecated, ends{date or ' on a date not announced yet'}{instead}"
         if self.state == "withdrawn":
             return f"withdrawn{date}{instead}"
         similar = f"; did you mean {' or '.join(self.similar)}?" if self.similar else ""
@@ -68,14 +68,7 @@ class ModelHealth:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {
-            "model": self.model,
-            "state": self.state,
-            "shutdown_at": self.shutdown_at,
-            "successor": self.successor,
-            "similar": list(self.similar),
-            "warning": self.warning,
-        }
+        return {**asdict(self), "similar": list(self.similar)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class LiveModel:
     """
     State of a model that is not in the catalogue, from the API's lists.
 
-    :param asked: the id asked about
+    :param asked: the requested id
     :param id: its canonical id in the API's list; ``None`` if not listed
     :param known_as: the catalogue's id of the same model, sent instead so that all checks apply; ``None`` if new
     :param type: the kind of endpoint that serves it; ``None`` if the list names none
@@ -127,9 +120,9 @@ def ending_soon(model: str | Model, today: date) -> str | None:
     if end - today > NOTICE:
         return None
     days = (end - today).days
-    when = "that day has passed, so requests may fail" if days <= 0 else f"{days} day{'s' if days != 1 else ''} left"
+    when = "that date has passed, so requests may fail" if days <= 0 else f"{days} day{'s' if days != 1 else ''} left"
     instead = f"; use {known.successor}" if known.successor else ""
-    return f"its maker ends it on {end} ({known.ends.source}, {known.ends.seen}): {when}{instead}"
+    return f"its maker retires it on {end} ({known.ends.source}, {known.ends.seen}): {when}{instead}"
 
 
 def look_up(model_id: str, *, listed: Any, retired: Any) -> LiveModel:
@@ -163,31 +156,33 @@ def judge_models(models: Iterable[str], *, listed: Any, retired: Any, today: dat
     :param retired: rows of ``GET /v1/models/deprecations``
     :param today: reference day for warnings of announced ends; ``None`` for no such warnings
     """
-    alive = {name for row in listed for name in _names(row)}
-    explained: dict[str, Mapping[str, Any]] = {}
+    listed_names = {name for row in listed for name in _names(row)}
+    deprecations: dict[str, Mapping[str, Any]] = {}
     for row in retired:
         for name in _names(row):
-            explained.setdefault(name, row)
-    return [_judge(model, alive, explained, today) for model in models]
+            deprecations.setdefault(name, row)
+    return [_judge(model, listed_names, deprecations, today) for model in models]
 
 
-def _judge(model: str, alive: set[str], explained: Mapping[str, Mapping[str, Any]], today: date | None) -> ModelHealth:
+def _judge(
+    model: str, listed: set[str], deprecations: Mapping[str, Mapping[str, Any]], today: date | None
+) -> ModelHealth:
     known = find_model(model)
     names = [model, *((known.id, *known.aliases) if known else ())]
-    name = next((name for name in names if name in explained or name in alive), model)
-    row = explained.get(name, {})
+    name = next((name for name in names if name in deprecations or name in listed), model)
+    row = deprecations.get(name, {})
     shutdown, successor = row.get("shutdown_at"), row.get("replaced_by")
-    facts: dict[str, Any] = {
+    details: dict[str, Any] = {
         "shutdown_at": shutdown[:10] if isinstance(shutdown, str) else None,
         "successor": successor if isinstance(successor, str) else known.successor if known else None,
     }
     state = row.get("status")
     if state in ("superseded", "deprecated", "withdrawn"):
-        return ModelHealth(model, state, **facts)
-    if name in alive:
+        return ModelHealth(model, state, **details)
+    if name in listed:
         return ModelHealth(model, "alive", warning=ending_soon(known, today) if known and today else None)
     if known is not None and known.status in ("deprecated", "withdrawn"):  # retired too long ago for the API to list it
-        return ModelHealth(model, "withdrawn", **facts)
+        return ModelHealth(model, "withdrawn", **details)
     return ModelHealth(model, "unknown", similar=() if known else tuple(nearest_models(model)))
 
 

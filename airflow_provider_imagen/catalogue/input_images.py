@@ -2,7 +2,7 @@
 Input images: how arguments refer to them, and which ones models accept. Pure.
 
 An input image is a URL, a ``data:`` URI, a path, or the record of an image that an earlier task stored. During
-planning, a stored image is a :class:`PictureFile`; its bytes are read only when the request is sent.
+planning, a stored image is an :class:`ImageFile`; its bytes are read only when the request is sent.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ MAX_INLINE_BYTES: Final = 64_000_000
 MAX_MASK_BYTES: Final = 4_000_000
 """Largest mask (gpt-image-1 edits spec, 2026-08-21)."""
 
-LinkKind = Literal["link", "data", "base64", "path"]
+ReferenceKind = Literal["url", "data", "base64", "path"]
 
 BARE_BASE64: Final = r"[A-Za-z0-9+/_-]{16,}={0,2}"
 """An image as bare base64, without the ``data:`` prefix."""
 
 
-class PictureFile(Struct, frozen=True):
+class ImageFile(Struct, frozen=True):
     """
-    A stored input image, inspected before anything is paid.
+    A stored input image, inspected before any money is spent.
 
-    Its ``str`` is its digest, so that a request's fingerprint depends on the image, not on where it is stored.
+    Its ``str`` is its digest, so that a request's fingerprint depends on the image, not on its location.
 
-    :param address: where it is, as ``ObjectStoragePath`` takes it
+    :param address: its location, as ``ObjectStoragePath`` takes it
     :param sha256: digest of the whole file, lower-case hexadecimal
     :param bytes: size of the file
-    :param mime_type: type by its bytes, such as ``image/png``
+    :param mime_type: type detected from its bytes, such as ``image/png``
     :param width: pixels, as stored
     :param height: pixels, as stored
     """
@@ -111,17 +111,17 @@ def limits_for(model_id: str, path: str, field: str) -> InputLimits:
     return _BY_FIELD.get((model_id, field), _NO_LIMITS)
 
 
-def kind_of(text: str, *, field: str) -> LinkKind:
+def reference_kind(text: str, *, field: str) -> ReferenceKind:
     """
     Return how a text refers to an image.
 
-    :param field: the argument it came in. Only ``image`` may hold bare base64, because some models take it as it is;
-        there, any text that could be base64 counts as that
+    :param field: the argument it came in. Only ``image`` may contain bare base64, because some models accept it; there,
+        any text that could be base64 counts as base64
     """
     if is_data_uri(text):
         return "data"
     if text.lower().startswith(("http://", "https://")):
-        return "link"
+        return "url"
     return "base64" if field == "image" and re.fullmatch(BARE_BASE64, text) else "path"
 
 
@@ -143,11 +143,11 @@ def reference_in(value: Any) -> str | None:
     return value.strip() or None if isinstance(value, str) else None
 
 
-def why_no_reference(value: Any) -> str:
-    """Return what is wrong with a value that refers to no image."""
+def reference_problem(value: Any) -> str:
+    """Return why a value does not refer to an image."""
     if isinstance(value, Mapping) and "manifest" in value:
         return (
-            "an earlier task made too many pictures for XCom and handed on where its list is: "
-            "read the records from that manifest"
+            "the upstream task generated too many images for XCom and passed on the path of its manifest: "
+            "read the records from there"
         )
-    return "a link (https://…), a data URI, a path, or a record with path or url is needed"
+    return "a URL (https://…), a data URI, a path, or a record with path or url is required"

@@ -46,7 +46,7 @@ class Endpoint(Struct, frozen=True, eq=False):
 
     @property
     def count_field(self) -> str | None:
-        """The field for the number of images; ``None`` if every request makes one."""
+        """The field for the number of images; ``None`` if every request generates one."""
         return self._first(COUNT_FIELDS)
 
     @property
@@ -87,7 +87,7 @@ class Endpoint(Struct, frozen=True, eq=False):
     @property
     def max_inputs(self) -> int | None:
         """Most input images per request: 0 if it takes none, ``None`` if no limit is documented."""
-        limits = [max_pictures(self.fields[name]) for name in self.input_fields]
+        limits = [max_images_of(self.fields[name]) for name in self.input_fields]
         return None if None in limits else max((limit for limit in limits if limit), default=0)
 
     def _first(self, names: tuple[str, ...]) -> str | None:
@@ -133,8 +133,8 @@ class Model(Struct, frozen=True, eq=False):
 
     :param id: canonical id, as used in requests
     :param aliases: other names of the same model
-    :param kind: what it makes an image from: text (``text_to_image``), an image and the change wanted (``edit``), an
-        image as a starting point (``image_to_image``), or an image alone (``upscale``)
+    :param kind: what it generates an image from: text (``text_to_image``), an image and a requested change (``edit``),
+        an image as a starting point (``image_to_image``), or an image alone (``upscale``)
     :param status: ``listed`` by the vendor; ``unlisted`` but documented; ``deprecated``: the vendor announced its end,
         or lists it as no longer supported; ``withdrawn``: retired, requests get a 404
     :param successor: its replacement, if one is named
@@ -156,6 +156,12 @@ class Model(Struct, frozen=True, eq=False):
     edits_price: KnownPrice | None
     ends: AnnouncedEnd | None = None
 
+    def endpoint_at(self, path: str) -> Endpoint | None:
+        """Return the endpoint with this path."""
+        return next(
+            (endpoint for endpoint in (self.generations, self.edits) if endpoint and endpoint.path == path), None
+        )
+
     def endpoint_for(self, names: Any) -> Endpoint:
         """
         Return the endpoint for these argument names.
@@ -168,8 +174,8 @@ class Model(Struct, frozen=True, eq=False):
         return self.generations
 
 
-def max_pictures(schema: Mapping[str, Any]) -> int | None:
-    """Return the most images a field takes; ``None`` if no limit is documented."""
+def max_images_of(schema: Mapping[str, Any]) -> int | None:
+    """Return the most images a field accepts; ``None`` if no limit is documented."""
     lists = [choice for choice in schema.get("anyOf", (schema,)) if choice.get("type") == "array"]
     return lists[0].get("maxItems") if lists else 1
 

@@ -2,7 +2,7 @@
 Estimate the cost of a request before it is sent. Pure.
 
 Quotes guard ``max_usd``, so they err on the high side: if a price depends on something the request leaves open, the
-highest that fits counts; if it cannot be known (per token, per second of work), there is none. Last known prices
+highest matching price counts; if it cannot be known (per token, per second of work), there is none. Last known prices
 depend on quality, resolution, megapixels and inputs as far as documented; undocumented steps are estimated.
 """
 
@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from airflow_provider_imagen.api.cost import read_amount
 from airflow_provider_imagen.api.fields import IMAGE_FIELDS, read_whole_number
-from airflow_provider_imagen.catalogue.input_images import PictureFile, flatten
+from airflow_provider_imagen.catalogue.input_images import ImageFile, flatten
 from airflow_provider_imagen.catalogue.lookup import Endpoint, find_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 QuoteSource = Literal["live", "last known", "unknown"]
 
-_PER_PICTURE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
+_PER_IMAGE_UNITS = frozenset({"image", "images", "picture", "generation", "generations"})
 _PER_REQUEST_UNITS = frozenset({"request", "requests", "call"})
 _PER_MEGAPIXEL_UNITS = frozenset({"megapixel", "megapixels", "mp"})
 
@@ -66,13 +66,13 @@ class PriceList(Struct, frozen=True):
     by_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def from_answer(cls, models_answer: Any) -> PriceList:
+    def from_response(cls, document: Any) -> PriceList:
         """
         Return the prices in a response to ``GET /v1/models?include=pricing``, skipping malformed rows.
 
-        :param models_answer: the whole response, or its list of models
+        :param document: the whole response, or its list of models
         """
-        rows = models_answer.get("data") if isinstance(models_answer, Mapping) else models_answer
+        rows = document.get("data") if isinstance(document, Mapping) else document
         by_alias: dict[str, Mapping[str, Any]] = {}
         by_id: dict[str, Mapping[str, Any]] = {}
         for row in rows if isinstance(rows, list) else ():
@@ -108,7 +108,7 @@ def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decim
     count = (read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None) or 1
     if price.pricing is None:
         return price.usd * count
-    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, answers_inline=False)
+    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, returns_base64=False)
     return _block_price(price.pricing, request)
 
 
@@ -129,9 +129,9 @@ def _block_price(pricing: Mapping[str, Any], request: ImageRequest) -> Decimal |
         return _sum([_rate_price(rate, request) for rate in _mappings(pricing.get("units"))])
     if pricing.get("kind") == "variants":
         variants = _mappings(pricing.get("variants"))
-        fitting = [variant for variant in variants if _fits(variant.get("when"), request)] or variants
+        matching = [variant for variant in variants if _may_apply(variant.get("when"), request)] or variants
         groups: dict[str, list[Decimal | None]] = {}  # rates for the same values add up
-        for variant in fitting:
+        for variant in matching:
             groups.setdefault(repr(variant.get("when")), []).append(_rate_price(variant, request))
         return _highest([_sum(prices) for prices in groups.values()])
     return None
@@ -142,21 +142,21 @@ def _rate_price(rate: Mapping[str, Any], request: ImageRequest) -> Decimal | Non
     price, per, unit = read_amount(rate.get("price")), rate.get("per", 1), rate.get("name") or rate.get("unit")
     if unit is None and isinstance(per, str):
         unit, per = per, 1  # ``{"price": 0.04, "per": "image"}``
-    amount = _units_bought(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
+    amount = _billed_units(str(unit).lower(), str(rate.get("measure") or "output").lower(), request)
     if amount is not None and (beyond := read_amount(rate.get("beyond"))):
         amount = max(amount - beyond, Decimal(0))
     size = read_amount(per)
     return price * amount / size if price is not None and amount is not None and size else None
 
 
-def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
+def _billed_units(unit: str, measure: str, request: ImageRequest) -> Decimal | None:
     """Return how many units a request is billed for, as output or input; ``None`` if unknown."""
     if measure in ("input", "input each"):
-        inputs = _inputs_bought(unit, request)
+        inputs = _billed_inputs(unit, request)
         return inputs and inputs * (request.expected_images if measure == "input each" else 1)
     if measure != "output":
         return None
-    if unit in _PER_PICTURE_UNITS:
+    if unit in _PER_IMAGE_UNITS:
         return Decimal(request.expected_images)
     if unit in _PER_REQUEST_UNITS:
         return Decimal(1)
@@ -167,29 +167,29 @@ def _units_bought(unit: str, measure: str, request: ImageRequest) -> Decimal | N
     return None
 
 
-def _inputs_bought(unit: str, request: ImageRequest) -> Decimal | None:
+def _billed_inputs(unit: str, request: ImageRequest) -> Decimal | None:
     """
     Return how many units of input images a request is billed for; ``None`` if unknown.
 
     Counts at least one image if the model needs one. The size of an image behind a URL is unknown.
     """
-    pictures = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
-    if unit in _PER_PICTURE_UNITS:
+    images = [part for name in IMAGE_FIELDS if name in request.body for part in flatten(request.body[name])]
+    if unit in _PER_IMAGE_UNITS:
         endpoint = _endpoint(request)
-        return Decimal(max(len(pictures), 1 if endpoint and endpoint.needs_input else 0))
-    files = [part for part in pictures if isinstance(part, PictureFile)]
-    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(pictures):
+        return Decimal(max(len(images), 1 if endpoint and endpoint.needs_input else 0))
+    files = [part for part in images if isinstance(part, ImageFile)]
+    if unit in _PER_MEGAPIXEL_UNITS and len(files) == len(images):
         return sum((Decimal(part.width * part.height) for part in files), Decimal(0)) / 1_000_000
     return None
 
 
-def _fits(when: Any, request: ImageRequest) -> bool:
+def _may_apply(when: Any, request: ImageRequest) -> bool:
     """Return whether a variant may apply; a field left to the model or set to ``auto`` matches any value."""
     endpoint = _endpoint(request)
     for name, wanted in when.items() if isinstance(when, Mapping) else ():
         default = endpoint.fields.get(name, {}).get("default") if endpoint else None
-        given = request.body.get(name, default)
-        if given is not None and str(given).lower() not in ("auto", str(wanted).lower()):
+        value = request.body.get(name, default)
+        if value is not None and str(value).lower() not in ("auto", str(wanted).lower()):
             return False
     return True
 
@@ -212,7 +212,7 @@ def _pixels(request: ImageRequest) -> int | None:
 
 
 def _most_pixels(request: ImageRequest) -> int | None:
-    """Return the area in pixels of the largest image the model makes; ``None`` if no limit is documented."""
+    """Return the area in pixels of the largest image the model generates; ``None`` if no limit is documented."""
     endpoint = _endpoint(request)
     schema = endpoint.fields[endpoint.size_field] if endpoint and endpoint.size_field else {}
     for choice in schema.get("anyOf", (schema,)):
@@ -224,8 +224,7 @@ def _most_pixels(request: ImageRequest) -> int | None:
 
 def _endpoint(request: ImageRequest) -> Endpoint | None:
     model = find_model(request.body.get("model"))
-    endpoints = (model.generations, model.edits) if model else ()
-    return next((endpoint for endpoint in endpoints if endpoint and endpoint.path == request.path), None)
+    return model.endpoint_at(request.path) if model else None
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:

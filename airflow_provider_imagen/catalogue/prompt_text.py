@@ -7,17 +7,17 @@ import json
 import re
 from typing import Final
 
-_NOTHING: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
+_MISSING_VALUES: Final = frozenset({"None", "null", "nan", "NaN", "NaT", "<NA>"})
 """How Python, JSON and pandas write a missing value."""
 
 _BRACKETS: Final = {"[": "]", "(": ")", "{": "}"}
-_OBJECT: Final = re.compile(
+_OBJECT_REPR: Final = re.compile(
     r"Lazy\w*Sequence\(.*\)"  # a mapped task's results
     r"|<[\w.<> ]{1,200} at 0x[0-9a-fA-F]+>"  # a generator, as Jinja's map makes without list
     r"|(?:dict_(?:keys|values|items)|deque|set|frozenset|array|range|OrderedDict|defaultdict)\(.*\)",
     re.DOTALL,
 )
-"""Objects of Python written as text that are no literals."""
+"""The ``repr`` of Python objects that are not literals."""
 
 _MAX_LITERAL_CHARACTERS: Final = 1_000_000
 
@@ -27,21 +27,21 @@ _ADVICE: Final = (
 )
 
 
-def why_no_prompt(text: str) -> str | None:
+def prompt_problem(text: str) -> str | None:
     """
     Return why text is not a usable prompt and what to do instead; ``None`` if it is usable.
 
     JSON objects are prompts (FLUX.2 and others take them); the repr of a Python ``dict`` is not.
     """
     stripped = text.strip()
-    if stripped in _NOTHING:
-        return "this is a missing value that a template turned into text; the upstream task has to return a prompt"
-    if _OBJECT.fullmatch(stripped) or _is_rendered_collection(stripped):
+    if stripped in _MISSING_VALUES:
+        return "this is a missing value that a template turned into text; the upstream task must return a prompt"
+    if _OBJECT_REPR.fullmatch(stripped) or _is_rendered_collection(stripped):
         return f"this is the text of a list or mapping, not a prompt; {_ADVICE}"
-    return why_broken(text)
+    return text_problem(text)
 
 
-def why_broken(text: str) -> str | None:
+def text_problem(text: str) -> str | None:
     """Return which character of a text cannot be stored, and where; ``None`` if all are fine."""
     for index, character in enumerate(text):
         if "\ud800" <= character <= "\udfff":
@@ -65,12 +65,12 @@ def _is_rendered_collection(text: str) -> bool:
         return isinstance(value, list) or not value
     try:
         tree = ast.parse(text, mode="eval").body
-        return isinstance(tree, (ast.List, ast.Tuple, ast.Set, ast.Dict)) and _is_representation(tree)
+        return isinstance(tree, (ast.List, ast.Tuple, ast.Set, ast.Dict)) and _is_repr(tree)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
 
 
-def _is_representation(node: ast.expr | None) -> bool:
+def _is_repr(node: ast.expr | None) -> bool:
     """Return whether an expression could be the ``repr`` of data: literals, also inside calls like ``datetime(…)``."""
     match node:
         case ast.Constant():
@@ -78,15 +78,15 @@ def _is_representation(node: ast.expr | None) -> bool:
         case ast.Name(id=name):
             return name in ("nan", "inf", "NaT")
         case ast.UnaryOp(operand=operand):
-            return _is_representation(operand)
+            return _is_repr(operand)
         case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
-            return all(map(_is_representation, parts))
+            return all(map(_is_repr, parts))
         case ast.Dict(keys=keys, values=values):
-            return all(map(_is_representation, (*keys, *values)))
+            return all(map(_is_repr, (*keys, *values)))
         case ast.Call(args=arguments, keywords=keywords):
             values = [keyword.value for keyword in keywords]
             return all(
-                isinstance(value, ast.Attribute) or _is_representation(value)  # tzinfo=datetime.timezone.utc
+                isinstance(value, ast.Attribute) or _is_repr(value)  # tzinfo=datetime.timezone.utc
                 for value in (*arguments, *values)
             )
     return False

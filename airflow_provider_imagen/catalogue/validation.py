@@ -1,9 +1,9 @@
 """
-Validate a value against the JSON Schema of its field, and describe problems in words.
+Validate a value against the JSON Schema of its field, and describe its problems.
 
 Templates render values as text, so ``"4"`` counts as a number and ``"true"`` as a boolean where the field expects one.
 Table columns with missing values turn whole numbers into floats, so ``4.0`` and its rendered text ``"4.0"`` count as
-the whole number 4. jsonschema is imported, and a validator built, when a field is first used.
+the whole number 4. jsonschema is imported and a validator built when a field is first used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from airflow_provider_imagen.api.data_uris import is_data_uri, read_data_uri
 from airflow_provider_imagen.api.fields import IMAGE_FIELDS, plain_number
-from airflow_provider_imagen.catalogue.input_images import BARE_BASE64, PictureFile
-from airflow_provider_imagen.catalogue.lookup import find_model
+from airflow_provider_imagen.catalogue.input_images import BARE_BASE64, ImageFile
 from airflow_provider_imagen.exceptions import Problem
+from airflow_provider_imagen.redaction import elide_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,27 +28,25 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
-_PICTURE = "a link (https://…) or a data URI (data:image/png;base64,…)"
+    from airflow_provider_imagen.catalogue.lookup import Endpoint
+
+_IMAGE_REFERENCE = "a URL (https://…) or a data URI (data:image/png;base64,…)"
 _INTEGER = r"([+-]?[0-9]{1,30})(\.0{1,30})?"
 _NUMBER = r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?"
-_PICTURE_TYPE = r"image/[a-z0-9.+-]+"
-_LOGIN = r"://(?:[^/\s@]*@)+"
-_QUERY = r"(?s)\A((?>.*?://)[^?#]*+)[?#].*"
+_IMAGE_TYPE = r"image/[a-z0-9.+-]+"
 _SHOWN_CHARACTERS = 80
 _PROBLEMS_SHOWN = 10
 
 
-def check_field(model_id: str, path: str, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
+def check_field(endpoint: Endpoint, name: str, value: Any, *, where: str = "") -> tuple[Any, list[Problem]]:
     """
-    Validate a value for a field of a model in the catalogue.
+    Validate a value for a field of an endpoint.
 
-    :param model_id: id or alias in the catalogue
-    :param path: the endpoint's path
-    :param name: a field of that endpoint
+    :param name: one of the endpoint's fields
     :param where: prefix of the field names in problems
     :return: the value as it is sent, and its problems
     """
-    checker, schema = _checker(model_id, path, name)
+    checker, schema = _checker(endpoint, name)
     value = coerce(schema, value)
     problems: list[Problem] = []
     try:
@@ -57,9 +55,9 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
     except (RecursionError, ValueError):  # jsonschema's message includes the value, which may be too large to format
         problems = [problem_with(where + name, value, describe(schema))]
     if not problems:
-        if _holds_links(name, schema):
+        if _takes_urls(name, schema):
             bare_base64 = name == "image" and "anyOf" not in schema
-            value, problems = _check_links(where + name, value, bare_base64=bare_base64)
+            value, problems = _check_urls(where + name, value, bare_base64=bare_base64)
         elif "sides" in schema:
             problems = _check_sides(where + name, value, schema)
         elif not _is_finite(value):
@@ -68,13 +66,13 @@ def check_field(model_id: str, path: str, name: str, value: Any, *, where: str =
 
 
 def coerce(schema: Mapping[str, Any], value: Any) -> Any:
-    """Return values mangled by templates or tables as the numbers or booleans the schema wants; others unchanged."""
-    wanted = schema.get("type")
+    """Return numbers and booleans that a template or table changed as the schema expects them; others unchanged."""
+    expected = schema.get("type")
     value = plain_number(value)
     if isinstance(value, str):
-        return _read_text(wanted, value.strip()) if wanted in ("integer", "number", "boolean") else value
+        return _read_text(expected, value.strip()) if expected in ("integer", "number", "boolean") else value
     if isinstance(value, float):
-        return int(value) if wanted == "integer" and value.is_integer() else value
+        return int(value) if expected == "integer" and value.is_integer() else value
     choices = schema.get("anyOf", (schema,))
     if isinstance(value, Mapping):
         parts: Mapping[str, Any] = next((choice["properties"] for choice in choices if "properties" in choice), {})
@@ -105,7 +103,7 @@ def describe(schema: Mapping[str, Any]) -> str:
             return f"{{{', '.join(parts)}}}, each {next(iter(parts.values()))}"
         return "{" + ", ".join(f"{name}: {allowed}" for name, allowed in parts.items()) + "}"
     if kind == "file" or schema.get("format") == "uri":
-        return _PICTURE
+        return _IMAGE_REFERENCE
     if "sides" in schema:
         smallest, largest = schema["sides"]
         return f"WIDTHxHEIGHT, each from {smallest} to {largest} pixels"
@@ -122,9 +120,9 @@ def problem_with(field: str, value: Any, allowed: str) -> Problem:
 def show(value: Any, depth: int = 3) -> Any:
     """Return a value shortened for a message; URLs lose their login and their query, which may be a signature."""
     if isinstance(value, str):
-        text = re.sub(_QUERY, r"\1?…", re.sub(_LOGIN, "://…@", value[: 4 * _SHOWN_CHARACTERS]))
+        text = elide_url(value[: 4 * _SHOWN_CHARACTERS])
         return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
-    if isinstance(value, PictureFile):
+    if isinstance(value, ImageFile):
         return show(value.address)
     if isinstance(value, (bool, float)) or value is None:
         return value
@@ -140,25 +138,22 @@ def show(value: Any, depth: int = 3) -> Any:
 
 
 @cache
-def _checker(model_id: str, path: str, name: str) -> tuple[Validator, Mapping[str, Any]]:
+def _checker(endpoint: Endpoint, name: str) -> tuple[Validator, Mapping[str, Any]]:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    model = find_model(model_id)
-    endpoints = (model.generations, model.edits) if model else ()
-    schema = next(endpoint.fields[name] for endpoint in endpoints if endpoint and endpoint.path == path)
-    strict = _make_strict(schema)
+    strict = _make_strict(endpoint.fields[name])
     if name not in IMAGE_FIELDS:
         return Draft202012Validator(strict), strict
     types = Draft202012Validator.TYPE_CHECKER.redefine(
-        "string", lambda _, instance: isinstance(instance, (str, PictureFile))
+        "string", lambda _, instance: isinstance(instance, (str, ImageFile))
     )
     make: Any = extend
     return make(Draft202012Validator, type_checker=types)(strict), strict
 
 
 def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema made stricter: no unknown keys, which the API would ignore, no partial sizes, files as text."""
+    """Return a stricter schema: no unknown keys, which the API would ignore, no partial sizes, and files as text."""
     strict: dict[str, Any] = dict(schema)
     if strict.get("type") == "file":
         strict |= {"type": "string", "format": "uri"}
@@ -170,81 +165,81 @@ def _make_strict(schema: Mapping[str, Any]) -> dict[str, Any]:
         parts = {name: _make_strict(part) for name, part in strict["properties"].items()}
         if {"width", "height"} == parts.keys():
             parts = {side: {"minimum": 1, **parts[side], "type": "integer"} for side in ("width", "height")}
-            strict["required"] = list(parts)  # one side alone would leave the other to chance
+            strict["required"] = list(parts)  # the API would choose the other side
         strict |= {"properties": parts, "additionalProperties": False}
     return strict
 
 
-def _read_text(wanted: str, text: str) -> Any:
-    if wanted == "boolean":
+def _read_text(expected: str, text: str) -> Any:
+    if expected == "boolean":
         return {"true": True, "false": False}.get(text.lower(), text)
     if found := re.fullmatch(_INTEGER, text):
         return int(found[1])
-    return float(text) if wanted == "number" and re.fullmatch(_NUMBER, text) else text
+    return float(text) if expected == "number" and re.fullmatch(_NUMBER, text) else text
 
 
 def _problems(error: ValidationError, name: str) -> Iterator[Problem]:
-    """Yield the problems of one validation error; of an ``anyOf``, those of the branch that was meant."""
+    """Yield the problems of one validation error; of an ``anyOf``, those of the intended branch."""
     field = name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     value: Any = error.instance
     schema: Any = error.schema
     limit: Any = error.validator_value
     match error.validator:
-        case "anyOf" if meant := _branch_meant(error):
-            for part in meant:
+        case "anyOf" if branch := _intended_branch(error):
+            for part in branch:
                 yield from _problems(part, name)
         case "maxLength":
-            yield Problem(field, show(value), f"at most {limit:,} characters are allowed, this has {len(value):,}")
+            yield Problem(field, show(value), f"at most {limit:,} characters are allowed, it has {len(value):,}")
         case "required":
-            yield Problem(field, show(value), f"{' and '.join(limit)} must be given")
+            yield Problem(field, show(value), f"{' and '.join(limit)} are required")
         case "additionalProperties":
             unknown = next(part for part in value if part not in schema["properties"])
             known = " and ".join(schema["properties"])
             yield Problem(field, show(value), f"only {known} are allowed, not {show(str(unknown))}")
         case "minItems" | "maxItems":
-            yield Problem(field, show(value), f"{describe(schema)} is allowed, this has {len(value)}")
+            yield Problem(field, show(value), f"{describe(schema)} is allowed, it has {len(value)}")
         case _:
             yield problem_with(field, value, describe(schema))
 
 
-def _branch_meant(error: ValidationError) -> list[ValidationError]:
-    """Return the errors of the one ``anyOf`` branch whose type matches the value; empty if it is not exactly one."""
+def _intended_branch(error: ValidationError) -> list[ValidationError]:
+    """Return the errors of the only ``anyOf`` branch whose type matches the value; empty if not exactly one does."""
     branches: dict[Any, list[ValidationError]] = {}
     for part in error.context or ():
         branches.setdefault(part.relative_schema_path[0], []).append(part)
-    fitting = [
+    matching = [
         parts
         for parts in branches.values()
         if not any(part.validator in ("type", "enum") and not part.relative_path for part in parts)
     ]
-    return fitting[0] if len(fitting) == 1 else []
+    return matching[0] if len(matching) == 1 else []
 
 
-def _holds_links(name: str, schema: Mapping[str, Any]) -> bool:
+def _takes_urls(name: str, schema: Mapping[str, Any]) -> bool:
     if name in IMAGE_FIELDS:
         return True
     return schema.get("format") == "uri" or schema.get("items", {}).get("format") == "uri"
 
 
-def _check_links(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
+def _check_urls(name: str, value: Any, *, bare_base64: bool) -> tuple[Any, list[Problem]]:
     """Return URLs and ``data:`` URIs as they are sent, the latter in their simplest form, and their problems."""
     if isinstance(value, list):
-        checked = [_check_links(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
+        checked = [_check_urls(f"{name}[{index}]", part, bare_base64=False) for index, part in enumerate(value)]
         return [part for part, _ in checked], [problem for _, problems in checked for problem in problems]
-    if isinstance(value, PictureFile) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
+    if isinstance(value, ImageFile) or (bare_base64 and re.fullmatch(BARE_BASE64, value)):
         return value, []
     if not is_data_uri(value):
-        return value, [] if _is_link(value) else [problem_with(name, value, _PICTURE)]
+        return value, [] if _is_url(value) else [problem_with(name, value, _IMAGE_REFERENCE)]
     try:
         uri = read_data_uri(value)
     except ValueError as error:
-        return value, [Problem(name, show(value), f"{_PICTURE} is needed; this is {error}")]
-    if not uri.is_base64 or not re.fullmatch(_PICTURE_TYPE, uri.mime_type):
-        return value, [problem_with(name, value, _PICTURE)]
+        return value, [Problem(name, show(value), f"{_IMAGE_REFERENCE} is required, not {error}")]
+    if not uri.is_base64 or not re.fullmatch(_IMAGE_TYPE, uri.mime_type):
+        return value, [problem_with(name, value, _IMAGE_REFERENCE)]
     return str(uri), []
 
 
-def _is_link(text: str) -> bool:
+def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)

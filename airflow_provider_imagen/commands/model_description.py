@@ -42,7 +42,7 @@ def describe_model(model: Model, *, prices: PriceList, health: ModelHealth | Non
     :param health: availability from the API; ``None`` falls back to the catalogue's status
     """
     endpoint = model.generations
-    quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, answers_inline=False))
+    quote = prices.quote(ImageRequest(endpoint.path, {"model": model.id}, 1, returns_base64=False))
     known = model.price if quote.source == "last known" else None
     inputs = model.edits or endpoint
     return {

@@ -81,7 +81,7 @@ def _query_api(url: str | None) -> tuple[PriceList, dict[str, ModelHealth]]:
         client.close()
     live = [str(row.get("id")) for row in listed]
     names = dict.fromkeys([*(model.id for model in all_models()), *live])
-    return PriceList.from_answer(listed), {
+    return PriceList.from_response(listed), {
         state.model: state for state in judge_models(names, listed=listed, retired=retired)
     }
 

@@ -31,6 +31,7 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         **DecoratedOperator.template_fields_renderers,
         **ImagenGenerateOperator.template_fields_renderers,
     }
+    operator_extra_links = ()  # the plugin knows this operator, too
     custom_operator_name = "@task.imagen"
     overwrite_rtif_after_execution = True  # the UI shows the prompt that was sent, not a placeholder
 
@@ -43,9 +44,7 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         **kwargs: Any,
     ) -> None:
         if "prompt" in kwargs:
-            raise TypeError(
-                "@task.imagen takes its prompt from what the function returns: leave the argument prompt out"
-            )
+            raise TypeError("The prompt of @task.imagen is what the function returns; remove the argument prompt")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
@@ -63,7 +62,8 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         arguments: Any = {**context, **self.op_kwargs}
         kwargs = determine_kwargs(self.python_callable, self.op_args, arguments)
         prompt = self.python_callable(*self.op_args, **kwargs)
-        if problems := list(_problems(prompt, of=f"the function {self.python_callable.__name__!r} of @task.imagen")):
+        function = f"the function {self.python_callable.__name__!r} of @task.imagen"
+        if problems := list(_find_problems(prompt, of=function)):
             from airflow_provider_imagen.operators.execution import raise_for_airflow
 
             raise_for_airflow(InvalidArgumentsError(problems), self)
@@ -71,17 +71,17 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         return ImagenGenerateOperator.execute(self, context)
 
 
-def _problems(returned: Any, *, of: str) -> Iterator[Problem]:
+def _find_problems(returned: Any, *, of: str) -> Iterator[Problem]:
     """Yield the problems of a returned prompt's type; the contents of mappings are checked with the other arguments."""
     if isinstance(returned, (str, Mapping)):
         return
     if isinstance(returned, (bytes, bytearray)) or not isinstance(returned, Sequence):
-        allowed = 'text, a mapping such as {"prompt": …}, or a list of these is allowed'
+        allowed = 'a string, a mapping such as {"prompt": …}, or a list of these is allowed'
         yield Problem("prompt", returned, f"{of} returned {type(returned).__name__}; {allowed}")
         return
     for index, each in enumerate(returned):
         if not isinstance(each, (str, Mapping)):
-            allowed = 'text or a mapping such as {"prompt": …} is allowed'
+            allowed = 'a string or a mapping such as {"prompt": …} is allowed'
             yield Problem(f"prompt[{index}]", each, f"{of} returned {type(each).__name__} here; {allowed}")
 
 

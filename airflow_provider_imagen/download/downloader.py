@@ -2,40 +2,37 @@
 Download images from the URLs the API returns, without the API key.
 
 URLs are untrusted: every hop is checked, the connection goes to the address that was checked, and size, time and
-redirects are limited. Transient failures are retried here, independently of generation, and a truncated body is
-resumed, because the image is already paid for.
+redirects are limited. Transient failures, truncated bodies among them, are retried here, independently of generation.
 
 Imports requests, so import this module only where it is used.
 """
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import ssl
+import threading
 import time
 import zlib
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
 
 import requests
 from msgspec import Struct
 from requests.utils import select_proxy
-from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
+from tenacity import Retrying, retry_if_exception, wait_exponential, wait_random
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.download.ip_addresses import link_expiry
-from airflow_provider_imagen.download.ssrf import (
-    FetchLimits,
-    GuardedAdapter,
-    explain,
-)
+from airflow_provider_imagen.download.ssrf import FetchLimits, GuardedAdapter, failure_message
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 from airflow_provider_imagen.redaction import keep_queries_out_of_logs
+from airflow_provider_imagen.signed_urls import url_expiry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -47,14 +44,14 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
 
 MAX_RETRY_AFTER_SECONDS = 30.0
-"""Longest wait honoured from a server's ``Retry-After`` between two attempts of one fetch."""
+"""Longest ``Retry-After`` honoured between two attempts of one download."""
 
 _CHUNK_BYTES = 256 * 1024
 _POOLED_HOSTS = 32
-_POOLED_CONNECTIONS_PER_HOST = 64  # as many as there can be threads fetching at once
+_POOLED_CONNECTIONS_PER_HOST = 64  # the most threads that can download at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_GONE = frozenset({401, 403, 404, 410})
-_PASSING = frozenset({408, 425, 429})  # and every 5xx
+_EXPIRED = frozenset({401, 403, 404, 410})
+_TRANSIENT = frozenset({408, 425, 429})  # and every 5xx
 _HEADERS = {
     "User-Agent": f"airflow-provider-imagen/{__version__}",
     "Accept": "image/*, */*;q=0.5",  # */* for servers that store images under a generic type
@@ -64,8 +61,7 @@ _COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress"
 _GZIP, _ZLIB, _RAW_DEFLATE = zlib.MAX_WBITS | 16, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _GZIP_START = b"\x1f\x8b\x08"
 _MAX_GZIP_MEMBERS = 16  # concatenated
-_MAX_PACKINGS = 4  # nested
-_CONTENT_RANGE = r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})"
+_MAX_NESTED_COMPRESSIONS = 4  # nested
 
 
 class Download(Struct, frozen=True):
@@ -89,52 +85,26 @@ class Download(Struct, frozen=True):
         return [("content_type", self.content_type), ("final_host", self.final_host)]
 
 
-class _Failed(Struct, frozen=True):
+@dataclass(eq=False)
+class _AttemptError(Exception):
     """
     A failed attempt.
 
-    :param what: what happened, worded to follow "Could not fetch the picture from <host>:"
-    :param again: whether to retry
+    :param reason: what happened; completes "Could not download the image from <host>: …"
+    :param retry: whether to retry
     :param retry_after: seconds the server asks to wait before a retry
     """
 
-    what: str
+    reason: str
     host: str | None
-    again: bool = False
+    retry: bool = False
     kind: type[DownloadError] = DownloadError
     status: int | None = None
     retry_after: float | None = None
 
-    def error(self, attempts: int = 1) -> DownloadError:
-        tried = f" (tried {attempts} times)" if attempts > 1 else ""
-        return self.kind(explain(self.host, f"{self.what}{tried}"), host=self.host, status=self.status)
-
-
-class _Partial(Struct, frozen=True):
-    """
-    The beginning of a truncated body, and what is needed to resume it.
-
-    :param url: URL that served it, after redirects
-    :param validator: its strong ``ETag`` or its ``Last-Modified``, to verify that the rest belongs to the same body
-    :param total_bytes: size of the whole body, ``None`` if the server did not state it
-    """
-
-    url: str
-    validator: str
-    total_bytes: int | None
-    chunks: tuple[bytes, ...]
-    size_bytes: int
-
-
-class _Fetch(Struct):
-    """State of one fetch: its limits, and the truncated body a previous attempt left to resume."""
-
-    limits: FetchLimits
-    partial: _Partial | None = None
-
-    @property
-    def host(self) -> str:
-        return self.limits.host or ""
+    def to_error(self, attempts: int) -> DownloadError:
+        suffix = f" ({attempts} attempts)" if attempts > 1 else ""
+        return self.kind(failure_message(self.host, f"{self.reason}{suffix}"), host=self.host, status=self.status)
 
 
 class Downloader:
@@ -142,12 +112,12 @@ class Downloader:
     Download images with SSRF protection and limits, without the API key.
 
     Sends no credentials, cookies or referrer, limits redirects and checks every hop. Each host name is resolved once.
-    All its addresses must be public (or private where ``allow_private_hosts`` allows it, but never link-local or those
-    of a metadata service), and the connection goes to one of them, which defeats DNS rebinding.
+    All its addresses must be public (or private where ``allow_private_hosts`` permits, but never link-local or that of
+    a metadata service), and the connection goes to one of them, which defeats DNS rebinding.
 
     Proxies and CA bundles come from the environment as requests reads them (``HTTPS_PROXY``, ``NO_PROXY``,
-    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **A proxy resolves names itself**: then only IP literals, and
-    names as far as this machine can resolve them, are checked, and the proxy may resolve a name differently.
+    ``REQUESTS_CA_BUNDLE`` …); ``.netrc`` is not read. **A proxy resolves names itself**: only IP literals and the
+    names that this machine can resolve are checked then, and the proxy may resolve a name differently.
 
     Thread-safe; each fetch runs in the calling thread.
 
@@ -156,12 +126,12 @@ class Downloader:
     :param verify: whether to check TLS certificates, or the path of a CA bundle
     :param connect_timeout_seconds: longest wait for one connection, not counting name resolution
     :param read_timeout_seconds: longest time without data from a server
-    :param total_timeout_seconds: longest time for one :meth:`fetch`, including all attempts and waits
+    :param total_timeout_seconds: longest time for one :meth:`fetch`, all attempts and waits included
     :param max_bytes: largest body, before and after decompression
     :param max_redirects: most redirects followed
     :param attempts: most attempts in all, at least 1
-    :param sleep: waits between attempts, in seconds; pass one that wakes up when the task is killed
-    :param should_stop: called about once a second, between chunks and before each attempt; true ends the fetch
+    :param cancelled: ends every fetch and wait when set; ``None`` for never
+    :param sleep: waits between attempts, in seconds; default: until then or until ``cancelled`` is set
     :param clock: monotonic seconds
     """
 
@@ -176,8 +146,8 @@ class Downloader:
         max_bytes: int = 64 * 1024 * 1024,
         max_redirects: int = 3,
         attempts: int = 4,
-        sleep: Callable[[float], None] = time.sleep,
-        should_stop: Callable[[], bool] = lambda: False,
+        cancelled: threading.Event | None = None,
+        sleep: Callable[[float], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         keep_queries_out_of_logs()
@@ -189,8 +159,8 @@ class Downloader:
         self._max_bytes = max_bytes
         self._max_redirects = max_redirects
         self._attempts = attempts
-        self._sleep = sleep
-        self._should_stop = should_stop
+        self._cancelled = cancelled or threading.Event()
+        self._sleep: Callable[[float], Any] = sleep or self._cancelled.wait
         self._clock = clock
         self._environment = requests.Session()  # never sends; only reads settings from the environment
         self._adapter = GuardedAdapter(_POOLED_HOSTS, _POOLED_CONNECTIONS_PER_HOST)
@@ -213,78 +183,64 @@ class Downloader:
 
         :param url: an ``http`` or ``https`` URL; the caller decodes ``data:`` URIs
         :raises UnsafeAddressError: the URL or a redirect leads into a private network, or cannot be used safely
-        :raises LinkExpiredError: the host says that the URL is gone or no longer accessible
-        :raises BadImageError: the body is empty, too large, broken, or an HTML or JSON document
+        :raises LinkExpiredError: the URL is gone or no longer accessible
+        :raises BadImageError: the body is empty, too large, corrupt, or an HTML or JSON document
         :raises DownloadError: every attempt failed, or the task is ending
         """
         limits = FetchLimits(
             allow_private_hosts=self._allow_private_hosts,
             read_timeout_seconds=self._read_timeout_seconds,
             total_timeout_seconds=self._total_timeout_seconds,
-            should_stop=self._should_stop,
+            cancelled=self._cancelled,
             clock=self._clock,
         )
 
-        def before_sleep(state: RetryCallState) -> None:
-            limits.check()
-            if state.next_action is not None and state.next_action.sleep >= limits.remaining_seconds():
-                raise _failure(state).error(state.attempt_number)
-
-        def give_up(state: RetryCallState) -> Download:
-            raise _failure(state).error(state.attempt_number)
-
         retrying = Retrying(
-            retry=retry_if_result(lambda outcome: isinstance(outcome, _Failed) and outcome.again),
-            stop=stop_after_attempt(self._attempts),
+            retry=retry_if_exception(lambda error: isinstance(error, _AttemptError) and error.retry),
+            stop=lambda state: (
+                state.attempt_number >= self._attempts or state.upcoming_sleep >= limits.remaining_seconds()
+            ),
             wait=_wait_seconds,
-            before_sleep=before_sleep,
-            retry_error_callback=give_up,
+            before_sleep=lambda _: limits.check(),
             sleep=self._sleep,
+            reraise=True,
         )
-        with limits.applied():
-            outcome = retrying(self._attempt, url, _Fetch(limits))
-        if isinstance(outcome, _Failed):
-            raise outcome.error()
-        return outcome
+        try:
+            with limits.applied():
+                return retrying(self._attempt, url, limits)
+        except _AttemptError as error:
+            failure = error.to_error(retrying.statistics["attempt_number"])
+        raise failure  # outside the handler, so that no chained error shows the URL
 
-    def _attempt(self, url: str, fetch: _Fetch) -> Download | _Failed:
+    def _attempt(self, url: str, limits: FetchLimits) -> Download:
         """Make one attempt, following redirects hop by hop."""
         secure = False
         for _ in range(self._max_redirects + 1):
             request = _prepare(url)
-            if isinstance(request, _Failed):
-                return request
             parts = urlsplit(url := str(request.url))
-            fetch.limits.host = parts.hostname
-            fetch.limits.check()
+            limits.host = host = parts.hostname or ""
+            limits.check()
             port = parts.port or (443 if parts.scheme == "https" else 80)
-            if secure and parts.scheme == "http" and not fetch.limits.may_be_private(fetch.host, port):
-                return _Failed("a redirect leads from https to http", fetch.host, kind=UnsafeAddressError)
+            if secure and parts.scheme == "http" and not limits.may_be_private(host, port):
+                raise _AttemptError("it redirects from https to http", host, kind=UnsafeAddressError)
             secure = parts.scheme == "https"
-            response = self._send(request, fetch, port)
-            if isinstance(response, _Failed):
-                return response
+            response = self._send(request, limits, host, port)
             try:
                 location = response.headers.get("Location")
                 if response.status_code not in _REDIRECTS or location is None:
-                    return self._receive(response, fetch)
+                    return self._receive(response, limits, host)
             finally:
                 response.close()
             url = _follow(url, location)
-        return _Failed(f"more than {self._max_redirects} redirects", fetch.host)
+        raise _AttemptError(f"more than {self._max_redirects} redirects", limits.host)
 
-    def _send(self, request: PreparedRequest, fetch: _Fetch, port: int) -> Response | _Failed:
-        url, host = str(request.url), fetch.host
-        settings = self._environment.merge_environment_settings(url, {}, True, self._verify, None)
-        fetch.limits.check_literal(host, port)
-        if select_proxy(url, settings["proxies"]):
-            fetch.limits.check_before_proxy(host, port)
-        partial = fetch.partial
-        if partial is not None and partial.url == url:
-            request.headers["Range"] = f"bytes={partial.size_bytes}-"
-            request.headers["If-Range"] = partial.validator
-        patience = fetch.limits.remaining_seconds()
-        timeout = (min(self._connect_timeout_seconds, patience), min(self._read_timeout_seconds, patience))
+    def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response:
+        settings = self._environment.merge_environment_settings(str(request.url), {}, True, self._verify, None)
+        limits.check_literal(host, port)
+        if select_proxy(str(request.url), settings["proxies"]):
+            limits.check_before_proxy(host, port)
+        remaining = limits.remaining_seconds()
+        timeout = (min(self._connect_timeout_seconds, remaining), min(self._read_timeout_seconds, remaining))
         try:
             return self._adapter.send(
                 request,
@@ -294,110 +250,96 @@ class Downloader:
                 proxies=settings["proxies"],
             )
         except (OSError, HTTPError, ValueError) as error:  # errors of requests are OSErrors
-            return _transport_failure(error, host)
+            raise _transport_error(error, host) from None
 
-    def _receive(self, response: Response, fetch: _Fetch) -> Download | _Failed:
+    def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download:
         """Classify the status of a response that is not a redirect, and read its body."""
-        status, host = response.status_code, fetch.host
-        if status in _GONE:
-            what = f"it answers {status}: the link is dead{_expiry_remark(str(response.url))}"
-            return _Failed(what, host, kind=LinkExpiredError, status=status)
-        if status in _PASSING or status >= 500:
-            retry_after = _retry_after_seconds(response)
-            return _Failed(f"it answers {status}", host, again=True, status=status, retry_after=retry_after)
-        begun, fetch.partial = fetch.partial, None
-        if status == 416 and begun is not None:
-            return _Failed("it cannot continue a body it cut off", host, again=True, status=status)
-        if not 200 <= status < 300:
-            return _Failed(f"it answers {status}", host, status=status)
-        if status != 206:
-            begun = None
-        elif begun is None or not _continues(response, begun):
-            return _Failed("it answers with an unfitting part", host, again=begun is not None, status=status)
-        body = self._read(response, begun, fetch)
-        return body if isinstance(body, _Failed) else self._judge(body, response, host)
+        status = response.status_code
+        if status in _EXPIRED:
+            reason = f"the server returned {status}: the URL no longer works{_expiry_note(str(response.url))}"
+            raise _AttemptError(reason, host, kind=LinkExpiredError, status=status)
+        is_transient = status in _TRANSIENT or status >= 500
+        if not 200 <= status < 300 or status == 206:  # no range was requested, so 206 is part of an image
+            raise _AttemptError(
+                f"the server returned {status}",
+                host,
+                retry=is_transient,
+                status=status,
+                retry_after=_retry_after_seconds(response),
+            )
+        return self._decode(self._read(response, limits, host), response, host)
 
-    def _read(self, response: Response, begun: _Partial | None, fetch: _Fetch) -> bytes | _Failed:
-        """Return the body if it is within the size limit; keep a truncated one for the next attempt to resume."""
-        host = fetch.host
-        chunks = list(begun.chunks) if begun else []
-        size = begun.size_bytes if begun else 0
-        stated = _stated_bytes(response)
-        total = (begun.total_bytes if begun else None) if stated is None else size + stated
-        too_large = _Failed(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
+    def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes:
+        """Return the body if it is complete and within the size limit."""
+        body = bytearray()
+        total = _content_length(response)
+        too_large = _AttemptError(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
         if total is not None and total > self._max_bytes:
-            return too_large
-        cut: _Failed | None = None
+            raise too_large
         response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
         try:
-            while data := response.raw.read(_CHUNK_BYTES, decode_content=False):
-                chunks.append(data)
-                size += len(data)
-                if size > self._max_bytes:
-                    return too_large
-                if size != total:  # keep a complete body even if the task is ending
-                    fetch.limits.check()
+            while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
+                body += chunk
+                if len(body) > self._max_bytes:
+                    raise too_large
+                if len(body) != total:  # keep a complete body even if the task is ending
+                    limits.check()
         except (OSError, HTTPError) as error:
-            cut = _transport_failure(error, host)
-        if cut is None and total is not None and size < total:
-            cut = _Failed(f"the body was cut off after {size} of {total} bytes", host, again=True)
-        if cut is None:
-            return b"".join(chunks)
-        validator = begun.validator if begun else _validator(response)
-        if validator is not None and size:
-            fetch.partial = _Partial(str(response.url), validator, total, tuple(chunks), size)
-        return cut
+            raise _transport_error(error, host) from None
+        return bytes(body)
 
-    def _judge(self, body: bytes, response: Response, host: str) -> Download | _Failed:
-        """Undo unrequested compression, and reject a body that cannot be an image."""
+    def _decode(self, body: bytes, response: Response, host: str) -> Download:
+        """Undo compression, which was not requested, and reject a body that cannot be an image."""
         codings = _content_codings(response)
-        for _ in range(_MAX_PACKINGS):
-            packing = _packing_of(body, codings)
-            unpacked = None if packing is None else _inflate(body, packing, self._max_bytes)
-            if unpacked is None and packing in (_GZIP, _ZLIB):
-                return _Failed("the body is packed as its first bytes say, but broken", host, kind=BadImageError)
-            if unpacked is None:
+        for _ in range(_MAX_NESTED_COMPRESSIONS):
+            compression = _detect_compression(body, codings)
+            decompressed = None if compression is None else _decompress(body, compression, self._max_bytes)
+            if decompressed is None and compression in (_GZIP, _ZLIB):
+                raise _AttemptError("the compressed body is corrupt", host, kind=BadImageError)
+            if decompressed is None:
                 break
-            if len(unpacked) > self._max_bytes:
-                return _Failed(f"the body unpacks to more than {self._max_bytes} bytes", host, kind=BadImageError)
-            body = unpacked
+            if len(decompressed) > self._max_bytes:
+                raise _AttemptError(
+                    f"the decompressed body is larger than {self._max_bytes} bytes", host, kind=BadImageError
+                )
+            body = decompressed
         if not body:
-            return _Failed("the body is empty", host, again=True, kind=BadImageError, status=response.status_code)
+            raise _AttemptError("the body is empty", host, retry=True, kind=BadImageError, status=response.status_code)
         stated_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() or None
         document = _document_kind(body, stated_type)
         if document is not None:
-            return _Failed(f"it answers with {document}, not with a picture", host, kind=BadImageError)
+            raise _AttemptError(f"the server returned {document} instead of an image", host, kind=BadImageError)
         return Download(data=body, content_type=stated_type, final_host=host)
 
 
-def _failure(state: RetryCallState) -> _Failed:
-    return cast("_Failed", state.outcome.result() if state.outcome else None)  # only failures are retried
+def _error_of(state: RetryCallState) -> _AttemptError:
+    return cast("_AttemptError", state.outcome and state.outcome.exception())  # the only kind that is retried
 
 
 _backoff = wait_exponential(multiplier=0.5, max=10.0) + wait_random(0.0, 1.0)
 
 
 def _wait_seconds(state: RetryCallState) -> float:
-    """Return the exponential backoff, or the server's ``Retry-After`` if longer, up to a limit."""
-    asked = min(_failure(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
-    return max(asked, _backoff(state))
+    """Return the exponential backoff, or the server's ``Retry-After`` (capped) if longer."""
+    retry_after = min(_error_of(state).retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
+    return max(retry_after, _backoff(state))
 
 
-def _prepare(url: str) -> PreparedRequest | _Failed:
-    """Return the request for one hop, or a failure if the URL is not one to fetch."""
+def _prepare(url: str) -> PreparedRequest:
+    """Return the request for one hop; raise if the URL cannot be fetched safely."""
     scheme = url.lstrip().partition(":")[0].lower()
     if scheme == "data":
-        return _Failed("a data: URI is no link", None)
+        raise _AttemptError("a data: URI cannot be downloaded", None)
     if scheme not in ("http", "https"):
-        return _Failed("only http and https links are fetched", None, kind=UnsafeAddressError)
+        raise _AttemptError("only http and https URLs are allowed", None, kind=UnsafeAddressError)
     try:
         request = requests.Request("GET", url, headers=_HEADERS).prepare()
         parts = urlsplit(str(request.url))
         _ = parts.port  # raises ValueError for an invalid port
     except ValueError:  # requests' errors for malformed URLs are ValueErrors, too
-        return _Failed("the link cannot be read", None, kind=UnsafeAddressError)
+        raise _AttemptError("the URL is malformed", None, kind=UnsafeAddressError) from None
     if "@" in parts.netloc:
-        return _Failed("the link holds a user name", parts.hostname, kind=UnsafeAddressError)
+        raise _AttemptError("the URL contains a user name", parts.hostname, kind=UnsafeAddressError)
     return request
 
 
@@ -409,22 +351,24 @@ def _follow(url: str, location: str) -> str:
         return ""
 
 
-def _transport_failure(error: Exception, host: str) -> _Failed:
+def _transport_error(error: Exception, host: str) -> _AttemptError:
     """Classify a transport error, leaving out its text, which contains the URL."""
     chain: list[BaseException] = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(inner)
-    if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain):
-        return _Failed("its TLS certificate is not trusted (set verify to the CA bundle that signed it)", host)
-    if any(isinstance(link, socket.gaierror) for link in chain):
-        return _Failed("its name cannot be resolved", host, again=True)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain):
+        return _AttemptError("its TLS certificate is not trusted; set verify to the CA bundle of its issuer", host)
+    if any(isinstance(cause, socket.gaierror) for cause in chain):
+        return _AttemptError("the host name cannot be resolved", host, retry=True)
+    if any(isinstance(cause, http.client.IncompleteRead) for cause in chain):
+        return _AttemptError("the body was truncated", host, retry=True)
     name = type(error).__name__
     if isinstance(error, (requests.Timeout, TimeoutError)) or "Timeout" in name:
-        return _Failed("it did not answer in time", host, again=True)
-    passing = isinstance(error, (requests.ConnectionError, HTTPError))
-    if not passing and type(error) is OSError:  # from requests, before it connects
-        return _Failed("the CA bundle named by verify or by the environment is missing", host)
-    return _Failed(f"the connection failed ({name})", host, again=passing)
+        return _AttemptError("the server did not respond in time", host, retry=True)
+    is_transient = isinstance(error, (requests.ConnectionError, HTTPError))
+    if not is_transient and type(error) is OSError:  # from requests, before it connects
+        return _AttemptError("the CA bundle set by verify or the environment does not exist", host)
+    return _AttemptError(f"the connection failed ({name})", host, retry=is_transient)
 
 
 def _retry_after_seconds(response: Response) -> float | None:
@@ -434,17 +378,17 @@ def _retry_after_seconds(response: Response) -> float | None:
         return None
 
 
-def _expiry_remark(url: str) -> str:
-    expiry = link_expiry(url)
+def _expiry_note(url: str) -> str:
+    expiry = url_expiry(url)
     if expiry is None:
         return ""
     age = datetime.now(UTC) - expiry
     if age < timedelta(0):
-        return f", although it should work until {expiry:%Y-%m-%d %H:%M} UTC"
-    return f"; it ran out at {expiry:%Y-%m-%d %H:%M} UTC, {timedelta(seconds=int(age.total_seconds()))} h ago"
+        return f", although it is valid until {expiry:%Y-%m-%d %H:%M} UTC"
+    return f"; it expired at {expiry:%Y-%m-%d %H:%M} UTC, {timedelta(seconds=int(age.total_seconds()))} h ago"
 
 
-def _stated_bytes(response: Response) -> int | None:
+def _content_length(response: Response) -> int | None:
     text = response.headers.get("Content-Length", "")
     is_number = re.fullmatch(r"[0-9]{1,18}", text) is not None
     return int(text) if is_number and "Transfer-Encoding" not in response.headers else None
@@ -456,45 +400,13 @@ def _content_codings(response: Response) -> set[str]:
     return {part.strip() for part in stated} & _COMPRESSIONS
 
 
-def _validator(response: Response) -> str | None:
-    """Return a validator for ``If-Range``: a strong ``ETag`` or a strong date (RFC 9110, 8.8 and 13.1.5)."""
-    if _content_codings(response):
-        return None
-    etag = response.headers.get("ETag")
-    if etag is not None:
-        return None if etag.startswith("W/") else etag
-    modified = response.headers.get("Last-Modified")
-    try:
-        answered = parsedate_to_datetime(response.headers.get("Date", ""))
-        strong = modified is not None and answered - parsedate_to_datetime(modified) >= timedelta(seconds=1)
-    except (ValueError, TypeError):
-        return None
-    return modified if strong else None
-
-
-def _continues(response: Response, begun: _Partial) -> bool:
-    """Return whether a partial response starts where ``begun`` ends and completes the same body."""
-    match = re.fullmatch(_CONTENT_RANGE, response.headers.get("Content-Range", "").strip())
-    if match is None or str(response.url) != begun.url:
-        return False
-    start, end, total = (int(number) for number in match.groups())
-    same_etag = not begun.validator.startswith('"') or response.headers.get("ETag", begun.validator) == begun.validator
-    return (
-        start == begun.size_bytes
-        and end == total - 1
-        and begun.total_bytes in (None, total)
-        and _stated_bytes(response) in (None, total - start)
-        and same_etag
-    )
-
-
-def _packing_of(body: bytes, codings: set[str]) -> int | None:
+def _detect_compression(body: bytes, codings: set[str]) -> int | None:
     """
     Return how a body may be compressed, as zlib's ``wbits``; ``None`` if it is not.
 
     The bytes decide, because storage hosts repeat whatever ``Content-Encoding`` an upload had. No image starts like
-    gzip, so gzip is recognized even if no header names it. zlib's shorter header counts only if a compression is
-    named. Raw "deflate", which some servers send, is recognized by decompressing without an error.
+    gzip, so gzip is recognized even if no header names it. zlib's header is too short for that, so it counts only if
+    a header names a compression. Raw "deflate", which some servers send, is whatever decompresses without an error.
     """
     if body.startswith(_GZIP_START):
         return _GZIP
@@ -504,27 +416,27 @@ def _packing_of(body: bytes, codings: set[str]) -> int | None:
     return _RAW_DEFLATE if "deflate" in codings else None
 
 
-def _inflate(body: bytes, packing: int, max_bytes: int) -> bytes | None:
-    """Return the decompressed body, cut at one byte over the limit; ``None`` if the data is broken."""
-    unpacked = b""
+def _decompress(body: bytes, compression: int, max_bytes: int) -> bytes | None:
+    """Return the decompressed body, truncated at one byte over the limit; ``None`` if the data is corrupt."""
+    decompressed = b""
     for _ in range(_MAX_GZIP_MEMBERS):
-        unpacker = zlib.decompressobj(packing)
+        decompressor = zlib.decompressobj(compression)
         try:
-            unpacked += unpacker.decompress(body, max_bytes + 1 - len(unpacked))
+            decompressed += decompressor.decompress(body, max_bytes + 1 - len(decompressed))
         except zlib.error:
             return None
-        if len(unpacked) > max_bytes:
-            return unpacked
-        if not unpacker.eof or (packing == _RAW_DEFLATE and unpacker.unused_data):
+        if len(decompressed) > max_bytes:
+            return decompressed
+        if not decompressor.eof or (compression == _RAW_DEFLATE and decompressor.unused_data):
             return None
-        body = unpacker.unused_data
-        if packing != _GZIP or not body.startswith(_GZIP_START):
+        body = decompressor.unused_data
+        if compression != _GZIP or not body.startswith(_GZIP_START):
             break
-    return unpacked
+    return decompressed
 
 
 def _document_kind(body: bytes, stated_type: str | None) -> str | None:
-    """Return the kind of document sent instead of an image, else ``None``; the bytes can overrule the stated type."""
+    """Return the kind of document sent instead of an image, else ``None``; the bytes can override the stated type."""
     head = body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"

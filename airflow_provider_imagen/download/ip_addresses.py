@@ -1,5 +1,5 @@
 """
-Classify IP addresses and hosts as public or private, and read when a signed URL expires.
+Classify IP addresses and hosts as public or private.
 
 Pure, standard library only. The ranges are listed here because the :mod:`ipaddress` properties classify special ranges
 differently between patch releases of Python.
@@ -8,16 +8,15 @@ differently between patch releases of Python.
 from __future__ import annotations
 
 import socket
-from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # IANA IPv4 Special-Purpose Address Registry, plus multicast and the reserved block at the top.
-_CLOSED_IPV4 = tuple(
+_NON_PUBLIC_IPV4 = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",  # this network
@@ -39,9 +38,9 @@ _CLOSED_IPV4 = tuple(
     )
 )
 # The only block allocated as global unicast; everything outside it (loopback, unique local, link-local, multicast,
-# IPv4-compatible, local NAT64 …) is closed without being listed.
-_OPEN_IPV6 = IPv6Network("2000::/3")
-_CLOSED_IPV6 = tuple(
+# IPv4-compatible, local NAT64 …) is non-public without being listed.
+_GLOBAL_UNICAST_IPV6 = IPv6Network("2000::/3")
+_NON_PUBLIC_IPV6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # protocol assignments, Teredo among them
@@ -53,8 +52,8 @@ _CLOSED_IPV6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")  # how IPv6-only networks represent a public IPv4 address
 _ISATAP = (0x00005EFE, 0x02005EFE)  # bits 64–95 of an address that tunnels to the IPv4 address in its last 32
 
-# Ranges used for people's own networks. Anything else that is not public (link-local, multicast, reserved …) is never
-# connected to.
+# Ranges of private networks. Anything else that is not public (link-local, multicast, reserved …) is never connected
+# to.
 _PRIVATE = tuple(
     ip_network(network)
     for network in (
@@ -85,8 +84,6 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 HostAndPort = tuple[str, int | None]
 """A host as :func:`canonical_host` spells it, and a port, or ``None`` for every port."""
 
-_SIGNERS = ("x-amz", "x-tos", "x-goog", "x-oss")
-
 
 def is_public_address(address: str) -> bool:
     """
@@ -106,7 +103,7 @@ def is_public_address(address: str) -> bool:
     ip = IPv6Address(int(ip))  # without its scope
     if ip in _NAT64:
         return _is_public_ipv4(_last_32_bits(ip))
-    if ip not in _OPEN_IPV6 or any(ip in network for network in _CLOSED_IPV6):
+    if ip not in _GLOBAL_UNICAST_IPV6 or any(ip in network for network in _NON_PUBLIC_IPV6):
         return False
     if int(ip) >> 32 & 0xFFFFFFFF in _ISATAP:
         return _is_public_ipv4(_last_32_bits(ip))
@@ -115,7 +112,7 @@ def is_public_address(address: str) -> bool:
 
 def is_private_address(address: str) -> bool:
     """
-    Return whether an IP address belongs to a private network, which the user may allow.
+    Return whether an IP address belongs to a private network, which a deployment may allow.
 
     Link-local addresses, metadata services and IPv6 forms that tunnel to a private IPv4 address are neither public nor
     private: they cannot be allowed.
@@ -125,8 +122,8 @@ def is_private_address(address: str) -> bool:
     ip = ip_address(address)
     if isinstance(ip, IPv6Address):
         ip = ip.ipv4_mapped or IPv6Address(int(ip))
-    hides_link_local = isinstance(ip, IPv6Address) and _last_32_bits(ip) in _LINK_LOCAL_IPV4
-    return not hides_link_local and _is_in(ip, _PRIVATE) and not _is_in(ip, _METADATA)
+    embeds_link_local = isinstance(ip, IPv6Address) and _last_32_bits(ip) in _LINK_LOCAL_IPV4
+    return not embeds_link_local and _is_in(ip, _PRIVATE) and not _is_in(ip, _METADATA)
 
 
 def _is_in(ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
@@ -134,7 +131,7 @@ def _is_in(ip: IPv4Address | IPv6Address, networks: Iterable[IPv4Network | IPv6N
 
 
 def _is_public_ipv4(ip: IPv4Address) -> bool:
-    return not any(ip in network for network in _CLOSED_IPV4)
+    return not any(ip in network for network in _NON_PUBLIC_IPV4)
 
 
 def _last_32_bits(ip: IPv6Address) -> IPv4Address:
@@ -187,51 +184,3 @@ def parse_host(text: str) -> HostAndPort:
     ):
         raise ValueError(f"{text!r}: a host is allowed, with or without a port, such as cdn.internal or 10.0.3.7:9000")
     return host, parts.port
-
-
-def link_expiry(url: str) -> datetime | None:
-    """
-    Return when a signed URL expires, in UTC; ``None`` if it does not say.
-
-    Reads Azure's ``se``, the older S3, CloudFront and Aliyun form (``Expires``, seconds since 1970), and the date and
-    lifetime pairs of S3, Google, Volcengine and Aliyun (``X-Amz-Date`` with ``X-Amz-Expires`` and so on). Never raises:
-    malformed values are ignored. If a URL names several times, the earliest counts.
-    """
-    try:
-        query = urlsplit(url).query
-        fields = {name.lower(): value for name, value in parse_qsl(query)}
-    except ValueError:
-        return None
-    said = [_iso_time(fields.get("se")), _epoch_time(fields.get("expires"))]
-    said.extend(_signed_time(fields.get(f"{signer}-date"), fields.get(f"{signer}-expires")) for signer in _SIGNERS)
-    return min((moment for moment in said if moment is not None), default=None)
-
-
-def _iso_time(text: str | None) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _epoch_time(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(_whole_number(text), UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _signed_time(date: str | None, lifetime_seconds: str | None) -> datetime | None:
-    try:
-        start = datetime.strptime(date or "", "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        return start + timedelta(seconds=_whole_number(lifetime_seconds))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _whole_number(text: str | None) -> int:
-    """Return the value of ASCII digits; ``int`` alone would also accept ``1_0`` and other scripts' digits."""
-    if text is None or not (text.isascii() and text.isdecimal()):
-        raise ValueError("not a whole number")
-    return int(text)

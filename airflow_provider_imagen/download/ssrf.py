@@ -29,22 +29,23 @@ from airflow_provider_imagen.download.ip_addresses import (
 from airflow_provider_imagen.exceptions import DownloadError, UnsafeAddressError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from urllib3.connectionpool import ConnectionPool
 
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
 
-_POLL_SECONDS = 1.0  # longest delay before a fetch from a silent server notices that it should stop
+_POLL_SECONDS = 1.0  # how often a fetch from a silent server checks whether it should stop
 
 
-def explain(host: str | None, what: str) -> str:
+def failure_message(host: str | None, reason: str) -> str:
     """
     Return the message of a download error; it names the host, never the path or query of a URL.
 
-    :param what: what happened, worded to follow a colon
+    :param reason: what happened, worded to follow a colon
     """
-    return f"Could not fetch the picture from {host or 'its link'}: {what}"
+    return f"Could not download the image{f' from {host}' if host else ''}: {reason}"
 
 
 class FetchLimits:
@@ -54,7 +55,7 @@ class FetchLimits:
     :param allow_private_hosts: hosts that may have private addresses; ``True`` for all
     :param read_timeout_seconds: longest time without data from a server
     :param total_timeout_seconds: longest time for the fetch, from now
-    :param should_stop: true when the task is ending
+    :param cancelled: set when the task is ending
     :param clock: monotonic seconds
     """
 
@@ -64,7 +65,7 @@ class FetchLimits:
         allow_private_hosts: bool | Collection[HostAndPort],
         read_timeout_seconds: float,
         total_timeout_seconds: float,
-        should_stop: Callable[[], bool],
+        cancelled: threading.Event,
         clock: Callable[[], float],
     ) -> None:
         self._private_hosts = () if isinstance(allow_private_hosts, bool) else allow_private_hosts
@@ -76,7 +77,7 @@ class FetchLimits:
         """Host of the current hop, for error messages."""
         self._total_timeout_seconds = total_timeout_seconds
         self._deadline = clock() + total_timeout_seconds
-        self._should_stop = should_stop
+        self._cancelled = cancelled
 
     def may_be_private(self, host: str, port: int) -> bool:
         """Return whether a host may have private addresses on this port."""
@@ -93,8 +94,10 @@ class FetchLimits:
         for address in addresses:
             if is_public_address(address) or (may_be_private and is_private_address(address)):
                 continue
-            hint = "; [imagen] allowed_download_hosts can allow its host" if is_private_address(address) else ""
-            raise UnsafeAddressError(explain(host, f"it leads to the private address {address}{hint}"), host=host)
+            hint = "; [imagen] allowed_download_hosts can allow the host" if is_private_address(address) else ""
+            raise UnsafeAddressError(
+                failure_message(host, f"it resolves to the private address {address}{hint}"), host=host
+            )
 
     def check_before_proxy(self, host: str, port: int) -> None:
         """
@@ -130,11 +133,11 @@ class FetchLimits:
 
         :raises DownloadError: the task is ending, or the total timeout has passed
         """
-        if self._should_stop():
-            raise DownloadError(explain(self.host, "stopped, because the task is ending"), host=self.host)
+        if self._cancelled.is_set():
+            raise DownloadError(failure_message(self.host, "cancelled because the task is ending"), host=self.host)
         if self.clock() >= self._deadline:
-            what = f"not complete after {self._total_timeout_seconds:g} s"
-            raise DownloadError(explain(self.host, what), host=self.host)
+            reason = f"not complete after {self._total_timeout_seconds:g} s"
+            raise DownloadError(failure_message(self.host, reason), host=self.host)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -154,8 +157,8 @@ def _resolve(host: str, port: int | None) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class _WatchedReader(io.RawIOBase):
-    """Reads a socket in short waits, so that a silent or slow server cannot outlast the limits."""
+class _LimitedReader(io.RawIOBase):
+    """Reads a socket with short timeouts, so that a silent or slow server cannot outlast the limits."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, limits: FetchLimits) -> None:
         self._raw = raw  # holds the socket open until this reader closes
@@ -181,18 +184,18 @@ class _WatchedReader(io.RawIOBase):
         super().close()
 
 
-class _WatchedResponse(FinalResponse):
+class _LimitedResponse(FinalResponse):
     """A final response read under the limits of the fetch, including any interim responses before it."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_WatchedReader(self.fp.detach(), sock, _current_limits.get()))
+        self.fp = io.BufferedReader(_LimitedReader(self.fp.detach(), sock, _current_limits.get()))
 
 
 class _GuardedConnection(HTTPConnection):
     """A connection to the address that was checked; ``Host``, SNI and certificate checks still use the name."""
 
-    response_class = _WatchedResponse
+    response_class = _LimitedResponse
 
     def _new_conn(self) -> socket.socket:
         limits = _current_limits.get()
@@ -211,11 +214,11 @@ class _GuardedConnection(HTTPConnection):
         problem: OSError | None = None
         for address in addresses:
             limits.check()
-            patience = limits.remaining_seconds()
+            remaining = limits.remaining_seconds()
             try:
                 return create_connection(
                     (address, self.port),
-                    patience if self.timeout is None else min(self.timeout, patience),
+                    remaining if self.timeout is None else min(self.timeout, remaining),
                     source_address=self.source_address,
                     socket_options=self.socket_options,
                 )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 
@@ -20,28 +16,27 @@ from airflow_provider_imagen.exceptions import (
     InvalidRequestError,
     UnreadableResponseError,
 )
+from airflow_provider_imagen.hooks.connection import allowed_private_hosts, connection_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    import threading
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from airflow.sdk import Connection, ObjectStoragePath
 
-    from airflow_provider_imagen.api.client import ApiClient, ClientSettings
+    from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.availability import LiveModel, ModelHealth
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
     from airflow_provider_imagen.download.downloader import Downloader
-    from airflow_provider_imagen.download.ip_addresses import HostAndPort
     from airflow_provider_imagen.exceptions import Problem
     from airflow_provider_imagen.run.input_reader import InputReader
-    from airflow_provider_imagen.run.quote import PlanQuote
+    from airflow_provider_imagen.run.plan import PlanQuote
     from airflow_provider_imagen.storage.convert import ImageFormat
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
 IMAGE_SCOPE = "model:image"
-LONGEST_TIMEOUT_SECONDS = 86_400
-
-_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 class ImagenHook(BaseHook):
@@ -119,7 +114,7 @@ class ImagenHook(BaseHook):
         if self._client is None:
             from airflow_provider_imagen.api.client import ApiClient
 
-            self._client = ApiClient(self._settings())
+            self._client = ApiClient(connection_settings(self._get_connection()))
         return self._client
 
     @property
@@ -139,9 +134,6 @@ class ImagenHook(BaseHook):
         if self._connection is None:
             self._connection = self.get_connection(self.imagen_conn_id)
         return self._connection
-
-    def _settings(self) -> ClientSettings:
-        return connection_settings(self._get_connection())
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -171,7 +163,7 @@ class ImagenHook(BaseHook):
             stored images; one or a list
         :param parameters: other fields of the model, by their API names
         :return: one :class:`~airflow_provider_imagen.api.responses.Generation` per request; more than one only for
-            models that make a single image per request. Each has ``urls`` and ``pictures``.
+            models that generate a single image per request. Each has ``urls`` and ``pictures``.
         :raises InvalidArgumentsError: an argument is wrong; nothing was spent
         :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold the results of
             this call's earlier requests
@@ -193,10 +185,10 @@ class ImagenHook(BaseHook):
         given = {name: value for name, value in named.items() if value is not None}
         inputs = self.get_input_reader()
         problems: list[Problem] = []
-        (asked,) = inputs.resolve([({"model": self.default_model, **(parameters or {}), **given}, "")], problems)
+        (resolved,) = inputs.resolve([({"model": self.default_model, **(parameters or {}), **given}, "")], problems)
         if problems:
             raise InvalidArgumentsError(problems)
-        requests = build_requests(asked, can_store=True)  # the caller receives the bytes
+        requests = build_requests(resolved, can_store=True)  # the caller receives the bytes
         client = self.get_conn()
 
         def send(request: ImageRequest) -> Generation:
@@ -212,7 +204,7 @@ class ImagenHook(BaseHook):
                 if generations:
                     error.generations = tuple(generations)
                     ids = ", ".join(str(generation.inference_id) for generation in generations)
-                    error.add_note(f"{len(generations)} of {len(requests)} requests were paid for before: {ids}.")
+                    error.add_note(f"{len(generations)} of {len(requests)} requests had already been paid for: {ids}.")
                 raise
         return generations
 
@@ -231,13 +223,13 @@ class ImagenHook(BaseHook):
         Return what images would cost, after checking the arguments as the operator does. Free.
 
         Prices come from the API's list of models, or else from the catalogue's last known prices;
-        :attr:`~airflow_provider_imagen.run.quote.PlanQuote.source` says which.
+        :attr:`~airflow_provider_imagen.run.plan.PlanQuote.source` says which.
 
         :param prompt: a string, or a list of strings or mappings, as for ``ImagenGenerateOperator``
         :raises InvalidArgumentsError: an argument is wrong
         """
         from airflow_provider_imagen.catalogue.pricing import PriceList
-        from airflow_provider_imagen.run.quote import quote_plan
+        from airflow_provider_imagen.run.plan import quote_plan
 
         named = {
             "model": model,
@@ -248,9 +240,9 @@ class ImagenHook(BaseHook):
         }
         given = {name: value for name, value in named.items() if value is not None}
         try:
-            prices = PriceList.from_answer(self.list_models(include_pricing=True))
+            prices = PriceList.from_response(self.list_models(include_pricing=True))
         except ImagenError as error:
-            self.log.warning("No live prices (%s); the last known ones are used.", error)
+            self.log.warning("No live prices (%s); using the last known ones.", error)
             prices = PriceList()
         return quote_plan(
             prompt=prompt,
@@ -261,7 +253,7 @@ class ImagenHook(BaseHook):
 
     def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
         """
-        Return whether models are alive, deprecated or retired, and their replacements. Free.
+        Return whether models are available, deprecated or retired, and their replacements. Free.
 
         :param models: ids or aliases
         :return: one :class:`~airflow_provider_imagen.catalogue.availability.ModelHealth` per model
@@ -351,12 +343,13 @@ class ImagenHook(BaseHook):
 
         from airflow_provider_imagen.hooks.paths import open_folder
         from airflow_provider_imagen.hooks.task_instance_key import current_origin
-        from airflow_provider_imagen.redaction import without_query
-        from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields
+        from airflow_provider_imagen.image_record import ImageRecord
+        from airflow_provider_imagen.signed_urls import without_query
+        from airflow_provider_imagen.storage.manifest import manifest_line
         from airflow_provider_imagen.storage.naming import literal_stem
         from airflow_provider_imagen.storage.paths import path_text
         from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
-        from airflow_provider_imagen.storage.save_image import save_picture
+        from airflow_provider_imagen.storage.save_image import save_image
 
         facts = dict(provenance) if isinstance(provenance, Mapping) else {}
         origin = current_origin()
@@ -367,7 +360,7 @@ class ImagenHook(BaseHook):
                 described = replace(described, digital_source_type=DIGITAL_SOURCE_TYPE)
         stem = literal_stem(path_text(name)) if name is not None else None
         data = picture if isinstance(picture, bytes) else self.download(picture)
-        stored = save_picture(
+        saved = save_image(
             data,
             folder=open_folder(path_text(folder)),
             stem=stem or hashlib.sha256(data).hexdigest()[:16],
@@ -376,60 +369,30 @@ class ImagenHook(BaseHook):
             image_format=image_format,
             thumbnail_pixels=thumbnail_pixels,
         )
-        for note in stored.notes:
-            self.log.warning("%s: %s", stored.file_name, note)
-        return manifest_line(
-            {**facts, **stored_fields(stored), "url": without_query(picture) if isinstance(picture, str) else None},
-            file_name=stored.file_name,
-            thumbnail=stored.thumbnail,
-            origin=origin,
-            created_at=datetime.now(UTC),
-        )
+        for note in saved.notes:
+            self.log.warning("%s: %s", saved.file.file_name, note)
+        known = {name: facts[name] for name in ImageRecord.__struct_fields__ if name in facts}
+        url = without_query(picture) if isinstance(picture, str) else None
+        record = ImageRecord.of(saved.file, **(known | {"url": url}))
+        return manifest_line(record, saved.file, origin=origin, created_at=datetime.now(UTC)).to_json()
 
-    def get_downloader(self, *, should_stop: Callable[[], bool] = lambda: False) -> Downloader:
+    def get_downloader(self, *, cancelled: threading.Event | None = None) -> Downloader:
         """
         Return the downloader for this connection, created on first use.
 
-        :param should_stop: called repeatedly during a download; true aborts it. Only the first call's counts
+        :param cancelled: ends downloads when set. Ignored once the downloader exists
         """
         if self._downloader is None:
             from airflow_provider_imagen.download.downloader import Downloader
 
             client = self.get_conn()
             self._downloader = Downloader(
-                allow_private_hosts=self._private_hosts(client.settings.base_url),
+                allow_private_hosts=allowed_private_hosts(self._get_connection(), client.settings.base_url),
                 verify=client.settings.verify,
                 connect_timeout_seconds=client.settings.connect_timeout_seconds,
-                should_stop=should_stop,
+                cancelled=cancelled,
             )
         return self._downloader
-
-    def _private_hosts(self, base_url: str) -> set[HostAndPort]:
-        """
-        Return the hosts in private networks that images may be downloaded from.
-
-        :raises ValueError: ``[imagen] allowed_download_hosts`` has an entry that is not a host
-        """
-        from airflow_provider_imagen._compat import get_allowed_download_hosts
-        from airflow_provider_imagen.api.transport_checks import is_this_machine
-        from airflow_provider_imagen.download.ip_addresses import canonical_host, parse_host
-
-        parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
-        host = canonical_host(parts.hostname or "")
-        hosts: set[HostAndPort] = {(host, parts.port or (443 if parts.scheme == "https" else 80))}
-        try:
-            hosts |= {parse_host(entry) for entry in get_allowed_download_hosts()}
-        except ValueError as error:
-            raise ValueError(f"[imagen] allowed_download_hosts has {error}") from None
-        if parts.scheme == "http" and self._is_sandbox():  # which serves images on another port
-            hosts |= {(name, None) for name in ({host, "127.0.0.1", "::1"} if is_this_machine(host) else {host})}
-        return hosts
-
-    def _is_sandbox(self) -> bool:
-        from airflow_provider_imagen.sandbox import SANDBOX_API_KEY
-
-        connection = self._get_connection()
-        return connection.password == SANDBOX_API_KEY or _truth(connection.extra_dejson.get("sandbox"), "sandbox")
 
     def get_key(self) -> dict[str, Any]:
         """Return the key's name, prefix, scopes and limit, and whether it is disabled (``GET /v1/key``). Free."""
@@ -439,7 +402,7 @@ class ImagenHook(BaseHook):
         """Return the balance in USD (``GET /v2/billing``). Free."""
         balance = self.get_conn().get_balance().get("current_balance")
         if isinstance(balance, bool) or not isinstance(balance, (int, float)) or not isfinite(balance):
-            raise UnreadableResponseError("GET /v2/billing named no balance.")
+            raise UnreadableResponseError("The response to GET /v2/billing has no balance.")
         return float(balance)
 
     def list_models(self, *, include_pricing: bool = False) -> list[dict[str, Any]]:
@@ -472,15 +435,15 @@ class ImagenHook(BaseHook):
             except InvalidRequestError as error:
                 if error.status != 404:
                     raise
-                return self._judge_gateway(error)
-            is_fine, message = self._judge_key(key)
+                return self._test_gateway(error)
+            is_fine, message = self._test_key(key)
             return is_fine, scrub(message, self.get_conn().settings.api_key)
-        except Exception as error:  # the form shows whatever went wrong
+        except Exception as error:  # the connection form shows every error
             return False, scrub(str(error), self._connection.password if self._connection else None)
         finally:
             self.close()
 
-    def _judge_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
+    def _test_gateway(self, error: InvalidRequestError) -> tuple[bool, str]:
         """
         Return the test result for an OpenAI-compatible gateway, which is recognized by its list of models.
 
@@ -492,166 +455,26 @@ class ImagenHook(BaseHook):
         noun = "model" if len(models) == 1 else "models"
         return True, (
             f"The host is an OpenAI-compatible gateway and accepts the key; it lists {len(models)} {noun}. "
-            f"Key, balance, prices and the log of requests cannot be read through it."
+            f"Key, balance, prices and the request log are not available through a gateway."
         )
 
-    def _judge_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
+    def _test_key(self, key: Mapping[str, Any]) -> tuple[bool, str]:
         name = f"Key {key.get('name') or '(unnamed)'!r} ({key.get('prefix') or '????????'}…)"
         scopes = key.get("scopes")
         if key.get("disabled"):
             return False, f"{name} is disabled."
         if isinstance(scopes, list) and scopes and IMAGE_SCOPE not in scopes:
-            return False, f"{name} may not make images: it lacks the scope {IMAGE_SCOPE}."
+            return False, f"{name} cannot generate images: it lacks the scope {IMAGE_SCOPE}."
         try:
             balance = self.get_balance()
         except ImagenError as error:
-            return True, f"{name} can make images. The balance could not be read: {error}"
+            return True, f"{name} can generate images. The balance could not be read: {error}"
         if balance <= 0:
-            return False, f"{name} may make images, but the account is out of credits: {balance:.2f} USD."
-        return True, f"{name} can make images. Balance: {balance:.2f} USD."
-
-
-def connection_settings(connection: Connection) -> ClientSettings:
-    """
-    Return the client settings for a connection.
-
-    :raises ValueError: a field is invalid, or there is no key
-    """
-    from airflow_provider_imagen.api.client import (
-        CONNECT_TIMEOUT_SECONDS,
-        DEFAULT_BASE_URL,
-        READ_TIMEOUT_SECONDS,
-        ClientSettings,
-    )
-
-    extra = connection.extra_dejson
-    base_url = _base_url(connection)
-    settings = ClientSettings(
-        base_url=base_url or DEFAULT_BASE_URL,
-        api_key=(connection.password or "").strip() or None,
-        connect_timeout_seconds=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT_SECONDS),
-        read_timeout_seconds=_seconds(extra, "read_timeout", READ_TIMEOUT_SECONDS),
-        verify=_verify(extra.get("verify")),
-    )
-    if _truth(extra.get("sandbox"), "sandbox"):
-        return _sandbox_settings(settings, elsewhere=bool(base_url))
-    if settings.api_key is None:
-        raise ValueError(
-            f"Connection {connection.conn_id!r} has no API key: put it into the password, "
-            f'or set "sandbox": true in its extra to try things out without one.'
-        )
-    return settings
-
-
-def _base_url(connection: Connection) -> str:
-    """
-    Return the base URL built from a connection's fields, or an empty string if there is no host.
-
-    ``schema`` is what follows the host in a connection URI. ``http`` and ``https`` are taken as the scheme, as in
-    Airflow's HTTP connections, anything else as a path.
-
-    :raises ValueError: fields contradict each other, or need a host that is missing
-    """
-    host, port = (connection.host or "").strip(), connection.port
-    schema = (connection.schema or "").strip().strip("/")
-    scheme = schema.lower() if schema.lower() in ("http", "https") else ""
-    path = "" if scheme else schema
-    if not host:
-        if port or path or scheme == "http":
-            raise ValueError(f"Connection {connection.conn_id!r} has a port or schema without a host: set host, too")
-        return ""
-    if not (scheme or path or port):
-        return host
-    if _is_ipv6(host):  # Airflow strips the brackets when it parses a connection URI
-        host = f"[{host}]"
-    try:
-        parts = urlsplit(host if "://" in host else f"{scheme or 'https'}://{host}")
-        own_port = parts.port
-    except ValueError:
-        return host  # the client reports what is wrong with it
-    for name, ours, theirs in (
-        ("schema", scheme or parts.scheme, parts.scheme),
-        ("schema", path, parts.path.strip("/") or path),
-        ("port", port or own_port, own_port or port),
-    ):
-        if ours != theirs and ours:
-            raise ValueError(
-                f"Connection {connection.conn_id!r}: {name}={ours!r} and host={host!r} say different things; "
-                f"write everything into host, such as https://gateway.example.com:8443/images"
-            )
-    netloc = f"{parts.netloc}:{port}" if port and not own_port else parts.netloc
-    return parts._replace(netloc=netloc, path=parts.path or (path and f"/{path}")).geturl()
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        return ip_address(host).version == 6
-    except ValueError:
-        return False
-
-
-def _sandbox_settings(settings: ClientSettings, *, elsewhere: bool) -> ClientSettings:
-    """
-    Return settings for a sandbox: the one at ``host``, else the one embedded in this process.
-
-    :param elsewhere: whether the connection has a ``host``
-    :raises ValueError: ``host`` is the API itself, where requests cost money
-    """
-    from msgspec.structs import replace
-
-    from airflow_provider_imagen.api.client import DEFAULT_BASE_URL
-    from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, embedded
-
-    if not elsewhere:
-        return replace(settings, base_url=embedded().url, api_key=SANDBOX_API_KEY)
-    if str(urlsplit(DEFAULT_BASE_URL).hostname) in settings.base_url.lower():
-        raise ValueError(
-            "Extra sandbox=True of the connection: with it, host is empty or that of a sandbox, not the API's"
-        )
-    return replace(settings, api_key=settings.api_key or SANDBOX_API_KEY)
+            return False, f"{name} is valid, but the account is out of credits: {balance:.2f} USD."
+        return True, f"{name} can generate images. Balance: {balance:.2f} USD."
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
     """Return whether a list of models has OpenAI's format; unlike the AI/ML API's, its entries have no type."""
     rows = list(models)
     return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
-
-
-def _seconds(extra: Mapping[str, Any], name: str, default: float) -> float:
-    value = extra.get(name)
-    if value is None or value == "":
-        return default
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    is_text = isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", value)
-    seconds = float(value) if is_text else value if is_number else 0
-    if not 0 < seconds <= LONGEST_TIMEOUT_SECONDS:
-        raise ValueError(
-            f"Extra {name}={value!r} of the connection: a number of seconds above 0, "
-            f"up to {LONGEST_TIMEOUT_SECONDS}, is allowed"
-        )
-    return float(seconds)
-
-
-def _read_truth(value: Any) -> bool | None:
-    """Return the boolean that a JSON value or form text stands for, or ``None`` if it is neither true nor false."""
-    return _TRUTH.get(str(value).strip().lower())
-
-
-def _truth(value: Any, name: str) -> bool:
-    if value is None or value == "":
-        return False
-    if (truth := _read_truth(value)) is None:
-        raise ValueError(f"Extra {name}={value!r} of the connection: true or false is allowed")
-    return truth
-
-
-def _verify(value: Any) -> bool | str:
-    if value is None or value == "":
-        return True
-    if (truth := _read_truth(value)) is not None:
-        return truth
-    if isinstance(value, str) and Path(value.strip()).exists():
-        return value.strip()
-    raise ValueError(
-        f"Extra verify={value!r} of the connection: true, false or the path of an existing CA bundle is allowed"
-    )

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
-from airflow_provider_imagen.redaction import without_query
+from airflow_provider_imagen.signed_urls import without_query
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -28,8 +28,8 @@ def open_folder(address: str, *, field: str = "output_path") -> ObjectStoragePat
     try:
         return open_path(address)
     except ValueError as error:
-        known = "a path on this machine, s3://, gs://, abfs://, or what another installed provider brings"
-        raise InvalidArgumentsError([Problem(field, without_query(address), f"{known} is allowed")]) from error
+        allowed = "a local path, s3://, gs://, abfs:// or a scheme of another installed provider is allowed"
+        raise InvalidArgumentsError([Problem(field, without_query(address), allowed)]) from error
 
 
 def open_input_roots() -> list[ObjectStoragePath] | None:

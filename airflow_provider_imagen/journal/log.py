@@ -30,6 +30,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from msgspec import Struct, ValidationError, convert, to_builtins
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
 from airflow_provider_imagen.journal.records import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
+    from tenacity import RetryCallState
+
     from airflow_provider_imagen.journal.records import Record
 
 log = logging.getLogger(__name__)
@@ -64,13 +67,13 @@ GROUP_COMMIT_DELAY_SECONDS = 0.002
 """
 How long a write waits for more records: a tenth of its own duration (about 20 ms in Airflow 3.3's task state store).
 
-This lets the response to one request share a write with the next intent, which the same thread appends right after.
+This lets the response to one request share a write with the next intent, which the same thread appends next.
 """
 
 MAXIMUM_FLUSH_DELAY_SECONDS = 0.5
 """How long a record that is not urgent waits to share a write with others."""
 
-WRITE_PATIENCE_SECONDS = 120.0
+WRITE_TIMEOUT_SECONDS = 120.0
 """
 How long an intent waits for an unavailable store before the attempt gives up.
 
@@ -179,7 +182,7 @@ class Journal:
         self._header: Header | None = None  # stays None with NoStore
         self._lost: str | None = None  # why no more requests may be sent
         self.is_gone = False
-        """Whether the journal was found deleted, either by somebody or by another attempt that has finished."""
+        """Whether the journal was found deleted, by a person or by another attempt that has finished."""
         self._owned_at = -math.inf
         self._full = 0  # full segments of this owner
         self._lines: list[str] = []  # of this owner's active segment
@@ -203,8 +206,8 @@ class Journal:
             what was already paid for
         """
         if not isinstance(self.store, NoStore):
-            self.state = self._ask(
-                self._take_over, so=", so what earlier attempts paid for is unknown; nothing was sent"
+            self.state = self._access(
+                self._take_over, consequence=", so it is unknown what previous attempts paid for; nothing was sent"
             )
         self.unresolved = self.state.all_unresolved()
         self._thread = threading.Thread(target=self._write_forever, name="imagen-journal", daemon=True)
@@ -220,15 +223,16 @@ class Journal:
         # From here on, every request that a previous owner may still send is already in its segments.
         return _state_of(_read_segments(self.store, owners))
 
-    def _ask(self, act: Callable[[], T], *, so: str = "") -> T:
-        """Call ``act`` and turn any failure into a JournalError; ``so`` completes its message with the consequence."""
+    def _access(self, act: Callable[[], T], *, consequence: str = "") -> T:
+        """Call ``act`` and turn any failure into a JournalError, whose message ends with the consequence."""
         try:
             return act()
         except JournalError:
             raise
         except Exception as error:
-            reason = type(error).__name__
-            raise JournalError(f"The journal in {self.store.description} cannot be used ({reason}){so}.") from error
+            raise JournalError(
+                f"The journal in {self.store.description} cannot be used ({type(error).__name__}){consequence}."
+            ) from error
 
     def reload(self) -> JournalState:
         """
@@ -236,12 +240,12 @@ class Journal:
 
         :raises JournalError: the store cannot be used, or its content is damaged
         """
-        return _state_of(self._read_earlier())
+        return _state_of(self._read_previous())
 
-    def _read_earlier(self) -> dict[str, list[str]]:
+    def _read_previous(self) -> dict[str, list[str]]:
         """Re-read other owners' segments and drop requests that have been resolved since from ``unresolved``."""
         owners = [owner for owner in self._header.owners if owner != self.owner] if self._header is not None else []
-        segments = self._ask(lambda: _read_segments(self.store, owners)) if owners else {}
+        segments = self._access(lambda: _read_segments(self.store, owners)) if owners else {}
         unresolved = _state_of(segments).all_unresolved()
         for client_request_id in self.state.all_unresolved().keys() - unresolved.keys():
             self.unresolved.pop(client_request_id, None)
@@ -273,7 +277,7 @@ class Journal:
                 self._ready.notify()
         return done
 
-    def commit(self, record: Record, *, timeout_seconds: float = WRITE_PATIENCE_SECONDS) -> None:
+    def commit(self, record: Record, *, timeout_seconds: float = WRITE_TIMEOUT_SECONDS) -> None:
         """
         Append a record and wait until it is durable; after an intent, its POST may be sent.
 
@@ -293,18 +297,11 @@ class Journal:
         :raises OwnershipLostError: the journal is gone, or another attempt has taken it over
         :raises JournalError: the store failed, or was unavailable for too long
         """
-        give_up_at = time.monotonic() + WRITE_PATIENCE_SECONDS
-        while self._lost is None and self._header is not None and self._is_older_than(max_age_seconds):
+        if self._is_older_than(max_age_seconds):
             try:
-                self._check_ownership()
-            except StoreUnavailableError as error:
-                if time.monotonic() >= give_up_at:
-                    raise _not_writable(self.store, error) from error
-                time.sleep(RETRY_PAUSE_SECONDS)
+                _while_unavailable(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
             except Exception as error:
                 raise _not_writable(self.store, error) from error
-            else:
-                break
         if self._lost is not None:
             raise OwnershipLostError(self._lost)
 
@@ -315,26 +312,26 @@ class Journal:
     def _check_ownership(self) -> bool:
         """Re-read the header unless ownership is already lost; return whether this attempt owns the journal."""
         if self._lost is None and self._header is not None:
-            looked_at = time.time()
+            checked_at = time.time()
             header = _read_header(self.store)
             if header is None:
                 self.is_gone = True
                 self._lost = (
-                    f"The journal in {self.store.description} is gone: somebody deleted it, or another attempt of "
-                    f"this task has finished. Nothing more is sent. Without the journal, a retry does not know what "
-                    f"was paid for, and pays again; what this attempt has received is stored all the same."
+                    f"The journal in {self.store.description} is gone: it was deleted, or another attempt of this task "
+                    f"has finished. No new requests are sent, and the images already received are stored. Without the "
+                    f"journal, a retry does not know what was paid for and pays again."
                 )
             elif header.owner != self.owner:
                 self._lost = (
-                    f"The journal in {self.store.description} belongs to another attempt of this task now "
-                    f"({header.owner}). This one ({self.owner}) sends nothing more and stores what it has already "
-                    f"received."
+                    f"The journal in {self.store.description} has been taken over by another attempt of this task "
+                    f"({header.owner}). This attempt ({self.owner}) sends no new requests and stores the images it has "
+                    f"already received."
                 )
             else:
                 self._header = header  # annotate_journal may have added an owner
             if self._lost is not None:
                 log.error("%s", self._lost)
-            self._owned_at = looked_at
+            self._owned_at = checked_at
         return self._lost is None
 
     def flush(self, timeout_seconds: float) -> None:
@@ -348,7 +345,7 @@ class Journal:
 
     @property
     def behind_seconds(self) -> float:
-        """Duration of the write in progress, in seconds; 0 when there is none."""
+        """Duration of the write in progress, in seconds; 0 if there is none."""
         return max(0.0, time.monotonic() - self._busy_since)
 
     @property
@@ -372,7 +369,7 @@ class Journal:
         except StoreUnavailableError:
             return self._lost is None
         except Exception as error:
-            log.warning("The journal in %s refuses this attempt (%s).", self.store.description, type(error).__name__)
+            log.warning("The journal in %s rejected this attempt (%s).", self.store.description, type(error).__name__)
             return False
 
     # --- ending -------------------------------------------------------------------------------------------------------
@@ -399,18 +396,18 @@ class Journal:
 
         :raises JournalError: the store cannot be used
         """
-        if self._header is None or not self._ask(self._check_ownership):
+        if self._header is None or not self._access(self._check_ownership):
             return
-        segments = self._read_earlier()
+        segments = self._read_previous()
         if self.unresolved:
             self._lines.append(encode_record(Finished()))
-            self._ask(self._store_segment)
+            self._access(self._store_segment)
             return
         # +1: an owner may have died between storing a full segment and counting it.
         counts = {owner: len(segments.get(owner, ())) + 1 for owner in self._header.owners}
         counts[self.owner] = self._full + 1
         names = [_segment(owner, number) for owner, count in counts.items() for number in range(count)]
-        self._ask(lambda: self.store.delete([HEADER, *names]))
+        self._access(lambda: self.store.delete([HEADER, *names]))
 
     # --- the writer thread --------------------------------------------------------------------------------------------
 
@@ -456,33 +453,29 @@ class Journal:
 
     def _until_available(self, act: Callable[[], object]) -> None:
         """Call ``act``, retrying while the store is unavailable; once closed, only until the close deadline."""
-        has_failed = False
-        while True:
-            try:
-                act()
-            except StoreUnavailableError as error:
-                if self._closed.is_set() and time.monotonic() >= self._close_by:
-                    raise
-                if not has_failed:
-                    log.warning(
-                        "The journal in %s is not available (%s). Responses are kept in memory until it is, and no new "
-                        "request is sent.",
-                        self.store.description,
-                        error,
-                    )
-                has_failed = True
-                time.sleep(RETRY_PAUSE_SECONDS)
-            else:
-                return
+
+        def warn_once(attempt: RetryCallState) -> None:
+            if attempt.attempt_number == 1 and attempt.outcome is not None:
+                log.warning(
+                    "The journal in %s is unavailable (%s). Until it is available again, responses are kept in memory "
+                    "and no new request is sent.",
+                    self.store.description,
+                    attempt.outcome.exception(),
+                )
+
+        def is_overdue(_: RetryCallState) -> bool:
+            return self._closed.is_set() and time.monotonic() >= self._close_by
+
+        _while_unavailable(stop=is_overdue, before_sleep=warn_once)(act)
 
     def _add(self, record: Record) -> None:
         """Append a record to the active segment, rotating it first if the record does not fit."""
         line = encode_record(record)
         if self._lines and len(self._text([*self._lines, line])) > SEGMENT_BYTES:
-            self._until_available(self._put_aside)
+            self._until_available(self._rotate)
         self._lines.append(line)
 
-    def _put_aside(self) -> None:
+    def _rotate(self) -> None:
         """Store the full segment under the next free number; readers ignore it until the new segment 0 counts it."""
         self._write(self._full + 1, _join(self._lines))
         self._full += 1
@@ -499,6 +492,19 @@ class Journal:
     def _write(self, number: int, text: str) -> None:
         self.store.write(_segment(self.owner, number), text)
         self.writes += 1
+
+
+def _while_unavailable(
+    *, stop: Callable[[RetryCallState], bool], before_sleep: Callable[[RetryCallState], None] | None = None
+) -> Retrying:
+    """Return the retry loop around a call to a store, which ends with the store's own error."""
+    return Retrying(
+        retry=retry_if_exception_type(StoreUnavailableError),
+        wait=wait_fixed(RETRY_PAUSE_SECONDS),
+        stop=stop,
+        before_sleep=before_sleep,
+        reraise=True,
+    )
 
 
 def read_journal(store: JournalStore) -> JournalState:
@@ -556,9 +562,9 @@ def _read_header(store: JournalStore) -> Header | None:
         raise _damaged("The header of the journal") from None
     if version != FORMAT_VERSION:
         raise JournalError(
-            f"The journal in {store.description} has format {version!r:.40}, and this version of this provider "
-            f"understands format {FORMAT_VERSION} only; nothing was sent. Let the version that wrote it finish the "
-            f"task, or compare with GET /v2/billing/transactions and delete the journal to start anew."
+            f"The journal in {store.description} has format {version!r:.40}, but this version of the provider supports "
+            f"only format {FORMAT_VERSION}; nothing was sent. Finish the task with the version that wrote the journal, "
+            f"or compare with GET /v2/billing/transactions and delete the journal to start over."
         )
     try:
         header = convert(found, type=Header)
@@ -580,7 +586,7 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
         text = store.read(_segment(owner, number))
         left -= len(text or "")
         if left < 0:
-            raise _damaged("The journal is larger than any task's: it")
+            raise _damaged(f"The journal (more than {MAX_JOURNAL_CHARACTERS} characters)")
         return text
 
     for owner in dict.fromkeys(owners):
@@ -594,7 +600,7 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
         for number in range(1, full + 1):
             text = read(owner, number)
             if text is None:
-                raise _damaged(f"The journal has no segment {number} of {full}: it")
+                raise _damaged(f"The journal (segment {number} of {full} is missing)")
             segments[owner].append(text)
         segments[owner].append(newest)
     return segments
@@ -626,17 +632,17 @@ def _state_of(segments: Mapping[str, Iterable[str]]) -> JournalState:
     return state
 
 
-def _damaged(what: str) -> JournalError:
+def _damaged(subject: str) -> JournalError:
     return JournalError(
-        f"{what} is damaged or was written by another version, so what was already paid for is unknown; nothing was "
-        f"sent. Compare with GET /v2/billing/transactions, then delete the journal to start anew."
+        f"{subject} is damaged or was written by another version, so it is unknown what was already paid for; nothing "
+        f"was sent. Compare with GET /v2/billing/transactions, then delete the journal to start over."
     )
 
 
 def _not_writable(store: JournalStore, cause: BaseException | None) -> JournalError:
     error = JournalError(
         f"The journal in {store.description} cannot be written"
-        f"{f' ({type(cause).__name__})' if cause is not None else ''}, so nothing more is sent."
+        f"{f' ({type(cause).__name__})' if cause is not None else ''}, so no new requests are sent."
     )
     error.__cause__ = cause
     return error

@@ -36,10 +36,10 @@ from typing import Annotated, Any, Final, Union
 
 from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
 
+from airflow_provider_imagen.image_record import ResponseImage, StoredFile  # noqa: TC001 - msgspec reads them
+
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Timestamp = Annotated[float, Meta(ge=0, le=32_503_680_000)]  # until the year 3000
-
-Pixels = Annotated[int, Meta(ge=0, le=2**31)]
 
 _MAX_USD: Final = Decimal(10) ** 15  # as much as a response may state
 
@@ -66,58 +66,14 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     prompt: str
     name: str | None = None
 
-    def index_of(self, place: int) -> int:
+    def index_of(self, position: int) -> int:
         """
         Return the index of an image among all images of its prompt; surplus images follow the requested ones.
 
-        :param place: index of the image in the response, from 0
+        :param position: index of the image in the response, from 0
         """
-        beyond, place = divmod(place, max(self.images, 1))
-        return self.image_index + place + beyond * self.prompt_images
-
-
-class ResponseImage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """
-    One image of a response, without its bytes.
-
-    :param url: its URL, encrypted if it is signed; ``None`` if the image came inside the response
-    :param prompt: the prompt as rewritten by the model
-    :param seed: the seed stated in the response, else the one sent
-    :param withheld: whether the model filtered the image
-    :param broken: why the image cannot be read
-    """
-
-    url: str | None = None
-    prompt: str | None = None
-    seed: int | None = None
-    withheld: bool = False
-    broken: str | None = None
-
-    @property
-    def is_inline(self) -> bool:
-        """Whether the bytes came inside the response, so they cannot be downloaded again."""
-        return self.url is None and not self.withheld and self.broken is None
-
-
-class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """
-    One stored image.
-
-    :param path: location, as a string for :class:`~airflow.sdk.ObjectStoragePath`
-    :param file_name: name relative to the output folder
-    :param sha256: digest of the file, in hex
-    :param bytes: size of the file
-    :param thumbnail: name of the preview relative to the output folder
-    """
-
-    path: str
-    file_name: str
-    sha256: str
-    bytes: Annotated[int, Meta(ge=0, le=2**62)]
-    mime_type: str
-    width: Pixels
-    height: Pixels
-    thumbnail: str | None = None
+        beyond, position = divmod(position, max(self.images, 1))
+        return self.image_index + position + beyond * self.prompt_images
 
 
 class _Record(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="t", kw_only=True):
@@ -381,20 +337,20 @@ class RequestState(Struct):
         return {**self.open_intents, **self.presumed_unbilled}
 
     @property
-    def places_without_file(self) -> list[int]:
+    def positions_without_file(self) -> list[int]:
         """Indexes of delivered images that are not known to be stored."""
         images = self.response.images if self.response is not None else ()
         return [
-            place
-            for place, image in enumerate(images)
-            if place not in self.files and not image.withheld and image.broken is None
+            position
+            for position, image in enumerate(images)
+            if position not in self.files and not image.withheld and image.broken is None
         ]
 
     @property
     def has_unreachable_images(self) -> bool:
         """Whether an image came inside the response and its write never started, so its bytes are lost."""
         return self.response is not None and any(
-            image.is_inline and place not in self.files for place, image in enumerate(self.response.images)
+            image.is_inline and position not in self.files for position, image in enumerate(self.response.images)
         )
 
 
@@ -424,7 +380,7 @@ class JournalState(Struct):
     @property
     def has_loose_ends(self) -> bool:
         """Whether any request has an unknown outcome, or any image is not known to be stored."""
-        return any(request.open_intents or request.places_without_file for request in self.requests.values())
+        return any(request.open_intents or request.positions_without_file for request in self.requests.values())
 
     def all_unresolved(self) -> dict[str, Intent]:
         """Return all in-doubt requests by client request id, including those from before a ``finished`` record."""
@@ -432,26 +388,3 @@ class JournalState(Struct):
         for request in self.requests.values():
             found |= request.unresolved
         return found
-
-
-__all__ = [
-    "FORMAT_VERSION",
-    "ChargeLost",
-    "Finished",
-    "Intent",
-    "JournalState",
-    "Missing",
-    "PresumedUnbilled",
-    "Record",
-    "Rejected",
-    "RequestState",
-    "Response",
-    "ResponseImage",
-    "StoredFile",
-    "Target",
-    "WriteCommitted",
-    "WriteStarted",
-    "decode_record",
-    "encode_record",
-    "new_intent",
-]

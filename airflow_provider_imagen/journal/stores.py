@@ -1,4 +1,4 @@
-"""Where a journal can be kept: in Airflow's task state store, or in a folder beside the images."""
+"""Stores for a journal: Airflow's task state store, or a folder beside the images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TaskStateJournalStore:
     """
     A journal store in Airflow's task state store.
 
-    That is scoped to DAG, run, task and map index, survives retries, dead workers and clearing, and is deleted with the
+    It is scoped to DAG, run, task and map index, survives retries, worker crashes and clearing, and is deleted with the
     DAG run.
 
     :param store: the task's own store; raises :class:`StoreUnavailableError` for failures worth retrying
@@ -61,7 +61,7 @@ class TaskStateJournalStore:
         """
         Return a text, or ``None`` if it does not exist.
 
-        :raises JournalError: someone replaced the entry with something that is not text
+        :raises JournalError: the entry was replaced with something that is not text
         """
         value = self._store.get(_key(name))
         if value is None or isinstance(value, str):
@@ -85,14 +85,14 @@ def _key(name: str) -> str:
 
 def list_identities(folder: StoragePath) -> list[str]:
     """Return the short hashes of the task instances that have a journal in a folder, sorted."""
-    place = descend(folder, f"{HIDDEN_FOLDER}/journal")
-    local, root = local_path(place), local_path(folder)
+    journals = descend(folder, f"{HIDDEN_FOLDER}/journal")
+    local, root = local_path(journals), local_path(folder)
     try:
         if local is not None and root is not None:
             entries = list_folder(local, within=root)
             names = [name for name, status in entries.items() if stat.S_ISDIR(status.st_mode)]
         else:
-            filesystem, key = filesystem_of(place)
+            filesystem, key = filesystem_of(journals)
             names = [str(each["name"]).rstrip("/").rpartition("/")[2] for each in list_objects(filesystem, key)]
     except FileNotFoundError:
         return []
@@ -117,7 +117,7 @@ class FolderJournalStore:
         """
         Return a text, or ``None`` if it does not exist.
 
-        :raises StoreUnavailableError: the text may exist but cannot be read now
+        :raises StoreUnavailableError: the text may exist, but cannot be read now
         """
         try:
             data = read_bytes(self._path(name), within=self.output_folder, max_bytes=MAX_TEXT_BYTES)
@@ -129,7 +129,7 @@ class FolderJournalStore:
         """
         Write a text, replacing any existing one.
 
-        Whatever a failed write leaves behind is kept: if it were removed, readers would take the text as never written.
+        Whatever a failed write leaves behind is kept; if it were removed, readers would assume it was never written.
 
         :raises StoreUnavailableError: the text cannot be written now
         """
@@ -149,10 +149,9 @@ class FolderJournalStore:
         """Delete texts in the order given; on a disk, delete the journal's whole folder."""
         folder, root = local_path(self._folder), local_path(self.output_folder)
         if folder is not None and root is not None:
+            # The header goes first: without it, a journal does not exist.
             with suppress(FileNotFoundError), open_folder_at(folder, within=root) as journal:
-                os.unlink(
-                    self._path(HEADER).name, dir_fd=journal
-                )  # first: without its header, a journal does not exist
+                os.unlink(self._path(HEADER).name, dir_fd=journal)
             with suppress(FileNotFoundError), open_folder_at(folder.parent, within=root) as journals:
                 shutil.rmtree(folder.name, ignore_errors=True, dir_fd=journals)
             return

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.redaction import is_signed
+from airflow_provider_imagen.signed_urls import is_signed
 
-_MARK = "sealed:"
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
+
+_PREFIX = "sealed:"
 
 
 class UrlEncryption:
@@ -22,21 +26,22 @@ class UrlEncryption:
     def __init__(self, api_key: str | None) -> None:
         self._secret = hashlib.sha256(b"airflow-provider-imagen journal\0" + (api_key or "").encode()).digest()
 
-    def close(self, url: str) -> str:
+    def encrypt(self, url: str) -> str:
         """Return a URL, encrypted if it is signed."""
-        if not is_signed(url):
-            return url
-        from cryptography.fernet import Fernet
+        return _PREFIX + self._fernet().encrypt(url.encode()).decode() if is_signed(url) else url
 
-        return _MARK + Fernet(base64.urlsafe_b64encode(self._secret)).encrypt(url.encode()).decode()
-
-    def open(self, text: str) -> str | None:
+    def decrypt(self, text: str) -> str | None:
         """Return the decrypted URL; ``None`` if it was encrypted with another key or is damaged."""
-        if not text.startswith(_MARK):
+        if not text.startswith(_PREFIX):
             return text
-        from cryptography.fernet import Fernet, InvalidToken
+        from cryptography.fernet import InvalidToken
 
         try:
-            return Fernet(base64.urlsafe_b64encode(self._secret)).decrypt(text[len(_MARK) :].encode()).decode()
+            return self._fernet().decrypt(text.removeprefix(_PREFIX).encode()).decode()
         except InvalidToken:
             return None
+
+    def _fernet(self) -> Fernet:
+        from cryptography.fernet import Fernet
+
+        return Fernet(base64.urlsafe_b64encode(self._secret))

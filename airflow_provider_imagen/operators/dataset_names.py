@@ -1,4 +1,4 @@
-"""Names of a storage folder outside this package: its asset URI and its OpenLineage dataset. Pure."""
+"""Asset URI and OpenLineage dataset name of a storage folder. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNATURE: Final = r"(?s)\?[^?&=/]*=.*"
 """A query string, which may hold a signature; a question mark without ``name=`` may be part of a file name."""
 
 
-class Place(Struct, frozen=True):
+class Location(Struct, frozen=True):
     """
     A folder or file, independent of the Airflow connection used to open it.
 
@@ -46,22 +46,22 @@ class Place(Struct, frozen=True):
         return f"/{self.key}" if self.scheme == "file" else self.key or "/"
 
 
-def place_of(address: str) -> Place:
+def location_of(address: str) -> Location:
     """
-    Return the place an address names.
+    Return the location that an address names.
 
     :param address: as ``ObjectStoragePath`` prints it (``s3://conn@bucket/key``, ``file:///data``), or an absolute path
     """
-    scheme, separator, rest = unsigned(address).partition("://")
+    scheme, separator, rest = without_signature(address).partition("://")
     if not separator:
-        return Place("file", "", address.strip("/"))
+        return Location("file", "", address.strip("/"))
     if scheme in ("file", "local"):
-        return Place("file", "", rest.strip("/"))
+        return Location("file", "", rest.strip("/"))
     container, _, key = rest.partition("/")
-    return Place(scheme, container.rpartition("@")[2], key.strip("/"))
+    return Location(scheme, container.rpartition("@")[2], key.strip("/"))
 
 
-def unsigned(address: str) -> str:
+def without_signature(address: str) -> str:
     """Return an object store address without its query string, which may hold a signature."""
     is_local = "://" not in address or address.startswith(("file://", "local://"))
     return address if is_local else re.sub(_SIGNATURE, "", address)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context, ObjectStoragePath
 
-    from airflow_provider_imagen.journal.log import Journal
-    from airflow_provider_imagen.operators.lineage import LineageFacts
+    from airflow_provider_imagen.operators.execution import TaskExecution
 
     ImageFormat = Literal["png", "jpeg", "webp", "avif"]
     Tolerance = Literal["fail", "accept"]
@@ -90,16 +89,20 @@ class ImagenGenerateOperator(BaseOperator):
         "input_images": "json",
         "parameters": "json",
     }
-    operator_extra_links: Collection[BaseOperatorLink] = (PicturesLink(),)
+    # Empty: the plugin lets the web server build the "Pictures" button, so no task has to push an XCom for it.
+    operator_extra_links: Collection[BaseOperatorLink] = ()
     ui_color = "#eef4ea"
 
-    lineage_facts: LineageFacts | None = None
-    """Datasets this attempt read and wrote, for OpenLineage; ``None`` until the run has finished."""
-
-    journal: Journal | None = None
-    """The attempt's journal, for the success callback that deletes it; ``None`` until the run has finished."""
+    execution: TaskExecution | None = None
+    """The latest attempt in this process, for the success callback and OpenLineage; ``None`` before the first."""
 
     _is_killed = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the button to subclasses, which the plugin does not know, unless they declare links themselves."""
+        super().__init_subclass__(**kwargs)
+        if "operator_extra_links" not in vars(cls):
+            cls.operator_extra_links = cls.operator_extra_links or (PicturesLink(),)
 
     def __init__(
         self,
@@ -171,9 +174,8 @@ class ImagenGenerateOperator(BaseOperator):
         """
         from airflow_provider_imagen.operators.execution import TaskExecution
 
-        if _is_ours(type(self)):
-            self.operator_extra_links = ()  # the web server builds the link, so Airflow need not store it
-        return TaskExecution(self, context, is_killed=lambda: self._is_killed).run()
+        self.execution = TaskExecution(self, context, is_killed=lambda: self._is_killed)
+        return self.execution.run()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - OpenLineage passes it
         """
@@ -181,20 +183,15 @@ class ImagenGenerateOperator(BaseOperator):
 
         :return: an ``OperatorLineage``, or ``None`` without lineage to report or without the OpenLineage provider
         """
-        if self.lineage_facts is None:
+        if self.execution is None or self.execution.lineage is None:
             return None
         from airflow_provider_imagen.operators.lineage import to_openlineage
 
-        return to_openlineage(self.lineage_facts)
+        return to_openlineage(self.execution.lineage)
 
     def on_kill(self) -> None:
         """Stop sending requests. Called in a signal handler, so it only sets a flag."""
         self._is_killed = True
-
-
-def _is_ours(operator: type) -> bool:
-    """Return whether an operator is from this package: the web server knows its links, but not those of subclasses."""
-    return operator.__module__.startswith(f"{__package__.partition('.')[0]}.")
 
 
 def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:

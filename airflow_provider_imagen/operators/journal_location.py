@@ -51,23 +51,23 @@ def finish_journal(context: Context) -> None:
     Runs as ``on_success_callback``, after Airflow has registered the success: if the worker dies before that, the next
     attempt still finds what was paid for.
     """
-    journal = getattr(context["task"], "journal", None)
-    if journal is None:
+    execution = getattr(context["task"], "execution", None)
+    if execution is None or (journal := execution.journal) is None:
         return
     try:
         journal.finish()
         if context.get("task_state_store") is None and not journal.unresolved:
-            _forget_folder(context)
-    except Exception as error:  # the task has succeeded; its leftovers must not fail it
-        log.warning("The journal could not be deleted (%s): clearing this task will reuse its images.", error)
+            _delete_variable(context)
+    except Exception as error:  # must not fail a task that has succeeded
+        log.warning("The journal could not be deleted (%s): if this task is cleared, it will reuse its images.", error)
 
 
 def _folder_of_first_attempt(context: Context, identity: str, output_path: str) -> str:
     """
     Return the folder of the first attempt's journal, even if ``output_path`` has changed since.
 
-    An Airflow Variable remembers the folder until the task succeeds, because before Airflow 3.3 a task instance has no
-    state that survives its attempts.
+    An Airflow Variable holds the folder until the task succeeds, because before Airflow 3.3 a task instance has no
+    state that outlives an attempt.
 
     :raises JournalError: the Variable cannot be read, and ``output_path`` holds no journal
     """
@@ -76,27 +76,30 @@ def _folder_of_first_attempt(context: Context, identity: str, output_path: str) 
     from airflow_provider_imagen.exceptions import JournalError
     from airflow_provider_imagen.storage.atomic_write import redacted_address
 
-    name = _variable(identity)
+    name = _variable_name(identity)
     try:
-        known = None if _is_first_attempt(context) else Variable.get(name, default=None)
+        is_first_attempt = getattr(context.get("ti"), "try_number", None) == 1
+        known = None if is_first_attempt else Variable.get(name, default=None)
     except Exception as error:
         if _has_journal(output_path, identity):
             return output_path
         raise JournalError(
-            f"Variable {name}, which says where the journal of earlier attempts is, cannot be read "
+            f"Variable {name}, which holds the folder of the previous attempts' journal, cannot be read "
             f"({type(error).__name__}); nothing was sent."
         ) from error
     if isinstance(known, str) and known:
         if known != output_path:
-            place = redacted_address(open_folder(known))
-            log.info("output_path has changed since the first attempt: its journal in %s is used.", place)
+            log.info(
+                "output_path has changed since the first attempt; continuing its journal in %s.",
+                redacted_address(open_folder(known)),
+            )
         return known
     try:
         Variable.set(name, output_path, description="Folder of an unfinished task's journal of paid images")
     except Exception as error:
         log.warning(
-            "The folder of the journal could not be remembered as Variable %s (%s): if output_path changes before the "
-            "next attempt, it pays again.",
+            "The journal's folder could not be saved in Variable %s (%s): if output_path changes before the next "
+            "attempt, that attempt pays again.",
             name,
             type(error).__name__,
         )
@@ -110,17 +113,13 @@ def _has_journal(output_path: str, identity: str) -> bool:
     return FolderJournalStore(open_folder(output_path), identity).read(HEADER) is not None
 
 
-def _forget_folder(context: Context) -> None:
+def _delete_variable(context: Context) -> None:
     from airflow.sdk import Variable
 
     from airflow_provider_imagen.hooks.task_instance_key import origin_of
 
-    Variable.delete(_variable(origin_of(context).identity))
+    Variable.delete(_variable_name(origin_of(context).identity))
 
 
-def _is_first_attempt(context: Context) -> bool:
-    return getattr(context.get("ti"), "try_number", None) == 1
-
-
-def _variable(identity: str) -> str:
+def _variable_name(identity: str) -> str:
     return f"imagen_journal_{identity}"

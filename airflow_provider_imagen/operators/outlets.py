@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.definitions.asset import AssetRef
 
-from airflow_provider_imagen.operators.dataset_names import place_of
+from airflow_provider_imagen.operators.dataset_names import location_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,8 +24,8 @@ def fill_outlets(
     """
     Add the summary to the event of every asset outlet, and resolve every alias to the output folder.
 
-    An outlet that cannot be filled is only logged, because the images are already paid for and stored. Outlets of
-    other kinds are left alone.
+    An outlet that cannot be filled is only logged, because the images are already paid for and stored. Other outlets
+    are left alone.
 
     :param events: ``outlet_events`` of the context
     :param summary: extra of every event
@@ -40,12 +40,12 @@ def fill_outlets(
 
 def _resolve(alias: AssetAlias, events: Any, summary: Mapping[str, Any], folder: ObjectStoragePath | None) -> None:
     if folder is None:
-        log.warning("Asset alias %s gets no event: without output_path there is no folder to name.", alias.name)
+        log.warning("Asset alias %s gets no event: it needs output_path, the folder it resolves to.", alias.name)
         return
-    uri = place_of(str(folder)).uri
+    uri = location_of(str(folder)).uri
     try:
         asset = Asset(name=uri, uri=uri)
     except ValueError as error:
-        log.warning("Asset alias %s gets no event: %s cannot be an asset (%s).", alias.name, uri, error)
+        log.warning("Asset alias %s gets no event: %s is not a valid asset URI (%s).", alias.name, uri, error)
         return
     events[alias].add(asset, extra=dict(summary))

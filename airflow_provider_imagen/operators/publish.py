@@ -6,8 +6,11 @@ import json
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
 from airflow_provider_imagen.operators.outlets import fill_outlets
@@ -16,13 +19,15 @@ from airflow_provider_imagen.storage.manifest import has_part, manifest_line, wr
 from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from airflow.sdk import Context, ObjectStoragePath
 
+    from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-    from airflow_provider_imagen.run.results import Record, RunResult
+    from airflow_provider_imagen.run.results import RunResult
+    from airflow_provider_imagen.run_report import FailureLine, RunSummary
     from airflow_provider_imagen.storage.task_identity import Origin
 
 log = logging.getLogger(__name__)
@@ -33,8 +38,11 @@ PUBLISH_INTERVAL_SECONDS: Final = 10.0
 MAX_PUBLISHING_SHARE: Final = 0.02
 """Largest share of a running task's time spent on such publishing; the interval grows to stay below it."""
 
-UNRECORDED_SECONDS: Final = 3.0
+MAX_JOURNAL_DELAY_SECONDS: Final = 3.0
 """Journal delay beyond which the manifest is written at once, since no other record of the images is durable."""
+
+PUBLISH_TIMEOUT_SECONDS: Final = 30.0
+"""Longest wait for a publication when an attempt ends; Airflow may be unreachable."""
 
 MAX_SHEET_PICTURES: Final = 400
 """Maximum number of images on a contact sheet; the first ones are used."""
@@ -68,7 +76,7 @@ class Publisher:
         self._origin = origin
         self._folder = folder
         self._airflow_lock = airflow_lock
-        self._publishing = threading.Lock()
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._is_over = threading.Event()
         self.can_reach_airflow = True
@@ -78,7 +86,7 @@ class Publisher:
 
     def publish(
         self, result: RunResult, journal: Journal | None, *, is_final: bool = True, keeps_failures: bool = False
-    ) -> dict[str, Any]:
+    ) -> RunSummary:
         """
         Publish a result and return its summary.
 
@@ -86,38 +94,35 @@ class Publisher:
         part of the manifest.
 
         :param journal: this attempt's journal; ``None`` if it has none
-        :param is_final: whether the run has ended; only then the contact sheet and asset events are made
-        :param keeps_failures: keep an earlier attempt's list of items without images
+        :param is_final: whether the run has ended; the contact sheet and asset events are created only then
+        :param keeps_failures: keep a previous attempt's list of items without images
         :raises StorageError: the manifest cannot be written, and the run has no other error to report
         """
-        with self._publishing:
+        with self._lock:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
-            summary: dict[str, Any] = {
-                **result.summary(),
-                "output_path": None if self._folder is None else path_text(self._operator.output_path),
-                "manifest": None,
-                "contact_sheet": None,
-            }
+            output_path = None if self._folder is None else path_text(self._operator.output_path)
+            summary = replace(result.summary(), output_path=output_path)
             unwritten: StorageError | None = None
             if self._folder is not None:
                 attempt = "" if owns_results or journal is None else journal.owner
                 failures = None if keeps_failures else result.failure_lines()
                 try:
-                    summary["manifest"] = self._write_manifest(result, self._folder, attempt, failures)
+                    manifest = self._write_manifest(result, self._folder, attempt, failures)
+                    summary = replace(summary, manifest=manifest)
                 except StorageError as error:
-                    log.warning("No manifest: %s", error)
+                    log.warning("The manifest could not be written: %s", error)
                     unwritten = error
                 if is_final and self._operator.contact_sheet and result.made:
-                    summary["contact_sheet"] = self._make_contact_sheet(result, self._folder)
-            is_behind = journal is not None and journal.behind_seconds > UNRECORDED_SECONDS
+                    summary = replace(summary, contact_sheet=self._make_contact_sheet(result, self._folder))
+            is_behind = journal is not None and journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if owns_results and (is_final or not is_behind):
                 # Check ownership again: while the manifest was written, another attempt may have taken over.
                 may_push = journal.still_owns if journal is not None and not journal.is_gone else lambda: True
                 self._push_xcoms(result, summary, may_push)
                 outlet_events: Any = self._context.get("outlet_events")
                 if is_final and outlet_events is not None:
-                    fill_outlets(self._operator.outlets, outlet_events, summary=summary, folder=self._folder)
-            if unwritten is not None and not result.failures and result.halt is None:
+                    fill_outlets(self._operator.outlets, outlet_events, summary=summary.to_json(), folder=self._folder)
+            if unwritten is not None and not result.failures and result.abort_reason is None:
                 raise unwritten
             return summary
 
@@ -125,19 +130,19 @@ class Publisher:
         """
         Return whether this attempt may publish the task's results, because no other attempt does or has.
 
-        If the journal is gone, either another attempt has finished, and left its part of the manifest, or somebody has
-        deleted the whole folder.
+        If the journal is gone, either another attempt has finished and left its part of the manifest, or the whole
+        folder was deleted.
         """
         if journal.still_owns():
             return True
         return journal.is_gone and self._folder is not None and not has_part(self._folder, self._origin)
 
-    def _push_xcoms(self, result: RunResult, summary: dict[str, Any], may_push: Callable[[], bool]) -> None:
+    def _push_xcoms(self, result: RunResult, summary: RunSummary, may_push: Callable[[], bool]) -> None:
         ti = self._context.get("ti")
         if ti is None or not hasattr(ti, "xcom_push"):
             return
-        records = [made.record for made in result.listed]
-        xcoms = {"images": _fit_for_xcom(records, summary["manifest"]), "summary": summary}
+        records = [made.record.to_json() for made in result.listed]
+        xcoms = {"images": _fit_for_xcom(records, summary.manifest), "summary": summary.to_json()}
         for key, value in xcoms.items():
             if may_push():
                 with self._airflow_lock:
@@ -148,7 +153,7 @@ class Publisher:
         result: RunResult,
         folder: ObjectStoragePath,
         attempt: str,
-        failures: Sequence[Mapping[str, Any]] | None,
+        failures: Sequence[FailureLine] | None,
     ) -> str:
         return write_manifest(
             folder,
@@ -157,13 +162,12 @@ class Publisher:
             lines=[
                 manifest_line(
                     made.record,
-                    file_name=made.stored.file_name,
-                    thumbnail=made.stored.thumbnail,
+                    made.file,
                     origin=self._origin,
-                    created_at=datetime.fromtimestamp(made.answered.response.at, UTC),
+                    created_at=datetime.fromtimestamp(made.received.response.at, UTC),
                 )
                 for made in result.listed
-                if made.stored is not None
+                if made.file is not None
             ],
             failures=failures,
         )
@@ -171,12 +175,12 @@ class Publisher:
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
         """Write the contact sheet and return its path; ``None`` if that fails, since the images themselves are safe."""
         labelled = [
-            (made.stored.thumbnail or made.stored.file_name, _label(made.record)) for made in result.made if made.stored
+            (made.file.thumbnail or made.file.file_name, _label(made.record)) for made in result.made if made.file
         ][:MAX_SHEET_PICTURES]
         try:
             return write_contact_sheet(
                 folder,
-                pictures=labelled,
+                images=labelled,
                 count=len(labelled),
                 title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
                 owner=self._origin.identity,
@@ -187,55 +191,56 @@ class Publisher:
 
     # --- during the run -----------------------------------------------------------------------------------------------
 
-    def start(self, snapshot: Callable[[], RunResult], journal: Journal) -> threading.Thread:
-        """Start the thread that publishes every few seconds, and at once after :meth:`publish_now`; return it."""
+    @contextmanager
+    def publishing(self, snapshot: Callable[[], RunResult], journal: Journal) -> Iterator[None]:
+        """Publish every few seconds, and at once after :meth:`publish_now`, in a thread that ends with the block."""
         thread = threading.Thread(
             target=self._publish_forever, args=(snapshot, journal), name="imagen-publisher", daemon=True
         )
         thread.start()
-        return thread
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            self._wake.set()
+            thread.join(PUBLISH_TIMEOUT_SECONDS)
 
     def publish_now(self) -> None:
         """Trigger a publication in the publishing thread, without waiting for it."""
-        self._wake.set()
-
-    def stop(self) -> None:
-        """Stop the publishing thread, without waiting for it."""
-        self._is_over.set()
         self._wake.set()
 
     def _publish_forever(self, snapshot: Callable[[], RunResult], journal: Journal) -> None:
         published, is_urgent = 0, False
         due = time.monotonic() + PUBLISH_INTERVAL_SECONDS
         while True:
-            is_asked = self._wake.wait(1.0)
+            is_requested = self._wake.wait(1.0)
             self._wake.clear()
             if self._is_over.is_set():
                 return
             # A cancelled task may be killed at any moment, and an attempt that has taken over the journal looks in the
             # manifest for the results of requests in flight.
-            is_urgent = is_urgent or is_asked or journal.is_closed_to_this_attempt
-            is_behind = journal.behind_seconds > UNRECORDED_SECONDS
+            is_urgent = is_urgent or is_requested or journal.is_closed_to_this_attempt
+            is_behind = journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if not (is_urgent or is_behind or time.monotonic() >= due):
                 continue
             result = snapshot()
-            if not is_asked and len(result.listed) == published:
+            if not is_requested and len(result.listed) == published:
                 continue
             started = time.monotonic()
             try:
                 self.publish(result, journal, is_final=False)
             except Exception as error:  # published again when the run ends
-                log.warning("What has been made so far could not be published (%s).", error)
+                log.warning("The results so far could not be published (%s).", error)
             published = len(result.listed)
             took = time.monotonic() - started
             due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)
 
 
-def _label(record: Record) -> str:
-    return f"{record['prompt_index']}.{record['image_index']} {record['model']}: {record['prompt']}"
+def _label(record: ImageRecord) -> str:
+    return f"{record.prompt_index}.{record.image_index} {record.model}: {record.prompt}"
 
 
-def _fit_for_xcom(records: list[Record], manifest: str | None) -> list[Record] | dict[str, Any]:
+def _fit_for_xcom(records: list[dict[str, Any]], manifest: str | None) -> list[dict[str, Any]] | dict[str, Any]:
     """Return the records, or their manifest and count if they are too large for XCom."""
     if len(json.dumps(records)) <= MAX_XCOM_BYTES:
         return records

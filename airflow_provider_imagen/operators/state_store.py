@@ -1,4 +1,4 @@
-"""An adapter of Airflow's task state store for the journal: serializes calls, and tells outages from rejections."""
+"""Adapter of Airflow's task state store for the journal: serializes calls, distinguishes outages from rejections."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class AirflowStateStore:
             with self._lock:
                 return call()
         except Exception as error:
-            if _is_away(error):
+            if _is_unavailable(error):
                 raise StoreUnavailableError(str(error)) from error
             raise
 
 
-def _is_away(error: Exception) -> bool:
-    """Return whether the API server or its database is unavailable; false if it rejected the call."""
+def _is_unavailable(error: Exception) -> bool:
+    """Return whether the API server or its database is unavailable, rather than rejecting the call."""
     from airflow.sdk.exceptions import AirflowRuntimeError
 
     if not isinstance(error, AirflowRuntimeError):

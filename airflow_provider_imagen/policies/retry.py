@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 LONGEST_RETRY_DELAY = timedelta(hours=6)
-"""Longest ``Retry-After`` that is honoured; longer ones are cut to it."""
+"""Longest ``Retry-After`` that is honoured; longer ones are capped at this."""
 
 
 class ImagenRetryPolicy(RetryPolicy):
@@ -33,15 +33,15 @@ class ImagenRetryPolicy(RetryPolicy):
     ) -> RetryDecision:
         """Return whether and when to retry after this error."""
         if isinstance(exception, InvalidArgumentsError):
-            return RetryDecision.fail("the arguments are wrong: another try would be refused too")
+            return RetryDecision.fail("invalid arguments: a retry would be rejected as well")
         if not isinstance(exception, ImagenError):
             return RetryDecision.default()
         if not exception.retry_helps:
-            return RetryDecision.fail(f"{type(exception).__name__}: another try cannot end better")
+            return RetryDecision.fail(f"{type(exception).__name__}: a retry cannot help")
         seconds = getattr(exception, "retry_after", None)
         if seconds:
             delay = timedelta(seconds=min(seconds, LONGEST_RETRY_DELAY.total_seconds()))
-            return RetryDecision.retry(delay, f"the API asks to wait {delay.total_seconds():.0f} s")
+            return RetryDecision.retry(delay, f"the API requested a delay of {delay.total_seconds():.0f} s")
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 CUBIC congestion control (RFC 9438) for a rate-limited API, as a pure class: time is passed in, nothing waits.
 
 The API documents neither its limits nor ``Retry-After`` (page "Errors", 2026-08), so two CUBIC curves run side by side,
-one over requests per second and one over requests in flight. As in botocore's adaptive retry mode, a curve starts from
-what was measured when the API first answered 429. Between the stops, starts are spaced by a token bucket of capacity 1.
+one for requests per second and one for requests in flight. As in botocore's adaptive retry mode, a curve starts from
+what was measured when the API first returned 429. Between stops, a token bucket of capacity 1 spaces the starts.
 
-A 429 opens a circuit breaker for the whole task: nothing starts until the pause is over, then one probe does. A probe
-that is refused lengthens the pause; one that is accepted ends it. Two deviations from TCP: the time in which a curve
-regains its maximum is set directly, because probing costs a pause; and the rate is left alone when a refusal is
-explained by the number in flight.
+A 429 opens a circuit breaker for the whole task: nothing starts until a pause has passed, and then only one probe. A
+refused probe lengthens the pause; an accepted one ends it. There are two deviations from TCP: the time in which a curve
+regains its maximum is set directly, because probing costs a pause; and the rate is kept if the number of requests in
+flight explains the refusal.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ BETA: Final = 0.85
 """Multiplicative decrease: what RFC 8511, 3.1, recommends to CUBIC for explicit signals such as a 429."""
 
 PACING_GAIN: Final = 2.0
-"""Highest rate under a limit in flight, as a multiple of the measured rate: botocore's ``_MAX_RATE_ADJUST_SCALE``."""
+"""Highest rate under an in-flight limit, as a multiple of the measured rate (botocore: ``_MAX_RATE_ADJUST_SCALE``)."""
 
 PROBE_INTERVAL_REQUESTS: Final = 50
 PROBE_INTERVAL_PAUSES: Final = 30
 MAX_PROBE_INTERVAL_SECONDS: Final = 30.0
-"""Time to regain the maximum (K in RFC 9438): so many requests and pauses long, which bounds what probing costs to
-about 2 % of the requests and 3 % of the time; chosen by simulation, see ``tests/rate_limit/test_controller.py``."""
+"""Bounds of the time to regain the maximum (K in RFC 9438), in requests, pauses and seconds. They limit the cost of
+probing to about 2 % of the requests and 3 % of the time. Chosen by simulation, see
+``tests/rate_limit/test_controller.py``."""
 
 EARLY: Final = 0.5
-"""A refusal before this share of K shows a lower limit, or chance; K is halved after it. Chosen by simulation."""
+"""A refusal before this share of K has passed means a lower limit, or chance, and halves K. Chosen by simulation."""
 
 BACKOFF: Final = 1.5
 MAX_PAUSE_SECONDS: Final = 5.0
-"""Growth of the time since the first 429, per refused probe (as in Google's HTTP clients), and longest step of it."""
+"""Factor by which each refused probe extends the time since the first 429 (as in Google's HTTP clients), and cap."""
 
 RETRY_AFTER_RESOLUTION_SECONDS: Final = 1.0
-"""``Retry-After`` is in whole seconds (RFC 9110, 10.2.3): the limit may have ended so much earlier."""
+"""``Retry-After`` is in whole seconds (RFC 9110, 10.2.3), so the limit may have ended this much earlier."""
 
 MIN_OBSERVATIONS: Final = 100
 MAX_CONTRARY_SHARE: Final = 0.05
-"""Accepted requests to judge by; a limit in flight is ruled out when more of them had as much company as a refused one
-(5 %, the usual level of significance)."""
+"""Number of accepted requests to judge by. An in-flight limit is ruled out if more than this share of them had as many
+others in flight as the refused one (5 %, the usual significance level)."""
 
 MINUTE_SECONDS: Final = 60.25
 """A minute plus network jitter, so that no minute at the API sees one request too many."""
@@ -54,8 +55,8 @@ class Permit(Struct, eq=False):
     """
     The right to send one request.
 
-    :param start: when to send it, in seconds; may lie ahead
-    :param others: requests in flight at that time, without those that were refused
+    :param start: when to send it, in seconds; may be in the future
+    :param others: other requests in flight at that time, except those that were refused
     """
 
     start: float
@@ -68,7 +69,7 @@ class Cubic(Struct):
 
     :param maximum: value at the last refusal (W_max)
     :param period: seconds until the value is back at the maximum (K)
-    :param elapsed: seconds in which the value was what limited the task (RFC 9438, 5.8)
+    :param elapsed: seconds during which the value was what limited the task (RFC 9438, 5.8)
     """
 
     maximum: float
@@ -77,7 +78,7 @@ class Cubic(Struct):
 
     @property
     def value(self) -> float:
-        """Limit at the present time."""
+        """Current limit."""
         return self.maximum * (1 + (1 - BETA) * (self.elapsed / self.period - 1) ** 3)
 
 
@@ -85,9 +86,9 @@ class _Stop(Struct):
     """
     An open circuit breaker.
 
-    :param since: when the first refusal came
-    :param until: when the next probe may start
-    :param others: fewest requests in flight at a refusal
+    :param since: time of the first refusal
+    :param until: earliest start of the next probe
+    :param others: smallest number of requests in flight at a refusal
     :param last_refusal: start of the last request known to be refused
     """
 
@@ -104,8 +105,8 @@ class Controller:
     """
     Decides when one task may start its next request. Not thread-safe.
 
-    :param concurrency: most requests in flight, 1 or more
-    :param requests_per_minute: most requests started in a minute, evenly spaced; ``None`` for no such limit
+    :param concurrency: maximum number of requests in flight, at least 1
+    :param requests_per_minute: maximum number of requests started per minute, evenly spaced; ``None`` for no limit
     """
 
     def __init__(self, *, concurrency: int, requests_per_minute: float | None = None) -> None:
@@ -126,14 +127,14 @@ class Controller:
 
     def delay(self, now: float, *, lead: float = 0.0) -> float:
         """
-        Return the seconds until the next permit: 0 = now, infinite = not before a request in flight ends.
+        Return the seconds until the next permit; infinity if a request in flight has to end first.
 
-        :param lead: seconds before its start at which a permit is wanted
+        :param lead: how many seconds before its start a permit is wanted
         """
         if self._stop is not None and self._stop.probe is not None:
             if (left := self._stop.probe.start + 2 * self._refusal_seconds - now) > 1e-9:
                 return left
-            self._resume(self._stop, self._stop.probe)  # an image takes seconds, a refusal would be here by now
+            self._resume(self._stop, self._stop.probe)  # a refusal would have arrived by now; an image takes seconds
         if len(self._in_flight) >= self._limit:
             return math.inf
         return max(self._next_start - lead - now, 0.0)
@@ -155,7 +156,7 @@ class Controller:
         return permit
 
     def is_revoked(self, permit: Permit) -> bool:
-        """Return whether a request must not be sent, because others were refused since its permit."""
+        """Return whether a request must not be sent because another one has been refused since its permit."""
         stop = self._stop
         return stop is not None and (permit is not stop.probe or permit.start < stop.until)
 
@@ -195,7 +196,7 @@ class Controller:
 
     @property
     def _limit(self) -> int:
-        """Most requests in flight at present."""
+        """Current maximum number of requests in flight."""
         return self._concurrency if self._window is None else min(self._concurrency, max(1, round(self._window.value)))
 
     @property
@@ -214,7 +215,7 @@ class Controller:
             self._observed.remove(permit)
 
     def _resume(self, stop: _Stop, probe: Permit) -> None:
-        """End a stop; lower the limits unless nothing was accepted before it, as when others had used up a window."""
+        """End a stop; lower the limits unless nothing was accepted before it, as after others had used up a window."""
         if self._observed or self._rate is not None:
             self._decrease(stop, probe)
         self._stop = None
@@ -222,7 +223,7 @@ class Controller:
         self._observed.append(probe)
 
     def _decrease(self, stop: _Stop, probe: Permit) -> None:
-        """Start new curves from what was accepted and refused since the stop before."""
+        """Start new curves from the requests accepted and refused since the previous stop."""
         began = min((permit.start for permit in self._observed), default=probe.start)
         known_until = max(stop.last_refusal, stop.until - RETRY_AFTER_RESOLUTION_SECONDS if stop.has_retry_after else 0)
         accepted = len(self._observed) + 1
@@ -234,7 +235,7 @@ class Controller:
             self._rate = Cubic(measured, period)
         else:
             rate, is_early = self._rate.value, self._rate.elapsed < EARLY * self._rate.period
-            pause = min(probe.start - stop.since, RETRY_AFTER_RESOLUTION_SECONDS)  # the rest only awaits the window
+            pause = min(probe.start - stop.since, RETRY_AFTER_RESOLUTION_SECONDS)  # the rest is waiting for the window
             period = max(period, PROBE_INTERVAL_PAUSES * pause) * (EARLY if is_early else 1)
             if is_window:
                 if rate > PACING_GAIN * measured:
@@ -246,4 +247,4 @@ class Controller:
         if is_window or is_likely:
             self._window = Cubic(stop.others, period)
         elif stop.others < self._limit:
-            self._window = None  # disproved: fewer were in flight than allowed
+            self._window = None  # disproved: fewer were in flight than it allows

@@ -1,4 +1,4 @@
-"""Make the threads of a task wait for permits; the :mod:`controller <.controller>` decides when."""
+"""Block the threads of a task until they get a permit; the :mod:`controller <.controller>` decides when."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 Prepared = TypeVar("Prepared")
 
 MAX_AGE_SECONDS = 30.0
-"""Prepare a request anew when this was longer ago; its journaled timestamp would be stale."""
+"""Prepare a request again if it was prepared longer ago than this; its journaled timestamp would be stale."""
 
 MAX_LEAD_SECONDS = 5.0
-"""With a disk slower than this, requests are late; holding more permits in advance would not help."""
+"""Cap on how early permits are taken to prepare requests; if the disk is slower, requests start late."""
 
 POLL_SECONDS = 0.2
-"""How often a waiting thread looks whether the task was cancelled."""
+"""How often a waiting thread checks for cancellation."""
 
 
 class Pacer:
     """
     Hands out permits to send; shared by all workers of a task.
 
-    :param concurrency: most requests in flight, 1 or more
-    :param requests_per_minute: most requests started in a minute, evenly spaced; ``None`` for no such limit
-    :param throttled: class of the error that stands for a 429; its ``retry_after`` is in seconds, or ``None``
-    :param check: called while waiting; raises when the task was cancelled
+    :param concurrency: maximum number of requests in flight, at least 1
+    :param requests_per_minute: maximum number of requests started per minute, evenly spaced; ``None`` for no limit
+    :param throttled: class of the error raised for a 429; its ``retry_after`` is in seconds, or ``None``
+    :param check: called while waiting; raises if the task was cancelled
     :param clock: monotonic seconds
     """
 
@@ -55,7 +55,7 @@ class Pacer:
         self._clock = clock
         self._queue = threading.Lock()
         self._changed = threading.Condition()
-        self._is_reported = False
+        self._has_warned = False
         self._mean_seconds = self._deviation_seconds = 0.0  # of preparing
 
     @contextmanager
@@ -63,11 +63,12 @@ class Pacer:
         """
         Wait for a permit, and hold it while the request is in flight.
 
-        An error of class ``throttled`` that leaves the block slows the whole task down.
+        An error of class ``throttled`` raised in the block slows the whole task down.
 
-        :param prepare: slow work before a request is sent. Called shortly before its start, so that requests leave on
-            time although several are prepared together.
-        :param undo: called with what was prepared when the request is not sent; both begin anew, unless an error leaves
+        :param prepare: slow work to do before a request is sent; called shortly before its start, so that requests
+            start on time even if several are being prepared at once
+        :param undo: called with the result of ``prepare`` if the request cannot be sent then; the wait and ``prepare``
+            start over, unless an error was raised
         """
         while True:
             permit = self._acquire()
@@ -91,14 +92,14 @@ class Pacer:
 
     @property
     def refused_for_seconds(self) -> float:
-        """How long nothing but 429 has been answered; 0 while requests are accepted."""
+        """How long every request has been refused with a 429, in seconds; 0 while requests are accepted."""
         with self._changed:
             since = self._controller.throttled_since
             return 0.0 if since is None else self._clock() - since
 
     def _acquire(self) -> Permit:
         """Wait until it is time to prepare the next request."""
-        with self._queue, self._changed:  # one thread waits for the next start, the others for that thread
+        with self._queue, self._changed:  # one thread waits for the next start, the others wait for that thread
             # The usual longest time to prepare, estimated as TCP does its time-out (RFC 6298, 2).
             while delay := self._controller.delay(
                 self._clock(), lead=min(self._mean_seconds + 4 * self._deviation_seconds, MAX_LEAD_SECONDS)
@@ -108,7 +109,7 @@ class Pacer:
             return self._controller.acquire(self._clock())
 
     def _await_start(self, permit: Permit, prepared_at: float) -> bool:
-        """Wait for the start, and return whether the request may be sent."""
+        """Wait until the permit's start, and return whether the request may be sent."""
         with self._changed:
             seconds = self._clock() - prepared_at
             self._deviation_seconds += (abs(seconds - self._mean_seconds) - self._deviation_seconds) / 4
@@ -125,9 +126,9 @@ class Pacer:
     def _end(self, permit: Permit, *, is_sent: bool, error: Exception | None) -> None:
         with self._changed:
             if error is not None:
-                if not self._is_reported:
-                    self._is_reported = True
-                    log.warning("The API limits this task (429). It pauses, then finds the rate that is accepted.")
+                if not self._has_warned:
+                    self._has_warned = True
+                    log.warning("The API is rate limiting this task (429); sending pauses, then resumes more slowly.")
                 self._controller.throttle(permit, self._clock(), retry_after=getattr(error, "retry_after", None))
             elif is_sent:
                 self._controller.release(permit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.catalogue.aspect_ratio import ratio_text
@@ -20,25 +21,21 @@ from airflow_provider_imagen.exceptions import (
     UnsafeAddressError,
 )
 from airflow_provider_imagen.journal.records import Missing, WriteCommitted, WriteStarted
-from airflow_provider_imagen.run.losses import charge_lost
-from airflow_provider_imagen.run.plan import place_of
-from airflow_provider_imagen.run.results import Made, withheld_error
+from airflow_provider_imagen.run.results import FinishedImage, withheld_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from airflow_provider_imagen.journal.log import Journal
-    from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
-    from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-    from airflow_provider_imagen.run.budget import Budget
-    from airflow_provider_imagen.run.ports import Ports
-    from airflow_provider_imagen.run.results import Answered, Record
-    from airflow_provider_imagen.run.shared_state import RunState
+    from airflow_provider_imagen.image_record import ImageRecord, ResponseImage, StoredFile
+    from airflow_provider_imagen.journal.records import Response
+    from airflow_provider_imagen.run.context import RunContext
+    from airflow_provider_imagen.run.ports import Sink
+    from airflow_provider_imagen.run.results import ReceivedResponse
 
 log = logging.getLogger(__name__)
 
-RECORD_PATIENCE_SECONDS = 3.0
+JOURNAL_PATIENCE_SECONDS = 3.0
 """
 How long to wait for a response to become durable before its images are stored anyway.
 
@@ -52,174 +49,172 @@ _IRRETRIEVABLE = (LinkExpiredError, UnsafeAddressError, UnreadableResponseError,
 
 class Finisher:
     """
-    Keeps the images of responses; safe to use from any number of threads.
+    Stores the images of responses; safe to use from any number of threads.
 
-    :param links: decrypts URLs from the journal
     :param find_file: finds an inline image that a previous attempt may have stored unnoticed
-    :param on_picture: called for each finished image with its record, the seconds its request took, and the number of
+    :param on_image: called for each finished image with its record, the seconds its request took, and the number of
         images finished so far
     """
 
     def __init__(
         self,
+        context: RunContext,
         *,
-        ports: Ports,
-        journal: Journal,
-        links: UrlEncryption,
-        state: RunState,
-        budget: Budget,
         find_file: Callable[[str, int], StoredFile | None],
-        on_picture: Callable[[Record, float, int], None],
+        on_image: Callable[[ImageRecord, float, int], None],
     ) -> None:
-        self._ports = ports
-        self._journal = journal
-        self._links = links
-        self._state = state
-        self._budget = budget
+        self._api = context.api
+        self._sink = context.sink
+        self._journal = context.journal
+        self._encryption = context.encryption
+        self._state = context.state
+        self._budget = context.budget
         self._find_file = find_file
-        self._on_picture = on_picture
+        self._on_image = on_image
 
-    def finish(self, answered: Answered) -> None:
-        """Keep the images of one paid request; a failure is recorded and does not affect the other images."""
+    def finish(self, received: ReceivedResponse) -> None:
+        """Store the images of one response; a failure is recorded and does not affect the other images."""
         try:
-            if answered.recorded is not None:
-                self._await_record(answered.recorded)
-                answered.recorded = None  # the result keeps this object long after the request
+            if received.journaled is not None:
+                self._await_durable(received.journaled)
+                received.journaled = None  # the result keeps this object long after the request
             withheld = 0
-            for place, image in enumerate(answered.response.images):
+            for position, image in enumerate(received.response.images):
                 if image.withheld:
                     withheld += 1
                 else:
-                    self._try_to_keep(answered, place, image)
-            made = len(answered.response.images) - withheld
-            if made < answered.images:
-                error = withheld_error(
-                    requested=answered.images, made=made, flagged=withheld, response=answered.response
-                )
-                self._state.record_error(answered.slot_number, error)
+                    self._try_to_finish(received, position, image)
+            requested, made = received.target.images, len(received.response.images) - withheld
+            if made < requested:
+                error = withheld_error(requested=requested, made=made, flagged=withheld, response=received.response)
+                self._state.record_error(received.slot_number, error)
         finally:
-            if answered.finished is not None:
-                answered.finished.set()
+            if received.finished is not None:
+                received.finished.set()
 
-    def finish_again(self, answered: Answered, place: int) -> None:
-        """Keep an image again after its stored file has disappeared."""
-        answered.files.pop(place, None)
-        self._try_to_keep(answered, place, answered.response.images[place])
+    def finish_again(self, received: ReceivedResponse, position: int) -> None:
+        """Store an image again after its file has disappeared."""
+        received.files.pop(position, None)
+        self._try_to_finish(received, position, received.response.images[position])
 
-    def _await_record(self, recorded: Future[None]) -> None:
+    def _await_durable(self, journaled: Future[None]) -> None:
         """Wait briefly for a record to become durable; if it never can, abort the run."""
         try:
-            recorded.result(0.3 if self._state.cancellation.is_cancelled() else RECORD_PATIENCE_SECONDS)
+            journaled.result(0.3 if self._state.cancellation.is_cancelled() else JOURNAL_PATIENCE_SECONDS)
         except TimeoutError:
             return
         except JournalError as error:
             self._state.abort(error)
 
-    def _try_to_keep(self, answered: Answered, place: int, image: ResponseImage) -> None:
-        """Keep one image, or record why that failed."""
-        response = answered.response
+    def _try_to_finish(self, received: ReceivedResponse, position: int, image: ResponseImage) -> None:
+        """Finish one image, or record why that failed."""
+        response = received.response
         try:
-            self._keep(answered, place, image)
+            self._finish_image(received, position, image)
         except ImagenError as error:
             error.inference_id = error.inference_id or response.inference_id
             error.client_request_id = error.client_request_id or response.client_request_id
             error.model = error.model or response.model
-            self._state.record_error(answered.slot_number, error)
+            self._state.record_error(received.slot_number, error)
             if isinstance(error, _IRRETRIEVABLE) or (image.is_inline and isinstance(error, BadImageError)):
-                self._count_missing(answered, place)
-            elif image.is_inline and place not in answered.missing:  # loss not journaled: the file may exist after all
+                self._count_missing(received, position)
+            elif image.is_inline and position not in received.missing:  # not journaled: the file may exist after all
                 self._budget.lose(response.usd_per_image)
             if isinstance(error, StorageError):
                 self._state.count_not_written(error)
         except Exception as error:  # the other images must not be affected
-            log.exception("An image of prompt %d could not be kept.", answered.item.index)
-            self._state.record_error(answered.slot_number, _unexpected(error, response))
+            log.exception("An image of prompt %d could not be stored.", received.item.index)
+            self._state.record_error(received.slot_number, _unexpected(error, response))
 
-    def _count_missing(self, answered: Answered, place: int) -> None:
+    def _count_missing(self, received: ReceivedResponse, position: int) -> None:
         """Count a paid image that cannot be retrieved as lost, once over all attempts."""
-        if place not in answered.missing:
-            self._journal.append(Missing(key=answered.key, image=place))
-            self._budget.lose(answered.response.usd_per_image)
+        if position not in received.missing:
+            self._journal.append(Missing(key=received.key, image=position))
+            self._budget.lose(received.response.usd_per_image)
 
-    def _keep(self, answered: Answered, place: int, image: ResponseImage) -> None:
+    def _finish_image(self, received: ReceivedResponse, position: int, image: ResponseImage) -> None:
         if image.broken:
-            raise UnreadableResponseError(f"Image {place} of the response is {image.broken}.", status=200)
-        url = self._links.open(image.url) if image.url else None
-        image_index = place_of(
-            place, images=answered.images, first_image=answered.first_image, prompt_images=answered.item.images
-        )
-        stored = answered.files.get(place)
-        if stored is not None and self._ports.stores and (kept := self._ports.keep_stored(stored)) is not stored:
-            stored = kept
-            if kept is not None:
-                self._journal.append(WriteCommitted(key=answered.key, image=place, file=kept), can_wait=True)
-        if stored is None and image.is_inline and answered.is_reused and self._ports.stores:
-            found = self._find_file(answered.key, place)
-            stored = self._ports.keep_stored(found) if found is not None else None
-        if stored is None:
-            stored = self._store(answered, place, image, url, image_index)
-        if place in answered.missing:
-            self._budget.lose(-(answered.response.usd_per_image or Decimal(0)))
-        made = Made(answered, place, image_index, url, stored)
-        if stored is not None and answered.aspect_ratio is not None and made.has_wrong_shape:
+            raise UnreadableResponseError(f"Image {position} of the response is {image.broken}.", status=200)
+        url = self._encryption.decrypt(image.url) if image.url else None
+        file = received.files.get(position)
+        if self._sink is not None:
+            file = self._keep_file(self._sink, received, position, image)
+        if file is None:
+            file = self._store(received, position, image, url)
+        if position in received.missing:
+            self._budget.lose(-(received.response.usd_per_image or Decimal(0)))
+        finished = FinishedImage(received, position, url, file)
+        if file is not None and received.aspect_ratio is not None and finished.has_wrong_shape:
             log.warning(
                 "Prompt %d, image %d: requested %s, received %dx%d.",
-                answered.item.index,
-                image_index,
-                ratio_text(answered.aspect_ratio),
-                stored.width,
-                stored.height,
+                received.item.index,
+                finished.image_index,
+                ratio_text(received.aspect_ratio),
+                file.width,
+                file.height,
             )
-        done = self._state.record_made(answered.slot_number, made)
+        count = self._state.record_finished(received.slot_number, finished)
         try:
-            self._on_picture(made.record, answered.seconds, done)
+            self._on_image(finished.record, received.seconds, count)
         except Exception:  # the image is stored, whatever the listener does
             log.exception("The report of a finished image failed.")
 
-    def _store(
-        self, answered: Answered, place: int, image: ResponseImage, url: str | None, image_index: int
+    def _keep_file(
+        self, sink: Sink, received: ReceivedResponse, position: int, image: ResponseImage
     ) -> StoredFile | None:
-        """Return the stored file of one image, or ``None`` when images are not stored."""
-        data = answered.inline.pop(place, None)
-        if image.is_inline and (data is None or not self._ports.stores):
-            response = answered.response
-            raise charge_lost(
-                response.model,
+        """Return the file in which a previous attempt stored an image, if it is still intact."""
+        if (file := received.files.get(position)) is not None:
+            kept = sink.keep(file)
+            if kept is not None and kept is not file:
+                self._journal.append(WriteCommitted(key=received.key, image=position, file=kept), can_wait=True)
+            if kept is not None:
+                return kept
+        if image.is_inline and received.is_reused:
+            found = self._find_file(received.key, position)
+            return sink.keep(found) if found is not None else None
+        return None
+
+    def _store(
+        self, received: ReceivedResponse, position: int, image: ResponseImage, url: str | None
+    ) -> StoredFile | None:
+        """Download an image if necessary and return its stored file; ``None`` when images are not stored."""
+        data = received.inline.pop(position, None)
+        response = received.response
+        if image.is_inline and (data is None or self._sink is None):
+            raise ChargedButLostError.of_charge(
+                response.usd_per_image,
+                model=response.model,
                 client_request_id=response.client_request_id,
                 inference_id=response.inference_id,
-                usd=response.usd_per_image,
             )
-        if not self._ports.stores:
+        if self._sink is None:
             return None
         if data is None:
-            data = self._download(url, given_at=answered.response.at)
-
-        def journal_write_started(expected: StoredFile) -> None:
-            """Journal where the only copy will be, so that a crash after the write does not hide it."""
-            self._await_record(self._journal.append(WriteStarted(key=answered.key, image=place, file=expected)))
-
-        stored = self._ports.save(
-            data,
-            item=answered.item,
-            image_index=image_index,
-            response=answered.response,
-            image=image,
-            announce=journal_write_started if image.is_inline else None,
-        )
+            data = self._download(url, received_at=response.at)
+        before_write = partial(self._journal_write_started, received.key, position) if image.is_inline else _do_nothing
+        file = self._sink.save(data, received, position, before_write)
         self._state.count_written()
-        self._journal.append(WriteCommitted(key=answered.key, image=place, file=stored), can_wait=True)
-        return stored
+        self._journal.append(WriteCommitted(key=received.key, image=position, file=file), can_wait=True)
+        return file
 
-    def _download(self, url: str | None, *, given_at: float) -> bytes:
+    def _journal_write_started(self, key: str, position: int, expected: StoredFile) -> None:
+        """Journal where the only copy of an image will be, so that a crash after the write does not hide it."""
+        self._await_durable(self._journal.append(WriteStarted(key=key, image=position, file=expected)))
+
+    def _download(self, url: str | None, *, received_at: float) -> bytes:
         if url is None:
             raise LinkExpiredError("The signed URL was encrypted with another API key and cannot be read.")
-        if self._state.cancellation.is_abandoned():
+        if self._state.cancellation.abandoned.is_set():
             raise StoppedError("The task was cancelled; the image is paid for and the next attempt downloads it.")
         try:
-            return self._ports.fetch(url)
+            return self._api.fetch(url)
         except LinkExpiredError as error:
-            error.args = (f"{error} The API gave the URL {_age(time.time() - given_at)} ago.",)
+            error.args = (f"{error} The API returned the URL {_age(time.time() - received_at)} ago.",)
             raise
+
+
+def _do_nothing(_: StoredFile) -> None:
+    """Journal nothing: an image with a URL can be downloaded again."""
 
 
 def _age(seconds: float) -> str:
@@ -232,7 +227,7 @@ def _age(seconds: float) -> str:
 
 def _unexpected(error: Exception, response: Response) -> StorageError:
     failure = StorageError(
-        f"The image could not be kept ({type(error).__name__}); the task's log has the details.",
+        f"The image could not be stored ({type(error).__name__}); the task's log has the details.",
         inference_id=response.inference_id,
         client_request_id=response.client_request_id,
         model=response.model,

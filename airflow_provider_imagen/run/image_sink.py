@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.journal.records import StoredFile
-from airflow_provider_imagen.run.plan import place_of
-from airflow_provider_imagen.storage.atomic_write import check_stored, file_sizes, read_bytes, redacted_address
+from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
 from airflow_provider_imagen.storage.manifest import recorded_names
-from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, picture_name, picture_stems
+from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
 from airflow_provider_imagen.storage.provenance import Provenance
-from airflow_provider_imagen.storage.save_image import save_picture, write_thumbnail, write_under_free_name
+from airflow_provider_imagen.storage.save_image import save_image, write_image, write_thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage
-    from airflow_provider_imagen.run.plan import Item, Plan, Unit
+    from airflow_provider_imagen.image_record import ResponseImage, StoredFile
+    from airflow_provider_imagen.journal.records import RequestState, Response
+    from airflow_provider_imagen.run.plan import Plan, PromptItem
+    from airflow_provider_imagen.run.results import ReceivedResponse
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
-    from airflow_provider_imagen.storage.save_image import StoredPicture
     from airflow_provider_imagen.storage.task_identity import Origin
 
 log = logging.getLogger(__name__)
@@ -45,26 +44,26 @@ class StoredFiles:
         self._open_path = open_path
         self._folders = folders
 
-    def find(self, stored: StoredFile) -> tuple[StoragePath, StoragePath] | None:
+    def find(self, file: StoredFile) -> tuple[StoragePath, StoragePath] | None:
         """Return the path of an image and its output folder; ``None`` if the image is not in an allowed place."""
-        path = self._open_path(stored.path)
-        folder = folder_above(path, stored.file_name)
-        if folder is None or not stays_below(stored.thumbnail or stored.file_name):
+        path = self._open_path(file.path)
+        folder = folder_above(path, file.file_name)
+        if folder is None or not stays_below(file.thumbnail or file.file_name):
             return None
-        if self._folders is not None and stored.path not in (
-            address_of(descend(allowed, stored.file_name)) for allowed in self._folders
+        if self._folders is not None and file.path not in (
+            address_of(descend(allowed, file.file_name)) for allowed in self._folders
         ):
             return None
         return path, folder
 
-    def is_there(self, stored: StoredFile, *, sha256: str | None = None) -> bool:
+    def is_there(self, file: StoredFile, *, sha256: str | None = None) -> bool:
         """
         Return whether a stored image exists with the right size and, if ``sha256`` is given, the right contents.
 
         :raises StorageError: the store cannot be reached
         """
-        place = self.find(stored)
-        return place is not None and check_stored(place[0], size=stored.bytes, sha256=sha256, within=place[1])
+        found = self.find(file)
+        return found is not None and is_intact(found[0], size=file.bytes, sha256=sha256, within=found[1])
 
 
 class ImageSink:
@@ -77,7 +76,7 @@ class ImageSink:
     :param folder: output folder
     :param open_path: turns the path of a stored image back into a path object
     :param plan: the planned images; decides the names
-    :param entries: the journal's requests, so that a new image never takes the name of a kept one
+    :param requests: the journal's requests, so that a new image never takes the name of a kept one
     :param origin: this task instance
     :param filename: name pattern
     :param provenance: ``True`` writes into each file what made it, ``False`` does not, a mapping changes, adds or
@@ -93,7 +92,7 @@ class ImageSink:
         folder: StoragePath,
         open_path: Callable[[str], StoragePath],
         plan: Plan,
-        entries: Mapping[str, RequestState],
+        requests: Mapping[str, RequestState],
         origin: Origin,
         filename: str,
         provenance: bool | Mapping[str, Any] = True,
@@ -109,9 +108,9 @@ class ImageSink:
         self._provenance = provenance
         self._image_format = image_format
         self._thumbnail_pixels = thumbnail_pixels
-        self._stems = self._name_pictures(entries)
+        self._stems = self._name_images(requests)
         self._own_names = recorded_names(folder, origin) | {
-            stored.file_name for request in entries.values() for stored in request.files.values()
+            file.file_name for request in requests.values() for file in request.files.values()
         }
         self._lock = threading.Lock()
         self._has_warned = False
@@ -121,82 +120,83 @@ class ImageSink:
     def save(
         self,
         data: bytes,
-        *,
-        item: Item,
-        image_index: int,
-        response: Response,
-        image: ResponseImage,
-        announce: Callable[[StoredFile], None] | None = None,
+        received: ReceivedResponse,
+        position: int,
+        before_write: Callable[[StoredFile], None] = lambda _: None,
     ) -> StoredFile:
         """
         Verify one image, add its provenance, and store it.
 
-        :param announce: called with the file to expect, still without its preview, right before it is written
+        :param position: index of the image in the response, from 0
+        :param before_write: called with the expected file, still without its preview, right before it is written
         """
-        stem = None if item.is_superseded else self._stems.get((item.index, image_index))
-        if stem is None:  # more than requested, or no longer requested
-            fields = self._name_fields(item, image_index)
-            stem = picture_name(self._filename, fields=fields, extension="x").removesuffix(".x")
-            if item.is_superseded and stem in self._stems.values():
-                stem = append_to_stem(stem, f"-{response.key[:8]}")
-        saved = save_picture(
+        saved = save_image(
             data,
             folder=self.folder,
-            stem=stem,
+            stem=self._stem(received, position),
             owner=self._origin.identity,
-            provenance=self._describe(item, response, image),
+            provenance=self._describe(received.item, received.response, received.response.images[position]),
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
             may_replace=self._is_own,
-            announce=(lambda expected: announce(_as_fact(expected))) if announce is not None else None,
+            before_write=before_write,
         )
         for note in saved.notes:
-            log.warning("%s: %s", saved.file_name, note)
-        return _as_fact(saved)
+            log.warning("%s: %s", saved.file.file_name, note)
+        return saved.file
 
-    def is_stored(self, stored: StoredFile) -> bool:
+    def _stem(self, received: ReceivedResponse, position: int) -> str:
+        """Return an image's name without extension: the planned one, or a new one if it was not or is not requested."""
+        item, image_index = received.item, received.target.index_of(position)
+        planned = None if item.is_superseded else self._stems.get((item.index, image_index))
+        if planned is not None:
+            return planned
+        fields = self._name_fields(item, image_index)
+        stem = image_name(self._filename, fields=fields, extension="x").removesuffix(".x")
+        if item.is_superseded and stem in self._stems.values():
+            return append_to_stem(stem, f"-{received.key[:8]}")
+        return stem
+
+    def is_stored(self, file: StoredFile) -> bool:
         """Return whether a previous attempt's image is still present and intact."""
         try:
-            return self._stored_files.is_there(stored, sha256=stored.sha256)
+            return self._stored_files.is_there(file, sha256=file.sha256)
         except StorageError as error:
             log.warning("%s It is downloaded again.", error)
             return False
 
-    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+    def keep(self, file: StoredFile) -> StoredFile | None:
         """
         Return where a previous attempt's image is now, or ``None`` if it is gone.
 
         An image in another folder, because ``output_path`` has changed, is copied to the current one.
         """
-        place = self._stored_files.find(stored)
-        if place is None or not self.is_stored(stored):
+        found = self._stored_files.find(file)
+        if found is None or not self.is_stored(file):
             return None
-        if address_of(descend(self.folder, stored.file_name)) == stored.path:
-            return stored
+        path, folder = found
+        if address_of(descend(self.folder, file.file_name)) == file.path:
+            return file
         try:
-            data = read_bytes(place[0], within=place[1])
+            data = read_bytes(path, within=folder)
         except StorageError as error:
             log.warning("%s The image is downloaded again.", error)
             return None
         if data is None:
             return None
-        file_name = write_under_free_name(
+        copy = write_image(
             data,
+            replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None),
             folder=self.folder,
-            file_name=stored.file_name,
-            content_type=stored.mime_type,
             owner=self._origin.identity,
-            digest=stored.sha256,
             may_replace=self._is_own,
         )
-        place_name = redacted_address(place[0])
-        log.info("Copied %s from %s: output_path has changed since the last attempt.", file_name, place_name)
-        return replace(
-            stored,
-            path=address_of(descend(self.folder, file_name)),
-            file_name=file_name,
-            thumbnail=self._thumbnail(data, file_name),
+        log.info(
+            "Copied %s from %s: output_path has changed since the last attempt.",
+            copy.file_name,
+            redacted_address(path),
         )
+        return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
         """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
@@ -214,15 +214,15 @@ class ImageSink:
             log.warning("%s: no preview: %s", file_name, error)
             return None
 
-    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+    def find_missing(self, files: Iterable[StoredFile]) -> list[StoredFile]:
         """
         Return the images whose files have disappeared or have a different size.
 
         :raises StorageError: the folder cannot be listed
         """
-        wanted = list(stored)
-        sizes = file_sizes(self.folder, {each.file_name for each in wanted})
-        return [each for each in wanted if sizes.get(each.file_name) != each.bytes]
+        wanted = list(files)
+        sizes = file_sizes(self.folder, {file.file_name for file in wanted})
+        return [file for file in wanted if sizes.get(file.file_name) != file.bytes]
 
     def _is_own(self, file_name: str) -> bool:
         """Return whether an existing file is known to be this task instance's, from before this attempt."""
@@ -232,7 +232,7 @@ class ImageSink:
             if not self._has_warned:
                 self._has_warned = True
                 log.warning(
-                    "%s exists already, and not as an image that this task instance is known to have made. It is not "
+                    "%s already exists and was not written by this task instance, as far as is known. It is not "
                     "replaced: images whose name is taken get -%s appended. {identity} in filename %r, or {{ run_id }} "
                     "in output_path, avoids that.",
                     file_name,
@@ -241,44 +241,31 @@ class ImageSink:
                 )
         return False
 
-    def _name_pictures(self, entries: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
+    def _name_images(self, requests: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
         """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
-        places = [(item, image) for item in self._plan.items for image in range(item.images)]
-        stems = picture_stems(self._filename, [self._name_fields(item, image) for item, image in places])
-        names = {(item.index, image): stem for (item, image), stem in zip(places, stems, strict=True)}
-        kept = self._kept_names(entries)
-        taken = {stem.casefold(): place for place, stem in kept.items()}
-        for place, stem in names.items():
+        images = [(item, index) for item in self._plan.items for index in range(item.images)]
+        stems = image_stems(self._filename, [self._name_fields(item, index) for item, index in images])
+        names = {(item.index, index): stem for (item, index), stem in zip(images, stems, strict=True)}
+        taken = {stem.casefold(): image for image, stem in self._kept_names(requests).items()}
+        for image, stem in names.items():
             number = 1
-            while taken.get(names[place].casefold(), place) != place:
+            while taken.get(names[image].casefold(), image) != image:
                 number += 1
-                names[place] = f"{stem}-v{number}"
+                names[image] = f"{stem}-v{number}"
         return names
 
-    def _kept_names(self, entries: Mapping[str, RequestState]) -> dict[tuple[Any, int], str]:
-        """Return the names of stored images, by position in this plan, or by journal key if they have no position."""
-        places: dict[str, tuple[Unit, Item, int]] = {}
-        for slot in self._plan.slots:
-            for units in slot.choices:
-                first = slot.first_image
-                for unit in units:
-                    places[unit.key] = (unit, self._plan.items[slot.item], first)
-                    first += unit.request.expected_images
+    def _kept_names(self, requests: Mapping[str, RequestState]) -> dict[tuple[Any, int], str]:
+        """Return the names of stored images, by prompt and image index, or by journal key if no longer requested."""
+        targets = {planned.key: planned.target for planned in self._plan.requests}
         kept: dict[tuple[Any, int], str] = {}
-        for key, entry in entries.items():
-            place = places.get(key)
-            for number, stored in entry.files.items():
-                where: tuple[Any, int] = (key, number)
-                if place is not None:
-                    unit, item, first = place
-                    index = place_of(
-                        number, images=unit.request.expected_images, first_image=first, prompt_images=item.images
-                    )
-                    where = (item.index, index)
-                kept[where] = stored.file_name.rpartition(".")[0]
+        for key, request in requests.items():
+            target = targets.get(key)
+            for position, file in request.files.items():
+                image = (key, position) if target is None else (target.prompt_index, target.index_of(position))
+                kept[image] = file.file_name.rpartition(".")[0]
         return kept
 
-    def _name_fields(self, item: Item, image: int) -> NameFields:
+    def _name_fields(self, item: PromptItem, image: int) -> NameFields:
         seed = item.arguments.get("seed")
         return NameFields(
             origin=self._origin,
@@ -291,7 +278,7 @@ class ImageSink:
             items=len(self._plan.items),
         )
 
-    def _describe(self, item: Item, response: Response, image: ResponseImage) -> Provenance | None:
+    def _describe(self, item: PromptItem, response: Response, image: ResponseImage) -> Provenance | None:
         if self._provenance is False:
             return None
         own = {"model", "prompt", "seed"}
@@ -306,16 +293,3 @@ class ImageSink:
             created_at=datetime.fromtimestamp(response.at, UTC),
         )
         return described if self._provenance is True else described.changed(self._provenance)
-
-
-def _as_fact(picture: StoredPicture) -> StoredFile:
-    return StoredFile(
-        path=picture.path,
-        file_name=picture.file_name,
-        sha256=picture.sha256,
-        bytes=picture.bytes,
-        mime_type=picture.mime_type,
-        width=picture.width,
-        height=picture.height,
-        thumbnail=picture.thumbnail,
-    )

@@ -1,5 +1,5 @@
 """
-Read input images: check them before anything is paid, and read them again when a request is sent.
+Read input images: check them before any money is spent, and read them again when a request is sent.
 
 Their bytes are not kept in between, so memory use does not grow with the number of items.
 """
@@ -25,21 +25,21 @@ from airflow_provider_imagen.api.fields import IMAGE_FIELDS
 from airflow_provider_imagen.catalogue.input_images import (
     INPUT_ARGUMENT,
     MAX_INPUT_BYTES,
-    PictureFile,
+    ImageFile,
     flatten,
-    kind_of,
     limits_for,
     reference_in,
-    why_no_reference,
+    reference_kind,
+    reference_problem,
 )
 from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.catalogue.validation import show
 from airflow_provider_imagen.exceptions import BadImageError, InvalidRequestError, Problem, StorageError
 from airflow_provider_imagen.storage.atomic_write import read_bytes
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.local_files import IrregularFileError
 from airflow_provider_imagen.storage.paths import StoragePath, filesystem_of, local_path, protocol_of, stays_below
-from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +51,11 @@ log = logging.getLogger(__name__)
 INPUT_NAMES: Final = (INPUT_ARGUMENT, *IMAGE_FIELDS)
 """Arguments that refer to input images."""
 
-_READS_AT_ONCE: Final = 4
-_STAND_IN: Final = "https://unusable.invalid"
+_PARALLEL_READS: Final = 4
+_PLACEHOLDER_URL: Final = "https://unusable.invalid"
 """Placeholder for an unusable image, so that the rest of its item is validated all the same."""
 
-Asked = dict[str, Any]
+Arguments = dict[str, Any]
 Files = list[tuple[str, tuple[str, bytes, str]]]
 
 
@@ -80,75 +80,75 @@ class InputReader:
         self._roots = roots
         self._decoding = threading.Lock()
 
-    # --- before paying ------------------------------------------------------------------------------------------------
+    # --- planning ----------------------------------------------------------------------------------------------------
 
-    def resolve(self, asked: Sequence[tuple[Asked, str]], problems: list[Problem]) -> list[Asked]:
+    def resolve(self, items: Sequence[tuple[Arguments, str]], problems: list[Problem]) -> list[Arguments]:
         """
-        Return the arguments with a URL, ``data:`` URI or :class:`PictureFile` for every image they refer to.
+        Return the arguments with a URL, ``data:`` URI or :class:`ImageFile` for every image they refer to.
 
-        Each file is read once, however many items refer to it. It must exist, be readable and hold a complete image.
+        Each file is read once, however many items refer to it. It must exist, be readable and contain a complete image.
 
-        :param asked: each item's arguments, and the prefix for its field names in problems
-        :param problems: receives what is wrong
-        :raises StorageError: a file that exists, or may exist, cannot be read now
+        :param items: each item's arguments, and the prefix of its field names in problems
+        :param problems: receives the problems found
+        :raises StorageError: a file that exists, or may exist, cannot be read at the moment
         """
-        asked = [
+        items = [
             ({**arguments, **{name: _as_text(arguments[name]) for name in INPUT_NAMES if name in arguments}}, where)
-            for arguments, where in asked
+            for arguments, where in items
         ]
-        wanted = dict.fromkeys(
+        addresses = dict.fromkeys(
             reference
-            for arguments, _ in asked
+            for arguments, _ in items
             for name in INPUT_NAMES
             for value in flatten(arguments.get(name))
-            if (reference := reference_in(value)) is not None and kind_of(reference, field=name) == "path"
+            if (reference := reference_in(value)) is not None and reference_kind(reference, field=name) == "path"
         )
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            found = dict(zip(wanted, pool.map(self._look_at, wanted), strict=True))
-        return [self._put_in(arguments, where, found, problems) for arguments, where in asked]
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            found = dict(zip(addresses, pool.map(self._inspect, addresses), strict=True))
+        return [self._substitute(arguments, where, found, problems) for arguments, where in items]
 
-    def _put_in(
-        self, arguments: Asked, where: str, found: Mapping[str, PictureFile | str], problems: list[Problem]
-    ) -> Asked:
+    def _substitute(
+        self, arguments: Arguments, where: str, found: Mapping[str, ImageFile | str], problems: list[Problem]
+    ) -> Arguments:
         resolved = dict(arguments)
         for name in INPUT_NAMES:
             if (value := arguments.get(name)) is None:
                 continue
-            is_one = isinstance(value, (str, Mapping))
-            pictures: list[Any] = []
+            is_single = isinstance(value, (str, Mapping))
+            images: list[Any] = []
             for index, part in enumerate(flatten(value)):
-                field = f"{where}{name}" if is_one else f"{where}{name}[{index}]"
+                field = f"{where}{name}" if is_single else f"{where}{name}[{index}]"
                 reference = reference_in(part)
-                picture = found.get(reference, reference) if reference else None
-                if isinstance(picture, str) and reference in found:
-                    problems.append(Problem(field, reference, picture))
-                    picture = _STAND_IN
-                elif picture is None:
-                    problems.append(Problem(field, show(part), why_no_reference(part)))
-                    picture = _STAND_IN
-                pictures.append(picture)
-            resolved[name] = pictures[0] if is_one else pictures
+                image = found.get(reference, reference) if reference else None
+                if isinstance(image, str) and reference in found:
+                    problems.append(Problem(field, reference, image))
+                    image = _PLACEHOLDER_URL
+                elif image is None:
+                    problems.append(Problem(field, show(part), reference_problem(part)))
+                    image = _PLACEHOLDER_URL
+                images.append(image)
+            resolved[name] = images[0] if is_single else images
         return resolved
 
-    def _look_at(self, address: str) -> PictureFile | str:
+    def _inspect(self, address: str) -> ImageFile | str:
         """Return the description of a stored image, or the reason why it cannot be used."""
         try:
             path = self._open_path(address)
         except (ValueError, ImportError) as error:
-            return f"this path cannot be opened ({error})"
+            return f"the path cannot be opened ({error})"
         try:
             data = self._read_path(path)
         except _UnusableError as error:
             return str(error)
         if data is None:
-            return "there is no such file"
+            return "the file does not exist"
         try:
             with self._decoding:  # a decoded image is many times larger than its file: one at a time
-                facts = inspect_picture(data)
+                info = inspect_image(data)
         except BadImageError as error:
-            return f"a picture is needed. {_without_contents(error)}"
+            return f"an image is required. {_without_contents(error)}"
         digest = hashlib.sha256(data).hexdigest()
-        return PictureFile(address, digest, len(data), facts.mime_type, facts.width, facts.height)
+        return ImageFile(address, digest, len(data), info.mime_type, info.width, info.height)
 
     def _read_path(self, path: StoragePath) -> bytes | None:
         """
@@ -159,37 +159,37 @@ class InputReader:
         """
         within = None
         if self._roots is not None:
-            if (place := _place_below(path, self._roots)) is None:
+            if (resolved := _resolve_below(path, self._roots)) is None:
                 raise _UnusableError("only files in the folders of [imagen] input_roots are allowed")
-            path, within = place
+            path, within = resolved
         elif (local := local_path(path)) is not None:
-            path = Path(os.path.realpath(local))  # the author's own symlinks may lead anywhere but to a device
+            path = Path(os.path.realpath(local))  # without input_roots, symlinks may lead to any regular file
         try:
             size = _size_of(path)
             if size is not None and size > MAX_INPUT_BYTES:
                 raise _UnusableError(f"the file has {size:,} bytes; at most {MAX_INPUT_BYTES:,} are allowed")
             return read_bytes(path, within=within, max_bytes=MAX_INPUT_BYTES)
         except IrregularFileError:
-            raise _UnusableError("only a regular file is allowed, no pipe, socket or device") from None
+            raise _UnusableError("a regular file is required, not a pipe, socket or device") from None
         except (ValueError, ImportError) as error:
-            raise _UnusableError(f"this path cannot be opened ({error})") from None
+            raise _UnusableError(f"the path cannot be opened ({error})") from None
 
-    # --- when sending -------------------------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------------------------------
 
     def wire(self, request: ImageRequest) -> tuple[Mapping[str, Any], Files | None]:
         """
-        Return what is sent: a JSON body, or form fields with the files to upload.
+        Return what to send: a JSON body, or form fields with the files to upload.
 
-        A stored image becomes a ``data:`` URI, or a file where the endpoint takes uploads. Such endpoints accept
-        neither URLs nor base64 (docs, gpt-image-1 page), so images given by URL are downloaded first.
+        A stored image becomes a ``data:`` URI, or a file if the endpoint takes uploads. Such endpoints accept neither
+        URLs nor base64 (docs, gpt-image-1 page), so images given by URL are downloaded first.
 
-        :raises StorageError: a file is gone or has changed since it was checked; the next attempt checks it again
+        :raises StorageError: a file was deleted or changed since it was checked; the next attempt checks it again
         :raises DownloadError: an image that has to be uploaded cannot be downloaded
         :raises InvalidRequestError: a mask and its image differ in size
         """
         if request.path.endswith("/edits"):
             return self._form(request)
-        if not any(isinstance(part, PictureFile) for value in request.body.values() for part in flatten(value)):
+        if not any(isinstance(part, ImageFile) for value in request.body.values() for part in flatten(value)):
             return request.body, None
         body = {
             name: [self._inline(request, name, part) for part in value]
@@ -200,7 +200,7 @@ class InputReader:
         return body, None
 
     def _inline(self, request: ImageRequest, name: str, value: Any) -> Any:
-        if not isinstance(value, PictureFile):
+        if not isinstance(value, ImageFile):
             return value
         data, mime_type, _ = self._fitted(request, name, value)
         return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"
@@ -222,7 +222,7 @@ class InputReader:
                 files.append((part_name, (f"{name}-{number}.{mime_type.partition('/')[2]}", data, mime_type)))
         if "mask" in sizes and sizes["mask"] != sizes["image"]:
             raise InvalidRequestError(
-                f"mask: it is {_size_text(sizes['mask'])}, and has to have the size of the first picture, "
+                f"mask: its size is {_size_text(sizes['mask'])}, but it must have the size of the first image, "
                 f"{_size_text(sizes['image'])}. Nothing was sent.",
                 field="mask",
                 model=str(request.body.get("model")),
@@ -230,25 +230,25 @@ class InputReader:
         return form, files
 
     def _bytes_of(self, value: Any) -> bytes:
-        if isinstance(value, PictureFile):
+        if isinstance(value, ImageFile):
             return self._read(value)
         if value.startswith("data:"):
             try:
                 return base64.b64decode(unquote_to_bytes(value.partition(",")[2]), validate=True)
             except (binascii.Error, ValueError):
-                raise BadImageError("A data URI does not hold base64. Nothing was sent.") from None
+                raise BadImageError("A data URI does not contain valid base64. Nothing was sent.") from None
         return self._fetch(value)
 
-    def _read(self, picture: PictureFile) -> bytes:
+    def _read(self, image: ImageFile) -> bytes:
         try:
-            data = self._read_path(self._open_path(picture.address))
+            data = self._read_path(self._open_path(image.address))
         except _UnusableError:  # replaced since it was checked
             data = b""
-        if data is None or hashlib.sha256(data).hexdigest() != picture.sha256:
-            what = "is gone" if data is None else "has changed"
+        if data is None or hashlib.sha256(data).hexdigest() != image.sha256:
+            change = "deleted" if data is None else "changed"
             raise StorageError(
-                f"The input picture {show(picture.address)} {what} since it was checked. Nothing was sent; "
-                f"the next try checks it again."
+                f"The input image {show(image.address)} was {change} after it was checked. Nothing was sent; "
+                f"the next attempt checks it again."
             )
         return data
 
@@ -256,40 +256,40 @@ class InputReader:
         """
         Return the bytes and media type of one image, and its width and height.
 
-        It is re-encoded only where it exceeds limits that the model documents.
+        Re-encodes it only if it exceeds limits that the model documents.
         """
         model_id = str(request.body.get("model"))
         model = find_model(model_id)
         limits = limits_for(model.id if model else model_id, request.path, name)
         data = self._bytes_of(value)
-        if isinstance(value, PictureFile) and limits.admit(
+        if isinstance(value, ImageFile) and limits.admit(
             mime_type=value.mime_type, size=value.bytes, width=value.width, height=value.height
         ):
             return data, value.mime_type, (value.width, value.height)
         with self._decoding:
-            fitted, mime_type = fit_picture(data, **asdict(limits))
-            facts = inspect_picture(fitted)
+            fitted, mime_type = resize_to_limits(data, **asdict(limits))
+            info = inspect_image(fitted)
         if fitted is not data:
             log.info(
-                "%s was made fit for %s, whose documentation limits its %s: now %s, %d x %d pixels, %d bytes.",
-                show(value.address) if isinstance(value, PictureFile) else "A picture",
+                "Re-encoded %s to fit the documented limits of %s for %s: %s, %d x %d pixels, %d bytes.",
+                show(value.address) if isinstance(value, ImageFile) else "an image",
                 model_id,
                 name,
                 mime_type,
-                facts.width,
-                facts.height,
+                info.width,
+                info.height,
                 len(fitted),
             )
-        return fitted, mime_type, (facts.width, facts.height)
+        return fitted, mime_type, (info.width, info.height)
 
 
 class _UnusableError(Exception):
     """A file that cannot be used as input; the message says what is allowed."""
 
 
-def _place_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
+def _resolve_below(path: StoragePath, roots: Sequence[StoragePath]) -> tuple[StoragePath, StoragePath] | None:
     """
-    Return the path of a file and the root it is below, both with symlinks resolved; ``None`` if it is below no root.
+    Return the path of a file and the root it is below, both with symlinks resolved; ``None`` if there is no such root.
 
     A root without a connection id stands for every connection.
     """
@@ -313,9 +313,9 @@ def _is_below(path: Any, root: Any) -> bool:
 
 
 def _without_contents(error: BadImageError) -> str:
-    """Return why a file is not an image, without the bytes that error messages quote from it: they may be private."""
+    """Return why a file is not an image, without the bytes quoted in the error, which may be private."""
     reason = str(error).partition(": ")[0] if error.__cause__ else str(error)
-    return re.sub(r" \(they start with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
+    return re.sub(r" \(starting with \w+\)| \(\d+ bytes\)| b'.*'", "", re.sub(r"The \d+ bytes are", "It is", reason))
 
 
 def _as_text(value: Any) -> Any:
@@ -333,7 +333,7 @@ def _size_text(size: tuple[int, int]) -> str:
 
 def _size_of(path: StoragePath) -> int | None:
     """
-    Return the size of a file before it is read, or ``None`` if unknown: reading it will show why.
+    Return the size of a file before it is read; ``None`` if unknown, in which case reading it will show why.
 
     :raises ValueError, ImportError: no installed package supports this kind of store
     """

@@ -9,100 +9,95 @@ never happened.
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import suppress
-from datetime import datetime  # noqa: TC003 - msgspec reads the annotation
+from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct
 
-from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile, WriteCommitted
+from airflow_provider_imagen.image_record import ResponseImage
+from airflow_provider_imagen.journal.records import Response, WriteCommitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from airflow_provider_imagen.image_record import ManifestLine, StoredFile
     from airflow_provider_imagen.journal.records import Record, RequestState
     from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 
 
-class _Line(Struct):
-    """The fields and types a manifest line must have to describe an image; the file may have been edited."""
+class _Found(Struct, frozen=True):
+    """An image that the manifest fully describes."""
 
-    client_request_id: str
-    image_index: int
-    url: str | None
-    enhanced_prompt: str | None
-    seed: int | None
-    usd: float | None
-    inference_id: str | None
-    model: str
-    created_at: datetime
-    path: str
-    file_name: str
-    sha256: str
-    bytes: int
-    mime_type: str
-    width: int
-    height: int
-    thumbnail: str | None
+    line: ManifestLine
+    file: StoredFile
 
 
 def missed_records(
-    requests: Mapping[str, RequestState], *, lines: Iterable[Mapping[str, Any]], links: UrlEncryption
+    requests: Mapping[str, RequestState], *, lines: Iterable[ManifestLine], encryption: UrlEncryption
 ) -> list[Record]:
     """
     Return the records that the journal lacks for images in the manifest.
 
     A request without a response stays in doubt if only some of its images are listed: what became of the others is
-    unknown.
+    unknown. Lines that do not fully describe a file are ignored, because the manifest may have been edited.
 
     :param requests: the journal's requests; those in doubt have an intent and no response
     :param lines: what this task instance recorded in the manifest
-    :param links: encrypts URLs for the journal
+    :param encryption: encrypts URLs for the journal
     """
-    by_request: dict[str, dict[int, _Line]] = defaultdict(dict)
+    by_request: dict[str, dict[int, _Found]] = defaultdict(dict)
     for line in lines:  # an image may be listed twice: before and after its attempt lost the journal
-        with suppress(ValidationError):
-            read = convert(line, type=_Line)
-            by_request[read.client_request_id][read.image_index] = read
+        file = line.file
+        if line.client_request_id is not None and line.image_index is not None and file is not None:
+            by_request[line.client_request_id][line.image_index] = _Found(line, file)
     missed: list[Record] = []
     for key, request in requests.items():
         if request.response is not None:
             missed += _missed_files(key, request, by_request.get(request.response.client_request_id, {}))
             continue
         for client_request_id, intent in request.open_intents.items():
-            found = [line for _, line in sorted(by_request.get(client_request_id, {}).items())]
-            if found and len(found) == intent.target.images:
-                missed.append(_response(key, client_request_id, found, links))
-                missed += [WriteCommitted(key=key, image=place, file=_stored(line)) for place, line in enumerate(found)]
+            by_index = by_request.get(client_request_id, {})
+            found = [by_index[index] for index in sorted(by_index)]
+            lines_found = [image.line for image in found]
+            is_complete = bool(found) and len(found) == intent.target.images
+            if is_complete and (response := _response(key, lines_found, encryption)) is not None:
+                missed.append(response)
+                missed += [WriteCommitted(key=key, image=index, file=image.file) for index, image in enumerate(found)]
                 break
     return missed
 
 
-def _missed_files(key: str, request: RequestState, by_index: Mapping[int, _Line]) -> Iterator[WriteCommitted]:
+def _missed_files(key: str, request: RequestState, by_index: Mapping[int, _Found]) -> Iterator[WriteCommitted]:
     """Yield the missing records of stored images whose response is in the journal."""
-    for place in request.places_without_file if request.target is not None else ():
-        line = by_index.get(request.target.index_of(place))  # type: ignore[union-attr]
-        if line is not None:
-            yield WriteCommitted(key=key, image=place, file=_stored(line))
+    for position in request.positions_without_file if request.target is not None else ():
+        found = by_index.get(request.target.index_of(position))  # type: ignore[union-attr]
+        if found is not None:
+            yield WriteCommitted(key=key, image=position, file=found.file)
 
 
-def _response(key: str, client_request_id: str, lines: list[_Line], links: UrlEncryption) -> Response:
+def _response(key: str, lines: list[ManifestLine], encryption: UrlEncryption) -> Response | None:
+    """Return the response that manifest lines describe, one line per image; ``None`` if they leave out part of it."""
+    first = lines[0]
     costs = [Decimal(str(line.usd)) for line in lines if line.usd is not None]
+    try:
+        at = datetime.fromisoformat(first.created_at or "").timestamp()
+    except ValueError:
+        return None
+    if first.client_request_id is None or first.model is None:
+        return None
     return Response(
         key=key,
-        client_request_id=client_request_id,
+        client_request_id=first.client_request_id,
         images=tuple(
-            ResponseImage(url=links.close(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed)
+            ResponseImage(
+                url=encryption.encrypt(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed
+            )
             for line in lines
         ),
         usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,
         usd_is_estimate=True,  # the manifest does not say whether the API stated the amounts
-        inference_id=lines[0].inference_id,
-        model=lines[0].model,
-        at=lines[0].created_at.timestamp(),
+        inference_id=first.inference_id,
+        model=first.model,
+        at=at,
     )
-
-
-def _stored(line: _Line) -> StoredFile:
-    return StoredFile(**{name: getattr(line, name) for name in StoredFile.__struct_fields__})

@@ -7,19 +7,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from airflow_provider_imagen.api.fields import COUNT_FIELDS, read_whole_number
-from airflow_provider_imagen.catalogue.prompt_text import why_broken
+from airflow_provider_imagen.catalogue.prompt_text import text_problem
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
+from airflow_provider_imagen.journal.records import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from decimal import Decimal
 
+    from airflow_provider_imagen.catalogue.pricing import PriceList, QuoteSource
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
 
 _OWN_KEYS = frozenset({"name"})
@@ -28,18 +30,20 @@ _OWN_KEYS = frozenset({"name"})
 _PLACE = r"^prompt\[\d+\]\.?"
 
 
-class Unit(Struct, frozen=True):
+class PlannedRequest(Struct, frozen=True):
     """
     One paid POST.
 
     :param key: its journal key: a fingerprint of the request, and a counter that tells identical requests apart
     :param request: what is sent
-    :param expected_usd: price known in advance, in USD; ``None`` when unknown
+    :param target: the images it is for
+    :param quoted_usd: price known in advance, in USD; ``None`` when unknown
     """
 
     key: str
     request: ImageRequest
-    expected_usd: Decimal | None
+    target: Target
+    quoted_usd: Decimal | None
 
     @property
     def model(self) -> str:
@@ -47,23 +51,21 @@ class Unit(Struct, frozen=True):
         return str(self.request.body["model"])
 
 
-class Slot(Struct, frozen=True):
+class ImageSlot(Struct, frozen=True):
     """
     Some of an item's images, obtained by one worker from the first model that is available.
 
-    :param item: index of the item in the list of prompts
-    :param first_image: index of the slot's first image within the item
+    :param item_index: index of the item in the list of prompts
     :param images: number of images
-    :param choices: POSTs to send, by model: first the requested one, then each fallback model
+    :param alternatives: the requests to send, by model: first the requested one, then each fallback model
     """
 
-    item: int
-    first_image: int
+    item_index: int
     images: int
-    choices: tuple[tuple[Unit, ...], ...]
+    alternatives: tuple[tuple[PlannedRequest, ...], ...]
 
 
-class Item(Struct, frozen=True):
+class PromptItem(Struct, frozen=True):
     """
     One prompt with its arguments.
 
@@ -86,8 +88,8 @@ class Item(Struct, frozen=True):
 class Plan(Struct, frozen=True):
     """All requests a task is going to make."""
 
-    items: tuple[Item, ...]
-    slots: tuple[Slot, ...]
+    items: tuple[PromptItem, ...]
+    slots: tuple[ImageSlot, ...]
 
     @property
     def images(self) -> int:
@@ -95,24 +97,28 @@ class Plan(Struct, frozen=True):
         return sum(item.images for item in self.items)
 
     @property
-    def units(self) -> Iterator[Unit]:
-        """Every POST that may be sent, including those to fallback models."""
+    def requests(self) -> Iterator[PlannedRequest]:
+        """Every request that may be sent, including those to fallback models."""
         for slot in self.slots:
-            for units in slot.choices:
-                yield from units
+            for alternative in slot.alternatives:
+                yield from alternative
 
 
-def place_of(place: int, *, images: int, first_image: int, prompt_images: int) -> int:
+class PlanQuote(Struct, frozen=True):
     """
-    Return the index of an image among its prompt's images; images beyond the requested number come after all others.
+    Expected cost of a plan's images.
 
-    :param place: position in the response, from 0
-    :param images: number of images the request asked for
-    :param first_image: index of the request's first image
-    :param prompt_images: number of images requested for the whole prompt
+    :param usd: total in USD; ``None`` when any price is unknown
+    :param source: ``live`` when the API lists every price, ``last known`` when the catalogue had to fill in,
+        ``unknown`` when a price is missing
+    :param images: number of images
+    :param requests: number of paid requests they take
     """
-    beyond, place = divmod(place, images)
-    return first_image + place + beyond * prompt_images
+
+    usd: Decimal | None
+    source: QuoteSource
+    images: int
+    requests: int
 
 
 def name_from(value: Any) -> Any:
@@ -152,7 +158,7 @@ def make_plan(
     :raises InvalidArgumentsError: with every problem of every item
     """
     problems: list[Problem] = []
-    items: list[Item] = []
+    items: list[PromptItem] = []
     drafts: list[list[list[tuple[ImageRequest, ...]]]] = []  # requests by item, slot and model
     entries = _entries(prompt, problems)
     merged = [
@@ -173,14 +179,14 @@ def make_plan(
         name = name_from(entry.get("name"))
         if name is not None and not (isinstance(name, str) and name.strip()):
             problems.append(Problem(f"{where}name", name, "text that is not empty, or a whole number, is allowed"))
-        elif name is not None and (reason := why_broken(name)):
+        elif name is not None and (reason := text_problem(name)):
             problems.append(Problem(f"{where}name", name, reason))
         if problems:
             continue
-        images = sum(choices[0][0].expected_images for choices in draft)
+        images = sum(alternatives[0][0].expected_images for alternatives in draft)
         body = draft[0][0][0].body
         typed = {argument: body.get(argument, value) for argument, value in asked.items()}  # a template's "7" becomes 7
-        items.append(Item(index, name, str(asked.get("prompt") or ""), typed, images))
+        items.append(PromptItem(index, name, str(asked.get("prompt") or ""), typed, images))
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))
@@ -218,28 +224,48 @@ def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, An
 
 
 def _lay_out(
-    items: Sequence[Item],
+    items: Sequence[PromptItem],
     drafts: Sequence[Sequence[Sequence[tuple[ImageRequest, ...]]]],
     price: Callable[[ImageRequest], Decimal | None],
-) -> list[Slot]:
-    """Return the slots, with their image indexes within the item and a key and price for every request."""
+) -> list[ImageSlot]:
+    """Return the slots, with a key, a target and a price for every request."""
     seen: Counter[str] = Counter()
 
-    def unit(request: ImageRequest) -> Unit:
-        name = fingerprint(request)
-        seen[name] += 1
-        return Unit(f"{name}#{seen[name]}", request, price(request))
+    def plan_requests(
+        item: PromptItem, first_image: int, requests: tuple[ImageRequest, ...]
+    ) -> tuple[PlannedRequest, ...]:
+        planned = []
+        for request in requests:
+            name = fingerprint(request)
+            seen[name] += 1
+            target = Target(
+                prompt_index=item.index,
+                image_index=first_image,
+                images=request.expected_images,
+                prompt_images=item.images,
+                prompt=item.prompt,
+                name=item.name,
+            )
+            planned.append(PlannedRequest(f"{name}#{seen[name]}", request, target, price(request)))
+            first_image += request.expected_images
+        return tuple(planned)
 
-    # Number the requested models first: adding a fallback later must not change the keys of paid requests.
-    asked = [[tuple(map(unit, choices[0])) for choices in draft] for draft in drafts]
-    slots: list[Slot] = []
-    for item, draft, firsts in zip(items, drafts, asked, strict=True):
+    places = []  # item, index of the slot's first image, and requests by model
+    for item, draft in zip(items, drafts, strict=True):
         first_image = 0
-        for choices, first in zip(draft, firsts, strict=True):
-            units = (first, *(tuple(map(unit, requests)) for requests in choices[1:]))
-            slots.append(Slot(item.index, first_image, choices[0][0].expected_images, units))
-            first_image += slots[-1].images
-    return slots
+        for alternatives in draft:
+            places.append((item, first_image, alternatives))
+            first_image += alternatives[0][0].expected_images
+    # Number the requested models first: adding a fallback later must not change the keys of paid requests.
+    firsts = [plan_requests(item, image, alternatives[0]) for item, image, alternatives in places]
+    return [
+        ImageSlot(
+            item_index=item.index,
+            images=alternatives[0][0].expected_images,
+            alternatives=(first, *(plan_requests(item, image, requests) for requests in alternatives[1:])),
+        )
+        for (item, image, alternatives), first in zip(places, firsts, strict=True)
+    ]
 
 
 def fingerprint(request: ImageRequest) -> str:
@@ -262,3 +288,35 @@ def _without_repeats(problems: Sequence[Problem]) -> list[Problem]:
             seen.add(text)
             kept.append(problem)
     return kept
+
+
+def quote_plan(
+    *,
+    prompt: Any,
+    arguments: Mapping[str, Any],
+    prices: PriceList,
+    resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]],
+) -> PlanQuote:
+    """
+    Return the expected cost of everything requested, after validating it. Sends nothing.
+
+    :param prompt: as in :func:`make_plan`
+    :param arguments: by API field name, including ``model``
+    :param prices: live prices; the last known ones apply where it has none
+    :param resolve: as in :func:`make_plan`
+    :raises InvalidArgumentsError: with every problem of every item
+    """
+    plan = make_plan(prompt=prompt, arguments=arguments, can_store=True, resolve=resolve)
+    quotes = [prices.quote(planned.request) for planned in plan.requests]
+    sources = {quote.source for quote in quotes}
+    known = [quote.usd for quote in quotes if quote.usd is not None]
+    source: QuoteSource = "live"
+    for worse in ("last known", "unknown"):
+        if worse in sources:
+            source = worse
+    return PlanQuote(
+        usd=sum(known, Decimal(0)) if len(known) == len(quotes) else None,
+        source=source,
+        images=plan.images,
+        requests=len(quotes),
+    )

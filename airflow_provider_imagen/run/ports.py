@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
-    from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
-    from airflow_provider_imagen.run.plan import Item
+    from airflow_provider_imagen.image_record import StoredFile
+    from airflow_provider_imagen.run.results import ReceivedResponse
 
 RATE_LIMIT_PATIENCE_SECONDS = 120.0
 """More than one minute, which is usually the longest window over which APIs count requests."""
@@ -48,11 +48,8 @@ class RunOptions(Struct, frozen=True):
     rate_limit_patience_seconds: float = RATE_LIMIT_PATIENCE_SECONDS
 
 
-class Ports(Protocol):
-    """What a run needs from the outside world."""
-
-    stores: bool
-    """Whether images are stored at all."""
+class Api(Protocol):
+    """The API, as far as a run uses it."""
 
     @property
     def account(self) -> str:
@@ -68,34 +65,32 @@ class Ports(Protocol):
     def fetch(self, url: str) -> bytes:
         """Download one image."""
 
+    def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the API's request log."""
+
+
+class Sink(Protocol):
+    """The output folder."""
+
     def save(
-        self,
-        data: bytes,
-        *,
-        item: Item,
-        image_index: int,
-        response: Response,
-        image: ResponseImage,
-        announce: Callable[[StoredFile], None] | None = None,
+        self, data: bytes, received: ReceivedResponse, position: int, before_write: Callable[[StoredFile], None]
     ) -> StoredFile:
         """
         Verify and store one image under its deterministic name.
 
-        :param announce: called with the file to expect, still without its preview, right before it is written
+        :param position: index of the image in the response, from 0
+        :param before_write: called with the expected file, still without its preview, right before it is written
         """
 
-    def is_stored(self, stored: StoredFile) -> bool:
+    def is_stored(self, file: StoredFile) -> bool:
         """Return whether a previous attempt's image is still present and intact."""
 
-    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
+    def keep(self, file: StoredFile) -> StoredFile | None:
         """
         Return where a previous attempt's image is now, ``None`` if it is gone.
 
         It may be copied to the current folder first.
         """
 
-    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
+    def find_missing(self, files: Iterable[StoredFile]) -> list[StoredFile]:
         """Return the images whose files have disappeared, at the cost of one listing per folder."""
-
-    def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the API's request log."""

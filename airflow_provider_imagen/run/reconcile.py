@@ -11,28 +11,27 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 
-from airflow_provider_imagen.exceptions import ImagenError, JournalError, LostAnswerError, StoppedError, StorageError
+from airflow_provider_imagen.exceptions import (
+    ChargedButLostError,
+    ImagenError,
+    JournalError,
+    LostAnswerError,
+    StoppedError,
+    StorageError,
+)
 from airflow_provider_imagen.journal.records import ChargeLost, PresumedUnbilled, Rejected
 from airflow_provider_imagen.run.budget import reservation_for
 from airflow_provider_imagen.run.charge_lookup import LONGEST_WINDOW_SECONDS, ChargeLookup
-from airflow_provider_imagen.run.losses import (
-    charge_lost,
-    lost_request,
-    lost_requests,
-    sent_with_another_key,
-    unknown_outcome,
-)
+from airflow_provider_imagen.run.results import RequestWithoutImages, billed_without_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from airflow_provider_imagen.journal.log import Journal
-    from airflow_provider_imagen.journal.records import Intent, JournalState, RequestState, StoredFile
-    from airflow_provider_imagen.run.budget import Budget, Reservation
-    from airflow_provider_imagen.run.plan import Plan, Unit
-    from airflow_provider_imagen.run.ports import Ports, RunOptions
-    from airflow_provider_imagen.run.results import RequestWithoutImages
-    from airflow_provider_imagen.run.shared_state import RunState
+    from airflow_provider_imagen.image_record import StoredFile
+    from airflow_provider_imagen.journal.records import Intent, JournalState, RequestState
+    from airflow_provider_imagen.run.budget import Reservation
+    from airflow_provider_imagen.run.context import RunContext
+    from airflow_provider_imagen.run.plan import PlannedRequest
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class PendingRequest(Struct, frozen=True):
         it may not be sent
     """
 
-    unit: Unit
+    planned: PlannedRequest
     intent: Intent
     reservation: Reservation
     outcome: Future[None] = field(default_factory=Future)
@@ -92,49 +91,39 @@ class Reconciler:
     """
     Resolves in-doubt requests, both of this attempt and of previous ones.
 
-    :param plan: the requests to make; in-doubt requests outside it hold nothing up
-    :param ports: reads the API's request log
-    :param journal: open; resolutions are recorded there
-    :param budget: keeps money reserved until a request is resolved
+    In-doubt requests that are no longer in the plan hold nothing up.
+
     :param reload: returns what previous attempts have recorded by now
     """
 
-    def __init__(
-        self,
-        *,
-        plan: Plan,
-        ports: Ports,
-        journal: Journal,
-        options: RunOptions,
-        state: RunState,
-        budget: Budget,
-        reload: Callable[[], JournalState],
-    ) -> None:
-        self._ports = ports
-        self._journal = journal
-        self._options = options
-        self._state = state
-        self._budget = budget
+    def __init__(self, context: RunContext, *, reload: Callable[[], JournalState]) -> None:
+        self._api = context.api
+        self._journal = context.journal
+        self._options = context.options
+        self._state = context.state
+        self._budget = context.budget
         self._reload_journal = reload
         self._charges = ChargeLookup(
-            iter_request_logs=ports.iter_request_logs,
-            wait=state.cancellation.wait,
-            patience_seconds=options.lost_answer_patience_seconds,
-            clock_offset_seconds=lambda: ports.clock_offset_seconds,
+            iter_request_logs=self._api.iter_request_logs,
+            wait=self._state.cancellation.wait,
+            patience_seconds=self._options.lost_answer_patience_seconds,
+            clock_offset_seconds=lambda: self._api.clock_offset_seconds,
         )
         self._reloading = threading.Lock()
         self._reloaded: tuple[float, JournalState] | None = None
         self._in_doubt: dict[str, list[PendingRequest]] = {}
         self._lost: list[tuple[PendingRequest, Decimal | None]] = []
-        models = {unit.key: unit.model for unit in plan.units}
+        requests = self._journal.state.requests
+        models = {planned.key: planned.model for planned in context.plan.requests}
         self._without_response = {
-            request.client_request_id: request for request in lost_requests(journal.state.requests, models)
+            request.client_request_id: request for request in billed_without_images(requests, models)
         }
-        for unit in plan.units:
-            request = journal.state.requests.get(unit.key)
+        for planned in context.plan.requests:
+            request = requests.get(planned.key)
             for intent in request.open_intents.values() if request is not None else ():
-                if (reservation := budget.examine(intent.client_request_id)) is not None:
-                    self._in_doubt.setdefault(unit.key, []).append(PendingRequest(unit, intent, reservation))
+                if (reservation := self._budget.examine(intent.client_request_id)) is not None:
+                    pending = PendingRequest(planned, intent, reservation)
+                    self._in_doubt.setdefault(planned.key, []).append(pending)
 
     @property
     def in_doubt(self) -> Iterator[PendingRequest]:
@@ -142,51 +131,51 @@ class Reconciler:
         for requests in self._in_doubt.values():
             yield from requests
 
-    def await_outcomes(self, unit: Unit) -> None:
+    def await_outcomes(self, planned: PlannedRequest) -> None:
         """
         Wait until all of a request's POSTs that previous attempts left in doubt are resolved.
 
         :raises LostAnswerError: one of them was billed, or its outcome remains unknown
         :raises StoppedError: the task was cancelled first
         """
-        for request in self._in_doubt.get(unit.key, ()):
-            request.outcome.result()
+        for pending in self._in_doubt.get(planned.key, ()):
+            pending.outcome.result()
 
     # --- one request of a previous attempt ----------------------------------------------------------------------------
 
-    def resolve(self, request: PendingRequest) -> None:
+    def resolve_pending(self, pending: PendingRequest) -> None:
         """Resolve a POST of a previous attempt, for the slot that waits for its outcome."""
         try:
-            if not self._has_response_by_now(request):
-                self._resolve_by_log(request)
-            request.outcome.set_result(None)
+            if not self._has_response_by_now(pending):
+                self._resolve_by_log(pending)
+            pending.outcome.set_result(None)
         except ImagenError as error:
-            request.outcome.set_exception(error)
+            pending.outcome.set_exception(error)
             self._state.fail_fast(error)
         except BaseException as error:
-            request.outcome.set_exception(error)
+            pending.outcome.set_exception(error)
             raise
 
-    def _resolve_by_log(self, request: PendingRequest) -> None:
-        intent = request.intent
-        if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._ports.account):
-            self._budget.doubt(request.reservation)
-            raise sent_with_another_key(intent)
+    def _resolve_by_log(self, pending: PendingRequest) -> None:
+        intent = pending.intent
+        if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._api.account):
+            self._budget.doubt(pending.reservation)
+            raise LostAnswerError.sent_with_another_key(intent.client_request_id, model=intent.model)
         cause = LostAnswerError(
-            "An earlier attempt ended while this request was in flight.",
+            "A previous attempt ended while this request was in flight.",
             client_request_id=intent.client_request_id,
             model=intent.model,
         )
         try:
             lost_at = self._lost_at(intent)
-            resolution = self._look_up(request.reservation, cause, sent_at=intent.at, lost_at=lost_at)
+            resolution = self._look_up(pending.reservation, cause, sent_at=intent.at, lost_at=lost_at)
         except BaseException:
-            self._budget.doubt(request.reservation)
+            self._budget.doubt(pending.reservation)
             raise
-        if resolution.kind == "rejected" or not self._has_response_soon(request, resolution):
+        if resolution.kind == "rejected" or not self._has_response_soon(pending, resolution):
             if resolution.kind == "billed":
-                self._lost.append((request, resolution.usd))
-            self._conclude(request.unit.key, request.reservation, resolution)
+                self._lost.append((pending, resolution.usd))
+            self._conclude(pending.planned.key, pending.reservation, resolution)
 
     def _lost_at(self, intent: Intent) -> float:
         """
@@ -199,38 +188,38 @@ class Reconciler:
         sent_at = intent.at
         if options.on_lost_answer == "check" and intent.clock_offset is not None:
             self._charges.look_once({intent.client_request_id: intent.at})  # any response carries the API's time
-            if (offset := self._ports.clock_offset_seconds) is not None:
+            if (offset := self._api.clock_offset_seconds) is not None:
                 sent_at += intent.clock_offset - offset
         return sent_at + max(options.lost_answer_patience_seconds, options.answer_timeout_seconds)
 
-    def _has_response_soon(self, request: PendingRequest, resolution: Resolution) -> bool:
+    def _has_response_soon(self, pending: PendingRequest, resolution: Resolution) -> bool:
         """Return whether the previous attempt has recorded the response; if it was billed, wait a moment for that."""
         seconds = min(STRAGGLER_SECONDS, self._options.lost_answer_patience_seconds)
         give_up_at = time.monotonic() + (seconds if resolution.kind == "billed" else 0)
-        while not (found := self._has_response_by_now(request)) and time.monotonic() < give_up_at:
+        while not (found := self._has_response_by_now(pending)) and time.monotonic() < give_up_at:
             time.sleep(0.1)
         return found
 
-    def _has_response_by_now(self, request: PendingRequest) -> bool:
+    def _has_response_by_now(self, pending: PendingRequest) -> bool:
         """Return whether the previous attempt has recorded the response since, and if so reuse it."""
-        found = self._find_response(request)
+        found = self._find_response(pending)
         if found is not None:
-            self._budget.settle(request.reservation, usd=found.response.usd if found.response else None)
+            self._budget.settle(pending.reservation, usd=found.response.usd if found.response else None)
             self._budget.lose(found.usd_missing)
         return found is not None
 
-    def _find_response(self, request: PendingRequest) -> RequestState | None:
+    def _find_response(self, pending: PendingRequest) -> RequestState | None:
         """Return the request's state, taken over from the previous attempt, if that has recorded a response by now."""
         try:
-            found = self._reload().requests.get(request.unit.key)
+            found = self._reload().requests.get(pending.planned.key)
         except (JournalError, StorageError) as error:
             log.warning("%s", error)
             return None
         if found is None or found.response is None:
             return None
-        if found.response.client_request_id != request.intent.client_request_id:
+        if found.response.client_request_id != pending.intent.client_request_id:
             return None
-        self._journal.state.requests[request.unit.key] = found
+        self._journal.state.requests[pending.planned.key] = found
         self._journal.append(found.response)
         return found
 
@@ -240,20 +229,20 @@ class Reconciler:
 
         They no longer count as lost.
         """
-        for request, lost_usd in self._lost:
-            if (found := self._find_response(request)) is not None and found.response is not None:
+        for pending, lost_usd in self._lost:
+            if (found := self._find_response(pending)) is not None and found.response is not None:
                 usd = lost_usd if found.response.usd is None else found.response.usd
                 counted = lost_usd or Decimal(0)
-                self._budget.settle(request.reservation, usd=None if usd is None else usd - counted)
+                self._budget.settle(pending.reservation, usd=None if usd is None else usd - counted)
                 self._budget.lose(found.usd_missing - counted)
-                self._without_response.pop(request.intent.client_request_id, None)
-                yield request
+                self._without_response.pop(pending.intent.client_request_id, None)
+                yield pending
 
-    def find_file(self, key: str, place: int) -> StoredFile | None:
+    def find_file(self, key: str, position: int) -> StoredFile | None:
         """
         Return the file of an inline image that a previous attempt may have stored unnoticed, or may still be storing.
 
-        :param place: position of the image in the response
+        :param position: index of the image in the response
         """
         give_up_at = time.monotonic() + min(STRAGGLER_SECONDS, self._options.lost_answer_patience_seconds)
         while True:
@@ -262,7 +251,7 @@ class Reconciler:
             except (JournalError, StorageError) as error:
                 log.warning("%s", error)
                 return None
-            stored = request.files.get(place) if request is not None else None
+            stored = request.files.get(position) if request is not None else None
             if stored is not None or time.monotonic() >= give_up_at:
                 return stored
             time.sleep(0.1)
@@ -276,8 +265,14 @@ class Reconciler:
 
     # --- one request of this attempt ----------------------------------------------------------------------------------
 
-    def judge(
-        self, unit: Unit, reservation: Reservation, cause: LostAnswerError, *, sent_at: float, lost_at: float
+    def resolve_lost(
+        self,
+        planned: PlannedRequest,
+        reservation: Reservation,
+        cause: LostAnswerError,
+        *,
+        sent_at: float,
+        lost_at: float,
     ) -> None:
         """
         Resolve a POST of this attempt whose response was lost, and return if it may be sent again.
@@ -294,7 +289,7 @@ class Reconciler:
         except BaseException:
             self._budget.doubt(reservation)
             raise
-        self._conclude(unit.key, reservation, resolution)
+        self._conclude(planned.key, reservation, resolution)
 
     def _look_up(
         self, reservation: Reservation, cause: LostAnswerError, *, sent_at: float, lost_at: float
@@ -317,7 +312,7 @@ class Reconciler:
             except StoppedError:
                 raise
             except ImagenError as error:
-                return Resolution("unknown", error=unknown_outcome(model, client_request_id, cause, error))
+                return Resolution("unknown", error=cause.with_failed_lookup(error))
             if charge is None:
                 is_settled = is_final(lost_at)
                 return Resolution("rejected" if is_settled else "presumed_unbilled")
@@ -327,7 +322,9 @@ class Reconciler:
             inference_id = charge.inference_id
         if self._options.on_lost_answer == "resend":
             return Resolution("billed", usd, inference_id)
-        loss = charge_lost(model, client_request_id=client_request_id, inference_id=inference_id, usd=usd)
+        loss = ChargedButLostError.of_charge(
+            usd, model=model, client_request_id=client_request_id, inference_id=inference_id
+        )
         return Resolution("billed", usd, inference_id, loss)
 
     def _conclude(self, key: str, reservation: Reservation, resolution: Resolution) -> None:
@@ -361,7 +358,7 @@ class Reconciler:
     def _count_loss(self, loss: ChargeLost, intent: Intent | None) -> None:
         self._budget.lose(loss.usd)
         model, target = (intent.model, intent.target) if intent is not None else (None, None)
-        self._without_response[loss.client_request_id] = lost_request(loss, model, target)
+        self._without_response[loss.client_request_id] = RequestWithoutImages.billed(loss, model=model, target=target)
 
     def lost(self) -> list[RequestWithoutImages]:
         """Return the billed requests of all attempts whose responses are gone."""
@@ -381,7 +378,7 @@ class Reconciler:
         unresolved = {
             client_request_id: intent
             for client_request_id, intent in dict(self._journal.unresolved).items()
-            if self._budget.is_in_doubt(client_request_id) and intent.is_visible_to(self._ports.account)
+            if self._budget.is_in_doubt(client_request_id) and intent.is_visible_to(self._api.account)
         }
         if not unresolved:
             return

@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.run.budget import Budget
-from airflow_provider_imagen.run.losses import lost_requests
-from airflow_provider_imagen.run.plan import Item, Plan
-from airflow_provider_imagen.run.results import Answered, Made, RequestWithoutImages, RunResult
+from airflow_provider_imagen.run.plan import Plan, PromptItem
+from airflow_provider_imagen.run.results import (
+    FinishedImage,
+    ReceivedResponse,
+    RequestWithoutImages,
+    RunResult,
+    billed_without_images,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from airflow_provider_imagen.journal.records import JournalState, RequestState, StoredFile
+    from airflow_provider_imagen.image_record import StoredFile
+    from airflow_provider_imagen.journal.records import JournalState, RequestState
     from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-    from airflow_provider_imagen.run.plan import Slot, Unit
+    from airflow_provider_imagen.run.plan import ImageSlot, PlannedRequest
 
 
 class PreviousAttempts:
@@ -33,94 +39,97 @@ class PreviousAttempts:
         self._may_resend = may_resend
         self._is_stored = is_stored
 
-    def is_paid(self, unit: Unit) -> bool:
+    def is_paid(self, planned: PlannedRequest) -> bool:
         """
         Return whether there is a response to reuse.
 
         If lost responses may be paid for again, one with an inline image that is gone counts as lost.
         """
-        request = self.requests.get(unit.key)
+        request = self.requests.get(planned.key)
         if request is None or request.response is None:
             return False
         return not (self._may_resend and self._has_unreachable_images(request))
 
-    def is_lost(self, unit: Unit) -> bool:
+    def is_lost(self, planned: PlannedRequest) -> bool:
         """Return whether a previous attempt was charged for a lost response that must not be paid for again."""
-        request = self.requests.get(unit.key)
+        request = self.requests.get(planned.key)
         return request is not None and bool(request.charges_lost) and not self._may_resend
 
-    def units_to_send(self, slot: Slot) -> list[Unit]:
+    def requests_to_send(self, slot: ImageSlot) -> list[PlannedRequest]:
         """Return the requests this attempt would have to pay for, unless their model is retired."""
-        return [unit for unit in self.in_order_of_use(slot)[0] if not self.is_paid(unit) and not self.is_lost(unit)]
+        first = self.in_order_of_use(slot)[0]
+        return [planned for planned in first if not self.is_paid(planned) and not self.is_lost(planned)]
 
-    def in_order_of_use(self, slot: Slot) -> list[tuple[Unit, ...]]:
+    def in_order_of_use(self, slot: ImageSlot) -> list[tuple[PlannedRequest, ...]]:
         """Return the slot's alternatives: models that responded before, those that may have charged, then others."""
 
-        def rank(units: tuple[Unit, ...]) -> int:
-            requests = [request for unit in units if (request := self.requests.get(unit.key)) is not None]
+        def rank(alternative: tuple[PlannedRequest, ...]) -> int:
+            requests = [self.requests[planned.key] for planned in alternative if planned.key in self.requests]
             if any(request.response for request in requests):
                 return 0
             return 1 if any(request.open_intents or request.charges_lost for request in requests) else 2
 
-        return sorted(slot.choices, key=rank)
+        return sorted(slot.alternatives, key=rank)
 
-    def superseded(self, plan: Plan) -> Iterator[tuple[str, Item]]:
-        """Yield the paid requests that are no longer in the plan, each with the item it was for."""
-        planned = {unit.key for unit in plan.units}
+    def superseded(self, plan: Plan) -> Iterator[ReceivedResponse]:
+        """Yield the paid responses that are no longer in the plan."""
+        planned = {request.key for request in plan.requests}
         for key, request in self.requests.items():
-            if key not in planned and request.response is not None and (target := request.target) is not None:
-                yield (
-                    key,
-                    Item(
-                        index=target.prompt_index,
-                        name=target.name,
-                        prompt=target.prompt,
-                        arguments={},
-                        images=target.prompt_images,
-                        is_superseded=True,
-                    ),
-                )
+            if key not in planned and (received := _received(key, request, is_superseded=True)) is not None:
+                yield received
 
     def _has_unreachable_images(self, request: RequestState) -> bool:
         """Return whether an inline image is gone; one whose write had started may be stored after all."""
         return request.has_unreachable_images or any(
-            not self._is_stored(request.files[place]) for place in request.writes_started
+            not self._is_stored(request.files[position]) for position in request.writes_started
         )
 
 
+def _received(key: str, request: RequestState, *, is_superseded: bool) -> ReceivedResponse | None:
+    """Return a previous attempt's response outside any plan; ``None`` if it has none."""
+    if request.response is None or (target := request.target) is None:
+        return None
+    return ReceivedResponse(
+        key=key,
+        slot_number=None,
+        item=PromptItem(
+            index=target.prompt_index,
+            name=target.name,
+            prompt=target.prompt,
+            arguments={},
+            images=target.prompt_images,
+            is_superseded=is_superseded,
+        ),
+        target=target,
+        response=request.response,
+        is_reused=True,
+        files=request.files,
+        missing=request.missing,
+    )
+
+
 def previous_result(
-    state: JournalState, *, plan: Plan | None, links: UrlEncryption, is_there: Callable[[StoredFile], bool]
+    state: JournalState, *, plan: Plan | None, encryption: UrlEncryption, is_there: Callable[[StoredFile], bool]
 ) -> RunResult:
     """
-    Return what previous attempts made according to the journal, for an attempt that does nothing itself.
+    Return what previous attempts generated according to the journal, for an attempt that does nothing itself.
 
     :param plan: ``None`` when this attempt could not make one
-    :param links: decrypts URLs
+    :param encryption: decrypts URLs
     :param is_there: returns whether a stored file still exists
     """
     budget = Budget()
     budget.inherit(state)
-    made: list[Made] = []
+    made: list[FinishedImage] = []
     for key, request in state.requests.items():
-        if request.response is None or (target := request.target) is None:
-            continue
-        answered = Answered(
-            key=key,
-            slot_number=None,
-            item=Item(target.prompt_index, target.name, target.prompt, {}, target.prompt_images),
-            first_image=target.image_index,
-            images=target.images,
-            response=request.response,
-            is_reused=True,
-        )
-        for place, image in enumerate(request.response.images):
-            stored = request.files.get(place)
-            if stored is not None and not is_there(stored):
-                stored = None
-            url = links.open(image.url) if image.url else None
-            if stored is None and (url is None or image.withheld):
-                continue
-            made.append(Made(answered, place, target.index_of(place), url, stored))
+        received = _received(key, request, is_superseded=False)
+        for position, image in enumerate(received.response.images if received is not None else ()):
+            file = request.files.get(position)
+            if file is not None and not is_there(file):
+                file = None
+            url = encryption.decrypt(image.url) if image.url else None
+            if received is not None and (file is not None or (url is not None and not image.withheld)):
+                made.append(FinishedImage(received, position, url, file))
     made.sort(key=lambda each: each.order)
     usd_in_doubt, in_doubt = budget.in_doubt()
     unresolved = state.all_unresolved()
@@ -130,12 +139,12 @@ def previous_result(
         superseded=[],
         failures=[],
         not_sent=[],
-        halt=None,
+        abort_reason=None,
         usd_spent=budget.spent_usd,
         usd_lost=budget.lost_usd,
         usd_in_doubt=usd_in_doubt,
         in_doubt=[RequestWithoutImages.in_doubt(name, unresolved.get(name)) for name in in_doubt],
-        lost=list(lost_requests(state.requests, models={})),
+        lost=list(billed_without_images(state.requests, models={})),
         usd_is_estimate=budget.is_estimate,
         seconds=0.0,
     )

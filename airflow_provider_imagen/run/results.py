@@ -15,16 +15,20 @@ from airflow_provider_imagen.exceptions import (
     ImagenError,
     LostAnswerError,
 )
-from airflow_provider_imagen.redaction import is_signed, without_query
+from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.run_report import FailureLine, RunSummary
+from airflow_provider_imagen.signed_urls import is_signed, without_query
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Future
     from decimal import Decimal
 
-    from airflow_provider_imagen.journal.records import Intent, Response, StoredFile, Target
-    from airflow_provider_imagen.run.plan import Item, Plan
+    from airflow_provider_imagen.image_record import StoredFile
+    from airflow_provider_imagen.journal.records import ChargeLost, Intent, RequestState, Response, Target
+    from airflow_provider_imagen.run.plan import Plan, PromptItem
+    from airflow_provider_imagen.run_report import Outcome
 
 MAX_LISTED_REQUESTS = 100
 """Maximum number of in-doubt requests in the summary; the failures file names all of them."""
@@ -32,38 +36,29 @@ MAX_LISTED_REQUESTS = 100
 ROUNDING = Fraction("1.1")
 """Tolerance for aspect ratios, as a factor: Imagen's ``4:3`` is 1280x896, which is 7.1 % wider."""
 
-Record = dict[str, Any]
-"""
-One image: ``prompt_index``, ``image_index``, ``url``, ``path``, ``width``, ``height``, ``mime_type``, ``bytes``,
-``sha256``, ``model``, ``seed``, ``prompt``, ``enhanced_prompt``, ``usd``, ``inference_id``, ``client_request_id``.
-Unknown values are ``None``.
-"""
 
-
-class Answered(Struct, eq=False):
+class ReceivedResponse(Struct, eq=False):
     """
     One request with its response, on its way from a submitter to a finisher.
 
     :param key: journal key of the request
     :param slot_number: its slot in the plan; ``None`` when it is no longer requested
     :param item: the prompt item
-    :param first_image: index of the request's first image within the item
-    :param images: number of images requested
+    :param target: the images it is for
     :param aspect_ratio: requested width divided by height; ``None`` when left to the model
     :param seconds: how long the request took
     :param inline: bytes of the images that came inside the response, by position
     :param is_reused: paid for by a previous attempt
     :param files: images that a previous attempt stored, by position in the response
     :param missing: positions of images that a previous attempt could not retrieve
-    :param recorded: done once the response is durable; ``None`` when there is nothing to wait for
+    :param journaled: done once the response is durable; ``None`` when there is nothing to wait for
     :param finished: set once its images are stored or have failed; ``None`` when nobody waits for that
     """
 
     key: str
     slot_number: int | None
-    item: Item
-    first_image: int
-    images: int
+    item: PromptItem
+    target: Target
     response: Response
     aspect_ratio: Fraction | None = None
     seconds: float = 0.0
@@ -71,70 +66,68 @@ class Answered(Struct, eq=False):
     is_reused: bool = False
     files: dict[int, StoredFile] = field(default_factory=dict)
     missing: frozenset[int] = frozenset()
-    recorded: Future[None] | None = None
+    journaled: Future[None] | None = None
     finished: threading.Event | None = None
 
 
-class Made(Struct, frozen=True, eq=False):
+class FinishedImage(Struct, frozen=True, eq=False):
     """
     One finished image.
 
-    :param answered: the request and response it comes from
-    :param place: position in the response
-    :param image_index: index among the images of its prompt
+    :param received: the request and response it comes from
+    :param position: its index in the response
     :param api_url: the API's URL, decrypted; ``None`` when the image came inside the response or the URL cannot be read
-    :param stored: the stored file; ``None`` when there is none
+    :param file: the stored file; ``None`` when there is none
     """
 
-    answered: Answered
-    place: int
-    image_index: int
+    received: ReceivedResponse
+    position: int
     api_url: str | None
-    stored: StoredFile | None
+    file: StoredFile | None
+
+    @property
+    def image_index(self) -> int:
+        """Index among the images of its prompt."""
+        return self.received.target.index_of(self.position)
 
     @property
     def order(self) -> tuple[int, int]:
         """Sort key: prompt first, then image."""
-        return self.answered.item.index, self.image_index
+        return self.received.item.index, self.image_index
 
     @property
     def has_wrong_shape(self) -> bool:
         """Whether the stored image differs from the requested aspect ratio by more than :data:`ROUNDING`."""
-        asked, stored = self.answered.aspect_ratio, self.stored
-        if asked is None or stored is None or not (stored.width and stored.height):  # an SVG may state no size
+        requested, file = self.received.aspect_ratio, self.file
+        if requested is None or file is None or not (file.width and file.height):  # an SVG may state no size
             return False
-        return not asked / ROUNDING <= Fraction(stored.width, stored.height) <= asked * ROUNDING
+        return not requested / ROUNDING <= Fraction(file.width, file.height) <= requested * ROUNDING
 
     @property
     def url(self) -> str:
         """URL to publish: the API's or, if that is missing or expires because it is signed, the stored file's."""
-        if self.api_url is not None and (self.stored is None or not is_signed(self.api_url)):
+        if self.api_url is not None and (self.file is None or not is_signed(self.api_url)):
             return self.api_url
-        return self.stored.path if self.stored is not None else ""
+        return self.file.path if self.file is not None else ""
 
     @property
-    def record(self) -> Record:
+    def record(self) -> ImageRecord:
         """Its record, rebuilt on each access."""
-        item, response, stored, url = self.answered.item, self.answered.response, self.stored, self.api_url
-        image, usd = response.images[self.place], response.usd_per_image
-        return {
-            "prompt_index": item.index,
-            "image_index": self.image_index,
-            "url": url if stored is None or url is None else without_query(url),
-            "path": stored.path if stored else None,
-            "width": stored.width if stored else None,
-            "height": stored.height if stored else None,
-            "mime_type": stored.mime_type if stored else None,
-            "bytes": stored.bytes if stored else None,
-            "sha256": stored.sha256 if stored else None,
-            "model": response.model,
-            "seed": image.seed,
-            "prompt": item.prompt,
-            "enhanced_prompt": image.prompt if image.prompt != item.prompt else None,
-            "usd": float(usd) if usd is not None else None,
-            "inference_id": response.inference_id,
-            "client_request_id": response.client_request_id,
-        }
+        item, response, url = self.received.item, self.received.response, self.api_url
+        image, usd = response.images[self.position], response.usd_per_image
+        return ImageRecord.of(
+            self.file,
+            prompt_index=item.index,
+            image_index=self.image_index,
+            url=url if self.file is None or url is None else without_query(url),
+            model=response.model,
+            seed=image.seed,
+            prompt=item.prompt,
+            enhanced_prompt=image.prompt if image.prompt != item.prompt else None,
+            usd=float(usd) if usd is not None else None,
+            inference_id=response.inference_id,
+            client_request_id=response.client_request_id,
+        )
 
 
 class RequestWithoutImages(Struct, frozen=True):
@@ -160,7 +153,15 @@ class RequestWithoutImages(Struct, frozen=True):
         )
         return cls(client_request_id, error, intent.target if intent else None)
 
-    def to_json(self) -> dict[str, Any]:
+    @classmethod
+    def billed(cls, charge: ChargeLost, *, model: str | None, target: Target | None) -> RequestWithoutImages:
+        """Return a billed request whose response is gone; ``model`` and ``target`` are ``None`` when unknown."""
+        error = ChargedButLostError.of_charge(
+            charge.usd, model=model, client_request_id=charge.client_request_id, inference_id=charge.inference_id
+        )
+        return cls(charge.client_request_id, error, target)
+
+    def to_line(self) -> FailureLine:
         """Return its line in the failures file."""
         target = self.target
         return _failure_line(
@@ -181,7 +182,7 @@ class SlotResult(Struct):
     :param errors: the errors, in the order they occurred
     """
 
-    made: list[Made] = field(default_factory=list)
+    made: list[FinishedImage] = field(default_factory=list)
     errors: list[ImagenError] = field(default_factory=list)
 
 
@@ -193,7 +194,7 @@ class Failure(Struct, frozen=True):
     :param made: number of images it has
     """
 
-    item: Item
+    item: PromptItem
     errors: list[ImagenError]
     made: int
 
@@ -211,7 +212,7 @@ class Failure(Struct, frozen=True):
         """Whether the model withheld images and nothing else went wrong."""
         return isinstance(self.error, FilteredError)
 
-    def to_json(self) -> Iterator[dict[str, Any]]:
+    def to_lines(self) -> Iterator[FailureLine]:
         """Yield its lines in the failures file: the most telling error, then every other request that was charged."""
         item, first = self.item, self.error
         charged = {error.client_request_id: error for error in self.errors if error.usd}
@@ -227,6 +228,19 @@ class Failure(Struct, frozen=True):
             )
 
 
+def billed_without_images(
+    requests: Mapping[str, RequestState], models: Mapping[str, str]
+) -> Iterator[RequestWithoutImages]:
+    """
+    Yield the billed requests in a journal whose responses are gone.
+
+    :param models: model ids by request key, as far as known
+    """
+    for key, request in requests.items():
+        for charge in request.charges_lost.values():
+            yield RequestWithoutImages.billed(charge, model=models.get(key), target=request.target)
+
+
 class RunResult(Struct, frozen=True):
     """
     The state of a run at one moment, including what previous attempts made.
@@ -235,7 +249,7 @@ class RunResult(Struct, frozen=True):
     :param superseded: images that previous attempts paid for and that are no longer requested
     :param failures: incomplete items, in prompt order
     :param not_sent: items not sent, or not completed, because the task had to end first
-    :param halt: the error that ended the run early, if any
+    :param abort_reason: the error that ended the run early, if any
     :param usd_spent: charged over all attempts, including lost charges, in USD
     :param usd_lost: the part of ``usd_spent`` without an image, in USD
     :param usd_in_doubt: what may have been charged on top, at the highest known prices, in USD
@@ -245,11 +259,11 @@ class RunResult(Struct, frozen=True):
     """
 
     plan: Plan
-    made: list[Made]
-    superseded: list[Made]
+    made: list[FinishedImage]
+    superseded: list[FinishedImage]
     failures: list[Failure]
-    not_sent: list[Item]
-    halt: ImagenError | None
+    not_sent: list[PromptItem]
+    abort_reason: ImagenError | None
     usd_spent: Decimal
     usd_lost: Decimal
     usd_in_doubt: Decimal
@@ -259,17 +273,17 @@ class RunResult(Struct, frozen=True):
     seconds: float
 
     @property
-    def listed(self) -> list[Made]:
+    def listed(self) -> list[FinishedImage]:
         """All images; those that are no longer requested come last."""
         return [*self.made, *self.superseded]
 
     @property
-    def adopted(self) -> int:
+    def reused(self) -> int:
         """Number of requested images that were reused from previous attempts."""
-        return sum(made.answered.is_reused for made in self.made)
+        return sum(made.received.is_reused for made in self.made)
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[ImageRecord]:
         """One record per requested image."""
         return [made.record for made in self.made]
 
@@ -288,32 +302,32 @@ class RunResult(Struct, frozen=True):
         """Incomplete items with any other error."""
         return [failure for failure in self.failures if not failure.is_filtered]
 
-    def summary(self) -> dict[str, Any]:
-        """Return a summary small enough for XCom and asset events."""
-        made = Counter(made.answered.item.index for made in self.made)
-        return {
-            "requested": self.plan.images,
-            "made": len(self.made),
-            "filtered": sum(failure.item.images - failure.made for failure in self.filtered),
-            "failed": sum(failure.item.images - failure.made for failure in self.failed),
-            "not_sent": sum(item.images - made[item.index] for item in self.not_sent),
-            "adopted": self.adopted,
-            "superseded": len(self.superseded),
-            "wrong_shape": sum(made.has_wrong_shape for made in self.made),
-            "usd_spent": float(self.usd_spent),
-            "usd_lost": float(self.usd_lost),
-            "usd_in_doubt": float(self.usd_in_doubt),
-            "in_doubt": [request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],
-            "usd_is_estimate": self.usd_is_estimate,
-            "seconds": round(self.seconds, 3),
-        }
+    def summary(self) -> RunSummary:
+        """Return the counts and costs, without what only a publisher knows: paths."""
+        made = Counter(image.received.item.index for image in self.made)
+        return RunSummary(
+            requested=self.plan.images,
+            made=len(self.made),
+            filtered=sum(failure.item.images - failure.made for failure in self.filtered),
+            failed=sum(failure.item.images - failure.made for failure in self.failed),
+            not_sent=sum(item.images - made[item.index] for item in self.not_sent),
+            adopted=self.reused,
+            superseded=len(self.superseded),
+            wrong_shape=sum(image.has_wrong_shape for image in self.made),
+            usd_spent=float(self.usd_spent),
+            usd_lost=float(self.usd_lost),
+            usd_in_doubt=float(self.usd_in_doubt),
+            in_doubt=[request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],
+            usd_is_estimate=self.usd_is_estimate,
+            seconds=round(self.seconds, 3),
+        )
 
-    def failure_lines(self) -> list[dict[str, Any]]:
+    def failure_lines(self) -> list[FailureLine]:
         """Return the lines of the failures file: for every incomplete item and every other request without images."""
-        lines = [line for failure in self.failures for line in failure.to_json()]
-        known = {line["client_request_id"] for line in lines}
+        lines = [line for failure in self.failures for line in failure.to_lines()]
+        known = {line.client_request_id for line in lines}
         others = {each.client_request_id: each for each in (*self.in_doubt, *self.lost)}
-        return lines + [each.to_json() for name, each in others.items() if name not in known]
+        return lines + [each.to_line() for name, each in others.items() if name not in known]
 
     def table(self, limit: int = 20) -> str:
         """
@@ -323,7 +337,7 @@ class RunResult(Struct, frozen=True):
         """
         lines = [
             f"[{failure.item.index}] {_shorten(failure.item.name or failure.item.prompt, 60)}: "
-            f"{failure.made} of {failure.item.images} made; {type(failure.error).__name__}: {failure.error}"
+            f"{failure.made} of {failure.item.images} generated; {type(failure.error).__name__}: {failure.error}"
             for failure in self.failures[:limit]
         ]
         if len(self.failures) > limit:
@@ -346,36 +360,41 @@ def withheld_error(*, requested: int, made: int, flagged: int, response: Respons
     cost = f", charged {response.usd:.4f} USD" if response.usd else ""
     if made == 0 and not flagged:
         return EmptyResultError(
-            f"{response.model} answered success without a picture ({requested} asked for{cost}). Its safety filter may "
-            f"have withheld them: change the prompt or safety_setting.",
+            f"{response.model} reported success but returned none of the {requested} requested images{cost}. Its "
+            f"safety filter may have withheld them: change the prompt or safety_setting.",
             **facts,
         )
     why = f", {flagged} of them marked as filtered" if flagged else ""
     return FilteredError(
-        f"{response.model} withheld {requested - made} of {requested} pictures{why}{cost}: "
+        f"{response.model} withheld {requested - made} of {requested} images{why}{cost}: "
         f"change the prompt or safety_setting.",
         **facts,
     )
 
 
-def _failure_line(error: ImagenError, **item: Any) -> dict[str, Any]:
-    """Return a line of the failures file: what was requested, then what became of it."""
+def _failure_line(error: ImagenError, **item: Any) -> FailureLine:
+    """
+    Return a line of the failures file.
+
+    :param item: what was requested and generated: ``prompt_index``, ``name``, ``prompt``, ``requested``, ``made``
+    """
+    outcome: Outcome = "failed"
     if isinstance(error, FilteredError):
         outcome = "filtered"
-    else:
-        outcome = "in_doubt" if type(error) is LostAnswerError else "failed"
-    return {
+    elif type(error) is LostAnswerError:
+        outcome = "in_doubt"
+    return FailureLine(
         **item,
-        "outcome": outcome,
-        "error": type(error).__name__,
-        "message": str(error),
-        "status": error.status,
-        "kind": error.kind,
-        "model": error.model,
-        "usd": error.usd,
-        "inference_id": error.inference_id,
-        "client_request_id": error.client_request_id,
-    }
+        outcome=outcome,
+        error=type(error).__name__,
+        message=str(error),
+        status=error.status,
+        kind=error.kind,
+        model=error.model,
+        usd=error.usd,
+        inference_id=error.inference_id,
+        client_request_id=error.client_request_id,
+    )
 
 
 def _shorten(text: str, limit: int) -> str:

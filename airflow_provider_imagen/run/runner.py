@@ -1,5 +1,5 @@
 """
-Carry out a plan: send each request once, keep its images, and know at any moment what was paid.
+Carry out a plan: send each request once, store its images, and know at any moment what was paid.
 
 Two groups of threads work side by side. *Submitters* take slots from the plan, reuse what the journal says previous
 attempts paid for, and send the rest; there are up to ``concurrency`` of them, to keep many requests in flight.
@@ -7,7 +7,7 @@ attempts paid for, and send the rest; there are up to ``concurrency`` of them, t
 number of images in memory.
 
 This module only runs the threads and orders their work. The work itself is in ``submit``, ``reconcile`` (lost
-responses) and ``finish``; the data they share is in ``shared_state`` and ``budget``.
+responses) and ``finish``; the data they share is in ``context``.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from airflow_provider_imagen.exceptions import (
 )
 from airflow_provider_imagen.rate_limit.pacer import Pacer
 from airflow_provider_imagen.run.budget import Budget
+from airflow_provider_imagen.run.context import RunContext
 from airflow_provider_imagen.run.finish import Finisher
-from airflow_provider_imagen.run.ports import RunOptions
 from airflow_provider_imagen.run.reconcile import Reconciler
 from airflow_provider_imagen.run.replay import PreviousAttempts
 from airflow_provider_imagen.run.results import (
-    Answered,
     Failure,
-    Made,
+    FinishedImage,
+    ReceivedResponse,
     RequestWithoutImages,
     RunResult,
     SlotResult,
@@ -49,14 +49,12 @@ from airflow_provider_imagen.run.submit import Submitter
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import JournalState
     from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-    from airflow_provider_imagen.run.plan import Item, Plan
-    from airflow_provider_imagen.run.ports import Ports
-    from airflow_provider_imagen.run.results import Record
-
-__all__ = ["MAX_FINISHERS", "Run", "RunOptions"]
+    from airflow_provider_imagen.run.plan import Plan
+    from airflow_provider_imagen.run.ports import Api, RunOptions, Sink
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +70,12 @@ class Run:
     One attempt of a task.
 
     :param plan: the requests to make
-    :param ports: access to the API and to storage
+    :param sink: stores the images; ``None`` if only their URLs are wanted
     :param journal: open; holds what previous attempts did
-    :param options: settings of the run
-    :param links: encrypts signed URLs for the journal and decrypts them
+    :param encryption: encrypts signed URLs for the journal
     :param cancellation: ends the attempt when cancelled
     :param reload: returns what previous attempts have recorded by now; by default from the journal
-    :param on_picture: called for each finished image with its record, the seconds its request took, and the number of
+    :param on_image: called for each finished image with its record, the seconds its request took, and the number of
         images finished so far
     """
 
@@ -86,67 +83,59 @@ class Run:
         self,
         *,
         plan: Plan,
-        ports: Ports,
+        api: Api,
+        sink: Sink | None,
         journal: Journal,
         options: RunOptions,
-        links: UrlEncryption,
+        encryption: UrlEncryption,
         cancellation: Cancellation,
         reload: Callable[[], JournalState] | None = None,
-        on_picture: Callable[[Record, float, int], None] = lambda *_: None,
+        on_image: Callable[[ImageRecord, float, int], None] = lambda *_: None,
     ) -> None:
+        state = RunState(cancellation)
+        context = RunContext(
+            plan=plan,
+            api=api,
+            sink=sink,
+            journal=journal,
+            options=options,
+            encryption=encryption,
+            state=state,
+            budget=Budget(max_usd=options.max_usd, is_over=state.is_over),
+        )
+        context.budget.inherit(journal.state)
         self._plan = plan
-        self._ports = ports
+        self._sink = sink
         self._journal = journal
         self._options = options
         self._cancellation = cancellation
+        self._state = state
+        self._budget = context.budget
         self._previous = PreviousAttempts(
-            journal.state.requests, may_resend=options.on_lost_answer == "resend", is_stored=ports.is_stored
+            journal.state.requests,
+            may_resend=options.on_lost_answer == "resend",
+            is_stored=sink.is_stored if sink is not None else lambda _: True,
         )
-        self._state = RunState(cancellation)
-        self._budget = Budget(max_usd=options.max_usd, is_over=self._state.is_over)
-        self._budget.inherit(journal.state)
-        self._reconciler = Reconciler(
-            plan=plan,
-            ports=ports,
-            journal=journal,
-            options=options,
-            state=self._state,
-            budget=self._budget,
-            reload=reload or journal.reload,
-        )
+        self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
-            plan=plan,
-            ports=ports,
-            journal=journal,
-            options=options,
-            links=links,
-            state=self._state,
-            budget=self._budget,
+            context,
             pacer=Pacer(
                 concurrency=options.concurrency,
                 requests_per_minute=options.requests_per_minute,
                 throttled=RateLimitedError,
-                check=self._state.check,
+                check=state.check,
             ),
             previous=self._previous,
             reconciler=self._reconciler,
             hand_over=self._put,
         )
-        self._finisher = Finisher(
-            ports=ports,
-            journal=journal,
-            links=links,
-            state=self._state,
-            budget=self._budget,
-            find_file=self._reconciler.find_file,
-            on_picture=on_picture,
-        )
+        self._finisher = Finisher(context, find_file=self._reconciler.find_file, on_image=on_image)
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._work = self._things_to_do()
+        self._work = self._work_in_order()
         self._submitters = max(1, min(options.concurrency, len(plan.slots)))
         self._finishers = min(MAX_FINISHERS, 2 * self._submitters)
-        self._answered: queue.Queue[Answered | None] = queue.Queue(maxsize=2 * MAX_FINISHERS)
+        self._received: queue.Queue[ReceivedResponse | None] = queue.Queue(maxsize=2 * MAX_FINISHERS)
 
     def execute(self) -> RunResult:
         """
@@ -188,15 +177,15 @@ class Run:
         cap = self._options.max_usd
         if cap is None:
             return None
-        to_buy = {number: self._previous.units_to_send(slot) for number, slot in enumerate(self._plan.slots)}
-        prices = [unit.expected_usd for units in to_buy.values() for unit in units]
+        to_send = {number: self._previous.requests_to_send(slot) for number, slot in enumerate(self._plan.slots)}
+        prices = [planned.quoted_usd for requests in to_send.values() for planned in requests]
         spent = self._budget.spent_usd
         known = [price for price in prices if price is not None]
         if len(known) < len(prices) or not any(known) or spent + sum(known, Decimal(0)) <= cap:
             return None
-        left = {self._plan.slots[number].item for number, units in to_buy.items() if units}
+        left = {self._plan.slots[number].item_index for number, requests in to_send.items() if requests}
         refusal = BudgetExceededError(
-            f"max_usd={cap}: ${spent:.4f} are spent and what is left to make costs about "
+            f"max_usd={cap}: ${spent:.4f} has been spent, and the remaining requests cost about "
             f"${sum(known, Decimal(0)):.4f}. Nothing was sent.",
             spent_usd=float(spent),
             max_usd=float(cap),
@@ -205,7 +194,7 @@ class Run:
         )
         if not self._journal.state.requests:
             raise refusal
-        self._work = self._things_to_do(without={number for number, units in to_buy.items() if units})
+        self._work = self._work_in_order(without={number for number, requests in to_send.items() if requests})
         return refusal
 
     # --- threads ------------------------------------------------------------------------------------------------------
@@ -224,10 +213,10 @@ class Run:
     def _join(self, threads: list[threading.Thread]) -> None:
         """Wait for threads, unless one crashes or the grace period of a cancelled task ends."""
         for thread in threads:
-            while thread.is_alive() and self._state.crash is None and not self._cancellation.is_abandoned():
+            while thread.is_alive() and self._state.crash is None and not self._cancellation.abandoned.is_set():
                 thread.join(0.1)
 
-    def _things_to_do(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
+    def _work_in_order(self, without: Collection[int] = ()) -> Iterator[Callable[[], None]]:
         """
         Yield the work in order: paid responses, then in-doubt requests of previous attempts, then requests to send.
 
@@ -237,51 +226,32 @@ class Run:
         :param without: numbers of slots to leave out
         """
         in_doubt = list(self._reconciler.in_doubt)
-        waiting = {request.unit.key for request in in_doubt}
+        waiting = {pending.planned.key for pending in in_doubt}
         later = []
         for number, slot in enumerate(self._plan.slots):
-            if self._previous.units_to_send(slot) or any(
-                unit.key in waiting for units in slot.choices for unit in units
+            if self._previous.requests_to_send(slot) or any(
+                planned.key in waiting for alternative in slot.alternatives for planned in alternative
             ):
                 later.append(number)
             else:
-                yield partial(self._submitter.see_through, number)
-        for key, item in self._previous.superseded(self._plan):
-            yield partial(self._hand_over_superseded, key, item)
-        for request in in_doubt:
-            yield partial(self._reconciler.resolve, request)
+                yield partial(self._submitter.submit_slot, number)
+        for received in self._previous.superseded(self._plan):
+            yield partial(self._put, received)
+        for pending in in_doubt:
+            yield partial(self._reconciler.resolve_pending, pending)
         for number in later:
             if number not in without:
-                yield partial(self._submitter.see_through, number)
-
-    def _hand_over_superseded(self, key: str, item: Item) -> None:
-        """Hand over a response that a previous attempt paid for and that is no longer requested."""
-        request = self._previous.requests[key]
-        if request.response is None or request.target is None:
-            return
-        self._put(
-            Answered(
-                key=key,
-                slot_number=None,
-                item=item,
-                first_image=request.target.image_index,
-                images=request.target.images,
-                response=request.response,
-                is_reused=True,
-                files=request.files,
-                missing=request.missing,
-            )
-        )
+                yield partial(self._submitter.submit_slot, number)
 
     def _submit(self) -> None:
         """Work until nothing is left; the last submitter to end stops the finishers."""
         try:
             while True:
                 with self._lock:
-                    thing = None if self._state.is_over() else next(self._work, None)
-                if thing is None:
+                    work = None if self._state.is_over() else next(self._work, None)
+                if work is None:
                     return
-                thing()
+                work()
         finally:
             with self._lock:
                 self._submitters -= 1
@@ -290,55 +260,53 @@ class Run:
                 for _ in range(self._finishers):
                     self._put(None)
 
-    def _put(self, answered: Answered | None) -> None:
+    def _put(self, received: ReceivedResponse | None) -> None:
         """Hand a response to the finishers; once nobody takes it any more, it stays in the journal only."""
-        while self._state.crash is None and not self._cancellation.is_abandoned():
+        while self._state.crash is None and not self._cancellation.abandoned.is_set():
             try:
-                self._answered.put(answered, timeout=0.2)
+                self._received.put(received, timeout=0.2)
             except queue.Full:
                 continue
             return
 
     def _finish(self) -> None:
-        while (answered := self._answered.get()) is not None:
-            self._finisher.finish(answered)
+        while (received := self._received.get()) is not None:
+            self._finisher.finish(received)
 
     # --- after the threads --------------------------------------------------------------------------------------------
 
     def _recover_losses(self) -> None:
         """Keep the images of responses reported lost that a previous attempt has recorded since."""
-        for request in self._reconciler.recover_losses():
+        for pending in self._reconciler.recover_losses():
+            planned, response = pending.planned, self._previous.requests[pending.planned.key].response
             for number, slot in enumerate(self._plan.slots):
-                for units in slot.choices:
-                    first_image = slot.first_image
-                    for unit in units:
-                        response = self._previous.requests[unit.key].response if unit is request.unit else None
-                        if response is not None:
-                            self._state.forget_error(number, request.intent.client_request_id)
-                            self._finisher.finish(self._submitter.reuse(number, first_image, unit, response))
-                        first_image += unit.request.expected_images
+                if response is not None and any(planned in alternative for alternative in slot.alternatives):
+                    self._state.forget_error(number, pending.intent.client_request_id)
+                    self._finisher.finish(self._submitter.reuse(number, planned, response))
 
     def _verify_files(self, *, may_download: bool) -> None:
         """Check that every listed file exists; download missing ones again, or take them off the list."""
         for _ in range(MAX_VERIFICATIONS):
-            listed = {made.stored: made for made in self.snapshot().listed if made.stored is not None}
+            finished = {image.file: image for image in self.snapshot().listed if image.file is not None}
+            if self._sink is None or not finished:
+                return
             try:
-                missing = self._ports.find_missing(listed) if listed else []
+                missing = self._sink.find_missing(finished)
             except StorageError as error:
-                log.warning("Whether every stored image is there could not be checked: %s", error)
+                log.warning("Whether every stored image still exists could not be checked: %s", error)
                 return
             if not missing:
                 return
             log.warning("%d images have disappeared since they were stored.", len(missing))
-            for stored in missing:
-                made = listed[stored]
-                self._state.take_back(made.answered.slot_number, made)
+            for file in missing:
+                image = finished[file]
+                self._state.take_back(image.received.slot_number, image)
                 if may_download:
-                    self._finisher.finish_again(made.answered, made.place)
+                    self._finisher.finish_again(image.received, image.position)
 
     def snapshot(self) -> RunResult:
         """Return the result so far; other threads may still be working."""
-        made: list[Made] = []
+        made: list[FinishedImage] = []
         errors: dict[int, list[ImagenError]] = {}
         unsent: set[int] = set()
         results = self._state.results()
@@ -346,16 +314,18 @@ class Run:
             result = results.get(number, SlotResult())
             failed = [error for error in result.errors if not isinstance(error, StoppedError)]
             if failed:
-                errors.setdefault(slot.item, []).extend(failed)
+                errors.setdefault(slot.item_index, []).extend(failed)
             if len(failed) < len(result.errors) or (not failed and len(result.made) < slot.images):
-                unsent.add(slot.item)
+                unsent.add(slot.item_index)
             made += result.made
         made.sort(key=lambda each: each.order)
-        counts = Counter(each.answered.item.index for each in made)
+        counts = Counter(each.received.item.index for each in made)
         not_sent = sorted(unsent - errors.keys())
-        halt = self._state.abort_reason
-        if halt is None and not_sent and self._cancellation.is_cancelled():
-            halt = StoppedError(f"The task was cancelled ({self._cancellation.reason}); what was paid for is kept.")
+        abort_reason = self._state.abort_reason
+        if abort_reason is None and not_sent and self._cancellation.is_cancelled():
+            abort_reason = StoppedError(
+                f"The task was cancelled ({self._cancellation.reason}); what was paid for is kept."
+            )
         usd_in_doubt, in_doubt = self._budget.in_doubt()
         intents = dict(self._journal.unresolved)
         return RunResult(
@@ -364,7 +334,7 @@ class Run:
             superseded=sorted(self._state.superseded(), key=lambda each: each.order),
             failures=[Failure(self._plan.items[item], failed, counts[item]) for item, failed in sorted(errors.items())],
             not_sent=[self._plan.items[item] for item in not_sent],
-            halt=halt,
+            abort_reason=abort_reason,
             usd_spent=self._budget.spent_usd,
             usd_lost=self._budget.lost_usd,
             usd_in_doubt=usd_in_doubt,

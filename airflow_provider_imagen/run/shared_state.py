@@ -27,7 +27,7 @@ from airflow_provider_imagen.exceptions import (
 from airflow_provider_imagen.run.results import SlotResult
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.run.results import Made
+    from airflow_provider_imagen.run.results import FinishedImage
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,10 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()
-        self._give_up_at = math.inf
+        self._grace_ends_at = math.inf
         self.reason = ""
+        self.abandoned = threading.Event()
+        """Set when the grace period has ended; work in flight is no longer awaited."""
 
     def cancel(self, reason: str, *, grace_seconds: float) -> None:
         """
@@ -65,7 +67,12 @@ class Cancellation:
             counts
         """
         self.reason = self.reason or reason
-        self._give_up_at = min(self._give_up_at, time.monotonic() + grace_seconds)
+        ends_at = time.monotonic() + grace_seconds
+        if ends_at < self._grace_ends_at:
+            self._grace_ends_at = ends_at
+            timer = threading.Timer(grace_seconds, self.abandoned.set)
+            timer.daemon = True
+            timer.start()
         self._cancelled.set()
 
     def is_cancelled(self) -> bool:
@@ -81,9 +88,9 @@ class Cancellation:
         if self._cancelled.wait(max(0.0, seconds)):
             raise _stopped()
 
-    def is_abandoned(self, *, since_seconds: float = 0.0) -> bool:
-        """Return whether the grace period ended at least ``since_seconds`` ago; work in flight is no longer awaited."""
-        return time.monotonic() >= self._give_up_at + since_seconds
+    def is_overdue(self, seconds: float) -> bool:
+        """Return whether the grace period ended at least so many seconds ago."""
+        return time.monotonic() >= self._grace_ends_at + seconds
 
 
 class RunState:
@@ -98,9 +105,9 @@ class RunState:
         self._lock = threading.Lock()
         self._abort_reason: ImagenError | None = None
         self._crash: BaseException | None = None
-        self._withdrawn: dict[str, ModelWithdrawnError] = {}
+        self._retired: dict[str, ModelWithdrawnError] = {}
         self._results: dict[int, SlotResult] = {}
-        self._superseded: list[Made] = []
+        self._superseded: list[FinishedImage] = []
         self._done = 0
         self._storage_failures = 0
 
@@ -162,26 +169,26 @@ class RunState:
 
     # --- models -------------------------------------------------------------------------------------------------------
 
-    def record_withdrawn(self, model: str, error: ModelWithdrawnError) -> None:
+    def record_retired(self, model: str, error: ModelWithdrawnError) -> None:
         """Record that a model is retired, and log it once."""
         with self._lock:
-            is_news = model not in self._withdrawn
-            self._withdrawn.setdefault(model, error)
-        if is_news:
+            is_new = model not in self._retired
+            self._retired.setdefault(model, error)
+        if is_new:
             log.warning("%s", error)
 
-    def refuse_withdrawn(self, model: str) -> None:
+    def refuse_retired(self, model: str) -> None:
         """
         Raise if a model is known to be retired.
 
         :raises ModelWithdrawnError: the model is retired; nothing was sent
         """
-        if (gone := self._withdrawn.get(model)) is not None:
-            raise ModelWithdrawnError(str(gone), replaced_by=gone.replaced_by, model=model, status=gone.status)
+        if (error := self._retired.get(model)) is not None:
+            raise ModelWithdrawnError(str(error), replaced_by=error.replaced_by, model=model, status=error.status)
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def record_made(self, slot_number: int | None, made: Made) -> int:
+    def record_finished(self, slot_number: int | None, image: FinishedImage) -> int:
         """
         Record a finished image, and return how many requested images are finished.
 
@@ -189,25 +196,25 @@ class RunState:
         """
         with self._lock:
             if slot_number is None:
-                self._superseded.append(made)
+                self._superseded.append(image)
             else:
-                self._results.setdefault(slot_number, SlotResult()).made.append(made)
+                self._results.setdefault(slot_number, SlotResult()).made.append(image)
                 self._done += 1
             return self._done
 
-    def take_back(self, slot_number: int | None, made: Made) -> None:
+    def take_back(self, slot_number: int | None, image: FinishedImage) -> None:
         """Remove an image whose file has disappeared."""
         with self._lock:
             if slot_number is None:
-                self._superseded.remove(made)
+                self._superseded.remove(image)
             else:
-                self._results[slot_number].made.remove(made)
+                self._results[slot_number].made.remove(image)
                 self._done -= 1
 
     def record_error(self, slot_number: int | None, error: ImagenError) -> None:
         """Record a slot's error; that of an image that is no longer requested is only logged."""
         if slot_number is None:
-            log.warning("An image of a prompt that is not asked for any more could not be kept: %s", error)
+            log.warning("An image of a prompt that is no longer requested could not be stored: %s", error)
             return
         with self._lock:
             self._results.setdefault(slot_number, SlotResult()).errors.append(error)
@@ -228,8 +235,8 @@ class RunState:
         """Count a storage failure; after several in a row, stop paying for images that cannot be stored."""
         with self._lock:
             self._storage_failures += 1
-            is_chance = self._storage_failures < MAX_STORAGE_FAILURES
-        if not is_chance:
+            is_persistent = self._storage_failures >= MAX_STORAGE_FAILURES
+        if is_persistent:
             self.abort(error)
 
     def results(self) -> dict[int, SlotResult]:
@@ -240,7 +247,7 @@ class RunState:
                 for number, result in self._results.items()
             }
 
-    def superseded(self) -> list[Made]:
+    def superseded(self) -> list[FinishedImage]:
         """Return a copy of the list of images that are no longer requested."""
         with self._lock:
             return list(self._superseded)

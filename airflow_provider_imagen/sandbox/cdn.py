@@ -1,9 +1,8 @@
-"""The image host: images with range requests, and download faults."""
+"""The image host and its download faults."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import zlib
 from functools import cache
 from hashlib import sha256
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox.image_store import StoredImage
     from airflow_provider_imagen.sandbox.state import State
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _ENDLESS_CHUNK = 64 * 1024
 
 
@@ -81,43 +79,21 @@ def _check_signature(request: Request, image: StoredImage, *, now: float) -> Res
 async def _deliver(request: Request, image: StoredImage, hits: Hits) -> Any:
     state: State = request.app.state.sandbox
     data = await state.draw(image.recipe)
-    etag = f'"{sha256(data).hexdigest()[:32]}"'
     content_type = image.recipe.content_type
     if "content" in hits:
         other = "image/jpeg" if content_type == "image/png" else "image/png"
         content_type = hits["content"].setting("content_type") or other
+    etag = f'"{sha256(data).hexdigest()[:32]}"'
     headers = {"content-type": content_type, "etag": etag, "cache-control": "public, max-age=31536000"}
-    status, part = 200, slice(0, len(data))
-    if image.ranges and "ranges" not in hits:
-        headers["accept-ranges"] = "bytes"
-        requested = request.headers.get("range")
-        if requested is not None and request.headers.get("if-range", etag) == etag and _RANGE.fullmatch(requested):
-            if (found := _parse_range(requested, len(data))) is None:
-                return Response(None, 416, {**headers, "content-range": f"bytes */{len(data)}"})
-            status, part = 206, found
-            headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
-    body = data[part]
     if (cut := hits.get("end")) is not None:
-        image.ranges = bool(cut.setting("ranges"))
-        sent = len(body) // 2 if cut.bytes_sent is None else min(cut.bytes_sent, len(body) - 1)
-        return Truncated(body[:sent], content_length=len(body), status=status, headers=headers)
+        sent = len(data) // 2 if cut.bytes_sent is None else min(cut.bytes_sent, len(data) - 1)
+        return Truncated(data[:sent], content_length=len(data), headers=headers)
     if (drip := hits.get("pace")) is not None:
-        chunks = _chunks(body, drip.setting("chunk_bytes"))
-        return Paced(chunks, seconds=drip.setting("seconds"), content_length=len(body), status=status, headers=headers)
+        chunks = _chunks(data, drip.setting("chunk_bytes"))
+        return Paced(chunks, seconds=drip.setting("seconds"), content_length=len(data), headers=headers)
     if request.method == "HEAD":
-        return Response(None, status, {**headers, "content-length": str(len(body))})
-    return Response(body, status, headers)
-
-
-def _parse_range(requested: str, size: int) -> slice | None:
-    """Return a single range as a slice, or ``None`` if it cannot be satisfied."""
-    match = _RANGE.fullmatch(requested)
-    first, last = match.groups() if match else ("", "")
-    if first:
-        start, stop = int(first), min(int(last) + 1 if last else size, size)
-    else:
-        start, stop = max(0, size - int(last or 0)), size
-    return slice(start, stop) if start < stop else None
+        return Response(None, headers={**headers, "content-length": str(len(data))})
+    return Response(data, headers=headers)
 
 
 async def _chunks(data: bytes, size: int) -> AsyncIterator[bytes]:

@@ -26,9 +26,8 @@ Faults to inject: what goes wrong, and for which requests.
     content_violation    generate         flags every image with ``content_violation``
     signed_links         generate         returns signed URLs that expire after ``seconds``
     withdrawn            generate         returns 404 and lists the model in /v1/models/deprecations
-    cut_image            download         declares the full image, sends half of it; ranges work afterwards or not
+    cut_image            download         declares the full image, sends half of it
     drip                 download         sends ``chunk_bytes`` every ``seconds``
-    no_range             download         ignores Range
     wrong_content_type   download         declares a content type that does not match the bytes
     not_an_image         download         sends JSON with the image's content type
     oversized            download         sends an endless body, or declares ``content_length``
@@ -78,7 +77,6 @@ FaultKind = Literal[
     "withdrawn",
     "cut_image",
     "drip",
-    "no_range",
     "wrong_content_type",
     "not_an_image",
     "oversized",
@@ -100,7 +98,6 @@ Slot = Literal[
     "flags",
     "urls",
     "pace",
-    "ranges",
 ]
 Value = Literal["null", "empty"]
 FaultShape = Literal["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64", "nulls"]
@@ -163,9 +160,8 @@ KINDS: dict[FaultKind, Kind] = {
     "content_violation": Kind("flags", _GENERATE, {}),
     "signed_links": Kind("urls", _GENERATE, {"seconds": 86400.0, "style": "expires"}),
     "withdrawn": Kind("end", _GENERATE, {"replaced_by": None}),
-    "cut_image": Kind("end", _DOWNLOAD, {"bytes_sent": None, "ranges": True}),
+    "cut_image": Kind("end", _DOWNLOAD, {"bytes_sent": None}),
     "drip": Kind("pace", _DOWNLOAD, {"seconds": 0.1, "chunk_bytes": 1024}),
-    "no_range": Kind("ranges", _DOWNLOAD, {}),
     "wrong_content_type": Kind("content", _DOWNLOAD, {"content_type": None}),
     "not_an_image": Kind("end", _DOWNLOAD, {}),
     "oversized": Kind("end", _DOWNLOAD, {"content_length": None}),
@@ -212,8 +208,7 @@ class Fault:
         ``nothing`` = neither
     :param style: query format of a signed URL: ``expires`` ``amz`` ``se`` ``tos``
     :param replaced_by: replacement that ``/v1/models/deprecations`` names
-    :param bytes_sent: bytes of the image to send before the cut; default: half of those requested
-    :param ranges: whether range requests for this image work after the cut
+    :param bytes_sent: bytes of the image to send before the cut; default: half of them
     :param chunk_bytes: bytes sent at once
     :param content_type: content type to declare; default: that of another image format
     :param content_length: length to declare in bytes; default: none
@@ -250,7 +245,6 @@ class Fault:
     style: Style | None = None
     replaced_by: str | None = None
     bytes_sent: Annotated[int | None, Range(least=0)] = None
-    ranges: bool | None = None
     chunk_bytes: Annotated[int | None, Range(least=1)] = None
     content_type: str | None = None
     content_length: Annotated[int | None, Range(least=0)] = None

@@ -53,14 +53,12 @@ class StoredImage:
     :param models: id and aliases of its model
     :param query: required query of a signed URL
     :param expires_at: expiry of a signed URL, in seconds since the epoch
-    :param ranges: whether range requests work; a fault turns them off
     """
 
     recipe: Recipe
     models: tuple[str, ...]
     query: str | None = None
     expires_at: float | None = None
-    ranges: bool = True
 
 
 class ImageStore:

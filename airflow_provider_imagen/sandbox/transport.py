@@ -93,14 +93,13 @@ class Truncated:
     :param content_length: declared length in bytes
     """
 
-    def __init__(self, body: bytes, *, content_length: int, status: int = 200, headers: Mapping[str, str]) -> None:
+    def __init__(self, body: bytes, *, content_length: int, headers: Mapping[str, str]) -> None:
         self.body = body
-        self.status = status
         self.headers = {**headers, "content-length": str(content_length)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        await send({"type": "http.response.start", "status": self.status, "headers": _encode_headers(self.headers)})
+        await send({"type": "http.response.start", "status": 200, "headers": _encode_headers(self.headers)})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         if (transport := _find_transport(scope)) is not None:
             transport.close()
@@ -122,19 +121,17 @@ class Paced:
         *,
         seconds: float = 0.0,
         content_length: int | None,
-        status: int = 200,
         headers: Mapping[str, str],
     ) -> None:
         self.chunks = chunks
         self.seconds = seconds
-        self.status = status
         self.headers = dict(headers)
         if content_length is not None:
             self.headers["content-length"] = str(content_length)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI signature
         """Run as an ASGI application."""
-        await send({"type": "http.response.start", "status": self.status, "headers": _encode_headers(self.headers)})
+        await send({"type": "http.response.start", "status": 200, "headers": _encode_headers(self.headers)})
         disconnected = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
             async for chunk in self.chunks:

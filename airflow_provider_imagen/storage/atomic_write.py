@@ -1,10 +1,9 @@
 """
 Atomic file writes: a file that exists under its final name is always complete.
 
-On a disk, a hidden temporary file in the same folder is synced, then renamed. On an object store, the whole object is
-written with one PUT through fsspec's ``pipe_file``, never through an open file, because closing one after an error
-commits the part written so far. Stores that are neither (SFTP, HDFS …) also use ``pipe_file``, and a failed write is
-cleaned up.
+On a disk, a hidden temporary file in the same folder is synced, then renamed. On an object store, fsspec's
+``pipe_file`` writes the whole object with one PUT; a file opened there would commit a partial object if it were closed
+after an error. Other stores (SFTP, HDFS …) also use ``pipe_file``, and a failed write is cleaned up.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.storage.local_files import (
     IrregularFileError,
     list_folder,
@@ -50,7 +50,7 @@ TEMPORARY_PREFIX: Final = ".imagen-"
 TEMPORARY_SUFFIX: Final = ".part"
 
 MAX_READ_BYTES: Final = 2**30
-"""Largest file that is read whole: above any real image or manifest."""
+"""Largest file that is read into memory: above any real image or manifest."""
 
 _SIZE_CHECKS: Final = 5
 _CHUNK_BYTES: Final = 2**20
@@ -67,32 +67,32 @@ _EXTRAS: Final[dict[str, str]] = {
     "az": "azure",
     "wasb": "azure",
 }
-"""Object stores, which keep only whole objects, and the extra of this package that installs support for each."""
+"""Protocols of object stores, which keep only whole objects, and the extra that installs support for each."""
 
 _ABOUT: Final = f"{HIDDEN_FOLDER}/about.txt"
 _HIDDEN_PARTS: Final = ("parts", "failures", "journal", "thumbnails")
 _ABOUT_TEXT: Final = (
-    b"This folder belongs to airflow-provider-imagen: previews, parts of metadata.jsonl and journals of the pictures "
-    b"beside it.\n"
+    b"This folder is managed by airflow-provider-imagen. It holds previews, parts of metadata.jsonl and journals of "
+    b"the images in the folder above.\n"
 )
 _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 """Errors from file systems without hard links."""
 
 _REASONS: Final[dict[int, str]] = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than this process may write",
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "no permission",
-    errno.EPERM: "no permission",
-    errno.ENOENT: "the folder does not exist",
-    errno.EEXIST: "a file is where a folder must be",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.EISDIR: "a folder of that name is in the way",
-    errno.ENAMETOOLONG: "the name is too long for this disk",
-    errno.EMFILE: "too many files are open in this process",
-    errno.EIO: "the disk reports an error",
-    errno.ESTALE: "the network disk was lost",
+    errno.EDQUOT: "the disk quota is exceeded",
+    errno.EFBIG: "the file exceeds this process's file size limit",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOENT: "the directory does not exist",
+    errno.EEXIST: "a file exists where a directory is needed",
+    errno.ENOTDIR: "part of the path is a file, not a directory",
+    errno.EISDIR: "a directory with this name already exists",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.EMFILE: "this process has too many open files",
+    errno.EIO: "the disk reported an I/O error",
+    errno.ESTALE: "the network file system is no longer available",
 }
 
 
@@ -109,16 +109,16 @@ def write_bytes_atomically(
     """
     Write a file atomically and return whether it was written.
 
-    Missing folders are created. On return, the bytes are synced to disk or, unless ``shared``, their number has been
-    checked in the store.
+    Missing folders are created. On return, the file is synced to disk or, unless ``shared``, its size in the store has
+    been checked.
 
     :param path: the final name
     :param data: the whole content
     :param content_type: media type, kept by object stores and sent to browsers; ignored on disks
     :param owner: letters and digits that mark the temporary file, for :func:`remove_leftovers`
     :param within: the output folder, below which no symbolic link on a disk is followed; default: the file's folder
-    :param shared: whether others may replace the same file at the same moment. If so, an object in a store is not
-        size-checked after the write, nor deleted after an error: it may be theirs
+    :param shared: whether others may replace the same file at the same moment. If so, an object in a store is neither
+        size-checked after the write nor deleted after an error: it may be theirs
     :param replace: ``False`` keeps an existing file. On disks with hard links, S3, Google and Azure this check is
         atomic, so only one of two concurrent writers succeeds; other stores are checked before the write
     :returns: ``False`` only if a file exists and ``replace`` is false
@@ -135,7 +135,7 @@ def write_bytes_atomically(
         raise storage_error("write", path, error) from None
 
 
-def check_stored(path: StoragePath, *, size: int, sha256: str | None = None, within: StoragePath | None = None) -> bool:
+def is_intact(path: StoragePath, *, size: int, sha256: str | None = None, within: StoragePath | None = None) -> bool:
     """
     Return whether a file written by a previous attempt still exists and is complete; false for links, pipes, devices.
 
@@ -181,7 +181,7 @@ def read_bytes(
             filesystem, key = filesystem_of(path)
             data = bytes(filesystem.cat_file(key))
         if data is None or len(data) > max_bytes:
-            raise StorageError(f"Cannot read {_redact(address_of(path))}: it has more than {max_bytes:,} bytes.")
+            raise StorageError(f"Cannot read {redacted_address(path)}: it has more than {max_bytes:,} bytes.")
         return data
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -212,8 +212,8 @@ def file_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
         by_parent.setdefault(name.rpartition("/")[0], set()).add(name)
     sizes: dict[str, int] = {}
     for parent, wanted in by_parent.items():
-        place = descend(folder, parent) if parent else folder
-        for file_name, size in _list_files(place, within=folder):
+        subfolder = descend(folder, parent) if parent else folder
+        for file_name, size in _list_files(subfolder, within=folder):
             name = f"{parent}/{file_name}" if parent else file_name
             if name in wanted:
                 sizes[name] = size
@@ -244,10 +244,10 @@ def check_writable(folder: StoragePath, *, owner: str = "check") -> None:
     On a disk, a file is created, renamed, replaced, listed and deleted, and the hidden folder must not contain links.
     An object store takes five calls: a short description of the hidden folder is written, which stays; a probe object
     is written, overwritten and deleted; and the hidden folder is listed. Storing images never requires a delete, so a
-    store that refuses only that (as retention policies do) causes a warning.
+    store that refuses only that (as with a retention policy) causes a warning.
 
     :param owner: letters and digits that name the probe object
-    :raises StorageError: images cannot be stored there, and why
+    :raises StorageError: images cannot be stored there
     """
     local = local_path(folder)
     try:
@@ -271,10 +271,11 @@ def _check_disk(path: Path) -> None:
             except OSError as error:
                 raise StorageError(
                     f"Cannot use {path}: files can be created there, but not renamed or replaced "
-                    f"({_reason(error, in_bucket=False)}). Mount it so that they can, or name the object store itself."
+                    f"({_reason(error, in_bucket=False)}). Change how it is mounted, or use the object store's own URL."
                 ) from None
-            if second not in list_folder(path, within=path):
-                raise StorageError(f"Cannot use {path}: a file that was written there is not listed.")
+            entries = list_folder(path, within=path)
+            if second not in entries:
+                raise StorageError(f"Cannot use {path}: a file written there is not listed.")
         finally:
             for name in (first, second):
                 try:
@@ -283,28 +284,28 @@ def _check_disk(path: Path) -> None:
                     pass
                 except OSError as error:
                     _warn_of_leftover(path / name, error)
-    with contextlib.suppress(FileNotFoundError):
-        for name, status in list_folder(path / HIDDEN_FOLDER, within=path).items():
-            if stat.S_ISLNK(status.st_mode):
-                raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
-    _check_replaceable(path)
+    if MANIFEST_NAME in entries:
+        _check_replaceable(path, entries[MANIFEST_NAME])
+    if HIDDEN_FOLDER in entries:
+        _check_hidden_folder(path)
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raise if an existing manifest cannot be replaced, or an existing hidden folder cannot be written to."""
-    found = list_folder(path, within=path)
-    manifest, hidden = found.get(MANIFEST_NAME), found.get(HIDDEN_FOLDER)
-    if manifest is not None:
-        folder = path.stat()
-        if stat.S_ISDIR(manifest.st_mode):
-            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is a folder.")
-        if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, manifest.st_uid, folder.st_uid):
-            raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it belongs to another user.")
-    if hidden is not None:
-        below = list_folder(path / HIDDEN_FOLDER, within=path)
-        for place in (HIDDEN_FOLDER, *(f"{HIDDEN_FOLDER}/{name}" for name in _HIDDEN_PARTS if name in below)):
-            if not (path / place).is_dir() or not os.access(path / place, os.W_OK | os.X_OK):
-                raise StorageError(f"Cannot use {path}: {place} in it is not a folder with write access.")
+def _check_replaceable(path: Path, manifest: os.stat_result) -> None:
+    folder = path.stat()
+    if stat.S_ISDIR(manifest.st_mode):
+        raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it is a directory.")
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, manifest.st_uid, folder.st_uid):
+        raise StorageError(f"Cannot use {path}: {MANIFEST_NAME} in it belongs to another user.")
+
+
+def _check_hidden_folder(path: Path) -> None:
+    entries = list_folder(path / HIDDEN_FOLDER, within=path)
+    for name, status in entries.items():
+        if stat.S_ISLNK(status.st_mode):
+            raise IrregularFileError(f"Cannot use {path / HIDDEN_FOLDER / name}: it is a symbolic link. Remove it.")
+    for name in (HIDDEN_FOLDER, *(f"{HIDDEN_FOLDER}/{part}" for part in _HIDDEN_PARTS if part in entries)):
+        if not (path / name).is_dir() or not os.access(path / name, os.W_OK | os.X_OK):
+            raise StorageError(f"Cannot use {path}: {name} in it is not a writable directory.")
 
 
 def _check_store(folder: StoragePath, owner: str) -> None:
@@ -316,9 +317,9 @@ def _check_store(folder: StoragePath, owner: str) -> None:
             if not _exists(path):
                 raise
             raise StorageError(
-                f"Cannot use {_redact(address_of(folder))}: {path.name} is there and cannot be overwritten, as "
-                f"{MANIFEST_NAME} has to be with every image ({_reason(error, in_bucket=True)}). Use a folder without "
-                "a retention policy, with a connection that may overwrite."
+                f"Cannot use {redacted_address(folder)}: {path.name} exists and cannot be overwritten "
+                f"({_reason(error, in_bucket=True)}), but {MANIFEST_NAME} is overwritten for every image. Use a folder "
+                "without a retention policy, and a connection that may overwrite objects."
             ) from None
     filesystem, key = filesystem_of(about)
     try:
@@ -326,7 +327,7 @@ def _check_store(folder: StoragePath, owner: str) -> None:
     except Exception as error:
         raise storage_error("list", folder, error) from None
     if about.name not in names:
-        raise StorageError(f"Cannot use {_redact(address_of(folder))}: an object that was written there is not listed.")
+        raise StorageError(f"Cannot use {redacted_address(folder)}: an object written there is not listed.")
     try:
         filesystem.rm_file(filesystem_of(probe)[1])
     except FileNotFoundError:
@@ -345,9 +346,9 @@ def _exists(path: StoragePath) -> bool:
 
 def _warn_of_leftover(path: StoragePath, error: Exception) -> None:
     log.warning(
-        "%s cannot be deleted (%s). Images are kept all the same; journals of finished tasks (Airflow 3.1 and 3.2) and "
-        "files of this kind stay.",
-        _redact(address_of(path)),
+        "%s cannot be deleted (%s). Images are stored anyway, but files of this kind remain, and so do the journals of "
+        "finished tasks on Airflow 3.1 and 3.2.",
+        redacted_address(path),
         _reason(error, in_bucket=local_path(path) is None),
     )
 
@@ -380,7 +381,7 @@ def _local_root(path: Path, within: StoragePath | None) -> Path:
 
 def storage_error(verb: str, path: StoragePath, error: BaseException) -> StorageError:
     """
-    Return an error that says in one sentence, without secrets, what failed; a StorageError is returned unchanged.
+    Return an error that states in one sentence, without secrets, what failed; a StorageError is returned unchanged.
 
     :param verb: the failed operation: ``read``, ``write``, ``list`` or ``use``
     :param path: the file or folder
@@ -390,32 +391,32 @@ def storage_error(verb: str, path: StoragePath, error: BaseException) -> Storage
         return error
     protocol = protocol_of(path)
     extra = _EXTRAS.get(protocol)
-    where = _redact(address_of(path))
+    where = redacted_address(path)
     if isinstance(error, ImportError) or (isinstance(error, ValueError) and "filesystem" in str(error).lower()):
-        install = f"pip install 'airflow-provider-imagen[{extra}]'" if extra else "install the Airflow provider for it"
-        return StorageError(f"Cannot {verb} {where}: nothing installed here speaks {protocol}://; {install}.")
+        install = f"run pip install 'airflow-provider-imagen[{extra}]'" if extra else "install its Airflow provider"
+        return StorageError(f"Cannot {verb} {where}: support for {protocol}:// is not installed; {install}.")
     return StorageError(f"Cannot {verb} {where}: {_reason(error, in_bucket=extra is not None)}.")
 
 
 def redacted_address(path: StoragePath) -> str:
     """Return the location of a file or folder without secrets, for logs and errors."""
-    return _redact(address_of(path))
+    return scrub_storage_text(address_of(path))
 
 
 def _reason(error: BaseException, *, in_bucket: bool) -> str:
     if in_bucket and (isinstance(error, FileNotFoundError) or _status_of(error) == 404):
-        return "the bucket or container does not exist, or the connection may not see it"
+        return "the bucket or container does not exist, or the connection has no access to it"
     if in_bucket and (isinstance(error, PermissionError) or _status_of(error) in (401, 403)):
-        return f"the connection has no permission there ({_redact(str(error))})"
+        return f"the connection has no permission ({scrub_storage_text(str(error))})"
     if "credential" in type(error).__name__.lower():
-        return "no credentials were found; name a connection, as in s3://my_conn@bucket/folder"
+        return "no credentials were found; name a connection in the path, as in s3://my_conn@bucket/folder"
     if isinstance(error, (ConnectionError, TimeoutError)) or re.search(
         r"connect|timeout|timed|dns|resol|servicerequest", type(error).__name__, re.IGNORECASE
     ):
-        return f"the connection to the store failed ({type(error).__name__}: {_redact(str(error))})"
+        return f"the connection to the store failed ({type(error).__name__}: {scrub_storage_text(str(error))})"
     if isinstance(error, OSError) and error.errno in _REASONS:
         return _REASONS[error.errno]
-    return f"{type(error).__name__}: {_redact(str(error))}"
+    return f"{type(error).__name__}: {scrub_storage_text(str(error))}"
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -427,20 +428,6 @@ def _status_of(error: BaseException) -> int | None:
     return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden") else None
 
 
-def _redact(text: str) -> str:
-    """Return a third-party message without passwords, signatures and keys, on one line of at most 300 characters."""
-    line = " ".join(text.split())[:600]
-    line = re.sub(r"(://[^\s/:@'\"]*+:)[^\s/@'\"]*+@", r"\1***@", line)  # user:password@
-    line = re.sub(r"(://[^\s'\"?#]*+)(?:[?#][^\s'\"]*)?", r"\1", line)  # signed URLs
-    line = re.sub(
-        r"(?i)(?<![\w-])(?=[\w-]*(?:key|token|secret|signature|sig|passw(?:or)?d|credential|authorization))"
-        r"([\w-]++['\"]?\s*+[=:]\s*+)(?:(?:bearer|basic|sharedkey)\s+)?['\"]?[^\s'\",;&)]+",
-        r"\1***",
-        line,
-    )
-    return line if len(line) <= 300 else f"{line[:299]}…"
-
-
 def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: bool) -> bool:
     with open_folder_at(path.parent, within=within, create=True) as folder:
         temporary = _temporary_name(owner)
@@ -448,7 +435,7 @@ def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: 
             _write_synced(temporary, data, folder)
             if replace:
                 os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            elif not _give_free_name(temporary, path.name, folder):
+            elif not _link_final_name(temporary, path.name, folder):
                 return False
         finally:
             with contextlib.suppress(OSError):
@@ -457,8 +444,8 @@ def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: 
     return True
 
 
-def _give_free_name(temporary: str, name: str, folder: int) -> bool:
-    """Return whether a file got its final name; uses a hard link, because a rename would replace an existing file."""
+def _link_final_name(temporary: str, name: str, folder: int) -> bool:
+    """Give a file its final name unless the name exists (a rename would replace that file); return whether it did."""
     try:
         os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except FileExistsError:
@@ -521,10 +508,10 @@ def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: 
         stored = _size_after(filesystem, key, len(data))
         if stored != len(data):
             raise StorageError(
-                f"Cannot write {_redact(address_of(path))}: of {len(data)} bytes the store kept {stored or 0}."
+                f"Cannot write {redacted_address(path)}: the store has only {stored or 0} of its {len(data)} bytes."
             )
     except BaseException as error:
-        # A refused PUT leaves the older object intact, so delete only what is known to be partial.
+        # A refused PUT leaves the previous object intact, so delete only what is known to be partial.
         if not shared and (not whole_objects_only or isinstance(error, StorageError)):
             with contextlib.suppress(Exception):
                 filesystem.rm_file(key)
@@ -533,7 +520,7 @@ def _write_object(path: StoragePath, data: bytes, content_type: str, *, shared: 
 
 
 def _size_after(filesystem: Any, key: str, expected: int) -> int | None:
-    """Return the stored size; if it is unexpected, check again, as another thread may have cached an old listing."""
+    """Return the stored size; check an unexpected one again, as another thread may have cached an old listing."""
     size = None
     for _ in range(_SIZE_CHECKS):
         try:
@@ -551,7 +538,7 @@ def _size_of(filesystem: Any, key: str) -> int:
 
 
 def _content_type_options(protocol: str, content_type: str) -> dict[str, Any]:
-    """Return the store's own option for the media type; without one, S3 and Azure serve images as unknown bytes."""
+    """Return the store's own option for the media type; without it, S3 and Azure serve images as unknown bytes."""
     extra = _EXTRAS.get(protocol)
     if extra == "s3":
         return {"ContentType": content_type}

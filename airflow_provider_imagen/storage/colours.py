@@ -1,8 +1,8 @@
 """
 Convert pixels between modes, and keep the colour profile consistent with them.
 
-A profile describes grey, RGB or CMYK pixels, and misleads viewers if the pixels are of another kind. It is kept only
-where it fits; if the kind has to change, the pixels are converted through it to sRGB, which needs no profile.
+A profile is for one colour space (grey, RGB, CMYK …) and misleads viewers if the pixels are in another. So it is kept
+only where it fits. If the colour space has to change, the pixels are converted to sRGB, which needs no profile.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-_KIND_AT: Final = slice(16, 20)  # "data colour space" in the header of a profile (ICC.1:2022, 7.2)
-_OTHER_KINDS: Final = {"CMYK": b"CMYK", "LAB": b"Lab "}
+_COLOUR_SPACE: Final = slice(16, 20)  # "data colour space" in the header of a profile (ICC.1:2022, 7.2)
+_OTHER_SPACES: Final = {"CMYK": b"CMYK", "LAB": b"Lab "}
 
 
 def change_mode(image: PillowImage, mode: str, options: dict[str, Any], notes: list[str]) -> PillowImage:
@@ -24,17 +24,17 @@ def change_mode(image: PillowImage, mode: str, options: dict[str, Any], notes: l
     :param mode: ``L``, ``LA``, ``RGB`` or ``RGBA``, or the image's own mode. Transparent pixels become white in a mode
         without transparency
     :param options: encoder options; ``icc_profile`` is set to ``None`` if it does not fit the new pixels
-    :param notes: gets a sentence if a profile is dropped without having been applied
+    :param notes: a sentence is appended if a profile is dropped without being applied
     """
     profile: bytes | None = options.get("icc_profile")
-    kind = _kind_of(image.mode)
-    if profile and profile[_KIND_AT] != kind:
+    space = _colour_space_of(image.mode)
+    if profile and profile[_COLOUR_SPACE] != space:
         options["icc_profile"] = profile = None
-        notes.append("Its colour profile was left out: it describes another kind of pixels.")
+        notes.append("The colour profile was dropped: it is for a different colour space.")
     if image.mode == mode:
         return image
     image = to_eight_bits(image)
-    if profile and _kind_of(mode) != kind:
+    if profile and _colour_space_of(mode) != space:
         options["icc_profile"] = None
         image = _to_srgb(image, profile, notes)
     if image.has_transparency_data and mode in ("L", "RGB"):
@@ -51,13 +51,13 @@ def to_eight_bits(image: PillowImage) -> PillowImage:
 
 def is_grey(mode: str) -> bool:
     """Return whether a mode is greyscale."""
-    return _kind_of(mode) == b"GRAY"
+    return _colour_space_of(mode) == b"GRAY"
 
 
-def _kind_of(mode: str) -> bytes:
+def _colour_space_of(mode: str) -> bytes:
     if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"):
         return b"GRAY"
-    return _OTHER_KINDS.get(mode, b"RGB ")
+    return _OTHER_SPACES.get(mode, b"RGB ")
 
 
 def _on_white(layer: PillowImage, mode: str) -> PillowImage:
@@ -83,7 +83,7 @@ def _to_srgb(image: PillowImage, profile: bytes, notes: list[str]) -> PillowImag
             outputMode="RGB",
         )
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError) as error:
-        notes.append(f"Its colour profile was left out: it cannot be applied ({error}).")
+        notes.append(f"The colour profile was dropped: it cannot be applied ({error}).")
         return image.convert("RGB" if alpha is None else "RGBA")
     if converted is None:  # only for in-place conversions
         return image.convert("RGB")

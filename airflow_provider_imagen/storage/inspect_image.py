@@ -8,44 +8,26 @@ serves ``image/jpeg``).
 from __future__ import annotations
 
 import zlib
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.opening import open_image
-from airflow_provider_imagen.storage.png import PNG_SIGNATURE, iterate_png_chunks
+from airflow_provider_imagen.storage.open_image import FORMATS, RasterFormat, open_image
+from airflow_provider_imagen.storage.png import iterate_png_chunks
+from airflow_provider_imagen.storage.svg import read_svg_size
 
-__all__ = ["PNG_SIGNATURE", "iterate_png_chunks"]
-
-PixelFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
-PictureFormat = Literal[PixelFormat, "SVG"]
+FileFormat = Literal[RasterFormat, "SVG"]
 
 DEFAULT_MAX_PIXELS: Final = 89_478_485
 """Default pixel limit: where Pillow starts to suspect a decompression bomb (a quarter GiB of RGB)."""
 
-EXTENSIONS: Final[dict[PixelFormat, str]] = {
-    "PNG": "png",
-    "JPEG": "jpg",
-    "WEBP": "webp",
-    "AVIF": "avif",
-    "GIF": "gif",
-    "TIFF": "tiff",
-    "BMP": "bmp",
-}
-MIME_TYPES: Final[dict[PixelFormat, str]] = {
-    "PNG": "image/png",
-    "JPEG": "image/jpeg",
-    "WEBP": "image/webp",
-    "AVIF": "image/avif",
-    "GIF": "image/gif",
-    "TIFF": "image/tiff",
-    "BMP": "image/bmp",
-}
+EXTENSIONS: Final[dict[RasterFormat, str]] = {name: name.lower() for name in FORMATS} | {"JPEG": "jpg"}
+MIME_TYPES: Final[dict[RasterFormat, str]] = {name: f"image/{name.lower()}" for name in FORMATS}
 SVG_MIME_TYPE: Final = "image/svg+xml"
 
 
-class PictureFacts(Struct, frozen=True):
+class ImageInfo(Struct, frozen=True):
     """
     Format and size of a complete image, as read from its bytes.
 
@@ -56,94 +38,75 @@ class PictureFacts(Struct, frozen=True):
     :param height: pixels, as stored; 0 for an SVG that does not state it
     """
 
-    format: PictureFormat
+    format: FileFormat
     mime_type: str
     extension: str
     width: int
     height: int
 
 
-def inspect_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> PictureFacts:
+def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> ImageInfo:
     """
     Return the format and size of an image after verifying that it is complete.
 
     The size is read from the header and checked before anything is decoded. Then the image (the first frame of an
     animation) is decoded once, because only that proves its data present and intact. Unreadable metadata and bytes
     after the end of the image are tolerated. Thread-safe: no Pillow setting is changed, and all threads share a pixel
-    budget (:data:`~airflow_provider_imagen.storage.opening.MAX_DECODED_PIXELS`).
+    budget (:data:`~airflow_provider_imagen.storage.open_image.MAX_DECODED_PIXELS`).
 
     :param data: the whole file
     :param max_pixels: maximum width times height; Pillow's own limit (twice :data:`DEFAULT_MAX_PIXELS`) also applies
     :param accept_svg: whether to accept SVG, which has no pixels and may contain scripts
-    :raises BadImageError: the bytes are not an image of a known format, are cut off or damaged, or the image is too
-        large
+    :raises BadImageError: the bytes are not an image in a supported format, are truncated or corrupt, or the image is
+        too large
     """
     from PIL import Image, UnidentifiedImageError
 
     if not data:
-        raise BadImageError("The picture is empty: 0 bytes came.")
-    if accept_svg and (facts := _inspect_svg(data)) is not None:
-        return facts
+        raise BadImageError("The image is empty (0 bytes).")
+    if accept_svg and (size := read_svg_size(data)) is not None:
+        return ImageInfo(format="SVG", mime_type=SVG_MIME_TYPE, extension="svg", width=size[0], height=size[1])
     try:
         with open_image(data, max_pixels=max_pixels) as image:
             width, height = image.size
-            picture_format = _format_named(image.format)
+            # MPO is Pillow's name for a JPEG that is followed by more images.
+            file_format = cast("RasterFormat", "JPEG" if image.format == "MPO" else image.format)
             image.load()
     except UnidentifiedImageError:
         raise BadImageError(
-            f"The {len(data)} bytes are no picture of a known format ({_describe_start(data)})."
+            f"The {len(data)} bytes are not an image in a supported format ({_describe_start(data)})."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(f"The picture is too large to be decoded safely: {error}") from error
+        raise BadImageError(f"The image is too large to decode safely: {error}") from error
     except BadImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error …
-        raise BadImageError(f"The picture is cut off or damaged ({len(data)} bytes): {error}") from error
-    _check_end(data, picture_format)
-    return PictureFacts(
-        format=picture_format,
-        mime_type=MIME_TYPES[picture_format],
-        extension=EXTENSIONS[picture_format],
+        raise BadImageError(f"The image is truncated or corrupt ({len(data)} bytes): {error}") from error
+    _check_end(data, file_format)
+    return ImageInfo(
+        format=file_format,
+        mime_type=MIME_TYPES[file_format],
+        extension=EXTENSIONS[file_format],
         width=width,
         height=height,
     )
 
 
-def _inspect_svg(data: bytes) -> PictureFacts | None:
-    from airflow_provider_imagen.storage.svg import read_svg_size
-
-    size = read_svg_size(data)
-    if size is None:
-        return None
-    return PictureFacts(format="SVG", mime_type=SVG_MIME_TYPE, extension="svg", width=size[0], height=size[1])
-
-
-def _format_named(name: str | None) -> PixelFormat:
-    for known in EXTENSIONS:
-        if known == name:
-            return known
-    if name == "MPO":  # a JPEG followed by more images; Pillow has its own name for it, files keep .jpg
-        return "JPEG"
-    if name == "DIB":
-        return "BMP"
-    raise BadImageError(f"A picture of format {name} is not supported.")
-
-
-def _check_end(data: bytes, picture_format: PixelFormat) -> None:
+def _check_end(data: bytes, file_format: RasterFormat) -> None:
     """Raise for damage that Pillow does not check: PNG checksums, a missing PNG end or GIF trailer."""
-    if picture_format == "PNG":
+    if file_format == "PNG":
         last = b""
         for kind, start, end in iterate_png_chunks(data):
             if zlib.crc32(data[start - 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-                raise BadImageError(f"The picture is damaged: a {kind!r} part of the PNG has a wrong check sum.")
+                raise BadImageError(f"The image is corrupt: PNG chunk {kind!r} has a wrong checksum.")
             last = kind
         if last != b"IEND":
-            raise BadImageError(f"The picture is cut off: the PNG has no end ({len(data)} bytes).")
-    elif picture_format == "GIF" and not _has_gif_end(data):
-        raise BadImageError(f"The picture is cut off: the GIF has no end ({len(data)} bytes).")
+            raise BadImageError(f"The image is truncated: the PNG has no IEND chunk ({len(data)} bytes).")
+    elif file_format == "GIF" and not _has_gif_trailer(data):
+        raise BadImageError(f"The image is truncated: the GIF has no trailer ({len(data)} bytes).")
 
 
-def _has_gif_end(data: bytes) -> bool:
+def _has_gif_trailer(data: bytes) -> bool:
     """Return whether the blocks of a GIF lead to its trailer; anything after that is padding (GIF89a, appendix A)."""
 
     def skip_table(packed: int) -> int:
@@ -171,11 +134,11 @@ def _describe_start(data: bytes) -> str:
     """Return what the bytes look like, without quoting them: an error page may contain anything."""
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
-        return "it looks like an HTML page"
+        return "looks like an HTML page"
     if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in head):
-        return "it looks like SVG"
+        return "looks like SVG"
     if head.startswith((b"<?xml", b"<error")):
-        return "it looks like XML"
+        return "looks like XML"
     if head.startswith((b"{", b"[")):
-        return "it looks like JSON"
-    return f"they start with {data[:8].hex()}"
+        return "looks like JSON"
+    return f"starting with {data[:8].hex()}"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_APP1_BYTES: Final = 65_502
+"""Maximum bytes of XMP or EXIF in one ``APP1`` segment, after the segment's identifier (XMP specification, part 3)."""
+
 _STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
-_APPLICATION: Final = range(0xE0, 0xF0)
-_COMMENT: Final = 0xFE
+_METADATA: Final = frozenset((*range(0xE0, 0xF0), 0xFE))  # application segments and comments
 _ADOBE: Final = 0xEE  # names the colour transform
 _ADOBE_BYTES: Final = 12
 
@@ -25,7 +27,7 @@ def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     while True:
         begin = position
         if data[position] != 0xFF:
-            raise ValueError("no marker where one must be")
+            raise ValueError("a marker is missing")
         while data[position] == 0xFF:
             position += 1
         marker = data[position]
@@ -35,14 +37,14 @@ def iterate_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         length = int.from_bytes(data[position : position + 2], "big")
         end = position + length
         if length < 2 or end > len(data):
-            raise ValueError("a segment runs over the end")
+            raise ValueError("a segment exceeds the file")
         yield marker, begin, position + 2, end
         if marker == 0xDA:
             return
         position = end
 
 
-def without_needless_segments(data: bytes) -> bytes | None:
+def strip_jpeg_metadata(data: bytes) -> bytes | None:
     """Return a JPEG with only the segments its pixels and orientation need; ``None`` if it is not a valid JPEG."""
     if not data.startswith(b"\xff\xd8"):
         return None
@@ -50,10 +52,10 @@ def without_needless_segments(data: bytes) -> bytes | None:
     try:
         for marker, begin, start, end in iterate_jpeg_segments(data):
             is_exif = marker == 0xE1 and data.startswith(b"Exif\0", start)
-            is_colours = marker == _ADOBE and end - start >= _ADOBE_BYTES
+            is_colour_transform = marker == _ADOBE and end - start >= _ADOBE_BYTES
             if marker == 0xDA:
                 parts.append(data[begin:])
-            elif marker not in (*_APPLICATION, _COMMENT) or is_exif or is_colours:
+            elif marker not in _METADATA or is_exif or is_colour_transform:
                 parts.append(data[begin:end])
     except (ValueError, IndexError):
         return None

@@ -21,12 +21,15 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import DecodeError, Struct, ValidationError, convert, field
+from msgspec import DecodeError, Struct
 from msgspec.json import decode
+from msgspec.structs import asdict, replace
 
+from airflow_provider_imagen.image_record import ManifestLine, read_record
+from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.atomic_write import (
-    check_stored,
     file_sizes,
+    is_intact,
     read_bytes,
     storage_error,
     write_bytes_atomically,
@@ -48,30 +51,10 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from airflow_provider_imagen.image_record import ImageRecord, StoredFile
     from airflow_provider_imagen.storage.paths import StoragePath
-    from airflow_provider_imagen.storage.save_image import StoredPicture
 
 log = logging.getLogger(__name__)
-
-RECORD_KEYS: Final = (
-    "prompt_index",
-    "image_index",
-    "url",
-    "path",
-    "width",
-    "height",
-    "mime_type",
-    "bytes",
-    "sha256",
-    "model",
-    "seed",
-    "prompt",
-    "enhanced_prompt",
-    "usd",
-    "inference_id",
-    "client_request_id",
-)
-"""Keys of an image record, in the order written."""
 
 _PARTS: Final = f"{HIDDEN_FOLDER}/parts"
 _FAILURES: Final = f"{HIDDEN_FOLDER}/failures"
@@ -80,67 +63,39 @@ _LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029
 """Line ends for ``str.splitlines`` but not for JSON; escaped, so that every reader sees one line per image."""
 _READS_AT_ONCE: Final = 16
 
-Line = dict[str, Any]
+
+class _PartLine(Struct, frozen=True):
+    """A line of a part, parsed and as written."""
+
+    parsed: ManifestLine
+    raw: bytes
 
 
-class _PartLine(Struct):
-    """A line of a part, with the fields that decide whether and where it appears in the manifest."""
-
-    file_name: str
-    sha256: str | None = None
-    size: int | None = field(name="bytes", default=None)
-    created_at: str | None = None
-    dag_id: str | None = None
-    run_id: str | None = None
-    task_id: str | None = None
-    map_index: int | None = None
-    prompt_index: int | None = None
-    image_index: int | None = None
-    raw: bytes = b""
-
-
-def manifest_line(
-    record: Mapping[str, Any], *, file_name: str, thumbnail: str | None, origin: Origin, created_at: datetime
-) -> Line:
+def manifest_line(record: ImageRecord, file: StoredFile, *, origin: Origin, created_at: datetime) -> ManifestLine:
     """
     Return the manifest line of a stored image.
 
-    :param record: the image record; keys not in :data:`RECORD_KEYS` are ignored
-    :param file_name: name relative to the folder (:attr:`StoredPicture.file_name`)
-    :param thumbnail: name of the preview relative to the folder (:attr:`StoredPicture.thumbnail`)
     :param origin: the task instance
-    :param created_at: when the image was made, with time zone
+    :param created_at: when the image was generated, with time zone
     """
-    return {
-        "file_name": file_name,
-        **{key: record.get(key) for key in RECORD_KEYS},
-        "thumbnail": thumbnail,
-        "dag_id": origin.dag_id,
-        "run_id": origin.run_id,
-        "task_id": origin.task_id,
-        "map_index": origin.map_index,
-        "created_at": created_at.isoformat(timespec="seconds"),
-    }
-
-
-def stored_fields(stored: StoredPicture) -> dict[str, Any]:
-    """Return the part of an image record that describes the stored file: path, size, digest, media type."""
-    return {
-        "path": stored.path,
-        "width": stored.width,
-        "height": stored.height,
-        "mime_type": stored.mime_type,
-        "bytes": stored.bytes,
-        "sha256": stored.sha256,
-    }
+    return ManifestLine(
+        **asdict(record),
+        file_name=file.file_name,
+        thumbnail=file.thumbnail,
+        dag_id=origin.dag_id,
+        run_id=origin.run_id,
+        task_id=origin.task_id,
+        map_index=origin.map_index,
+        created_at=created_at.isoformat(timespec="seconds"),
+    )
 
 
 def write_manifest(
     folder: StoragePath,
     *,
     origin: Origin,
-    lines: Sequence[Line],
-    failures: Sequence[Mapping[str, Any]] | None = (),
+    lines: Sequence[ManifestLine],
+    failures: Sequence[FailureLine] | None = (),
     attempt: str = "",
 ) -> str:
     """
@@ -151,24 +106,22 @@ def write_manifest(
     :param folder: the output folder
     :param origin: the task instance
     :param lines: one per image of this attempt, reused ones included, from :func:`manifest_line`, in any order
-    :param failures: one JSON object per item without an image, with ``prompt_index``; replaces the stored ones, which
-        ``None`` keeps
+    :param failures: what has no image; replaces the stored ones, which ``None`` keeps
     :param attempt: set for an attempt that another one has replaced. Its lines go to a part of their own, its
         ``failures`` are ignored, and the images it made are removed from the stored failures
     :raises StorageError: a file cannot be read or written
     """
     part = _part_name(origin, attempt)
-    names = {line["file_name"] for line in lines}
-    others = [line for line in _parse(_read(folder, part)) if line["file_name"] not in names]
-    there = file_sizes(folder, [line["file_name"] for line in others])
-    earlier = [line for line in others if line["file_name"] in there]
-    _write_lines(folder, part, sorted([*earlier, *lines], key=_place), owner=origin.identity)
+    names = {line.file_name for line in lines}
+    others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
+    new = [_PartLine(line, _dump(line.to_json())) for line in lines]
+    _write_part(folder, part, [*_with_files(folder, others), *new], owner=origin.identity)
     if not attempt:
         _prune_parts(folder, origin)
     if attempt:  # its images may be in the failures that its successor reported
-        made = {line["client_request_id"] for line in lines}
+        made = {line.client_request_id for line in lines}
         reported = read_failures(folder, origin)
-        failures = [line for line in reported if line.get("client_request_id") not in made]
+        failures = [line for line in reported if line.client_request_id not in made]
         failures = failures if len(failures) < len(reported) else None
     if failures is not None:
         _write_failures(folder, origin, failures)
@@ -181,11 +134,16 @@ def _prune_parts(folder: StoragePath, origin: Origin) -> None:
     for name in _list_parts(folder):
         if name.startswith(f"{origin.identity}-"):
             part = f"{_PARTS}/{name}"
-            lines = _parse(_read(folder, part))
-            there = file_sizes(folder, [line["file_name"] for line in lines])
-            if len(there) < len(lines):
-                kept = [line for line in lines if line["file_name"] in there]
-                _write_lines(folder, part, kept, owner=origin.identity)
+            lines = _read_part(folder, part)
+            kept = _with_files(folder, lines)
+            if len(kept) < len(lines):
+                _write_part(folder, part, kept, owner=origin.identity)
+
+
+def _with_files(folder: StoragePath, lines: Sequence[_PartLine]) -> list[_PartLine]:
+    """Return the lines whose files exist."""
+    sizes = file_sizes(folder, [line.parsed.file_name for line in lines])
+    return [line for line in lines if line.parsed.file_name in sizes]
 
 
 def manifest_address(folder: StoragePath) -> str:
@@ -198,22 +156,26 @@ def failures_address(folder: StoragePath, origin: Origin) -> str:
     return address_of(descend(folder, _failures_name(origin)))
 
 
-def read_manifest(folder: StoragePath) -> list[Line]:
+def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
     """
-    Return the lines of all images in a folder, in the manifest's order.
+    Return the lines of all images in a folder as JSON objects, in the manifest's order.
+
+    Lines that somebody else wrote may have other keys than :class:`ManifestLine`, but always a ``file_name``.
 
     :raises StorageError: the manifest cannot be read
     """
-    return _parse(read_bytes(folder / MANIFEST_NAME, within=folder))
+    lines = _json_objects(read_bytes(folder / MANIFEST_NAME, within=folder))
+    return [line for line in lines if isinstance(name := line.get("file_name"), str) and stays_below(name)]
 
 
-def read_failures(folder: StoragePath, origin: Origin) -> list[Line]:
+def read_failures(folder: StoragePath, origin: Origin) -> list[FailureLine]:
     """
     Return the items of a task instance that have no image.
 
     :raises StorageError: the list cannot be read
     """
-    return _parse(_read(folder, _failures_name(origin)), key="prompt_index")
+    lines = _json_objects(_read(folder, _failures_name(origin)))
+    return [line for each in lines if (line := read_record(FailureLine, each)) is not None and "prompt_index" in each]
 
 
 def has_part(folder: StoragePath, origin: Origin) -> bool:
@@ -231,10 +193,10 @@ def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
 
     :raises StorageError: the part cannot be read
     """
-    return {line["file_name"] for line in _parse(_read(folder, _part_name(origin)))}
+    return {line.parsed.file_name for line in _read_part(folder, _part_name(origin))}
 
 
-def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
+def recorded_lines(folder: StoragePath, origin: Origin) -> list[ManifestLine]:
     """
     Return the lines that all attempts of a task instance have recorded.
 
@@ -243,11 +205,11 @@ def recorded_lines(folder: StoragePath, origin: Origin) -> list[Line]:
     :raises StorageError: a part cannot be read
     """
     names = [name for name in _list_parts(folder) if _identity_of(name) == origin.identity]
-    lines = [line for name in names for line in _parse(_read(folder, f"{_PARTS}/{name}"))]
+    lines = [line.parsed for name in names for line in _read_part(folder, f"{_PARTS}/{name}")]
     return [
-        {**line, "path": address_of(descend(folder, line["file_name"]))}
+        replace(line, path=address_of(descend(folder, line.file_name)))
         for line in lines
-        if line.get("thumbnail") is None or _is_name(line["thumbnail"])
+        if line.thumbnail is None or stays_below(line.thumbnail)
     ]
 
 
@@ -277,11 +239,11 @@ def _read(folder: StoragePath, name: str) -> bytes | None:
         return None
 
 
-def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[Mapping[str, Any]]) -> None:
+def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[FailureLine]) -> None:
     name = _failures_name(origin)
     if failures or _read(folder, name):
-        lines = sorted(failures, key=lambda line: line.get("prompt_index") or 0)
-        _write_lines(folder, name, lines, owner=origin.identity)
+        lines = sorted(failures, key=lambda line: line.prompt_index or 0)
+        _write_lines(folder, name, (_dump(line.to_json()) for line in lines), owner=origin.identity)
 
 
 def _put_together(folder: StoragePath, *, owner: str) -> None:
@@ -329,7 +291,7 @@ def _list_parts(folder: StoragePath) -> dict[str, str]:
 
 def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLine]]:
     def read(name: str) -> list[_PartLine]:
-        return _part_lines(_read(folder, f"{_PARTS}/{name}"))
+        return _read_part(folder, f"{_PARTS}/{name}")
 
     if local_path(folder) is not None:
         return {name: read(name) for name in names}
@@ -337,42 +299,30 @@ def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLi
         return dict(zip(names, pool.map(read, names), strict=True))
 
 
-def _part_lines(data: bytes | None) -> list[_PartLine]:
+def _read_part(folder: StoragePath, part: str) -> list[_PartLine]:
     """Return the valid lines of a part; ASCII ones keep their bytes, others are re-encoded."""
     lines = []
-    for raw in (data or b"").split(b"\n"):
+    for raw in (_read(folder, part) or b"").split(b"\n"):
         try:
-            part_line = decode(raw, type=_PartLine)
-            part_line.raw = raw.strip() if raw.isascii() else _dump(decode(raw))
+            line = _PartLine(decode(raw, type=ManifestLine), raw.strip() if raw.isascii() else _dump(decode(raw)))
         except (DecodeError, ValueError, RecursionError):
-            line = parse_line(raw)
-            if line is None or not _is_name(line.get("file_name")):
+            values = parse_line(raw)
+            parsed = read_record(ManifestLine, values) if values is not None else None
+            if values is None or parsed is None:
                 continue
-            try:
-                part_line = convert(line, _PartLine, strict=False)
-            except ValidationError:
-                part_line = _PartLine(line["file_name"])
-            part_line.raw = _dump(line)
-        if stays_below(part_line.file_name):
-            lines.append(part_line)
-    return lines
-
-
-def _parse(data: bytes | None, *, key: str = "file_name") -> list[Line]:
-    """Return the parsed lines, skipping those without the key or with a name that leads out of the folder."""
-    lines = []
-    for raw in (data or b"").split(b"\n"):
-        line = parse_line(raw)
-        if line is not None and key in line and _is_name(line.get("file_name", "none")):
+            line = _PartLine(parsed, _dump(values))
+        if stays_below(line.parsed.file_name):
             lines.append(line)
     return lines
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and stays_below(value)
+def _json_objects(data: bytes | None) -> list[dict[str, Any]]:
+    """Return the JSON objects in a file, one per line; other lines are skipped."""
+    lines = map(parse_line, (data or b"").split(b"\n"))
+    return [line for line in lines if line is not None]
 
 
-def parse_line(raw: bytes) -> Line | None:
+def parse_line(raw: bytes) -> dict[str, Any] | None:
     """Return the JSON object of one line; ``None`` if it is not one."""
     if not raw:
         return None
@@ -403,10 +353,6 @@ def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
     return kept
 
 
-def _place(line: Mapping[str, Any]) -> tuple[int, int, str]:
-    return (line.get("prompt_index") or 0, line.get("image_index") or 0, str(line.get("file_name")))
-
-
 def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: str) -> list[_PartLine]:
     """
     Return one line per file, sorted; if several lines claim a file, the most trustworthy one.
@@ -420,7 +366,7 @@ def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: s
     claims: dict[str, list[tuple[str, _PartLine]]] = {}
     for name, lines in parts.items():
         for line in lines:
-            claims.setdefault(line.file_name, []).append((_identity_of(name), line))
+            claims.setdefault(line.parsed.file_name, []).append((_identity_of(name), line))
     chosen = [
         claimed[0][1] if len(claimed) == 1 else _most_likely(claimed, folder=folder, own=own)
         for claimed in claims.values()
@@ -429,14 +375,14 @@ def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: s
 
 
 def _most_likely(claimed: list[tuple[str, _PartLine]], *, folder: StoragePath, own: str) -> _PartLine:
-    claimed = [claim for claim in claimed if _names_itself(*claim)] or claimed
-    digests = {line.sha256 for _, line in claimed}
-    true = [claim for claim in claimed if len(digests) == 1 or _is_true(claim[1], folder)]
+    claimed = [claim for claim in claimed if _names_itself(claim[0], claim[1].parsed)] or claimed
+    digests = {line.parsed.sha256 for _, line in claimed}
+    true = [claim for claim in claimed if len(digests) == 1 or _is_true(claim[1].parsed, folder)]
     claimed = [claim for claim in true if claim[0] == own] or true or claimed
-    return max((line for _, line in claimed), key=lambda line: str(line.created_at))
+    return max((line for _, line in claimed), key=lambda line: str(line.parsed.created_at))
 
 
-def _names_itself(identity: str, line: _PartLine) -> bool:
+def _names_itself(identity: str, line: ManifestLine) -> bool:
     """Return whether a line names the task instance whose part it is in."""
     if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
         return False
@@ -444,16 +390,18 @@ def _names_itself(identity: str, line: _PartLine) -> bool:
     return named.identity == identity
 
 
-def _is_true(line: _PartLine, folder: StoragePath) -> bool:
+def _is_true(line: ManifestLine, folder: StoragePath) -> bool:
     """Return whether a line states the digest of the file that it names."""
-    if line.sha256 is None or line.size is None:
+    if line.sha256 is None or line.bytes is None:
         return False
-    return check_stored(descend(folder, line.file_name), size=line.size, sha256=line.sha256, within=folder)
+    return is_intact(descend(folder, line.file_name), size=line.bytes, sha256=line.sha256, within=folder)
 
 
 def _order(line: _PartLine) -> tuple[Any, ...]:
-    origin = (str(line.dag_id), str(line.run_id), str(line.task_id), line.map_index or 0)
-    return (*origin, line.prompt_index or 0, line.image_index or 0, str(line.file_name))
+    """Sort key: task instance, then prompt, then image."""
+    parsed = line.parsed
+    origin = (str(parsed.dag_id), str(parsed.run_id), str(parsed.task_id), parsed.map_index or 0)
+    return (*origin, parsed.prompt_index or 0, parsed.image_index or 0, parsed.file_name)
 
 
 def _dump(line: Mapping[str, Any]) -> bytes:
@@ -461,6 +409,10 @@ def _dump(line: Mapping[str, Any]) -> bytes:
     return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace")
 
 
-def _write_lines(folder: StoragePath, name: str, lines: Iterable[Mapping[str, Any]], *, owner: str) -> None:
-    data = b"".join(_dump(line) + b"\n" for line in lines)
+def _write_part(folder: StoragePath, part: str, lines: Iterable[_PartLine], *, owner: str) -> None:
+    _write_lines(folder, part, (line.raw for line in sorted(lines, key=_order)), owner=owner)
+
+
+def _write_lines(folder: StoragePath, name: str, lines: Iterable[bytes], *, owner: str) -> None:
+    data = b"".join(line + b"\n" for line in lines)
     write_bytes_atomically(descend(folder, name), data, content_type=_CONTENT_TYPE, owner=owner, within=folder)

@@ -1,8 +1,8 @@
 """
-Image file names: readable, safe on every file system, stable across retries, and otherwise unique.
+Image file names: readable, safe on every file system, unique, and the same in every attempt.
 
 Patterns use :meth:`str.format` syntax with a fixed set of placeholders (:data:`PLACEHOLDERS`). Values from prompts,
-items and ids are sanitized first; the extension always follows the bytes.
+items and ids are sanitized first; the extension always matches the bytes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PLACEHOLDERS: Final[dict[str, str]] = {
     "dag_id": "id of the DAG",
     "task_id": "id of the task, with its groups",
     "run_id": "id of the DAG run",
-    "map_index": "number of the mapped task instance, from 0; 0 when the task is not mapped",
-    "identity": "ten letters and digits that stand for DAG, task, run and map index together",
-    "name": "the item's own name, or its zero-padded index when it has none",
-    "index": "number of the prompt in the task, from 0, zero-padded",
-    "image": "number of the picture of that prompt, from 0",
+    "map_index": "index of the mapped task instance, from 0; 0 if the task is not mapped",
+    "identity": "ten-digit hash of DAG, task, run and map index",
+    "name": "the item's own name, or its zero-padded index if it has none",
+    "index": "index of the prompt in the task, from 0, zero-padded",
+    "image": "index of the image among those of its prompt, from 0",
     "model": "model id",
-    "seed": "seed sent with the request, or 'random' when there was none",
+    "seed": "seed sent with the request, or 'random' if there was none",
     "prompt": "beginning of the prompt",
-    "extension": "what the bytes are: png, jpg, webp …; only as the end of the pattern",
+    "extension": "extension of the image's format: png, jpg, webp …; only at the end of the pattern",
 }
 """Placeholders of a file name pattern, with their meaning."""
 
@@ -55,7 +55,7 @@ _MAX_VALUE_BYTES: Final = 80
 _MAX_PROMPT_BYTES: Final = 60
 _LONGEST_EXTENSION: Final = ".webp"
 _SPEC = r"[<>^]?0?\d{0,2}(\.\d{1,2})?[ds]?"
-_PICTURE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp|svg)\Z"
+_IMAGE_EXTENSION = r"(?i)\.(png|jpe?g|webp|avif|gif|tiff?|bmp|svg)\Z"
 _UNSAFE = re.compile(r"""[\s/\\<>:"'|?*#%&{}\[\]$!`^~;,]+""")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?\Z", re.IGNORECASE)
 # Bidirectional overrides and isolates can disguise a name as another one ("gpj.exe").
@@ -87,7 +87,7 @@ class NameFields(Struct, frozen=True, kw_only=True):
     items: int = 1
 
 
-def picture_name(pattern: str, *, fields: NameFields, extension: str) -> str:
+def image_name(pattern: str, *, fields: NameFields, extension: str) -> str:
     """
     Return the file name of one image, relative to its folder.
 
@@ -99,12 +99,12 @@ def picture_name(pattern: str, *, fields: NameFields, extension: str) -> str:
     return with_extension(_render(pattern, fields), extension)
 
 
-def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
+def image_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
     """
     Return unique names without extension for all images of a task.
 
-    Names that differ only in case count as equal, because some file systems cannot tell them apart. The first of equal
-    names is kept, later ones get ``-2``, ``-3`` … This depends only on the order of the items.
+    Names that differ only in case count as equal, as some file systems cannot tell them apart. The first of equal
+    names stays, later ones get ``-2``, ``-3`` … This depends only on the order of the items.
 
     :param pattern: text with :data:`PLACEHOLDERS`; ``/`` creates subfolders
     :param items: the placeholder values, one per image, in prompt order
@@ -112,23 +112,23 @@ def picture_stems(pattern: str, items: Sequence[NameFields]) -> tuple[str, ...]:
     :raises InvalidArgumentsError: the pattern is invalid
     """
     stems = [_render(pattern, fields) for fields in items]
-    taken = {_fold(stem) for stem in stems}
-    seen: set[str] = set()
+    requested = {_fold(stem) for stem in stems}
+    used: set[str] = set()
     counters: dict[str, int] = {}
     unique = []
     for stem in stems:
         key = _fold(stem)
         candidate = stem
-        while _fold(candidate) in seen or (candidate != stem and _fold(candidate) in taken):
+        while _fold(candidate) in used or (candidate != stem and _fold(candidate) in requested):
             counters[key] = counters.get(key, 1) + 1
             candidate = append_to_stem(stem, f"-{counters[key]}")
-        seen.add(_fold(candidate))
+        used.add(_fold(candidate))
         unique.append(candidate)
     return tuple(unique)
 
 
 def with_extension(stem: str, extension: str) -> str:
-    """Return a name from :func:`picture_stems` with its extension, which is passed without the dot."""
+    """Return a name from :func:`image_stems` with its extension, which is passed without the dot."""
     return f"{stem}.{extension}"
 
 
@@ -147,7 +147,7 @@ def literal_stem(name: str) -> str:
 
 
 def append_to_stem(stem: str, suffix: str) -> str:
-    """Return a name from :func:`picture_stems` with an ASCII suffix, shortened first if it would become too long."""
+    """Return a name from :func:`image_stems` with an ASCII suffix, shortened first if it would become too long."""
     folder, slash, name = stem.rpartition("/")
     return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
 
@@ -173,26 +173,26 @@ def _render(pattern: str, fields: NameFields) -> str:
     rendered: list[str] = []
     for literal, name, spec, conversion in _parse(pattern, text):
         if unicodedata.normalize("NFC", literal) != _clean_characters(literal) or "\\" in literal:
-            raise _wrong(pattern, "no backslash and no control character")
+            raise _invalid(pattern, "backslashes and control characters are not allowed")
         rendered.append(unicodedata.normalize("NFC", literal))
         if name is None:
             continue
         if name not in values or conversion:
             allowed = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
-            raise _wrong(pattern, f"the placeholder {{{name}}} is not known; known are {allowed}")
+            raise _invalid(pattern, f"unknown placeholder {{{name}}}; allowed are {allowed}")
         if not spec:
             rendered.append(values[name])
             continue
         if not re.fullmatch(_SPEC, spec):
-            raise _wrong(pattern, f"the format {spec!r} of {{{name}}} is not a simple width such as 04d or .20")
+            raise _invalid(pattern, f"the format {spec!r} of {{{name}}} is not a width such as 04d or .20")
         number = None if spec.endswith("s") else numbers.get(name)
         if name == "seed" and number is None:
-            rendered.append(values[name])  # the word "random": a number format does not fit it
+            rendered.append(values[name])  # the word "random", which has no number format
             continue
         try:
             rendered.append(format(values[name] if number is None else number, spec))
         except ValueError as error:
-            raise _wrong(pattern, f"the format {spec!r} does not fit {{{name}}}: {error}") from None
+            raise _invalid(pattern, f"the format {spec!r} does not fit {{{name}}}: {error}") from None
     return "/".join(_safe_component(pattern, part) for part in "".join(rendered).split("/"))
 
 
@@ -200,20 +200,20 @@ def _parse(pattern: str, text: str) -> list[tuple[str, str | None, str | None, s
     try:
         return list(Formatter().parse(text))
     except ValueError as error:
-        raise _wrong(pattern, f"{error}; write {{{{ for a brace") from None
+        raise _invalid(pattern, f"{error}; write {{{{ for a literal brace") from None
 
 
 def _without_extension(pattern: str) -> str:
-    """Return the pattern without its extension, placeholder or literal, which the bytes decide."""
+    """Return the pattern without its extension (placeholder or literal), which depends on the bytes."""
     text = pattern.removesuffix(".{extension}")
     if text == pattern:
-        text = re.sub(_PICTURE_EXTENSION, "", pattern)
+        text = re.sub(_IMAGE_EXTENSION, "", pattern)
     if "{extension}" in text.replace("{{extension}}", ""):
-        raise _wrong(pattern, "{extension} may only stand at the end, as .{extension}")
+        raise _invalid(pattern, "{extension} is only allowed at the end, as .{extension}")
     return text
 
 
-def _wrong(pattern: str, allowed: str) -> InvalidArgumentsError:
+def _invalid(pattern: str, allowed: str) -> InvalidArgumentsError:
     return InvalidArgumentsError([Problem("filename", pattern, allowed)])
 
 
@@ -249,7 +249,7 @@ def _slug(value: str) -> str:
 
 
 def _clean_characters(text: str) -> str:
-    """Return text without control, unassigned and reordering characters; letters and emoji of every script stay."""
+    """Return text without control, unassigned and bidirectional characters; all letters and emoji stay."""
     kept = (
         character
         for character in unicodedata.normalize("NFC", text)
@@ -260,10 +260,10 @@ def _clean_characters(text: str) -> str:
 
 
 def _safe_component(pattern: str, part: str) -> str:
-    """Return one part of the path in a form that every file system accepts; raise if nothing is left of it."""
+    """Return one part of the path in a form that every file system accepts; raise if nothing remains."""
     name = part.lstrip(". ").rstrip(". ")
     if not name:
-        raise _wrong(pattern, "every part between slashes must name something inside the folder")
+        raise _invalid(pattern, "every part between slashes must be a name inside the folder")
     if _RESERVED.match(name):
         name = f"_{name}"
     limit = MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 HIDDEN_FOLDER: Final = ".imagen"
-"""Folder beside the images for files that readers should not mistake for them: previews, parts of the manifest."""
+"""Folder for files that readers should not mistake for images: previews, parts of the manifest, journals."""
 
 MANIFEST_NAME: Final = "metadata.jsonl"
 
@@ -43,8 +43,8 @@ def local_path(path: StoragePath) -> Path | None:
     """Return a path on a local disk as a :class:`pathlib.Path`; ``None`` for an object store."""
     if protocol_of(path) not in _LOCAL_PROTOCOLS:
         return None
-    known: Any = path  # no isinstance check: before version 0.3, every UPath was a pathlib.Path
-    return Path(getattr(known, "path", known))
+    local: Any = path  # no isinstance check: before version 0.3, every UPath was a pathlib.Path
+    return Path(getattr(local, "path", local))
 
 
 def protocol_of(path: StoragePath) -> str:
@@ -54,7 +54,7 @@ def protocol_of(path: StoragePath) -> str:
 
 def filesystem_of(path: StoragePath) -> tuple[AbstractFileSystem, str]:
     """
-    Return the fsspec filesystem of an object store's path, and the key in it.
+    Return the fsspec filesystem of an object store's path, and the key within it.
 
     :raises ValueError, ImportError: the package for this kind of store is not installed
     """
@@ -74,22 +74,22 @@ def address_of(path: StoragePath) -> str:
 
 def list_objects(filesystem: AbstractFileSystem, key: str) -> list[dict[str, Any]]:
     """
-    Return the objects in a folder of an object store, each with its name, size and further metadata of the store.
+    Return the objects in a folder of an object store, each with its name, size and the store's other metadata.
 
-    Bypasses fsspec's listing cache and leaves nothing in it, which would hide later writes from others in this process.
+    Bypasses fsspec's listing cache and leaves nothing in it, because a cached listing would hide later writes.
 
     :raises FileNotFoundError: the folder is empty or missing
     """
     filesystem.invalidate_cache(key)
     try:
-        found: list[dict[str, Any]] = filesystem.ls(key, detail=True)
-        return found
+        objects: list[dict[str, Any]] = filesystem.ls(key, detail=True)
+        return objects
     finally:
         filesystem.invalidate_cache(key)
 
 
 def path_text(value: Any) -> Any:
-    """Return a path object, or an integer that native rendering made from digits, as text; all else unchanged."""
+    """Return a path object, or an integer (native template rendering turns digits into one), as text."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if is_number or isinstance(value, StoragePath) else value
 

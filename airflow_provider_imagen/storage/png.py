@@ -22,12 +22,12 @@ _NEEDED: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"
 
 
 class XmpTooLargeError(Exception):
-    """A compressed XMP packet exceeds the size limit when decompressed."""
+    """A compressed XMP packet exceeds the size limit after decompression."""
 
 
 def iterate_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """
-    Yield the chunks of a PNG, up to its end or to where it is cut off.
+    Yield the chunks of a PNG, up to its end or the point where it is truncated.
 
     :param data: a PNG file
     :returns: per chunk its four-letter type, and the start and end of its content; a four-byte checksum follows
@@ -78,8 +78,8 @@ def read_profile(data: bytes, *, max_bytes: int) -> bytes | None:
     return None
 
 
-def without_needless_chunks(data: bytes) -> bytes:
-    """Return a PNG with only the chunks its pixels, transparency and orientation need; unchanged if it is cut off."""
+def strip_png_metadata(data: bytes) -> bytes:
+    """Return a PNG with only the chunks its pixels, transparency and orientation need; unchanged if truncated."""
     chunks = list(iterate_png_chunks(data))
     needed = [chunk for chunk in chunks if chunk[0] in _NEEDED or _is_exif_text(data, *chunk)]
     if len(needed) == len(chunks) or chunks[-1][0] != b"IEND":

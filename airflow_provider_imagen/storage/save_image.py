@@ -1,7 +1,7 @@
 """
 Store one image: verify, convert, embed provenance, write, make a preview.
 
-A run stores every image with :func:`save_picture`, which is stateless and thread-safe.
+A run stores every image with :func:`save_image`, which is stateless and thread-safe.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.storage.atomic_write import check_stored, write_bytes_atomically
-from airflow_provider_imagen.storage.containers import read_contents
-from airflow_provider_imagen.storage.convert import convert_picture, make_thumbnail
-from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_picture
+from airflow_provider_imagen.image_record import StoredFile
+from airflow_provider_imagen.storage.atomic_write import is_intact, write_bytes_atomically
+from airflow_provider_imagen.storage.convert import convert_image, make_thumbnail
+from airflow_provider_imagen.storage.file_metadata import read_metadata
+from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
 from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
 from airflow_provider_imagen.storage.provenance import embed_provenance, provenance_packet
@@ -29,33 +30,18 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.provenance import Provenance
 
 
-class StoredPicture(Struct, frozen=True, kw_only=True):
+class SavedImage(Struct, frozen=True):
     """
     A stored image.
 
-    :param path: location that ``ObjectStoragePath(path)`` can open; an absolute path on a disk
-    :param file_name: name relative to the output folder, parts joined by ``/``
-    :param bytes: size of the stored file
-    :param sha256: digest of the stored file, in hex
-    :param mime_type: media type of the stored file
-    :param width: pixels; 0 for an SVG that does not state it
-    :param height: pixels; 0 for an SVG that does not state it
-    :param thumbnail: name of the preview relative to the output folder, ``None`` if there is none
     :param notes: what was requested but could not be done, one sentence each; normally empty
     """
 
-    path: str
-    file_name: str
-    bytes: int
-    sha256: str
-    mime_type: str
-    width: int
-    height: int
-    thumbnail: str | None = None
+    file: StoredFile
     notes: tuple[str, ...] = ()
 
 
-def save_picture(
+def save_image(
     data: bytes,
     *,
     folder: StoragePath,
@@ -66,8 +52,8 @@ def save_picture(
     thumbnail_pixels: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     may_replace: Callable[[str], bool] | None = None,
-    announce: Callable[[StoredPicture], None] | None = None,
-) -> StoredPicture:
+    before_write: Callable[[StoredFile], None] = lambda _: None,
+) -> SavedImage:
     """
     Store an image and its preview, and return what was stored.
 
@@ -77,109 +63,114 @@ def save_picture(
     :param data: the bytes as delivered
     :param folder: the output folder, created if missing
     :param stem: name relative to the folder, without extension, from
-        :func:`~airflow_provider_imagen.storage.naming.picture_stems`
+        :func:`~airflow_provider_imagen.storage.naming.image_stems`
     :param owner: marks temporary files (:attr:`~airflow_provider_imagen.storage.task_identity.Origin.identity`)
     :param provenance: provenance to embed, ``None`` for none
     :param image_format: format to convert to, ``None`` to keep the delivered one
     :param thumbnail_pixels: longer side of the preview in pixels, ``None`` for no preview
     :param max_pixels: maximum width times height
-    :param may_replace: called with the file name, relative to the folder, if a file with other bytes exists; returns
-        whether the image may replace it. If not, ``-`` and ``owner`` are appended to the image's name. ``None``
-        replaces any file
-    :param announce: called right before the image is written with what will be stored, except the preview; called
-        again if the name changes. A caller that records it can find the image after a crash
+    :param may_replace: as in :func:`write_image`
+    :param before_write: as in :func:`write_image`
     :raises BadImageError: the bytes are not a complete image
     :raises StorageError: the image cannot be written
     """
-    facts = inspect_picture(data, max_pixels=max_pixels, accept_svg=True)
+    info = inspect_image(data, max_pixels=max_pixels, accept_svg=True)
     notes: list[str] = []
-    marked_already = False
-    if image_format is not None and facts.format == "SVG":
-        notes.append(f"Kept as svg: a vector picture has no pixels to write as {image_format}.")
+    has_provenance = False
+    if image_format is not None and info.format == "SVG":
+        notes.append(f"Kept as SVG: a vector image cannot be converted to {image_format}.")
     elif image_format is not None:
         # An AVIF can only get its packet while it is encoded; one delivered as AVIF is not re-encoded for that.
         packet = None
-        if provenance is not None and image_format == "avif" and facts.format != "AVIF":
-            contents = read_contents(data, facts.format)
-            packet = provenance_packet(provenance, existing=contents.xmp if contents else None)
-            if contents is not None and contents.has_huge_xmp:
-                notes.append("Its own XMP metadata was left out: it is too large to be read.")
+        if provenance is not None and image_format == "avif" and info.format != "AVIF":
+            metadata = read_metadata(data, info.format)
+            packet = provenance_packet(provenance, existing=metadata.xmp if metadata else None)
+            if metadata is not None and metadata.has_huge_xmp:
+                notes.append("The XMP metadata it came with was left out: it is too large to be read.")
         try:
-            data = convert_picture(data, image_format=image_format, xmp=packet, notes=notes)
-            facts = inspect_picture(data, max_pixels=max_pixels)
-            marked_already = packet is not None
+            data = convert_image(data, image_format=image_format, xmp=packet, notes=notes)
+            info = inspect_image(data, max_pixels=max_pixels)
+            has_provenance = packet is not None
         except BadImageError as error:
-            notes.append(f"Kept as {facts.extension}: {error}")
-    if provenance is not None and not marked_already:
-        marked = embed_provenance(data, facts, provenance)
+            notes.append(f"Kept as {info.extension}: {error}")
+    if provenance is not None and not has_provenance:
+        marked = embed_provenance(data, info, provenance)
         data = marked.data
-        if marked.left_out is not None:
-            notes.append(marked.left_out)
-    digest = hashlib.sha256(data).hexdigest()
-
-    def picture_at(file_name: str) -> StoredPicture:
-        return StoredPicture(
+        if marked.skip_reason is not None:
+            notes.append(marked.skip_reason)
+    file_name = with_extension(stem, info.extension)
+    file = write_image(
+        data,
+        StoredFile(
             path=address_of(descend(folder, file_name)),
             file_name=file_name,
+            sha256=hashlib.sha256(data).hexdigest(),
             bytes=len(data),
-            sha256=digest,
-            mime_type=facts.mime_type,
-            width=facts.width,
-            height=facts.height,
-        )
-
-    file_name = write_under_free_name(
-        data,
+            mime_type=info.mime_type,
+            width=info.width,
+            height=info.height,
+        ),
         folder=folder,
-        file_name=with_extension(stem, facts.extension),
-        content_type=facts.mime_type,
-        digest=digest,
         owner=owner,
         may_replace=may_replace,
-        announce=(lambda name: announce(picture_at(name))) if announce is not None else lambda _: None,
+        before_write=before_write,
     )
-    thumbnail = None
-    if thumbnail_pixels is not None and facts.format == "SVG":
-        notes.append("No preview: a vector picture is not drawn here.")
+    if thumbnail_pixels is not None and info.format == "SVG":
+        notes.append("No preview: vector images are not rendered.")
     elif thumbnail_pixels is not None:
         try:
-            thumbnail = write_thumbnail(data, folder=folder, file_name=file_name, pixels=thumbnail_pixels, owner=owner)
+            thumbnail = write_thumbnail(
+                data, folder=folder, file_name=file.file_name, pixels=thumbnail_pixels, owner=owner
+            )
+            file = replace(file, thumbnail=thumbnail)
         except (BadImageError, StorageError) as error:
             notes.append(f"No preview: {error}")
-    return replace(picture_at(file_name), thumbnail=thumbnail, notes=tuple(notes))
+    return SavedImage(file, tuple(notes))
 
 
-def write_under_free_name(
+def write_image(
     data: bytes,
+    file: StoredFile,
     *,
     folder: StoragePath,
-    file_name: str,
-    content_type: str,
-    digest: str,
     owner: str,
     may_replace: Callable[[str], bool] | None,
-    announce: Callable[[str], None] = lambda _: None,
-) -> str:
+    before_write: Callable[[StoredFile], None] = lambda _: None,
+) -> StoredFile:
     """
-    Write a file and return its name, which changes if it belongs to a file that may not be replaced.
+    Write an image, and return where it is: its name changes if it belongs to a file that may not be replaced.
 
-    :param digest: digest of the data, in hex
-    :param may_replace: as in :func:`save_picture`
-    :param announce: called with each name right before the file is written under it
+    :param file: what to write, without a preview
+    :param owner: marks temporary files, and is appended to the name if it is taken
+    :param may_replace: called with the file name, relative to the folder, if a file with other bytes exists; returns
+        whether the image may replace it. ``None`` replaces any file
+    :param before_write: called right before the image is written with what will be stored; called again if the name
+        changes. A caller that journals it can find the image after a crash
+    :raises StorageError: the image cannot be written
     """
-    announce(file_name)
+
+    def write(*, replace_existing: bool) -> bool:
+        return write_bytes_atomically(
+            descend(folder, file.file_name),
+            data,
+            content_type=file.mime_type,
+            owner=owner,
+            within=folder,
+            replace=replace_existing,
+        )
+
+    before_write(file)
     if may_replace is not None:
-        path = descend(folder, file_name)
-        if write_bytes_atomically(path, data, content_type=content_type, owner=owner, within=folder, replace=False):
-            return file_name
-        if check_stored(path, size=len(data), sha256=digest, within=folder):
-            return file_name
-        if not may_replace(file_name):
-            stem, _, extension = file_name.rpartition(".")
+        path = descend(folder, file.file_name)
+        if write(replace_existing=False) or is_intact(path, size=file.bytes, sha256=file.sha256, within=folder):
+            return file
+        if not may_replace(file.file_name):
+            stem, _, extension = file.file_name.rpartition(".")
             file_name = with_extension(append_to_stem(stem, f"-{owner}"), extension)
-            announce(file_name)
-    write_bytes_atomically(descend(folder, file_name), data, content_type=content_type, owner=owner, within=folder)
-    return file_name
+            file = replace(file, path=address_of(descend(folder, file_name)), file_name=file_name)
+            before_write(file)
+    write(replace_existing=True)
+    return file
 
 
 def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels: int, owner: str) -> str:

@@ -28,7 +28,7 @@ class _OtherRootError(Exception):
     """The document is not SVG."""
 
 
-class _BrokenError(Exception):
+class _MalformedError(Exception):
     """The document stops being well-formed at a byte position."""
 
     def __init__(self, error: expat.ExpatError, position: int) -> None:
@@ -40,7 +40,7 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
     """
     Return the width and height of a complete SVG in pixels, both 0 if it states neither; ``None`` for anything else.
 
-    :raises BadImageError: the SVG is cut off or damaged, or defines entities that are too large
+    :raises BadImageError: the SVG is truncated or malformed, or defines entities that are too large
     """
     encoding = None  # declared by the document
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -54,14 +54,14 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
         return _size_of(root[0])
     except _OtherRootError:
         return None
-    except _BrokenError as error:
+    except _MalformedError as error:
         if not root:
             return None
         # Padding after the root is fine if the document is complete up to the last </svg>.
         try:
             _parse(document[: document.rfind(b"svg>", 0, error.position) + 4], [], encoding)
-        except _BrokenError:
-            raise BadImageError(f"The SVG is cut off or damaged ({len(data)} bytes): {error}") from error
+        except _MalformedError:
+            raise BadImageError(f"The SVG is truncated or malformed ({len(data)} bytes): {error}") from error
     return _size_of(root[0])
 
 
@@ -77,7 +77,10 @@ def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None)
 
     def declare_entity(_name: str, _is_parameter: bool, value: str | None, *_: Any) -> None:
         if value is not None and (len(value) > _MAX_ENTITY_CHARACTERS or len(document) > _MAX_BYTES_WITH_ENTITIES):
-            raise BadImageError("The SVG defines entities, which only a small one may.")
+            raise BadImageError(
+                f"The SVG's entities exceed the limit of {_MAX_ENTITY_CHARACTERS:,} characters each, in a file of at "
+                f"most {_MAX_BYTES_WITH_ENTITIES:,} bytes."
+            )
         parser.DefaultHandler = lambda _: None  # stops expat from expanding entities in the content
 
     parser.StartElementHandler = start
@@ -86,11 +89,11 @@ def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None)
     try:
         parser.Parse(document[:_MAX_PARSED_BYTES], not is_large)
     except expat.ExpatError as error:
-        raise _BrokenError(error, parser.ErrorByteIndex) from error
+        raise _MalformedError(error, parser.ErrorByteIndex) from error
     if is_large and not root:
         raise _OtherRootError
     if is_large and not document.rstrip(b"\0 \t\r\n").endswith(b"svg>"):
-        raise BadImageError(f"The SVG is cut off ({len(document)} bytes).")
+        raise BadImageError(f"The SVG is truncated ({len(document)} bytes).")
 
 
 def _size_of(root: Mapping[str, str]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The key of the task instance that made an image, and its short hash."""
+"""The key of the task instance that generated an image, and its short hash."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_the_reason_is_read_from_both_envelopes_in_all_its_forms(sandbox, client
 
     error = failure(client, InvalidRequestError)
 
-    assert str(error) == f"The API refused the request (400): {shown}."
+    assert str(error) == f"The API rejected the request (400): {shown}."
     assert error.request_id
     assert error.kind == ("err_bad_request" if envelope == "problem" else None)
 
@@ -404,7 +404,7 @@ def test_a_silent_server_is_given_up_after_the_read_timeout(sandbox, make_client
     error = failure(make_client(sandbox.url, api_key=sandbox.api_key, read=0.3), LostAnswerError)
 
     assert time.monotonic() - started < 5
-    assert "no answer in time" in str(error)
+    assert "no response in time" in str(error)
     assert error.status is None
 
 
@@ -563,7 +563,7 @@ def test_headers_without_end_are_given_up_after_the_read_timeout(raw_server, mak
     error = failure(make_client(raw_server(behave).url, read=0.5), LostAnswerError)
 
     assert time.monotonic() - started < 3
-    assert "no answer in time" in str(error)
+    assert "no response in time" in str(error)
 
 
 def test_interim_answers_in_a_flood_are_given_up_after_the_read_timeout(raw_server, make_client):
@@ -590,7 +590,7 @@ def test_a_body_may_take_its_own_time_after_slow_headers(raw_server, make_client
 
 
 def test_an_answer_larger_than_any_picture_is_not_read_into_memory(raw_server, make_client, monkeypatch):
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 1000)
 
     def behave(peer):
         peer.read_request()
@@ -636,7 +636,7 @@ def test_a_refused_connection_sent_nothing(make_client):
 def test_a_host_name_that_does_not_resolve_sent_nothing(make_client, host):
     error = failure(make_client(f"http://{host}"), ConnectionFailedError)
 
-    assert "the host name is not known" in str(error)
+    assert "the host name cannot be resolved" in str(error)
 
 
 def test_a_connection_that_is_not_made_in_time_sent_nothing(make_client):
@@ -654,7 +654,7 @@ def test_a_connection_that_is_not_made_in_time_sent_nothing(make_client):
             for caller in callers:
                 caller.close()
 
-    assert "connecting took too long" in str(error)
+    assert "connecting timed out" in str(error)
 
 
 def test_a_certificate_that_is_not_trusted_is_refused_before_anything_is_sent(raw_server, make_client, own_certificate):
@@ -863,7 +863,7 @@ def client_side_closed(client):
 
 @pytest.mark.parametrize("body", [{"seed": float("nan")}, {"seed": float("inf")}])
 def test_a_body_that_is_no_json_is_refused_before_anything_is_sent(sandbox, client, body):
-    with pytest.raises(ValueError, match="cannot be written down"):
+    with pytest.raises(ValueError, match="cannot be encoded"):
         send(client, **body)
 
     assert sandbox.seen() == []
@@ -963,7 +963,7 @@ def test_the_settings_decide_about_tls_not_the_environment(raw_server, make_clie
 
 
 @pytest.mark.parametrize("how", ["verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-@pytest.mark.parametrize(("content", "reason"), [(None, "no such"), (b"", "cannot be read"), (b"junk", "cannot be")])
+@pytest.mark.parametrize(("content", "reason"), [(None, "not exist"), (b"", "cannot be read"), (b"junk", "cannot be")])
 def test_a_bundle_that_cannot_be_used_is_named_before_anything_is_sent(
     raw_server, make_client, own_certificate, monkeypatch, tmp_path, how, content, reason
 ):

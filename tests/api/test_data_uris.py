@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_imagen.api.data_uris import DataUri, read_base64, read_data_uri
 from airflow_provider_imagen.api.responses import read_generation
-from airflow_provider_imagen.catalogue.input_images import kind_of
+from airflow_provider_imagen.catalogue.input_images import reference_kind
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 
@@ -53,7 +53,7 @@ def test_every_spelling_gives_the_same_bytes_in_requests_and_in_answers(spelling
     assert request.body["image_urls"] == [PLAIN, "https://h.example/a.png"]
     answer = json.dumps({"data": [{"url": spelling}]}).encode()
     assert read_generation(status=200, headers={}, body=answer).pictures[0].data == PICTURE
-    assert kind_of(spelling.strip(), field="image_url") == "data"
+    assert reference_kind(spelling.strip(), field="image_url") == "data"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_every_spelling_gives_the_same_bytes_in_requests_and_in_answers(spelling
         ("data:image/png;base64,AAAA!!!!", "cannot be decoded"),
         ("data:image/png;base64,AAAAA", "cannot be decoded"),
         ("data:image/png;base64,AA==AA==", "cannot be decoded"),
-        ("data:,\ud800", "no text"),
+        ("data:,\ud800", "invalid characters"),
         ("data:,", "empty"),
     ],
 )

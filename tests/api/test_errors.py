@@ -140,7 +140,7 @@ def test_the_validators_tree_names_every_field_and_the_first_is_the_one_at_fault
 
 
 def test_an_error_without_words_says_so():
-    assert str(fit(400)) == "The API refused the request (400): no reason given."
+    assert str(fit(400)) == "The API rejected the request (400): no reason given."
 
 
 def test_a_lost_answer_says_what_the_headers_say_it_cost():

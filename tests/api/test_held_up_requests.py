@@ -25,7 +25,7 @@ def test_a_request_that_was_held_up_before_its_first_byte_is_never_sent(sandbox,
     jumps = chain([0], repeat(jump_seconds))
     clock = SimpleNamespace(time=lambda: time.time() + next(jumps), monotonic=time.monotonic)
     monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)
-    with pytest.raises(ConnectionFailedError, match=r"held up and has expired.*Nothing was sent"):
+    with pytest.raises(ConnectionFailedError, match=r"delayed too long and has expired.*Nothing was sent"):
         client.get_json("/v1/key")
     monkeypatch.undo()
     assert sandbox.seen("/v1/key") == []

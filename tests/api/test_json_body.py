@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from airflow_provider_imagen.api.json_body import find_texts, read_json, storable
+from airflow_provider_imagen.api.json_body import find_string_fields, read_json, storable
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_texts_are_found_in_what_is_left_of_a_document():
         b'{"data":[{"prompt":"a "quoted" cat","url":"https:\\/\\/x.test\\/a?b=1\\u0026c=2"},'
         b'{"b64_json" : "AAAA","url":null},{"thumbnail_url":"https://x.test/no","url":"https://x.test/cut'
     )
-    assert find_texts(body, ("url", "b64_json")) == [
+    assert find_string_fields(body, ("url", "b64_json")) == [
         ("url", "https://x.test/a?b=1&c=2"),
         ("b64_json", "AAAA"),
     ]
@@ -76,6 +76,6 @@ def test_texts_are_found_in_what_is_left_of_a_document():
 @pytest.mark.parametrize("part", [b'"url":"', b'"url":"\\', b'"url"  :', b"\\", b'\\"'])
 def test_a_long_damaged_body_takes_linear_time(part):
     body = b"{" + part * 400_000  # in quadratic time, hours
-    find_texts(body, ("url", "b64_json"))
+    find_string_fields(body, ("url", "b64_json"))
     with pytest.raises(ValueError, match=r"."):
         read_json(body)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.api.responses import AnsweredPicture, read_generation
+from airflow_provider_imagen.api.responses import GeneratedImage, read_generation
 from airflow_provider_imagen.exceptions import (
     ImagenError,
     InvalidRequestError,
@@ -37,38 +37,38 @@ def pictures(answer):
 
 @pytest.mark.parametrize("name", ["url", "image_url", "image"])
 def test_a_link_is_found_under_each_of_its_names(name):
-    assert pictures({"data": [{name: LINK}]}) == (AnsweredPicture(url=LINK),)
+    assert pictures({"data": [{name: LINK}]}) == (GeneratedImage(url=LINK),)
 
 
 @pytest.mark.parametrize("name", ["b64_json", "base64", "image_base64", "b64"])
 def test_base64_is_found_under_each_of_its_names(name):
-    assert pictures({"data": [{"url": None, name: ENCODED}]}) == (AnsweredPicture(data=PICTURE),)
+    assert pictures({"data": [{"url": None, name: ENCODED}]}) == (GeneratedImage(data=PICTURE),)
 
 
 @pytest.mark.parametrize("name", ["url", "image_url", "image", "b64_json"])
 def test_a_data_uri_is_decoded_wherever_it_stands(name):
-    assert pictures({"images": [{name: f"data:image/png;base64,{ENCODED}"}]}) == (AnsweredPicture(data=PICTURE),)
+    assert pictures({"images": [{name: f"data:image/png;base64,{ENCODED}"}]}) == (GeneratedImage(data=PICTURE),)
 
 
 def test_a_data_uri_without_base64_is_decoded_too():
-    assert pictures({"data": ["data:image/svg+xml,%3Csvg/%3E"]}) == (AnsweredPicture(data=b"<svg/>"),)
+    assert pictures({"data": ["data:image/svg+xml,%3Csvg/%3E"]}) == (GeneratedImage(data=b"<svg/>"),)
 
 
 @pytest.mark.parametrize("entry", [LINK, {"image_url": {"url": LINK}}, {"url": f" {LINK}\n"}])
 def test_a_link_may_stand_alone_one_level_deeper_or_between_blanks(entry):
-    assert pictures({"data": [entry]}) == (AnsweredPicture(url=LINK),)
+    assert pictures({"data": [entry]}) == (GeneratedImage(url=LINK),)
 
 
 def test_base64_may_be_broken_into_lines_and_without_padding_or_for_urls():
     lines = "\n".join(ENCODED[place : place + 76] for place in range(0, len(ENCODED), 76)).rstrip("=")
-    assert pictures({"data": [{"b64_json": lines}]}) == (AnsweredPicture(data=PICTURE),)
+    assert pictures({"data": [{"b64_json": lines}]}) == (GeneratedImage(data=PICTURE),)
     assert pictures({"data": [{"b64_json": base64.urlsafe_b64encode(PICTURE).decode()}]}) == (
-        AnsweredPicture(data=PICTURE),
+        GeneratedImage(data=PICTURE),
     )
 
 
 def test_base64_takes_the_place_of_a_link_that_cannot_be_used():
-    assert pictures({"data": [{"url": "ftp://x/a.png", "b64_json": ENCODED}]}) == (AnsweredPicture(data=PICTURE),)
+    assert pictures({"data": [{"url": "ftp://x/a.png", "b64_json": ENCODED}]}) == (GeneratedImage(data=PICTURE),)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_picture_that_cannot_be_read_is_reported_rather_than_dropped(entry):
 
 @pytest.mark.parametrize("entry", [None, {}, {"url": None, "b64_json": None}, {"url": "", "mime_type": "image/png"}])
 def test_an_entry_that_holds_nothing_is_no_picture(entry):
-    assert pictures({"data": [entry, {"url": LINK}, entry]}) == (AnsweredPicture(url=LINK),)
+    assert pictures({"data": [entry, {"url": LINK}, entry]}) == (GeneratedImage(url=LINK),)
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -113,24 +113,24 @@ def test_an_entry_that_holds_nothing_is_no_picture(entry):
 
 @pytest.mark.parametrize("name", ["data", "images", "output"])
 def test_every_list_is_read(name):
-    assert pictures({name: [{"url": LINK}]}) == (AnsweredPicture(url=LINK),)
+    assert pictures({name: [{"url": LINK}]}) == (GeneratedImage(url=LINK),)
 
 
 def test_the_choices_of_2024_are_read():
     assert pictures({"status": "finished", "output": {"choices": [{"image_base64": ENCODED}]}}) == (
-        AnsweredPicture(data=PICTURE),
+        GeneratedImage(data=PICTURE),
     )
 
 
 @pytest.mark.parametrize("single", [LINK, {"url": LINK}])
 def test_a_single_picture_may_come_without_its_list(single):
-    assert pictures({"data": single}) == (AnsweredPicture(url=LINK),)
+    assert pictures({"data": single}) == (GeneratedImage(url=LINK),)
 
 
 def test_two_lists_of_the_same_pictures_count_once():
     found = pictures({"images": [{"url": "data:image/png;base64," + ENCODED}], "data": [{"b64_json": ENCODED}]})
 
-    assert found == (AnsweredPicture(data=PICTURE),)
+    assert found == (GeneratedImage(data=PICTURE),)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_flags_belong_to_the_pictures_at_their_place():
 
 def test_a_picture_that_is_flagged_and_absent_counts_as_withheld():
     assert pictures({"has_nsfw_concepts": [True, True], "images": [None, {"url": None}]}) == (
-        AnsweredPicture(withheld=True),
-        AnsweredPicture(withheld=True),
+        GeneratedImage(withheld=True),
+        GeneratedImage(withheld=True),
     )
 
 
@@ -243,9 +243,7 @@ def test_an_error_in_place_of_pictures_is_a_refusal(error, kind, shown):
 
 
 def test_pictures_beside_an_error_are_not_lost():
-    assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (
-        AnsweredPicture(url=LINK),
-    )
+    assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (GeneratedImage(url=LINK),)
 
 
 # --- whatever comes ---------------------------------------------------------------------------------------------------

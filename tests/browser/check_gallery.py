@@ -249,7 +249,7 @@ def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(
     airflow.call("/api/v2/connections/imagen_browser?update_mask=port", port, method="PATCH")
     ann.reload()
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
-    expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can make images. Balance: 100.00 USD.")).to_be_visible()
+    expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")).to_be_visible()
     _shoot(ann, "02-connection-tested")
 
 
@@ -311,7 +311,7 @@ def test_the_button_of_a_task_leads_to_its_pictures(ann: Page, airflow: Airflow,
     ann.get_by_role("link", name="Images", exact=True).last.click()
     ann.wait_for_url(re.compile(f"{BASE_PATH}/imagen/task"))
     expect(ann.locator("a.card")).to_have_count(9)
-    expect(ann.get_by_text("withheld 1 of 2 pictures")).to_be_visible()
+    expect(ann.get_by_text("withheld 1 of 2 images")).to_be_visible()
     _wait_for(lambda: _all_loaded(ann), "the previews")
     _shoot(ann, "07-task-gallery", full_page=True)
 

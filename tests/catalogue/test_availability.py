@@ -69,8 +69,8 @@ def test_rows_that_say_nothing_make_nothing_alive(rows):
         (date(2026, 9, 1), None),
         (date(2026, 9, 2), "90 days left"),
         (date(2026, 11, 30), "1 day left"),
-        (date(2026, 12, 1), "that day has passed, so requests may fail"),
-        (date(2027, 5, 1), "that day has passed"),
+        (date(2026, 12, 1), "that date has passed, so requests may fail"),
+        (date(2027, 5, 1), "that date has passed"),
     ],
 )
 def test_an_announced_end_is_worth_a_warning_from_ninety_days_before(today, warning):
@@ -79,7 +79,7 @@ def test_an_announced_end_is_worth_a_warning_from_ninety_days_before(today, warn
     if warning is None:
         assert found is None
     else:
-        assert found.startswith("its maker ends it on 2026-12-01 (OpenAI, deprecations page, 2026-10): ")
+        assert found.startswith("its maker retires it on 2026-12-01 (OpenAI, deprecations page, 2026-10): ")
         assert warning in found
         assert found.endswith("use openai/gpt-image-2.5-sunburst")
 

@@ -20,7 +20,7 @@ from airflow_provider_imagen.exceptions import InvalidArgumentsError, ModelWithd
 from airflow_provider_imagen.run.input_reader import InputReader
 from airflow_provider_imagen.sandbox import Fault
 from airflow_provider_imagen.sandbox.model_specs import find_model as find_sandbox_model
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
 
 RECORD_KEYS = {
     "prompt_index", "image_index", "url", "path", "width", "height", "mime_type", "bytes", "sha256", "model", "seed",
@@ -193,7 +193,7 @@ def test_one_task_makes_the_same_records_with_every_model(run_dag, sandbox, tmp_
     shapes = Counter()
     for line in map(json.loads, lines):
         assert line.keys() >= RECORD_KEYS
-        facts = inspect_picture(Path(line["path"]).read_bytes())
+        facts = inspect_image(Path(line["path"]).read_bytes())
         assert (line["mime_type"], line["width"], line["height"]) == (facts.mime_type, facts.width, facts.height)
         assert Path(line["path"]).suffix == f".{facts.extension}"
         assert line["usd"] is not None
@@ -224,4 +224,4 @@ def test_the_bytes_say_what_a_picture_is_whatever_the_server_claims(asked, made,
     sandbox.add_fault(Fault("wrong_content_type"))
     (generation,) = send(model="alibaba/z-image-turbo", prompt="a cat", output_format=asked)
 
-    assert inspect_picture(downloader.fetch(generation.urls[0]).data).mime_type == made
+    assert inspect_image(downloader.fetch(generation.urls[0]).data).mime_type == made

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.catalogue.input_images import PictureFile
+from airflow_provider_imagen.catalogue.input_images import ImageFile
 from airflow_provider_imagen.catalogue.lookup import all_models, find_model
 from airflow_provider_imagen.catalogue.pricing import PriceList, Quote
 from airflow_provider_imagen.catalogue.request_builder import ImageRequest, build_requests
@@ -24,14 +24,14 @@ def request(**arguments):
 def quote(pricing, *, aliases=(), **arguments):
     """Quote a request by a ``pricing`` block as ``GET /v1/models?include=pricing`` gives it."""
     row = {"id": arguments["model"], "aliases": list(aliases), "type": "openai/image-generations", "pricing": pricing}
-    return PriceList.from_answer({"object": "list", "data": [row]}).quote(request(**arguments))
+    return PriceList.from_response({"object": "list", "data": [row]}).quote(request(**arguments))
 
 
 def last_known_price(model_id, body):
     """Quote a body without live prices, by the endpoint that takes it."""
     model = find_model(model_id)
     path = model.endpoint_for(body).path if model else "/v1/images/generations"
-    return PriceList().quote(ImageRequest(path, {**body, "model": model_id}, 1, answers_inline=False)).usd
+    return PriceList().quote(ImageRequest(path, {**body, "model": model_id}, 1, returns_base64=False)).usd
 
 
 def fixed(*units, currency="USD"):
@@ -208,7 +208,7 @@ def test_a_rate_for_input_counts_the_pictures_that_go_in():
 
 def test_a_rate_for_megapixels_of_input_needs_pictures_whose_size_is_known():
     pricing = fixed({"name": "megapixel", "measure": "input", "price": 0.01, "per": 1})
-    stored = PictureFile("a.png", "0" * 64, 10, "image/png", 2000, 1000)
+    stored = ImageFile("a.png", "0" * 64, 10, "image/png", 2000, 1000)
     assert quote(pricing, model="blackforestlabs/flux-2-edit", image_urls=[stored]).usd == Decimal("0.02")
     link = "https://h.example/a.png"
     assert quote(pricing, model="blackforestlabs/flux-2-edit", image_urls=[link, stored]).source != "live"
@@ -235,7 +235,7 @@ def test_what_the_model_decides_may_be_the_dearest():
 
 def test_a_live_price_is_found_by_any_name_of_the_model():
     row = {"id": "google/gemini-3-1-flash-image-preview", "aliases": [], "pricing": fixed(IMAGE_FOR_A_DOLLAR)}
-    assert PriceList.from_answer([row]).quote(request(model="google/nano-banana-2")) == Quote(Decimal(1), "live")
+    assert PriceList.from_response([row]).quote(request(model="google/nano-banana-2")) == Quote(Decimal(1), "live")
 
 
 def test_rates_that_come_together_are_added_up():
@@ -362,7 +362,7 @@ def test_a_model_without_a_price_hides_no_other_wherever_it_stands(odd, place):
     rows = [{"id": name, "aliases": None, "pricing": fixed(IMAGE_FOR_A_CENT)} for name in ("recraft-v3", "flux/pro")]
     rows.insert(place, odd)
     for answer in (rows, {"data": rows}):
-        prices = PriceList.from_answer(answer)
+        prices = PriceList.from_response(answer)
         assert [prices.quote(request(model=name)).source for name in ("recraft-v3", "flux/pro")] == ["live"] * 2
         assert prices.by_model.keys() == {"recraft-v3", "flux/pro"}
 
@@ -396,7 +396,7 @@ def test_a_model_is_found_by_its_alias_and_ids_win_over_aliases():
             {"id": "dall-e-2", "aliases": None, "pricing": None},
         ]
     }
-    for prices in (PriceList.from_answer(answer), PriceList.from_answer(answer["data"])):
+    for prices in (PriceList.from_response(answer), PriceList.from_response(answer["data"])):
         assert prices.quote(request(model="flux/dev")) == Quote(Decimal(1), "live")
         assert prices.quote(request(model="flux/schnell")) == Quote(Decimal(2), "live")
         assert prices.quote(request(model="dall-e-2")).source == "last known"
@@ -441,7 +441,7 @@ JSON_VALUES = st.recursive(
 def test_any_answer_ends_in_a_quote_that_is_never_negative(pricing, answer):
     wanted = request(model="flux/dev", num_images=2)
     row = {"id": "flux/dev", "aliases": [], "pricing": pricing}
-    for found in (PriceList.from_answer(answer).quote(wanted), PriceList.from_answer([row]).quote(wanted)):
+    for found in (PriceList.from_response(answer).quote(wanted), PriceList.from_response([row]).quote(wanted)):
         assert found.usd is None or found.usd >= 0
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from airflow_provider_imagen.catalogue.prompt_text import why_no_prompt
+from airflow_provider_imagen.catalogue.prompt_text import prompt_problem
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 
@@ -83,7 +83,7 @@ def test_a_list_or_mapping_written_as_text_is_no_prompt(text, model):
     ],
 )
 def test_text_that_only_looks_alike_is_a_prompt(text):
-    assert why_no_prompt(text) is None
+    assert prompt_problem(text) is None
 
 
 @pytest.mark.parametrize("model", [KNOWN, UNKNOWN])

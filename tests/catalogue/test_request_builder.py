@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_imagen.catalogue.aspect_ratio import asked_ratio
+from airflow_provider_imagen.catalogue.aspect_ratio import requested_ratio
 from airflow_provider_imagen.catalogue.lookup import Endpoint, all_models, find_model
 from airflow_provider_imagen.catalogue.request_builder import MAX_IMAGES_PER_PROMPT, build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
@@ -158,7 +158,7 @@ def test_the_minimal_documented_request_passes_and_asks_for_links(model_id, endp
     assert request.path == endpoint.path
     assert request.body["model"] == model_id
     assert request.expected_images == 1
-    assert request.answers_inline is False
+    assert request.returns_base64 is False
     switches = {"convert_base64_to_url": True, "response_format": "url", "sync_mode": False}
     assert {name: request.body[name] for name in switches if name in endpoint.fields} == {
         name: value for name, value in switches.items() if name in endpoint.fields
@@ -302,7 +302,7 @@ def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked
     ],
 )
 def test_the_ratio_that_a_request_asks_for(body, ratio):
-    assert asked_ratio(body) == ratio
+    assert requested_ratio(body) == ratio
 
 
 # ---------------------------------------------------------------- sizes
@@ -328,7 +328,7 @@ def test_sizes_are_near_a_megapixel_or_near_the_default_of_the_model():
 def test_a_ratio_no_size_has_is_refused_with_the_choices():
     problems = refuse(model="dall-e-3", prompt="a", aspect_ratio="16:9")
     assert problems == {
-        "aspect_ratio": "dall-e-3 has sizes for 1:1, 4:7, 7:4; or give size: 1024x1024, 1024x1792 or 1792x1024"
+        "aspect_ratio": "dall-e-3 has sizes for 1:1, 4:7, 7:4; or set size: 1024x1024, 1024x1792 or 1792x1024"
     }
 
 
@@ -342,7 +342,7 @@ def test_what_is_no_ratio_is_refused(ratio):
 
 def test_a_ratio_and_a_size_together_are_refused():
     problems = refuse(model="flux/dev", prompt="a", aspect_ratio="1:1", image_size="square")
-    assert problems == {"aspect_ratio": "give either aspect_ratio or image_size, not both"}
+    assert problems == {"aspect_ratio": "set either aspect_ratio or image_size, not both"}
 
 
 # ---------------------------------------------------------------- counts and seeds
@@ -377,7 +377,7 @@ def test_the_models_own_count_field_works_too_but_not_both():
     (request,) = build(model="x-ai/grok-imagine-image", prompt="a", n="10")
     assert (request.body["n"], request.expected_images) == (10, 10)
     assert refuse(model="x-ai/grok-imagine-image", prompt="a", n=2, num_images=2) == {
-        "n": "give either num_images or n to x-ai/grok-imagine-image, not both"
+        "n": "set either num_images or n for x-ai/grok-imagine-image, not both"
     }
     assert "its count field is `num_images`" in refuse(model=IMAGEN, prompt="a", n=2)["n"]
 
@@ -475,7 +475,7 @@ def test_text_stays_text_where_the_field_wants_text():
 
 @pytest.mark.parametrize("prompt", [None, "", "   ", "\n\t"])
 def test_an_empty_prompt_is_refused(prompt):
-    assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "text that is not empty is needed"}
+    assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "non-empty text is needed"}
 
 
 @pytest.mark.parametrize("prompt", [5, True, ["a"], {"a": "b"}, b"a"])
@@ -484,7 +484,7 @@ def test_a_prompt_that_is_no_text_is_refused(prompt):
 
 
 def test_a_long_prompt_is_told_its_length_and_the_limit():
-    assert refuse(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, this has 401"}
+    assert refuse(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, it has 401"}
     assert build(model=IMAGEN, prompt="é" * 400)
 
 
@@ -508,20 +508,20 @@ def test_models_without_a_prompt_refuse_one_and_do_not_mind_an_empty_one():
 def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(model, own, links, base64):
     for wanted in ({own: base64}, {"convert_base64_to_url": False}, {"convert_base64_to_url": "false"}):
         (request,) = build(model=model, prompt="a", **wanted)
-        assert (request.body[own], request.answers_inline) == (base64, True)
+        assert (request.body[own], request.returns_base64) == (base64, True)
         problems = refuse(can_store=False, model=model, prompt="a", **wanted)
         assert problems.keys() == wanted.keys()
         assert all("output_path" in sentence for sentence in problems.values())
     for wanted in ({}, {own: links}, {"convert_base64_to_url": True}):
         (request,) = build(can_store=False, model=model, prompt="a", **wanted)
-        assert (request.body[own], request.answers_inline) == (links, False)
+        assert (request.body[own], request.returns_base64) == (links, False)
         assert ("convert_base64_to_url" in request.body) == (own == "convert_base64_to_url")
 
 
 def test_a_model_that_always_answers_with_links_takes_the_wish_for_links_and_refuses_base64():
     assert "convert_base64_to_url" not in build(model="flux/dev", prompt="a", convert_base64_to_url=True)[0].body
     assert (
-        "always answers with links"
+        "always returns URLs"
         in refuse(model="flux/dev", prompt="a", convert_base64_to_url=False)["convert_base64_to_url"]
     )
     assert refuse(model="flux/dev", prompt="a", convert_base64_to_url="maybe").keys() == {"convert_base64_to_url"}
@@ -547,7 +547,7 @@ def test_a_transparent_background_needs_a_format_that_can_be():
     assert build(model=model, prompt="a", background="transparent")
     assert build(model=model, prompt="a", background="transparent", output_format="webp")
     problems = refuse(model=model, prompt="a", background="transparent", output_format="jpeg")
-    assert problems == {"background": "needs output_format png or webp"}
+    assert problems == {"background": "requires output_format png or webp"}
 
 
 def test_beeble_needs_a_prompt_or_a_reference_and_a_mask_for_its_mask_modes():
@@ -591,10 +591,10 @@ def test_an_unknown_field_is_told_which_one_was_meant():
         "enhance_promt": "`enhance_promt` is not a field of imagen-3.0-generate-002, which would ignore it; "
         "did you mean `enhance_prompt`?",
         "response_format": "`response_format` is not a field of imagen-3.0-generate-002, which would ignore it; "
-        "its link or base64 field is `convert_base64_to_url` (true or false)",
+        "its URL or base64 field is `convert_base64_to_url` (true or false)",
     }
     assert (
-        "its picture field is `image_url`"
+        "its image field is `image_url`"
         in refuse(model="flux/dev/image-to-image", prompt="a", image_urls=[LINK])["image_urls"]
     )
 
@@ -605,7 +605,7 @@ def test_a_wrong_size_object_is_told_which_side_and_why():
     sentence = "a whole number from 64 to 1536 that is a multiple of 32 is allowed"
     assert problems == {"image_size.width": sentence, "image_size.height": sentence}
     assert refuse(model=model, prompt="a", image_size={"width": 1024}) == {
-        "image_size": "width and height must be given"
+        "image_size": "width and height are required"
     }
 
 
@@ -642,7 +642,7 @@ def test_an_unknown_model_gets_its_arguments_as_they_are():
         "anything": {"goes": [1]},
         "seed": "7",
     }
-    assert (request.path, request.expected_images, request.answers_inline) == ("/v1/images/generations", 3, False)
+    assert (request.path, request.expected_images, request.returns_base64) == ("/v1/images/generations", 3, False)
 
 
 def test_an_unknown_model_is_still_kept_from_nonsense():
@@ -698,7 +698,7 @@ def test_any_json_ends_in_requests_that_can_be_sent_or_in_one_refusal(model, arg
     for request in requests:
         json.dumps(dict(request.body), allow_nan=False)
         assert 1 <= request.expected_images <= MAX_IMAGES_PER_PROMPT
-        assert can_store or not request.answers_inline
+        assert can_store or not request.returns_base64
         known = find_model(model)
         if known:
             endpoint = known.edits if request.path.endswith("edits") else known.generations

@@ -315,7 +315,7 @@ def test_neither_the_key_nor_a_signed_link_is_written_anywhere(cluster: Cluster)
     assert len(logs) > 57
     queue = [message for message in messages(written[str(HOME / "redis-monitor.out")]) if b"ExecuteTask" in message]
     assert len(queue) > 57
-    assert any(b"Picture 1 of" in written[name] for name in logs)  # the search would find what is there
+    assert any(b"Image 1 of" in written[name] for name in logs)  # the search would find what is there
     written |= {"the database": cluster.postgres.dump(), **{f"message {n}": each for n, each in enumerate(queue)}}
     assert [name for name, data in written.items() if key in data] == []
     assert [name for name, data in written.items() if signed.search(data)] == []

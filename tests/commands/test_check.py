@@ -55,7 +55,7 @@ def test_an_announced_shutdown_is_a_warning_not_a_failure(run):
     status, out = run(model="openai/gpt-image-1")
     assert status == 0
     assert "ok    openai/gpt-image-1: alive (dag.py:d.a)" in out
-    assert "warn  openai/gpt-image-1: its maker ends it on 2026-10-23 (OpenAI, deprecations page, 2026-10): " in out
+    assert "warn  openai/gpt-image-1: its maker retires it on 2026-10-23 (OpenAI, deprecations page, 2026-10): " in out
     assert "may fail; use openai/gpt-image-2.5-sunburst\n" in out  # on one line, for programs
     assert "but see the warnings" in out
     report = json.loads(run("--json", model="openai/gpt-image-1")[1])

@@ -55,7 +55,7 @@ def test_what_the_function_returns_is_the_prompt(
     assert sandbox.seen("/v1/images/generations")[0].json["aspect_ratio"] == "4:3"
 
 
-def test_a_function_annotated_with_a_mapping_still_hands_on_a_list_of_links(run_dag: Callable[..., Any]) -> None:
+def test_a_function_annotated_with_a_mapping_still_returns_a_list_of_urls(run_dag: Callable[..., Any]) -> None:
     """Airflow takes such an annotation for several outputs; a list would then fail, after the pictures are paid for."""
     with DAG("decorated_annotated", schedule=None) as dag:
 
@@ -86,7 +86,7 @@ def test_a_function_annotated_with_a_mapping_still_hands_on_a_list_of_links(run_
     ],
 )
 @pytest.mark.parametrize("wrap", [str, lambda text: [text], lambda text: {"prompt": text}], ids=["text", "list", "map"])
-def test_what_the_function_returns_is_data_and_no_template(
+def test_what_the_function_returns_is_data_not_a_template(
     run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path, text: str, wrap: Callable[[str], Any]
 ) -> None:
     """A headline, a row of a table or another task's output may hold anything."""
@@ -213,17 +213,17 @@ def test_it_maps_over_keyword_arguments_and_over_its_urls(run_dag: Callable[...,
 @pytest.mark.parametrize(
     ("returned", "told"),
     [
-        (None, "prompt=None: {of} returned NoneType; text, a mapping"),
-        (7, "prompt=7: {of} returned int; text, a mapping"),
-        (b"bytes", "prompt=b'bytes': {of} returned bytes; text, a mapping"),
-        ({"a fox"}, "prompt={{'a fox'}}: {of} returned set; text, a mapping"),
-        ((each for each in "ab"), "{of} returned generator; text, a mapping"),
-        (["a fox", None], "prompt[1]=None: {of} returned NoneType here; text or a mapping"),
-        ([7.5, "a fox"], "prompt[0]=7.5: {of} returned float here; text or a mapping"),
-        ([["nested"]], "prompt[0]=['nested']: {of} returned list here; text or a mapping"),
+        (None, "prompt=None: {of} returned NoneType; a string, a mapping"),
+        (7, "prompt=7: {of} returned int; a string, a mapping"),
+        (b"bytes", "prompt=b'bytes': {of} returned bytes; a string, a mapping"),
+        ({"a fox"}, "prompt={{'a fox'}}: {of} returned set; a string, a mapping"),
+        ((each for each in "ab"), "{of} returned generator; a string, a mapping"),
+        (["a fox", None], "prompt[1]=None: {of} returned NoneType here; a string or a mapping"),
+        ([7.5, "a fox"], "prompt[0]=7.5: {of} returned float here; a string or a mapping"),
+        ([["nested"]], "prompt[0]=['nested']: {of} returned list here; a string or a mapping"),
     ],
 )
-def test_anything_else_is_refused_before_paying_and_not_tried_again(
+def test_anything_else_is_rejected_before_paying_and_not_retried(
     run_dag: Callable[..., Any], sandbox: Sandbox, returned: Any, told: str
 ) -> None:
     calls, errors = [], []
@@ -246,12 +246,12 @@ def test_anything_else_is_refused_before_paying_and_not_tried_again(
         assert isinstance(error.__cause__ or error, InvalidArgumentsError)
 
 
-def test_prompt_as_an_argument_is_refused_when_the_dag_is_parsed() -> None:
+def test_prompt_as_an_argument_is_rejected_when_the_dag_is_parsed() -> None:
     with DAG("decorated_prompt", schedule=None):
 
         @task.imagen(prompt="twice")
         def paint() -> str:
             return "once"
 
-        with pytest.raises(TypeError, match="leave the argument prompt out"):
+        with pytest.raises(TypeError, match="remove the argument prompt"):
             paint()

@@ -125,22 +125,6 @@ def in_turn(*answers):
     return send
 
 
-def ranged(body=PICTURE, cut_at=None, **headers):
-    """Serve ranges as RFC 9110 says, and cut off the first, whole answer."""
-    cuts = [] if cut_at is None else [cut_at]
-
-    def send(request, connection):
-        begin = request.headers.get("range")
-        if begin is not None and request.headers.get("if-range") == headers.get("ETag", headers.get("Last_Modified")):
-            start = int(begin.removeprefix("bytes=").rstrip("-"))
-            part = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-            return answer(body[start:], 206, **headers, **part)(request, connection)
-        end = cuts.pop() if cuts else None
-        return answer(body[:end], length=len(body), **headers)(request, connection)
-
-    return send
-
-
 @pytest.fixture
 def server():
     server = Server()
@@ -382,7 +366,7 @@ def test_redirect_loops_end(server, make):
 
 def test_a_redirect_without_a_target_is_an_error(server, make):
     server.routes["/a.png"] = answer(b"", 302)
-    with pytest.raises(DownloadError, match="answers 302"):
+    with pytest.raises(DownloadError, match="returned 302"):
         make().fetch(server.url())
 
 
@@ -724,7 +708,7 @@ def test_a_body_as_large_as_the_cap_arrives(server, make):
 def test_a_compressed_bomb_does_not_pass_the_cap(server, make, encoding, pack):
     bomb = pack(bytes(50_000_000))
     server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="unpacks to more than 1000000 bytes"):
+    with pytest.raises(BadImageError, match="decompressed body is larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
 
 
@@ -780,16 +764,10 @@ def test_a_content_encoding_that_the_bytes_do_not_have_is_no_harm(server, make, 
     assert make().fetch(server.url()).data == body
 
 
-def test_a_cut_off_body_under_a_content_encoding_that_is_none_goes_on_where_it_stopped(server, make):
-    server.routes["/a.png"] = ranged(cut_at=100_000, ETag='"1"', Content_Encoding="utf-8")
-    assert make().fetch(server.url()).data == PICTURE
-    assert server.requests[1].headers["range"] == "bytes=100000-"
-
-
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack):
     server.routes["/a.png"] = answer(pack(PICTURE)[:-9], Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="packed"):
+    with pytest.raises(BadImageError, match="compressed body is corrupt"):
         make().fetch(server.url())
 
 
@@ -804,7 +782,7 @@ def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack
 )
 def test_no_way_of_packing_passes_the_cap(server, make, encoding, bomb):
     server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
-    with pytest.raises(BadImageError, match="unpacks to more than 1000000 bytes"):
+    with pytest.raises(BadImageError, match="decompressed body is larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
 
 
@@ -874,12 +852,12 @@ def test_interim_answers_are_never_the_outcome(server, tls_server, make, certifi
     assert len(asked.requests) == 3
 
 
-def test_interim_answers_come_before_redirects_errors_and_parts_too(server, make):
+def test_interim_answers_come_before_redirects_and_errors_too(server, make):
     def early(send):
         return lambda request, connection: connection.sendall(head(103, {})) or send(request, connection)
 
     server.routes["/a.png"] = early(redirect("/b.png"))
-    server.routes["/b.png"] = in_turn(*map(early, [answer(b"", 503), ranged(cut_at=5000, ETag='"1"')]))
+    server.routes["/b.png"] = in_turn(*map(early, [answer(b"", 503), answer()]))
     assert make().fetch(server.url()).data == PICTURE
     server.routes["/gone.png"] = early(answer(b"", 404))
     with pytest.raises(LinkExpiredError):
@@ -926,7 +904,7 @@ def test_a_silent_server_is_left_after_the_read_timeout_and_asked_again(server, 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_slow_but_living_server_is_waited_for(server, tls_server, make, certificate, monkeypatch, scheme):
-    """The short waits between questions to ``should_stop`` are not taken for silence."""
+    """The short waits between looks at the limits are not taken for silence."""
     monkeypatch.setattr(ssrf, "_POLL_SECONDS", 0.02)
 
     def send(request, connection):
@@ -942,7 +920,7 @@ def test_a_slow_but_living_server_is_waited_for(server, tls_server, make, certif
 
 def test_no_attempt_begins_that_the_total_timeout_does_not_leave_time_for(server, make, waits):
     server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
-    with pytest.raises(DownloadError, match="answers 503"):
+    with pytest.raises(DownloadError, match="returned 503"):
         make(total_timeout_seconds=10).fetch(server.url())
     assert len(server.requests) == 1
     assert waits == []
@@ -955,7 +933,7 @@ def test_waits_count_for_the_total_timeout(server, make):
         now[0] += seconds
 
     server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
-    with pytest.raises(DownloadError, match="tried 3 times"):
+    with pytest.raises(DownloadError, match="3 attempts"):
         make(total_timeout_seconds=50, sleep=sleep, clock=lambda: now[0], attempts=9).fetch(server.url())
     assert 40 <= now[0] < 50
 
@@ -975,7 +953,7 @@ def test_failures_that_pass_are_tried_again(server, make, waits, status):
 
 def test_attempts_are_counted(server, make, waits):
     server.routes["/a.png"] = answer(b"no", 502)
-    with pytest.raises(DownloadError, match=r"answers 502 \(tried 4 times\)") as caught:
+    with pytest.raises(DownloadError, match=r"returned 502 \(4 attempts\)") as caught:
         make().fetch(server.url())
     assert len(server.requests) == 4
     assert len(waits) == 3
@@ -1004,13 +982,13 @@ def test_the_wait_may_be_a_date(server, make, waits):
 def test_a_refused_connection_is_tried_again(make, waits):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(DownloadError, match=r"connection failed .* \(tried 4 times\)"):
+    with pytest.raises(DownloadError, match=r"connection failed .* \(4 attempts\)"):
         make().fetch(f"http://127.0.0.1:{port}/a.png")
     assert len(waits) == 3
 
 
 def test_a_name_nobody_knows_is_tried_again(make, internet, waits):
-    with pytest.raises(DownloadError, match=r"name cannot be resolved \(tried 4 times\)"):
+    with pytest.raises(DownloadError, match=r"name cannot be resolved \(4 attempts\)"):
         make(allow_private_hosts=False).fetch("http://cdn.example/a.png")
     assert len(waits) == 3
 
@@ -1031,7 +1009,7 @@ def test_an_empty_body_is_tried_again_and_then_no_picture(server, make):
 @pytest.mark.parametrize("status", [400, 402, 405, 406, 416, 418, 451, 304])
 def test_other_refusals_are_not_tried_again(server, make, status):
     server.routes["/a.png"] = answer(b"no", status)
-    with pytest.raises(DownloadError, match=f"answers {status}") as caught:
+    with pytest.raises(DownloadError, match=f"returned {status}") as caught:
         make().fetch(server.url())
     assert type(caught.value) is DownloadError
     assert len(server.requests) == 1
@@ -1049,142 +1027,71 @@ def test_a_dead_link_is_not_tried_again(server, make, status):
 def test_a_dead_link_says_when_it_ran_out(server, make):
     server.routes["/a.png"] = answer(b"", 403)
     epoch = int(time.time())
-    with pytest.raises(LinkExpiredError, match=r"ran out at \d{4}-\d\d-\d\d \d\d:\d\d UTC, 2:00:0\d h ago"):
+    with pytest.raises(LinkExpiredError, match=r"expired at \d{4}-\d\d-\d\d \d\d:\d\d UTC, 2:00:0\d h ago"):
         make().fetch(server.url(f"/a.png?Expires={epoch - 7200}"))
-    with pytest.raises(LinkExpiredError, match="should work until"):
+    with pytest.raises(LinkExpiredError, match="valid until"):
         make().fetch(server.url(f"/a.png?Expires={epoch + 7200}"))
 
 
 # a body cut off
 
 
-@pytest.mark.parametrize(
-    "validators",
-    [
-        {"ETag": '"one"'},
-        {"Last_Modified": "Sat, 21 Nov 2026 10:00:00 GMT", "Date": "Sat, 21 Nov 2026 10:00:05 GMT"},
-    ],
-    ids=["etag", "date"],
-)
-def test_a_body_cut_off_goes_on_where_it_stopped(server, make, validators):
-    server.routes["/a.png"] = ranged(cut_at=600_000, **validators)
-    assert make().fetch(server.url()).data == PICTURE
-    first, second = server.requests
-    assert "range" not in first.headers
-    assert second.headers["range"] == "bytes=600000-"
+def cut_chunks(request, connection):
+    """Send the beginning of a body in chunks, and hang up before the last one."""
+    connection.sendall(head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'}))
+    connection.sendall(b"%x\r\n%s\r\n" % (700_000, PICTURE[:700_000]))
+    return "close"
 
 
-def test_a_body_behind_a_redirect_goes_on_where_it_stopped(server, make):
-    server.routes["/a.png"] = redirect("/b.png?sig=1")
-    server.routes["/b.png"] = ranged(cut_at=600_000, ETag='"one"')
-    assert make().fetch(server.url()).data == PICTURE
-    assert [request.headers.get("range") for request in server.requests] == [None, None, None, "bytes=600000-"]
+CUT = answer(PICTURE[:600_000], length=SIZE, ETag='"one"')
 
 
-def test_a_body_goes_on_after_several_cuts_and_a_failure_between(server, make):
-    def part(start, end):
-        span = {"Content-Range": f"bytes {start}-{SIZE - 1}/{SIZE}"}
-        return answer(PICTURE[start:end], 206, length=SIZE - start, ETag='"one"', **span)
-
-    server.routes["/a.png"] = in_turn(
-        answer(PICTURE[:300_000], length=SIZE, ETag='"one"'),
-        part(300_000, 700_000),
-        answer(b"", 503),
-        part(700_000, None),
-    )
-    assert make().fetch(server.url()).data == PICTURE
-    ranges = [request.headers.get("range") for request in server.requests]
-    assert ranges == [None, "bytes=300000-", "bytes=700000-", "bytes=700000-"]
-
-
-def test_a_chunked_body_cut_off_goes_on_where_it_stopped(server, make):
-    def cut(request, connection):
-        connection.sendall(head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'}))
-        connection.sendall(b"%x\r\n%s\r\n" % (700_000, PICTURE[:700_000]))
-        return "close"
-
-    server.routes["/a.png"] = in_turn(cut, ranged(ETag='"one"'))
-    assert make().fetch(server.url()).data == PICTURE
-    start = int(server.requests[1].headers["range"].removeprefix("bytes=").rstrip("-"))
-    assert 0 < start <= 700_000
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"ETag": 'W/"weak"'},
-        {"Last_Modified": "Sat, 21 Nov 2026 10:00:00 GMT"},
-        {"Last_Modified": "Sat, 21 Nov 2026 10:00:00 GMT", "Date": "Sat, 21 Nov 2026 10:00:00 GMT"},
-        {"Last_Modified": "lately", "Date": "today"},
-    ],
-    ids=["nothing", "weak etag", "no date", "date of the same second", "no dates at all"],
-)
-def test_a_body_cut_off_starts_anew_when_nothing_proves_it_the_same(server, make, headers):
-    server.routes["/a.png"] = ranged(cut_at=600_000, **headers)
+@pytest.mark.parametrize("cut", [CUT, cut_chunks, answer(b"", length=SIZE)], ids=["half", "chunks", "nothing"])
+def test_a_body_cut_off_is_downloaded_again_from_the_start(server, make, waits, cut):
+    server.routes["/a.png"] = in_turn(cut, answer(ETag='"one"'))
     assert make().fetch(server.url()).data == PICTURE
     assert [request.headers.get("range") for request in server.requests] == [None, None]
+    assert len(waits) == 1
 
 
-def test_a_body_cut_off_starts_anew_when_the_server_knows_no_ranges(server, make):
-    server.routes["/a.png"] = in_turn(answer(PICTURE[:600_000], length=SIZE, ETag='"one"'), answer(ETag='"one"'))
+def test_a_body_behind_a_redirect_is_downloaded_again_from_the_start(server, make):
+    server.routes["/a.png"] = redirect("/b.png?sig=1")
+    server.routes["/b.png"] = in_turn(CUT, answer())
     assert make().fetch(server.url()).data == PICTURE
-    assert server.requests[1].headers["range"] == "bytes=600000-"
+    assert server.paths() == ["/a.png", "/b.png?sig=1"] * 2
 
 
-def test_a_body_cut_off_starts_anew_when_it_has_changed(server, make):
+def test_a_body_is_downloaded_after_several_cuts_and_a_failure_between(server, make):
+    server.routes["/a.png"] = in_turn(CUT, answer(b"", 503), cut_chunks, answer())
+    assert make().fetch(server.url()).data == PICTURE
+    assert len(server.requests) == 4
+
+
+def test_a_body_that_has_changed_since_it_was_cut_off_holds_nothing_of_the_first_one(server, make):
     changed = PICTURE[::-1]
-    server.routes["/a.png"] = in_turn(
-        answer(PICTURE[:600_000], length=SIZE, ETag='"one"'), ranged(changed, ETag='"two"')
-    )
+    server.routes["/a.png"] = in_turn(CUT, answer(changed, ETag='"two"'))
     assert make().fetch(server.url()).data == changed
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"Content-Range": f"bytes 0-{SIZE - 1}/{SIZE}"}, 206),
-        ({"Content-Range": f"bytes 599999-{SIZE - 1}/{SIZE}"}, 206),
-        ({"Content-Range": f"bytes 600000-{SIZE}/{SIZE + 1}"}, 206),
-        ({"Content-Range": f"bytes 600000-700000/{SIZE}"}, 206),
-        ({"Content-Range": f"bytes 600000-{SIZE - 1}/{SIZE}", "ETag": '"two"'}, 206),
-        ({"Content-Range": "rubbish"}, 206),
-        ({}, 206),
-        ({"Content-Range": f"bytes */{SIZE}"}, 416),
-    ],
-)
-def test_a_part_that_does_not_fit_is_thrown_away_and_the_body_starts_anew(server, make, headers, status):
-    server.routes["/a.png"] = in_turn(
-        answer(PICTURE[:600_000], length=SIZE, ETag='"one"'),
-        answer(PICTURE[600_000:], status, **headers),
-        answer(),
-    )
-    assert make().fetch(server.url()).data == PICTURE
-    assert [request.headers.get("range") for request in server.requests] == [None, "bytes=600000-", None]
 
 
 def test_a_part_nobody_asked_for_is_an_error(server, make):
     server.routes["/a.png"] = answer(PICTURE[:10], 206, Content_Range=f"bytes 0-9/{SIZE}")
-    with pytest.raises(DownloadError, match="unfitting part"):
+    with pytest.raises(DownloadError, match="206"):
         make().fetch(server.url())
     assert len(server.requests) == 1
 
 
-def test_a_body_that_is_always_cut_off_is_an_error(server, make):
-    server.routes["/a.png"] = answer(PICTURE[:1000], length=SIZE)
-    with pytest.raises(DownloadError, match="tried 4 times"):
+@pytest.mark.parametrize("cut", [CUT, cut_chunks], ids=["half", "chunks"])
+def test_a_body_that_is_always_cut_off_is_an_error(server, make, cut):
+    server.routes["/a.png"] = cut
+    with pytest.raises(DownloadError, match=r"truncated \(4 attempts\)") as caught:
         make().fetch(server.url())
+    assert type(caught.value) is DownloadError
+    assert len(server.requests) == 4
 
 
-def test_parts_together_do_not_pass_the_cap(server, make):
-    def cut(request, connection):
-        connection.sendall(head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'}))
-        connection.sendall(b"%x\r\n%s\r\n" % (700_000, PICTURE[:700_000]))
-        return "close"
-
-    server.routes["/a.png"] = in_turn(cut, ranged(ETag='"one"'))
-    with pytest.raises(BadImageError, match="larger than"):
-        make(max_bytes=SIZE - 1).fetch(server.url())
+def test_the_limit_counts_each_attempt_alone(server, make):
+    server.routes["/a.png"] = in_turn(cut_chunks, answer())
+    assert make(max_bytes=SIZE).fetch(server.url()).data == PICTURE
 
 
 # no picture
@@ -1203,7 +1110,7 @@ def test_parts_together_do_not_pass_the_cap(server, make):
 )
 def test_a_document_is_no_picture(server, make, body, content_type, named):
     server.routes["/a.png"] = answer(body, Content_Type=content_type)
-    with pytest.raises(BadImageError, match=f"{named} .*not with a picture"):
+    with pytest.raises(BadImageError, match=f"{named} .*instead of an image"):
         make().fetch(server.url())
     assert len(server.requests) == 1
 
@@ -1235,8 +1142,8 @@ def test_a_fetch_stops_between_chunks(server, make):
             stop.set()
 
     server.routes["/a.png"] = send
-    with pytest.raises(DownloadError, match="stopped") as caught:
-        make(should_stop=stop.is_set).fetch(server.url())
+    with pytest.raises(DownloadError, match="cancelled") as caught:
+        make(cancelled=stop).fetch(server.url())
     assert caught.value.retry_helps
     assert len(server.requests) == 1
 
@@ -1250,25 +1157,41 @@ def test_a_fetch_stops_while_the_server_is_silent(server, make):
 
     server.routes["/a.png"] = send
     began = time.monotonic()
-    with pytest.raises(DownloadError, match="stopped"):
-        make(should_stop=stop.is_set).fetch(server.url())
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop).fetch(server.url())
     assert time.monotonic() - began < 5
 
 
-def test_a_fetch_stops_before_another_attempt(make, waits):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    answers = iter([False])  # before the first attempt; true from then on
-    with pytest.raises(DownloadError, match="stopped"):
-        make(should_stop=lambda: next(answers, True)).fetch(f"http://127.0.0.1:{port}/a.png")
-    assert waits == []
+def test_a_fetch_stops_before_another_attempt(server, make, waits):
+    stop = threading.Event()
+
+    def send(request, connection):
+        stop.set()
+        answer(b"", 503)(request, connection)
+
+    server.routes["/a.png"] = send
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop).fetch(server.url())
+    assert (len(server.requests), waits) == (1, [])
+
+
+def test_a_wait_between_attempts_ends_with_the_task(server, make):
+    stop = threading.Event()
+    server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop, sleep=None).fetch(server.url())
+    assert time.monotonic() - began < 10
+    assert len(server.requests) == 1
 
 
 def test_a_fetch_stops_after_a_wait_that_was_cut_short(server, make):
     stop = threading.Event()
     server.routes["/a.png"] = answer(b"", 503)
-    with pytest.raises(DownloadError, match="stopped"):
-        make(should_stop=stop.is_set, sleep=lambda seconds: stop.set()).fetch(server.url())
+    with pytest.raises(DownloadError, match="cancelled"):
+        make(cancelled=stop, sleep=lambda seconds: stop.set()).fetch(server.url())
     assert len(server.requests) == 1
 
 

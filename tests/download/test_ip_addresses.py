@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -16,7 +14,6 @@ from airflow_provider_imagen.download.ip_addresses import (
     canonical_host,
     is_private_address,
     is_public_address,
-    link_expiry,
     literal_address,
     parse_host,
 )
@@ -145,48 +142,6 @@ def test_names_are_no_literal_addresses(host):
     assert literal_address(host) is None
 
 
-@pytest.mark.parametrize(
-    ("query", "expiry"),
-    [
-        ("se=2026-11-21T10%3A00%3A00Z&sig=x", datetime(2026, 11, 21, 10, tzinfo=UTC)),  # Azure
-        ("se=2026-11-21&sig=x", datetime(2026, 11, 21, tzinfo=UTC)),
-        ("se=2026-11-21T12:00:00%2B02:00", datetime(2026, 11, 21, 10, tzinfo=UTC)),
-        ("Expires=1795255200&Signature=x", datetime(2026, 11, 21, 10, tzinfo=UTC)),  # S3 of old, CloudFront, Aliyun
-        ("X-Amz-Date=20261121T090000Z&X-Amz-Expires=3600", datetime(2026, 11, 21, 10, tzinfo=UTC)),
-        ("X-Tos-Date=20261120T100000Z&X-Tos-Expires=86400", datetime(2026, 11, 21, 10, tzinfo=UTC)),
-        ("X-Goog-Date=20261121T090000Z&X-Goog-Expires=3600", datetime(2026, 11, 21, 10, tzinfo=UTC)),
-        ("x-oss-date=20261121T090000Z&x-oss-expires=3600", datetime(2026, 11, 21, 10, tzinfo=UTC)),
-        ("Expires=1795255200&se=2026-11-21T09:00:00Z", datetime(2026, 11, 21, 9, tzinfo=UTC)),  # the earlier one
-    ],
-)
-def test_a_signed_link_says_when_it_ends(query, expiry):
-    assert link_expiry(f"https://cdn.example/a.png?{query}") == expiry
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://cdn.example/a.png",
-        "https://cdn.example/a.png?se=&Expires=soon",
-        "https://cdn.example/a.png?Expires=99999999999999999999",
-        "https://cdn.example/a.png?X-Amz-Expires=3600",
-        "https://cdn.example/a.png?X-Amz-Date=20261121T090000Z",
-        "https://cdn.example/a.png?X-Amz-Date=20261121T090000Z&X-Amz-Expires=99999999999999",
-        "https://cdn.example/Expires=1795255200",
-        "http://[broken/?Expires=1795255200",
-        "",
-    ],
-)
-def test_a_link_that_does_not_say_when_it_ends_has_no_expiry(url):
-    assert link_expiry(url) is None
-
-
-@given(st.text(), st.sampled_from(["se", "Expires", "X-Amz-Date", "X-Tos-Expires"]))
-def test_no_query_makes_the_expiry_fail(value, name):
-    moment = link_expiry(f"https://cdn.example/a.png?{name}={value}&X-Amz-Expires=60&X-Tos-Date=20261121T090000Z")
-    assert moment is None or moment.tzinfo is UTC
-
-
 def test_judging_addresses_needs_the_standard_library_only():
     code = (
         "import sys; import airflow_provider_imagen.download.ip_addresses; "
@@ -276,11 +231,3 @@ def test_what_is_no_host_is_refused(text):
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "127.0.0.1."])
 def test_all_spellings_of_a_host_are_one(host):
     assert canonical_host(host) == "127.0.0.1"
-
-
-@pytest.mark.parametrize(
-    "number", ["1_793_000_000", "１７９３００００００", " 1793000000", "+1793000000", "1793000000.0", "9" * 5000, ""]
-)
-def test_a_link_expires_at_no_number_that_is_not_plain_digits(number):
-    assert link_expiry(f"https://x.test/a?Expires={quote(number)}") is None
-    assert link_expiry(f"https://x.test/a?X-Amz-Date=20261128T000000Z&X-Amz-Expires={quote(number)}") is None

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.task_identity import Origin
 
 PROVENANCE = Provenance(
@@ -47,8 +47,8 @@ PROVENANCE = Provenance(
 def test_exiftool_reads_every_fact_and_finds_nothing_wrong(source, mode, options, target, tmp_path):
     drawn = BytesIO()
     Image.radial_gradient("L").convert(mode).save(drawn, format=source, **options)
-    stored = save_picture(drawn.getvalue(), folder=tmp_path, stem="fox", provenance=PROVENANCE, image_format=target)
-    command = ["exiftool", "-j", "-G1", "-a", "-validate", "-warning", "-all", stored.path]
+    stored = save_image(drawn.getvalue(), folder=tmp_path, stem="fox", provenance=PROVENANCE, image_format=target)
+    command = ["exiftool", "-j", "-G1", "-a", "-validate", "-warning", "-all", stored.file.path]
     (found,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert found["ExifTool:Validate"] == "OK"
     assert {name: value for name, value in found.items() if name.startswith("XMP-") and "XMPToolkit" not in name} == {

@@ -123,7 +123,7 @@ def make_hook(gateway, monkeypatch):
 
 @pytest.mark.parametrize("refusal", [OPENAI, LITELLM])
 @pytest.mark.parametrize("model", ["gpt-image-1", "imagen-3.0-generate-002", "bytedance/seedream-v4-text-to-image"])
-def test_the_field_a_gateway_refuses_is_left_out_from_then_on(make_hook, gateway, refusal, model):
+def test_a_field_that_a_gateway_rejects_is_left_out_from_then_on(make_hook, gateway, refusal, model):
     gateway.refusal = refusal
     hook = make_hook()
     for _ in range(2):
@@ -133,7 +133,7 @@ def test_the_field_a_gateway_refuses_is_left_out_from_then_on(make_hook, gateway
     assert [len(found) for found in switches] == [1, 0, 0]
 
 
-def test_other_refusals_are_errors(make_hook, gateway):
+def test_other_rejections_are_errors(make_hook, gateway):
     gateway.refusal = {"error": {"message": "response_format must be url", "code": "400"}}
     with pytest.raises(InvalidRequestError, match="must be url"):
         make_hook().generate_images("a cat")
@@ -157,7 +157,7 @@ def test_the_connection_test_recognizes_a_gateway(make_hook, gateway):
     assert gateway.posts() == []
 
 
-def test_a_wrong_key_is_a_wrong_key_there_too(make_hook):
+def test_a_wrong_key_fails_at_a_gateway_as_well(make_hook):
     fine, message = make_hook(password="sk-wrong").test_connection()
     assert not fine
     assert "sk-wrong" not in message
@@ -165,11 +165,11 @@ def test_a_wrong_key_is_a_wrong_key_there_too(make_hook):
         make_hook(password="sk-wrong").generate_images("a cat")
 
 
-def test_a_host_that_lists_no_models_is_no_gateway(make_hook, gateway):
+def test_a_host_that_lists_no_models_is_not_a_gateway(make_hook, gateway):
     gateway.models = []
     fine, message = make_hook().test_connection()
     assert not fine
-    assert "nothing at this address (404)" in message
+    assert "URL does not exist (404)" in message
 
 
 def test_models_are_judged_by_the_gateways_list(make_hook):
@@ -183,7 +183,7 @@ def test_an_unknown_model_is_looked_up_in_the_gateways_list(make_hook):
     assert make_hook().look_up_model("team/poet").can_make_images is False
 
 
-def test_a_quote_falls_back_on_last_known_prices(make_hook):
+def test_a_quote_falls_back_to_last_known_prices(make_hook):
     quote = make_hook().quote("a cat", model="gpt-image-2")
     assert (quote.usd, quote.source) == (Decimal("0.054"), "last known")
 

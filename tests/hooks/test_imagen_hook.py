@@ -23,7 +23,8 @@ from airflow_provider_imagen.exceptions import (
     UnreadableResponseError,
     UnsafeAddressError,
 )
-from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook, connection_settings
+from airflow_provider_imagen.hooks.connection import connection_settings
+from airflow_provider_imagen.hooks.imagen import DEFAULT_MODEL, ImagenHook
 from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, Fault, embedded
 
 KEY = "feedc0de" + "9" * 24
@@ -67,7 +68,7 @@ def settings(extra=None, **fields):
 # --- connection to settings -------------------------------------------------------------------------------------------
 
 
-def test_a_connection_with_only_a_key_leads_to_the_api_with_the_documented_defaults():
+def test_a_connection_with_only_a_key_uses_the_api_and_the_documented_defaults():
     assert settings() == ClientSettings(
         base_url=REAL, api_key=KEY, connect_timeout_seconds=10.0, read_timeout_seconds=300.0, verify=True
     )
@@ -126,18 +127,18 @@ def test_a_connection_uri_means_what_it_says(monkeypatch, uri, base_url):
         {"host": "https://gateway.test/a", "schema": "b"},
     ],
 )
-def test_fields_that_contradict_the_host_are_refused_rather_than_dropped(fields):
+def test_fields_that_contradict_the_host_are_rejected_rather_than_dropped(fields):
     with pytest.raises(ValueError, match=r"'c'.*host"):
         settings(**fields)
 
 
 @pytest.mark.parametrize("host", ["https://gateway.test/images?team=a", "https://gateway.test/#images"])
-def test_a_query_in_the_host_is_refused_rather_than_dropped(make_hook, host):
+def test_a_query_in_the_host_is_rejected_rather_than_dropped(make_hook, host):
     with pytest.raises(ValueError, match="query"):
         make_hook(host=host).get_conn()
 
 
-def test_a_bundle_of_the_environment_that_is_missing_is_named_at_once(make_hook, monkeypatch):
+def test_a_missing_ca_bundle_from_the_environment_is_reported_at_once(make_hook, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
     hook = make_hook(host="https://127.0.0.1:1")
 
@@ -154,7 +155,7 @@ def test_the_host_is_called_with_or_without_v1(make_hook, sandbox, host):
     assert [seen.path for seen in sandbox.seen()] == ["/v1/key"]
 
 
-def test_host_and_port_may_stand_apart(make_hook, sandbox):
+def test_host_and_port_may_be_separate(make_hook, sandbox):
     host, port = sandbox.url.rsplit(":", 1)
 
     assert make_hook(host=host, port=int(port)).get_key()["prefix"] == sandbox.api_key[:8]
@@ -168,7 +169,7 @@ def test_timeouts_may_be_numbers_or_text(value):
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_fields_left_empty_have_their_defaults(value):
+def test_empty_fields_have_their_defaults(value):
     names = ("connect_timeout", "read_timeout", "sandbox", "verify", "model")
 
     assert settings(dict.fromkeys(names, value)) == settings()
@@ -176,7 +177,7 @@ def test_fields_left_empty_have_their_defaults(value):
 
 @pytest.mark.parametrize("name", ["connect_timeout", "read_timeout"])
 @pytest.mark.parametrize("value", [0, -1, "soon", "nan", "inf", "1_0", "1e1", "١٠", 86_401, 10**400, True, [], {}])
-def test_a_timeout_that_cannot_be_used_is_named_with_what_is_allowed(name, value):
+def test_an_invalid_timeout_is_reported_with_what_is_allowed(name, value):
     with pytest.raises(ValueError, match=f"Extra {name}=.* seconds above 0, up to 86400"):
         settings({name: value})
 
@@ -185,31 +186,31 @@ def test_a_timeout_that_cannot_be_used_is_named_with_what_is_allowed(name, value
     ("value", "verify"),
     [(True, True), ("true", True), ("1", True), (1, True), (False, False), ("False", False), ("no", False), (0, False)],
 )
-def test_tls_checks_can_be_switched(value, verify):
+def test_tls_verification_can_be_switched_off(value, verify):
     assert settings({"verify": value}).verify is verify
 
 
-def test_tls_checks_can_name_a_bundle(tmp_path):
+def test_tls_verification_can_use_a_ca_bundle(tmp_path):
     (tmp_path / "ca.pem").touch()
 
     assert settings({"verify": f" {tmp_path / 'ca.pem'} "}).verify == str(tmp_path / "ca.pem")
 
 
 @pytest.mark.parametrize("value", ["/no/such/bundle", 7, [], "maybe"])
-def test_a_bundle_that_is_not_there_is_named_with_what_is_allowed(value):
+def test_a_missing_ca_bundle_is_reported_with_what_is_allowed(value):
     with pytest.raises(ValueError, match=r"Extra verify=.* path of an existing CA bundle"):
         settings({"verify": value})
 
 
 @pytest.mark.parametrize("value", ["maybe", 7, []])
-def test_a_sandbox_that_is_neither_true_nor_false_is_named(value):
+def test_a_sandbox_extra_that_is_neither_true_nor_false_is_reported(value):
     with pytest.raises(ValueError, match=r"Extra sandbox=.*: true or false is allowed"):
         settings({"sandbox": value})
 
 
 @pytest.mark.parametrize("password", [None, "", "  "])
-def test_a_connection_without_a_key_says_where_to_put_it(password):
-    with pytest.raises(ValueError, match="'c' has no API key: put it into the password"):
+def test_a_connection_without_a_key_says_where_to_enter_it(password):
+    with pytest.raises(ValueError, match="'c' has no API key: enter it as the password"):
         settings(password=password)
 
 
@@ -217,7 +218,7 @@ def test_a_key_with_blanks_around_it_is_trimmed():
     assert settings(password=f" {KEY}\n").api_key == KEY
 
 
-def test_settings_never_show_the_key():
+def test_the_repr_of_settings_never_shows_the_key():
     assert KEY not in repr(settings())
 
 
@@ -226,13 +227,13 @@ def test_settings_never_show_the_key():
 
 @pytest.mark.parametrize("password", [None, KEY])
 @pytest.mark.parametrize("value", [True, "true", "on", 1])
-def test_the_sandbox_of_this_process_needs_no_key_and_is_never_given_one(password, value):
+def test_the_embedded_sandbox_needs_no_key_and_never_gets_one(password, value):
     found = settings({"sandbox": value}, password=password)
 
     assert (found.base_url, found.api_key) == (embedded().url, SANDBOX_API_KEY)
 
 
-def test_a_sandbox_elsewhere_is_named_by_the_host():
+def test_the_host_may_name_a_sandbox_elsewhere():
     found = settings({"sandbox": True}, host="http://10.0.0.5", port=8080, password=None)
 
     assert (found.base_url, found.api_key) == ("http://10.0.0.5:8080", SANDBOX_API_KEY)
@@ -240,12 +241,12 @@ def test_a_sandbox_elsewhere_is_named_by_the_host():
 
 
 @pytest.mark.parametrize("host", [REAL, "api.aimlapi.com", "https://API.aimlapi.com/v1"])
-def test_sandbox_together_with_the_real_api_is_refused_rather_than_paid(host):
+def test_sandbox_together_with_the_real_api_is_rejected(host):
     with pytest.raises(ValueError, match="Extra sandbox=True"):
         settings({"sandbox": True}, host=host)
 
 
-def test_the_sandbox_of_this_process_makes_pictures(monkeypatch):
+def test_the_embedded_sandbox_generates_images(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_SANDBOX_ONLY", json.dumps({"conn_type": "imagen", "extra": {"sandbox": True}}))
     hook = ImagenHook("sandbox_only")
 
@@ -270,7 +271,7 @@ def test_the_connections_model_is_the_default(make_hook, sandbox):
     assert sandbox.ledger()[0].model == "google/imagen-4.0-fast-generate-001"
 
 
-def test_arguments_arrive_under_the_apis_names(hook, sandbox):
+def test_arguments_are_sent_under_the_apis_names(hook, sandbox):
     (generation,) = hook.generate_images(
         "a red fox", num_images=2, aspect_ratio="16:9", seed=7, parameters={"person_generation": "dont_allow"}
     )
@@ -296,14 +297,14 @@ def test_an_argument_that_is_left_out_does_not_undo_its_parameter(hook, sandbox)
     assert (seen.json["prompt"], seen.json["num_images"], seen.json["seed"]) == ("a red fox", 2, 7)
 
 
-def test_a_wrong_argument_is_refused_before_anything_is_sent(hook, sandbox):
+def test_a_wrong_argument_is_rejected_before_anything_is_sent(hook, sandbox):
     with pytest.raises(InvalidArgumentsError, match="aspect_ratio"):
         hook.generate_images("a red fox", aspect_ratio="5:1")
 
     assert sandbox.seen() == []
 
 
-def test_a_refusal_that_passes_is_tried_again(hook, sandbox):
+def test_a_transient_error_is_retried(hook, sandbox):
     sandbox.add_fault(Fault("status", status=503, retry_after=0))
 
     assert len(hook.generate_images("a red fox")) == 1
@@ -311,7 +312,7 @@ def test_a_refusal_that_passes_is_tried_again(hook, sandbox):
     assert len({seen.client_request_id for seen in sandbox.seen()}) == 2
 
 
-def test_a_lost_answer_is_not_sent_again(hook, sandbox):
+def test_a_request_whose_response_was_lost_is_not_sent_again(hook, sandbox):
     sandbox.add_fault(Fault("reset", billed=True))
 
     with pytest.raises(LostAnswerError) as caught:
@@ -320,7 +321,7 @@ def test_a_lost_answer_is_not_sent_again(hook, sandbox):
     assert [charge.client_request_id for charge in sandbox.ledger()] == [caught.value.client_request_id]
 
 
-def test_a_failure_after_other_requests_were_paid_names_what_was_paid(hook, sandbox):
+def test_a_failure_after_paid_requests_lists_what_was_paid(hook, sandbox):
     sandbox.add_fault(Fault("status", status=400, skip=2))
 
     with pytest.raises(Exception, match="400") as caught:
@@ -328,7 +329,7 @@ def test_a_failure_after_other_requests_were_paid_names_what_was_paid(hook, sand
 
     ids = [charge.inference_id for charge in sandbox.ledger()]
     assert len(ids) == 2
-    assert caught.value.__notes__ == [f"2 of 3 requests were paid for before: {ids[0]}, {ids[1]}."]
+    assert caught.value.__notes__ == [f"2 of 3 requests had already been paid for: {ids[0]}, {ids[1]}."]
     kept = caught.value.generations
     assert [generation.inference_id for generation in kept] == ids
     assert all(hook.download(generation.urls[0]) for generation in kept)
@@ -337,7 +338,7 @@ def test_a_failure_after_other_requests_were_paid_names_what_was_paid(hook, sand
 # --- downloading ------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_fetched_without_the_key_and_no_log_shows_its_signature(hook, sandbox, caplog):
+def test_an_image_is_downloaded_without_the_key_and_no_log_shows_its_signature(hook, sandbox, caplog):
     sandbox.add_fault(Fault("signed_links"))
     with caplog.at_level(logging.DEBUG):
         (generation,) = hook.generate_images("a red fox")
@@ -365,7 +366,7 @@ def test_the_error_of_a_download_shows_neither_path_nor_signature(hook, sandbox,
     assert link.partition("?")[2] not in repr(vars(caught.value)) + str(caught.value)
 
 
-def test_an_api_elsewhere_gives_no_private_links(make_hook, sandbox):
+def test_an_api_elsewhere_may_not_return_private_urls(make_hook, sandbox):
     link = f"{sandbox.cdn_url}/a.png"
     hook = make_hook(host="http://93.184.215.14")  # a literal: nothing is resolved or called
 
@@ -395,7 +396,7 @@ def pictures():
 
 
 @pytest.mark.parametrize("balance", ["NaN", "Infinity", "-Infinity", "1e999", '"5"', "true", "null"])
-def test_a_balance_that_is_no_amount_is_unreadable(make_hook, balance):
+def test_a_balance_that_is_not_an_amount_is_unreadable(make_hook, balance):
     body = f'{{"current_balance": {balance}}}'.encode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -426,7 +427,7 @@ def test_a_private_api_opens_its_own_port_only(make_hook, sandbox, pictures):
 
 
 @pytest.mark.parametrize("entry", ["127.0.0.1:{port}", "127.0.0.1", "10.0.0.1, 127.1:{port} ,", "LOCALHOST,127.0.0.1"])
-def test_further_private_hosts_are_a_setting(make_hook, pictures, monkeypatch, entry):
+def test_more_private_hosts_can_be_configured(make_hook, pictures, monkeypatch, entry):
     monkeypatch.setenv("AIRFLOW__IMAGEN__ALLOWED_DOWNLOAD_HOSTS", entry.format(port=pictures))
 
     hook = make_hook(host="http://93.184.215.14", password=KEY)
@@ -435,7 +436,7 @@ def test_further_private_hosts_are_a_setting(make_hook, pictures, monkeypatch, e
 
 
 @pytest.mark.parametrize("entry", ["http://127.0.0.1", "127.0.0.0/8", "*", "a b", "cdn:port"])
-def test_a_setting_that_names_no_host_is_refused(make_hook, monkeypatch, entry):
+def test_a_setting_that_is_not_a_host_is_rejected(make_hook, monkeypatch, entry):
     monkeypatch.setenv("AIRFLOW__IMAGEN__ALLOWED_DOWNLOAD_HOSTS", f"10.0.0.1,{entry}")
 
     with pytest.raises(ValueError, match=r"\[imagen\] allowed_download_hosts has"):
@@ -446,7 +447,7 @@ def test_a_setting_that_names_no_host_is_refused(make_hook, monkeypatch, entry):
     ("fields", "extra"),
     [({}, None), ({"password": KEY}, {"sandbox": True}), ({"host": "", "password": ""}, {"sandbox": True})],
 )
-def test_a_sandbox_gives_pictures_on_a_port_of_its_own(make_hook, sandbox, fields, extra):
+def test_a_sandbox_serves_images_on_another_port(make_hook, sandbox, fields, extra):
     hook = make_hook(extra=extra, **fields)
     with pytest.raises(DownloadError) as caught:
         hook.download(f"{sandbox.cdn_url}/none.png")
@@ -473,7 +474,7 @@ def test_one_downloader_and_one_client_serve_a_hook_until_it_is_closed(hook):
 # --- free calls -------------------------------------------------------------------------------------------------------
 
 
-def test_key_and_balance_are_asked_for(hook, sandbox):
+def test_key_and_balance_can_be_read(hook, sandbox):
     sandbox.configure(balance_usd=Decimal("12.5"))
 
     assert hook.get_key()["scopes"] == ["model:image"]
@@ -535,8 +536,8 @@ def hook_of_account(make_hook):
         server.server_close()
 
 
-def test_a_good_connection_says_whose_key_it_is_and_the_balance_and_costs_nothing(hook, sandbox):
-    assert hook.test_connection() == (True, "Key 'sandbox' (5a9db0c5…) can make images. Balance: 100.00 USD.")
+def test_a_working_connection_reports_key_and_balance_at_no_cost(hook, sandbox):
+    assert hook.test_connection() == (True, "Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")
     assert [seen.path for seen in sandbox.seen()] == ["/v1/key", "/v2/billing"]
 
 
@@ -546,17 +547,17 @@ def test_a_disabled_key_fails_the_test(hook_of_account):
     assert hook_of_account(key).test_connection() == (False, "Key 'old' (feedc0de…) is disabled.")
 
 
-def test_a_key_for_something_else_fails_the_test(hook_of_account):
+def test_a_key_without_the_image_scope_fails_the_test(hook_of_account):
     key = {"name": None, "prefix": "feedc0de", "disabled": False, "scopes": ["model:chat"]}
 
     ok, message = hook_of_account(key).test_connection()
 
     assert not ok
-    assert message == "Key '(unnamed)' (feedc0de…) may not make images: it lacks the scope model:image."
+    assert message == "Key '(unnamed)' (feedc0de…) cannot generate images: it lacks the scope model:image."
 
 
 @pytest.mark.parametrize("scopes", [None, []])
-def test_a_key_without_scopes_is_a_key_for_everything(hook_of_account, scopes):
+def test_a_key_without_scopes_may_do_everything(hook_of_account, scopes):
     assert hook_of_account({"prefix": "feedc0de", "scopes": scopes}).test_connection()[0] is True
 
 
@@ -570,14 +571,14 @@ def test_an_empty_account_fails_the_test(hook_of_account):
 @pytest.mark.parametrize(
     "answer", [(403, {"requestId": "r", "message": "no"}), (200, {}), (200, {"current_balance": "x"})]
 )
-def test_a_balance_that_cannot_be_read_does_not_make_a_good_key_bad(hook_of_account, answer):
+def test_an_unreadable_balance_does_not_fail_a_good_key(hook_of_account, answer):
     ok, message = hook_of_account({"prefix": "feedc0de"}, answer).test_connection()
 
     assert ok
     assert "The balance could not be read" in message
 
 
-def test_a_balance_that_is_not_named_is_an_error_of_ours(hook_of_account):
+def test_a_missing_balance_is_an_imagen_error(hook_of_account):
     with pytest.raises(UnreadableResponseError):
         hook_of_account({}, (200, {"balance": 1})).get_balance()
 
@@ -586,11 +587,11 @@ def test_a_wrong_key_fails_the_test_and_is_not_shown(make_hook):
     ok, message = make_hook(password=KEY).test_connection()
 
     assert not ok
-    assert "does not accept the key (401)" in message
+    assert "rejected the key (401)" in message
     assert KEY not in message
 
 
-def test_a_host_that_is_down_fails_the_test(make_hook):
+def test_an_unreachable_host_fails_the_test(make_hook):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -611,7 +612,7 @@ def test_a_host_that_is_down_fails_the_test(make_hook):
         ({"password": f"{KEY} {KEY}"}, "password"),
     ],
 )
-def test_a_connection_that_cannot_be_used_fails_the_test_with_the_field(make_hook, fields, shown):
+def test_an_invalid_connection_fails_the_test_with_the_field(make_hook, fields, shown):
     ok, message = make_hook(**fields).test_connection()
 
     assert not ok
@@ -633,7 +634,7 @@ def test_a_connection_that_does_not_exist_fails_the_test():
         (Fault("status", path="/v1/key"), ServerError),
     ],
 )
-def test_a_free_call_that_fails_raises_what_it_means(hook, sandbox, fault, kind):
+def test_a_failed_free_call_raises_a_typed_error(hook, sandbox, fault, kind):
     sandbox.add_fault(fault)
 
     with pytest.raises(kind):
@@ -674,7 +675,7 @@ def test_the_form_of_airflow_3_1_has_every_field_with_its_default(mocked_form):
     }
 
 
-def test_what_the_form_of_airflow_3_1_saves_unchanged_means_the_defaults(mocked_form):
+def test_the_form_of_airflow_3_1_saved_unchanged_means_the_defaults(mocked_form):
     saved = {name: widget.param.dump()["value"] for name, widget in ImagenHook.get_connection_form_widgets().items()}
 
     assert settings(saved) == settings()

@@ -39,14 +39,14 @@ def test_a_file_of_the_same_name_is_replaced(hook, moon, tmp_path):
     assert (tmp_path / "moon.png").read_bytes() == moon
 
 
-def test_nothing_says_that_a_model_made_it_unless_the_caller_does(hook, moon, tmp_path):
+def test_an_image_is_marked_as_generated_only_if_the_caller_says_so(hook, moon, tmp_path):
     hook.store(moon, folder=str(tmp_path), name="photo", provenance={"camera": "mine"})
     story = read_provenance((tmp_path / "photo.png").read_bytes())
     assert story == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
 
 
 @pytest.mark.parametrize("name", ["", "/", "..", "a/../b", "tab\t"])
-def test_a_name_that_is_none_is_refused_before_anything_is_fetched(hook, sandbox, tmp_path, name):
+def test_an_invalid_name_is_rejected_before_anything_is_downloaded(hook, sandbox, tmp_path, name):
     with pytest.raises(InvalidArgumentsError) as caught:
         hook.store(f"{sandbox.cdn_url}/x.png", folder=str(tmp_path), name=name)
     assert [problem.field for problem in caught.value.problems] == ["name"]
@@ -57,7 +57,7 @@ def test_a_name_with_braces_is_taken_as_it_is(hook, moon, tmp_path):
     assert hook.store(moon, folder=str(tmp_path), name="{moon}")["file_name"] == "{moon}.png"
 
 
-def test_what_is_no_picture_is_refused(hook, tmp_path):
+def test_bytes_that_are_not_an_image_are_rejected(hook, tmp_path):
     with pytest.raises(BadImageError):
         hook.store(b"no picture", folder=str(tmp_path))
     assert list(tmp_path.iterdir()) == []

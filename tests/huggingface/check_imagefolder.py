@@ -14,8 +14,10 @@ from datasets import load_dataset
 from msgspec.structs import replace
 from PIL import Image
 
-from airflow_provider_imagen.storage.manifest import manifest_line, stored_fields, write_manifest
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.run_report import FailureLine
+from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
+from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.task_identity import Origin
 
 ORIGIN = Origin(dag_id="daily", task_id="draw", run_id="r1")
@@ -36,24 +38,16 @@ def fill(folder, stems, seeds=(1, None)):
         for number, stem in enumerate(stems):
             target = BytesIO()
             Image.new("RGB", (30 + number, 20), (map_index * 90, 9, 9)).save(target, format="PNG")
-            stored = save_picture(target.getvalue(), folder=folder, stem=f"{stem}-{map_index}", thumbnail_pixels=8)
-            record = {
-                **stored_fields(stored),
-                "prompt_index": number,
-                "image_index": 0,
-                "prompt": f"fox {number}\u2028\n",
-                "seed": seeds[number % len(seeds)],
-            }
-            lines.append(
-                manifest_line(
-                    record,
-                    file_name=stored.file_name,
-                    thumbnail=stored.thumbnail,
-                    origin=origin,
-                    created_at=datetime(2026, 11, 21, tzinfo=UTC),
-                )
+            stored = save_image(target.getvalue(), folder=folder, stem=f"{stem}-{map_index}", thumbnail_pixels=8).file
+            record = ImageRecord.of(
+                stored,
+                prompt_index=number,
+                image_index=0,
+                prompt=f"fox {number}\u2028\n",
+                seed=seeds[number % len(seeds)],
             )
-        write_manifest(folder, origin=origin, lines=lines, failures=[{"prompt_index": 9, "error": "ServerError"}])
+            lines.append(manifest_line(record, stored, origin=origin, created_at=datetime(2026, 11, 21, tzinfo=UTC)))
+        write_manifest(folder, origin=origin, lines=lines, failures=[FailureLine(prompt_index=9, error="ServerError")])
 
 
 def test_a_folder_opens_as_an_imagefolder(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_imagen.exceptions import JournalError
+from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.log import HEADER, Journal, annotate_journal, read_journal
 from airflow_provider_imagen.journal.records import (
     ChargeLost,
@@ -16,7 +17,6 @@ from airflow_provider_imagen.journal.records import (
     PresumedUnbilled,
     Rejected,
     Response,
-    ResponseImage,
     Target,
     new_intent,
 )
@@ -56,7 +56,7 @@ def finished(store: Any, *records: Any) -> None:
     journal.finish()
 
 
-def test_the_next_attempt_knows_what_became_of_requests_in_doubt(memory_store):
+def test_the_next_attempt_knows_the_resolutions_of_in_doubt_requests(memory_store):
     journal = opened(memory_store)
     for name in ("r1", "r2", "r3"):
         journal.commit(intent(name))
@@ -80,7 +80,7 @@ def test_annotating_does_not_take_the_journal_over(memory_store):
     assert read_journal(memory_store).all_unresolved() == {}
 
 
-def test_the_owner_keeps_no_journal_for_what_was_resolved_from_outside(memory_store):
+def test_the_owner_keeps_no_journal_for_requests_resolved_by_an_annotation(memory_store):
     opened(memory_store).commit(intent("r1"))
     journal = opened(memory_store)
     annotate_journal(memory_store, [rejected("r1")])
@@ -98,7 +98,7 @@ def test_the_journal_of_a_finished_task_is_deleted_once_nothing_in_it_is_unresol
     assert memory_store.texts == {}
 
 
-def test_the_journal_of_a_task_that_is_not_finished_stays(memory_store):
+def test_the_journal_of_an_unfinished_task_stays(memory_store):
     journal = opened(memory_store)
     for record in (intent("r1"), response("r1"), intent("r2", "b#1")):
         journal.commit(record)
@@ -120,7 +120,7 @@ def test_a_response_that_turns_up_after_its_charge_was_recorded_as_lost_is_used(
     assert request.charges_lost == {}
 
 
-def test_annotating_that_is_cut_short_leaves_the_journal_as_it_was(memory_store):
+def test_interrupted_annotating_leaves_the_journal_unchanged(memory_store):
     finished(memory_store, intent("r1"))
     header = memory_store.texts[HEADER]
 
@@ -142,13 +142,13 @@ def test_annotating_with_nothing_changes_nothing(memory_store):
     assert memory_store.texts == before
 
 
-def test_where_there_is_no_journal_none_is_begun(memory_store):
+def test_annotating_starts_no_journal(memory_store):
     annotate_journal(memory_store, [rejected("r1")])
     assert memory_store.texts == {}
 
 
 @pytest.mark.parametrize("header", ["{", '{"version":3}', '{"k":"a#1","t":"intent","id":"r1","model":"m","at":1.0}\n'])
-def test_a_journal_that_cannot_be_trusted_is_left_as_it_is(memory_store, header):
+def test_an_untrustworthy_journal_is_left_unchanged(memory_store, header):
     memory_store.texts = {HEADER: header}
     with pytest.raises(JournalError):
         annotate_journal(memory_store, [rejected("r1")])

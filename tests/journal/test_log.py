@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
+from airflow_provider_imagen.image_record import ResponseImage, StoredFile
 from airflow_provider_imagen.journal import log as log_module
 from airflow_provider_imagen.journal.log import (
     HEADER,
@@ -30,8 +31,6 @@ from airflow_provider_imagen.journal.records import (
     PresumedUnbilled,
     Rejected,
     Response,
-    ResponseImage,
-    StoredFile,
     Target,
     WriteCommitted,
     WriteStarted,
@@ -187,7 +186,7 @@ any_record = st.one_of(
     segment_bytes=st.sampled_from([1, 400, SEGMENT_BYTES]),
     data=st.data(),
 )
-def test_reading_back_after_a_crash_gives_what_was_durable_and_nothing_else(attempts, segment_bytes, data):
+def test_reading_after_a_crash_returns_exactly_what_was_durable(attempts, segment_bytes, data):
     store = Recorder()
     durable: list[tuple[int, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -225,7 +224,7 @@ def test_records_of_one_thread_keep_their_order_over_segments_and_attempts(memor
     assert all(full_segments(memory_store.texts, owner) for owner in json.loads(memory_store.texts[HEADER])["owners"])
 
 
-def test_records_of_many_threads_all_become_durable_each_threads_own_in_order(memory_store, monkeypatch):
+def test_records_of_many_threads_all_become_durable_in_order_per_thread(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 2000)
     journal = opened(memory_store)
 
@@ -243,7 +242,7 @@ def test_records_of_many_threads_all_become_durable_each_threads_own_in_order(me
     }
 
 
-def test_a_last_line_without_its_end_counts(memory_store):
+def test_a_last_line_without_a_newline_is_read(memory_store):
     memory_store.texts = {HEADER: HEADER_OF_EARLIER, f"{EARLIER}/0": encode_record(intent("a#1", "r1"))}
     journal = opened(memory_store)
     journal.commit(intent("a#1", "r2"))
@@ -251,7 +250,7 @@ def test_a_last_line_without_its_end_counts(memory_store):
     assert list(read_journal(memory_store).requests["a#1"].open_intents) == ["r1", "r2"]
 
 
-def test_a_journal_that_is_not_open_takes_no_record(memory_store):
+def test_a_journal_that_is_not_open_accepts_no_record(memory_store):
     journal = Journal(memory_store)
     with pytest.raises(JournalError):
         journal.commit(intent("a#1", "r1"))
@@ -262,7 +261,7 @@ def test_a_journal_that_is_not_open_takes_no_record(memory_store):
     assert memory_store.texts.keys() == {HEADER}
 
 
-def test_a_journal_that_is_kept_nowhere_lets_requests_be_sent():
+def test_a_journal_without_a_store_lets_requests_be_sent():
     journal = opened(NoStore())
     journal.commit(intent("a#1", "r1"))
     journal.confirm_ownership(max_age_seconds=0)
@@ -321,7 +320,7 @@ def test_a_response_and_the_intent_of_the_next_request_share_a_write(memory_stor
     assert journal.writes == 2
 
 
-def test_a_record_that_can_wait_goes_with_the_next_write(memory_store, monkeypatch):
+def test_a_record_that_can_wait_joins_the_next_write(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "MAXIMUM_FLUSH_DELAY_SECONDS", 3600.0)
     journal = opened(memory_store)
     leisurely = journal.append(rejected("a#1", "r1"), can_wait=True)
@@ -336,7 +335,7 @@ def test_a_record_that_can_wait_goes_with_the_next_write(memory_store, monkeypat
     assert ids_in(memory_store) == ["r1", "r2", "r3"]
 
 
-def test_a_record_that_can_wait_is_written_soon_all_the_same(memory_store):
+def test_a_record_that_can_wait_is_still_written_soon(memory_store):
     journal = opened(memory_store)
     for name in ("r1", "r2"):
         journal.append(rejected("a#1", name), can_wait=True).result(timeout=10)
@@ -355,7 +354,7 @@ def test_flushing_writes_at_once_what_can_wait(memory_store, monkeypatch):
     journal.close()
 
 
-def test_flushing_what_is_durable_already_returns_at_once_and_ends_nothing(memory_store):
+def test_flushing_what_is_already_durable_returns_at_once(memory_store):
     journal = opened(memory_store)
     for name in ("r1", "r2"):
         journal.flush(3600)
@@ -367,7 +366,7 @@ def test_flushing_what_is_durable_already_returns_at_once_and_ends_nothing(memor
     journal.flush(3600)
 
 
-def test_an_intent_takes_a_write_and_a_look_at_the_header_and_any_other_record_a_write(memory_store):
+def test_an_intent_takes_one_write_and_one_header_read_and_any_other_record_one_write(memory_store):
     journal = opened(memory_store)
     memory_store.calls.clear()
     journal.commit(intent("a#1", "r1"))
@@ -398,7 +397,7 @@ def test_segments_stay_within_their_size_except_for_one_longer_record(sizes):
     assert len(read_journal(store).requests["a#1"].open_intents) == len(sizes)
 
 
-def test_no_segment_of_ordinary_records_comes_near_what_airflow_warns_of(memory_store):
+def test_segments_of_ordinary_records_stay_below_airflows_warning_size(memory_store):
     """Airflow's task state store warns from 64 KB on."""
     journal = opened(memory_store)
     for number in range(600):
@@ -408,7 +407,7 @@ def test_no_segment_of_ordinary_records_comes_near_what_airflow_warns_of(memory_
     assert max(map(len, memory_store.texts.values())) < SEGMENT_BYTES + 100
 
 
-def test_a_full_segment_is_written_before_the_growing_one_names_it():
+def test_a_full_segment_is_written_before_the_active_one_counts_it():
     store = Recorder()
     journal = opened(store)
     for number in range(700):
@@ -420,7 +419,7 @@ def test_a_full_segment_is_written_before_the_growing_one_names_it():
     assert full > 1
 
 
-def test_a_full_segment_that_was_written_in_vain_does_not_count(monkeypatch):
+def test_a_full_segment_that_was_never_counted_is_ignored(monkeypatch):
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 1000)
     store = Recorder()
     journal = opened(store)
@@ -435,7 +434,7 @@ def test_a_full_segment_that_was_written_in_vain_does_not_count(monkeypatch):
     assert list(state.requests["a#1"].open_intents) == [f"r{number}" for number in range(written - 1)]
 
 
-def test_opening_short_journals_takes_one_read_per_earlier_attempt(memory_store):
+def test_opening_short_journals_takes_one_read_per_previous_attempt(memory_store):
     owners: list[str] = []
     for number in range(3):
         memory_store.calls.clear()
@@ -466,7 +465,7 @@ def wait_until(condition: Any) -> None:
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_records_wait_for_a_store_that_is_away_and_are_written_in_order_when_it_is_back(memory_store, caplog):
+def test_records_wait_for_an_unavailable_store_and_are_then_written_in_order(memory_store, caplog):
     journal = opened(memory_store)
     journal.commit(intent("a#1", "r0"))
     memory_store.is_away = True
@@ -483,14 +482,14 @@ def test_records_wait_for_a_store_that_is_away_and_are_written_in_order_when_it_
     journal.commit(intent("b#1", "r6"))
     journal.close()
     assert ids_in(memory_store) == [f"r{number}" for number in range(7)]
-    assert [message for message in caplog.messages if "not available" in message] == [
-        "The journal in memory is not available (the store is away). Responses are kept in memory until it is, and no "
-        "new request is sent."
+    assert [message for message in caplog.messages if "unavailable" in message] == [
+        "The journal in memory is unavailable (the store is away). Until it is available again, responses are kept in "
+        "memory and no new request is sent."
     ], "told once, not at every turn"
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_full_segment_waits_for_a_store_that_is_away_as_well(memory_store, monkeypatch):
+def test_a_full_segment_also_waits_for_an_unavailable_store(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
     journal = opened(memory_store)
     memory_store.is_away = True
@@ -506,7 +505,7 @@ def test_a_full_segment_waits_for_a_store_that_is_away_as_well(memory_store, mon
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_an_intent_may_not_be_sent_before_the_header_could_be_read(memory_store):
+def test_an_intent_is_not_durable_before_the_header_has_been_read(memory_store):
     journal = opened(memory_store)
     memory_store.on_write = lambda name, text: setattr(memory_store, "is_away", True)
     waiting = journal.append(intent("a#1", "r1"))
@@ -519,7 +518,7 @@ def test_an_intent_may_not_be_sent_before_the_header_could_be_read(memory_store)
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_the_journal_tells_how_far_it_is_behind(memory_store):
+def test_the_journal_reports_its_delay(memory_store):
     journal = opened(memory_store)
     assert journal.behind_seconds == 0
     journal.commit(intent("a#1", "r1"))
@@ -539,10 +538,10 @@ def test_the_journal_tells_how_far_it_is_behind(memory_store):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_commit_gives_up_after_its_time_and_its_record_is_written_all_the_same(memory_store):
+def test_a_commit_times_out_but_its_record_is_still_written(memory_store):
     journal = opened(memory_store)
     memory_store.is_away = True
-    with pytest.raises(JournalError, match="cannot be written, so nothing more is sent"):
+    with pytest.raises(JournalError, match="cannot be written, so no new requests are sent"):
         journal.commit(intent("a#1", "r1"), timeout_seconds=0.02)
     memory_store.is_away = False
     journal.commit(rejected("a#1", "r1"))
@@ -552,7 +551,7 @@ def test_a_commit_gives_up_after_its_time_and_its_record_is_written_all_the_same
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_flushing_while_the_store_is_away_gives_up_after_its_time(memory_store):
+def test_flushing_while_the_store_is_unavailable_times_out(memory_store):
     journal = opened(memory_store)
     memory_store.is_away = True
     waiting = journal.append(rejected("a#1", "r1"))
@@ -567,7 +566,7 @@ def test_flushing_while_the_store_is_away_gives_up_after_its_time(memory_store):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_closing_while_the_store_is_away_gives_up_after_its_time(memory_store):
+def test_closing_while_the_store_is_unavailable_times_out(memory_store):
     journal = opened(memory_store)
     memory_store.is_away = True
     lost = journal.append(response("a#1", "r1"))
@@ -579,7 +578,7 @@ def test_closing_while_the_store_is_away_gives_up_after_its_time(memory_store):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_closing_while_the_store_is_away_writes_everything_if_it_comes_back_in_time(memory_store):
+def test_closing_while_the_store_is_unavailable_writes_everything_if_it_comes_back_in_time(memory_store):
     journal = opened(memory_store)
     memory_store.is_away = True
     waiting = [journal.append(rejected("a#1", f"r{number}")) for number in range(3)]
@@ -589,7 +588,7 @@ def test_closing_while_the_store_is_away_writes_everything_if_it_comes_back_in_t
     assert ids_in(memory_store) == ["r0", "r1", "r2"]
 
 
-def test_closing_writes_what_waits_and_does_not_hang_on_a_store_that_does_not_respond(memory_store):
+def test_closing_writes_queued_records_and_does_not_hang_on_an_unresponsive_store(memory_store):
     journal = opened(memory_store)
     memory_store.delay_seconds = 0.05
     futures = [journal.append(rejected("a#1", f"r{number}")) for number in range(3)]
@@ -605,7 +604,7 @@ def test_closing_writes_what_waits_and_does_not_hang_on_a_store_that_does_not_re
     release.set()
 
 
-def test_a_store_that_refuses_for_good_fails_every_waiter_and_all_later_records(memory_store):
+def test_a_permanent_store_error_fails_every_waiter_and_all_later_records(memory_store):
     journal = opened(memory_store)
     journal.commit(intent("a#1", "r1"))
     memory_store.delay_seconds = 0.05
@@ -613,7 +612,7 @@ def test_a_store_that_refuses_for_good_fails_every_waiter_and_all_later_records(
     waiting = [journal.append(intent("a#1", f"w{number}")) for number in range(5)]
     waiting += [journal.append(response("a#1", "r1"))]
     for future in waiting:
-        with pytest.raises(JournalError, match=r"cannot be written \(OSError\), so nothing more is sent"):
+        with pytest.raises(JournalError, match=r"cannot be written \(OSError\), so no new requests are sent"):
             future.result(timeout=10)
     memory_store.fails_after = None
     for record in (intent("a#1", "later"), response("a#1", "r1")):
@@ -623,7 +622,7 @@ def test_a_store_that_refuses_for_good_fails_every_waiter_and_all_later_records(
     assert ids_in(memory_store) == ["r1"]
 
 
-def test_what_a_store_says_when_it_refuses_is_not_repeated(memory_store):
+def test_the_text_of_a_store_error_is_not_repeated(memory_store):
     journal = opened(memory_store)
 
     def refuse(name: str, text: str) -> None:
@@ -640,7 +639,7 @@ def test_what_a_store_says_when_it_refuses_is_not_repeated(memory_store):
 
 
 @pytest.mark.parametrize("error", [ConnectionError, StoreUnavailableError])
-def test_a_store_that_cannot_be_read_is_refused(memory_store, error):
+def test_an_unreadable_store_is_rejected(memory_store, error):
     def away(name: str) -> str | None:
         raise error("no route to https://store/?sig=secret")
 
@@ -651,7 +650,7 @@ def test_a_store_that_cannot_be_read_is_refused(memory_store, error):
     assert memory_store.calls == []
 
 
-def test_a_segment_that_cannot_be_read_is_refused(memory_store):
+def test_an_unreadable_segment_is_rejected(memory_store):
     opened(memory_store).commit(intent("a#1", "r1"))
     read = memory_store.read
 
@@ -665,7 +664,7 @@ def test_a_segment_that_cannot_be_read_is_refused(memory_store):
         opened(memory_store)
 
 
-def test_a_store_that_cannot_be_written_is_refused_when_it_is_opened(memory_store):
+def test_an_unwritable_store_is_rejected_on_opening(memory_store):
     memory_store.fails_after = 0
     with pytest.raises(JournalError, match="nothing was sent"):
         opened(memory_store)
@@ -698,7 +697,7 @@ def test_a_store_that_cannot_be_written_is_refused_when_it_is_opened(memory_stor
     ],
     ids=lambda text: repr(text[:50]),
 )
-def test_a_damaged_segment_is_refused_rather_than_guessed(memory_store, text):
+def test_a_damaged_segment_is_rejected(memory_store, text):
     memory_store.texts = {HEADER: HEADER_OF_EARLIER, f"{EARLIER}/0": text}
     with pytest.raises(JournalError, match=r"is damaged or was written by another version.*nothing was sent"):
         opened(memory_store)
@@ -706,7 +705,7 @@ def test_a_damaged_segment_is_refused_rather_than_guessed(memory_store, text):
         read_journal(memory_store)
 
 
-def test_a_missing_segment_is_refused(memory_store):
+def test_a_missing_segment_is_rejected(memory_store):
     journal = opened(memory_store)
     for number in range(600):
         journal.append(intent("a#1", f"r{number}"))
@@ -714,7 +713,7 @@ def test_a_missing_segment_is_refused(memory_store):
     del memory_store.texts[f"{journal.owner}/1"]
     full = full_segments(memory_store.texts, journal.owner)
     assert full > 1
-    with pytest.raises(JournalError, match=f"no segment 1 of {full}: it is damaged"):
+    with pytest.raises(JournalError, match=rf"The journal \(segment 1 of {full} is missing\) is damaged"):
         opened(memory_store)
 
 
@@ -742,7 +741,7 @@ def test_a_missing_segment_is_refused(memory_store):
     ],
     ids=lambda text: repr(text[:70]),
 )
-def test_a_damaged_header_is_refused_and_left_as_it_is(memory_store, header):
+def test_a_damaged_header_is_rejected_and_left_unchanged(memory_store, header):
     memory_store.texts = {HEADER: header}
     with pytest.raises(JournalError, match=r"The header of the journal is damaged.*nothing was sent"):
         opened(memory_store)
@@ -751,7 +750,7 @@ def test_a_damaged_header_is_refused_and_left_as_it_is(memory_store, header):
 
 
 @pytest.mark.parametrize("owners", [[], ["1-ba9876543210"]])
-def test_a_header_whose_owner_is_not_among_its_owners_is_refused(memory_store, owners):
+def test_a_header_whose_owner_is_not_among_its_owners_is_rejected(memory_store, owners):
     """Otherwise the records of an owner that is not listed would be passed over, and paid for again."""
     memory_store.texts = {
         HEADER: json.dumps({"version": 2, "owner": EARLIER, "owners": owners}),
@@ -771,10 +770,10 @@ def test_a_header_whose_owner_is_not_among_its_owners_is_refused(memory_store, o
         ('{"full_segments":2}\n{"k":"a#1","t":"intent","id":"r1","model":"m","at":1.0,"usd":"0.04"}\n', "1"),
     ],
 )
-def test_a_journal_of_another_format_is_refused_and_left_as_it_is(memory_store, text, version):
+def test_a_journal_of_another_format_is_rejected_and_left_unchanged(memory_store, text, version):
     memory_store.texts = {HEADER: text}
     with pytest.raises(
-        JournalError, match=f"has format {version}, and this version .* understands format 2 only; nothing was sent"
+        JournalError, match=f"has format {version}, but this version .* supports only format 2; nothing was sent"
     ):
         opened(memory_store)
     with pytest.raises(JournalError, match=f"has format {version}"):
@@ -805,7 +804,7 @@ def test_finishing_leaves_nothing_in_the_store(memory_store):
     assert memory_store.texts == {}
 
 
-def test_finishing_leaves_nothing_of_several_segments_and_several_owners(memory_store, monkeypatch):
+def test_finishing_deletes_all_segments_of_all_owners(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
     for attempt in range(3):
         journal = opened(memory_store, try_number=attempt)
@@ -825,7 +824,7 @@ def test_finishing_a_journal_without_records_leaves_nothing(memory_store):
     assert memory_store.texts == {}
 
 
-def test_finishing_leaves_nothing_wherever_the_attempt_before_it_was_killed(monkeypatch):
+def test_finishing_leaves_nothing_wherever_the_previous_attempt_was_killed(monkeypatch):
     """Otherwise prompts and URLs stay in the store until somebody deletes the DAG run, or the folder."""
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
     store = Recorder()
@@ -847,7 +846,7 @@ def test_finishing_leaves_nothing_wherever_the_attempt_before_it_was_killed(monk
     assert left == {}
 
 
-def test_finishing_leaves_nothing_that_an_earlier_owner_wrote_after_it_had_lost_the_journal(memory_store):
+def test_finishing_deletes_what_a_previous_owner_wrote_after_losing_the_journal(memory_store):
     earlier = opened(memory_store)
     later = opened(memory_store)
     with pytest.raises(OwnershipLostError):
@@ -859,7 +858,7 @@ def test_finishing_leaves_nothing_that_an_earlier_owner_wrote_after_it_had_lost_
     earlier.close()
 
 
-def test_finishing_that_is_cut_short_leaves_everything_or_no_journal(monkeypatch):
+def test_interrupted_finishing_leaves_everything_or_no_journal(monkeypatch):
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
     store = Recorder()
     for attempt in range(2):
@@ -896,7 +895,7 @@ def test_finishing_with_unresolved_requests_keeps_them_and_nothing_to_reuse(memo
     assert memory_store.texts == {}
 
 
-def test_finishing_with_requests_unresolved_since_an_earlier_attempt_keeps_them(memory_store):
+def test_finishing_keeps_requests_unresolved_since_a_previous_attempt(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("a#1", "r1"))
     earlier.close()
@@ -906,7 +905,7 @@ def test_finishing_with_requests_unresolved_since_an_earlier_attempt_keeps_them(
     assert opened(memory_store).unresolved.keys() == {"r1"}
 
 
-def test_a_response_that_an_earlier_owner_recorded_late_resolves_its_request(memory_store):
+def test_a_response_recorded_late_by_a_previous_owner_resolves_its_request(memory_store):
     """Who has read it must neither look for its charge again nor keep the journal for it."""
     earlier = opened(memory_store)
     earlier.commit(intent("a#1", "r1"))
@@ -920,7 +919,7 @@ def test_a_response_that_an_earlier_owner_recorded_late_resolves_its_request(mem
     earlier.close()
 
 
-def test_finishing_while_the_store_is_away_is_an_error(memory_store):
+def test_finishing_while_the_store_is_unavailable_is_an_error(memory_store):
     journal = opened(memory_store)
     journal.close()
     memory_store.is_away = True

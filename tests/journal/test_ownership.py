@@ -18,17 +18,10 @@ from hypothesis import strategies as st
 from memory_store import MemoryStore
 
 from airflow_provider_imagen.exceptions import JournalError, OwnershipLostError
+from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal import log as log_module
 from airflow_provider_imagen.journal.log import HEADER, Journal, NoStore, read_journal
-from airflow_provider_imagen.journal.records import (
-    Intent,
-    JournalState,
-    Rejected,
-    Response,
-    ResponseImage,
-    Target,
-    new_intent,
-)
+from airflow_provider_imagen.journal.records import Intent, JournalState, Rejected, Response, Target, new_intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -77,7 +70,7 @@ def _silent(caplog):
 # --- taking over ------------------------------------------------------------------------------------------------------
 
 
-def test_the_header_names_the_owner_and_every_owner_before_it(memory_store):
+def test_the_header_names_the_owner_and_all_previous_owners(memory_store):
     journals = [opened(memory_store, try_number) for try_number in (1, 2, 3)]
     owners = [journal.owner for journal in journals]
     assert header_of(memory_store) == {"version": 2, "owner": owners[2], "owners": owners}
@@ -85,13 +78,11 @@ def test_the_header_names_the_owner_and_every_owner_before_it(memory_store):
     assert len(set(owners)) == 3
 
 
-def test_whoever_opens_a_journal_takes_it_over(memory_store, caplog):
+def test_opening_a_journal_takes_it_over(memory_store, caplog):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     later = opened(memory_store, 2)
-    with pytest.raises(
-        OwnershipLostError, match=f"belongs to another attempt of this task now .{later.owner}."
-    ) as lost:
+    with pytest.raises(OwnershipLostError, match=f"taken over by another attempt of this task .{later.owner}.") as lost:
         earlier.commit(intent("r2"))
     assert earlier.owner in str(lost.value)
     assert not earlier.is_owner
@@ -101,7 +92,7 @@ def test_whoever_opens_a_journal_takes_it_over(memory_store, caplog):
     assert later.unresolved.keys() == {"r1", "r3"}
 
 
-def test_an_intent_that_finds_the_journal_taken_over_is_written_all_the_same(memory_store):
+def test_an_intent_that_finds_the_journal_taken_over_is_still_written(memory_store):
     """Whether it is durable cannot be taken back; the new owner may have read it."""
     earlier = opened(memory_store)
     opened(memory_store)
@@ -109,7 +100,7 @@ def test_an_intent_that_finds_the_journal_taken_over_is_written_all_the_same(mem
     assert read_journal(memory_store).all_unresolved().keys() == {"r1"}
 
 
-def test_once_the_journal_is_lost_no_intent_is_even_written(memory_store):
+def test_no_intent_is_written_once_the_journal_is_lost(memory_store):
     earlier = opened(memory_store)
     opened(memory_store)
     assert not may_send(earlier, intent("r1"))
@@ -119,7 +110,7 @@ def test_once_the_journal_is_lost_no_intent_is_even_written(memory_store):
     assert memory_store.calls == []
 
 
-def test_only_the_intents_fail_of_records_that_share_a_write(memory_store):
+def test_of_records_that_share_a_write_only_intents_fail(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     opened(memory_store)
@@ -129,7 +120,7 @@ def test_only_the_intents_fail_of_records_that_share_a_write(memory_store):
     assert isinstance(errors["Intent"], OwnershipLostError)
 
 
-def test_who_has_lost_the_journal_still_records_what_it_receives(memory_store):
+def test_an_attempt_that_lost_the_journal_still_records_its_responses(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     later = opened(memory_store)
@@ -146,7 +137,7 @@ def test_who_has_lost_the_journal_still_records_what_it_receives(memory_store):
     ]
 
 
-def test_the_owner_can_read_what_earlier_ones_have_recorded_meanwhile(memory_store):
+def test_the_owner_can_read_what_previous_ones_have_recorded_since(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     later = opened(memory_store)
@@ -160,7 +151,7 @@ def test_the_owner_can_read_what_earlier_ones_have_recorded_meanwhile(memory_sto
 
 
 @pytest.mark.parametrize("away", [True, False])
-def test_reading_again_reports_a_store_that_cannot_be_read(memory_store, away):
+def test_reloading_reports_an_unreadable_store(memory_store, away):
     opened(memory_store).commit(intent("r1"))
     journal = opened(memory_store)
     memory_store.is_away = away
@@ -271,7 +262,7 @@ def in_order(turns: Turns, order: str, *, a: Callable[[], Any], b: Callable[[], 
 
 
 @pytest.mark.usefixtures("_silent")
-def test_no_request_goes_out_that_a_new_owner_does_not_know_of():
+def test_no_request_is_sent_without_the_new_owner_knowing():
     """Whatever the order of "write the intent, read the header" and "write the header, read the segments"."""
     sent_before: set[int] = set()
     for order in interleavings(4, 3):
@@ -295,7 +286,7 @@ def test_no_request_goes_out_that_a_new_owner_does_not_know_of():
 
 
 @pytest.mark.usefixtures("_silent")
-def test_a_new_owner_misses_nothing_while_the_earlier_one_begins_a_new_segment(monkeypatch):
+def test_a_new_owner_misses_nothing_while_the_previous_one_starts_a_new_segment(monkeypatch):
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 300)
     for order in interleavings(3, 4):
         store, turns = MemoryStore(), Turns()
@@ -316,7 +307,7 @@ def test_a_new_owner_misses_nothing_while_the_earlier_one_begins_a_new_segment(m
 
 
 @pytest.mark.usefixtures("_silent")
-def test_two_attempts_that_open_the_journal_at_the_same_moment_know_of_each_others_requests():
+def test_two_attempts_that_open_the_journal_at_once_know_of_each_others_requests():
     """They take the journal over one after the other, for the lock they share; all else may happen in any order."""
     unknown = []
     for order in interleavings(4, 4):
@@ -378,7 +369,7 @@ def test_records_of_several_owners_never_overwrite_each_other(steps, segment_byt
 # --- looking again ----------------------------------------------------------------------------------------------------
 
 
-def test_ownership_is_looked_up_again_only_when_the_last_look_is_old(memory_store):
+def test_ownership_is_checked_again_only_if_the_last_check_is_stale(memory_store):
     journal = opened(memory_store)
     memory_store.calls.clear()
     journal.confirm_ownership(max_age_seconds=3600)
@@ -400,7 +391,7 @@ def test_ownership_is_looked_up_again_only_when_the_last_look_is_old(memory_stor
 
 
 @pytest.mark.parametrize("jump_seconds", [3600, -3600])
-def test_a_look_from_before_the_machine_slept_or_its_clock_was_set_is_old(memory_store, monkeypatch, jump_seconds):
+def test_an_ownership_check_from_before_a_sleep_or_a_clock_change_is_stale(memory_store, monkeypatch, jump_seconds):
     """While a machine sleeps, a monotonic clock may stop with it; the wall clock goes on."""
     journal = opened(memory_store)
     opened(memory_store)
@@ -411,7 +402,7 @@ def test_a_look_from_before_the_machine_slept_or_its_clock_was_set_is_old(memory
         journal.confirm_ownership(max_age_seconds=60)
 
 
-def test_an_intent_counts_as_a_look(memory_store):
+def test_an_intent_counts_as_an_ownership_check(memory_store):
     journal = opened(memory_store)
     time.sleep(0.3)
     started = time.monotonic()
@@ -421,7 +412,7 @@ def test_an_intent_counts_as_a_look(memory_store):
     assert memory_store.calls == []
 
 
-def test_a_look_is_as_old_as_the_header_it_saw(memory_store):
+def test_an_ownership_check_is_as_old_as_the_header_it_read(memory_store):
     """Reading long segments takes time, in which another attempt may take the journal over."""
     opened(memory_store).commit(intent("r1"))
     journal = Journal(memory_store)
@@ -440,8 +431,8 @@ def test_a_look_is_as_old_as_the_header_it_saw(memory_store):
         journal.confirm_ownership(max_age_seconds=0.1)
 
 
-def test_ownership_that_cannot_be_looked_up_for_long_is_no_ownership(memory_store, monkeypatch):
-    monkeypatch.setattr(log_module, "WRITE_PATIENCE_SECONDS", 0.1)
+def test_ownership_that_cannot_be_checked_for_long_counts_as_an_error(memory_store, monkeypatch):
+    monkeypatch.setattr(log_module, "WRITE_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(log_module, "RETRY_PAUSE_SECONDS", 0.02)
     journal = opened(memory_store)
     memory_store.is_away = True
@@ -453,7 +444,7 @@ def test_ownership_that_cannot_be_looked_up_for_long_is_no_ownership(memory_stor
     journal.confirm_ownership(max_age_seconds=0)
 
 
-def test_a_store_that_is_away_for_a_moment_is_awaited_when_ownership_is_confirmed(memory_store, monkeypatch):
+def test_confirming_ownership_waits_for_a_briefly_unavailable_store(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "RETRY_PAUSE_SECONDS", 0.02)
     journal = opened(memory_store)
     memory_store.is_away = True
@@ -461,7 +452,7 @@ def test_a_store_that_is_away_for_a_moment_is_awaited_when_ownership_is_confirme
     journal.confirm_ownership(max_age_seconds=0)
 
 
-def test_whoever_asks_whether_the_journal_is_still_its_own_gets_the_newest_answer(memory_store):
+def test_still_owns_checks_the_current_header(memory_store):
     journal = opened(memory_store)
     assert journal.still_owns()
     memory_store.is_away = True
@@ -476,7 +467,7 @@ def test_whoever_asks_whether_the_journal_is_still_its_own_gets_the_newest_answe
 
 
 @pytest.mark.parametrize("kind", ["refused", "damaged"])
-def test_a_store_that_refuses_an_attempt_says_that_the_journal_is_not_its_own(memory_store, kind, caplog):
+def test_a_store_that_rejects_an_attempt_means_the_journal_is_not_its_own(memory_store, kind, caplog):
     """Airflow refuses the store to a task instance that has another try by now."""
     journal = opened(memory_store)
 
@@ -488,17 +479,17 @@ def test_a_store_that_refuses_an_attempt_says_that_the_journal_is_not_its_own(me
     else:
         memory_store.texts[HEADER] = "{"
     assert not journal.still_owns()
-    assert "refuses this attempt" in caplog.text
+    assert "rejected this attempt" in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_a_journal_that_is_kept_nowhere_is_nobody_elses():
+def test_a_journal_without_a_store_is_never_taken_over():
     journal = opened(NoStore())
     assert journal.still_owns()
     journal.close()
 
 
-def test_the_header_is_read_and_written_under_the_lock_that_attempts_share_and_nothing_else_is(memory_store):
+def test_only_the_takeover_of_the_header_happens_under_the_shared_lock(memory_store):
     opened(memory_store).commit(intent("r1"))
     memory_store.calls.clear()
 
@@ -517,16 +508,16 @@ def test_the_header_is_read_and_written_under_the_lock_that_attempts_share_and_n
 
 
 @pytest.mark.parametrize("look", ["commit", "confirm"])
-def test_a_journal_deleted_while_it_is_in_use_stops_sending_and_says_what_it_means(memory_store, look):
+def test_a_journal_deleted_while_in_use_stops_sending_and_the_error_explains_it(memory_store, look):
     journal = opened(memory_store)
     journal.commit(intent("r1"))
     memory_store.delete(list(memory_store.texts))
     with pytest.raises(OwnershipLostError) as lost:
         journal.commit(intent("r2")) if look == "commit" else journal.confirm_ownership(max_age_seconds=0)
     assert str(lost.value) == (
-        "The journal in memory is gone: somebody deleted it, or another attempt of this task has finished. Nothing "
-        "more is sent. Without the journal, a retry does not know what was paid for, and pays again; what this attempt "
-        "has received is stored all the same."
+        "The journal in memory is gone: it was deleted, or another attempt of this task has finished. No new requests "
+        "are sent, and the images already received are stored. Without the journal, a retry does not know what was "
+        "paid for and pays again."
     )
     assert (journal.is_owner, journal.is_gone, journal.still_owns()) == (False, True, False)
     journal.commit(response("r1"))
@@ -537,7 +528,7 @@ def test_a_journal_deleted_while_it_is_in_use_stops_sending_and_says_what_it_mea
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_who_does_not_own_the_journal_leaves_it_as_it_is_when_it_finishes(memory_store):
+def test_only_the_owner_finishes_the_journal(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     earlier.commit(response("r1"))
@@ -552,7 +543,7 @@ def test_who_does_not_own_the_journal_leaves_it_as_it_is_when_it_finishes(memory
     assert read_journal(memory_store).requests.keys() == {"a#1", "b#1"}
 
 
-def test_who_does_not_own_the_journal_leaves_it_also_with_requests_unresolved(memory_store):
+def test_only_the_owner_finishes_a_journal_with_unresolved_requests(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     later = opened(memory_store)
@@ -573,7 +564,7 @@ def test_finishing_twice_or_after_the_owner_has_finished_does_nothing(memory_sto
     assert memory_store.texts == {}
 
 
-def test_what_an_earlier_owner_records_after_the_task_has_finished_starts_no_journal(memory_store):
+def test_records_of_a_previous_owner_after_the_task_has_finished_start_no_journal(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     earlier.commit(response("r1"))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_imagen.image_record import ResponseImage, StoredFile
 from airflow_provider_imagen.journal.records import (
     ChargeLost,
     Finished,
@@ -19,8 +20,6 @@ from airflow_provider_imagen.journal.records import (
     Rejected,
     RequestState,
     Response,
-    ResponseImage,
-    StoredFile,
     Target,
     WriteCommitted,
     WriteStarted,

@@ -83,7 +83,7 @@ def files_below(path: Any) -> list[str]:
 # --- both stores ------------------------------------------------------------------------------------------------------
 
 
-def test_what_one_attempt_writes_the_next_one_reads(store):
+def test_the_next_attempt_reads_what_the_previous_one_wrote(store):
     first = filled(store)
     assert store.read(f"{first.owner}/1") is not None
     second = opened(store)
@@ -91,14 +91,14 @@ def test_what_one_attempt_writes_the_next_one_reads(store):
     assert list(second.state.requests["é#1"].open_intents) == [f"request-{number}" for number in range(400)]
 
 
-def test_a_text_is_read_as_it_was_written_and_replaced_whole(store):
+def test_a_text_is_read_back_unchanged_and_replaced_as_a_whole(store):
     for text in ("first and longer\n", "second\n", "\u2028\r\n{}"):
         for name in (HEADER, SEGMENT):
             store.write(name, text)
             assert store.read(name) == text
 
 
-def test_a_text_that_is_not_there_is_none_and_deleting_it_is_no_error(store):
+def test_a_missing_text_is_none_and_deleting_it_is_not_an_error(store):
     assert store.read(HEADER) is None
     assert store.read(SEGMENT) is None
     store.delete([HEADER, SEGMENT])
@@ -115,7 +115,7 @@ def test_deleting_leaves_nothing_to_read(store):
     assert store.read(HEADER) == "new"
 
 
-def test_a_finished_journal_is_gone_and_the_next_attempt_begins_a_new_one(store):
+def test_a_finished_journal_is_deleted_and_the_next_attempt_starts_a_new_one(store):
     filled(store, 3, resolved=True)
     journal = filled(store, resolved=True)
     journal.finish()
@@ -127,7 +127,7 @@ def test_a_finished_journal_is_gone_and_the_next_attempt_begins_a_new_one(store)
 
 
 @pytest.mark.parametrize("text", [FORMAT_1, f'{{"full_segments":1}}\n{FORMAT_1}', '{"forgotten":3}\n'])
-def test_a_journal_of_the_first_format_is_refused_and_left_as_it_is(tmp_path, text):
+def test_a_journal_of_format_1_is_rejected_and_left_unchanged(tmp_path, text):
     """Format 1 had its first segment where the header is now."""
     state = TaskState()
     state.values["imagen/journal/0"] = text
@@ -135,16 +135,14 @@ def test_a_journal_of_the_first_format_is_refused_and_left_as_it_is(tmp_path, te
     file.parent.mkdir(parents=True)
     file.write_text(text)
     for store in (TaskStateJournalStore(state, {}), FolderJournalStore(tmp_path, "ab12")):
-        with pytest.raises(
-            JournalError, match=r"has format 1, and this .* understands format 2 only; nothing was sent"
-        ):
+        with pytest.raises(JournalError, match=r"has format 1, but this .* supports only format 2; nothing was sent"):
             Journal(store).open()
     assert state.values == {"imagen/journal/0": text}
     assert file.read_text() == text
     assert files_below(tmp_path) == [".imagen/journal/ab12/000000.jsonl"]
 
 
-def test_an_owner_that_is_none_of_ours_leads_nowhere(store):
+def test_a_foreign_owner_name_leads_nowhere(store):
     store.write(HEADER, json.dumps({"version": 2, "owner": "../../x", "owners": ["../../x"]}))
     with pytest.raises(JournalError, match="damaged"):
         Journal(store).open()
@@ -152,7 +150,7 @@ def test_an_owner_that_is_none_of_ours_leads_nowhere(store):
         read_journal(store)
 
 
-def test_a_store_says_where_it_is(tmp_path):
+def test_a_store_describes_its_location(tmp_path):
     assert TaskStateJournalStore(TaskState(), {}).description == "Airflow's task state store"
     assert FolderJournalStore(tmp_path, "ab12").description == f"the folder {tmp_path}/.imagen/journal/ab12"
     remote = FolderJournalStore(ObjectStoragePath("memory://bucket/out"), "ab12")
@@ -160,7 +158,7 @@ def test_a_store_says_where_it_is(tmp_path):
     assert remote.description.endswith("bucket/out/.imagen/journal/ab12")
 
 
-def test_a_store_keeps_a_password_in_its_address_to_itself():
+def test_a_store_does_not_reveal_a_password_in_its_address():
     """As errors of the storage do; where it is goes into logs and messages."""
     store = FolderJournalStore(ObjectStoragePath("memory://user:hush-hush@host/out"), "ab12")
     assert "hush-hush" not in store.description
@@ -214,16 +212,16 @@ def test_deleting_removes_the_whole_folder_on_a_disk(tmp_path):
     assert (tmp_path / ".imagen/journal").exists()
 
 
-def test_a_file_that_cannot_be_read_is_no_empty_journal(tmp_path):
+def test_an_unreadable_file_is_not_an_empty_journal(tmp_path):
     store = FolderJournalStore(tmp_path, "ab12")
     (tmp_path / ".imagen/journal/ab12/000000.jsonl").mkdir(parents=True)
-    with pytest.raises(StoreUnavailableError, match="a folder of that name is in the way"):
+    with pytest.raises(StoreUnavailableError, match="a directory with this name already exists"):
         store.read(HEADER)
     with pytest.raises(JournalError, match="cannot be used"):
         Journal(store).open()
 
 
-def test_a_file_that_cannot_be_written_is_worth_another_try(tmp_path):
+def test_an_unwritable_file_is_worth_a_retry(tmp_path):
     (tmp_path / ".imagen").write_text("a file where a folder must be")
     store = FolderJournalStore(tmp_path, "ab12")
     with pytest.raises(StoreUnavailableError, match="Cannot write"):
@@ -233,7 +231,7 @@ def test_a_file_that_cannot_be_written_is_worth_another_try(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cat_file", "pipe_file"])
-def test_an_object_store_that_is_away_is_worth_another_try_and_says_no_secret(tmp_path, monkeypatch, method):
+def test_an_unavailable_object_store_is_worth_a_retry_and_reveals_no_secret(tmp_path, monkeypatch, method):
     store = FolderJournalStore(ObjectStoragePath(f"memory://{tmp_path.name}/away"), "ab12")
 
     def away(*args: Any, **kwargs: Any) -> None:
@@ -246,7 +244,7 @@ def test_an_object_store_that_is_away_is_worth_another_try_and_says_no_secret(tm
 
 
 @pytest.mark.parametrize("name", ["000000.jsonl", "1-0123456789ab/0.jsonl"])
-def test_a_file_of_broken_bytes_is_refused(tmp_path, name):
+def test_a_file_with_invalid_utf8_is_rejected(tmp_path, name):
     store = FolderJournalStore(tmp_path, "ab12")
     store.write(HEADER, json.dumps({"version": 2, "owner": "1-0123456789ab", "owners": ["1-0123456789ab"]}))
     store.write(SEGMENT, "{}")
@@ -269,7 +267,7 @@ def test_journals_of_a_folder_are_listed_by_their_task_instances(tmp_path, url):
 
 
 @pytest.mark.parametrize("name", ["", "ab12", "ab12/000000.jsonl"])
-def test_a_link_in_the_journal_is_neither_followed_nor_deleted_through(tmp_path, name):
+def test_a_symlink_in_the_journal_is_neither_followed_nor_deleted_through(tmp_path, name):
     elsewhere = tmp_path / "elsewhere"
     filled(FolderJournalStore(elsewhere, "ab12"), 3)
     before = files_below(elsewhere)
@@ -287,7 +285,7 @@ def test_a_link_in_the_journal_is_neither_followed_nor_deleted_through(tmp_path,
     assert files_below(elsewhere) == before
 
 
-def test_only_journals_that_this_package_made_are_listed(tmp_path):
+def test_only_journals_of_this_package_are_listed(tmp_path):
     journals = tmp_path / ".imagen/journal"
     (journals / "ab12").mkdir(parents=True)
     (journals / "..odd").mkdir()
@@ -335,11 +333,11 @@ def test_a_huge_file_is_not_read(tmp_path, name):
         Journal(store).open()
 
 
-def test_a_journal_is_not_read_beyond_what_a_task_can_write(tmp_path, monkeypatch):
+def test_a_journal_larger_than_any_task_writes_is_rejected(tmp_path, monkeypatch):
     store = FolderJournalStore(tmp_path, "ab12")
     filled(store, 400)
     monkeypatch.setattr(log, "MAX_JOURNAL_CHARACTERS", 60_000)
-    with pytest.raises(JournalError, match="larger than any task's"):
+    with pytest.raises(JournalError, match=r"more than 60000 characters\) is damaged"):
         Journal(store).open()
 
 
@@ -353,7 +351,7 @@ def test_the_task_state_holds_a_header_and_the_segments_of_each_owner():
     assert json.loads(state.values["imagen/journal/0"])["owner"] == journal.owner
 
 
-def test_a_finished_journal_leaves_nothing_in_the_task_state_but_what_is_not_ours():
+def test_a_finished_journal_leaves_only_other_entries_in_the_task_state():
     state = TaskState()
     state.set("somebody else's", 1)
     store = TaskStateJournalStore(state, {})
@@ -364,7 +362,7 @@ def test_a_finished_journal_leaves_nothing_in_the_task_state_but_what_is_not_our
 
 @pytest.mark.parametrize("name", ["0", "1-0123456789ab/0"])
 @pytest.mark.parametrize("value", [{"edited": "by hand"}, 7, ["lines"], False])
-def test_an_entry_of_the_task_state_that_someone_changed_is_no_empty_journal(name, value):
+def test_a_replaced_entry_of_the_task_state_is_not_an_empty_journal(name, value):
     state = TaskState()
     state.values["imagen/journal/0"] = '{"version":2,"owner":"1-0123456789ab","owners":["1-0123456789ab"]}'
     state.values[f"imagen/journal/{name}"] = value
@@ -382,7 +380,7 @@ def test_every_write_to_the_task_state_carries_the_retention():
     assert all(isinstance(value, str) for value in state.values.values())
 
 
-def test_what_is_worth_another_try_passes_through():
+def test_errors_worth_a_retry_pass_through():
     class Away(TaskState):
         def get(self, key: str, default: Any = None) -> Any:
             raise StoreUnavailableError("away")

@@ -34,7 +34,7 @@ def test_the_gallery_is_below_airflows_base_path(monkeypatch: pytest.MonkeyPatch
     assert gallery_root() == root
 
 
-def test_ids_survive_the_address_whatever_they_contain() -> None:
+def test_ids_survive_the_url_whatever_they_contain() -> None:
     ids = {"dag_id": "a&b=c", "run_id": "manual__2026-11-21T10:00:00+00:00", "task_id": "group.é #?%"}
 
     address = urlsplit(task_address(root="/imagen", **ids, map_index=3))
@@ -43,7 +43,7 @@ def test_ids_survive_the_address_whatever_they_contain() -> None:
     assert {name: value for name, (value,) in parse_qs(address.query).items()} == {**ids, "map_index": "3"}
 
 
-def test_an_address_cannot_end_a_markdown_link() -> None:
+def test_a_url_cannot_end_a_markdown_link() -> None:
     address = picture_address(
         root="/imagen",
         dag_id="a)b",
@@ -77,7 +77,7 @@ def _link(dag: Any, run: Any) -> str | None:
     return _as_the_web_server_has_it(dag).get_task("paint").get_extra_links(run.get_task_instance("paint"), "Images")
 
 
-def test_the_web_server_makes_the_link_of_a_task_so_that_none_is_stored(
+def test_the_web_server_builds_the_link_of_a_task_so_none_is_stored(
     run_dag: Callable[..., Any], imagen_connection: str, tmp_path: Path
 ) -> None:
     from airflow.sdk import DAG
@@ -92,7 +92,7 @@ def test_the_web_server_makes_the_link_of_a_task_so_that_none_is_stored(
     assert _link(dag, run) == task_address(root="/imagen", dag_id="linked", run_id=run.run_id, task_id="paint")
 
 
-def test_a_subclass_which_the_web_server_does_not_know_stores_its_link(
+def test_a_subclass_unknown_to_the_web_server_stores_its_link(
     run_dag: Callable[..., Any], imagen_connection: str, tmp_path: Path
 ) -> None:
     from airflow.sdk import DAG
@@ -110,7 +110,23 @@ def test_a_subclass_which_the_web_server_does_not_know_stores_its_link(
     assert _stored_link(run) == _link(dag, run) == address
 
 
-def test_a_failed_task_and_one_that_was_retried_have_the_same_link(
+def test_a_subclass_with_links_of_its_own_keeps_them() -> None:
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    class Without(ImagenGenerateOperator):
+        operator_extra_links = ()
+
+    class With(ImagenGenerateOperator):
+        operator_extra_links = (PicturesLink(), PicturesLink())
+
+    class Inherited(With):
+        pass
+
+    assert Without.operator_extra_links == ()
+    assert Inherited.operator_extra_links is With.operator_extra_links
+
+
+def test_failed_and_retried_tasks_have_the_same_link(
     run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     from airflow.sdk import DAG

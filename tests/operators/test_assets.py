@@ -65,7 +65,7 @@ def test_an_alias_becomes_the_folder_of_the_run(run_dag: Callable[..., Any], tmp
     assert summary["made"] == 2
 
 
-def test_without_a_folder_an_alias_stands_for_nothing_and_the_task_says_so(
+def test_without_a_folder_an_alias_gets_no_event_and_the_task_warns(
     run_dag: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with DAG("alias_of_nothing", schedule=None) as dag:
@@ -80,7 +80,7 @@ def test_without_a_folder_an_alias_stands_for_nothing_and_the_task_says_so(
     assert "Asset alias alias_of_nothing gets no event" in caplog.text
 
 
-def test_every_mapped_instance_tells_of_its_own_pictures(run_dag: Callable[..., Any], tmp_path: Path) -> None:
+def test_every_mapped_instance_reports_its_own_images(run_dag: Callable[..., Any], tmp_path: Path) -> None:
     with DAG("mapped_alias", schedule=None) as dag:
         ImagenGenerateOperator.partial(task_id="paint", outlets=[AssetAlias("mapped_pictures")]).expand_kwargs(
             [{"prompt": name, "output_path": f"{tmp_path}/{name}"} for name in ("fox", "heron")]
@@ -93,7 +93,7 @@ def test_every_mapped_instance_tells_of_its_own_pictures(run_dag: Callable[..., 
     }
 
 
-def test_a_task_that_fails_tells_nobody(run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_failed_task_emits_no_asset_event(run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("upstream_4xx", prompt="bad", times=None))
     with DAG("failed_alias", schedule=None) as dag:
         ImagenGenerateOperator(
@@ -115,4 +115,4 @@ def test_outlets_that_cannot_be_filled_fail_nothing(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, "airflow_provider_imagen.operators.outlets"):
         fill_outlets([AssetAlias("too_long"), object()], {}, summary={"made": 1}, folder=folder)
 
-    assert "cannot be an asset" in caplog.text
+    assert "is not a valid asset URI" in caplog.text

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("imagen_connection")
         ("behind", "before @ after"),
     ],
 )
-def test_an_image_with_damaged_text_is_bought_once_stored_and_counted(
+def test_an_image_with_damaged_text_is_paid_for_once_stored_and_counted(
     run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path, damage: str, rewritten: str | None, inline: bool
 ) -> None:
     sandbox.add_fault(Fault("damaged_text", damage=damage))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_imagen.operators.dataset_names import host_of, place_of
+from airflow_provider_imagen.operators.dataset_names import host_of, location_of
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ from airflow_provider_imagen.operators.dataset_names import host_of, place_of
 def test_a_folder_is_named_without_the_connection_that_opens_it(
     address: str, uri: str, namespace: str, name: str
 ) -> None:
-    place = place_of(address)
+    location = location_of(address)
 
-    assert (place.uri, place.namespace, place.name) == (uri, namespace, name)
+    assert (location.uri, location.namespace, location.name) == (uri, namespace, name)
 
 
-def test_a_folder_is_named_as_its_path_object_prints_it() -> None:
-    assert place_of(str(ObjectStoragePath("file:///data/pictures"))).uri == "file:///data/pictures"
+def test_a_path_objects_string_form_is_understood() -> None:
+    assert location_of(str(ObjectStoragePath("file:///data/pictures"))).uri == "file:///data/pictures"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def paint(run_dag: Callable[..., Any], recorded: Callable[..., Any]) -> Painting
     return Painting(run_dag, recorded)
 
 
-def test_a_prompt_becomes_a_stored_picture(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_prompt_becomes_a_stored_image(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
     paint(prompt=RACCOON, output_path=str(tmp_path / "pictures"))
 
     assert paint.state == "success"
@@ -102,7 +102,7 @@ def test_a_prompt_becomes_a_stored_picture(paint: Painting, sandbox: Sandbox, tm
     assert paint.summary["usd_spent"] == float(charge.usd)
 
 
-def test_without_an_output_path_only_links_come_back(paint: Painting, sandbox: Sandbox) -> None:
+def test_without_an_output_path_only_urls_are_returned(paint: Painting, sandbox: Sandbox) -> None:
     paint(prompt=RACCOON, num_images=2)
 
     assert len(paint.urls) == 2
@@ -156,7 +156,7 @@ def test_every_documented_field_is_a_template(run_dag: Callable[..., Any], sandb
     assert (tmp_path / run.run_id / "fox-000-0.png").is_file()
 
 
-def test_expanding_over_prompts_makes_a_labelled_task_for_each(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_expanding_over_prompts_creates_a_labelled_task_for_each(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
     with DAG("mapped", schedule=None, params={"animal": "fox"}) as dag:
         ImagenGenerateOperator.partial(
             task_id="one_each", map_index_template="{{ task.prompt }}", aspect_ratio="3:4"
@@ -223,7 +223,7 @@ def _labels(run: Any, task_id: str) -> dict[int, str]:
     return {ti.map_index: ti._rendered_map_index for ti in run.get_task_instances() if ti.task_id == task_id}
 
 
-def test_an_empty_cell_of_a_table_leaves_its_field_to_the_arguments(paint: Painting, sandbox: Sandbox) -> None:
+def test_an_empty_table_cell_leaves_its_field_to_the_arguments(paint: Painting, sandbox: Sandbox) -> None:
     paint(prompt=[{"prompt": "a fox", "seed": "", "name": "", "num_images": "2"}], seed=7)
 
     assert paint.state == "success"
@@ -264,10 +264,10 @@ def test_an_empty_list_skips_the_task(paint: Painting, sandbox: Sandbox) -> None
         ({"prompt": "x", "thumbnail_pixels": 256}, "thumbnail_pixels", "output_path"),
         ({"prompt": "x", "output_path": "/tmp/x", "filename": "{oops}"}, "filename", "oops"),
         ({"prompt": "x", "fallback_models": "flux/schnell"}, "fallback_models", "list"),
-        ({"prompt": "x", "multiple_outputs": True}, "multiple_outputs", "list of links"),
+        ({"prompt": "x", "multiple_outputs": True}, "multiple_outputs", "list of URLs"),
     ],
 )
-def test_wrong_arguments_are_refused_before_paying(
+def test_wrong_arguments_are_rejected_before_paying(
     paint: Painting, sandbox: Sandbox, arguments: dict[str, Any], field: str, told: str
 ) -> None:
     paint(**arguments, retries=3)
@@ -281,7 +281,7 @@ def test_wrong_arguments_are_refused_before_paying(
     assert sandbox.seen("/v1/images/generations") == []
 
 
-def test_everything_wrong_is_told_at_once(paint: Painting) -> None:
+def test_all_problems_are_reported_at_once(paint: Painting) -> None:
     paint(prompt=["", "x" * 500, {"prompt": "ok", "sede": 1}], num_images=9, concurrency="many")
 
     fields = [problem.field for problem in paint.error.problems]
@@ -290,9 +290,7 @@ def test_everything_wrong_is_told_at_once(paint: Painting) -> None:
     assert sum("prompt" in field for field in fields) >= 2
 
 
-def test_a_file_that_cannot_be_written_is_found_out_before_paying(
-    paint: Painting, sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_an_unwritable_folder_is_detected_before_paying(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     paint(prompt=RACCOON, output_path=str(tmp_path / "file" / "folder"))
 
@@ -301,7 +299,7 @@ def test_a_file_that_cannot_be_written_is_found_out_before_paying(
     assert sandbox.seen("/v1/images/generations") == []
 
 
-def test_base64_answers_are_stored_and_stay_out_of_xcom(paint: Painting, tmp_path: Path) -> None:
+def test_base64_responses_are_stored_and_stay_out_of_xcom(paint: Painting, tmp_path: Path) -> None:
     paint(prompt=RACCOON, convert_base64_to_url=False, output_path=str(tmp_path))
 
     (image,) = paint.images
@@ -324,7 +322,7 @@ def test_one_broken_prompt_keeps_the_others(paint: Painting, sandbox: Sandbox, t
     assert paint.summary["failed"] == 1
 
 
-def test_on_failure_accept_goes_on_with_what_worked(paint: Painting, sandbox: Sandbox) -> None:
+def test_on_failure_accept_continues_with_the_images_that_succeeded(paint: Painting, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("upstream_4xx", prompt="bad", times=None))
     paint(prompt=["good one", "bad one"], on_failure="accept")
 
@@ -332,7 +330,7 @@ def test_on_failure_accept_goes_on_with_what_worked(paint: Painting, sandbox: Sa
     assert len(paint.urls) == 1
 
 
-def test_a_retry_buys_only_what_is_missing(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_retry_pays_only_for_what_is_missing(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.add_fault(Fault("status", status=503, retry_after=0, prompt="two", times=6))  # as often as one try sends it
     paint(prompt=["one", "two", "three"], output_path=str(tmp_path), retries=1)
 
@@ -343,7 +341,7 @@ def test_a_retry_buys_only_what_is_missing(paint: Painting, sandbox: Sandbox, tm
     assert paint.summary["usd_spent"] == pytest.approx(float(sum(charge.usd for charge in sandbox.ledger())))
 
 
-def test_a_picture_that_cannot_be_fetched_is_not_bought_again(
+def test_an_image_that_cannot_be_downloaded_is_not_paid_for_again(
     paint: Painting, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.add_fault(Fault("cut_image", on="download", times=5))
@@ -354,7 +352,7 @@ def test_a_picture_that_cannot_be_fetched_is_not_bought_again(
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
-def test_fewer_pictures_than_asked_is_no_success(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_fewer_images_than_requested_is_a_failure(paint: Painting, sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
     paint(prompt=RACCOON, num_images=3, output_path=str(tmp_path), retries=2)
 
@@ -366,7 +364,7 @@ def test_fewer_pictures_than_asked_is_no_success(paint: Painting, sandbox: Sandb
     assert len(paint.images) == 1
 
 
-def test_on_filtered_accept_takes_what_there_is(paint: Painting, sandbox: Sandbox) -> None:
+def test_on_filtered_accept_keeps_the_images_that_were_not_filtered(paint: Painting, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
     paint(prompt=RACCOON, num_images=3, on_filtered="accept")
 
@@ -375,7 +373,7 @@ def test_on_filtered_accept_takes_what_there_is(paint: Painting, sandbox: Sandbo
     assert paint.summary["filtered"] == 2
 
 
-def test_no_picture_at_all_fails_or_skips_but_never_succeeds(paint: Painting, sandbox: Sandbox) -> None:
+def test_no_image_at_all_fails_or_skips_but_never_succeeds(paint: Painting, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("none", times=None))
     paint(prompt=RACCOON)
     assert paint.state == "failed"
@@ -385,7 +383,7 @@ def test_no_picture_at_all_fails_or_skips_but_never_succeeds(paint: Painting, sa
     assert paint.state == "skipped"
 
 
-def test_an_answer_lost_after_billing_is_reported_and_not_bought_again(paint: Painting, sandbox: Sandbox) -> None:
+def test_a_response_lost_after_billing_is_reported_and_not_paid_for_again(paint: Painting, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("reset", billed=True))
     paint(prompt=RACCOON, retries=2, lost_answer_patience_seconds=2)
 
@@ -397,7 +395,7 @@ def test_an_answer_lost_after_billing_is_reported_and_not_bought_again(paint: Pa
     assert paint.summary["usd_lost"] == paint.summary["usd_spent"] == float(charge.usd)
 
 
-def test_an_answer_lost_before_billing_is_asked_for_again(paint: Painting, sandbox: Sandbox) -> None:
+def test_a_request_lost_before_billing_is_sent_again(paint: Painting, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("reset", billed=False))
     paint(prompt=RACCOON, lost_answer_patience_seconds=1)
 
@@ -407,7 +405,7 @@ def test_an_answer_lost_before_billing_is_asked_for_again(paint: Painting, sandb
 
 
 @pytest.mark.parametrize(("mode", "billed"), [("check", 1), ("fail", 1), ("resend", 2)])
-def test_a_charge_the_lost_answer_itself_states_is_believed_and_counted(
+def test_a_charge_stated_by_the_lost_response_itself_is_counted(
     paint: Painting, sandbox: Sandbox, mode: str, billed: int
 ) -> None:
     sandbox.configure(log_lag_seconds=60)
@@ -422,7 +420,7 @@ def test_a_charge_the_lost_answer_itself_states_is_believed_and_counted(
         assert paint.error.inference_id == sandbox.ledger()[0].inference_id
 
 
-def test_metrics_count_what_a_try_bought_and_nothing_twice(
+def test_metrics_count_each_image_once(
     paint: Painting, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Metrics:
@@ -466,7 +464,7 @@ def test_default_args_may_give_a_retry_policy_and_a_success_callback() -> None:
         assert type(own.retry_policy).__name__ == "ImagenRetryPolicy"
 
 
-def test_a_store_nobody_knows_is_told_before_paying(paint: Painting, sandbox: Sandbox) -> None:
+def test_an_unknown_store_is_reported_before_paying(paint: Painting, sandbox: Sandbox) -> None:
     paint(prompt=RACCOON, output_path="foo://bucket/folder", retries=2)
 
     assert isinstance(paint.error, InvalidArgumentsError)
@@ -488,7 +486,7 @@ def test_a_wrong_key_ends_the_task_at_once(paint: Painting, sandbox: Sandbox, mo
     assert paint.summary["not_sent"] >= 46
 
 
-def test_a_withdrawn_model_names_its_successor_and_fallbacks_are_tried(paint: Painting, sandbox: Sandbox) -> None:
+def test_a_retired_model_names_its_replacement_and_fallbacks_are_used(paint: Painting, sandbox: Sandbox) -> None:
     withdrawn = Fault("withdrawn", model="imagen-3.0-generate-002", times=None)
     sandbox.add_fault(withdrawn)
     paint(prompt=RACCOON, retries=3)
@@ -500,7 +498,7 @@ def test_a_withdrawn_model_names_its_successor_and_fallbacks_are_tried(paint: Pa
     assert {image["model"] for image in paint.images} == {"flux/schnell"}
 
 
-def test_a_plan_over_the_cap_is_refused_before_paying(paint: Painting, sandbox: Sandbox) -> None:
+def test_a_plan_over_the_cap_is_rejected_before_paying(paint: Painting, sandbox: Sandbox) -> None:
     paint(prompt=["one", "two", "three"], max_usd=0.1)
 
     assert isinstance(paint.error, BudgetExceededError)
@@ -526,7 +524,7 @@ def test_an_outlet_gets_an_event_with_the_summary(run_dag: Callable[..., Any], t
         assert event.extra["manifest"].endswith("metadata.jsonl")
 
 
-def test_many_pictures_leave_a_small_xcom(paint: Painting, tmp_path: Path) -> None:
+def test_many_images_leave_a_small_xcom(paint: Painting, tmp_path: Path) -> None:
     paint(prompt=[f"picture {number} of {'a long story ' * 20}" for number in range(80)], output_path=str(tmp_path))
 
     assert paint.state == "success"
@@ -535,7 +533,7 @@ def test_many_pictures_leave_a_small_xcom(paint: Painting, tmp_path: Path) -> No
     assert len(_manifest(tmp_path)) == 80
 
 
-def test_clearing_a_task_that_succeeded_makes_new_pictures(
+def test_clearing_a_successful_task_generates_new_images(
     run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     from airflow.utils.session import create_session

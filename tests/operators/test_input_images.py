@@ -56,14 +56,14 @@ def mean_color(path):
 
 
 @pytest.mark.parametrize("model", EDITORS)
-def test_the_picture_arrives_at_the_model(paint, red, model):
+def test_the_input_image_reaches_the_model(paint, red, model):
     ti, _ = paint(prompt="night market", model=model, input_images=str(red))
     (image,) = ti.xcom_pull(task_ids="paint", key="images")
     color = mean_color(image["path"])
     assert color[0] == max(color)
 
 
-def test_each_item_may_bring_its_own_pictures_and_templates_are_rendered(paint, red, sandbox):
+def test_each_item_may_have_its_own_input_images_and_templates_are_rendered(paint, red, sandbox):
     ti, _ = paint(
         prompt=[
             {"prompt": "a", "input_images": "{{ params.folder }}/red.png"},
@@ -81,7 +81,7 @@ def test_each_item_may_bring_its_own_pictures_and_templates_are_rendered(paint, 
     assert sent["c"]["image_url"] == "https://pictures.example/cat.png"
 
 
-def test_records_pass_from_task_to_task_also_from_mapped_ones(run_dag, sandbox, tmp_path):
+def test_records_pass_from_task_to_task_mapped_ones_included(run_dag, sandbox, tmp_path):
     with DAG("inputs_chain", schedule=None) as dag:
         made = ImagenGenerateOperator.partial(task_id="make", output_path=str(tmp_path)).expand(prompt=["one", "two"])
 
@@ -104,7 +104,7 @@ def test_records_pass_from_task_to_task_also_from_mapped_ones(run_dag, sandbox, 
     assert [uri[:22] for uri in last.json["image_urls"]] == ["data:image/png;base64,"] * 2
 
 
-def test_a_picture_that_is_not_there_costs_nothing(paint, red, sandbox):
+def test_a_missing_input_image_costs_nothing(paint, red, sandbox):
     ti, error = paint(
         prompt=["a", {"prompt": "b", "input_images": [str(red), "/nowhere/cat.png"]}],
         model="flux/kontext-pro/image-to-image",
@@ -119,7 +119,7 @@ def test_a_picture_that_is_not_there_costs_nothing(paint, red, sandbox):
 
 
 @pytest.mark.parametrize(("changes", "bought"), [(False, 1), (True, 2)])
-def test_a_retry_adopts_what_was_paid_for_unless_the_picture_has_changed(paint, red, sandbox, changes, bought):
+def test_a_retry_reuses_what_was_paid_for_unless_the_input_image_has_changed(paint, red, sandbox, changes, bought):
     def between_tries(context):
         if changes:
             Image.new("RGB", (64, 48), (20, 220, 20)).save(red)
@@ -136,7 +136,7 @@ def test_a_retry_adopts_what_was_paid_for_unless_the_picture_has_changed(paint, 
     assert len(sandbox.ledger()) == bought
 
 
-def test_neither_the_manifest_nor_the_picture_tells_where_the_input_lies(paint, red, tmp_path):
+def test_neither_the_manifest_nor_the_image_reveals_the_inputs_location(paint, red, tmp_path):
     ti, _ = paint(prompt="night", model="flux/kontext-pro/image-to-image", input_images=str(red))
     (image,) = ti.xcom_pull(task_ids="paint", key="images")
     manifest = (tmp_path / "out" / "metadata.jsonl").read_text()
@@ -160,7 +160,7 @@ def test_the_edits_endpoint_is_used_with_a_mask(paint, red, sandbox, tmp_path):
     assert charge.images == 2
 
 
-def test_a_fallback_model_gets_the_picture_in_its_own_field(paint, red, sandbox):
+def test_a_fallback_model_gets_the_input_image_in_its_own_field(paint, red, sandbox):
     sandbox.add_fault(Fault("withdrawn", model="flux/kontext-pro/image-to-image", times=None))
     ti, _ = paint(
         prompt="night",
@@ -174,7 +174,7 @@ def test_a_fallback_model_gets_the_picture_in_its_own_field(paint, red, sandbox)
     assert json.dumps(ti.xcom_pull(task_ids="paint", key="summary"))
 
 
-def test_the_setting_input_roots_keeps_tasks_to_its_folders(paint, red, sandbox, tmp_path, monkeypatch):
+def test_input_roots_restricts_tasks_to_its_folders(paint, red, sandbox, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     inside = tmp_path / "in" / "blue.png"
     Image.new("RGB", (64, 48), (20, 20, 220)).save(inside)

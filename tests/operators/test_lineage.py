@@ -1,18 +1,20 @@
-"""What OpenLineage is told, and that nothing of it is needed."""
+"""The lineage reported to OpenLineage, and that nothing of it needs to be installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest.mock import create_autospec
 
 import pytest
 from airflow.sdk import DAG
 from PIL import Image
 
-from airflow_provider_imagen.operators.dataset_names import place_of, unsigned
+from airflow_provider_imagen.operators.dataset_names import location_of, without_signature
+from airflow_provider_imagen.operators.execution import TaskExecution
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.operators.lineage import LineageFacts, to_openlineage
+from airflow_provider_imagen.operators.lineage import Lineage, to_openlineage
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -24,58 +26,58 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("imagen_connection")
 
 
-class _Told(ImagenGenerateOperator):
-    """The operator, with what it would tell OpenLineage after each try kept."""
+class _Observed(ImagenGenerateOperator):
+    """The operator, which keeps the lineage of each attempt."""
 
-    def __init__(self, *, told: list[LineageFacts | None], **kwargs: Any) -> None:
+    def __init__(self, *, observed: list[Lineage | None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.told = told
+        self.observed = observed
 
     def execute(self, context: Any) -> list[str]:
         try:
             return super().execute(context)
         finally:
-            self.told.append(self.lineage_facts)
+            self.observed.append(self.execution.lineage if self.execution else None)
 
 
 @pytest.fixture
-def lineage(run_dag: Callable[..., Any]) -> Callable[..., list[LineageFacts | None]]:
-    def run(dag_id: str, **arguments: Any) -> list[LineageFacts | None]:
-        told: list[LineageFacts | None] = []
+def lineage(run_dag: Callable[..., Any]) -> Callable[..., list[Lineage | None]]:
+    def run(dag_id: str, **arguments: Any) -> list[Lineage | None]:
+        observed: list[Lineage | None] = []
         with DAG(dag_id, schedule=None) as dag:
-            _Told(task_id="paint", told=told, **arguments)
+            _Observed(task_id="paint", observed=observed, **arguments)
         run_dag(dag)
-        return told
+        return observed
 
     return run
 
 
-def test_the_api_is_the_source_and_the_folder_the_output(
+def test_the_api_is_the_input_and_the_folder_the_output(
     lineage: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    (facts,) = lineage("lineage_stored", prompt=["a fox", "a heron"], output_path=f"{tmp_path}/{{{{ ti.task_id }}}}")
+    (found,) = lineage("lineage_stored", prompt=["a fox", "a heron"], output_path=f"{tmp_path}/{{{{ ti.task_id }}}}")
 
-    assert facts == LineageFacts(
+    assert found == Lineage(
         api=sandbox.url,
         models=("imagen-3.0-generate-002",),
         inputs=(),
         output=f"file://{tmp_path}/paint",
-        pictures=2,
+        images=2,
         bytes=sum(path.stat().st_size for path in (tmp_path / "paint").glob("*.png")),
     )
 
 
-def test_stored_input_pictures_are_sources_by_their_folder(lineage: Callable[..., Any], tmp_path: Path) -> None:
+def test_stored_input_images_are_inputs_by_folder(lineage: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (64, 48), (220, 20, 20)).save(tmp_path / f"{name}.png")
-    (facts,) = lineage(
+    (found,) = lineage(
         "lineage_inputs",
         prompt=[{"prompt": name, "input_images": str(tmp_path / f"{name}.png")} for name in ("a", "b")],
         model="flux/kontext-pro/image-to-image",
     )
 
-    assert facts.inputs == (str(tmp_path),)
-    assert facts.output is None  # nothing is stored
+    assert found.inputs == (str(tmp_path),)
+    assert found.output is None  # nothing is stored
 
 
 @pytest.mark.parametrize(
@@ -90,44 +92,44 @@ def test_stored_input_pictures_are_sources_by_their_folder(lineage: Callable[...
     ],
 )
 def test_a_name_holds_no_signature(address: str, name: str) -> None:
-    assert place_of(address).name == name
-    assert "sig" not in place_of(address).uri.lower()
+    assert location_of(address).name == name
+    assert "sig" not in location_of(address).uri.lower()
 
 
 def test_the_folder_of_an_input_is_found_although_its_signature_has_slashes() -> None:
-    assert unsigned("https://store.example/a/b.png?sig=x/y/z").rpartition("/")[0] == "https://store.example/a"
+    assert without_signature("https://store.example/a/b.png?sig=x/y/z").rpartition("/")[0] == "https://store.example/a"
 
 
-def test_a_task_that_fails_tells_what_it_has_made(
+def test_a_failed_task_reports_the_images_it_generated(
     lineage: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.add_fault(Fault("upstream_4xx", prompt="bad", times=None))
-    (facts,) = lineage("lineage_failed", prompt=["good", "bad"], output_path=str(tmp_path))
+    (found,) = lineage("lineage_failed", prompt=["good", "bad"], output_path=str(tmp_path))
 
-    assert facts.pictures == 1
-    assert facts.output == f"file://{tmp_path}"
+    assert found.images == 1
+    assert found.output == f"file://{tmp_path}"
 
 
-def test_a_task_that_was_refused_has_nothing_to_tell(lineage: Callable[..., Any]) -> None:
+def test_a_rejected_task_has_no_lineage(lineage: Callable[..., Any]) -> None:
     assert lineage("lineage_refused", prompt="a fox", aspect_ratio="5:1") == [None]
     operator = ImagenGenerateOperator(task_id="paint", prompt="a fox")
     assert operator.get_openlineage_facets_on_complete(None) is None
 
 
-def test_facts_become_what_the_installed_openlineage_understands_or_nothing() -> None:
-    facts = LineageFacts("https://api.aimlapi.com", ("flux/schnell",), ("s3://c@in/a",), "s3://c@out/b", 2, 4096)
+def test_lineage_becomes_what_the_installed_openlineage_understands_or_nothing() -> None:
+    found = Lineage("https://api.aimlapi.com", ("flux/schnell",), ("s3://c@in/a",), "s3://c@out/b", 2, 4096)
     operator = ImagenGenerateOperator(task_id="paint", prompt="a fox")
-    operator.lineage_facts = facts
+    operator.execution = create_autospec(TaskExecution, instance=True, lineage=found)
 
     if importlib.util.find_spec("airflow.providers.openlineage") is None:
-        assert operator.get_openlineage_facets_on_complete(None) is to_openlineage(facts) is None
+        assert operator.get_openlineage_facets_on_complete(None) is to_openlineage(found) is None
         assert not [name for name in sys.modules if name.startswith("openlineage")]
         return
-    told = operator.get_openlineage_facets_on_complete(None)
-    assert [(each.namespace, each.name) for each in told.inputs] == [
+    reported = operator.get_openlineage_facets_on_complete(None)
+    assert [(each.namespace, each.name) for each in reported.inputs] == [
         ("https://api.aimlapi.com", "flux/schnell"),
         ("s3://in", "a"),
     ]
-    (output,) = told.outputs
+    (output,) = reported.outputs
     assert (output.namespace, output.name) == ("s3://out", "b")
     assert (output.outputFacets["outputStatistics"].rowCount, output.outputFacets["outputStatistics"].size) == (2, 4096)

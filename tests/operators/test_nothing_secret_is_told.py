@@ -26,7 +26,7 @@ with DAG("quiet", schedule=None):
 """
 
 
-def test_the_key_and_signatures_are_in_no_output_and_no_file_of_airflow_dags_test(
+def test_no_output_and_no_file_of_airflow_dags_test_holds_the_key_or_a_signature(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     home, pictures = tmp_path / "home", tmp_path / "pictures"
@@ -59,7 +59,7 @@ def test_the_key_and_signatures_are_in_no_output_and_no_file_of_airflow_dags_tes
         told += done.stdout + done.stderr
 
     assert len(list(pictures.glob("*.png"))) == 1
-    assert "Picture 1 of 3" in told
+    assert "Image 1 of 3" in told
     assert "not with key ***" in told
     queries = [request.query for request in sandbox.seen() if request.host == "cdn"]
     signatures = {value for query in queries for values in query.values() for value in values if len(value) > 15}

@@ -49,7 +49,7 @@ def test_an_output_path_may_be_a_path_object(paint, tmp_path, make):
     assert summary_of(instance)["output_path"] == str(make(str(folder)))
 
 
-def test_an_output_path_may_be_a_link_to_a_folder(paint, tmp_path):
+def test_an_output_path_may_be_a_symlink_to_a_folder(paint, tmp_path):
     """Links inside the folder are never followed; the path to it is the author's choice."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "pictures").symlink_to("disk")
@@ -59,7 +59,7 @@ def test_an_output_path_may_be_a_link_to_a_folder(paint, tmp_path):
     assert (tmp_path / "disk/metadata.jsonl").read_text().count("\n") == 1
 
 
-def test_whole_numbers_of_a_table_may_be_floats_or_text(paint, tmp_path):
+def test_integers_from_a_table_may_be_floats_or_text(paint, tmp_path):
     instance, error = paint(output_path=str(tmp_path), concurrency=4.0, thumbnail_pixels="64")
     assert (instance.state, error) == ("success", None)
     _, error = paint(output_path=str(tmp_path), concurrency=4.5)
@@ -86,7 +86,7 @@ def test_an_output_path_may_come_from_a_task(run_dag, tmp_path):
     assert len(list((tmp_path / "from-task").glob("*.png"))) == 1
 
 
-def test_digits_that_native_rendering_made_a_number_are_a_folder_and_a_name(paint, tmp_path, monkeypatch):
+def test_digits_that_native_rendering_turned_into_a_number_still_name_a_folder_and_a_file(paint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     instance, error = paint(
         native=True, params={"day": "20260101"}, output_path="{{ params.day }}", filename="{{ params.day }}"
@@ -98,7 +98,7 @@ def test_digits_that_native_rendering_made_a_number_are_a_folder_and_a_name(pain
 
 @pytest.mark.parametrize("name", ["output_path", "filename"])
 @pytest.mark.parametrize("wrong", [["a"], {"a": 1}, 1.5, True, b"pictures"])
-def test_what_is_no_path_is_refused_by_name_before_paying(paint, sandbox, tmp_path, name, wrong):
+def test_an_invalid_path_is_rejected_by_argument_name_before_paying(paint, sandbox, tmp_path, name, wrong):
     _, error = paint(**{"output_path": str(tmp_path / "pictures"), name: wrong})
     assert isinstance(error, InvalidArgumentsError)
     assert f"{name}={wrong!r}: " in str(error)
@@ -143,7 +143,7 @@ def test_numbers_name_items(paint, tmp_path):
 
 
 @pytest.mark.parametrize("name", [1.5, True, ["a"], ""])
-def test_what_is_no_name_is_refused_with_its_place(paint, sandbox, name):
+def test_an_invalid_name_is_rejected_with_its_position(paint, sandbox, name):
     _, error = paint(prompt=[{"prompt": "a"}, {"prompt": "b", "name": name}, {"prompt": "c"}])
     if name == "":  # an empty cell of a table is not given
         assert error is None
@@ -154,7 +154,7 @@ def test_what_is_no_name_is_refused_with_its_place(paint, sandbox, name):
 
 
 @pytest.mark.parametrize("value", [None, [], ["a harbour", "a lighthouse"], {"prompt": "a harbour"}])
-def test_a_template_that_writes_no_prompt_is_not_paid_for(run_dag, recorded, sandbox, value):
+def test_a_template_that_renders_no_prompt_is_not_paid_for(run_dag, recorded, sandbox, value):
     errors = []
     with DAG("no_prompt", schedule=None) as dag:
 

@@ -79,7 +79,7 @@ class TextStateStore(StateStore):
         self._call(lambda: self.values.update({key: value}))
 
 
-def test_calls_reach_airflow_as_they_are():
+def test_calls_reach_airflow_unchanged():
     airflow = StateStore()
     store = AirflowStateStore(airflow, threading.RLock())
     assert store.get("key") is None
@@ -92,7 +92,7 @@ def test_calls_reach_airflow_as_they_are():
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("detail", [AWAY, DATABASE_AWAY, GATEWAY])
-def test_an_api_server_that_is_away_is_worth_another_try(detail, call):
+def test_an_unavailable_api_server_is_worth_a_retry(detail, call):
     airflow = StateStore()
     airflow.error = airflow_error(detail)
     with pytest.raises(StoreUnavailableError) as caught:
@@ -103,7 +103,7 @@ def test_an_api_server_that_is_away_is_worth_another_try(detail, call):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("detail", [OVER, ODD, None, {}])
-def test_a_refusal_is_told_from_an_outage(detail, call):
+def test_a_rejection_is_told_apart_from_an_outage(detail, call):
     """An orphan must learn at once that its task is over for Airflow, and buy nothing more."""
     airflow = StateStore()
     airflow.error = airflow_error(detail)
@@ -113,7 +113,7 @@ def test_a_refusal_is_told_from_an_outage(detail, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_what_has_no_api_server_behind_it_is_no_outage(call):
+def test_an_error_without_an_api_server_is_not_an_outage(call):
     airflow = StateStore()
     airflow.error = EOFError("Request socket closed")
     with pytest.raises(EOFError):
@@ -133,7 +133,7 @@ def test_airflow_is_called_by_one_thread_at_a_time():
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_waits_for_whoever_else_calls_airflow(call):
+def test_a_call_waits_for_other_calls_to_airflow(call):
     airflow, lock = StateStore(), threading.RLock()
     with ThreadPoolExecutor(1) as threads:
         with lock:
@@ -144,7 +144,7 @@ def test_a_call_waits_for_whoever_else_calls_airflow(call):
     assert airflow.calls == 1
 
 
-def test_an_outage_lets_go_of_the_lock():
+def test_an_outage_releases_the_lock():
     airflow, lock = StateStore(), threading.RLock()
     airflow.error = airflow_error(AWAY)
     with ThreadPoolExecutor(1) as threads, pytest.raises(StoreUnavailableError):
@@ -162,7 +162,7 @@ def journal_in(airflow: StateStore) -> Journal:
 
 
 @pytest.mark.parametrize("detail", [AWAY, DATABASE_AWAY])
-def test_a_journal_waits_for_an_api_server_that_is_away(detail, monkeypatch, caplog):
+def test_a_journal_waits_for_an_unavailable_api_server(detail, monkeypatch, caplog):
     monkeypatch.setattr(log_module, "RETRY_PAUSE_SECONDS", 0.005)
     airflow = TextStateStore()
     journal = journal_in(airflow)
@@ -180,12 +180,12 @@ def test_a_journal_waits_for_an_api_server_that_is_away(detail, monkeypatch, cap
 
 
 @pytest.mark.parametrize("detail", [OVER, ODD, None])
-def test_a_journal_that_airflow_refuses_fails_at_once(detail):
+def test_a_journal_that_airflow_rejects_fails_at_once(detail):
     airflow = TextStateStore()
     journal = journal_in(airflow)
     airflow.error = airflow_error(detail)
     calls = airflow.calls
-    with pytest.raises(JournalError, match=r"cannot be written \(AirflowRuntimeError\), so nothing more is sent"):
+    with pytest.raises(JournalError, match=r"cannot be written \(AirflowRuntimeError\), so no new requests are sent"):
         journal.commit(Rejected(key="a#1", client_request_id="r1"))
     assert airflow.calls == calls + 1
     journal.close()

@@ -72,7 +72,7 @@ def paint(run_dag: Callable[..., Any], recorded: Callable[..., Any], tmp_path: P
 # What made a picture
 
 
-def test_a_picture_says_what_made_it(paint: Storing) -> None:
+def test_an_image_embeds_how_it_was_generated(paint: Storing) -> None:
     assert paint(seed=7, aspect_ratio="16:9") == "success"
 
     (image,) = paint.images
@@ -84,7 +84,7 @@ def test_a_picture_says_what_made_it(paint: Storing) -> None:
     assert (story["task_id"], story["run_id"]) == ("paint", paint.run.run_id)
 
 
-def test_a_mapping_changes_adds_and_leaves_out_facts_of_the_file_alone(paint: Storing) -> None:
+def test_a_provenance_mapping_changes_adds_and_removes_fields_of_the_file_only(paint: Storing) -> None:
     changes = {"prompt": None, "dag_id": None, "run_id": None, "model": "house style", "aspect_ratio": None, "shop": 12}
     assert paint(seed=7, aspect_ratio="16:9", provenance=changes) == "success"
 
@@ -114,7 +114,7 @@ def test_without_provenance_the_file_is_what_the_api_delivered(paint: Storing, s
 # Names that two want
 
 
-def test_a_later_run_never_replaces_the_pictures_of_an_earlier_one_and_says_so_once(
+def test_a_later_run_never_replaces_the_images_of_an_earlier_one_and_warns_once(
     paint: Storing, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     wishes = {"prompt": [{"prompt": RACCOON, "name": name} for name in "ab"], "filename": "{name}.{extension}"}
@@ -130,7 +130,7 @@ def test_a_later_run_never_replaces_the_pictures_of_an_earlier_one_and_says_so_o
     assert len([message for message in caplog.messages if "is not replaced" in message]) == 1
 
 
-def test_mapped_tasks_that_choose_the_same_name_all_keep_their_pictures(
+def test_mapped_tasks_with_the_same_file_name_all_keep_their_images(
     run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox
 ) -> None:
     with DAG("same_names", schedule=None) as dag:
@@ -147,7 +147,7 @@ def test_mapped_tasks_that_choose_the_same_name_all_keep_their_pictures(
     assert len(list(tmp_path.glob("*.png"))) == len(sandbox.ledger()) == 3
 
 
-def test_a_file_of_a_person_is_not_replaced_either(paint: Storing) -> None:
+def test_a_file_written_by_a_person_is_not_replaced(paint: Storing) -> None:
     paint.folder.mkdir()
     (paint.folder / "logo.png").write_bytes(b"mine")
     assert paint(filename="logo.{extension}") == "success"
@@ -156,9 +156,7 @@ def test_a_file_of_a_person_is_not_replaced_either(paint: Storing) -> None:
     assert len(paint.manifest()) == 1
 
 
-def test_a_task_that_is_cleared_replaces_its_own_pictures(
-    run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox
-) -> None:
+def test_a_cleared_task_replaces_its_own_images(run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox) -> None:
     with DAG("cleared", schedule=None) as dag:
         ImagenGenerateOperator(task_id="paint", prompt=RACCOON, output_path=str(tmp_path), filename="logo.{extension}")
     run = run_dag(dag)
@@ -196,7 +194,7 @@ class _Instance:
         ("abfs://shop@container/x", "azure"),
     ],
 )
-def test_a_store_whose_extra_is_not_installed_is_told_with_the_line_that_installs_it(
+def test_a_store_whose_extra_is_missing_is_reported_with_the_install_command(
     paint: Storing, sandbox: Sandbox, url: str, extra: str
 ) -> None:
     assert paint(output_path=url) == "failed"
@@ -207,19 +205,19 @@ def test_a_store_whose_extra_is_not_installed_is_told_with_the_line_that_install
     assert sandbox.seen("/v1/images/generations") == []
 
 
-def test_a_dead_link_is_told_with_its_host_and_age(paint: Storing, sandbox: Sandbox) -> None:
+def test_an_expired_url_is_reported_with_its_host_and_age(paint: Storing, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("expired", times=None))
     assert paint() == "failed"
 
     (error,) = paint.errors
     assert isinstance(error, LinkExpiredError)
     assert str(error.host) in str(error)
-    assert "The API gave the URL" in str(error)
+    assert "The API returned the URL" in str(error)
     assert "seconds ago" in str(error)
     assert "?" not in str(error)
 
 
-def test_a_failure_is_told_although_the_manifest_cannot_be_written_either(
+def test_a_failure_is_reported_even_if_the_manifest_cannot_be_written(
     paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_imagen.operators import publish
@@ -240,7 +238,7 @@ def test_a_failure_is_told_although_the_manifest_cannot_be_written_either(
 # The hook alone
 
 
-def test_a_task_stores_a_picture_made_elsewhere_with_its_story(
+def test_a_task_stores_an_image_from_elsewhere_with_its_provenance(
     run_dag: Callable[..., Any], tmp_path: Path, sandbox: Sandbox
 ) -> None:
     with DAG("by_hook", schedule=None) as dag:
@@ -278,7 +276,7 @@ def test_a_task_stores_a_picture_made_elsewhere_with_its_story(
 
 
 @pytest.mark.parametrize("num_images", [1, 2])
-def test_a_picture_whose_answer_could_not_be_written_down_is_adopted_from_the_manifest(
+def test_an_image_whose_response_was_not_journaled_is_reused_from_the_manifest(
     paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, num_images: int
 ) -> None:
     """Airflow's database is away from the answer on until the next try: paid, stored, and nowhere in the journal."""
@@ -310,7 +308,7 @@ def test_a_picture_whose_answer_could_not_be_written_down_is_adopted_from_the_ma
 # Folders that others can write to
 
 
-def test_a_planted_link_publishes_nothing(paint: Storing, tmp_path: Path) -> None:
+def test_a_planted_symlink_publishes_nothing(paint: Storing, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text('{"file_name": "a.png", "text": "hush-hush"}\nhush-hush\n')
     paint.folder.mkdir()
@@ -322,7 +320,7 @@ def test_a_planted_link_publishes_nothing(paint: Storing, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/thumbnails", ".imagen/contact-sheets", "sub"])
-def test_a_folder_that_is_a_link_is_refused_before_paying(
+def test_a_symlinked_subfolder_is_rejected_before_paying(
     paint: Storing, sandbox: Sandbox, tmp_path: Path, name: str
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -337,7 +335,7 @@ def test_a_folder_that_is_a_link_is_refused_before_paying(
 
 
 @pytest.mark.timeout(60)
-def test_a_pipe_in_the_place_of_the_manifest_blocks_nothing(paint: Storing) -> None:
+def test_a_pipe_in_place_of_the_manifest_blocks_nothing(paint: Storing) -> None:
     paint.folder.mkdir()
     os.mkfifo(paint.folder / "metadata.jsonl")
     assert paint() == "success"

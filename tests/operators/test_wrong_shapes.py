@@ -48,7 +48,7 @@ def paint(run_dag: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCapture
         ({"model": "openai/gpt-image-2", "aspect_ratio": "2:3", "num_images": 3}, "2:3"),
     ],
 )
-def test_images_of_another_shape_are_warned_of_and_counted(
+def test_images_of_another_shape_cause_a_warning_and_are_counted(
     paint: Callable[..., Any], sandbox: Sandbox, arguments: dict[str, Any], asked: str
 ) -> None:
     sandbox.add_fault(Fault("square", times=None))
@@ -70,12 +70,12 @@ def test_one_image_of_another_shape_among_others_is_counted_once(paint: Callable
     "arguments",
     [{}, {"aspect_ratio": "16:9"}, {"aspect_ratio": "1:1"}, {"model": "flux/dev", "aspect_ratio": "4:3"}],
 )
-def test_images_of_the_shape_that_was_asked_for_are_not(paint: Callable[..., Any], arguments: dict[str, Any]) -> None:
+def test_images_of_the_requested_shape_cause_no_warning(paint: Callable[..., Any], arguments: dict[str, Any]) -> None:
     summary, warnings = paint(**arguments)
     assert (summary["made"], summary["wrong_shape"], warnings) == (1, 0, [])
 
 
-def test_a_square_is_no_wrong_shape_when_the_model_chooses(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_a_square_is_not_a_wrong_shape_if_the_model_chooses(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("square"))
     summary, warnings = paint()
     assert (summary["wrong_shape"], warnings) == (0, [])

@@ -179,9 +179,9 @@ def test_what_was_not_made_is_shown_with_its_reason(painted: Any, visit: Any, sa
 
     assert "1 of 3" in task
     assert "Filtered" in task
-    assert "withheld 2 of 3 pictures" in task
+    assert "withheld 2 of 3 images" in task
     assert "show=problems" in run
-    assert "withheld 2 of 3 pictures" in problems
+    assert "withheld 2 of 3 images" in problems
 
 
 def test_a_long_list_of_what_was_not_made_is_cut_and_paged(
@@ -209,7 +209,7 @@ def test_a_failed_task_shows_what_worked(painted: Any, visit: Any, sandbox: Sand
 
     assert str(gallery.run.state) == "failed"
     assert page.text.count('class="card"') == 1
-    assert "withheld 2 of 3 pictures" in page.text
+    assert "withheld 2 of 3 images" in page.text
 
 
 def test_reasons_that_were_stored_nowhere_are_said_to_be_in_the_log(painted: Any, visit: Any, sandbox: Sandbox) -> None:
@@ -386,7 +386,7 @@ def test_values_beyond_all_measure_do_not_break_a_page(forged: Any, visit: Any, 
 
 def test_a_sum_beyond_all_measure_counts_as_nothing() -> None:
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.records import read_summary
+    from airflow_provider_imagen.plugins.gallery.task_results import read_summary
 
     ti = TaskInstance("d", "r", "t")
     counts = {"requested": 10**400, "made": 2, "usd_spent": 10**400, "usd_lost": float("nan")}
@@ -590,7 +590,7 @@ def test_large_pictures_are_not_held_in_memory(
 ) -> None:
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.records import Picture
+    from airflow_provider_imagen.plugins.gallery.task_results import Picture
 
     facts = picture_file(tmp_path / "a.png")
     with (tmp_path / "a.png").open("ab") as file:
@@ -600,7 +600,8 @@ def test_large_pictures_are_not_held_in_memory(
     store = UPath("memory://gallery/large.png")
     store.write_bytes(data)
     for path, opens in ((facts["path"], files.open_folder), ("memory://gallery/large.png", UPath)):
-        picture = Picture(TaskInstance("d", "r", "t", -1), 0, 0, path=path, bytes=len(data), sha256=facts["sha256"])
+        where = {"path": path, "bytes": len(data), "sha256": facts["sha256"]}
+        picture = Picture(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
         with monkeypatch.context() as patch:
             patch.setattr(files, "open_folder", opens)  # Airflow knows no store in memory
             tracemalloc.start()
@@ -619,14 +620,14 @@ def test_many_visitors_at_once_all_get_their_previews(tmp_path: Path) -> None:
     """Whoever makes a preview holds a whole picture and asks for its kind, which must not wait for another's."""
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.records import Picture
+    from airflow_provider_imagen.plugins.gallery.task_results import Picture
     from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
 
     cache = ThumbnailCache(tmp_path / "previews")
 
     def look(number: int) -> bytes:
         facts = picture_file(tmp_path / f"{number}.webp")
-        picture = Picture(TaskInstance("d", "r", "t", -1), 0, number, **facts)
+        picture = Picture(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **facts)
         with files.whole_picture(picture) as data:
             return cache.make(facts["sha256"], data)
 

@@ -17,7 +17,7 @@ from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Memory
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_picture
 from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link, snippet
-from airflow_provider_imagen.plugins.gallery.records import Picture, read_pictures, read_problems, read_summary
+from airflow_provider_imagen.plugins.gallery.task_results import Picture, read_pictures, read_problems, read_summary
 
 from .test_gallery import links, picture_file, record
 
@@ -175,7 +175,7 @@ def test_a_summary_is_read_number_by_number() -> None:
     counts = found.summary
     assert (counts.requested, counts.made, counts.filtered, counts.failed, counts.not_sent) == (1, 2, 3, 4, 5)
     assert (counts.adopted, counts.usd_spent, counts.usd_lost, counts.usd_in_doubt) == (0, 1.5, 0.0, 0.0)
-    assert (counts.usd_is_estimate, counts.problems, found.manifest, found.timestamp) == (False, 12, "/m", "now")
+    assert (counts.usd_is_estimate, counts.problems, counts.manifest, found.timestamp) == (False, 12, "/m", "now")
     for missing in ("requested", "made", "usd_spent"):
         assert read_summary(TI, {name: part for name, part in value.items() if name != missing}, "now") is None
 
@@ -199,8 +199,8 @@ def test_problems_are_read_with_all_their_facts() -> None:
 
     assert (problem.prompt_index, problem.prompt, problem.name, problem.model) == (3, "a fox", "fox", "m")
     assert (problem.requested, problem.made, problem.outcome, problem.usd) == (4, 1, "filtered", 0.5)
-    assert (problem.error, problem.why, problem.inference_id) == ("FilteredError", "withheld", "inf")
-    assert (odd.requested, odd.outcome, odd.usd, unknown.outcome) == (0, "failed", None, "failed")
+    assert (problem.error, problem.message, problem.inference_id) == ("FilteredError", "withheld", "inf")
+    assert (odd.requested, odd.outcome, odd.usd, unknown.outcome) == (None, "failed", None, "failed")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -317,6 +317,7 @@ def test_the_crumbs_lead_up_and_to_airflow(forged: Any, visit: Any) -> None:
 def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     forged: Any, visit: Any, tmp_path: Path
 ) -> None:
+    from airflow_provider_imagen.run_report import FailureLine
     from airflow_provider_imagen.storage.manifest import write_manifest
     from airflow_provider_imagen.storage.task_identity import Origin
 
@@ -326,7 +327,7 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     ann = visit()
 
     def look(count: int, **query: Any) -> str:
-        lines = [{"prompt_index": n, "prompt": f"bad {n}", "message": f"why {n}", "requested": 2} for n in range(count)]
+        lines = [FailureLine(prompt_index=n, prompt=f"bad {n}", message=f"why {n}", requested=2) for n in range(count)]
         write_manifest(tmp_path, origin=origin, lines=[], failures=lines)
         return ann.get(gallery.task()[0], params=gallery.task(**query)[1]).text
 
@@ -538,11 +539,11 @@ def test_cards_ask_for_previews_and_the_page_of_a_picture_for_the_file(forged: A
 def test_a_record_without_all_that_proves_a_file_opens_none(tmp_path: Path, missing: str) -> None:
     facts = {name: value for name, value in picture_file(tmp_path / "a.png").items() if name != missing}
 
-    with open_picture(Picture(TI, 0, 0, **picture_file(tmp_path / "a.png"))) as file:
+    with open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **picture_file(tmp_path / "a.png"))) as file:
         assert file.read()
-    assert not Picture(TI, 0, 0, **facts).is_stored
+    assert not Picture(ti=TI, prompt_index=0, image_index=0, **facts).is_stored
     with pytest.raises(FileUnavailableError):
-        open_picture(Picture(TI, 0, 0, **facts))
+        open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts))
 
 
 def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,11 +551,11 @@ def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypat
 
     facts = picture_file(tmp_path / "a.png")
     monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"])
-    with open_picture(Picture(TI, 0, 0, **facts)) as file:
+    with open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts)) as file:
         assert file.read()
     monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"] - 1)
     with pytest.raises(FileUnavailableError):
-        open_picture(Picture(TI, 0, 0, **facts))
+        open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts))
 
 
 @pytest.mark.parametrize(("width", "is_png"), [(0, False), (1, True), (2**31, False)])
@@ -618,8 +619,16 @@ def test_the_login_leads_back_to_the_page(forged: Any, visit: Any) -> None:
     ],
 )
 def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | None, origin: str | None) -> None:
-    picture = Picture(TI, 0, 0, url=url)
-    stored = Picture(TI, 0, 1, url="https://elsewhere.test/b.png", path="/b.png", bytes=1, sha256="0" * 64)
+    picture = Picture(ti=TI, prompt_index=0, image_index=0, url=url)
+    stored = Picture(
+        ti=TI,
+        prompt_index=0,
+        image_index=1,
+        url="https://elsewhere.test/b.png",
+        path="/b.png",
+        bytes=1,
+        sha256="0" * 64,
+    )
 
     assert remote_link(picture.url) == (url if origin else None)
     assert image_sources([stored, picture, picture]) == " ".join(sorted({"'self'", origin or "'self'"}))
@@ -635,7 +644,7 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
         "negative_prompt": None,
         "loras": [{"path": "x", "scale": 0.5}],
     }
-    picture = Picture(TI, 0, 0, prompt="a fox", model="m", seed=0)
+    picture = Picture(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
     expected = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
         "ImagenGenerateOperator(\n"
@@ -646,8 +655,8 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
     )
 
     assert snippet(picture, parameters) == expected
-    assert "num_images=4," in snippet(Picture(TI, 0, 1, prompt="a fox"), parameters)
-    bare = snippet(Picture(TI, 0, 1, prompt="a fox"), {})
+    assert "num_images=4," in snippet(Picture(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
+    bare = snippet(Picture(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
     assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
 
 

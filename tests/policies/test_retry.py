@@ -67,12 +67,12 @@ def test_wrong_arguments_fail_at_once():
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), TimeoutError()])
-def test_an_error_of_someone_else_follows_the_tasks_own_settings(error):
+def test_other_errors_follow_the_tasks_own_settings(error):
     assert decide(error) == RetryDecision.default()
 
 
 @pytest.mark.parametrize("kind", [RateLimitedError, ServerError])
-def test_the_wait_the_api_asks_for_is_the_delay(kind):
+def test_the_retry_after_of_the_api_is_the_delay(kind):
     decision = decide(kind("x", retry_after=90.0))
 
     assert (decision.action, decision.retry_delay) == (RetryAction.RETRY, timedelta(seconds=90))
@@ -80,16 +80,16 @@ def test_the_wait_the_api_asks_for_is_the_delay(kind):
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0])
-def test_without_a_wait_the_tasks_own_delay_counts(seconds):
+def test_without_retry_after_the_tasks_own_delay_counts(seconds):
     assert decide(RateLimitedError("x", retry_after=seconds)) == RetryDecision.default()
 
 
 @pytest.mark.parametrize("seconds", [1e6, 1e15, 1e300])
-def test_no_wait_is_longer_than_the_cap(seconds):
+def test_no_delay_is_longer_than_the_cap(seconds):
     assert decide(RateLimitedError("x", retry_after=seconds)).retry_delay == LONGEST_RETRY_DELAY
 
 
-def test_of_several_failed_items_one_that_may_end_better_is_enough_and_the_longest_wait_counts():
+def test_one_retryable_item_is_enough_to_retry_and_the_longest_delay_counts():
     mixed = ItemsFailedError(
         "x", failures=[AuthenticationError("a"), RateLimitedError("b", retry_after=5), ServerError("c", retry_after=70)]
     )
@@ -99,7 +99,7 @@ def test_of_several_failed_items_one_that_may_end_better_is_enough_and_the_longe
     assert decide(hopeless).action is RetryAction.FAIL
 
 
-def test_an_error_told_to_give_up_is_given_up():
+def test_an_error_marked_as_final_fails_at_once():
     error = exceptions.LostAnswerError("x")
     error.retry_helps = False
 

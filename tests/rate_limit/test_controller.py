@@ -56,7 +56,7 @@ def test_the_highest_rate_is_found(limit, latency_seconds, retry_after):
 @pytest.mark.parametrize("retry_after", [False, True])
 @pytest.mark.parametrize("spread", [0, 0.5])
 @pytest.mark.parametrize(("most", "latency_seconds"), [(2, 0.05), (8, 0.05), (2, 1), (8, 1), (32, 1), (8, 4), (32, 4)])
-def test_the_highest_number_under_way_is_found(most, latency_seconds, spread, retry_after):
+def test_the_highest_number_in_flight_is_found(most, latency_seconds, spread, retry_after):
     requests = round(most / latency_seconds * TEN_MINUTES)
     api = {"requests": min(20_000, max(2_000, requests)), "latency_seconds": latency_seconds, "spread": spread}
     known = send(Controller(concurrency=most), AtOnce(most), **api)
@@ -69,7 +69,7 @@ def test_the_highest_number_under_way_is_found(most, latency_seconds, spread, re
 
 @pytest.mark.parametrize("retry_after", [False, True])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_limit_that_falls_or_rises_is_found_again(limit, retry_after):
+def test_a_rate_limit_that_falls_or_rises_is_found_again(limit, retry_after):
     found = send(
         Controller(concurrency=64),
         LIMITS[limit](),
@@ -87,7 +87,7 @@ def test_a_limit_that_falls_or_rises_is_found_again(limit, retry_after):
     assert found.per_second(800 if is_dear else 460, 1000) > 0.88 * PER_SECOND
 
 
-def test_a_number_under_way_that_falls_or_rises_is_found_again():
+def test_an_in_flight_limit_that_falls_or_rises_is_found_again():
     found = send(
         Controller(concurrency=64),
         AtOnce(8),
@@ -104,7 +104,7 @@ def test_a_number_under_way_that_falls_or_rises_is_found_again():
 
 
 @pytest.mark.parametrize("way_seconds", [0.1, 0.5])
-def test_many_late_refusals_at_once_do_not_confuse_it(way_seconds):
+def test_many_late_refusals_at_once_are_handled(way_seconds):
     """When a limit collapses, all that is on its way comes back refused, after the count began anew."""
     found = send(
         Controller(concurrency=64),
@@ -121,7 +121,7 @@ def test_many_late_refusals_at_once_do_not_confuse_it(way_seconds):
 
 
 @pytest.mark.parametrize("limit", sorted(LIMITS.keys() - {"bucket, burst 1"}))  # there, the first to come gets it all
-def test_tasks_that_share_a_limit_use_it_up_between_them(limit):
+def test_tasks_that_share_a_limit_use_all_of_it(limit):
     first, second = send(
         [Controller(concurrency=32), Controller(concurrency=32)],
         LIMITS[limit](),
@@ -136,7 +136,7 @@ def test_tasks_that_share_a_limit_use_it_up_between_them(limit):
     assert first.share_refused(since=60) < 0.08
 
 
-def test_a_window_that_others_have_used_up_teaches_nothing_wrong():
+def test_a_window_used_up_by_others_does_not_lower_the_limits():
     limit = FixedWindow(PER_SECOND, seconds=60, used_up=True)
     found = send(Controller(concurrency=64), limit, requests=100_000, latency_seconds=1, until=600)
 
@@ -144,13 +144,13 @@ def test_a_window_that_others_have_used_up_teaches_nothing_wrong():
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03])
-def test_an_api_that_refuses_a_few_whatever_the_rate_does_not_stop_the_task(share):
+def test_occasional_429s_at_any_rate_do_not_stop_the_task(share):
     found = send(Controller(concurrency=16), Moody(share), requests=100_000, latency_seconds=1, until=1800)
 
     assert found.per_second(600, 1800) > 16 / 4
 
 
-def test_the_first_429_stops_the_whole_task_at_once_until_a_probe_is_taken():
+def test_the_first_429_stops_the_whole_task_until_a_probe_is_accepted():
     controller = Controller(concurrency=8)
     permits = [controller.acquire(0.0) for _ in range(8)]
     controller.throttle(permits[0], 0.1)
@@ -166,7 +166,7 @@ def test_the_first_429_stops_the_whole_task_at_once_until_a_probe_is_taken():
     assert controller.throttled_since is None
 
 
-def test_the_time_a_429_asks_for_is_kept_by_everyone():
+def test_the_retry_after_of_a_429_applies_to_all_threads():
     controller = Controller(concurrency=8)
     first, second = controller.acquire(0.0), controller.acquire(0.0)
     controller.throttle(first, 1.0, retry_after=30.0)
@@ -190,7 +190,7 @@ def test_pauses_grow_while_probes_are_refused():
     assert 0.1 < pauses[-1] < pauses[0] + 5
 
 
-def test_a_probe_that_is_not_refused_in_time_counts_as_taken():
+def test_a_probe_that_is_not_refused_in_time_counts_as_accepted():
     """An answer takes seconds, a refusal does not: the task does not wait for the answer."""
     controller = Controller(concurrency=8)
     controller.acquire(0.0)
@@ -236,7 +236,7 @@ def test_neither_limit_is_ever_exceeded(steps, concurrency, per_minute):
         assert sum(start > now - 60 for start in starts) <= per_minute
 
 
-def test_a_request_that_is_prepared_ahead_starts_at_its_time():
+def test_a_request_prepared_ahead_starts_on_time():
     controller = Controller(concurrency=8, requests_per_minute=60)
     first = controller.acquire(0.0)
     assert controller.delay(0.5, lead=0.4) == pytest.approx(0.104, abs=0.01)
@@ -244,7 +244,7 @@ def test_a_request_that_is_prepared_ahead_starts_at_its_time():
     assert second.start - first.start == third.start - second.start == pytest.approx(1, abs=0.01)
 
 
-def test_nothing_is_prepared_while_a_probe_is_on_its_way():
+def test_nothing_is_prepared_while_a_probe_is_in_flight():
     controller = Controller(concurrency=8)
     controller.throttle(controller.acquire(0.0), 0.5, retry_after=2.0)
     assert controller.delay(1.0, lead=2.0) == 0
@@ -254,7 +254,7 @@ def test_nothing_is_prepared_while_a_probe_is_on_its_way():
     assert controller.delay(2.4, lead=2.0) > 0
 
 
-def test_a_probe_that_is_not_sent_yet_keeps_what_a_late_429_asks_for():
+def test_a_probe_that_is_not_sent_yet_respects_the_retry_after_of_a_late_429():
     controller = Controller(concurrency=8)
     first, late = controller.acquire(0.0), controller.acquire(0.0)
     controller.throttle(first, 0.5, retry_after=2.0)
@@ -265,7 +265,7 @@ def test_a_probe_that_is_not_sent_yet_keeps_what_a_late_429_asks_for():
     assert controller.delay(2.45) == 9.0
 
 
-def test_what_is_held_up_by_a_429_and_not_sent_counts_for_nothing():
+def test_requests_held_up_by_a_429_and_not_sent_do_not_count():
     controller = Controller(concurrency=3)
     sent, unsent = controller.acquire(0.0), controller.acquire(0.0)
     controller.throttle(sent, 0.1)
@@ -281,7 +281,7 @@ def test_what_is_held_up_by_a_429_and_not_sent_counts_for_nothing():
     assert controller.throttled_since is None
 
 
-def test_after_an_idle_time_requests_are_still_spaced():
+def test_requests_are_still_spaced_after_an_idle_period():
     controller = Controller(concurrency=8, requests_per_minute=60)
     for now in (0.0, 100.0):
         assert controller.delay(now) == 0

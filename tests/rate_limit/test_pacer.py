@@ -76,7 +76,7 @@ def test_never_more_than_concurrency_are_in_flight_and_no_fewer(concurrency):
     assert most_in_flight(new_pacer(concurrency=concurrency), awaited=concurrency) == concurrency
 
 
-def test_a_429_holds_everybody_for_the_time_it_asks_for():
+def test_a_429_holds_all_requests_for_its_retry_after():
     clock = Clock()
     pacer = new_pacer(concurrency=8, clock=clock)
     with pytest.raises(RateLimitedError), permit_of(pacer):
@@ -96,7 +96,7 @@ def test_a_429_holds_everybody_for_the_time_it_asks_for():
     thread.join()
 
 
-def test_it_is_known_for_how_long_everything_was_refused():
+def test_the_duration_of_a_run_of_refusals_is_known():
     clock = Clock()
     pacer = new_pacer(concurrency=8, clock=clock)
     assert pacer.refused_for_seconds == 0
@@ -110,14 +110,14 @@ def test_it_is_known_for_how_long_everything_was_refused():
     assert pacer.refused_for_seconds == 0
 
 
-def test_any_other_error_slows_nobody_down():
+def test_other_errors_do_not_slow_the_task_down():
     pacer = new_pacer(concurrency=8, clock=Clock())
     with pytest.raises(ServerError), permit_of(pacer):
         raise ServerError("503")
     assert most_in_flight(pacer, awaited=8) == 8
 
 
-def test_the_log_says_once_that_the_api_limits_the_task(caplog):
+def test_the_rate_limit_is_logged_once(caplog):
     clock = Clock()
     pacer = new_pacer(concurrency=8, clock=clock)
     for _ in range(3):
@@ -147,7 +147,7 @@ def test_requests_per_minute_are_spaced_evenly():
     assert all(later - earlier >= 9.5 for earlier, later in pairwise(starts))
 
 
-def test_waiting_for_a_permit_ends_when_the_task_is_cancelled():
+def test_waiting_for_a_permit_ends_on_cancellation():
     stop = threading.Event()
     pacer = new_pacer(concurrency=1, check=raise_if(stop))
     threading.Timer(0.1, stop.set).start()
@@ -157,7 +157,7 @@ def test_waiting_for_a_permit_ends_when_the_task_is_cancelled():
     assert time.monotonic() - began < 30
 
 
-def test_a_permit_is_given_back_when_its_request_fails():
+def test_a_permit_is_released_when_its_request_fails():
     pacer = new_pacer(concurrency=1)
     with pytest.raises(ValueError, match="x"), permit_of(pacer):
         raise ValueError("x")
@@ -198,7 +198,7 @@ class Preparing:
         return self.prepared[-1]
 
 
-def test_what_takes_a_while_before_a_request_is_done_ahead_of_its_start():
+def test_slow_preparation_is_done_ahead_of_the_start():
     clock = Clock()
     pacer = new_pacer(concurrency=1, requests_per_minute=6, clock=clock)
     preparing = Preparing(clock, 2.0)
@@ -214,7 +214,7 @@ def test_what_takes_a_while_before_a_request_is_done_ahead_of_its_start():
     assert clock.now >= permit + 10
 
 
-def test_what_was_prepared_is_undone_when_others_are_refused_before_its_start_and_done_again():
+def test_preparation_is_undone_and_redone_if_others_are_refused_before_the_start():
     clock = Clock()
     pacer = new_pacer(concurrency=2, clock=clock)
     preparing = Preparing(clock, 0)
@@ -231,7 +231,7 @@ def test_what_was_prepared_is_undone_when_others_are_refused_before_its_start_an
     assert preparing.undone == preparing.prepared[:1]
 
 
-def test_what_was_prepared_too_long_ago_is_prepared_anew():
+def test_a_stale_preparation_is_redone():
     clock = Clock()
     pacer = new_pacer(concurrency=1, clock=clock)
     preparing = Preparing(clock, 31)
@@ -246,7 +246,7 @@ def test_what_was_prepared_too_long_ago_is_prepared_anew():
     assert preparing.undone == preparing.prepared[:1]
 
 
-def test_what_was_prepared_is_undone_when_the_task_is_cancelled_before_its_start():
+def test_preparation_is_undone_if_the_task_is_cancelled_before_the_start():
     clock, stop = Clock(), threading.Event()
     pacer = new_pacer(concurrency=1, check=raise_if(stop), clock=clock)
     preparing = Preparing(clock, 0)
@@ -260,7 +260,7 @@ def test_what_was_prepared_is_undone_when_the_task_is_cancelled_before_its_start
     assert preparing.undone == preparing.prepared == [clock.now]
 
 
-def test_a_preparation_that_fails_gives_its_start_back():
+def test_a_failed_preparation_gives_its_permit_back():
     pacer = new_pacer(concurrency=1)
 
     def fail() -> None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from memory_store import MemoryStore
 
-from airflow_provider_imagen.api.responses import AnsweredPicture, Generation
+from airflow_provider_imagen.api.responses import GeneratedImage, Generation
 from airflow_provider_imagen.exceptions import LostAnswerError, ModelWithdrawnError
+from airflow_provider_imagen.image_record import StoredFile
 from airflow_provider_imagen.journal.log import Journal, read_journal
-from airflow_provider_imagen.journal.records import StoredFile
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import make_plan
-from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+    from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.run.plan import Plan
-    from airflow_provider_imagen.run.results import RunResult
+    from airflow_provider_imagen.run.results import ReceivedResponse, RunResult
 
 Step = "Callable[[FakePorts, ImageRequest, str], Generation]"
 
@@ -115,9 +117,10 @@ class FakePorts:
         return b"bytes of " + url.encode()
 
     def save(
-        self, data: bytes, *, item: Any, image_index: int, response: Any, image: Any, announce: Any = None
+        self, data: bytes, received: ReceivedResponse, position: int, before_write: Callable[[StoredFile], None]
     ) -> StoredFile:
-        name = f"{item.index:03}-{image_index}.png"
+        image = (received.item.index, received.target.index_of(position))
+        name = f"{image[0]:03}-{image[1]}.png"
         stored = StoredFile(
             path=f"/out/{name}",
             file_name=name,
@@ -127,21 +130,20 @@ class FakePorts:
             width=1,
             height=1,
         )
-        if announce is not None:
-            announce(stored)
+        before_write(stored)
         if self.save_error is not None:
             raise self.save_error
         with self._lock:
-            assert name not in self.files or (item.index, image_index) in self.saved, "a name was given twice"
+            assert name not in self.files or image in self.saved, "a name was given twice"
             self.files[name] = data
-            self.saved.append((item.index, image_index))
+            self.saved.append(image)
         return stored
 
-    def is_stored(self, stored: StoredFile) -> bool:
-        return stored.file_name in self.files
+    def is_stored(self, file: StoredFile) -> bool:
+        return file.file_name in self.files
 
-    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
-        return stored if self.is_stored(stored) else None
+    def keep(self, file: StoredFile) -> StoredFile | None:
+        return file if self.is_stored(file) else None
 
     def find_missing(self, stored: Any) -> list[StoredFile]:
         return [each for each in stored if each.file_name not in self.files]
@@ -175,7 +177,7 @@ def pictures(
         query = "?sig=hush-hush" if signed else ""
         return Generation(
             pictures=tuple(
-                AnsweredPicture(
+                GeneratedImage(
                     url=None
                     if inline or place in broken
                     else f"https://cdn.test/{client_request_id}/{place}.png{query}",
@@ -226,7 +228,7 @@ class World:
         self.api_key = "5ec2e7" * 5
         self.cancellation = Cancellation()
         self.grace_seconds = 0.5
-        self.reports: list[dict[str, Any]] = []
+        self.reports: list[ImageRecord] = []
         self.journal: Journal | None = None
 
     def plan(self, prompts: Any, *, price: Decimal | None = PRICE, fallback_models: Any = (), **arguments: Any) -> Plan:
@@ -242,7 +244,7 @@ class World:
         """Make one try."""
         if not hasattr(plan, "slots"):
             plan = self.plan(plan)
-        on_picture = options.pop("on_picture", lambda record, seconds, done: self.reports.append(record))
+        on_image = options.pop("on_image", lambda record, seconds, done: self.reports.append(record))
         options = {"lost_answer_patience_seconds": 0.0, "first_wait_seconds": 0.005} | options
         self.grace_seconds = options.pop("grace_seconds", 0.5)
         options = {"rate_limit_patience_seconds": 2.0} | options
@@ -251,12 +253,13 @@ class World:
         try:
             return Run(
                 plan=plan,
-                ports=self.ports,
+                api=self.ports,
+                sink=self.ports if self.ports.stores else None,
                 journal=journal,
                 options=RunOptions(**options),
-                links=UrlEncryption(self.api_key),
+                encryption=UrlEncryption(self.api_key),
                 cancellation=self.cancellation,
-                on_picture=on_picture,
+                on_image=on_image,
             ).execute()
         finally:
             journal.close()

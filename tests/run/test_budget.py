@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.exceptions import BudgetExceededError, StoppedError
+from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.records import (
     ChargeLost,
     Finished,
@@ -21,7 +22,6 @@ from airflow_provider_imagen.journal.records import (
     Missing,
     PresumedUnbilled,
     Response,
-    ResponseImage,
     Target,
 )
 from airflow_provider_imagen.run.budget import Budget, Reservation, reservation_for

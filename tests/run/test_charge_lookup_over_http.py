@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.exceptions import AuthenticationError, LostAnswerError, StoppedError
-from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.charge_lookup import ChargeLookup
 from airflow_provider_imagen.sandbox import Fault
 
@@ -52,12 +52,12 @@ def lose(client, sandbox, name, *, billed):
 
 
 def lookup(client, *, patience=5.0, wait=time.sleep):
-    ports = Adapters(client=client, downloader=Downloader(allow_private_hosts=True), sink=None)
+    api = ApiAdapter(client=client, downloader=Downloader(allow_private_hosts=True))
     return ChargeLookup(
-        iter_request_logs=ports.iter_request_logs,
+        iter_request_logs=api.iter_request_logs,
         wait=wait,
         patience_seconds=patience,
-        clock_offset_seconds=lambda: ports.clock_offset_seconds,
+        clock_offset_seconds=lambda: api.clock_offset_seconds,
     )
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from airflow_provider_imagen.journal.records import RequestState, Response, ResponseImage, StoredFile
+from airflow_provider_imagen.image_record import ResponseImage, StoredFile
+from airflow_provider_imagen.journal.records import RequestState, Response, Target
 from airflow_provider_imagen.run.image_sink import ImageSink
-from airflow_provider_imagen.run.plan import make_plan, place_of
+from airflow_provider_imagen.run.plan import make_plan
+from airflow_provider_imagen.run.results import ReceivedResponse
 from airflow_provider_imagen.storage.task_identity import Origin
 
 ONE_BY_ONE = "dall-e-3"
@@ -23,12 +25,12 @@ def plan_of(images: int, model: str = ONE_BY_ONE):
     return make_plan(prompt="a", arguments={"model": model, "num_images": images}, can_store=True)
 
 
-def sink_of(plan, folder: Path, entries, **options) -> ImageSink:
+def sink_of(plan, folder: Path, requests, **options) -> ImageSink:
     return ImageSink(
         folder=folder,
         open_path=Path,
         plan=plan,
-        entries=entries,
+        requests=requests,
         origin=Origin(dag_id="dag", task_id="task", run_id="run"),
         filename="{identity}-{index}-{image}",
         **options,
@@ -46,7 +48,11 @@ def keep(sink: ImageSink, plan, image_index: int) -> StoredFile:
     response = Response(
         key="a#1", client_request_id="id", images=(image,), usd=Decimal("0.04"), model=ONE_BY_ONE, at=0.0
     )
-    return sink.save(png(), item=plan.items[0], image_index=image_index, response=response, image=image)
+    return sink.save(png(), ReceivedResponse("a#1", 0, plan.items[0], target_of(image_index), response), 0)
+
+
+def target_of(image_index: int) -> Target:
+    return Target(prompt_index=0, image_index=image_index, images=1, prompt_images=3, prompt="a")
 
 
 @pytest.mark.parametrize(
@@ -59,15 +65,7 @@ def keep(sink: ImageSink, plan, image_index: int) -> StoredFile:
 def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, places):
     plan = plan_of(3, model)
     assert [
-        [
-            place_of(
-                number,
-                images=slot.choices[0][0].request.expected_images,
-                first_image=slot.first_image,
-                prompt_images=plan.items[0].images,
-            )
-            for number in range(len(expected))
-        ]
+        [slot.alternatives[0][0].target.index_of(position) for position in range(len(expected))]
         for slot, expected in zip(plan.slots, places, strict=True)
     ] == places
 
@@ -75,10 +73,10 @@ def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, place
 def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tmp_path):
     """The first answer brought a picture too many; then the author asks for more."""
     plan = plan_of(3)
-    extra = place_of(1, images=1, first_image=0, prompt_images=3)
+    extra = target_of(0).index_of(1)
     first_try = sink_of(plan, tmp_path, {})
     stored = [keep(first_try, plan, image_index) for image_index in (0, 1, 2, extra)]
-    keys = [unit.key for unit in plan.units]
+    keys = [unit.key for unit in plan.requests]
     entries = {
         keys[0]: RequestState(files={0: stored[0], 1: stored[3]}),
         keys[1]: RequestState(files={0: stored[1]}),
@@ -106,7 +104,7 @@ def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_a
         (folder / "a.png").write_bytes(png())
     sink = sink_of(plan, now, {}, stored_folders=[first, now])
     for folder in (now, first):
-        kept = sink.keep_stored(stored_at(folder / "a.png", "a.png"))
+        kept = sink.keep(stored_at(folder / "a.png", "a.png"))
         assert (kept.path, kept.file_name) == (str(now / "a.png"), "a.png")
     for path, file_name in (
         (private / "a.png", "a.png"),
@@ -116,9 +114,9 @@ def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_a
     ):
         stored = stored_at(path, file_name)
         assert not sink.is_stored(stored)
-        assert sink.keep_stored(stored) is None
-    assert sink.keep_stored(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
-    assert sink_of(plan, now, {}).keep_stored(stored_at(private / "a.png", "a.png")) is not None
+        assert sink.keep(stored) is None
+    assert sink.keep(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
+    assert sink_of(plan, now, {}).keep(stored_at(private / "a.png", "a.png")) is not None
 
 
 def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
@@ -128,5 +126,5 @@ def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
     link = tmp_path / "out" / "a.png"
     link.symlink_to(private)
     sink = sink_of(plan_of(1), tmp_path / "out", {})
-    assert sink.keep_stored(stored_at(link, "a.png")) is None
+    assert sink.keep(stored_at(link, "a.png")) is None
     assert sink.find_missing([stored_at(link, "a.png")]) == [stored_at(link, "a.png")]

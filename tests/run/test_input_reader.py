@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk.io import attach
 from PIL import Image
 
-from airflow_provider_imagen.catalogue.input_images import MAX_INLINE_BYTES, PictureFile, kind_of
+from airflow_provider_imagen.catalogue.input_images import MAX_INLINE_BYTES, ImageFile, reference_kind
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, InvalidRequestError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
@@ -65,7 +65,7 @@ class Disk:
         return {problem.field: problem.allowed for problem in caught.value.problems}
 
     def request(self, **arguments):
-        (unit,) = self.plan(**arguments).units
+        (unit,) = self.plan(**arguments).requests
         return unit.request
 
     def wire(self, **arguments):
@@ -143,7 +143,7 @@ def test_each_item_may_have_its_own_pictures(disk):
     plan = disk.plan(
         [{"prompt": "a", "input_images": one}, {"prompt": "b", "input_images": two}, "c"], input_images=LINK
     )
-    pictures = [unit.request.body["image_url"] for unit in plan.units]
+    pictures = [unit.request.body["image_url"] for unit in plan.requests]
     assert [getattr(picture, "address", picture) for picture in pictures] == [one, two, LINK]
 
 
@@ -151,7 +151,7 @@ def test_each_item_may_have_its_own_pictures(disk):
     ("text", "field", "kind"),
     [
         ("data:image/png;base64,AAAA", "input_images", "data"),
-        ("HTTPS://host/cat.png", "input_images", "link"),
+        ("HTTPS://host/cat.png", "input_images", "url"),
         ("s3://bucket/cat.png", "image", "path"),
         ("iVBORw0KGgoAAAANSUhEUgAA", "image", "base64"),
         ("iVBORw0KGgoAAAANSUhEUgAA", "input_images", "path"),
@@ -159,7 +159,7 @@ def test_each_item_may_have_its_own_pictures(disk):
     ],
 )
 def test_what_a_text_stands_for(text, field, kind):
-    assert kind_of(text, field=field) == kind
+    assert reference_kind(text, field=field) == kind
 
 
 # ---------------------------------------------------------------- refused before paying
@@ -171,9 +171,9 @@ def test_everything_that_is_wrong_with_the_pictures_is_told_at_once(disk):
         model="bytedance/seedream-4-5",
         input_images=[str(disk.folder / "none.png"), html, cut, {"caption": "x"}, 5, {"manifest": "m", "count": 9}],
     )
-    assert problems["input_images[0]"] == "there is no such file"
+    assert problems["input_images[0]"] == "the file does not exist"
     assert "HTML" in problems["input_images[1]"]
-    assert "cut off or damaged" in problems["input_images[2]"]
+    assert "truncated or corrupt" in problems["input_images[2]"]
     assert "a record with path or url" in problems["input_images[3]"]
     assert "a record with path or url" in problems["input_images[4]"]
     assert "manifest" in problems["input_images[5]"]
@@ -181,20 +181,20 @@ def test_everything_that_is_wrong_with_the_pictures_is_told_at_once(disk):
 
 def test_problems_of_an_item_name_the_item(disk):
     problems = disk.refuse([{"prompt": "a", "input_images": LINK}, {"prompt": "b", "input_images": "nowhere.png"}])
-    assert problems == {"prompt[1].input_images": "there is no such file"}
+    assert problems == {"prompt[1].input_images": "the file does not exist"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"input_images": [LINK] * 5}, "flux/kontext-pro/image-to-image takes at most 4 pictures, this has 5"),
-        ({"model": "reve/edit-image", "input_images": [LINK] * 2}, "takes one picture, this has 2"),
-        ({"model": GPT, "input_images": [LINK] * 17}, "takes at most 16 pictures, this has 17"),
-        ({"model": "flux/schnell", "input_images": LINK}, "flux/schnell takes no pictures and would ignore them"),
-        ({"input_images": []}, "at least one picture is needed"),
-        ({"input_images": LINK, "image_url": LINK}, "give either input_images or image_url, not both"),
+        ({"input_images": [LINK] * 5}, "flux/kontext-pro/image-to-image takes at most 4 images; 5 were given"),
+        ({"model": "reve/edit-image", "input_images": [LINK] * 2}, "takes one image; 2 were given"),
+        ({"model": GPT, "input_images": [LINK] * 17}, "takes at most 16 images; 17 were given"),
+        ({"model": "flux/schnell", "input_images": LINK}, "flux/schnell takes no input images and would ignore them"),
+        ({"input_images": []}, "at least one image is needed"),
+        ({"input_images": LINK, "image_url": LINK}, "set either input_images or image_url, not both"),
         ({"input_images": "data:text/plain;base64,AAAA"}, "a data URI"),
-        ({"model": "some/new-model", "input_images": LINK}, "give its pictures in its own field"),
+        ({"model": "some/new-model", "input_images": LINK}, "pass its images in its own field"),
     ],
 )
 def test_what_the_model_does_not_take_is_refused_under_the_name_the_author_used(disk, arguments, sentence):
@@ -239,7 +239,7 @@ def special(disk):
 @pytest.mark.parametrize("kind", ["pipe", "socket", "zero", "stdin"])
 def test_only_regular_files_are_read(disk, special, kind):
     """A pipe would block its reader for ever, and /dev/zero fill the memory."""
-    assert "only a regular file is allowed" in disk.refuse(input_images=special(kind))["input_images"]
+    assert "a regular file is required" in disk.refuse(input_images=special(kind))["input_images"]
 
 
 @pytest.mark.timeout(20)
@@ -248,7 +248,7 @@ def test_a_file_that_has_become_a_pipe_since_is_not_waited_for(disk):
     request = disk.request(input_images=path)
     Path(path).unlink()
     os.mkfifo(path)
-    with pytest.raises(StorageError, match="has changed since"):
+    with pytest.raises(StorageError, match="was changed after"):
         disk.reader.wire(request)
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_states_no_size_is_read_up_to_the_limit(disk, monkeypatch):
 )
 def test_an_error_quotes_nothing_of_a_file(disk, data):
     problem = disk.refuse(input_images=disk.put("secret.png", data))["input_images"]
-    assert "a picture is needed" in problem
+    assert "an image is required" in problem
     assert "hush" not in problem
     assert data[:8].hex() not in problem
     assert str(len(data)) not in problem
@@ -325,7 +325,7 @@ def test_a_file_replaced_by_a_link_after_the_check_is_not_sent(confined):
     request = confined.request(input_images=path)
     Path(path).unlink()
     Path(path).symlink_to(secret)
-    with pytest.raises(StorageError, match="has changed since"):
+    with pytest.raises(StorageError, match="was changed after"):
         confined.reader.wire(request)
 
 
@@ -358,15 +358,15 @@ def test_a_root_may_be_in_an_object_store(disk, root, address, is_allowed):
 
 
 def test_stored_pictures_of_one_json_request_are_limited_together():
-    big = PictureFile("s3://b/x.png", "0" * 64, MAX_INLINE_BYTES // 2 + 1, "image/png", 10, 10)
-    with pytest.raises(InvalidArgumentsError, match="64,000,000 bytes of stored pictures"):
+    big = ImageFile("s3://b/x.png", "0" * 64, MAX_INLINE_BYTES // 2 + 1, "image/png", 10, 10)
+    with pytest.raises(InvalidArgumentsError, match="64,000,000 bytes of stored images"):
         build_requests({"model": KONTEXT, "prompt": "a", "input_images": [big, big]}, can_store=True)
     assert build_requests({"model": GPT, "prompt": "a", "input_images": [big, big]}, can_store=True)
 
 
 def test_a_mask_of_another_size_is_refused(disk):
     problems = disk.refuse(model=GPT, input_images=disk.put("a.png"), mask=disk.put("m.png", size=(9, 9)))
-    assert problems == {"mask": "a mask has the size of the first picture, 40x30; this one is 9x9"}
+    assert problems == {"mask": "a mask must have the size of the first image, 40x30; this one is 9x9"}
 
 
 def test_a_path_of_a_store_nobody_speaks_is_told(disk):
@@ -390,16 +390,16 @@ def test_a_store_that_is_away_is_no_wrong_argument(disk):
 
 def test_the_same_picture_elsewhere_is_the_same_request_and_a_changed_one_another(disk):
     one, two = disk.put("one.png"), disk.put("two.png")
-    first = next(disk.plan(input_images=one).units).key
-    assert next(disk.plan(input_images=two).units).key == first
+    first = next(disk.plan(input_images=one).requests).key
+    assert next(disk.plan(input_images=two).requests).key == first
     disk.put("one.png", color=(1, 1, 1))
-    assert next(disk.plan(input_images=one).units).key != first
+    assert next(disk.plan(input_images=one).requests).key != first
 
 
 def test_a_file_that_many_items_name_is_read_once(disk):
     path = disk.put("cat.png")
     plan = disk.plan([f"prompt {number}" for number in range(200)], input_images=[path, path])
-    assert len(list(plan.units)) == 200
+    assert len(list(plan.requests)) == 200
     assert disk.opened == [path]
 
 
@@ -434,11 +434,11 @@ def test_a_file_that_changed_since_is_not_sent(disk):
     path = disk.put("cat.png")
     request = disk.request(input_images=path)
     disk.put("cat.png", color=(9, 9, 9))
-    with pytest.raises(StorageError, match="has changed since") as caught:
+    with pytest.raises(StorageError, match="was changed after") as caught:
         disk.reader.wire(request)
     assert caught.value.retry_helps
     Path(path).unlink()
-    with pytest.raises(StorageError, match="is gone"):
+    with pytest.raises(StorageError, match="was deleted"):
         disk.reader.wire(request)
 
 

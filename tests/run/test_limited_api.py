@@ -13,9 +13,10 @@ from airflow_provider_imagen.download.downloader import Downloader
 from airflow_provider_imagen.exceptions import BudgetExceededError, ChargedButLostError, RateLimitedError
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.plan import make_plan
-from airflow_provider_imagen.run.runner import Run, RunOptions
+from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import Fault, Sandbox
 
@@ -54,10 +55,11 @@ def run(limited, memory_store):
         try:
             return Run(
                 plan=plan,
-                ports=Adapters(client=client, downloader=Downloader(allow_private_hosts=True), sink=None),
+                api=ApiAdapter(client=client, downloader=Downloader(allow_private_hosts=True)),
+                sink=None,
                 journal=journal,
                 options=RunOptions(**options),
-                links=UrlEncryption(limited.api_key),
+                encryption=UrlEncryption(limited.api_key),
                 cancellation=Cancellation(),
             ).execute()
         finally:
@@ -83,7 +85,7 @@ def test_every_picture_is_made_and_billed_once_whatever_the_limit(limited, memor
     result = run(concurrency=16)
 
     assert len(result.made) == PICTURES
-    assert result.halt is None
+    assert result.abort_reason is None
     assert sorted(charge.prompt for charge in limited.ledger()) == sorted(f"picture {n}" for n in range(PICTURES))
     answers = Counter(seen.status for seen in limited.seen(PATH))
     assert answers[200] == PICTURES
@@ -122,7 +124,7 @@ def test_an_api_that_answers_nothing_but_429_ends_the_try_with_that_error(limite
     limited.configure(requests_per_minute=0)
     result = run(concurrency=4, rate_limit_patience_seconds=0.5)
 
-    assert isinstance(result.halt, RateLimitedError)
+    assert isinstance(result.abort_reason, RateLimitedError)
     assert result.made == []
     assert limited.ledger() == []
     assert len(limited.seen(PATH)) < 40
@@ -141,8 +143,8 @@ def test_a_request_that_is_always_refused_costs_no_other_picture(limited, run):
 
     (failure,) = result.failures
     assert (failure.item.index, type(failure.error)) == (0, RateLimitedError)
-    assert [made.answered.item.index for made in result.made] == list(range(1, 30))
-    assert result.halt is None
+    assert [made.received.item.index for made in result.made] == list(range(1, 30))
+    assert result.abort_reason is None
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
@@ -157,8 +159,8 @@ def test_a_refusal_that_states_a_cost_is_money_lost_and_is_not_sent_again(limite
     (lost,) = [charge for charge in limited.ledger() if charge.prompt == "picture 1"]
     assert (result.usd_spent, result.usd_lost) == (sum(charge.usd for charge in limited.ledger()), lost.usd)
     (line,) = result.failure_lines()
-    assert (line["client_request_id"], line["inference_id"]) == (lost.client_request_id, lost.inference_id)
-    assert (line["status"], line["usd"]) == (status, float(lost.usd))
+    assert (line.client_request_id, line.inference_id) == (lost.client_request_id, lost.inference_id)
+    assert (line.status, line.usd) == (status, float(lost.usd))
     again = run(pictures=3, concurrency=1)
     assert (again.usd_spent, again.usd_lost) == (result.usd_spent, lost.usd)
     assert [type(failure.error) for failure in again.failures] == [ChargedButLostError]
@@ -171,7 +173,7 @@ def test_a_cap_holds_over_the_wire_though_the_real_price_is_another_than_quoted(
     for _ in range(attempts):
         result = run(pictures=30, quoted_usd=quoted_usd, concurrency=16, max_usd=Decimal("0.31"))
         assert result.usd_spent == sum(charge.usd for charge in limited.ledger()) == 7 * Decimal("0.042")
-        assert isinstance(result.halt, BudgetExceededError)
+        assert isinstance(result.abort_reason, BudgetExceededError)
         assert len(result.made) == 7
 
 

@@ -17,7 +17,7 @@ def test_a_seed_of_any_kind_leaves_a_journal_that_the_next_attempt_can_read(worl
     plan = world.plan(["a", "b"], model="somebody/new-model", seed=seed)
     world.run(plan)
     result = world.run(plan)
-    assert (len(result.made), result.adopted) == (2, 1)
+    assert (len(result.made), result.reused) == (2, 1)
     assert [prompt for prompt, _ in world.ports.posts].count("a") == 1
 
 
@@ -26,7 +26,7 @@ def test_a_cost_of_any_size_leaves_a_journal_that_the_next_attempt_can_read(worl
     world.ports.script("a", steps.pictures(usd=Decimal(usd)))
     world.run(["a"])
     result = world.run(["a"])
-    assert (result.adopted, result.usd_spent) == (1, Decimal(usd))
+    assert (result.reused, result.usd_spent) == (1, Decimal(usd))
 
 
 @pytest.mark.parametrize("usd", [None, 0.0])

@@ -22,7 +22,7 @@ def plan(prompt, *, fallback_models=(), can_store=True, **arguments):
 
 
 def keys(made):
-    return [unit.key for unit in made.units]
+    return [unit.key for unit in made.requests]
 
 
 @pytest.mark.parametrize("prompt", ["a fox", {"prompt": "a fox"}, ["a fox"], [{"prompt": "a fox"}], ("a fox",)])
@@ -35,8 +35,8 @@ def test_an_item_overrides_the_arguments_of_all():
     assert [item.images for item in made.items] == [4, 2]
     assert [item.name for item in made.items] == ["first", None]
     assert made.images == 6
-    assert [unit.expected_usd for unit in made.units] == [Decimal("0.16"), Decimal("0.08")]
-    assert "name" not in made.slots[0].choices[0][0].request.body
+    assert [unit.quoted_usd for unit in made.requests] == [Decimal("0.16"), Decimal("0.08")]
+    assert "name" not in made.slots[0].alternatives[0][0].request.body
 
 
 def test_equal_requests_have_their_own_keys_and_the_same_ones_in_every_try():
@@ -50,8 +50,10 @@ def test_naming_a_fallback_later_renames_nothing_that_was_bought():
     prompts = [{"prompt": "x", "model": "imagen-3.0-generate-002"}, {"prompt": "x", "model": "flux/dev"}]
     first = plan(prompts)
     second = plan(prompts, fallback_models=["flux/dev"])
-    assert [slot.choices[0][0].key for slot in second.slots] == [slot.choices[0][0].key for slot in first.slots]
-    every = [unit.key for unit in second.units]
+    assert [slot.alternatives[0][0].key for slot in second.slots] == [
+        slot.alternatives[0][0].key for slot in first.slots
+    ]
+    every = [unit.key for unit in second.requests]
     assert len(every) == len(set(every))
 
 
@@ -91,26 +93,30 @@ def test_what_is_no_name_is_refused_with_its_place(name):
 
 def test_a_model_without_a_count_gets_a_slot_per_picture():
     made = plan("a", model="openai/gpt-image-1", num_images=3)
-    assert [(slot.first_image, slot.images) for slot in made.slots] == [(0, 1), (1, 1), (2, 1)]
+    assert [(slot.alternatives[0][0].target.image_index, slot.images) for slot in made.slots] == [
+        (0, 1),
+        (1, 1),
+        (2, 1),
+    ]
     assert made.items[0].images == 3
 
 
 def test_a_fallback_model_makes_as_many_pictures_in_its_own_words():
     made = plan("a", num_images=3, fallback_models=["openai/gpt-image-1"])
     (slot,) = made.slots
-    assert [sum(unit.request.expected_images for unit in units) for units in slot.choices] == [3, 3]
-    assert [len(units) for units in slot.choices] == [1, 3]
-    assert [unit.model for unit in made.units] == [MODEL, *["openai/gpt-image-1"] * 3]
+    assert [sum(unit.request.expected_images for unit in units) for units in slot.alternatives] == [3, 3]
+    assert [len(units) for units in slot.alternatives] == [1, 3]
+    assert [unit.model for unit in made.requests] == [MODEL, *["openai/gpt-image-1"] * 3]
 
 
 def test_a_count_given_in_the_first_models_own_word_fits_the_fallback_too():
     made = plan("a", model="x-ai/grok-imagine-image", n=2, fallback_models=[MODEL])
-    assert made.slots[0].choices[1][0].request.body["num_images"] == 2
+    assert made.slots[0].alternatives[1][0].request.body["num_images"] == 2
 
 
 def test_nobody_asks_an_unknown_fallback_model_for_a_count_that_was_not_given():
     made = plan("a", fallback_models=["someone/new-model"])
-    assert "num_images" not in made.slots[0].choices[1][0].request.body
+    assert "num_images" not in made.slots[0].alternatives[1][0].request.body
 
 
 def test_all_problems_of_all_items_are_told_at_once_but_a_shared_one_once():

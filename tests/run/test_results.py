@@ -16,12 +16,13 @@ from airflow_provider_imagen.exceptions import (
     ImagenError,
     InvalidRequestError,
 )
+from airflow_provider_imagen.image_record import ResponseImage, StoredFile
 from airflow_provider_imagen.journal.log import read_journal
-from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
+from airflow_provider_imagen.journal.records import Response, Target
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-from airflow_provider_imagen.run.plan import Item
+from airflow_provider_imagen.run.plan import PromptItem
 from airflow_provider_imagen.run.replay import previous_result
-from airflow_provider_imagen.run.results import Answered, Failure, Made
+from airflow_provider_imagen.run.results import Failure, FinishedImage, ReceivedResponse
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -46,7 +47,8 @@ RECORD_FIELDS = {
 
 
 def test_a_record_has_the_documented_fields_and_is_plain_json(world):
-    (record,) = world.run({"prompt": "a", "seed": 7}).records
+    (image,) = world.run({"prompt": "a", "seed": 7}).records
+    record = image.to_json()
     assert set(record) == RECORD_FIELDS
     assert json.loads(json.dumps(record)) == record
     assert (record["seed"], record["usd"], record["path"]) == (7, 0.04, "/out/000-0.png")
@@ -56,7 +58,7 @@ def test_a_stored_picture_never_hands_a_signature_on(world, steps):
     world.ports.script("a", steps.pictures(signed=True))
     result = world.run("a")
     assert result.urls == ["/out/000-0.png"]
-    assert "?" not in result.records[0]["url"]
+    assert "?" not in result.records[0].url
 
 
 def test_the_urls_are_the_apis_own_unless_the_picture_came_without_one(world, steps):
@@ -70,8 +72,8 @@ def test_a_picture_that_was_not_stored_has_its_url_whole_and_nothing_of_a_file(w
     world.ports.stores = False
     world.ports.script("a", steps.pictures(signed=True))
     (record,) = world.run("a").records
-    assert record["url"].endswith("?sig=hush-hush")
-    assert {name for name, value in record.items() if value is None} == {
+    assert record.url.endswith("?sig=hush-hush")
+    assert {name for name, value in record.to_json().items() if value is None} == {
         *("path", "width", "height", "mime_type", "bytes", "sha256", "seed", "enhanced_prompt")
     }
 
@@ -82,7 +84,7 @@ def test_pictures_that_are_all_marked_as_filtered_are_told_from_an_empty_answer(
     result = world.run([{"prompt": name, "num_images": 2} for name in ("marked", "empty")])
     assert [type(failure.error) for failure in result.failures] == [FilteredError, EmptyResultError]
     assert "2 of them marked as filtered" in str(result.failures[0].error)
-    assert "withheld 2 of 2 pictures" in str(result.failures[0].error)
+    assert "withheld 2 of 2 images" in str(result.failures[0].error)
 
 
 def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
@@ -90,7 +92,7 @@ def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
     for name in names:
         world.ports.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
     lines = world.run(names).table(limit=20).splitlines()
-    assert lines[0] == f"[0] 00 {'very long ' * 5}very l…: 0 of 1 made; InvalidRequestError: no"
+    assert lines[0] == f"[0] 00 {'very long ' * 5}very l…: 0 of 1 generated; InvalidRequestError: no"
     assert (len(lines), lines[-1]) == (21, "… and 5 more")
 
 
@@ -106,16 +108,16 @@ def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps)
     state = read_journal(world.store)
     gone = {"004-0.png", "005-0.png"}
     result = previous_result(
-        state, plan=None, links=UrlEncryption(world.api_key), is_there=lambda file: file.file_name not in gone
+        state, plan=None, encryption=UrlEncryption(world.api_key), is_there=lambda file: file.file_name not in gone
     )
-    found = [(record["prompt"], record["image_index"], record["path"]) for record in result.records]
+    found = [(record.prompt, record.image_index, record.path) for record in result.records]
     assert found == [("signed", 0, "/out/002-0.png"), ("inline", 1, "/out/004-1.png"), ("plain", 0, None)]
     assert result.records[0] == ran.records[0]
     assert result.urls[2].startswith("https://cdn.test/")
-    assert (result.adopted, result.plan.images, result.failures, result.halt) == (3, 0, [], None)
+    assert (result.reused, result.plan.images, result.failures, result.abort_reason) == (3, 0, [], None)
     assert (result.usd_spent, result.usd_lost) == (ran.usd_spent, ran.usd_lost)
     assert [type(request.error) for request in result.lost] == [ChargedButLostError]
-    assert result.summary()["seconds"] == 0
+    assert result.summary().seconds == 0
 
 
 @pytest.mark.parametrize("usd", [Decimal("0.04"), None])
@@ -124,10 +126,10 @@ def test_a_request_in_doubt_is_told_with_what_it_may_have_cost(world, steps, usd
     world.ports.log_error = AuthenticationError("no")
     result = world.run(world.plan(["a", {"prompt": "b", "name": "bee"}], price=usd))
     (request,) = result.in_doubt
-    line = request.to_json()
-    assert (line["outcome"], line["prompt_index"], line["name"], line["prompt"]) == ("in_doubt", 1, "bee", "b")
-    assert (line["usd"], line["requested"], line["made"]) == (None if usd is None else 0.04, 1, 0)
-    assert (line["model"], line["client_request_id"]) == ("imagen-3.0-generate-002", request.client_request_id)
+    line = request.to_line()
+    assert (line.outcome, line.prompt_index, line.name, line.prompt) == ("in_doubt", 1, "bee", "b")
+    assert (line.usd, line.requested, line.made) == (None if usd is None else 0.04, 1, 0)
+    assert (line.model, line.client_request_id) == ("imagen-3.0-generate-002", request.client_request_id)
 
 
 def test_the_summary_adds_up(world, steps):
@@ -136,19 +138,19 @@ def test_the_summary_adds_up(world, steps):
     world.ports.script("lost", steps.loses(billed=True))
     result = world.run(world.plan(["fine", "filtered", "refused", "lost"], num_images=2))
     summary = result.summary()
-    assert summary["requested"] == 8 == summary["made"] + summary["filtered"] + summary["failed"]
-    assert (summary["made"], summary["filtered"], summary["failed"]) == (3, 1, 4)
-    assert (summary["usd_spent"], summary["usd_lost"]) == (0.24, 0.08)
-    json.dumps(summary)
+    assert summary.requested == 8 == summary.made + summary.filtered + summary.failed
+    assert (summary.made, summary.filtered, summary.failed) == (3, 1, 4)
+    assert (summary.usd_spent, summary.usd_lost) == (0.24, 0.08)
+    json.dumps(summary.to_json())
 
 
 def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_process(world, steps):
     world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(["fine", "refused"])
-    assert result.table().startswith("[1] refused: 0 of 1 made; InvalidRequestError: no")
+    assert result.table().startswith("[1] refused: 0 of 1 generated; InvalidRequestError: no")
     (line,) = result.failure_lines()
-    assert (line["prompt_index"], line["outcome"], line["status"]) == (1, "failed", 400)
-    json.dumps(line)
+    assert (line.prompt_index, line.outcome, line.status) == (1, "failed", 400)
+    json.dumps(line.to_json())
     assert str(pickle.loads(pickle.dumps(result.failures[0].error))) == "no"
 
 
@@ -166,18 +168,20 @@ def test_an_item_reports_every_charge_it_failed_with_once():
         for name in ("first", "second", "second")
     ]
     free = InvalidRequestError("nothing was billed", client_request_id="third")
-    lines = list(failure_of(free, *lost).to_json())
-    assert [line["client_request_id"] for line in lines] == ["first", "second"]
-    assert [line["inference_id"] for line in lines] == ["i-first", "i-second"]
-    assert {(line["prompt_index"], line["requested"], line["made"]) for line in lines} == {(3, 4, 1)}
+    lines = list(failure_of(free, *lost).to_lines())
+    assert [line.client_request_id for line in lines] == ["first", "second"]
+    assert [line.inference_id for line in lines] == ["i-first", "i-second"]
+    assert {(line.prompt_index, line.requested, line.made) for line in lines} == {(3, 4, 1)}
 
 
 def failure_of(*errors: ImagenError) -> Failure:
-    return Failure(Item(3, None, "a fox", {}, 4), list(errors), made=1)
+    return Failure(PromptItem(3, None, "a fox", {}, 4), list(errors), made=1)
 
 
 def test_an_svg_without_a_size_has_no_wrong_shape():
     stored = StoredFile("/a.svg", "a.svg", "0" * 64, 10, "image/svg+xml", 0, 0)
     response = Response(key="k", client_request_id="c", images=(ResponseImage(),), model="m", at=1.0)
-    answered = Answered("k", 0, Item(0, None, "a fox", {}, 1), 0, 1, response, aspect_ratio=Fraction(16, 9))
-    assert not Made(answered, 0, 0, None, stored).has_wrong_shape
+    target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt="a fox")
+    item = PromptItem(0, None, "a fox", {}, 1)
+    received = ReceivedResponse("k", 0, item, target, response, aspect_ratio=Fraction(16, 9))
+    assert not FinishedImage(received, 0, None, stored).has_wrong_shape

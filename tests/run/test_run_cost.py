@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
+from airflow_provider_imagen.image_record import StoredFile
 from airflow_provider_imagen.journal.log import Journal
-from airflow_provider_imagen.journal.records import StoredFile
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,7 +35,7 @@ def test_a_picture_leaves_less_than_3_kb_in_memory_and_its_journal_entry_too(wor
     assert bytes_of_entries / 2000 < 3 * 1024
 
     def only_the_result():
-        result = world.run(plan, concurrency=8, on_picture=lambda *_: None)
+        result = world.run(plan, concurrency=8, on_image=lambda *_: None)
         world.journal = None
         return result
 
@@ -52,8 +52,8 @@ def test_requests_in_flight_at_the_same_time_share_the_writes_of_a_slow_journal(
     assert world.journal.writes < 384 / 2  # three facts each, so 1,152 if each had a write of its own
 
 
-def _save_nothing(data, *, item, image_index, response, image, announce):
-    name = f"{item.index}-{image_index}.png"
+def _save_nothing(data, received, position, before_write):
+    name = f"{received.item.index}-{position}.png"
     return StoredFile(
         path=f"/out/{name}", file_name=name, sha256="0" * 64, bytes=1, mime_type="image/png", width=1, height=1
     )

@@ -54,7 +54,7 @@ def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_fli
     for number in (1, 2, 3):
         world.ports.script(f"prompt {number}", slow)
     result = world.run(NAMES, concurrency=4)
-    assert result.halt is error
+    assert result.abort_reason is error
     assert len(result.made) == 3
     assert len(world.ports.posts) == 4
     assert len(result.not_sent) == 36
@@ -83,10 +83,10 @@ def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run
             concurrency=concurrency,
             max_usd=Decimal("0.48") if ending == "cap" else None,
         )
-        assert (result.halt is None) == (ending == "log")
-        assert [record["prompt"] for record in result.records] == NAMES[1:12]
-        assert [made.record["prompt"] for made in result.superseded] == ["removed"]
-        assert result.adopted == 11
+        assert (result.abort_reason is None) == (ending == "log")
+        assert [record.prompt for record in result.records] == NAMES[1:12]
+        assert [made.record.prompt for made in result.superseded] == ["removed"]
+        assert result.reused == 11
         if ending == "key":
             world.ports.script("prompt 0", steps.fails(lambda: AuthenticationError("key", status=401)))
 
@@ -99,7 +99,7 @@ def test_an_api_that_never_takes_a_request_ends_the_run(world, steps, make_error
     for name in NAMES:
         world.ports.script(name, *[steps.fails(make_error) for _ in range(20)])
     result = world.run(NAMES, concurrency=4, rate_limit_patience_seconds=0.05)
-    assert isinstance(result.halt, (RateLimitedError, ConnectionFailedError))
+    assert isinstance(result.abort_reason, (RateLimitedError, ConnectionFailedError))
     assert len(world.ports.posts) <= 4 * 6
     assert result.made == []
     assert result.usd_spent == 0
@@ -114,7 +114,7 @@ def test_no_request_that_waits_to_be_sent_again_is_sent_after_the_run_was_ended(
 
     world.ports.script("prompt 1", refuse)
     result = world.run(NAMES[:2], concurrency=2)
-    assert isinstance(result.halt, AuthenticationError)
+    assert isinstance(result.abort_reason, AuthenticationError)
     assert world.ports.sent("prompt 0") == 1
     assert [item.prompt for item in result.not_sent] == ["prompt 0"]
 
@@ -135,7 +135,7 @@ def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
     all_in_flight = threading.Barrier(8, action=lambda: setattr(world.store, "fails_after", world.store.writes))
     world.ports.before_post = lambda _: all_in_flight.wait(60)
     result = world.run(NAMES, concurrency=8)
-    assert isinstance(result.halt, JournalError)
+    assert isinstance(result.abort_reason, JournalError)
     assert len(world.ports.posts) == 8 == len(result.made) == len(world.ports.files)
     assert result.usd_spent == world.ports.billed_usd
 
@@ -143,7 +143,7 @@ def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
 def test_a_journal_that_takes_no_record_lets_nothing_be_bought(world):
     world.store.fails_after = 1  # the header
     result = world.run(NAMES, concurrency=8)
-    assert isinstance(result.halt, JournalError)
+    assert isinstance(result.abort_reason, JournalError)
     assert world.ports.posts == []
 
 
@@ -158,7 +158,7 @@ def test_a_full_disk_ends_buying(world):
     world.ports.save_error = StorageError("the disk is full")
     world.ports.latency_seconds = 0.01
     result = world.run(NAMES, concurrency=2)
-    assert isinstance(result.halt, StorageError)
+    assert isinstance(result.abort_reason, StorageError)
     assert len(world.ports.posts) <= 12
     world.ports.save_error = None
     assert len(world.run(NAMES).made) == 40
@@ -182,9 +182,9 @@ def test_the_cap_holds_over_all_tries(world, steps):
     world.run(NAMES, concurrency=1)
     posts = len(world.ports.posts)
     result = world.run(NAMES, max_usd=Decimal("1.59"))
-    assert isinstance(result.halt, BudgetExceededError)
-    assert (result.halt.items_done, result.halt.items_left) == (20, 20)
-    assert result.halt.spent_usd == 0.8
+    assert isinstance(result.abort_reason, BudgetExceededError)
+    assert (result.abort_reason.items_done, result.abort_reason.items_left) == (20, 20)
+    assert result.abort_reason.spent_usd == 0.8
     assert (len(result.made), len(result.not_sent), len(world.ports.posts)) == (20, 20, posts)
 
 
@@ -203,11 +203,11 @@ def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refuse
         world.ports.script(names[number], steps.fails(lambda: InvalidRequestError("no", status=400)))
     cap = Decimal("0.04") * (4 if price else 4 - len(refused))
     result = world.run(world.plan(names, price=price), max_usd=cap, concurrency=concurrency)
-    assert [record["prompt"] for record in result.records] == [
+    assert [record.prompt for record in result.records] == [
         name for number, name in enumerate(names) if number not in refused
     ]
     assert [failure.item.index for failure in result.failures] == refused
-    assert result.halt is None
+    assert result.abort_reason is None
     assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.04") * (4 - len(refused)), 0)
     again = world.run(world.plan(names, price=price), max_usd=Decimal("0.16"), concurrency=concurrency)
     assert len(again.made) == 4
@@ -219,9 +219,9 @@ def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world,
     for name, usd in zip(NAMES, costs, strict=False):
         world.ports.script(name, steps.pictures(usd=Decimal(usd)))
     result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.23"), concurrency=1)
-    assert [record["usd"] for record in result.records] == [float(usd) for usd in costs]
-    assert isinstance(result.halt, BudgetExceededError)
-    assert "the next request costs about $0.1000" in str(result.halt)
+    assert [record.usd for record in result.records] == [float(usd) for usd in costs]
+    assert isinstance(result.abort_reason, BudgetExceededError)
+    assert "the next request costs about $0.1000" in str(result.abort_reason)
     second = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.24"), concurrency=1)
     assert (len(second.made), second.usd_spent) == (3, Decimal("0.18"))
 
@@ -232,7 +232,7 @@ def test_with_an_unknown_price_one_pilot_goes_alone_and_the_cap_holds(world, con
     world.ports.before_post = lambda name: alone.append(world.ports.in_flight)
     world.ports.latency_seconds = 0.05
     result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.42"), concurrency=concurrency)
-    assert isinstance(result.halt, BudgetExceededError)
+    assert isinstance(result.abort_reason, BudgetExceededError)
     assert world.ports.billed_usd == result.usd_spent == Decimal("0.40")
     assert len(result.made) == 10
     assert alone[0] == 0
@@ -276,7 +276,7 @@ def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_ke
     all_in_flight = threading.Barrier(4, action=world.cancel)
     world.ports.before_post = lambda _: all_in_flight.wait(60)
     result = world.run(NAMES, concurrency=4, grace_seconds=60)
-    assert isinstance(result.halt, StoppedError)
+    assert isinstance(result.abort_reason, StoppedError)
     assert len(world.ports.posts) == 4
     assert sum(entry.response is not None for entry in world.requests.values()) == 4
     assert not any(entry.open_intents for entry in world.requests.values())
@@ -307,7 +307,7 @@ def test_the_run_ends_in_time_although_a_request_hangs(world):
     began = time.monotonic()
     result = world.run(NAMES, concurrency=4, grace_seconds=0.5)
     assert time.monotonic() - began < 30  # far less than the hanging request takes
-    assert isinstance(result.halt, StoppedError)
+    assert isinstance(result.abort_reason, StoppedError)
     release.set()
     (entry,) = [entry for entry in world.requests.values() if entry.open_intents]
     assert entry.response is None
@@ -320,7 +320,7 @@ def test_the_run_ends_in_time_although_downloads_hang(world):
     began = time.monotonic()
     result = world.run(NAMES * 3, concurrency=8, grace_seconds=0.5)
     assert time.monotonic() - began < 30  # far less than the hanging request takes
-    assert isinstance(result.halt, StoppedError)
+    assert isinstance(result.abort_reason, StoppedError)
     release.set()
 
 
@@ -338,15 +338,15 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
     world.ports.fetch = fetch_one
     prompt = {"prompt": "a", "num_images": 3}
     result = world.run(prompt, grace_seconds=0.5)
-    assert isinstance(result.halt, StoppedError)
+    assert isinstance(result.abort_reason, StoppedError)
     assert len(result.made) == 1
     assert [item.prompt for item in result.not_sent] == ["a"]
-    assert (result.summary()["made"], result.summary()["not_sent"]) == (1, 2)
+    assert (result.summary().made, result.summary().not_sent) == (1, 2)
     release.set()
     world.resume()
     world.ports.fetch = fetch
     result = world.run(prompt)
-    assert result.halt is None
+    assert result.abort_reason is None
     assert len(result.made) == 3
     assert len(world.ports.posts) == 1
 
@@ -354,7 +354,7 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
 def test_a_stop_before_the_start_sends_nothing(world):
     world.cancel()
     result = world.run(NAMES)
-    assert isinstance(result.halt, StoppedError)
+    assert isinstance(result.abort_reason, StoppedError)
     assert world.ports.posts == []
     assert len(result.not_sent) == 40
 
@@ -363,7 +363,7 @@ def test_a_stop_while_a_lost_answer_is_looked_up_leaves_it_to_the_next_try(world
     world.ports.script("prompt 0", steps.loses(billed=True, logged=False))
     threading.Timer(0.3, world.cancel).start()
     result = world.run(NAMES[:1], lost_answer_patience_seconds=60)
-    assert isinstance(result.halt, StoppedError)
+    assert isinstance(result.abort_reason, StoppedError)
     world.resume()
     world.ports.log_row(world.ports.posts[0][1], "succeeded", Decimal("0.04"))
     assert world.run(NAMES[:1]).usd_lost == Decimal("0.04")

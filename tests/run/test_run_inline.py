@@ -43,8 +43,8 @@ def test_one_whose_file_was_written_is_adopted_although_the_try_ended_before_it_
     assert inline.records_by_type() == {"intent": 1, "response": 1, "write_started": 1}
     result = inline.run("a", on_lost_answer=on_lost_answer)
     assert result.failures == []
-    assert (len(result.made), result.adopted, result.usd_lost) == (1, 1, 0)
-    assert result.records[0]["path"] == "/out/000-0.png"
+    assert (len(result.made), result.reused, result.usd_lost) == (1, 1, 0)
+    assert result.records[0].path == "/out/000-0.png"
     assert len(inline.ports.posts) == len(inline.ports.saved) == 1
 
 
@@ -60,23 +60,23 @@ def test_one_whose_file_was_not_written_is_told_lost_and_not_bought_again(inline
 def test_one_whose_file_was_not_written_is_bought_again_at_once_when_the_author_says_resend(inline):
     inline.try_and_die("before", on_lost_answer="resend")
     result = inline.run("a", on_lost_answer="resend", max_usd=Decimal("0.08"))
-    assert (len(result.made), result.adopted) == (1, 0)
+    assert (len(result.made), result.reused) == (1, 0)
     assert result.usd_lost == Decimal("0.04")
     assert result.usd_spent == Decimal("0.08") == inline.ports.billed_usd
     again = inline.run("a", on_lost_answer="resend")
-    assert (again.adopted, again.usd_spent, len(inline.ports.posts)) == (1, Decimal("0.08"), 2)
+    assert (again.reused, again.usd_spent, len(inline.ports.posts)) == (1, Decimal("0.08"), 2)
 
 
 def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
     at_the_write = []
     save = inline.ports.save
 
-    def look(*args, announce, **kwargs):
-        def announce_and_look(expected):
-            announce(expected)
+    def look(data, received, position, before_write):
+        def journal_and_look(expected):
+            before_write(expected)
             at_the_write.append((expected.file_name, f'"file_name":"{expected.file_name}"' in inline.store.text))
 
-        return save(*args, announce=announce_and_look, **kwargs)
+        return save(data, received, position, journal_and_look)
 
     inline.ports.save = look
     inline.run("a")
@@ -87,8 +87,8 @@ def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
 def test_one_that_cannot_be_announced_is_kept_all_the_same_and_nothing_more_is_bought(inline):
     inline.store.fails_after = 2  # the intent and the answer
     result = inline.run(["a", "b"], concurrency=1)
-    assert result.records[0]["prompt"] == "a"
-    assert isinstance(result.halt, JournalError)
+    assert result.records[0].prompt == "a"
+    assert isinstance(result.abort_reason, JournalError)
     assert inline.ports.files["000-0.png"] == b"inline"
 
 

@@ -18,8 +18,9 @@ from airflow_provider_imagen.exceptions import (
     StorageError,
     UnreadableResponseError,
 )
+from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.log import Journal
-from airflow_provider_imagen.journal.records import Response, ResponseImage, Target, new_intent
+from airflow_provider_imagen.journal.records import Response, Target, new_intent
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -138,7 +139,7 @@ def test_a_log_that_cannot_be_read_means_unknown_and_nothing_is_sent_again(world
     world.ports.log_error = error
     first = world.run(NAMES, lost_answer_patience_seconds=0.2)
     assert type(first.failures[0].error) is LostAnswerError
-    assert first.halt is None
+    assert first.abort_reason is None
     second = world.run(NAMES)
     assert type(second.failures[0].error) is LostAnswerError
     assert world.ports.sent("prompt 2") == 1
@@ -174,13 +175,13 @@ def leave_intent(
     world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed", clock_offset=None, **plan
 ) -> str:
     """Leave in the journal what a killed try leaves there: an intent without an answer."""
-    (unit,) = world.plan(prompt, **plan).units
+    (unit,) = world.plan(prompt, **plan).requests
     target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt=prompt)
     intent = new_intent(
         unit.key,
         client_request_id=name,
         model=unit.model,
-        usd=unit.expected_usd,
+        usd=unit.quoted_usd,
         target=target,
         clock_offset=clock_offset,
     )
@@ -258,7 +259,7 @@ def test_a_row_that_says_failed_ends_the_doubt_about_a_request_that_nobody_asks_
 def test_a_model_that_a_request_was_sent_to_is_awaited_before_another_is_asked(world, steps):
     other = "google/imagen-4.0-generate-001"
     plan = world.plan("a", fallback_models=[other])
-    (first, second) = plan.slots[0].choices
+    (first, second) = plan.slots[0].alternatives
     world.ports.withdrawn = {first[0].model}
     world.ports.script("a", steps.pictures(), steps.loses(billed=True, logged=False))
     world.ports.log_error = ConnectionFailedError("away")
@@ -275,7 +276,7 @@ def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, 
     """An earlier attempt that is still alive records what it receives; its price may still be unknown."""
     price = Decimal("0.04") if is_priced else None
     plan = world.plan(["a", "b"], price=price)
-    unit = next(iter(plan.units))
+    unit = next(iter(plan.requests))
     earlier = Journal(world.store)
     earlier.open()
     target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt="a")
@@ -294,13 +295,13 @@ def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, 
 
     world.ports.script("b", slow)
     result = world.run(plan, concurrency=1)
-    assert [record["prompt"] for record in result.records] == ["a", "b"]
+    assert [record.prompt for record in result.records] == ["a", "b"]
     assert (result.failures, result.lost, result.usd_lost) == ([], [], 0)
     known = usd or price
     assert result.usd_spent == (known or 0) + Decimal("0.07")
     assert [request.client_request_id for request in result.in_doubt] == ([] if known else ["late"])
     again = world.run(plan)
-    assert (again.adopted, again.usd_lost) == (2, 0)
+    assert (again.reused, again.usd_lost) == (2, 0)
     assert again.usd_spent == (usd or 0) + Decimal("0.07")
 
 
@@ -323,7 +324,7 @@ def test_requests_that_are_presumed_unbilled_keep_their_money_reserved(world):
         leave_intent(world, prompt, name=f"imagen.killed.{number}")
     result = world.run(names, concurrency=1, max_usd=Decimal("0.28"))
     assert len(result.made) == 2
-    assert isinstance(result.halt, BudgetExceededError)
+    assert isinstance(result.abort_reason, BudgetExceededError)
     assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.08"), Decimal("0.20"))
     assert [request.client_request_id for request in result.in_doubt] == [f"imagen.killed.{n}" for n in range(5)]
     for number in range(5):
@@ -337,7 +338,7 @@ def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):
     leave_intent(world, "a")
     world.ports.log_error = ConnectionFailedError("away")
     result = world.run(world.plan(["a", "b"], price=Decimal("0.04")), max_usd=Decimal("0.08"))
-    assert [record["prompt"] for record in result.records] == ["b"]
+    assert [record.prompt for record in result.records] == ["b"]
     leave_intent(world, "c", name="imagen.killed.c")
     assert world.run(["a", "b", "c"], max_usd=Decimal("0.12")).usd_spent == Decimal("0.04")
 
@@ -362,7 +363,7 @@ def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, ste
     plan = world.plan(["a", "b"], price=None)
     result = world.run(plan, max_usd=Decimal("0.05"), lost_answer_patience_seconds=5, concurrency=2)
     assert isinstance(result.failures[0].error, ChargedButLostError)
-    assert isinstance(result.halt, BudgetExceededError)
+    assert isinstance(result.abort_reason, BudgetExceededError)
     assert world.ports.sent("b") == 0
     assert result.usd_spent == world.ports.billed_usd == Decimal("0.04")
 
@@ -412,8 +413,8 @@ def test_a_charge_of_unknown_amount_lets_nothing_be_sent_under_a_cap_in_this_att
     plan, options = unpriced
     for _ in range(3):
         result = world.run(plan, max_usd=Decimal(1), **options)
-        assert isinstance(result.halt, BudgetExceededError)
-        assert "an unknown amount more may have been charged" in str(result.halt)
+        assert isinstance(result.abort_reason, BudgetExceededError)
+        assert "an unknown amount more may have been charged" in str(result.abort_reason)
         assert len(result.in_doubt) == 1
         assert (result.usd_spent, result.usd_lost) == (0, 0)
     assert world.ports.sent("b") == 0
@@ -429,6 +430,6 @@ def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(wor
         unpriced_ids |= {row["client_request_id"] for row in world.ports.rows if "cost" not in row}
         unpriced_ids |= {name for _, name in world.ports.posts if name not in world.ports.charges}
         assert {request.client_request_id for request in result.in_doubt} == unpriced_ids
-        lines = [line["client_request_id"] for line in result.failure_lines()]
+        lines = [line.client_request_id for line in result.failure_lines()]
         assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)
         assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # what "b" has cost

@@ -54,7 +54,7 @@ def test_no_more_inline_images_than_requests_in_flight_exist_in_memory_alone(wor
 def test_images_are_stored_although_their_responses_cannot_be_recorded_and_nothing_new_is_sent(
     world, steps, monkeypatch
 ):
-    monkeypatch.setattr(finish, "RECORD_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(finish, "JOURNAL_PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr("airflow_provider_imagen.journal.log.RETRY_PAUSE_SECONDS", 0.05)
     all_in_flight = threading.Barrier(4, action=lambda: setattr(world.store, "is_away", True))
     world.ports.before_post = lambda _: all_in_flight.wait(30) if len(world.ports.posts) < 4 else None
@@ -104,12 +104,12 @@ def overlap(world, *, prompts, concurrency, in_flight):
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_an_attempt_that_lost_the_journal_sends_nothing_more_and_keeps_what_it_receives(world, concurrency):
     result, sent = overlap(world, prompts=NAMES, concurrency=concurrency, in_flight=concurrency)
-    assert isinstance(result.halt, OwnershipLostError)
+    assert isinstance(result.abort_reason, OwnershipLostError)
     assert len(world.ports.posts) == concurrency == len(sent)
     assert len(world.ports.files) == concurrency
 
     second = world.run(NAMES)
-    assert (len(second.made), second.adopted, second.usd_lost) == (12, concurrency, 0)
+    assert (len(second.made), second.reused, second.usd_lost) == (12, concurrency, 0)
     assert len(world.ports.posts) == 12
     assert second.usd_spent == world.ports.billed_usd
 
@@ -132,7 +132,7 @@ def test_a_response_that_an_overtaken_attempt_records_later_is_reused_and_not_re
     second = world.run("a", lost_answer_patience_seconds=5.0)
     old.join(30)
     assert second.failures == []
-    assert (len(second.made), second.adopted, second.usd_lost) == (1, 1, 0)
+    assert (len(second.made), second.reused, second.usd_lost) == (1, 1, 0)
     assert world.ports.sent("a") == 1
     assert second.usd_spent == Decimal("0.04")
 
@@ -166,7 +166,7 @@ def test_an_inline_image_that_disappears_is_reported_lost_and_not_listed(world, 
     result = world.run(NAMES)
     (failure,) = result.failures
     assert isinstance(failure.error, ChargedButLostError)
-    assert [record["prompt_index"] for record in result.records] == [n for n in range(12) if n != 3]
+    assert [record.prompt_index for record in result.records] == [n for n in range(12) if n != 3]
     assert result.usd_lost == Decimal("0.04")
 
 
@@ -199,7 +199,7 @@ def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps
     world.ports.script("a", one_null)
     result = world.run({"prompt": "a", "num_images": 3})
     assert (result.usd_spent, result.usd_lost) == (Decimal("0.12"), Decimal("0.04"))
-    assert [record["usd"] for record in result.records] == [0.04, 0.04]
+    assert [record.usd for record in result.records] == [0.04, 0.04]
 
 
 # --- prompts that are not asked for any more --------------------------------------------------------------------------
@@ -209,9 +209,9 @@ def test_images_of_removed_prompts_are_listed_and_fetched_but_not_handed_on(worl
     world.run(NAMES[:3])
     del world.ports.files["001-0.png"]
     result = world.run(["prompt 0", "new"])
-    assert [made.record["prompt"] for made in result.listed] == ["prompt 0", "new", "prompt 1", "prompt 2"]
+    assert [made.record.prompt for made in result.listed] == ["prompt 0", "new", "prompt 1", "prompt 2"]
     assert len(result.urls) == 2
-    assert result.summary()["superseded"] == 2
+    assert result.summary().superseded == 2
     assert world.ports.sent("prompt 1") == 1
 
 
@@ -263,7 +263,7 @@ def test_what_was_paid_for_is_kept_although_the_rest_does_not_fit_under_the_cap(
     world.run(NAMES[:3], max_usd=Decimal("0.30"))
     world.ports.fetch_error = None
     result = world.run(NAMES, max_usd=Decimal("0.30"))
-    assert isinstance(result.halt, BudgetExceededError)
+    assert isinstance(result.abort_reason, BudgetExceededError)
     assert (len(result.made), len(world.ports.files), len(world.ports.posts)) == (3, 3, 3)
 
 
@@ -283,7 +283,7 @@ def test_a_charge_that_the_log_shows_before_the_next_attempt_is_not_paid_again(w
 
 @pytest.mark.parametrize("fault", ["is away", "refuses"])
 def test_responses_that_could_not_be_recorded_are_not_counted_twice(world, steps, monkeypatch, fault):
-    monkeypatch.setattr(finish, "RECORD_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(finish, "JOURNAL_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("airflow_provider_imagen.run.reconcile.FLUSH_SECONDS", 0.2)
     monkeypatch.setattr("airflow_provider_imagen.journal.log.RETRY_PAUSE_SECONDS", 0.05)
 
@@ -304,7 +304,7 @@ def test_a_charge_of_unknown_amount_blocks_the_cap_in_the_next_attempt_too(world
         world.ports.script(name, steps.pictures(usd=Decimal(5), says_cost=False))
     for _ in range(3):
         result = world.run(world.plan(NAMES, price=None), max_usd=Decimal(1))
-        assert isinstance(result.halt, BudgetExceededError)
+        assert isinstance(result.abort_reason, BudgetExceededError)
         assert len(result.in_doubt) == 1
     assert len(world.ports.posts) == 1
 
@@ -338,7 +338,7 @@ def test_an_intent_that_was_not_sent_is_not_in_doubt_for_the_next_attempt(world)
 
     world.store.on_write = take_over
     result = world.run("a")
-    assert isinstance(result.halt, OwnershipLostError)
+    assert isinstance(result.abort_reason, OwnershipLostError)
     assert (world.ports.posts, result.in_doubt) == ([], [])
     assert world.requests.popitem()[1].open_intents == {}
     assert len(world.run("a", on_lost_answer="fail").made) == 1

@@ -42,11 +42,11 @@ def test_results_come_in_prompt_order_whatever_finishes_first(world, steps):
     world.ports.script("prompt 0", late)
     world.ports.script("prompt 11", last)
     result = world.run(NAMES, concurrency=4)
-    assert [record["prompt"] for record in result.records] == NAMES
+    assert [record.prompt for record in result.records] == NAMES
     prompt_of = {name: prompt for prompt, name in world.ports.posts}
     assert [prompt_of[name] for name in world.ports.charges].index("prompt 0") >= 8
     assert result.failures == result.not_sent == []
-    assert result.halt is None
+    assert result.abort_reason is None
     assert result.usd_spent == Decimal("0.48") == world.ports.billed_usd
 
 
@@ -69,7 +69,7 @@ def test_concurrency_holds_exactly(world, steps, concurrency):
 def test_an_empty_plan_is_done_at_once(world):
     result = world.run([])
     assert result.records == []
-    assert result.halt is None
+    assert result.abort_reason is None
 
 
 def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(world):
@@ -80,9 +80,9 @@ def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(
 
     real_save = world.ports.save
 
-    def save(*args, response, **kwargs):
-        seen.append(f'"t":"response","client_request_id":"{response.client_request_id}"' in world.store.text)
-        return real_save(*args, response=response, **kwargs)
+    def save(data, received, *args):
+        seen.append(f'"t":"response","client_request_id":"{received.response.client_request_id}"' in world.store.text)
+        return real_save(data, received, *args)
 
     world.ports.before_post, world.ports.save = before_post, save
     world.run(NAMES)
@@ -105,7 +105,7 @@ def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
     assert world.api_key not in world.store.text
     assert "inline" not in world.store.text
     assert "b64_json" not in world.store.text
-    assert "hush-hush" not in json.dumps(result.records)
+    assert "hush-hush" not in json.dumps([record.to_json() for record in result.records])
     assert world.ports.fetched[0].endswith(".png") or world.ports.fetched[0].endswith("hush-hush")
     assert any(url.endswith("hush-hush") for url in world.ports.fetched)
 
@@ -118,7 +118,7 @@ def test_a_second_try_buys_nothing_and_shows_the_same(world):
     fetched = list(world.ports.fetched)
     second = world.run(NAMES)
     assert second.records == first.records
-    assert second.adopted == 12
+    assert second.reused == 12
     assert len(world.ports.posts) == 12
     assert world.ports.fetched == fetched
     assert second.usd_spent == first.usd_spent
@@ -201,7 +201,7 @@ def test_without_a_folder_links_are_handed_on_and_nothing_is_fetched(world, step
     assert all(url.startswith("https://cdn.test/") for url in result.urls)
 
 
-def test_a_link_sealed_with_another_key_is_no_retry(world, steps):
+def test_a_url_encrypted_with_another_key_causes_no_new_request(world, steps):
     world.ports.script("a", steps.pictures(signed=True))
     world.ports.fetch_error = DownloadError("away")
     world.run("a")
@@ -227,7 +227,7 @@ def test_fewer_pictures_than_asked_for_are_kept_and_told(world, steps):
     assert len(result.made) == 1
     (failure,) = result.filtered
     assert (failure.error.requested, failure.error.made, failure.made) == (3, 1, 1)
-    assert result.summary()["filtered"] == 2
+    assert result.summary().filtered == 2
 
 
 def test_no_picture_at_all_is_an_empty_result(world, steps):
@@ -241,7 +241,7 @@ def test_no_picture_at_all_is_an_empty_result(world, steps):
 def test_a_flagged_picture_is_not_kept_but_its_neighbours_are_under_their_own_numbers(world, steps):
     world.ports.script("a", steps.pictures(withheld=(0,)))
     result = world.run({"prompt": "a", "num_images": 3})
-    assert [record["image_index"] for record in result.records] == [1, 2]
+    assert [record.image_index for record in result.records] == [1, 2]
     assert isinstance(result.failures[0].error, FilteredError)
     assert not isinstance(result.failures[0].error, EmptyResultError)
 
@@ -253,7 +253,7 @@ def test_more_pictures_than_asked_for_are_kept_under_names_of_their_own(world, s
     result = world.run(plan)
     assert len(result.made) == 18 == len(world.ports.files)
     for item in range(3):
-        numbers = [record["image_index"] for record in result.records if record["prompt_index"] == item]
+        numbers = [record.image_index for record in result.records if record.prompt_index == item]
         assert len(set(numbers)) == 6
         assert {0, 1} <= set(numbers)
     assert world.run(plan).records == result.records
@@ -273,14 +273,14 @@ def test_images_of_a_fallback_that_takes_several_requests_have_the_numbers_of_th
     )
     plan = world.plan(items, fallback_models=["openai/gpt-image-1"])
     first = world.run(plan, concurrency=1)
-    places = [(record["prompt_index"], record["image_index"]) for record in first.records]
+    places = [(record.prompt_index, record.image_index) for record in first.records]
     assert places == [(0, 0), (1, 0), (2, 0), (2, 1)]
     result = world.run(plan, on_lost_answer="resend")
-    places = [(record["prompt_index"], record["image_index"]) for record in result.records]
+    places = [(record.prompt_index, record.image_index) for record in result.records]
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
-    assert [record["path"] for record in result.records] == [f"/out/{p:03}-{i}.png" for p, i in places]
-    assert (result.adopted, len(world.ports.saved)) == (4, 6)
-    assert len({record["client_request_id"] for record in result.records}) == 6
+    assert [record.path for record in result.records] == [f"/out/{p:03}-{i}.png" for p, i in places]
+    assert (result.reused, len(world.ports.saved)) == (4, 6)
+    assert len({record.client_request_id for record in result.records}) == 6
     assert world.run(plan).records == result.records
 
 
@@ -289,7 +289,7 @@ def test_an_image_that_cannot_be_read_is_not_bought_again_by_a_second_attempt(wo
     world.ports.script("a", steps.pictures(broken=(1,)))
     for _ in range(3):
         result = world.run({"prompt": "a", "num_images": 3}, on_lost_answer=on_lost_answer)
-        assert [record["image_index"] for record in result.records] == [0, 2]
+        assert [record.image_index for record in result.records] == [0, 2]
         assert [type(error) for error in result.failures[0].errors] == [UnreadableResponseError]
         assert (result.usd_spent, result.usd_in_doubt) == (Decimal("0.12"), 0)
         assert result.usd_lost == Decimal("0.04")
@@ -299,23 +299,23 @@ def test_an_image_that_cannot_be_read_is_not_bought_again_by_a_second_attempt(wo
 def test_a_broken_picture_leaves_the_others(world, steps):
     world.ports.script("a", steps.pictures(broken=(1,)))
     result = world.run({"prompt": "a", "num_images": 3})
-    assert [record["image_index"] for record in result.records] == [0, 2]
+    assert [record.image_index for record in result.records] == [0, 2]
     assert isinstance(result.failures[0].error, UnreadableResponseError)
 
 
 def test_a_picture_that_is_no_picture_leaves_the_others(world):
     real = world.ports.save
 
-    def save(data, *, item, **kwargs):
-        if item.index == 5:
+    def save(data, received, *args):
+        if received.item.index == 5:
             raise BadImageError("half a picture")
-        return real(data, item=item, **kwargs)
+        return real(data, received, *args)
 
     world.ports.save = save
     result = world.run(NAMES)
     assert len(result.made) == 11
     assert [failure.item.index for failure in result.failed] == [5]
-    assert result.halt is None
+    assert result.abort_reason is None
 
 
 # --- refusals and resends ---------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_a_refused_request_is_not_sent_again_and_ends_only_its_item(world, steps
     result = world.run(NAMES)
     assert len(result.made) == 11
     assert world.ports.sent("prompt 3") == 1
-    assert result.halt is None
+    assert result.abort_reason is None
     world.ports.script("prompt 3")
     assert len(world.run(NAMES).made) == 12
 
@@ -350,7 +350,7 @@ def test_a_request_that_fails_again_and_again_ends_only_its_item(world, steps):
     assert len(result.made) == 11
     assert world.ports.sent("prompt 3") == 6
     assert isinstance(result.failures[0].error, ServerError)
-    assert result.halt is None
+    assert result.abort_reason is None
 
 
 def test_an_error_within_a_success_that_states_a_cost_is_money_lost(world, steps):
@@ -399,7 +399,7 @@ def test_a_withdrawn_model_gets_no_further_posts_but_other_models_do(world):
     assert len(result.made) == 1
     assert all(isinstance(failure.error, ModelWithdrawnError) for failure in result.failures)
     assert {failure.error.replaced_by for failure in result.failures} == {"x"}
-    assert result.halt is None
+    assert result.abort_reason is None
 
 
 def test_fallback_models_make_what_a_withdrawn_one_does_not_and_are_adopted_after(world):
@@ -407,7 +407,7 @@ def test_fallback_models_make_what_a_withdrawn_one_does_not_and_are_adopted_afte
     plan = world.plan(NAMES, fallback_models=[OTHER])
     first = world.run(plan, concurrency=1)
     assert len(first.made) == 12
-    assert {record["model"] for record in first.records} == {OTHER}
+    assert {record.model for record in first.records} == {OTHER}
     world.ports.withdrawn = set()
     world.ports.files.pop("004-0.png")
     second = world.run(plan)
@@ -422,8 +422,8 @@ def test_what_a_model_made_before_it_went_is_adopted_although_it_is_gone(world, 
     assert len(world.run(plan).made) == 6
     world.ports.withdrawn = {MODEL}
     result = world.run(plan, concurrency=1)
-    assert [record["model"] for record in result.records] == [OTHER] * 6 + [MODEL] * 6
-    assert result.adopted == 6
+    assert [record.model for record in result.records] == [OTHER] * 6 + [MODEL] * 6
+    assert result.reused == 6
     assert world.ports.billed_usd == result.usd_spent == Decimal("0.48")
 
 
@@ -451,10 +451,10 @@ def test_a_slot_that_a_model_began_is_not_bought_again_from_the_next(world, step
 def test_a_picture_that_fails_in_an_unforeseen_way_leaves_the_others(world):
     real = world.ports.save
 
-    def save(data, *, item, **kwargs):
-        if item.index == 5:
+    def save(data, received, *args):
+        if received.item.index == 5:
             raise ZeroDivisionError("a bug")
-        return real(data, item=item, **kwargs)
+        return real(data, received, *args)
 
     world.ports.save = save
     result = world.run(NAMES)
@@ -464,10 +464,10 @@ def test_a_picture_that_fails_in_an_unforeseen_way_leaves_the_others(world):
 
 
 def test_a_listener_that_fails_costs_no_picture(world):
-    def on_picture(*picture):
+    def on_image(*picture):
         raise ZeroDivisionError("a bug")
 
-    assert len(world.run(NAMES, on_picture=on_picture).made) == 12
+    assert len(world.run(NAMES, on_image=on_image).made) == 12
 
 
 @pytest.mark.parametrize("concurrency", [1, 40])

@@ -62,14 +62,14 @@ def test_prices_are_included_on_request(sandbox):
 def test_every_listed_price_has_the_documented_format_and_can_be_parsed(sandbox):
     """The fields in the examples of the complete-model-list page (2026-08-19)."""
     rows = ask(sandbox, "/v1/models", include="pricing").json()["data"]
-    prices = PriceList.from_answer({"data": rows})
+    prices = PriceList.from_response({"data": rows})
 
     for row in rows:
         pricing = row["pricing"]
         rates = {"fixed": pricing.get("units"), "variants": pricing.get("variants")}[pricing["kind"]]
         members = {"fixed": {"name", "measure", "price", "per"}, "variants": {"when", "price", "unit", "per"}}
         assert all(set(rate) == members[pricing["kind"]] for rate in rates)
-        request = ImageRequest("/v1/images/generations", {"model": row["id"]}, 1, answers_inline=False)
+        request = ImageRequest("/v1/images/generations", {"model": row["id"]}, 1, returns_base64=False)
         assert prices.quote(request).source == "live", row["id"]
 
 

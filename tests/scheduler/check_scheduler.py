@@ -242,6 +242,6 @@ def test_neither_the_key_nor_a_signed_link_is_written_anywhere(sandbox: SandboxC
     files = [path for path in HOME.rglob("*") if path.is_file() and path.name != "sandbox.out"]  # it shows its own key
     logs = [path for path in files if path.suffix == ".log" and "task_id=paint" in str(path)]
     assert len(logs) >= 12
-    assert any(b"Picture 1 of" in path.read_bytes() for path in logs)  # the search would find what is there
+    assert any(b"Image 1 of" in path.read_bytes() for path in logs)  # the search would find what is there
     assert [path for path in files if key in path.read_bytes()] == []
     assert [path for path in files if signed.search(path.read_bytes())] == []

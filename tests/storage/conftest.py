@@ -1,4 +1,4 @@
-"""Pictures and places for the storage tests."""
+"""Images and folders for the storage tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_imagen.storage.task_identity import Origin
 
 
 def picture(image_format="PNG", size=(64, 48), mode="RGB", **options) -> bytes:
-    """Draw a picture with a gradient and some noise, the same for the same arguments."""
+    """Return an image with a gradient and some noise, the same for the same arguments."""
     width, height = size
     image = Image.merge(
         "RGB",
@@ -34,6 +34,18 @@ def picture(image_format="PNG", size=(64, 48), mode="RGB", **options) -> bytes:
 def pixels(data: bytes) -> tuple[str, tuple[int, int], bytes]:
     with Image.open(BytesIO(data)) as image:
         return image.mode, image.size, image.tobytes()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(BytesIO(data))
+    image.load()
+    return image
+
+
+def saved(image: Image.Image, image_format: str, **options) -> bytes:
+    target = BytesIO()
+    image.save(target, format=image_format, **options)
+    return target.getvalue()
 
 
 @pytest.fixture
@@ -57,7 +69,7 @@ def provenance(origin) -> Provenance:
 
 @pytest.fixture
 def memory_folder():
-    """An empty folder of an object store that lives in this process."""
+    """An empty folder of an in-memory object store."""
     from upath import UPath
 
     return UPath(f"memory://bucket-{uuid4().hex}/pictures")

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.storage import atomic_write
 from airflow_provider_imagen.storage.atomic_write import (
-    check_stored,
     check_writable,
     file_sizes,
+    is_intact,
     read_bytes,
     remove_leftovers,
     write_bytes_atomically,
@@ -37,7 +37,7 @@ def write(path, data=DATA, **options):
 
 
 class StoredAt:
-    """A path of a store with faults: what the storage needs of ``ObjectStoragePath``, no more."""
+    """A path in a faulty store, with only what storage needs of ``ObjectStoragePath``."""
 
     def __init__(self, filesystem, path, protocol="s3"):
         self.fs, self.path, self.protocol = filesystem, path, protocol
@@ -58,7 +58,7 @@ class StoredAt:
 
 
 class Store(MemoryFileSystem):
-    """An object store in memory that notes what it is asked and can fail."""
+    """An in-memory object store that records its PUTs and can fail."""
 
     cachable = False
 
@@ -120,7 +120,7 @@ def test_an_airflow_path_on_this_disk_is_written_like_a_disk(tmp_path):
 
 
 def test_a_killed_writer_leaves_no_file_with_a_final_name(tmp_path):
-    """Kill a process that writes big files over and over, at many moments, and look at what it leaves."""
+    """Kill a process that keeps writing large files, at various moments, and check what it leaves behind."""
     program = textwrap.dedent(
         f"""
         import sys
@@ -195,7 +195,7 @@ def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
         """
     )
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "larger than this process may write" in said
+    assert "exceeds this process's file size limit" in said
     assert os.listdir(tmp_path) == []
 
 
@@ -205,8 +205,8 @@ def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "quota"),
         (errno.EROFS, "read-only"),
-        (errno.EACCES, "no permission"),
-        (errno.EIO, "the disk reports an error"),
+        (errno.EACCES, "permission denied"),
+        (errno.EIO, "the disk reported an I/O error"),
     ],
 )
 def test_a_disk_that_refuses_is_said_in_words_and_the_old_file_stays(tmp_path, monkeypatch, number, said):
@@ -227,10 +227,10 @@ def test_a_disk_that_refuses_is_said_in_words_and_the_old_file_stays(tmp_path, m
 
 def test_a_file_in_the_place_of_a_folder_is_said(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(StorageError, match="a file is where a folder must be"):
+    with pytest.raises(StorageError, match="a file exists where a directory is needed"):
         write(tmp_path / "a" / "b.png")
     (tmp_path / "c.png").mkdir()
-    with pytest.raises(StorageError, match="a folder of that name"):
+    with pytest.raises(StorageError, match="a directory with this name"):
         write(tmp_path / "c.png")
     assert sorted(os.listdir(tmp_path)) == ["a", "c.png"]
 
@@ -306,13 +306,13 @@ def test_a_real_memory_path_works_as_airflow_and_fsspec_give_it(memory_folder):
 @pytest.mark.parametrize("protocol", ["s3", "memory"])
 def test_an_object_that_was_kept_in_part_is_an_error_and_removed(protocol):
     store = Store(keep=1000)
-    with pytest.raises(StorageError, match=f"of {len(DATA)} bytes the store kept 1000"):
+    with pytest.raises(StorageError, match=f"only 1000 of its {len(DATA)} bytes"):
         write(StoredAt(store, "/bucket/a.png", protocol))
     assert store.find("/bucket") == []
 
 
 def test_a_file_that_others_replace_as_well_is_neither_measured_nor_removed():
-    """Somebody else's newer version has another size; taking it for a broken one of ours would destroy it."""
+    """Another writer's newer version has another size; treating it as a broken one of ours would destroy it."""
     store = Store(keep=1000)
     write(StoredAt(store, "/bucket/metadata.jsonl", "memory"), shared=True)
     assert len(store.cat_file("/bucket/metadata.jsonl")) == 1000
@@ -428,7 +428,7 @@ def test_a_store_whose_package_is_missing_names_the_extra():
     from airflow.sdk import ObjectStoragePath
 
     folder = ObjectStoragePath("s3://my_aws@bucket/pictures")
-    for act in (check_writable, lambda folder: write(folder / "a.png"), lambda f: check_stored(f / "a", size=1)):
+    for act in (check_writable, lambda folder: write(folder / "a.png"), lambda f: is_intact(f / "a", size=1)):
         with pytest.raises(StorageError, match=r"pip install 'airflow-provider-imagen\[s3\]'"):
             act(folder)
 
@@ -485,10 +485,10 @@ class GoogleError(Exception):
     [
         (FileNotFoundError("The specified bucket does not exist"), "bucket or container does not exist"),
         (AzureError(404), "bucket or container does not exist"),
-        (PermissionError("Access Denied"), "no permission there"),
-        (OSError("Forbidden: https://storage/upload"), "no permission there"),
-        (AzureError(403), "no permission there"),
-        (GoogleError(401), "no permission there"),
+        (PermissionError("Access Denied"), r"no permission \("),
+        (OSError("Forbidden: https://storage/upload"), r"no permission \("),
+        (AzureError(403), r"no permission \("),
+        (GoogleError(401), r"no permission \("),
     ],
 )
 def test_a_store_that_takes_nothing_is_found_before_paying(refusal, said):
@@ -506,19 +506,19 @@ def test_a_file_of_an_earlier_try_is_known_again(kind, tmp_path, memory_folder):
     folder = tmp_path if kind == "disk" else memory_folder
     path = folder / "a.png"
     digest = hashlib.sha256(DATA).hexdigest()
-    assert not check_stored(path, size=len(DATA))
+    assert not is_intact(path, size=len(DATA))
     write(path)
-    assert check_stored(path, size=len(DATA))
-    assert check_stored(path, size=len(DATA), sha256=digest)
-    assert not check_stored(path, size=len(DATA) - 1)
-    assert not check_stored(path, size=len(DATA), sha256="0" * 64)
+    assert is_intact(path, size=len(DATA))
+    assert is_intact(path, size=len(DATA), sha256=digest)
+    assert not is_intact(path, size=len(DATA) - 1)
+    assert not is_intact(path, size=len(DATA), sha256="0" * 64)
 
 
 def test_what_cannot_be_asked_is_not_taken_for_missing():
     store = Store()
     store.info = lambda path, **options: (_ for _ in ()).throw(ConnectionResetError())
     with pytest.raises(StorageError, match="connection"):
-        check_stored(StoredAt(store, "bucket/a.png"), size=1)
+        is_intact(StoredAt(store, "bucket/a.png"), size=1)
 
 
 @given(st.binary(max_size=3000))
@@ -548,8 +548,8 @@ def test_no_link_below_the_output_folder_is_followed(tmp_path):
         read_bytes(folder / "b.png", within=folder)
     with pytest.raises(StorageError, match="symbolic link"):
         file_sizes(folder, ["sub/a.png"])
-    assert not check_stored(path, size=len(DATA), within=folder)
-    assert not check_stored(folder / "b.png", size=len(DATA), within=folder)
+    assert not is_intact(path, size=len(DATA), within=folder)
+    assert not is_intact(folder / "b.png", size=len(DATA), within=folder)
     assert file_sizes(folder, ["b.png"]) == {}
     assert remove_leftovers(folder, owner="me") == 0
     assert sorted(os.listdir(elsewhere)) == [".imagen-me-1.part", "a.png"]
@@ -569,14 +569,14 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(tmp_p
 @pytest.mark.timeout(20)
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(StorageError, match="no regular file"):
+    with pytest.raises(StorageError, match="not a regular file"):
         read_bytes(tmp_path / "a.png")
-    assert not check_stored(tmp_path / "a.png", size=0)
+    assert not is_intact(tmp_path / "a.png", size=0)
     assert file_sizes(tmp_path, ["a.png"]) == {}
 
 
 def test_a_folder_that_one_may_only_write_to_is_enough():
-    """Run without the rights of root, which may list everything."""
+    """Run without root, which may list everything."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o733)
         program = textwrap.dedent(
@@ -626,7 +626,7 @@ def test_links_in_the_hidden_folder_are_found_before_paying(tmp_path, name):
 
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_disk_that_does_not_rename_or_replace_is_found_before_paying(tmp_path, monkeypatch, call):
-    """As mounts of object stores do; some rename, and refuse to replace."""
+    """As with mounted object stores; some rename, but refuse to replace."""
     real, calls = os.replace, []
 
     def replace(*names, **folders):
@@ -649,7 +649,7 @@ def test_a_disk_that_does_not_delete_is_warned_of(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(atomic_write.os, "unlink", refuse)
     check_writable(tmp_path)
-    assert "cannot be deleted (no permission)" in caplog.text
+    assert "cannot be deleted (permission denied)" in caplog.text
 
 
 class Strict(Store):
@@ -692,12 +692,12 @@ def test_a_retention_policy_is_found_before_paying(error, is_first):
     store = Strict("overwrite", error=error)
     if not is_first:
         MemoryFileSystem.pipe_file(store, "/bucket/x/.imagen/about.txt", b"of an earlier task")
-    with pytest.raises(StorageError, match=r"cannot be overwritten, as metadata\.jsonl has to be.*retention policy"):
+    with pytest.raises(StorageError, match=r"cannot be overwritten .*metadata\.jsonl is.*retention policy"):
         check_writable(StoredAt(store, "bucket/x"), owner="ab12")
 
 
 def test_a_store_that_does_not_list_is_found_before_paying():
-    with pytest.raises(StorageError, match=r"Cannot list s3://conn@bucket/x: the connection has no permission there"):
+    with pytest.raises(StorageError, match=r"Cannot list s3://conn@bucket/x: the connection has no permission"):
         check_writable(StoredAt(Strict("list"), "bucket/x"))
     hiding = Store()
     hiding.ls = lambda path, **_: []

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import struct
-import tracemalloc
-from io import BytesIO
 
 import pytest
 from PIL import Image, ImageChops, ImageCms, ImageStat
@@ -10,26 +8,19 @@ from PIL import Image, ImageChops, ImageCms, ImageStat
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError
 from airflow_provider_imagen.storage.convert import (
     IMAGE_FORMATS,
-    convert_picture,
-    make_contact_sheet,
+    convert_image,
     make_thumbnail,
 )
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
-from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
 
-from .conftest import picture, pixels
+from .conftest import opened, picture, pixels, saved
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def opened(data: bytes) -> Image.Image:
-    image = Image.open(BytesIO(data))
-    image.load()
-    return image
-
-
 def difference(one: Image.Image, two: Image.Image) -> float:
-    """Mean distance of two pictures, in steps of 0 to 255."""
+    """Mean difference of two images, from 0 to 255."""
     stat = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), two.convert("RGB")))
     return sum(stat.mean) / 3
 
@@ -38,34 +29,26 @@ def smooth(size=(64, 48), mode="RGB") -> Image.Image:
     return Image.radial_gradient("L").resize(size).convert(mode)
 
 
-def saved(image: Image.Image, image_format: str, **options) -> bytes:
-    target = BytesIO()
-    image.save(target, format=image_format, **options)
-    return target.getvalue()
-
-
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 @pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"])
 def test_every_format_becomes_every_format(source, image_format):
     before = saved(smooth(), source)
-    after = convert_picture(before, image_format=image_format)
-    facts = inspect_picture(after)
-    assert facts.format.lower() == image_format
-    assert (facts.width, facts.height) == (64, 48)
+    after = convert_image(before, image_format=image_format)
+    info = inspect_image(after)
+    assert info.format.lower() == image_format
+    assert (info.width, info.height) == (64, 48)
     assert difference(opened(before), opened(after)) < 3
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_a_picture_that_has_the_format_is_returned_as_it_is(image_format):
     data = picture(image_format.upper())
-    assert convert_picture(data, image_format=image_format) is data
+    assert convert_image(data, image_format=image_format) is data
 
 
-def test_png_and_lossless_webp_keep_every_pixel():
-    before = picture("PNG", mode="RGBA")
-    assert pixels(convert_picture(before, image_format="webp", lossless=True)) == pixels(before)
+def test_png_keeps_every_pixel():
     webp = picture("WEBP")
-    assert pixels(convert_picture(webp, image_format="png"))[2] == pixels(webp)[2]
+    assert pixels(convert_image(webp, image_format="png"))[2] == pixels(webp)[2]
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
@@ -74,7 +57,7 @@ def test_the_camera_orientation_is_applied_and_removed(image_format):
     exif[0x0112] = 6  # the top of the picture is on the right
     exif[0x010E] = "stays"
     before = saved(smooth((64, 48)), "JPEG", exif=exif)
-    after = opened(convert_picture(before, image_format=image_format))
+    after = opened(convert_image(before, image_format=image_format))
     assert after.size == (48, 64)
     assert after.getexif().get(0x0112, 1) == 1
     assert after.getexif()[0x010E] == "stays"
@@ -87,7 +70,7 @@ def test_the_colour_profile_and_the_xmp_are_kept(image_format):
     before = saved(smooth(), "WEBP" if image_format == "png" else "JPEG", icc_profile=PROFILE, xmp=packet)
     if image_format == "jpeg":
         before = saved(smooth(), "WEBP", icc_profile=PROFILE, xmp=packet)
-    after = opened(convert_picture(before, image_format=image_format))
+    after = opened(convert_image(before, image_format=image_format))
     assert after.info["icc_profile"] == PROFILE
     found = after.info.get("xmp") or after.info.get("XML:com.adobe.xmp")
     assert found in (packet, packet.decode())
@@ -121,7 +104,7 @@ SPACES = {"1": b"GRAY", "L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "CMYK": b"
 PROFILES = {"grey": GREY_PROFILE, "rgb": PROFILE, "lab": LAB_PROFILE, "cmyk": BROKEN_CMYK, "broken": b"x" * 200}
 
 
-@pytest.mark.parametrize("make", [*IMAGE_FORMATS, "preview", "jpeg preview", "scaled"])
+@pytest.mark.parametrize("make", [*IMAGE_FORMATS, "preview", "scaled"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK", "clear L", "clear P"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
@@ -134,11 +117,11 @@ def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
     notes = []
     if make in IMAGE_FORMATS:
         quality = None if make == "png" else 90  # so that a JPEG is encoded anew, too
-        after = opened(convert_picture(before, image_format=make, quality=quality, notes=notes))
+        after = opened(convert_image(before, image_format=make, quality=quality, notes=notes))
     elif make == "scaled":
-        after = opened(fit_picture(before, max_side_pixels=100)[0])
+        after = opened(resize_to_limits(before, max_side_pixels=100)[0])
     else:
-        after = opened(make_thumbnail(before, pixels=64, image_format="jpeg" if "jpeg" in make else "webp"))
+        after = opened(make_thumbnail(before, pixels=64))
     kept = after.info.get("icc_profile")
     if kept and not (make == "png" and kind == "PNG"):  # that one is returned as it came
         assert kept[16:20] == SPACES.get(after.mode, b"RGB ")
@@ -146,7 +129,7 @@ def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
     if make == "jpeg" and fitting and mode != "CMYK":
         assert kept == PROFILES[profile]
     if make in ("webp", "avif") and not fitting:
-        assert "colour profile was left out" in notes[0]
+        assert "colour profile was dropped" in notes[0]
     if make in ("webp", "avif") and profile != "cmyk":
         assert len(notes) == (not fitting)
     if mode not in ("1", "I;16") and not options:
@@ -160,7 +143,7 @@ def test_grey_pixels_become_colours_that_look_as_their_profile_says(mode, image_
     image = Image.new("L", (32, 32), 128)
     if mode == "LA":
         image.putalpha(90)
-    after = opened(convert_picture(saved(image, "PNG", icc_profile=dark), image_format=image_format))
+    after = opened(convert_image(saved(image, "PNG", icc_profile=dark), image_format=image_format))
     assert after.info.get("icc_profile") is None
     # 128 at gamma 4 is 6 % of white, which sRGB writes as 71.
     assert after.getpixel((9, 9))[:3] == pytest.approx((71, 71, 71), abs=3)
@@ -171,7 +154,7 @@ def test_a_large_profile_of_a_png_is_carried_over():
     large = PROFILE + bytes(range(256)) * 6_000  # what follows its parts counts as nothing
     large = struct.pack(">I", len(large)) + large[4:]
     before = saved(smooth(), "PNG", icc_profile=large)
-    assert opened(convert_picture(before, image_format="webp")).info["icc_profile"] == large
+    assert opened(convert_image(before, image_format="webp")).info["icc_profile"] == large
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
@@ -181,7 +164,7 @@ def test_the_structure_of_a_tiff_does_not_become_exif(mode, image_format):
     exif[0x010E] = "stays"
     before = saved(smooth().convert(mode), "TIFF", compression="tiff_lzw", icc_profile=BROKEN_CMYK, exif=exif)
     assert 273 in opened(before).getexif()
-    assert dict(opened(convert_picture(before, image_format=image_format)).getexif()) == {0x010E: "stays"}
+    assert dict(opened(convert_image(before, image_format=image_format)).getexif()) == {0x010E: "stays"}
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])
@@ -190,7 +173,7 @@ def test_an_orientation_that_was_applied_is_taken_out_of_a_given_packet_too(quot
     exif[0x0112] = 6
     packet = f"<x:xmpmeta xmlns:x='adobe:ns:meta/' a={quote}1{quote} tiff:Orientation={quote}6{quote}/>".encode()
     before = saved(smooth((64, 48)), "JPEG", exif=exif)
-    after = opened(convert_picture(before, image_format="avif", xmp=packet))
+    after = opened(convert_image(before, image_format="avif", xmp=packet))
     assert after.size == (48, 64)
     assert b"Orientation" not in after.info["xmp"]
     assert f"a={quote}1{quote}".encode() in after.info["xmp"]
@@ -199,11 +182,11 @@ def test_an_orientation_that_was_applied_is_taken_out_of_a_given_packet_too(quot
 def test_transparency_becomes_white_in_a_jpeg_and_stays_elsewhere():
     image = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     for data in (saved(image, "PNG"), saved(image.convert("P"), "PNG", transparency=0)):
-        jpeg = opened(convert_picture(data, image_format="jpeg"))
+        jpeg = opened(convert_image(data, image_format="jpeg"))
         assert jpeg.mode == "RGB"
         assert min(jpeg.getpixel((10, 10))) > 250
     for image_format in ("webp", "avif", "png"):
-        assert opened(convert_picture(saved(image, "PNG"), image_format=image_format)).mode == "RGBA"
+        assert opened(convert_image(saved(image, "PNG"), image_format=image_format)).mode == "RGBA"
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
@@ -215,7 +198,7 @@ def test_unusual_pixels_keep_their_look(mode, image_format):
     else:
         image = grey.convert(mode)
     before = saved(image, "TIFF" if mode == "CMYK" else "PNG")
-    after = opened(convert_picture(before, image_format=image_format))
+    after = opened(convert_image(before, image_format=image_format))
     expected = image if mode in ("1", "P") else grey
     if after.mode == "I;16":
         assert after.tobytes() == image.tobytes()
@@ -225,19 +208,19 @@ def test_unusual_pixels_keep_their_look(mode, image_format):
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_pure_noise_is_converted_too(image_format):
-    """Noise is what encoders' buffers are too small for."""
+    """Noise compresses worst, which tests the size of the encoders' buffers."""
     noise = Image.merge("RGB", [Image.effect_noise((700, 700), 120) for _ in range(3)])
-    after = convert_picture(saved(noise, "BMP"), image_format=image_format)
-    assert inspect_picture(after).width == 700
+    after = convert_image(saved(noise, "BMP"), image_format=image_format)
+    assert inspect_image(after).width == 700
     assert opened(make_thumbnail(after, pixels=300)).size == (300, 300)
 
 
 def test_quality_decides_the_size():
     before = picture("PNG", size=(200, 200))
     for image_format in ("jpeg", "webp", "avif"):
-        small, large = (len(convert_picture(before, image_format=image_format, quality=q)) for q in (20, 95))
+        small, large = (len(convert_image(before, image_format=image_format, quality=q)) for q in (20, 95))
         assert small < large
-    assert convert_picture(saved(smooth(), "JPEG"), image_format="jpeg", quality=20) != saved(smooth(), "JPEG")
+    assert convert_image(saved(smooth(), "JPEG"), image_format="jpeg", quality=20) != saved(smooth(), "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -246,29 +229,26 @@ def test_quality_decides_the_size():
         {"image_format": "gif"},
         {"image_format": "png", "quality": 5},
         {"image_format": "jpeg", "quality": 101},
-        {"image_format": "jpeg", "lossless": True},
-        {"image_format": "avif", "lossless": True},
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments):
     with pytest.raises(InvalidArgumentsError):
-        convert_picture(picture(), **arguments)
+        convert_image(picture(), **arguments)
 
 
 def test_a_picture_the_format_cannot_hold_is_an_error_of_ours():
     with pytest.raises(BadImageError, match="webp"):
-        convert_picture(saved(Image.new("L", (16_400, 1)), "PNG"), image_format="webp")
+        convert_image(saved(Image.new("L", (16_400, 1)), "PNG"), image_format="webp")
     with pytest.raises(BadImageError):
-        convert_picture(b"no picture", image_format="png")
+        convert_image(b"no picture", image_format="png")
 
 
-@pytest.mark.parametrize("image_format", ["webp", "jpeg"])
 @pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "AVIF", "GIF"])
-def test_a_preview_has_the_proportions_and_the_look(source, image_format):
+def test_a_preview_has_the_proportions_and_the_look(source):
     before = saved(smooth((400, 200)), source)
-    after = opened(make_thumbnail(before, pixels=100, image_format=image_format))
+    after = opened(make_thumbnail(before, pixels=100))
     assert after.size == (100, 50)
-    assert after.format.lower() == image_format
+    assert after.format == "WEBP"
     assert difference(after, opened(before).convert("RGB").resize((100, 50))) < 4
 
 
@@ -281,43 +261,3 @@ def test_a_preview_is_upright_never_larger_and_keeps_transparency():
     assert opened(make_thumbnail(clear, pixels=50)).mode == "RGBA"
     with pytest.raises(BadImageError):
         make_thumbnail(b"no picture", pixels=50)
-
-
-def test_a_sheet_shows_every_picture_in_order():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
-    items = ((saved(Image.new("RGB", (40, 40), colour), "PNG"), f"picture {colour}") for colour in colours)
-    sheet = opened(make_contact_sheet(items, count=5, columns=3, cell_pixels=96))
-    assert sheet.format == "WEBP"
-    gap, label = 4, 24
-    for number, colour in enumerate(colours):
-        x = gap + number % 3 * (96 + gap) + 48
-        y = gap + number // 3 * (96 + label + gap) + 48
-        assert max(abs(a - b) for a, b in zip(sheet.getpixel((x, y)), colour, strict=True)) < 40
-
-
-def test_a_sheet_survives_missing_pictures_and_any_label():
-    labels = ["", "x" * 500, "a b " * 300, "多\x00\n\u202e🦊", "ok"]
-    items = [(None, labels[0]), (b"no picture", labels[1]), *((picture(), label) for label in labels[2:])]
-    assert opened(make_contact_sheet(items, count=5, title="Üben\n" * 50)).width > 256
-    assert opened(make_contact_sheet([], count=0)).width > 0
-
-
-@pytest.mark.parametrize(("count", "columns"), [(1, None), (7, None), (500, None), (500, 1), (3000, 3), (40, 200)])
-def test_a_sheet_stays_within_its_limits(count, columns):
-    preview = saved(Image.new("RGB", (8, 8), "red"), "PNG")
-    sheet = opened(make_contact_sheet(((preview, str(n)) for n in range(count)), count=count, columns=columns))
-    assert sheet.width * sheet.height <= 16_500_000
-    assert max(sheet.size) <= 16_383
-
-
-def test_the_memory_of_a_sheet_does_not_grow_with_its_pictures():
-    preview = picture("PNG", size=(256, 256))
-
-    def peak(count: int) -> int:
-        tracemalloc.start()
-        make_contact_sheet(((preview + b"\0" * 2_000_000, str(n)) for n in range(count)), count=400, cell_pixels=64)
-        _, highest = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return highest
-
-    assert peak(200) < peak(4) + 8_000_000

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.inspect_image import EXTENSIONS, MIME_TYPES, inspect_picture
-from airflow_provider_imagen.storage.opening import open_image
+from airflow_provider_imagen.storage.inspect_image import EXTENSIONS, MIME_TYPES, inspect_image
+from airflow_provider_imagen.storage.open_image import open_image
 
 from .conftest import picture
 
@@ -21,10 +21,10 @@ FORMATS = tuple(EXTENSIONS)
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_the_bytes_decide_the_format(image_format):
-    facts = inspect_picture(picture(image_format, size=(33, 21)))
-    assert (facts.format, facts.width, facts.height) == (image_format, 33, 21)
-    assert facts.mime_type == MIME_TYPES[image_format] == Image.MIME[image_format]
-    assert facts.extension == EXTENSIONS[image_format]
+    info = inspect_image(picture(image_format, size=(33, 21)))
+    assert (info.format, info.width, info.height) == (image_format, 33, 21)
+    assert info.mime_type == MIME_TYPES[image_format] == Image.MIME[image_format]
+    assert info.extension == EXTENSIONS[image_format]
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -32,21 +32,21 @@ def test_the_bytes_decide_the_format(image_format):
 def test_a_cut_off_picture_is_an_error(image_format, part):
     data = picture(image_format)
     with pytest.raises(BadImageError):
-        inspect_picture(data[: int(len(data) * part)])
+        inspect_image(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_one_missing_byte_is_noticed(image_format):
     data = picture(image_format)
     with pytest.raises(BadImageError):
-        inspect_picture(data[:-1])
+        inspect_image(data[:-1])
 
 
 def test_a_flipped_bit_in_a_png_is_noticed():
     data = bytearray(picture())
     data[len(data) // 2] ^= 1
     with pytest.raises(BadImageError):
-        inspect_picture(bytes(data))
+        inspect_image(bytes(data))
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -66,16 +66,16 @@ def test_a_flipped_bit_in_a_png_is_noticed():
 )
 def test_bytes_behind_a_whole_picture_do_no_harm(image_format, padding):
     data = picture(image_format)
-    assert inspect_picture(data + padding) == inspect_picture(data)
+    assert inspect_image(data + padding) == inspect_image(data)
 
 
 @pytest.mark.parametrize("options", [{}, {"interlace": 1}, {"mode": "L"}, {"comment": b"; is no end"}])
 def test_a_gif_ends_at_its_trailer_and_not_at_the_first_semicolon(options):
     data = picture("GIF", **options)
-    assert inspect_picture(data + bytes(600)).format == "GIF"
+    assert inspect_image(data + bytes(600)).format == "GIF"
     for missing in range(1, 20):
         with pytest.raises(BadImageError):
-            inspect_picture(data[:-missing])
+            inspect_image(data[:-missing])
 
 
 def test_an_animated_gif_that_ends_within_a_later_frame_is_cut_off():
@@ -83,9 +83,9 @@ def test_an_animated_gif_that_ends_within_a_later_frame_is_cut_off():
     frames = [Image.effect_noise((40, 40), 20 * number) for number in range(1, 6)]
     frames[0].save(target, format="GIF", save_all=True, append_images=frames[1:])
     data = target.getvalue()
-    assert inspect_picture(data + bytes(100)).width == 40
-    with pytest.raises(BadImageError, match="no end"):
-        inspect_picture(data[:-600])
+    assert inspect_image(data + bytes(100)).width == 40
+    with pytest.raises(BadImageError, match="no trailer"):
+        inspect_image(data[:-600])
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -123,7 +123,7 @@ ASIDE = {
 def test_nothing_beside_the_pixels_of_a_png_makes_it_unusable(aside, place):
     data = picture("PNG")
     at = data.index(place) - 4
-    assert inspect_picture(data[:at] + ASIDE[aside] + data[at:]) == inspect_picture(data)
+    assert inspect_image(data[:at] + ASIDE[aside] + data[at:]) == inspect_image(data)
 
 
 def segment(marker: int, content: bytes) -> bytes:
@@ -148,11 +148,11 @@ def segment(marker: int, content: bytes) -> bytes:
 def test_nothing_beside_the_pixels_of_a_jpeg_makes_it_unusable(aside, mode):
     data = picture("JPEG", mode=mode)
     odd = data[:2] + aside + data[2:]
-    assert inspect_picture(odd) == inspect_picture(data)
+    assert inspect_image(odd) == inspect_image(data)
     with open_image(odd) as image, open_image(data) as whole:
         assert image.tobytes() == whole.tobytes()
     with pytest.raises(BadImageError):
-        inspect_picture(odd[: len(odd) // 2])
+        inspect_image(odd[: len(odd) // 2])
 
 
 def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
@@ -163,7 +163,7 @@ def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
     damaged[at + 100] ^= 1
     for wrong in (data[:-1], data[:-12], data[:-40], bytes(damaged)):
         with pytest.raises(BadImageError):
-            inspect_picture(wrong)
+            inspect_image(wrong)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
 )
 def test_what_came_instead_is_named_and_not_repeated(data, said):
     with pytest.raises(BadImageError, match=said) as caught:
-        inspect_picture(data)
+        inspect_image(data)
     assert "secret" not in str(caught.value)
 
 
@@ -199,20 +199,20 @@ def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
     with pytest.raises(BadImageError, match="9000x9000 pixels; at most 80000000"):
-        inspect_picture(bomb(9000, 9000), max_pixels=80_000_000)
+        inspect_image(bomb(9000, 9000), max_pixels=80_000_000)
 
 
 def test_a_picture_past_pillows_own_limit_is_refused_even_when_ours_is_higher():
     with pytest.raises(BadImageError, match="too large"):
-        inspect_picture(bomb(60_000, 60_000), max_pixels=10**12)
+        inspect_image(bomb(60_000, 60_000), max_pixels=10**12)
 
 
 def test_exactly_the_cap_is_accepted():
-    assert inspect_picture(picture(size=(10, 10)), max_pixels=100).width == 10
+    assert inspect_image(picture(size=(10, 10)), max_pixels=100).width == 10
 
 
 def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
-    """Whatever another task of the process sets stays, and what it set for text chunks does not matter here."""
+    """What another task of the process has set stays, and does not affect inspection."""
     data = picture()
     at = data.index(b"IDAT") - 4
     data = data[:at] + ASIDE["zTXt of 1.5 MB"] + ASIDE["iCCP of 1.5 MB"] + data[at:]
@@ -233,7 +233,7 @@ def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
         return real(self)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    inspect_picture(data, max_pixels=10**10)
+    inspect_image(data, max_pixels=10**10)
     assert not seen
     assert all(getattr(module, name) == value for module, name, value in settings)
 
@@ -241,15 +241,15 @@ def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
 def test_many_threads_may_inspect_at_once():
     pictures = [picture(image_format) for image_format in FORMATS] * 8
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(inspect_picture, pictures))
-    assert [facts.format for facts in found] == list(FORMATS) * 8
+        found = list(pool.map(inspect_image, pictures))
+    assert [info.format for info in found] == list(FORMATS) * 8
 
 
 def test_a_jpeg_with_further_pictures_behind_it_is_a_jpeg():
     target = BytesIO()
     image = Image.new("RGB", (20, 20), "red")
     image.save(target, format="MPO", save_all=True, append_images=[image])
-    assert inspect_picture(target.getvalue()).format == "JPEG"
+    assert inspect_image(target.getvalue()).format == "JPEG"
 
 
 @settings(max_examples=150, deadline=None)
@@ -262,7 +262,7 @@ def test_damage_is_an_error_of_ours_or_still_a_picture(image_format, damage):
     for place, value in damage:
         data[place % len(data)] = value
     try:
-        pixels = inspect_picture(bytes(data), max_pixels=10**6)
+        pixels = inspect_image(bytes(data), max_pixels=10**6)
     except BadImageError:
         return  # any other error fails the test
     assert 0 < pixels.width * pixels.height <= 10**6

@@ -42,12 +42,12 @@ def test_what_stands_in_the_way_of_a_manifest_is_found_before_paying(tmp_path, n
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_text("a file")
-    with pytest.raises(StorageError, match=r"metadata\.jsonl|not a folder"):
+    with pytest.raises(StorageError, match=r"metadata\.jsonl|a file, not a directory"):
         check_writable(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_of_parts_is_found_before_paying(tmp_path):
     (tmp_path / ".imagen").mkdir()
     (tmp_path / ".imagen/parts").write_text("a file")
-    with pytest.raises(StorageError, match="parts in it is not a folder"):
+    with pytest.raises(StorageError, match="parts in it is not a writable directory"):
         check_writable(tmp_path)

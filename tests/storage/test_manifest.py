@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import StorageError
+from airflow_provider_imagen.image_record import ImageRecord, StoredFile
+from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage import manifest
 from airflow_provider_imagen.storage.atomic_write import read_bytes, write_bytes_atomically
 from airflow_provider_imagen.storage.manifest import (
-    RECORD_KEYS,
     failures_address,
     has_part,
     manifest_address,
@@ -26,10 +27,9 @@ from airflow_provider_imagen.storage.manifest import (
     read_manifest,
     recorded_lines,
     recorded_names,
-    stored_fields,
     write_manifest,
 )
-from airflow_provider_imagen.storage.save_image import StoredPicture, save_picture
+from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.task_identity import Origin
 
 from .conftest import picture
@@ -44,8 +44,12 @@ def folder(request, tmp_path, memory_folder):
 
 def line(origin, number, *, image=0, created_at=NOON, **record):
     name = record.pop("file_name", f"{origin.run_id}-{origin.map_index}-{number}-{image}.png")
-    full = {**dict.fromkeys(RECORD_KEYS), "prompt_index": number, "image_index": image, "sha256": "0" * 64, **record}
-    return manifest_line(full, file_name=name, thumbnail=None, origin=origin, created_at=created_at)
+    known = {"prompt_index": number, "image_index": image, "sha256": "0" * 64, **record}
+    return manifest_line(ImageRecord(**known), file_at(name), origin=origin, created_at=created_at)
+
+
+def file_at(name: str) -> StoredFile:
+    return StoredFile(path=f"/x/{name}", file_name=name, bytes=1, sha256="ab", mime_type="image/png", width=2, height=3)
 
 
 def lines_of(folder) -> list[dict]:
@@ -53,14 +57,11 @@ def lines_of(folder) -> list[dict]:
 
 
 def test_a_line_holds_the_record_and_where_it_comes_from(origin):
-    stored = StoredPicture(
-        path="/x/a.png", file_name="a.png", bytes=1, sha256="ab", mime_type="image/png", width=2, height=3
-    )
-    record = {**stored_fields(stored), "prompt_index": 0, "image_index": 1, "prompt": "fox", "usd": 0.04, "other": 1}
-    made = manifest_line(record, file_name=stored.file_name, thumbnail=None, origin=origin, created_at=NOON)
+    record = ImageRecord.of(file_at("a.png"), prompt_index=0, image_index=1, prompt="fox", usd=0.04)
+    made = manifest_line(record, file_at("a.png"), origin=origin, created_at=NOON).to_json()
     assert list(made) == [
         "file_name",
-        *RECORD_KEYS,
+        *record.to_json(),
         *("thumbnail", "dag_id", "run_id", "task_id", "map_index", "created_at"),
     ]
     assert made["path"] == "/x/a.png"
@@ -85,9 +86,9 @@ def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, o
 
 
 def test_items_without_a_picture_have_a_list_of_their_own(folder, origin):
-    failures = [{"prompt_index": 5, "error": "FilteredError"}, {"prompt_index": 1, "error": "ServerError"}]
+    failures = [FailureLine(prompt_index=5, error="FilteredError"), FailureLine(prompt_index=1, error="ServerError")]
     write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=failures)
-    assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == [1, 5]
+    assert [failure.prompt_index for failure in read_failures(folder, origin)] == [1, 5]
     assert len(lines_of(folder)) == 1
     assert failures_address(folder, origin) == str(folder / ".imagen" / "failures" / f"{origin.identity}.jsonl")
     write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
@@ -118,7 +119,7 @@ def test_a_folder_may_have_any_name(folder, origin):
     odd = folder / "a [1]* ?{x}#%20ü"
     for number in (0, 1):
         one = replace(origin, map_index=number)
-        save_picture(picture(), folder=odd, stem=f"sub [2]/{number}", thumbnail_pixels=9)
+        save_image(picture(), folder=odd, stem=f"sub [2]/{number}", thumbnail_pixels=9)
         write_manifest(odd, origin=one, lines=[line(one, 0, file_name=f"sub [2]/{number}.png")])
     write_manifest(odd, origin=origin, lines=[])
     assert [one["file_name"] for one in read_manifest(odd)] == ["sub [2]/0.png", "sub [2]/1.png"]
@@ -178,10 +179,10 @@ def test_a_part_that_changes_while_the_manifest_is_written_is_read_again(folder,
 
 def test_a_file_beside_the_parts_is_no_part(folder, origin):
     path = folder / ".imagen" / "parts" / "a.jsonl.part"
-    write_bytes_atomically(path, json.dumps(line(origin, 7)).encode(), content_type="application/x-ndjson")
+    write_bytes_atomically(path, json.dumps(line(origin, 7).to_json()).encode(), content_type="application/x-ndjson")
     write_manifest(folder, origin=origin, lines=[line(origin, 0)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [0]
-    assert [one["prompt_index"] for one in recorded_lines(folder, origin)] == [0]
+    assert [one.prompt_index for one in recorded_lines(folder, origin)] == [0]
 
 
 def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(tmp_path):
@@ -190,14 +191,14 @@ def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(t
         import sys
         from datetime import datetime, UTC
         from pathlib import Path
+        from airflow_provider_imagen.image_record import ImageRecord, StoredFile
         from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
         from airflow_provider_imagen.storage.task_identity import Origin
         for map_index in range(int(sys.argv[1]), int(sys.argv[1]) + 15):
             origin = Origin(dag_id="d", task_id="t", run_id="r", map_index=map_index)
-            line = manifest_line(
-                {{"prompt_index": 0, "sha256": "x" * 64, "prompt": "p" * 500}}, file_name=f"{{map_index}}.png",
-                thumbnail=None, origin=origin, created_at=datetime(2026, 1, 1, tzinfo=UTC),
-            )
+            file = StoredFile("x", f"{{map_index}}.png", "x" * 64, 1, "image/png", 1, 1)
+            record = ImageRecord.of(file, prompt_index=0, prompt="p" * 500)
+            line = manifest_line(record, file, origin=origin, created_at=datetime(2026, 1, 1, tzinfo=UTC))
             write_manifest(Path({str(tmp_path)!r}), origin=origin, lines=[line])
         """
     )
@@ -216,7 +217,7 @@ def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(t
 
 def test_a_cleared_task_keeps_the_pictures_that_are_still_there(folder, origin):
     for stem in ("old", "gone"):
-        save_picture(picture(), folder=folder, stem=stem)
+        save_image(picture(), folder=folder, stem=stem)
     (folder / "gone.png").unlink()
     write_manifest(
         folder,
@@ -252,7 +253,7 @@ def test_lines_of_somebody_else_stay_as_they_are_if_they_describe_a_file(folder,
 
 
 def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stumbles_over(folder, origin):
-    ours = json.dumps(line(origin, 1, file_name="plain.png")).encode()
+    ours = json.dumps(line(origin, 1, file_name="plain.png").to_json()).encode()
     part = b"\n".join(
         [
             ours + b" \r",
@@ -294,7 +295,7 @@ def test_an_attempt_that_was_replaced_lists_what_it_made_beside_what_the_other_m
         ("new.png", None),
         ("both.png", 2),
     ]
-    assert sorted(one["file_name"] for one in recorded_lines(folder, origin)) == [
+    assert sorted(one.file_name for one in recorded_lines(folder, origin)) == [
         *("both.png", "both.png"),
         *("new.png", "old.png"),
     ]
@@ -325,19 +326,19 @@ def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no
     assert len(lines_of(folder)) == 5
     write_manifest(folder, origin=origin, lines=[])
     assert {one["file_name"] for one in lines_of(folder)} == {"kept.png", "other.png", "gone-3.png"}
-    assert [one["file_name"] for one in recorded_lines(folder, origin)] == ["kept.png"]
+    assert [one.file_name for one in recorded_lines(folder, origin)] == ["kept.png"]
 
 
 def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(folder, origin):
-    failures = [{"prompt_index": number, "client_request_id": f"r{number}"} for number in range(3)]
-    failures.append({"prompt_index": 3, "client_request_id": None})
+    failures = [FailureLine(prompt_index=number, client_request_id=f"r{number}") for number in range(3)]
+    failures.append(FailureLine(prompt_index=3))
     write_manifest(folder, origin=origin, lines=[], failures=failures)
     for made, left in (("r9", [0, 1, 2, 3]), ("r1", [0, 2, 3]), ("r0", [2, 3])):
         late = [line(origin, 0, client_request_id=made)]
-        write_manifest(folder, origin=origin, lines=late, failures=[{"prompt_index": 9}], attempt=made)
-        assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == left
+        write_manifest(folder, origin=origin, lines=late, failures=[FailureLine(prompt_index=9)], attempt=made)
+        assert [failure.prompt_index for failure in read_failures(folder, origin)] == left
     write_manifest(folder, origin=origin, lines=[], failures=None)
-    assert [failure["prompt_index"] for failure in read_failures(folder, origin)] == [2, 3]
+    assert [failure.prompt_index for failure in read_failures(folder, origin)] == [2, 3]
     write_manifest(folder, origin=origin, lines=[], failures=())
     assert read_failures(folder, origin) == []
 
@@ -348,7 +349,7 @@ def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(f
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_an_odd_line_hides_no_other_wherever_it_stands(folder, origin, place):
     for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}'):
-        raw = [json.dumps(line(origin, number, file_name=f"{number}.png")).encode() for number in range(2)]
+        raw = [json.dumps(line(origin, number, file_name=f"{number}.png").to_json()).encode() for number in range(2)]
         raw.insert(place, odd)
         path = folder / ".imagen" / "parts" / "edited.jsonl"
         write_bytes_atomically(path, b"\n".join(raw), content_type="application/x-ndjson")
@@ -432,11 +433,11 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, or
         os.mkfifo(planted)
     else:
         planted.symlink_to(secret if kind == "link" else "/dev/zero")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[{"prompt_index": 1}])
+    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[FailureLine(prompt_index=1)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [0]
-    assert [one["prompt_index"] for one in recorded_lines(folder, origin)] == [0]
+    assert [one.prompt_index for one in recorded_lines(folder, origin)] == [0]
     assert recorded_names(folder, origin) == {lines_of(folder)[0]["file_name"]}
-    assert [one["prompt_index"] for one in read_failures(folder, origin)] == [1]
+    assert [one.prompt_index for one in read_failures(folder, origin)] == [1]
     assert secret.read_text() == SECRET
     assert all("hush" not in path.read_text() for path in below(folder).values() if path.is_file() and path != planted)
 
@@ -448,7 +449,7 @@ def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, origin, name):
     elsewhere.mkdir()
     (folder / name).symlink_to(elsewhere)
     with pytest.raises(StorageError, match="is a symbolic link"):
-        write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[{"prompt_index": 1}])
+        write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[FailureLine(prompt_index=1)])
     assert os.listdir(elsewhere) == []
 
 
@@ -462,7 +463,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path, origin):
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "sub/../../a.png", "a//b.png", "a\0.png", "..", 7, None])
 def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, origin, name):
     part = folder / ".imagen" / "parts" / f"{origin.identity}-9.jsonl"
-    write_bytes_atomically(part, json.dumps(line(origin, 0, file_name=name)).encode(), content_type="")
+    write_bytes_atomically(part, json.dumps(line(origin, 0, file_name=name).to_json()).encode(), content_type="")
     write_manifest(folder, origin=replace(origin, run_id="b"), lines=[line(origin, 1)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [1]
     assert recorded_lines(folder, origin) == []
@@ -470,19 +471,21 @@ def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, origin, name)
 
 def test_where_an_image_is_follows_from_its_name(folder, origin):
     write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="sub/a.png", path="/home/me/a.png")])
-    assert [one["path"] for one in recorded_lines(folder, origin)] == [str(folder / "sub" / "a.png")]
+    assert [one.path for one in recorded_lines(folder, origin)] == [str(folder / "sub" / "a.png")]
 
 
 @pytest.mark.parametrize("forged_part", ["evil", "zzzzzzzzzz", "0000000000-1", "{own}-evil", "{other}"])
 def test_a_planted_part_does_not_replace_our_line(folder, origin, forged_part):
-    stored = save_picture(picture(), folder=folder, stem="a")
-    facts = {"file_name": "a.png", "sha256": stored.sha256, "bytes": stored.bytes}
+    stored = save_image(picture(), folder=folder, stem="a")
+    facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
     other = replace(origin, run_id="evil")
     liar = other if "other" in forged_part else origin
     forged = line(liar, 0, prompt="forged", created_at=NOON + timedelta(days=36500), **{**facts, "sha256": "f" * 64})
     write_manifest(folder, origin=origin, lines=[line(origin, 0, prompt="true", **facts)])
     name = forged_part.format(own=origin.identity, other=other.identity)
-    write_bytes_atomically(folder / ".imagen" / "parts" / f"{name}.jsonl", json.dumps(forged).encode(), content_type="")
+    write_bytes_atomically(
+        folder / ".imagen" / "parts" / f"{name}.jsonl", json.dumps(forged.to_json()).encode(), content_type=""
+    )
     for writer in (origin, replace(origin, run_id="third")):
         lines = [line(origin, 0, prompt="true", **facts)] if writer is origin else []
         write_manifest(folder, origin=writer, lines=lines)
@@ -490,8 +493,8 @@ def test_a_planted_part_does_not_replace_our_line(folder, origin, forged_part):
 
 
 def test_a_planted_part_that_states_our_digest_does_not_replace_our_line(folder, origin):
-    stored = save_picture(picture(), folder=folder, stem="a")
-    facts = {"file_name": "a.png", "sha256": stored.sha256, "bytes": stored.bytes}
+    stored = save_image(picture(), folder=folder, stem="a")
+    facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
     other = replace(origin, run_id="evil")
     write_manifest(folder, origin=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **facts)])
     write_manifest(folder, origin=origin, lines=[line(origin, 0, **facts)])

@@ -15,8 +15,8 @@ from airflow_provider_imagen.storage.naming import (
     PLACEHOLDERS,
     NameFields,
     check_pattern,
-    picture_name,
-    picture_stems,
+    image_name,
+    image_stems,
     with_extension,
 )
 from airflow_provider_imagen.storage.task_identity import Origin
@@ -50,17 +50,17 @@ patterns = st.sampled_from(
 
 
 def test_the_default_name_is_readable():
-    assert re.fullmatch(r"draw-007-1-[0-9a-f]{10}\.png", picture_name(DEFAULT_FILENAME, fields=FIELDS, extension="png"))
+    assert re.fullmatch(r"draw-007-1-[0-9a-f]{10}\.png", image_name(DEFAULT_FILENAME, fields=FIELDS, extension="png"))
 
 
 def test_an_items_own_name_is_used():
     named = replace(FIELDS, name="Rotfüchsin №1")
-    assert picture_name("{name}.{extension}", fields=named, extension="png") == "Rotfüchsin-№1.png"
+    assert image_name("{name}.{extension}", fields=named, extension="png") == "Rotfüchsin-№1.png"
 
 
 def test_every_documented_placeholder_works():
     for name in PLACEHOLDERS:
-        assert picture_name(f"x.{{{name}}}", fields=FIELDS, extension="webp").startswith("x.")
+        assert image_name(f"x.{{{name}}}", fields=FIELDS, extension="webp").startswith("x.")
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_every_documented_placeholder_works():
     ],
 )
 def test_patterns(pattern, name):
-    assert picture_name(pattern, fields=FIELDS, extension="webp") == name
+    assert image_name(pattern, fields=FIELDS, extension="webp") == name
 
 
 def test_a_missing_seed_has_a_word():
-    assert picture_name("{seed}", fields=replace(FIELDS, seed=None), extension="png") == "random.png"
-    assert picture_name("{seed:06d}", fields=replace(FIELDS, seed=None), extension="png") == "random.png"
+    assert image_name("{seed}", fields=replace(FIELDS, seed=None), extension="png") == "random.png"
+    assert image_name("{seed:06d}", fields=replace(FIELDS, seed=None), extension="png") == "random.png"
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_the_refusal_names_what_is_allowed():
 
 @pytest.mark.parametrize("name", ["con", "NUL", "aux.txt", "COM1", "lpt9."])
 def test_names_windows_reserves_are_avoided(name):
-    assert picture_name("{name}", fields=replace(FIELDS, name=name), extension="png").startswith("_")
+    assert image_name("{name}", fields=replace(FIELDS, name=name), extension="png").startswith("_")
 
 
 @pytest.mark.parametrize(
     "name", ["..", "../../etc/passwd", "/etc/passwd", "C:\\x", "~root", "..\\..\\x", ".hidden", "\u202egnp.exe", "-"]
 )
 def test_an_item_cannot_name_a_file_elsewhere(name, tmp_path):
-    made = picture_name("{name}.{extension}", fields=replace(FIELDS, name=name), extension="png")
+    made = image_name("{name}.{extension}", fields=replace(FIELDS, name=name), extension="png")
     assert (tmp_path / made).resolve().parent == tmp_path.resolve()
     assert not made.startswith((".", "-", "~"))
     assert "\u202e" not in made
@@ -145,14 +145,14 @@ def test_an_item_cannot_name_a_file_elsewhere(name, tmp_path):
 
 def test_letters_signs_and_emoji_of_every_script_stay():
     family = "👩‍👩‍👧 Ölförderung 狐 ليث"
-    made = picture_name("{name}", fields=replace(FIELDS, name=unicodedata.normalize("NFD", family)), extension="png")
+    made = image_name("{name}", fields=replace(FIELDS, name=unicodedata.normalize("NFD", family)), extension="png")
     assert made == "👩‍👩‍👧-Ölförderung-狐-ليث.png"
 
 
 @settings(max_examples=300, deadline=None)
 @given(pattern=patterns, fields=all_fields, extension=st.sampled_from(["png", "jpg", "webp", "avif", "tiff"]))
 def test_every_name_is_safe_everywhere(pattern, fields, extension):
-    name = picture_name(pattern, fields=fields, extension=extension)
+    name = image_name(pattern, fields=fields, extension=extension)
     assert name == unicodedata.normalize("NFC", name)
     assert not Path(name).is_absolute()
     for part in name.split("/"):
@@ -170,31 +170,31 @@ def test_every_name_is_safe_everywhere(pattern, fields, extension):
 @given(pattern=patterns, items=st.lists(all_fields, max_size=30))
 def test_no_two_pictures_of_a_task_share_a_name(pattern, items):
     items = items + items[:5]
-    stems = picture_stems(pattern, items)
+    stems = image_stems(pattern, items)
     assert len({unicodedata.normalize("NFC", stem.casefold()) for stem in stems}) == len(items)
-    assert stems == picture_stems(pattern, items)
+    assert stems == image_stems(pattern, items)
     for stem in stems:
         assert all(len(f"{part}.avif.webp".encode()) <= 255 for part in stem.split("/"))
 
 
 def test_colliding_items_are_numbered_and_spare_names_that_are_taken():
     items = [replace(FIELDS, name=name) for name in ("cat", "Cat", "cat", "cat-2", "cat")]
-    assert picture_stems("{name}", items) == ("cat", "Cat-3", "cat-4", "cat-2", "cat-5")
+    assert image_stems("{name}", items) == ("cat", "Cat-3", "cat-4", "cat-2", "cat-5")
 
 
 def test_a_name_does_not_depend_on_what_the_bytes_turned_out_to_be():
-    (stem,) = picture_stems(DEFAULT_FILENAME, [FIELDS])
-    assert with_extension(stem, "jpg") == picture_name(DEFAULT_FILENAME, fields=FIELDS, extension="jpg")
+    (stem,) = image_stems(DEFAULT_FILENAME, [FIELDS])
+    assert with_extension(stem, "jpg") == image_name(DEFAULT_FILENAME, fields=FIELDS, extension="jpg")
 
 
 @settings(max_examples=200, deadline=None)
 @given(one=origins, other=origins, fields=all_fields)
 def test_the_default_keeps_runs_and_mapped_tasks_apart(one, other, fields):
-    first = picture_name(DEFAULT_FILENAME, fields=replace(fields, origin=one), extension="png")
-    second = picture_name(DEFAULT_FILENAME, fields=replace(fields, origin=other), extension="png")
+    first = image_name(DEFAULT_FILENAME, fields=replace(fields, origin=one), extension="png")
+    second = image_name(DEFAULT_FILENAME, fields=replace(fields, origin=other), extension="png")
     assert (first == second) == (one == other)
 
 
 def test_long_names_that_differ_only_at_their_end_stay_different():
-    one, two = (picture_name("{name}", fields=replace(FIELDS, name="x" * 200 + end), extension="png") for end in "ab")
+    one, two = (image_name("{name}", fields=replace(FIELDS, name="x" * 200 + end), extension="png") for end in "ab")
     assert one != two

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.resize_to_limits import fit_picture
+from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
 
 
 def picture(mode="RGB", size=(400, 300), kind="PNG", noise=False, **options):
@@ -24,18 +24,18 @@ def opened(data):
 
 def test_a_picture_within_the_limits_is_not_touched():
     data = picture()
-    assert fit_picture(
+    assert resize_to_limits(
         data, mime_types=("image/png",), max_bytes=len(data), max_side_pixels=400, max_pixels=120_000
     ) == (
         data,
         "image/png",
     )
-    assert fit_picture(data)[0] is data
+    assert resize_to_limits(data)[0] is data
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "AVIF"])
 def test_a_kind_that_is_not_taken_becomes_png(kind):
-    data, mime_type = fit_picture(picture(kind=kind), mime_types=("image/png", "image/jpeg"))
+    data, mime_type = resize_to_limits(picture(kind=kind), mime_types=("image/png", "image/jpeg"))
     assert mime_type == "image/png"
     assert opened(data).format == "PNG"
     assert opened(data).size == (400, 300)
@@ -50,13 +50,13 @@ def test_a_kind_that_is_not_taken_becomes_png(kind):
     ],
 )
 def test_a_picture_that_is_too_large_keeps_its_shape_and_ends_within_the_limit(limits, size):
-    data, _ = fit_picture(picture(), **limits)
+    data, _ = resize_to_limits(picture(), **limits)
     assert opened(data).size == size
 
 
 def test_a_file_that_is_too_large_becomes_jpeg_of_the_same_size_first():
     data = picture(noise=True)
-    fitted, mime_type = fit_picture(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) - 1)
+    fitted, mime_type = resize_to_limits(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) - 1)
     assert mime_type == "image/jpeg"
     assert opened(fitted).size == (400, 300)
     assert len(fitted) < len(data)
@@ -64,7 +64,7 @@ def test_a_file_that_is_too_large_becomes_jpeg_of_the_same_size_first():
 
 def test_transparency_outlives_a_limit_on_the_file():
     data = picture("RGBA", noise=True)
-    fitted, mime_type = fit_picture(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) // 2)
+    fitted, mime_type = resize_to_limits(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) // 2)
     assert mime_type == "image/png"
     assert opened(fitted).mode == "RGBA"
     assert len(fitted) <= len(data) // 2
@@ -72,10 +72,10 @@ def test_transparency_outlives_a_limit_on_the_file():
 
 def test_what_cannot_be_made_to_fit_is_told():
     with pytest.raises(BadImageError, match="100 bytes"):
-        fit_picture(picture(noise=True), max_bytes=100)
+        resize_to_limits(picture(noise=True), max_bytes=100)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", picture()[:100]])
 def test_what_is_no_whole_picture_is_refused(data):
     with pytest.raises(BadImageError):
-        fit_picture(data, max_bytes=10)
+        resize_to_limits(data, max_bytes=10)

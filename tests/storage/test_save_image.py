@@ -11,12 +11,14 @@ from msgspec.structs import replace
 from PIL import Image
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.storage.atomic_write import check_stored, read_bytes
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
-from airflow_provider_imagen.storage.manifest import RECORD_KEYS, manifest_line, read_manifest, write_manifest
-from airflow_provider_imagen.storage.naming import NameFields, picture_stems
+from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.run_report import FailureLine
+from airflow_provider_imagen.storage.atomic_write import is_intact, read_bytes
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.manifest import manifest_line, read_manifest, write_manifest
+from airflow_provider_imagen.storage.naming import NameFields, image_stems
 from airflow_provider_imagen.storage.provenance import read_provenance
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.save_image import save_image
 
 from .conftest import picture, pixels
 
@@ -32,26 +34,26 @@ def files(folder) -> list[str]:
 
 
 def test_a_saved_picture_is_described_as_it_lies_there(folder, provenance):
-    stored = save_picture(picture(), folder=folder, stem="sub/fox", provenance=provenance, thumbnail_pixels=32)
+    stored = save_image(picture(), folder=folder, stem="sub/fox", provenance=provenance, thumbnail_pixels=32)
     data = read_bytes(folder / "sub" / "fox.png")
-    assert stored.file_name == "sub/fox.png"
-    assert stored.path == str(folder / "sub" / "fox.png")
-    assert (stored.bytes, stored.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert (stored.mime_type, stored.width, stored.height) == ("image/png", 64, 48)
+    assert stored.file.file_name == "sub/fox.png"
+    assert stored.file.path == str(folder / "sub" / "fox.png")
+    assert (stored.file.bytes, stored.file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (stored.file.mime_type, stored.file.width, stored.file.height) == ("image/png", 64, 48)
     assert stored.notes == ()
     assert read_provenance(data)["prompt"] == provenance.prompt
     assert pixels(data) == pixels(picture())
-    assert stored.thumbnail == ".imagen/thumbnails/sub/fox.png.webp"
-    assert inspect_picture(read_bytes(folder / ".imagen" / "thumbnails" / "sub" / "fox.png.webp")).width == 32
+    assert stored.file.thumbnail == ".imagen/thumbnails/sub/fox.png.webp"
+    assert inspect_image(read_bytes(folder / ".imagen" / "thumbnails" / "sub" / "fox.png.webp")).width == 32
     assert files(folder) == [".imagen/thumbnails/sub/fox.png.webp", "sub/fox.png"]
-    assert check_stored(folder / "sub" / "fox.png", size=stored.bytes, sha256=stored.sha256)
+    assert is_intact(folder / "sub" / "fox.png", size=stored.file.bytes, sha256=stored.file.sha256)
 
 
 def test_without_wishes_the_bytes_are_kept_as_delivered(folder):
     data = picture("JPEG")
-    stored = save_picture(data, folder=folder, stem="fox")
+    stored = save_image(data, folder=folder, stem="fox")
     assert read_bytes(folder / "fox.jpg") == data
-    assert stored.thumbnail is None
+    assert stored.file.thumbnail is None
     assert files(folder) == ["fox.jpg"]
 
 
@@ -59,39 +61,39 @@ def test_without_wishes_the_bytes_are_kept_as_delivered(folder):
     ("image_format", "name"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp"), ("avif", "avif")]
 )
 def test_a_converted_picture_has_its_provenance_and_the_extension_of_its_bytes(image_format, name, folder, provenance):
-    stored = save_picture(picture("BMP"), folder=folder, stem="fox", provenance=provenance, image_format=image_format)
+    stored = save_image(picture("BMP"), folder=folder, stem="fox", provenance=provenance, image_format=image_format)
     data = read_bytes(folder / f"fox.{name}")
-    assert inspect_picture(data).extension == name
+    assert inspect_image(data).extension == name
     assert read_provenance(data)["seed"] == provenance.seed
     assert stored.notes == ()
 
 
 def test_the_same_call_again_writes_the_same(folder, provenance):
     options = {"folder": folder, "stem": "fox", "provenance": provenance, "image_format": "webp", "thumbnail_pixels": 9}
-    assert save_picture(picture(), **options) == save_picture(picture(), **options)
+    assert save_image(picture(), **options) == save_image(picture(), **options)
     assert len(files(folder)) == 2
 
 
 def test_a_picture_that_cannot_be_converted_is_kept_as_it_came(folder, provenance):
     target = BytesIO()
     Image.new("L", (16_400, 2)).save(target, format="PNG")
-    stored = save_picture(
+    stored = save_image(
         target.getvalue(), folder=folder, stem="wide", provenance=provenance, image_format="webp", thumbnail_pixels=50
     )
-    assert stored.file_name == "wide.png"
+    assert stored.file.file_name == "wide.png"
     assert stored.notes[0].startswith("Kept as png:")
     assert read_provenance(read_bytes(folder / "wide.png"))["seed"] == provenance.seed
 
 
 def test_a_format_without_provenance_is_said(folder, provenance):
-    stored = save_picture(picture("GIF"), folder=folder, stem="fox", provenance=provenance)
-    assert stored.file_name == "fox.gif"
+    stored = save_image(picture("GIF"), folder=folder, stem="fox", provenance=provenance)
+    assert stored.file.file_name == "fox.gif"
     assert "GIF is not supported" in stored.notes[0]
 
 
 def test_an_avif_that_came_as_avif_is_not_encoded_anew(folder, provenance):
     data = picture("AVIF")
-    stored = save_picture(data, folder=folder, stem="fox", provenance=provenance, image_format="avif")
+    stored = save_image(data, folder=folder, stem="fox", provenance=provenance, image_format="avif")
     assert read_bytes(folder / "fox.avif") == data
     assert "AVIF is not supported" in stored.notes[0]
 
@@ -99,7 +101,7 @@ def test_an_avif_that_came_as_avif_is_not_encoded_anew(folder, provenance):
 def test_an_existing_packet_goes_along_into_an_avif(folder, provenance):
     own = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
     <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="5"/></rdf:RDF></x:xmpmeta>"""
-    save_picture(picture("WEBP", xmp=own), folder=folder, stem="fox", provenance=provenance, image_format="avif")
+    save_image(picture("WEBP", xmp=own), folder=folder, stem="fox", provenance=provenance, image_format="avif")
     data = read_bytes(folder / "fox.avif")
     assert b'xmp:Rating="5"' in data
     assert read_provenance(data)["seed"] == provenance.seed
@@ -107,8 +109,8 @@ def test_an_existing_packet_goes_along_into_an_avif(folder, provenance):
 
 def test_a_preview_that_cannot_be_written_does_not_lose_the_picture(tmp_path):
     (tmp_path / ".imagen").touch()
-    stored = save_picture(picture(), folder=tmp_path, stem="fox", thumbnail_pixels=20)
-    assert stored.thumbnail is None
+    stored = save_image(picture(), folder=tmp_path, stem="fox", thumbnail_pixels=20)
+    assert stored.file.thumbnail is None
     assert stored.notes[0].startswith("No preview:")
     assert (tmp_path / "fox.png").read_bytes() == picture()
 
@@ -125,14 +127,14 @@ def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_t
         model="m",
         name=text * 400,
     )
-    (stem,) = picture_stems("{dag_id}{task_id}{run_id}{name}/{name}{dag_id}{task_id}{run_id}", [fields])
+    (stem,) = image_stems("{dag_id}{task_id}{run_id}{name}/{name}{dag_id}{task_id}{run_id}", [fields])
     assert max(len(part.encode()) for part in stem.split("/")) > 200
     options = {"folder": tmp_path, "stem": stem, "image_format": image_format, "thumbnail_pixels": 9}
-    first = save_picture(picture("BMP"), owner=origin.identity, **options)
-    other = save_picture(picture("BMP", size=(32, 32)), owner=origin.identity, may_replace=lambda _: False, **options)
-    assert first.thumbnail is not None
-    assert other.thumbnail is not None
-    names = {first.file_name, first.thumbnail, other.file_name, other.thumbnail}
+    first = save_image(picture("BMP"), owner=origin.identity, **options)
+    other = save_image(picture("BMP", size=(32, 32)), owner=origin.identity, may_replace=lambda _: False, **options)
+    assert first.file.thumbnail is not None
+    assert other.file.thumbnail is not None
+    names = {first.file.file_name, first.file.thumbnail, other.file.file_name, other.file.thumbnail}
     assert set(files(tmp_path)) == names
     assert len(names) == 4
 
@@ -142,26 +144,25 @@ def test_many_files_leave_no_descriptor_open(tmp_path, origin):
 
     def write_all(start: int) -> None:
         for number in range(start, start + 50):
-            stored = save_picture(
+            stored = save_image(
                 picture(size=(8, 8)), folder=tmp_path, stem=f"{number}", owner=origin.identity, thumbnail_pixels=4
             )
-            save_picture(
+            save_image(
                 picture(size=(9, 9)),
                 folder=tmp_path,
                 stem=f"{number}",
                 owner=origin.identity,
                 may_replace=lambda _: False,
             )
-            check_stored(tmp_path / stored.file_name, size=stored.bytes, sha256=stored.sha256)
-            check_stored(tmp_path / stored.file_name, size=1, sha256=stored.sha256)
+            is_intact(tmp_path / stored.file.file_name, size=stored.file.bytes, sha256=stored.file.sha256)
+            is_intact(tmp_path / stored.file.file_name, size=1, sha256=stored.file.sha256)
             read_bytes(tmp_path / f"{number}.txt")
             with pytest.raises(StorageError):
-                save_picture(picture(size=(8, 8)), folder=tmp_path / stored.file_name, stem="below-a-file")
+                save_image(picture(size=(8, 8)), folder=tmp_path / stored.file.file_name, stem="below-a-file")
             with pytest.raises(BadImageError):
-                save_picture(b"no picture", folder=tmp_path, stem="bad")
-        line = {**dict.fromkeys(RECORD_KEYS), "prompt_index": 0}
-        made = manifest_line(line, file_name="0.png", thumbnail=None, origin=origin, created_at=datetime.now(UTC))
-        write_manifest(tmp_path, origin=origin, lines=[made], failures=[line])
+                save_image(b"no picture", folder=tmp_path, stem="bad")
+        made = manifest_line(ImageRecord(prompt_index=0), stored.file, origin=origin, created_at=datetime.now(UTC))
+        write_manifest(tmp_path, origin=origin, lines=[made], failures=[FailureLine(prompt_index=0)])
         read_manifest(tmp_path)
 
     write_all(0)
@@ -172,54 +173,54 @@ def test_many_files_leave_no_descriptor_open(tmp_path, origin):
 
 def test_a_bad_picture_is_refused_and_nothing_written(folder):
     with pytest.raises(BadImageError):
-        save_picture(picture()[:-30], folder=folder, stem="fox", thumbnail_pixels=20)
+        save_image(picture()[:-30], folder=folder, stem="fox", thumbnail_pixels=20)
     with pytest.raises(BadImageError, match="at most 100"):
-        save_picture(picture(), folder=folder, stem="fox", max_pixels=100)
+        save_image(picture(), folder=folder, stem="fox", max_pixels=100)
     assert files(folder) == []
 
 
 def test_a_picture_is_announced_as_it_will_be_before_anything_is_written(folder, provenance):
     announced = []
 
-    def announce(expected):
+    def before_write(expected):
         assert files(folder) == []
         announced.append(expected)
 
-    stored = save_picture(
-        picture(), folder=folder, stem="fox", provenance=provenance, thumbnail_pixels=20, announce=announce
+    stored = save_image(
+        picture(), folder=folder, stem="fox", provenance=provenance, thumbnail_pixels=20, before_write=before_write
     )
-    assert announced == [replace(stored, thumbnail=None)]
+    assert announced == [replace(stored.file, thumbnail=None)]
 
 
 def test_a_picture_whose_name_is_taken_is_announced_under_its_own_before_it_is_written(folder):
-    save_picture(picture(size=(20, 20)), folder=folder, stem="fox")
+    save_image(picture(size=(20, 20)), folder=folder, stem="fox")
     announced = []
 
-    def announce(expected):
+    def before_write(expected):
         assert files(folder) == ["fox.png"]
         announced.append(expected.file_name)
 
-    stored = save_picture(
-        picture(), folder=folder, stem="fox", owner="me", may_replace=lambda _: False, announce=announce
+    stored = save_image(
+        picture(), folder=folder, stem="fox", owner="me", may_replace=lambda _: False, before_write=before_write
     )
     assert announced == ["fox.png", "fox-me.png"]
-    assert stored.file_name == "fox-me.png"
+    assert stored.file.file_name == "fox-me.png"
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
-        save_picture(picture(), folder=tmp_path / "file", stem="fox")
+        save_image(picture(), folder=tmp_path / "file", stem="fox")
 
 
 def test_many_threads_may_save_at_once(folder, provenance):
     def save(number: int):
         data = picture("PNG", size=(40 + number, 30))
-        return save_picture(data, folder=folder, stem=f"{number}", provenance=provenance, thumbnail_pixels=16)
+        return save_image(data, folder=folder, stem=f"{number}", provenance=provenance, thumbnail_pixels=16)
 
     with ThreadPoolExecutor(12) as pool:
         stored = list(pool.map(save, range(40)))
-    assert [one.width for one in stored] == list(range(40, 80))
+    assert [one.file.width for one in stored] == list(range(40, 80))
     assert len(files(folder)) == 80
 
 

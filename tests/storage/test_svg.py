@@ -5,8 +5,8 @@ import time
 import pytest
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.inspect_image import inspect_picture
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.svg import read_svg_size
 
 NS = "xmlns='http://www.w3.org/2000/svg'"
@@ -32,9 +32,9 @@ SVG = f"<svg {NS} width='1024' height='768'><rect width='9' height='9'/></svg>".
     ],
 )
 def test_the_size_is_the_one_the_picture_asks_for(root, size):
-    facts = inspect_picture(f"<svg {NS} {root}><g/></svg>".encode(), accept_svg=True)
-    assert (facts.format, facts.mime_type, facts.extension) == ("SVG", "image/svg+xml", "svg")
-    assert (facts.width, facts.height) == size
+    info = inspect_image(f"<svg {NS} {root}><g/></svg>".encode(), accept_svg=True)
+    assert (info.format, info.mime_type, info.extension) == ("SVG", "image/svg+xml", "svg")
+    assert (info.width, info.height) == size
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ def test_every_spelling_of_a_whole_svg_is_taken(data):
 def test_a_large_svg_is_taken_and_a_cut_off_one_is_not():
     large = SVG.replace(b"<rect", b"<path d='" + b"M1 1" * 3_000_000 + b"'/><rect")
     assert read_svg_size(large) == read_svg_size(large + bytes(100)) == (1024, 768)
-    with pytest.raises(BadImageError, match="cut off"):
+    with pytest.raises(BadImageError, match="truncated"):
         read_svg_size(large[:-4])
 
 
 @pytest.mark.parametrize("missing", range(1, 35))
 def test_a_cut_off_svg_is_an_error(missing):
-    with pytest.raises(BadImageError, match="cut off"):
+    with pytest.raises(BadImageError, match="truncated"):
         read_svg_size(SVG[:-missing])
 
 
 def test_the_end_of_an_inner_svg_is_not_the_end():
     inner = SVG.replace(b"<rect", b"<svg><g/></svg><rect")
-    with pytest.raises(BadImageError, match="cut off"):
+    with pytest.raises(BadImageError, match="truncated"):
         read_svg_size(inner[: inner.index(b"<rect")])
 
 
@@ -109,28 +109,29 @@ def test_entities_do_not_grow():
     started = time.monotonic()
     for data in (laughs, many):
         with pytest.raises(BadImageError):
-            inspect_picture(data, accept_svg=True)
+            inspect_image(data, accept_svg=True)
     assert read_svg_size(external) == (0, 0)  # nothing is read for it
     assert time.monotonic() - started < 5
 
 
 def test_only_who_asks_for_it_takes_an_svg():
-    """A model that is sent a picture takes no SVG."""
+    """Models do not accept SVG as an input image."""
     with pytest.raises(BadImageError, match="SVG"):
-        inspect_picture(SVG)
+        inspect_image(SVG)
 
 
 @pytest.mark.parametrize("options", [{}, {"image_format": "webp", "thumbnail_pixels": 64}])
 def test_a_paid_svg_is_stored_as_it_came(tmp_path, provenance, options):
-    kept = save_picture(SVG, folder=tmp_path, stem="plane", provenance=provenance, **options)
-    assert (kept.file_name, kept.mime_type, kept.width, kept.height) == ("plane.svg", "image/svg+xml", 1024, 768)
+    kept = save_image(SVG, folder=tmp_path, stem="plane", provenance=provenance, **options)
+    file = kept.file
+    assert (file.file_name, file.mime_type, file.width, file.height) == ("plane.svg", "image/svg+xml", 1024, 768)
     assert (tmp_path / "plane.svg").read_bytes() == SVG
-    assert kept.thumbnail is None
+    assert file.thumbnail is None
     said = " ".join(kept.notes)
     assert "provenance" in said
-    assert ("Kept as svg" in said) == ("No preview" in said) == bool(options)
+    assert ("Kept as SVG" in said) == ("No preview" in said) == bool(options)
 
 
 def test_an_svg_larger_than_every_pixel_limit_has_no_pixels(tmp_path):
     vast = SVG.replace(b"1024", b"200000").replace(b"768", b"200000")
-    assert save_picture(vast, folder=tmp_path, stem="vast", max_pixels=100).width == 200_000
+    assert save_image(vast, folder=tmp_path, stem="vast", max_pixels=100).file.width == 200_000

@@ -24,20 +24,21 @@ from airflow_provider_imagen.plugins.gallery.files import (
     read_listed_pictures,
     read_listed_problems,
 )
-from airflow_provider_imagen.plugins.gallery.records import (
+from airflow_provider_imagen.plugins.gallery.task_results import (
     Picture,
     Problem,
-    Summary,
     TaskSummary,
     manifest_of,
     read_pictures,
     read_summary,
+    total,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+    from airflow_provider_imagen.run_report import RunSummary
 
 FRESH_SECONDS: Final = 10.0
 """How long records are cached: long enough for a page and its previews."""
@@ -91,9 +92,9 @@ class Summaries:
     uncounted: int = 0
 
     @property
-    def total(self) -> Summary:
+    def total(self) -> RunSummary:
         """Total of the summaries read so far."""
-        return sum((task.summary for task in self.tasks), Summary())
+        return total(task.summary for task in self.tasks)
 
     @property
     def notes(self) -> list[str]:
@@ -202,7 +203,7 @@ class Collection:
             entries=20_000,
             seconds=3600.0,
             max_bytes=_MAX_SUMMARY_BYTES,
-            size_of=lambda summary: 1000 + len((summary and summary.manifest) or ""),
+            size_of=lambda summary: 1000 + len((summary and summary.summary.manifest) or ""),
             clock=clock,
         )
         self._file_threads: anyio.CapacityLimiter | None = None
@@ -260,10 +261,10 @@ class Collection:
         counts = summary.summary
         if not counts.filtered and not counts.failed:
             return [], None
-        if summary.manifest is None:
+        if counts.manifest is None:
             return [], "The task stored nothing, so the reasons are in its log only."
         try:
-            return await self.in_thread(partial(read_listed_problems, summary.ti, summary.manifest)), None
+            return await self.in_thread(partial(read_listed_problems, summary.ti, counts.manifest)), None
         except FileUnavailableError as error:
             return [], str(error)
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
-from airflow_provider_imagen.plugins.gallery.records import belongs_to, read_pictures, read_problems
+from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_pictures, read_problems
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file
 from airflow_provider_imagen.storage.manifest import failures_address, parse_line
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem
+    from airflow_provider_imagen.plugins.gallery.task_results import Picture, Problem
     from airflow_provider_imagen.storage.paths import StoragePath
 
 log = logging.getLogger(__name__)

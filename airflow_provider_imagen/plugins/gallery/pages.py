@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.records import Picture, Problem, Summary
+    from airflow_provider_imagen.plugins.gallery.task_results import Picture, Problem
+    from airflow_provider_imagen.run_report import RunSummary
 
 _TEMPLATE_MARKS: Final = ("{{", "{%", "{#", "\r")
 _TEMPLATE_ENDINGS: Final = (".prompt", "\n")
@@ -71,7 +72,7 @@ class Section:
 
     title: str = ""
     href: str | None = None
-    summary: Summary | None = None
+    summary: RunSummary | None = None
     pictures: list[Picture] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from typing import IO
 
     from airflow_provider_imagen.plugins.gallery.collection import TaskPictures
-    from airflow_provider_imagen.plugins.gallery.records import Picture, TaskSummary
+    from airflow_provider_imagen.plugins.gallery.task_results import Picture, TaskSummary
 
 log = logging.getLogger(__name__)
 

@@ -8,18 +8,18 @@ import pytest
 from PIL import ImageFile
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage import opening
-from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_picture
-from airflow_provider_imagen.storage.opening import MAX_DECODED_PIXELS, PixelBudget, open_image
-from airflow_provider_imagen.storage.resize_to_limits import fit_picture
-from airflow_provider_imagen.storage.save_image import save_picture
+from airflow_provider_imagen.storage import open_image as open_image_module
+from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
+from airflow_provider_imagen.storage.open_image import MAX_DECODED_PIXELS, PixelBudget, open_image
+from airflow_provider_imagen.storage.resize_to_limits import resize_to_limits
+from airflow_provider_imagen.storage.save_image import save_image
 
 from .conftest import picture
 
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A small budget, and the most pixels that pictures being decoded had together."""
+    """A small budget that records the peak of decoded pixels."""
 
     class Watched(PixelBudget):
         def __init__(self, pixels):
@@ -47,7 +47,7 @@ def watched(monkeypatch):
         time.sleep(0.005)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", load_prepare)
-    monkeypatch.setattr(opening, "_budget", budget)
+    monkeypatch.setattr(open_image_module, "PIXEL_BUDGET", budget)
     return budget
 
 
@@ -57,41 +57,41 @@ def test_all_threads_together_decode_no_more_than_the_budget(watched, tmp_path, 
 
     def save(number):
         wanted = ("png", "jpeg", "webp", None)[number % 4]
-        return save_picture(data, folder=tmp_path, stem=str(number), image_format=wanted, thumbnail_pixels=32)
+        return save_image(data, folder=tmp_path, stem=str(number), image_format=wanted, thumbnail_pixels=32)
 
     with ThreadPoolExecutor(16) as pool:
         stored = list(pool.map(save, range(32)))
     assert {kept.notes for kept in stored} == {()}
-    assert all(kept.thumbnail for kept in stored)
+    assert all(kept.file.thumbnail for kept in stored)
     assert 0 < watched.most <= watched.pixels
-    assert watched._free == watched.pixels
+    assert watched.free == watched.pixels
 
 
 def test_a_picture_larger_than_the_budget_is_decoded_alone(watched, tmp_path):
     data = picture("PNG", size=(400, 300))
     with ThreadPoolExecutor(8) as pool:
-        assert {facts.width for facts in pool.map(inspect_picture, [data] * 8)} == {400}
+        assert {info.width for info in pool.map(inspect_image, [data] * 8)} == {400}
     assert watched.most == 120_000
-    assert watched._free == watched.pixels
+    assert watched.free == watched.pixels
 
 
 @pytest.mark.parametrize("data", [b"no picture", picture()[:-40], picture("JPEG")[:300]])
 def test_what_cannot_be_decoded_gives_its_room_back(watched, tmp_path, data):
     for _ in range(5):
         with pytest.raises(BadImageError):
-            save_picture(data, folder=tmp_path, stem="a", image_format="webp", thumbnail_pixels=8)
+            save_image(data, folder=tmp_path, stem="a", image_format="webp", thumbnail_pixels=8)
         with pytest.raises(BadImageError):
-            fit_picture(data, max_side_pixels=8)
-    assert watched._free == watched.pixels
+            resize_to_limits(data, max_side_pixels=8)
+    assert watched.free == watched.pixels
 
 
 def test_the_pixels_are_freed_with_the_room_for_them(watched):
     with open_image(picture()) as image:
         image.load()
-        assert watched._free == watched.pixels - 64 * 48
+        assert watched.free == watched.pixels - 64 * 48
     with pytest.raises(ValueError, match="closed"):
         image.getpixel((0, 0))
-    assert watched._free == watched.pixels
+    assert watched.free == watched.pixels
 
 
 def test_every_conversion_of_the_largest_picture_has_room():

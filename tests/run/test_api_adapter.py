@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import ModelWithdrawnError
-from airflow_provider_imagen.run.adapters import Adapters
+from airflow_provider_imagen.run.api_adapter import ApiAdapter
 
 
 class RetiredModel:
@@ -22,7 +22,7 @@ class RetiredModel:
 
 
 def test_what_a_retired_model_charged_and_its_ids_stay_with_the_error():
-    ports = Adapters(client=RetiredModel(), downloader=None, sink=None)
+    ports = ApiAdapter(client=RetiredModel(), downloader=None)
     (request,) = build_requests({"model": "flux/dev", "prompt": "a fox"}, can_store=False)
     with pytest.raises(ModelWithdrawnError, match="fallback_models") as caught:
         ports.generate(request, "c-1")

@@ -1,4 +1,4 @@
-"""Production implementations of a run's ports: the client, the downloader, input images and the image sink."""
+"""The run's access to the API: the client, the downloader and the input images behind one interface."""
 
 from __future__ import annotations
 
@@ -7,43 +7,35 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.catalogue.lookup import find_model, nearest_models
-from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError, StorageError
+from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
     from airflow_provider_imagen.download.downloader import Downloader
-    from airflow_provider_imagen.journal.records import Response, ResponseImage, StoredFile
-    from airflow_provider_imagen.run.image_sink import ImageSink
     from airflow_provider_imagen.run.input_reader import InputReader
-    from airflow_provider_imagen.run.plan import Item
 
 log = logging.getLogger(__name__)
 
 
-class Adapters:
+class ApiAdapter:
     """
-    The production implementation of :class:`~airflow_provider_imagen.run.ports.Ports`.
+    The production implementation of :class:`~airflow_provider_imagen.run.ports.Api`.
 
     :param client: calls the API
     :param downloader: downloads images
-    :param sink: stores images; ``None`` when only URLs are wanted
     :param inputs: reads the input images that requests refer to; ``None`` when none does
     """
 
-    def __init__(
-        self, *, client: ApiClient, downloader: Downloader, sink: ImageSink | None, inputs: InputReader | None = None
-    ) -> None:
+    def __init__(self, *, client: ApiClient, downloader: Downloader, inputs: InputReader | None = None) -> None:
         self._client = client
-        self._inputs = inputs
         self._downloader = downloader
-        self._sink = sink
+        self._inputs = inputs
         self._lock = threading.Lock()
-        self._successors: dict[str, str | None] = {}
-        self.stores = sink is not None
+        self._replacements: dict[str, str | None] = {}
 
     def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
         """Send one paid request, exactly once; if its model is retired, the error names the replacement."""
@@ -51,16 +43,16 @@ class Adapters:
         try:
             return self._client.generate(request.path, body, client_request_id=client_request_id, files=files)
         except ModelWithdrawnError as error:
-            raise self._with_successor(error, str(request.body.get("model"))) from error
+            raise self._with_replacement(error, str(request.body.get("model"))) from error
 
-    def _with_successor(self, error: ModelWithdrawnError, model: str) -> ModelWithdrawnError:
+    def _with_replacement(self, error: ModelWithdrawnError, model: str) -> ModelWithdrawnError:
         with self._lock:
-            if model not in self._successors:
-                self._successors[model] = self._find_successor(model)
-            replaced_by = self._successors[model]
-        advice = f"Its successor is {replaced_by!r}." if replaced_by else _similar(model)
+            if model not in self._replacements:
+                self._replacements[model] = self._find_replacement(model)
+            replaced_by = self._replacements[model]
+        advice = f"Its replacement is {replaced_by!r}." if replaced_by else _similar_models(model)
         return ModelWithdrawnError(
-            f"{error} {advice} fallback_models names models to try instead.",
+            f"{error} {advice} fallback_models names models to use instead.",
             replaced_by=replaced_by,
             status=error.status,
             kind=error.kind,
@@ -71,7 +63,7 @@ class Adapters:
             model=model,
         )
 
-    def _find_successor(self, model: str) -> str | None:
+    def _find_replacement(self, model: str) -> str | None:
         """Return a model's replacement from the API's list of deprecations (free to read), else from the catalogue."""
         try:
             rows = self._client.list_deprecations()
@@ -90,35 +82,6 @@ class Adapters:
         """Download one image."""
         return self._downloader.fetch(url).data
 
-    def save(
-        self,
-        data: bytes,
-        *,
-        item: Item,
-        image_index: int,
-        response: Response,
-        image: ResponseImage,
-        announce: Callable[[StoredFile], None] | None = None,
-    ) -> StoredFile:
-        """Verify and store one image; see :meth:`ImageSink.save`."""
-        if self._sink is None:
-            raise StorageError("There is no output_path to store a picture in.")
-        return self._sink.save(
-            data, item=item, image_index=image_index, response=response, image=image, announce=announce
-        )
-
-    def is_stored(self, stored: StoredFile) -> bool:
-        """Return whether a previous attempt's image is present and intact; always true when images are not stored."""
-        return self._sink is None or self._sink.is_stored(stored)
-
-    def keep_stored(self, stored: StoredFile) -> StoredFile | None:
-        """Return where a previous attempt's image is now; see :meth:`ImageSink.keep_stored`."""
-        return stored if self._sink is None else self._sink.keep_stored(stored)
-
-    def find_missing(self, stored: Iterable[StoredFile]) -> list[StoredFile]:
-        """Return the images whose files have disappeared; see :meth:`ImageSink.find_missing`."""
-        return [] if self._sink is None else self._sink.find_missing(stored)
-
     @property
     def account(self) -> str:
         """Short hash of the API key that sends the requests."""
@@ -134,6 +97,6 @@ class Adapters:
         return self._client.iter_request_logs(**window)
 
 
-def _similar(model: str) -> str:
+def _similar_models(model: str) -> str:
     names = nearest_models(model)
     return f"Models with a similar name: {', '.join(names)}." if names else "No model has a similar name."

@@ -9,16 +9,16 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from airflow_provider_imagen.exceptions import BadImageError
-from airflow_provider_imagen.storage.jpeg import without_needless_segments
+from airflow_provider_imagen.storage.jpeg import strip_jpeg_metadata
 from airflow_provider_imagen.storage.png import (
     PNG_SIGNATURE,
     XmpTooLargeError,
     read_profile,
     read_xmp,
-    without_needless_chunks,
+    strip_png_metadata,
 )
 
 if TYPE_CHECKING:
@@ -27,19 +27,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
     from PIL.ImageFile import ImageFile
 
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
-"""The formats that Pillow may read."""
+RasterFormat = Literal["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"]
+
+FORMATS: Final[tuple[RasterFormat, ...]] = get_args(RasterFormat)
+"""The formats that Pillow may read, under Pillow's names."""
 
 MAX_DECODED_PIXELS: Final = 360_000_000
 """
-Decoded pixels that all threads of a process may hold together: 1.44 GB at 4 bytes each.
+Maximum decoded pixels in the memory of a process, over all threads: 1.44 GB at 4 bytes each.
 
-An image counts once per simultaneous copy. One that needs more than the whole budget is processed alone.
+An image counts once per simultaneous copy. One that exceeds the whole budget is processed alone.
 """
 
 _LARGE_PIXELS: Final = MAX_DECODED_PIXELS // 10
 _MAX_PROFILE_BYTES: Final = 4 * 2**20
-_MAX_XMP_BYTES: Final = 2**20  # to copy into conversions; the limit for parsing is lower
+_MAX_XMP_BYTES: Final = 2**20  # to copy into conversions; the limit for a packet that is parsed is lower
 _DECODER_COPIES: Final = {"WEBP": 3, "AVIF": 2}  # extra copies that these decoders hold
 
 
@@ -52,7 +54,7 @@ class PixelBudget:
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
-        self._free = pixels
+        self.free = pixels
         self._changed = threading.Condition()
 
     @contextmanager
@@ -60,17 +62,17 @@ class PixelBudget:
         """Wait until this many pixels are free, capped at the whole budget, and reserve them for the block."""
         pixels = min(pixels, self.pixels)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
+            self._changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
         try:
             yield
         finally:
             with self._changed:
-                self._free += pixels
+                self.free += pixels
                 self._changed.notify_all()
 
 
-_budget = PixelBudget(MAX_DECODED_PIXELS)
+PIXEL_BUDGET = PixelBudget(MAX_DECODED_PIXELS)
 
 
 @contextmanager
@@ -86,17 +88,17 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
     :raises BadImageError: the image has more pixels; Pillow's own errors are passed through
     """
     is_png = data.startswith(PNG_SIGNATURE)
-    with _open(without_needless_chunks(data) if is_png else data) as image:
+    with _open(strip_png_metadata(data) if is_png else data) as image:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
-            raise BadImageError(f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted.")
+            raise BadImageError(f"The image has {width}x{height} pixels; at most {max_pixels} are allowed.")
         if is_png:
             image.info["icc_profile"] = read_profile(data, max_bytes=_MAX_PROFILE_BYTES)
             with suppress(XmpTooLargeError):
                 if packet := read_xmp(data, max_inflated_bytes=_MAX_XMP_BYTES):
                     image.info["xmp"] = packet
         pixels = width * height * (copies + _DECODER_COPIES.get(image.format or "", 0))
-        with _budget.reserve(pixels):
+        with PIXEL_BUDGET.reserve(pixels):
             try:
                 yield image
             finally:
@@ -119,7 +121,7 @@ def _open(data: bytes) -> ImageFile:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except Exception:
-        bare = without_needless_segments(data)
-        if bare is None:
+        stripped = strip_jpeg_metadata(data)  # Pillow may have failed on the metadata
+        if stripped is None:
             raise
-    return Image.open(BytesIO(bare), formats=FORMATS)  # without the metadata Pillow failed on
+    return Image.open(BytesIO(stripped), formats=FORMATS)

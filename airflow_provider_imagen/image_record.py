@@ -1,0 +1,168 @@
+"""
+The stages of an image, each built from the one before. Their field names are the keys of the files and XComs.
+
+::
+
+    GeneratedImage   in a response of the API: a URL or the bytes (api.responses)
+    ResponseImage    in the journal: without the bytes, a signed URL encrypted
+    StoredFile       the file that was written
+    ImageRecord      in XCom ``images``: what was requested, what came back, and the file
+    ManifestLine     in ``metadata.jsonl``: the record, the file's name in the folder, and the task instance
+    Image            in the gallery: the record and the task instance (plugins.gallery.task_results)
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+from msgspec.structs import fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Pixels = Annotated[int, Meta(ge=0, le=2**31)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+WholeNumber = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
+Usd = Annotated[float, Meta(ge=0, le=1e15)]
+
+RecordT = TypeVar("RecordT", bound=Struct)
+
+
+class ResponseImage(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """
+    One image of a response, without its bytes.
+
+    :param url: its URL, encrypted if it is signed; ``None`` if the image came inside the response
+    :param prompt: the prompt as rewritten by the model
+    :param seed: the seed stated in the response, else the one sent
+    :param withheld: whether the model filtered the image
+    :param broken: why the image cannot be read
+    """
+
+    url: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    withheld: bool = False
+    broken: str | None = None
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the bytes came inside the response, so they cannot be downloaded again."""
+        return self.url is None and not self.withheld and self.broken is None
+
+
+class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """
+    One stored image.
+
+    :param path: location that ``ObjectStoragePath(path)`` can open; an absolute path on a disk
+    :param file_name: name relative to the output folder, parts joined by ``/``
+    :param sha256: digest of the file, in hex
+    :param bytes: size of the file
+    :param mime_type: media type of the file
+    :param width: pixels; 0 for an SVG that does not state it
+    :param height: pixels; 0 for an SVG that does not state it
+    :param thumbnail: name of the preview relative to the output folder; ``None`` if there is none
+    """
+
+    path: str
+    file_name: str
+    sha256: str
+    bytes: Annotated[int, Meta(ge=0, le=2**62)]
+    mime_type: str
+    width: Pixels
+    height: Pixels
+    thumbnail: str | None = None
+
+
+class ImageRecord(Struct, frozen=True, kw_only=True):
+    """
+    What is published about one image; unknown values are ``None``.
+
+    :param prompt_index: index of the prompt in the list, from 0; ``None`` if no operator stored the image
+    :param image_index: index among the images of its prompt, from 0; ``None`` likewise
+    :param url: the API's URL, without the signature if the image is stored
+    :param path: location of the file (:attr:`StoredFile.path`); like the other fields of the file, ``None`` if the
+        image is not stored
+    :param seed: the seed stated in the response, else the one sent
+    :param enhanced_prompt: the prompt as rewritten by the model
+    :param usd: its share of the request's cost
+    :param inference_id: the API's id of the paid work
+    :param client_request_id: the id sent with the request
+    """
+
+    prompt_index: WholeNumber | None = None
+    image_index: WholeNumber | None = None
+    url: str | None = None
+    path: str | None = None
+    width: WholeNumber | None = None
+    height: WholeNumber | None = None
+    mime_type: str | None = None
+    bytes: WholeNumber | None = None
+    sha256: str | None = None
+    model: str | None = None
+    seed: WholeNumber | None = None
+    prompt: str | None = None
+    enhanced_prompt: str | None = None
+    usd: Usd | None = None
+    inference_id: str | None = None
+    client_request_id: str | None = None
+
+    @classmethod
+    def of(cls, file: StoredFile | None, **known: Any) -> Self:
+        """Return a record from a stored file, if there is one, and what else is known."""
+        shared = [name for name in StoredFile.__struct_fields__ if name in ImageRecord.__struct_fields__]
+        return cls(**{name: getattr(file, name) for name in shared if file is not None}, **known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON values, every key present."""
+        return dict(to_builtins(self))
+
+
+class ManifestLine(ImageRecord, frozen=True, kw_only=True):
+    """
+    One line of ``metadata.jsonl``.
+
+    :param file_name: name relative to the folder of the manifest
+    :param thumbnail: name of the preview relative to that folder
+    :param created_at: when the image was generated, in ISO 8601 with time zone
+    """
+
+    file_name: str
+    thumbnail: str | None = None
+    dag_id: str | None = None
+    run_id: str | None = None
+    task_id: str | None = None
+    map_index: WholeNumber | None = None
+    created_at: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line as plain JSON values, ``file_name`` first."""
+        return {"file_name": self.file_name, **to_builtins(self)}
+
+    @property
+    def file(self) -> StoredFile | None:
+        """The file that the line describes; ``None`` if it leaves out part of it."""
+        with suppress(ValidationError):
+            return convert(self, StoredFile, from_attributes=True)
+        return None
+
+
+def read_record(kind: type[RecordT], values: Mapping[str, Any]) -> RecordT | None:
+    """
+    Return a record from untrusted JSON values. A value of the wrong type counts as missing.
+
+    :return: ``None`` if a required field is missing
+    """
+    with suppress(ValidationError):
+        return convert(values, kind)
+    kept: dict[str, Any] = {}
+    for field in fields(kind):
+        with suppress(ValidationError):
+            kept[field.name] = convert(values.get(field.name), field.type)
+    try:
+        return kind(**kept)
+    except TypeError:
+        return None

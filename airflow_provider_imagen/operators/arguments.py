@@ -1,0 +1,248 @@
+"""The operator's rendered arguments: validation, and the plan and run options built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.api.fields import read_whole_number
+from airflow_provider_imagen.catalogue.availability import ending_soon
+from airflow_provider_imagen.catalogue.lookup import find_model
+from airflow_provider_imagen.catalogue.pricing import PriceList
+from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError, Problem
+from airflow_provider_imagen.run.plan import make_plan
+from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
+from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
+from airflow_provider_imagen.storage.paths import path_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_provider_imagen.hooks.imagen import ImagenHook
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.run.plan import Plan
+
+API_ARGUMENTS: Final = (
+    "num_images",
+    "aspect_ratio",
+    "seed",
+    "enhance_prompt",
+    "person_generation",
+    "safety_setting",
+    "add_watermark",
+    "convert_base64_to_url",
+    "input_images",
+)
+"""Operator arguments that become API fields."""
+
+_CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "on_failure": ("fail", "accept"),
+    "on_filtered": ("fail", "accept"),
+    "on_lost_answer": ("check", "resend", "fail"),
+    "image_format": (None, *IMAGE_FORMATS),
+}
+_RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
+    "concurrency": (int, 1, 256),
+    "thumbnail_pixels": (int, 16, 2048),
+    "requests_per_minute": ((int, float), 0.1, 60_000),
+    "lost_answer_patience_seconds": ((int, float), 0, 3600),
+}
+_OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
+
+
+class Arguments:
+    """
+    The operator's arguments after rendering.
+
+    A template that renders to an empty string or to ``None`` leaves its argument unset. Integers may come from tables
+    as floats or text.
+
+    :param operator: the operator, its templates rendered
+    :param hook: provides the default model, live prices and input images
+    """
+
+    def __init__(self, operator: ImagenGenerateOperator, hook: ImagenHook) -> None:
+        self._operator = operator
+        self._hook = hook
+        self._log = operator.log
+        self.output_path = _blank_to_none(path_text(operator.output_path))
+        self.filename = _blank_to_none(path_text(operator.filename)) or DEFAULT_FILENAME
+
+    @property
+    def thumbnail_pixels(self) -> int | None:
+        """Longer side of a preview, in pixels; ``None`` for no previews."""
+        pixels: int | None = _read_integer(self._operator.thumbnail_pixels)
+        return pixels
+
+    def plan(self) -> Plan:
+        """
+        Return the plan, after checking every argument.
+
+        :raises InvalidArgumentsError: lists every problem, the operator's own arguments first
+        """
+        operator = self._operator
+        problems = list(self._find_problems())
+        invalid = {problem.field for problem in problems}
+        fallback_models = () if "fallback_models" in invalid else operator.fallback_models
+        parameters = {} if "parameters" in invalid else operator.parameters or {}
+        model = self._catalogue_name(_blank_to_none(operator.model) or self._hook.default_model)
+        fallback_models = [self._catalogue_name(each) for each in fallback_models]
+        prices = PriceList() if problems else self._price_list()
+        try:
+            plan = make_plan(
+                prompt=_drop_blank_fields(operator.prompt),
+                arguments={
+                    **{name: _blank_to_none(value) for name, value in parameters.items()},
+                    **{
+                        name: value
+                        for name in API_ARGUMENTS
+                        if (value := _blank_to_none(getattr(operator, name))) is not None
+                    },
+                    "model": model,
+                },
+                fallback_models=fallback_models,
+                can_store=self.output_path is not None,
+                price=lambda request: prices.quote(request).usd,
+                resolve=self._hook.get_input_reader().resolve,
+            )
+        except InvalidArgumentsError as error:
+            raise InvalidArgumentsError([*problems, *error.problems]) from None
+        if problems:
+            raise InvalidArgumentsError(problems)
+        return plan
+
+    def _catalogue_name(self, model: Any) -> Any:
+        """
+        Return the catalogue's name for a model, or the given name if the catalogue does not have the model.
+
+        Logs a warning if the model is about to be retired or cannot be checked. A model missing from the API's list is
+        not rejected, because models about to be retired are not listed either.
+
+        :raises InvalidArgumentsError: the API serves the model, but not for images
+        """
+        if not isinstance(model, str):
+            return model
+        if find_model(model) is not None:
+            if (ending := ending_soon(model, datetime.now(UTC).date())) is not None:
+                self._log.warning("Model %s: %s.", model, ending)
+            return model
+        try:
+            live = self._hook.look_up_model(model)
+        except ImagenError as error:
+            self._log.warning(
+                "Model %s is not in the catalogue, and the API's list could not be read: %s", model, error
+            )
+            return model
+        if live.known_as:
+            return live.known_as
+        if live.type is not None and not live.can_make_images:
+            raise InvalidArgumentsError([Problem("model", model, live.sentence)])
+        self._log.warning("%s.", live.sentence)
+        return model
+
+    def _find_problems(self) -> Iterator[Problem]:
+        """Yield the problems of the operator's own arguments; :meth:`plan` checks the API fields."""
+        operator = self._operator
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(operator, name)) not in allowed:
+                yield Problem(name, value, f"one of {', '.join(map(repr, allowed))} is allowed")
+            elif name == "image_format" and value is not None and self.output_path is None:
+                yield _needs_folder(name, value)
+        for name, (kinds, least, most) in _RANGES.items():
+            value = getattr(operator, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if kinds is int:  # a table's integer column may hold floats
+                value = _read_integer(value)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+                kind = "whole number" if kinds is int else "number"
+                yield Problem(name, value, f"a {kind} from {least} to {most} is allowed")
+            elif name == "thumbnail_pixels" and self.output_path is None:
+                yield _needs_folder(name, value)
+        if operator.max_usd is not None and ((cap := _read_decimal(operator.max_usd)) is None or cap <= 0):
+            yield Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed")
+        if not isinstance(operator.provenance, (bool, Mapping)):
+            yield Problem("provenance", operator.provenance, "True, False or a mapping is allowed")
+        if isinstance(operator.fallback_models, str) or not isinstance(operator.fallback_models, Sequence):
+            yield Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed")
+        if operator.parameters is not None and not isinstance(operator.parameters, Mapping):
+            yield Problem("parameters", operator.parameters, "a mapping of API fields is allowed")
+        if getattr(operator, "multiple_outputs", False):
+            yield Problem("multiple_outputs", True, "only False is allowed, as the task returns a list of URLs")
+        if operator.contact_sheet and self.output_path is None:
+            yield _needs_folder("contact_sheet", operator.contact_sheet)
+        if self.output_path is not None and not isinstance(self.output_path, str):
+            yield Problem("output_path", self.output_path, "a path is allowed, as a string or a path object")
+        if isinstance(self.filename, str):
+            try:
+                check_pattern(self.filename)
+            except InvalidArgumentsError as error:
+                yield from error.problems
+        else:
+            yield Problem("filename", self.filename, "a string is allowed")
+
+    def run_options(self) -> RunOptions:
+        """Return the options of a run with these arguments, once :meth:`plan` has checked them."""
+        operator = self._operator
+        return RunOptions(
+            concurrency=_read_integer(operator.concurrency),
+            requests_per_minute=operator.requests_per_minute,
+            max_usd=_read_decimal(operator.max_usd),
+            on_lost_answer=operator.on_lost_answer,
+            lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
+            answer_timeout_seconds=self._hook.get_conn().settings.read_timeout_seconds,
+        )
+
+    def _price_list(self) -> PriceList:
+        """Return live prices if there is a spending cap to enforce, else the last known ones."""
+        if self._operator.max_usd is None:
+            return PriceList()
+        try:
+            return PriceList.from_response(self._hook.list_models(include_pricing=True))
+        except ImagenError as error:
+            self._log.warning("No live prices (%s); max_usd is enforced with the last known ones.", error)
+            return PriceList()
+
+
+def _needs_folder(name: str, value: Any) -> Problem:
+    return Problem(name, value, "needs output_path, the folder to store images in")
+
+
+def _read_integer(value: Any) -> Any:
+    """Return a whole number as an ``int``, and any other value unchanged."""
+    number = read_whole_number(value)
+    return value if number is None else number
+
+
+def _is_blank(value: Any) -> bool:
+    """Return whether a template rendered to nothing."""
+    return isinstance(value, str) and value.strip() in ("", "None")
+
+
+def _blank_to_none(value: Any) -> Any:
+    return None if _is_blank(value) else value
+
+
+def _drop_blank_fields(prompt: Any) -> Any:
+    """Return the prompt without blank fields, such as empty table cells; like blank arguments, they are unset."""
+    if isinstance(prompt, Mapping):
+        return {name: value for name, value in prompt.items() if name == "prompt" or not _is_blank(value)}
+    if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
+        return [_drop_blank_fields(each) if isinstance(each, Mapping) else each for each in prompt]
+    return prompt
+
+
+def _read_decimal(value: Any) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+        return None
+    text = str(value).strip()
+    if not text.isascii() or "_" in text:  # Decimal reads 1_0 as 10, and digits of every script
+        return None
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        return None
+    return amount if amount.is_finite() else None

@@ -1,0 +1,95 @@
+"""What a task reports besides its images. Field names are the keys of XCom ``summary`` and of the failures file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct, to_builtins
+
+from airflow_provider_imagen.image_record import Count, Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+
+Outcome = Literal["filtered", "failed", "in_doubt"]
+
+
+class RunSummary(Struct, frozen=True, kw_only=True):
+    """
+    The counts and costs of one task instance, small enough for XCom and asset events.
+
+    :param requested: images requested
+    :param made: images generated
+    :param filtered: images that the model withheld
+    :param failed: images that failed
+    :param not_sent: images not requested, because the task ended first
+    :param adopted: images reused from previous attempts
+    :param superseded: images that previous attempts paid for and that are no longer requested
+    :param wrong_shape: images that differ from the requested aspect ratio
+    :param usd_spent: total charged, including lost charges
+    :param usd_lost: charged without an image
+    :param usd_in_doubt: further amount that may have been charged for in-doubt requests
+    :param in_doubt: client request ids of these requests, possibly not all
+    :param usd_is_estimate: whether part of the cost is a list price, because a response did not state it
+    :param manifest: path of the ``metadata.jsonl``; ``None`` if nothing was stored
+    :param contact_sheet: path of the contact sheet; ``None`` if there is none
+    """
+
+    requested: Count = 0
+    made: Count = 0
+    filtered: Count = 0
+    failed: Count = 0
+    not_sent: Count = 0
+    adopted: Count = 0
+    superseded: Count = 0
+    wrong_shape: Count = 0
+    usd_spent: Usd = 0.0
+    usd_lost: Usd = 0.0
+    usd_in_doubt: Usd = 0.0
+    in_doubt: list[str] = []
+    usd_is_estimate: bool = False
+    seconds: float = 0.0
+    output_path: str | None = None
+    manifest: str | None = None
+    contact_sheet: str | None = None
+
+    @property
+    def problems(self) -> int:
+        """Number of requested images that are missing."""
+        return self.filtered + self.failed + self.not_sent
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain JSON values, every key present."""
+        return dict(to_builtins(self))
+
+
+class FailureLine(Struct, frozen=True, kw_only=True):
+    """
+    One prompt that lacks images, and why: a line of the failures file.
+
+    :param prompt_index: index of the prompt in the list, from 0; ``None`` if unknown
+    :param name: name given by the author
+    :param requested: number of images requested; ``None`` if unknown
+    :param made: number of images generated
+    :param error: name of the error class
+    :param message: error message
+    :param status: HTTP status of the response
+    :param kind: the API's machine-readable reason
+    :param usd: charge for the failed request, if known
+    """
+
+    prompt_index: WholeNumber | None = None
+    name: str | None = None
+    prompt: str | None = None
+    requested: Count | None = None
+    made: Count = 0
+    outcome: Outcome = "failed"
+    error: str = ""
+    message: str = ""
+    status: WholeNumber | None = None
+    kind: str | None = None
+    model: str | None = None
+    usd: Usd | None = None
+    inference_id: str | None = None
+    client_request_id: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line as plain JSON values, every key present."""
+        return dict(to_builtins(self))
