@@ -342,7 +342,7 @@ class ImagenHook(BaseHook):
         from msgspec.structs import replace
 
         from airflow_provider_imagen.hooks.paths import open_folder
-        from airflow_provider_imagen.hooks.task_instance_key import current_origin
+        from airflow_provider_imagen.hooks.task_instance_key import current_task_instance_key
         from airflow_provider_imagen.image_record import ImageRecord
         from airflow_provider_imagen.signed_urls import without_query
         from airflow_provider_imagen.storage.manifest import manifest_line
@@ -352,10 +352,10 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.storage.save_image import save_image
 
         facts = dict(provenance) if isinstance(provenance, Mapping) else {}
-        origin = current_origin()
+        ti_key = current_task_instance_key()
         described = None
         if provenance is not False:
-            described = Provenance(origin=origin).changed({"digital_source_type": None} | facts)
+            described = Provenance(ti_key=ti_key).changed({"digital_source_type": None} | facts)
             if "model" in facts and "digital_source_type" not in facts:
                 described = replace(described, digital_source_type=DIGITAL_SOURCE_TYPE)
         stem = literal_stem(path_text(name)) if name is not None else None
@@ -364,7 +364,7 @@ class ImagenHook(BaseHook):
             data,
             folder=open_folder(path_text(folder)),
             stem=stem or hashlib.sha256(data).hexdigest()[:16],
-            owner=origin.identity,
+            owner=ti_key.identity,
             provenance=described,
             image_format=image_format,
             thumbnail_pixels=thumbnail_pixels,
@@ -374,7 +374,7 @@ class ImagenHook(BaseHook):
         known = {name: facts[name] for name in ImageRecord.__struct_fields__ if name in facts}
         url = without_query(picture) if isinstance(picture, str) else None
         record = ImageRecord.of(saved.file, **(known | {"url": url}))
-        return manifest_line(record, saved.file, origin=origin, created_at=datetime.now(UTC)).to_json()
+        return manifest_line(record, saved.file, ti_key=ti_key, created_at=datetime.now(UTC)).to_json()
 
     def get_downloader(self, *, cancelled: threading.Event | None = None) -> Downloader:
         """

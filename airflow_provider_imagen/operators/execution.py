@@ -31,7 +31,7 @@ from airflow_provider_imagen.exceptions import (
 )
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.hooks.paths import open_folder
-from airflow_provider_imagen.hooks.task_instance_key import origin_of
+from airflow_provider_imagen.hooks.task_instance_key import task_instance_key_of
 from airflow_provider_imagen.journal.log import WRITE_TIMEOUT_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
@@ -103,7 +103,7 @@ class TaskExecution:
         self._is_killed = is_killed
         self._hook = ImagenHook(operator.imagen_conn_id)
         self._log = operator.log
-        self._origin = origin_of(context)
+        self._ti_key = task_instance_key_of(context)
         self._arguments = Arguments(operator, self._hook)
         self._airflow_lock = threading.RLock()
         self._cancellation = Cancellation()
@@ -250,8 +250,8 @@ class TaskExecution:
         if self._arguments.output_path is None:
             return None
         folder = open_folder(self._arguments.output_path)
-        check_writable(folder, owner=self._origin.identity)
-        remove_leftovers(folder, owner=self._origin.identity)
+        check_writable(folder, owner=self._ti_key.identity)
+        remove_leftovers(folder, owner=self._ti_key.identity)
         return folder
 
     @staticmethod
@@ -268,7 +268,7 @@ class TaskExecution:
             stored_folders=self._folders_of(journal.store, folder),
             plan=plan,
             requests=journal.state.requests,
-            origin=self._origin,
+            ti_key=self._ti_key,
             filename=self._arguments.filename,
             provenance=self._operator.provenance,
             image_format=self._operator.image_format,
@@ -304,7 +304,7 @@ class TaskExecution:
         state = journal.reload()
         if folder is not None and state.has_loose_ends:
             for record in missed_records(
-                state.requests, lines=recorded_lines(folder, self._origin), encryption=encryption
+                state.requests, lines=recorded_lines(folder, self._ti_key), encryption=encryption
             ):
                 state.apply(record)
                 if record not in self._recovered:
@@ -314,7 +314,7 @@ class TaskExecution:
 
     def _publisher_for(self, folder: ObjectStoragePath | None) -> Publisher:
         return Publisher(
-            self._operator, self._context, origin=self._origin, folder=folder, airflow_lock=self._airflow_lock
+            self._operator, self._context, ti_key=self._ti_key, folder=folder, airflow_lock=self._airflow_lock
         )
 
     def _publish_previous_attempts(self, plan: Plan | None, folder: ObjectStoragePath | None) -> None:

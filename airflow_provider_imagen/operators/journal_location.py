@@ -35,9 +35,9 @@ def journal_store(context: Context, *, output_path: str | None, airflow_lock: th
 
         return TaskStateJournalStore(AirflowStateStore(state_store, airflow_lock), never_expire())
     if output_path:
-        from airflow_provider_imagen.hooks.task_instance_key import origin_of
+        from airflow_provider_imagen.hooks.task_instance_key import task_instance_key_of
 
-        identity = origin_of(context).identity
+        identity = task_instance_key_of(context).identity
         with airflow_lock:
             folder = _folder_of_first_attempt(context, identity, output_path)
         return FolderJournalStore(open_folder(folder), identity)
@@ -116,9 +116,9 @@ def _has_journal(output_path: str, identity: str) -> bool:
 def _delete_variable(context: Context) -> None:
     from airflow.sdk import Variable
 
-    from airflow_provider_imagen.hooks.task_instance_key import origin_of
+    from airflow_provider_imagen.hooks.task_instance_key import task_instance_key_of
 
-    Variable.delete(_variable_name(origin_of(context).identity))
+    Variable.delete(_variable_name(task_instance_key_of(context).identity))
 
 
 def _variable_name(identity: str) -> str:

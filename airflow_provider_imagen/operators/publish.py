@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
     from airflow_provider_imagen.run.results import RunResult
     from airflow_provider_imagen.run_report import FailureLine, RunSummary
-    from airflow_provider_imagen.storage.task_identity import Origin
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Publisher:
 
     :param operator: the operator, its templates rendered
     :param context: Airflow's context
-    :param origin: the task instance
+    :param ti_key: the task instance
     :param folder: output folder; ``None`` if images are not stored
     :param airflow_lock: held during calls to Airflow; ``airflow tasks test`` cannot handle concurrent ones
     """
@@ -67,13 +67,13 @@ class Publisher:
         operator: ImagenGenerateOperator,
         context: Context,
         *,
-        origin: Origin,
+        ti_key: TaskInstanceKey,
         folder: ObjectStoragePath | None,
         airflow_lock: threading.RLock,
     ) -> None:
         self._operator = operator
         self._context = context
-        self._origin = origin
+        self._ti_key = ti_key
         self._folder = folder
         self._airflow_lock = airflow_lock
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class Publisher:
         """
         if journal.still_owns():
             return True
-        return journal.is_gone and self._folder is not None and not has_part(self._folder, self._origin)
+        return journal.is_gone and self._folder is not None and not has_part(self._folder, self._ti_key)
 
     def _push_xcoms(self, result: RunResult, summary: RunSummary, may_push: Callable[[], bool]) -> None:
         ti = self._context.get("ti")
@@ -157,13 +157,13 @@ class Publisher:
     ) -> str:
         return write_manifest(
             folder,
-            origin=self._origin,
+            ti_key=self._ti_key,
             attempt=attempt,
             lines=[
                 manifest_line(
                     made.record,
                     made.file,
-                    origin=self._origin,
+                    ti_key=self._ti_key,
                     created_at=datetime.fromtimestamp(made.received.response.at, UTC),
                 )
                 for made in result.listed
@@ -182,8 +182,8 @@ class Publisher:
                 folder,
                 images=labelled,
                 count=len(labelled),
-                title=f"{self._origin.dag_id} · {self._origin.task_id} · {self._origin.run_id}",
-                owner=self._origin.identity,
+                title=f"{self._ti_key.dag_id} · {self._ti_key.task_id} · {self._ti_key.run_id}",
+                owner=self._ti_key.identity,
             )
         except ImagenError as error:
             log.warning("No contact sheet: %s", error)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.results import ReceivedResponse
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
-    from airflow_provider_imagen.storage.task_identity import Origin
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class ImageSink:
     :param open_path: turns the path of a stored image back into a path object
     :param plan: the planned images; decides the names
     :param requests: the journal's requests, so that a new image never takes the name of a kept one
-    :param origin: this task instance
+    :param ti_key: this task instance
     :param filename: name pattern
     :param provenance: ``True`` writes into each file what made it, ``False`` does not, a mapping changes, adds or
         removes facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
@@ -93,7 +93,7 @@ class ImageSink:
         open_path: Callable[[str], StoragePath],
         plan: Plan,
         requests: Mapping[str, RequestState],
-        origin: Origin,
+        ti_key: TaskInstanceKey,
         filename: str,
         provenance: bool | Mapping[str, Any] = True,
         image_format: ImageFormat | None = None,
@@ -103,13 +103,13 @@ class ImageSink:
         self.folder = folder
         self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders)
         self._plan = plan
-        self._origin = origin
+        self._ti_key = ti_key
         self._filename = filename
         self._provenance = provenance
         self._image_format = image_format
         self._thumbnail_pixels = thumbnail_pixels
         self._stems = self._name_images(requests)
-        self._own_names = recorded_names(folder, origin) | {
+        self._own_names = recorded_names(folder, ti_key) | {
             file.file_name for request in requests.values() for file in request.files.values()
         }
         self._lock = threading.Lock()
@@ -134,7 +134,7 @@ class ImageSink:
             data,
             folder=self.folder,
             stem=self._stem(received, position),
-            owner=self._origin.identity,
+            owner=self._ti_key.identity,
             provenance=self._describe(received.item, received.response, received.response.images[position]),
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
@@ -188,7 +188,7 @@ class ImageSink:
             data,
             replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None),
             folder=self.folder,
-            owner=self._origin.identity,
+            owner=self._ti_key.identity,
             may_replace=self._is_own,
         )
         log.info(
@@ -208,7 +208,7 @@ class ImageSink:
                 folder=self.folder,
                 file_name=file_name,
                 pixels=self._thumbnail_pixels,
-                owner=self._origin.identity,
+                owner=self._ti_key.identity,
             )
         except (BadImageError, StorageError) as error:
             log.warning("%s: no preview: %s", file_name, error)
@@ -236,7 +236,7 @@ class ImageSink:
                     "replaced: images whose name is taken get -%s appended. {identity} in filename %r, or {{ run_id }} "
                     "in output_path, avoids that.",
                     file_name,
-                    self._origin.identity,
+                    self._ti_key.identity,
                     self._filename,
                 )
         return False
@@ -268,7 +268,7 @@ class ImageSink:
     def _name_fields(self, item: PromptItem, image: int) -> NameFields:
         seed = item.arguments.get("seed")
         return NameFields(
-            origin=self._origin,
+            ti_key=self._ti_key,
             index=item.index,
             image=image,
             prompt=item.prompt,
@@ -289,7 +289,7 @@ class ImageSink:
             seed=image.seed,
             parameters={name: value for name, value in item.arguments.items() if name not in own and value is not None},
             inference_id=response.inference_id,
-            origin=self._origin,
+            ti_key=self._ti_key,
             created_at=datetime.fromtimestamp(response.at, UTC),
         )
         return described if self._provenance is True else described.changed(self._provenance)

@@ -45,7 +45,7 @@ from airflow_provider_imagen.storage.paths import (
     local_path,
     stays_below,
 )
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -71,21 +71,23 @@ class _PartLine(Struct, frozen=True):
     raw: bytes
 
 
-def manifest_line(record: ImageRecord, file: StoredFile, *, origin: Origin, created_at: datetime) -> ManifestLine:
+def manifest_line(
+    record: ImageRecord, file: StoredFile, *, ti_key: TaskInstanceKey, created_at: datetime
+) -> ManifestLine:
     """
     Return the manifest line of a stored image.
 
-    :param origin: the task instance
+    :param ti_key: the task instance
     :param created_at: when the image was generated, with time zone
     """
     return ManifestLine(
         **asdict(record),
         file_name=file.file_name,
         thumbnail=file.thumbnail,
-        dag_id=origin.dag_id,
-        run_id=origin.run_id,
-        task_id=origin.task_id,
-        map_index=origin.map_index,
+        dag_id=ti_key.dag_id,
+        run_id=ti_key.run_id,
+        task_id=ti_key.task_id,
+        map_index=ti_key.map_index,
         created_at=created_at.isoformat(timespec="seconds"),
     )
 
@@ -93,7 +95,7 @@ def manifest_line(record: ImageRecord, file: StoredFile, *, origin: Origin, crea
 def write_manifest(
     folder: StoragePath,
     *,
-    origin: Origin,
+    ti_key: TaskInstanceKey,
     lines: Sequence[ManifestLine],
     failures: Sequence[FailureLine] | None = (),
     attempt: str = "",
@@ -104,40 +106,40 @@ def write_manifest(
     Images that this task instance recorded before (it was cleared and ran again) stay listed while their files exist.
 
     :param folder: the output folder
-    :param origin: the task instance
+    :param ti_key: the task instance
     :param lines: one per image of this attempt, reused ones included, from :func:`manifest_line`, in any order
     :param failures: what has no image; replaces the stored ones, which ``None`` keeps
     :param attempt: set for an attempt that another one has replaced. Its lines go to a part of their own, its
         ``failures`` are ignored, and the images it made are removed from the stored failures
     :raises StorageError: a file cannot be read or written
     """
-    part = _part_name(origin, attempt)
+    part = _part_name(ti_key, attempt)
     names = {line.file_name for line in lines}
     others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
     new = [_PartLine(line, _dump(line.to_json())) for line in lines]
-    _write_part(folder, part, [*_with_files(folder, others), *new], owner=origin.identity)
+    _write_part(folder, part, [*_with_files(folder, others), *new], owner=ti_key.identity)
     if not attempt:
-        _prune_parts(folder, origin)
+        _prune_parts(folder, ti_key)
     if attempt:  # its images may be in the failures that its successor reported
         made = {line.client_request_id for line in lines}
-        reported = read_failures(folder, origin)
+        reported = read_failures(folder, ti_key)
         failures = [line for line in reported if line.client_request_id not in made]
         failures = failures if len(failures) < len(reported) else None
     if failures is not None:
-        _write_failures(folder, origin, failures)
-    _put_together(folder, owner=origin.identity)
+        _write_failures(folder, ti_key, failures)
+    _put_together(folder, owner=ti_key.identity)
     return manifest_address(folder)
 
 
-def _prune_parts(folder: StoragePath, origin: Origin) -> None:
+def _prune_parts(folder: StoragePath, ti_key: TaskInstanceKey) -> None:
     """Remove lines whose files are gone from the parts of replaced attempts, which nobody writes any more."""
     for name in _list_parts(folder):
-        if name.startswith(f"{origin.identity}-"):
+        if name.startswith(f"{ti_key.identity}-"):
             part = f"{_PARTS}/{name}"
             lines = _read_part(folder, part)
             kept = _with_files(folder, lines)
             if len(kept) < len(lines):
-                _write_part(folder, part, kept, owner=origin.identity)
+                _write_part(folder, part, kept, owner=ti_key.identity)
 
 
 def _with_files(folder: StoragePath, lines: Sequence[_PartLine]) -> list[_PartLine]:
@@ -151,9 +153,9 @@ def manifest_address(folder: StoragePath) -> str:
     return address_of(folder / MANIFEST_NAME)
 
 
-def failures_address(folder: StoragePath, origin: Origin) -> str:
+def failures_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
     """Return the location of a task instance's list of items without an image, whether or not it exists."""
-    return address_of(descend(folder, _failures_name(origin)))
+    return address_of(descend(folder, _failures_name(ti_key)))
 
 
 def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
@@ -168,35 +170,35 @@ def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(name := line.get("file_name"), str) and stays_below(name)]
 
 
-def read_failures(folder: StoragePath, origin: Origin) -> list[FailureLine]:
+def read_failures(folder: StoragePath, ti_key: TaskInstanceKey) -> list[FailureLine]:
     """
     Return the items of a task instance that have no image.
 
     :raises StorageError: the list cannot be read
     """
-    lines = _json_objects(_read(folder, _failures_name(origin)))
+    lines = _json_objects(_read(folder, _failures_name(ti_key)))
     return [line for each in lines if (line := read_record(FailureLine, each)) is not None and "prompt_index" in each]
 
 
-def has_part(folder: StoragePath, origin: Origin) -> bool:
+def has_part(folder: StoragePath, ti_key: TaskInstanceKey) -> bool:
     """
     Return whether a task instance has written its part, even an empty one.
 
     :raises StorageError: the part cannot be read
     """
-    return _read(folder, _part_name(origin)) is not None
+    return _read(folder, _part_name(ti_key)) is not None
 
 
-def recorded_names(folder: StoragePath, origin: Origin) -> set[str]:
+def recorded_names(folder: StoragePath, ti_key: TaskInstanceKey) -> set[str]:
     """
     Return the names of the files that a task instance has recorded as its own.
 
     :raises StorageError: the part cannot be read
     """
-    return {line.parsed.file_name for line in _read_part(folder, _part_name(origin))}
+    return {line.parsed.file_name for line in _read_part(folder, _part_name(ti_key))}
 
 
-def recorded_lines(folder: StoragePath, origin: Origin) -> list[ManifestLine]:
+def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[ManifestLine]:
     """
     Return the lines that all attempts of a task instance have recorded.
 
@@ -204,7 +206,7 @@ def recorded_lines(folder: StoragePath, origin: Origin) -> list[ManifestLine]:
 
     :raises StorageError: a part cannot be read
     """
-    names = [name for name in _list_parts(folder) if _identity_of(name) == origin.identity]
+    names = [name for name in _list_parts(folder) if _identity_of(name) == ti_key.identity]
     lines = [line.parsed for name in names for line in _read_part(folder, f"{_PARTS}/{name}")]
     return [
         replace(line, path=address_of(descend(folder, line.file_name)))
@@ -218,12 +220,12 @@ def _identity_of(part: str) -> str:
     return part.removesuffix(".jsonl").partition("-")[0]
 
 
-def _part_name(origin: Origin, attempt: str = "") -> str:
-    return f"{_PARTS}/{origin.identity}{f'-{attempt}' if attempt else ''}.jsonl"
+def _part_name(ti_key: TaskInstanceKey, attempt: str = "") -> str:
+    return f"{_PARTS}/{ti_key.identity}{f'-{attempt}' if attempt else ''}.jsonl"
 
 
-def _failures_name(origin: Origin) -> str:
-    return f"{_FAILURES}/{origin.identity}.jsonl"
+def _failures_name(ti_key: TaskInstanceKey) -> str:
+    return f"{_FAILURES}/{ti_key.identity}.jsonl"
 
 
 def _read(folder: StoragePath, name: str) -> bytes | None:
@@ -239,11 +241,11 @@ def _read(folder: StoragePath, name: str) -> bytes | None:
         return None
 
 
-def _write_failures(folder: StoragePath, origin: Origin, failures: Sequence[FailureLine]) -> None:
-    name = _failures_name(origin)
+def _write_failures(folder: StoragePath, ti_key: TaskInstanceKey, failures: Sequence[FailureLine]) -> None:
+    name = _failures_name(ti_key)
     if failures or _read(folder, name):
         lines = sorted(failures, key=lambda line: line.prompt_index or 0)
-        _write_lines(folder, name, (_dump(line.to_json()) for line in lines), owner=origin.identity)
+        _write_lines(folder, name, (_dump(line.to_json()) for line in lines), owner=ti_key.identity)
 
 
 def _put_together(folder: StoragePath, *, owner: str) -> None:
@@ -386,7 +388,7 @@ def _names_itself(identity: str, line: ManifestLine) -> bool:
     """Return whether a line names the task instance whose part it is in."""
     if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
         return False
-    named = Origin(dag_id=line.dag_id, run_id=line.run_id, task_id=line.task_id, map_index=line.map_index)
+    named = TaskInstanceKey(dag_id=line.dag_id, run_id=line.run_id, task_id=line.task_id, map_index=line.map_index)
     return named.identity == identity
 
 
@@ -400,8 +402,8 @@ def _is_true(line: ManifestLine, folder: StoragePath) -> bool:
 def _order(line: _PartLine) -> tuple[Any, ...]:
     """Sort key: task instance, then prompt, then image."""
     parsed = line.parsed
-    origin = (str(parsed.dag_id), str(parsed.run_id), str(parsed.task_id), parsed.map_index or 0)
-    return (*origin, parsed.prompt_index or 0, parsed.image_index or 0, parsed.file_name)
+    ti_key = (str(parsed.dag_id), str(parsed.run_id), str(parsed.task_id), parsed.map_index or 0)
+    return (*ti_key, parsed.prompt_index or 0, parsed.image_index or 0, parsed.file_name)
 
 
 def _dump(line: Mapping[str, Any]) -> bytes:

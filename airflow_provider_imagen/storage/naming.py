@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class NameFields(Struct, frozen=True, kw_only=True):
     """
     Placeholder values for one image.
 
-    :param origin: the task instance
+    :param ti_key: the task instance
     :param index: index of the prompt in the task, from 0
     :param image: index of the image among those of its prompt, from 0
     :param prompt: the prompt as sent
@@ -77,7 +77,7 @@ class NameFields(Struct, frozen=True, kw_only=True):
     :param items: number of prompts in the task, at least 1; determines the padding of ``index``
     """
 
-    origin: Origin
+    ti_key: TaskInstanceKey
     index: int
     image: int = 0
     prompt: str = ""
@@ -141,7 +141,7 @@ def literal_stem(name: str) -> str:
     """
     pattern = name.replace("{", "{{").replace("}", "}}")
     try:
-        return _render(pattern, NameFields(origin=Origin(dag_id="", task_id="", run_id=""), index=0))
+        return _render(pattern, NameFields(ti_key=TaskInstanceKey(dag_id="", task_id="", run_id=""), index=0))
     except InvalidArgumentsError as error:
         raise InvalidArgumentsError([Problem("name", name, problem.allowed) for problem in error.problems]) from None
 
@@ -158,14 +158,14 @@ def check_pattern(pattern: str) -> None:
 
     :raises InvalidArgumentsError: a placeholder is unknown, or the pattern does not name a file in its folder
     """
-    _render(pattern, NameFields(origin=Origin(dag_id="dag", task_id="task", run_id="run"), index=0))
+    _render(pattern, NameFields(ti_key=TaskInstanceKey(dag_id="dag", task_id="task", run_id="run"), index=0))
 
 
 def _render(pattern: str, fields: NameFields) -> str:
     text = _without_extension(pattern)
     values = _safe_values(fields)
     numbers = {
-        "map_index": max(fields.origin.map_index, 0),
+        "map_index": max(fields.ti_key.map_index, 0),
         "index": fields.index,
         "image": fields.image,
         "seed": fields.seed,
@@ -221,11 +221,11 @@ def _safe_values(fields: NameFields) -> dict[str, str]:
     """Return the placeholder values as text that is safe in a file name."""
     index = str(fields.index).zfill(max(3, len(str(fields.items - 1))))
     return {
-        "dag_id": _safe_value(fields.origin.dag_id) or "dag",
-        "task_id": _safe_value(fields.origin.task_id) or "task",
-        "run_id": _safe_value(fields.origin.run_id) or "run",
-        "map_index": str(max(fields.origin.map_index, 0)),
-        "identity": fields.origin.identity,
+        "dag_id": _safe_value(fields.ti_key.dag_id) or "dag",
+        "task_id": _safe_value(fields.ti_key.task_id) or "task",
+        "run_id": _safe_value(fields.ti_key.run_id) or "run",
+        "map_index": str(max(fields.ti_key.map_index, 0)),
+        "identity": fields.ti_key.identity,
         "name": _safe_value(fields.name or "") or index,
         "index": index,
         "image": str(fields.image),

@@ -64,7 +64,7 @@ def save_image(
     :param folder: the output folder, created if missing
     :param stem: name relative to the folder, without extension, from
         :func:`~airflow_provider_imagen.storage.naming.image_stems`
-    :param owner: marks temporary files (:attr:`~airflow_provider_imagen.storage.task_identity.Origin.identity`)
+    :param owner: marks temporary files: letters and digits, such as the short hash of the task-instance key
     :param provenance: provenance to embed, ``None`` for none
     :param image_format: format to convert to, ``None`` to keep the delivered one
     :param thumbnail_pixels: longer side of the preview in pixels, ``None`` for no preview

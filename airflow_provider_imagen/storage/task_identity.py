@@ -9,7 +9,7 @@ from functools import cached_property
 from msgspec import Struct
 
 
-class Origin(Struct, frozen=True, kw_only=True, dict=True):
+class TaskInstanceKey(Struct, frozen=True, kw_only=True, dict=True):
     """
     A task-instance key; the same for all attempts.
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
 from airflow_provider_imagen.storage.save_image import save_image
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 PROVENANCE = Provenance(
-    origin=Origin(dag_id="daily", task_id="draw", run_id="r1", map_index=3),
+    ti_key=TaskInstanceKey(dag_id="daily", task_id="draw", run_id="r1", map_index=3),
     created_at=datetime(2026, 11, 21, 10, 30, tzinfo=UTC),
     model="imagen-3.0-generate-002",
     prompt='a <red> & "warm" fox\n🦊',

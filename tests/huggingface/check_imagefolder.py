@@ -18,9 +18,9 @@ from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
 from airflow_provider_imagen.storage.save_image import save_image
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
-ORIGIN = Origin(dag_id="daily", task_id="draw", run_id="r1")
+TI_KEY = TaskInstanceKey(dag_id="daily", task_id="draw", run_id="r1")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _own_cache(tmp_path, monkeypatch):
 def fill(folder, stems, seeds=(1, None)):
     """Store pictures as two mapped task instances would, with previews and failures."""
     for map_index in range(2):
-        origin = replace(ORIGIN, map_index=map_index)
+        ti_key = replace(TI_KEY, map_index=map_index)
         lines = []
         for number, stem in enumerate(stems):
             target = BytesIO()
@@ -46,8 +46,8 @@ def fill(folder, stems, seeds=(1, None)):
                 prompt=f"fox {number}\u2028\n",
                 seed=seeds[number % len(seeds)],
             )
-            lines.append(manifest_line(record, stored, origin=origin, created_at=datetime(2026, 11, 21, tzinfo=UTC)))
-        write_manifest(folder, origin=origin, lines=lines, failures=[FailureLine(prompt_index=9, error="ServerError")])
+            lines.append(manifest_line(record, stored, ti_key=ti_key, created_at=datetime(2026, 11, 21, tzinfo=UTC)))
+        write_manifest(folder, ti_key=ti_key, lines=lines, failures=[FailureLine(prompt_index=9, error="ServerError")])
 
 
 def test_a_folder_opens_as_an_imagefolder(tmp_path):

@@ -183,11 +183,11 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_reasons_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_imagen.storage.manifest import failures_address
-    from airflow_provider_imagen.storage.task_identity import Origin
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     monkeypatch.setattr(files, "MAX_LISTED", 2)
-    origin = Origin(dag_id="d", task_id="t", run_id="r", map_index=-1)
-    address = failures_address(files.open_folder(str(tmp_path)), origin).removeprefix("file://")
+    ti_key = TaskInstanceKey(dag_id="d", task_id="t", run_id="r", map_index=-1)
+    address = failures_address(files.open_folder(str(tmp_path)), ti_key).removeprefix("file://")
     os.makedirs(os.path.dirname(address))
     with open(address, "w") as file:
         file.write("\n".join(json.dumps({"prompt_index": number, "message": "no"}) for number in range(4)))

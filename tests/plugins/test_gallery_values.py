@@ -319,16 +319,16 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
 ) -> None:
     from airflow_provider_imagen.run_report import FailureLine
     from airflow_provider_imagen.storage.manifest import write_manifest
-    from airflow_provider_imagen.storage.task_identity import Origin
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     manifest = str(tmp_path / "metadata.jsonl")
     gallery = forged(numbered(61), manifest=manifest, failed=13)
-    origin = Origin(run_id=gallery.run.run_id, dag_id=gallery.run.dag_id, task_id="paint")
+    ti_key = TaskInstanceKey(run_id=gallery.run.run_id, dag_id=gallery.run.dag_id, task_id="paint")
     ann = visit()
 
     def look(count: int, **query: Any) -> str:
         lines = [FailureLine(prompt_index=n, prompt=f"bad {n}", message=f"why {n}", requested=2) for n in range(count)]
-        write_manifest(tmp_path, origin=origin, lines=[], failures=lines)
+        write_manifest(tmp_path, ti_key=ti_key, lines=[], failures=lines)
         return ann.get(gallery.task()[0], params=gallery.task(**query)[1]).text
 
     assert re.findall(r'<p class="why">(.*?)</p>', look(13)) == [f"why {number}" for number in range(12)]

@@ -24,7 +24,7 @@ from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import Fault, Sandbox
 from airflow_provider_imagen.storage.atomic_write import remove_leftovers
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(120)
 
-ORIGIN = Origin(dag_id="storm", task_id="make", run_id="r1")
+TI_KEY = TaskInstanceKey(dag_id="storm", task_id="make", run_id="r1")
 READ_TIMEOUT_SECONDS = 0.7
 PRICE = Decimal("0.042")
 
@@ -104,16 +104,16 @@ class Task:
             read_timeout_seconds=self.read_timeout_seconds,
             sleep=lambda seconds: time.sleep(min(seconds, 0.01)),
         )
-        journal = Journal(FolderJournalStore(self.folder, ORIGIN.identity))
+        journal = Journal(FolderJournalStore(self.folder, TI_KEY.identity))
         journal.open()
-        remove_leftovers(self.folder, owner=ORIGIN.identity)
+        remove_leftovers(self.folder, owner=TI_KEY.identity)
         try:
             sink = ImageSink(
                 folder=self.folder,
                 open_path=Path,
                 plan=self.plan,
                 requests=journal.state.requests,
-                origin=ORIGIN,
+                ti_key=TI_KEY,
                 filename="{index}-{image}",
             )
             return Run(

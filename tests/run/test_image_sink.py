@@ -15,7 +15,7 @@ from airflow_provider_imagen.journal.records import RequestState, Response, Targ
 from airflow_provider_imagen.run.image_sink import ImageSink
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.results import ReceivedResponse
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 ONE_BY_ONE = "dall-e-3"
 """A model that makes one picture per request."""
@@ -31,7 +31,7 @@ def sink_of(plan, folder: Path, requests, **options) -> ImageSink:
         open_path=Path,
         plan=plan,
         requests=requests,
-        origin=Origin(dag_id="dag", task_id="task", run_id="run"),
+        ti_key=TaskInstanceKey(dag_id="dag", task_id="task", run_id="run"),
         filename="{identity}-{index}-{image}",
         **options,
     )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen.storage.provenance import Provenance
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 
 def picture(image_format="PNG", size=(64, 48), mode="RGB", **options) -> bytes:
@@ -49,14 +49,14 @@ def saved(image: Image.Image, image_format: str, **options) -> bytes:
 
 
 @pytest.fixture
-def origin() -> Origin:
-    return Origin(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")
+def ti_key() -> TaskInstanceKey:
+    return TaskInstanceKey(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")
 
 
 @pytest.fixture
-def provenance(origin) -> Provenance:
+def provenance(ti_key) -> Provenance:
     return Provenance(
-        origin=origin,
+        ti_key=ti_key,
         created_at=datetime(2026, 11, 21, 10, 30, tzinfo=UTC),
         model="imagen-3.0-generate-002",
         prompt='a red fox\n\tin the <snow> & "ice" 🦊',

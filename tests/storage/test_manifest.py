@@ -30,7 +30,7 @@ from airflow_provider_imagen.storage.manifest import (
     write_manifest,
 )
 from airflow_provider_imagen.storage.save_image import save_image
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 from .conftest import picture
 
@@ -42,10 +42,10 @@ def folder(request, tmp_path, memory_folder):
     return tmp_path / "pictures" if request.param == "disk" else memory_folder
 
 
-def line(origin, number, *, image=0, created_at=NOON, **record):
-    name = record.pop("file_name", f"{origin.run_id}-{origin.map_index}-{number}-{image}.png")
+def line(ti_key, number, *, image=0, created_at=NOON, **record):
+    name = record.pop("file_name", f"{ti_key.run_id}-{ti_key.map_index}-{number}-{image}.png")
     known = {"prompt_index": number, "image_index": image, "sha256": "0" * 64, **record}
-    return manifest_line(ImageRecord(**known), file_at(name), origin=origin, created_at=created_at)
+    return manifest_line(ImageRecord(**known), file_at(name), ti_key=ti_key, created_at=created_at)
 
 
 def file_at(name: str) -> StoredFile:
@@ -56,9 +56,9 @@ def lines_of(folder) -> list[dict]:
     return [json.loads(text) for text in read_bytes(folder / "metadata.jsonl").decode().splitlines()]
 
 
-def test_a_line_holds_the_record_and_where_it_comes_from(origin):
+def test_a_line_holds_the_record_and_where_it_comes_from(ti_key):
     record = ImageRecord.of(file_at("a.png"), prompt_index=0, image_index=1, prompt="fox", usd=0.04)
-    made = manifest_line(record, file_at("a.png"), origin=origin, created_at=NOON).to_json()
+    made = manifest_line(record, file_at("a.png"), ti_key=ti_key, created_at=NOON).to_json()
     assert list(made) == [
         "file_name",
         *record.to_json(),
@@ -69,120 +69,120 @@ def test_a_line_holds_the_record_and_where_it_comes_from(origin):
     assert (made["dag_id"], made["map_index"], made["created_at"]) == ("daily", -1, "2026-11-21T12:00:00+00:00")
 
 
-def test_pictures_are_listed_in_the_order_of_their_prompts(folder, origin):
+def test_pictures_are_listed_in_the_order_of_their_prompts(folder, ti_key):
     numbers = [(2, 0), (0, 1), (10, 0), (0, 0)]
-    address = write_manifest(folder, origin=origin, lines=[line(origin, n, image=i) for n, i in numbers])
+    address = write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, n, image=i) for n, i in numbers])
     assert address == manifest_address(folder) == str(folder / "metadata.jsonl")
     assert [(one["prompt_index"], one["image_index"]) for one in lines_of(folder)] == sorted(numbers)
     assert read_manifest(folder) == lines_of(folder)
 
 
-def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, origin):
+def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, ti_key):
     prompt = "".join(map(chr, (*range(32), 0x85, 0x2028, 0x2029))) + "ä"
-    write_manifest(folder, origin=origin, lines=[line(origin, number, prompt=prompt) for number in range(2)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, number, prompt=prompt) for number in range(2)])
 
     assert [one["prompt"] for one in lines_of(folder)] == [prompt, prompt]
     assert "ä" in read_bytes(folder / "metadata.jsonl").decode()
 
 
-def test_items_without_a_picture_have_a_list_of_their_own(folder, origin):
+def test_items_without_a_picture_have_a_list_of_their_own(folder, ti_key):
     failures = [FailureLine(prompt_index=5, error="FilteredError"), FailureLine(prompt_index=1, error="ServerError")]
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=failures)
-    assert [failure.prompt_index for failure in read_failures(folder, origin)] == [1, 5]
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)], failures=failures)
+    assert [failure.prompt_index for failure in read_failures(folder, ti_key)] == [1, 5]
     assert len(lines_of(folder)) == 1
-    assert failures_address(folder, origin) == str(folder / ".imagen" / "failures" / f"{origin.identity}.jsonl")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
-    assert read_failures(folder, origin) == []
+    assert failures_address(folder, ti_key) == str(folder / ".imagen" / "failures" / f"{ti_key.identity}.jsonl")
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0), line(ti_key, 1)])
+    assert read_failures(folder, ti_key) == []
 
 
-def test_a_task_without_failures_leaves_no_list_of_them(folder, origin):
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
-    assert read_bytes(folder / ".imagen" / "failures" / f"{origin.identity}.jsonl") is None
-    assert read_failures(folder, origin) == []
+def test_a_task_without_failures_leaves_no_list_of_them(folder, ti_key):
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
+    assert read_bytes(folder / ".imagen" / "failures" / f"{ti_key.identity}.jsonl") is None
+    assert read_failures(folder, ti_key) == []
 
 
-def test_an_empty_task_still_leaves_a_manifest(folder, origin):
-    write_manifest(folder, origin=origin, lines=[])
+def test_an_empty_task_still_leaves_a_manifest(folder, ti_key):
+    write_manifest(folder, ti_key=ti_key, lines=[])
     assert lines_of(folder) == []
 
 
-def test_a_retry_writes_the_same_lines_once(folder, origin):
+def test_a_retry_writes_the_same_lines_once(folder, ti_key):
     for _ in range(2):
-        write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
+        write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0), line(ti_key, 1)])
         first = read_bytes(folder / "metadata.jsonl")
     assert len(lines_of(folder)) == 2
-    write_manifest(folder, origin=origin, lines=[line(origin, 1), line(origin, 0)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 1), line(ti_key, 0)])
     assert read_bytes(folder / "metadata.jsonl") == first
 
 
-def test_a_folder_may_have_any_name(folder, origin):
+def test_a_folder_may_have_any_name(folder, ti_key):
     odd = folder / "a [1]* ?{x}#%20ü"
     for number in (0, 1):
-        one = replace(origin, map_index=number)
+        one = replace(ti_key, map_index=number)
         save_image(picture(), folder=odd, stem=f"sub [2]/{number}", thumbnail_pixels=9)
-        write_manifest(odd, origin=one, lines=[line(one, 0, file_name=f"sub [2]/{number}.png")])
-    write_manifest(odd, origin=origin, lines=[])
+        write_manifest(odd, ti_key=one, lines=[line(one, 0, file_name=f"sub [2]/{number}.png")])
+    write_manifest(odd, ti_key=ti_key, lines=[])
     assert [one["file_name"] for one in read_manifest(odd)] == ["sub [2]/0.png", "sub [2]/1.png"]
 
 
-def test_runs_and_mapped_tasks_share_a_folder(folder, origin):
+def test_runs_and_mapped_tasks_share_a_folder(folder, ti_key):
     for run in ("b", "a"):
         for map_index in (1, 0):
-            one = replace(origin, run_id=run, map_index=map_index)
-            write_manifest(folder, origin=one, lines=[line(one, 0)])
+            one = replace(ti_key, run_id=run, map_index=map_index)
+            write_manifest(folder, ti_key=one, lines=[line(one, 0)])
     assert [(one["run_id"], one["map_index"]) for one in lines_of(folder)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
 
-def test_tasks_that_finish_at_once_lose_no_line(folder, origin):
+def test_tasks_that_finish_at_once_lose_no_line(folder, ti_key):
     """Thirty mapped instances write at the same time; whatever order they end in, every line is there."""
-    origins = [replace(origin, map_index=number) for number in range(30)]
+    ti_keys = [replace(ti_key, map_index=number) for number in range(30)]
     with ThreadPoolExecutor(10) as pool:
-        list(pool.map(lambda one: write_manifest(folder, origin=one, lines=[line(one, 0), line(one, 1)]), origins))
+        list(pool.map(lambda one: write_manifest(folder, ti_key=one, lines=[line(one, 0), line(one, 1)]), ti_keys))
     assert len(lines_of(folder)) == 60
 
 
-def test_a_part_that_appears_while_the_manifest_is_written_is_seen(folder, origin, monkeypatch):
+def test_a_part_that_appears_while_the_manifest_is_written_is_seen(folder, ti_key, monkeypatch):
     """The one bad moment, forced: another task ends between our look at the parts and our writing."""
-    other = replace(origin, run_id="other")
+    other = replace(ti_key, run_id="other")
     real, done = manifest.write_bytes_atomically, []
 
     def write(path, data, **options):
         if path.name == "metadata.jsonl" and not done:
             done.append(True)
-            write_manifest(folder, origin=other, lines=[line(other, 0)])
+            write_manifest(folder, ti_key=other, lines=[line(other, 0)])
         real(path, data, **options)
 
     monkeypatch.setattr(manifest, "write_bytes_atomically", write)
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
     assert done
-    assert {one["run_id"] for one in lines_of(folder)} == {origin.run_id, "other"}
+    assert {one["run_id"] for one in lines_of(folder)} == {ti_key.run_id, "other"}
 
 
-def test_a_part_that_changes_while_the_manifest_is_written_is_read_again(folder, origin, monkeypatch):
-    other = replace(origin, run_id="other")
-    write_manifest(folder, origin=other, lines=[line(other, 0)])
+def test_a_part_that_changes_while_the_manifest_is_written_is_read_again(folder, ti_key, monkeypatch):
+    other = replace(ti_key, run_id="other")
+    write_manifest(folder, ti_key=other, lines=[line(other, 0)])
     real, done = manifest.write_bytes_atomically, []
 
     def write(path, data, **options):
         if path.name == "metadata.jsonl" and not done:
             done.append(True)
-            write_manifest(folder, origin=other, lines=[line(other, 0), line(other, 1)])
+            write_manifest(folder, ti_key=other, lines=[line(other, 0), line(other, 1)])
         real(path, data, **options)
 
     monkeypatch.setattr(manifest, "write_bytes_atomically", write)
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
     assert done
     assert sorted((one["run_id"], one["prompt_index"]) for one in lines_of(folder)) == sorted(
-        [(origin.run_id, 0), ("other", 0), ("other", 1)]
+        [(ti_key.run_id, 0), ("other", 0), ("other", 1)]
     )
 
 
-def test_a_file_beside_the_parts_is_no_part(folder, origin):
+def test_a_file_beside_the_parts_is_no_part(folder, ti_key):
     path = folder / ".imagen" / "parts" / "a.jsonl.part"
-    write_bytes_atomically(path, json.dumps(line(origin, 7).to_json()).encode(), content_type="application/x-ndjson")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    write_bytes_atomically(path, json.dumps(line(ti_key, 7).to_json()).encode(), content_type="application/x-ndjson")
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [0]
-    assert [one.prompt_index for one in recorded_lines(folder, origin)] == [0]
+    assert [one.prompt_index for one in recorded_lines(folder, ti_key)] == [0]
 
 
 def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(tmp_path):
@@ -193,13 +193,13 @@ def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(t
         from pathlib import Path
         from airflow_provider_imagen.image_record import ImageRecord, StoredFile
         from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
-        from airflow_provider_imagen.storage.task_identity import Origin
+        from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
         for map_index in range(int(sys.argv[1]), int(sys.argv[1]) + 15):
-            origin = Origin(dag_id="d", task_id="t", run_id="r", map_index=map_index)
+            ti_key = TaskInstanceKey(dag_id="d", task_id="t", run_id="r", map_index=map_index)
             file = StoredFile("x", f"{{map_index}}.png", "x" * 64, 1, "image/png", 1, 1)
             record = ImageRecord.of(file, prompt_index=0, prompt="p" * 500)
-            line = manifest_line(record, file, origin=origin, created_at=datetime(2026, 1, 1, tzinfo=UTC))
-            write_manifest(Path({str(tmp_path)!r}), origin=origin, lines=[line])
+            line = manifest_line(record, file, ti_key=ti_key, created_at=datetime(2026, 1, 1, tzinfo=UTC))
+            write_manifest(Path({str(tmp_path)!r}), ti_key=ti_key, lines=[line])
         """
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(start)]) for start in (0, 15, 30)]
@@ -215,45 +215,45 @@ def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(t
     assert [one["map_index"] for one in lines_of(tmp_path)] == list(range(45))
 
 
-def test_a_cleared_task_keeps_the_pictures_that_are_still_there(folder, origin):
+def test_a_cleared_task_keeps_the_pictures_that_are_still_there(folder, ti_key):
     for stem in ("old", "gone"):
         save_image(picture(), folder=folder, stem=stem)
     (folder / "gone.png").unlink()
     write_manifest(
         folder,
-        origin=origin,
-        lines=[line(origin, number, file_name=f"{n}.png") for number, n in enumerate(("old", "gone"))],
+        ti_key=ti_key,
+        lines=[line(ti_key, number, file_name=f"{n}.png") for number, n in enumerate(("old", "gone"))],
     )
-    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="new.png")])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, file_name="new.png")])
     assert sorted(one["file_name"] for one in lines_of(folder)) == ["new.png", "old.png"]
 
 
-def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, origin):
-    later = replace(origin, run_id="a-later-run")
+def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, ti_key):
+    later = replace(ti_key, run_id="a-later-run")
     write_manifest(
         folder,
-        origin=later,
+        ti_key=later,
         lines=[line(later, 0, file_name="a.png", sha256="1" * 64, created_at=NOON + timedelta(hours=1))],
     )
-    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="a.png")])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, file_name="a.png")])
     assert [one["sha256"] for one in lines_of(folder)] == ["1" * 64]
 
 
-def test_lines_of_somebody_else_stay_as_they_are_if_they_describe_a_file(folder, origin):
+def test_lines_of_somebody_else_stay_as_they_are_if_they_describe_a_file(folder, ti_key):
     foreign = '{"file_name": "mine.png",  "text": "café", "number": NaN}\n'.encode()
     no_lines = [b"root:x:0:0", b"\xff", b"[" * 100_000, b'"file_name"', b'{"text": "a"}', b'{"file_name": 7}', b"7"]
     for place in range(len(no_lines)):
         mixed = b"".join(each + b"\n" for each in no_lines[:place]) + foreign + b"\n".join(no_lines[place:])
         write_bytes_atomically(folder / "metadata.jsonl", mixed, content_type="application/x-ndjson")
         for _ in range(2):
-            write_manifest(folder, origin=origin, lines=[line(origin, 0), line(origin, 1)])
+            write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0), line(ti_key, 1)])
         found = read_bytes(folder / "metadata.jsonl")
         assert found.startswith(foreign)
         assert found.count(b"\n") == 3
 
 
-def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stumbles_over(folder, origin):
-    ours = json.dumps(line(origin, 1, file_name="plain.png").to_json()).encode()
+def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stumbles_over(folder, ti_key):
+    ours = json.dumps(line(ti_key, 1, file_name="plain.png").to_json()).encode()
     part = b"\n".join(
         [
             ours + b" \r",
@@ -267,7 +267,7 @@ def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stu
     )
     path = folder / ".imagen" / "parts" / "edited.jsonl"
     write_bytes_atomically(path, part, content_type="application/x-ndjson")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="new.png")])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, file_name="new.png")])
     assert {one["file_name"] for one in lines_of(folder)} == {"plain.png", "end of line.png", "number.png", "new.png"}
     assert ours + b"\n" in read_bytes(folder / "metadata.jsonl")
     assert b"\r" not in read_bytes(folder / "metadata.jsonl")
@@ -281,108 +281,108 @@ def save(folder, *names):
         write_bytes_atomically(folder / name, picture(), content_type="image/png")
 
 
-def test_an_attempt_that_was_replaced_lists_what_it_made_beside_what_the_other_made(folder, origin):
+def test_an_attempt_that_was_replaced_lists_what_it_made_beside_what_the_other_made(folder, ti_key):
     save(folder, "old.png", "new.png", "both.png")
-    old = [line(origin, 0, file_name="old.png"), line(origin, 2, file_name="both.png", seed=1)]
+    old = [line(ti_key, 0, file_name="old.png"), line(ti_key, 2, file_name="both.png", seed=1)]
     later = NOON + timedelta(seconds=1)
-    write_manifest(folder, origin=origin, lines=[line(origin, 1, file_name="new.png")])
-    write_manifest(folder, origin=origin, lines=old, attempt="1")
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 1, file_name="new.png")])
+    write_manifest(folder, ti_key=ti_key, lines=old, attempt="1")
     write_manifest(
-        folder, origin=origin, lines=[line(origin, 2, file_name="both.png", seed=2, created_at=later)], attempt="2"
+        folder, ti_key=ti_key, lines=[line(ti_key, 2, file_name="both.png", seed=2, created_at=later)], attempt="2"
     )
     assert [(one["file_name"], one["seed"]) for one in lines_of(folder)] == [
         ("old.png", None),
         ("new.png", None),
         ("both.png", 2),
     ]
-    assert sorted(one.file_name for one in recorded_lines(folder, origin)) == [
+    assert sorted(one.file_name for one in recorded_lines(folder, ti_key)) == [
         *("both.png", "both.png"),
         *("new.png", "old.png"),
     ]
-    assert recorded_names(folder, origin) == {"new.png"}
+    assert recorded_names(folder, ti_key) == {"new.png"}
 
 
-def test_an_attempt_that_was_replaced_is_no_part_of_another_task_instance(folder, origin):
-    other = replace(origin, map_index=7)
+def test_an_attempt_that_was_replaced_is_no_part_of_another_task_instance(folder, ti_key):
+    other = replace(ti_key, map_index=7)
     save(folder, "a.png")
-    write_manifest(folder, origin=other, lines=[line(other, 0, file_name="a.png")], attempt="1")
-    assert recorded_lines(folder, origin) == []
+    write_manifest(folder, ti_key=other, lines=[line(other, 0, file_name="a.png")], attempt="1")
+    assert recorded_lines(folder, ti_key) == []
     assert not has_part(folder, other)
-    write_manifest(folder, origin=origin, lines=[])
-    assert has_part(folder, origin)
+    write_manifest(folder, ti_key=ti_key, lines=[])
+    assert has_part(folder, ti_key)
     assert [one["map_index"] for one in lines_of(folder)] == [7]
 
 
-def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no_other(folder, origin):
-    other = replace(origin, map_index=7)
+def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no_other(folder, ti_key):
+    other = replace(ti_key, map_index=7)
     save(folder, "kept.png", "other.png")
     for one, attempt, names in (
-        (origin, "1", ["gone-1.png", "kept.png"]),
-        (origin, "2", ["gone-2.png"]),
+        (ti_key, "1", ["gone-1.png", "kept.png"]),
+        (ti_key, "2", ["gone-2.png"]),
         (other, "1", ["other.png", "gone-3.png"]),
     ):
         lines = [line(one, number, file_name=name) for number, name in enumerate(names)]
-        write_manifest(folder, origin=one, lines=lines, attempt=attempt)
+        write_manifest(folder, ti_key=one, lines=lines, attempt=attempt)
     assert len(lines_of(folder)) == 5
-    write_manifest(folder, origin=origin, lines=[])
+    write_manifest(folder, ti_key=ti_key, lines=[])
     assert {one["file_name"] for one in lines_of(folder)} == {"kept.png", "other.png", "gone-3.png"}
-    assert [one.file_name for one in recorded_lines(folder, origin)] == ["kept.png"]
+    assert [one.file_name for one in recorded_lines(folder, ti_key)] == ["kept.png"]
 
 
-def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(folder, origin):
+def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(folder, ti_key):
     failures = [FailureLine(prompt_index=number, client_request_id=f"r{number}") for number in range(3)]
     failures.append(FailureLine(prompt_index=3))
-    write_manifest(folder, origin=origin, lines=[], failures=failures)
+    write_manifest(folder, ti_key=ti_key, lines=[], failures=failures)
     for made, left in (("r9", [0, 1, 2, 3]), ("r1", [0, 2, 3]), ("r0", [2, 3])):
-        late = [line(origin, 0, client_request_id=made)]
-        write_manifest(folder, origin=origin, lines=late, failures=[FailureLine(prompt_index=9)], attempt=made)
-        assert [failure.prompt_index for failure in read_failures(folder, origin)] == left
-    write_manifest(folder, origin=origin, lines=[], failures=None)
-    assert [failure.prompt_index for failure in read_failures(folder, origin)] == [2, 3]
-    write_manifest(folder, origin=origin, lines=[], failures=())
-    assert read_failures(folder, origin) == []
+        late = [line(ti_key, 0, client_request_id=made)]
+        write_manifest(folder, ti_key=ti_key, lines=late, failures=[FailureLine(prompt_index=9)], attempt=made)
+        assert [failure.prompt_index for failure in read_failures(folder, ti_key)] == left
+    write_manifest(folder, ti_key=ti_key, lines=[], failures=None)
+    assert [failure.prompt_index for failure in read_failures(folder, ti_key)] == [2, 3]
+    write_manifest(folder, ti_key=ti_key, lines=[], failures=())
+    assert read_failures(folder, ti_key) == []
 
 
 # --- lines of others --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_an_odd_line_hides_no_other_wherever_it_stands(folder, origin, place):
+def test_an_odd_line_hides_no_other_wherever_it_stands(folder, ti_key, place):
     for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}'):
-        raw = [json.dumps(line(origin, number, file_name=f"{number}.png").to_json()).encode() for number in range(2)]
+        raw = [json.dumps(line(ti_key, number, file_name=f"{number}.png").to_json()).encode() for number in range(2)]
         raw.insert(place, odd)
         path = folder / ".imagen" / "parts" / "edited.jsonl"
         write_bytes_atomically(path, b"\n".join(raw), content_type="application/x-ndjson")
-        write_manifest(folder, origin=origin, lines=[line(origin, 5, file_name="5.png")])
+        write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 5, file_name="5.png")])
         assert {"0.png", "1.png", "5.png"} <= {one["file_name"] for one in read_manifest(folder)}
         write_bytes_atomically(folder / "metadata.jsonl", b"\n".join(raw), content_type="application/x-ndjson")
         assert {"0.png", "1.png"} <= {one["file_name"] for one in read_manifest(folder)}
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_line_of_somebody_else_stays_wherever_it_stands(folder, origin, place):
-    write_manifest(folder, origin=origin, lines=[line(origin, number) for number in range(2)])
+def test_a_line_of_somebody_else_stays_wherever_it_stands(folder, ti_key, place):
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, number) for number in range(2)])
     rows = read_bytes(folder / "metadata.jsonl").splitlines()
     foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}'
     rows.insert(place, foreign)
     write_bytes_atomically(folder / "metadata.jsonl", b"\n".join(rows), content_type="application/x-ndjson")
-    write_manifest(folder, origin=origin, lines=[line(origin, number) for number in range(3)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, number) for number in range(3)])
     assert read_bytes(folder / "metadata.jsonl").splitlines()[0] == foreign
     assert [one["prompt_index"] for one in lines_of(folder)[1:]] == [0, 1, 2]
 
 
-def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_path, origin):
-    write_manifest(tmp_path, origin=origin, lines=[line(origin, 0)])
+def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_path, ti_key):
+    write_manifest(tmp_path, ti_key=ti_key, lines=[line(ti_key, 0)])
     (tmp_path / ".imagen" / "parts" / "broken.jsonl").mkdir()
     before = (tmp_path / "metadata.jsonl").read_bytes()
     with pytest.raises(StorageError):
-        write_manifest(tmp_path, origin=origin, lines=[line(origin, 1)])
+        write_manifest(tmp_path, ti_key=ti_key, lines=[line(ti_key, 1)])
     assert (tmp_path / "metadata.jsonl").read_bytes() == before
 
 
-def test_a_folder_that_is_not_there_has_no_pictures(folder, origin):
+def test_a_folder_that_is_not_there_has_no_pictures(folder, ti_key):
     assert read_manifest(folder) == []
-    assert read_failures(folder, origin) == []
+    assert read_failures(folder, ti_key) == []
 
 
 @settings(max_examples=100, deadline=None)
@@ -393,8 +393,8 @@ def test_any_prompt_is_one_line_and_comes_back(prompts):
     from upath import UPath
 
     folder = UPath(f"memory://{uuid4().hex}/x")
-    origin = Origin(dag_id="d", task_id="t", run_id="r")
-    write_manifest(folder, origin=origin, lines=[line(origin, n, prompt=text) for n, text in enumerate(prompts)])
+    ti_key = TaskInstanceKey(dag_id="d", task_id="t", run_id="r")
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, n, prompt=text) for n, text in enumerate(prompts)])
     expected = [text.encode(errors="replace").decode() for text in prompts]
     assert [one["prompt"] for one in read_manifest(folder)] == expected
     assert read_bytes(folder / "metadata.jsonl").count(b"\n") == len(prompts)
@@ -420,12 +420,12 @@ def below(folder):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["link", "pipe", "device"])
 @pytest.mark.parametrize("place", ["metadata.jsonl", "own part", "part", "failures"])
-def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, origin, secret, place, kind):
+def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, ti_key, secret, place, kind):
     folder = tmp_path / "pictures"
     names = {
-        "own part": f".imagen/parts/{origin.identity}.jsonl",
+        "own part": f".imagen/parts/{ti_key.identity}.jsonl",
         "part": ".imagen/parts/0123456789.jsonl",
-        "failures": f".imagen/failures/{origin.identity}.jsonl",
+        "failures": f".imagen/failures/{ti_key.identity}.jsonl",
     }
     planted = folder / names.get(place, place)
     planted.parent.mkdir(parents=True)
@@ -433,76 +433,76 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, or
         os.mkfifo(planted)
     else:
         planted.symlink_to(secret if kind == "link" else "/dev/zero")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[FailureLine(prompt_index=1)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)], failures=[FailureLine(prompt_index=1)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [0]
-    assert [one.prompt_index for one in recorded_lines(folder, origin)] == [0]
-    assert recorded_names(folder, origin) == {lines_of(folder)[0]["file_name"]}
-    assert [one.prompt_index for one in read_failures(folder, origin)] == [1]
+    assert [one.prompt_index for one in recorded_lines(folder, ti_key)] == [0]
+    assert recorded_names(folder, ti_key) == {lines_of(folder)[0]["file_name"]}
+    assert [one.prompt_index for one in read_failures(folder, ti_key)] == [1]
     assert secret.read_text() == SECRET
     assert all("hush" not in path.read_text() for path in below(folder).values() if path.is_file() and path != planted)
 
 
 @pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/failures"])
-def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, origin, name):
+def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, ti_key, name):
     folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
     (folder / name).parent.mkdir(parents=True)
     elsewhere.mkdir()
     (folder / name).symlink_to(elsewhere)
     with pytest.raises(StorageError, match="is a symbolic link"):
-        write_manifest(folder, origin=origin, lines=[line(origin, 0)], failures=[FailureLine(prompt_index=1)])
+        write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)], failures=[FailureLine(prompt_index=1)])
     assert os.listdir(elsewhere) == []
 
 
-def test_the_output_folder_itself_may_be_a_link(tmp_path, origin):
+def test_the_output_folder_itself_may_be_a_link(tmp_path, ti_key):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    write_manifest(tmp_path / "link", origin=origin, lines=[line(origin, 0)])
+    write_manifest(tmp_path / "link", ti_key=ti_key, lines=[line(ti_key, 0)])
     assert len(lines_of(tmp_path / "real")) == 1
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "sub/../../a.png", "a//b.png", "a\0.png", "..", 7, None])
-def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, origin, name):
-    part = folder / ".imagen" / "parts" / f"{origin.identity}-9.jsonl"
-    write_bytes_atomically(part, json.dumps(line(origin, 0, file_name=name).to_json()).encode(), content_type="")
-    write_manifest(folder, origin=replace(origin, run_id="b"), lines=[line(origin, 1)])
+def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, ti_key, name):
+    part = folder / ".imagen" / "parts" / f"{ti_key.identity}-9.jsonl"
+    write_bytes_atomically(part, json.dumps(line(ti_key, 0, file_name=name).to_json()).encode(), content_type="")
+    write_manifest(folder, ti_key=replace(ti_key, run_id="b"), lines=[line(ti_key, 1)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [1]
-    assert recorded_lines(folder, origin) == []
+    assert recorded_lines(folder, ti_key) == []
 
 
-def test_where_an_image_is_follows_from_its_name(folder, origin):
-    write_manifest(folder, origin=origin, lines=[line(origin, 0, file_name="sub/a.png", path="/home/me/a.png")])
-    assert [one.path for one in recorded_lines(folder, origin)] == [str(folder / "sub" / "a.png")]
+def test_where_an_image_is_follows_from_its_name(folder, ti_key):
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, file_name="sub/a.png", path="/home/me/a.png")])
+    assert [one.path for one in recorded_lines(folder, ti_key)] == [str(folder / "sub" / "a.png")]
 
 
 @pytest.mark.parametrize("forged_part", ["evil", "zzzzzzzzzz", "0000000000-1", "{own}-evil", "{other}"])
-def test_a_planted_part_does_not_replace_our_line(folder, origin, forged_part):
+def test_a_planted_part_does_not_replace_our_line(folder, ti_key, forged_part):
     stored = save_image(picture(), folder=folder, stem="a")
     facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
-    other = replace(origin, run_id="evil")
-    liar = other if "other" in forged_part else origin
+    other = replace(ti_key, run_id="evil")
+    liar = other if "other" in forged_part else ti_key
     forged = line(liar, 0, prompt="forged", created_at=NOON + timedelta(days=36500), **{**facts, "sha256": "f" * 64})
-    write_manifest(folder, origin=origin, lines=[line(origin, 0, prompt="true", **facts)])
-    name = forged_part.format(own=origin.identity, other=other.identity)
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, prompt="true", **facts)])
+    name = forged_part.format(own=ti_key.identity, other=other.identity)
     write_bytes_atomically(
         folder / ".imagen" / "parts" / f"{name}.jsonl", json.dumps(forged.to_json()).encode(), content_type=""
     )
-    for writer in (origin, replace(origin, run_id="third")):
-        lines = [line(origin, 0, prompt="true", **facts)] if writer is origin else []
-        write_manifest(folder, origin=writer, lines=lines)
+    for writer in (ti_key, replace(ti_key, run_id="third")):
+        lines = [line(ti_key, 0, prompt="true", **facts)] if writer is ti_key else []
+        write_manifest(folder, ti_key=writer, lines=lines)
         assert [one["prompt"] for one in lines_of(folder)] == ["true"]
 
 
-def test_a_planted_part_that_states_our_digest_does_not_replace_our_line(folder, origin):
+def test_a_planted_part_that_states_our_digest_does_not_replace_our_line(folder, ti_key):
     stored = save_image(picture(), folder=folder, stem="a")
     facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
-    other = replace(origin, run_id="evil")
-    write_manifest(folder, origin=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **facts)])
-    write_manifest(folder, origin=origin, lines=[line(origin, 0, **facts)])
-    assert [one["run_id"] for one in lines_of(folder)] == [origin.run_id]
+    other = replace(ti_key, run_id="evil")
+    write_manifest(folder, ti_key=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **facts)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, **facts)])
+    assert [one["run_id"] for one in lines_of(folder)] == [ti_key.run_id]
 
 
-def test_a_part_with_values_of_other_types_does_not_break_the_list(folder, origin):
+def test_a_part_with_values_of_other_types_does_not_break_the_list(folder, ti_key):
     odd = json.dumps({"file_name": "a.png", "map_index": "x", "created_at": [], "bytes": "many", "prompt_index": {}})
     write_bytes_atomically(folder / ".imagen" / "parts" / "odd.jsonl", odd.encode(), content_type="")
-    write_manifest(folder, origin=origin, lines=[line(origin, 0)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
     assert len(lines_of(folder)) == 2

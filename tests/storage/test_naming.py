@@ -19,17 +19,17 @@ from airflow_provider_imagen.storage.naming import (
     image_stems,
     with_extension,
 )
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
-ORIGIN = Origin(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")
+TI_KEY = TaskInstanceKey(dag_id="daily", task_id="draw", run_id="manual__2026-11-21T10:00:00+00:00")
 FIELDS = NameFields(
-    origin=ORIGIN, index=7, image=1, prompt="A red fox\nin the snow 🦊", model="google/imagen-4.0", seed=42, items=20
+    ti_key=TI_KEY, index=7, image=1, prompt="A red fox\nin the snow 🦊", model="google/imagen-4.0", seed=42, items=20
 )
 any_text = st.text(max_size=300)
-origins = st.builds(Origin, dag_id=any_text, task_id=any_text, run_id=any_text, map_index=st.integers(-1, 999))
+ti_keys = st.builds(TaskInstanceKey, dag_id=any_text, task_id=any_text, run_id=any_text, map_index=st.integers(-1, 999))
 all_fields = st.builds(
     NameFields,
-    origin=origins,
+    ti_key=ti_keys,
     index=st.integers(0, 9999),
     image=st.integers(0, 9),
     prompt=st.text(max_size=2000),
@@ -188,10 +188,10 @@ def test_a_name_does_not_depend_on_what_the_bytes_turned_out_to_be():
 
 
 @settings(max_examples=200, deadline=None)
-@given(one=origins, other=origins, fields=all_fields)
+@given(one=ti_keys, other=ti_keys, fields=all_fields)
 def test_the_default_keeps_runs_and_mapped_tasks_apart(one, other, fields):
-    first = image_name(DEFAULT_FILENAME, fields=replace(fields, origin=one), extension="png")
-    second = image_name(DEFAULT_FILENAME, fields=replace(fields, origin=other), extension="png")
+    first = image_name(DEFAULT_FILENAME, fields=replace(fields, ti_key=one), extension="png")
+    second = image_name(DEFAULT_FILENAME, fields=replace(fields, ti_key=other), extension="png")
     assert (first == second) == (one == other)
 
 

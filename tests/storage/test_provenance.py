@@ -456,7 +456,7 @@ def test_what_is_unknown_is_not_written(provenance):
 
 
 def test_a_zero_is_a_seed_and_a_map_index(provenance):
-    mapped = replace(provenance, seed=0, origin=replace(provenance.origin, map_index=0))
+    mapped = replace(provenance, seed=0, ti_key=replace(provenance.ti_key, map_index=0))
     found = read_provenance(embed(VARIANTS["png"], mapped).data)
     assert (found["seed"], found["map_index"]) == (0, 0)
 
@@ -476,10 +476,10 @@ def test_no_text_makes_invalid_xml(prompt, enhanced, value, name):
     from datetime import UTC, datetime
 
     from airflow_provider_imagen.storage.provenance import Provenance
-    from airflow_provider_imagen.storage.task_identity import Origin
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     made = Provenance(
-        origin=Origin(dag_id=value, task_id="t", run_id=prompt),
+        ti_key=TaskInstanceKey(dag_id=value, task_id="t", run_id=prompt),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         model="m",
         prompt=prompt,
@@ -525,13 +525,13 @@ def test_padding_behind_a_file_stays_where_it_is(name, padding, provenance):
 )
 def test_a_packet_with_our_properties_in_it_is_always_xml(start, changes):
     from airflow_provider_imagen.storage.provenance import Provenance
-    from airflow_provider_imagen.storage.task_identity import Origin
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     existing = start
     for place, text in changes:
         place %= len(existing)
         existing = existing[:place] + text.encode() + existing[place + 1 :]
-    made = Provenance(origin=Origin(dag_id="d", task_id="t", run_id="r"), model="m", prompt="p")
+    made = Provenance(ti_key=TaskInstanceKey(dag_id="d", task_id="t", run_id="r"), model="m", prompt="p")
     merged = provenance_packet(made, existing=existing)
     root = ElementTree.fromstring(merged)
     assert len(list(root.iter(f"{{{XMP}}}CreatorTool"))) == 1

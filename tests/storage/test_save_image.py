@@ -118,10 +118,10 @@ def test_a_preview_that_cannot_be_written_does_not_lose_the_picture(tmp_path):
 @pytest.mark.parametrize("text", ["x", "é", "狐", "🦊"])
 @pytest.mark.parametrize("image_format", [None, "jpeg", "avif"])
 def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_taken(
-    tmp_path, origin, text, image_format
+    tmp_path, ti_key, text, image_format
 ):
     fields = NameFields(
-        origin=replace(origin, dag_id=text * 300, task_id=f"{text * 300}t", run_id=f"{text * 300}r"),
+        ti_key=replace(ti_key, dag_id=text * 300, task_id=f"{text * 300}t", run_id=f"{text * 300}r"),
         index=0,
         prompt="",
         model="m",
@@ -130,8 +130,8 @@ def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_t
     (stem,) = image_stems("{dag_id}{task_id}{run_id}{name}/{name}{dag_id}{task_id}{run_id}", [fields])
     assert max(len(part.encode()) for part in stem.split("/")) > 200
     options = {"folder": tmp_path, "stem": stem, "image_format": image_format, "thumbnail_pixels": 9}
-    first = save_image(picture("BMP"), owner=origin.identity, **options)
-    other = save_image(picture("BMP", size=(32, 32)), owner=origin.identity, may_replace=lambda _: False, **options)
+    first = save_image(picture("BMP"), owner=ti_key.identity, **options)
+    other = save_image(picture("BMP", size=(32, 32)), owner=ti_key.identity, may_replace=lambda _: False, **options)
     assert first.file.thumbnail is not None
     assert other.file.thumbnail is not None
     names = {first.file.file_name, first.file.thumbnail, other.file.file_name, other.file.thumbnail}
@@ -139,19 +139,19 @@ def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_t
     assert len(names) == 4
 
 
-def test_many_files_leave_no_descriptor_open(tmp_path, origin):
+def test_many_files_leave_no_descriptor_open(tmp_path, ti_key):
     """A leak of one for each file would end a worker at 1024 images."""
 
     def write_all(start: int) -> None:
         for number in range(start, start + 50):
             stored = save_image(
-                picture(size=(8, 8)), folder=tmp_path, stem=f"{number}", owner=origin.identity, thumbnail_pixels=4
+                picture(size=(8, 8)), folder=tmp_path, stem=f"{number}", owner=ti_key.identity, thumbnail_pixels=4
             )
             save_image(
                 picture(size=(9, 9)),
                 folder=tmp_path,
                 stem=f"{number}",
-                owner=origin.identity,
+                owner=ti_key.identity,
                 may_replace=lambda _: False,
             )
             is_intact(tmp_path / stored.file.file_name, size=stored.file.bytes, sha256=stored.file.sha256)
@@ -161,8 +161,8 @@ def test_many_files_leave_no_descriptor_open(tmp_path, origin):
                 save_image(picture(size=(8, 8)), folder=tmp_path / stored.file.file_name, stem="below-a-file")
             with pytest.raises(BadImageError):
                 save_image(b"no picture", folder=tmp_path, stem="bad")
-        made = manifest_line(ImageRecord(prompt_index=0), stored.file, origin=origin, created_at=datetime.now(UTC))
-        write_manifest(tmp_path, origin=origin, lines=[made], failures=[FailureLine(prompt_index=0)])
+        made = manifest_line(ImageRecord(prompt_index=0), stored.file, ti_key=ti_key, created_at=datetime.now(UTC))
+        write_manifest(tmp_path, ti_key=ti_key, lines=[made], failures=[FailureLine(prompt_index=0)])
         read_manifest(tmp_path)
 
     write_all(0)

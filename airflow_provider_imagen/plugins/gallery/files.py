@@ -35,7 +35,7 @@ from airflow_provider_imagen.storage.paths import (
 )
 from airflow_provider_imagen.storage.png import PNG_SIGNATURE
 from airflow_provider_imagen.storage.svg import read_svg_size
-from airflow_provider_imagen.storage.task_identity import Origin
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -137,10 +137,10 @@ def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
 
     :raises FileUnavailableError: the failures file cannot be read
     """
-    origin = Origin(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
+    ti_key = TaskInstanceKey(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
     try:
         folder: Any = open_folder(manifest).parent
-        address = failures_address(folder, origin)
+        address = failures_address(folder, ti_key)
         with _lists, contextlib.suppress(FileNotFoundError):  # a task without failures writes none
             lines = (line for line in _lines(address, within=folder) if "prompt_index" in line)
             return read_problems(ti, islice(lines, MAX_LISTED))
