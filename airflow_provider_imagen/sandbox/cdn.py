@@ -1,4 +1,4 @@
-"""The image host, and the faults of downloads."""
+"""The image host and its download faults."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_download_can_be_slow_hang_or_break(link, sandbox):
         fetch(link)
 
 
-def test_a_cut_image_declares_its_whole_size_and_comes_whole_the_next_time(link, sandbox):
+def test_a_truncated_image_declares_its_full_size_and_is_complete_the_next_time(link, sandbox):
     whole = fetch(link).content
     sandbox.add_fault(Fault("cut_image", bytes_sent=100))
     answer = fetch(link, stream=True)
@@ -102,8 +102,8 @@ def test_a_cut_image_declares_its_whole_size_and_comes_whole_the_next_time(link,
     assert fetch(link).content == whole
 
 
-def test_a_request_for_a_range_gives_the_whole_image(link):
-    """As RFC 9110 allows; browsers and download tools take it."""
+def test_a_range_request_returns_the_whole_image(link):
+    """RFC 9110 allows this, and browsers and download tools accept it."""
     answer = fetch(link, headers={"Range": "bytes=5-"})
 
     assert answer.status_code == 200

@@ -73,7 +73,7 @@ class Section:
     title: str = ""
     href: str | None = None
     summary: RunSummary | None = None
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[Picture] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -109,17 +109,17 @@ class Pages:
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
         )
 
-    def picture(self, picture: Picture) -> str:
+    def image(self, image: Picture) -> str:
         """Return the URL of an image's page."""
-        return self._picture(picture)
+        return self._image(image)
 
-    def thumbnail(self, picture: Picture) -> str:
+    def thumbnail(self, image: Picture) -> str:
         """Return the URL of an image's preview, or the API's URL if the image was not stored."""
-        return self._file(picture, "thumbnail") or ""
+        return self._file(image, "thumbnail") or ""
 
-    def full(self, picture: Picture) -> str:
+    def full(self, image: Picture) -> str:
         """Return the URL of an image in full size, or the API's URL if the image was not stored."""
-        return self._file(picture, "full") or ""
+        return self._file(image, "full") or ""
 
     def airflow_dag(self, dag_id: str) -> str:
         """Return the URL of a DAG in Airflow."""
@@ -134,36 +134,36 @@ class Pages:
         mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
         return f"{self.airflow_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, safe='')}{mapped}"
 
-    def _picture(self, picture: Picture, **query: Any) -> str:
-        ti = picture.ti
+    def _image(self, image: Picture, **query: Any) -> str:
+        ti = image.ti
         return picture_address(
             root=self._root,
             dag_id=ti.dag_id,
             run_id=ti.run_id,
             task_id=ti.task_id,
             map_index=ti.map_index,
-            prompt_index=picture.prompt_index,
-            image_index=picture.image_index,
+            prompt_index=image.prompt_index,
+            image_index=image.image_index,
             **query,
         )
 
-    def _file(self, picture: Picture, size: str) -> str | None:
-        if not picture.is_stored:
-            return remote_link(picture.url)
+    def _file(self, image: Picture, size: str) -> str | None:
+        if not image.is_stored:
+            return remote_link(image.url)
         # The digest prefix keeps browsers from showing a cached image that has since been replaced.
-        return self._picture(picture, size=size, v=(picture.sha256 or "")[:12])
+        return self._image(image, size=size, v=(image.sha256 or "")[:12])
 
 
-def image_sources(pictures: Iterable[Picture]) -> str:
+def image_sources(images: Iterable[Picture]) -> str:
     """Return the origins that a page loads images from, as a Content-Security-Policy source list."""
     origins = {"'self'"}
-    for picture in pictures:
-        if not picture.is_stored and (link := remote_link(picture.url)):
+    for image in images:
+        if not image.is_stored and (link := remote_link(image.url)):
             origins.add(origin_of(urlsplit(link)))
     return " ".join(sorted(origins))
 
 
-def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
+def snippet(image: Picture, parameters: Mapping[str, Any]) -> str:
     """
     Return Python code that requests the image again.
 
@@ -173,12 +173,12 @@ def snippet(picture: Picture, parameters: Mapping[str, Any]) -> str:
     """
     known = ("aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
     sent = {name: value for name, value in parameters.items() if not any(map(_is_image_value, _texts(value)))}
-    arguments: dict[str, Any] = {"task_id": "paint", "prompt": picture.prompt}
-    if picture.model:
-        arguments["model"] = picture.model
-    if picture.seed is not None:
-        arguments["seed"] = picture.seed
-    if picture.image_index > 0 and sent.get("num_images") is not None:
+    arguments: dict[str, Any] = {"task_id": "paint", "prompt": image.prompt}
+    if image.model:
+        arguments["model"] = image.model
+    if image.seed is not None:
+        arguments["seed"] = image.seed
+    if image.image_index > 0 and sent.get("num_images") is not None:
         arguments["num_images"] = sent["num_images"]  # a seed yields several images, and this is not the first
     arguments |= {name: sent[name] for name in known if sent.get(name) is not None}
     rest = {name: value for name, value in sent.items() if name not in (*known, "convert_base64_to_url", "num_images")}

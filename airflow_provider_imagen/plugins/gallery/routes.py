@@ -151,7 +151,7 @@ async def show_task(
         section = Section(problems=problems[part], notes=[unreadable] if unreadable else [])
     else:
         section = Section(
-            pictures=found.pictures[part],
+            images=found.pictures[part],
             problems=problems[:MAX_PROBLEMS_ABOVE_IMAGES] if pager.number == 1 else [],
             notes=[note for note in (found.notice, unreadable) if note],
         )
@@ -230,7 +230,7 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
                     title=run_id,
                     href=pages.run(dag_id, run_id),
                     summary=counted.total,
-                    pictures=[picture for part in parts for picture in part.pictures],
+                    images=[image for part in parts for image in part.images],
                     notes=[*counted.notes, *dict.fromkeys(note for part in parts for note in part.notes)],
                 )
             )
@@ -263,22 +263,22 @@ async def show_image(
 ) -> Response:
     """Show one image with its metadata."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
-    picture = found.pictures[place]
+    image = found.pictures[place]
     parameters: dict[str, Any] = {}
     notice = None
-    if picture.is_stored:
+    if image.is_stored:
         try:
-            parameters = await collection.in_thread(partial(_read_parameters, picture))
+            parameters = await collection.in_thread(partial(_read_parameters, image))
         except FileUnavailableError as error:
             notice = str(error)
     return _page(
         request,
         "image.html",
-        pictures=[picture],
+        images=[image],
         title=f"Image {place + 1} of {len(found.pictures)}",
-        picture=picture,
+        image=image,
         parameters=parameters,
-        snippet=snippet(picture, parameters),
+        snippet=snippet(image, parameters),
         notice=notice,
         previous=found.pictures[place - 1] if place else None,
         next=found.pictures[place + 1] if place + 1 < len(found.pictures) else None,
@@ -298,29 +298,29 @@ async def send_file(
 ) -> Response:
     """Send a stored image or its preview."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
-    picture = found.pictures[place]
-    if not picture.is_stored:
+    image = found.pictures[place]
+    if not image.is_stored:
         raise HTTPException(404)
-    tag = f'"{picture.sha256}-{size}"'
+    tag = f'"{image.sha256}-{size}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     try:
         if size == "thumbnail":
-            preview = await collection.in_thread(partial(_preview, picture))
-            headers["Content-Disposition"] = _disposition(picture, "image/webp")
+            preview = await collection.in_thread(partial(_preview, image))
+            headers["Content-Disposition"] = _disposition(image, "image/webp")
             return Response(preview, media_type="image/webp", headers=headers)
-        file = await collection.in_thread(partial(open_picture, picture))
+        file = await collection.in_thread(partial(open_picture, image))
     except FileUnavailableError as error:
         raise HTTPException(410, str(error)) from None
     kind = cast("str", await collection.in_thread(partial(media_type, file)))  # open_picture checked that it has one
-    headers |= {"Content-Disposition": _disposition(picture, kind), "Content-Length": str(picture.bytes)}
+    headers |= {"Content-Disposition": _disposition(image, kind), "Content-Length": str(image.bytes)}
     return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
 
 
-def _disposition(picture: Picture, kind: str) -> str:
+def _disposition(image: Picture, kind: str) -> str:
     extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
-    name = f"{quote(picture.ti.task_id, safe='')}-{picture.prompt_index}-{picture.image_index}.{extension}"
+    name = f"{quote(image.ti.task_id, safe='')}-{image.prompt_index}-{image.image_index}.{extension}"
     return f"{'attachment' if kind in _SENT_AS_ATTACHMENT else 'inline'}; filename*=UTF-8''{name}"
 
 
@@ -346,10 +346,10 @@ def _root(request: Request) -> str:
 
 
 def _page(
-    request: Request, template: str, *, status: int = 200, pictures: list[Picture] | None = None, **values: Any
+    request: Request, template: str, *, status: int = 200, images: list[Picture] | None = None, **values: Any
 ) -> Response:
     """Return a rendered page whose security policy allows only its own style, script and images."""
-    shown = pictures or [picture for section in values.get("sections", ()) for picture in section.pictures]
+    shown = images or [image for section in values.get("sections", ()) for image in section.images]
     policy = (
         f"default-src 'none'; img-src {image_sources(shown)}; style-src 'self'; script-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -393,7 +393,7 @@ async def _image_sections(
             ti = summary.ti
             href = pages.task(ti) if ti.map_index < 0 else None
             section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
-            section.pictures.extend(found.pictures[max(first - start, 0) : first + most - start])
+            section.images.extend(found.pictures[max(first - start, 0) : first + most - start])
             if found.notice and found.notice not in section.notes:
                 section.notes.append(found.notice)
         start = end
@@ -434,24 +434,24 @@ def _explain_empty_run(run: dict[str, Any] | None) -> str:
     return "No task in this run has generated images."
 
 
-def _read_parameters(picture: Picture) -> dict[str, Any]:
+def _read_parameters(image: Picture) -> dict[str, Any]:
     """Return an image's request fields from its file, without those that were too long to embed."""
-    with whole_picture(picture) as data:
+    with whole_picture(image) as data:
         parameters = read_provenance(data).get("parameters")
     return {name: value for name, value in parameters.items() if value != "…"} if isinstance(parameters, dict) else {}
 
 
-def _preview(picture: Picture) -> bytes:
+def _preview(image: Picture) -> bytes:
     """
     Return an image's preview, from the cache or created from the stored image.
 
     The preview that the task stored is not used, because nothing proves that it shows this image. Previews are not
     shared between task instances or files, because knowing an image's digest does not prove access to it.
     """
-    place = json.dumps([*astuple(picture.ti), picture.path, picture.bytes, picture.sha256])
+    place = json.dumps([*astuple(image.ti), image.path, image.bytes, image.sha256])
     name = hashlib.sha256(place.encode()).hexdigest()
     kept = thumbnails.get(name)
     if kept is not None:
         return kept
-    with whole_picture(picture) as data:
+    with whole_picture(image) as data:
         return thumbnails.make(name, data)
