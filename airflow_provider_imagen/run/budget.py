@@ -150,8 +150,7 @@ class Budget:
         """
         Treat an in-doubt request as in flight while its outcome is looked up, so that others wait for it.
 
-        :return: its reservation; pass it to :meth:`count_charge`, :meth:`release` or :meth:`hold_in_doubt`. ``None`` if it is not in
-            doubt
+        :return: its reservation, as from :meth:`reserve`; ``None`` if it is not in doubt
         """
         with self._changed:
             reservation = self._in_doubt.pop(client_request_id, None)
