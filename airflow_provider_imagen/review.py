@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from airflow_provider_imagen.links.gallery_urls import gallery_root, picture_address, remote_link, run_address
+from airflow_provider_imagen.links.gallery_urls import gallery_root, image_address, remote_link, run_address
 
 MAX_REVIEWED: Final = 60
 """Maximum number of images in one text, more than anybody can compare; the text links to the rest."""
@@ -159,12 +159,12 @@ def _read_listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> lis
 def _image(number: int, record: Record, *, root: str, ids: dict[str, Any]) -> str:
     """Return Markdown that shows an image and links to its page."""
     indexes = ids | {"prompt_index": record["prompt_index"], "image_index": record["image_index"]}
-    page = picture_address(root=root, **indexes)
+    page = image_address(root=root, **indexes)
     if record.get("mime_type") == "image/svg+xml":  # the gallery creates no previews of these
         return f"[Image {number} (SVG)]({page})"
     source: str | None
     if record.get("path"):
-        source = picture_address(root=root, **indexes, size="thumbnail", v=str(record.get("sha256") or "")[:12])
+        source = image_address(root=root, **indexes, size="thumbnail", v=str(record.get("sha256") or "")[:12])
     else:
         url = record.get("url")
         source = remote_link(url) if isinstance(url, str) else None

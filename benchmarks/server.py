@@ -71,7 +71,7 @@ class Service:
         self.behaviour = Behaviour()
         self.counts = Counts()
         self._numbers = count(1)
-        self.pictures = {side: [draw(side, seed) for seed in range(PICTURES)] for side in (1024, 64)}
+        self.images = {side: [draw(side, seed) for seed in range(PICTURES)] for side in (1024, 64)}
 
     async def generate(self, request: Request) -> Response:
         """Answer a paid request after the set time: ``POST /v1/images/generations``."""
@@ -112,7 +112,7 @@ class Service:
         return Response(self._picture(int(request.path_params["name"].partition("-")[0])), media_type="image/png")
 
     def _picture(self, number: int) -> bytes:
-        return self.pictures[self.behaviour.side_pixels][number % PICTURES]
+        return self.images[self.behaviour.side_pixels][number % PICTURES]
 
     async def nothing(self, _: Request) -> Response:
         """Answer what a task may look up, with an empty list."""

@@ -22,7 +22,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _ORIGIN: Final = r"https?://[A-Za-z0-9.\-\[\]:]+"
 """An origin that is safe to put into a Content-Security-Policy header: no wildcards, no quotes, ASCII only."""
 
-PictureSize = Literal["thumbnail", "full"]
+ImageSize = Literal["thumbnail", "full"]
 
 
 def gallery_root() -> str:
@@ -34,22 +34,22 @@ def gallery_root() -> str:
 
 
 def task_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1, **query: Any) -> str:
-    """Return the URL of one task instance's pictures."""
+    """Return the URL of one task instance's images."""
     ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
     return _address(root, "task", ids | query)
 
 
 def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
-    """Return the URL of a DAG run's pictures."""
+    """Return the URL of a DAG run's images."""
     return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)
 
 
 def dag_address(*, root: str, dag_id: str) -> str:
-    """Return the URL of the pictures of a DAG's latest runs."""
+    """Return the URL of the images of a DAG's latest runs."""
     return _address(root, "dag", {"dag_id": dag_id})
 
 
-def picture_address(
+def image_address(
     *,
     root: str,
     dag_id: str,
@@ -58,14 +58,14 @@ def picture_address(
     map_index: int,
     prompt_index: int,
     image_index: int,
-    size: PictureSize | None = None,
+    size: ImageSize | None = None,
     **query: Any,
 ) -> str:
     """
-    Return the URL of one picture's page, or with ``size``, of the picture itself.
+    Return the URL of one image's page, or with ``size``, of the image itself.
 
     :param prompt_index: index of the prompt in the task, from 0
-    :param image_index: index of the picture among those of its prompt, from 0
+    :param image_index: index of the image among those of its prompt, from 0
     """
     ids = {
         "dag_id": dag_id,
@@ -76,7 +76,7 @@ def picture_address(
         "image_index": image_index,
     }
     return (
-        _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
+        _address(root, "image", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
     )
 
 

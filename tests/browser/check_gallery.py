@@ -333,7 +333,7 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
     ann.locator("a.card").first.focus()
     ann.keyboard.press("ArrowRight")
     ann.keyboard.press("Enter")
-    ann.wait_for_url(re.compile("/imagen/picture"))
+    ann.wait_for_url(re.compile("/imagen/image"))
     _wait_for(lambda: _all_loaded(ann), "the picture")
     expect(ann.get_by_role("heading", name="Image 2 of 9")).to_be_visible()
     _shoot(ann, "08-picture", full_page=True)
@@ -437,7 +437,7 @@ def test_without_a_session_one_is_asked_to_log_in_and_comes_back(
 def test_pictures_that_are_gone_say_so(ann: Page, airflow: Airflow, run_id: str) -> None:
     shutil.rmtree(WORK / "pictures")
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
-    ann.goto(f"{airflow.url}/imagen/picture?{query}&task_id=posters&prompt_index=0&image_index=0")
+    ann.goto(f"{airflow.url}/imagen/image?{query}&task_id=posters&prompt_index=0&image_index=0")
     expect(ann.get_by_text("The stored file is not there any more")).to_be_visible()
     _shoot(ann, "15-gone")
 

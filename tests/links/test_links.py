@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from airflow_provider_imagen.links.gallery_link import PicturesLink
-from airflow_provider_imagen.links.gallery_urls import gallery_root, picture_address, task_address
+from airflow_provider_imagen.links.gallery_urls import gallery_root, image_address, task_address
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_ids_survive_the_url_whatever_they_contain() -> None:
 
 
 def test_a_url_cannot_end_a_markdown_link() -> None:
-    address = picture_address(
+    address = image_address(
         root="/imagen",
         dag_id="a)b",
         run_id="r|(",

@@ -89,7 +89,7 @@ def test_every_link_and_picture_of_a_page_answers(painted: Any, visit: Any, tmp_
             todo |= found - seen
             seen |= found
     kinds = {urlsplit(address).path for address in seen}
-    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/picture", "/imagen/file"}
+    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/image", "/imagen/file"}
 
 
 def test_the_full_picture_is_the_stored_file_and_the_preview_is_small(painted: Any, visit: Any, tmp_path: Path) -> None:
@@ -590,7 +590,7 @@ def test_large_pictures_are_not_held_in_memory(
 ) -> None:
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.task_results import Picture
+    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
 
     facts = picture_file(tmp_path / "a.png")
     with (tmp_path / "a.png").open("ab") as file:
@@ -601,11 +601,11 @@ def test_large_pictures_are_not_held_in_memory(
     store.write_bytes(data)
     for path, opens in ((facts["path"], files.open_folder), ("memory://gallery/large.png", UPath)):
         where = {"path": path, "bytes": len(data), "sha256": facts["sha256"]}
-        picture = Picture(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
+        picture = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
         with monkeypatch.context() as patch:
             patch.setattr(files, "open_folder", opens)  # Airflow knows no store in memory
             tracemalloc.start()
-            with files.open_picture(picture) as file:
+            with files.open_image_file(picture) as file:
                 assert files.media_type(file) == "image/png"
                 _, highest = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
@@ -620,15 +620,15 @@ def test_many_visitors_at_once_all_get_their_previews(tmp_path: Path) -> None:
     """Whoever makes a preview holds a whole picture and asks for its kind, which must not wait for another's."""
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.task_results import Picture
+    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
     from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
 
     cache = ThumbnailCache(tmp_path / "previews")
 
     def look(number: int) -> bytes:
         facts = picture_file(tmp_path / f"{number}.webp")
-        picture = Picture(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **facts)
-        with files.whole_picture(picture) as data:
+        picture = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **facts)
+        with files.image_bytes(picture) as data:
             return cache.make(facts["sha256"], data)
 
     with ThreadPoolExecutor(8) as pool:

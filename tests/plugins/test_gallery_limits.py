@@ -17,7 +17,7 @@ from PIL import Image
 from airflow_provider_imagen.plugins.gallery import files
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Memory
-from airflow_provider_imagen.plugins.gallery.files import read_listed_pictures, read_listed_problems
+from airflow_provider_imagen.plugins.gallery.files import read_failures_file, read_manifest_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,12 +120,12 @@ def test_a_large_manifest_takes_little_memory_for_several_viewers(tmp_path: Path
         import re, threading
         from pathlib import Path
         from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-        from airflow_provider_imagen.plugins.gallery.files import read_listed_pictures
+        from airflow_provider_imagen.plugins.gallery.files import read_manifest_images
         def peak():
             return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
         before, found = peak(), []
         def look():
-            found.append(len(read_listed_pictures(TaskInstance("d", "r", "t", -1), {str(manifest)!r})))
+            found.append(len(read_manifest_images(TaskInstance("d", "r", "t", -1), {str(manifest)!r})))
         threads = [threading.Thread(target=look) for _ in range(4)]
         for thread in threads: thread.start()
         for thread in threads: thread.join()
@@ -145,7 +145,7 @@ def test_lines_longer_than_a_task_writes_are_left_out(tmp_path: Path) -> None:
     long = line(1, junk=[{}] * 1_000_000)
     manifest.write_text("\n".join([long, line(0), "no json", "[1]", long, line(2), line(3, map_index=0), long]))
 
-    assert [picture.prompt_index for picture in read_listed_pictures(TI, str(manifest))] == [0, 2]
+    assert [picture.prompt_index for picture in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
 def test_a_last_line_without_an_end_and_one_at_the_limit_count(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_last_line_without_an_end_and_one_at_the_limit_count(tmp_path: Path) -
     padding = files._MAX_LINE_BYTES - len(line(0, junk="")) - 1
     manifest.write_text(line(0, junk="x" * padding) + "\n" + line(1, junk="x" * (padding + 1)) + "\n" + line(2))
 
-    assert [picture.prompt_index for picture in read_listed_pictures(TI, str(manifest))] == [0, 2]
+    assert [picture.prompt_index for picture in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
 def test_a_task_shows_so_many_pictures_and_says_so(
@@ -178,7 +178,7 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metadata.jsonl")
 
     with pytest.raises(files.FileUnavailableError):
-        read_listed_pictures(TI, str(tmp_path / "metadata.jsonl"))
+        read_manifest_images(TI, str(tmp_path / "metadata.jsonl"))
 
 
 def test_reasons_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_reasons_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pyte
     with open(address, "w") as file:
         file.write("\n".join(json.dumps({"prompt_index": number, "message": "no"}) for number in range(4)))
 
-    assert [problem.prompt_index for problem in read_listed_problems(TI, str(tmp_path / "metadata.jsonl"))] == [0, 1]
+    assert [problem.prompt_index for problem in read_failures_file(TI, str(tmp_path / "metadata.jsonl"))] == [0, 1]
 
 
 class Results:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Memory
-from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_picture
+from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_image_file
 from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link, snippet
-from airflow_provider_imagen.plugins.gallery.task_results import Picture, read_pictures, read_problems, read_summary
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, read_images, read_problems, read_summary
 
 from .test_gallery import links, picture_file, record
 
@@ -208,7 +208,7 @@ def test_a_record_of_another_form_hides_no_other_wherever_it_stands(place: int) 
     records: list[Any] = numbered(2)
     records.insert(place, {"prompt_index": "x"})
 
-    assert [picture.prompt for picture in read_pictures(TI, records)] == ["prompt 000", "prompt 001"]
+    assert [picture.prompt for picture in read_images(TI, records)] == ["prompt 000", "prompt 001"]
 
 
 def test_pictures_are_shown_by_prompt_then_by_number_whatever_the_records_order(forged: Any, visit: Any) -> None:
@@ -539,23 +539,25 @@ def test_cards_ask_for_previews_and_the_page_of_a_picture_for_the_file(forged: A
 def test_a_record_without_all_that_proves_a_file_opens_none(tmp_path: Path, missing: str) -> None:
     facts = {name: value for name, value in picture_file(tmp_path / "a.png").items() if name != missing}
 
-    with open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **picture_file(tmp_path / "a.png"))) as file:
+    with open_image_file(
+        GalleryImage(ti=TI, prompt_index=0, image_index=0, **picture_file(tmp_path / "a.png"))
+    ) as file:
         assert file.read()
-    assert not Picture(ti=TI, prompt_index=0, image_index=0, **facts).is_stored
+    assert not GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts).is_stored
     with pytest.raises(FileUnavailableError):
-        open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts))
+        open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts))
 
 
 def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_imagen.plugins.gallery import files
 
     facts = picture_file(tmp_path / "a.png")
-    monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"])
-    with open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts)) as file:
+    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", facts["bytes"])
+    with open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts)) as file:
         assert file.read()
-    monkeypatch.setattr(files, "MAX_PICTURE_BYTES", facts["bytes"] - 1)
+    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", facts["bytes"] - 1)
     with pytest.raises(FileUnavailableError):
-        open_picture(Picture(ti=TI, prompt_index=0, image_index=0, **facts))
+        open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts))
 
 
 @pytest.mark.parametrize(("width", "is_png"), [(0, False), (1, True), (2**31, False)])
@@ -619,8 +621,8 @@ def test_the_login_leads_back_to_the_page(forged: Any, visit: Any) -> None:
     ],
 )
 def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | None, origin: str | None) -> None:
-    picture = Picture(ti=TI, prompt_index=0, image_index=0, url=url)
-    stored = Picture(
+    picture = GalleryImage(ti=TI, prompt_index=0, image_index=0, url=url)
+    stored = GalleryImage(
         ti=TI,
         prompt_index=0,
         image_index=1,
@@ -644,7 +646,7 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
         "negative_prompt": None,
         "loras": [{"path": "x", "scale": 0.5}],
     }
-    picture = Picture(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
+    picture = GalleryImage(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
     expected = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
         "ImagenGenerateOperator(\n"
@@ -655,8 +657,8 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
     )
 
     assert snippet(picture, parameters) == expected
-    assert "num_images=4," in snippet(Picture(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
-    bare = snippet(Picture(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
+    assert "num_images=4," in snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
+    bare = snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
     assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
 
 

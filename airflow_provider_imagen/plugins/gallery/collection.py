@@ -21,15 +21,15 @@ from anyio import to_thread
 from airflow_provider_imagen.plugins.gallery.files import (
     MAX_LISTED,
     FileUnavailableError,
-    read_listed_pictures,
-    read_listed_problems,
+    read_failures_file,
+    read_manifest_images,
 )
 from airflow_provider_imagen.plugins.gallery.task_results import (
-    Picture,
+    GalleryImage,
     Problem,
     TaskSummary,
     manifest_of,
-    read_pictures,
+    read_images,
     read_summary,
     total,
 )
@@ -46,7 +46,7 @@ FRESH_SECONDS: Final = 10.0
 COUNT_SECONDS: Final = 3.0
 """Time that a page may spend on reading summaries that are not cached."""
 
-_MAX_PICTURE_BYTES: Final = 64 * 1024 * 1024
+_MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 _MAX_SUMMARY_BYTES: Final = 32 * 1024 * 1024
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
@@ -57,24 +57,24 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class TaskPictures:
+class TaskImages:
     """
     The results of one task instance.
 
     :param summary: ``None`` if it has none
-    :param pictures: in prompt order
-    :param notice: sentence that says why pictures are missing; ``None`` if none are
+    :param images: in prompt order
+    :param notice: sentence that says why images are missing; ``None`` if none are
     """
 
     ti: TaskInstance
     summary: TaskSummary | None
-    pictures: list[Picture]
+    images: list[GalleryImage]
     notice: str | None = None
 
     def find(self, prompt_index: int, image_index: int) -> int | None:
-        """Return a picture's position in the list; ``None`` if it is not there."""
-        for place, picture in enumerate(self.pictures):
-            if (picture.prompt_index, picture.image_index) == (prompt_index, image_index):
+        """Return a image's position in the list; ``None`` if it is not there."""
+        for place, image in enumerate(self.images):
+            if (image.prompt_index, image.image_index) == (prompt_index, image_index):
                 return place
         return None
 
@@ -180,23 +180,19 @@ class Memory(Generic[Result]):
         self._sweep = loop.call_later(self._seconds, self._drop_stale) if self._kept else None
 
 
-def _bytes_of_pictures(found: TaskPictures) -> int:
+def _estimated_bytes(found: TaskImages) -> int:
     """Return an estimate of the memory that these records take."""
-    texts = (
-        text
-        for picture in found.pictures
-        for text in (picture.prompt, picture.enhanced_prompt, picture.path, picture.url)
-    )
-    return 500 * (1 + len(found.pictures)) + sum(sys.getsizeof(text) for text in texts if text)
+    texts = (text for image in found.images for text in (image.prompt, image.enhanced_prompt, image.path, image.url))
+    return 500 * (1 + len(found.images)) + sum(sys.getsizeof(text) for text in texts if text)
 
 
 class Collection:
-    """The pictures of an Airflow deployment, read through the :class:`AirflowApi` of each call's visitor."""
+    """The images of an Airflow deployment, read through the :class:`AirflowApi` of each call's visitor."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._tasks: Memory[TaskPictures] = Memory(
-            entries=64, seconds=FRESH_SECONDS, max_bytes=_MAX_PICTURE_BYTES, size_of=_bytes_of_pictures, clock=clock
+        self._tasks: Memory[TaskImages] = Memory(
+            entries=64, seconds=FRESH_SECONDS, max_bytes=_MAX_IMAGE_BYTES, size_of=_estimated_bytes, clock=clock
         )
         # The timestamp is part of the key, so a cached summary is never out of date.
         self._summaries: Memory[TaskSummary | None] = Memory(
@@ -214,7 +210,7 @@ class Collection:
             self._file_threads = anyio.CapacityLimiter(_FILE_THREADS)
         return await to_thread.run_sync(work, limiter=self._file_threads)
 
-    async def get_task(self, api: AirflowApi, ti: TaskInstance) -> TaskPictures:
+    async def get_task(self, api: AirflowApi, ti: TaskInstance) -> TaskImages:
         """Return the results of a task instance."""
         return await self._tasks.get(ti, lambda: self._read_task(api, ti))
 
@@ -242,7 +238,7 @@ class Collection:
         return Summaries(summaries)
 
     async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, Summaries]:
-        """Return the summaries of the latest runs that made pictures, newest first."""
+        """Return the summaries of the latest runs that made images, newest first."""
         run_ids: list[str] = []
         entries = api.iter_xcoms(dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK)
         async for ti, _ in entries:
@@ -264,7 +260,7 @@ class Collection:
         if counts.manifest is None:
             return [], "The task stored nothing, so the reasons are in its log only."
         try:
-            return await self.in_thread(partial(read_listed_problems, summary.ti, counts.manifest)), None
+            return await self.in_thread(partial(read_failures_file, summary.ti, counts.manifest)), None
         except FileUnavailableError as error:
             return [], str(error)
 
@@ -275,30 +271,30 @@ class Collection:
 
         return await self._summaries.get((ti, timestamp), work)
 
-    async def _read_task(self, api: AirflowApi, ti: TaskInstance) -> TaskPictures:
-        images, counts = await asyncio.gather(api.get_xcom(ti, "images"), api.get_xcom(ti, "summary"))
+    async def _read_task(self, api: AirflowApi, ti: TaskInstance) -> TaskImages:
+        xcom, counts = await asyncio.gather(api.get_xcom(ti, "images"), api.get_xcom(ti, "summary"))
         summary = read_summary(ti, counts.value, counts.timestamp) if counts else None
         if summary is None:
             elsewhere = counts is not None and counts.is_elsewhere
-            return TaskPictures(ti, None, [], _ELSEWHERE if elsewhere else None)
-        if images is None:
-            return TaskPictures(ti, summary, [], "The task's records were deleted." if summary.summary.made else None)
-        if images.is_elsewhere:
-            return TaskPictures(ti, summary, [], _ELSEWHERE)
-        manifest = manifest_of(images.value)
+            return TaskImages(ti, None, [], _ELSEWHERE if elsewhere else None)
+        if xcom is None:
+            return TaskImages(ti, summary, [], "The task's records were deleted." if summary.summary.made else None)
+        if xcom.is_elsewhere:
+            return TaskImages(ti, summary, [], _ELSEWHERE)
+        manifest = manifest_of(xcom.value)
         if manifest is None:
-            return TaskPictures(ti, summary, read_pictures(ti, images.value))
+            return TaskImages(ti, summary, read_images(ti, xcom.value))
         try:
-            pictures = await self.in_thread(partial(read_listed_pictures, ti, manifest))
+            images = await self.in_thread(partial(read_manifest_images, ti, manifest))
         except FileUnavailableError as error:
-            return TaskPictures(ti, summary, [], str(error))
-        is_cut = len(pictures) == MAX_LISTED
-        return TaskPictures(
-            ti, summary, pictures, f"Only {MAX_LISTED:,} pictures of this task are shown." if is_cut else None
+            return TaskImages(ti, summary, [], str(error))
+        is_cut = len(images) == MAX_LISTED
+        return TaskImages(
+            ti, summary, images, f"Only {MAX_LISTED:,} images of this task are shown." if is_cut else None
         )
 
 
 _ELSEWHERE: Final = (
     "An XCom backend of this deployment keeps the records outside Airflow's database, and Airflow's web server does "
-    "not hand them out. The pictures themselves are in the task's output folder."
+    "not hand them out. The images themselves are in the task's output folder."
 )

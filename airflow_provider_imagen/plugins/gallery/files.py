@@ -2,7 +2,7 @@
 Read the files that records name, and no others.
 
 A record is untrusted: anyone who can run a task can put any path into an XCom, and the web server may have access to
-files that this person has not. So a picture is served only if its size and SHA-256 digest match its record, which
+files that this person has not. So a image is served only if its size and SHA-256 digest match its record, which
 nobody can state without having the file or a record of it. Every failure, even that the file is not an image, gives
 the same message, so errors reveal nothing about other files. Lists are read line by line, at most two at a time.
 """
@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.paths import open_folder
-from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_pictures, read_problems
+from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_images, read_problems
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file
 from airflow_provider_imagen.storage.manifest import failures_address, parse_line
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.task_results import Picture, Problem
+    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
     from airflow_provider_imagen.storage.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
-MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
+MAX_IMAGE_BYTES: Final = 128 * 1024 * 1024
 MAX_LIST_BYTES: Final = 64 * 1024 * 1024
 MAX_LISTED: Final = 50_000
 """Maximum number of entries shown of one task instance's list."""
@@ -56,8 +56,8 @@ CHUNK_BYTES: Final = 256 * 1024
 _BLOCK_BYTES: Final = 4 * 1024 * 1024  # per request to an object store
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 256 * 1024
-_whole_pictures = threading.BoundedSemaphore(2)
-_headers = threading.BoundedSemaphore(2)  # separate: whoever holds _whole_pictures also needs the media type
+_image_bytess = threading.BoundedSemaphore(2)
+_headers = threading.BoundedSemaphore(2)  # separate: whoever holds _image_bytess also needs the media type
 _lists = threading.BoundedSemaphore(2)
 
 
@@ -65,27 +65,25 @@ class FileUnavailableError(Exception):
     """A file that a record names cannot be shown; the message is for the visitor."""
 
 
-def open_picture(picture: Picture) -> IO[bytes]:
+def open_image_file(image: GalleryImage) -> IO[bytes]:
     """
-    Return a stored picture, verified and open for reading.
+    Return a stored image, verified and open for reading.
 
     Local files are read in place, objects from a temporary copy; neither is read into memory as a whole.
 
-    :raises FileUnavailableError: it is gone, or is not the picture that the record describes
+    :raises FileUnavailableError: it is gone, or is not the image that the record describes
     """
-    gone = FileUnavailableError("The stored file is not there any more, or is not the picture this task wrote.")
-    if not picture.path or not picture.sha256 or not picture.bytes or picture.bytes > MAX_PICTURE_BYTES:
+    gone = FileUnavailableError("The stored file is not there any more, or is not the image this task wrote.")
+    if not image.path or not image.sha256 or not image.bytes or image.bytes > MAX_IMAGE_BYTES:
         raise gone
     try:
-        file = _open(picture.path, most=picture.bytes)
+        file = _open(image.path, most=image.bytes)
     except Exception as error:
-        log.warning("A picture of %s cannot be read: %s", picture.ti, type(error).__name__)
+        log.warning("A image of %s cannot be read: %s", image.ti, type(error).__name__)
         raise gone from None
     try:
         is_right = (
-            file.seek(0, os.SEEK_END) == picture.bytes
-            and _digest(file) == picture.sha256
-            and media_type(file) is not None
+            file.seek(0, os.SEEK_END) == image.bytes and _digest(file) == image.sha256 and media_type(file) is not None
         )
     except OSError:
         is_right = False
@@ -97,23 +95,23 @@ def open_picture(picture: Picture) -> IO[bytes]:
 
 
 @contextmanager
-def whole_picture(picture: Picture) -> Iterator[bytes]:
+def image_bytes(image: GalleryImage) -> Iterator[bytes]:
     """
-    Yield the bytes of a stored picture; at most two are in memory at a time, other callers wait.
+    Yield the bytes of a stored image; at most two are in memory at a time, other callers wait.
 
-    :raises FileUnavailableError: it is gone, or is not the picture that the record describes
+    :raises FileUnavailableError: it is gone, or is not the image that the record describes
     """
-    with _whole_pictures, open_picture(picture) as file:
+    with _image_bytess, open_image_file(image) as file:
         yield file.read()
 
 
-def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
+def read_manifest_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
     """
-    Return a task instance's pictures from a manifest.
+    Return a task instance's images from a manifest.
 
     :raises FileUnavailableError: the manifest cannot be read
     """
-    gone = FileUnavailableError(f"The list of pictures ({MANIFEST_NAME} in the output folder) cannot be read any more.")
+    gone = FileUnavailableError(f"The list of images ({MANIFEST_NAME} in the output folder) cannot be read any more.")
     try:
         path: Any = open_folder(manifest)
         if path.name != MANIFEST_NAME:
@@ -125,13 +123,13 @@ def read_listed_pictures(ti: TaskInstance, manifest: str) -> list[Picture]:
                 for line in _lines(manifest, within=folder)
                 if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
             )
-            return read_pictures(ti, islice(lines, MAX_LISTED))
+            return read_images(ti, islice(lines, MAX_LISTED))
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
         raise gone from None
 
 
-def read_listed_problems(ti: TaskInstance, manifest: str) -> list[Problem]:
+def read_failures_file(ti: TaskInstance, manifest: str) -> list[Problem]:
     """
     Return a task instance's problems from the failures file that belongs to a manifest.
 

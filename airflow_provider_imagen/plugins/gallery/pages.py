@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from airflow_provider_imagen.links.gallery_urls import (
     dag_address,
+    image_address,
     origin_of,
-    picture_address,
     remote_link,
     run_address,
     task_address,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.task_results import Picture, Problem
+    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
     from airflow_provider_imagen.run_report import RunSummary
 
 _TEMPLATE_MARKS: Final = ("{{", "{%", "{#", "\r")
@@ -73,7 +73,7 @@ class Section:
     title: str = ""
     href: str | None = None
     summary: RunSummary | None = None
-    images: list[Picture] = field(default_factory=list)
+    images: list[GalleryImage] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -109,15 +109,15 @@ class Pages:
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
         )
 
-    def image(self, image: Picture) -> str:
+    def image(self, image: GalleryImage) -> str:
         """Return the URL of an image's page."""
         return self._image(image)
 
-    def thumbnail(self, image: Picture) -> str:
+    def thumbnail(self, image: GalleryImage) -> str:
         """Return the URL of an image's preview, or the API's URL if the image was not stored."""
         return self._file(image, "thumbnail") or ""
 
-    def full(self, image: Picture) -> str:
+    def full(self, image: GalleryImage) -> str:
         """Return the URL of an image in full size, or the API's URL if the image was not stored."""
         return self._file(image, "full") or ""
 
@@ -134,9 +134,9 @@ class Pages:
         mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
         return f"{self.airflow_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, safe='')}{mapped}"
 
-    def _image(self, image: Picture, **query: Any) -> str:
+    def _image(self, image: GalleryImage, **query: Any) -> str:
         ti = image.ti
-        return picture_address(
+        return image_address(
             root=self._root,
             dag_id=ti.dag_id,
             run_id=ti.run_id,
@@ -147,14 +147,14 @@ class Pages:
             **query,
         )
 
-    def _file(self, image: Picture, size: str) -> str | None:
+    def _file(self, image: GalleryImage, size: str) -> str | None:
         if not image.is_stored:
             return remote_link(image.url)
         # The digest prefix keeps browsers from showing a cached image that has since been replaced.
         return self._image(image, size=size, v=(image.sha256 or "")[:12])
 
 
-def image_sources(images: Iterable[Picture]) -> str:
+def image_sources(images: Iterable[GalleryImage]) -> str:
     """Return the origins that a page loads images from, as a Content-Security-Policy source list."""
     origins = {"'self'"}
     for image in images:
@@ -163,7 +163,7 @@ def image_sources(images: Iterable[Picture]) -> str:
     return " ".join(sorted(origins))
 
 
-def snippet(image: Picture, parameters: Mapping[str, Any]) -> str:
+def snippet(image: GalleryImage, parameters: Mapping[str, Any]) -> str:
     """
     Return Python code that requests the image again.
 

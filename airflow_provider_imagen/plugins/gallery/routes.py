@@ -26,9 +26,9 @@ from airflow_provider_imagen.plugins.gallery.collection import Collection
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
+    image_bytes,
     media_type,
-    open_picture,
-    whole_picture,
+    open_image_file,
 )
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import IO
 
-    from airflow_provider_imagen.plugins.gallery.collection import TaskPictures
-    from airflow_provider_imagen.plugins.gallery.task_results import Picture, TaskSummary
+    from airflow_provider_imagen.plugins.gallery.collection import TaskImages
+    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, TaskSummary
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ Id = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-Show = Literal["pictures", "problems"]
+Show = Literal["images", "problems"]
 
 app = FastAPI(title="Images", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
@@ -135,23 +135,23 @@ async def show_task(
     task_id: Id,
     map_index: MapIndex = -1,
     page: PageNumber = 1,
-    show: Show = "pictures",
+    show: Show = "images",
 ) -> Response:
     """Show the images of one task instance, below its first problems."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     async with AirflowApi(request) as api:
         found = await collection.get_task(api, ti)
-        empty = "" if found.pictures or found.notice else await _explain_empty_task(api, found)
+        empty = "" if found.images or found.notice else await _explain_empty_task(api, found)
     problems, unreadable = await collection.read_problems(found.summary) if found.summary else ([], None)
     pages = Pages(_root(request))
-    items = len(problems if show == "problems" else found.pictures)
+    items = len(problems if show == "problems" else found.images)
     pager = _pager(page, items, IMAGES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number))
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
     if show == "problems":
         section = Section(problems=problems[part], notes=[unreadable] if unreadable else [])
     else:
         section = Section(
-            images=found.pictures[part],
+            images=found.images[part],
             problems=problems[:MAX_PROBLEMS_ABOVE_IMAGES] if pager.number == 1 else [],
             notes=[note for note in (found.notice, unreadable) if note],
         )
@@ -173,7 +173,7 @@ async def show_task(
 
 
 @app.get("/run", dependencies=[may_read])
-async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures") -> Response:
+async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "images") -> Response:
     """Show the images or problems of all tasks in a run."""
     pages = Pages(_root(request))
     async with AirflowApi(request) as api:
@@ -212,7 +212,7 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
         pager=pager,
         empty=empty,
         notes=counted.notes,
-        more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and total.problems else None,
+        more_problems=pages.run(dag_id, run_id, show="problems") if show == "images" and total.problems else None,
     )
 
 
@@ -251,7 +251,7 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
     )
 
 
-@app.get("/picture", dependencies=[may_read])
+@app.get("/image", dependencies=[may_read])
 async def show_image(
     request: Request,
     dag_id: Id,
@@ -263,7 +263,7 @@ async def show_image(
 ) -> Response:
     """Show one image with its metadata."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
-    image = found.pictures[place]
+    image = found.images[place]
     parameters: dict[str, Any] = {}
     notice = None
     if image.is_stored:
@@ -275,13 +275,13 @@ async def show_image(
         request,
         "image.html",
         images=[image],
-        title=f"Image {place + 1} of {len(found.pictures)}",
+        title=f"Image {place + 1} of {len(found.images)}",
         image=image,
         parameters=parameters,
         snippet=snippet(image, parameters),
         notice=notice,
-        previous=found.pictures[place - 1] if place else None,
-        next=found.pictures[place + 1] if place + 1 < len(found.pictures) else None,
+        previous=found.images[place - 1] if place else None,
+        next=found.images[place + 1] if place + 1 < len(found.images) else None,
     )
 
 
@@ -298,7 +298,7 @@ async def send_file(
 ) -> Response:
     """Send a stored image or its preview."""
     found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
-    image = found.pictures[place]
+    image = found.images[place]
     if not image.is_stored:
         raise HTTPException(404)
     tag = f'"{image.sha256}-{size}"'
@@ -310,15 +310,15 @@ async def send_file(
             preview = await collection.in_thread(partial(_preview, image))
             headers["Content-Disposition"] = _disposition(image, "image/webp")
             return Response(preview, media_type="image/webp", headers=headers)
-        file = await collection.in_thread(partial(open_picture, image))
+        file = await collection.in_thread(partial(open_image_file, image))
     except FileUnavailableError as error:
         raise HTTPException(410, str(error)) from None
-    kind = cast("str", await collection.in_thread(partial(media_type, file)))  # open_picture checked that it has one
+    kind = cast("str", await collection.in_thread(partial(media_type, file)))  # open_image_file checked that it has one
     headers |= {"Content-Disposition": _disposition(image, kind), "Content-Length": str(image.bytes)}
     return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
 
 
-def _disposition(image: Picture, kind: str) -> str:
+def _disposition(image: GalleryImage, kind: str) -> str:
     extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
     name = f"{quote(image.ti.task_id, safe='')}-{image.prompt_index}-{image.image_index}.{extension}"
     return f"{'attachment' if kind in _SENT_AS_ATTACHMENT else 'inline'}; filename*=UTF-8''{name}"
@@ -346,7 +346,7 @@ def _root(request: Request) -> str:
 
 
 def _page(
-    request: Request, template: str, *, status: int = 200, images: list[Picture] | None = None, **values: Any
+    request: Request, template: str, *, status: int = 200, images: list[GalleryImage] | None = None, **values: Any
 ) -> Response:
     """Return a rendered page whose security policy allows only its own style, script and images."""
     shown = images or [image for section in values.get("sections", ()) for image in section.images]
@@ -358,7 +358,7 @@ def _page(
     return HTMLResponse(html, status_code=status, headers={"Content-Security-Policy": policy})
 
 
-async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_index: int) -> tuple[TaskPictures, int]:
+async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_index: int) -> tuple[TaskImages, int]:
     async with AirflowApi(request) as api:
         found = await collection.get_task(api, ti)
     place = found.find(prompt_index, image_index)
@@ -393,7 +393,7 @@ async def _image_sections(
             ti = summary.ti
             href = pages.task(ti) if ti.map_index < 0 else None
             section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
-            section.images.extend(found.pictures[max(first - start, 0) : first + most - start])
+            section.images.extend(found.images[max(first - start, 0) : first + most - start])
             if found.notice and found.notice not in section.notes:
                 section.notes.append(found.notice)
         start = end
@@ -415,7 +415,7 @@ def _title(summary: TaskSummary) -> str:
     return ti.task_id if ti.map_index < 0 else f"{ti.task_id} [{ti.map_index}]"
 
 
-async def _explain_empty_task(api: AirflowApi, found: TaskPictures) -> str:
+async def _explain_empty_task(api: AirflowApi, found: TaskImages) -> str:
     if found.summary is not None:
         return "This task generated no images."
     state = await api.get_state(found.ti)
@@ -434,14 +434,14 @@ def _explain_empty_run(run: dict[str, Any] | None) -> str:
     return "No task in this run has generated images."
 
 
-def _read_parameters(image: Picture) -> dict[str, Any]:
+def _read_parameters(image: GalleryImage) -> dict[str, Any]:
     """Return an image's request fields from its file, without those that were too long to embed."""
-    with whole_picture(image) as data:
+    with image_bytes(image) as data:
         parameters = read_provenance(data).get("parameters")
     return {name: value for name, value in parameters.items() if value != "…"} if isinstance(parameters, dict) else {}
 
 
-def _preview(image: Picture) -> bytes:
+def _preview(image: GalleryImage) -> bytes:
     """
     Return an image's preview, from the cache or created from the stored image.
 
@@ -453,5 +453,5 @@ def _preview(image: Picture) -> bytes:
     kept = thumbnails.get(name)
     if kept is not None:
         return kept
-    with whole_picture(image) as data:
+    with image_bytes(image) as data:
         return thumbnails.make(name, data)

@@ -1,5 +1,5 @@
 """
-Parse a task's results: its summary, its pictures and its problems.
+Parse a task's results: its summary, its images and its problems.
 
 XComs and files are untrusted data. Whatever does not have the expected form is dropped here, so that no other module
 has to check it.
@@ -35,8 +35,8 @@ class TaskSummary:
     timestamp: str
 
 
-class Picture(ImageRecord, frozen=True, kw_only=True):
-    """The record of one picture, and the task instance that it belongs to."""
+class GalleryImage(ImageRecord, frozen=True, kw_only=True):
+    """The record of one image, and the task instance that it belongs to."""
 
     ti: TaskInstance
     prompt_index: WholeNumber
@@ -55,7 +55,7 @@ class Picture(ImageRecord, frozen=True, kw_only=True):
 
 
 class Problem(FailureLine, frozen=True, kw_only=True):
-    """One prompt that did not yield all its pictures, and the task instance that it belongs to."""
+    """One prompt that did not yield all its images, and the task instance that it belongs to."""
 
     ti: TaskInstance
 
@@ -77,14 +77,14 @@ def total(summaries: Iterable[RunSummary]) -> RunSummary:
     )
 
 
-def read_pictures(ti: TaskInstance, records: Any) -> list[Picture]:
-    """Return the pictures of records from an XCom or a manifest, in prompt order."""
+def read_images(ti: TaskInstance, records: Any) -> list[GalleryImage]:
+    """Return the images of records from an XCom or a manifest, in prompt order."""
     if not isinstance(records, Iterable) or isinstance(records, (str, Mapping)):
         return []
-    found = [_read_picture(ti, record) for record in records if isinstance(record, Mapping)]
+    found = [_read_image(ti, record) for record in records if isinstance(record, Mapping)]
     return sorted(
-        (picture for picture in found if picture is not None),
-        key=lambda picture: (picture.prompt_index, picture.image_index),
+        (image for image in found if image is not None),
+        key=lambda image: (image.prompt_index, image.image_index),
     )
 
 
@@ -99,11 +99,11 @@ def read_problems(ti: TaskInstance, lines: Iterable[Mapping[str, Any]]) -> list[
     return [Problem(ti=ti, **_read(FailureLine, line)) for line in lines]
 
 
-def _read_picture(ti: TaskInstance, record: Mapping[str, Any]) -> Picture | None:
+def _read_image(ti: TaskInstance, record: Mapping[str, Any]) -> GalleryImage | None:
     values = _read(ImageRecord, record)
     if values["prompt_index"] is None or values["image_index"] is None:
         return None
-    return Picture(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
+    return GalleryImage(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
 
 
 def _read(kind: type[Struct], values: Mapping[str, Any]) -> dict[str, Any]:
