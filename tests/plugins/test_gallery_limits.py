@@ -171,7 +171,7 @@ def test_a_task_shows_so_many_pictures_and_says_so(
     page = visit().get(gallery.task()[0], params=gallery.task()[1])
 
     assert page.text.count('class="card"') == 3
-    assert "Only 3 pictures of this task are shown." in page.text
+    assert "Only 3 images of this task are shown." in page.text
 
 
 def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
