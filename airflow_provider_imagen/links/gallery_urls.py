@@ -76,7 +76,7 @@ def image_address(
         "image_index": image_index,
     }
     return (
-        _address(root, "image", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
+        _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
     )
 
 

@@ -89,7 +89,7 @@ class ImagenGenerateOperator(BaseOperator):
         "input_images": "json",
         "parameters": "json",
     }
-    # Empty: the plugin lets the web server build the "Images" button, so no task has to push an XCom for it.
+    # Empty: the plugin lets the web server build the "Pictures" button, so no task has to push an XCom for it.
     operator_extra_links: Collection[BaseOperatorLink] = ()
     ui_color = "#eef4ea"
 

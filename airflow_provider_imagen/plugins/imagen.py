@@ -43,7 +43,7 @@ class LazyGallery:
 
 
 class GalleryButton(PicturesLink):
-    """The "Images" button, built by the web server, so that tasks of our own operators need not store its URL."""
+    """The "Pictures" button, built by the web server, so that tasks of our own operators need not store its URL."""
 
     @property
     def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]
@@ -56,7 +56,7 @@ class GalleryButton(PicturesLink):
 
 class ImagenPlugin(AirflowPlugin):
     """
-    The gallery, the "Images" tabs of a DAG and of a DAG run, and the "Images" button of a task.
+    The gallery, the "Pictures" tabs of a DAG and of a DAG run, and the "Pictures" button of a task.
 
     The URLs of the tabs are relative: the browser resolves them against the web server's base path.
     """
@@ -66,13 +66,13 @@ class ImagenPlugin(AirflowPlugin):
     operator_extra_links: list[Any] = [GalleryButton()]  # noqa: RUF012 (as below)
     external_views: list[Any] = [  # noqa: RUF012 (Airflow's base class declares it so)
         {
-            "name": "Images",
+            "name": "Pictures",
             "href": f"{MOUNT.removeprefix('/')}/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "imagen_run_pictures",
         },
         {
-            "name": "Images",
+            "name": "Pictures",
             "href": f"{MOUNT.removeprefix('/')}/dag?dag_id={{DAG_ID}}",
             "destination": "dag",
             "url_route": "imagen_dag_pictures",
