@@ -69,7 +69,7 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
 
 
 def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
-    from airflow_provider_imagen.hooks.paths import open_folder
+    from airflow_provider_imagen.hooks.folders import open_folder
     from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore, list_identities
 
     if arguments.folders:

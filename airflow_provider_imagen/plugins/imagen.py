@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_imagen.links.gallery_link import PicturesLink
-from airflow_provider_imagen.links.gallery_urls import MOUNT
+from airflow_provider_imagen.links.gallery_urls import AIRFLOW_APP, MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
-
-AIRFLOW_APP = "airflow_provider_imagen.airflow_app"
-"""Key in the ASGI scope for the application that the gallery is mounted in."""
 
 
 class LazyGallery:
