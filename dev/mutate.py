@@ -25,11 +25,13 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "airflow_provider_imagen"
@@ -67,7 +69,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     tree = ast.parse(source)
     for definition in tree.body:
         if isinstance(definition, (ast.FunctionDef, ast.ClassDef)) and not _is_protocol(definition):
-            for line, scope, before, after in _walk(definition, definition.name, tree):
+            for line, scope, before, after in _walk(definition, definition.name, definition):
                 yield Mutant(line, scope, before, after, ast.unparse(tree))
 
 
@@ -115,6 +117,9 @@ def _header(statement: ast.AST) -> str:
 
 def _replacements(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
     """Yield what a node may be replaced with."""
+    is_test = isinstance(parent, (ast.If, ast.IfExp)) and node is parent.test
+    if is_test and not isinstance(node, (ast.Compare, ast.UnaryOp)):  # these are turned around by their operators
+        yield ast.UnaryOp(ast.Not(), parent.test)  # type: ignore[attr-defined]
     match node:
         case ast.cmpop() | ast.boolop() | ast.operator():
             yield from (new() for new in OPERATORS.get(type(node), ()))
@@ -130,10 +135,6 @@ def _replacements(node: ast.AST, parent: ast.AST) -> Iterator[ast.AST]:
             yield ast.Constant(value + 1 if value != 1 else 0)
         case ast.Constant(value=str() as value) if " " not in value and not isinstance(parent, ast.keyword):
             yield ast.Constant(f"{value}x")
-        case ast.If(test=ast.Compare() | ast.UnaryOp()) | ast.IfExp(test=ast.Compare() | ast.UnaryOp()):
-            pass  # covered by its operator
-        case ast.If(test=test) | ast.IfExp(test=test):
-            yield type(node)(ast.UnaryOp(ast.Not(), test), node.body, node.orelse)
         case ast.Return(value=ast.AST() as value) if not isinstance(value, ast.Constant):
             yield ast.Return(ast.Constant(None))
         case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.Raise() | ast.Delete():
@@ -168,8 +169,14 @@ class Copies:
                 stale.unlink()
             environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
             command = [sys.executable, *PYTEST, *tests]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            with subprocess.Popen(command, cwd=copy, env=environment, start_new_session=True, **quiet) as run:
+            with subprocess.Popen(  # noqa: S603 - the tests of this project
+                command,
+                cwd=copy,
+                env=environment,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as run:
                 try:
                     return run.wait(timeout_seconds) == 0
                 except subprocess.TimeoutExpired:
@@ -205,10 +212,9 @@ def main(argv: list[str] | None = None) -> int:
             if not copies.passes(module, ast.unparse(ast.parse(source)), tests, timeout_seconds=600):
                 print(f"{module}: its tests fail without any mutant")
                 return 2
-            limit = 15 + 4 * (time.monotonic() - began)
-            kept = pool.map(lambda each, *rest: copies.passes(rest[0], each.source, rest[1], timeout_seconds=rest[2]),
-                            counted, *([value] * len(counted) for value in (module, tests, limit)))  # fmt: skip
-            survivors = [each for each, is_alive in zip(counted, kept, strict=True) if is_alive]
+            limit = 10 + 3 * (time.monotonic() - began)
+            runs = [pool.submit(copies.passes, module, each.source, tests, timeout_seconds=limit) for each in counted]
+            survivors = [each for each, run in zip(counted, runs, strict=True) if run.result()]
             killed = len(counted) - len(survivors)
             print(
                 f"{module}: {killed} of {len(counted)} killed ({killed / max(len(counted), 1):.0%}), "
