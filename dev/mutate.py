@@ -221,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"{len(sample) - len(counted)} equivalent, {len(unique)} possible, {time.monotonic() - began:.0f} s",
                 flush=True,
             )
+            for stale in equivalent.keys() - {str(each) for each in unique}:
+                print(f"  listed as equivalent, but no longer a mutant: {stale}")
             for each in sorted(survivors):
                 print(f"  {PACKAGE}/{module}:{each.line}\n    {each}", flush=True)
             is_perfect = is_perfect and not survivors
