@@ -18,6 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from upath import UPath
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.storage import atomic_write
@@ -777,8 +778,7 @@ def test_a_manifest_or_hidden_folder_of_another_user_is_found_before_paying(mode
         assert f"StorageError: Cannot use {folder}: {name} in it" in run.stderr
 
 
-def test_an_address_is_shown_without_its_password():
-    path = StoredAt(Store(), "/bucket/a.png", "s3")
-    assert atomic_write.redacted_address(path) == "s3://conn@bucket/a.png"
-    path.protocol = "https://me:hush@host/s3"
-    assert "hush" not in atomic_write.redacted_address(path)
+def test_an_address_is_shown_with_its_connection_and_without_its_password():
+    assert atomic_write.redacted_address(StoredAt(Store(), "/bucket/a.png")) == "s3://conn@bucket/a.png"
+    shown = atomic_write.redacted_address(UPath("https://me:hush@h.example/a.png?sig=hush"))
+    assert shown == "https://me:***@h.example/a.png"
