@@ -330,3 +330,10 @@ def test_a_date_in_retry_after_counts_from_the_date_of_the_response():
         "Retry-After": format_datetime(NOW - timedelta(hours=3) + timedelta(seconds=30), usegmt=True),
     }
     assert fit(429, old(429), dates).retry_after == 30
+
+
+@pytest.mark.parametrize("status", [300, 301, 307, 399])
+def test_a_redirect_says_that_the_host_is_wrong(status):
+    with_location = fit(status, b"", {"Location": "https://elsewhere.example/"})
+    assert type(with_location) is InvalidRequestError
+    assert f"redirect ({status})" in str(with_location)

@@ -498,3 +498,9 @@ def test_by_default_and_without_the_api_s_time_the_window_is_by_our_clock():
     for offset in ({}, {"clock_offset_seconds": lambda: None}):
         ChargeLookup(**options, **offset).look_once({"r1": log.now})
         assert [moment.timestamp() - log.now for moment in log.windows[-1]] == [-15 * MINUTE, 15 * MINUTE]
+
+
+def test_dollars_win_over_credits():
+    log = Log()
+    log.show("r1", usd=0.05, credits=52000)
+    assert find(log).usd == Decimal("0.05")
