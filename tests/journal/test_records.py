@@ -418,8 +418,8 @@ def test_only_images_that_were_delivered_and_have_no_file_yet_are_to_be_stored()
         ResponseImage(),
     )
     received = (intent(images=5), response(images=images))
-    assert request(intent()).places_without_file == []
-    assert request(*received, WriteCommitted(key="a#1", image=1, file=FILE)).places_without_file == [0, 4]
+    assert request(intent()).positions_without_file == []
+    assert request(*received, WriteCommitted(key="a#1", image=1, file=FILE)).positions_without_file == [0, 4]
 
 
 def test_a_journal_has_loose_ends_until_every_request_is_resolved_and_every_image_stored():
