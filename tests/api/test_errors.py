@@ -337,3 +337,15 @@ def test_a_redirect_says_that_the_host_is_wrong(status):
     with_location = fit(status, b"", {"Location": "https://elsewhere.example/"})
     assert type(with_location) is InvalidRequestError
     assert f"redirect ({status})" in str(with_location)
+
+
+def test_names_in_an_error_are_short_text():
+    answer = {"requestId": "r" * 200, "error": {"data": {"kind": "k" * 200}}, "meta": {"f" * 200: {"_errors": ["bad"]}}}
+    found = read_error_body(json.dumps(answer).encode())
+    assert [len(name) for name in (found.request_id, found.kind, found.field)] == [100, 100, 100]
+    assert read_error_body(b'{"requestId": true, "error": {"code": true, "name": 7}}').kind == "7"
+    assert not read_error_body(b'{"requestId": true}').from_api
+
+
+def test_a_reason_that_only_looks_like_json_is_kept():
+    assert read_error_body(b'{"message": "{seed} must be a number"}').message == "{seed} must be a number"
