@@ -432,7 +432,6 @@ class Journal:
                 with self._ready:
                     self._failure = error
                     batch += self._waiting
-                    self._waiting = []
                 for _, done in batch:
                     done.set_exception(_not_writable(self.store, error))
                 return
