@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_imagen.download.downloader import Downloader
-from airflow_provider_imagen.redaction import elide_url, hide, keep_queries_out_of_logs, scrub, scrub_storage_text
+from airflow_provider_imagen.redaction import (
+    elide_url,
+    hide,
+    keep_queries_out_of_logs,
+    scrub,
+    scrub_id,
+    scrub_storage_text,
+)
 from airflow_provider_imagen.sandbox import Fault
 
 KEY = "feedc0de" + "9" * 24
@@ -37,7 +44,10 @@ KEY = "feedc0de" + "9" * 24
         ("Bearer%20abc", "Bearer ***"),
         (f"Authorization: Basic {base64.b64encode(b'me:hidden').decode()}", "Authorization: Basic ***"),
         ("basic dXNlcjpwYXNzd29yZA", "basic ***"),
+        (f"Basic {base64.urlsafe_b64encode(b'>>>>:hidden').decode()}", "Basic ***"),
+        (f"Basic {base64.urlsafe_b64encode(b'????:hidden').decode()}", "Basic ***"),
         ("a basic question of basic validity", "a basic question of basic validity"),
+        ("more basic questions remain", "more basic questions remain"),
         ("Incorrect API key provided: sk-proj-0123456789abcdefXYZ.", "Incorrect API key provided: ***."),
         ("ask-me-anything-about-it-all", "ask-me-anything-about-it-all"),
         ("socks5://me:hidden@x.test", "socks5://x.test"),
@@ -86,6 +96,17 @@ def test_the_key_is_blanked_out_in_base64_whatever_stands_before_and_after(key, 
             whole = encode(key.encode()).decode()
             for start in range(len(text) - 8):
                 assert text[start : start + 8] not in whole
+
+
+@pytest.mark.parametrize("key", [">" * 60, "?" * 60])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize(
+    "wrap",
+    [str, lambda text: quote(text, safe=""), lambda text: text.replace("/", "\\/")],
+    ids=["plain", "url", "json"],
+)
+def test_a_long_key_is_redacted_to_its_end_although_its_base64_is_full_of_signs(key, encode, wrap):
+    assert hide(f"<{wrap(encode(key.encode()).decode())}>", key) == "<***>"
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -180,6 +201,8 @@ def test_other_lines_of_the_same_log_stay_as_they_are(caplog):
         ("AccountKey=abc;EndpointSuffix=x.test", "AccountKey=***;EndpointSuffix=x.test"),
         ("Authorization: Bearer abc", "Authorization: ***"),
         ("two\n lines", "two lines"),
+        ("x" * 300, "x" * 300),
+        ("x" * 301, "x" * 299 + "…"),
         ("x" * 400, "x" * 299 + "…"),
     ],
 )
@@ -197,3 +220,11 @@ def test_a_message_of_a_store_keeps_the_connection_id_and_no_secret(text, scrubb
 )
 def test_an_argument_shows_that_it_had_a_login_and_a_query(value, elided):
     assert elide_url(value) == elided
+
+
+@pytest.mark.parametrize(
+    ("value", "scrubbed"),
+    [(None, None), ("", None), (" \n", None), ("req-1", "req-1"), (KEY, "***"), ("x" * 201, "x" * 199 + "…")],
+)
+def test_an_id_is_none_only_when_it_says_nothing(value, scrubbed):
+    assert scrub_id(value, KEY) == scrubbed

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
+from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.image_record import ResponseImage, StoredFile
 from airflow_provider_imagen.journal.records import RequestState, Response, Target
 from airflow_provider_imagen.run.image_sink import ImageSink
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.results import ReceivedResponse
+from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 ONE_BY_ONE = "dall-e-3"
@@ -25,30 +29,27 @@ def plan_of(images: int, model: str = ONE_BY_ONE):
     return make_plan(prompt="a", arguments={"model": model, "num_images": images}, can_store=True)
 
 
+TI_KEY = TaskInstanceKey(dag_id="dag", task_id="task", run_id="run")
+
+
 def sink_of(plan, folder: Path, requests, **options) -> ImageSink:
-    return ImageSink(
-        folder=folder,
-        open_path=Path,
-        plan=plan,
-        requests=requests,
-        ti_key=TaskInstanceKey(dag_id="dag", task_id="task", run_id="run"),
-        filename="{identity}-{index}-{image}",
-        **options,
-    )
+    options = {"filename": "{identity}-{index}-{image}"} | options
+    return ImageSink(folder=folder, open_path=Path, plan=plan, requests=requests, ti_key=TI_KEY, **options)
 
 
-def png() -> bytes:
+def png(colour: str = "teal") -> bytes:
     target = BytesIO()
-    Image.new("RGB", (8, 8), "teal").save(target, format="PNG")
+    Image.new("RGB", (8, 8), colour).save(target, format="PNG")
     return target.getvalue()
 
 
-def keep(sink: ImageSink, plan, image_index: int) -> StoredFile:
-    image = ResponseImage(url="https://cdn.test/a.png")
+def keep(sink: ImageSink, plan, image_index: int, *, item=None, data: bytes | None = None, **facts) -> StoredFile:
+    image = ResponseImage(url="https://cdn.test/a.png", **facts)
     response = Response(
         key="a#1", client_request_id="id", images=(image,), usd=Decimal("0.04"), model=ONE_BY_ONE, at=0.0
     )
-    return sink.save(png(), ReceivedResponse("a#1", 0, plan.items[0], target_of(image_index), response), 0)
+    received = ReceivedResponse("a#1", 0, item or plan.items[0], target_of(image_index), response)
+    return sink.save(data or png(), received, 0)
 
 
 def target_of(image_index: int) -> Target:
@@ -128,3 +129,108 @@ def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
     sink = sink_of(plan_of(1), tmp_path / "out", {})
     assert sink.keep(stored_at(link, "a.png")) is None
     assert sink.find_missing([stored_at(link, "a.png")]) == [stored_at(link, "a.png")]
+
+
+def test_an_image_that_was_damaged_is_not_kept_although_its_size_is_right(tmp_path):
+    sink = sink_of(plan_of(1), tmp_path, {})
+    stored = keep(sink, plan_of(1), 0)
+    assert sink.is_stored(stored)
+    path = tmp_path / stored.file_name
+    path.write_bytes(path.read_bytes()[::-1])
+    assert not sink.is_stored(stored)
+    assert sink.keep(stored) is None
+
+
+@pytest.mark.parametrize(("filename", "is_refused"), [("sub/{index}-{image}", True), ("{index}-{image}", False)])
+def test_a_planned_subfolder_that_is_a_symlink_is_refused_before_anything_is_sent(tmp_path, filename, is_refused):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    if is_refused:
+        with pytest.raises(StorageError, match="symbolic link"):
+            sink_of(plan_of(1), tmp_path / "out", {}, filename=filename)
+    else:
+        sink_of(plan_of(1), tmp_path / "out", {}, filename=filename)
+
+
+@pytest.mark.parametrize(("filename", "name"), [("{prompt}", "a-{key}.png"), ("{index}-{image}-old", "000-0-old.png")])
+def test_an_image_that_is_no_longer_requested_never_takes_a_planned_name(tmp_path, filename, name):
+    """It gets its planned name, unless a requested image has the same one; here the first pattern gives it to both."""
+    plan = plan_of(1)
+    sink = sink_of(plan, tmp_path, {}, filename=filename)
+    superseded = replace(plan.items[0], index=0 if filename == "{prompt}" else 7, is_superseded=True)
+    old = keep(sink, plan, 0, item=superseded)
+    new = keep(sink, plan, 0)
+    assert old.file_name == (name.format(key="a#1") if filename == "{prompt}" else "007-0-old.png")
+    assert new.file_name == ("a.png" if filename == "{prompt}" else name)
+
+
+def test_a_name_that_is_taken_by_somebody_else_is_left_alone_and_reported_once(tmp_path, caplog):
+    plan = plan_of(2)
+    sink = sink_of(plan, tmp_path, {}, filename="{index}-{image}")
+    for name in ("000-0.png", "000-1.png"):
+        (tmp_path / name).write_bytes(b"mine")
+    with caplog.at_level(logging.WARNING):
+        stored = [keep(sink, plan, image_index) for image_index in (0, 1)]
+    assert [each.file_name for each in stored] == [f"000-{number}-{TI_KEY.identity}.png" for number in (0, 1)]
+    assert {(tmp_path / f"000-{number}.png").read_bytes() for number in (0, 1)} == {b"mine"}
+    assert len(caplog.messages) == 1
+
+
+def test_an_image_of_this_task_instance_is_replaced_by_its_next_version(tmp_path):
+    plan = plan_of(1)
+    stored = keep(sink_of(plan, tmp_path, {}), plan, 0)
+    request = {next(iter(plan.requests)).key: RequestState(files={0: stored})}
+    again = keep(sink_of(plan, tmp_path, request), plan, 0, data=png("red"))
+    assert again.file_name == stored.file_name
+    assert again.sha256 != stored.sha256
+
+
+def test_a_copy_from_the_previous_folder_gets_a_preview_of_its_own(tmp_path):
+    plan = plan_of(1)
+    before = sink_of(plan, tmp_path / "before", {}, thumbnail_pixels=4)
+    stored = keep(before, plan, 0)
+    copy = sink_of(plan, tmp_path / "now", {}, thumbnail_pixels=4).keep(stored)
+    assert (tmp_path / "now" / copy.thumbnail).is_file()
+    assert replace(copy, path=stored.path) == stored
+    assert sink_of(plan, tmp_path / "later", {}).keep(stored).thumbnail is None
+    assert before.keep(stored) == stored
+
+
+def test_a_copy_whose_preview_fails_is_kept_without_one(tmp_path):
+    plan = plan_of(1)
+    stored = keep(sink_of(plan, tmp_path / "before", {}), plan, 0)
+    (tmp_path / "now").mkdir()
+    now = sink_of(plan, tmp_path / "now", {}, thumbnail_pixels=4)
+    (tmp_path / "now" / ".imagen").touch()
+    copy = now.keep(stored)
+    assert (copy.path, copy.thumbnail) == (str(tmp_path / "now" / stored.file_name), None)
+
+
+def test_a_name_says_what_was_requested(tmp_path):
+    plan = make_plan(
+        prompt={"prompt": "a fox", "name": "fox"},
+        arguments={"model": "imagen-4.0-generate-001", "seed": 7},
+        can_store=True,
+    )
+    sink = sink_of(plan, tmp_path, {}, filename="{model}-{name}-{prompt}-{seed}")
+    assert keep(sink, plan, 0).file_name == "imagen-4.0-generate-001-fox-a-fox-7.png"
+
+
+def test_a_file_says_how_it_was_generated(tmp_path):
+    plan = make_plan(
+        prompt="a fox",
+        arguments={"model": "imagen-4.0-generate-001", "seed": 7, "aspect_ratio": "16:9", "enhance_prompt": None},
+        can_store=True,
+    )
+
+    def story(provenance, **facts):
+        stored = keep(sink_of(plan, tmp_path, {}, provenance=provenance), plan, 0, **facts)
+        return read_provenance((tmp_path / stored.file_name).read_bytes())
+
+    told = story(True, prompt="a red fox", seed=8)
+    assert (told["prompt"], told["enhanced_prompt"], told["seed"]) == ("a fox", "a red fox", 8)
+    assert told["parameters"] == {"aspect_ratio": "16:9"}
+    assert story({"shop": 12})["parameters"] == {"aspect_ratio": "16:9", "shop": 12}
+    assert "enhanced_prompt" not in story(True, prompt="a fox")
+    assert story(False) == {}

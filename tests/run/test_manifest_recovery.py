@@ -159,6 +159,16 @@ def test_one_of_several_posts_of_a_request_is_enough():
     assert [record.key for record in two] == ["a#1", "a#1", "b#1", "b#1"]
 
 
+def test_of_two_posts_that_the_manifest_lists_the_first_has_the_response_and_the_other_stays_in_doubt():
+    """Both were charged; what became of the second one is looked up in the API's log."""
+    state = JournalState()
+    posts = intent("r1"), intent("r2")
+    for record in (*posts, *missed([LINE, line(client_request_id="r2")], *posts)):
+        state.apply(record)
+    assert state.requests["a#1"].response.client_request_id == "r1"
+    assert list(state.all_unresolved()) == ["r2"]
+
+
 @pytest.mark.parametrize("first_has_all", [True, False])
 def test_a_request_that_is_done_hides_no_other_behind_it(first_has_all):
     done = [intent(), Response(key="a#1", client_request_id="r1", images=(ResponseImage(),), model="m", at=1.0)]

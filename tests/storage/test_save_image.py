@@ -101,7 +101,8 @@ def test_an_avif_that_came_as_avif_is_not_encoded_anew(folder, provenance):
 def test_an_existing_packet_goes_along_into_an_avif(folder, provenance):
     own = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
     <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="5"/></rdf:RDF></x:xmpmeta>"""
-    save_image(picture("WEBP", xmp=own), folder=folder, stem="fox", provenance=provenance, image_format="avif")
+    stored = save_image(picture("WEBP", xmp=own), folder=folder, stem="fox", provenance=provenance, image_format="avif")
+    assert stored.notes == ()
     data = read_bytes(folder / "fox.avif")
     assert b'xmp:Rating="5"' in data
     assert read_provenance(data)["seed"] == provenance.seed
@@ -205,6 +206,12 @@ def test_a_picture_whose_name_is_taken_is_announced_under_its_own_before_it_is_w
     )
     assert announced == ["fox.png", "fox-me.png"]
     assert stored.file.file_name == "fox-me.png"
+
+
+def test_an_image_that_may_replace_nothing_keeps_a_name_that_is_free(folder):
+    stored = save_image(picture(), folder=folder, stem="fox", owner="me", may_replace=lambda _: False)
+    assert stored.file.file_name == "fox.png"
+    assert files(folder) == ["fox.png"]
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
