@@ -112,9 +112,9 @@ class Finisher:
         try:
             self._finish_image(received, position, image)
         except ImagenError as error:
-            error.inference_id = error.inference_id or response.inference_id
-            error.client_request_id = error.client_request_id or response.client_request_id
-            error.model = error.model or response.model
+            error.inference_id = response.inference_id
+            error.client_request_id = response.client_request_id
+            error.model = response.model
             self._state.record_error(received.slot_number, error)
             if isinstance(error, _IRRETRIEVABLE) or (image.is_inline and isinstance(error, BadImageError)):
                 self._count_missing(received, position)

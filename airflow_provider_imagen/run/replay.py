@@ -75,7 +75,7 @@ class PreviousAttempts:
         """Yield the paid responses that are no longer in the plan."""
         planned = {request.key for request in plan.requests}
         for key, request in self.requests.items():
-            if key not in planned and (received := _received(key, request, is_superseded=True)) is not None:
+            if key not in planned and (received := _received(key, request)) is not None:
                 yield received
 
     def _has_unreachable_images(self, request: RequestState) -> bool:
@@ -85,7 +85,7 @@ class PreviousAttempts:
         )
 
 
-def _received(key: str, request: RequestState, *, is_superseded: bool) -> ReceivedResponse | None:
+def _received(key: str, request: RequestState) -> ReceivedResponse | None:
     """Return a previous attempt's response outside any plan; ``None`` if it has none."""
     if request.response is None or (target := request.target) is None:
         return None
@@ -98,7 +98,7 @@ def _received(key: str, request: RequestState, *, is_superseded: bool) -> Receiv
             prompt=target.prompt,
             arguments={},
             images=target.prompt_images,
-            is_superseded=is_superseded,
+            is_superseded=True,
         ),
         target=target,
         response=request.response,
@@ -122,7 +122,7 @@ def previous_result(
     budget.count_previous(state)
     made: list[FinishedImage] = []
     for key, request in state.requests.items():
-        received = _received(key, request, is_superseded=False)
+        received = _received(key, request)
         for position, image in enumerate(received.response.images if received is not None else ()):
             file = request.files.get(position)
             if file is not None and not is_there(file):

@@ -234,3 +234,10 @@ def test_a_file_says_how_it_was_generated(tmp_path):
     assert story({"shop": 12})["parameters"] == {"aspect_ratio": "16:9", "shop": 12}
     assert "enhanced_prompt" not in story(True, prompt="a fox")
     assert story(False) == {}
+
+
+def test_a_new_image_gets_the_first_version_of_its_name_that_no_kept_image_has(tmp_path):
+    plan = plan_of(1)
+    kept = [StoredFile(f"/out/{name}", name, "0" * 64, 1, "image/png", 8, 8) for name in ("A.png", "a-v2.png")]
+    sink = sink_of(plan, tmp_path, {"removed": RequestState(files=dict(enumerate(kept)))}, filename="{prompt}")
+    assert keep(sink, plan, 0).file_name == "a-v3.png"

@@ -210,6 +210,7 @@ def test_images_of_removed_prompts_are_listed_and_fetched_but_not_handed_on(worl
     del world.ports.files["001-0.png"]
     result = world.run(["prompt 0", "new"])
     assert [made.record.prompt for made in result.listed] == ["prompt 0", "new", "prompt 1", "prompt 2"]
+    assert [made.received.item.is_superseded for made in result.listed] == [False, False, True, True]
     assert len(result.urls) == 2
     assert result.summary().superseded == 2
     assert world.ports.sent("prompt 1") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from decimal import Decimal
 
 import pytest
@@ -134,11 +135,17 @@ def test_a_stored_picture_that_is_gone_is_fetched_again_not_bought_again(world):
 
 
 def test_a_picture_that_could_not_be_fetched_is_fetched_by_the_next_try(world):
-    world.ports.fetch_error = DownloadError("cdn away")
+    def refuse(url):
+        raise DownloadError("cdn away")
+
+    fetch, world.ports.fetch = world.ports.fetch, refuse
     first = world.run(NAMES[:2])
     assert [type(failure.error) for failure in first.failures] == [DownloadError] * 2
-    assert first.failures[0].error.inference_id.startswith("inf-")
-    world.ports.fetch_error = None
+    assert first.usd_lost == 0
+    for failure in first.failures:
+        error, name = failure.error, dict(world.ports.posts)[failure.item.prompt]
+        assert (error.inference_id, error.client_request_id, error.model) == (f"inf-{name}", name, MODEL)
+    world.ports.fetch = fetch
     second = world.run(NAMES[:2])
     assert len(second.made) == 2
     assert len(world.ports.posts) == 2
@@ -157,6 +164,65 @@ def test_an_inline_picture_that_was_not_stored_is_lost_and_counted_once_per_try(
         assert result.failures[0].error.usd == 0.04
         assert result.usd_lost == Decimal("0.08") == result.usd_spent
     assert len(world.ports.posts) == 1
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_an_image_that_is_no_image_is_lost_only_if_it_cannot_be_downloaded_again(world, steps, inline):
+    def refuse(*_):
+        raise BadImageError("half a picture")
+
+    world.ports.script("a", steps.pictures(inline=inline))
+    save, world.ports.save = world.ports.save, refuse
+    lost = Decimal("0.04") if inline else Decimal(0)
+    for _ in range(2):
+        result = world.run("a")
+        assert (result.made, result.usd_lost) == ([], lost)
+    assert world.records_by_type().get("missing", 0) == inline
+    world.ports.save = save
+    assert len(world.run("a").made) == (not inline)
+    assert len(world.ports.posts) == 1
+
+
+def test_an_inline_image_whose_write_failed_is_not_recorded_as_missing(world, steps):
+    """Its file may exist after all, and the next attempt looks for it."""
+    world.ports.script("a", steps.pictures(inline=True))
+    world.ports.save_error = StorageError("disk full")
+    world.run("a")
+    assert "missing" not in world.records_by_type()
+    world.ports.save_error = None
+    world.ports.files["000-0.png"] = b"inline"
+    result = world.run("a")
+    assert (len(result.made), result.usd_lost) == (1, 0)
+
+
+def test_only_an_inline_image_of_a_previous_attempt_is_waited_for(world, steps, monkeypatch):
+    """No other attempt can be storing a new image, and one with a URL can be downloaded again."""
+    monkeypatch.setattr("airflow_provider_imagen.run.reconcile.STRAGGLER_SECONDS", 20)
+    world.ports.script("inline", steps.pictures(inline=True))
+    world.ports.fetch_error = DownloadError("cdn away")
+    began = time.monotonic()
+    world.run(["inline", "url"], lost_answer_patience_seconds=60)
+    world.ports.fetch_error = None
+    assert len(world.run(["inline", "url"], lost_answer_patience_seconds=60).made) == 2
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "text"),
+    [(-5, "0 seconds"), (100, "100 seconds"), (125, "2 minutes"), (8_000, "2 hours"), (250_000, "3 days")],
+)
+def test_a_dead_url_is_reported_with_its_age(world, age_seconds, text):
+    world.ports.fetch_error = DownloadError("cdn away")
+    world.run("a")
+    for name, stored in world.store.texts.items():
+        records = [json.loads(line) for line in stored.splitlines()]
+        for record in records:
+            if record.get("t") == "response":
+                record["at"] = time.time() - age_seconds
+        world.store.texts[name] = "".join(f"{json.dumps(record)}\n" for record in records)
+    world.ports.fetch_error = LinkExpiredError("403")
+    (failure,) = world.run("a").failures
+    assert str(failure.error) == f"403 The API returned the URL {text} ago."
 
 
 def test_a_lost_inline_picture_is_bought_again_when_the_author_says_resend(world, steps):
