@@ -299,7 +299,7 @@ class Submitter:
             return
         usd = Decimal(str(error.usd)) if error.usd else self._budget.cost(reservation, None, has_images=True)
         self._budget.count_charge(reservation, usd=usd)
-        self._reconciler.record_loss(planned.key, client_request_id, inference_id=error.inference_id, usd=usd)
+        self._reconciler.journal_loss(planned.key, client_request_id, inference_id=error.inference_id, usd=usd)
 
     def _journal_response(
         self, planned: PlannedRequest, reservation: Reservation, generation: Generation
