@@ -176,25 +176,25 @@ class Journal:
         """State recorded by previous attempts."""
         self.unresolved: dict[str, Intent] = {}
         """In-doubt requests of all attempts (POSTs that may have been billed), by client request id."""
+        self.is_gone = False
+        """Whether the journal was found deleted, by a person or by another attempt that has finished."""
         self.writes = 0
         self.store = store
         self._takeover_lock = takeover_lock or nullcontext()
         self._header: Header | None = None  # stays None with NoStore
         self._lost_reason: str | None = None  # why no more requests may be sent
-        self.is_gone = False
-        """Whether the journal was found deleted, by a person or by another attempt that has finished."""
-        self._checked_at = -math.inf
-        self._full_segments = 0  # full segments of this owner
+        self._checked_at = -math.inf  # wall-clock time of the last ownership check
+        self._full_segments = 0  # of this owner
         self._lines: list[str] = []  # of this owner's active segment
-        self._ready = threading.Condition()
-        self._queued: list[tuple[Record, Future[None]]] = []
-        self._due = math.inf
-        self._closed = threading.Event()
-        self._close_by = math.inf
-        self._newest: Future[None] | None = None
-        self._busy_since = math.inf
-        self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._ready = threading.Condition()  # guards the queue, and wakes the writer thread
+        self._queued: list[tuple[Record, Future[None]]] = []
+        self._newest: Future[None] | None = None  # of the record queued last
+        self._due = math.inf  # when the queue is to be written
+        self._busy_since = math.inf  # when the write in progress started
+        self._failure: BaseException | None = None  # why nothing more can be written
+        self._closed = threading.Event()
+        self._close_by = math.inf  # until when a closed journal retries
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
@@ -240,16 +240,23 @@ class Journal:
 
         :raises JournalError: the store cannot be used, or its content is damaged
         """
-        return _state_of(self._read_previous())
+        state = _state_of(self._read_previous())
+        self._drop_resolved(state)
+        return state
 
     def _read_previous(self) -> dict[str, list[str]]:
-        """Re-read other owners' segments and drop requests that have been resolved since from ``unresolved``."""
+        """Return the segments of the other owners."""
         owners = [owner for owner in self._header.owners if owner != self.owner] if self._header is not None else []
-        segments = self._use_store(lambda: _read_segments(self.store, owners)) if owners else {}
-        unresolved = _state_of(segments).all_unresolved()
-        for client_request_id in self.state.all_unresolved().keys() - unresolved.keys():
+        return self._use_store(lambda: _read_segments(self.store, owners)) if owners else {}
+
+    def _drop_resolved(self, now: JournalState) -> None:
+        """
+        Drop requests from ``unresolved`` that previous attempts have resolved since this one opened the journal.
+
+        :param now: what previous attempts have recorded by now
+        """
+        for client_request_id in self.state.all_unresolved().keys() - now.all_unresolved().keys():
             self.unresolved.pop(client_request_id, None)
-        return segments
 
     # --- appending ----------------------------------------------------------------------------------------------------
 
@@ -297,7 +304,8 @@ class Journal:
         :raises OwnershipLostError: the journal is gone, or another attempt has taken it over
         :raises JournalError: the store failed, or was unavailable for too long
         """
-        if self._is_older_than(max_age_seconds):
+        # Wall-clock time, because monotonic clocks stop while the machine sleeps.
+        if not 0 <= time.time() - self._checked_at <= max_age_seconds:
             try:
                 _retrying(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
             except Exception as error:
@@ -305,12 +313,8 @@ class Journal:
         if self._lost_reason is not None:
             raise OwnershipLostError(self._lost_reason)
 
-    def _is_older_than(self, seconds: float) -> bool:
-        """Return whether the last header check is too old. Uses wall-clock time: monotonic clocks stop during sleep."""
-        return not 0 <= time.time() - self._checked_at <= seconds
-
     def _check_ownership(self) -> bool:
-        """Re-read the header unless ownership is already lost; return whether this attempt owns the journal."""
+        """Re-read the header unless the journal is already lost; return whether this attempt owns it."""
         if self._lost_reason is None and self._header is not None:
             checked_at = time.time()
             header = _read_header(self.store)
@@ -399,6 +403,7 @@ class Journal:
         if self._header is None or not self._use_store(self._check_ownership):
             return
         segments = self._read_previous()
+        self._drop_resolved(_state_of(segments))
         if self.unresolved:
             self._lines.append(encode_record(Finished()))
             self._use_store(self._write_active)
@@ -412,19 +417,7 @@ class Journal:
     # --- the writer thread --------------------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
-        while True:
-            with self._ready:
-                while not self._closed.is_set() and (seconds := self._due - time.monotonic()) > 0:
-                    self._ready.wait(None if seconds == math.inf else seconds)
-            if not self._closed.is_set():
-                time.sleep(GROUP_COMMIT_DELAY_SECONDS)
-            with self._ready:
-                batch, self._queued = self._queued, []
-                self._due = math.inf
-                if not batch:
-                    if self._closed.is_set():
-                        return
-                    continue
+        while batch := self._next_batch():
             self._busy_since = time.monotonic()
             try:
                 self._write_batch(batch)
@@ -437,6 +430,20 @@ class Journal:
                     done.set_exception(_not_writable(self.store, error))
                 return
             self._busy_since = math.inf
+
+    def _next_batch(self) -> list[tuple[Record, Future[None]]]:
+        """Wait until records are due, and take them off the queue; empty once the journal is closed and written."""
+        while True:
+            with self._ready:
+                while not self._closed.is_set() and (seconds := self._due - time.monotonic()) > 0:
+                    self._ready.wait(None if seconds == math.inf else seconds)
+            if not self._closed.is_set():
+                time.sleep(GROUP_COMMIT_DELAY_SECONDS)
+            with self._ready:
+                batch, self._queued = self._queued, []
+                self._due = math.inf
+                if batch or self._closed.is_set():
+                    return batch
 
     def _write_batch(self, batch: list[tuple[Record, Future[None]]]) -> None:
         """Make records durable, then check ownership if any are intents, and complete the futures."""
@@ -486,8 +493,8 @@ class Journal:
 
     def _active_text(self, lines: Iterable[str]) -> str:
         """Return the text of the active segment, headed by the number of full segments if there are any."""
-        first = [f'{{"{_FULL_SEGMENTS_KEY}":{self._full_segments}}}'] if self._full_segments else []
-        return _join([*first, *lines])
+        counted = [f'{{"{_FULL_SEGMENTS_KEY}":{self._full_segments}}}'] if self._full_segments else []
+        return _join([*counted, *lines])
 
     def _write_segment(self, number: int, text: str) -> None:
         self.store.write(_segment(self.owner, number), text)
@@ -532,7 +539,7 @@ def annotate_journal(store: JournalStore, records: Iterable[Record]) -> None:
         return
     store.write(_segment(author, 0), text)
     header = _read_header(store)
-    if header is None:
+    if header is None:  # a task has finished and deleted the journal in the meantime
         return
     header = Header(FORMAT_VERSION, header.owner, (*header.owners, author))
     store.write(HEADER, json.dumps(to_builtins(header)))
@@ -590,27 +597,27 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
         return text
 
     for owner in dict.fromkeys(owners):
-        newest = read(owner, 0)
-        if newest is None:  # this owner never wrote a record
+        text = read(owner, 0)
+        if text is None:  # this owner never wrote a record
             continue
         segments[owner] = []
-        full, newest = _split_active(newest)
-        if not newest.strip():  # never written by this package
+        full, active = _split_active(text)
+        if not active.strip():  # never written by this package
             raise _damaged(f"A segment of attempt {owner} in the journal")
         for number in range(1, full + 1):
             text = read(owner, number)
             if text is None:
                 raise _damaged(f"The journal (segment {number} of {full} is missing)")
             segments[owner].append(text)
-        segments[owner].append(newest)
+        segments[owner].append(active)
     return segments
 
 
-def _split_active(newest: str) -> tuple[int, str]:
-    """Return the number of full segments and the active segment without the line that states it."""
-    first, _, rest = newest.partition("\n")
+def _split_active(text: str) -> tuple[int, str]:
+    """Return the number of full segments and the records of the active segment, given its text."""
+    first, _, rest = text.partition("\n")
     if not first.startswith(f'{{"{_FULL_SEGMENTS_KEY}"'):
-        return 0, newest
+        return 0, text
     try:
         full = json.loads(first)[_FULL_SEGMENTS_KEY]
     except (ValueError, RecursionError):
