@@ -108,9 +108,9 @@ def write_manifest(
     :param folder: the output folder
     :param ti_key: the task instance
     :param lines: one per image of this attempt, reused ones included, from :func:`manifest_line`, in any order
-    :param failures: what has no image; replaces the stored ones, which ``None`` keeps
-    :param attempt: set for an attempt that another one has replaced. Its lines go to a part of their own, its
-        ``failures`` are ignored, and the images it made are removed from the stored failures
+    :param failures: the items without an image, which replace the stored ones; ``None`` keeps those
+    :param attempt: owner name of an attempt that another one has replaced, else empty. Its lines go to a part of their
+        own, its ``failures`` are ignored, and requests whose images it has are removed from the stored failures
     :raises StorageError: a file cannot be read or written
     """
     part = _part_name(ti_key, attempt)
@@ -118,34 +118,17 @@ def write_manifest(
     others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
     new = [_PartLine(line, _encode(line.to_json())) for line in lines]
     _write_part(folder, part, [*_with_existing_files(folder, others), *new], owner=ti_key.identity)
-    if not attempt:
-        _prune_parts(folder, ti_key)
-    if attempt:  # its images may be in the failures that its successor reported
-        made = {line.client_request_id for line in lines}
+    if attempt:  # the attempt that replaced it may have reported its images as failures
+        generated = {line.client_request_id for line in lines}
         reported = read_failures(folder, ti_key)
-        failures = [line for line in reported if line.client_request_id not in made]
-        failures = failures if len(failures) < len(reported) else None
+        remaining = [line for line in reported if line.client_request_id not in generated]
+        failures = remaining if len(remaining) < len(reported) else None
+    else:
+        _prune_parts(folder, ti_key)
     if failures is not None:
         _write_failures(folder, ti_key, failures)
     _merge_parts(folder, owner=ti_key.identity)
     return manifest_address(folder)
-
-
-def _prune_parts(folder: StoragePath, ti_key: TaskInstanceKey) -> None:
-    """Remove lines whose files are gone from the parts of replaced attempts, which nobody writes any more."""
-    for name in _list_parts(folder):
-        if name.startswith(f"{ti_key.identity}-"):
-            part = f"{_PARTS}/{name}"
-            lines = _read_part(folder, part)
-            kept = _with_existing_files(folder, lines)
-            if len(kept) < len(lines):
-                _write_part(folder, part, kept, owner=ti_key.identity)
-
-
-def _with_existing_files(folder: StoragePath, lines: Sequence[_PartLine]) -> list[_PartLine]:
-    """Return the lines whose files exist."""
-    sizes = file_sizes(folder, [line.parsed.file_name for line in lines])
-    return [line for line in lines if line.parsed.file_name in sizes]
 
 
 def manifest_address(folder: StoragePath) -> str:
@@ -215,8 +198,39 @@ def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[Manifes
     ]
 
 
+def parse_line(raw: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of one line; ``None`` if it is not one."""
+    if not raw:
+        return None
+    try:
+        line = decode(raw)  # several times as fast as json, which counts in large folders
+    except (DecodeError, ValueError, RecursionError):  # msgspec is stricter than json
+        try:
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+    return line if isinstance(line, dict) else None
+
+
+def _prune_parts(folder: StoragePath, ti_key: TaskInstanceKey) -> None:
+    """Remove lines whose files are gone from the parts of replaced attempts, which no longer write them."""
+    for name in _list_parts(folder):
+        if name.startswith(f"{ti_key.identity}-"):
+            part = f"{_PARTS}/{name}"
+            lines = _read_part(folder, part)
+            kept = _with_existing_files(folder, lines)
+            if len(kept) < len(lines):
+                _write_part(folder, part, kept, owner=ti_key.identity)
+
+
+def _with_existing_files(folder: StoragePath, lines: Sequence[_PartLine]) -> list[_PartLine]:
+    """Return the lines whose files exist."""
+    sizes = file_sizes(folder, [line.parsed.file_name for line in lines])
+    return [line for line in lines if line.parsed.file_name in sizes]
+
+
 def _identity_of(part: str) -> str:
-    """Return the task instance's short hash from the name of a part."""
+    """Return the short hash of the task instance that a part belongs to, from the part's name."""
     return part.removesuffix(".jsonl").partition("-")[0]
 
 
@@ -251,16 +265,16 @@ def _write_failures(folder: StoragePath, ti_key: TaskInstanceKey, failures: Sequ
 def _merge_parts(folder: StoragePath, *, owner: str) -> None:
     """Write ``metadata.jsonl`` from all parts; repeat while parts change and nobody else has written it since."""
     target = folder / MANIFEST_NAME
-    found = _read_own(folder, MANIFEST_NAME) or b""
+    before_us = _read_own(folder, MANIFEST_NAME) or b""
     foreign: list[bytes] | None = None
-    known: dict[str, tuple[str, list[_PartLine]]] = {}
+    known: dict[str, tuple[str, list[_PartLine]]] = {}  # by part: its stamp and its lines
     stamps = _list_parts(folder)
     while True:
         changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
         fresh = _read_parts(folder, changed)
         known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
         if foreign is None:
-            foreign = _foreign_lines(found, ours={line.raw for _, lines in known.values() for line in lines})
+            foreign = _foreign_lines(before_us, ours={line.raw for _, lines in known.values() for line in lines})
         ours = _choose_lines({name: lines for name, (_, lines) in known.items()}, folder=folder, own=owner)
         data = b"".join(raw + b"\n" for raw in [*foreign, *(line.raw for line in ours)])
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, within=folder, shared=True)
@@ -302,7 +316,7 @@ def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLi
 
 
 def _read_part(folder: StoragePath, part: str) -> list[_PartLine]:
-    """Return the valid lines of a part; ASCII ones keep their bytes, others are re-encoded."""
+    """Return the valid lines of a part; those that are not ASCII are re-encoded, to escape the line ends in them."""
     lines = []
     for raw in (_read_own(folder, part) or b"").split(b"\n"):
         try:
@@ -322,20 +336,6 @@ def _parse_lines(data: bytes | None) -> list[dict[str, Any]]:
     """Return the JSON objects in a file, one per line; other lines are skipped."""
     lines = map(parse_line, (data or b"").split(b"\n"))
     return [line for line in lines if line is not None]
-
-
-def parse_line(raw: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of one line; ``None`` if it is not one."""
-    if not raw:
-        return None
-    try:
-        line = decode(raw)  # several times as fast as json, which counts in large folders
-    except (DecodeError, ValueError, RecursionError):  # msgspec is stricter than json
-        try:
-            line = json.loads(raw)
-        except (ValueError, RecursionError):
-            return None
-    return line if isinstance(line, dict) else None
 
 
 def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
@@ -360,8 +360,9 @@ def _choose_lines(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, 
     Return one line per file, sorted; if several lines claim a file, the most trustworthy one.
 
     Others can write to the folder, so neither a date nor a digest is trusted on its own. These criteria narrow the
-    choice in turn, unless no line is left: the line is in the part of the task instance that it names; it matches the
-    file's digest (checked only if the lines disagree); it belongs to the writing task instance; it is the newest.
+    choice in turn, each ignored if it would leave no line: the line is in the part of the task instance that it names;
+    it matches the file's digest (checked only if the lines disagree), and of those, it belongs to the writing task
+    instance; it is the newest.
 
     :param own: short hash of the task instance that writes the manifest
     """
@@ -376,12 +377,12 @@ def _choose_lines(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, 
     return sorted(chosen, key=_sort_key)
 
 
-def _most_trustworthy(claimed: list[tuple[str, _PartLine]], *, folder: StoragePath, own: str) -> _PartLine:
-    claimed = [claim for claim in claimed if _names_own_part(claim[0], claim[1].parsed)] or claimed
-    digests = {line.parsed.sha256 for _, line in claimed}
-    true = [claim for claim in claimed if len(digests) == 1 or _matches_file(claim[1].parsed, folder)]
-    claimed = [claim for claim in true if claim[0] == own] or true or claimed
-    return max((line for _, line in claimed), key=lambda line: str(line.parsed.created_at))
+def _most_trustworthy(claims: list[tuple[str, _PartLine]], *, folder: StoragePath, own: str) -> _PartLine:
+    claims = [claim for claim in claims if _names_own_part(claim[0], claim[1].parsed)] or claims
+    digests = {line.parsed.sha256 for _, line in claims}
+    intact = [claim for claim in claims if len(digests) == 1 or _matches_file(claim[1].parsed, folder)]
+    claims = [claim for claim in intact if claim[0] == own] or intact or claims
+    return max((line for _, line in claims), key=lambda line: str(line.parsed.created_at))
 
 
 def _names_own_part(identity: str, line: ManifestLine) -> bool:
@@ -393,7 +394,7 @@ def _names_own_part(identity: str, line: ManifestLine) -> bool:
 
 
 def _matches_file(line: ManifestLine, folder: StoragePath) -> bool:
-    """Return whether a line states the digest of the file that it names."""
+    """Return whether a line states the digest of the file that it describes."""
     if line.sha256 is None or line.bytes is None:
         return False
     return is_intact(descend(folder, line.file_name), size=line.bytes, sha256=line.sha256, within=folder)
