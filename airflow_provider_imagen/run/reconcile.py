@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.records import Intent, JournalState, RequestState
     from airflow_provider_imagen.run.budget import Reservation
     from airflow_provider_imagen.run.context import RunContext
-    from airflow_provider_imagen.run.plan import PlannedRequest
+    from airflow_provider_imagen.run.plan import Plan, PlannedRequest
 
 log = logging.getLogger(__name__)
 
@@ -110,17 +110,21 @@ class Reconciler:
         )
         self._reloading = threading.Lock()
         self._reloaded: tuple[float, JournalState] | None = None
-        self._in_doubt: dict[str, list[PendingRequest]] = {}
+        self._in_doubt = self._reopen_in_doubt(context.plan)
         self._reported_lost: list[tuple[PendingRequest, Decimal | None]] = []  # each with the charge counted for it
-        requests = self._journal.state.requests
         models = {planned.key: planned.model for planned in context.plan.requests}
-        self._losses = {loss.client_request_id: loss for loss in billed_without_images(requests, models)}
-        for planned in context.plan.requests:
-            request = requests.get(planned.key)
+        losses = billed_without_images(self._journal.state.requests, models)
+        self._losses = {loss.client_request_id: loss for loss in losses}
+
+    def _reopen_in_doubt(self, plan: Plan) -> dict[str, list[PendingRequest]]:
+        """Return the plan's requests in doubt, by key; their money counts as in flight until they are resolved."""
+        in_doubt: dict[str, list[PendingRequest]] = {}
+        for planned in plan.requests:
+            request = self._journal.state.requests.get(planned.key)
             for intent in request.open_intents.values() if request is not None else ():
                 if (reservation := self._budget.reopen(intent.client_request_id)) is not None:
-                    pending = PendingRequest(planned, intent, reservation)
-                    self._in_doubt.setdefault(planned.key, []).append(pending)
+                    in_doubt.setdefault(planned.key, []).append(PendingRequest(planned, intent, reservation))
+        return in_doubt
 
     @property
     def in_doubt(self) -> Iterator[PendingRequest]:

@@ -28,7 +28,6 @@ from airflow_provider_imagen.run.results import ReceivedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.rate_limit.pacer import Pacer
@@ -230,7 +229,9 @@ class Submitter:
         if lost is not None:  # resolved only now, because a lookup may take minutes and needs no permit
             self._reconciler.resolve_lost(planned, reservation, lost, sent_at=sent_at, lost_at=time.time())
             return None
-        response, journaled = self._journal_response(planned, reservation, generation)
+        response = self._response_record(planned, reservation, generation)
+        self._count_response(planned, reservation, response)
+        journaled = self._journal.append(response)
         inline = {position: image.data for position, image in enumerate(generation.pictures) if image.data is not None}
         return ReceivedResponse(
             key=planned.key,
@@ -301,10 +302,8 @@ class Submitter:
         self._budget.count_charge(reservation, usd=usd)
         self._reconciler.journal_loss(planned.key, client_request_id, inference_id=error.inference_id, usd=usd)
 
-    def _journal_response(
-        self, planned: PlannedRequest, reservation: Reservation, generation: Generation
-    ) -> tuple[Response, Future[None]]:
-        """Count and journal a response; return it with a future that is done once it is durable."""
+    def _response_record(self, planned: PlannedRequest, reservation: Reservation, generation: Generation) -> Response:
+        """Return the journal record of a response."""
         images = tuple(
             ResponseImage(
                 url=self._encryption.encrypt(image.url) if image.url else None,
@@ -316,7 +315,7 @@ class Submitter:
             for image in generation.pictures
         )
         usd = self._budget.cost(reservation, generation.usd, has_images=bool(images))
-        response = Response(
+        return Response(
             key=planned.key,
             client_request_id=reservation.client_request_id or "",
             images=images,
@@ -327,12 +326,14 @@ class Submitter:
             model=planned.model,
             at=round(time.time(), 3),
         )
+
+    def _count_response(self, planned: PlannedRequest, reservation: Reservation, response: Response) -> None:
+        """Count what a response cost, and the part of it that brings no image."""
         request = self._previous.requests.get(planned.key)
         if request is not None and request.response is not None:  # paid again: the previous charge is lost
             self._budget.count_lost((request.response.usd or Decimal(0)) - request.usd_missing)
         self._budget.count_lost(response.usd_undelivered)
-        self._budget.count_charge(reservation, usd=usd)
-        return response, self._journal.append(response)
+        self._budget.count_charge(reservation, usd=response.usd)
 
 
 def _undelivered(usd: Decimal | None, generation: Generation, *, requested: int) -> Decimal:
