@@ -267,19 +267,20 @@ def _merge_parts(folder: StoragePath, *, owner: str) -> None:
     target = folder / MANIFEST_NAME
     before_us = _read_own(folder, MANIFEST_NAME) or b""
     foreign: list[bytes] | None = None
-    known: dict[str, tuple[str, list[_PartLine]]] = {}  # by part: its stamp and its lines
-    stamps = _list_parts(folder)
+    parts: dict[str, list[_PartLine]] = {}
+    stamps: dict[str, str] = {}
+    listed = _list_parts(folder)
     while True:
-        changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
-        fresh = _read_parts(folder, changed)
-        known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
+        parts |= _read_parts(folder, [name for name, stamp in listed.items() if stamps.get(name) != stamp])
+        parts = {name: parts[name] for name in listed}
+        stamps = listed
         if foreign is None:
-            foreign = _foreign_lines(before_us, ours={line.raw for _, lines in known.values() for line in lines})
-        ours = _choose_lines({name: lines for name, (_, lines) in known.items()}, folder=folder, own=owner)
+            foreign = _foreign_lines(before_us, ours={line.raw for lines in parts.values() for line in lines})
+        ours = _choose_lines(parts, folder=folder, own=owner)
         data = b"".join(raw + b"\n" for raw in [*foreign, *(line.raw for line in ours)])
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, within=folder, shared=True)
-        before, stamps = stamps, _list_parts(folder)
-        if stamps == before or _read_own(folder, MANIFEST_NAME) != data:
+        listed = _list_parts(folder)
+        if listed == stamps or _read_own(folder, MANIFEST_NAME) != data:
             return  # whoever wrote it after us makes the same check
 
 
