@@ -8,7 +8,7 @@ The stages of an image, each built from the one before. Their field names are th
     StoredFile       the file that was written
     ImageRecord      in XCom ``images``: what was requested, what came back, and the file
     ManifestLine     in ``metadata.jsonl``: the record, the file's name in the folder, and the task instance
-    Image            in the gallery: the record and the task instance (plugins.gallery.task_results)
+    GalleryImage     in the gallery: the record and the task instance (plugins.gallery.task_results)
 """
 
 from __future__ import annotations

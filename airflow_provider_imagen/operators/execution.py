@@ -313,6 +313,8 @@ class TaskExecution:
                     journal.append(record)
         return state
 
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
     def _publisher_for(self, folder: ObjectStoragePath | None) -> Publisher:
         return Publisher(
             self._operator, self._context, ti_key=self._ti_key, folder=folder, airflow_lock=self._airflow_lock
