@@ -425,7 +425,6 @@ class Journal:
                 with self._ready:
                     self._failure = error
                     batch += self._queued
-                    self._queued = []
                 for _, done in batch:
                     done.set_exception(_not_writable(self.store, error))
                 return

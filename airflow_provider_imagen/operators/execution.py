@@ -29,8 +29,8 @@ from airflow_provider_imagen.exceptions import (
     StoppedError,
     StorageError,
 )
+from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.hooks.imagen import ImagenHook
-from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.hooks.task_instance_key import task_instance_key_of
 from airflow_provider_imagen.journal.log import WRITE_TIMEOUT_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import ImageRecord, StoredFile
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import JournalState, Record
-    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.operators.arguments import ImageTask
     from airflow_provider_imagen.operators.lineage import Lineage
     from airflow_provider_imagen.run.plan import Plan
     from airflow_provider_imagen.run.results import RunResult
@@ -73,7 +73,7 @@ JOURNAL_TIMEOUT_SECONDS: Final = 2.0
 """Longest wait for the last journal records to become durable before publishing."""
 
 
-def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImagenGenerateOperator) -> NoReturn:
+def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImageTask) -> NoReturn:
     """
     Raise an error so that Airflow does not retry if a retry cannot help, even without a retry policy.
 
@@ -97,7 +97,7 @@ class TaskExecution:
     :param is_killed: returns whether Airflow has asked the task to end; a signal handler sets it
     """
 
-    def __init__(self, operator: ImagenGenerateOperator, context: Context, is_killed: Callable[[], bool]) -> None:
+    def __init__(self, operator: ImageTask, context: Context, is_killed: Callable[[], bool]) -> None:
         self._operator = operator
         self._context = context
         self._is_killed = is_killed

@@ -1356,3 +1356,24 @@ def test_a_closed_client_can_be_used_again_and_closed_again(client):
     client.close()
 
     assert client._sessions == []
+
+
+def test_a_slow_proxy_leaves_the_tls_handshake_its_whole_timeout(raw_server, make_client, monkeypatch, own_certificate):
+    context, certificate = own_certificate
+
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n")
+        time.sleep(1.3)
+        peer.send(b"Via: 1.1 proxy\r\n")
+        time.sleep(0.05)
+        peer.send(b"\r\n")
+        time.sleep(1.3)
+        with context.wrap_socket(peer.connection, server_side=True) as inner:
+            peer.connection = inner
+            peer.read_request()
+            peer.answer(DONE)
+
+    monkeypatch.setenv("HTTPS_PROXY", raw_server(behave).url)
+
+    assert len(send(make_client("https://127.0.0.1", verify=certificate, connect=2.0)).pictures) == 1

@@ -89,7 +89,7 @@ def test_every_link_and_picture_of_a_page_answers(painted: Any, visit: Any, tmp_
             todo |= found - seen
             seen |= found
     kinds = {urlsplit(address).path for address in seen}
-    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/image", "/imagen/file"}
+    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/picture", "/imagen/file"}
 
 
 def test_the_full_picture_is_the_stored_file_and_the_preview_is_small(painted: Any, visit: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from airflow_provider_imagen.catalogue.input_images import MAX_INLINE_BYTES, ImageFile, reference_kind
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, InvalidRequestError, StorageError
-from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.run import input_reader
 from airflow_provider_imagen.run.input_reader import InputReader
 from airflow_provider_imagen.run.plan import make_plan
