@@ -408,10 +408,9 @@ class Journal:
             self._lines.append(encode_record(Finished()))
             self._use_store(self._write_active)
             return
-        # +1: an owner may have died between storing a full segment and counting it.
-        counts = {owner: len(segments.get(owner, ())) + 1 for owner in self._header.owners}
-        counts[self.owner] = self._full_segments + 1
-        names = [_segment(owner, number) for owner, count in counts.items() for number in range(count)]
+        counts = {owner: len(segments.get(owner, ())) for owner in self._header.owners}
+        counts[self.owner] = self._full_segments
+        names = _segments_to_delete(counts)
         self._use_store(lambda: self.store.delete([HEADER, *names]))
 
     # --- the writer thread --------------------------------------------------------------------------------------------
@@ -428,7 +427,8 @@ class Journal:
                 for _, done in batch:
                     done.set_exception(_not_writable(self.store, error))
                 return
-            self._busy_since = math.inf
+            finally:
+                self._busy_since = math.inf
 
     def _next_batch(self) -> list[tuple[Record, Future[None]]]:
         """Wait until records are due, and take them off the queue; empty once the journal is closed and written."""
@@ -545,12 +545,20 @@ def annotate_journal(store: JournalStore, records: Iterable[Record]) -> None:
     segments = _read_segments(store, header.owners)
     state = _state_of(segments)
     if not state.requests and not state.unresolved:
-        names = [_segment(owner, number) for owner, texts in segments.items() for number in range(len(texts))]
-        store.delete([HEADER, *names])
+        store.delete([HEADER, *_segments_to_delete({owner: len(texts) for owner, texts in segments.items()})])
 
 
 def _segment(owner: str, number: int) -> str:
     return f"{owner}/{number}"
+
+
+def _segments_to_delete(counts: Mapping[str, int]) -> list[str]:
+    """
+    Return the names of all segments, and one more for each owner.
+
+    An owner may have died between storing a full segment and counting it.
+    """
+    return [_segment(owner, number) for owner, count in counts.items() for number in range(count + 1)]
 
 
 def _join(lines: Iterable[str]) -> str:
