@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct, to_builtins
+from msgspec import Meta, Struct, to_builtins
 
-from airflow_provider_imagen.image_record import Count, Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+from airflow_provider_imagen.image_record import Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 Outcome = Literal["filtered", "failed", "in_doubt"]
 

@@ -986,9 +986,9 @@ def test_a_bundle_matters_only_where_it_is_used(sandbox, make_client, monkeypatc
     make_client("https://gateway.test", verify=False)
 
 
-@pytest.mark.parametrize("host", ["gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
-def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplog, monkeypatch, host):
-    monkeypatch.setattr("airflow_provider_imagen.api.transport_checks._warned_hosts", set())
+@pytest.mark.parametrize("host", ["plain.gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
+def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplog, host):
+    """Once for each host and process; no other test uses these hosts."""
     for _ in range(2):
         make_client(f"http://{host}/v1")
 
@@ -1000,11 +1000,10 @@ def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplo
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8765", "http://127.9.9.9", "http://[::1]", "http://LOCALHOST", "http://api.localhost"]
 )
-def test_this_machine_and_https_are_not_warned_about(make_client, caplog, monkeypatch, url):
-    monkeypatch.setattr("airflow_provider_imagen.api.transport_checks._warned_hosts", set())
+def test_this_machine_and_https_are_not_warned_about(make_client, caplog, url):
     make_client(url)
     make_client("https://gateway.test")
-    make_client("http://gateway.test", api_key=None)
+    make_client("http://keyless.gateway.test", api_key=None)
     assert not caplog.records
 
 

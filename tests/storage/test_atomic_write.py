@@ -12,6 +12,7 @@ import textwrap
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -281,7 +282,7 @@ def test_an_object_is_one_put_with_its_content_type(protocol, options):
 
 
 def test_azure_is_told_the_content_type_in_its_own_way(monkeypatch):
-    from types import ModuleType, SimpleNamespace
+    from types import ModuleType
 
     blob = ModuleType("azure.storage.blob")
     blob.ContentSettings = SimpleNamespace
@@ -343,7 +344,9 @@ def test_a_listing_that_is_older_than_the_object_is_not_believed():
 
 @pytest.mark.parametrize("protocol", ["s3", "gs", "abfs", "memory"])
 def test_an_object_that_is_there_is_left_when_it_is_not_to_be_replaced(protocol, monkeypatch):
-    monkeypatch.setattr(atomic_write, "_content_type_options", lambda *_: {})
+    azure = SimpleNamespace(ContentSettings=dict)
+    for name, module in (("azure", azure), ("azure.storage", azure), ("azure.storage.blob", azure)):
+        monkeypatch.setitem(sys.modules, name, module)  # may not be installed
     store = Store()
     path = StoredAt(store, "/bucket/a.png", protocol)
     assert write(path, replace=False) is True
