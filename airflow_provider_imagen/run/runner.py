@@ -145,7 +145,6 @@ class Run:
 
         :raises BudgetExceededError: the plan cannot fit under ``max_usd``; nothing was sent
         """
-        self._started = time.monotonic()
         refusal = self._refuse_what_cannot_fit()
         if self._options.on_lost_answer == "check":
             self._reconciler.look_for_late_charges()
@@ -315,7 +314,7 @@ class Run:
             failed = [error for error in result.errors if not isinstance(error, StoppedError)]
             if failed:
                 errors.setdefault(slot.item_index, []).extend(failed)
-            if len(failed) < len(result.errors) or (not failed and len(result.made) < slot.images):
+            if len(failed) < len(result.errors) or len(result.made) < slot.images:
                 unsent.add(slot.item_index)
             made += result.made
         made.sort(key=lambda each: each.order)

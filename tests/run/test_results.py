@@ -178,10 +178,28 @@ def failure_of(*errors: ImagenError) -> Failure:
     return Failure(PromptItem(3, None, "a fox", {}, 4), list(errors), made=1)
 
 
-def test_an_svg_without_a_size_has_no_wrong_shape():
-    stored = StoredFile("/a.svg", "a.svg", "0" * 64, 10, "image/svg+xml", 0, 0)
+@pytest.mark.parametrize(
+    ("requested", "size", "is_wrong"),
+    [
+        ("16/9", (1600, 900), False),
+        ("4/3", (1280, 896), False),
+        ("3/4", (896, 1280), False),
+        ("1/1", (1100, 1000), False),
+        ("1/1", (1110, 1000), True),
+        ("1/1", (1000, 1110), True),
+        (None, (1, 9), False),
+        ("16/9", None, False),
+        ("16/9", (0, 0), False),
+        ("16/9", (0, 9), False),
+        ("16/9", (9, 0), False),
+    ],
+)
+def test_a_shape_is_wrong_if_it_is_known_and_a_tenth_off(requested, size, is_wrong):
+    """An SVG may state no size, or only one side."""
+    stored = StoredFile("/a.svg", "a.svg", "0" * 64, 10, "image/svg+xml", *size) if size else None
     response = Response(key="k", client_request_id="c", images=(ResponseImage(),), model="m", at=1.0)
     target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt="a fox")
     item = PromptItem(0, None, "a fox", {}, 1)
-    received = ReceivedResponse("k", 0, item, target, response, aspect_ratio=Fraction(16, 9))
-    assert not FinishedImage(received, 0, None, stored).has_wrong_shape
+    aspect_ratio = Fraction(requested) if requested else None
+    received = ReceivedResponse("k", 0, item, target, response, aspect_ratio=aspect_ratio)
+    assert FinishedImage(received, 0, None, stored).has_wrong_shape is is_wrong

@@ -177,7 +177,7 @@ def test_an_image_that_is_no_image_is_lost_only_if_it_cannot_be_downloaded_again
     for _ in range(2):
         result = world.run("a")
         assert (result.made, result.usd_lost) == ([], lost)
-    assert world.records_by_type().get("missing", 0) == inline
+        assert world.records_by_type().get("missing", 0) == inline
     world.ports.save = save
     assert len(world.run("a").made) == (not inline)
     assert len(world.ports.posts) == 1
@@ -382,6 +382,19 @@ def test_a_picture_that_is_no_picture_leaves_the_others(world):
     assert len(result.made) == 11
     assert [failure.item.index for failure in result.failed] == [5]
     assert result.abort_reason is None
+
+
+def test_writes_that_fail_now_and_then_do_not_end_the_run(world):
+    real = world.ports.save
+
+    def save(data, received, *args):
+        if received.item.index % 2:
+            raise StorageError("busy")
+        return real(data, received, *args)
+
+    world.ports.save = save
+    result = world.run(NAMES, concurrency=1)
+    assert (result.abort_reason, len(result.made), len(result.failed)) == (None, 6, 6)
 
 
 # --- refusals and resends ---------------------------------------------------------------------------------------------
