@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from airflow_provider_imagen.exceptions import (
     AuthenticationError,
     BudgetExceededError,
+    ChargedButLostError,
     ConnectionFailedError,
     InvalidRequestError,
     JournalError,
@@ -192,7 +193,8 @@ def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, step
     world.ports.script("prompt 0", steps.loses(billed=True))
     world.run(NAMES[:2])
     result = world.run(NAMES[:2], max_usd=Decimal("0.08"))
-    assert result.usd_spent == Decimal("0.08")
+    assert (result.abort_reason, result.usd_spent) == (None, Decimal("0.08"))
+    assert [type(failure.error) for failure in result.failures] == [ChargedButLostError]
 
 
 @pytest.mark.parametrize("refused", [[0], [1], [0, 1, 2]])

@@ -8,6 +8,8 @@ import pytest
 from airflow_provider_imagen.exceptions import JournalError, ServerError, StoppedError, StorageError
 from airflow_provider_imagen.run.shared_state import Cancellation, RunState
 
+pytestmark = pytest.mark.timeout(30)
+
 
 def test_both_waits_end_early_when_the_attempt_is_cancelled():
     cancellation = Cancellation()
