@@ -77,6 +77,12 @@ def test_pictures_are_listed_in_the_order_of_their_prompts(folder, ti_key):
     assert read_manifest(folder) == lines_of(folder)
 
 
+def test_images_of_a_prompt_are_listed_in_their_order_whatever_their_names(folder, ti_key):
+    lines = [line(ti_key, 0, image=image, file_name=f"{name}.png") for image, name in enumerate("cba")]
+    write_manifest(folder, ti_key=ti_key, lines=lines)
+    assert [one["image_index"] for one in lines_of(folder)] == [0, 1, 2]
+
+
 def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, ti_key):
     prompt = "".join(map(chr, (*range(32), 0x85, 0x2028, 0x2029))) + "ä"
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, number, prompt=prompt) for number in range(2)])
@@ -343,6 +349,14 @@ def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(f
     assert read_failures(folder, ti_key) == []
 
 
+def test_an_attempt_that_was_replaced_leaves_failures_alone_that_it_has_no_part_in(tmp_path, ti_key):
+    """Its successor may be writing them."""
+    write_manifest(tmp_path, ti_key=ti_key, lines=[], failures=[FailureLine(prompt_index=0, client_request_id="r0")])
+    before = os.stat(failures_address(tmp_path, ti_key)).st_ino
+    write_manifest(tmp_path, ti_key=ti_key, lines=[line(ti_key, 1, client_request_id="r1")], attempt="1")
+    assert os.stat(failures_address(tmp_path, ti_key)).st_ino == before
+
+
 # --- lines of others --------------------------------------------------------------------------------------------------
 
 
@@ -499,6 +513,20 @@ def test_a_planted_part_that_states_our_digest_does_not_replace_our_line(folder,
     write_manifest(folder, ti_key=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **facts)])
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, **facts)])
     assert [one["run_id"] for one in lines_of(folder)] == [ti_key.run_id]
+
+
+@pytest.mark.parametrize("left_out", [None, "dag_id", "run_id", "task_id", "map_index"])
+def test_a_line_in_a_part_that_it_does_not_name_is_not_trusted_although_it_states_our_digest(folder, ti_key, left_out):
+    stored = save_image(picture(), folder=folder, stem="a")
+    facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, prompt="true", **facts)])
+    forged = line(ti_key, 0, prompt="forged", created_at=NOON + timedelta(days=9), **facts).to_json()
+    forged.pop(left_out, None)
+    write_bytes_atomically(
+        folder / ".imagen" / "parts" / "evil.jsonl", json.dumps(forged).encode(), content_type="application/x-ndjson"
+    )
+    write_manifest(folder, ti_key=replace(ti_key, run_id="third"), lines=[])
+    assert [one["prompt"] for one in lines_of(folder)] == ["true"]
 
 
 def test_a_part_with_values_of_other_types_does_not_break_the_list(folder, ti_key):
