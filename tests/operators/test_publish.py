@@ -318,7 +318,7 @@ def test_a_run_publishes_at_once_when_it_is_told_to_and_finishes_that_before_it_
 
 def test_a_run_publishes_new_images_at_intervals_and_an_unchanged_result_never(attempt, monkeypatch):
     monkeypatch.setattr(publish, "PUBLISH_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr(publish, "MAX_PUBLISHING_SHARE", 1e9)
+    monkeypatch.setattr(publish, "MAX_PUBLISHING_SHARE", 1.0)
     images, looks = 1, []
 
     def snapshot() -> RunResult:

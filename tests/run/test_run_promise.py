@@ -7,6 +7,7 @@ import time
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import (
     BudgetExceededError,
@@ -46,6 +47,20 @@ def test_no_more_inline_images_than_requests_in_flight_exist_in_memory_alone(wor
     world.ports.save, world.ports.before_post = slow_save, before_post
     assert len(world.run(NAMES, concurrency=concurrency).made) == 12
     assert max(at_risk) <= concurrency
+
+
+def test_a_slow_write_of_an_inline_image_holds_the_next_request_back(world, steps):
+    world.ports.script("prompt 0", steps.pictures(inline=True))
+    save, stored_at_post = world.ports.save, []
+
+    def slow_save(*args, **kwargs):
+        time.sleep(0.5)
+        return save(*args, **kwargs)
+
+    world.ports.save = slow_save
+    world.ports.before_post = lambda _: stored_at_post.append(len(world.ports.saved))
+    world.run(NAMES[:2], concurrency=1)
+    assert stored_at_post == [0, 1]
 
 
 # --- a journal that is away -------------------------------------------------------------------------------------------
@@ -160,6 +175,17 @@ def test_a_file_that_disappears_while_the_task_runs_is_downloaded_again(world):
     assert result.failures == []
 
 
+def test_a_file_that_disappears_from_a_cancelled_attempt_is_left_to_the_next_one(world):
+    disappears_once(world, "000-0.png")
+    world.ports.before_post = lambda _: world.cancel()
+    result = world.run("a", grace_seconds=60)
+    assert (result.made, len(world.ports.fetched)) == ([], 1)
+    assert [item.prompt for item in result.not_sent] == ["a"]
+    world.resume()
+    assert len(world.run("a").made) == 1
+    assert len(world.ports.posts) == 1
+
+
 def test_an_inline_image_that_disappears_is_reported_lost_and_not_listed(world, steps):
     world.ports.script("prompt 3", steps.pictures(inline=True))
     disappears_once(world, "003-0.png")
@@ -190,16 +216,16 @@ def test_an_empty_response_that_was_charged_is_money_lost(world, steps):
         assert world.run("a").usd_lost == Decimal("0.04")
 
 
-def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps):
-    def one_null(ports, request, name):
-        from msgspec.structs import replace
+@pytest.mark.parametrize("nulls", [1, 2])
+def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps, nulls):
+    def some_nulls(ports, request, name):
+        answered = steps.pictures(3 - nulls, usd=Decimal("0.12"))(ports, request, name)
+        return replace(answered, null_items=nulls)
 
-        return replace(steps.pictures(2, usd=Decimal("0.12"))(ports, request, name), null_items=1)
-
-    world.ports.script("a", one_null)
+    world.ports.script("a", some_nulls)
     result = world.run({"prompt": "a", "num_images": 3})
-    assert (result.usd_spent, result.usd_lost) == (Decimal("0.12"), Decimal("0.04"))
-    assert [record.usd for record in result.records] == [0.04, 0.04]
+    assert (result.usd_spent, result.usd_lost) == (Decimal("0.12"), nulls * Decimal("0.04"))
+    assert [record.usd for record in result.records] == [0.04] * (3 - nulls)
 
 
 # --- prompts that are not asked for any more --------------------------------------------------------------------------
@@ -214,6 +240,13 @@ def test_images_of_removed_prompts_are_listed_and_fetched_but_not_handed_on(worl
     assert len(result.urls) == 2
     assert result.summary().superseded == 2
     assert world.ports.sent("prompt 1") == 1
+
+
+def test_images_of_removed_prompts_are_listed_although_nothing_is_requested_any_more(world):
+    world.run(NAMES[:2])
+    result = world.run([])
+    assert [made.record.prompt for made in result.listed] == NAMES[:2]
+    assert (result.made, len(world.ports.posts)) == ([], 2)
 
 
 def test_a_dead_link_of_a_removed_prompt_is_counted_lost_and_fails_nothing(world):

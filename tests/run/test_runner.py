@@ -73,6 +73,15 @@ def test_an_empty_plan_is_done_at_once(world):
     assert result.abort_reason is None
 
 
+def test_every_finished_image_is_reported_with_its_seconds_and_the_count_so_far(world):
+    world.ports.latency_seconds = 0.05
+    reports = []
+    world.run(NAMES[:3], concurrency=1, on_image=lambda *report: reports.append(report))
+    assert sorted(record.prompt for record, _, _ in reports) == NAMES[:3]
+    assert all(0.05 <= seconds < 10 for _, seconds, _ in reports)
+    assert sorted(count for _, _, count in reports) == [1, 2, 3]
+
+
 def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(world):
     seen = []
 
@@ -238,6 +247,17 @@ def test_a_lost_inline_picture_is_bought_again_when_the_author_says_resend(world
     assert len(world.ports.posts) == 2
     assert again.usd_lost == Decimal("0.04")
     assert again.usd_spent == Decimal("0.08")
+
+
+def test_a_lost_inline_image_of_unknown_cost_is_sent_again_and_adds_nothing_to_the_losses(world, steps):
+    plan = world.plan("a", price=None)
+    world.ports.script("a", steps.pictures(inline=True, says_cost=False))
+    world.ports.save_error = StorageError("disk full")
+    world.run(plan)
+    world.ports.save_error = None
+    result = world.run(plan, on_lost_answer="resend")
+    assert (len(result.made), result.usd_lost, result.usd_spent) == (1, 0, Decimal("0.04"))
+    assert len(result.in_doubt) == 1
 
 
 def test_a_stored_inline_picture_that_was_deleted_can_be_bought_again_after_it_was_told_lost(world, steps):

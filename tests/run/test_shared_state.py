@@ -99,13 +99,14 @@ def test_results_are_copies():
 def test_only_storage_failures_in_a_row_end_a_run():
     state = RunState(Cancellation())
     for _ in range(3):
-        state.count_written()
         state.count_not_written(StorageError("full"))
         state.count_not_written(StorageError("full"))
         assert state.abort_reason is None
-    third = StorageError("still full")
-    state.count_not_written(third)
-    assert state.abort_reason is third
+        state.count_written()
+    errors = [StorageError("full") for _ in range(4)]
+    for error in errors:
+        state.count_not_written(error)
+    assert state.abort_reason is errors[2]
 
 
 def test_the_errors_of_one_request_are_forgotten_when_its_response_is_found():
