@@ -172,7 +172,14 @@ def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
 
 
 def leave_intent(
-    world, prompt: str, *, age_seconds: float = 1000.0, name: str = "imagen.killed", clock_offset=None, **plan
+    world,
+    prompt: str,
+    *,
+    age_seconds: float = 1000.0,
+    name: str = "imagen.killed",
+    clock_offset=None,
+    account=None,
+    **plan,
 ) -> str:
     """Leave in the journal what a killed try leaves there: an intent without an answer."""
     (unit,) = world.plan(prompt, **plan).requests
@@ -184,6 +191,7 @@ def leave_intent(
         usd=unit.quoted_usd,
         target=target,
         clock_offset=clock_offset,
+        account=account,
     )
     journal = Journal(world.store)
     journal.open()
@@ -433,3 +441,70 @@ def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(wor
         lines = [line.client_request_id for line in result.failure_lines()]
         assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)
         assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # what "b" has cost
+
+
+# --- another API key --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("account", "is_visible"), [("account", True), ("other", False)])
+def test_a_request_that_the_log_does_not_show_to_this_key_stays_in_doubt(world, account, is_visible):
+    """The log of another key says nothing about it, however long one looks."""
+    name = leave_intent(world, "a", account=account)
+    result = world.run("a")
+    assert (len(result.made), len(world.ports.posts)) == (is_visible, is_visible)
+    assert ([request.client_request_id for request in result.in_doubt], result.usd_in_doubt) == (
+        [name],
+        Decimal("0.04"),
+    )
+    if not is_visible:
+        assert isinstance(result.failures[0].error, LostAnswerError)
+        assert world.ports.looks == 0
+
+
+@pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
+def test_only_who_says_resend_pays_again_after_another_key(world, on_lost_answer):
+    leave_intent(world, "a", account="other")
+    result = world.run("a", on_lost_answer=on_lost_answer)
+    assert len(result.made) == (on_lost_answer == "resend")
+    assert result.usd_in_doubt == Decimal("0.04")
+
+
+# --- attempts that are still alive ------------------------------------------------------------------------------------
+
+
+def test_a_stop_while_a_killed_request_is_looked_up_leaves_its_money_in_doubt(world):
+    name = leave_intent(world, "a", age_seconds=0.1)
+    threading.Timer(0.3, world.cancel).start()
+    result = world.run("a", lost_answer_patience_seconds=20)
+    assert ([request.client_request_id for request in result.in_doubt], result.usd_in_doubt) == (
+        [name],
+        Decimal("0.04"),
+    )
+    assert world.ports.posts == []
+
+
+def test_a_response_that_is_recorded_meanwhile_counts_what_it_brought_no_image_for(world):
+    name = leave_intent(world, "a", age_seconds=0.1)
+    (unit,) = world.plan("a").requests
+    earlier = Journal(world.store)
+    earlier.open()
+
+    def record() -> None:
+        earlier.append(
+            Response(
+                key=unit.key,
+                client_request_id=name,
+                images=(ResponseImage(url="https://cdn.test/late.png"),),
+                model=unit.model,
+                at=time.time(),
+                usd=Decimal("0.08"),
+                usd_undelivered=Decimal("0.04"),
+            )
+        )
+        earlier.close()
+
+    threading.Timer(0.3, record).start()
+    for reused in (1, 1):
+        result = world.run("a", lost_answer_patience_seconds=2.0)
+        assert (result.reused, result.usd_spent, result.usd_lost) == (reused, Decimal("0.08"), Decimal("0.04"))
+    assert world.ports.posts == []
