@@ -43,9 +43,6 @@ A previous attempt may still be alive (its supervisor was killed, or it was paus
 but still records responses, which arrive at about the time the API's log shows the charge.
 """
 
-FLUSH_SECONDS = 2.0
-"""How long to wait for the last records to become durable before looking for late charges."""
-
 FINAL_AFTER_SECONDS = 24 * 3600.0
 """Time since a response was given up after which a request missing from the API's log is unbilled for good."""
 
@@ -367,7 +364,6 @@ class Reconciler:
         """
         if self._options.on_lost_answer == "fail" or not self._journal.unresolved:
             return
-        self._journal.flush(FLUSH_SECONDS)  # make resolutions so far durable
         unresolved = {
             client_request_id: intent
             for client_request_id, intent in dict(self._journal.unresolved).items()

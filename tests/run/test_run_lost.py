@@ -15,6 +15,7 @@ from airflow_provider_imagen.exceptions import (
     ChargedButLostError,
     ConnectionFailedError,
     LostAnswerError,
+    OwnershipLostError,
     StorageError,
     UnreadableResponseError,
 )
@@ -508,3 +509,13 @@ def test_a_response_that_is_recorded_meanwhile_counts_what_it_brought_no_image_f
         result = world.run("a", lost_answer_patience_seconds=2.0)
         assert (result.reused, result.usd_spent, result.usd_lost) == (reused, Decimal("0.08"), Decimal("0.04"))
     assert world.ports.posts == []
+
+
+def test_a_journal_that_is_deleted_during_a_lookup_lets_nothing_be_sent(world):
+    """Another attempt has finished, or somebody deleted it: what it said about the request is gone."""
+    name = leave_intent(world, "a", age_seconds=0.1)
+    threading.Timer(0.3, world.store.texts.clear).start()
+    result = world.run("a", lost_answer_patience_seconds=1.5)
+    assert isinstance(result.abort_reason, OwnershipLostError)
+    assert (world.ports.posts, result.made) == ([], [])
+    assert [request.client_request_id for request in result.in_doubt] == [name]

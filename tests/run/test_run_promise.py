@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from decimal import Decimal
 
 import pytest
@@ -15,6 +16,7 @@ from airflow_provider_imagen.exceptions import (
     DownloadError,
     LinkExpiredError,
     OwnershipLostError,
+    RateLimitedError,
     StorageError,
 )
 from airflow_provider_imagen.journal.log import Journal
@@ -318,7 +320,6 @@ def test_a_charge_that_the_log_shows_before_the_next_attempt_is_not_paid_again(w
 @pytest.mark.parametrize("fault", ["is away", "refuses"])
 def test_responses_that_could_not_be_recorded_are_not_counted_twice(world, steps, monkeypatch, fault):
     monkeypatch.setattr(finish, "JOURNAL_PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("airflow_provider_imagen.run.reconcile.FLUSH_SECONDS", 0.2)
     monkeypatch.setattr("airflow_provider_imagen.journal.log.RETRY_PAUSE_SECONDS", 0.05)
 
     def break_the_store():
@@ -376,3 +377,57 @@ def test_an_intent_that_was_not_sent_is_not_in_doubt_for_the_next_attempt(world)
     assert (world.ports.posts, result.in_doubt) == ([], [])
     assert world.requests.popitem()[1].open_intents == {}
     assert len(world.run("a", on_lost_answer="fail").made) == 1
+
+
+def test_an_intent_whose_journal_is_taken_over_right_before_its_post_is_withdrawn(world, monkeypatch):
+    """The write of the intent still found its owner; the last look before the POST does not."""
+    monkeypatch.setattr("airflow_provider_imagen.run.submit.OWNERSHIP_MAX_AGE_SECONDS", -1)
+    read, taken = world.store.read, []
+
+    def read_and_take_over(name):
+        text = read(name)
+        if '"t":"intent"' in world.store.text and not taken:
+            taken.append(name)
+            later = Journal(world.store)
+            later.open()
+            later.close()
+        return text
+
+    world.store.read = read_and_take_over
+    result = world.run("a")
+    assert isinstance(result.abort_reason, OwnershipLostError)
+    assert (world.ports.posts, result.in_doubt) == ([], [])
+    assert world.requests.popitem()[1].open_intents == {}
+
+
+class EvenPacer:
+    """A pacer that never waits, for an API that refuses one request again and again and takes all others."""
+
+    refused_for_seconds = 0.0
+
+    def __init__(self, **_):
+        pass
+
+    @contextmanager
+    def permit(self, prepare, *, undo):
+        yield prepare()
+
+
+def test_a_request_that_is_limited_again_and_again_fails_alone_after_some_posts_and_the_patience(
+    world, steps, monkeypatch
+):
+    monkeypatch.setattr("airflow_provider_imagen.run.runner.Pacer", EvenPacer)
+
+    def refuse(ports, request, name):
+        time.sleep(0.05)
+        raise RateLimitedError("429", status=429)
+
+    world.ports.script("prompt 0", *[refuse] * 100)
+    for patience in (0.01, 0.6):
+        world.ports.posts.clear()
+        began = time.monotonic()
+        result = world.run(NAMES[:2], rate_limit_patience_seconds=patience)
+        assert [type(failure.error) for failure in result.failures] == [RateLimitedError]
+        assert (result.abort_reason, len(result.made)) == (None, 1)
+        assert 6 <= world.ports.sent("prompt 0") <= 14
+        assert time.monotonic() - began >= patience

@@ -260,6 +260,20 @@ def test_a_lost_inline_image_of_unknown_cost_is_sent_again_and_adds_nothing_to_t
     assert len(result.in_doubt) == 1
 
 
+def test_an_image_that_was_lost_is_not_counted_again_when_its_response_is_replaced(world, steps):
+    def save(data, received, position, *args):
+        raise BadImageError("half a picture") if position == 0 else StorageError("disk full")
+
+    prompt = {"prompt": "a", "num_images": 2}
+    world.ports.script("a", steps.pictures(inline=True))
+    real, world.ports.save = world.ports.save, save
+    assert world.run(prompt).usd_lost == Decimal("0.08")
+    world.ports.save = real
+    result = world.run(prompt, on_lost_answer="resend")
+    assert (len(result.made), result.usd_lost, result.usd_spent) == (2, Decimal("0.08"), Decimal("0.16"))
+    assert world.run(prompt).usd_lost == Decimal("0.08")
+
+
 def test_a_stored_inline_picture_that_was_deleted_can_be_bought_again_after_it_was_told_lost(world, steps):
     world.ports.script("a", steps.pictures(inline=True))
     world.run("a")
