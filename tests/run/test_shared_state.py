@@ -39,3 +39,27 @@ def test_a_wait_of_nothing_still_reports_a_cancellation():
     for wait in (state.wait, cancellation.wait):
         with pytest.raises(StoppedError):
             wait(0)
+
+
+def test_the_earliest_end_of_several_grace_periods_counts():
+    cancellation = Cancellation()
+    for grace_seconds in (60, 0.05, 60):
+        cancellation.cancel("killed", grace_seconds=grace_seconds)
+    assert cancellation.abandoned.wait(30)
+
+
+def test_a_cancellation_that_a_signal_handler_interrupts_can_be_repeated(monkeypatch):
+    """Airflow raises AirflowTaskTimeout in the thread that cancels, at any point."""
+
+    def interrupted(timer):
+        raise TimeoutError
+
+    cancellation = Cancellation()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Timer, "start", interrupted)
+        with pytest.raises(TimeoutError):
+            cancellation.cancel("killed", grace_seconds=0.05)
+    assert cancellation.is_cancelled()
+    cancellation.cancel("timed out", grace_seconds=0.05)
+    assert cancellation.abandoned.wait(30)
+    assert cancellation.reason == "killed"
