@@ -348,7 +348,8 @@ def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(f
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_an_odd_line_hides_no_other_wherever_it_stands(folder, ti_key, place):
-    for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}'):
+    odd_key = b'{"file_name": "odd.png", "\\ud800": 1}'
+    for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}', odd_key):
         raw = [json.dumps(line(ti_key, number, file_name=f"{number}.png").to_json()).encode() for number in range(2)]
         raw.insert(place, odd)
         path = folder / ".imagen" / "parts" / "edited.jsonl"
