@@ -211,6 +211,26 @@ def test_a_record_of_another_form_hides_no_other_wherever_it_stands(place: int) 
     assert [picture.prompt for picture in read_images(TI, records)] == ["prompt 000", "prompt 001"]
 
 
+def test_a_key_that_no_page_can_encode_does_not_hide_the_rest_of_its_record() -> None:
+    (image,) = read_images(TI, [record(prompt="a fox", **{"\ud800": 1})])
+    (problem,) = read_problems(TI, [{"message": "withheld", "\ud800": 1}])
+    summary = read_summary(TI, {"requested": 1, "made": 1, "usd_spent": 0.5, "\ud800": 1}, "now")
+
+    assert (image.prompt, problem.message) == ("a fox", "withheld")
+    assert summary is not None
+    assert summary.summary.usd_spent == 0.5
+
+
+def test_a_cached_summary_is_small_however_large_its_xcom_is() -> None:
+    long = "x" * 1_000_000
+    value = {"requested": 1, "made": 1, "usd_spent": 0.5, "in_doubt": [long], "output_path": long, "other": long}
+
+    found = read_summary(TI, {**value, "contact_sheet": long}, "now")
+
+    assert found is not None
+    assert len(repr(found)) < 1000
+
+
 def test_pictures_are_shown_by_prompt_then_by_number_whatever_the_records_order(forged: Any, visit: Any) -> None:
     places = [(1, 1), (0, 1), (10, 0), (1, 0), (2, 0), (0, 0)]
     gallery = forged([record(prompt_index=p, image_index=i, prompt=f"{p}-{i}") for p, i in places])
@@ -343,6 +363,31 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     problems = ann.get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
     assert problems.count('class="why"') == 61
     assert "were not requested" not in problems
+
+
+def test_a_problem_whose_prompt_is_not_known_shows_none(forged: Any, visit: Any, tmp_path: Path) -> None:
+    """Such as a request in doubt whose intent was lost."""
+    from airflow_provider_imagen.run_report import FailureLine
+    from airflow_provider_imagen.storage.manifest import write_manifest
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
+
+    gallery = forged([record()], manifest=str(tmp_path / "metadata.jsonl"), failed=1)
+    ti_key = TaskInstanceKey(run_id=gallery.run.run_id, dag_id=gallery.run.dag_id, task_id="paint")
+    write_manifest(tmp_path, ti_key=ti_key, lines=[], failures=[FailureLine(outcome="in_doubt", message="why")])
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert '<p class="why">why</p>' in page
+    assert '<p class="prompt"></p>' in page
+
+
+@pytest.mark.parametrize("manifest", [None, "", 3])
+def test_a_task_that_stored_nothing_says_where_its_problems_are(forged: Any, visit: Any, manifest: Any) -> None:
+    gallery = forged([record()], manifest=manifest, failed=1)
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert "The task stored nothing, so the reasons are in its log only." in page
 
 
 def test_a_run_without_problems_says_so(forged: Any, visit: Any) -> None:

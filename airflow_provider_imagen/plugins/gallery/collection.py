@@ -257,7 +257,7 @@ class Collection:
         counts = summary.summary
         if not counts.filtered and not counts.failed:
             return [], None
-        if counts.manifest is None:
+        if not counts.manifest:
             return [], "The task stored nothing, so the reasons are in its log only."
         try:
             return await self.in_thread(partial(read_failures_file, summary.ti, counts.manifest)), None
