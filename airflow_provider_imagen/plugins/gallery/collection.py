@@ -72,7 +72,7 @@ class TaskImages:
     notice: str | None = None
 
     def find(self, prompt_index: int, image_index: int) -> int | None:
-        """Return a image's position in the list; ``None`` if it is not there."""
+        """Return an image's position in the list; ``None`` if it is not there."""
         for place, image in enumerate(self.images):
             if (image.prompt_index, image.image_index) == (prompt_index, image_index):
                 return place
