@@ -8,7 +8,7 @@ The stages of an image, each built from the one before. Their field names are th
     StoredFile       the file that was written
     ImageRecord      in XCom ``images``: what was requested, what came back, and the file
     ManifestLine     in ``metadata.jsonl``: the record, the file's name in the folder, and the task instance
-    Image            in the gallery: the record and the task instance (plugins.gallery.task_results)
+    GalleryImage     in the gallery: the record and the task instance (plugins.gallery.task_results)
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Pixels = Annotated[int, Meta(ge=0, le=2**31)]
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 WholeNumber = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 Usd = Annotated[float, Meta(ge=0, le=1e15)]
 
@@ -83,7 +82,7 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     What is published about one image; unknown values are ``None``.
 
     :param prompt_index: index of the prompt in the list, from 0; ``None`` if no operator stored the image
-    :param image_index: index among the images of its prompt, from 0; ``None`` likewise
+    :param image_index: index among the images of its prompt, from 0; ``None`` if no operator stored the image
     :param url: the API's URL, without the signature if the image is stored
     :param path: location of the file (:attr:`StoredFile.path`); like the other fields of the file, ``None`` if the
         image is not stored
@@ -145,7 +144,7 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
 
     @property
     def file(self) -> StoredFile | None:
-        """The file that the line describes; ``None`` if it leaves out part of it."""
+        """The file that the line describes; ``None`` if one of its values is missing or invalid."""
         with suppress(ValidationError):
             return convert(self, StoredFile, from_attributes=True)
         return None

@@ -142,7 +142,7 @@ def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
 
 def _read_listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Record]:
     from airflow_provider_imagen.exceptions import StorageError
-    from airflow_provider_imagen.hooks.paths import open_folder
+    from airflow_provider_imagen.hooks.folders import open_folder
     from airflow_provider_imagen.storage.manifest import read_manifest
 
     keys = ("dag_id", "run_id", "task_id", "map_index")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
-from airflow_provider_imagen.image_record import Count, Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+from airflow_provider_imagen.image_record import Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 Outcome = Literal["filtered", "failed", "in_doubt"]
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+import airflow_provider_imagen
 
 HEAVY = {"requests", "urllib3", "PIL", "starlette", "fastapi", "uvicorn", "jsonschema", "cryptography"}
 
@@ -122,3 +127,19 @@ def test_the_client_shares_no_code_with_the_server_it_is_tested_against():
     of_sandbox = {name for name in loaded("import airflow_provider_imagen.sandbox.app") if "imagen" in name}
 
     assert of_client & of_sandbox == {"airflow_provider_imagen"}
+
+
+def test_no_module_imports_itself_through_others_not_even_for_types() -> None:
+    package = Path(airflow_provider_imagen.__file__).parent
+    paths = {
+        ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        named = {(node.module or "", alias.name) for node in imports for alias in node.names}
+        targets = {f"{parent}.{name}" if f"{parent}.{name}" in paths else parent for parent, name in named}
+        graph[module] = targets & paths.keys() - {module}
+    assert sum(map(len, graph.values())) > 300
+    TopologicalSorter(graph).prepare()  # raises CycleError

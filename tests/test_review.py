@@ -99,7 +99,7 @@ def test_an_image_is_shown_only_from_a_complete_https_url(url: Any) -> None:
     body = review_body([_record(path=None, url=url)], **IDS)
 
     assert "![" not in body
-    assert "| [Image 1](/imagen/image?" in body
+    assert "| [Image 1](/imagen/picture?" in body
     assert "tracker" not in body
 
 

@@ -98,7 +98,7 @@ class _DeadlineReader(io.RawIOBase):
         try:
             return self._sock.recv_into(buffer)
         finally:
-            self._sock.settimeout(self._timeout_seconds)  # for the next request on this connection
+            self._sock.settimeout(self._timeout_seconds)  # for a TLS handshake through a proxy
 
     def close(self) -> None:
         self._raw.close()

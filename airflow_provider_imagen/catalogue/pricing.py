@@ -108,7 +108,7 @@ def _last_known(model_id: str, body: Mapping[str, Any], *, edits: bool) -> Decim
     count = (read_whole_number(body.get(endpoint.count_field)) if endpoint.count_field else None) or 1
     if price.pricing is None:
         return price.usd * count
-    request = ImageRequest(endpoint.path, {**body, "model": model_id}, count, returns_base64=False)
+    request = ImageRequest(endpoint.path, body, count, returns_base64=False)
     return _block_price(price.pricing, request)
 
 

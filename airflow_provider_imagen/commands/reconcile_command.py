@@ -69,7 +69,7 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
 
 
 def _stores(arguments: argparse.Namespace) -> Iterator[JournalStore]:
-    from airflow_provider_imagen.hooks.paths import open_folder
+    from airflow_provider_imagen.hooks.folders import open_folder
     from airflow_provider_imagen.journal.stores import FolderJournalStore, TaskStateJournalStore, list_identities
 
     if arguments.folders:
@@ -154,4 +154,5 @@ def _show(rows: list[dict[str, Any]]) -> None:
         terminal.line(f"{row['outcome']:<10}  {usd:>12}  {row['client_request_id']}  {json.dumps(row['prompt'][:60])}")
     billed = sum(row["usd"] or 0 for row in rows if row["outcome"] == "billed")
     unknown = sum(row["outcome"] in IN_DOUBT for row in rows)
-    terminal.line(f"{len(rows)} requests: ${billed:.4f} billed without an image, {unknown} still in doubt.")
+    count = "1 request" if len(rows) == 1 else f"{len(rows)} requests"
+    terminal.line(f"{count}: ${billed:.4f} billed without an image, {unknown} still in doubt.")

@@ -287,7 +287,7 @@ class ImagenHook(BaseHook):
 
     def get_input_reader(self) -> InputReader:
         """Return a reader of input images for this connection's requests."""
-        from airflow_provider_imagen.hooks.paths import open_folder, open_input_roots
+        from airflow_provider_imagen.hooks.folders import open_folder, open_input_roots
         from airflow_provider_imagen.run.input_reader import InputReader
 
         return InputReader(open_path=open_folder, fetch=self.download, roots=open_input_roots())
@@ -341,7 +341,7 @@ class ImagenHook(BaseHook):
         """
         from msgspec.structs import replace
 
-        from airflow_provider_imagen.hooks.paths import open_folder
+        from airflow_provider_imagen.hooks.folders import open_folder
         from airflow_provider_imagen.hooks.task_instance_key import current_task_instance_key
         from airflow_provider_imagen.image_record import ImageRecord
         from airflow_provider_imagen.signed_urls import without_query

@@ -95,7 +95,7 @@ MAX_JOURNAL_CHARACTERS = 256 * 2**20
 
 _OWNER = re.compile(r"[0-9]{1,9}-[0-9a-f]{12}")
 
-_FULL = "full_segments"
+_FULL_SEGMENTS_KEY = "full_segments"
 """Key of the full-segment count in the first line of segment 0; absent while there are none."""
 
 
@@ -176,25 +176,25 @@ class Journal:
         """State recorded by previous attempts."""
         self.unresolved: dict[str, Intent] = {}
         """In-doubt requests of all attempts (POSTs that may have been billed), by client request id."""
+        self.is_gone = False
+        """Whether the journal was found deleted, by a person or by another attempt that has finished."""
         self.writes = 0
         self.store = store
         self._takeover_lock = takeover_lock or nullcontext()
         self._header: Header | None = None  # stays None with NoStore
-        self._lost: str | None = None  # why no more requests may be sent
-        self.is_gone = False
-        """Whether the journal was found deleted, by a person or by another attempt that has finished."""
-        self._owned_at = -math.inf
-        self._full = 0  # full segments of this owner
+        self._lost_reason: str | None = None  # why no more requests may be sent
+        self._checked_at = -math.inf  # wall-clock time of the last ownership check
+        self._full_segments = 0  # of this owner
         self._lines: list[str] = []  # of this owner's active segment
-        self._ready = threading.Condition()
-        self._waiting: list[tuple[Record, Future[None]]] = []
-        self._due = math.inf
-        self._closed = threading.Event()
-        self._close_by = math.inf
-        self._newest: Future[None] | None = None
-        self._busy_since = math.inf
-        self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._ready = threading.Condition()  # guards the queue, and wakes the writer thread
+        self._queued: list[tuple[Record, Future[None]]] = []
+        self._newest: Future[None] | None = None  # of the record queued last
+        self._due = math.inf  # when the queue is to be written
+        self._busy_since = math.inf  # when the write in progress started
+        self._failure: BaseException | None = None  # why nothing more can be written
+        self._closed = threading.Event()
+        self._close_by = math.inf  # until when a closed journal retries
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Journal:
             what was already paid for
         """
         if not isinstance(self.store, NoStore):
-            self.state = self._access(
+            self.state = self._use_store(
                 self._take_over, consequence=", so it is unknown what previous attempts paid for; nothing was sent"
             )
         self.unresolved = self.state.all_unresolved()
@@ -218,12 +218,12 @@ class Journal:
             before = _read_header(self.store)
             owners = before.owners if before is not None else ()
             self._header = Header(FORMAT_VERSION, self.owner, (*owners, self.owner))
-            self._owned_at = time.time()
+            self._checked_at = time.time()
             self.store.write(HEADER, json.dumps(to_builtins(self._header)))
         # From here on, every request that a previous owner may still send is already in its segments.
         return _state_of(_read_segments(self.store, owners))
 
-    def _access(self, act: Callable[[], T], *, consequence: str = "") -> T:
+    def _use_store(self, act: Callable[[], T], *, consequence: str = "") -> T:
         """Call ``act`` and turn any failure into a JournalError, whose message ends with the consequence."""
         try:
             return act()
@@ -240,16 +240,23 @@ class Journal:
 
         :raises JournalError: the store cannot be used, or its content is damaged
         """
-        return _state_of(self._read_previous())
+        state = _state_of(self._read_previous())
+        self._drop_resolved(state)
+        return state
 
     def _read_previous(self) -> dict[str, list[str]]:
-        """Re-read other owners' segments and drop requests that have been resolved since from ``unresolved``."""
+        """Return the segments of the other owners."""
         owners = [owner for owner in self._header.owners if owner != self.owner] if self._header is not None else []
-        segments = self._access(lambda: _read_segments(self.store, owners)) if owners else {}
-        unresolved = _state_of(segments).all_unresolved()
-        for client_request_id in self.state.all_unresolved().keys() - unresolved.keys():
+        return self._use_store(lambda: _read_segments(self.store, owners)) if owners else {}
+
+    def _drop_resolved(self, now: JournalState) -> None:
+        """
+        Drop requests from ``unresolved`` that previous attempts have resolved since this one opened the journal.
+
+        :param now: what previous attempts have recorded by now
+        """
+        for client_request_id in self.state.all_unresolved().keys() - now.all_unresolved().keys():
             self.unresolved.pop(client_request_id, None)
-        return segments
 
     # --- appending ----------------------------------------------------------------------------------------------------
 
@@ -266,12 +273,12 @@ class Journal:
                 self.unresolved.pop(record.client_request_id, None)
             if self._failure is not None or self._closed.is_set() or self._thread is None:
                 done.set_exception(_not_writable(self.store, self._failure))
-            elif isinstance(record, Intent) and self._lost is not None:
-                done.set_exception(OwnershipLostError(self._lost))
+            elif isinstance(record, Intent) and self._lost_reason is not None:
+                done.set_exception(OwnershipLostError(self._lost_reason))
             else:
                 if isinstance(record, Intent):
                     self.unresolved[record.client_request_id] = record
-                self._waiting.append((record, done))
+                self._queued.append((record, done))
                 self._newest = done
                 self._due = min(self._due, time.monotonic() + (MAXIMUM_FLUSH_DELAY_SECONDS if can_wait else 0))
                 self._ready.notify()
@@ -297,42 +304,39 @@ class Journal:
         :raises OwnershipLostError: the journal is gone, or another attempt has taken it over
         :raises JournalError: the store failed, or was unavailable for too long
         """
-        if self._is_older_than(max_age_seconds):
+        # Wall-clock time, because monotonic clocks stop while the machine sleeps.
+        if not 0 <= time.time() - self._checked_at <= max_age_seconds:
             try:
-                _while_unavailable(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
+                _retrying(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
             except Exception as error:
                 raise _not_writable(self.store, error) from error
-        if self._lost is not None:
-            raise OwnershipLostError(self._lost)
-
-    def _is_older_than(self, seconds: float) -> bool:
-        """Return whether the last header check is too old. Uses wall-clock time: monotonic clocks stop during sleep."""
-        return not 0 <= time.time() - self._owned_at <= seconds
+        if self._lost_reason is not None:
+            raise OwnershipLostError(self._lost_reason)
 
     def _check_ownership(self) -> bool:
-        """Re-read the header unless ownership is already lost; return whether this attempt owns the journal."""
-        if self._lost is None and self._header is not None:
+        """Re-read the header unless the journal is already lost; return whether this attempt owns it."""
+        if self._lost_reason is None and self._header is not None:
             checked_at = time.time()
             header = _read_header(self.store)
             if header is None:
                 self.is_gone = True
-                self._lost = (
+                self._lost_reason = (
                     f"The journal in {self.store.description} is gone: it was deleted, or another attempt of this task "
                     f"has finished. No new requests are sent, and the images already received are stored. Without the "
                     f"journal, a retry does not know what was paid for and pays again."
                 )
             elif header.owner != self.owner:
-                self._lost = (
+                self._lost_reason = (
                     f"The journal in {self.store.description} has been taken over by another attempt of this task "
                     f"({header.owner}). This attempt ({self.owner}) sends no new requests and stores the images it has "
                     f"already received."
                 )
             else:
                 self._header = header  # annotate_journal may have added an owner
-            if self._lost is not None:
-                log.error("%s", self._lost)
-            self._owned_at = checked_at
-        return self._lost is None
+            if self._lost_reason is not None:
+                log.error("%s", self._lost_reason)
+            self._checked_at = checked_at
+        return self._lost_reason is None
 
     def flush(self, timeout_seconds: float) -> None:
         """Write all queued records now; return once they are durable or have failed, or when the time is up."""
@@ -351,7 +355,7 @@ class Journal:
     @property
     def is_owner(self) -> bool:
         """Whether this attempt owned the journal at the last check."""
-        return self._lost is None
+        return self._lost_reason is None
 
     @property
     def is_closed_to_this_attempt(self) -> bool:
@@ -367,7 +371,7 @@ class Journal:
         try:
             return self._check_ownership()
         except StoreUnavailableError:
-            return self._lost is None
+            return self._lost_reason is None
         except Exception as error:
             log.warning("The journal in %s rejected this attempt (%s).", self.store.description, type(error).__name__)
             return False
@@ -396,22 +400,38 @@ class Journal:
 
         :raises JournalError: the store cannot be used
         """
-        if self._header is None or not self._access(self._check_ownership):
+        if self._header is None or not self._use_store(self._check_ownership):
             return
         segments = self._read_previous()
+        self._drop_resolved(_state_of(segments))
         if self.unresolved:
             self._lines.append(encode_record(Finished()))
-            self._access(self._store_segment)
+            self._use_store(self._write_active)
             return
-        # +1: an owner may have died between storing a full segment and counting it.
-        counts = {owner: len(segments.get(owner, ())) + 1 for owner in self._header.owners}
-        counts[self.owner] = self._full + 1
-        names = [_segment(owner, number) for owner, count in counts.items() for number in range(count)]
-        self._access(lambda: self.store.delete([HEADER, *names]))
+        counts = {owner: len(segments.get(owner, ())) for owner in self._header.owners}
+        counts[self.owner] = self._full_segments
+        names = _segments_to_delete(counts)
+        self._use_store(lambda: self.store.delete([HEADER, *names]))
 
     # --- the writer thread --------------------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
+        while batch := self._next_batch():
+            self._busy_since = time.monotonic()
+            try:
+                self._write_batch(batch)
+            except BaseException as error:
+                with self._ready:
+                    self._failure = error
+                    batch += self._queued
+                for _, done in batch:
+                    done.set_exception(_not_writable(self.store, error))
+                return
+            finally:
+                self._busy_since = math.inf
+
+    def _next_batch(self) -> list[tuple[Record, Future[None]]]:
+        """Wait until records are due, and take them off the queue; empty once the journal is closed and written."""
         while True:
             with self._ready:
                 while not self._closed.is_set() and (seconds := self._due - time.monotonic()) > 0:
@@ -419,35 +439,21 @@ class Journal:
             if not self._closed.is_set():
                 time.sleep(GROUP_COMMIT_DELAY_SECONDS)
             with self._ready:
-                batch, self._waiting = self._waiting, []
+                batch, self._queued = self._queued, []
                 self._due = math.inf
-                if not batch:
-                    if self._closed.is_set():
-                        return
-                    continue
-            self._busy_since = time.monotonic()
-            try:
-                self._write_batch(batch)
-            except BaseException as error:
-                with self._ready:
-                    self._failure = error
-                    batch += self._waiting
-                    self._waiting = []
-                for _, done in batch:
-                    done.set_exception(_not_writable(self.store, error))
-                return
-            self._busy_since = math.inf
+                if batch or self._closed.is_set():
+                    return batch
 
     def _write_batch(self, batch: list[tuple[Record, Future[None]]]) -> None:
         """Make records durable, then check ownership if any are intents, and complete the futures."""
         for record, _ in batch:
             self._add(record)
-        self._until_available(self._store_segment)
+        self._until_available(self._write_active)
         if any(isinstance(record, Intent) for record, _ in batch):
             self._until_available(self._check_ownership)
         for record, done in batch:
-            if isinstance(record, Intent) and self._lost is not None:
-                done.set_exception(OwnershipLostError(self._lost))
+            if isinstance(record, Intent) and self._lost_reason is not None:
+                done.set_exception(OwnershipLostError(self._lost_reason))
             else:
                 done.set_result(None)
 
@@ -466,35 +472,35 @@ class Journal:
         def is_overdue(_: RetryCallState) -> bool:
             return self._closed.is_set() and time.monotonic() >= self._close_by
 
-        _while_unavailable(stop=is_overdue, before_sleep=warn_once)(act)
+        _retrying(stop=is_overdue, before_sleep=warn_once)(act)
 
     def _add(self, record: Record) -> None:
         """Append a record to the active segment, rotating it first if the record does not fit."""
         line = encode_record(record)
-        if self._lines and len(self._text([*self._lines, line])) > SEGMENT_BYTES:
+        if self._lines and len(self._active_text([*self._lines, line])) > SEGMENT_BYTES:
             self._until_available(self._rotate)
         self._lines.append(line)
 
     def _rotate(self) -> None:
         """Store the full segment under the next free number; readers ignore it until the new segment 0 counts it."""
-        self._write(self._full + 1, _join(self._lines))
-        self._full += 1
+        self._write_segment(self._full_segments + 1, _join(self._lines))
+        self._full_segments += 1
         self._lines = []
 
-    def _store_segment(self) -> None:
-        self._write(0, self._text(self._lines))
+    def _write_active(self) -> None:
+        self._write_segment(0, self._active_text(self._lines))
 
-    def _text(self, lines: Iterable[str]) -> str:
+    def _active_text(self, lines: Iterable[str]) -> str:
         """Return the text of the active segment, headed by the number of full segments if there are any."""
-        first = [f'{{"{_FULL}":{self._full}}}'] if self._full else []
-        return _join([*first, *lines])
+        counted = [f'{{"{_FULL_SEGMENTS_KEY}":{self._full_segments}}}'] if self._full_segments else []
+        return _join([*counted, *lines])
 
-    def _write(self, number: int, text: str) -> None:
+    def _write_segment(self, number: int, text: str) -> None:
         self.store.write(_segment(self.owner, number), text)
         self.writes += 1
 
 
-def _while_unavailable(
+def _retrying(
     *, stop: Callable[[RetryCallState], bool], before_sleep: Callable[[RetryCallState], None] | None = None
 ) -> Retrying:
     """Return the retry loop around a call to a store, which ends with the store's own error."""
@@ -532,19 +538,27 @@ def annotate_journal(store: JournalStore, records: Iterable[Record]) -> None:
         return
     store.write(_segment(author, 0), text)
     header = _read_header(store)
-    if header is None:
+    if header is None:  # a task has finished and deleted the journal in the meantime
         return
     header = Header(FORMAT_VERSION, header.owner, (*header.owners, author))
     store.write(HEADER, json.dumps(to_builtins(header)))
     segments = _read_segments(store, header.owners)
     state = _state_of(segments)
     if not state.requests and not state.unresolved:
-        names = [_segment(owner, number) for owner, texts in segments.items() for number in range(len(texts))]
-        store.delete([HEADER, *names])
+        store.delete([HEADER, *_segments_to_delete({owner: len(texts) for owner, texts in segments.items()})])
 
 
 def _segment(owner: str, number: int) -> str:
     return f"{owner}/{number}"
+
+
+def _segments_to_delete(counts: Mapping[str, int]) -> list[str]:
+    """
+    Return the names of all segments, and one more for each owner.
+
+    An owner may have died between storing a full segment and counting it.
+    """
+    return [_segment(owner, number) for owner, count in counts.items() for number in range(count + 1)]
 
 
 def _join(lines: Iterable[str]) -> str:
@@ -590,29 +604,29 @@ def _read_segments(store: JournalStore, owners: Iterable[str]) -> dict[str, list
         return text
 
     for owner in dict.fromkeys(owners):
-        newest = read(owner, 0)
-        if newest is None:  # this owner never wrote a record
+        text = read(owner, 0)
+        if text is None:  # this owner never wrote a record
             continue
         segments[owner] = []
-        full, newest = _count_full(newest)
-        if not newest.strip():  # never written by this package
+        full, active = _split_active(text)
+        if not active.strip():  # never written by this package
             raise _damaged(f"A segment of attempt {owner} in the journal")
         for number in range(1, full + 1):
             text = read(owner, number)
             if text is None:
                 raise _damaged(f"The journal (segment {number} of {full} is missing)")
             segments[owner].append(text)
-        segments[owner].append(newest)
+        segments[owner].append(active)
     return segments
 
 
-def _count_full(newest: str) -> tuple[int, str]:
-    """Return the number of full segments and the active segment without the line that states it."""
-    first, _, rest = newest.partition("\n")
-    if not first.startswith(f'{{"{_FULL}"'):
-        return 0, newest
+def _split_active(text: str) -> tuple[int, str]:
+    """Return the number of full segments and the records of the active segment, given its text."""
+    first, _, rest = text.partition("\n")
+    if not first.startswith(f'{{"{_FULL_SEGMENTS_KEY}"'):
+        return 0, text
     try:
-        full = json.loads(first)[_FULL]
+        full = json.loads(first)[_FULL_SEGMENTS_KEY]
     except (ValueError, RecursionError):
         full = 0
     if type(full) is not int or not 1 <= full <= MAX_SEGMENTS:

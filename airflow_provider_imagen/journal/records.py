@@ -288,9 +288,7 @@ class RequestState(Struct):
                     self.files, self.writes_started, self.missing = {}, frozenset(), frozenset()
                 self.response = record
             case ChargeLost():
-                if self.response is not None and self.response.client_request_id == record.client_request_id:
-                    self._close(record.client_request_id)
-                else:
+                if self.response is None or self.response.client_request_id != record.client_request_id:
                     self._close_charged(record)
                     self.charges_lost[record.client_request_id] = record
             case PresumedUnbilled():

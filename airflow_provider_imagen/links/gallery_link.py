@@ -1,4 +1,4 @@
-"""The "Images" button of a task instance."""
+"""The "Pictures" button of a task instance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PicturesLink(BaseOperatorLink):
     know, the worker stores it after every attempt, failed ones included.
     """
 
-    name = "Images"
+    name = "Pictures"
     xcom_key = "imagen_pictures_link"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MOUNT: Final = "/imagen"
 """Path of the gallery below the base path of Airflow's web server."""
 
+AIRFLOW_APP: Final = "airflow_provider_imagen.airflow_app"
+"""Key in the ASGI scope for the application that the gallery is mounted in."""
+
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _ORIGIN: Final = r"https?://[A-Za-z0-9.\-\[\]:]+"
 """An origin that is safe to put into a Content-Security-Policy header: no wildcards, no quotes, ASCII only."""
@@ -76,7 +79,7 @@ def image_address(
         "image_index": image_index,
     }
     return (
-        _address(root, "image", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
+        _address(root, "picture", ids | query) if size is None else _address(root, "file", ids | {"size": size} | query)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.catalogue.availability import ending_soon
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from airflow_provider_imagen.hooks.imagen import ImagenHook
-    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.run.ports import OnLostAnswer
+    from airflow_provider_imagen.storage.convert import ImageFormat
+
+    Tolerance = Literal["fail", "accept"]
     from airflow_provider_imagen.run.plan import Plan
 
 API_ARGUMENTS: Final = (
@@ -53,6 +56,35 @@ _RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
 _OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
 
 
+class ImageTask(Protocol):
+    """The attributes of ``ImagenGenerateOperator`` that an attempt reads."""
+
+    prompt: Any
+    model: str | None
+    parameters: Mapping[str, Any] | None
+    output_path: Any
+    filename: str | None
+    image_format: ImageFormat | None
+    thumbnail_pixels: int | None
+    contact_sheet: bool
+    provenance: bool | Mapping[str, Any]
+    concurrency: int
+    requests_per_minute: float | None
+    max_usd: float | None
+    on_failure: Tolerance
+    on_filtered: Tolerance
+    on_lost_answer: OnLostAnswer
+    lost_answer_patience_seconds: float
+    fallback_models: Sequence[str]
+    imagen_conn_id: str
+    retries: int | None
+    outlets: list[Any]
+
+    @property
+    def log(self) -> Any:
+        """The task's logger."""
+
+
 class Arguments:
     """
     The operator's arguments after rendering.
@@ -64,7 +96,7 @@ class Arguments:
     :param hook: provides the default model, live prices and input images
     """
 
-    def __init__(self, operator: ImagenGenerateOperator, hook: ImagenHook) -> None:
+    def __init__(self, operator: ImageTask, hook: ImagenHook) -> None:
         self._operator = operator
         self._hook = hook
         self._log = operator.log

@@ -29,8 +29,8 @@ from airflow_provider_imagen.exceptions import (
     StoppedError,
     StorageError,
 )
+from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.hooks.imagen import ImagenHook
-from airflow_provider_imagen.hooks.paths import open_folder
 from airflow_provider_imagen.hooks.task_instance_key import task_instance_key_of
 from airflow_provider_imagen.journal.log import WRITE_TIMEOUT_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import ImageRecord, StoredFile
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import JournalState, Record
-    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.operators.arguments import ImageTask
     from airflow_provider_imagen.operators.lineage import Lineage
     from airflow_provider_imagen.run.plan import Plan
     from airflow_provider_imagen.run.results import RunResult
@@ -73,7 +73,7 @@ JOURNAL_TIMEOUT_SECONDS: Final = 2.0
 """Longest wait for the last journal records to become durable before publishing."""
 
 
-def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImagenGenerateOperator) -> NoReturn:
+def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImageTask) -> NoReturn:
     """
     Raise an error so that Airflow does not retry if a retry cannot help, even without a retry policy.
 
@@ -97,7 +97,7 @@ class TaskExecution:
     :param is_killed: returns whether Airflow has asked the task to end; a signal handler sets it
     """
 
-    def __init__(self, operator: ImagenGenerateOperator, context: Context, is_killed: Callable[[], bool]) -> None:
+    def __init__(self, operator: ImageTask, context: Context, is_killed: Callable[[], bool]) -> None:
         self._operator = operator
         self._context = context
         self._is_killed = is_killed
@@ -108,7 +108,7 @@ class TaskExecution:
         self._airflow_lock = threading.RLock()
         self._cancellation = Cancellation()
         self._publisher: Publisher | None = None
-        self._recovered: list[Record] = []
+        self._recovered: list[Record] = []  # from the manifest; each is journaled once, however often it is found
         self._supervisor = os.getppid() if has_supervisor() else None
         self._is_done = threading.Event()
         self._result: list[str] = []
@@ -116,14 +116,14 @@ class TaskExecution:
         self.journal: Journal | None = None
         """The journal, closed; ``None`` until the run has ended without an unexpected error."""
         self.lineage: Lineage | None = None
-        """Datasets read and written; ``None`` until then as well."""
+        """Datasets read and written; ``None`` until then, too."""
 
     # --- the main thread ----------------------------------------------------------------------------------------------
 
     def run(self) -> list[str]:
         """Return the URLs of the generated images; see :meth:`ImagenGenerateOperator.execute`."""
         attempt = threading.Thread(
-            target=contextvars.copy_context().run, args=(self._attempt,), name="imagen-attempt", daemon=True
+            target=contextvars.copy_context().run, args=(self._run_attempt,), name="imagen-attempt", daemon=True
         )
         attempt.start()
         try:
@@ -141,7 +141,7 @@ class TaskExecution:
         return self._result
 
     def _await_end(self) -> None:
-        """Wait for the attempt to end; cancel it if Airflow asks to or this process's supervisor has died."""
+        """Wait for the attempt to end; cancel it if Airflow ends the task or this process's supervisor has died."""
         while not self._is_done.wait(0.1):
             if self._is_killed():
                 self._cancel("Airflow asked the task to end", grace_seconds=get_grace_seconds())
@@ -167,7 +167,7 @@ class TaskExecution:
 
     # --- the attempt's own thread -------------------------------------------------------------------------------------
 
-    def _attempt(self) -> None:
+    def _run_attempt(self) -> None:
         try:
             self._result = self._generate_images()
         except BaseException as error:
@@ -177,6 +177,7 @@ class TaskExecution:
             self._is_done.set()
 
     def _generate_images(self) -> list[str]:
+        """Prepare and run the attempt, and return the URLs, unless images are missing that the author requires."""
         plan: Plan | None = None
         folder: ObjectStoragePath | None = None
         try:
@@ -192,7 +193,7 @@ class TaskExecution:
             raise
         try:
             reload = partial(self._reload, journal, folder, encryption)
-            if journal.state.has_loose_ends:
+            if journal.state.has_loose_ends:  # the manifest may list images that were not journaled
                 journal.state = reload()
             run = Run(
                 plan=plan,
@@ -201,7 +202,7 @@ class TaskExecution:
                     downloader=self._hook.get_downloader(cancelled=self._cancellation.abandoned),
                     inputs=self._hook.get_input_reader(),
                 ),
-                sink=self._sink(folder, plan, journal) if folder is not None else None,
+                sink=self._image_sink(folder, plan, journal) if folder is not None else None,
                 journal=journal,
                 options=self._arguments.run_options(),
                 encryption=encryption,
@@ -209,7 +210,7 @@ class TaskExecution:
                 reload=reload,
                 on_image=lambda *image: self._report_image(plan, *image),
             )
-            result = self._execute(run, journal, folder)
+            result = self._run_and_publish(run, journal, folder)
         except Exception:
             if self._publisher is None:  # the run never started
                 self._publish_previous_attempts(plan, folder)
@@ -226,7 +227,7 @@ class TaskExecution:
         self._raise_if_failed(result)
         return result.urls
 
-    def _execute(self, run: Run, journal: Journal, folder: ObjectStoragePath | None) -> RunResult:
+    def _run_and_publish(self, run: Run, journal: Journal, folder: ObjectStoragePath | None) -> RunResult:
         """Run to the end, and publish the result whether it succeeds or fails."""
         publisher = self._publisher = self._publisher_for(folder)
         try:
@@ -255,17 +256,17 @@ class TaskExecution:
         return folder
 
     @staticmethod
-    def _folders_of(store: JournalStore, folder: ObjectStoragePath | None) -> list[StoragePath] | None:
+    def _trusted_folders(store: JournalStore, folder: ObjectStoragePath | None) -> list[StoragePath] | None:
         """Return the folders that a journal's paths must be in; ``None`` if only this task can write to the journal."""
         if not isinstance(store, FolderJournalStore):
             return None
         return [store.output_folder] if folder is None else [store.output_folder, folder]
 
-    def _sink(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> ImageSink:
+    def _image_sink(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> ImageSink:
         return ImageSink(
             folder=folder,
             open_path=open_folder,
-            stored_folders=self._folders_of(journal.store, folder),
+            stored_folders=self._trusted_folders(journal.store, folder),
             plan=plan,
             requests=journal.state.requests,
             ti_key=self._ti_key,
@@ -275,11 +276,11 @@ class TaskExecution:
             thumbnail_pixels=self._arguments.thumbnail_pixels,
         )
 
-    def _store(self) -> JournalStore:
+    def _journal_store(self) -> JournalStore:
         return journal_store(self._context, output_path=self._arguments.output_path, airflow_lock=self._airflow_lock)
 
     def _open_journal(self) -> Journal:
-        store = self._store()
+        store = self._journal_store()
         if isinstance(store, NoStore) and (self._operator.retries or 0) > 0:
             self._log.warning(
                 "This task has no journal, so a retry pays again: a journal needs Airflow 3.3 or later, or output_path."
@@ -312,6 +313,8 @@ class TaskExecution:
                     journal.append(record)
         return state
 
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
     def _publisher_for(self, folder: ObjectStoragePath | None) -> Publisher:
         return Publisher(
             self._operator, self._context, ti_key=self._ti_key, folder=folder, airflow_lock=self._airflow_lock
@@ -324,13 +327,13 @@ class TaskExecution:
         Never raises, so that the original error reaches the user.
         """
         try:
-            store = self._store()
+            store = self._journal_store()
             state = read_journal(store)
             if state.requests:
                 if folder is None and self._arguments.output_path is not None:
                     folder = open_folder(self._arguments.output_path)
                 encryption = UrlEncryption(self._hook.get_conn().settings.api_key)
-                stored_files = StoredFiles(open_path=open_folder, folders=self._folders_of(store, folder))
+                stored_files = StoredFiles(open_path=open_folder, folders=self._trusted_folders(store, folder))
                 result = previous_result(
                     state, plan=plan, encryption=encryption, is_there=partial(_exists, stored_files)
                 )
@@ -341,8 +344,10 @@ class TaskExecution:
     # --- while it runs and after --------------------------------------------------------------------------------------
 
     def _report_image(self, plan: Plan, record: ImageRecord, seconds: float, done: int) -> None:
-        size = "not stored" if record.path is None else f"{record.width}x{record.height}"
-        if record.width == 0:  # a vector image without a size
+        size = f"{record.width}x{record.height}"
+        if record.path is None:
+            size = "not stored"
+        elif record.width == 0:  # a vector image without a size
             size = str(record.mime_type)
         cost = f"{record.usd:.4f} USD" if record.usd is not None else "cost unknown"
         progress.info(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context, ObjectStoragePath
 
+    from airflow_provider_imagen.operators.arguments import Tolerance
     from airflow_provider_imagen.operators.execution import TaskExecution
-
-    ImageFormat = Literal["png", "jpeg", "webp", "avif"]
-    Tolerance = Literal["fail", "accept"]
-    OnLostAnswer = Literal["check", "resend", "fail"]
+    from airflow_provider_imagen.run.ports import OnLostAnswer
+    from airflow_provider_imagen.storage.convert import ImageFormat
 
 
 class ImagenGenerateOperator(BaseOperator):
@@ -89,7 +88,7 @@ class ImagenGenerateOperator(BaseOperator):
         "input_images": "json",
         "parameters": "json",
     }
-    # Empty: the plugin lets the web server build the "Images" button, so no task has to push an XCom for it.
+    # Empty: the plugin lets the web server build the "Pictures" button, so no task has to push an XCom for it.
     operator_extra_links: Collection[BaseOperatorLink] = ()
     ui_color = "#eef4ea"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.hooks.folders import open_folder
 
 if TYPE_CHECKING:
     import threading

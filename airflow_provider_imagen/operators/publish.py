@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.journal.log import Journal
-    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+    from airflow_provider_imagen.operators.arguments import ImageTask
     from airflow_provider_imagen.run.results import RunResult
     from airflow_provider_imagen.run_report import FailureLine, RunSummary
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
@@ -64,7 +64,7 @@ class Publisher:
 
     def __init__(
         self,
-        operator: ImagenGenerateOperator,
+        operator: ImageTask,
         context: Context,
         *,
         ti_key: TaskInstanceKey,

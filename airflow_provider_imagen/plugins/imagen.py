@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_imagen.links.gallery_link import PicturesLink
-from airflow_provider_imagen.links.gallery_urls import MOUNT
+from airflow_provider_imagen.links.gallery_urls import AIRFLOW_APP, MOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     Scope = MutableMapping[str, Any]
     Message = MutableMapping[str, Any]
-
-AIRFLOW_APP = "airflow_provider_imagen.airflow_app"
-"""Key in the ASGI scope for the application that the gallery is mounted in."""
 
 
 class LazyGallery:
@@ -43,7 +40,7 @@ class LazyGallery:
 
 
 class GalleryButton(PicturesLink):
-    """The "Images" button, built by the web server, so that tasks of our own operators need not store its URL."""
+    """The "Pictures" button, built by the web server, so that tasks of our own operators need not store its URL."""
 
     @property
     def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]
@@ -56,7 +53,7 @@ class GalleryButton(PicturesLink):
 
 class ImagenPlugin(AirflowPlugin):
     """
-    The gallery, the "Images" tabs of a DAG and of a DAG run, and the "Images" button of a task.
+    The gallery, the "Pictures" tabs of a DAG and of a DAG run, and the "Pictures" button of a task.
 
     The URLs of the tabs are relative: the browser resolves them against the web server's base path.
     """
@@ -66,13 +63,13 @@ class ImagenPlugin(AirflowPlugin):
     operator_extra_links: list[Any] = [GalleryButton()]  # noqa: RUF012 (as below)
     external_views: list[Any] = [  # noqa: RUF012 (Airflow's base class declares it so)
         {
-            "name": "Images",
+            "name": "Pictures",
             "href": f"{MOUNT.removeprefix('/')}/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "imagen_run_pictures",
         },
         {
-            "name": "Images",
+            "name": "Pictures",
             "href": f"{MOUNT.removeprefix('/')}/dag?dag_id={{DAG_ID}}",
             "destination": "dag",
             "url_route": "imagen_dag_pictures",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.records import Intent, JournalState, RequestState
     from airflow_provider_imagen.run.budget import Reservation
     from airflow_provider_imagen.run.context import RunContext
-    from airflow_provider_imagen.run.plan import PlannedRequest
+    from airflow_provider_imagen.run.plan import Plan, PlannedRequest
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ How long to wait for a response to appear in the journal once its charge is know
 A previous attempt may still be alive (its supervisor was killed, or it was paused and resumed). It sends nothing more
 but still records responses, which arrive at about the time the API's log shows the charge.
 """
-
 
 FLUSH_SECONDS = 2.0
 """How long to wait for the last records to become durable before looking for late charges."""
@@ -111,19 +110,21 @@ class Reconciler:
         )
         self._reloading = threading.Lock()
         self._reloaded: tuple[float, JournalState] | None = None
-        self._in_doubt: dict[str, list[PendingRequest]] = {}
-        self._lost: list[tuple[PendingRequest, Decimal | None]] = []
-        requests = self._journal.state.requests
+        self._in_doubt = self._reopen_in_doubt(context.plan)
+        self._reported_lost: list[tuple[PendingRequest, Decimal | None]] = []  # each with the charge counted for it
         models = {planned.key: planned.model for planned in context.plan.requests}
-        self._without_response = {
-            request.client_request_id: request for request in billed_without_images(requests, models)
-        }
-        for planned in context.plan.requests:
-            request = requests.get(planned.key)
+        losses = billed_without_images(self._journal.state.requests, models)
+        self._losses = {loss.client_request_id: loss for loss in losses}
+
+    def _reopen_in_doubt(self, plan: Plan) -> dict[str, list[PendingRequest]]:
+        """Return the plan's requests in doubt, by key; their money counts as in flight until they are resolved."""
+        in_doubt: dict[str, list[PendingRequest]] = {}
+        for planned in plan.requests:
+            request = self._journal.state.requests.get(planned.key)
             for intent in request.open_intents.values() if request is not None else ():
                 if (reservation := self._budget.reopen(intent.client_request_id)) is not None:
-                    pending = PendingRequest(planned, intent, reservation)
-                    self._in_doubt.setdefault(planned.key, []).append(pending)
+                    in_doubt.setdefault(planned.key, []).append(PendingRequest(planned, intent, reservation))
+        return in_doubt
 
     @property
     def in_doubt(self) -> Iterator[PendingRequest]:
@@ -141,13 +142,13 @@ class Reconciler:
         for pending in self._in_doubt.get(planned.key, ()):
             pending.outcome.result()
 
-    # --- one request of a previous attempt ----------------------------------------------------------------------------
+    # --- requests of previous attempts --------------------------------------------------------------------------------
 
     def resolve_pending(self, pending: PendingRequest) -> None:
         """Resolve a POST of a previous attempt, for the slot that waits for its outcome."""
         try:
-            if not self._has_response_by_now(pending):
-                self._resolve_by_log(pending)
+            if not self._reuse_response(pending):
+                self._resolve_without_response(pending)
             pending.outcome.set_result(None)
         except ImagenError as error:
             pending.outcome.set_exception(error)
@@ -156,7 +157,8 @@ class Reconciler:
             pending.outcome.set_exception(error)
             raise
 
-    def _resolve_by_log(self, pending: PendingRequest) -> None:
+    def _resolve_without_response(self, pending: PendingRequest) -> None:
+        """Resolve a POST of a previous attempt that has recorded no response to it so far."""
         intent = pending.intent
         if self._options.on_lost_answer == "check" and not intent.is_visible_to(self._api.account):
             self._budget.hold_in_doubt(pending.reservation)
@@ -168,21 +170,22 @@ class Reconciler:
         )
         try:
             lost_at = self._lost_at(intent)
-            resolution = self._look_up(pending.reservation, cause, sent_at=intent.at, lost_at=lost_at)
+            resolution = self._resolve(pending.reservation, cause, sent_at=intent.at, lost_at=lost_at)
         except BaseException:
             self._budget.hold_in_doubt(pending.reservation)
             raise
-        if resolution.kind == "rejected" or not self._has_response_soon(pending, resolution):
+        # Only a rejected request certainly has no response; any other may have been recorded during the lookup.
+        if resolution.kind == "rejected" or not self._await_response(pending, resolution):
             if resolution.kind == "billed":
-                self._lost.append((pending, resolution.usd))
+                self._reported_lost.append((pending, resolution.usd))
             self._conclude(pending.planned.key, pending.reservation, resolution)
 
     def _lost_at(self, intent: Intent) -> float:
         """
         Return when to consider the response to a previous attempt's POST lost, by our clock.
 
-        Nobody saw it get lost, so the API may work on it for as long as a response may take. The clock of the machine
-        that sent it may differ from ours; both are compared with the API's clock.
+        Nobody knows when it was lost, so allow for as long as a response may take. The clock of the machine that sent
+        it may differ from ours; both are compared with the API's clock.
         """
         options = self._options
         sent_at = intent.at
@@ -192,26 +195,30 @@ class Reconciler:
                 sent_at += intent.clock_offset - offset
         return sent_at + max(options.lost_answer_patience_seconds, options.answer_timeout_seconds)
 
-    def _has_response_soon(self, pending: PendingRequest, resolution: Resolution) -> bool:
-        """Return whether the previous attempt has recorded the response; if it was billed, wait a moment for that."""
+    def _await_response(self, pending: PendingRequest, resolution: Resolution) -> bool:
+        """Reuse the response if the previous attempt records it; wait a moment for that if the request was billed."""
         seconds = min(STRAGGLER_SECONDS, self._options.lost_answer_patience_seconds)
         give_up_at = time.monotonic() + (seconds if resolution.kind == "billed" else 0)
-        while not (found := self._has_response_by_now(pending)) and time.monotonic() < give_up_at:
+        while not (found := self._reuse_response(pending)) and time.monotonic() < give_up_at:
             time.sleep(0.1)
         return found
 
-    def _has_response_by_now(self, pending: PendingRequest) -> bool:
-        """Return whether the previous attempt has recorded the response since, and if so reuse it."""
-        found = self._find_response(pending)
+    def _reuse_response(self, pending: PendingRequest) -> bool:
+        """Reuse and count the response if the previous attempt has recorded it by now; return whether it has."""
+        found = self._take_over_response(pending)
         if found is not None:
             self._budget.count_charge(pending.reservation, usd=found.response.usd if found.response else None)
             self._budget.count_lost(found.usd_missing)
         return found is not None
 
-    def _find_response(self, pending: PendingRequest) -> RequestState | None:
-        """Return the request's state, taken over from the previous attempt, if that has recorded a response by now."""
+    def _take_over_response(self, pending: PendingRequest) -> RequestState | None:
+        """
+        Copy the response to this attempt's journal if the previous attempt has recorded it by now.
+
+        :return: the state of the request, ``None`` if there is no response
+        """
         try:
-            found = self._reload().requests.get(pending.planned.key)
+            found = self._reload_shared().requests.get(pending.planned.key)
         except (JournalError, StorageError) as error:
             log.warning("%s", error)
             return None
@@ -223,31 +230,16 @@ class Reconciler:
         self._journal.append(found.response)
         return found
 
-    def recover_losses(self) -> Iterator[PendingRequest]:
-        """
-        Yield requests that were reported lost and whose responses a previous attempt has recorded since.
-
-        They no longer count as lost.
-        """
-        for pending, lost_usd in self._lost:
-            if (found := self._find_response(pending)) is not None and found.response is not None:
-                usd = lost_usd if found.response.usd is None else found.response.usd
-                counted = lost_usd or Decimal(0)
-                self._budget.count_charge(pending.reservation, usd=None if usd is None else usd - counted)
-                self._budget.count_lost(found.usd_missing - counted)
-                self._without_response.pop(pending.intent.client_request_id, None)
-                yield pending
-
     def find_file(self, key: str, position: int) -> StoredFile | None:
         """
-        Return the file of an inline image that a previous attempt may have stored unnoticed, or may still be storing.
+        Return the file of an inline image if a previous attempt has stored it; wait a moment for one still at work.
 
         :param position: index of the image in the response
         """
         give_up_at = time.monotonic() + min(STRAGGLER_SECONDS, self._options.lost_answer_patience_seconds)
         while True:
             try:
-                request = self._reload().requests.get(key)
+                request = self._reload_shared().requests.get(key)
             except (JournalError, StorageError) as error:
                 log.warning("%s", error)
                 return None
@@ -256,14 +248,14 @@ class Reconciler:
                 return stored
             time.sleep(0.1)
 
-    def _reload(self) -> JournalState:
+    def _reload_shared(self) -> JournalState:
         """Return what previous attempts have written by now, read at most once a second for all threads."""
         with self._reloading:
             if self._reloaded is None or time.monotonic() - self._reloaded[0] > 1.0:
                 self._reloaded = (time.monotonic(), self._reload_journal())
             return self._reloaded[1]
 
-    # --- one request of this attempt ----------------------------------------------------------------------------------
+    # --- requests of this attempt -------------------------------------------------------------------------------------
 
     def resolve_lost(
         self,
@@ -285,47 +277,52 @@ class Reconciler:
         :raises StoppedError: the task was cancelled before it was resolved
         """
         try:
-            resolution = self._look_up(reservation, cause, sent_at=sent_at, lost_at=lost_at)
+            resolution = self._resolve(reservation, cause, sent_at=sent_at, lost_at=lost_at)
         except BaseException:
             self._budget.hold_in_doubt(reservation)
             raise
         self._conclude(planned.key, reservation, resolution)
 
-    def _look_up(
+    # --- requests of any attempt --------------------------------------------------------------------------------------
+
+    def _resolve(
         self, reservation: Reservation, cause: LostAnswerError, *, sent_at: float, lost_at: float
     ) -> Resolution:
-        """Return the resolution of a POST, found in the way ``on_lost_answer`` asks for."""
-        client_request_id, model = reservation.client_request_id or "", reservation.model
-        cause.client_request_id, cause.model = client_request_id, model
-        if cause.usd:  # the response headers state the charge: no lookup needed
-            usd: Decimal | None = Decimal(str(cause.usd))
-            inference_id = cause.inference_id
-        elif self._options.on_lost_answer == "fail":
+        """Return the resolution of a POST: from its response headers, else in the way ``on_lost_answer`` requests."""
+        client_request_id = reservation.client_request_id or ""
+        cause.client_request_id, cause.model = client_request_id, reservation.model
+        if cause.usd:  # the response headers state the charge
+            return self._billed(reservation, Decimal(str(cause.usd)), cause.inference_id)
+        if self._options.on_lost_answer == "fail":
             cause.retry_helps = False
             return Resolution("unknown", error=cause)
-        elif self._options.on_lost_answer == "resend":
+        if self._options.on_lost_answer == "resend":
             return Resolution("presumed_unbilled")
-        else:
-            log.warning("%s Looking the request up in the API's log (%s).", cause, client_request_id)
-            try:
-                charge = self._charges.find(client_request_id, sent_at=sent_at, lost_at=lost_at)
-            except StoppedError:
-                raise
-            except ImagenError as error:
-                return Resolution("unknown", error=cause.with_failed_lookup(error))
-            if charge is None:
-                is_settled = is_final(lost_at)
-                return Resolution("rejected" if is_settled else "presumed_unbilled")
-            if not charge.billed:
-                return Resolution("rejected")
-            usd = self._budget.cost(reservation, charge.usd, has_images=True)
-            inference_id = charge.inference_id
+        log.warning("%s Looking the request up in the API's log (%s).", cause, client_request_id)
+        try:
+            charge = self._charges.find(client_request_id, sent_at=sent_at, lost_at=lost_at)
+        except StoppedError:
+            raise
+        except ImagenError as error:
+            return Resolution("unknown", error=cause.with_failed_lookup(error))
+        if charge is None:
+            return Resolution("rejected" if is_final(lost_at) else "presumed_unbilled")
+        if not charge.billed:
+            return Resolution("rejected")
+        usd = self._budget.cost(reservation, charge.usd, has_images=True)
+        return self._billed(reservation, usd, charge.inference_id)
+
+    def _billed(self, reservation: Reservation, usd: Decimal | None, inference_id: str | None) -> Resolution:
+        """Return the resolution of a POST that was billed, which is an error unless it may be paid for again."""
         if self._options.on_lost_answer == "resend":
             return Resolution("billed", usd, inference_id)
-        loss = ChargedButLostError.of_charge(
-            usd, model=model, client_request_id=client_request_id, inference_id=inference_id
+        error = ChargedButLostError.of_charge(
+            usd,
+            model=reservation.model,
+            client_request_id=reservation.client_request_id or "",
+            inference_id=inference_id,
         )
-        return Resolution("billed", usd, inference_id, loss)
+        return Resolution("billed", usd, inference_id, error)
 
     def _conclude(self, key: str, reservation: Reservation, resolution: Resolution) -> None:
         """
@@ -337,7 +334,7 @@ class Reconciler:
         match resolution.kind:
             case "billed":
                 self._budget.count_charge(reservation, usd=resolution.usd)
-                self.record_loss(key, client_request_id, inference_id=resolution.inference_id, usd=resolution.usd)
+                self.journal_loss(key, client_request_id, inference_id=resolution.inference_id, usd=resolution.usd)
             case "rejected":
                 self._budget.release(reservation)
                 self._journal.commit(Rejected(key=key, client_request_id=client_request_id))
@@ -349,7 +346,7 @@ class Reconciler:
         if resolution.error is not None:
             raise resolution.error
 
-    def record_loss(self, key: str, client_request_id: str, *, inference_id: str | None, usd: Decimal | None) -> None:
+    def journal_loss(self, key: str, client_request_id: str, *, inference_id: str | None, usd: Decimal | None) -> None:
         """Count and journal that a POST was billed and its response is gone."""
         loss = ChargeLost(key=key, client_request_id=client_request_id, inference_id=inference_id, usd=usd)
         self._count_loss(loss, self._journal.unresolved.get(client_request_id))
@@ -358,11 +355,7 @@ class Reconciler:
     def _count_loss(self, loss: ChargeLost, intent: Intent | None) -> None:
         self._budget.count_lost(loss.usd)
         model, target = (intent.model, intent.target) if intent is not None else (None, None)
-        self._without_response[loss.client_request_id] = RequestWithoutImages.billed(loss, model=model, target=target)
-
-    def lost(self) -> list[RequestWithoutImages]:
-        """Return the billed requests of all attempts whose responses are gone."""
-        return list(self._without_response.values())
+        self._losses[loss.client_request_id] = RequestWithoutImages.billed(loss, model=model, target=target)
 
     # --- before and after the run -------------------------------------------------------------------------------------
 
@@ -378,6 +371,7 @@ class Reconciler:
         unresolved = {
             client_request_id: intent
             for client_request_id, intent in dict(self._journal.unresolved).items()
+            # A request that this run resolves on its own is in flight instead of in doubt.
             if self._budget.is_in_doubt(client_request_id) and intent.is_visible_to(self._api.account)
         }
         if not unresolved:
@@ -404,4 +398,23 @@ class Reconciler:
             self._count_loss(loss, intent)
             self._journal.append(loss)
             if (request := self._journal.state.requests.get(intent.key)) is not None:
-                request.apply(loss)
+                request.apply(loss)  # so that this run reports the loss instead of paying again
+
+    def recover_losses(self) -> Iterator[PendingRequest]:
+        """
+        Yield requests that were reported lost and whose responses a previous attempt has recorded since.
+
+        They no longer count as lost.
+        """
+        for pending, lost_usd in self._reported_lost:
+            if (found := self._take_over_response(pending)) is not None and found.response is not None:
+                usd = lost_usd if found.response.usd is None else found.response.usd
+                counted = lost_usd or Decimal(0)
+                self._budget.count_charge(pending.reservation, usd=None if usd is None else usd - counted)
+                self._budget.count_lost(found.usd_missing - counted)
+                self._losses.pop(pending.intent.client_request_id, None)
+                yield pending
+
+    def losses(self) -> list[RequestWithoutImages]:
+        """Return the billed requests of all attempts whose responses are gone."""
+        return list(self._losses.values())

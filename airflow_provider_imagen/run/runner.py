@@ -339,7 +339,7 @@ class Run:
             usd_lost=self._budget.lost_usd,
             usd_in_doubt=usd_in_doubt,
             in_doubt=[RequestWithoutImages.in_doubt(name, intents.get(name)) for name in in_doubt],
-            lost=self._reconciler.lost(),
+            lost=self._reconciler.losses(),
             usd_is_estimate=self._budget.is_estimate,
             seconds=time.monotonic() - self._started,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -27,7 +28,6 @@ from airflow_provider_imagen.run.results import ReceivedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.rate_limit.pacer import Pacer
@@ -40,10 +40,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_LOST_ANSWERS = 3
-"""Lost responses to one request within an attempt, after which it is left to the next attempt."""
+"""Lost responses to one request after which this attempt leaves it to the next."""
 
-OWNERSHIP_LASTS_SECONDS = 2.0
-"""Maximum age of the last ownership check when a request is sent; committing its intent includes a check."""
+OWNERSHIP_MAX_AGE_SECONDS = 2.0
+"""
+Maximum age of the last ownership check when a request is sent.
+
+Committing its intent includes a check; another one is made only if the request has waited for its start since.
+"""
 
 
 class Submitter:
@@ -87,6 +91,21 @@ class Submitter:
             self._state.record_error(slot_number, error)
             self._state.fail_fast(error)
 
+    def reuse(self, slot_number: int, planned: PlannedRequest, response: Response) -> ReceivedResponse:
+        """Return a previous attempt's response, along with the files it stored."""
+        request = self._previous.requests[planned.key]
+        return ReceivedResponse(
+            key=planned.key,
+            slot_number=slot_number,
+            item=self._plan.items[planned.target.prompt_index],
+            target=planned.target,
+            response=response,
+            aspect_ratio=planned.request.aspect_ratio,
+            is_reused=True,
+            files=request.files,
+            missing=request.missing,
+        )
+
     def _submit_first_available(self, slot_number: int) -> None:
         """Obtain the responses for a slot from the first model that is not retired."""
         alternatives = self._previous.in_order_of_use(self._plan.slots[slot_number])
@@ -120,7 +139,7 @@ class Submitter:
         if request is not None and request.response is not None and self._previous.is_paid(planned):
             return self.reuse(slot_number, planned, request.response)
         if request is not None and self._previous.is_lost(planned):
-            charge = list(request.charges_lost.values())[-1]
+            *_, charge = request.charges_lost.values()  # the latest
             raise ChargedButLostError.of_charge(
                 charge.usd,
                 model=planned.model,
@@ -128,69 +147,55 @@ class Submitter:
                 inference_id=charge.inference_id,
             )
         for _ in range(MAX_LOST_ANSWERS):
-            if (received := self._submit(slot_number, planned)) is not None:
+            if (received := self._post_with_retries(slot_number, planned)) is not None:
                 return received
         raise LostAnswerError(
-            f"{MAX_LOST_ANSWERS} responses to this request were lost, one after the other; the next attempt sends it "
-            f"again.",
+            f"{MAX_LOST_ANSWERS} responses to this request were lost in a row; the next attempt sends it again.",
             model=planned.model,
         )
 
-    def reuse(self, slot_number: int, planned: PlannedRequest, response: Response) -> ReceivedResponse:
-        """Return a previous attempt's response, along with the files it stored."""
-        request = self._previous.requests[planned.key]
-        return ReceivedResponse(
-            key=planned.key,
-            slot_number=slot_number,
-            item=self._plan.items[planned.target.prompt_index],
-            target=planned.target,
-            response=response,
-            aspect_ratio=planned.request.aspect_ratio,
-            is_reused=True,
-            files=request.files,
-            missing=request.missing,
-        )
-
-    def _submit(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
+    def _post_with_retries(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
         """
-        Send a request until there is a response, resending only what certainly cost nothing; see :meth:`_post`.
+        Send a request, and resend it after errors that certainly cost nothing; see :meth:`_post`.
 
-        After a 429 it waits for its next permit, for as long as the rate-limit patience and :data:`MAX_POSTS` allow. If
-        no request gets through for that patience, the run is aborted.
+        After a 429 it is resent with its next permit, without a backoff of its own, because the pacer already slows the
+        whole task down. It fails once it has been limited :data:`MAX_POSTS` times and for longer than the rate-limit
+        patience. The run is aborted once the API has accepted no request at all for that long.
         """
         prompt_index = planned.target.prompt_index
+        patience = self._options.rate_limit_patience_seconds
 
         def on_refused(error: ImagenError, seconds: float) -> None:
-            log.warning("Prompt %d: %s Sending it again in %.1f s.", prompt_index, error, seconds)
+            log.warning("Prompt %d: %s Resending in %.1f s.", prompt_index, error, seconds)
 
-        again = resending(
+        retrying = resending(
             wait=self._state.wait,
             on_refused=on_refused,
             first_wait_seconds=self._options.first_wait_seconds,
             without=(RateLimitedError,),
         )
-        times_limited, limited_at = 0, 0.0
+        times_limited, first_limited_at = 0, math.inf
         while True:
             try:
-                return again(self._post, slot_number, planned)
+                return retrying(self._post, slot_number, planned)
             except RateLimitedError as error:
-                times_limited += 1
-                limited_at = limited_at or time.monotonic()
-                patience = self._options.rate_limit_patience_seconds
-                is_singled_out = times_limited >= MAX_POSTS and time.monotonic() - limited_at >= patience
-                if self._pacer.refused_for_seconds >= patience:  # no request gets through
+                if self._pacer.refused_for_seconds >= patience:
                     self._state.abort(error)
                     raise
-                if is_singled_out or not may_resend(error):
+                now = time.monotonic()
+                times_limited += 1
+                first_limited_at = min(first_limited_at, now)
+                is_out_of_patience = times_limited >= MAX_POSTS and now - first_limited_at >= patience
+                if is_out_of_patience or not may_resend(error):
                     raise
-                log.info("Prompt %d: %s It is sent again with its next permit.", prompt_index, error)
+                log.info("Prompt %d: %s Resending with its next permit.", prompt_index, error)
 
     def _post(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
         """
         Send one POST. Its intent is durable before, and its response is handed to the journal right after.
 
-        The submitter does not wait for the record of the response. It does wait for its next intent, which comes later
-        in the same journal, so it never sends a request before the previous response is durable.
+        The submitter does not wait until the response is durable. It does wait for its next intent, which comes later
+        in the same journal, so it never sends a request before its previous response is durable.
 
         :return: ``None`` when the response was lost and the request may be sent again
         """
@@ -198,34 +203,35 @@ class Submitter:
         reservation = self._budget.reserve(
             model=planned.model, quoted_usd=planned.quoted_usd, images=planned.target.images
         )
-        is_sent = False
         lost: LostAnswerError | None = None
         try:
             permit = self._pacer.permit(
                 partial(self._journal_intent, planned), undo=partial(self._journal_rejected, planned)
             )
             with permit as client_request_id:
-                self._check_that_it_may_be_sent(planned, client_request_id)
-                reservation.client_request_id, is_sent = client_request_id, True
+                self._confirm_may_send(planned, client_request_id)
+                reservation.client_request_id = client_request_id
                 started, sent_at = time.monotonic(), time.time()
                 try:
                     generation = self._api.generate(planned.request, client_request_id)
                 except LostAnswerError as error:
                     lost = error
                 except ImagenError as error:
-                    self._count_rejected(planned, reservation, error)
+                    self._count_failed(planned, reservation, error)
                     raise
                 except BaseException:
                     self._budget.hold_in_doubt(reservation)
                     raise
                 seconds = time.monotonic() - started
         finally:
-            if not is_sent:
+            if reservation.client_request_id is None:  # nothing was sent
                 self._budget.release(reservation)
-        if lost is not None:
+        if lost is not None:  # resolved only now, because a lookup may take minutes and needs no permit
             self._reconciler.resolve_lost(planned, reservation, lost, sent_at=sent_at, lost_at=time.time())
             return None
-        response, journaled = self._journal_response(planned, reservation, generation)
+        response = self._response_record(planned, reservation, generation)
+        self._count_response(planned, reservation, response)
+        journaled = self._journal.append(response)
         inline = {position: image.data for position, image in enumerate(generation.pictures) if image.data is not None}
         return ReceivedResponse(
             key=planned.key,
@@ -240,15 +246,15 @@ class Submitter:
             finished=threading.Event() if inline else None,
         )
 
-    def _check_that_it_may_be_sent(self, planned: PlannedRequest, client_request_id: str) -> None:
+    def _confirm_may_send(self, planned: PlannedRequest, client_request_id: str) -> None:
         """
-        Check once more right before sending, because the intent may be a few seconds old.
+        Raise unless the request may still be sent, because its intent may be a few seconds old.
 
         :raises OwnershipLostError: another attempt owns the journal now
         :raises StoppedError: nothing more may be sent
         """
         try:
-            self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_LASTS_SECONDS)
+            self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS)
             self._state.check()
         except ImagenError:
             self._journal_rejected(planned, client_request_id)
@@ -256,7 +262,8 @@ class Submitter:
 
     def _journal_intent(self, planned: PlannedRequest) -> str:
         """Make the intent of a POST durable, and return its client request id."""
-        client_request_id = f"imagen.{planned.key.partition('#')[0]}.{secrets.token_hex(8)}"
+        fingerprint, _, _ = planned.key.partition("#")
+        client_request_id = f"imagen.{fingerprint}.{secrets.token_hex(8)}"
         intent = new_intent(
             planned.key,
             client_request_id=client_request_id,
@@ -277,29 +284,26 @@ class Submitter:
         """Journal that a POST was not sent, or that the API did no work for it."""
         self._journal.append(Rejected(key=planned.key, client_request_id=client_request_id))
 
-    def _count_rejected(self, planned: PlannedRequest, reservation: Reservation, error: ImagenError) -> None:
+    def _count_failed(self, planned: PlannedRequest, reservation: Reservation, error: ImagenError) -> None:
         """
-        Journal that a POST brought no images, and count what it cost nevertheless.
+        Count and journal what a POST that returned an error has cost.
 
         Errors are not billed (spec of ``GET /v2/logs``, 2026-08-21), even with a success status, unless they state a
         cost. A success that cannot be read counts as billed.
         """
         error.client_request_id = client_request_id = reservation.client_request_id or ""
-        usd = Decimal(str(error.usd)) if error.usd is not None else None
         is_success = error.status is not None and 200 <= error.status < 300
-        if is_success and not usd and isinstance(error, UnreadableResponseError):
-            usd = self._budget.cost(reservation, None, has_images=True)
-        elif not usd:
+        is_billed = bool(error.usd) or (is_success and isinstance(error, UnreadableResponseError))
+        if not is_billed:
             self._budget.release(reservation)
             self._journal_rejected(planned, client_request_id)
             return
+        usd = Decimal(str(error.usd)) if error.usd else self._budget.cost(reservation, None, has_images=True)
         self._budget.count_charge(reservation, usd=usd)
-        self._reconciler.record_loss(planned.key, client_request_id, inference_id=error.inference_id, usd=usd)
+        self._reconciler.journal_loss(planned.key, client_request_id, inference_id=error.inference_id, usd=usd)
 
-    def _journal_response(
-        self, planned: PlannedRequest, reservation: Reservation, generation: Generation
-    ) -> tuple[Response, Future[None]]:
-        """Count and journal a response; return it with a future that is done once it is durable."""
+    def _response_record(self, planned: PlannedRequest, reservation: Reservation, generation: Generation) -> Response:
+        """Return the journal record of a response."""
         images = tuple(
             ResponseImage(
                 url=self._encryption.encrypt(image.url) if image.url else None,
@@ -311,7 +315,7 @@ class Submitter:
             for image in generation.pictures
         )
         usd = self._budget.cost(reservation, generation.usd, has_images=bool(images))
-        response = Response(
+        return Response(
             key=planned.key,
             client_request_id=reservation.client_request_id or "",
             images=images,
@@ -322,17 +326,19 @@ class Submitter:
             model=planned.model,
             at=round(time.time(), 3),
         )
+
+    def _count_response(self, planned: PlannedRequest, reservation: Reservation, response: Response) -> None:
+        """Count what a response cost, and the part of it that brings no image."""
         request = self._previous.requests.get(planned.key)
-        if request is not None and request.response is not None:  # paid again: the cost of the first response is lost
+        if request is not None and request.response is not None:  # paid again: the previous charge is lost
             self._budget.count_lost((request.response.usd or Decimal(0)) - request.usd_missing)
         self._budget.count_lost(response.usd_undelivered)
-        self._budget.count_charge(reservation, usd=usd)
-        return response, self._journal.append(response)
+        self._budget.count_charge(reservation, usd=response.usd)
 
 
 def _undelivered(usd: Decimal | None, generation: Generation, *, requested: int) -> Decimal:
     """
-    Return the part of a charge that is for images which can never be retrieved.
+    Return the part of a charge for images that can never be retrieved.
 
     That is the whole charge if no image came, otherwise a share for each ``null`` in place of an image. Images that are
     not in the list, or marked as filtered, are reported separately (:class:`FilteredError`).

@@ -89,7 +89,7 @@ def list_folder(path: Path, *, within: Path) -> dict[str, os.stat_result]:
     :raises IrregularFileError: a part of the path below ``within`` is a link
     """
     with open_folder_at(path, within=within) as folder:
-        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        readable = os.open(".", os.O_RDONLY, dir_fd=folder)
         try:
             statuses = {}
             with os.scandir(readable) as entries:

@@ -108,44 +108,27 @@ def write_manifest(
     :param folder: the output folder
     :param ti_key: the task instance
     :param lines: one per image of this attempt, reused ones included, from :func:`manifest_line`, in any order
-    :param failures: what has no image; replaces the stored ones, which ``None`` keeps
-    :param attempt: set for an attempt that another one has replaced. Its lines go to a part of their own, its
-        ``failures`` are ignored, and the images it made are removed from the stored failures
+    :param failures: the items without an image, which replace the stored ones; ``None`` keeps those
+    :param attempt: owner name of an attempt that another one has replaced, else empty. Its lines go to a part of their
+        own, its ``failures`` are ignored, and requests whose images it has are removed from the stored failures
     :raises StorageError: a file cannot be read or written
     """
     part = _part_name(ti_key, attempt)
     names = {line.file_name for line in lines}
     others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
-    new = [_PartLine(line, _dump(line.to_json())) for line in lines]
-    _write_part(folder, part, [*_with_files(folder, others), *new], owner=ti_key.identity)
-    if not attempt:
-        _prune_parts(folder, ti_key)
-    if attempt:  # its images may be in the failures that its successor reported
-        made = {line.client_request_id for line in lines}
+    new = [_PartLine(line, _encode(line.to_json())) for line in lines]
+    _write_part(folder, part, [*_with_existing_files(folder, others), *new], owner=ti_key.identity)
+    if attempt:  # the attempt that replaced it may have reported its images as failures
+        generated = {line.client_request_id for line in lines}
         reported = read_failures(folder, ti_key)
-        failures = [line for line in reported if line.client_request_id not in made]
-        failures = failures if len(failures) < len(reported) else None
+        remaining = [line for line in reported if line.client_request_id not in generated]
+        failures = remaining if len(remaining) < len(reported) else None
+    else:
+        _prune_parts(folder, ti_key)
     if failures is not None:
         _write_failures(folder, ti_key, failures)
-    _put_together(folder, owner=ti_key.identity)
+    _merge_parts(folder, owner=ti_key.identity)
     return manifest_address(folder)
-
-
-def _prune_parts(folder: StoragePath, ti_key: TaskInstanceKey) -> None:
-    """Remove lines whose files are gone from the parts of replaced attempts, which nobody writes any more."""
-    for name in _list_parts(folder):
-        if name.startswith(f"{ti_key.identity}-"):
-            part = f"{_PARTS}/{name}"
-            lines = _read_part(folder, part)
-            kept = _with_files(folder, lines)
-            if len(kept) < len(lines):
-                _write_part(folder, part, kept, owner=ti_key.identity)
-
-
-def _with_files(folder: StoragePath, lines: Sequence[_PartLine]) -> list[_PartLine]:
-    """Return the lines whose files exist."""
-    sizes = file_sizes(folder, [line.parsed.file_name for line in lines])
-    return [line for line in lines if line.parsed.file_name in sizes]
 
 
 def manifest_address(folder: StoragePath) -> str:
@@ -166,7 +149,7 @@ def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
 
     :raises StorageError: the manifest cannot be read
     """
-    lines = _json_objects(read_bytes(folder / MANIFEST_NAME, within=folder))
+    lines = _parse_lines(read_bytes(folder / MANIFEST_NAME, within=folder))
     return [line for line in lines if isinstance(name := line.get("file_name"), str) and stays_below(name)]
 
 
@@ -176,7 +159,7 @@ def read_failures(folder: StoragePath, ti_key: TaskInstanceKey) -> list[FailureL
 
     :raises StorageError: the list cannot be read
     """
-    lines = _json_objects(_read(folder, _failures_name(ti_key)))
+    lines = _parse_lines(_read_own(folder, _failures_name(ti_key)))
     return [line for each in lines if (line := read_record(FailureLine, each)) is not None and "prompt_index" in each]
 
 
@@ -186,7 +169,7 @@ def has_part(folder: StoragePath, ti_key: TaskInstanceKey) -> bool:
 
     :raises StorageError: the part cannot be read
     """
-    return _read(folder, _part_name(ti_key)) is not None
+    return _read_own(folder, _part_name(ti_key)) is not None
 
 
 def recorded_names(folder: StoragePath, ti_key: TaskInstanceKey) -> set[str]:
@@ -215,8 +198,39 @@ def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[Manifes
     ]
 
 
+def parse_line(raw: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of one line; ``None`` if it is not one."""
+    if not raw:
+        return None
+    try:
+        line = decode(raw)  # several times as fast as json, which counts in large folders
+    except (DecodeError, ValueError, RecursionError):  # msgspec is stricter than json
+        try:
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+    return line if isinstance(line, dict) else None
+
+
+def _prune_parts(folder: StoragePath, ti_key: TaskInstanceKey) -> None:
+    """Remove lines whose files are gone from the parts of replaced attempts, which no longer write them."""
+    for name in _list_parts(folder):
+        if name.startswith(f"{ti_key.identity}-"):
+            part = f"{_PARTS}/{name}"
+            lines = _read_part(folder, part)
+            kept = _with_existing_files(folder, lines)
+            if len(kept) < len(lines):
+                _write_part(folder, part, kept, owner=ti_key.identity)
+
+
+def _with_existing_files(folder: StoragePath, lines: Sequence[_PartLine]) -> list[_PartLine]:
+    """Return the lines whose files exist."""
+    sizes = file_sizes(folder, [line.parsed.file_name for line in lines])
+    return [line for line in lines if line.parsed.file_name in sizes]
+
+
 def _identity_of(part: str) -> str:
-    """Return the task instance's short hash from the name of a part."""
+    """Return the short hash of the task instance that a part belongs to, from the part's name."""
     return part.removesuffix(".jsonl").partition("-")[0]
 
 
@@ -228,7 +242,7 @@ def _failures_name(ti_key: TaskInstanceKey) -> str:
     return f"{_FAILURES}/{ti_key.identity}.jsonl"
 
 
-def _read(folder: StoragePath, name: str) -> bytes | None:
+def _read_own(folder: StoragePath, name: str) -> bytes | None:
     """
     Return the content of a file that only this package writes; a link, pipe or device in its place counts as missing.
 
@@ -243,29 +257,30 @@ def _read(folder: StoragePath, name: str) -> bytes | None:
 
 def _write_failures(folder: StoragePath, ti_key: TaskInstanceKey, failures: Sequence[FailureLine]) -> None:
     name = _failures_name(ti_key)
-    if failures or _read(folder, name):
+    if failures or _read_own(folder, name):
         lines = sorted(failures, key=lambda line: line.prompt_index or 0)
-        _write_lines(folder, name, (_dump(line.to_json()) for line in lines), owner=ti_key.identity)
+        _write_lines(folder, name, (_encode(line.to_json()) for line in lines), owner=ti_key.identity)
 
 
-def _put_together(folder: StoragePath, *, owner: str) -> None:
+def _merge_parts(folder: StoragePath, *, owner: str) -> None:
     """Write ``metadata.jsonl`` from all parts; repeat while parts change and nobody else has written it since."""
     target = folder / MANIFEST_NAME
-    found = _read(folder, MANIFEST_NAME) or b""
+    before_us = _read_own(folder, MANIFEST_NAME) or b""
     foreign: list[bytes] | None = None
-    known: dict[str, tuple[str, list[_PartLine]]] = {}
-    stamps = _list_parts(folder)
+    parts: dict[str, list[_PartLine]] = {}
+    stamps: dict[str, str] = {}
+    listed = _list_parts(folder)
     while True:
-        changed = [name for name, stamp in stamps.items() if name not in known or known[name][0] != stamp]
-        fresh = _read_parts(folder, changed)
-        known = {name: (stamp, fresh[name] if name in fresh else known[name][1]) for name, stamp in stamps.items()}
+        parts |= _read_parts(folder, [name for name, stamp in listed.items() if stamps.get(name) != stamp])
+        parts = {name: parts[name] for name in listed}
+        stamps = listed
         if foreign is None:
-            foreign = _foreign_lines(found, ours={line.raw for _, lines in known.values() for line in lines})
-        ours = _chosen({name: lines for name, (_, lines) in known.items()}, folder=folder, own=owner)
+            foreign = _foreign_lines(before_us, ours={line.raw for lines in parts.values() for line in lines})
+        ours = _choose_lines(parts, folder=folder, own=owner)
         data = b"".join(raw + b"\n" for raw in [*foreign, *(line.raw for line in ours)])
         write_bytes_atomically(target, data, content_type=_CONTENT_TYPE, owner=owner, within=folder, shared=True)
-        before, stamps = stamps, _list_parts(folder)
-        if stamps == before or _read(folder, MANIFEST_NAME) != data:
+        listed = _list_parts(folder)
+        if listed == stamps or _read_own(folder, MANIFEST_NAME) != data:
             return  # whoever wrote it after us makes the same check
 
 
@@ -302,40 +317,26 @@ def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLi
 
 
 def _read_part(folder: StoragePath, part: str) -> list[_PartLine]:
-    """Return the valid lines of a part; ASCII ones keep their bytes, others are re-encoded."""
+    """Return the valid lines of a part; those that are not ASCII are re-encoded, to escape the line ends in them."""
     lines = []
-    for raw in (_read(folder, part) or b"").split(b"\n"):
+    for raw in (_read_own(folder, part) or b"").split(b"\n"):
         try:
-            line = _PartLine(decode(raw, type=ManifestLine), raw.strip() if raw.isascii() else _dump(decode(raw)))
+            line = _PartLine(decode(raw, type=ManifestLine), raw.strip() if raw.isascii() else _encode(decode(raw)))
         except (DecodeError, ValueError, RecursionError):
             values = parse_line(raw)
             parsed = read_record(ManifestLine, values) if values is not None else None
             if values is None or parsed is None:
                 continue
-            line = _PartLine(parsed, _dump(values))
+            line = _PartLine(parsed, _encode(values))
         if stays_below(line.parsed.file_name):
             lines.append(line)
     return lines
 
 
-def _json_objects(data: bytes | None) -> list[dict[str, Any]]:
+def _parse_lines(data: bytes | None) -> list[dict[str, Any]]:
     """Return the JSON objects in a file, one per line; other lines are skipped."""
     lines = map(parse_line, (data or b"").split(b"\n"))
     return [line for line in lines if line is not None]
-
-
-def parse_line(raw: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of one line; ``None`` if it is not one."""
-    if not raw:
-        return None
-    try:
-        line = decode(raw)  # several times as fast as json, which counts in large folders
-    except (DecodeError, ValueError, RecursionError):  # msgspec is stricter than json
-        try:
-            line = json.loads(raw)
-        except (ValueError, RecursionError):
-            return None
-    return line if isinstance(line, dict) else None
 
 
 def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
@@ -355,13 +356,14 @@ def _foreign_lines(data: bytes, *, ours: Container[bytes]) -> list[bytes]:
     return kept
 
 
-def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: str) -> list[_PartLine]:
+def _choose_lines(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: str) -> list[_PartLine]:
     """
     Return one line per file, sorted; if several lines claim a file, the most trustworthy one.
 
     Others can write to the folder, so neither a date nor a digest is trusted on its own. These criteria narrow the
-    choice in turn, unless no line is left: the line is in the part of the task instance that it names; it matches the
-    file's digest (checked only if the lines disagree); it belongs to the writing task instance; it is the newest.
+    choice in turn, each ignored if it would leave no line: the line is in the part of the task instance that it names;
+    it matches the file's digest (checked only if the lines disagree), and of those, it belongs to the writing task
+    instance; it is the newest.
 
     :param own: short hash of the task instance that writes the manifest
     """
@@ -370,21 +372,21 @@ def _chosen(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, own: s
         for line in lines:
             claims.setdefault(line.parsed.file_name, []).append((_identity_of(name), line))
     chosen = [
-        claimed[0][1] if len(claimed) == 1 else _most_likely(claimed, folder=folder, own=own)
+        claimed[0][1] if len(claimed) == 1 else _most_trustworthy(claimed, folder=folder, own=own)
         for claimed in claims.values()
     ]
-    return sorted(chosen, key=_order)
+    return sorted(chosen, key=_sort_key)
 
 
-def _most_likely(claimed: list[tuple[str, _PartLine]], *, folder: StoragePath, own: str) -> _PartLine:
-    claimed = [claim for claim in claimed if _names_itself(claim[0], claim[1].parsed)] or claimed
-    digests = {line.parsed.sha256 for _, line in claimed}
-    true = [claim for claim in claimed if len(digests) == 1 or _is_true(claim[1].parsed, folder)]
-    claimed = [claim for claim in true if claim[0] == own] or true or claimed
-    return max((line for _, line in claimed), key=lambda line: str(line.parsed.created_at))
+def _most_trustworthy(claims: list[tuple[str, _PartLine]], *, folder: StoragePath, own: str) -> _PartLine:
+    claims = [claim for claim in claims if _names_own_part(claim[0], claim[1].parsed)] or claims
+    digests = {line.parsed.sha256 for _, line in claims}
+    intact = [claim for claim in claims if len(digests) == 1 or _matches_file(claim[1].parsed, folder)]
+    claims = [claim for claim in intact if claim[0] == own] or intact or claims
+    return max((line for _, line in claims), key=lambda line: str(line.parsed.created_at))
 
 
-def _names_itself(identity: str, line: ManifestLine) -> bool:
+def _names_own_part(identity: str, line: ManifestLine) -> bool:
     """Return whether a line names the task instance whose part it is in."""
     if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
         return False
@@ -392,27 +394,27 @@ def _names_itself(identity: str, line: ManifestLine) -> bool:
     return named.identity == identity
 
 
-def _is_true(line: ManifestLine, folder: StoragePath) -> bool:
-    """Return whether a line states the digest of the file that it names."""
+def _matches_file(line: ManifestLine, folder: StoragePath) -> bool:
+    """Return whether a line states the digest of the file that it describes."""
     if line.sha256 is None or line.bytes is None:
         return False
     return is_intact(descend(folder, line.file_name), size=line.bytes, sha256=line.sha256, within=folder)
 
 
-def _order(line: _PartLine) -> tuple[Any, ...]:
+def _sort_key(line: _PartLine) -> tuple[Any, ...]:
     """Sort key: task instance, then prompt, then image."""
     parsed = line.parsed
     ti_key = (str(parsed.dag_id), str(parsed.run_id), str(parsed.task_id), parsed.map_index or 0)
     return (*ti_key, parsed.prompt_index or 0, parsed.image_index or 0, parsed.file_name)
 
 
-def _dump(line: Mapping[str, Any]) -> bytes:
+def _encode(line: Mapping[str, Any]) -> bytes:
     # UTF-8 cannot encode a lone surrogate, which a prompt may contain; it becomes a question mark.
     return json.dumps(line, ensure_ascii=False).translate(_LINE_ENDS).encode(errors="replace")
 
 
 def _write_part(folder: StoragePath, part: str, lines: Iterable[_PartLine], *, owner: str) -> None:
-    _write_lines(folder, part, (line.raw for line in sorted(lines, key=_order)), owner=owner)
+    _write_lines(folder, part, (line.raw for line in sorted(lines, key=_sort_key)), owner=owner)
 
 
 def _write_lines(folder: StoragePath, name: str, lines: Iterable[bytes], *, owner: str) -> None:

@@ -986,9 +986,9 @@ def test_a_bundle_matters_only_where_it_is_used(sandbox, make_client, monkeypatc
     make_client("https://gateway.test", verify=False)
 
 
-@pytest.mark.parametrize("host", ["gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
-def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplog, monkeypatch, host):
-    monkeypatch.setattr("airflow_provider_imagen.api.transport_checks._warned_hosts", set())
+@pytest.mark.parametrize("host", ["plain.gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
+def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplog, host):
+    """Once for each host and process; no other test uses these hosts."""
     for _ in range(2):
         make_client(f"http://{host}/v1")
 
@@ -1000,11 +1000,10 @@ def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplo
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8765", "http://127.9.9.9", "http://[::1]", "http://LOCALHOST", "http://api.localhost"]
 )
-def test_this_machine_and_https_are_not_warned_about(make_client, caplog, monkeypatch, url):
-    monkeypatch.setattr("airflow_provider_imagen.api.transport_checks._warned_hosts", set())
+def test_this_machine_and_https_are_not_warned_about(make_client, caplog, url):
     make_client(url)
     make_client("https://gateway.test")
-    make_client("http://gateway.test", api_key=None)
+    make_client("http://keyless.gateway.test", api_key=None)
     assert not caplog.records
 
 
@@ -1356,3 +1355,24 @@ def test_a_closed_client_can_be_used_again_and_closed_again(client):
     client.close()
 
     assert client._sessions == []
+
+
+def test_a_slow_proxy_leaves_the_tls_handshake_its_whole_timeout(raw_server, make_client, monkeypatch, own_certificate):
+    context, certificate = own_certificate
+
+    def behave(peer):
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 Connection established\r\n")
+        time.sleep(1.3)
+        peer.send(b"Via: 1.1 proxy\r\n")
+        time.sleep(0.05)
+        peer.send(b"\r\n")
+        time.sleep(1.3)
+        with context.wrap_socket(peer.connection, server_side=True) as inner:
+            peer.connection = inner
+            peer.read_request()
+            peer.answer(DONE)
+
+    monkeypatch.setenv("HTTPS_PROXY", raw_server(behave).url)
+
+    assert len(send(make_client("https://127.0.0.1", verify=certificate, connect=2.0)).pictures) == 1

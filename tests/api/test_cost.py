@@ -88,3 +88,13 @@ def test_every_cost_can_be_summed(headers, amount):
 
         assert (usd is None) == (source is None)
         assert usd is None or 0 <= float(usd + usd) < float("inf")
+
+
+def test_the_largest_amount_that_counts_as_money_is_a_million_billions():
+    assert read_amount(10**15) == 10**15
+    assert read_amount(10**15 + 1) is None
+
+
+def test_the_cost_that_a_litellm_proxy_computed_counts_unless_it_has_no_price():
+    assert read_cost({"X-LiteLLM-Response-Cost": "0.04"}, {"usage": {"usd_spent": 1}}) == (Decimal("0.04"), "header")
+    assert read_cost({"x-litellm-response-cost": "0"}, {"usage": {"usd_spent": 1}}) == (Decimal(1), "usage")

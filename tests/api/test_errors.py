@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from datetime import UTC, datetime, timedelta
@@ -291,3 +292,60 @@ def test_a_megabyte_of_words_is_cut_quickly():
 def test_a_body_of_another_kind_is_not_the_apis():
     assert read_error_body(b"<html>") == read_error_body(b"[1]")
     assert read_error_body(b"<html>").from_api is False
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": "too dark"},
+        {"error": {"message": "too dark"}},
+        {"title": "too dark"},
+        {"message": {"error": "too dark"}},
+        {"message": {"detail": "too dark"}},
+        {"message": ["too dark", "", None]},
+    ],
+)
+def test_the_reason_is_found_wherever_an_envelope_states_it(answer):
+    assert read_error_body(json.dumps(answer).encode()).message == "too dark"
+
+
+def test_a_reason_is_not_searched_for_without_end():
+    nested = functools.reduce(lambda inner, _: [inner], range(9), "too deep")
+    assert read_error_body(json.dumps({"message": nested[0]}).encode()).message == "too deep"
+    assert read_error_body(json.dumps({"message": nested}).encode()).message == ""
+    assert (
+        read_error_body(json.dumps({"message": list("abcdefghijkl")}).encode()).message
+        == "a; b; c; d; e; f; g; h; i; j"
+    )
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_error_of_the_api_without_a_reason_says_so(status):
+    assert "no reason given" in str(fit(status, old(status, message="")))
+
+
+def test_a_date_in_retry_after_counts_from_the_date_of_the_response():
+    dates = {
+        "Date": format_datetime(NOW - timedelta(hours=3), usegmt=True),
+        "Retry-After": format_datetime(NOW - timedelta(hours=3) + timedelta(seconds=30), usegmt=True),
+    }
+    assert fit(429, old(429), dates).retry_after == 30
+
+
+@pytest.mark.parametrize("status", [300, 301, 307, 399])
+def test_a_redirect_says_that_the_host_is_wrong(status):
+    with_location = fit(status, b"", {"Location": "https://elsewhere.example/"})
+    assert type(with_location) is InvalidRequestError
+    assert f"redirect ({status})" in str(with_location)
+
+
+def test_names_in_an_error_are_short_text():
+    answer = {"requestId": "r" * 200, "error": {"data": {"kind": "k" * 200}}, "meta": {"f" * 200: {"_errors": ["bad"]}}}
+    found = read_error_body(json.dumps(answer).encode())
+    assert [len(name) for name in (found.request_id, found.kind, found.field)] == [100, 100, 100]
+    assert read_error_body(b'{"requestId": true, "error": {"code": true, "name": 7}}').kind == "7"
+    assert not read_error_body(b'{"requestId": true}').from_api
+
+
+def test_a_reason_that_only_looks_like_json_is_kept():
+    assert read_error_body(b'{"message": "{seed} must be a number"}').message == "{seed} must be a number"

@@ -35,3 +35,11 @@ def test_a_request_that_was_held_up_before_its_first_byte_is_never_sent(sandbox,
 def test_the_time_that_a_connection_may_take_is_no_delay(client, monkeypatch):
     monkeypatch.setattr(client_module, "EXPIRES_AFTER_SECONDS", 0.0)
     assert client.get_json("/v1/key")["data"]
+
+
+@pytest.mark.parametrize("jump_seconds", [0.0, client_module.EXPIRES_AFTER_SECONDS + 3 * 10.0])
+def test_a_request_leaves_within_the_time_it_has_also_by_a_coarse_clock(client, monkeypatch, jump_seconds):
+    jumps = chain([0.0], repeat(jump_seconds))
+    clock = SimpleNamespace(time=lambda: 1_700_000_000.0 + next(jumps), monotonic=time.monotonic)
+    monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)
+    assert client.get_json("/v1/key")["data"]

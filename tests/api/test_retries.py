@@ -154,3 +154,28 @@ def test_over_the_wire_every_post_that_was_refused_cost_nothing_and_the_last_one
     assert [seen.status for seen in sandbox.seen()] == [429, 503, 503, 200]
     assert [charge.client_request_id for charge in sandbox.ledger()] == ["job-3"]
     assert generation.client_request_id == "job-3"
+
+
+def test_an_error_that_was_charged_all_the_same_is_not_sent_again():
+    error = ServerError("x", usd=0.04)
+
+    assert run(error) == (error, 1)
+
+
+@pytest.mark.parametrize("retry_after", [None, 10.0])
+def test_tasks_that_were_refused_together_do_not_come_back_together(retry_after):
+    waits = []
+    for _ in range(100):
+        run(RateLimitedError("x", retry_after=retry_after), waits=waits)
+
+    shortest = retry_after or 1.0
+    assert shortest <= min(waits) < shortest + 0.25
+    assert shortest + 0.75 < max(waits) <= shortest + 1.25
+
+
+def test_an_error_that_the_caller_handles_itself_ends_the_loop():
+    script = Script(RateLimitedError("x"))
+    with pytest.raises(RateLimitedError):
+        resending(wait=pytest.fail, without=(RateLimitedError,))(script)
+
+    assert script.calls == 1

@@ -280,9 +280,9 @@ def test_a_person_fills_in_the_trigger_form_and_gets_what_was_asked_for(ann: Pag
 
 def test_the_tab_of_a_run_shows_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}")
-    ann.get_by_role("link", name="Images", exact=True).click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Images]")
-    expect(frame.get_by_role("heading", name="Images", exact=True)).to_be_visible()
+    expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(13)
     inner = ann.frame(url=re.compile("/imagen/run"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
@@ -305,10 +305,10 @@ def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id:
 
 def test_the_button_of_a_task_leads_to_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}/tasks/posters/details")
-    link = ann.get_by_role("link", name="Images", exact=True)
+    link = ann.get_by_role("link", name="Pictures", exact=True)
     link.last.scroll_into_view_if_needed()
     _shoot(ann, "06-task-link")
-    ann.get_by_role("link", name="Images", exact=True).last.click()
+    ann.get_by_role("link", name="Pictures", exact=True).last.click()
     ann.wait_for_url(re.compile(f"{BASE_PATH}/imagen/task"))
     expect(ann.locator("a.card")).to_have_count(9)
     expect(ann.get_by_text("withheld 1 of 2 images")).to_be_visible()
@@ -321,7 +321,7 @@ def test_mapped_task_instances_have_links_of_their_own(ann: Page, airflow: Airfl
         answer = airflow.call(
             f"/api/v2/dags/many_pictures/dagRuns/{run_id}/taskInstances/banners/links?map_index={map_index}"
         )
-        assert f"map_index={map_index}" in answer["extra_links"]["Images"]
+        assert f"map_index={map_index}" in answer["extra_links"]["Pictures"]
         ann.goto(f"{airflow.url}{answer['extra_links']['Images'].removeprefix(BASE_PATH)}")
         expect(ann.locator("a.card")).to_have_count(1)
 
@@ -333,7 +333,7 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
     ann.locator("a.card").first.focus()
     ann.keyboard.press("ArrowRight")
     ann.keyboard.press("Enter")
-    ann.wait_for_url(re.compile("/imagen/image"))
+    ann.wait_for_url(re.compile("/imagen/picture"))
     _wait_for(lambda: _all_loaded(ann), "the picture")
     expect(ann.get_by_role("heading", name="Image 2 of 9")).to_be_visible()
     _shoot(ann, "08-picture", full_page=True)
@@ -350,7 +350,7 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
 
 def test_the_newest_runs_of_a_dag_are_a_tab_too(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures")
-    ann.get_by_role("link", name="Images", exact=True).click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Images]")
     expect(frame.locator("a.card").first).to_be_visible()
     inner = ann.frame(url=re.compile("/imagen/dag"))
@@ -437,7 +437,7 @@ def test_without_a_session_one_is_asked_to_log_in_and_comes_back(
 def test_pictures_that_are_gone_say_so(ann: Page, airflow: Airflow, run_id: str) -> None:
     shutil.rmtree(WORK / "pictures")
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
-    ann.goto(f"{airflow.url}/imagen/image?{query}&task_id=posters&prompt_index=0&image_index=0")
+    ann.goto(f"{airflow.url}/imagen/picture?{query}&task_id=posters&prompt_index=0&image_index=0")
     expect(ann.get_by_text("The stored file is not there any more")).to_be_visible()
     _shoot(ann, "15-gone")
 

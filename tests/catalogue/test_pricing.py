@@ -450,3 +450,17 @@ def test_every_models_price_scales_with_the_pictures_it_makes():
         if model.price and model.generations.max_images not in (1, None):
             body = {model.generations.count_field: 2}
             assert last_known_price(model.id, body) == 2 * last_known_price(model.id, {})
+
+
+def test_a_setting_left_open_excludes_no_variant_that_fits_otherwise():
+    """IMAGEN has no field ``tier``, so the request leaves it open."""
+    rates = [
+        {"when": {"aspect_ratio": ratio, "tier": tier}, "price": price, "unit": "image", "per": 1}
+        for ratio, tier, price in [("1:1", "a", 0.01), ("1:1", "b", 0.02), ("16:9", "a", 0.5)]
+    ]
+    assert quote(variants(*rates), model=IMAGEN, aspect_ratio="1:1").usd == Decimal("0.02")
+
+
+def test_numbers_of_a_rate_may_be_text():
+    pricing = fixed({"price": "5", "name": "image", "measure": "output", "per": "100"})
+    assert quote(pricing, model="flux/schnell").usd == Decimal("0.05")

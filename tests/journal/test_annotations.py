@@ -98,6 +98,15 @@ def test_the_journal_of_a_finished_task_is_deleted_once_nothing_in_it_is_unresol
     assert memory_store.texts == {}
 
 
+def test_a_segment_that_its_owner_stored_but_did_not_count_is_deleted_as_well(memory_store):
+    """The owner died between the two."""
+    finished(memory_store, intent("r1"), PresumedUnbilled(key="a#1", client_request_id="r1"))
+    owner = json.loads(memory_store.texts[HEADER])["owners"][0]
+    memory_store.texts[f"{owner}/1"] = memory_store.texts[f"{owner}/0"]
+    annotate_journal(memory_store, [rejected("r1")])
+    assert memory_store.texts == {}
+
+
 def test_the_journal_of_an_unfinished_task_stays(memory_store):
     journal = opened(memory_store)
     for record in (intent("r1"), response("r1"), intent("r2", "b#1")):

@@ -537,6 +537,15 @@ def test_the_journal_reports_its_delay(memory_store):
     journal.close()
 
 
+def test_a_journal_that_can_never_be_written_is_not_delayed(memory_store):
+    journal = opened(memory_store)
+    memory_store.fails_after = 0
+    with pytest.raises(JournalError):
+        journal.commit(intent("a#1", "r1"))
+    wait_until(lambda: journal.behind_seconds == 0)
+    journal.close()
+
+
 @pytest.mark.usefixtures("_impatient")
 def test_a_commit_times_out_but_its_record_is_still_written(memory_store):
     journal = opened(memory_store)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from airflow_provider_imagen.image_record import ResponseImage, StoredFile
 from airflow_provider_imagen.journal.records import (
@@ -387,3 +388,44 @@ def test_a_file_of_any_size_in_pixels_comes_back():
     file = StoredFile("/a.png", "a.png", "0" * 64, 10, "image/png", 1_500_000, 1)
     record = WriteCommitted(key="k", image=0, file=file)
     assert decode_record(encode_record(record)) == record
+
+
+# --- what later attempts decide by ------------------------------------------------------------------------------------
+
+
+def test_a_request_is_visible_to_the_key_it_was_sent_with_and_to_any_key_if_that_is_unknown():
+    assert replace(intent(), account="mine").is_visible_to("mine")
+    assert not replace(intent(), account="mine").is_visible_to("another")
+    assert intent().is_visible_to("another")
+
+
+def test_an_image_that_went_missing_is_no_longer_being_written():
+    state = request(intent(), response(), WriteStarted(key="a#1", image=0, file=FILE), Missing(key="a#1", image=0))
+    assert state.writes_started == frozenset()
+
+
+def test_a_charge_is_unpriced_until_a_record_states_its_amount():
+    assert request(intent(), lost(usd=None)).unpriced.keys() == {"r1"}
+    assert request(intent(), lost(usd=None), response()).unpriced == {}
+
+
+def test_only_images_that_were_delivered_and_have_no_file_yet_are_to_be_stored():
+    images = (
+        ResponseImage(url="https://x/0"),
+        ResponseImage(url="https://x/1"),
+        ResponseImage(withheld=True),
+        ResponseImage(broken="no base64"),
+        ResponseImage(),
+    )
+    received = (intent(images=5), response(images=images))
+    assert request(intent()).positions_without_file == []
+    assert request(*received, WriteCommitted(key="a#1", image=1, file=FILE)).positions_without_file == [0, 4]
+
+
+def test_a_journal_has_loose_ends_until_every_request_is_resolved_and_every_image_stored():
+    stored = WriteCommitted(key="a#1", image=0, file=FILE)
+    assert not replay().has_loose_ends
+    assert replay(intent()).has_loose_ends
+    assert replay(intent(), response()).has_loose_ends
+    assert not replay(intent(), response(), stored).has_loose_ends
+    assert replay(intent(), response(), stored, intent("b#1", "r2")).has_loose_ends

@@ -393,3 +393,40 @@ def test_errors_worth_a_retry_pass_through():
         store.read(HEADER)
     with pytest.raises(StoreUnavailableError):
         store.write(HEADER, "{}")
+
+
+def test_what_a_failed_write_left_in_a_store_is_kept_and_found_damaged(tmp_path, monkeypatch):
+    """Were it removed, the journal would look as if nothing had been paid for."""
+    store = FolderJournalStore(ObjectStoragePath(f"memory://{tmp_path.name}/out"), "ab12")
+    store.write(HEADER, '{"version":2}')
+    filesystem = fsspec.filesystem("memory")
+    pipe_file = type(filesystem).pipe_file
+
+    def write_half(self: Any, path: str, value: bytes, **options: Any) -> None:
+        pipe_file(self, path, value[:5], **options)
+        raise ConnectionError("reset")
+
+    monkeypatch.setattr(type(filesystem), "pipe_file", write_half)
+    with pytest.raises(StoreUnavailableError):
+        store.write(HEADER, '{"version":2}')
+    assert store.read(HEADER) == '{"ver'
+
+
+def test_deleting_that_is_cut_short_leaves_no_journal_on_a_disk(tmp_path, monkeypatch):
+    store = FolderJournalStore(tmp_path / "out", "ab12")
+    filled(store).close()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    store.delete([HEADER])
+    assert store.read(HEADER) is None
+    assert not read_journal(store).requests
+
+
+def test_a_disk_that_deletes_no_folder_is_no_error(tmp_path, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no")
+
+    store = FolderJournalStore(tmp_path / "out", "ab12")
+    filled(store).close()
+    monkeypatch.setattr("os.rmdir", refuse)
+    store.delete([HEADER])
+    assert store.read(HEADER) is None

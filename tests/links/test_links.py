@@ -74,7 +74,7 @@ def _stored_link(run: Any) -> str | None:
 
 def _link(dag: Any, run: Any) -> str | None:
     """Ask for the link as the web server does."""
-    return _as_the_web_server_has_it(dag).get_task("paint").get_extra_links(run.get_task_instance("paint"), "Images")
+    return _as_the_web_server_has_it(dag).get_task("paint").get_extra_links(run.get_task_instance("paint"), "Pictures")
 
 
 def test_the_web_server_builds_the_link_of_a_task_so_none_is_stored(
@@ -167,4 +167,4 @@ def test_airflow_keeps_the_link_when_it_stores_the_dag(run_dag: Callable[..., An
 
     stored = _as_the_web_server_has_it(dag)
     for task_id in ("operator", "mapped", "decorated"):
-        assert stored.get_task(task_id).extra_links == ["Images"], task_id
+        assert stored.get_task(task_id).extra_links == ["Pictures"], task_id

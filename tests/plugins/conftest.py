@@ -90,7 +90,7 @@ class Gallery:
         return "/imagen/file", {**self.ids, "task_id": task_id, "prompt_index": prompt, "image_index": image, **query}
 
     def page(self, prompt: int = 0, image: int = 0, *, task_id: str = "paint") -> tuple[str, dict[str, Any]]:
-        return "/imagen/image", {**self.ids, "task_id": task_id, "prompt_index": prompt, "image_index": image}
+        return "/imagen/picture", {**self.ids, "task_id": task_id, "prompt_index": prompt, "image_index": image}
 
     def xcom(self, key: str, task_id: str = "paint") -> Any:
         return self.run.get_task_instance(task_id).xcom_pull(task_ids=task_id, key=key)

@@ -89,7 +89,7 @@ def test_every_link_and_picture_of_a_page_answers(painted: Any, visit: Any, tmp_
             todo |= found - seen
             seen |= found
     kinds = {urlsplit(address).path for address in seen}
-    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/image", "/imagen/file"}
+    assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/picture", "/imagen/file"}
 
 
 def test_the_full_picture_is_the_stored_file_and_the_preview_is_small(painted: Any, visit: Any, tmp_path: Path) -> None:
@@ -268,7 +268,8 @@ def test_a_run_of_very_many_tasks_is_counted_little_by_little(
 ) -> None:
     from airflow.sdk import DAG, task
 
-    from airflow_provider_imagen.plugins.gallery.routes import collection
+    from airflow_provider_imagen.plugins.gallery import routes
+    from airflow_provider_imagen.plugins.gallery.collection import Collection
 
     with DAG("very_many", schedule=None) as dag:
 
@@ -281,7 +282,7 @@ def test_a_run_of_very_many_tasks_is_counted_little_by_little(
     ids = {"dag_id": "very_many", "run_id": run_dag(dag).run_id}
     ann = visit()
     passing = iter(range(0, 1_000_000, 60))
-    monkeypatch.setattr(collection, "_clock", lambda: float(next(passing)))
+    monkeypatch.setattr(routes, "collection", Collection(clock=lambda: float(next(passing))))
 
     first, second = (ann.get("/imagen/run", params=ids).text for _ in range(2))
 

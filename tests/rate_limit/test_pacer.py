@@ -270,3 +270,32 @@ def test_a_failed_preparation_gives_its_permit_back():
         pytest.fail("it was sent")
     with permit_of(pacer):
         pass
+
+
+def test_a_request_is_prepared_about_as_long_before_its_start_as_preparing_takes():
+    """Time passes only while preparing, and at each look whether the task was cancelled."""
+    clock = Clock()
+
+    def pass_time(seconds: float) -> float:
+        clock.now += seconds
+        return clock.now - seconds
+
+    spacing, preparing, look = 0.005, 0.001, 0.00025
+    pacer = new_pacer(concurrency=1, requests_per_minute=60.25 / spacing, check=lambda: pass_time(look), clock=clock)
+    began, sent = [], []
+    for _ in range(30):
+        with pacer.permit(lambda: pass_time(preparing), undo=lambda _: None) as prepared_at:
+            began.append(prepared_at)
+            sent.append(clock.now)
+
+    leads = [start - earlier for earlier, start in zip(began, sent, strict=True)]
+    assert all(preparing <= lead <= 2 * preparing for lead in leads[15:])
+    assert sent[-1] - sent[15] == pytest.approx(14 * spacing, abs=3 * look)
+
+
+def test_nothing_is_prepared_once_the_task_is_cancelled():
+    cancelled = threading.Event()
+    cancelled.set()
+    pacer = new_pacer(concurrency=1, check=raise_if(cancelled))
+    with pytest.raises(StoppedError), pacer.permit(pytest.fail, undo=pytest.fail):
+        pytest.fail("was sent")

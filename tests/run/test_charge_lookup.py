@@ -465,3 +465,42 @@ def test_the_last_look_finds_what_came_late_and_is_quiet_when_the_log_is_away():
     assert list(lookup.look_once({"r1": log.now, "r2": log.now})) == ["r2"]
     log.errors = [ConnectionFailedError("away")]
     assert lookup.look_once({"r3": log.now}) == {}
+
+
+def test_a_look_that_has_to_succeed_raises_only_when_the_log_is_away():
+    log = Log()
+    lookup = log.lookup()
+    assert lookup.look_once({"r1": log.now}, strict=True) == {}
+    log.errors = [ConnectionFailedError("away")]
+    with pytest.raises(ConnectionFailedError):
+        lookup.look_once({"r1": log.now}, strict=True)
+
+
+def test_a_failed_request_that_was_charged_all_the_same_counts_as_billed():
+    log = Log()
+    log.show("r1", status="failed", usd=0.04)
+    charge = find(log)
+    assert (charge.billed, charge.usd) == (True, Decimal("0.04"))
+
+
+def test_threads_share_the_looks_for_requests_that_the_log_does_not_show():
+    log = Log()
+    log.seconds = 0.1
+    find_at_once = partial(log.lookup(patience=0).find, sent_at=log.now, lost_at=0)
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(find_at_once, [f"r{number}" for number in range(20)])) == {None}
+    assert len(log.windows) <= 4
+
+
+def test_by_default_and_without_the_api_s_time_the_window_is_by_our_clock():
+    log = Log()
+    options = {"iter_request_logs": log.iter_rows, "wait": log.wait, "patience_seconds": 0, "now": lambda: log.now}
+    for offset in ({}, {"clock_offset_seconds": lambda: None}):
+        ChargeLookup(**options, **offset).look_once({"r1": log.now})
+        assert [moment.timestamp() - log.now for moment in log.windows[-1]] == [-15 * MINUTE, 15 * MINUTE]
+
+
+def test_dollars_win_over_credits():
+    log = Log()
+    log.show("r1", usd=0.05, credits=52000)
+    assert find(log).usd == Decimal("0.05")

@@ -7,16 +7,18 @@ import socket
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from airflow_provider_imagen.catalogue.input_images import MAX_INLINE_BYTES, ImageFile, reference_kind
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, InvalidRequestError, StorageError
-from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.run import input_reader
 from airflow_provider_imagen.run.input_reader import InputReader
 from airflow_provider_imagen.run.plan import make_plan
@@ -252,12 +254,19 @@ def test_a_file_that_has_become_a_pipe_since_is_not_waited_for(disk):
         disk.reader.wire(request)
 
 
-def test_a_file_that_states_no_size_is_read_up_to_the_limit(disk, monkeypatch):
+def test_an_object_that_states_no_size_is_read_up_to_the_limit(monkeypatch):
+    class Sizeless(MemoryFileSystem):
+        def info(self, path, **options):
+            return {**super().info(path, **options), "size": None}
+
     monkeypatch.setattr(input_reader, "MAX_INPUT_BYTES", 1000)
-    monkeypatch.setattr(input_reader, "_size_of", lambda path: None)
-    path = disk.put("big.png", bytes(1001))
+    store = Sizeless()
+    store.pipe_file("/bucket/big.png", bytes(1001))
+    path = SimpleNamespace(protocol="memory", fs=store, path="/bucket/big.png")
+    reader = InputReader(open_path=lambda _: path, fetch=lambda _: b"")
+    arguments = {"model": KONTEXT, "input_images": "memory://bucket/big.png"}
     with pytest.raises(StorageError, match="more than 1,000 bytes"):
-        disk.plan(input_images=path)
+        make_plan(prompt="a cat", arguments=arguments, can_store=True, resolve=reader.resolve)
 
 
 @pytest.mark.parametrize(

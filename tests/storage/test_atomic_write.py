@@ -9,14 +9,17 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
+from upath import UPath
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.storage import atomic_write
@@ -279,7 +282,7 @@ def test_an_object_is_one_put_with_its_content_type(protocol, options):
 
 
 def test_azure_is_told_the_content_type_in_its_own_way(monkeypatch):
-    from types import ModuleType, SimpleNamespace
+    from types import ModuleType
 
     blob = ModuleType("azure.storage.blob")
     blob.ContentSettings = SimpleNamespace
@@ -341,7 +344,9 @@ def test_a_listing_that_is_older_than_the_object_is_not_believed():
 
 @pytest.mark.parametrize("protocol", ["s3", "gs", "abfs", "memory"])
 def test_an_object_that_is_there_is_left_when_it_is_not_to_be_replaced(protocol, monkeypatch):
-    monkeypatch.setattr(atomic_write, "_content_type_options", lambda *_: {})
+    azure = SimpleNamespace(ContentSettings=dict)
+    for name, module in (("azure", azure), ("azure.storage", azure), ("azure.storage.blob", azure)):
+        monkeypatch.setitem(sys.modules, name, module)  # may not be installed
     store = Store()
     path = StoredAt(store, "/bucket/a.png", protocol)
     assert write(path, replace=False) is True
@@ -711,3 +716,72 @@ def test_a_store_that_refuses_only_deleting_gets_a_warning(caplog):
         check_writable(StoredAt(store, "bucket/x"), owner="ab12")
     assert "s3://conn@bucket/x/.imagen/check-ab12.txt cannot be deleted" in caplog.text
     assert store.find("") == ["/bucket/x/.imagen/about.txt", "/bucket/x/.imagen/check-ab12.txt"]
+
+
+def test_a_file_of_exactly_the_limit_is_read(tmp_path, memory_folder):
+    for folder in (tmp_path, memory_folder):
+        write(folder / "a.txt", b"1234567890")
+        assert read_bytes(folder / "a.txt", max_bytes=10) == b"1234567890"
+        with pytest.raises(StorageError, match="more than 9 bytes"):
+            read_bytes(folder / "a.txt", max_bytes=9)
+
+
+def test_a_file_that_is_longer_than_the_size_it_states_is_read_whole_up_to_the_limit(tmp_path, monkeypatch):
+    """As files are in /proc, and files that grow while they are read."""
+    path, really_fstat = tmp_path / "a.bin", os.fstat
+
+    def fstat(descriptor):
+        status = list(really_fstat(descriptor))
+        status[stat.ST_SIZE] = 0
+        return os.stat_result(status)
+
+    path.write_bytes(DATA)
+    monkeypatch.setattr(os, "fstat", fstat)
+    assert read_bytes(path) == DATA
+    os.truncate(path, 2**25)
+    tracemalloc.start()
+    with pytest.raises(StorageError, match="more than 10 bytes"):
+        read_bytes(path, max_bytes=10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_sizes_are_listed_by_name_on_a_disk_and_in_a_store(tmp_path, memory_folder):
+    names = ["a.png", "sub/b.png", "sub/missing.png", "elsewhere/c.png"]
+    for folder in (tmp_path, memory_folder):
+        for name in ("a.png", "sub/b.png", "sub/not-asked-for.png"):
+            write(folder / name, name.encode())
+        assert file_sizes(folder, names) == {"a.png": 5, "sub/b.png": 9}
+
+
+def test_a_folder_in_use_stays_usable(tmp_path):
+    for name in ("metadata.jsonl", ".imagen/parts/1.jsonl"):
+        write(tmp_path / name)
+    check_writable(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".imagen", "metadata.jsonl"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+@pytest.mark.parametrize(("mode", "name"), [(0o1777, "metadata.jsonl"), (0o777, ".imagen")])
+def test_a_manifest_or_hidden_folder_of_another_user_is_found_before_paying(mode, name):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, mode)
+        write(Path(folder, name, "x") if name == ".imagen" else Path(folder, name))
+        program = textwrap.dedent(
+            f"""
+            import os
+            from pathlib import Path
+            from airflow_provider_imagen.storage.atomic_write import check_writable
+            os.setuid(65534)
+            check_writable(Path({folder!r}))
+            """
+        )
+        run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+        assert f"StorageError: Cannot use {folder}: {name} in it" in run.stderr
+
+
+def test_an_address_is_shown_with_its_connection_and_without_its_password():
+    assert atomic_write.redacted_address(StoredAt(Store(), "/bucket/a.png")) == "s3://conn@bucket/a.png"
+    shown = atomic_write.redacted_address(UPath("https://me:hush@h.example/a.png?sig=hush"))
+    assert shown == "https://me:***@h.example/a.png"

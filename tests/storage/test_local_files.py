@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
 from airflow_provider_imagen.exceptions import StorageError
-from airflow_provider_imagen.storage.atomic_write import check_writable, file_sizes
-from airflow_provider_imagen.storage.local_files import list_folder
+from airflow_provider_imagen.storage.atomic_write import check_writable, file_sizes, read_bytes
+from airflow_provider_imagen.storage.local_files import IrregularFileError, list_folder, open_regular_file
 
 
 def test_a_listing_is_complete_while_others_write_and_rename(tmp_path):
@@ -51,3 +52,43 @@ def test_a_file_in_place_of_the_folder_of_parts_is_found_before_paying(tmp_path)
     (tmp_path / ".imagen/parts").write_text("a file")
     with pytest.raises(StorageError, match="parts in it is not a writable directory"):
         check_writable(tmp_path)
+
+
+def test_a_path_that_leads_out_of_the_output_folder_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "private").write_text("secret")
+    with pytest.raises(IrregularFileError):
+        read_bytes(tmp_path / "out/../private", within=tmp_path / "out")
+
+
+def test_a_folder_in_place_of_a_file_is_reported_as_a_folder(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(IsADirectoryError):
+        open_regular_file(tmp_path / "a.png")
+
+
+def test_without_an_output_folder_links_on_the_way_to_a_file_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.png").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with open_regular_file(tmp_path / "link/a.png") as file:
+        assert file.read() == b"x"
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_becomes_a_pipe_while_it_is_opened_is_not_read(tmp_path, monkeypatch):
+    path, really_open = tmp_path / "a.png", os.open
+
+    def swap_and_open(name, *arguments, **options):
+        if name == path.name:
+            path.unlink()
+            os.mkfifo(path)
+        return really_open(name, *arguments, **options)
+
+    path.write_bytes(b"x")
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    monkeypatch.setattr(os, "open", swap_and_open)
+    with pytest.raises(IrregularFileError):
+        open_regular_file(path)
+    assert len(list(descriptors.iterdir())) == before

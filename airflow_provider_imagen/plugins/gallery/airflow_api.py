@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 from fastapi import HTTPException
 
-from airflow_provider_imagen.plugins.imagen import AIRFLOW_APP
+from airflow_provider_imagen.links.gallery_urls import AIRFLOW_APP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

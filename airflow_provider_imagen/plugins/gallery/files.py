@@ -20,7 +20,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.hooks.paths import open_folder
+from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_images, read_problems
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file

@@ -80,9 +80,9 @@ Id = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-Show = Literal["images", "problems"]
+Show = Literal["pictures", "problems"]
 
-app = FastAPI(title="Images", docs_url=None, redoc_url=None, openapi_url=None)
+app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
 thumbnails = ThumbnailCache()
 
@@ -118,7 +118,7 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         return Response(
             error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
         )
-    return _page(request, "message.html", status=error.status_code, title="Images", message=message)
+    return _page(request, "message.html", status=error.status_code, title="Pictures", message=message)
 
 
 @app.exception_handler(RequestValidationError)
@@ -135,7 +135,7 @@ async def show_task(
     task_id: Id,
     map_index: MapIndex = -1,
     page: PageNumber = 1,
-    show: Show = "images",
+    show: Show = "pictures",
 ) -> Response:
     """Show the images of one task instance, below its first problems."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
@@ -173,7 +173,7 @@ async def show_task(
 
 
 @app.get("/run", dependencies=[may_read])
-async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "images") -> Response:
+async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures") -> Response:
     """Show the images or problems of all tasks in a run."""
     pages = Pages(_root(request))
     async with AirflowApi(request) as api:
@@ -212,7 +212,7 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
         pager=pager,
         empty=empty,
         notes=counted.notes,
-        more_problems=pages.run(dag_id, run_id, show="problems") if show == "images" and total.problems else None,
+        more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and total.problems else None,
     )
 
 
@@ -251,7 +251,7 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
     )
 
 
-@app.get("/image", dependencies=[may_read])
+@app.get("/picture", dependencies=[may_read])
 async def show_image(
     request: Request,
     dag_id: Id,
