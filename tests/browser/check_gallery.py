@@ -281,7 +281,7 @@ def test_a_person_fills_in_the_trigger_form_and_gets_what_was_asked_for(ann: Pag
 def test_the_tab_of_a_run_shows_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}")
     ann.get_by_role("link", name="Pictures", exact=True).click()
-    frame = ann.frame_locator("iframe[title=Images]")
+    frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(13)
     inner = ann.frame(url=re.compile("/imagen/run"))
@@ -294,7 +294,7 @@ def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id:
     light = inner.evaluate("getComputedStyle(document.body).backgroundColor")
     ann.evaluate("localStorage.setItem('theme', 'dark')")
     ann.reload()
-    ann.frame_locator("iframe[title=Images]").locator("a.card").first.wait_for()
+    ann.frame_locator("iframe[title=Pictures]").locator("a.card").first.wait_for()
     inner = ann.frame(url=re.compile("/imagen/run"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
     assert light == "rgb(255, 255, 255)"
@@ -322,7 +322,7 @@ def test_mapped_task_instances_have_links_of_their_own(ann: Page, airflow: Airfl
             f"/api/v2/dags/many_pictures/dagRuns/{run_id}/taskInstances/banners/links?map_index={map_index}"
         )
         assert f"map_index={map_index}" in answer["extra_links"]["Pictures"]
-        ann.goto(f"{airflow.url}{answer['extra_links']['Images'].removeprefix(BASE_PATH)}")
+        ann.goto(f"{airflow.url}{answer['extra_links']['Pictures'].removeprefix(BASE_PATH)}")
         expect(ann.locator("a.card")).to_have_count(1)
 
 
@@ -351,7 +351,7 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
 def test_the_newest_runs_of_a_dag_are_a_tab_too(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures")
     ann.get_by_role("link", name="Pictures", exact=True).click()
-    frame = ann.frame_locator("iframe[title=Images]")
+    frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()
     inner = ann.frame(url=re.compile("/imagen/dag"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
