@@ -61,16 +61,16 @@ def test_an_example_runs(dag_id: str, bag: Any, run_dag: Callable[..., Any], san
 
     assert str(run.state) == "success"
     assert sandbox.ledger()
-    pictures = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".jpg", ".webp")]
-    assert pictures
-    for path in pictures:
-        with Image.open(path) as picture:
-            picture.load()
+    images = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".jpg", ".webp")]
+    assert images
+    for path in images:
+        with Image.open(path) as image:
+            image.load()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.usefixtures("imagen_connection")
-def test_rows_of_every_format_become_the_same_pictures(
+def test_tables_of_every_format_give_the_same_images(
     suffix: str, bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     table = tmp_path / f"rows{suffix}"
@@ -86,9 +86,9 @@ def test_rows_of_every_format_become_the_same_pictures(
     assert str(run.state) == "success"
     names = sorted(path.name for path in (tmp_path / run.run_id).glob("*.png"))
     assert names == ["fox-0.png", "fox-1.png", "heron-0.png"]
-    asked = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
-    assert (asked["Ein Fuchs, überrascht"]["aspect_ratio"], asked["Ein Fuchs, überrascht"]["num_images"]) == ("3:4", 2)
-    assert {"aspect_ratio", "num_images"} & set(asked['A "heron", wading']) == set()
+    sent = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
+    assert (sent["Ein Fuchs, überrascht"]["aspect_ratio"], sent["Ein Fuchs, überrascht"]["num_images"]) == ("3:4", 2)
+    assert {"aspect_ratio", "num_images"} & set(sent['A "heron", wading']) == set()
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -104,7 +104,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_what_the_form_lets_people_enter_is_what_the_task_takes(
+def test_the_form_and_the_task_accept_the_same_values(
     bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     """Every choice the form offers, and its limits, are taken; what lies beyond is refused by the form."""
@@ -128,7 +128,7 @@ def test_what_the_form_lets_people_enter_is_what_the_task_takes(
             form.params.get_param(name).resolve(beyond)
 
 
-def test_no_example_asks_for_a_model_whose_end_is_announced() -> None:
+def test_no_example_uses_a_model_with_an_announced_end() -> None:
     uses = find_models(EXAMPLES).uses
     assert len(uses) > 5
     for use in uses:
@@ -137,7 +137,7 @@ def test_no_example_asks_for_a_model_whose_end_is_announced() -> None:
         assert (model.status, model.ends) == ("listed", None), use
 
 
-def test_a_pool_of_an_example_is_made_with_a_command_its_page_shows(bag: Any) -> None:
+def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> None:
     """A task whose pool is not there waits for ever."""
     for dag in bag.dags.values():
         for pool in {task.pool for task in dag.tasks} - {"default_pool"}:
@@ -147,7 +147,7 @@ def test_a_pool_of_an_example_is_made_with_a_command_its_page_shows(bag: Any) ->
 
 
 @pytest.mark.timeout(420)  # three commands of Airflow, seconds each, on a busy machine much more
-def test_airflow_itself_finds_nothing_wrong_with_the_examples(tmp_path: Path) -> None:
+def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
     """The commands a user would run: a database of its own, the folder of examples, ``list-import-errors``."""
     environment = {
         **os.environ,

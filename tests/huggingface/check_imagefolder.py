@@ -60,13 +60,13 @@ def test_a_folder_opens_as_an_imagefolder(tmp_path):
     assert [row["map_index"] for row in found] == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_folder_is_recognised_without_saying_what_it_is(tmp_path):
+def test_a_folder_is_recognized_without_naming_its_type(tmp_path):
     fill(tmp_path / "out", ["a"])
     found = load_dataset(str(tmp_path / "out"), split="train")
     assert [row["image"].size for row in found] == [(30, 20)] * 2
 
 
-def test_pictures_named_like_splits_are_all_there_when_told_not_to_guess(tmp_path):
+def test_images_named_like_splits_are_all_loaded_with_explicit_data_files(tmp_path):
     fill(tmp_path / "out", ["train-1", "test", "cat"])
     found = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), data_files="**", split="train")
     assert len(found) == 6
