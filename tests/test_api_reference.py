@@ -1,4 +1,4 @@
-"""The API reference is built without a warning, and tells of everything that is public."""
+"""The API reference builds without warnings and covers everything that is public."""
 
 from __future__ import annotations
 

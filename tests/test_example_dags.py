@@ -1,4 +1,4 @@
-"""Every example runs against the sandbox, and is fit to be shown."""
+"""Every example runs against the sandbox and is ready to be shown."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 def test_the_form_and_the_task_accept_the_same_values(
     bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """Every choice the form offers, and its limits, are taken; what lies beyond is refused by the form."""
+    """The task accepts every choice and limit of the form; the form rejects anything beyond."""
     form = bag.dags["imagen_trigger_form"]
     schema = {name: form.params.get_param(name).schema for name in form.params}
     for model, shape, count, seed in zip(
@@ -138,7 +138,7 @@ def test_no_example_uses_a_model_with_an_announced_end() -> None:
 
 
 def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> None:
-    """A task whose pool is not there waits for ever."""
+    """A task whose pool does not exist waits forever."""
     for dag in bag.dags.values():
         for pool in {task.pool for task in dag.tasks} - {"default_pool"}:
             slots = re.search(rf"airflow pools set {pool} (\d+) ", dag.doc_md)
@@ -146,9 +146,9 @@ def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> No
             assert all(task.pool_slots <= int(slots[1]) for task in dag.tasks if task.pool == pool)
 
 
-@pytest.mark.timeout(420)  # three commands of Airflow, seconds each, on a busy machine much more
+@pytest.mark.timeout(420)  # three Airflow commands: seconds each, much longer on a busy machine
 def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
-    """The commands a user would run: a database of its own, the folder of examples, ``list-import-errors``."""
+    """Run a user's commands, with a fresh database and the folder of examples."""
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
@@ -167,7 +167,7 @@ def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
     airflow("db", "migrate")
     assert "No data found" in airflow("dags", "list-import-errors", "--local")
     out = airflow("dags", "list", "--local", "--output", "json")
-    listed = json.loads(out[out.index("[{") :])  # behind a warning that graphviz is not there
+    listed = json.loads(out[out.index("[{") :])  # after a warning that graphviz is missing
     assert {dag["dag_id"] for dag in listed} == {*_runnable(), *NEEDS_A_PERSON, *NEEDS_AN_EVENT}
 
 

@@ -22,7 +22,7 @@ _AIRFLOW = "import airflow.sdk; from airflow.sdk import BaseHook, BaseOperator, 
 
 
 def loaded(*statements):
-    """What a fresh process has loaded after these statements."""
+    """Return the modules that a fresh process has loaded after these statements."""
     code = _PROBE.format(statements="\n".join(statements))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
@@ -35,7 +35,7 @@ def top_level_packages(modules):
 
 @pytest.fixture(scope="module")
 def airflow():
-    """What Airflow itself has loaded before a DAG file of ours is read."""
+    """The modules that Airflow itself has loaded before it reads one of our DAG files."""
     return loaded(_AIRFLOW)
 
 

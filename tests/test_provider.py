@@ -37,7 +37,7 @@ def schema(name):
 
 
 def class_paths(value):
-    """Every class or function a structure of provider metadata names."""
+    """Yield every class and function that provider metadata names."""
     if isinstance(value, dict):
         for key, part in value.items():
             if key.endswith("class-name") or key in ("factory", "handler", "plugin-class"):
@@ -155,7 +155,7 @@ def test_every_form_field_is_documented_in_the_hooks_docstring(connection_type):
 
 
 def test_airflow_requires_what_the_package_leaves_to_it():
-    """The rule beside the dependencies in ``pyproject.toml``, in the installed version of Airflow."""
+    """The rule stated next to the dependencies in ``pyproject.toml`` holds for the installed Airflow."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     left_to_airflow = settings["tool"]["deptry"]["per_rule_ignores"]["DEP003"]
     lines = [line for name in ("apache-airflow-core", "apache-airflow-task-sdk") for line in requires(name)]

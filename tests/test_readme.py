@@ -107,7 +107,7 @@ def test_ci_runs_the_commands_shown_in_the_readme(mark: str) -> None:
     assert shown.strip() == command
     if mark == "try":
         assert 'bash -c "$(readme_command try)"' in script
-    else:  # with a wrapper around pytest that measures
+    else:  # with a measuring wrapper around pytest
         assert command.count("-m pytest") == 1
         assert "tests=$(readme_command tests)\n" in script
         assert re.search(r'bash -c "\$\{tests/-m pytest/\$measure -m pytest [^}]*\}"\n', script)
@@ -207,7 +207,7 @@ def test_the_connections_from_environment_variables_work(monkeypatch: pytest.Mon
     assert ok, message
 
 
-@pytest.mark.timeout(420)  # four commands of Airflow, seconds each, on a busy machine much more
+@pytest.mark.timeout(420)  # four Airflow commands: seconds each, much longer on a busy machine
 def test_the_commands_for_airflows_database_work(tmp_path: Path) -> None:
     database = {
         "AIRFLOW_HOME": str(tmp_path),

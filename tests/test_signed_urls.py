@@ -27,7 +27,7 @@ def test_a_url_with_a_query_counts_as_signed(url, signed):
         ("se=2026-11-21T10%3A00%3A00Z&sig=x", datetime(2026, 11, 21, 10, tzinfo=UTC)),  # Azure
         ("se=2026-11-21&sig=x", datetime(2026, 11, 21, tzinfo=UTC)),
         ("se=2026-11-21T12:00:00%2B02:00", datetime(2026, 11, 21, 10, tzinfo=UTC)),
-        ("Expires=1795255200&Signature=x", datetime(2026, 11, 21, 10, tzinfo=UTC)),  # S3 of old, CloudFront, Aliyun
+        ("Expires=1795255200&Signature=x", datetime(2026, 11, 21, 10, tzinfo=UTC)),  # older S3, CloudFront, Aliyun
         ("X-Amz-Date=20261121T090000Z&X-Amz-Expires=3600", datetime(2026, 11, 21, 10, tzinfo=UTC)),
         ("X-Tos-Date=20261120T100000Z&X-Tos-Expires=86400", datetime(2026, 11, 21, 10, tzinfo=UTC)),
         ("X-Goog-Date=20261121T090000Z&X-Goog-Expires=3600", datetime(2026, 11, 21, 10, tzinfo=UTC)),

@@ -1,8 +1,8 @@
 """
 What people see: a real Airflow behind a base path, a real Chromium, two users.
 
-Run by ``set-up.sh``, in an environment that has the browser's driver and not Airflow. The tests build on each other, in
-the order they stand.
+Run by ``set-up.sh``, in an environment with the browser's driver but without Airflow. The tests depend on each other
+and run in the order of this file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "example_dags"
 ARTIFACTS = Path(os.environ["ARTIFACTS"])
-expect.set_options(timeout=60_000)  # a busy machine takes its time over a page
+expect.set_options(timeout=60_000)  # pages load slowly on a busy machine
 TIMEOUT_SECONDS = 150
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
@@ -96,7 +96,7 @@ def _free_port() -> int:
 
 
 def _start(name: str, command: list[str], environment: dict[str, str]) -> Path:
-    """Start a process in a session of its own, which set-up.sh ends with everything in it."""
+    """Start a process in its own session, which set-up.sh terminates as a whole."""
     log = WORK / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=WORK, start_new_session=True)
@@ -191,7 +191,7 @@ def ann(browser: Browser, airflow: Airflow) -> Iterator[Page]:
     context = _log_in(browser, airflow, "ann", color_scheme="light")
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    # What the browser refuses to do must not be silent: the pages ask for nothing their policy forbids.
+    # Collect policy violations, of which the last test expects none.
     page.refused = []
     page.on(
         "console",
@@ -206,7 +206,7 @@ def _screenshot(page: Page, name: str, **options: Any) -> None:
 
 
 def _all_loaded(frame: Any) -> bool:
-    """Whether there are pictures in sight, and all of them came."""
+    """Return whether images are in view and all of them have loaded."""
     script = """() => {
         const inSight = (image) => !image.hidden && image.getBoundingClientRect().top < innerHeight;
         const images = [...document.querySelectorAll("img")].filter(inSight);
@@ -371,8 +371,8 @@ def test_a_person_picks_the_best_and_only_those_are_published(ann: Page, airflow
     run = airflow.start_run("imagen_pick_best", output_path=str(WORK / "picked"))
     airflow.wait_for("imagen_pick_best", run, "awaiting_input", "review")
     ann.goto(f"{airflow.url}/dags/imagen_pick_best/runs/{run}/tasks/review/required_actions")
-    pictures = ann.locator("table img")
-    expect(pictures).to_have_count(4)
+    images = ann.locator("table img")
+    expect(images).to_have_count(4)
     _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
     _screenshot(ann, "11-review", full_page=True)
     for number in ("2", "4"):

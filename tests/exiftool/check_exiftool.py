@@ -1,5 +1,5 @@
 """
-The provenance is read, and the files found sound, by exiftool: the tool everybody checks metadata with.
+exiftool, the standard metadata tool, reads the provenance and finds the files valid.
 
 ``set-up.sh`` installs it where it is missing and runs this.
 """

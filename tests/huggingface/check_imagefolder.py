@@ -1,7 +1,7 @@
 """
-A folder of pictures opens as a Hugging Face dataset, with the real ``datasets`` package.
+An output folder opens as a Hugging Face dataset, with the real ``datasets`` package.
 
-``set-up.sh`` runs it in an environment of its own, which needs no Airflow.
+``set-up.sh`` runs this in a separate environment without Airflow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def fill(folder, stems, seeds=(1, None)):
-    """Store pictures as two mapped task instances would, with previews and failures."""
+    """Store images as two mapped task instances would, with previews and failures."""
     for map_index in range(2):
         ti_key = replace(TI_KEY, map_index=map_index)
         lines = []

@@ -1,5 +1,5 @@
 """
-Pictures in object stores: whole, typed, described, never half there, and never paid for twice.
+Images in object stores: complete, with type and metadata, never partial, and never paid for twice.
 
 ``set-up.sh`` installs what this needs and runs it.
 """
@@ -37,7 +37,7 @@ SHADES = ["one raccoon", "two raccoons", "three raccoons"]
 
 
 class WithoutStateStore(ImagenGenerateOperator):
-    """The operator as Airflow 3.1 and 3.2 run it: there is no task state store."""
+    """The operator as Airflow 3.1 and 3.2 run it: without a task state store."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -78,7 +78,7 @@ def test_images_are_stored_complete_and_typed_with_manifest_previews_and_sheet(
     sheet = paint.summary["contact_sheet"].removeprefix(f"{place.url}/")
     assert place.read(sheet)[1] == "image/webp"
     hidden = {key for key in place.list() if key.startswith(".imagen/")}
-    assert len(hidden) == 3 + 1 + 1 + 1  # previews, the sheet, a part of the manifest, the words about the folder
+    assert len(hidden) == 3 + 1 + 1 + 1  # previews, the sheet, a part of the manifest, the note about the folder
     assert set(place.list()) == {*names, *hidden, "metadata.jsonl"}
     assert len(sandbox.ledger()) == 3
 
@@ -94,7 +94,9 @@ def test_base64_responses_are_stored_and_passed_on_by_path(place: Place, paint: 
 
 @pytest.mark.parametrize("operator", [ImagenGenerateOperator, WithoutStateStore])
 def test_a_retry_reuses_stored_images(place: Place, paint: Painting, sandbox: Sandbox, operator: Any) -> None:
-    sandbox.add_fault(Fault("status", status=503, retry_after=0, prompt="two", times=6))  # as often as one try sends it
+    sandbox.add_fault(
+        Fault("status", status=503, retry_after=0, prompt="two", times=6)
+    )  # as often as one attempt sends it
     journals: list[list[str]] = []
 
     def look() -> None:
@@ -106,7 +108,7 @@ def test_a_retry_reuses_stored_images(place: Place, paint: Painting, sandbox: Sa
     assert len([request for request in sandbox.seen() if request.host == "cdn"]) == 3
     assert len(place.manifest()) == len(place.pictures()) == 3
     assert bool(journals[0]) == (operator is WithoutStateStore)
-    assert [key for key in place.list() if "journal" in key] == []  # forgotten after the success
+    assert [key for key in place.list() if "journal" in key] == []  # deleted after success
 
 
 def test_an_image_deleted_between_attempts_is_downloaded_again_without_paying(
@@ -136,7 +138,7 @@ def test_a_missing_bucket_is_reported_before_paying(place: Place, paint: Paintin
 def test_a_wrong_secret_is_reported_before_paying_and_not_shown(
     place: Place, paint: Painting, sandbox: Sandbox
 ) -> None:
-    if not place.store.checks_secrets:  # then the gate says what the real one would
+    if not place.store.checks_secrets:  # then the gate responds as the real store would
         place.store.gate.refuses = "everything"
     state = paint(prompt=RACCOON, output_path=place.at(place.connect(good=False), f"{BUCKET}/{place.folder}"))
 
@@ -174,7 +176,7 @@ def test_losing_a_permission_after_paying_costs_nothing_more(place: Place, paint
     assert paint.summary["adopted"] == 1
 
 
-@pytest.mark.timeout(300)  # the stores' own clients try again for up to a minute, each time they are asked
+@pytest.mark.timeout(300)  # the stores' own clients retry each call for up to a minute
 def test_a_server_crash_during_an_upload_leaves_no_partial_image(
     place: Place, paint: Painting, sandbox: Sandbox
 ) -> None:
@@ -254,7 +256,7 @@ def test_the_batch_example_stores_and_its_next_task_reads_the_manifest(
 
 
 def test_each_stores_rejection_is_reported_in_our_words(place: Place) -> None:
-    """Expired credentials answer differently from missing rights; both are told as what they are."""
+    """Expired credentials fail differently from missing permissions; both are reported as such."""
     from airflow.sdk import ObjectStoragePath
 
     gate = place.store.gate

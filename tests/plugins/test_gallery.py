@@ -1,4 +1,4 @@
-"""The gallery, inside Airflow's real web application, over pictures a real task made."""
+"""The gallery, inside Airflow's real web application, showing images that a real task generated."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ def test_malformed_records_do_not_break_a_page(forged: Any, visit: Any) -> None:
 
 
 def test_out_of_range_values_do_not_break_a_page(forged: Any, visit: Any, tmp_path: Path) -> None:
-    """A manifest may hold what no XCom would: numbers no ``float`` takes, and half a character."""
+    """A manifest may hold what no XCom can: numbers too large for a ``float``, and lone surrogates."""
     huge = 10**400
     manifest = tmp_path / "metadata.jsonl"
     gallery = forged({"manifest": str(manifest), "count": 3})
@@ -428,7 +428,7 @@ def test_a_page_works_without_a_failures_file(forged: Any, visit: Any, tmp_path:
     assert "cannot be read" not in page.text
 
 
-# --- who may see it ---------------------------------------------------------------------------------------------------
+# --- access -----------------------------------------------------------------------------------------------------------
 
 
 def _routes(gallery: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -529,7 +529,7 @@ def test_a_record_cannot_expose_a_file_whose_content_its_author_does_not_know(
 def test_a_preview_is_created_only_from_the_image_that_matches_the_record(
     forged: Any, visit: Any, tmp_path: Path
 ) -> None:
-    """A preview that lies where a task would put one shows somebody else's picture, and proves nothing."""
+    """A file at the path of a preview may show somebody else's image, so it proves nothing."""
     other = tmp_path / "other"
     (other / ".imagen" / "thumbnails").mkdir(parents=True)
     picture_file(other / "secret.png")
@@ -612,11 +612,11 @@ def test_large_images_are_not_held_in_memory(
     store.write_bytes(data)
     for path, opens in ((fields["path"], files.open_folder), ("memory://gallery/large.png", UPath)):
         where = {"path": path, "bytes": len(data), "sha256": fields["sha256"]}
-        picture = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
+        image = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
         with monkeypatch.context() as patch:
-            patch.setattr(files, "open_folder", opens)  # Airflow knows no store in memory
+            patch.setattr(files, "open_folder", opens)  # Airflow has no in-memory store
             tracemalloc.start()
-            with files.open_image_file(picture) as file:
+            with files.open_image_file(image) as file:
                 assert files.media_type(file) == "image/png"
                 _, highest = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
@@ -628,7 +628,7 @@ def test_large_images_are_not_held_in_memory(
 
 
 def test_many_concurrent_visitors_all_get_their_previews(tmp_path: Path) -> None:
-    """Whoever makes a preview holds a whole picture and asks for its kind, which must not wait for another's."""
+    """Creating a preview holds an image and detects its type, which must not wait for another preview."""
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
@@ -638,8 +638,8 @@ def test_many_concurrent_visitors_all_get_their_previews(tmp_path: Path) -> None
 
     def look(number: int) -> bytes:
         fields = picture_file(tmp_path / f"{number}.webp")
-        picture = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **fields)
-        with files.image_bytes(picture) as data:
+        image = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **fields)
+        with files.image_bytes(image) as data:
             return cache.make(fields["sha256"], data)
 
     with ThreadPoolExecutor(8) as pool:
@@ -694,7 +694,7 @@ HARMLESS = {
 
 
 class Elements(HTMLParser):
-    """What a browser would make of a page."""
+    """The elements that a browser would find on a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -816,7 +816,7 @@ def test_the_connection_of_a_store_is_not_shown(forged: Any, visit: Any) -> None
     assert "<code>/pictures/x@y.png</code>" in local
 
 
-# --- making it again --------------------------------------------------------------------------------------------------
+# --- generating it again ----------------------------------------------------------------------------------------------
 
 
 def read_snippet(visit: Any, gallery: Any, *, image: int = 0) -> str:
@@ -827,7 +827,7 @@ def read_snippet(visit: Any, gallery: Any, *, image: int = 0) -> str:
 
 @pytest.fixture
 def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[[str, Path], list[dict[str, Any]]]:
-    """Give a function that pastes code into a DAG, runs it, and gives the records of the pictures it made."""
+    """Return a function that pastes code into a DAG, runs it and returns the records of its images."""
     from airflow.sdk import DAG
 
     def run(code: str, folder: Path) -> list[dict[str, Any]]:
@@ -903,7 +903,7 @@ def test_the_snippet_marks_where_the_input_images_belong(painted: Any, visit: An
     assert again["prompt"] == "night"
 
 
-# --- where it lives ---------------------------------------------------------------------------------------------------
+# --- deployment -------------------------------------------------------------------------------------------------------
 
 
 def test_every_url_keeps_the_base_path(painted: Any, visit: Any, tmp_path: Path) -> None:
@@ -921,7 +921,7 @@ def test_every_url_keeps_the_base_path(painted: Any, visit: Any, tmp_path: Path)
 
 
 def test_importing_the_plugin_loads_nothing_heavy() -> None:
-    """Task processes import the plugin: no more may come with it than the base class of the button's link."""
+    """Task processes import the plugin, which may load nothing but the base class of the operator link."""
     code = """
         import sys
         import airflow.plugins_manager

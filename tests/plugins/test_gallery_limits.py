@@ -1,4 +1,4 @@
-"""What the gallery gives away about files it does not show, and what a visitor can make the web server spend."""
+"""What the gallery reveals about files it does not show, and what a visitor can cost the web server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def line(number: int = 0, **values: Any) -> str:
     return json.dumps({"file_name": f"{number}.png", **record(prompt_index=number), **ids, **values})
 
 
-# --- what is given away -----------------------------------------------------------------------------------------------
+# --- what is revealed -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"root:x:0:0\n", b"", b"<html>", b"\x89PNG\r\n\x1a\n not one", b"\0" * 5000])
@@ -67,7 +67,7 @@ def test_no_response_confirms_the_digest_of_a_file_that_is_not_an_image(
 
 
 def test_knowing_a_digest_does_not_give_access_to_the_preview(forged: Any, visit: Any, tmp_path: Path) -> None:
-    """Its preview was made for somebody who may see it; the other knows a digest, and not where the picture is."""
+    """The preview was created for an authorized user; another user knows the digest, but not the path."""
     Image.effect_noise((64, 64), 50).save(tmp_path / "secret.png")
     fields = file_fields(tmp_path / "secret.png")
     ours = forged([record(**fields)])
@@ -145,7 +145,7 @@ def test_lines_longer_than_a_task_writes_are_skipped(tmp_path: Path) -> None:
     long = line(1, junk=[{}] * 1_000_000)
     manifest.write_text("\n".join([long, line(0), "no json", "[1]", long, line(2), line(3, map_index=0), long]))
 
-    assert [picture.prompt_index for picture in read_manifest_images(TI, str(manifest))] == [0, 2]
+    assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
 def test_a_last_line_without_a_newline_and_a_line_at_the_limit_are_read(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_last_line_without_a_newline_and_a_line_at_the_limit_are_read(tmp_path
     padding = files._MAX_LINE_BYTES - len(line(0, junk="")) - 1
     manifest.write_text(line(0, junk="x" * padding) + "\n" + line(1, junk="x" * (padding + 1)) + "\n" + line(2))
 
-    assert [picture.prompt_index for picture in read_manifest_images(TI, str(manifest))] == [0, 2]
+    assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
 def test_a_task_shows_a_limited_number_of_images_and_says_so(
@@ -196,7 +196,7 @@ def test_failures_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pyt
 
 
 class Results:
-    """A memory of texts, and what had to be worked for."""
+    """A cache of texts, and the keys that had to be computed."""
 
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
@@ -219,7 +219,7 @@ def test_the_cache_is_bounded_by_bytes() -> None:
         for key in ("a", "b", "a", "c"):
             await results.get(key, 40)
         assert results.worked == ["a", "b", "c"]
-        assert [results.memory.knows(key) for key in "abc"] == [True, False, True]  # b was the longest unused
+        assert [results.memory.knows(key) for key in "abc"] == [True, False, True]  # b was the least recently used
 
         await results.get("huge", 10_000)
         assert [results.memory.knows(key) for key in ("a", "c", "huge")] == [False, False, True]

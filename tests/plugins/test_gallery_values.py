@@ -1,4 +1,4 @@
-"""What the gallery's pages say: numbers, order, navigation, and headers that decide what browsers keep."""
+"""The content of the gallery's pages: numbers, order, navigation, and the headers that control browser caches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def numbered(count: int, **values: Any) -> list[dict[str, Any]]:
 
 
 def pager(html: str) -> tuple[str | None, str | None, str | None]:
-    """Return the page number of the link back, what the pager says, and the page number of the link onwards."""
+    """Return the previous page number, the text of the pager, and the next page number."""
     found = re.search(r'<nav class="pager" aria-label="Pages">(.*?)</nav>', html, re.DOTALL)
     if found is None:
         return None, None, None
@@ -208,7 +208,7 @@ def test_a_malformed_record_hides_no_other_wherever_it_is(place: int) -> None:
     records: list[Any] = numbered(2)
     records.insert(place, {"prompt_index": "x"})
 
-    assert [picture.prompt for picture in read_images(TI, records)] == ["prompt 000", "prompt 001"]
+    assert [image.prompt for image in read_images(TI, records)] == ["prompt 000", "prompt 001"]
 
 
 def test_a_key_that_cannot_be_encoded_does_not_hide_the_rest_of_its_record() -> None:
@@ -494,7 +494,7 @@ def test_a_task_that_generated_nothing_says_so(forged: Any, visit: Any) -> None:
     assert "This task generated no images." in visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
 
-# --- files and what browsers keep -------------------------------------------------------------------------------------
+# --- files and browser caches -----------------------------------------------------------------------------------------
 
 
 def test_pages_are_never_cached_and_images_are_revalidated_by_digest(painted: Any, visit: Any, tmp_path: Path) -> None:
@@ -664,7 +664,7 @@ def test_the_login_returns_to_the_page(forged: Any, visit: Any) -> None:
     ],
 )
 def test_a_page_may_load_images_only_from_the_servers_that_host_them(url: str | None, origin: str | None) -> None:
-    picture = GalleryImage(ti=TI, prompt_index=0, image_index=0, url=url)
+    image = GalleryImage(ti=TI, prompt_index=0, image_index=0, url=url)
     stored = GalleryImage(
         ti=TI,
         prompt_index=0,
@@ -675,8 +675,8 @@ def test_a_page_may_load_images_only_from_the_servers_that_host_them(url: str | 
         sha256="0" * 64,
     )
 
-    assert remote_link(picture.url) == (url if origin else None)
-    assert image_sources([stored, picture, picture]) == " ".join(sorted({"'self'", origin or "'self'"}))
+    assert remote_link(image.url) == (url if origin else None)
+    assert image_sources([stored, image, image]) == " ".join(sorted({"'self'", origin or "'self'"}))
 
 
 def test_the_snippet_contains_exactly_what_was_sent() -> None:
@@ -689,7 +689,7 @@ def test_the_snippet_contains_exactly_what_was_sent() -> None:
         "negative_prompt": None,
         "loras": [{"path": "x", "scale": 0.5}],
     }
-    picture = GalleryImage(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
+    image = GalleryImage(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
     expected = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
         "ImagenGenerateOperator(\n"
@@ -699,13 +699,13 @@ def test_the_snippet_contains_exactly_what_was_sent() -> None:
         "    # input_images: the original input images\n)\n"
     )
 
-    assert snippet(picture, parameters) == expected
+    assert snippet(image, parameters) == expected
     assert "num_images=4," in snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
     bare = snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
     assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
 
 
-# --- what is remembered -----------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
 def test_results_expire_and_the_least_recently_used_is_evicted_first() -> None:
@@ -729,7 +729,7 @@ def test_results_expire_and_the_least_recently_used_is_evicted_first() -> None:
         assert not memory.knows("a")
         assert await ask("a", "a4") == "a4"
         assert await ask("b", "b1") == "b1"
-        assert await ask("a", "a5") == "a4"  # now "b" is the longest unused
+        assert await ask("a", "a5") == "a4"  # now "b" is the least recently used
         assert await ask("c", "c1") == "c1"
         assert [key for key in "abc" if memory.knows(key)] == ["a", "c"]
 
@@ -765,7 +765,7 @@ def test_more_entries_than_one_airflow_page_are_all_found(run_dag: Callable[...,
         @task
         def paint(numbers: list[int], ti: Any = None) -> None:
             for number in numbers:
-                ti.xcom_push(key=f"summary {number}", value=1)  # sorts behind and is somebody else's
+                ti.xcom_push(key=f"summary {number}", value=1)  # sorts after ours and belongs to another tool
             ti.xcom_push(key="images", value=[record()])
             ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.01})
 

@@ -197,8 +197,8 @@ def test_exceeding_the_file_size_limit_is_reported_and_leaves_no_file(tmp_path):
             print(error)
         """
     )
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "exceeds this process's file size limit" in said
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "exceeds this process's file size limit" in output
     assert os.listdir(tmp_path) == []
 
 
@@ -315,7 +315,7 @@ def test_a_partially_stored_object_is_an_error_and_is_removed(protocol):
 
 
 def test_a_shared_file_is_neither_measured_nor_removed():
-    """Another writer's newer version has another size; treating it as a broken one of ours would destroy it."""
+    """Another writer's newer version has another size; treating it as a broken write of ours would destroy it."""
     store = Store(keep=1000)
     write(StoredAt(store, "/bucket/metadata.jsonl", "memory"), shared=True)
     assert len(store.cat_file("/bucket/metadata.jsonl")) == 1000
@@ -326,7 +326,7 @@ def test_a_shared_file_is_neither_measured_nor_removed():
 
 
 def test_a_stale_listing_is_ignored():
-    """Another thread's listing can put an old answer into the store's cache at any moment."""
+    """Another thread's listing can put a stale entry into the store's cache at any moment."""
     store = Store()
     real, results = store.info, [FileNotFoundError(), {"size": 3}]
 
@@ -359,7 +359,7 @@ def test_an_existing_object_is_kept_unless_it_may_be_replaced(protocol, monkeypa
 def test_the_store_decides_between_two_writers_of_a_new_object():
     class Late(Store):
         def exists(self, path, **options):
-            return False  # the other one was not there yet
+            return False  # the other object did not exist yet
 
     store = Late()
     write(StoredAt(store, "/bucket/a.png"))
@@ -626,12 +626,12 @@ def test_symbolic_links_in_the_hidden_folder_are_detected_before_paying(tmp_path
         check_writable(tmp_path)
 
 
-# What a folder has to allow
+# Permissions that a folder needs
 
 
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_disk_that_cannot_rename_or_replace_is_detected_before_paying(tmp_path, monkeypatch, call):
-    """As with mounted object stores; some rename, but refuse to replace."""
+    """As with mounted object stores, some of which rename but never replace."""
     real, calls = os.replace, []
 
     def replace(*names, **folders):
@@ -727,7 +727,7 @@ def test_a_file_of_exactly_the_limit_is_read(tmp_path, memory_folder):
 
 
 def test_a_file_larger_than_its_reported_size_is_read_up_to_the_limit(tmp_path, monkeypatch):
-    """As files are in /proc, and files that grow while they are read."""
+    """Like files in /proc, or files that grow while they are read."""
     path, really_fstat = tmp_path / "a.bin", os.fstat
 
     def fstat(descriptor):

@@ -54,7 +54,7 @@ def test_png_keeps_every_pixel():
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_the_camera_orientation_is_applied_and_removed(image_format):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the top of the picture is on the right
+    exif[0x0112] = 6  # the top of the image is on the right
     exif[0x010E] = "stays"
     before = saved(smooth((64, 48)), "JPEG", exif=exif)
     after = opened(convert_image(before, image_format=image_format))
@@ -116,14 +116,14 @@ def test_a_colour_profile_is_kept_only_with_pixels_it_fits(profile, mode, make):
     before = saved(image, kind, icc_profile=PROFILES[profile], **options)
     notes = []
     if make in IMAGE_FORMATS:
-        quality = None if make == "png" else 90  # so that a JPEG is encoded anew, too
+        quality = None if make == "png" else 90  # so that a JPEG is re-encoded too
         after = opened(convert_image(before, image_format=make, quality=quality, notes=notes))
     elif make == "scaled":
         after = opened(resize_to_limits(before, max_side_pixels=100)[0])
     else:
         after = opened(make_thumbnail(before, pixels=64))
     kept = after.info.get("icc_profile")
-    if kept and not (make == "png" and kind == "PNG"):  # that one is returned as it came
+    if kept and not (make == "png" and kind == "PNG"):  # returned unchanged
         assert kept[16:20] == SPACES.get(after.mode, b"RGB ")
     fitting = PROFILES[profile][16:20] == SPACES.get(mode, b"RGB ")
     if make == "jpeg" and fitting and mode != "CMYK":
@@ -151,7 +151,7 @@ def test_converted_grey_pixels_keep_the_look_of_their_profile(mode, image_format
 
 
 def test_a_large_colour_profile_of_a_png_is_kept():
-    large = PROFILE + bytes(range(256)) * 6_000  # what follows its parts counts as nothing
+    large = PROFILE + bytes(range(256)) * 6_000  # bytes after its tags are ignored
     large = struct.pack(">I", len(large)) + large[4:]
     before = saved(smooth(), "PNG", icc_profile=large)
     assert opened(convert_image(before, image_format="webp")).info["icc_profile"] == large

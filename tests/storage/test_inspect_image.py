@@ -212,7 +212,7 @@ def test_an_image_of_exactly_the_pixel_limit_is_accepted():
 
 
 def test_pillow_settings_are_neither_changed_nor_needed(monkeypatch):
-    """What another task of the process has set stays, and does not affect inspection."""
+    """Settings changed by another task of the process are kept and do not affect inspection."""
     data = picture()
     at = data.index(b"IDAT") - 4
     data = data[:at] + ASIDE["zTXt of 1.5 MB"] + ASIDE["iCCP of 1.5 MB"] + data[at:]

@@ -134,7 +134,7 @@ def test_runs_and_mapped_tasks_can_share_a_folder(folder, ti_key):
 
 
 def test_tasks_that_finish_at_the_same_time_lose_no_lines(folder, ti_key):
-    """Thirty mapped instances write at the same time; whatever order they end in, every line is there."""
+    """Thirty mapped instances write concurrently; every line survives, whatever order they finish in."""
     ti_keys = [replace(ti_key, map_index=number) for number in range(30)]
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(lambda one: write_manifest(folder, ti_key=one, lines=[line(one, 0), line(one, 1)]), ti_keys))
@@ -142,7 +142,7 @@ def test_tasks_that_finish_at_the_same_time_lose_no_lines(folder, ti_key):
 
 
 def test_a_part_that_appears_while_the_manifest_is_written_is_included(folder, ti_key, monkeypatch):
-    """The one bad moment, forced: another task ends between our look at the parts and our writing."""
+    """Force the race: another task finishes after the parts are listed and before the manifest is written."""
     other = replace(ti_key, run_id="other")
     real, done = manifest.write_bytes_atomically, []
 
@@ -273,7 +273,7 @@ def test_an_edited_part_adds_no_unreadable_lines_to_the_manifest(folder, ti_key)
     assert b"\r" not in read_bytes(folder / "metadata.jsonl")
 
 
-# --- parts of attempts that another one has replaced ------------------------------------------------------------------
+# --- parts of replaced attempts ---------------------------------------------------------------------------------------
 
 
 def save(folder, *names):
@@ -343,7 +343,7 @@ def test_a_replaced_attempt_removes_only_the_failures_it_resolved(folder, ti_key
     assert read_failures(folder, ti_key) == []
 
 
-# --- lines of others --------------------------------------------------------------------------------------------------
+# --- foreign lines ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -53,7 +53,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "TIFF"])
 def test_all_threads_together_decode_no_more_than_the_budget(watched, tmp_path, image_format):
-    data = picture(image_format, size=(150, 100))  # 15,000 pixels: six fit once each, one when it is converted
+    data = picture(image_format, size=(150, 100))  # 15,000 pixels: six fit decoded, or one during conversion
 
     def save(number):
         wanted = ("png", "jpeg", "webp", None)[number % 4]

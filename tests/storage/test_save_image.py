@@ -138,7 +138,7 @@ def test_the_longest_names_leave_room_for_extension_preview_and_collision_suffix
 
 
 def test_many_files_leak_no_descriptors(tmp_path, ti_key):
-    """A leak of one for each file would end a worker at 1024 images."""
+    """Leaking one per file would crash a worker after about 1024 images."""
 
     def write_all(start: int) -> None:
         for number in range(start, start + 50):

@@ -110,7 +110,7 @@ def test_entity_expansion_is_bounded():
     for data in (laughs, many):
         with pytest.raises(BadImageError):
             inspect_image(data, accept_svg=True)
-    assert read_svg_size(external) == (0, 0)  # nothing is read for it
+    assert read_svg_size(external) == (0, 0)  # the entity is not fetched
     assert time.monotonic() - started < 5
 
 
