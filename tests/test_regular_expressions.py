@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 ROOT = Path(airflow_provider_imagen.__file__).parent
 METHODS = ("match", "fullmatch", "search", "sub", "findall", "finditer", "split")
 BUILT_AT_RUN_TIME: set[str] = set()
-"""Uses whose pattern depends on a value known only at run time."""
+"""Uses whose pattern is made of a value that is known only then."""
 
 LENGTH = 20_000
 SECONDS = 0.25
-"""At this length, linear patterns take a few milliseconds and quadratic ones a second or more."""
+"""At this length, linear patterns take some milliseconds and quadratic ones a second or more."""
 
 
 def regular_expressions() -> Iterator[Any]:

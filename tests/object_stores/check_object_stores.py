@@ -94,9 +94,7 @@ def test_base64_responses_are_stored_and_passed_on_by_path(place: Place, paint: 
 
 @pytest.mark.parametrize("operator", [ImagenGenerateOperator, WithoutStateStore])
 def test_a_retry_reuses_stored_images(place: Place, paint: Painting, sandbox: Sandbox, operator: Any) -> None:
-    sandbox.add_fault(
-        Fault("status", status=503, retry_after=0, prompt="two", times=6)
-    )  # as often as one attempt sends it
+    sandbox.add_fault(Fault("status", status=503, retry_after=0, prompt="two", times=6))  # for the whole first attempt
     journals: list[list[str]] = []
 
     def look() -> None:
