@@ -14,10 +14,11 @@ The stages of an image, each built from the one before. Their field names are th
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from msgspec import Meta, Struct, ValidationError, convert, to_builtins
-from msgspec.structs import fields
+from msgspec import Meta, Struct, ValidationError, convert
+from msgspec.structs import asdict, fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,13 +112,13 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, file: StoredFile | None, **known: Any) -> Self:
-        """Return a record from a stored file, if there is one, and what else is known."""
+        """Return a record from a stored file, if there is one, and what else is known; the file overrides that."""
         shared = [name for name in StoredFile.__struct_fields__ if name in ImageRecord.__struct_fields__]
-        return cls(**{name: getattr(file, name) for name in shared if file is not None}, **known)
+        return cls(**(known | {name: getattr(file, name) for name in shared if file is not None}))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON values, every key present."""
-        return dict(to_builtins(self))
+        """Return the record as a mapping, every key present."""
+        return asdict(self)
 
 
 class ManifestLine(ImageRecord, frozen=True, kw_only=True):
@@ -138,8 +139,8 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     created_at: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line as plain JSON values, ``file_name`` first."""
-        return {"file_name": self.file_name, **to_builtins(self)}
+        """Return the line as a mapping, ``file_name`` first."""
+        return {"file_name": self.file_name, **asdict(self)}
 
     @property
     def file(self) -> StoredFile | None:
@@ -155,13 +156,19 @@ def read_record(kind: type[RecordT], values: Mapping[str, Any]) -> RecordT | Non
 
     :return: ``None`` if a required field is missing
     """
-    with suppress(ValidationError):
+    with suppress(ValidationError, UnicodeEncodeError):  # the latter for a key with a lone surrogate
         return convert(values, kind)
     kept: dict[str, Any] = {}
-    for field in fields(kind):
+    for name, type_ in _field_types(kind).items():
         with suppress(ValidationError):
-            kept[field.name] = convert(values.get(field.name), field.type)
+            kept[name] = convert(values.get(name), type_)
     try:
         return kind(**kept)
     except TypeError:
         return None
+
+
+@cache
+def _field_types(kind: type[Struct]) -> dict[str, Any]:
+    """Return the types of a record's fields; evaluating their annotations is slow."""
+    return {field.name: field.type for field in fields(kind)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from airflow_provider_imagen.image_record import Usd, WholeNumber  # noqa: TC001 - msgspec reads them
 
@@ -58,8 +59,8 @@ class RunSummary(Struct, frozen=True, kw_only=True):
         return self.filtered + self.failed + self.not_sent
 
     def to_json(self) -> dict[str, Any]:
-        """Return the summary as plain JSON values, every key present."""
-        return dict(to_builtins(self))
+        """Return the summary as a mapping, every key present."""
+        return asdict(self)
 
 
 class FailureLine(Struct, frozen=True, kw_only=True):
@@ -93,5 +94,5 @@ class FailureLine(Struct, frozen=True, kw_only=True):
     client_request_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the line as plain JSON values, every key present."""
-        return dict(to_builtins(self))
+        """Return the line as a mapping, every key present."""
+        return asdict(self)

@@ -1,4 +1,4 @@
-"""A home of its own for Airflow, and what most tests need of it and of the sandbox."""
+"""A temporary home for Airflow, and the fixtures that most tests need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-# Airflow reads its environment when it is first imported, so this stands before any test module is.
+# Airflow reads its environment when it is first imported, so this runs before any test module is imported.
 _HOME = Path(tempfile.mkdtemp(prefix="imagen-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 (_HOME / "dags").mkdir()
@@ -36,7 +36,7 @@ os.environ.update(
 
 @pytest.fixture
 def sandbox(imagen_sandbox: Sandbox) -> Sandbox:
-    """Give the sandbox, with nothing left in it from other tests."""
+    """Return the sandbox, cleared of what other tests left."""
     return imagen_sandbox
 
 
@@ -55,7 +55,7 @@ def _airflow_database() -> None:
 
 @pytest.fixture
 def run_dag(_airflow_database: None) -> Callable[..., Any]:
-    """Give a function that runs a DAG through a real Airflow in this process, retries and all, and returns its run."""
+    """Return a function that runs a DAG in this process with a real Airflow, including retries, and returns its run."""
 
     def run(dag: DAG, **options: Any) -> Any:
         from airflow.models.serialized_dag import SerializedDagModel

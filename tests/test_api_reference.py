@@ -1,4 +1,4 @@
-"""The API reference is built without a warning, and tells of everything that is public."""
+"""The API reference builds without warnings and covers everything that is public."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "airflow_provider_imagen"
 
 
-def test_every_public_name_has_a_place(pages: Path) -> None:
+def test_every_public_name_is_documented(pages: Path) -> None:
     errors = [name for name, value in vars(exceptions).items() if inspect.isclass(value) and name.endswith("Error")]
     calls = [
         f"ImagenHook.{name}"
@@ -48,7 +48,7 @@ def test_every_public_name_has_a_place(pages: Path) -> None:
             assert f'id="{name}"' in html, (page, name)
 
 
-def test_every_argument_of_the_operator_is_told_apart_from_what_it_means(pages: Path) -> None:
+def test_every_operator_argument_is_set_off_from_its_description(pages: Path) -> None:
     html = (pages / "operators" / "imagen.html").read_text("utf-8")
     for name in inspect.signature(ImagenGenerateOperator.__init__).parameters:
         if name not in ("self", "kwargs"):

@@ -1,4 +1,4 @@
-"""Every example runs against the sandbox, and is fit to be shown."""
+"""Every example runs against the sandbox and is ready to be shown."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def test_an_example_runs(dag_id: str, bag: Any, run_dag: Callable[..., Any], san
 
     assert str(run.state) == "success"
     assert sandbox.ledger()
-    pictures = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".jpg", ".webp")]
-    assert pictures
-    for path in pictures:
-        with Image.open(path) as picture:
-            picture.load()
+    images = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".jpg", ".webp")]
+    assert images
+    for path in images:
+        with Image.open(path) as image:
+            image.load()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.usefixtures("imagen_connection")
-def test_rows_of_every_format_become_the_same_pictures(
+def test_tables_of_every_format_give_the_same_images(
     suffix: str, bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     table = tmp_path / f"rows{suffix}"
@@ -86,9 +86,9 @@ def test_rows_of_every_format_become_the_same_pictures(
     assert str(run.state) == "success"
     names = sorted(path.name for path in (tmp_path / run.run_id).glob("*.png"))
     assert names == ["fox-0.png", "fox-1.png", "heron-0.png"]
-    asked = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
-    assert (asked["Ein Fuchs, überrascht"]["aspect_ratio"], asked["Ein Fuchs, überrascht"]["num_images"]) == ("3:4", 2)
-    assert {"aspect_ratio", "num_images"} & set(asked['A "heron", wading']) == set()
+    sent = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
+    assert (sent["Ein Fuchs, überrascht"]["aspect_ratio"], sent["Ein Fuchs, überrascht"]["num_images"]) == ("3:4", 2)
+    assert {"aspect_ratio", "num_images"} & set(sent['A "heron", wading']) == set()
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -104,10 +104,10 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_what_the_form_lets_people_enter_is_what_the_task_takes(
+def test_the_form_and_the_task_accept_the_same_values(
     bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """Every choice the form offers, and its limits, are taken; what lies beyond is refused by the form."""
+    """The task accepts every choice and limit of the form; the form rejects anything beyond."""
     form = bag.dags["imagen_trigger_form"]
     schema = {name: form.params.get_param(name).schema for name in form.params}
     for model, shape, count, seed in zip(
@@ -128,7 +128,7 @@ def test_what_the_form_lets_people_enter_is_what_the_task_takes(
             form.params.get_param(name).resolve(beyond)
 
 
-def test_no_example_asks_for_a_model_whose_end_is_announced() -> None:
+def test_no_example_uses_a_model_with_an_announced_end() -> None:
     uses = find_models(EXAMPLES).uses
     assert len(uses) > 5
     for use in uses:
@@ -137,8 +137,8 @@ def test_no_example_asks_for_a_model_whose_end_is_announced() -> None:
         assert (model.status, model.ends) == ("listed", None), use
 
 
-def test_a_pool_of_an_example_is_made_with_a_command_its_page_shows(bag: Any) -> None:
-    """A task whose pool is not there waits for ever."""
+def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> None:
+    """A task whose pool does not exist waits forever."""
     for dag in bag.dags.values():
         for pool in {task.pool for task in dag.tasks} - {"default_pool"}:
             slots = re.search(rf"airflow pools set {pool} (\d+) ", dag.doc_md)
@@ -146,9 +146,9 @@ def test_a_pool_of_an_example_is_made_with_a_command_its_page_shows(bag: Any) ->
             assert all(task.pool_slots <= int(slots[1]) for task in dag.tasks if task.pool == pool)
 
 
-@pytest.mark.timeout(420)  # three commands of Airflow, seconds each, on a busy machine much more
-def test_airflow_itself_finds_nothing_wrong_with_the_examples(tmp_path: Path) -> None:
-    """The commands a user would run: a database of its own, the folder of examples, ``list-import-errors``."""
+@pytest.mark.timeout(420)  # three Airflow commands: seconds each, much longer on a busy machine
+def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
+    """Run a user's commands, with a fresh database and the folder of examples."""
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(tmp_path),
@@ -167,7 +167,7 @@ def test_airflow_itself_finds_nothing_wrong_with_the_examples(tmp_path: Path) ->
     airflow("db", "migrate")
     assert "No data found" in airflow("dags", "list-import-errors", "--local")
     out = airflow("dags", "list", "--local", "--output", "json")
-    listed = json.loads(out[out.index("[{") :])  # behind a warning that graphviz is not there
+    listed = json.loads(out[out.index("[{") :])  # after a warning that graphviz is missing
     assert {dag["dag_id"] for dag in listed} == {*_runnable(), *NEEDS_A_PERSON, *NEEDS_AN_EVENT}
 
 

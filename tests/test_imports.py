@@ -22,20 +22,20 @@ _AIRFLOW = "import airflow.sdk; from airflow.sdk import BaseHook, BaseOperator, 
 
 
 def loaded(*statements):
-    """What a fresh process has loaded after these statements."""
+    """Return the modules that a fresh process has loaded after these statements."""
     code = _PROBE.format(statements="\n".join(statements))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def families(modules):
+def top_level_packages(modules):
     return {module.partition(".")[0] for module in modules}
 
 
 @pytest.fixture(scope="module")
 def airflow():
-    """What Airflow itself has loaded before a DAG file of ours is read."""
+    """The modules that Airflow itself has loaded before it reads one of our DAG files."""
     return loaded(_AIRFLOW)
 
 
@@ -47,10 +47,10 @@ def airflow():
         "airflow_provider_imagen.exceptions",
     ],
 )
-def test_what_every_airflow_process_reads_imports_nothing_but_the_standard_library(module):
+def test_modules_every_airflow_process_imports_need_only_the_standard_library(module):
     added = loaded(f"import {module}") - loaded("import json")
 
-    assert families(added) - {"airflow_provider_imagen"} <= set(sys.stdlib_module_names)
+    assert top_level_packages(added) - {"airflow_provider_imagen"} <= set(sys.stdlib_module_names)
     assert not [name for name in added if name.startswith("airflow_provider_imagen.") and name != module]
 
 
@@ -63,8 +63,8 @@ def test_what_every_airflow_process_reads_imports_nothing_but_the_standard_libra
         "airflow_provider_imagen.policies.retry",
     ],
 )
-def test_what_a_dag_file_imports_adds_nothing_heavy_to_what_airflow_has_loaded(airflow, module):
-    added = families(loaded(_AIRFLOW, f"import {module}") - airflow)
+def test_modules_a_dag_file_imports_load_nothing_heavy(airflow, module):
+    added = top_level_packages(loaded(_AIRFLOW, f"import {module}") - airflow)
 
     assert added & HEAVY == set()
     assert {name for name in added if not name.startswith("_")} <= {"airflow_provider_imagen", "airflow"} | set(
@@ -72,16 +72,16 @@ def test_what_a_dag_file_imports_adds_nothing_heavy_to_what_airflow_has_loaded(a
     )
 
 
-def test_writing_a_task_down_adds_nothing_heavy_either(airflow):
+def test_defining_a_task_loads_nothing_heavy(airflow):
     statements = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator",
         "ImagenGenerateOperator(task_id='t', prompt='a red fox', output_path='file:///tmp/x', max_usd=1)",
     )
 
-    assert families(loaded(_AIRFLOW, *statements) - airflow) & HEAVY == set()
+    assert top_level_packages(loaded(_AIRFLOW, *statements) - airflow) & HEAVY == set()
 
 
-def test_what_is_preloaded_leaves_a_task_nothing_of_ours_to_import(tmp_path):
+def test_preloading_leaves_a_task_none_of_our_modules_to_import(tmp_path):
     preload = "import airflow_provider_imagen.preload"
     late = loaded(
         preload,
@@ -104,19 +104,19 @@ def test_what_is_preloaded_leaves_a_task_nothing_of_ours_to_import(tmp_path):
 def test_the_sandbox_and_the_fixtures_are_light_until_they_are_used():
     before = loaded("import pytest")
     for module in ("airflow_provider_imagen.testing", "airflow_provider_imagen.sandbox"):
-        added = families(loaded("import pytest", f"import {module}") - before)
+        added = top_level_packages(loaded("import pytest", f"import {module}") - before)
 
         assert added & (HEAVY | {"airflow"}) == set(), module
 
 
 @pytest.mark.parametrize("package", ["api.client", "download.downloader", "cli", "sandbox.app", "storage.save_image"])
-def test_what_knows_nothing_of_airflow_does_not_import_it(package):
-    assert "airflow" not in families(loaded(f"import airflow_provider_imagen.{package}"))
+def test_modules_independent_of_airflow_do_not_import_it(package):
+    assert "airflow" not in top_level_packages(loaded(f"import airflow_provider_imagen.{package}"))
 
 
-def test_the_web_framework_belongs_to_the_sandbox_and_the_gallery_only():
+def test_only_the_sandbox_and_the_gallery_load_the_web_framework():
     modules = ("api.client", "download.downloader", "storage.save_image", "run.runner", "run.plan")
-    added = families(loaded(*(f"import airflow_provider_imagen.{module}" for module in modules)))
+    added = top_level_packages(loaded(*(f"import airflow_provider_imagen.{module}" for module in modules)))
 
     assert added & {"starlette", "fastapi", "uvicorn"} == set()
 
@@ -129,7 +129,7 @@ def test_the_client_shares_no_code_with_the_server_it_is_tested_against():
     assert of_client & of_sandbox == {"airflow_provider_imagen"}
 
 
-def test_no_module_imports_itself_through_others_not_even_for_types() -> None:
+def test_there_are_no_import_cycles_not_even_for_types() -> None:
     package = Path(airflow_provider_imagen.__file__).parent
     paths = {
         ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -37,7 +37,7 @@ def schema(name):
 
 
 def class_paths(value):
-    """Every class or function a structure of provider metadata names."""
+    """Yield every class and function that provider metadata names."""
     if isinstance(value, dict):
         for key, part in value.items():
             if key.endswith("class-name") or key in ("factory", "handler", "plugin-class"):
@@ -49,17 +49,17 @@ def class_paths(value):
             yield from class_paths(part)
 
 
-def test_the_metadata_is_what_airflow_allows(info):
+def test_the_metadata_matches_airflows_schema(info):
     jsonschema.validate(info, schema("provider_info.schema.json"))
 
 
-def test_the_metadata_is_made_anew_each_time_so_nobody_can_spoil_it():
+def test_the_metadata_is_a_new_copy_on_every_call():
     get_provider_info()["connection-types"].clear()
 
     assert get_provider_info()["connection-types"]
 
 
-def test_the_package_is_named_as_its_distribution_and_entry_point(info):
+def test_the_package_name_matches_its_distribution_and_entry_point(info):
     (found,) = [entry for entry in entry_points(group="apache_airflow_provider") if "imagen" in entry.value]
 
     assert found.load() is get_provider_info
@@ -67,14 +67,14 @@ def test_the_package_is_named_as_its_distribution_and_entry_point(info):
     assert found.dist.version == __version__
 
 
-def test_every_module_named_is_there(info):
+def test_every_named_module_exists(info):
     for kind in ("hooks", "operators"):
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 import_module(module)
 
 
-def test_every_class_named_is_there(info):
+def test_every_named_class_exists(info):
     paths = [*class_paths(info), *info.get("extra-links", []), *info.get("notifications", [])]
 
     assert paths
@@ -83,14 +83,14 @@ def test_every_class_named_is_there(info):
         assert callable(getattr(import_module(module), name)), path
 
 
-def test_every_integration_named_is_described(info):
+def test_every_named_integration_is_described(info):
     described = {integration["integration-name"] for integration in info["integrations"]}
 
     for kind in ("hooks", "operators"):
         assert {entry["integration-name"] for entry in info[kind]} <= described
 
 
-def test_the_hook_says_the_same_as_the_metadata(connection_type):
+def test_the_hook_matches_the_metadata(connection_type):
     assert connection_type["hook-class-name"] == f"{ImagenHook.__module__}.{ImagenHook.__name__}"
     assert connection_type["connection-type"] == ImagenHook.conn_type
     assert connection_type["hook-name"] == ImagenHook.hook_name
@@ -109,7 +109,7 @@ def test_airflow_finds_the_connection_type_with_all_its_fields(connection_type):
     assert form.standard_fields.login.hidden
 
 
-def test_airflow_makes_the_hook_of_a_connection():
+def test_airflow_creates_the_hook_from_a_connection():
     assert isinstance(Connection(conn_id="c", conn_type="imagen", password="k").get_hook(), ImagenHook)
 
 
@@ -120,7 +120,7 @@ def test_tasks_can_be_written_with_the_decorator(info):
         assert callable(getattr(task, decorator["name"]))
 
 
-def test_the_defaults_shown_in_the_form_are_those_of_the_code(connection_type):
+def test_the_defaults_in_the_form_match_the_code(connection_type):
     shown = {name: field["schema"].get("default") for name, field in connection_type["conn-fields"].items()}
 
     def settings(extra):
@@ -129,7 +129,7 @@ def test_the_defaults_shown_in_the_form_are_those_of_the_code(connection_type):
     assert settings(shown) == settings({})
 
 
-def test_the_numbers_the_form_allows_are_those_the_code_allows(connection_type):
+def test_the_form_and_the_code_allow_the_same_numbers(connection_type):
     schemas = {name: field["schema"] for name, field in connection_type["conn-fields"].items()}
     numbers = {name: schema for name, schema in schemas.items() if "number" in schema["type"]}
 
@@ -147,7 +147,7 @@ def test_the_numbers_the_form_allows_are_those_the_code_allows(connection_type):
             read(name, schema["maximum"] + 1)
 
 
-def test_every_field_of_the_form_is_told_in_the_hooks_docstring(connection_type):
+def test_every_form_field_is_documented_in_the_hooks_docstring(connection_type):
     for name, field in connection_type["conn-fields"].items():
         assert f"``{name}``" in ImagenHook.__doc__
         assert field["label"]
@@ -155,7 +155,7 @@ def test_every_field_of_the_form_is_told_in_the_hooks_docstring(connection_type)
 
 
 def test_airflow_requires_what_the_package_leaves_to_it():
-    """The rule beside the dependencies in ``pyproject.toml``, in the installed version of Airflow."""
+    """The rule stated next to the dependencies in ``pyproject.toml`` holds for the installed Airflow."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     left_to_airflow = settings["tool"]["deptry"]["per_rule_ignores"]["DEP003"]
     lines = [line for name in ("apache-airflow-core", "apache-airflow-task-sdk") for line in requires(name)]

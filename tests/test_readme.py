@@ -37,9 +37,9 @@ def _table(mark: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
 
-def test_the_table_of_arguments_is_that_of_the_operator() -> None:
+def test_the_argument_table_matches_the_operator() -> None:
     parameters = inspect.signature(ImagenGenerateOperator.__init__).parameters
-    told = {
+    documented = {
         name.strip("`"): (default.strip("`").replace('"', "'"), templated == "✓")
         for name, default, templated, _ in _table("arguments")
     }
@@ -48,34 +48,34 @@ def test_the_table_of_arguments_is_that_of_the_operator() -> None:
         for name, parameter in parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    assert told == real
-    assert list(told) == list(real)
+    assert documented == real
+    assert list(documented) == list(real)
 
 
-def test_every_argument_is_documented_in_the_docstring_too() -> None:
+def test_the_docstring_documents_every_argument() -> None:
     documented = re.findall(r":param (\w+):", inspect.getdoc(ImagenGenerateOperator) or "")
     parameters = inspect.signature(ImagenGenerateOperator.__init__).parameters
     assert documented == [name for name in parameters if name not in ("self", "kwargs")]
 
 
-def test_the_table_of_errors_is_complete_and_right_about_retries() -> None:
+def test_the_error_table_is_complete_and_correct_about_retries() -> None:
     classes = {
         name: error
         for name, error in vars(exceptions).items()
         if inspect.isclass(error) and issubclass(error, Exception) and name != "ImagenError"
     }
-    told = {row[0].strip("`"): row[2] for row in _table("errors")}
-    assert set(told) == set(classes)
+    documented = {row[0].strip("`"): row[2] for row in _table("errors")}
+    assert set(documented) == set(classes)
     for name, error in classes.items():
         helps = getattr(error, "retry_helps", False)
         expected = "if one of them does" if isinstance(helps, property) else "yes" if helps else "no"
-        assert told[name] == expected, name
+        assert documented[name] == expected, name
     tree = exceptions.__doc__ or ""
     assert all(name in tree for name in classes)
 
 
 @pytest.mark.parametrize("name", re.findall(r"<!-- example: (\w+) -->", README))
-def test_an_example_in_the_readme_is_the_one_that_runs(name: str) -> None:
+def test_an_example_in_the_readme_matches_its_file(name: str) -> None:
     source = (ROOT / "example_dags" / f"{name}.py").read_text("utf-8")
     region = source.split(f"# [START {name}]\n", 1)[1].split(f"# [END {name}]", 1)[0]
     shown = README.split(f"<!-- example: {name} -->\n", 1)[1]
@@ -87,14 +87,14 @@ def test_every_example_is_quoted_in_the_readme() -> None:
         assert f"<!-- example: {path.stem} -->" in README, path.name
 
 
-def test_the_summary_has_the_keys_the_readme_names() -> None:
+def test_the_readme_names_every_summary_key() -> None:
     source = inspect.getsource(RunResult.summary)
     for key in re.findall(r'"(\w+)":', source):
         assert f"`{key}`" in README, key
 
 
 @pytest.mark.parametrize("mark", ["try", "tests"])
-def test_ci_runs_the_very_commands_the_readme_shows(mark: str) -> None:
+def test_ci_runs_the_commands_shown_in_the_readme(mark: str) -> None:
     command = README.split(f"<!-- {mark} -->\n```bash\n", 1)[1].split("\n```", 1)[0]
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     shown = subprocess.run(
@@ -107,7 +107,7 @@ def test_ci_runs_the_very_commands_the_readme_shows(mark: str) -> None:
     assert shown.strip() == command
     if mark == "try":
         assert 'bash -c "$(readme_command try)"' in script
-    else:  # with a wrapper around pytest that measures
+    else:  # with a measuring wrapper around pytest
         assert command.count("-m pytest") == 1
         assert "tests=$(readme_command tests)\n" in script
         assert re.search(r'bash -c "\$\{tests/-m pytest/\$measure -m pytest [^}]*\}"\n', script)
@@ -134,7 +134,7 @@ def test_a_command_prints_what_the_readme_shows(
 
 @pytest.mark.usefixtures("imagen_connection")
 @pytest.mark.parametrize(("expression", "shown"), re.findall(r"^>>> (.+)\n(.+)$", README, re.MULTILINE))
-def test_an_expression_gives_what_the_readme_shows(expression: str, shown: str) -> None:
+def test_an_expression_returns_what_the_readme_shows(expression: str, shown: str) -> None:
     assert repr(eval(expression, {"ImagenHook": ImagenHook})) == shown
 
 
@@ -142,14 +142,14 @@ _SNIPPETS = re.findall(r"(?<!-->\n)^```python\n(?!>>>)(.+?)^```$", README, re.MU
 """Python snippets that do not come from an example."""
 
 
-def test_every_snippet_is_python() -> None:
+def test_every_snippet_is_valid_python() -> None:
     for snippet in _SNIPPETS:
         compile(snippet, "a snippet of the README", "exec")
 
 
 @pytest.mark.parametrize("name", ["paint", "models_are_alive", "keep"])
 @pytest.mark.usefixtures("imagen_connection")
-def test_a_task_that_uses_the_hook_does_what_it_should(name: str, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_tasks_that_use_the_hook_work_as_shown(name: str, sandbox: Sandbox, tmp_path: Path) -> None:
     (snippet,) = [each for each in _SNIPPETS if each.startswith(f"@task\ndef {name}(")]
     names: dict[str, Any] = {"task": task, "ImagenHook": ImagenHook}
     exec(snippet.replace("s3://aws_default@media", str(tmp_path)), names)
@@ -193,7 +193,7 @@ def _airflow(environment: dict[str, str], *command: str) -> str:
     return done.stdout
 
 
-def test_the_connections_of_the_environment_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connections_from_environment_variables_work(monkeypatch: pytest.MonkeyPatch) -> None:
     given = re.findall(r"^export AIRFLOW_CONN_(\w+)='(.+)'$", _block("connection: environment"), re.MULTILINE)
     assert [name for name, _ in given] == ["IMAGEN_DEFAULT", "IMAGEN_SANDBOX"]
     for name, value in given:
@@ -207,8 +207,8 @@ def test_the_connections_of_the_environment_are_ours(monkeypatch: pytest.MonkeyP
     assert ok, message
 
 
-@pytest.mark.timeout(420)  # four commands of Airflow, seconds each, on a busy machine much more
-def test_the_commands_for_airflows_database_do_what_they_say(tmp_path: Path) -> None:
+@pytest.mark.timeout(420)  # four Airflow commands: seconds each, much longer on a busy machine
+def test_the_commands_for_airflows_database_work(tmp_path: Path) -> None:
     database = {
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path / 'airflow.db'}",
@@ -223,7 +223,7 @@ def test_the_commands_for_airflows_database_do_what_they_say(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(420)
-def test_the_secrets_backend_gives_the_connection(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_the_secrets_backend_provides_the_connection(sandbox: Sandbox, tmp_path: Path) -> None:
     settings = configparser.ConfigParser()
     settings.read_string(_block("connection: secrets"))
     secrets = json.loads(_block("connection: file").replace("<your key>", sandbox.api_key))
@@ -246,13 +246,13 @@ def test_the_secrets_backend_gives_the_connection(sandbox: Sandbox, tmp_path: Pa
     assert "google/imagen-4.0-generate-001: alive (connection imagen_default)" in out
 
 
-def test_the_contents_name_every_section_in_order() -> None:
+def test_the_table_of_contents_lists_every_section_in_order() -> None:
     sections = [line.removeprefix("## ") for line in README.splitlines() if line.startswith("## ")]
     anchors = [re.sub(r"[^\w -]", "", section).lower().replace(" ", "-") for section in sections]
     contents = README.split("\n## ", 1)[0]
     assert re.findall(r"\]\(#([\w-]+)\)", contents) == anchors
 
 
-def test_links_to_files_lead_somewhere() -> None:
+def test_links_to_files_resolve() -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -56,7 +56,7 @@ KEY = "feedc0de" + "9" * 24
         ("", ""),
     ],
 )
-def test_what_is_shown_holds_no_secret_and_no_control_character(text, scrubbed):
+def test_scrubbed_text_has_no_secrets_or_control_characters(text, scrubbed):
     assert scrub(text, KEY) == scrubbed
 
 
@@ -81,7 +81,7 @@ def encoded_forms(key):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_spelling_of_the_key_is_blanked_out(key):
+def test_every_encoding_of_the_key_is_masked(key):
     for form in encoded_forms(key):
         assert hide(f"<{form}>", key) == "<***>", form
 
@@ -89,7 +89,7 @@ def test_every_spelling_of_the_key_is_blanked_out(key):
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("login", ["", ":", "me:", "user:", "myproxy:"])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
-def test_the_key_is_blanked_out_in_base64_whatever_stands_before_and_after(key, login, encode):
+def test_the_key_is_masked_in_base64_whatever_surrounds_it(key, login, encode):
     for behind in ("", "x", "xy", "xyz"):
         for wrap in (str, lambda text: quote(text, safe=""), lambda text: json.dumps(text).replace("/", "\\/")):
             text = hide(wrap(encode(f"{login}{key}{behind}".encode()).decode()), key)
@@ -111,7 +111,7 @@ def test_a_long_key_is_redacted_to_its_end_although_its_base64_is_full_of_signs(
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\\n", "\\r\\n"])
-def test_the_key_is_blanked_out_in_base64_that_is_broken_into_lines(key, end):
+def test_the_key_is_masked_in_base64_split_across_lines(key, end):
     whole = base64.b64encode(f"me:{key}".encode()).decode()
     lines = end.join(whole[start : start + 7] for start in range(0, len(whole), 7))
     left = hide(lines, key).replace(end, "")
@@ -122,15 +122,15 @@ def test_the_key_is_blanked_out_in_base64_that_is_broken_into_lines(key, end):
 @pytest.mark.parametrize(
     "text", ["", "a red fox", "100 % of it\n\ttwo", "https://x.test/a?b=1", "\\u0041 \\\\ &amp; %41"]
 )
-def test_a_text_without_the_key_is_left_as_it_is(text):
+def test_a_text_without_the_key_is_unchanged(text):
     assert hide(text, KEY, None, "") == text
 
 
-def test_no_secret_at_all_is_no_reason_to_fail():
+def test_scrubbing_works_without_any_secret():
     assert scrub("text", None, "") == "text"
 
 
-def test_a_long_text_is_cut():
+def test_a_long_text_is_truncated():
     assert scrub("x" * 1000, limit=10) == "xxxxxxxxx…"
 
 
@@ -139,12 +139,12 @@ def test_a_long_text_is_cut():
         "".join
     )
 )
-def test_no_half_of_the_key_is_left_at_a_cut(text):
+def test_truncation_leaves_no_part_of_the_key(text):
     assert KEY[:8] not in scrub(text, KEY, limit=100)
 
 
 @pytest.mark.parametrize("text", ["", " " * 100_000, "\n" * 9_000, "x" * 100_000, " " * 50_000 + KEY])
-def test_any_text_however_empty_can_be_scrubbed(text):
+def test_blank_and_very_long_texts_can_be_scrubbed(text):
     scrubbed = scrub(text, KEY, limit=100)
     assert len(scrubbed) <= 100
     assert KEY[:8] not in scrubbed
@@ -155,26 +155,26 @@ def test_a_debug_log_of_a_download_shows_the_path_but_no_signature(sandbox, capl
     import requests
 
     sandbox.add_fault(Fault("signed_links", style=style))
-    answer = requests.post(
+    response = requests.post(
         f"{sandbox.url}/v1/images/generations",
         json={"model": "imagen-3.0-generate-002", "prompt": "a red fox"},
         headers={"Authorization": f"Bearer {sandbox.api_key}"},
         timeout=10,
     )
-    link = answer.json()["data"][0]["url"]
-    path, _, query = link.removeprefix(sandbox.cdn_url).partition("?")
+    url = response.json()["data"][0]["url"]
+    path, _, query = url.removeprefix(sandbox.cdn_url).partition("?")
     assert query
     keep_queries_out_of_logs()
 
     with caplog.at_level(logging.DEBUG), Downloader(allow_private_hosts=True) as downloader:
-        assert downloader.fetch(link).data
+        assert downloader.fetch(url).data
 
     assert path in caplog.text
     assert query not in caplog.text
     assert "?" not in caplog.text
 
 
-def test_other_lines_of_the_same_log_stay_as_they_are(caplog):
+def test_other_log_lines_are_kept_without_queries(caplog):
     keep_queries_out_of_logs()
     log = logging.getLogger("urllib3.connectionpool")
 
@@ -206,7 +206,7 @@ def test_other_lines_of_the_same_log_stay_as_they_are(caplog):
         ("x" * 400, "x" * 299 + "…"),
     ],
 )
-def test_a_message_of_a_store_keeps_the_connection_id_and_no_secret(text, scrubbed):
+def test_a_store_message_keeps_the_connection_id_but_no_secret(text, scrubbed):
     assert scrub_storage_text(text) == scrubbed
 
 
@@ -218,7 +218,7 @@ def test_a_message_of_a_store_keeps_the_connection_id_and_no_secret(text, scrubb
         ("a red fox?", "a red fox?"),
     ],
 )
-def test_an_argument_shows_that_it_had_a_login_and_a_query(value, elided):
+def test_an_elided_url_shows_that_it_had_a_login_and_a_query(value, elided):
     assert elide_url(value) == elided
 
 

@@ -1,4 +1,4 @@
-"""No regular expression of the package takes more than linear time, whatever text comes from outside."""
+"""No regular expression in the package takes more than linear time, whatever its input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(airflow_provider_imagen.__file__).parent
 METHODS = ("match", "fullmatch", "search", "sub", "findall", "finditer", "split")
-MADE_AT_RUN_TIME: set[str] = set()
+BUILT_AT_RUN_TIME: set[str] = set()
 """Uses whose pattern is made of a value that is known only then."""
 
 LENGTH = 20_000
@@ -30,7 +30,7 @@ SECONDS = 0.25
 
 
 def regular_expressions() -> Iterator[Any]:
-    """Find every use of ``re`` in the package: the pattern, and how it is applied."""
+    """Yield every use of ``re`` in the package: the pattern, the method and the flags."""
     for path in sorted(ROOT.rglob("*.py")):
         source = path.read_text()
         if "import re\n" not in source:
@@ -48,7 +48,7 @@ def regular_expressions() -> Iterator[Any]:
             try:
                 pattern = eval(compile(ast.Expression(call.args[0]), "pattern", "eval"), dict(vars(module)))
             except NameError:
-                MADE_AT_RUN_TIME.add(f"{path.name}:{method}")
+                BUILT_AT_RUN_TIME.add(f"{path.name}:{method}")
                 continue
             flags = next((word.value for word in call.keywords if word.arg == "flags"), None)
             flags = flags or (call.args[1] if method == "compile" and len(call.args) > 1 else None)
@@ -68,7 +68,7 @@ def regular_expressions() -> Iterator[Any]:
 
 
 def pieces_of(pattern: str) -> set[str]:
-    """Cut a pattern's own words out of it, which its search starts with and goes on for."""
+    """Return the literal pieces of a pattern, with which a match can start or continue."""
     plain = re.sub(r"\\.|\(\?[a-zA-Z:<!=P]+|\[[^\]]*\]", " ", pattern)
     return {piece for piece in re.split(r"[^\w:/.@=<>&{%-]+", plain) if piece} | set(re.findall(r"\w", pattern))
 
@@ -121,10 +121,10 @@ def test_a_regular_expression_takes_linear_time(pattern: Any, method: str, flags
 
 
 @pytest.mark.timeout(60)
-def test_patterns_made_at_run_time_are_known_and_take_linear_time() -> None:
-    """Except that of XMP attributes, whose text is one tag of a packet that has been parsed."""
+def test_patterns_built_at_run_time_are_known_and_take_linear_time() -> None:
+    """Except the pattern of XMP attributes, whose input is one tag of an already parsed packet."""
     list(regular_expressions())
-    assert {"redaction.py:compile", "json_body.py:findall", "xmp.py:finditer"} == MADE_AT_RUN_TIME
+    assert {"redaction.py:compile", "json_body.py:findall", "xmp.py:finditer"} == BUILT_AT_RUN_TIME
     for text in hostile_texts("url k"):
         hide(text, "k" * 40)
         find_string_fields(text.encode(), ("url", "b64_json"))
@@ -138,6 +138,6 @@ def test_patterns_made_at_run_time_are_known_and_take_linear_time() -> None:
         r"(\w://[^\s/'\"]*:)[^\s/@'\"]*@",
     ],
 )
-def test_quadratic_patterns_are_noticed(pattern: str) -> None:
+def test_quadratic_patterns_are_detected(pattern: str) -> None:
     with pytest.raises(AssertionError, match="sub"):
         test_a_regular_expression_takes_linear_time(pattern, "sub", 0)

@@ -36,12 +36,12 @@ def _record(number: int = 0, **values: Any) -> dict[str, Any]:
 def test_images_are_in_a_numbered_table_with_prompt_and_cost() -> None:
     body = review_body([_record(n) for n in range(3)], **IDS)
 
-    head, rule, pictures, captions, *_, sums = body.splitlines()
+    head, rule, image_row, captions, *_, totals = body.splitlines()
     assert (head, rule) == ("|  |  |", "| --- | --- |")
-    assert pictures.count("![Image") == 2
+    assert image_row.count("![Image") == 2
     assert [int(number) for number in re.findall(r"\*\*(\d+)\*\*", body)] == [1, 2, 3]
     assert captions == r"| **1** · prompt 0 · m · seed 7 · 0\.0250 USD | **2** · prompt 1 · m · seed 7 · 0\.0250 USD |"
-    assert sums == r"3 images, 0\.0750 USD."
+    assert totals == r"3 images, 0\.0750 USD."
 
 
 def test_a_prompt_shared_by_all_images_is_shown_once() -> None:
@@ -67,7 +67,7 @@ def test_a_vector_image_is_only_linked() -> None:
     assert "![" not in body
 
 
-def test_a_picture_that_was_not_stored_is_shown_from_its_link() -> None:
+def test_an_image_that_was_not_stored_is_shown_from_its_url() -> None:
     body = review_body([_record(path=None, url="https://cdn.example/a b.png?x=(1)")], **IDS)
 
     assert "![Image 1](https://cdn.example/a%20b.png?x=%281%29)" in body
@@ -123,7 +123,7 @@ def test_a_prompt_cannot_add_markup_or_cells(prompt: str) -> None:
         assert without_escapes.count(mark) == kept.count(mark), mark
 
 
-def test_only_a_bounded_number_is_shown_and_the_rest_is_linked() -> None:
+def test_a_limited_number_is_shown_and_the_rest_is_linked() -> None:
     body = review_body([_record(n) for n in range(70)], **IDS, columns=6)
 
     assert body.count("![Image") == 60
@@ -149,7 +149,7 @@ def test_a_number_without_an_image_is_rejected(option: str) -> None:
         pick_images([_record(n) for n in range(4)], [option])
 
 
-def test_numbers_may_be_numbers() -> None:
+def test_choices_may_be_integers() -> None:
     images = [_record(n) for n in range(4)]
 
     assert pick_images(images, [1, 3]) == [images[0], images[2]]

@@ -1,4 +1,4 @@
-"""The fixtures, used in a separate pytest run as users have them."""
+"""The public fixtures, in a separate pytest run as users would use them."""
 
 from __future__ import annotations
 

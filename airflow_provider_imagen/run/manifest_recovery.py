@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from airflow_provider_imagen.image_record import ResponseImage
-from airflow_provider_imagen.journal.records import Response, WriteCommitted
+from airflow_provider_imagen.journal.records import Response, WriteCommitted, decode_record, encode_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -77,27 +77,32 @@ def _missed_files(key: str, request: RequestState, by_index: Mapping[int, _Found
 
 
 def _response(key: str, lines: list[ManifestLine], encryption: UrlEncryption) -> Response | None:
-    """Return the response that manifest lines describe, one line per image; ``None`` if they leave out part of it."""
+    """
+    Return the response that manifest lines describe, one line per image.
+
+    :return: ``None`` if they leave out part of it, or state what no response can, such as a date before 1970
+    """
     first = lines[0]
-    costs = [Decimal(str(line.usd)) for line in lines if line.usd is not None]
-    try:
-        at = datetime.fromisoformat(first.created_at or "").timestamp()
-    except ValueError:
-        return None
     if first.client_request_id is None or first.model is None:
         return None
-    return Response(
-        key=key,
-        client_request_id=first.client_request_id,
-        images=tuple(
-            ResponseImage(
-                url=encryption.encrypt(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed
-            )
-            for line in lines
-        ),
-        usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,
-        usd_is_estimate=True,  # the manifest does not say whether the API stated the amounts
-        inference_id=first.inference_id,
-        model=first.model,
-        at=at,
-    )
+    costs = [Decimal(str(line.usd)) for line in lines if line.usd is not None]
+    try:
+        response = Response(
+            key=key,
+            client_request_id=first.client_request_id,
+            images=tuple(
+                ResponseImage(
+                    url=encryption.encrypt(line.url) if line.url else None, prompt=line.enhanced_prompt, seed=line.seed
+                )
+                for line in lines
+            ),
+            usd=sum(costs, Decimal(0)) if len(costs) == len(lines) else None,
+            usd_is_estimate=True,  # the manifest does not say whether the API stated the amounts
+            inference_id=first.inference_id,
+            model=first.model,
+            at=datetime.fromisoformat(first.created_at or "").timestamp(),
+        )
+        decode_record(encode_record(response))  # a record that cannot be read back would make the journal unreadable
+    except (ValueError, OverflowError):
+        return None
+    return response

@@ -67,13 +67,13 @@ class Cancellation:
             counts
         """
         self.reason = self.reason or reason
+        self._cancelled.set()
         ends_at = time.monotonic() + grace_seconds
         if ends_at < self._grace_ends_at:
-            self._grace_ends_at = ends_at
             timer = threading.Timer(grace_seconds, self.abandoned.set)
             timer.daemon = True
             timer.start()
-        self._cancelled.set()
+            self._grace_ends_at = ends_at  # last, because a signal handler may raise here and the caller cancel again
 
     def is_cancelled(self) -> bool:
         """Return whether nothing new may be sent."""

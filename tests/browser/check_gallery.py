@@ -1,8 +1,8 @@
 """
 What people see: a real Airflow behind a base path, a real Chromium, two users.
 
-Run by ``set-up.sh``, in an environment that has the browser's driver and not Airflow. The tests build on each other, in
-the order they stand.
+Run by ``set-up.sh``, in an environment with the browser's driver but without Airflow. The tests depend on each other
+and run in the order of this file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "example_dags"
 ARTIFACTS = Path(os.environ["ARTIFACTS"])
-expect.set_options(timeout=60_000)  # a busy machine takes its time over a page
-PATIENCE_SECONDS = 150
+expect.set_options(timeout=60_000)  # pages load slowly on a busy machine
+TIMEOUT_SECONDS = 150
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
 _running: list[subprocess.Popen[bytes]] = []
@@ -54,8 +54,8 @@ class Airflow:
                 **({"Authorization": f"Bearer {self.token}"} if self.token else {}),
             },
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return json.load(response)
 
     def start_run(self, dag_id: str, **conf: Any) -> str:
         _wait_for(lambda: not self.call(f"/api/v2/dags/{dag_id}")["is_paused"], f"{dag_id} to be there")
@@ -78,7 +78,7 @@ class Airflow:
 
 
 def _wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         try:
             if condition():
@@ -86,7 +86,7 @@ def _wait_for(condition: Callable[[], Any], what: str) -> None:
         except (OSError, HTTPError):
             pass
         time.sleep(0.3)
-    raise AssertionError(f"waited {PATIENCE_SECONDS} s for {what}")
+    raise AssertionError(f"waited {TIMEOUT_SECONDS} s for {what}")
 
 
 def _free_port() -> int:
@@ -96,7 +96,7 @@ def _free_port() -> int:
 
 
 def _start(name: str, command: list[str], environment: dict[str, str]) -> Path:
-    """Start a process in a session of its own, which set-up.sh ends with everything in it."""
+    """Start a process in its own session, which set-up.sh terminates as a whole."""
     log = WORK / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=WORK, start_new_session=True)
@@ -147,8 +147,8 @@ def airflow() -> Iterator[Airflow]:
         environment,
     )
     _wait_for(lambda: "Connection:" in log.read_text(), "the sandbox")
-    said = re.search(r"AIRFLOW_CONN_IMAGEN_DEFAULT='(.*)'", log.read_text())
-    environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = said[1]
+    connection = re.search(r"AIRFLOW_CONN_IMAGEN_DEFAULT='(.*)'", log.read_text())
+    environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = connection[1]
     for fault in (
         {"kind": "fewer", "count": 1, "prompt": "street market"},
         {"kind": "upstream_4xx", "times": None, "prompt": "bowl of oranges"},
@@ -159,7 +159,7 @@ def airflow() -> Iterator[Airflow]:
     server = Airflow(url, sandbox)
     _wait_for(lambda: server.call("/api/v2/monitor/health"), "the api-server")
     server.token = server.call("/auth/token", {"username": "ann", "password": PASSWORDS["ann"]})["access_token"]
-    server.key = json.loads(said[1])["password"]
+    server.key = json.loads(connection[1])["password"]
     yield server
     for name in ("api-server", "scheduler", "dag-processor", "sandbox"):
         shutil.copy(WORK / f"{name}.log", ARTIFACTS)
@@ -191,7 +191,7 @@ def ann(browser: Browser, airflow: Airflow) -> Iterator[Page]:
     context = _log_in(browser, airflow, "ann", color_scheme="light")
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    # What the browser refuses to do must not be silent: the pages ask for nothing their policy forbids.
+    # Collect policy violations, of which the last test expects none.
     page.refused = []
     page.on(
         "console",
@@ -201,12 +201,12 @@ def ann(browser: Browser, airflow: Airflow) -> Iterator[Page]:
     context.close()
 
 
-def _shoot(page: Page, name: str, **options: Any) -> None:
+def _screenshot(page: Page, name: str, **options: Any) -> None:
     page.screenshot(path=str(ARTIFACTS / f"{name}.png"), **options)
 
 
 def _all_loaded(frame: Any) -> bool:
-    """Whether there are pictures in sight, and all of them came."""
+    """Return whether images are in view and all of them have loaded."""
     script = """() => {
         const inSight = (image) => !image.hidden && image.getBoundingClientRect().top < innerHeight;
         const images = [...document.querySelectorAll("img")].filter(inSight);
@@ -222,7 +222,7 @@ def run_id(airflow: Airflow) -> str:
     return run_id
 
 
-def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(ann: Page, airflow: Airflow) -> None:
+def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balance(ann: Page, airflow: Airflow) -> None:
     ann.goto(f"{airflow.url}/connections")
     ann.get_by_role("button", name="Add Connection").click()
     ann.locator("input[name=connection_id]").fill("imagen_browser")
@@ -238,7 +238,7 @@ def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(
     for label in ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS"):
         expect(dialog.locator("label", has_text=label)).to_be_visible()
     ann.wait_for_timeout(500)  # the section slides open
-    _shoot(ann, "01-connection-form")
+    _screenshot(ann, "01-connection-form")
     dialog.get_by_role("button", name="Standard Fields").click()
     dialog.locator("input[name=host]").fill(airflow.sandbox)
     dialog.locator("input[name=password]").fill(airflow.key)
@@ -250,10 +250,10 @@ def test_the_connection_form_explains_itself_and_its_test_names_key_and_balance(
     ann.reload()
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
     expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")).to_be_visible()
-    _shoot(ann, "02-connection-tested")
+    _screenshot(ann, "02-connection-tested")
 
 
-def test_a_person_fills_in_the_trigger_form_and_gets_what_was_asked_for(ann: Page, airflow: Airflow) -> None:
+def test_a_person_fills_in_the_trigger_form_and_gets_the_requested_images(ann: Page, airflow: Airflow) -> None:
     _wait_for(lambda: not airflow.call("/api/v2/dags/imagen_trigger_form")["is_paused"], "the DAG to be there")
     ann.goto(f"{airflow.url}/dags/imagen_trigger_form")
     ann.get_by_role("button", name=re.compile("^Trigger")).first.click()
@@ -261,7 +261,7 @@ def test_a_person_fills_in_the_trigger_form_and_gets_what_was_asked_for(ann: Pag
     expect(form.get_by_text("What to paint: subject, style, light.")).to_be_visible()
     expect(form.get_by_text("Square (1:1)")).to_be_visible()
     ann.wait_for_timeout(500)  # the section slides open
-    _shoot(ann, "03-trigger-form")
+    _screenshot(ann, "03-trigger-form")
     form.locator("[name=element_prompt]").fill("A harbour,\nengraving")
     form.locator("input[name=element_num_images]").fill("3")
     form.get_by_role("button", name="Folder", exact=True).click()
@@ -278,15 +278,15 @@ def test_a_person_fills_in_the_trigger_form_and_gets_what_was_asked_for(ann: Pag
     assert all(Path(image["path"]).is_file() for image in images)
 
 
-def test_the_tab_of_a_run_shows_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
+def test_the_run_tab_shows_its_images(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}")
     ann.get_by_role("link", name="Pictures", exact=True).click()
-    frame = ann.frame_locator("iframe[title=Images]")
+    frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(13)
     inner = ann.frame(url=re.compile("/imagen/run"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
-    _shoot(ann, "04-run-tab-light")
+    _screenshot(ann, "04-run-tab-light")
 
 
 def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id: str) -> None:
@@ -294,41 +294,39 @@ def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id:
     light = inner.evaluate("getComputedStyle(document.body).backgroundColor")
     ann.evaluate("localStorage.setItem('theme', 'dark')")
     ann.reload()
-    ann.frame_locator("iframe[title=Images]").locator("a.card").first.wait_for()
+    ann.frame_locator("iframe[title=Pictures]").locator("a.card").first.wait_for()
     inner = ann.frame(url=re.compile("/imagen/run"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
     assert light == "rgb(255, 255, 255)"
     assert inner.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 29, 45)"
-    _shoot(ann, "05-run-tab-dark")
+    _screenshot(ann, "05-run-tab-dark")
     ann.evaluate("localStorage.setItem('theme', 'light')")
 
 
-def test_the_button_of_a_task_leads_to_its_pictures(ann: Page, airflow: Airflow, run_id: str) -> None:
+def test_the_task_button_opens_its_images(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}/tasks/posters/details")
     link = ann.get_by_role("link", name="Pictures", exact=True)
     link.last.scroll_into_view_if_needed()
-    _shoot(ann, "06-task-link")
+    _screenshot(ann, "06-task-link")
     ann.get_by_role("link", name="Pictures", exact=True).last.click()
     ann.wait_for_url(re.compile(f"{BASE_PATH}/imagen/task"))
     expect(ann.locator("a.card")).to_have_count(9)
     expect(ann.get_by_text("withheld 1 of 2 images")).to_be_visible()
     _wait_for(lambda: _all_loaded(ann), "the previews")
-    _shoot(ann, "07-task-gallery", full_page=True)
+    _screenshot(ann, "07-task-gallery", full_page=True)
 
 
-def test_mapped_task_instances_have_links_of_their_own(ann: Page, airflow: Airflow, run_id: str) -> None:
+def test_each_mapped_task_instance_has_its_own_link(ann: Page, airflow: Airflow, run_id: str) -> None:
     for map_index in range(3):
-        answer = airflow.call(
+        response = airflow.call(
             f"/api/v2/dags/many_pictures/dagRuns/{run_id}/taskInstances/banners/links?map_index={map_index}"
         )
-        assert f"map_index={map_index}" in answer["extra_links"]["Pictures"]
-        ann.goto(f"{airflow.url}{answer['extra_links']['Images'].removeprefix(BASE_PATH)}")
+        assert f"map_index={map_index}" in response["extra_links"]["Pictures"]
+        ann.goto(f"{airflow.url}{response['extra_links']['Pictures'].removeprefix(BASE_PATH)}")
         expect(ann.locator("a.card")).to_have_count(1)
 
 
-def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
-    ann: Page, airflow: Airflow, run_id: str
-) -> None:
+def test_an_image_page_is_complete_and_works_from_the_keyboard(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/imagen/task?dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}&task_id=posters")
     ann.locator("a.card").first.focus()
     ann.keyboard.press("ArrowRight")
@@ -336,7 +334,7 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
     ann.wait_for_url(re.compile("/imagen/picture"))
     _wait_for(lambda: _all_loaded(ann), "the picture")
     expect(ann.get_by_role("heading", name="Image 2 of 9")).to_be_visible()
-    _shoot(ann, "08-picture", full_page=True)
+    _screenshot(ann, "08-picture", full_page=True)
     ann.get_by_role("button", name="Copy").click()
     expect(ann.get_by_text("Copied.")).to_be_visible()
     copied = ann.evaluate("navigator.clipboard.readText()")
@@ -348,39 +346,39 @@ def test_a_picture_has_everything_on_one_page_and_works_from_the_keyboard(
     ann.wait_for_url(re.compile("/imagen/task"))
 
 
-def test_the_newest_runs_of_a_dag_are_a_tab_too(ann: Page, airflow: Airflow, run_id: str) -> None:
+def test_the_dag_tab_shows_the_newest_runs(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures")
     ann.get_by_role("link", name="Pictures", exact=True).click()
-    frame = ann.frame_locator("iframe[title=Images]")
+    frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()
     inner = ann.frame(url=re.compile("/imagen/dag"))
     _wait_for(lambda: _all_loaded(inner), "the previews")
-    _shoot(ann, "09-dag-tab")
+    _screenshot(ann, "09-dag-tab")
 
 
-def test_it_can_be_read_on_a_telephone(browser: Browser, airflow: Airflow, run_id: str) -> None:
+def test_the_gallery_fits_a_phone_screen(browser: Browser, airflow: Airflow, run_id: str) -> None:
     context = _log_in(browser, airflow, "ann", color_scheme="dark")
     page = context.new_page()
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{airflow.url}/imagen/task?dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}&task_id=posters")
     _wait_for(lambda: _all_loaded(page), "the previews")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    _shoot(page, "10-telephone-dark")
+    _screenshot(page, "10-telephone-dark")
     context.close()
 
 
-def test_a_person_picks_the_best_and_only_those_go_on(ann: Page, airflow: Airflow) -> None:
+def test_a_person_picks_the_best_and_only_those_are_published(ann: Page, airflow: Airflow) -> None:
     run = airflow.start_run("imagen_pick_best", output_path=str(WORK / "picked"))
     airflow.wait_for("imagen_pick_best", run, "awaiting_input", "review")
     ann.goto(f"{airflow.url}/dags/imagen_pick_best/runs/{run}/tasks/review/required_actions")
-    pictures = ann.locator("table img")
-    expect(pictures).to_have_count(4)
+    images = ann.locator("table img")
+    expect(images).to_have_count(4)
     _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
-    _shoot(ann, "11-review", full_page=True)
+    _screenshot(ann, "11-review", full_page=True)
     for number in ("2", "4"):
         ann.locator("input[aria-autocomplete=list]").last.click()
         ann.get_by_role("option", name=number, exact=True).click()
-    _shoot(ann, "12-review-chosen", full_page=True)
+    _screenshot(ann, "12-review-chosen", full_page=True)
     ann.get_by_role("button", name="OK").or_(ann.get_by_role("button", name="Respond")).or_(
         ann.get_by_role("button", name="Submit")
     ).first.click()
@@ -397,7 +395,7 @@ def test_a_person_approves_before_anything_is_published(ann: Page, airflow: Airf
     ann.goto(f"{airflow.url}/dags/imagen_approve/runs/{run}/tasks/review/required_actions")
     expect(ann.locator("table img")).to_have_count(2)
     _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
-    _shoot(ann, "13-approval", full_page=True)
+    _screenshot(ann, "13-approval", full_page=True)
     ann.get_by_role("button", name="Approve").click()
     airflow.wait_for("imagen_approve", run, "success")
     assert len(airflow.result_of("imagen_approve", run, "publish")) == 2
@@ -407,9 +405,9 @@ def test_a_user_without_access_sees_nothing(browser: Browser, airflow: Airflow, 
     context = _log_in(browser, airflow, "bob")
     page = context.new_page()
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
-    answer = page.goto(f"{airflow.url}/imagen/run?{query}")
-    assert answer.status == 403
-    _shoot(page, "14-no-access")
+    response = page.goto(f"{airflow.url}/imagen/run?{query}")
+    assert response.status == 403
+    _screenshot(page, "14-no-access")
     for path in (
         "task?task_id=posters&",
         "dag?",
@@ -420,7 +418,7 @@ def test_a_user_without_access_sees_nothing(browser: Browser, airflow: Airflow, 
     context.close()
 
 
-def test_without_a_session_one_is_asked_to_log_in_and_comes_back(
+def test_a_visitor_without_a_session_logs_in_and_returns_to_the_page(
     browser: Browser, airflow: Airflow, run_id: str
 ) -> None:
     context = browser.new_context()
@@ -434,13 +432,13 @@ def test_without_a_session_one_is_asked_to_log_in_and_comes_back(
     context.close()
 
 
-def test_pictures_that_are_gone_say_so(ann: Page, airflow: Airflow, run_id: str) -> None:
+def test_a_missing_image_file_is_reported(ann: Page, airflow: Airflow, run_id: str) -> None:
     shutil.rmtree(WORK / "pictures")
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
     ann.goto(f"{airflow.url}/imagen/picture?{query}&task_id=posters&prompt_index=0&image_index=0")
     expect(ann.get_by_text("The stored file is not there any more")).to_be_visible()
-    _shoot(ann, "15-gone")
+    _screenshot(ann, "15-gone")
 
 
-def test_the_browser_had_to_refuse_nothing(ann: Page) -> None:
+def test_no_page_violated_its_content_security_policy(ann: Page) -> None:
     assert ann.refused == []

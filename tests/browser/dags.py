@@ -1,4 +1,4 @@
-"""DAGs the browser check looks at, beside the examples: several tasks, several models, things that fail."""
+"""DAGs for the browser check, besides the examples: several tasks, several models, some failures."""
 
 from __future__ import annotations
 

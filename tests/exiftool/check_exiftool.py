@@ -1,5 +1,5 @@
 """
-The provenance is read, and the files found sound, by exiftool: the tool everybody checks metadata with.
+exiftool, the standard metadata tool, reads the provenance and finds the files valid.
 
 ``set-up.sh`` installs it where it is missing and runs this.
 """
@@ -44,7 +44,7 @@ PROVENANCE = Provenance(
         ("PNG", "RGB", {}, "avif"),
     ],
 )
-def test_exiftool_reads_every_fact_and_finds_nothing_wrong(source, mode, options, target, tmp_path):
+def test_exiftool_reads_every_property_and_finds_no_errors(source, mode, options, target, tmp_path):
     drawn = BytesIO()
     Image.radial_gradient("L").convert(mode).save(drawn, format=source, **options)
     stored = save_image(drawn.getvalue(), folder=tmp_path, stem="fox", provenance=PROVENANCE, image_format=target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from decimal import Decimal
 from io import BytesIO
 
 import pytest
@@ -43,6 +44,25 @@ def test_an_image_is_marked_as_generated_only_if_the_caller_says_so(hook, moon, 
     hook.store(moon, folder=str(tmp_path), name="photo", provenance={"camera": "mine"})
     story = read_provenance((tmp_path / "photo.png").read_bytes())
     assert story == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
+
+
+@pytest.mark.parametrize("field", ["path", "width", "height", "mime_type", "bytes", "sha256", "url", "file_name"])
+def test_the_record_describes_the_stored_file_whatever_the_provenance_says(hook, moon, tmp_path, field):
+    plain = hook.store(moon, folder=str(tmp_path), name="moon", provenance={"camera": 1024})
+    marked = hook.store(moon, folder=str(tmp_path), name="moon", provenance={field: 1024})
+    assert read_provenance((tmp_path / "moon.png").read_bytes())["parameters"] == {field: 1024}
+    other = ("sha256", "bytes", "created_at")  # the parameter is part of the file
+    assert {**marked, **dict.fromkeys(other)} == {**plain, **dict.fromkeys(other)}
+    assert marked["sha256"] == hashlib.sha256((tmp_path / "moon.png").read_bytes()).hexdigest()
+
+
+def test_values_of_the_provenance_are_returned_as_given(hook, moon, tmp_path):
+    class Text(str):
+        """As in NumPy's arrays of text."""
+
+    given = {"model": Text("m"), "prompt": Text("a moon"), "usd": Decimal("0.04")}
+    record = hook.store(moon, folder=str(tmp_path), provenance=given)
+    assert {name: record[name] for name in given} == given
 
 
 @pytest.mark.parametrize("name", ["", "/", "..", "a/../b", "tab\t"])

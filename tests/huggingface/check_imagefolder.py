@@ -1,7 +1,7 @@
 """
-A folder of pictures opens as a Hugging Face dataset, with the real ``datasets`` package.
+An output folder opens as a Hugging Face dataset, with the real ``datasets`` package.
 
-``set-up.sh`` runs it in an environment of its own, which needs no Airflow.
+``set-up.sh`` runs this in a separate environment without Airflow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def fill(folder, stems, seeds=(1, None)):
-    """Store pictures as two mapped task instances would, with previews and failures."""
+    """Store images as two mapped task instances would, with previews and failures."""
     for map_index in range(2):
         ti_key = replace(TI_KEY, map_index=map_index)
         lines = []
@@ -60,13 +60,13 @@ def test_a_folder_opens_as_an_imagefolder(tmp_path):
     assert [row["map_index"] for row in found] == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_folder_is_recognised_without_saying_what_it_is(tmp_path):
+def test_a_folder_is_recognized_without_naming_its_type(tmp_path):
     fill(tmp_path / "out", ["a"])
     found = load_dataset(str(tmp_path / "out"), split="train")
     assert [row["image"].size for row in found] == [(30, 20)] * 2
 
 
-def test_pictures_named_like_splits_are_all_there_when_told_not_to_guess(tmp_path):
+def test_images_named_like_splits_are_all_loaded_with_explicit_data_files(tmp_path):
     fill(tmp_path / "out", ["train-1", "test", "cat"])
     found = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), data_files="**", split="train")
     assert len(found) == 6

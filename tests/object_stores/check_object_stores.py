@@ -1,5 +1,5 @@
 """
-Pictures in object stores: whole, typed, described, never half there, and never paid for twice.
+Images in object stores: complete, with type and metadata, never partial, and never paid for twice.
 
 ``set-up.sh`` installs what this needs and runs it.
 """
@@ -37,7 +37,7 @@ SHADES = ["one raccoon", "two raccoons", "three raccoons"]
 
 
 class WithoutStateStore(ImagenGenerateOperator):
-    """The operator as Airflow 3.1 and 3.2 run it: there is no task state store."""
+    """The operator as Airflow 3.1 and 3.2 run it: without a task state store."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -51,7 +51,7 @@ def without_state_store(context: Any) -> Any:
     return {name: value for name, value in context.items() if name != "task_state_store"}
 
 
-def test_pictures_lie_there_whole_and_typed_beside_manifest_previews_and_sheet(
+def test_images_are_stored_complete_and_typed_with_manifest_previews_and_sheet(
     place: Place, paint: Painting, sandbox: Sandbox
 ) -> None:
     state = paint(prompt=SHADES, output_path=place.url, thumbnail_pixels=64, contact_sheet=True)
@@ -63,14 +63,14 @@ def test_pictures_lie_there_whole_and_typed_beside_manifest_previews_and_sheet(
         data, content_type = place.read(line["file_name"])
         assert content_type == line["mime_type"] == "image/png"
         assert (len(data), hashlib.sha256(data).hexdigest()) == (line["bytes"], line["sha256"])
-        with Image.open(BytesIO(data)) as picture:
-            picture.load()
-            assert picture.size == (line["width"], line["height"])
+        with Image.open(BytesIO(data)) as image_file:
+            image_file.load()
+            assert image_file.size == (line["width"], line["height"])
         assert read_provenance(data)["prompt"] == line["prompt"]
         preview, preview_type = place.read(line["thumbnail"])
         assert preview_type == "image/webp"
-        with Image.open(BytesIO(preview)) as picture:
-            assert max(picture.size) == 64
+        with Image.open(BytesIO(preview)) as image_file:
+            assert max(image_file.size) == 64
     assert [image["prompt"] for image in paint.images] == [line["prompt"] for line in place.manifest()] == SHADES
     assert [image["path"] for image in paint.images] == [
         f"{place.url}/{line['file_name']}" for line in place.manifest()
@@ -78,12 +78,12 @@ def test_pictures_lie_there_whole_and_typed_beside_manifest_previews_and_sheet(
     sheet = paint.summary["contact_sheet"].removeprefix(f"{place.url}/")
     assert place.read(sheet)[1] == "image/webp"
     hidden = {key for key in place.list() if key.startswith(".imagen/")}
-    assert len(hidden) == 3 + 1 + 1 + 1  # previews, the sheet, a part of the manifest, the words about the folder
+    assert len(hidden) == 3 + 1 + 1 + 1  # previews, the sheet, a part of the manifest, the note about the folder
     assert set(place.list()) == {*names, *hidden, "metadata.jsonl"}
     assert len(sandbox.ledger()) == 3
 
 
-def test_base64_answers_are_stored_and_handed_on_by_their_place(place: Place, paint: Painting) -> None:
+def test_base64_responses_are_stored_and_passed_on_by_path(place: Place, paint: Painting) -> None:
     assert paint(prompt=RACCOON, convert_base64_to_url=False, output_path=place.url) == "success"
 
     (image,) = paint.images
@@ -93,8 +93,8 @@ def test_base64_answers_are_stored_and_handed_on_by_their_place(place: Place, pa
 
 
 @pytest.mark.parametrize("operator", [ImagenGenerateOperator, WithoutStateStore])
-def test_a_retry_adopts_what_is_stored(place: Place, paint: Painting, sandbox: Sandbox, operator: Any) -> None:
-    sandbox.add_fault(Fault("status", status=503, retry_after=0, prompt="two", times=6))  # as often as one try sends it
+def test_a_retry_reuses_stored_images(place: Place, paint: Painting, sandbox: Sandbox, operator: Any) -> None:
+    sandbox.add_fault(Fault("status", status=503, retry_after=0, prompt="two", times=6))  # for the whole first attempt
     journals: list[list[str]] = []
 
     def look() -> None:
@@ -106,10 +106,10 @@ def test_a_retry_adopts_what_is_stored(place: Place, paint: Painting, sandbox: S
     assert len([request for request in sandbox.seen() if request.host == "cdn"]) == 3
     assert len(place.manifest()) == len(place.pictures()) == 3
     assert bool(journals[0]) == (operator is WithoutStateStore)
-    assert [key for key in place.list() if "journal" in key] == []  # forgotten after the success
+    assert [key for key in place.list() if "journal" in key] == []  # deleted after success
 
 
-def test_a_picture_that_was_removed_meanwhile_is_fetched_again_and_not_bought(
+def test_an_image_deleted_between_attempts_is_downloaded_again_without_paying(
     place: Place, paint: Painting, sandbox: Sandbox
 ) -> None:
     from airflow.sdk import ObjectStoragePath
@@ -124,7 +124,7 @@ def test_a_picture_that_was_removed_meanwhile_is_fetched_again_and_not_bought(
     assert len([request for request in sandbox.seen() if request.host == "cdn"]) == 4
 
 
-def test_a_missing_bucket_is_told_before_paying(place: Place, paint: Painting, sandbox: Sandbox) -> None:
+def test_a_missing_bucket_is_reported_before_paying(place: Place, paint: Painting, sandbox: Sandbox) -> None:
     state = paint(prompt=RACCOON, output_path=place.at(place.connect(), "no-such-bucket/out"))
 
     assert state == "failed"
@@ -133,8 +133,10 @@ def test_a_missing_bucket_is_told_before_paying(place: Place, paint: Painting, s
     assert sandbox.seen("/v1/images/generations") == []
 
 
-def test_a_wrong_secret_is_told_before_paying_and_not_shown(place: Place, paint: Painting, sandbox: Sandbox) -> None:
-    if not place.store.checks_secrets:  # then the gate says what the real one would
+def test_a_wrong_secret_is_reported_before_paying_and_not_shown(
+    place: Place, paint: Painting, sandbox: Sandbox
+) -> None:
+    if not place.store.checks_secrets:  # then the gate responds as the real store would
         place.store.gate.refuses = "everything"
     state = paint(prompt=RACCOON, output_path=place.at(place.connect(good=False), f"{BUCKET}/{place.folder}"))
 
@@ -147,7 +149,7 @@ def test_a_wrong_secret_is_told_before_paying_and_not_shown(place: Place, paint:
     assert place.list() == []
 
 
-def test_a_connection_that_may_only_read_is_told_before_paying(place: Place, paint: Painting, sandbox: Sandbox) -> None:
+def test_a_read_only_connection_is_reported_before_paying(place: Place, paint: Painting, sandbox: Sandbox) -> None:
     place.store.gate.refuses = "writes"
 
     assert paint(prompt=RACCOON, output_path=place.url) == "failed"
@@ -156,7 +158,7 @@ def test_a_connection_that_may_only_read_is_told_before_paying(place: Place, pai
     assert sandbox.seen("/v1/images/generations") == []
 
 
-def test_a_right_taken_away_after_paying_costs_nothing_more(place: Place, paint: Painting, sandbox: Sandbox) -> None:
+def test_losing_a_permission_after_paying_costs_nothing_more(place: Place, paint: Painting, sandbox: Sandbox) -> None:
     place.store.gate.refuses = "pictures"
     before: list[list[str]] = []
 
@@ -172,8 +174,8 @@ def test_a_right_taken_away_after_paying_costs_nothing_more(place: Place, paint:
     assert paint.summary["adopted"] == 1
 
 
-@pytest.mark.timeout(300)  # the stores' own clients try again for up to a minute, each time they are asked
-def test_a_server_that_dies_in_the_middle_of_an_upload_leaves_no_half_picture(
+@pytest.mark.timeout(300)  # the stores' own clients retry each call for up to a minute
+def test_a_server_crash_during_an_upload_leaves_no_partial_image(
     place: Place, paint: Painting, sandbox: Sandbox
 ) -> None:
     gate = place.store.gate
@@ -193,11 +195,11 @@ def test_a_server_that_dies_in_the_middle_of_an_upload_leaves_no_half_picture(
     assert hashlib.sha256(place.read(line["file_name"])[0]).hexdigest() == line["sha256"]
 
 
-def test_a_second_run_does_not_replace_pictures_of_the_first(place: Place, paint: Painting, sandbox: Sandbox) -> None:
-    wishes = {"prompt": {"prompt": RACCOON, "name": "raccoon"}, "filename": "{name}.{extension}"}
-    assert paint(**wishes, seed=1, output_path=place.url) == "success"
+def test_a_second_run_does_not_replace_images_of_the_first(place: Place, paint: Painting, sandbox: Sandbox) -> None:
+    arguments = {"prompt": {"prompt": RACCOON, "name": "raccoon"}, "filename": "{name}.{extension}"}
+    assert paint(**arguments, seed=1, output_path=place.url) == "success"
     first = place.read("raccoon.png")
-    assert paint(**wishes, seed=2, output_path=place.url) == "success"
+    assert paint(**arguments, seed=2, output_path=place.url) == "success"
 
     assert place.read("raccoon.png") == first
     assert len(place.pictures()) == len(place.manifest()) == len(sandbox.ledger()) == 2
@@ -205,7 +207,7 @@ def test_a_second_run_does_not_replace_pictures_of_the_first(place: Place, paint
         assert hashlib.sha256(place.read(line["file_name"])[0]).hexdigest() == line["sha256"]
 
 
-def test_of_many_who_want_the_same_new_name_one_gets_it(place: Place) -> None:
+def test_one_of_many_concurrent_writers_claims_a_new_name(place: Place) -> None:
     from airflow.sdk import ObjectStoragePath
 
     path = ObjectStoragePath(f"{place.url}/wanted.png")
@@ -222,7 +224,7 @@ def test_of_many_who_want_the_same_new_name_one_gets_it(place: Place) -> None:
     assert write_bytes_atomically(path, b"late", content_type="image/png", replace=False) is False
 
 
-def test_the_hook_stores_pictures_made_elsewhere(place: Place, imagen_connection: str) -> None:
+def test_the_hook_stores_images_from_elsewhere(place: Place, imagen_connection: str) -> None:
     drawn = BytesIO()
     Image.radial_gradient("L").save(drawn, format="PNG")
     record = ImagenHook(imagen_connection).store(drawn.getvalue(), folder=place.url, name="moon", thumbnail_pixels=32)
@@ -251,8 +253,8 @@ def test_the_batch_example_stores_and_its_next_task_reads_the_manifest(
     assert {json.loads(line)["file_name"] for line in lines} == {"C-230.png", "P-417.png", "T-100.png"}
 
 
-def test_each_store_is_refused_in_its_own_words_and_told_in_ours(place: Place) -> None:
-    """Expired credentials answer differently from missing rights; both are told as what they are."""
+def test_each_stores_rejection_is_reported_in_our_words(place: Place) -> None:
+    """Expired credentials fail differently from missing permissions; both are reported as such."""
     from airflow.sdk import ObjectStoragePath
 
     gate = place.store.gate

@@ -31,7 +31,7 @@ def store_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 class Place:
-    """A folder of its own in a store, under a connection of its own: Airflow keeps connections for a process's life."""
+    """A fresh folder in a store, and a fresh connection: Airflow caches connections for a process's lifetime."""
 
     _number = 0
 
@@ -43,7 +43,7 @@ class Place:
         self.url = self.at(self.connect(), f"{BUCKET}/{self.folder}")
 
     def connect(self, *, good: bool = True) -> str:
-        """Make a connection and give its id."""
+        """Create a connection and return its id."""
         name = f"{self.store.name.replace('-', '_')}_{Place._number}{'' if good else '_wrong'}"
         values = json.dumps(self.store.connection(good=good))
         self._monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", values)
@@ -53,7 +53,7 @@ class Place:
         return f"{self.store.scheme}://{connection}@{path}"
 
     def list(self) -> list[str]:
-        """List what lies in the folder, relative to it."""
+        """Return the names in the folder, relative to it."""
         return [key.removeprefix(f"{self.folder}/") for key in self.store.keys(f"{self.folder}/")]
 
     def pictures(self) -> list[str]:
@@ -68,7 +68,7 @@ class Place:
 
 @pytest.fixture
 def place(store_server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    if isinstance(store_server, Gcs):  # gcsfs asks other servers than Google's for a minute what kind of bucket it is
+    if isinstance(store_server, Gcs):  # gcsfs spends a minute asking non-Google servers for the bucket's type
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     yield Place(store_server, monkeypatch)
     store_server.gate.refuses = "nothing"
@@ -76,7 +76,7 @@ def place(store_server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plac
 
 
 class Painting:
-    """Run the operator in a DAG of its own and look at what it left."""
+    """Run the operator in a fresh DAG and read its results."""
 
     def __init__(self, run_dag: Callable[..., Any]) -> None:
         self._run_dag = run_dag
@@ -120,5 +120,5 @@ class Painting:
 
 @pytest.fixture
 def paint(run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox) -> Painting:
-    sandbox.configure(picture_scale=0.25)  # large enough to be told from everything else by size
+    sandbox.configure(picture_scale=0.25)  # large enough to be told apart by size
     return Painting(run_dag)

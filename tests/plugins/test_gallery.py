@@ -1,4 +1,4 @@
-"""The gallery, inside Airflow's real web application, over pictures a real task made."""
+"""The gallery, inside Airflow's real web application, showing images that a real task generated."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def picture_file(path: Path, colour: str = "red") -> dict[str, Any]:
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def test_a_task_shows_its_pictures_with_their_facts(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_a_task_shows_its_images_with_their_details(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=[RACCOON, "A lighthouse"], num_images=2, seed=7, output_path=str(tmp_path))
 
     page = visit().get(*gallery.task()[:1], params=gallery.task()[1])
@@ -73,7 +73,7 @@ def test_a_task_shows_its_pictures_with_their_facts(painted: Any, visit: Any, tm
     assert f"${gallery.xcom('summary')['usd_spent']:.4f}" in text
 
 
-def test_every_link_and_picture_of_a_page_answers(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_every_link_and_image_on_a_page_loads(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=[RACCOON, "A lighthouse"], output_path=str(tmp_path))
     ann = visit()
     path, query = gallery.task()
@@ -82,17 +82,17 @@ def test_every_link_and_picture_of_a_page_answers(painted: Any, visit: Any, tmp_
     todo = set(seen)
     while todo:
         address = todo.pop()
-        answer = ann.get(address)
-        assert answer.status_code == 200, address
-        if answer.headers["content-type"].startswith("text/html"):
-            found = {link for link in links(answer.text) + links(answer.text, "src") if link.startswith("/imagen/")}
+        response = ann.get(address)
+        assert response.status_code == 200, address
+        if response.headers["content-type"].startswith("text/html"):
+            found = {link for link in links(response.text) + links(response.text, "src") if link.startswith("/imagen/")}
             todo |= found - seen
             seen |= found
     kinds = {urlsplit(address).path for address in seen}
     assert kinds >= {"/imagen/task", "/imagen/run", "/imagen/dag", "/imagen/picture", "/imagen/file"}
 
 
-def test_the_full_picture_is_the_stored_file_and_the_preview_is_small(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_the_full_image_is_the_stored_file_and_the_preview_is_small(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann = visit()
 
@@ -106,7 +106,7 @@ def test_the_full_picture_is_the_stored_file_and_the_preview_is_small(painted: A
         assert max(small.size) <= 384
 
 
-def test_a_picture_that_the_browser_has_is_not_sent_again(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_an_image_the_browser_has_cached_is_not_sent_again(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann = visit()
     path, query = gallery.file()
@@ -117,7 +117,7 @@ def test_a_picture_that_the_browser_has_is_not_sent_again(painted: Any, visit: A
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_a_preview_is_made_once(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_a_preview_is_created_only_once(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann = visit()
     path, query = gallery.file(size="thumbnail")
@@ -127,17 +127,21 @@ def test_a_preview_is_made_once(painted: Any, visit: Any, tmp_path: Path) -> Non
     assert ann.get(path, params=query).content == first.content
 
 
-def test_the_page_of_a_picture_tells_everything_and_how_to_make_it_again(
-    painted: Any, visit: Any, tmp_path: Path
-) -> None:
+def test_an_image_page_shows_all_details_and_how_to_generate_it_again(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, seed=7, aspect_ratio="16:9", output_path=str(tmp_path))
     (image,) = gallery.xcom("images")
 
     page = visit().get(gallery.page()[0], params=gallery.page()[1])
 
     text = unescape(page.text)
-    for fact in (RACCOON, image["path"], image["sha256"], image["inference_id"], f"{image['width']}×{image['height']}"):
-        assert fact in text
+    for detail in (
+        RACCOON,
+        image["path"],
+        image["sha256"],
+        image["inference_id"],
+        f"{image['width']}×{image['height']}",
+    ):
+        assert detail in text
     code = re.search(r'<pre id="snippet"[^>]*>(.*?)</pre>', text, re.DOTALL)[1]
     made_with = {}
     exec(code.replace("ImagenGenerateOperator(", "made_with.update(").split("\n", 1)[1], {"made_with": made_with})
@@ -150,7 +154,7 @@ def test_the_page_of_a_picture_tells_everything_and_how_to_make_it_again(
     }
 
 
-def test_many_pictures_are_paged_and_come_from_the_manifest(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_many_images_are_paged_and_come_from_the_manifest(painted: Any, visit: Any, tmp_path: Path) -> None:
     prompts = [f"picture {number} of {'a long story ' * 20}" for number in range(70)]
     gallery = painted(prompt=prompts, output_path=str(tmp_path), concurrency=16)
     assert gallery.xcom("images") == {"manifest": str(tmp_path / "metadata.jsonl"), "count": 70}
@@ -168,7 +172,7 @@ def test_many_pictures_are_paged_and_come_from_the_manifest(painted: Any, visit:
     assert run.text.count('class="card"') == 10
 
 
-def test_what_was_not_made_is_shown_with_its_reason(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_missing_images_are_shown_with_the_reason(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
     gallery = painted(prompt=RACCOON, num_images=3, output_path=str(tmp_path), on_filtered="accept")
     ann = visit()
@@ -184,7 +188,7 @@ def test_what_was_not_made_is_shown_with_its_reason(painted: Any, visit: Any, sa
     assert "withheld 2 of 3 images" in problems
 
 
-def test_a_long_list_of_what_was_not_made_is_cut_and_paged(
+def test_a_long_list_of_failures_is_shortened_and_paged(
     painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.add_fault(Fault("upstream_4xx", times=None, prompt="bad"))
@@ -201,7 +205,9 @@ def test_a_long_list_of_what_was_not_made_is_cut_and_paged(
     assert ann.get(f"{more}&page=2").text.count('class="badge failed"') == 10
 
 
-def test_a_failed_task_shows_what_worked(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_failed_task_shows_the_images_it_generated(
+    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
+) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
     gallery = painted(prompt=RACCOON, num_images=3, output_path=str(tmp_path))
 
@@ -212,7 +218,7 @@ def test_a_failed_task_shows_what_worked(painted: Any, visit: Any, sandbox: Sand
     assert "withheld 2 of 3 images" in page.text
 
 
-def test_reasons_that_were_stored_nowhere_are_said_to_be_in_the_log(painted: Any, visit: Any, sandbox: Sandbox) -> None:
+def test_a_page_refers_to_the_log_for_reasons_that_were_not_stored(painted: Any, visit: Any, sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
     gallery = painted(prompt=RACCOON, num_images=3, on_filtered="accept")
 
@@ -221,7 +227,7 @@ def test_reasons_that_were_stored_nowhere_are_said_to_be_in_the_log(painted: Any
     assert "the reasons are in its log only" in page.text
 
 
-def test_a_picture_that_was_not_stored_is_shown_from_its_link(painted: Any, visit: Any) -> None:
+def test_an_image_that_was_not_stored_is_shown_from_its_url(painted: Any, visit: Any) -> None:
     gallery = painted(prompt=RACCOON)
     (image,) = gallery.xcom("images")
 
@@ -233,7 +239,7 @@ def test_a_picture_that_was_not_stored_is_shown_from_its_link(painted: Any, visi
     assert "the API's URL has expired" in page.text  # for the script to show when it has
 
 
-def test_mapped_tasks_are_shown_apart_and_summed_up(
+def test_mapped_tasks_are_shown_separately_and_totalled(
     run_dag: Callable[..., Any], visit: Any, imagen_connection: str, tmp_path: Path
 ) -> None:
     from airflow.sdk import DAG
@@ -263,7 +269,7 @@ def test_mapped_tasks_are_shown_apart_and_summed_up(
         assert ann.get(link).text.count('class="card"') == 1
 
 
-def test_a_run_of_very_many_tasks_is_counted_little_by_little(
+def test_a_run_with_very_many_tasks_is_counted_in_steps(
     run_dag: Callable[..., Any], visit: Any, monkeypatch: Any
 ) -> None:
     from airflow.sdk import DAG, task
@@ -305,7 +311,7 @@ def test_the_newest_runs_of_a_dag_are_listed(painted: Any, visit: Any, tmp_path:
 # --- empty and expired ------------------------------------------------------------------------------------------------
 
 
-def test_empty_states_say_why(run_dag: Callable[..., Any], visit: Any) -> None:
+def test_empty_pages_say_why(run_dag: Callable[..., Any], visit: Any) -> None:
     from airflow.sdk import DAG, task
 
     with DAG("no_pictures", schedule=None) as dag:
@@ -327,7 +333,7 @@ def test_empty_states_say_why(run_dag: Callable[..., Any], visit: Any) -> None:
     assert "This run does not exist, or was deleted" in gone.text
 
 
-def test_files_that_are_gone_are_said_to_be_gone(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_missing_files_are_reported(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path / "pictures"))
     shutil.rmtree(tmp_path / "pictures")
     ann = visit()
@@ -340,7 +346,7 @@ def test_files_that_are_gone_are_said_to_be_gone(painted: Any, visit: Any, tmp_p
     assert "not there any more" in page.text
 
 
-def test_a_manifest_that_is_gone_is_said_to_be_gone(forged: Any, visit: Any, tmp_path: Path) -> None:
+def test_a_missing_manifest_is_reported(forged: Any, visit: Any, tmp_path: Path) -> None:
     gallery = forged({"manifest": str(tmp_path / "metadata.jsonl"), "count": 1})
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1])
@@ -348,7 +354,7 @@ def test_a_manifest_that_is_gone_is_said_to_be_gone(forged: Any, visit: Any, tmp
     assert "cannot be read any more" in page.text
 
 
-def test_records_of_other_forms_do_not_break_a_page(forged: Any, visit: Any) -> None:
+def test_malformed_records_do_not_break_a_page(forged: Any, visit: Any) -> None:
     odd = [None, 3, "text", {}, {"prompt_index": "x"}, record(usd="much", width=[1], seed=True, prompt=7)]
     gallery = forged(odd)
 
@@ -358,8 +364,8 @@ def test_records_of_other_forms_do_not_break_a_page(forged: Any, visit: Any) -> 
     assert page.text.count('class="card"') == 1
 
 
-def test_values_beyond_all_measure_do_not_break_a_page(forged: Any, visit: Any, tmp_path: Path) -> None:
-    """A manifest may hold what no XCom would: numbers no ``float`` takes, and half a character."""
+def test_out_of_range_values_do_not_break_a_page(forged: Any, visit: Any, tmp_path: Path) -> None:
+    """A manifest may hold what no XCom can: numbers too large for a ``float``, and lone surrogates."""
     huge = 10**400
     manifest = tmp_path / "metadata.jsonl"
     gallery = forged({"manifest": str(manifest), "count": 3})
@@ -385,7 +391,7 @@ def test_values_beyond_all_measure_do_not_break_a_page(forged: Any, visit: Any, 
         assert str(huge) not in page.text
 
 
-def test_a_sum_beyond_all_measure_counts_as_nothing() -> None:
+def test_an_out_of_range_total_counts_as_zero() -> None:
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import read_summary
 
@@ -399,7 +405,7 @@ def test_a_sum_beyond_all_measure_counts_as_nothing() -> None:
     assert (found.summary.usd_spent, found.summary.usd_lost) == (0.0, 0.0)
 
 
-def test_a_list_of_what_was_not_made_that_is_too_long_to_read_is_not_read(
+def test_a_failures_file_that_is_too_large_is_not_read(
     painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.add_fault(Fault("fewer", count=1))
@@ -413,7 +419,7 @@ def test_a_list_of_what_was_not_made_that_is_too_long_to_read_is_not_read(
     assert "withheld" not in page.text
 
 
-def test_reasons_of_which_no_list_was_kept_leave_the_page_whole(forged: Any, visit: Any, tmp_path: Path) -> None:
+def test_a_page_works_without_a_failures_file(forged: Any, visit: Any, tmp_path: Path) -> None:
     gallery = forged([record()], manifest=str(tmp_path / "metadata.jsonl"), failed=1)
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1])
@@ -422,7 +428,7 @@ def test_reasons_of_which_no_list_was_kept_leave_the_page_whole(forged: Any, vis
     assert "cannot be read" not in page.text
 
 
-# --- who may see it ---------------------------------------------------------------------------------------------------
+# --- access -----------------------------------------------------------------------------------------------------------
 
 
 def _routes(gallery: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -437,7 +443,7 @@ def _routes(gallery: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def test_every_route_refuses_a_user_without_access_to_the_dag(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_every_route_denies_a_user_without_access_to_the_dag(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann, bob = visit("ann"), visit("bob", only={"another_dag"})
 
@@ -449,7 +455,7 @@ def test_every_route_refuses_a_user_without_access_to_the_dag(painted: Any, visi
         assert b"PNG" not in refused.content
 
 
-def test_every_route_that_shows_something_is_among_those_checked() -> None:
+def test_every_route_is_covered_by_the_access_tests() -> None:
     from airflow_provider_imagen.plugins.gallery.routes import app
 
     assert {route.path for route in app.routes} == {"/task", "/run", "/dag", "/picture", "/file", "/static/{name}"}
@@ -460,17 +466,17 @@ def test_nobody_sees_anything_without_a_session(painted: Any, visit: Any, tmp_pa
     nobody = visit(None)
 
     for path, query in _routes(gallery):
-        answer = nobody.get(path, params=query)
-        assert RACCOON not in answer.text
+        response = nobody.get(path, params=query)
+        assert RACCOON not in response.text
         if path == "/imagen/file":
-            assert answer.status_code == 401
+            assert response.status_code == 401
         else:
-            assert answer.status_code == 302
-            assert urlsplit(answer.headers["location"]).path == "/api/v2/auth/login"
-            assert path in parse_qs(urlsplit(answer.headers["location"]).query)["next"][0]
+            assert response.status_code == 302
+            assert urlsplit(response.headers["location"]).path == "/api/v2/auth/login"
+            assert path in parse_qs(urlsplit(response.headers["location"]).query)["next"][0]
 
 
-def test_ids_that_would_reach_other_routes_or_all_dags_are_refused(visit: Any, painted: Any, tmp_path: Path) -> None:
+def test_ids_that_could_reach_other_routes_or_all_dags_show_nothing(visit: Any, painted: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     tricks = ["~", "..", ".", "x/../y", "%2e%2e", "a\\b"]
     bob = visit("bob", only={"another_dag", *tricks})
@@ -478,13 +484,13 @@ def test_ids_that_would_reach_other_routes_or_all_dags_are_refused(visit: Any, p
     for trick in tricks:
         for path, query in _routes(gallery):
             for name in {"dag_id", "run_id", "task_id"} & query.keys():
-                answer = bob.get(path, params={**query, "dag_id": trick, name: trick})
-                assert answer.status_code in (200, 403, 404), (path, name, trick)
-                assert RACCOON not in answer.text
-                assert 'class="card"' not in answer.text
+                response = bob.get(path, params={**query, "dag_id": trick, name: trick})
+                assert response.status_code in (200, 403, 404), (path, name, trick)
+                assert RACCOON not in response.text
+                assert 'class="card"' not in response.text
 
 
-def test_permission_is_asked_anew_although_records_are_remembered(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_permission_is_checked_again_even_for_cached_records(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     bob = visit("bob")
     assert bob.get(*gallery.file()[:1], params=gallery.file()[1]).status_code == 200
@@ -497,15 +503,15 @@ def test_permission_is_asked_anew_although_records_are_remembered(painted: Any, 
 # --- what is served ---------------------------------------------------------------------------------------------------
 
 
-def test_a_record_cannot_make_the_server_hand_out_a_file_its_author_does_not_have(
+def test_a_record_cannot_expose_a_file_whose_content_its_author_does_not_know(
     forged: Any, visit: Any, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret.png"
-    facts = picture_file(secret)
+    fields = picture_file(secret)
     gallery = forged(
         [
-            record(image_index=0, path=str(secret), bytes=facts["bytes"], sha256="0" * 64),
-            record(image_index=1, path=str(secret), bytes=facts["bytes"], sha256=None),
+            record(image_index=0, path=str(secret), bytes=fields["bytes"], sha256="0" * 64),
+            record(image_index=1, path=str(secret), bytes=fields["bytes"], sha256=None),
             record(image_index=2, path="/etc/passwd", bytes=os.path.getsize("/etc/passwd"), sha256="0" * 64),
             record(image_index=3, path="/dev/zero", bytes=1_000_000, sha256="0" * 64),
             record(image_index=4, path=str(tmp_path), bytes=4096, sha256="0" * 64),
@@ -515,26 +521,28 @@ def test_a_record_cannot_make_the_server_hand_out_a_file_its_author_does_not_hav
 
     for number in range(5):
         for size in ("full", "thumbnail"):
-            answer = ann.get(gallery.file()[0], params=gallery.file(0, number, size=size)[1])
-            assert answer.status_code in (404, 410), (number, size)
-            assert len(answer.content) < 200
+            response = ann.get(gallery.file()[0], params=gallery.file(0, number, size=size)[1])
+            assert response.status_code in (404, 410), (number, size)
+            assert len(response.content) < 200
 
 
-def test_a_preview_is_made_only_from_the_picture_the_record_proves(forged: Any, visit: Any, tmp_path: Path) -> None:
-    """A preview that lies where a task would put one shows somebody else's picture, and proves nothing."""
+def test_a_preview_is_created_only_from_the_image_that_matches_the_record(
+    forged: Any, visit: Any, tmp_path: Path
+) -> None:
+    """A file at the path of a preview may show somebody else's image, so it proves nothing."""
     other = tmp_path / "other"
     (other / ".imagen" / "thumbnails").mkdir(parents=True)
     picture_file(other / "secret.png")
     Image.new("RGB", (40, 30), "red").save(other / ".imagen" / "thumbnails" / "secret.png.webp")
     gallery = forged([record(path=str(other / "secret.png"), bytes=10, sha256="0" * 64)], output_path=str(other))
 
-    answer = visit().get(gallery.file()[0], params=gallery.file(size="thumbnail")[1])
+    response = visit().get(gallery.file()[0], params=gallery.file(size="thumbnail")[1])
 
-    assert answer.status_code == 410
-    assert b"WEBP" not in answer.content
+    assert response.status_code == 410
+    assert b"WEBP" not in response.content
 
 
-def test_a_file_that_is_no_picture_is_not_served_even_with_the_right_digest(
+def test_a_file_that_is_not_an_image_is_not_served_even_with_the_right_digest(
     forged: Any, visit: Any, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.png"
@@ -544,28 +552,30 @@ def test_a_file_that_is_no_picture_is_not_served_even_with_the_right_digest(
         [record(path=str(page), bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), mime_type="text/html")]
     )
 
-    answer = visit().get(gallery.file()[0], params=gallery.file()[1])
+    response = visit().get(gallery.file()[0], params=gallery.file()[1])
 
-    assert answer.status_code == 410
-    assert "script" not in answer.text
+    assert response.status_code == 410
+    assert "script" not in response.text
 
 
 def test_the_bytes_decide_the_content_type_not_the_record(forged: Any, visit: Any, tmp_path: Path) -> None:
     gallery = forged([record(**picture_file(tmp_path / "a.png"), mime_type="text/html")])
 
-    answer = visit().get(gallery.file()[0], params=gallery.file()[1])
+    response = visit().get(gallery.file()[0], params=gallery.file()[1])
 
-    assert answer.headers["content-type"] == "image/png"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert "sandbox" in answer.headers["content-security-policy"]
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in response.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("mime_type", ["image/svg+xml", "image/png", None])
-def test_a_vector_picture_is_only_downloaded(forged: Any, visit: Any, tmp_path: Path, mime_type: str | None) -> None:
+def test_a_vector_image_is_only_offered_as_a_download(
+    forged: Any, visit: Any, tmp_path: Path, mime_type: str | None
+) -> None:
     data = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
     (tmp_path / "a.svg").write_bytes(data)
-    facts = {"path": str(tmp_path / "a.svg"), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    gallery = forged([record(**facts, mime_type=mime_type)])
+    fields = {"path": str(tmp_path / "a.svg"), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    gallery = forged([record(**fields, mime_type=mime_type)])
     ann = visit()
 
     full = ann.get(gallery.file()[0], params=gallery.file()[1])
@@ -586,39 +596,39 @@ def test_a_vector_picture_is_only_downloaded(forged: Any, visit: Any, tmp_path: 
             assert "/imagen/file" in page.text or path == "/imagen/task"
 
 
-def test_large_pictures_are_not_held_in_memory(
+def test_large_images_are_not_held_in_memory(
     forged: Any, visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
 
-    facts = picture_file(tmp_path / "a.png")
+    fields = picture_file(tmp_path / "a.png")
     with (tmp_path / "a.png").open("ab") as file:
         file.write(os.urandom(30_000_000))
     data = (tmp_path / "a.png").read_bytes()
-    facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    fields |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     store = UPath("memory://gallery/large.png")
     store.write_bytes(data)
-    for path, opens in ((facts["path"], files.open_folder), ("memory://gallery/large.png", UPath)):
-        where = {"path": path, "bytes": len(data), "sha256": facts["sha256"]}
-        picture = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
+    for path, opens in ((fields["path"], files.open_folder), ("memory://gallery/large.png", UPath)):
+        where = {"path": path, "bytes": len(data), "sha256": fields["sha256"]}
+        image = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=0, **where)
         with monkeypatch.context() as patch:
-            patch.setattr(files, "open_folder", opens)  # Airflow knows no store in memory
+            patch.setattr(files, "open_folder", opens)  # Airflow has no in-memory store
             tracemalloc.start()
-            with files.open_image_file(picture) as file:
+            with files.open_image_file(image) as file:
                 assert files.media_type(file) == "image/png"
                 _, highest = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
                 file.seek(0)
                 assert file.read() == data
         assert highest < 15_000_000
-    gallery = forged([record(**facts)])
+    gallery = forged([record(**fields)])
     assert visit().get(gallery.file()[0], params=gallery.file()[1]).content == data
 
 
-def test_many_visitors_at_once_all_get_their_previews(tmp_path: Path) -> None:
-    """Whoever makes a preview holds a whole picture and asks for its kind, which must not wait for another's."""
+def test_many_concurrent_visitors_all_get_their_previews(tmp_path: Path) -> None:
+    """Creating a preview holds an image and detects its type, which must not wait for another preview."""
     from airflow_provider_imagen.plugins.gallery import files
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
@@ -627,27 +637,27 @@ def test_many_visitors_at_once_all_get_their_previews(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "previews")
 
     def look(number: int) -> bytes:
-        facts = picture_file(tmp_path / f"{number}.webp")
-        picture = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **facts)
-        with files.image_bytes(picture) as data:
-            return cache.make(facts["sha256"], data)
+        fields = picture_file(tmp_path / f"{number}.webp")
+        image = GalleryImage(ti=TaskInstance("d", "r", "t", -1), prompt_index=0, image_index=number, **fields)
+        with files.image_bytes(image) as data:
+            return cache.make(fields["sha256"], data)
 
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(look, range(64), timeout=60))) == 64
 
 
 @pytest.mark.parametrize("change", [b"", b"more", b"other"])
-def test_a_file_that_changed_is_not_sent(forged: Any, visit: Any, tmp_path: Path, change: bytes) -> None:
-    facts = picture_file(tmp_path / "a.png")
+def test_a_file_that_changed_is_not_served(forged: Any, visit: Any, tmp_path: Path, change: bytes) -> None:
+    fields = picture_file(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes({b"": b"", b"more": data + b"x"}.get(change, data[:-1] + b"x"))
-    gallery = forged([record(**facts)])
+    gallery = forged([record(**fields)])
 
     for size in ("full", "thumbnail"):
         assert visit().get(gallery.file()[0], params=gallery.file(size=size)[1]).status_code == 410
 
 
-def test_a_record_cannot_make_the_server_call_an_address(forged: Any, visit: Any, sandbox: Sandbox) -> None:
+def test_a_record_cannot_make_the_server_request_a_url(forged: Any, visit: Any, sandbox: Sandbox) -> None:
     paths = [f"{sandbox.url}/v1/models", f"simplecache::{sandbox.url}/v1/models", f"filecache::{sandbox.url}/x"]
     gallery = forged(
         [record(image_index=n, path=path, bytes=10, sha256="0" * 64) for n, path in enumerate(paths)],
@@ -684,7 +694,7 @@ HARMLESS = {
 
 
 class Elements(HTMLParser):
-    """What a browser would make of a page."""
+    """The elements that a browser would find on a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -746,7 +756,7 @@ def test_the_snippet_of_a_hostile_prompt_is_one_python_string(forged: Any, visit
     assert {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}["prompt"] == prompt
 
 
-def test_only_safe_links_are_shown_and_none_can_widen_the_policy(forged: Any, visit: Any) -> None:
+def test_only_safe_urls_are_shown_and_none_can_widen_the_policy(forged: Any, visit: Any) -> None:
     unsafe = [
         *("http://intranet.example/a.png", "ftp://x/a", "//evil.example/a", "https://", "javascript:alert(1)"),
         *("data:image/svg+xml,<svg/>", "https://a b;script-src *", "https://x;img-src * /a.png"),
@@ -768,31 +778,29 @@ def test_only_safe_links_are_shown_and_none_can_widen_the_policy(forged: Any, vi
     assert "default-src 'none'; img-src 'self'; " in policy
 
 
-def test_every_answer_forbids_what_it_does_not_need(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_every_response_forbids_what_it_does_not_need(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann = visit()
 
     for path, query in [*_routes(gallery), ("/imagen/static/gallery.js", {}), ("/imagen/nowhere", {})]:
-        answer = ann.get(path, params=query)
-        policy = answer.headers["content-security-policy"]
+        response = ann.get(path, params=query)
+        policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
-        if answer.headers["content-type"].startswith("text/html"):
-            assert not re.search(r"<script>|<style|style=|\son\w+=", answer.text)
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        if response.headers["content-type"].startswith("text/html"):
+            assert not re.search(r"<script>|<style|style=|\son\w+=", response.text)
 
 
-def test_no_page_or_error_tells_the_key_or_anything_of_the_connection(
-    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_no_page_reveals_the_key_or_the_connection(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann = visit()
 
     for path, query in _routes(gallery):
-        answer = ann.get(path, params=query)
-        assert sandbox.api_key.encode() not in answer.content
-        assert b"imagen_default" not in answer.content
+        response = ann.get(path, params=query)
+        assert sandbox.api_key.encode() not in response.content
+        assert b"imagen_default" not in response.content
 
 
 def test_the_connection_of_a_store_is_not_shown(forged: Any, visit: Any) -> None:
@@ -808,7 +816,7 @@ def test_the_connection_of_a_store_is_not_shown(forged: Any, visit: Any) -> None
     assert "<code>/pictures/x@y.png</code>" in local
 
 
-# --- making it again --------------------------------------------------------------------------------------------------
+# --- generating it again ----------------------------------------------------------------------------------------------
 
 
 def read_snippet(visit: Any, gallery: Any, *, image: int = 0) -> str:
@@ -819,7 +827,7 @@ def read_snippet(visit: Any, gallery: Any, *, image: int = 0) -> str:
 
 @pytest.fixture
 def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[[str, Path], list[dict[str, Any]]]:
-    """Give a function that pastes code into a DAG, runs it, and gives the records of the pictures it made."""
+    """Return a function that pastes code into a DAG, runs it and returns the records of its images."""
     from airflow.sdk import DAG
 
     def run(code: str, folder: Path) -> list[dict[str, Any]]:
@@ -834,7 +842,7 @@ def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callab
 @pytest.mark.parametrize(
     "prompt", ["x {{ 7 * 7 }}", "{% raw %} x {# y #}", "a {% endraw %} b", "whatever.prompt", "two\r\nlines\n"]
 )
-def test_the_snippet_asks_for_the_same_prompt_whatever_airflow_would_make_of_it(
+def test_the_snippet_sends_the_same_prompt_even_if_airflow_would_interpret_it(
     painted: Any, visit: Any, paste: Any, tmp_path: Path, prompt: str
 ) -> None:
     gallery = painted(prompt=literal(prompt), model="alibaba/wan2.5-t2i-preview", output_path=str(tmp_path / "a"))
@@ -862,7 +870,7 @@ def test_the_snippet_keeps_parameters_that_look_like_templates(
     assert sent == [negative, negative]
 
 
-def test_the_snippet_of_a_later_picture_makes_that_picture(
+def test_the_snippet_of_a_later_image_generates_that_image(
     painted: Any, visit: Any, paste: Any, tmp_path: Path
 ) -> None:
     gallery = painted(prompt=RACCOON, num_images=2, seed=7, output_path=str(tmp_path / "a"))
@@ -876,9 +884,7 @@ def test_the_snippet_of_a_later_picture_makes_that_picture(
     assert pixels[0] != pixels[1]
 
 
-def test_the_snippet_says_where_the_pictures_it_was_made_from_belong(
-    painted: Any, visit: Any, paste: Any, tmp_path: Path
-) -> None:
+def test_the_snippet_marks_where_the_input_images_belong(painted: Any, visit: Any, paste: Any, tmp_path: Path) -> None:
     source = tmp_path / "source.png"
     Image.new("RGB", (512, 512), "red").save(source)
     gallery = painted(
@@ -897,10 +903,10 @@ def test_the_snippet_says_where_the_pictures_it_was_made_from_belong(
     assert again["prompt"] == "night"
 
 
-# --- where it lives ---------------------------------------------------------------------------------------------------
+# --- deployment -------------------------------------------------------------------------------------------------------
 
 
-def test_behind_a_base_path_every_address_keeps_it(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_every_url_keeps_the_base_path(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, output_path=str(tmp_path))
     ann = visit(base_path="/data/airflow")
 
@@ -914,8 +920,8 @@ def test_behind_a_base_path_every_address_keeps_it(painted: Any, visit: Any, tmp
     assert ann.get(source).headers["content-type"] == "image/webp"
 
 
-def test_the_plugin_costs_other_processes_nothing() -> None:
-    """Task processes import the plugin: no more may come with it than the base class of the button's link."""
+def test_importing_the_plugin_loads_nothing_heavy() -> None:
+    """Task processes import the plugin, which may load nothing but the base class of the operator link."""
     code = """
         import sys
         import airflow.plugins_manager
@@ -930,7 +936,7 @@ def test_the_plugin_costs_other_processes_nothing() -> None:
     assert done.stdout.splitlines()[-2:] == ["['airflow.sdk.bases.operatorlink']", "False"]
 
 
-def test_the_plugin_is_named_for_airflow_to_find() -> None:
+def test_airflow_finds_the_plugin_by_its_entry_point() -> None:
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -939,9 +945,7 @@ def test_the_plugin_is_named_for_airflow_to_find() -> None:
     assert getattr(__import__(module, fromlist=[name]), name).name == "imagen"
 
 
-def test_money_in_doubt_is_shown_with_the_requests_it_is_for(
-    painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_money_in_doubt_is_shown_with_its_requests(painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.add_fault(Fault("reset", prompt="lost", billed=True))
     sandbox.add_fault(Fault("status", status=401, path="/v2/logs", times=None))
     gallery = painted(prompt=["good", "lost"], output_path=str(tmp_path), on_failure="accept")

@@ -1,4 +1,4 @@
-"""What the gallery gives away about files it does not show, and what a visitor can make the web server spend."""
+"""What the gallery reveals about files it does not show, and what a visitor can cost the web server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def record(**values: Any) -> dict[str, Any]:
     return {"prompt_index": 0, "image_index": 0, "prompt": "a fox", **values}
 
 
-def facts_of(path: Path) -> dict[str, Any]:
+def file_fields(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     return {"path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -39,16 +39,16 @@ def line(number: int = 0, **values: Any) -> str:
     return json.dumps({"file_name": f"{number}.png", **record(prompt_index=number), **ids, **values})
 
 
-# --- what is given away -----------------------------------------------------------------------------------------------
+# --- what is revealed -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"root:x:0:0\n", b"", b"<html>", b"\x89PNG\r\n\x1a\n not one", b"\0" * 5000])
-def test_no_answer_confirms_the_digest_of_a_file_that_is_no_picture(
+def test_no_response_confirms_the_digest_of_a_file_that_is_not_an_image(
     forged: Any, visit: Any, tmp_path: Path, content: bytes
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(content)
-    right = facts_of(secret)
+    right = file_fields(secret)
     gallery = forged(
         [
             record(image_index=0, **right),
@@ -59,21 +59,21 @@ def test_no_answer_confirms_the_digest_of_a_file_that_is_no_picture(
     ann = visit()
 
     for size in ("full", "thumbnail"):
-        answers = [ann.get(gallery.file()[0], params=gallery.file(0, image, size=size)[1]) for image in range(3)]
-        assert len({(answer.status_code, answer.text) for answer in answers}) == 1
+        responses = [ann.get(gallery.file()[0], params=gallery.file(0, image, size=size)[1]) for image in range(3)]
+        assert len({(response.status_code, response.text) for response in responses}) == 1
     pages = [ann.get(gallery.page()[0], params=gallery.page(0, image)[1]).text for image in range(3)]
     shown = {"not there any more" in page for page in pages}
     assert len(shown) == 1
 
 
-def test_a_known_digest_does_not_give_the_preview_of_a_picture(forged: Any, visit: Any, tmp_path: Path) -> None:
-    """Its preview was made for somebody who may see it; the other knows a digest, and not where the picture is."""
+def test_knowing_a_digest_does_not_give_access_to_the_preview(forged: Any, visit: Any, tmp_path: Path) -> None:
+    """The preview was created for an authorized user; another user knows the digest, but not the path."""
     Image.effect_noise((64, 64), 50).save(tmp_path / "secret.png")
-    facts = facts_of(tmp_path / "secret.png")
-    ours = forged([record(**facts)])
+    fields = file_fields(tmp_path / "secret.png")
+    ours = forged([record(**fields)])
     assert visit().get(ours.file()[0], params=ours.file(size="thumbnail")[1]).status_code == 200
 
-    guessed = facts | {"path": str(tmp_path / "elsewhere.png")}
+    guessed = fields | {"path": str(tmp_path / "elsewhere.png")}
     theirs = forged([record(**guessed)])
 
     assert visit().get(theirs.file()[0], params=theirs.file(size="thumbnail")[1]).status_code == 410
@@ -81,7 +81,7 @@ def test_a_known_digest_does_not_give_the_preview_of_a_picture(forged: Any, visi
 
 @pytest.mark.parametrize("number", ["9" * 20, str(2**63), str(2**31), "-2", "1.5", "x", "", "²"])
 @pytest.mark.parametrize("name", ["map_index", "prompt_index", "image_index", "page"])
-def test_a_number_out_of_range_is_a_wrong_address(forged: Any, visit: Any, name: str, number: str) -> None:
+def test_a_number_out_of_range_makes_an_invalid_url(forged: Any, visit: Any, name: str, number: str) -> None:
     gallery = forged([record()])
     ann = visit()
 
@@ -92,15 +92,15 @@ def test_a_number_out_of_range_is_a_wrong_address(forged: Any, visit: Any, name:
             assert ann.get(path, params={**query, name: number}).status_code == 422, path
 
 
-def test_the_largest_number_is_only_a_picture_that_is_not_there(forged: Any, visit: Any) -> None:
+def test_the_largest_valid_number_is_an_image_that_does_not_exist(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
 
     for name in ("map_index", "prompt_index", "image_index"):
-        answer = visit().get(gallery.file()[0], params={**gallery.file()[1], name: 2**31 - 1})
-        assert answer.status_code == 404
+        response = visit().get(gallery.file()[0], params={**gallery.file()[1], name: 2**31 - 1})
+        assert response.status_code == 404
 
 
-def test_an_id_with_a_nul_is_not_there(forged: Any, visit: Any) -> None:
+def test_an_id_with_a_nul_is_not_found(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
     for name in ("run_id", "task_id"):
         assert visit().get(gallery.file()[0], params={**gallery.file()[1], name: "a\0b"}).status_code == 404
@@ -109,7 +109,7 @@ def test_an_id_with_a_nul_is_not_there(forged: Any, visit: Any) -> None:
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-def test_a_large_manifest_takes_little_memory_for_several_viewers(tmp_path: Path) -> None:
+def test_a_large_manifest_uses_little_memory_for_several_viewers(tmp_path: Path) -> None:
     manifest = tmp_path / "metadata.jsonl"
     with manifest.open("w") as file:
         number = 0
@@ -140,23 +140,23 @@ def test_a_large_manifest_takes_little_memory_for_several_viewers(tmp_path: Path
     assert megabytes < 350
 
 
-def test_lines_longer_than_a_task_writes_are_left_out(tmp_path: Path) -> None:
+def test_lines_longer_than_a_task_writes_are_skipped(tmp_path: Path) -> None:
     manifest = tmp_path / "metadata.jsonl"
     long = line(1, junk=[{}] * 1_000_000)
     manifest.write_text("\n".join([long, line(0), "no json", "[1]", long, line(2), line(3, map_index=0), long]))
 
-    assert [picture.prompt_index for picture in read_manifest_images(TI, str(manifest))] == [0, 2]
+    assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
-def test_a_last_line_without_an_end_and_one_at_the_limit_count(tmp_path: Path) -> None:
+def test_a_last_line_without_a_newline_and_a_line_at_the_limit_are_read(tmp_path: Path) -> None:
     manifest = tmp_path / "metadata.jsonl"
     padding = files._MAX_LINE_BYTES - len(line(0, junk="")) - 1
     manifest.write_text(line(0, junk="x" * padding) + "\n" + line(1, junk="x" * (padding + 1)) + "\n" + line(2))
 
-    assert [picture.prompt_index for picture in read_manifest_images(TI, str(manifest))] == [0, 2]
+    assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
-def test_a_task_shows_so_many_pictures_and_says_so(
+def test_a_task_shows_a_limited_number_of_images_and_says_so(
     forged: Any, visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_imagen.plugins.gallery import collection
@@ -174,14 +174,14 @@ def test_a_task_shows_so_many_pictures_and_says_so(
     assert "Only 3 images of this task are shown." in page.text
 
 
-def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_manifest_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metadata.jsonl")
 
     with pytest.raises(files.FileUnavailableError):
         read_manifest_images(TI, str(tmp_path / "metadata.jsonl"))
 
 
-def test_reasons_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_imagen.storage.manifest import failures_address
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
@@ -196,7 +196,7 @@ def test_reasons_are_read_up_to_the_same_limit(tmp_path: Path, monkeypatch: pyte
 
 
 class Results:
-    """A memory of texts, and what had to be worked for."""
+    """A cache of texts, and the keys that had to be computed."""
 
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
@@ -219,7 +219,7 @@ def test_the_cache_is_bounded_by_bytes() -> None:
         for key in ("a", "b", "a", "c"):
             await results.get(key, 40)
         assert results.worked == ["a", "b", "c"]
-        assert [results.memory.knows(key) for key in "abc"] == [True, False, True]  # b was the longest unused
+        assert [results.memory.knows(key) for key in "abc"] == [True, False, True]  # b was the least recently used
 
         await results.get("huge", 10_000)
         assert [results.memory.knows(key) for key in ("a", "c", "huge")] == [False, False, True]
@@ -231,7 +231,7 @@ def test_the_cache_is_bounded_by_bytes() -> None:
     asyncio.run(look())
 
 
-def test_a_result_that_is_renewed_is_counted_once() -> None:
+def test_a_refreshed_result_is_counted_once() -> None:
     async def look() -> None:
         results = Results(seconds=1.0)
         for _ in range(20):
@@ -243,7 +243,7 @@ def test_a_result_that_is_renewed_is_counted_once() -> None:
     asyncio.run(look())
 
 
-def test_the_cache_forgets_by_itself() -> None:
+def test_the_cache_drops_expired_results_by_itself() -> None:
     async def look() -> None:
         results = Results(seconds=0.05)
         await results.get("a")

@@ -1,4 +1,4 @@
-"""What the gallery's pages say: numbers, order, navigation, and headers that decide what browsers keep."""
+"""The content of the gallery's pages: numbers, order, navigation, and the headers that control browser caches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def prompts(html: str) -> list[str]:
     return [unescape(found) for found in re.findall(r'<span class="prompt">(.*?)</span>', html)]
 
 
-def sums(html: str) -> dict[str, str]:
+def totals(html: str) -> dict[str, str]:
     return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd></div>", html))
 
 
@@ -42,7 +42,7 @@ def numbered(count: int, **values: Any) -> list[dict[str, Any]]:
 
 
 def pager(html: str) -> tuple[str | None, str | None, str | None]:
-    """Return the page number of the link back, what the pager says, and the page number of the link onwards."""
+    """Return the previous page number, the text of the pager, and the next page number."""
     found = re.search(r'<nav class="pager" aria-label="Pages">(.*?)</nav>', html, re.DOTALL)
     if found is None:
         return None, None, None
@@ -73,7 +73,7 @@ def test_every_number_of_a_summary_is_shown_under_its_name(forged: Any, visit: A
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
-    assert sums(page) == {
+    assert totals(page) == {
         "Generated": "7 of 20",
         "Filtered": "1",
         "Failed": "2",
@@ -85,12 +85,12 @@ def test_every_number_of_a_summary_is_shown_under_its_name(forged: Any, visit: A
     }
 
 
-def test_what_is_zero_is_not_shown(forged: Any, visit: Any) -> None:
+def test_zero_values_are_not_shown(forged: Any, visit: Any) -> None:
     gallery = forged([record()], usd_spent=1.0)
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
-    assert sums(page) == {"Generated": "1 of 1", "Spent": "$1.00"}
+    assert totals(page) == {"Generated": "1 of 1", "Spent": "$1.00"}
     assert "See which images are missing" not in page
 
 
@@ -112,7 +112,7 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
 
     page = ann.get("/imagen/run", params=ids).text
 
-    assert sums(page) == {
+    assert totals(page) == {
         "Generated": "222 of 111",
         "Filtered": "333",
         "Failed": "444",
@@ -129,7 +129,7 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
     assert pager(second) == ("1", "Page 2 of 4", "3")
     problems = ann.get("/imagen/run", params={**ids, "show": "problems"}).text
     assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", problems) == [f"paint [{number}]" for number in range(3)]
-    assert "Every picture" not in problems
+    assert "All requested images" not in problems
     assert re.findall(r"(\d+) were not requested, because the task ended first", problems) == ["5", "50", "500"]
 
 
@@ -137,7 +137,7 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
     ("usd", "shown"),
     [(0, "$0.0000"), (0.04, "$0.0400"), (0.99994, "$0.9999"), (1, "$1.00"), (1234.5, "$1,234.50"), (None, "unknown")],
 )
-def test_the_cost_of_a_picture_has_four_places_below_a_dollar(forged: Any, visit: Any, usd: Any, shown: str) -> None:
+def test_the_cost_of_an_image_has_four_decimals_below_a_dollar(forged: Any, visit: Any, usd: Any, shown: str) -> None:
     gallery = forged([record(usd=usd)])
     ann = visit()
 
@@ -150,7 +150,7 @@ def test_the_cost_of_a_picture_has_four_places_below_a_dollar(forged: Any, visit
     ("size", "shown"),
     [(1, "0.1 kB"), (1234, "1.2 kB"), (999_000, "999.0 kB"), (1_000_000, "1.0 MB"), (12_340_000, "12.3 MB")],
 )
-def test_the_size_of_a_picture_is_readable(forged: Any, visit: Any, size: int, shown: str) -> None:
+def test_the_size_of_an_image_is_readable(forged: Any, visit: Any, size: int, shown: str) -> None:
     gallery = forged([record(width=40, height=30, bytes=size, mime_type="image/png")])
 
     text = visit().get(gallery.page()[0], params=gallery.page()[1]).text
@@ -158,7 +158,7 @@ def test_the_size_of_a_picture_is_readable(forged: Any, visit: Any, size: int, s
     assert f"<dd>40×30, {shown}, image/png</dd>" in text
 
 
-def test_a_summary_is_read_number_by_number() -> None:
+def test_each_number_of_a_summary_is_validated_separately() -> None:
     value = {
         **{name: number for number, name in enumerate(("requested", "made", "filtered", "failed", "not_sent"), 1)},
         "adopted": -1,
@@ -180,7 +180,7 @@ def test_a_summary_is_read_number_by_number() -> None:
         assert read_summary(TI, {name: part for name, part in value.items() if name != missing}, "now") is None
 
 
-def test_problems_are_read_with_all_their_facts() -> None:
+def test_problems_are_read_with_all_their_fields() -> None:
     line = {
         "prompt_index": 3,
         "prompt": "a fox",
@@ -204,14 +204,34 @@ def test_problems_are_read_with_all_their_facts() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_record_of_another_form_hides_no_other_wherever_it_stands(place: int) -> None:
+def test_a_malformed_record_hides_no_other_wherever_it_is(place: int) -> None:
     records: list[Any] = numbered(2)
     records.insert(place, {"prompt_index": "x"})
 
-    assert [picture.prompt for picture in read_images(TI, records)] == ["prompt 000", "prompt 001"]
+    assert [image.prompt for image in read_images(TI, records)] == ["prompt 000", "prompt 001"]
 
 
-def test_pictures_are_shown_by_prompt_then_by_number_whatever_the_records_order(forged: Any, visit: Any) -> None:
+def test_a_key_that_cannot_be_encoded_does_not_hide_the_rest_of_its_record() -> None:
+    (image,) = read_images(TI, [record(prompt="a fox", **{"\ud800": 1})])
+    (problem,) = read_problems(TI, [{"message": "withheld", "\ud800": 1}])
+    summary = read_summary(TI, {"requested": 1, "made": 1, "usd_spent": 0.5, "\ud800": 1}, "now")
+
+    assert (image.prompt, problem.message) == ("a fox", "withheld")
+    assert summary is not None
+    assert summary.summary.usd_spent == 0.5
+
+
+def test_a_cached_summary_is_small_however_large_its_xcom_is() -> None:
+    long = "x" * 1_000_000
+    value = {"requested": 1, "made": 1, "usd_spent": 0.5, "in_doubt": [long], "output_path": long, "other": long}
+
+    found = read_summary(TI, {**value, "contact_sheet": long}, "now")
+
+    assert found is not None
+    assert len(repr(found)) < 1000
+
+
+def test_images_are_ordered_by_prompt_and_number_whatever_the_record_order(forged: Any, visit: Any) -> None:
     places = [(1, 1), (0, 1), (10, 0), (1, 0), (2, 0), (0, 0)]
     gallery = forged([record(prompt_index=p, image_index=i, prompt=f"{p}-{i}") for p, i in places])
 
@@ -220,20 +240,20 @@ def test_pictures_are_shown_by_prompt_then_by_number_whatever_the_records_order(
     assert prompts(page) == ["0-0", "0-1", "1-0", "1-1", "2-0", "10-0"]
 
 
-def test_the_facts_of_a_card_are_its_pictures(forged: Any, visit: Any) -> None:
+def test_a_card_shows_the_details_of_its_image(forged: Any, visit: Any) -> None:
     gallery = forged([record(width=40, height=30, seed=0, usd=0.04), record(image_index=1, model=None, width=40)])
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
-    facts = [" ".join(found.split()) for found in re.findall(r'<span class="details">(.*?)</span>', page, re.DOTALL)]
-    assert facts == ["a-model · 40×30 · seed 0 · $0.0400", "unknown model · $0.0100"]
+    fields = [" ".join(found.split()) for found in re.findall(r'<span class="details">(.*?)</span>', page, re.DOTALL)]
+    assert fields == ["a-model · 40×30 · seed 0 · $0.0400", "unknown model · $0.0100"]
 
 
 # --- navigation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [60, 61])
-def test_a_page_holds_sixty_pictures(forged: Any, visit: Any, count: int) -> None:
+def test_a_page_holds_sixty_images(forged: Any, visit: Any, count: int) -> None:
     gallery = forged(numbered(count))
     ann = visit()
     path, query = gallery.task()
@@ -247,7 +267,7 @@ def test_a_page_holds_sixty_pictures(forged: Any, visit: Any, count: int) -> Non
     assert ann.get("/imagen/run", params={**gallery.ids, "page": 2}).text.count('class="card"') == (60, 1)[count - 60]
 
 
-def test_pages_lead_to_the_ones_before_and_after(forged: Any, visit: Any) -> None:
+def test_pages_link_to_the_previous_and_next_page(forged: Any, visit: Any) -> None:
     gallery = forged(numbered(130))
     ann = visit()
     path, query = gallery.task()
@@ -265,7 +285,7 @@ def test_pages_lead_to_the_ones_before_and_after(forged: Any, visit: Any) -> Non
         assert ann.get(path, params={**query, "page": number}).status_code == 422
 
 
-def test_a_picture_leads_to_the_ones_before_and_after(forged: Any, visit: Any) -> None:
+def test_an_image_links_to_the_previous_and_next_image(forged: Any, visit: Any) -> None:
     gallery = forged([record(prompt_index=p, image_index=i) for p, i in ((0, 0), (0, 1), (5, 0))])
     ann = visit()
     found = []
@@ -287,7 +307,7 @@ def test_a_picture_leads_to_the_ones_before_and_after(forged: Any, visit: Any) -
         assert ann.get(gallery.page(prompt, image)[0], params=gallery.page(prompt, image)[1]).status_code == 404
 
 
-def test_the_crumbs_lead_up_and_to_airflow(forged: Any, visit: Any) -> None:
+def test_breadcrumbs_link_to_the_parent_pages_and_to_airflow(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
     ann = visit()
     dag_id, run = gallery.run.dag_id, gallery.run.run_id.replace(":", "%3A").replace("+", "%2B")
@@ -314,9 +334,7 @@ def test_the_crumbs_lead_up_and_to_airflow(forged: Any, visit: Any) -> None:
     assert Pages("/base/imagen").airflow_task(TaskInstance("d", "r", "t", 0)) == "/base/dags/d/runs/r/tasks/t/mapped/0"
 
 
-def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
-    forged: Any, visit: Any, tmp_path: Path
-) -> None:
+def test_a_list_of_failures_links_on_only_if_there_are_more(forged: Any, visit: Any, tmp_path: Path) -> None:
     from airflow_provider_imagen.run_report import FailureLine
     from airflow_provider_imagen.storage.manifest import write_manifest
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
@@ -345,16 +363,41 @@ def test_a_long_list_of_what_was_not_made_leads_on_only_where_there_is_more(
     assert "were not requested" not in problems
 
 
+def test_a_problem_with_an_unknown_prompt_shows_none(forged: Any, visit: Any, tmp_path: Path) -> None:
+    """Such as a request in doubt whose intent was lost."""
+    from airflow_provider_imagen.run_report import FailureLine
+    from airflow_provider_imagen.storage.manifest import write_manifest
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
+
+    gallery = forged([record()], manifest=str(tmp_path / "metadata.jsonl"), failed=1)
+    ti_key = TaskInstanceKey(run_id=gallery.run.run_id, dag_id=gallery.run.dag_id, task_id="paint")
+    write_manifest(tmp_path, ti_key=ti_key, lines=[], failures=[FailureLine(outcome="in_doubt", message="why")])
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert '<p class="why">why</p>' in page
+    assert '<p class="prompt"></p>' in page
+
+
+@pytest.mark.parametrize("manifest", [None, "", 3])
+def test_a_task_that_stored_nothing_refers_to_its_log(forged: Any, visit: Any, manifest: Any) -> None:
+    gallery = forged([record()], manifest=manifest, failed=1)
+
+    page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
+
+    assert "The task stored nothing, so the reasons are in its log only." in page
+
+
 def test_a_run_without_problems_says_so(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
 
     page = visit().get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
 
     assert "All requested images were generated." in page
-    assert "Every picture" not in visit().get("/imagen/run", params=gallery.ids).text
+    assert "All requested images" not in visit().get("/imagen/run", params=gallery.ids).text
 
 
-def test_a_dag_shows_the_newest_eight_runs_and_eight_pictures_of_each(run_dag: Callable[..., Any], visit: Any) -> None:
+def test_a_dag_shows_the_newest_eight_runs_and_eight_images_of_each(run_dag: Callable[..., Any], visit: Any) -> None:
     from airflow.sdk import DAG, task
 
     with DAG("many_runs", schedule=None) as dag:
@@ -374,7 +417,7 @@ def test_a_dag_shows_the_newest_eight_runs_and_eight_pictures_of_each(run_dag: C
     assert page.count("All 9 images of this run") == 8
 
 
-def test_a_run_whose_summary_is_of_another_tool_is_not_listed(run_dag: Callable[..., Any], visit: Any) -> None:
+def test_a_run_with_a_summary_of_another_tool_is_not_listed(run_dag: Callable[..., Any], visit: Any) -> None:
     from airflow.sdk import DAG, task
 
     with DAG("other_tool", schedule=None) as dag:
@@ -393,7 +436,7 @@ def test_a_run_whose_summary_is_of_another_tool_is_not_listed(run_dag: Callable[
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "success"])
-def test_a_run_without_pictures_says_whether_some_may_come(run_dag: Callable[..., Any], visit: Any, state: str) -> None:
+def test_a_run_without_images_says_whether_some_may_follow(run_dag: Callable[..., Any], visit: Any, state: str) -> None:
     from airflow.models.dagrun import DagRun
     from airflow.sdk import DAG, task
     from airflow.utils.session import create_session
@@ -424,7 +467,7 @@ def test_a_run_without_pictures_says_whether_some_may_come(run_dag: Callable[...
     ],
 )
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_task_without_pictures_says_why(
+def test_a_task_without_images_says_why(
     run_dag: Callable[..., Any], visit: Any, state: str | None, sentence: str, mapped: bool
 ) -> None:
     from airflow.models.taskinstance import TaskInstance as Row
@@ -445,16 +488,16 @@ def test_a_task_without_pictures_says_why(
     assert sentence in unescape(visit().get("/imagen/task", params=query).text)
 
 
-def test_a_task_that_made_nothing_says_so(forged: Any, visit: Any) -> None:
+def test_a_task_that_generated_nothing_says_so(forged: Any, visit: Any) -> None:
     gallery = forged([], requested=1, made=0)
 
     assert "This task generated no images." in visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
 
-# --- files and what browsers keep -------------------------------------------------------------------------------------
+# --- files and browser caches -----------------------------------------------------------------------------------------
 
 
-def test_pages_are_never_kept_and_pictures_only_by_their_digest(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_pages_are_never_cached_and_images_are_revalidated_by_digest(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt="fox", output_path=str(tmp_path))
     (image,) = gallery.xcom("images")
     ann = visit()
@@ -463,11 +506,11 @@ def test_pages_are_never_kept_and_pictures_only_by_their_digest(painted: Any, vi
         assert ann.get(path, params=query).headers["cache-control"] == "private, no-store"
     for size in ("full", "thumbnail"):
         path, query = gallery.file(size=size)
-        answer = ann.get(path, params=query)
-        again = ann.get(path, params=query, headers={"If-None-Match": answer.headers["etag"]})
+        response = ann.get(path, params=query)
+        again = ann.get(path, params=query, headers={"If-None-Match": response.headers["etag"]})
         other = ann.get(path, params=query, headers={"If-None-Match": f'"{"0" * 64}-{size}"'})
-        assert [each.status_code for each in (answer, again, other)] == [200, 304, 200]
-        for each in (answer, again):
+        assert [each.status_code for each in (response, again, other)] == [200, 304, 200]
+        for each in (response, again):
             assert each.headers["etag"] == f'"{image["sha256"]}-{size}"'
             assert each.headers["cache-control"] == "private, no-cache"
             assert each.headers["content-security-policy"] == "default-src 'none'; sandbox"
@@ -475,7 +518,7 @@ def test_pages_are_never_kept_and_pictures_only_by_their_digest(painted: Any, vi
     assert ann.get(*gallery.file()[:1], params=gallery.file()[1]).headers["content-length"] == str(image["bytes"])
 
 
-def test_style_and_script_are_kept_for_a_day_and_named_by_their_content(forged: Any, visit: Any) -> None:
+def test_style_and_script_are_cached_for_a_day_and_versioned_by_content(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
     ann = visit()
     page = ann.get(gallery.task()[0], params=gallery.task()[1]).text
@@ -483,11 +526,11 @@ def test_style_and_script_are_kept_for_a_day_and_named_by_their_content(forged: 
 
     assert sorted(urlsplit(link).path.rpartition("/")[2] for link in static) == ["gallery.css", "gallery.js"]
     for link in static:
-        answer = ann.get(link)
+        response = ann.get(link)
         kind = {"gallery.css": "text/css", "gallery.js": "text/javascript"}[urlsplit(link).path.rpartition("/")[2]]
-        assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
-        assert answer.headers["cache-control"] == "public, max-age=86400"
-        assert urlsplit(link).query == f"v={hashlib.sha256(answer.content).hexdigest()[:12]}"
+        assert response.headers["content-type"] == f"{kind}; charset=utf-8"
+        assert response.headers["cache-control"] == "public, max-age=86400"
+        assert urlsplit(link).query == f"v={hashlib.sha256(response.content).hexdigest()[:12]}"
     assert ann.get("/imagen/static/app.py").status_code == 404
 
 
@@ -495,27 +538,27 @@ def test_style_and_script_are_kept_for_a_day_and_named_by_their_content(forged: 
     ("image_format", "kind", "disposition"),
     [("JPEG", "image/jpeg", "inline; .jpg"), ("PNG", "image/png", "inline; .png"), ("TIFF", "image/tiff", "att .tiff")],
 )
-def test_a_file_is_named_after_its_task_and_place(
+def test_a_file_is_named_after_its_task_and_numbers(
     forged: Any, visit: Any, tmp_path: Path, image_format: str, kind: str, disposition: str
 ) -> None:
     Image.new("RGB", (4, 3)).save(tmp_path / "a", image_format)
     data = (tmp_path / "a").read_bytes()
-    facts = {"path": str(tmp_path / "a"), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    gallery = forged([record(prompt_index=12, image_index=3, **facts)])
+    fields = {"path": str(tmp_path / "a"), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    gallery = forged([record(prompt_index=12, image_index=3, **fields)])
 
-    answer = visit().get(*gallery.file(12, 3)[:1], params=gallery.file(12, 3)[1])
+    response = visit().get(*gallery.file(12, 3)[:1], params=gallery.file(12, 3)[1])
 
     how = "inline" if disposition.startswith("inline") else "attachment"
     extension = disposition.rpartition(".")[2]
-    assert answer.headers["content-type"] == kind
-    assert answer.headers["content-disposition"] == f"{how}; filename*=UTF-8''paint-12-3.{extension}"
+    assert response.headers["content-type"] == kind
+    assert response.headers["content-disposition"] == f"{how}; filename*=UTF-8''paint-12-3.{extension}"
     preview = visit().get(*gallery.file(12, 3)[:1], params=gallery.file(12, 3, size="thumbnail")[1])
     assert preview.headers["content-disposition"] == "inline; filename*=UTF-8''paint-12-3.webp"
 
 
-def test_cards_ask_for_previews_and_the_page_of_a_picture_for_the_file(forged: Any, visit: Any, tmp_path: Path) -> None:
-    facts = picture_file(tmp_path / "a.png")
-    gallery = forged([record(**facts)])
+def test_cards_load_previews_and_image_pages_load_the_file(forged: Any, visit: Any, tmp_path: Path) -> None:
+    fields = picture_file(tmp_path / "a.png")
+    gallery = forged([record(**fields)])
     ann = visit()
 
     (preview,) = [
@@ -531,37 +574,37 @@ def test_cards_ask_for_previews_and_the_page_of_a_picture_for_the_file(forged: A
 
     for link, size in ((preview, "thumbnail"), (full, "full")):
         query = parse_qs(urlsplit(link).query)
-        assert (query["size"], query["v"]) == ([size], [facts["sha256"][:12]])
+        assert (query["size"], query["v"]) == ([size], [fields["sha256"][:12]])
         assert (query["prompt_index"], query["image_index"], query["map_index"]) == (["0"], ["0"], ["-1"])
 
 
 @pytest.mark.parametrize("missing", ["path", "sha256", "bytes"])
-def test_a_record_without_all_that_proves_a_file_opens_none(tmp_path: Path, missing: str) -> None:
-    facts = {name: value for name, value in picture_file(tmp_path / "a.png").items() if name != missing}
+def test_a_record_without_path_digest_or_size_opens_no_file(tmp_path: Path, missing: str) -> None:
+    fields = {name: value for name, value in picture_file(tmp_path / "a.png").items() if name != missing}
 
     with open_image_file(
         GalleryImage(ti=TI, prompt_index=0, image_index=0, **picture_file(tmp_path / "a.png"))
     ) as file:
         assert file.read()
-    assert not GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts).is_stored
+    assert not GalleryImage(ti=TI, prompt_index=0, image_index=0, **fields).is_stored
     with pytest.raises(FileUnavailableError):
-        open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts))
+        open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **fields))
 
 
-def test_a_picture_larger_than_the_bound_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_above_the_size_limit_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_imagen.plugins.gallery import files
 
-    facts = picture_file(tmp_path / "a.png")
-    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", facts["bytes"])
-    with open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts)) as file:
+    fields = picture_file(tmp_path / "a.png")
+    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", fields["bytes"])
+    with open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **fields)) as file:
         assert file.read()
-    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", facts["bytes"] - 1)
+    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", fields["bytes"] - 1)
     with pytest.raises(FileUnavailableError):
-        open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **facts))
+        open_image_file(GalleryImage(ti=TI, prompt_index=0, image_index=0, **fields))
 
 
 @pytest.mark.parametrize(("width", "is_png"), [(0, False), (1, True), (2**31, False)])
-def test_the_header_of_a_png_tells_its_kind(width: int, is_png: bool) -> None:
+def test_a_png_is_recognized_by_its_header(width: int, is_png: bool) -> None:
     target = BytesIO()
     Image.new("1", (1, 1)).save(target, "PNG")
     data = target.getvalue()
@@ -573,14 +616,14 @@ def test_the_header_of_a_png_tells_its_kind(width: int, is_png: bool) -> None:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_error_has_its_sentence(forged: Any, visit: Any) -> None:
+def test_every_error_has_its_own_message(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
     ann, bob, nobody = visit("ann"), visit("bob", only=set()), visit(None)
     path, query = gallery.task()
 
-    def message(answer: Any) -> tuple[int, str]:
-        found = re.search(r'<p class="empty">(.*?)</p>', answer.text)
-        return answer.status_code, unescape(found[1]) if found else answer.text
+    def message(response: Any) -> tuple[int, str]:
+        found = re.search(r'<p class="empty">(.*?)</p>', response.text)
+        return response.status_code, unescape(found[1]) if found else response.text
 
     assert message(bob.get(path, params=query)) == (403, "You do not have permission to see the images of this DAG.")
     assert message(ann.get("/imagen/nowhere")) == (404, "There is no such image or page.")
@@ -593,7 +636,7 @@ def test_every_error_has_its_sentence(forged: Any, visit: Any) -> None:
     assert message(nobody.get(*gallery.file()[:1], params=gallery.file()[1])) == (401, "You are not logged in.")
 
 
-def test_the_login_leads_back_to_the_page(forged: Any, visit: Any) -> None:
+def test_the_login_returns_to_the_page(forged: Any, visit: Any) -> None:
     gallery = forged([record()])
     path, query = gallery.task()
 
@@ -620,8 +663,8 @@ def test_the_login_leads_back_to_the_page(forged: Any, visit: Any) -> None:
         (None, None),
     ],
 )
-def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | None, origin: str | None) -> None:
-    picture = GalleryImage(ti=TI, prompt_index=0, image_index=0, url=url)
+def test_a_page_may_load_images_only_from_the_servers_that_host_them(url: str | None, origin: str | None) -> None:
+    image = GalleryImage(ti=TI, prompt_index=0, image_index=0, url=url)
     stored = GalleryImage(
         ti=TI,
         prompt_index=0,
@@ -632,11 +675,11 @@ def test_a_page_may_load_pictures_from_just_the_servers_they_are_on(url: str | N
         sha256="0" * 64,
     )
 
-    assert remote_link(picture.url) == (url if origin else None)
-    assert image_sources([stored, picture, picture]) == " ".join(sorted({"'self'", origin or "'self'"}))
+    assert remote_link(image.url) == (url if origin else None)
+    assert image_sources([stored, image, image]) == " ".join(sorted({"'self'", origin or "'self'"}))
 
 
-def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
+def test_the_snippet_contains_exactly_what_was_sent() -> None:
     parameters = {
         "aspect_ratio": "16:9",
         "enhance_prompt": False,
@@ -646,7 +689,7 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
         "negative_prompt": None,
         "loras": [{"path": "x", "scale": 0.5}],
     }
-    picture = GalleryImage(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
+    image = GalleryImage(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
     expected = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
         "ImagenGenerateOperator(\n"
@@ -656,16 +699,16 @@ def test_the_snippet_has_what_was_sent_and_nothing_else() -> None:
         "    # input_images: the original input images\n)\n"
     )
 
-    assert snippet(picture, parameters) == expected
+    assert snippet(image, parameters) == expected
     assert "num_images=4," in snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
     bare = snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
     assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
 
 
-# --- what is remembered -----------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_results_are_remembered_for_their_time_and_the_longest_unused_goes_first() -> None:
+def test_results_expire_and_the_least_recently_used_is_evicted_first() -> None:
     now = [0.0]
     memory: Memory[str] = Memory(entries=2, seconds=10.0, max_bytes=10_000, size_of=len, clock=lambda: now[0])
     worked: list[str] = []
@@ -686,7 +729,7 @@ def test_results_are_remembered_for_their_time_and_the_longest_unused_goes_first
         assert not memory.knows("a")
         assert await ask("a", "a4") == "a4"
         assert await ask("b", "b1") == "b1"
-        assert await ask("a", "a5") == "a4"  # now "b" is the longest unused
+        assert await ask("a", "a5") == "a4"  # now "b" is the least recently used
         assert await ask("c", "c1") == "c1"
         assert [key for key in "abc" if memory.knows(key)] == ["a", "c"]
 
@@ -694,7 +737,7 @@ def test_results_are_remembered_for_their_time_and_the_longest_unused_goes_first
     assert worked == ["a1", "a4", "b1", "c1"]
 
 
-def test_callers_who_want_the_same_at_once_share_the_work_and_an_error_is_not_remembered() -> None:
+def test_concurrent_callers_share_the_work_and_errors_are_not_cached() -> None:
     memory: Memory[int] = Memory(entries=9, seconds=10.0, max_bytes=10_000, size_of=int)
     calls: list[int] = []
 
@@ -714,7 +757,7 @@ def test_callers_who_want_the_same_at_once_share_the_work_and_an_error_is_not_re
     assert memory._locks == {}
 
 
-def test_more_entries_than_airflow_hands_out_at_once_are_all_found(run_dag: Callable[..., Any], visit: Any) -> None:
+def test_more_entries_than_one_airflow_page_are_all_found(run_dag: Callable[..., Any], visit: Any) -> None:
     from airflow.sdk import DAG, task
 
     with DAG("more_than_a_page", schedule=None) as dag:
@@ -722,7 +765,7 @@ def test_more_entries_than_airflow_hands_out_at_once_are_all_found(run_dag: Call
         @task
         def paint(numbers: list[int], ti: Any = None) -> None:
             for number in numbers:
-                ti.xcom_push(key=f"summary {number}", value=1)  # sorts behind and is somebody else's
+                ti.xcom_push(key=f"summary {number}", value=1)  # sorts after ours and belongs to another tool
             ti.xcom_push(key="images", value=[record()])
             ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.01})
 
@@ -732,5 +775,5 @@ def test_more_entries_than_airflow_hands_out_at_once_are_all_found(run_dag: Call
 
     page = visit().get("/imagen/run", params=ids).text
 
-    assert sums(page)["Generated"] == "2 of 2"
+    assert totals(page)["Generated"] == "2 of 2"
     assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", page) == ["a", "b"]

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _picture(number: int) -> tuple[str, bytes]:
+def _image_file(number: int) -> tuple[str, bytes]:
     target = BytesIO()
     Image.new("RGB", (600, 300), (number % 256, 0, 0)).save(target, format="PNG")
     return hashlib.sha256(target.getvalue()).hexdigest(), target.getvalue()
 
 
 def test_all_processes_share_a_preview(tmp_path: Path) -> None:
-    digest, data = _picture(1)
+    digest, data = _image_file(1)
     made = ThumbnailCache(tmp_path / "previews").make(digest, data)
 
     assert ThumbnailCache(tmp_path / "previews").get(digest) == made
@@ -35,10 +35,10 @@ def test_all_processes_share_a_preview(tmp_path: Path) -> None:
 
 def test_the_folder_stays_below_its_limit_and_keeps_recently_used_previews(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "previews", max_bytes=10_000)
-    first, data = _picture(0)
+    first, data = _image_file(0)
     cache.make(first, data)
     for number in range(1, 129):  # the last write prunes the folder
-        digest, data = _picture(number)
+        digest, data = _image_file(number)
         cache.make(digest, data)
         os.utime(next((tmp_path / "previews").glob(f"{digest}*")), (number, number))
         assert cache.get(first) is not None
@@ -49,7 +49,7 @@ def test_the_folder_stays_below_its_limit_and_keeps_recently_used_previews(tmp_p
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
-    digest, data = _picture(1)
+    digest, data = _image_file(1)
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "real").mkdir(mode=0o700)

@@ -215,7 +215,9 @@ def test_a_line_that_somebody_wrote_something_else_into_tells_nothing():
     """What is recovered goes into the journal, and a record of a wrong type would make all of it unreadable."""
     wrong = {}
     edits = [(key, value) for key in sorted(LINE) for value in (["edited"], {"by": "hand"}, True)]
-    for key, value in [*edits, ("usd", "much"), ("created_at", "yesterday")]:
+    dates = ("yesterday", "1969-12-31T23:59:59+00:00", "0001-01-01T00:00:00", "9999-12-31T23:59:59+00:00")
+    texts = [("usd", "much"), ("url", "https://cdn.test/a.png?sig=\ud800"), *(("created_at", date) for date in dates)]
+    for key, value in [*edits, *texts]:
         try:
             for record in missed([{**LINE, key: value}]):
                 assert decode_record(encode_record(record)) == record

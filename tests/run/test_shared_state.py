@@ -116,3 +116,27 @@ def test_the_errors_of_one_request_are_forgotten_when_its_response_is_found():
     state.forget_error(0, "lost")
     state.forget_error(1, "lost")
     assert [error.client_request_id for error in state.results()[0].errors] == ["other"]
+
+
+def test_the_earliest_end_of_several_grace_periods_counts():
+    cancellation = Cancellation()
+    for grace_seconds in (60, 0.05, 60):
+        cancellation.cancel("killed", grace_seconds=grace_seconds)
+    assert cancellation.abandoned.wait(30)
+
+
+def test_a_cancellation_that_a_signal_handler_interrupts_can_be_repeated(monkeypatch):
+    """Airflow raises AirflowTaskTimeout in the thread that cancels, at any point."""
+
+    def interrupted(timer):
+        raise TimeoutError
+
+    cancellation = Cancellation()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Timer, "start", interrupted)
+        with pytest.raises(TimeoutError):
+            cancellation.cancel("killed", grace_seconds=0.05)
+    assert cancellation.is_cancelled()
+    cancellation.cancel("timed out", grace_seconds=0.05)
+    assert cancellation.abandoned.wait(30)
+    assert cancellation.reason == "killed"

@@ -90,13 +90,13 @@ class Store(MemoryFileSystem):
 # On a disk
 
 
-def test_what_is_written_is_there_whole_and_alone(tmp_path):
+def test_a_write_leaves_the_complete_file_and_nothing_else(tmp_path):
     write(tmp_path / "new" / "folders" / "a.png")
     assert (tmp_path / "new" / "folders" / "a.png").read_bytes() == DATA
     assert os.listdir(tmp_path / "new" / "folders") == ["a.png"]
 
 
-def test_an_older_file_is_replaced_at_once(tmp_path):
+def test_an_existing_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "a.png"
     write(path, b"old")
     with path.open("rb") as reader:
@@ -105,7 +105,7 @@ def test_an_older_file_is_replaced_at_once(tmp_path):
     assert path.read_bytes() == DATA
 
 
-def test_a_file_gets_the_rights_the_umask_asks_for(tmp_path):
+def test_a_file_gets_the_permissions_set_by_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write(tmp_path / "a.png")
@@ -114,7 +114,7 @@ def test_a_file_gets_the_rights_the_umask_asks_for(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o640
 
 
-def test_an_airflow_path_on_this_disk_is_written_like_a_disk(tmp_path):
+def test_an_airflow_path_on_the_local_disk_is_written_as_a_local_file(tmp_path):
     from airflow.sdk import ObjectStoragePath
 
     write(ObjectStoragePath(f"file://{tmp_path}/new/a.png"))
@@ -122,7 +122,7 @@ def test_an_airflow_path_on_this_disk_is_written_like_a_disk(tmp_path):
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() == DATA
 
 
-def test_a_killed_writer_leaves_no_file_with_a_final_name(tmp_path):
+def test_a_killed_writer_leaves_no_incomplete_file_under_a_final_name(tmp_path):
     """Kill a process that keeps writing large files, at various moments, and check what it leaves behind."""
     program = textwrap.dedent(
         f"""
@@ -172,7 +172,7 @@ def test_a_process_killed_before_the_rename_leaves_only_a_temporary_file(tmp_pat
     assert remove_leftovers(tmp_path, owner="me") == 1
 
 
-def test_leftovers_of_other_tasks_and_unmarked_files_stay(tmp_path):
+def test_leftovers_of_other_tasks_and_unmarked_files_are_kept(tmp_path):
     kept = [".imagen-other-1.part", ".imagen-meme-1.part", ".imagen-me-1.png", "a.part", ".imagen"]
     for name in kept:
         (tmp_path / name).touch()
@@ -182,7 +182,7 @@ def test_leftovers_of_other_tasks_and_unmarked_files_stay(tmp_path):
     assert remove_leftovers(tmp_path / "missing", owner="me") == 0
 
 
-def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
+def test_exceeding_the_file_size_limit_is_reported_and_leaves_no_file(tmp_path):
     program = textwrap.dedent(
         f"""
         import resource, signal
@@ -197,8 +197,8 @@ def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
             print(error)
         """
     )
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "exceeds this process's file size limit" in said
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "exceeds this process's file size limit" in output
     assert os.listdir(tmp_path) == []
 
 
@@ -212,7 +212,7 @@ def test_a_limit_of_the_system_is_named_and_leaves_nothing(tmp_path):
         (errno.EIO, "the disk reported an I/O error"),
     ],
 )
-def test_a_disk_that_refuses_is_said_in_words_and_the_old_file_stays(tmp_path, monkeypatch, number, said):
+def test_a_disk_error_is_reported_in_words_and_the_old_file_is_kept(tmp_path, monkeypatch, number, said):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
 
@@ -228,7 +228,7 @@ def test_a_disk_that_refuses_is_said_in_words_and_the_old_file_stays(tmp_path, m
     assert path.read_bytes() == b"old"
 
 
-def test_a_file_in_the_place_of_a_folder_is_said(tmp_path):
+def test_a_file_in_place_of_a_folder_and_the_reverse_are_reported(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(StorageError, match="a file exists where a directory is needed"):
         write(tmp_path / "a" / "b.png")
@@ -239,7 +239,7 @@ def test_a_file_in_the_place_of_a_folder_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_disk_without_hard_links_leaves_what_is_there_too(tmp_path, monkeypatch, links):
+def test_an_existing_file_is_kept_even_without_hard_links(tmp_path, monkeypatch, links):
     def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -251,7 +251,7 @@ def test_a_disk_without_hard_links_leaves_what_is_there_too(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_of_many_who_want_a_new_name_exactly_one_gets_it(tmp_path):
+def test_exactly_one_of_many_concurrent_writers_claims_a_new_name(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         written = list(pool.map(lambda n: write(tmp_path / "a.png", b"%d" % n, replace=False), range(64)))
     assert written.count(True) == 1
@@ -259,7 +259,7 @@ def test_of_many_who_want_a_new_name_exactly_one_gets_it(tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_many_threads_may_write_the_same_name(tmp_path):
+def test_many_threads_can_write_the_same_name(tmp_path):
     contents = [bytes([number]) * 50_000 for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda data: write(tmp_path / "sub" / "a.png", data), contents))
@@ -274,14 +274,14 @@ def test_many_threads_may_write_the_same_name(tmp_path):
     ("protocol", "options"),
     [("s3", {"ContentType": "image/png"}), ("gs", {"content_type": "image/png"}), ("memory", {})],
 )
-def test_an_object_is_one_put_with_its_content_type(protocol, options):
+def test_an_object_is_written_in_one_put_with_its_content_type(protocol, options):
     store = Store()
     write(StoredAt(store, "/bucket/x/a.png", protocol))
     assert store.puts == [("/bucket/x/a.png", options)]
     assert store.cat_file("/bucket/x/a.png") == DATA
 
 
-def test_azure_is_told_the_content_type_in_its_own_way(monkeypatch):
+def test_azure_gets_the_content_type_as_content_settings(monkeypatch):
     from types import ModuleType
 
     blob = ModuleType("azure.storage.blob")
@@ -294,7 +294,7 @@ def test_azure_is_told_the_content_type_in_its_own_way(monkeypatch):
     assert store.puts[0][1]["content_settings"].content_type == "image/png"
 
 
-def test_a_real_memory_path_works_as_airflow_and_fsspec_give_it(memory_folder):
+def test_memory_paths_of_airflow_and_fsspec_work(memory_folder):
     from airflow.sdk import ObjectStoragePath
     from airflow.sdk.io.store import attach
 
@@ -307,15 +307,15 @@ def test_a_real_memory_path_works_as_airflow_and_fsspec_give_it(memory_folder):
 
 
 @pytest.mark.parametrize("protocol", ["s3", "memory"])
-def test_an_object_that_was_kept_in_part_is_an_error_and_removed(protocol):
+def test_a_partially_stored_object_is_an_error_and_is_removed(protocol):
     store = Store(keep=1000)
     with pytest.raises(StorageError, match=f"only 1000 of its {len(DATA)} bytes"):
         write(StoredAt(store, "/bucket/a.png", protocol))
     assert store.find("/bucket") == []
 
 
-def test_a_file_that_others_replace_as_well_is_neither_measured_nor_removed():
-    """Another writer's newer version has another size; treating it as a broken one of ours would destroy it."""
+def test_a_shared_file_is_neither_measured_nor_removed():
+    """Another writer's newer version has another size; treating it as a broken write of ours would destroy it."""
     store = Store(keep=1000)
     write(StoredAt(store, "/bucket/metadata.jsonl", "memory"), shared=True)
     assert len(store.cat_file("/bucket/metadata.jsonl")) == 1000
@@ -325,25 +325,25 @@ def test_a_file_that_others_replace_as_well_is_neither_measured_nor_removed():
     assert store.find("/bucket") == ["/bucket/metadata.jsonl"]
 
 
-def test_a_listing_that_is_older_than_the_object_is_not_believed():
-    """Another thread's listing can put an old answer into the store's cache at any moment."""
+def test_a_stale_listing_is_ignored():
+    """Another thread's listing can put a stale entry into the store's cache at any moment."""
     store = Store()
-    real, answers = store.info, [FileNotFoundError(), {"size": 3}]
+    real, results = store.info, [FileNotFoundError(), {"size": 3}]
 
     def info(path, **options):
-        answer = answers.pop() if answers else real(path, **options)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        result = results.pop() if results else real(path, **options)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     store.info = info
     write(StoredAt(store, "/bucket/a.png"))
-    assert answers == []
+    assert results == []
     assert store.cat_file("/bucket/a.png") == DATA
 
 
 @pytest.mark.parametrize("protocol", ["s3", "gs", "abfs", "memory"])
-def test_an_object_that_is_there_is_left_when_it_is_not_to_be_replaced(protocol, monkeypatch):
+def test_an_existing_object_is_kept_unless_it_may_be_replaced(protocol, monkeypatch):
     azure = SimpleNamespace(ContentSettings=dict)
     for name, module in (("azure", azure), ("azure.storage", azure), ("azure.storage.blob", azure)):
         monkeypatch.setitem(sys.modules, name, module)  # may not be installed
@@ -356,10 +356,10 @@ def test_an_object_that_is_there_is_left_when_it_is_not_to_be_replaced(protocol,
     assert store.cat_file("/bucket/a.png") == b"other"
 
 
-def test_of_two_who_put_the_same_new_object_the_store_decides():
+def test_the_store_decides_between_two_writers_of_a_new_object():
     class Late(Store):
         def exists(self, path, **options):
-            return False  # the other one was not there yet
+            return False  # the other object did not exist yet
 
     store = Late()
     write(StoredAt(store, "/bucket/a.png"))
@@ -367,7 +367,7 @@ def test_of_two_who_put_the_same_new_object_the_store_decides():
     assert store.cat_file("/bucket/a.png") == DATA
 
 
-def test_a_refused_put_leaves_the_older_object():
+def test_a_rejected_put_leaves_the_old_object():
     store = Store(failure=PermissionError("Access Denied"))
     MemoryFileSystem.pipe_file(store, "/bucket/a.png", b"old")
     with pytest.raises(StorageError, match="no permission"):
@@ -403,7 +403,7 @@ class EndpointConnectionError(Exception):
         (RuntimeError("password=hunter2 odd thing"), "RuntimeError.*odd thing"),
     ],
 )
-def test_what_a_store_says_becomes_one_sentence_without_secrets(failure, said):
+def test_store_errors_become_one_sentence_without_secrets(failure, said):
     with pytest.raises(StorageError, match=said) as caught:
         write(StoredAt(Store(failure=failure), "/bucket/a.png"))
     assert "s3://conn@bucket/a.png" in str(caught.value)
@@ -423,13 +423,13 @@ def test_what_a_store_says_becomes_one_sentence_without_secrets(failure, said):
         "token SECRET_TOKEN=SECRET",
     ],
 )
-def test_messages_of_others_lose_their_secrets(text):
+def test_secrets_are_removed_from_third_party_messages(text):
     with pytest.raises(StorageError) as caught:
         write(StoredAt(Store(failure=RuntimeError(text)), "/bucket/a.png"))
     assert "SECRET" not in str(caught.value).replace("SECRET_TOKEN", "")
 
 
-def test_a_store_whose_package_is_missing_names_the_extra():
+def test_a_missing_store_package_names_the_extra_to_install():
     from airflow.sdk import ObjectStoragePath
 
     folder = ObjectStoragePath("s3://my_aws@bucket/pictures")
@@ -441,12 +441,12 @@ def test_a_store_whose_package_is_missing_names_the_extra():
 # Before paying, and on a retry
 
 
-def test_a_folder_on_disk_is_made_and_stays_empty(tmp_path):
+def test_a_folder_on_disk_is_created_and_left_empty(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert os.listdir(tmp_path / "a" / "b") == []
 
 
-def test_a_folder_that_cannot_be_written_is_found_before_paying(tmp_path):
+def test_an_unwritable_folder_is_detected_before_paying(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         check_writable(tmp_path / "file" / "folder")
@@ -454,7 +454,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_paying(tmp_path):
         check_writable(Path("/proc/imagen"))
 
 
-def test_a_full_disk_is_found_before_paying(tmp_path, monkeypatch):
+def test_a_full_disk_is_detected_before_paying(tmp_path, monkeypatch):
     def refuse(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -464,7 +464,7 @@ def test_a_full_disk_is_found_before_paying(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_store_is_asked_by_storing_a_few_words_in_the_hidden_folder():
+def test_a_store_is_checked_by_writing_a_note_to_the_hidden_folder():
     store = Store()
     check_writable(StoredAt(store, "bucket/new/folder"))
     check_writable(StoredAt(store, "bucket/new/folder"))
@@ -496,18 +496,18 @@ class GoogleError(Exception):
         (GoogleError(401), r"no permission \("),
     ],
 )
-def test_a_store_that_takes_nothing_is_found_before_paying(refusal, said):
+def test_an_unwritable_store_is_detected_before_paying(refusal, said):
     with pytest.raises(StorageError, match=said):
         check_writable(StoredAt(Store(failure=refusal), "bucket/x"))
 
 
-def test_a_store_that_cannot_be_reached_is_found_before_paying():
+def test_an_unreachable_store_is_detected_before_paying():
     with pytest.raises(StorageError, match="connection to the store failed"):
         check_writable(StoredAt(Store(failure=ConnectionRefusedError("refused")), "bucket/x"))
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory"])
-def test_a_file_of_an_earlier_try_is_known_again(kind, tmp_path, memory_folder):
+def test_a_file_of_a_previous_attempt_is_recognized(kind, tmp_path, memory_folder):
     folder = tmp_path if kind == "disk" else memory_folder
     path = folder / "a.png"
     digest = hashlib.sha256(DATA).hexdigest()
@@ -519,7 +519,7 @@ def test_a_file_of_an_earlier_try_is_known_again(kind, tmp_path, memory_folder):
     assert not is_intact(path, size=len(DATA), sha256="0" * 64)
 
 
-def test_what_cannot_be_asked_is_not_taken_for_missing():
+def test_a_failed_lookup_is_not_treated_as_a_missing_file():
     store = Store()
     store.info = lambda path, **options: (_ for _ in ()).throw(ConnectionResetError())
     with pytest.raises(StorageError, match="connection"):
@@ -527,14 +527,14 @@ def test_what_cannot_be_asked_is_not_taken_for_missing():
 
 
 @given(st.binary(max_size=3000))
-def test_every_content_comes_back(data):
+def test_any_content_round_trips(data):
     store = Store()
     path = StoredAt(store, "/bucket/a")
     write(path, data)
     assert read_bytes(path) == data
 
 
-def test_no_link_below_the_output_folder_is_followed(tmp_path):
+def test_symbolic_links_inside_the_output_folder_are_not_followed(tmp_path):
     folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()
@@ -561,7 +561,7 @@ def test_no_link_below_the_output_folder_is_followed(tmp_path):
     assert (elsewhere / "a.png").read_bytes() == DATA
 
 
-def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(tmp_path):
+def test_a_symbolic_link_is_replaced_rather_than_written_through(tmp_path):
     target = tmp_path / "private"
     target.write_bytes(b"mine")
     (tmp_path / "a.png").symlink_to(target)
@@ -572,7 +572,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(tmp_p
 
 
 @pytest.mark.timeout(20)
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_named_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(StorageError, match="not a regular file"):
         read_bytes(tmp_path / "a.png")
@@ -580,7 +580,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     assert file_sizes(tmp_path, ["a.png"]) == {}
 
 
-def test_a_folder_that_one_may_only_write_to_is_enough():
+def test_a_write_only_folder_is_enough():
     """Run without root, which may list everything."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o733)
@@ -619,19 +619,19 @@ def test_descriptors_do_not_leak(tmp_path):
 
 
 @pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/journal", ".imagen/thumbnails"])
-def test_links_in_the_hidden_folder_are_found_before_paying(tmp_path, name):
+def test_symbolic_links_in_the_hidden_folder_are_detected_before_paying(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).symlink_to("/etc")
     with pytest.raises(StorageError, match="symbolic link"):
         check_writable(tmp_path)
 
 
-# What a folder has to allow
+# Permissions that a folder needs
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_a_disk_that_does_not_rename_or_replace_is_found_before_paying(tmp_path, monkeypatch, call):
-    """As with mounted object stores; some rename, but refuse to replace."""
+def test_a_disk_that_cannot_rename_or_replace_is_detected_before_paying(tmp_path, monkeypatch, call):
+    """As with mounted object stores, some of which rename but never replace."""
     real, calls = os.replace, []
 
     def replace(*names, **folders):
@@ -646,7 +646,7 @@ def test_a_disk_that_does_not_rename_or_replace_is_found_before_paying(tmp_path,
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_does_not_delete_is_warned_of(tmp_path, monkeypatch, caplog):
+def test_a_disk_that_cannot_delete_causes_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(name, **_):
         if name in os.listdir(tmp_path):
             raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -682,7 +682,7 @@ class Strict(Store):
         super().rm_file(path)
 
 
-def test_all_that_keeping_images_takes_is_tried_in_five_calls():
+def test_every_required_operation_is_checked_in_five_calls():
     store = Strict()
     check_writable(StoredAt(store, "bucket/x"), owner="ab12")
     assert store.calls == ["create", "create", "overwrite", "list", "delete"]
@@ -693,7 +693,7 @@ def test_all_that_keeping_images_takes_is_tried_in_five_calls():
 
 @pytest.mark.parametrize("error", [PermissionError("retention"), AzureError(409), OSError("Forbidden: retention")])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_retention_policy_is_found_before_paying(error, is_first):
+def test_a_retention_policy_is_detected_before_paying(error, is_first):
     store = Strict("overwrite", error=error)
     if not is_first:
         MemoryFileSystem.pipe_file(store, "/bucket/x/.imagen/about.txt", b"of an earlier task")
@@ -701,7 +701,7 @@ def test_a_retention_policy_is_found_before_paying(error, is_first):
         check_writable(StoredAt(store, "bucket/x"), owner="ab12")
 
 
-def test_a_store_that_does_not_list_is_found_before_paying():
+def test_a_store_that_cannot_list_is_detected_before_paying():
     with pytest.raises(StorageError, match=r"Cannot list s3://conn@bucket/x: the connection has no permission"):
         check_writable(StoredAt(Strict("list"), "bucket/x"))
     hiding = Store()
@@ -710,7 +710,7 @@ def test_a_store_that_does_not_list_is_found_before_paying():
         check_writable(StoredAt(hiding, "bucket/x"))
 
 
-def test_a_store_that_refuses_only_deleting_gets_a_warning(caplog):
+def test_a_store_that_only_refuses_deletes_causes_a_warning(caplog):
     store = Strict("delete")
     for _ in range(2):
         check_writable(StoredAt(store, "bucket/x"), owner="ab12")
@@ -726,8 +726,8 @@ def test_a_file_of_exactly_the_limit_is_read(tmp_path, memory_folder):
             read_bytes(folder / "a.txt", max_bytes=9)
 
 
-def test_a_file_that_is_longer_than_the_size_it_states_is_read_whole_up_to_the_limit(tmp_path, monkeypatch):
-    """As files are in /proc, and files that grow while they are read."""
+def test_a_file_larger_than_its_reported_size_is_read_up_to_the_limit(tmp_path, monkeypatch):
+    """Like files in /proc, or files that grow while they are read."""
     path, really_fstat = tmp_path / "a.bin", os.fstat
 
     def fstat(descriptor):
@@ -764,7 +764,7 @@ def test_a_folder_in_use_stays_usable(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 @pytest.mark.parametrize(("mode", "name"), [(0o1777, "metadata.jsonl"), (0o777, ".imagen")])
-def test_a_manifest_or_hidden_folder_of_another_user_is_found_before_paying(mode, name):
+def test_a_manifest_or_hidden_folder_of_another_user_is_detected_before_paying(mode, name):
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, mode)
         write(Path(folder, name, "x") if name == ".imagen" else Path(folder, name))

@@ -11,7 +11,7 @@ from airflow_provider_imagen.storage.contact_sheet import make_contact_sheet
 from .conftest import opened, picture, saved
 
 
-def test_a_sheet_shows_every_picture_in_order():
+def test_a_sheet_shows_every_image_in_order():
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
     items = ((saved(Image.new("RGB", (40, 40), colour), "PNG"), f"picture {colour}") for colour in colours)
     sheet = opened(make_contact_sheet(items, count=5))
@@ -23,7 +23,7 @@ def test_a_sheet_shows_every_picture_in_order():
         assert max(abs(a - b) for a, b in zip(sheet.getpixel((x, y)), colour, strict=True)) < 40
 
 
-def test_a_sheet_survives_missing_pictures_and_any_label():
+def test_a_sheet_survives_missing_images_and_any_label():
     labels = ["", "x" * 500, "a b " * 300, "多\x00\n\u202e🦊", "ok"]
     items = [(None, labels[0]), (b"no picture", labels[1]), *((picture(), label) for label in labels[2:])]
     assert opened(make_contact_sheet(items, count=5, title="Üben\n" * 50)).width > 256
@@ -38,7 +38,7 @@ def test_a_sheet_stays_within_its_limits(count):
     assert max(sheet.size) <= 16_383
 
 
-def test_the_memory_of_a_sheet_does_not_grow_with_its_pictures():
+def test_memory_use_does_not_grow_with_the_number_of_images():
     preview = picture("PNG", size=(256, 256))
 
     def peak(count: int) -> int:
@@ -51,6 +51,6 @@ def test_the_memory_of_a_sheet_does_not_grow_with_its_pictures():
     assert peak(200) < peak(4) + 8_000_000
 
 
-def test_more_images_than_a_sheet_can_show_are_refused():
+def test_more_images_than_a_sheet_can_show_are_rejected():
     with pytest.raises(BadImageError, match="1000000 images"):
         make_contact_sheet([], count=1_000_000)

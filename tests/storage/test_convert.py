@@ -31,7 +31,7 @@ def smooth(size=(64, 48), mode="RGB") -> Image.Image:
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 @pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"])
-def test_every_format_becomes_every_format(source, image_format):
+def test_every_format_converts_to_every_other(source, image_format):
     before = saved(smooth(), source)
     after = convert_image(before, image_format=image_format)
     info = inspect_image(after)
@@ -41,7 +41,7 @@ def test_every_format_becomes_every_format(source, image_format):
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_a_picture_that_has_the_format_is_returned_as_it_is(image_format):
+def test_an_image_already_in_the_format_is_returned_unchanged(image_format):
     data = picture(image_format.upper())
     assert convert_image(data, image_format=image_format) is data
 
@@ -54,7 +54,7 @@ def test_png_keeps_every_pixel():
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_the_camera_orientation_is_applied_and_removed(image_format):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the top of the picture is on the right
+    exif[0x0112] = 6  # the top of the image is on the right
     exif[0x010E] = "stays"
     before = saved(smooth((64, 48)), "JPEG", exif=exif)
     after = opened(convert_image(before, image_format=image_format))
@@ -107,7 +107,7 @@ PROFILES = {"grey": GREY_PROFILE, "rgb": PROFILE, "lab": LAB_PROFILE, "cmyk": BR
 @pytest.mark.parametrize("make", [*IMAGE_FORMATS, "preview", "scaled"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK", "clear L", "clear P"])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
+def test_a_colour_profile_is_kept_only_with_pixels_it_fits(profile, mode, make):
     options = {"transparency": 0} if "clear" in mode else {}
     mode = mode.removeprefix("clear ")
     grey = smooth((300, 200))
@@ -116,14 +116,14 @@ def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
     before = saved(image, kind, icc_profile=PROFILES[profile], **options)
     notes = []
     if make in IMAGE_FORMATS:
-        quality = None if make == "png" else 90  # so that a JPEG is encoded anew, too
+        quality = None if make == "png" else 90  # so that a JPEG is re-encoded too
         after = opened(convert_image(before, image_format=make, quality=quality, notes=notes))
     elif make == "scaled":
         after = opened(resize_to_limits(before, max_side_pixels=100)[0])
     else:
         after = opened(make_thumbnail(before, pixels=64))
     kept = after.info.get("icc_profile")
-    if kept and not (make == "png" and kind == "PNG"):  # that one is returned as it came
+    if kept and not (make == "png" and kind == "PNG"):  # returned unchanged
         assert kept[16:20] == SPACES.get(after.mode, b"RGB ")
     fitting = PROFILES[profile][16:20] == SPACES.get(mode, b"RGB ")
     if make == "jpeg" and fitting and mode != "CMYK":
@@ -138,7 +138,7 @@ def test_no_profile_stands_beside_pixels_it_is_not_for(profile, mode, make):
 
 @pytest.mark.parametrize("image_format", ["webp", "avif"])
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_grey_pixels_become_colours_that_look_as_their_profile_says(mode, image_format):
+def test_converted_grey_pixels_keep_the_look_of_their_profile(mode, image_format):
     dark = GREY_PROFILE.replace(struct.pack(">IHH", 1, 563, 0), struct.pack(">IHH", 1, 1024, 0))  # gamma 4
     image = Image.new("L", (32, 32), 128)
     if mode == "LA":
@@ -150,8 +150,8 @@ def test_grey_pixels_become_colours_that_look_as_their_profile_says(mode, image_
     assert (after.getpixel((9, 9))[3:] or (90,)) == pytest.approx((90,), abs=2)
 
 
-def test_a_large_profile_of_a_png_is_carried_over():
-    large = PROFILE + bytes(range(256)) * 6_000  # what follows its parts counts as nothing
+def test_a_large_colour_profile_of_a_png_is_kept():
+    large = PROFILE + bytes(range(256)) * 6_000  # bytes after its tags are ignored
     large = struct.pack(">I", len(large)) + large[4:]
     before = saved(smooth(), "PNG", icc_profile=large)
     assert opened(convert_image(before, image_format="webp")).info["icc_profile"] == large
@@ -159,7 +159,7 @@ def test_a_large_profile_of_a_png_is_carried_over():
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
-def test_the_structure_of_a_tiff_does_not_become_exif(mode, image_format):
+def test_structural_tiff_tags_do_not_become_exif(mode, image_format):
     exif = Image.Exif()
     exif[0x010E] = "stays"
     before = saved(smooth().convert(mode), "TIFF", compression="tiff_lzw", icc_profile=BROKEN_CMYK, exif=exif)
@@ -168,7 +168,7 @@ def test_the_structure_of_a_tiff_does_not_become_exif(mode, image_format):
 
 
 @pytest.mark.parametrize("quote", ["'", '"'])
-def test_an_orientation_that_was_applied_is_taken_out_of_a_given_packet_too(quote):
+def test_an_applied_orientation_is_also_removed_from_a_given_packet(quote):
     exif = Image.Exif()
     exif[0x0112] = 6
     packet = f"<x:xmpmeta xmlns:x='adobe:ns:meta/' a={quote}1{quote} tiff:Orientation={quote}6{quote}/>".encode()
@@ -191,7 +191,7 @@ def test_transparency_becomes_white_in_a_jpeg_and_stays_elsewhere():
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "CMYK"])
-def test_unusual_pixels_keep_their_look(mode, image_format):
+def test_unusual_pixel_modes_keep_their_look(mode, image_format):
     grey = smooth()
     if mode == "I;16":
         image = Image.frombytes("I;16", grey.size, b"".join(bytes((v, v)) for v in grey.convert("L").tobytes()))
@@ -207,7 +207,7 @@ def test_unusual_pixels_keep_their_look(mode, image_format):
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_pure_noise_is_converted_too(image_format):
+def test_pure_noise_can_be_converted(image_format):
     """Noise compresses worst, which tests the size of the encoders' buffers."""
     noise = Image.merge("RGB", [Image.effect_noise((700, 700), 120) for _ in range(3)])
     after = convert_image(saved(noise, "BMP"), image_format=image_format)
@@ -231,12 +231,12 @@ def test_quality_decides_the_size():
         {"image_format": "jpeg", "quality": 101},
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments):
+def test_invalid_arguments_are_rejected(arguments):
     with pytest.raises(InvalidArgumentsError):
         convert_image(picture(), **arguments)
 
 
-def test_a_picture_the_format_cannot_hold_is_an_error_of_ours():
+def test_an_image_the_format_cannot_hold_raises_our_error():
     with pytest.raises(BadImageError, match="webp"):
         convert_image(saved(Image.new("L", (16_400, 1)), "PNG"), image_format="webp")
     with pytest.raises(BadImageError):
@@ -244,7 +244,7 @@ def test_a_picture_the_format_cannot_hold_is_an_error_of_ours():
 
 
 @pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "AVIF", "GIF"])
-def test_a_preview_has_the_proportions_and_the_look(source):
+def test_a_preview_keeps_proportions_and_look(source):
     before = saved(smooth((400, 200)), source)
     after = opened(make_thumbnail(before, pixels=100))
     assert after.size == (100, 50)

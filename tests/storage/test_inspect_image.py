@@ -29,20 +29,20 @@ def test_the_bytes_decide_the_format(image_format):
 
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.9, 0.99])
-def test_a_cut_off_picture_is_an_error(image_format, part):
+def test_a_truncated_image_is_an_error(image_format, part):
     data = picture(image_format)
     with pytest.raises(BadImageError):
         inspect_image(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_one_missing_byte_is_noticed(image_format):
+def test_one_missing_byte_is_detected(image_format):
     data = picture(image_format)
     with pytest.raises(BadImageError):
         inspect_image(data[:-1])
 
 
-def test_a_flipped_bit_in_a_png_is_noticed():
+def test_a_flipped_bit_in_a_png_is_detected():
     data = bytearray(picture())
     data[len(data) // 2] ^= 1
     with pytest.raises(BadImageError):
@@ -64,7 +64,7 @@ def test_a_flipped_bit_in_a_png_is_noticed():
     ],
     ids=["one zero", "16 zeros", "512 zeros", "1 MiB of zeros", "ones", "line end", "text", "anything"],
 )
-def test_bytes_behind_a_whole_picture_do_no_harm(image_format, padding):
+def test_trailing_bytes_after_a_complete_image_are_ignored(image_format, padding):
     data = picture(image_format)
     assert inspect_image(data + padding) == inspect_image(data)
 
@@ -78,7 +78,7 @@ def test_a_gif_ends_at_its_trailer_and_not_at_the_first_semicolon(options):
             inspect_image(data[:-missing])
 
 
-def test_an_animated_gif_that_ends_within_a_later_frame_is_cut_off():
+def test_an_animated_gif_truncated_in_a_later_frame_is_an_error():
     target = BytesIO()
     frames = [Image.effect_noise((40, 40), 20 * number) for number in range(1, 6)]
     frames[0].save(target, format="GIF", save_all=True, append_images=frames[1:])
@@ -120,7 +120,7 @@ ASIDE = {
 
 @pytest.mark.parametrize("aside", ASIDE)
 @pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
-def test_nothing_beside_the_pixels_of_a_png_makes_it_unusable(aside, place):
+def test_no_ancillary_chunk_makes_a_png_unusable(aside, place):
     data = picture("PNG")
     at = data.index(place) - 4
     assert inspect_image(data[:at] + ASIDE[aside] + data[at:]) == inspect_image(data)
@@ -145,7 +145,7 @@ def segment(marker: int, content: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_nothing_beside_the_pixels_of_a_jpeg_makes_it_unusable(aside, mode):
+def test_no_metadata_segment_makes_a_jpeg_unusable(aside, mode):
     data = picture("JPEG", mode=mode)
     odd = data[:2] + aside + data[2:]
     assert inspect_image(odd) == inspect_image(data)
@@ -155,7 +155,7 @@ def test_nothing_beside_the_pixels_of_a_jpeg_makes_it_unusable(aside, mode):
         inspect_image(odd[: len(odd) // 2])
 
 
-def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
+def test_a_truncated_or_damaged_png_is_detected_despite_ancillary_chunks():
     data = picture("PNG")
     at = data.index(b"IDAT") - 4
     data = data[:at] + ASIDE["zTXt of 1.5 MB"] + data[at:]
@@ -177,7 +177,7 @@ def test_a_png_is_cut_off_or_damaged_whatever_stands_beside_its_pixels():
         (b"MZ\x90\0\x03token=secret", "4d5a9000"),
     ],
 )
-def test_what_came_instead_is_named_and_not_repeated(data, said):
+def test_other_content_is_named_but_not_quoted(data, said):
     with pytest.raises(BadImageError, match=said) as caught:
         inspect_image(data)
     assert "secret" not in str(caught.value)
@@ -202,17 +202,17 @@ def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
         inspect_image(bomb(9000, 9000), max_pixels=80_000_000)
 
 
-def test_a_picture_past_pillows_own_limit_is_refused_even_when_ours_is_higher():
+def test_pillows_own_pixel_limit_applies_even_if_ours_is_higher():
     with pytest.raises(BadImageError, match="too large"):
         inspect_image(bomb(60_000, 60_000), max_pixels=10**12)
 
 
-def test_exactly_the_cap_is_accepted():
+def test_an_image_of_exactly_the_pixel_limit_is_accepted():
     assert inspect_image(picture(size=(10, 10)), max_pixels=100).width == 10
 
 
-def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
-    """What another task of the process has set stays, and does not affect inspection."""
+def test_pillow_settings_are_neither_changed_nor_needed(monkeypatch):
+    """Settings changed by another task of the process are kept and do not affect inspection."""
     data = picture()
     at = data.index(b"IDAT") - 4
     data = data[:at] + ASIDE["zTXt of 1.5 MB"] + ASIDE["iCCP of 1.5 MB"] + data[at:]
@@ -238,14 +238,14 @@ def test_no_setting_of_pillow_is_changed_nor_needed(monkeypatch):
     assert all(getattr(module, name) == value for module, name, value in settings)
 
 
-def test_many_threads_may_inspect_at_once():
-    pictures = [picture(image_format) for image_format in FORMATS] * 8
+def test_many_threads_can_inspect_at_once():
+    images = [picture(image_format) for image_format in FORMATS] * 8
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(inspect_image, pictures))
+        found = list(pool.map(inspect_image, images))
     assert [info.format for info in found] == list(FORMATS) * 8
 
 
-def test_a_jpeg_with_further_pictures_behind_it_is_a_jpeg():
+def test_a_jpeg_followed_by_further_images_is_a_jpeg():
     target = BytesIO()
     image = Image.new("RGB", (20, 20), "red")
     image.save(target, format="MPO", save_all=True, append_images=[image])
@@ -257,7 +257,7 @@ def test_a_jpeg_with_further_pictures_behind_it_is_a_jpeg():
     image_format=st.sampled_from(FORMATS),
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
 )
-def test_damage_is_an_error_of_ours_or_still_a_picture(image_format, damage):
+def test_damage_raises_our_error_or_leaves_a_valid_image(image_format, damage):
     data = bytearray(picture(image_format, size=(24, 16)))
     for place, value in damage:
         data[place % len(data)] = value

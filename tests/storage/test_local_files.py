@@ -38,7 +38,7 @@ def test_a_listing_is_complete_while_others_write_and_rename(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", ".imagen"])
-def test_what_stands_in_the_way_of_a_manifest_is_found_before_paying(tmp_path, name):
+def test_an_obstacle_to_the_manifest_is_detected_before_paying(tmp_path, name):
     if name == "metadata.jsonl":
         (tmp_path / name).mkdir()
     else:
@@ -47,14 +47,14 @@ def test_what_stands_in_the_way_of_a_manifest_is_found_before_paying(tmp_path, n
         check_writable(tmp_path)
 
 
-def test_a_file_in_place_of_the_folder_of_parts_is_found_before_paying(tmp_path):
+def test_a_file_in_place_of_the_parts_folder_is_detected_before_paying(tmp_path):
     (tmp_path / ".imagen").mkdir()
     (tmp_path / ".imagen/parts").write_text("a file")
     with pytest.raises(StorageError, match="parts in it is not a writable directory"):
         check_writable(tmp_path)
 
 
-def test_a_path_that_leads_out_of_the_output_folder_is_refused(tmp_path):
+def test_a_path_that_leaves_the_output_folder_is_rejected(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "private").write_text("secret")
     with pytest.raises(IrregularFileError):
@@ -67,7 +67,7 @@ def test_a_folder_in_place_of_a_file_is_reported_as_a_folder(tmp_path):
         open_regular_file(tmp_path / "a.png")
 
 
-def test_without_an_output_folder_links_on_the_way_to_a_file_are_followed(tmp_path):
+def test_without_an_output_folder_symbolic_links_in_the_path_are_followed(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real/a.png").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -76,7 +76,7 @@ def test_without_an_output_folder_links_on_the_way_to_a_file_are_followed(tmp_pa
 
 
 @pytest.mark.timeout(20)
-def test_a_file_that_becomes_a_pipe_while_it_is_opened_is_not_read(tmp_path, monkeypatch):
+def test_a_file_replaced_by_a_pipe_while_opening_is_not_read(tmp_path, monkeypatch):
     path, really_open = tmp_path / "a.png", os.open
 
     def swap_and_open(name, *arguments, **options):

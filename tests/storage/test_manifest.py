@@ -56,7 +56,7 @@ def lines_of(folder) -> list[dict]:
     return [json.loads(text) for text in read_bytes(folder / "metadata.jsonl").decode().splitlines()]
 
 
-def test_a_line_holds_the_record_and_where_it_comes_from(ti_key):
+def test_a_line_holds_the_record_and_its_task_instance(ti_key):
     record = ImageRecord.of(file_at("a.png"), prompt_index=0, image_index=1, prompt="fox", usd=0.04)
     made = manifest_line(record, file_at("a.png"), ti_key=ti_key, created_at=NOON).to_json()
     assert list(made) == [
@@ -69,7 +69,7 @@ def test_a_line_holds_the_record_and_where_it_comes_from(ti_key):
     assert (made["dag_id"], made["map_index"], made["created_at"]) == ("daily", -1, "2026-11-21T12:00:00+00:00")
 
 
-def test_pictures_are_listed_in_the_order_of_their_prompts(folder, ti_key):
+def test_images_are_listed_in_prompt_order(folder, ti_key):
     numbers = [(2, 0), (0, 1), (10, 0), (0, 0)]
     address = write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, n, image=i) for n, i in numbers])
     assert address == manifest_address(folder) == str(folder / "metadata.jsonl")
@@ -83,7 +83,7 @@ def test_images_of_a_prompt_are_listed_in_their_order_whatever_their_names(folde
     assert [one["image_index"] for one in lines_of(folder)] == [0, 1, 2]
 
 
-def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, ti_key):
+def test_an_image_is_one_line_whatever_its_prompt_contains(folder, ti_key):
     prompt = "".join(map(chr, (*range(32), 0x85, 0x2028, 0x2029))) + "ä"
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, number, prompt=prompt) for number in range(2)])
 
@@ -91,7 +91,7 @@ def test_whatever_is_in_a_prompt_a_picture_is_one_line_to_every_reader(folder, t
     assert "ä" in read_bytes(folder / "metadata.jsonl").decode()
 
 
-def test_items_without_a_picture_have_a_list_of_their_own(folder, ti_key):
+def test_prompts_without_an_image_are_listed_in_a_separate_file(folder, ti_key):
     failures = [FailureLine(prompt_index=5, error="FilteredError"), FailureLine(prompt_index=1, error="ServerError")]
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)], failures=failures)
     assert [failure.prompt_index for failure in read_failures(folder, ti_key)] == [1, 5]
@@ -101,7 +101,7 @@ def test_items_without_a_picture_have_a_list_of_their_own(folder, ti_key):
     assert read_failures(folder, ti_key) == []
 
 
-def test_a_task_without_failures_leaves_no_list_of_them(folder, ti_key):
+def test_a_task_without_failures_leaves_no_failures_file(folder, ti_key):
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
     assert read_bytes(folder / ".imagen" / "failures" / f"{ti_key.identity}.jsonl") is None
     assert read_failures(folder, ti_key) == []
@@ -131,7 +131,7 @@ def test_a_folder_may_have_any_name(folder, ti_key):
     assert [one["file_name"] for one in read_manifest(odd)] == ["sub [2]/0.png", "sub [2]/1.png"]
 
 
-def test_runs_and_mapped_tasks_share_a_folder(folder, ti_key):
+def test_runs_and_mapped_tasks_can_share_a_folder(folder, ti_key):
     for run in ("b", "a"):
         for map_index in (1, 0):
             one = replace(ti_key, run_id=run, map_index=map_index)
@@ -139,16 +139,16 @@ def test_runs_and_mapped_tasks_share_a_folder(folder, ti_key):
     assert [(one["run_id"], one["map_index"]) for one in lines_of(folder)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
 
-def test_tasks_that_finish_at_once_lose_no_line(folder, ti_key):
-    """Thirty mapped instances write at the same time; whatever order they end in, every line is there."""
+def test_tasks_that_finish_at_the_same_time_lose_no_lines(folder, ti_key):
+    """Thirty mapped instances write concurrently; every line survives, whatever order they finish in."""
     ti_keys = [replace(ti_key, map_index=number) for number in range(30)]
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(lambda one: write_manifest(folder, ti_key=one, lines=[line(one, 0), line(one, 1)]), ti_keys))
     assert len(lines_of(folder)) == 60
 
 
-def test_a_part_that_appears_while_the_manifest_is_written_is_seen(folder, ti_key, monkeypatch):
-    """The one bad moment, forced: another task ends between our look at the parts and our writing."""
+def test_a_part_that_appears_while_the_manifest_is_written_is_included(folder, ti_key, monkeypatch):
+    """Force the race: another task finishes after the parts are listed and before the manifest is written."""
     other = replace(ti_key, run_id="other")
     real, done = manifest.write_bytes_atomically, []
 
@@ -183,7 +183,7 @@ def test_a_part_that_changes_while_the_manifest_is_written_is_read_again(folder,
     )
 
 
-def test_a_file_beside_the_parts_is_no_part(folder, ti_key):
+def test_other_files_next_to_the_parts_are_ignored(folder, ti_key):
     path = folder / ".imagen" / "parts" / "a.jsonl.part"
     write_bytes_atomically(path, json.dumps(line(ti_key, 7).to_json()).encode(), content_type="application/x-ndjson")
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
@@ -191,7 +191,7 @@ def test_a_file_beside_the_parts_is_no_part(folder, ti_key):
     assert [one.prompt_index for one in recorded_lines(folder, ti_key)] == [0]
 
 
-def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(tmp_path):
+def test_concurrent_processes_lose_no_lines_and_readers_see_complete_files(tmp_path):
     program = textwrap.dedent(
         f"""
         import sys
@@ -221,7 +221,7 @@ def test_processes_that_write_at_once_lose_no_line_and_readers_see_whole_files(t
     assert [one["map_index"] for one in lines_of(tmp_path)] == list(range(45))
 
 
-def test_a_cleared_task_keeps_the_pictures_that_are_still_there(folder, ti_key):
+def test_a_cleared_task_keeps_its_images_that_still_exist(folder, ti_key):
     for stem in ("old", "gone"):
         save_image(picture(), folder=folder, stem=stem)
     (folder / "gone.png").unlink()
@@ -234,7 +234,7 @@ def test_a_cleared_task_keeps_the_pictures_that_are_still_there(folder, ti_key):
     assert sorted(one["file_name"] for one in lines_of(folder)) == ["new.png", "old.png"]
 
 
-def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, ti_key):
+def test_a_file_written_by_two_tasks_is_listed_once_as_the_later_one(folder, ti_key):
     later = replace(ti_key, run_id="a-later-run")
     write_manifest(
         folder,
@@ -245,7 +245,7 @@ def test_a_file_that_two_tasks_wrote_is_listed_once_as_the_later_one(folder, ti_
     assert [one["sha256"] for one in lines_of(folder)] == ["1" * 64]
 
 
-def test_lines_of_somebody_else_stay_as_they_are_if_they_describe_a_file(folder, ti_key):
+def test_foreign_lines_that_describe_a_file_are_kept_unchanged(folder, ti_key):
     foreign = '{"file_name": "mine.png",  "text": "café", "number": NaN}\n'.encode()
     no_lines = [b"root:x:0:0", b"\xff", b"[" * 100_000, b'"file_name"', b'{"text": "a"}', b'{"file_name": 7}', b"7"]
     for place in range(len(no_lines)):
@@ -258,7 +258,7 @@ def test_lines_of_somebody_else_stay_as_they_are_if_they_describe_a_file(folder,
         assert found.count(b"\n") == 3
 
 
-def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stumbles_over(folder, ti_key):
+def test_an_edited_part_adds_no_unreadable_lines_to_the_manifest(folder, ti_key):
     ours = json.dumps(line(ti_key, 1, file_name="plain.png").to_json()).encode()
     part = b"\n".join(
         [
@@ -279,7 +279,7 @@ def test_a_part_that_was_edited_puts_nothing_into_the_manifest_that_a_reader_stu
     assert b"\r" not in read_bytes(folder / "metadata.jsonl")
 
 
-# --- parts of attempts that another one has replaced ------------------------------------------------------------------
+# --- parts of replaced attempts ---------------------------------------------------------------------------------------
 
 
 def save(folder, *names):
@@ -287,7 +287,7 @@ def save(folder, *names):
         write_bytes_atomically(folder / name, picture(), content_type="image/png")
 
 
-def test_an_attempt_that_was_replaced_lists_what_it_made_beside_what_the_other_made(folder, ti_key):
+def test_a_replaced_attempt_lists_its_images_beside_those_of_the_new_one(folder, ti_key):
     save(folder, "old.png", "new.png", "both.png")
     old = [line(ti_key, 0, file_name="old.png"), line(ti_key, 2, file_name="both.png", seed=1)]
     later = NOON + timedelta(seconds=1)
@@ -308,7 +308,7 @@ def test_an_attempt_that_was_replaced_lists_what_it_made_beside_what_the_other_m
     assert recorded_names(folder, ti_key) == {"new.png"}
 
 
-def test_an_attempt_that_was_replaced_is_no_part_of_another_task_instance(folder, ti_key):
+def test_the_part_of_a_replaced_attempt_counts_for_no_other_task_instance(folder, ti_key):
     other = replace(ti_key, map_index=7)
     save(folder, "a.png")
     write_manifest(folder, ti_key=other, lines=[line(other, 0, file_name="a.png")], attempt="1")
@@ -319,7 +319,7 @@ def test_an_attempt_that_was_replaced_is_no_part_of_another_task_instance(folder
     assert [one["map_index"] for one in lines_of(folder)] == [7]
 
 
-def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no_other(folder, ti_key):
+def test_missing_files_are_dropped_from_all_parts_of_the_task_and_no_other(folder, ti_key):
     other = replace(ti_key, map_index=7)
     save(folder, "kept.png", "other.png")
     for one, attempt, names in (
@@ -335,7 +335,7 @@ def test_files_that_are_gone_leave_the_parts_of_every_attempt_of_the_task_and_no
     assert [one.file_name for one in recorded_lines(folder, ti_key)] == ["kept.png"]
 
 
-def test_an_attempt_that_was_replaced_takes_only_what_it_made_off_the_failures(folder, ti_key):
+def test_a_replaced_attempt_removes_only_the_failures_it_resolved(folder, ti_key):
     failures = [FailureLine(prompt_index=number, client_request_id=f"r{number}") for number in range(3)]
     failures.append(FailureLine(prompt_index=3))
     write_manifest(folder, ti_key=ti_key, lines=[], failures=failures)
@@ -357,12 +357,13 @@ def test_an_attempt_that_was_replaced_leaves_failures_alone_that_it_has_no_part_
     assert os.stat(failures_address(tmp_path, ti_key)).st_ino == before
 
 
-# --- lines of others --------------------------------------------------------------------------------------------------
+# --- foreign lines ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_an_odd_line_hides_no_other_wherever_it_stands(folder, ti_key, place):
-    for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}'):
+def test_an_invalid_line_hides_no_other_wherever_it_is(folder, ti_key, place):
+    odd_key = b'{"file_name": "odd.png", "\\ud800": 1}'
+    for odd in (b"not json \xff", b"17", b'{"prompt": "no name"}', b'{"file_name": 3}', odd_key):
         raw = [json.dumps(line(ti_key, number, file_name=f"{number}.png").to_json()).encode() for number in range(2)]
         raw.insert(place, odd)
         path = folder / ".imagen" / "parts" / "edited.jsonl"
@@ -374,7 +375,7 @@ def test_an_odd_line_hides_no_other_wherever_it_stands(folder, ti_key, place):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_line_of_somebody_else_stays_wherever_it_stands(folder, ti_key, place):
+def test_a_foreign_line_is_kept_wherever_it_is(folder, ti_key, place):
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, number) for number in range(2)])
     rows = read_bytes(folder / "metadata.jsonl").splitlines()
     foreign = b'{"file_name": "mine.png",  "text": "caf\xc3\xa9"}'
@@ -385,7 +386,7 @@ def test_a_line_of_somebody_else_stays_wherever_it_stands(folder, ti_key, place)
     assert [one["prompt_index"] for one in lines_of(folder)[1:]] == [0, 1, 2]
 
 
-def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_path, ti_key):
+def test_an_unreadable_part_is_an_error_before_the_manifest_is_replaced(tmp_path, ti_key):
     write_manifest(tmp_path, ti_key=ti_key, lines=[line(ti_key, 0)])
     (tmp_path / ".imagen" / "parts" / "broken.jsonl").mkdir()
     before = (tmp_path / "metadata.jsonl").read_bytes()
@@ -394,14 +395,14 @@ def test_a_part_that_cannot_be_read_stops_before_the_manifest_is_replaced(tmp_pa
     assert (tmp_path / "metadata.jsonl").read_bytes() == before
 
 
-def test_a_folder_that_is_not_there_has_no_pictures(folder, ti_key):
+def test_a_missing_folder_has_no_images(folder, ti_key):
     assert read_manifest(folder) == []
     assert read_failures(folder, ti_key) == []
 
 
 @settings(max_examples=100, deadline=None)
 @given(prompts=st.lists(st.text(st.characters() | st.sampled_from("\n\r\u2028\x85\ud800\0")), max_size=6))
-def test_any_prompt_is_one_line_and_comes_back(prompts):
+def test_any_prompt_is_one_line_and_round_trips(prompts):
     from uuid import uuid4
 
     from upath import UPath
@@ -434,7 +435,7 @@ def below(folder):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["link", "pipe", "device"])
 @pytest.mark.parametrize("place", ["metadata.jsonl", "own part", "part", "failures"])
-def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, ti_key, secret, place, kind):
+def test_irregular_files_are_neither_followed_nor_waited_for(tmp_path, ti_key, secret, place, kind):
     folder = tmp_path / "pictures"
     names = {
         "own part": f".imagen/parts/{ti_key.identity}.jsonl",
@@ -457,7 +458,7 @@ def test_what_is_no_regular_file_is_neither_followed_nor_waited_for(tmp_path, ti
 
 
 @pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/failures"])
-def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, ti_key, name):
+def test_a_hidden_folder_that_is_a_symbolic_link_is_not_written_to(tmp_path, ti_key, name):
     folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
     (folder / name).parent.mkdir(parents=True)
     elsewhere.mkdir()
@@ -467,7 +468,7 @@ def test_a_folder_that_is_a_link_is_not_written_to(tmp_path, ti_key, name):
     assert os.listdir(elsewhere) == []
 
 
-def test_the_output_folder_itself_may_be_a_link(tmp_path, ti_key):
+def test_the_output_folder_itself_may_be_a_symbolic_link(tmp_path, ti_key):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_manifest(tmp_path / "link", ti_key=ti_key, lines=[line(ti_key, 0)])
@@ -475,7 +476,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path, ti_key):
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "sub/../../a.png", "a//b.png", "a\0.png", "..", 7, None])
-def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, ti_key, name):
+def test_a_name_that_leaves_the_folder_is_not_listed(folder, ti_key, name):
     part = folder / ".imagen" / "parts" / f"{ti_key.identity}-9.jsonl"
     write_bytes_atomically(part, json.dumps(line(ti_key, 0, file_name=name).to_json()).encode(), content_type="")
     write_manifest(folder, ti_key=replace(ti_key, run_id="b"), lines=[line(ti_key, 1)])
@@ -483,7 +484,7 @@ def test_a_name_that_leads_out_of_the_folder_is_not_listed(folder, ti_key, name)
     assert recorded_lines(folder, ti_key) == []
 
 
-def test_where_an_image_is_follows_from_its_name(folder, ti_key):
+def test_an_images_path_follows_from_its_file_name(folder, ti_key):
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, file_name="sub/a.png", path="/home/me/a.png")])
     assert [one.path for one in recorded_lines(folder, ti_key)] == [str(folder / "sub" / "a.png")]
 
@@ -491,27 +492,29 @@ def test_where_an_image_is_follows_from_its_name(folder, ti_key):
 @pytest.mark.parametrize("forged_part", ["evil", "zzzzzzzzzz", "0000000000-1", "{own}-evil", "{other}"])
 def test_a_planted_part_does_not_replace_our_line(folder, ti_key, forged_part):
     stored = save_image(picture(), folder=folder, stem="a")
-    facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
+    file_fields = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
     other = replace(ti_key, run_id="evil")
     liar = other if "other" in forged_part else ti_key
-    forged = line(liar, 0, prompt="forged", created_at=NOON + timedelta(days=36500), **{**facts, "sha256": "f" * 64})
-    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, prompt="true", **facts)])
+    forged = line(
+        liar, 0, prompt="forged", created_at=NOON + timedelta(days=36500), **{**file_fields, "sha256": "f" * 64}
+    )
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, prompt="true", **file_fields)])
     name = forged_part.format(own=ti_key.identity, other=other.identity)
     write_bytes_atomically(
         folder / ".imagen" / "parts" / f"{name}.jsonl", json.dumps(forged.to_json()).encode(), content_type=""
     )
     for writer in (ti_key, replace(ti_key, run_id="third")):
-        lines = [line(ti_key, 0, prompt="true", **facts)] if writer is ti_key else []
+        lines = [line(ti_key, 0, prompt="true", **file_fields)] if writer is ti_key else []
         write_manifest(folder, ti_key=writer, lines=lines)
         assert [one["prompt"] for one in lines_of(folder)] == ["true"]
 
 
 def test_a_planted_part_that_states_our_digest_does_not_replace_our_line(folder, ti_key):
     stored = save_image(picture(), folder=folder, stem="a")
-    facts = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
+    file_fields = {"file_name": "a.png", "sha256": stored.file.sha256, "bytes": stored.file.bytes}
     other = replace(ti_key, run_id="evil")
-    write_manifest(folder, ti_key=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **facts)])
-    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, **facts)])
+    write_manifest(folder, ti_key=other, lines=[line(other, 0, created_at=NOON + timedelta(days=9), **file_fields)])
+    write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0, **file_fields)])
     assert [one["run_id"] for one in lines_of(folder)] == [ti_key.run_id]
 
 
@@ -529,7 +532,7 @@ def test_a_line_in_a_part_that_it_does_not_name_is_not_trusted_although_it_state
     assert [one["prompt"] for one in lines_of(folder)] == ["true"]
 
 
-def test_a_part_with_values_of_other_types_does_not_break_the_list(folder, ti_key):
+def test_a_part_with_wrongly_typed_values_does_not_break_the_manifest(folder, ti_key):
     odd = json.dumps({"file_name": "a.png", "map_index": "x", "created_at": [], "bytes": "many", "prompt_index": {}})
     write_bytes_atomically(folder / ".imagen" / "parts" / "odd.jsonl", odd.encode(), content_type="")
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])

@@ -79,11 +79,11 @@ def test_every_documented_placeholder_works():
         ("{map_index}", "0.webp"),
     ],
 )
-def test_patterns(pattern, name):
+def test_a_pattern_becomes_a_file_name(pattern, name):
     assert image_name(pattern, fields=FIELDS, extension="webp") == name
 
 
-def test_a_missing_seed_has_a_word():
+def test_a_missing_seed_is_written_as_random():
     assert image_name("{seed}", fields=replace(FIELDS, seed=None), extension="png") == "random.png"
     assert image_name("{seed:06d}", fields=replace(FIELDS, seed=None), extension="png") == "random.png"
 
@@ -115,13 +115,13 @@ def test_a_missing_seed_has_a_word():
         "a\x00b",
     ],
 )
-def test_a_wrong_pattern_is_refused_before_spending(pattern):
+def test_an_invalid_pattern_is_rejected_before_spending(pattern):
     with pytest.raises(InvalidArgumentsError) as caught:
         check_pattern(pattern)
     assert caught.value.problems[0].field == "filename"
 
 
-def test_the_refusal_names_what_is_allowed():
+def test_the_error_lists_the_allowed_placeholders():
     with pytest.raises(InvalidArgumentsError) as caught:
         check_pattern("{promt}.png")
     assert "{promt}" in str(caught.value)
@@ -129,21 +129,21 @@ def test_the_refusal_names_what_is_allowed():
 
 
 @pytest.mark.parametrize("name", ["con", "NUL", "aux.txt", "COM1", "lpt9."])
-def test_names_windows_reserves_are_avoided(name):
+def test_names_reserved_by_windows_are_avoided(name):
     assert image_name("{name}", fields=replace(FIELDS, name=name), extension="png").startswith("_")
 
 
 @pytest.mark.parametrize(
     "name", ["..", "../../etc/passwd", "/etc/passwd", "C:\\x", "~root", "..\\..\\x", ".hidden", "\u202egnp.exe", "-"]
 )
-def test_an_item_cannot_name_a_file_elsewhere(name, tmp_path):
+def test_a_name_cannot_escape_the_folder(name, tmp_path):
     made = image_name("{name}.{extension}", fields=replace(FIELDS, name=name), extension="png")
     assert (tmp_path / made).resolve().parent == tmp_path.resolve()
     assert not made.startswith((".", "-", "~"))
     assert "\u202e" not in made
 
 
-def test_letters_signs_and_emoji_of_every_script_stay():
+def test_letters_and_emoji_of_every_script_are_kept():
     family = "👩‍👩‍👧 Ölförderung 狐 ليث"
     made = image_name("{name}", fields=replace(FIELDS, name=unicodedata.normalize("NFD", family)), extension="png")
     assert made == "👩‍👩‍👧-Ölförderung-狐-ليث.png"
@@ -151,7 +151,7 @@ def test_letters_signs_and_emoji_of_every_script_stay():
 
 @settings(max_examples=300, deadline=None)
 @given(pattern=patterns, fields=all_fields, extension=st.sampled_from(["png", "jpg", "webp", "avif", "tiff"]))
-def test_every_name_is_safe_everywhere(pattern, fields, extension):
+def test_every_name_is_safe_on_every_system(pattern, fields, extension):
     name = image_name(pattern, fields=fields, extension=extension)
     assert name == unicodedata.normalize("NFC", name)
     assert not Path(name).is_absolute()
@@ -168,7 +168,7 @@ def test_every_name_is_safe_everywhere(pattern, fields, extension):
 
 @settings(max_examples=200, deadline=None)
 @given(pattern=patterns, items=st.lists(all_fields, max_size=30))
-def test_no_two_pictures_of_a_task_share_a_name(pattern, items):
+def test_no_two_images_of_a_task_share_a_name(pattern, items):
     items = items + items[:5]
     stems = image_stems(pattern, items)
     assert len({unicodedata.normalize("NFC", stem.casefold()) for stem in stems}) == len(items)
@@ -177,12 +177,12 @@ def test_no_two_pictures_of_a_task_share_a_name(pattern, items):
         assert all(len(f"{part}.avif.webp".encode()) <= 255 for part in stem.split("/"))
 
 
-def test_colliding_items_are_numbered_and_spare_names_that_are_taken():
+def test_colliding_names_are_numbered_around_names_already_taken():
     items = [replace(FIELDS, name=name) for name in ("cat", "Cat", "cat", "cat-2", "cat")]
     assert image_stems("{name}", items) == ("cat", "Cat-3", "cat-4", "cat-2", "cat-5")
 
 
-def test_a_name_does_not_depend_on_what_the_bytes_turned_out_to_be():
+def test_a_name_does_not_depend_on_the_format_of_the_bytes():
     (stem,) = image_stems(DEFAULT_FILENAME, [FIELDS])
     assert with_extension(stem, "jpg") == image_name(DEFAULT_FILENAME, fields=FIELDS, extension="jpg")
 

@@ -53,7 +53,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "TIFF"])
 def test_all_threads_together_decode_no_more_than_the_budget(watched, tmp_path, image_format):
-    data = picture(image_format, size=(150, 100))  # 15,000 pixels: six fit once each, one when it is converted
+    data = picture(image_format, size=(150, 100))  # 15,000 pixels: six fit decoded, or one during conversion
 
     def save(number):
         wanted = ("png", "jpeg", "webp", None)[number % 4]
@@ -67,7 +67,7 @@ def test_all_threads_together_decode_no_more_than_the_budget(watched, tmp_path, 
     assert watched.free == watched.pixels
 
 
-def test_a_picture_larger_than_the_budget_is_decoded_alone(watched, tmp_path):
+def test_an_image_larger_than_the_budget_is_decoded_alone(watched, tmp_path):
     data = picture("PNG", size=(400, 300))
     with ThreadPoolExecutor(8) as pool:
         assert {info.width for info in pool.map(inspect_image, [data] * 8)} == {400}
@@ -76,7 +76,7 @@ def test_a_picture_larger_than_the_budget_is_decoded_alone(watched, tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"no picture", picture()[:-40], picture("JPEG")[:300]])
-def test_what_cannot_be_decoded_gives_its_room_back(watched, tmp_path, data):
+def test_a_failed_decode_returns_its_share_of_the_budget(watched, tmp_path, data):
     for _ in range(5):
         with pytest.raises(BadImageError):
             save_image(data, folder=tmp_path, stem="a", image_format="webp", thumbnail_pixels=8)
@@ -85,7 +85,7 @@ def test_what_cannot_be_decoded_gives_its_room_back(watched, tmp_path, data):
     assert watched.free == watched.pixels
 
 
-def test_the_pixels_are_freed_with_the_room_for_them(watched):
+def test_closing_an_image_frees_its_pixels_and_its_share_of_the_budget(watched):
     with open_image(picture()) as image:
         image.load()
         assert watched.free == watched.pixels - 64 * 48
@@ -94,11 +94,11 @@ def test_the_pixels_are_freed_with_the_room_for_them(watched):
     assert watched.free == watched.pixels
 
 
-def test_every_conversion_of_the_largest_picture_has_room():
+def test_every_conversion_of_the_largest_image_fits_the_budget():
     assert MAX_DECODED_PIXELS >= 4 * DEFAULT_MAX_PIXELS
 
 
-def test_waiting_threads_go_on_when_room_is_given_back():
+def test_waiting_threads_continue_when_budget_is_released():
     budget = PixelBudget(10)
     order = []
 

@@ -84,7 +84,7 @@ def pillow_xmp(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_pixels_and_everything_else_stay_bit_for_bit(name, provenance):
+def test_pixels_and_other_metadata_are_kept_bit_for_bit(name, provenance):
     before = VARIANTS[name]
     marked = embed(before, provenance)
     assert marked.skip_reason is None
@@ -99,7 +99,7 @@ def test_pixels_and_everything_else_stay_bit_for_bit(name, provenance):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_provenance_comes_back(name, provenance):
+def test_the_provenance_round_trips(name, provenance):
     found = read_provenance(embed(VARIANTS[name], provenance).data)
     assert found == {
         "digital_source_type": DIGITAL_SOURCE_TYPE,
@@ -126,7 +126,7 @@ def test_pillow_finds_the_packet(name, provenance):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_marking_twice_is_marking_once(name, provenance):
+def test_embedding_twice_equals_embedding_once(name, provenance):
     once = embed(VARIANTS[name], replace(provenance, prompt="first", seed=1)).data
     twice = embed(once, provenance).data
     assert read_provenance(twice) == read_provenance(embed(VARIANTS[name], provenance).data)
@@ -134,7 +134,7 @@ def test_marking_twice_is_marking_once(name, provenance):
 
 
 @pytest.mark.parametrize("name", ["jpeg xmp", "webp xmp"])
-def test_an_existing_packet_is_kept_and_same_named_facts_replaced(name, provenance):
+def test_an_existing_packet_is_kept_and_our_properties_are_replaced(name, provenance):
     packet = pillow_xmp(embed(VARIANTS[name], provenance).data).decode()
     assert 'xml:lang="x-default">A &amp; B</r:li>' in packet
     assert 'q:Rating="5"' in packet
@@ -163,7 +163,7 @@ def test_an_existing_packet_of_a_png_is_found_compressed_or_not(provenance):
         b"x" * 2**21,
     ],
 )
-def test_a_packet_that_cannot_be_read_is_replaced(broken, provenance):
+def test_an_unreadable_packet_is_replaced(broken, provenance):
     assert provenance_packet(provenance, existing=broken) == provenance_packet(provenance)
 
 
@@ -190,7 +190,7 @@ def packet_with(inside: str, attributes: str = "", rdf: str = "rdf") -> str:
     ],
 )
 @pytest.mark.parametrize("quote", ['"', "'"])
-def test_every_byte_of_another_tools_properties_stays(provenance, value, quote):
+def test_other_tools_properties_are_kept_byte_for_byte(provenance, value, quote):
     element = f"<p:Text>{value}</p:Text><!-- a {value} --><p:More><![CDATA[<{value}>]]></p:More>"
     attribute = f"p:Instructions={quote}{value}{quote}"
     old = packet_with(
@@ -230,7 +230,7 @@ def test_a_packet_is_read_in_every_encoding(provenance, encoding, declared):
         "<!DOCTYPE x [<!ENTITY a '" + "b" * 1000 + "'><!ENTITY c '" + "&a;" * 1000 + "'>]>",
     ],
 )
-def test_a_document_type_is_refused_in_every_encoding(provenance, encoding, doctype):
+def test_a_doctype_is_rejected_in_every_encoding(provenance, encoding, doctype):
     existing = (doctype + packet_with("<p:Text>secret</p:Text>")).encode(encoding)
     assert provenance_packet(provenance, existing=existing) == provenance_packet(provenance)
 
@@ -276,7 +276,7 @@ def crowded(elements: int) -> str:
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_no_packet_holds_a_thread_up(provenance, packet, encoding):
+def test_no_packet_stalls_a_thread(provenance, packet, encoding):
     text = PngInfo()
     text.add(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet.encode(encoding)))
     for data in (picture("PNG", pnginfo=text), picture("WEBP", xmp=packet.encode(encoding)[: 2**20])):
@@ -287,7 +287,7 @@ def test_no_packet_holds_a_thread_up(provenance, packet, encoding):
 
 
 @pytest.mark.parametrize("name", ["png", "webp"])
-def test_a_packet_too_large_to_be_read_is_left_alone_and_said_so(provenance, name):
+def test_a_packet_too_large_to_read_is_left_alone_and_reported(provenance, name):
     if name == "png":
         text = PngInfo()
         text.add_itxt("XML:com.adobe.xmp", packet_with("<p:a>" + "b" * 66_000 + "</p:a>"), zip=True)
@@ -313,7 +313,7 @@ JPEG_SEGMENTS = {
 
 
 @pytest.mark.parametrize("order", permutations(JPEG_SEGMENTS), ids=" ".join)
-def test_a_segment_of_a_jpeg_is_found_and_kept_wherever_it_stands(order, provenance):
+def test_jpeg_segments_are_found_and_kept_in_any_order(order, provenance):
     plain = picture("JPEG")  # SOI and JFIF are its first 20 bytes
     data = plain[:20] + b"".join(JPEG_SEGMENTS[name] for name in order) + plain[20:]
     marked = embed(data, provenance)
@@ -327,7 +327,7 @@ def test_a_segment_of_a_jpeg_is_found_and_kept_wherever_it_stands(order, provena
     assert read_provenance(marked.data)["seed"] == provenance.seed
 
 
-def test_a_jpeg_without_a_packet_gets_one_behind_its_leading_segments(provenance):
+def test_a_jpeg_without_a_packet_gets_one_right_after_its_exif(provenance):
     plain = picture("JPEG")
     data = plain[:20] + b"".join(JPEG_SEGMENTS[name] for name in ("exif", "icc", "comment")) + plain[20:]
     marked = embed(data, provenance).data
@@ -337,7 +337,7 @@ def test_a_jpeg_without_a_packet_gets_one_behind_its_leading_segments(provenance
 
 @pytest.mark.parametrize("odd", ["signature", "several pictures"])
 @pytest.mark.parametrize("place", range(5))
-def test_what_forbids_writing_into_a_jpeg_is_seen_wherever_it_stands(odd, place, provenance):
+def test_a_segment_that_forbids_changes_to_a_jpeg_is_found_anywhere(odd, place, provenance):
     plain = picture("JPEG")
     manifest = b"JP\0\1\0\0\0\1\0\0\1\0jumb\0\0\0\x1ejumdc2pa" + bytes(300)
     parts = list(JPEG_SEGMENTS.values())
@@ -365,7 +365,7 @@ def test_our_properties_are_replaced_and_others_kept_in_any_order(order, provena
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg full", "webp lossless"])
-def test_a_signed_file_is_left_alone_and_said_so(name, provenance):
+def test_a_signed_file_is_left_alone_and_reported(name, provenance):
     signed = sign(VARIANTS[name])
     marked = embed(signed, provenance)
     assert marked.data == signed
@@ -388,7 +388,7 @@ def sign(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("image_format", ["AVIF", "GIF", "TIFF", "BMP"])
-def test_formats_without_support_are_returned_unchanged_and_said_so(image_format, provenance):
+def test_unsupported_formats_are_returned_unchanged_and_reported(image_format, provenance):
     data = picture(image_format)
     marked = embed(data, provenance)
     assert marked.data is data
@@ -396,7 +396,7 @@ def test_formats_without_support_are_returned_unchanged_and_said_so(image_format
     assert read_provenance(data) == {}
 
 
-def test_a_file_of_several_pictures_is_left_alone(provenance):
+def test_a_file_with_several_images_is_left_alone(provenance):
     target = BytesIO()
     image = Image.new("RGB", (20, 20), "red")
     image.save(target, format="MPO", save_all=True, append_images=[image])
@@ -405,12 +405,12 @@ def test_a_file_of_several_pictures_is_left_alone(provenance):
     assert "several images" in marked.skip_reason
 
 
-def test_an_avif_made_here_carries_the_packet(provenance):
+def test_an_avif_we_encode_carries_the_packet(provenance):
     data = convert_image(picture(), image_format="avif", xmp=provenance_packet(provenance))
     assert read_provenance(data)["prompt"] == provenance.prompt
 
 
-def test_a_long_prompt_is_shortened_only_where_the_format_asks_for_it(provenance):
+def test_a_long_prompt_is_shortened_only_where_the_format_requires_it(provenance):
     long = replace(provenance, prompt="ß" * 60_000, enhanced_prompt="x" * 60_000)
     assert read_provenance(embed(VARIANTS["png"], long).data)["prompt"] == long.prompt
     found = read_provenance(embed(VARIANTS["jpeg"], long).data)
@@ -419,7 +419,7 @@ def test_a_long_prompt_is_shortened_only_where_the_format_asks_for_it(provenance
     assert found["seed"] == long.seed
 
 
-def test_a_jpeg_without_room_is_left_as_it_is(provenance):
+def test_a_jpeg_without_room_for_the_packet_is_left_alone(provenance):
     full = FOREIGN.replace(b"A &amp; B", b"y" * 64_700)
     data = picture("JPEG", xmp=full)
     marked = embed(data, provenance)
@@ -427,7 +427,7 @@ def test_a_jpeg_without_room_is_left_as_it_is(provenance):
     assert "no room" in marked.skip_reason
 
 
-def test_what_must_not_be_published_is_taken_out_of_the_parameters(provenance):
+def test_secrets_and_image_data_are_removed_from_the_parameters(provenance):
     parameters = {
         "image_url": "https://user:SECRET@host/a.png?X-Amz-Signature=SECRET#SECRET",
         "image_urls": ["data:image/png;base64," + "SECRET" * 1000, "HTTPS://host/b.png?token=SECRET"],
@@ -443,25 +443,25 @@ def test_what_must_not_be_published_is_taken_out_of_the_parameters(provenance):
     assert found["plain"] == "a hint, with commas? yes"
 
 
-def test_very_many_parameters_leave_their_names(provenance):
+def test_too_many_parameters_are_reduced_to_their_names(provenance):
     many = {f"field{number}": "x" * 1_000 for number in range(50)}
     found = read_provenance(embed(VARIANTS["png"], replace(provenance, parameters=many)).data)["parameters"]
     assert found == dict.fromkeys(sorted(many), "…")
 
 
-def test_what_is_unknown_is_not_written(provenance):
+def test_unknown_values_are_not_written(provenance):
     bare = replace(provenance, seed=None, enhanced_prompt=None, parameters={}, inference_id=None)
     found = read_provenance(embed(VARIANTS["png"], bare).data)
     assert not {"seed", "enhanced_prompt", "parameters", "inference_id", "map_index"} & found.keys()
 
 
-def test_a_zero_is_a_seed_and_a_map_index(provenance):
+def test_zero_is_a_valid_seed_and_map_index(provenance):
     mapped = replace(provenance, seed=0, ti_key=replace(provenance.ti_key, map_index=0))
     found = read_provenance(embed(VARIANTS["png"], mapped).data)
     assert (found["seed"], found["map_index"]) == (0, 0)
 
 
-def test_the_same_facts_make_the_same_bytes(provenance):
+def test_the_same_provenance_gives_the_same_bytes(provenance):
     assert embed(VARIANTS["png"], provenance) == embed(VARIANTS["png"], provenance)
 
 
@@ -472,7 +472,7 @@ nasty = st.text(st.characters(), max_size=200) | st.text(
 
 @settings(max_examples=200, deadline=None)
 @given(prompt=nasty, enhanced=st.none() | nasty, value=nasty, name=st.sampled_from(sorted(VARIANTS)))
-def test_no_text_makes_invalid_xml(prompt, enhanced, value, name):
+def test_no_text_produces_invalid_xml(prompt, enhanced, value, name):
     from datetime import UTC, datetime
 
     from airflow_provider_imagen.storage.provenance import Provenance
@@ -512,7 +512,7 @@ def writable(text: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 @pytest.mark.parametrize("padding", [b"\0", bytes(512), b"<!-- cached -->"])
-def test_padding_behind_a_file_stays_where_it_is(name, padding, provenance):
+def test_padding_after_the_image_is_kept_in_place(name, padding, provenance):
     marked = embed(VARIANTS[name] + padding, provenance)
     assert marked.data == embed(VARIANTS[name], provenance).data + padding
     assert read_provenance(marked.data)["seed"] == provenance.seed
@@ -523,7 +523,7 @@ def test_padding_behind_a_file_stays_where_it_is(name, padding, provenance):
     start=st.sampled_from([FOREIGN, packet_with("<xmp:CreateDate/><p:a b='>'/>", "xmp:CreatorTool='>\"'").encode()]),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from([*"<>\"' \0", "", "/>", "&#13;", "</r:RDF>"]))),
 )
-def test_a_packet_with_our_properties_in_it_is_always_xml(start, changes):
+def test_a_merged_packet_is_always_valid_xml(start, changes):
     from airflow_provider_imagen.storage.provenance import Provenance
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 

@@ -22,7 +22,7 @@ def opened(data):
     return image
 
 
-def test_a_picture_within_the_limits_is_not_touched():
+def test_an_image_within_the_limits_is_unchanged():
     data = picture()
     assert resize_to_limits(
         data, mime_types=("image/png",), max_bytes=len(data), max_side_pixels=400, max_pixels=120_000
@@ -34,7 +34,7 @@ def test_a_picture_within_the_limits_is_not_touched():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "AVIF"])
-def test_a_kind_that_is_not_taken_becomes_png(kind):
+def test_a_format_that_is_not_accepted_becomes_png(kind):
     data, mime_type = resize_to_limits(picture(kind=kind), mime_types=("image/png", "image/jpeg"))
     assert mime_type == "image/png"
     assert opened(data).format == "PNG"
@@ -49,12 +49,12 @@ def test_a_kind_that_is_not_taken_becomes_png(kind):
         ({"max_side_pixels": 399}, (399, 299)),
     ],
 )
-def test_a_picture_that_is_too_large_keeps_its_shape_and_ends_within_the_limit(limits, size):
+def test_an_image_that_is_too_large_is_scaled_down_proportionally(limits, size):
     data, _ = resize_to_limits(picture(), **limits)
     assert opened(data).size == size
 
 
-def test_a_file_that_is_too_large_becomes_jpeg_of_the_same_size_first():
+def test_a_file_that_is_too_large_first_becomes_a_jpeg_of_the_same_dimensions():
     data = picture(noise=True)
     fitted, mime_type = resize_to_limits(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) - 1)
     assert mime_type == "image/jpeg"
@@ -62,7 +62,7 @@ def test_a_file_that_is_too_large_becomes_jpeg_of_the_same_size_first():
     assert len(fitted) < len(data)
 
 
-def test_transparency_outlives_a_limit_on_the_file():
+def test_transparency_survives_a_file_size_limit():
     data = picture("RGBA", noise=True)
     fitted, mime_type = resize_to_limits(data, mime_types=("image/png", "image/jpeg"), max_bytes=len(data) // 2)
     assert mime_type == "image/png"
@@ -70,12 +70,12 @@ def test_transparency_outlives_a_limit_on_the_file():
     assert len(fitted) <= len(data) // 2
 
 
-def test_what_cannot_be_made_to_fit_is_told():
+def test_an_image_that_cannot_be_made_to_fit_is_an_error():
     with pytest.raises(BadImageError, match="100 bytes"):
         resize_to_limits(picture(noise=True), max_bytes=100)
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", picture()[:100]])
-def test_what_is_no_whole_picture_is_refused(data):
+def test_an_invalid_or_truncated_image_is_rejected(data):
     with pytest.raises(BadImageError):
         resize_to_limits(data, max_bytes=10)

@@ -33,7 +33,7 @@ def files(folder) -> list[str]:
     return sorted(str(path).removeprefix(start).lstrip("/") for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_saved_picture_is_described_as_it_lies_there(folder, provenance):
+def test_the_returned_record_describes_the_stored_image(folder, provenance):
     stored = save_image(picture(), folder=folder, stem="sub/fox", provenance=provenance, thumbnail_pixels=32)
     data = read_bytes(folder / "sub" / "fox.png")
     assert stored.file.file_name == "sub/fox.png"
@@ -49,7 +49,7 @@ def test_a_saved_picture_is_described_as_it_lies_there(folder, provenance):
     assert is_intact(folder / "sub" / "fox.png", size=stored.file.bytes, sha256=stored.file.sha256)
 
 
-def test_without_wishes_the_bytes_are_kept_as_delivered(folder):
+def test_by_default_the_bytes_are_stored_as_delivered(folder):
     data = picture("JPEG")
     stored = save_image(data, folder=folder, stem="fox")
     assert read_bytes(folder / "fox.jpg") == data
@@ -60,7 +60,7 @@ def test_without_wishes_the_bytes_are_kept_as_delivered(folder):
 @pytest.mark.parametrize(
     ("image_format", "name"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp"), ("avif", "avif")]
 )
-def test_a_converted_picture_has_its_provenance_and_the_extension_of_its_bytes(image_format, name, folder, provenance):
+def test_a_converted_image_has_its_provenance_and_a_matching_extension(image_format, name, folder, provenance):
     stored = save_image(picture("BMP"), folder=folder, stem="fox", provenance=provenance, image_format=image_format)
     data = read_bytes(folder / f"fox.{name}")
     assert inspect_image(data).extension == name
@@ -68,13 +68,13 @@ def test_a_converted_picture_has_its_provenance_and_the_extension_of_its_bytes(i
     assert stored.notes == ()
 
 
-def test_the_same_call_again_writes_the_same(folder, provenance):
+def test_repeating_a_call_writes_the_same_files(folder, provenance):
     options = {"folder": folder, "stem": "fox", "provenance": provenance, "image_format": "webp", "thumbnail_pixels": 9}
     assert save_image(picture(), **options) == save_image(picture(), **options)
     assert len(files(folder)) == 2
 
 
-def test_a_picture_that_cannot_be_converted_is_kept_as_it_came(folder, provenance):
+def test_an_image_that_cannot_be_converted_keeps_its_format(folder, provenance):
     target = BytesIO()
     Image.new("L", (16_400, 2)).save(target, format="PNG")
     stored = save_image(
@@ -85,20 +85,20 @@ def test_a_picture_that_cannot_be_converted_is_kept_as_it_came(folder, provenanc
     assert read_provenance(read_bytes(folder / "wide.png"))["seed"] == provenance.seed
 
 
-def test_a_format_without_provenance_is_said(folder, provenance):
+def test_a_format_without_provenance_support_is_reported(folder, provenance):
     stored = save_image(picture("GIF"), folder=folder, stem="fox", provenance=provenance)
     assert stored.file.file_name == "fox.gif"
     assert "GIF is not supported" in stored.notes[0]
 
 
-def test_an_avif_that_came_as_avif_is_not_encoded_anew(folder, provenance):
+def test_an_avif_is_not_re_encoded_as_avif(folder, provenance):
     data = picture("AVIF")
     stored = save_image(data, folder=folder, stem="fox", provenance=provenance, image_format="avif")
     assert read_bytes(folder / "fox.avif") == data
     assert "AVIF is not supported" in stored.notes[0]
 
 
-def test_an_existing_packet_goes_along_into_an_avif(folder, provenance):
+def test_an_existing_packet_is_carried_over_to_an_avif(folder, provenance):
     own = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
     <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="5"/></rdf:RDF></x:xmpmeta>"""
     stored = save_image(picture("WEBP", xmp=own), folder=folder, stem="fox", provenance=provenance, image_format="avif")
@@ -108,7 +108,7 @@ def test_an_existing_packet_goes_along_into_an_avif(folder, provenance):
     assert read_provenance(data)["seed"] == provenance.seed
 
 
-def test_a_preview_that_cannot_be_written_does_not_lose_the_picture(tmp_path):
+def test_a_preview_that_cannot_be_written_does_not_cost_the_image(tmp_path):
     (tmp_path / ".imagen").touch()
     stored = save_image(picture(), folder=tmp_path, stem="fox", thumbnail_pixels=20)
     assert stored.file.thumbnail is None
@@ -118,9 +118,7 @@ def test_a_preview_that_cannot_be_written_does_not_lose_the_picture(tmp_path):
 
 @pytest.mark.parametrize("text", ["x", "é", "狐", "🦊"])
 @pytest.mark.parametrize("image_format", [None, "jpeg", "avif"])
-def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_taken(
-    tmp_path, ti_key, text, image_format
-):
+def test_the_longest_names_leave_room_for_extension_preview_and_collision_suffix(tmp_path, ti_key, text, image_format):
     fields = NameFields(
         ti_key=replace(ti_key, dag_id=text * 300, task_id=f"{text * 300}t", run_id=f"{text * 300}r"),
         index=0,
@@ -140,8 +138,8 @@ def test_the_longest_names_leave_room_for_extension_preview_and_a_name_that_is_t
     assert len(names) == 4
 
 
-def test_many_files_leave_no_descriptor_open(tmp_path, ti_key):
-    """A leak of one for each file would end a worker at 1024 images."""
+def test_many_files_leak_no_descriptors(tmp_path, ti_key):
+    """Leaking one per file would crash a worker after about 1024 images."""
 
     def write_all(start: int) -> None:
         for number in range(start, start + 50):
@@ -172,7 +170,7 @@ def test_many_files_leave_no_descriptor_open(tmp_path, ti_key):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_bad_picture_is_refused_and_nothing_written(folder):
+def test_an_invalid_image_is_rejected_and_nothing_is_written(folder):
     with pytest.raises(BadImageError):
         save_image(picture()[:-30], folder=folder, stem="fox", thumbnail_pixels=20)
     with pytest.raises(BadImageError, match="at most 100"):
@@ -180,7 +178,7 @@ def test_a_bad_picture_is_refused_and_nothing_written(folder):
     assert files(folder) == []
 
 
-def test_a_picture_is_announced_as_it_will_be_before_anything_is_written(folder, provenance):
+def test_before_write_gets_the_final_record_before_anything_is_written(folder, provenance):
     announced = []
 
     def before_write(expected):
@@ -193,7 +191,7 @@ def test_a_picture_is_announced_as_it_will_be_before_anything_is_written(folder,
     assert announced == [replace(stored.file, thumbnail=None)]
 
 
-def test_a_picture_whose_name_is_taken_is_announced_under_its_own_before_it_is_written(folder):
+def test_before_write_gets_the_new_name_when_the_first_is_taken(folder):
     save_image(picture(size=(20, 20)), folder=folder, stem="fox")
     announced = []
 
@@ -214,13 +212,13 @@ def test_an_image_that_may_replace_nothing_keeps_a_name_that_is_free(folder):
     assert files(folder) == ["fox.png"]
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+def test_an_image_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         save_image(picture(), folder=tmp_path / "file", stem="fox")
 
 
-def test_many_threads_may_save_at_once(folder, provenance):
+def test_many_threads_can_save_at_once(folder, provenance):
     def save(number: int):
         data = picture("PNG", size=(40 + number, 30))
         return save_image(data, folder=folder, stem=f"{number}", provenance=provenance, thumbnail_pixels=16)
@@ -231,7 +229,7 @@ def test_many_threads_may_save_at_once(folder, provenance):
     assert len(files(folder)) == 80
 
 
-def test_pillow_is_loaded_only_when_a_picture_is_there():
+def test_pillow_is_imported_only_when_an_image_is_processed():
     import subprocess
     import sys
 

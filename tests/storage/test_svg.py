@@ -31,7 +31,7 @@ SVG = f"<svg {NS} width='1024' height='768'><rect width='9' height='9'/></svg>".
         ("viewBox='0 0 5'", (0, 0)),
     ],
 )
-def test_the_size_is_the_one_the_picture_asks_for(root, size):
+def test_the_size_is_the_one_the_svg_declares(root, size):
     info = inspect_image(f"<svg {NS} {root}><g/></svg>".encode(), accept_svg=True)
     assert (info.format, info.mime_type, info.extension) == ("SVG", "image/svg+xml", "svg")
     assert (info.width, info.height) == size
@@ -59,11 +59,11 @@ def test_the_size_is_the_one_the_picture_asks_for(root, size):
         SVG.replace(b"<rect", b"<script>alert(1)</script><rect"),
     ],
 )
-def test_every_spelling_of_a_whole_svg_is_taken(data):
+def test_every_form_of_a_complete_svg_is_accepted(data):
     assert read_svg_size(data) == (1024, 768)
 
 
-def test_a_large_svg_is_taken_and_a_cut_off_one_is_not():
+def test_a_large_svg_is_accepted_and_a_truncated_one_is_not():
     large = SVG.replace(b"<rect", b"<path d='" + b"M1 1" * 3_000_000 + b"'/><rect")
     assert read_svg_size(large) == read_svg_size(large + bytes(100)) == (1024, 768)
     with pytest.raises(BadImageError, match="truncated"):
@@ -71,12 +71,12 @@ def test_a_large_svg_is_taken_and_a_cut_off_one_is_not():
 
 
 @pytest.mark.parametrize("missing", range(1, 35))
-def test_a_cut_off_svg_is_an_error(missing):
+def test_a_truncated_svg_is_an_error(missing):
     with pytest.raises(BadImageError, match="truncated"):
         read_svg_size(SVG[:-missing])
 
 
-def test_the_end_of_an_inner_svg_is_not_the_end():
+def test_the_end_of_a_nested_svg_is_not_the_end():
     inner = SVG.replace(b"<rect", b"<svg><g/></svg><rect")
     with pytest.raises(BadImageError, match="truncated"):
         read_svg_size(inner[: inner.index(b"<rect")])
@@ -97,11 +97,11 @@ def test_the_end_of_an_inner_svg_is_not_the_end():
         b"<html>" + b"<a>" * 4_000_000,
     ],
 )
-def test_what_is_no_svg_is_none(data):
+def test_other_content_is_not_an_svg(data):
     assert read_svg_size(data) is None
 
 
-def test_entities_do_not_grow():
+def test_entity_expansion_is_bounded():
     names = "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9))
     laughs = f'<!DOCTYPE svg [<!ENTITY a0 "ha">{names}]><svg id="&a9;">&a9;</svg>'.encode()
     many = f'<!DOCTYPE svg [<!ENTITY a "{"x" * 900}">]><svg><g id="{"&a;" * 100_000}"/></svg>'.encode()
@@ -110,28 +110,28 @@ def test_entities_do_not_grow():
     for data in (laughs, many):
         with pytest.raises(BadImageError):
             inspect_image(data, accept_svg=True)
-    assert read_svg_size(external) == (0, 0)  # nothing is read for it
+    assert read_svg_size(external) == (0, 0)  # the entity is not fetched
     assert time.monotonic() - started < 5
 
 
-def test_only_who_asks_for_it_takes_an_svg():
+def test_svg_is_accepted_only_on_request():
     """Models do not accept SVG as an input image."""
     with pytest.raises(BadImageError, match="SVG"):
         inspect_image(SVG)
 
 
 @pytest.mark.parametrize("options", [{}, {"image_format": "webp", "thumbnail_pixels": 64}])
-def test_a_paid_svg_is_stored_as_it_came(tmp_path, provenance, options):
+def test_a_paid_svg_is_stored_unchanged(tmp_path, provenance, options):
     kept = save_image(SVG, folder=tmp_path, stem="plane", provenance=provenance, **options)
     file = kept.file
     assert (file.file_name, file.mime_type, file.width, file.height) == ("plane.svg", "image/svg+xml", 1024, 768)
     assert (tmp_path / "plane.svg").read_bytes() == SVG
     assert file.thumbnail is None
-    said = " ".join(kept.notes)
-    assert "provenance" in said
-    assert ("Kept as SVG" in said) == ("No preview" in said) == bool(options)
+    notes = " ".join(kept.notes)
+    assert "provenance" in notes
+    assert ("Kept as SVG" in notes) == ("No preview" in notes) == bool(options)
 
 
-def test_an_svg_larger_than_every_pixel_limit_has_no_pixels(tmp_path):
+def test_the_pixel_limit_does_not_apply_to_an_svg(tmp_path):
     vast = SVG.replace(b"1024", b"200000").replace(b"768", b"200000")
     assert save_image(vast, folder=tmp_path, stem="vast", max_pixels=100).file.width == 200_000

@@ -72,7 +72,7 @@ class TaskImages:
     notice: str | None = None
 
     def find(self, prompt_index: int, image_index: int) -> int | None:
-        """Return a image's position in the list; ``None`` if it is not there."""
+        """Return an image's position in the list; ``None`` if it is not there."""
         for place, image in enumerate(self.images):
             if (image.prompt_index, image.image_index) == (prompt_index, image_index):
                 return place
@@ -257,7 +257,7 @@ class Collection:
         counts = summary.summary
         if not counts.filtered and not counts.failed:
             return [], None
-        if counts.manifest is None:
+        if not counts.manifest:
             return [], "The task stored nothing, so the reasons are in its log only."
         try:
             return await self.in_thread(partial(read_failures_file, summary.ti, counts.manifest)), None

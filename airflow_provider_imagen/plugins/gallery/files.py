@@ -2,7 +2,7 @@
 Read the files that records name, and no others.
 
 A record is untrusted: anyone who can run a task can put any path into an XCom, and the web server may have access to
-files that this person has not. So a image is served only if its size and SHA-256 digest match its record, which
+files that this person has not. So an image is served only if its size and SHA-256 digest match its record, which
 nobody can state without having the file or a record of it. Every failure, even that the file is not an image, gives
 the same message, so errors reveal nothing about other files. Lists are read line by line, at most two at a time.
 """
@@ -56,8 +56,8 @@ CHUNK_BYTES: Final = 256 * 1024
 _BLOCK_BYTES: Final = 4 * 1024 * 1024  # per request to an object store
 _MAX_COPY_IN_MEMORY: Final = 2 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 256 * 1024
-_image_bytess = threading.BoundedSemaphore(2)
-_headers = threading.BoundedSemaphore(2)  # separate: whoever holds _image_bytess also needs the media type
+_whole_images = threading.BoundedSemaphore(2)
+_headers = threading.BoundedSemaphore(2)  # separate: whoever holds _whole_images also needs the media type
 _lists = threading.BoundedSemaphore(2)
 
 
@@ -79,7 +79,7 @@ def open_image_file(image: GalleryImage) -> IO[bytes]:
     try:
         file = _open(image.path, most=image.bytes)
     except Exception as error:
-        log.warning("A image of %s cannot be read: %s", image.ti, type(error).__name__)
+        log.warning("An image of %s cannot be read: %s", image.ti, type(error).__name__)
         raise gone from None
     try:
         is_right = (
@@ -101,7 +101,7 @@ def image_bytes(image: GalleryImage) -> Iterator[bytes]:
 
     :raises FileUnavailableError: it is gone, or is not the image that the record describes
     """
-    with _image_bytess, open_image_file(image) as file:
+    with _whole_images, open_image_file(image) as file:
         yield file.read()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import asdict
 
@@ -20,6 +20,9 @@ from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 if TYPE_CHECKING:
     from msgspec import Struct
+
+_NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
+"""Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
     """Return a parsed XCom ``summary``; ``None`` if it is not one of ours."""
     if not isinstance(value, Mapping) or not {"requested", "made", "usd_spent"} <= value.keys():
         return None
-    return TaskSummary(ti=ti, summary=RunSummary(**_read(RunSummary, value)), timestamp=timestamp)
+    shown = {name: field for name, field in _read(RunSummary, value).items() if name not in _NEVER_SHOWN}
+    return TaskSummary(ti=ti, summary=RunSummary(**shown), timestamp=timestamp)
 
 
 def total(summaries: Iterable[RunSummary]) -> RunSummary:
