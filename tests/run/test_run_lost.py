@@ -470,6 +470,15 @@ def test_only_who_says_resend_pays_again_after_another_key(world, on_lost_answer
     assert result.usd_in_doubt == Decimal("0.04")
 
 
+@pytest.mark.parametrize(("account", "on_lost_answer"), [("other", "check"), (None, "fail")])
+def test_nothing_waits_for_money_of_a_request_that_nobody_resolves(world, account, on_lost_answer):
+    leave_intent(world, "a", account=account)
+    leave_intent(world, "gone", name="imagen.gone", account=account)
+    result = world.run(["a", "b"], max_usd=Decimal("0.08"), on_lost_answer=on_lost_answer, concurrency=1)
+    assert isinstance(result.abort_reason, BudgetExceededError)
+    assert (world.ports.posts, result.usd_in_doubt) == ([], Decimal("0.08"))
+
+
 # --- attempts that are still alive ------------------------------------------------------------------------------------
 
 
