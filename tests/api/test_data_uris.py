@@ -42,7 +42,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
-def test_every_spelling_gives_the_same_bytes_in_requests_and_in_answers(spelling):
+def test_every_spelling_gives_the_same_bytes_in_requests_and_responses(spelling):
     arguments = {"model": "flux/dev/image-to-image", "prompt": "a", "image_url": spelling.strip()}
     (request,) = build_requests(arguments, can_store=True)
     assert request.body["image_url"] == PLAIN
@@ -69,7 +69,7 @@ def test_every_spelling_gives_the_same_bytes_in_requests_and_in_answers(spelling
         ("data:,", "empty"),
     ],
 )
-def test_what_cannot_be_read_says_why(text, reason):
+def test_an_unreadable_data_uri_says_why(text, reason):
     with pytest.raises(ValueError, match=reason):
         read_data_uri(text)
     with pytest.raises(InvalidArgumentsError, match="image_url="):
@@ -77,26 +77,26 @@ def test_what_cannot_be_read_says_why(text, reason):
 
 
 @pytest.mark.parametrize("mime_type", ["text/html", "application/octet-stream", ""])
-def test_only_pictures_go_into_a_request(mime_type):
+def test_only_images_may_go_into_a_request(mime_type):
     arguments = {"model": "flux/dev/image-to-image", "prompt": "a", "image_url": f"data:{mime_type};base64,{TEXT}"}
     with pytest.raises(InvalidArgumentsError, match="a data URI"):
         build_requests(arguments, can_store=True)
 
 
-def test_without_base64_the_data_is_percent_encoded():
+def test_data_without_base64_is_percent_decoded():
     assert read_data_uri("data:image/svg+xml,%3Csvg/%3E") == DataUri("image/svg+xml", b"<svg/>", is_base64=False)
     assert read_data_uri("data:,a%2Cb,c") == DataUri("text/plain", b"a,b,c", is_base64=False)
 
 
 @given(st.binary(min_size=1), st.sampled_from(["image/png", "image/svg+xml"]))
-def test_what_is_written_is_read_again(data, mime_type):
+def test_a_written_data_uri_can_be_read_back(data, mime_type):
     uri = DataUri(mime_type, data, is_base64=True)
     assert read_data_uri(str(uri)) == uri
     assert read_base64(base64.urlsafe_b64encode(data).decode().rstrip("=")) == data
 
 
 @pytest.mark.parametrize("text", ["x", '"', '"x"', '""', ";"])
-def test_a_long_text_that_never_gets_to_its_data_takes_no_memory(text):
+def test_a_long_header_without_data_takes_little_memory(text):
     uri = "data:" + text * (5_000_000 // len(text))
     tracemalloc.start()
     with pytest.raises(ValueError, match="without data"):

@@ -13,7 +13,7 @@ COST = "x-aimlapi-usd-spent: 0.25\r\n"
 
 
 @pytest.mark.parametrize(("headers", "posts"), [("", 2), (COST, 1)], ids=["free", "charged"])
-def test_a_refusal_that_states_a_cost_is_not_followed_by_another_post(raw_server, headers, posts):
+def test_a_rejected_field_is_dropped_and_resent_only_if_nothing_was_charged(raw_server, headers, posts):
     seen = []
 
     def behave(peer):

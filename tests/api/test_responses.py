@@ -36,17 +36,17 @@ def pictures(answer):
 
 
 @pytest.mark.parametrize("name", ["url", "image_url", "image"])
-def test_a_link_is_found_under_each_of_its_names(name):
+def test_a_url_is_found_under_each_of_its_keys(name):
     assert pictures({"data": [{name: LINK}]}) == (GeneratedImage(url=LINK),)
 
 
 @pytest.mark.parametrize("name", ["b64_json", "base64", "image_base64", "b64"])
-def test_base64_is_found_under_each_of_its_names(name):
+def test_base64_is_found_under_each_of_its_keys(name):
     assert pictures({"data": [{"url": None, name: ENCODED}]}) == (GeneratedImage(data=PICTURE),)
 
 
 @pytest.mark.parametrize("name", ["url", "image_url", "image", "b64_json"])
-def test_a_data_uri_is_decoded_wherever_it_stands(name):
+def test_a_data_uri_is_decoded_under_any_key(name):
     assert pictures({"images": [{name: f"data:image/png;base64,{ENCODED}"}]}) == (GeneratedImage(data=PICTURE),)
 
 
@@ -55,11 +55,11 @@ def test_a_data_uri_without_base64_is_decoded_too():
 
 
 @pytest.mark.parametrize("entry", [LINK, {"image_url": {"url": LINK}}, {"url": f" {LINK}\n"}])
-def test_a_link_may_stand_alone_one_level_deeper_or_between_blanks(entry):
+def test_a_url_may_be_bare_nested_or_padded_with_whitespace(entry):
     assert pictures({"data": [entry]}) == (GeneratedImage(url=LINK),)
 
 
-def test_base64_may_be_broken_into_lines_and_without_padding_or_for_urls():
+def test_base64_may_be_wrapped_unpadded_or_url_safe():
     lines = "\n".join(ENCODED[place : place + 76] for place in range(0, len(ENCODED), 76)).rstrip("=")
     assert pictures({"data": [{"b64_json": lines}]}) == (GeneratedImage(data=PICTURE),)
     assert pictures({"data": [{"b64_json": base64.urlsafe_b64encode(PICTURE).decode()}]}) == (
@@ -67,7 +67,7 @@ def test_base64_may_be_broken_into_lines_and_without_padding_or_for_urls():
     )
 
 
-def test_base64_takes_the_place_of_a_link_that_cannot_be_used():
+def test_base64_replaces_an_unusable_url():
     assert pictures({"data": [{"url": "ftp://x/a.png", "b64_json": ENCODED}]}) == (GeneratedImage(data=PICTURE),)
 
 
@@ -95,7 +95,7 @@ def test_base64_takes_the_place_of_a_link_that_cannot_be_used():
         True,
     ],
 )
-def test_a_picture_that_cannot_be_read_is_reported_rather_than_dropped(entry):
+def test_an_unreadable_image_is_reported_rather_than_dropped(entry):
     good, broken = pictures({"data": [{"url": LINK}, entry]})
 
     assert good.url == LINK
@@ -104,7 +104,7 @@ def test_a_picture_that_cannot_be_read_is_reported_rather_than_dropped(entry):
 
 
 @pytest.mark.parametrize("entry", [None, {}, {"url": None, "b64_json": None}, {"url": "", "mime_type": "image/png"}])
-def test_an_entry_that_holds_nothing_is_no_picture(entry):
+def test_an_empty_entry_is_not_an_image(entry):
     assert pictures({"data": [entry, {"url": LINK}, entry]}) == (GeneratedImage(url=LINK),)
 
 
@@ -112,22 +112,22 @@ def test_an_entry_that_holds_nothing_is_no_picture(entry):
 
 
 @pytest.mark.parametrize("name", ["data", "images", "output"])
-def test_every_list_is_read(name):
+def test_images_are_found_under_every_list_key(name):
     assert pictures({name: [{"url": LINK}]}) == (GeneratedImage(url=LINK),)
 
 
-def test_the_choices_of_2024_are_read():
+def test_the_2024_choices_format_is_read():
     assert pictures({"status": "finished", "output": {"choices": [{"image_base64": ENCODED}]}}) == (
         GeneratedImage(data=PICTURE),
     )
 
 
 @pytest.mark.parametrize("single", [LINK, {"url": LINK}])
-def test_a_single_picture_may_come_without_its_list(single):
+def test_a_single_image_need_not_be_in_a_list(single):
     assert pictures({"data": single}) == (GeneratedImage(url=LINK),)
 
 
-def test_two_lists_of_the_same_pictures_count_once():
+def test_two_lists_of_the_same_images_count_once():
     found = pictures({"images": [{"url": "data:image/png;base64," + ENCODED}], "data": [{"b64_json": ENCODED}]})
 
     assert found == (GeneratedImage(data=PICTURE),)
@@ -143,7 +143,7 @@ def test_two_lists_of_the_same_pictures_count_once():
         ([{"url": "https://cdn.test/1"}], [{"url": LINK}, {"url": LINK + "?2"}]),
     ],
 )
-def test_of_two_lists_the_one_with_more_pictures_counts(data, images):
+def test_of_two_lists_the_one_with_more_usable_images_wins(data, images):
     found = pictures({"data": data, "images": images})
 
     assert [picture.url for picture in found] == [image["url"] for image in images]
@@ -152,7 +152,7 @@ def test_of_two_lists_the_one_with_more_pictures_counts(data, images):
 # --- facts of a picture -----------------------------------------------------------------------------------------------
 
 
-def test_prompt_and_seed_of_the_picture_win_over_those_of_the_answer():
+def test_an_images_own_prompt_and_seed_win_over_the_responses():
     own, common = pictures(
         {
             "prompt": "all",
@@ -175,13 +175,13 @@ def test_a_seed_is_a_whole_number_or_unknown(seed, read_as):
     assert pictures({"data": [{"url": LINK}], "seed": seed})[0].seed == read_as
 
 
-def test_half_a_surrogate_pair_in_a_prompt_is_replaced_because_no_file_could_hold_it():
+def test_a_lone_surrogate_in_a_prompt_is_replaced():
     (picture,) = pictures({"data": [{"url": LINK, "prompt": "a \ud83e fox \U0001f98a"}]})
 
     assert picture.prompt == "a \ufffd fox \U0001f98a"
 
 
-def test_flags_belong_to_the_pictures_at_their_place():
+def test_flags_match_images_by_position():
     first, second, third = pictures(
         {"has_nsfw_concepts": [False, True, "yes"], "data": [{"url": LINK}, {"url": LINK}, {"url": LINK}]}
     )
@@ -189,7 +189,7 @@ def test_flags_belong_to_the_pictures_at_their_place():
     assert (first.withheld, second.withheld, third.withheld) == (False, True, False)
 
 
-def test_a_picture_that_is_flagged_and_absent_counts_as_withheld():
+def test_a_flagged_and_missing_image_counts_as_withheld():
     assert pictures({"has_nsfw_concepts": [True, True], "images": [None, {"url": None}]}) == (
         GeneratedImage(withheld=True),
         GeneratedImage(withheld=True),
@@ -200,7 +200,7 @@ def test_a_picture_that_is_flagged_and_absent_counts_as_withheld():
 
 
 @pytest.mark.parametrize("answer", [{"data": None}, {"data": []}, {"images": [None]}, {"output": {"choices": []}}])
-def test_an_empty_list_is_an_answer_without_pictures(answer):
+def test_an_empty_list_is_a_response_without_images(answer):
     generation = read(answer, x_aimlapi_usd_spent="0.1", X_Inference_Id="inf-1")
 
     assert generation.pictures == ()
@@ -210,7 +210,7 @@ def test_an_empty_list_is_an_answer_without_pictures(answer):
 @pytest.mark.parametrize(
     "body", [b"", b"  ", b'{"data": [{"url": "htt', b"<!DOCTYPE html><html>", b"\xff\xfe\xfa", b"[" * 9999]
 )
-def test_a_body_that_is_no_whole_json_is_a_lost_answer_with_what_the_headers_say(body):
+def test_a_body_that_is_not_complete_json_is_lost_but_keeps_its_cost_and_id(body):
     with pytest.raises(LostAnswerError) as caught:
         read(body, x_aimlapi_usd_spent="0.1", x_inference_id="inf-1")
 
@@ -218,7 +218,7 @@ def test_a_body_that_is_no_whole_json_is_a_lost_answer_with_what_the_headers_say
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b"7", b'"done"', b"{}", b'{"id": "job-1", "status": "queued"}'])
-def test_json_of_no_known_form_is_unreadable_with_what_it_cost(body):
+def test_json_in_an_unknown_format_is_unreadable_but_keeps_its_cost_and_id(body):
     with pytest.raises(UnreadableResponseError) as caught:
         read(body, x_aimlapi_credits_used="200000", x_inference_id="inf-1")
 
@@ -235,14 +235,14 @@ def test_json_of_no_known_form_is_unreadable_with_what_it_cost(body):
         ([1], None, "no reason given"),
     ],
 )
-def test_an_error_in_place_of_pictures_is_a_refusal(error, kind, shown):
+def test_an_error_instead_of_images_is_an_invalid_request(error, kind, shown):
     with pytest.raises(InvalidRequestError, match=shown) as caught:
         read({"error": error, "data": None})
 
     assert caught.value.kind == kind
 
 
-def test_pictures_beside_an_error_are_not_lost():
+def test_images_next_to_an_error_are_kept():
     assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (GeneratedImage(url=LINK),)
 
 
@@ -276,25 +276,25 @@ headers = st.dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(status=st.integers(200, 299), headers=headers, body=st.binary(max_size=200))
-def test_no_bytes_raise_anything_but_our_errors(status, headers, body):
+def test_arbitrary_bytes_raise_only_our_errors(status, headers, body):
     check_whatever_comes(status, headers, body)
 
 
 @settings(max_examples=600, deadline=None)
 @given(headers=headers, answer=json_values)
-def test_no_json_raises_anything_but_our_errors(headers, answer):
+def test_arbitrary_json_raises_only_our_errors(headers, answer):
     check_whatever_comes(200, headers, json.dumps(answer).encode())
 
 
 @pytest.mark.parametrize("depth", [500, 900, 990, 5_000, 100_000])
 @pytest.mark.parametrize("name", ["data", "error", "meta", "image_url"])
-def test_no_depth_raises_anything_but_our_errors(name, depth):
+def test_deep_nesting_raises_only_our_errors(name, depth):
     check_whatever_comes(200, {}, (f'{{"{name}": ' * depth + "null" + "}" * depth).encode())
     check_whatever_comes(200, {}, b'{"data": [{"url": ' + b"[" * depth + b"]" * depth + b"}]}")
 
 
 @pytest.mark.parametrize("digits", [400, 4_000, 400_000])
-def test_no_number_raises_anything_but_our_errors(digits):
+def test_huge_numbers_raise_only_our_errors(digits):
     number = "9" * digits
     body = f'{{"data": [{{"url": "{LINK}", "seed": {number}}}], "usage": {{"usd_spent": {number}}}}}'
     check_whatever_comes(200, {}, body.encode())
@@ -334,7 +334,7 @@ offered = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(entries=st.lists(offered, min_size=1, max_size=8), name=st.sampled_from(["data", "images", "output"]))
 @example(entries=[{"somewhere_else": ""}], name="data")
-def test_every_picture_offered_is_given_or_reported_broken_in_its_place(entries, name):
+def test_every_entry_becomes_an_image_or_is_reported_broken_in_order(entries, name):
     found = pictures({name: entries})
 
     assert len(found) == len(entries)
@@ -359,13 +359,13 @@ def test_every_picture_offered_is_given_or_reported_broken_in_its_place(entries,
         ({"x-aimlapi-model": ""}, {"meta": {"model": None}, "model": 5}, None),
     ],
 )
-def test_the_model_that_answered_is_told_apart_from_the_one_that_was_asked(headers, answer, named):
+def test_the_responding_model_is_recorded_separately_from_the_requested_one(headers, answer, named):
     body = json.dumps({"data": [{"url": LINK}], **answer}).encode()
     generation = read_generation(status=200, headers=headers, body=body, model="asked/model")
     assert (generation.model, generation.answered_model) == ("asked/model", named)
 
 
-def test_a_named_model_never_shows_the_key():
+def test_the_responding_models_name_never_shows_the_key():
     body = json.dumps({"data": [{"url": LINK}], "model": "my-secret"}).encode()
     assert read_generation(status=200, headers={}, body=body, api_key="my-secret").answered_model == "***"
 
@@ -391,7 +391,7 @@ BODY = json.dumps({"data": [{"url": URL}]}).encode()
         + b'"}]}',
     ],
 )
-def test_a_picture_is_found_whatever_is_damaged_around_it(body):
+def test_an_image_is_found_in_a_damaged_body(body):
     generation = read_generation(status=200, headers={}, body=body)
     assert [picture.url for picture in generation.pictures] == [URL]
 
@@ -405,17 +405,17 @@ def test_a_picture_is_found_whatever_is_damaged_around_it(body):
         b'{"detail": "a "quoted" word", "url": "https://docs.test/errors"}',
     ],
 )
-def test_a_body_without_a_whole_picture_is_a_lost_response(body):
+def test_a_body_without_a_complete_image_is_a_lost_response(body):
     with pytest.raises(LostAnswerError):
         read_generation(status=200, headers={}, body=body)
 
 
-def test_raw_control_characters_in_base64_are_left_out():
+def test_raw_control_characters_in_base64_are_ignored():
     body = b'{"data": [{"b64_json": "QU\x01JD"}]}'
     assert [picture.data for picture in read_generation(status=200, headers={}, body=body).pictures] == [b"ABC"]
 
 
 @pytest.mark.parametrize("seed", [10**40, -(10**40), 1e300])
-def test_an_absurd_seed_is_no_seed(seed):
+def test_an_absurd_seed_is_ignored(seed):
     body = json.dumps({"data": [{"url": URL, "seed": seed}]}).encode()
     assert [picture.seed for picture in read_generation(status=200, headers={}, body=body).pictures] == [None]

@@ -142,9 +142,7 @@ def companions(name, value):
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_every_limit_is_accepted_on_its_edge_by_the_api_and_refused_by_us_one_step_outside(
-    model_id, endpoint, send, sandbox
-):
+def test_every_limit_is_accepted_by_the_api_and_one_step_outside_rejected_by_us(model_id, endpoint, send, sandbox):
     edges = [(name, sides(schema, name)) for name, schema in endpoint.fields.items()]
     accepted = refused = 0
     for name, (good, bad) in edges:
@@ -171,7 +169,7 @@ def test_every_limit_is_accepted_on_its_edge_by_the_api_and_refused_by_us_one_st
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_one_task_makes_the_same_records_with_every_model(run_dag, sandbox, tmp_path):
+def test_one_task_writes_the_same_records_for_every_model(run_dag, sandbox, tmp_path):
     from airflow.sdk import DAG
 
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
@@ -203,7 +201,7 @@ def test_one_task_makes_the_same_records_with_every_model(run_dag, sandbox, tmp_
 
 
 @pytest.mark.parametrize("model_id", sorted(GONE))
-def test_a_model_that_is_gone_is_told_as_withdrawn_and_costs_nothing(model_id, send, sandbox):
+def test_a_retired_model_is_reported_and_costs_nothing(model_id, send, sandbox):
     with pytest.raises(ModelWithdrawnError):
         send(**minimal(model_id, find_model(model_id).generations))
     assert sandbox.ledger() == []
@@ -211,7 +209,7 @@ def test_a_model_that_is_gone_is_told_as_withdrawn_and_costs_nothing(model_id, s
 
 @pytest.mark.parametrize("model_id", ["flux/schnell", "bytedance/seedream-v4-text-to-image", "reve/create-image"])
 @pytest.mark.parametrize("kind", ["nsfw", "content_violation"])
-def test_a_flagged_picture_counts_as_withheld(model_id, kind, send, sandbox):
+def test_a_flagged_image_counts_as_withheld(model_id, kind, send, sandbox):
     sandbox.add_fault(Fault(kind))
     (generation,) = send(model=model_id, prompt="a cat")
 
@@ -220,7 +218,7 @@ def test_a_flagged_picture_counts_as_withheld(model_id, kind, send, sandbox):
 
 
 @pytest.mark.parametrize(("asked", "made"), [("png", "image/png"), ("jpeg", "image/jpeg"), ("webp", "image/webp")])
-def test_the_bytes_say_what_a_picture_is_whatever_the_server_claims(asked, made, send, sandbox, downloader):
+def test_the_bytes_decide_an_images_type_whatever_the_server_claims(asked, made, send, sandbox, downloader):
     sandbox.add_fault(Fault("wrong_content_type"))
     (generation,) = send(model="alibaba/z-image-turbo", prompt="a cat", output_format=asked)
 

@@ -153,7 +153,7 @@ def companions(name, value):
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_the_minimal_documented_request_passes_and_asks_for_links(model_id, endpoint: Endpoint):
+def test_the_minimal_documented_request_passes_and_requests_urls(model_id, endpoint: Endpoint):
     (request,) = build(can_store=False, **minimal(model_id, endpoint))
     assert request.path == endpoint.path
     assert request.body["model"] == model_id
@@ -166,7 +166,7 @@ def test_the_minimal_documented_request_passes_and_asks_for_links(model_id, endp
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_every_limit_is_accepted_on_its_edge_and_refused_one_step_outside(model_id, endpoint: Endpoint):
+def test_every_limit_is_accepted_and_one_step_outside_rejected(model_id, endpoint: Endpoint):
     checked = 0
     for name, schema in endpoint.fields.items():
         good, bad = edges(schema)
@@ -191,7 +191,7 @@ def test_every_limit_is_accepted_on_its_edge_and_refused_one_step_outside(model_
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_every_required_field_is_missed_when_it_is_left_out(model_id, endpoint: Endpoint):
+def test_every_missing_required_field_is_reported(model_id, endpoint: Endpoint):
     whole = minimal(model_id, endpoint)
     for name in endpoint.required:
         if name == "image" and endpoint.path.endswith("edits"):
@@ -202,7 +202,7 @@ def test_every_required_field_is_missed_when_it_is_left_out(model_id, endpoint: 
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_a_field_the_model_would_ignore_is_refused(model_id, endpoint: Endpoint):
+def test_a_field_the_model_would_ignore_is_rejected(model_id, endpoint: Endpoint):
     for name in (
         "no_such_field",
         "width",
@@ -221,7 +221,7 @@ def test_a_field_the_model_would_ignore_is_refused(model_id, endpoint: Endpoint)
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_num_images_means_that_many_pictures_on_every_model(model_id, endpoint: Endpoint):
+def test_num_images_means_that_many_images_on_every_model(model_id, endpoint: Endpoint):
     requests = build(**minimal(model_id, endpoint), num_images=3)
     assert sum(request.expected_images for request in requests) == 3
     own = endpoint.count_field
@@ -236,7 +236,7 @@ def test_num_images_means_that_many_pictures_on_every_model(model_id, endpoint: 
 
 
 @pytest.mark.parametrize("model_id", [model.id for model in all_models() if model.generations.size_field])
-def test_an_aspect_ratio_becomes_exactly_that_shape_or_is_refused(model_id):
+def test_an_aspect_ratio_is_met_exactly_or_rejected(model_id):
     endpoint = MODELS[model_id].generations
     field, schema = endpoint.size_field, endpoint.fields[endpoint.size_field]
     presets = {"square_hd": (1, 1), "portrait_4_3": (3, 4), "portrait_16_9": (9, 16)}
@@ -267,7 +267,7 @@ def test_an_aspect_ratio_becomes_exactly_that_shape_or_is_refused(model_id):
 
 
 @pytest.mark.parametrize("model_id", [model.id for model in all_models()])
-def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked_for(model_id):
+def test_the_models_image_size_has_the_requested_ratio(model_id):
     endpoint = MODELS[model_id].generations
     for ratio in (None, "1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "4:5", "9:20"):
         requests, refusal = attempt({**minimal(model_id, endpoint), **({"aspect_ratio": ratio} if ratio else {})})
@@ -301,14 +301,14 @@ def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked
         ({}, None),
     ],
 )
-def test_the_ratio_that_a_request_asks_for(body, ratio):
+def test_the_requested_ratio_is_read_from_the_body(body, ratio):
     assert requested_ratio(body) == ratio
 
 
 # ---------------------------------------------------------------- sizes
 
 
-def test_sizes_are_near_a_megapixel_or_near_the_default_of_the_model():
+def test_sizes_are_near_a_megapixel_or_near_the_models_default():
     assert build(model="flux/schnell", prompt="a", aspect_ratio="3:2")[0].body["image_size"] == {
         "width": 1248,
         "height": 832,
@@ -325,7 +325,7 @@ def test_sizes_are_near_a_megapixel_or_near_the_default_of_the_model():
     assert build(model="bytedance/seedream-3.0", prompt="a", aspect_ratio="1:1")[0].body["size"] == "1024x1024"
 
 
-def test_a_ratio_no_size_has_is_refused_with_the_choices():
+def test_a_ratio_without_a_size_is_rejected_with_the_choices():
     problems = refuse(model="dall-e-3", prompt="a", aspect_ratio="16:9")
     assert problems == {
         "aspect_ratio": "dall-e-3 has sizes for 1:1, 4:7, 7:4; or set size: 1024x1024, 1024x1792 or 1792x1024"
@@ -335,12 +335,12 @@ def test_a_ratio_no_size_has_is_refused_with_the_choices():
 @pytest.mark.parametrize(
     "ratio", ["wide", "16/9", "0:1", "1:0", ":", "", "16:9:1", "-1:2", "1e9:1", 1.5, True, [16, 9], "9999:1"]
 )
-def test_what_is_no_ratio_is_refused(ratio):
+def test_an_invalid_ratio_is_rejected(ratio):
     for model in ("flux/schnell", IMAGEN, "openai/gpt-image-1"):
         assert refuse(model=model, prompt="a", aspect_ratio=ratio).keys() == {"aspect_ratio"}
 
 
-def test_a_ratio_and_a_size_together_are_refused():
+def test_a_ratio_and_a_size_together_are_rejected():
     problems = refuse(model="flux/dev", prompt="a", aspect_ratio="1:1", image_size="square")
     assert problems == {"aspect_ratio": "set either aspect_ratio or image_size, not both"}
 
@@ -348,7 +348,7 @@ def test_a_ratio_and_a_size_together_are_refused():
 # ---------------------------------------------------------------- counts and seeds
 
 
-def test_several_requests_count_the_seed_up_so_that_the_pictures_differ():
+def test_the_seed_is_incremented_across_requests():
     requests = build(model="bytedance/seedream-4-5", prompt="a", num_images=3, seed=7)
     assert [request.body["seed"] for request in requests] == [7, 8, 9]
     assert ["seed" in request.body for request in build(model="bytedance/seedream-4-5", prompt="a", num_images=2)] == [
@@ -357,23 +357,23 @@ def test_several_requests_count_the_seed_up_so_that_the_pictures_differ():
     ]
 
 
-def test_a_model_that_counts_itself_gets_one_request_with_the_seed_as_given():
+def test_a_model_with_a_count_field_gets_one_request_with_the_given_seed():
     (request,) = build(model=IMAGEN, prompt="a", num_images=4, seed=7)
     assert (request.body["seed"], request.expected_images) == (7, 4)
 
 
-def test_counting_the_seed_up_never_leaves_its_range():
+def test_an_incremented_seed_never_leaves_its_range():
     highest = 2**31 - 1
     assert len(build(model="alibaba/qwen-image-2-0", prompt="a", num_images=3, seed=highest - 2)) == 3
     sentence = refuse(model="alibaba/qwen-image-2-0", prompt="a", num_images=3, seed=highest - 1)["seed"]
     assert str(highest - 2) in sentence
 
 
-def test_a_seed_the_model_would_ignore_is_refused():
+def test_a_seed_the_model_would_ignore_is_rejected():
     assert "would ignore it" in refuse(model="openai/gpt-image-1", prompt="a", seed=1)["seed"]
 
 
-def test_the_models_own_count_field_works_too_but_not_both():
+def test_the_models_own_count_field_works_but_not_together_with_num_images():
     (request,) = build(model="x-ai/grok-imagine-image", prompt="a", n="10")
     assert (request.body["n"], request.expected_images) == (10, 10)
     assert refuse(model="x-ai/grok-imagine-image", prompt="a", n=2, num_images=2) == {
@@ -385,7 +385,7 @@ def test_the_models_own_count_field_works_too_but_not_both():
 @pytest.mark.parametrize(
     "count", [0, 5, -1, True, False, 2.5, "2.5", "2e0", "", "two", math.nan, math.inf, "nan", "٢", [2], {"n": 2}]
 )
-def test_imagen_makes_one_to_four_pictures_and_says_so(count):
+def test_imagen_accepts_only_one_to_four_images(count):
     assert refuse(model=IMAGEN, prompt="a", num_images=count) == {"num_images": "a whole number from 1 to 4 is allowed"}
 
 
@@ -408,7 +408,7 @@ def test_an_alias_gets_every_check_and_is_sent_as_written(name):
 # ---------------------------------------------------------------- templates render to text
 
 
-def test_rendered_text_counts_as_number_and_boolean():
+def test_rendered_text_is_read_as_numbers_and_booleans():
     (request,) = build(
         model=IMAGEN, prompt="a", num_images="4", seed=" 17 ", enhance_prompt="False", add_watermark="false"
     )
@@ -433,7 +433,7 @@ WHOLE = [2, 2.0, "2", "2.0", " 2.00 ", Decimal(2), Decimal("2.0"), Fraction(2), 
 
 
 @pytest.mark.parametrize("two", WHOLE)
-def test_a_whole_number_may_come_as_a_table_holds_it(two):
+def test_a_whole_number_may_be_text_or_any_numeric_type(two):
     """In every field for whole numbers: counts, seeds, steps, sides, also of models whose schema just says number."""
     (request,) = build(model=IMAGEN, prompt="a", seed=two, num_images=two)
     assert repr((request.body["seed"], request.body["num_images"], request.expected_images)) == "(2, 2, 2)"
@@ -451,12 +451,12 @@ def test_the_sides_of_a_size_may_be_whole_floats():
 
 
 @pytest.mark.parametrize("seed", [7.5, "7.5", Decimal("7.5"), math.nan, math.inf, Decimal("NaN"), Decimal("1e999999")])
-def test_what_has_a_fraction_or_is_no_number_is_no_whole_number(seed):
+def test_anything_but_a_whole_number_is_rejected(seed):
     assert refuse(model=IMAGEN, prompt="a", seed=seed).keys() == {"seed"}
     assert refuse(model=IMAGEN, prompt="a", num_images=seed).keys() == {"num_images"}
 
 
-def test_sides_are_whole_and_positive_also_where_the_documentation_says_just_number():
+def test_sides_are_whole_and_positive_even_where_the_schema_only_says_number():
     model = "hunyuan/hunyuan-image-v3-text-to-image"
     assert build(model=model, prompt="a", image_size={"width": 1, "height": 999})
     for side in (0, -5, 10.5):
@@ -465,7 +465,7 @@ def test_sides_are_whole_and_positive_also_where_the_documentation_says_just_num
         }
 
 
-def test_text_stays_text_where_the_field_wants_text():
+def test_text_stays_text_in_text_fields():
     assert build(model=IMAGEN, prompt="42")[0].body["prompt"] == "42"
     assert build(model="flux-pro", prompt="a", safety_tolerance="2")[0].body["safety_tolerance"] == "2"
 
@@ -474,21 +474,21 @@ def test_text_stays_text_where_the_field_wants_text():
 
 
 @pytest.mark.parametrize("prompt", [None, "", "   ", "\n\t"])
-def test_an_empty_prompt_is_refused(prompt):
+def test_an_empty_prompt_is_rejected(prompt):
     assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "non-empty text is needed"}
 
 
 @pytest.mark.parametrize("prompt", [5, True, ["a"], {"a": "b"}, b"a"])
-def test_a_prompt_that_is_no_text_is_refused(prompt):
+def test_a_prompt_that_is_not_text_is_rejected(prompt):
     assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "text of at most 400 characters is allowed"}
 
 
-def test_a_long_prompt_is_told_its_length_and_the_limit():
+def test_the_error_for_a_long_prompt_gives_its_length_and_the_limit():
     assert refuse(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, it has 401"}
     assert build(model=IMAGEN, prompt="é" * 400)
 
 
-def test_models_without_a_prompt_refuse_one_and_do_not_mind_an_empty_one():
+def test_models_without_a_prompt_reject_one_but_accept_an_empty_one():
     arguments = {"model": "topaz-labs/sharpen", "mode": "Standard", "image_url": LINK}
     assert "takes no prompt" in refuse(**arguments, prompt="sharper")["prompt"]
     assert "prompt" not in build(**arguments, prompt="")[0].body
@@ -505,7 +505,7 @@ def test_models_without_a_prompt_refuse_one_and_do_not_mind_an_empty_one():
         ("bytedance/seedream-v4-text-to-image", "sync_mode", False, True),
     ],
 )
-def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(model, own, links, base64):
+def test_base64_is_requested_in_the_models_own_field_and_requires_storage(model, own, links, base64):
     for wanted in ({own: base64}, {"convert_base64_to_url": False}, {"convert_base64_to_url": "false"}):
         (request,) = build(model=model, prompt="a", **wanted)
         assert (request.body[own], request.returns_base64) == (base64, True)
@@ -518,7 +518,7 @@ def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(
         assert ("convert_base64_to_url" in request.body) == (own == "convert_base64_to_url")
 
 
-def test_a_model_that_always_answers_with_links_takes_the_wish_for_links_and_refuses_base64():
+def test_a_model_that_always_returns_urls_rejects_base64():
     assert "convert_base64_to_url" not in build(model="flux/dev", prompt="a", convert_base64_to_url=True)[0].body
     assert (
         "always returns URLs"
@@ -527,7 +527,7 @@ def test_a_model_that_always_answers_with_links_takes_the_wish_for_links_and_ref
     assert refuse(model="flux/dev", prompt="a", convert_base64_to_url="maybe").keys() == {"convert_base64_to_url"}
 
 
-def test_two_switches_at_once_are_refused():
+def test_two_base64_switches_together_are_rejected():
     problems = refuse(model="openai/gpt-image-1", prompt="a", convert_base64_to_url=True, response_format="url")
     assert problems.keys() == {"convert_base64_to_url"}
 
@@ -535,14 +535,14 @@ def test_two_switches_at_once_are_refused():
 # ---------------------------------------------------------------- rules no schema says
 
 
-def test_a_seed_together_with_a_watermark_is_refused():
+def test_a_seed_together_with_a_watermark_is_rejected():
     assert refuse(model=IMAGEN, prompt="a", seed=1, add_watermark=True).keys() == {"seed"}
     assert refuse(model=IMAGEN, prompt="a", seed="1", add_watermark="true").keys() == {"seed"}
     assert build(model=IMAGEN, prompt="a", seed=1, add_watermark=False)
     assert build(model=IMAGEN, prompt="a", add_watermark=True)
 
 
-def test_a_transparent_background_needs_a_format_that_can_be():
+def test_a_transparent_background_needs_a_format_with_transparency():
     model = "openai/gpt-image-1"
     assert build(model=model, prompt="a", background="transparent")
     assert build(model=model, prompt="a", background="transparent", output_format="webp")
@@ -567,7 +567,7 @@ def test_uploads_go_to_the_edits_endpoint():
 # ---------------------------------------------------------------- messages
 
 
-def test_everything_wrong_is_told_at_once_with_the_prefix_of_the_item():
+def test_all_problems_are_reported_at_once_with_the_items_prefix():
     with pytest.raises(InvalidArgumentsError) as caught:
         build_requests(
             {"model": IMAGEN, "prompt": "", "num_images": 9, "aspect_ratio": "2:1", "image_size": "square", "seed": -1},
@@ -583,7 +583,7 @@ def test_everything_wrong_is_told_at_once_with_the_prefix_of_the_item():
     }
 
 
-def test_an_unknown_field_is_told_which_one_was_meant():
+def test_the_error_for_an_unknown_field_suggests_the_right_one():
     problems = refuse(model=IMAGEN, prompt="a", image_size="square_hd", enhance_promt=True, response_format="url")
     assert problems == {
         "image_size": "`image_size` is not a field of imagen-3.0-generate-002, which would ignore it; "
@@ -599,7 +599,7 @@ def test_an_unknown_field_is_told_which_one_was_meant():
     )
 
 
-def test_a_wrong_size_object_is_told_which_side_and_why():
+def test_the_error_for_an_invalid_size_names_the_side_and_the_reason():
     model = "flux/schnell"
     problems = refuse(model=model, prompt="a", image_size={"width": 1000, "height": 99999})
     sentence = "a whole number from 64 to 1536 that is a multiple of 32 is allowed"
@@ -623,7 +623,7 @@ def test_a_wrong_size_object_is_told_which_side_and_why():
         {"model": "no/such", "thing": {"url": "https://h.example/a.png?X-Sig=SECRET", "at": math.nan}},
     ],
 )
-def test_no_message_holds_the_query_or_the_login_of_a_link(arguments):
+def test_no_message_shows_a_urls_query_or_login(arguments):
     with pytest.raises(InvalidArgumentsError) as caught:
         build_requests({"prompt": "a", **arguments}, can_store=True)
     assert "SECRET" not in str(caught.value)
@@ -645,7 +645,7 @@ def test_an_unknown_model_gets_its_arguments_as_they_are():
     assert (request.path, request.expected_images, request.returns_base64) == ("/v1/images/generations", 3, False)
 
 
-def test_an_unknown_model_is_still_kept_from_nonsense():
+def test_basic_checks_apply_to_unknown_models():
     assert refuse(model="new/model", prompt=5) == {"prompt": "text is allowed"}
     assert refuse(model="new/model", prompt="a", num_images=1000).keys() == {"num_images"}
     assert refuse(model="new/model", prompt="a", x=math.nan, y=object()).keys() == {"x", "y"}
@@ -653,11 +653,11 @@ def test_an_unknown_model_is_still_kept_from_nonsense():
 
 
 @pytest.mark.parametrize("model", [None, "", "  ", " flux/dev", 5, ["flux/dev"]])
-def test_a_model_that_is_no_id_is_refused(model):
+def test_a_model_that_is_not_an_id_is_rejected(model):
     assert refuse(model=model, prompt="a").keys() == {"model"}
 
 
-def test_an_alias_is_sent_as_it_was_written(monkeypatch):
+def test_an_alias_is_sent_as_written(monkeypatch):
     model = find_model("google/nano-banana-2")
     assert build(model=model.aliases[0], prompt="a")[0].body["model"] == model.aliases[0]
 
@@ -689,7 +689,7 @@ FIELD_NAMES = st.sampled_from(
     prompt=st.just("a cat") | JSON_VALUES,
     can_store=st.booleans(),
 )
-def test_any_json_ends_in_requests_that_can_be_sent_or_in_one_refusal(model, arguments, prompt, can_store):
+def test_any_json_gives_valid_requests_or_one_error(model, arguments, prompt, can_store):
     requests, refusal = attempt({**arguments, "model": model, "prompt": prompt}, can_store=can_store)
     assert bool(requests) != bool(refusal)
     if refusal:
@@ -710,7 +710,7 @@ def test_any_json_ends_in_requests_that_can_be_sent_or_in_one_refusal(model, arg
     [10**6000, -(10**6000), "9" * 6000, [[]] * 3, {"a": {"b": {}}}, "\ud800", "x" * 100_000],
     ids=["huge", "hugely negative", "digits", "lists", "mappings", "surrogate", "long"],
 )
-def test_monstrous_values_are_refused_or_sent_but_never_crash(value):
+def test_extreme_values_are_rejected_or_sent_but_never_crash(value):
     deep = value
     for _ in range(3000):
         deep = [deep]
@@ -731,7 +731,7 @@ def test_monstrous_values_are_refused_or_sent_but_never_crash(value):
                 assert len(str(refusal)) < 2000
 
 
-def test_the_arguments_given_are_not_changed():
+def test_the_given_arguments_are_not_modified():
     arguments = {"model": "flux/dev", "prompt": "a", "num_images": "2", "aspect_ratio": "16:9", "image_size": None}
     before = json.dumps(arguments)
     build_requests(arguments, can_store=True)

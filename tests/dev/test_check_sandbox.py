@@ -74,7 +74,7 @@ def check(tmp_path, capsys):
     return run
 
 
-def test_documents_the_sandbox_fits_make_no_difference(check):
+def test_matching_documents_report_no_differences(check):
     status, said = check(generation(), get("/v2/billing", BALANCE))
     assert said == "2 operations, 0 differences\n"
     assert status == 0
@@ -114,12 +114,12 @@ def test_each_difference_is_named_and_fails(check, paths, said):
     assert said in out
 
 
-def test_withdrawn_models_need_not_be_served(check):
+def test_retired_models_need_not_be_served(check):
     status, said = check(generation(changed(FIELDS, "model", "enum", to=["dall-e-3"])))
     assert (status, said) == (0, "1 operations, 0 differences\n")
 
 
-def test_parameters_are_tried_with_their_documented_examples(check):
+def test_parameters_are_sent_with_their_documented_examples(check):
     listing = {"type": "object", "properties": {"data": {"type": "array"}}, "required": ["data"]}
     parameter = {"name": "limit", "in": "query", "schema": {"type": "integer", "example": 0}}
     status, said = check(get("/v2/billing/transactions", listing, [parameter]))
@@ -127,5 +127,5 @@ def test_parameters_are_tried_with_their_documented_examples(check):
     assert "GET /v2/billing/transactions?limit=0: answers 400" in said
 
 
-def test_a_folder_without_documents_is_no_clean_bill(check):
+def test_a_folder_without_documents_fails(check):
     assert check()[0] == 2

@@ -54,7 +54,7 @@ def run(source, catalogue, capsys):
     return json.loads(catalogue.read_text()), capsys.readouterr().out
 
 
-def test_a_document_becomes_facts_without_the_vendors_words():
+def test_a_document_becomes_an_entry_without_the_vendors_descriptions():
     made = refresh_catalogue.from_documents([document("a/model", prompt=PROMPT, image_size=SIZE)], {})
     side = {"type": "integer", "minimum": 64, "maximum": 1536, "multipleOf": 32}
     assert made == {
@@ -80,7 +80,7 @@ def test_a_document_becomes_facts_without_the_vendors_words():
     }
 
 
-def test_limits_that_only_the_description_states_are_kept():
+def test_limits_stated_only_in_a_description_are_kept():
     made = refresh_catalogue.from_documents(
         [
             document(
@@ -138,12 +138,12 @@ def test_uploads_are_added_to_their_model():
         ("a/sharpen", ["image_url"], "upscale"),
     ],
 )
-def test_the_kind_of_a_new_model_is_read_from_what_it_takes(name, required, kind):
+def test_a_new_models_kind_is_inferred_from_its_name_and_required_fields(name, required, kind):
     fields = {field: {"type": "string"} for field in required}
     assert refresh_catalogue.from_documents([document(name, required=required, **fields)], {})[name]["kind"] == kind
 
 
-def test_what_openapi_does_not_hold_is_kept():
+def test_details_missing_from_openapi_are_kept():
     earlier = {
         "aliases": ["old-name"],
         "kind": "edit",
@@ -173,11 +173,11 @@ def test_what_openapi_does_not_hold_is_kept():
 
 
 @pytest.mark.parametrize("junk", [{}, [], "text", None, {"paths": {"/v1/models": {"get": {}}}}, {"paths": None}])
-def test_what_is_no_document_of_an_image_model_is_passed_over(junk):
+def test_anything_but_an_image_models_document_is_ignored(junk):
     assert refresh_catalogue.from_documents([junk], {}) == {}
 
 
-def test_a_folder_is_read_to_the_bottom_and_the_summary_says_what_changed(tmp_path, catalogue, capsys):
+def test_a_folder_is_read_recursively_and_the_summary_lists_changes(tmp_path, catalogue, capsys):
     folder = write(tmp_path / "docs", one=document("a/one", prompt=PROMPT), two=document("a/two", prompt=PROMPT))
     write(folder / "deeper", three=document("a/three", prompt=PROMPT))
     made, said = run([str(folder)], catalogue, capsys)
@@ -195,7 +195,7 @@ def test_a_folder_is_read_to_the_bottom_and_the_summary_says_what_changed(tmp_pa
     assert changed == ['      "prompt": {"maxLength": 500, "type": "string"}']
 
 
-def test_a_folder_without_models_leaves_the_catalogue_alone(tmp_path, catalogue, capsys):
+def test_a_folder_without_models_leaves_the_catalogue_unchanged(tmp_path, catalogue, capsys):
     catalogue.write_text("{}")
     with pytest.raises(SystemExit):
         refresh_catalogue.main([str(write(tmp_path / "docs", other={})), "--output", str(catalogue)])
@@ -254,7 +254,7 @@ def live():
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1"])
-def test_a_running_api_renews_statuses_successors_and_documents_and_drops_nothing(live, suffix, catalogue, capsys):
+def test_a_live_api_updates_statuses_replacements_and_documents_and_drops_nothing(live, suffix, catalogue, capsys):
     url, seen = live
     entry = {"endpoint": "/v1/images/generations", "fields": {}, "kind": "edit", "required": [], "status": "listed"}
     names = ("a/known", "a/gone", "a/folded", "a/silent")
@@ -280,7 +280,7 @@ def test_a_running_api_renews_statuses_successors_and_documents_and_drops_nothin
     assert not any("Authorization" in headers for _, _, headers in seen)
 
 
-def test_the_default_is_the_catalogue_of_the_package(monkeypatch, tmp_path, capsys):
+def test_the_default_output_is_the_packages_catalogue(monkeypatch, tmp_path, capsys):
     """``--help`` promises it; the script lies elsewhere than the file it writes."""
     written = []
     monkeypatch.setattr(Path, "write_text", lambda path, text, **_: written.append((path.name, path.parent.name)))
@@ -291,6 +291,6 @@ def test_the_default_is_the_catalogue_of_the_package(monkeypatch, tmp_path, caps
     assert "removed" in capsys.readouterr().out  # those of the package were read as the previous ones
 
 
-def test_the_catalogue_is_in_the_form_the_script_writes():
+def test_the_catalogue_is_formatted_as_the_script_writes_it():
     text = resources.files("airflow_provider_imagen.catalogue").joinpath("models.json").read_text(encoding="utf-8")
     assert refresh_catalogue.to_text(json.loads(text)) == text

@@ -108,7 +108,7 @@ def test_host_and_port_make_the_base_url(host, port, base_url):
         ("imagen://:k@/https", REAL),
     ],
 )
-def test_a_connection_uri_means_what_it_says(monkeypatch, uri, base_url):
+def test_a_connection_uri_gives_the_base_url(monkeypatch, uri, base_url):
     monkeypatch.setenv("AIRFLOW_CONN_BY_URI", uri)
     assert connection_settings(BaseHook.get_connection("by_uri")).base_url == base_url
 
@@ -416,7 +416,7 @@ def test_a_balance_that_is_not_an_amount_is_unreadable(make_hook, balance):
         server.shutdown()
 
 
-def test_a_private_api_opens_its_own_port_only(make_hook, sandbox, pictures):
+def test_a_private_api_allows_downloads_from_its_own_port_only(make_hook, sandbox, pictures):
     hook = make_hook(host=f"http://127.0.0.1:{pictures}/v1", password=KEY)
 
     assert hook.download(f"http://127.0.0.1:{pictures}/a.png") == b"\x89PNG"

@@ -73,7 +73,7 @@ def test_an_invalid_name_is_rejected_before_anything_is_downloaded(hook, sandbox
     assert sandbox.seen() == []
 
 
-def test_a_name_with_braces_is_taken_as_it_is(hook, moon, tmp_path):
+def test_a_name_with_braces_is_used_as_it_is(hook, moon, tmp_path):
     assert hook.store(moon, folder=str(tmp_path), name="{moon}")["file_name"] == "{moon}.png"
 
 

@@ -72,7 +72,7 @@ def most_in_flight(pacer: Pacer, *, awaited: int, threads: int = 40) -> int:
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
-def test_never_more_than_concurrency_are_in_flight_and_no_fewer(concurrency):
+def test_exactly_concurrency_requests_are_in_flight(concurrency):
     assert most_in_flight(new_pacer(concurrency=concurrency), awaited=concurrency) == concurrency
 
 
@@ -96,7 +96,7 @@ def test_a_429_holds_all_requests_for_its_retry_after():
     thread.join()
 
 
-def test_the_duration_of_a_run_of_refusals_is_known():
+def test_the_duration_of_consecutive_429s_is_known():
     clock = Clock()
     pacer = new_pacer(concurrency=8, clock=clock)
     assert pacer.refused_for_seconds == 0
@@ -272,7 +272,7 @@ def test_a_failed_preparation_gives_its_permit_back():
         pass
 
 
-def test_a_request_is_prepared_about_as_long_before_its_start_as_preparing_takes():
+def test_a_request_is_prepared_just_before_its_start():
     """Time passes only while preparing, and at each look whether the task was cancelled."""
     clock = Clock()
 
