@@ -83,8 +83,8 @@ def failure(client, kind=ImagenError, **body):
     return caught.value
 
 
-def everything_told(error):
-    """All that a log, a traceback, a pickle or a debugger's ``vars`` could show of an error."""
+def exposed_text(error):
+    """Return everything that a log, a traceback, a pickle or a debugger's ``vars`` could show of an error."""
     chain = []
     while error is not None:
         chain += [str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]
@@ -92,7 +92,7 @@ def everything_told(error):
     return "\n".join(chain)
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 
 
 def test_a_generation_has_its_images_cost_and_ids(sandbox, client):
@@ -118,22 +118,22 @@ def test_one_call_is_one_post_with_exactly_the_given_body(sandbox, client):
 
 
 def test_images_come_inline_when_requested(client):
-    (picture,) = send(client, convert_base64_to_url=False).pictures
+    (image,) = send(client, convert_base64_to_url=False).pictures
 
-    assert picture.url is None
-    assert picture.data.startswith(b"\x89PNG")
+    assert image.url is None
+    assert image.data.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("shape", ["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64"])
 def test_every_response_shape_gives_every_image_once(sandbox, client, shape):
     sandbox.add_fault(Fault("shape", shape=shape))
 
-    pictures = send(client, num_images=3).pictures
+    images = send(client, num_images=3).pictures
 
-    assert len(pictures) == 3
-    assert all((picture.url is None) != (picture.data is None) for picture in pictures)
-    assert len({picture.url or picture.data for picture in pictures}) == 3
-    assert not any(picture.broken or picture.withheld for picture in pictures)
+    assert len(images) == 3
+    assert all((image.url is None) != (image.data is None) for image in images)
+    assert len({image.url or image.data for image in images}) == 3
+    assert not any(image.broken or image.withheld for image in images)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_flagged_images_are_marked_and_their_urls_withheld(sandbox, client, kind
 
     generation = send(client, num_images=2)
 
-    assert [picture.withheld for picture in generation.pictures] == [True, True]
+    assert [image.withheld for image in generation.pictures] == [True, True]
     assert generation.urls == []
 
 
@@ -187,11 +187,11 @@ def test_undecodable_base64_is_reported_on_its_image(sandbox, client):
 
     generation = send(client, num_images=2)
 
-    assert [picture.broken for picture in generation.pictures] == ["base64 data that cannot be decoded"] * 2
+    assert [image.broken for image in generation.pictures] == ["base64 data that cannot be decoded"] * 2
     assert generation.usd == sandbox.ledger()[0].usd
 
 
-# --- errors the API answers -------------------------------------------------------------------------------------------
+# --- errors the API returns -------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_key_is_an_authentication_error(sandbox, make_client):
@@ -333,7 +333,7 @@ def test_a_200_in_an_unknown_format_is_unreadable_with_its_cost(sandbox, client)
     assert error.usd == float(sandbox.ledger()[0].usd) > 0
 
 
-# --- lost answers -----------------------------------------------------------------------------------------------------
+# --- lost responses ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [408, 504, 520, 524])
@@ -477,43 +477,43 @@ INTERIM = {
 @pytest.mark.parametrize("interim", [[name] for name in INTERIM] + [list(INTERIM), ["103", "100", "102"] * 30])
 @pytest.mark.parametrize("pause", [0, 0.05])
 def test_every_request_gets_its_own_final_response_after_interim_ones(raw_server, make_client, interim, pause):
-    asked = []
+    received = []
 
     def behave(peer):
         while peer.read_request():
-            asked.append(peer)
+            received.append(peer)
             for name in interim[: 5 if pause else None]:
                 peer.send(INTERIM[name])
                 time.sleep(pause)
-            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+            peer.answer(DONE.replace(b"a.png", f"{len(received)}.png".encode()))
 
     server = raw_server(behave)
     client = make_client(server.url)
-    links = [send(client).pictures[0].url for _ in range(3)]
+    urls = [send(client).pictures[0].url for _ in range(3)]
 
-    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+    assert urls == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
     assert server.connections == 1
 
 
 @pytest.mark.parametrize("stray", [10, 100_000, 1_000_000])
 @pytest.mark.parametrize("pause", [0, 0.1])
 def test_unsolicited_data_is_never_read_as_a_response(raw_server, make_client, stray, pause):
-    asked = []
+    received = []
 
     def behave(peer):
         while peer.read_request():
-            asked.append(peer)
-            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+            received.append(peer)
+            peer.answer(DONE.replace(b"a.png", f"{len(received)}.png".encode()))
             time.sleep(pause)
             peer.answer(DONE.replace(b"a.png", b"stray.png") + b" " * stray)
 
     client = make_client(raw_server(behave).url)
-    links = []
+    urls = []
     for _ in range(3):
-        links.append(send(client).pictures[0].url)
+        urls.append(send(client).pictures[0].url)
         time.sleep(0.3)
 
-    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+    assert urls == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
 
 
 def test_a_rejection_after_an_interim_response_is_the_outcome(raw_server, make_client):
@@ -645,7 +645,7 @@ def test_a_connect_timeout_sends_nothing(make_client):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        callers = [socket.socket() for _ in range(4)]  # more than the queue holds: further calls wait
+        callers = [socket.socket() for _ in range(4)]  # more than the backlog holds: further connections wait
         for caller in callers:
             caller.setblocking(False)
             caller.connect_ex(listener.getsockname())
@@ -743,7 +743,7 @@ def test_a_proxy_that_requires_credentials_is_a_failed_connection(raw_server, ma
 
 
 def test_a_plain_proxy_reset_after_the_request_leaves_the_outcome_unknown(raw_server, make_client, monkeypatch):
-    """requests calls this a ProxyError, exactly like a proxy that was never reached."""
+    """requests raises ``ProxyError`` for this, just as for a proxy that it never reached."""
 
     def behave(peer):
         peer.read_request()
@@ -779,7 +779,7 @@ def test_a_tunnel_closed_after_the_request_leaves_the_outcome_unknown(
 
 def test_a_reset_before_the_request_was_read_leaves_the_outcome_unknown(raw_server, make_client):
     def behave(peer):
-        select.select([peer.connection], [], [], 5)  # the request is there, and stays unread
+        select.select([peer.connection], [], [], 5)  # the request has arrived and stays unread
         peer.reset()
 
     server = raw_server(behave)
@@ -844,7 +844,7 @@ def test_an_expired_idle_connection_is_replaced_without_losing_a_response(raw_se
 
     assert len(send(client).pictures) == 1
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and not client_side_closed(client):
+    while time.monotonic() < deadline and not idle_connections_closed(client):
         time.sleep(0.01)
     assert len(send(client).pictures) == 1
 
@@ -852,12 +852,12 @@ def test_an_expired_idle_connection_is_replaced_without_losing_a_response(raw_se
     assert server.received.count(b"POST ") == 2
 
 
-def client_side_closed(client):
-    """Whether the close of the idle connection has arrived."""
+def idle_connections_closed(client):
+    """Return whether the client has noticed that the server closed its idle connections."""
     from urllib3.util.connection import is_connection_dropped
 
     pools = client._local.session.get_adapter(client.settings.base_url).poolmanager.pools
-    (pool,) = (pools[key] for key in pools.keys())  # noqa: SIM118 - it is no dict
+    (pool,) = (pools[key] for key in pools.keys())  # noqa: SIM118 - not a dict
     return all(is_connection_dropped(connection) for connection in pool.pool.queue if connection is not None)
 
 
@@ -988,7 +988,7 @@ def test_a_missing_ca_bundle_matters_only_where_it_is_used(sandbox, make_client,
 
 @pytest.mark.parametrize("host", ["plain.gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
 def test_sending_the_key_unencrypted_is_warned_about_once(make_client, caplog, host):
-    """Once for each host and process; no other test uses these hosts."""
+    """Once per host and process; no other test uses these hosts."""
     for _ in range(2):
         make_client(f"http://{host}/v1")
 
@@ -1031,9 +1031,9 @@ def test_no_error_and_no_log_line_shows_the_key_or_a_signature(sandbox, make_cli
     with caplog.at_level(logging.DEBUG), pytest.raises(ImagenError) as caught:
         send(make_client(sandbox.url, read=0.5))
 
-    told = everything_told(caught.value) + everything_told(pickle.loads(pickle.dumps(caught.value))) + caplog.text
-    assert KEY not in told
-    assert "SIGNATURE" not in told
+    exposed = exposed_text(caught.value) + exposed_text(pickle.loads(pickle.dumps(caught.value))) + caplog.text
+    assert KEY not in exposed
+    assert "SIGNATURE" not in exposed
     assert str(caught.value)
 
 
@@ -1057,16 +1057,16 @@ def test_a_key_echoed_by_the_api_appears_in_no_result_or_error(raw_server, make_
     client = make_client(raw_server(behave).url, api_key=key)
     if status.startswith("200"):
         generation = send(client)
-        told = repr(generation)
-        assert [picture.url or picture.data for picture in generation.pictures] == ["http://cdn.test/a.png", b"ABC"]
+        exposed = repr(generation)
+        assert [image.url or image.data for image in generation.pictures] == ["http://cdn.test/a.png", b"ABC"]
         if status == "200 OK":
-            assert all(picture.prompt.endswith("***") for picture in generation.pictures)
+            assert all(image.prompt.endswith("***") for image in generation.pictures)
     else:
-        told = everything_told(failure(client, LostAnswerError if status[0] != "4" else InvalidRequestError))
+        exposed = exposed_text(failure(client, LostAnswerError if status[0] != "4" else InvalidRequestError))
 
-    assert "7777" not in told
-    assert b64encode(key.encode()).decode()[8:24] not in told
-    assert "inf-" in told
+    assert "7777" not in exposed
+    assert b64encode(key.encode()).decode()[8:24] not in exposed
+    assert "inf-" in exposed
 
 
 def test_no_repr_shows_the_key(make_client):
@@ -1083,7 +1083,7 @@ def test_a_key_that_is_invalid_in_a_header_is_rejected_without_showing_it(key):
     with pytest.raises(ValueError, match="password") as caught:
         ApiClient(ClientSettings(api_key=key))
 
-    assert KEY not in everything_told(caught.value)
+    assert KEY not in exposed_text(caught.value)
 
 
 # --- base URLs --------------------------------------------------------------------------------------------------------
@@ -1120,7 +1120,7 @@ def test_a_password_in_the_base_url_is_rejected_and_not_shown(base_url):
     with pytest.raises(ValueError, match="host") as caught:
         ApiClient(ClientSettings(base_url=base_url))
 
-    assert "hidden" not in everything_told(caught.value)
+    assert "hidden" not in exposed_text(caught.value)
 
 
 # --- free calls -------------------------------------------------------------------------------------------------------
@@ -1186,7 +1186,7 @@ def test_a_page_that_may_hide_rows_is_not_read_as_an_empty_log(raw_server, make_
 
 
 class Clock:
-    """A clock that moves only while somebody sleeps."""
+    """A clock that moves only during sleeps."""
 
     def __init__(self):
         self.now = 1_795_000_000.0
@@ -1203,7 +1203,7 @@ class Clock:
 
 
 def test_a_long_log_is_read_within_its_rate_limit(monkeypatch):
-    """By the clock of the client and the server, who share one here, this takes minutes."""
+    """This takes minutes by the virtual clock that client and server share."""
     clock = Clock()
     with Sandbox(picture_scale=0.0625, logs_per_minute=200, clock=clock, balance_usd=Decimal(100)) as sandbox:
         settings = ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key)
@@ -1270,8 +1270,8 @@ def http_date(ahead_seconds):
 
 
 @pytest.fixture
-def server_telling(raw_server, make_client):
-    """Give a function that makes a client of a server whose answers have these headers, one after the other."""
+def client_receiving(raw_server, make_client):
+    """Return a function that creates a client whose server sends these headers, one set per response."""
 
     def start(*headers, status="200 OK"):
         waiting = list(headers)
@@ -1315,8 +1315,8 @@ def test_the_apis_clock_is_read_from_every_response(sandbox, client, skew):
         pytest.param(f"Date: {http_date(-600)}\r\nAge: 600\r\n", id="from a cache ten minutes ago"),
     ],
 )
-def test_a_response_without_a_usable_date_changes_nothing(server_telling, headers):
-    client = server_telling(headers, f"Date: {http_date(600)}\r\n", headers)
+def test_a_response_without_a_usable_date_changes_nothing(client_receiving, headers):
+    client = client_receiving(headers, f"Date: {http_date(600)}\r\n", headers)
     client.get_key()
     assert client.clock_offset_seconds is None
     client.get_key()
@@ -1325,8 +1325,8 @@ def test_a_response_without_a_usable_date_changes_nothing(server_telling, header
     assert client.clock_offset_seconds == pytest.approx(600, abs=5)
 
 
-def test_a_retry_after_date_is_read_by_the_apis_clock(server_telling):
-    client = server_telling(
+def test_a_retry_after_date_is_read_by_the_apis_clock(client_receiving):
+    client = client_receiving(
         f"Date: {http_date(7200)}\r\nRetry-After: {http_date(7230)}\r\n", status="429 Too Many Requests"
     )
     with pytest.raises(RateLimitedError) as caught:

@@ -61,7 +61,7 @@ def test_anything_but_an_amount_of_money_is_none(value):
     ["1_0", "١٠", "１０", " 10 ", "10\n", "1e5", "1E+5", "+10", "010", ".5", "10.", "0x10", "1,0", "$10", "10 USD"],
 )
 def test_only_json_numbers_are_amounts(value):
-    """Decimal reads most of these, and would take damage for money."""
+    """``Decimal`` accepts most of these, so damaged text would count as money."""
     assert read_amount(value) is None
     assert read_cost({"x-aimlapi-usd-spent": value}, {"meta": {"usage": {"usd_spent": value}}}) == (None, None)
 

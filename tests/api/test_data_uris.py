@@ -12,12 +12,12 @@ from airflow_provider_imagen.catalogue.input_images import reference_kind
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 
-PICTURE = bytes(range(256)) * 2 + b"\xfb\xff"  # its base64 has +, / and padding
-TEXT = base64.b64encode(PICTURE).decode()
+IMAGE = bytes(range(256)) * 2 + b"\xfb\xff"  # its base64 has +, / and padding
+TEXT = base64.b64encode(IMAGE).decode()
 assert {"+", "/", "="} <= set(TEXT)
 PLAIN = f"data:image/png;base64,{TEXT}"
 QUOTED = TEXT.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
-LINES = base64.encodebytes(PICTURE).decode()
+LINES = base64.encodebytes(IMAGE).decode()
 
 SPELLINGS = {
     "plain": PLAIN,
@@ -34,8 +34,8 @@ SPELLINGS = {
     "quoted lines": "data:image/png;base64," + LINES.replace("\n", "%0A"),
     "blanks around": f"  {PLAIN}\n",
     "no padding": PLAIN.rstrip("="),
-    "URL-safe": "data:image/png;base64," + base64.urlsafe_b64encode(PICTURE).decode(),
-    "URL-safe without padding": "data:image/png;base64," + base64.urlsafe_b64encode(PICTURE).decode().rstrip("="),
+    "URL-safe": "data:image/png;base64," + base64.urlsafe_b64encode(IMAGE).decode(),
+    "URL-safe without padding": "data:image/png;base64," + base64.urlsafe_b64encode(IMAGE).decode().rstrip("="),
     "percent-encoded": f"data:image/png;base64,{QUOTED}",
     "percent-encoded head": f"data:image%2Fpng;base64,{TEXT}",
 }
@@ -52,7 +52,7 @@ def test_every_spelling_gives_the_same_bytes_in_requests_and_responses(spelling)
     (request,) = build_requests(unknown, can_store=True)
     assert request.body["image_urls"] == [PLAIN, "https://h.example/a.png"]
     answer = json.dumps({"data": [{"url": spelling}]}).encode()
-    assert read_generation(status=200, headers={}, body=answer).pictures[0].data == PICTURE
+    assert read_generation(status=200, headers={}, body=answer).pictures[0].data == IMAGE
     assert reference_kind(spelling.strip(), field="image_url") == "data"
 
 

@@ -27,22 +27,22 @@ KEY = "feedc0de" + "9" * 24
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
-def old(status, message="why", **more):
+def plain_body(status, message="why", **more):
     return json.dumps({"requestId": "req-1", "statusCode": status, "path": "/v1", "message": message, **more}).encode()
 
 
-def problem(status, message="why", kind="err_x"):
+def problem_body(status, message="why", kind="err_x"):
     error = {"name": "SomeException", "message": message, "data": {"kind": kind}}
     return json.dumps(
         {"title": "T", "status": status, "message": message, "requestId": "req-1", "error": error}
     ).encode()
 
 
-def fit(status, body=b"", headers=None, **facts):
+def make_error(status, body=b"", headers=None, **facts):
     return error_for(status=status, headers=headers or {}, body=body, now=NOW, **{"model": "m-1", **facts})
 
 
-@pytest.mark.parametrize("make", [old, problem])
+@pytest.mark.parametrize("make", [plain_body, problem_body])
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -64,12 +64,12 @@ def fit(status, body=b"", headers=None, **facts):
     ],
 )
 def test_each_status_in_the_apis_envelope_has_its_error(make, status, kind):
-    error = fit(status, make(status), {"X-Inference-Id": "inf-1"}, client_request_id="c-1")
+    error = make_error(status, make(status), {"X-Inference-Id": "inf-1"}, client_request_id="c-1")
 
     assert type(error) is kind
     assert (error.status, error.request_id, error.inference_id) == (status, "req-1", "inf-1")
     assert (error.client_request_id, error.model) == ("c-1", "m-1")
-    assert error.kind == ("err_x" if make is problem else None)
+    assert error.kind == ("err_x" if make is problem_body else None)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"null", b'{"message": "bad gateway"}', b'{"statusCode": 500}'])
@@ -90,7 +90,7 @@ def test_each_status_in_the_apis_envelope_has_its_error(make, status, kind):
     ],
 )
 def test_each_status_from_a_gateway_has_its_error(body, status, kind):
-    error = fit(status, body)
+    error = make_error(status, body)
 
     assert type(error) is kind
     assert error.status == status
@@ -98,12 +98,12 @@ def test_each_status_from_a_gateway_has_its_error(body, status, kind):
 
 @pytest.mark.parametrize("kind", ["err_insufficent_credits", "err_insufficient_credits"])
 def test_an_out_of_credits_403_is_recognized_by_its_kind_not_its_message(kind):
-    assert type(fit(403, problem(403, "anything", kind))) is OutOfCreditsError
-    assert type(fit(403, problem(403, "you ran out of credits", "err_scope"))) is AuthenticationError
+    assert type(make_error(403, problem_body(403, "anything", kind))) is OutOfCreditsError
+    assert type(make_error(403, problem_body(403, "you ran out of credits", "err_scope"))) is AuthenticationError
 
 
 def test_a_404_without_a_model_is_an_invalid_request():
-    assert type(fit(404, old(404), model=None)) is InvalidRequestError
+    assert type(make_error(404, plain_body(404), model=None)) is InvalidRequestError
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_404_without_a_model_is_an_invalid_request():
     ],
 )
 def test_a_rejection_by_the_upstream_service_is_found_inside_a_500(words, kind):
-    assert type(fit(500, problem(500, words))) is kind
+    assert type(make_error(500, problem_body(500, words))) is kind
 
 
 def test_every_field_error_is_listed_and_the_first_gives_the_errors_field():
@@ -134,30 +134,30 @@ def test_every_field_error_is_listed_and_the_first_gives_the_errors_field():
         "odd": "leaf",
     }
 
-    error = fit(400, old(400, "Body validation error!", meta=meta))
+    error = make_error(400, plain_body(400, "Body validation error!", meta=meta))
 
     assert error.field == "image_size.width"
     assert str(error).endswith("Body validation error! (image_size.width: too wide; seed: no number).")
 
 
 def test_an_error_without_a_reason_says_so():
-    assert str(fit(400)) == "The API rejected the request (400): no reason given."
+    assert str(make_error(400)) == "The API rejected the request (400): no reason given."
 
 
 def test_a_lost_response_keeps_the_cost_and_id_from_its_headers():
-    error = fit(504, b"<html>", {"x-aimlapi-usd-spent": "0.2", "x-inference-id": "inf-1"})
+    error = make_error(504, b"<html>", {"x-aimlapi-usd-spent": "0.2", "x-inference-id": "inf-1"})
 
     assert (error.usd, error.inference_id) == (0.2, "inf-1")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 502, 503, 504])
 def test_every_error_reports_its_cost(status):
-    in_body = old(status, meta={"usage": {"usd_spent": 0.3}})
+    in_body = plain_body(status, meta={"usage": {"usd_spent": 0.3}})
 
-    assert fit(status, problem(status), {"x-aimlapi-usd-spent": "0.2"}).usd == 0.2
-    assert fit(status, in_body).usd == 0.3
-    assert fit(status, in_body, {"X-AIMLAPI-Credits-Used": "0"}).usd == 0
-    assert fit(status, problem(status)).usd is None
+    assert make_error(status, problem_body(status), {"x-aimlapi-usd-spent": "0.2"}).usd == 0.2
+    assert make_error(status, in_body).usd == 0.3
+    assert make_error(status, in_body, {"X-AIMLAPI-Credits-Used": "0"}).usd == 0
+    assert make_error(status, problem_body(status)).usd is None
 
 
 def test_no_part_of_an_error_shows_the_key_a_query_or_control_characters():
@@ -171,12 +171,12 @@ def test_no_part_of_an_error_shows_the_key_a_query_or_control_characters():
         }
     ).encode()
 
-    error = fit(400, body, api_key=KEY)
+    error = make_error(400, body, api_key=KEY)
 
-    told = repr(vars(error)) + str(error)
-    assert KEY not in told
-    assert "SECRET" not in told
-    assert "abc" not in told
+    exposed = repr(vars(error)) + str(error)
+    assert KEY not in exposed
+    assert "SECRET" not in exposed
+    assert "abc" not in exposed
     assert str(error).isprintable()
 
 
@@ -210,7 +210,7 @@ def test_retry_after_is_seconds_or_a_date_and_anything_else_is_ignored(value, se
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_the_requested_wait_is_part_of_the_error(status):
-    assert fit(status, problem(status), {"Retry-After": "17"}).retry_after == 17.0
+    assert make_error(status, problem_body(status), {"Retry-After": "17"}).retry_after == 17.0
 
 
 @settings(max_examples=300, deadline=None)
@@ -221,7 +221,7 @@ def test_any_retry_after_is_read_safely(value):
     assert seconds is None or 0 <= seconds < float("inf")
 
 
-# --- whatever comes ---------------------------------------------------------------------------------------------------
+# --- arbitrary input --------------------------------------------------------------------------------------------------
 
 json_values = st.recursive(
     st.none()
@@ -246,7 +246,7 @@ json_values = st.recursive(
 )
 
 
-def check_whatever_comes(status, headers, body):
+def check_any_input(status, headers, body):
     error = error_for(status=status, headers=headers, body=body, api_key=KEY, client_request_id="c", model="m", now=NOW)
 
     assert isinstance(error, ImagenError)
@@ -266,24 +266,24 @@ def check_whatever_comes(status, headers, body):
     body=st.binary(max_size=200),
 )
 def test_every_status_with_any_bytes_gives_one_of_our_errors(status, headers, body):
-    check_whatever_comes(status, headers, body)
+    check_any_input(status, headers, body)
 
 
 @settings(max_examples=600, deadline=None)
 @given(status=st.sampled_from([302, 400, 401, 403, 404, 429, 500, 502, 504]), answer=json_values)
 def test_every_status_with_any_json_gives_one_of_our_errors(status, answer):
-    check_whatever_comes(status, {}, json.dumps(answer).encode())
+    check_any_input(status, {}, json.dumps(answer).encode())
 
 
 @pytest.mark.parametrize("depth", [500, 900, 990, 5_000, 100_000])
 @pytest.mark.parametrize("name", ["message", "error", "meta", "data", "detail"])
 def test_deep_nesting_gives_one_of_our_errors(name, depth):
-    check_whatever_comes(500, {}, (f'{{"requestId": "r", "{name}": ' * depth + '"x"' + "}" * depth).encode())
-    check_whatever_comes(400, {}, (f'{{"message": "{{", "{name}": ' + "[" * depth + "]" * depth + "}").encode())
+    check_any_input(500, {}, (f'{{"requestId": "r", "{name}": ' * depth + '"x"' + "}" * depth).encode())
+    check_any_input(400, {}, (f'{{"message": "{{", "{name}": ' + "[" * depth + "]" * depth + "}").encode())
 
 
 def test_a_message_of_megabytes_is_truncated():
-    error = fit(400, old(400, (KEY + " ") * 100_000), api_key=KEY)
+    error = make_error(400, plain_body(400, (KEY + " ") * 100_000), api_key=KEY)
 
     assert len(str(error)) < 1000
     assert KEY[:8] not in str(error)
@@ -321,7 +321,7 @@ def test_the_search_for_a_reason_is_bounded():
 
 @pytest.mark.parametrize("status", [400, 500])
 def test_an_api_error_with_an_empty_message_says_so(status):
-    assert "no reason given" in str(fit(status, old(status, message="")))
+    assert "no reason given" in str(make_error(status, plain_body(status, message="")))
 
 
 def test_a_date_in_retry_after_counts_from_the_date_of_the_response():
@@ -329,12 +329,12 @@ def test_a_date_in_retry_after_counts_from_the_date_of_the_response():
         "Date": format_datetime(NOW - timedelta(hours=3), usegmt=True),
         "Retry-After": format_datetime(NOW - timedelta(hours=3) + timedelta(seconds=30), usegmt=True),
     }
-    assert fit(429, old(429), dates).retry_after == 30
+    assert make_error(429, plain_body(429), dates).retry_after == 30
 
 
 @pytest.mark.parametrize("status", [300, 301, 307, 399])
 def test_a_redirect_is_an_invalid_request_that_names_the_status(status):
-    with_location = fit(status, b"", {"Location": "https://elsewhere.example/"})
+    with_location = make_error(status, b"", {"Location": "https://elsewhere.example/"})
     assert type(with_location) is InvalidRequestError
     assert f"redirect ({status})" in str(with_location)
 

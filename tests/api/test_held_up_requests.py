@@ -1,4 +1,4 @@
-"""A request that is held up until another attempt may have taken over does not leave any more."""
+"""A request delayed until another attempt may have taken over is not sent."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_an_error_that_certainly_cost_nothing_is_retried(error):
 
 
 def test_every_other_error_ends_the_loop_at_once():
-    """Above all a lost answer: sending it again blindly may pay twice."""
+    """Above all a lost response: resending blindly may pay twice."""
     sure = {ConnectionFailedError, RateLimitedError, ServerError}
     details = {
         exceptions.BudgetExceededError: {"spent_usd": 1, "max_usd": 1, "items_done": 0, "items_left": 1},

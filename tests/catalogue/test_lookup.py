@@ -9,11 +9,11 @@ import pytest
 from airflow_provider_imagen.catalogue.lookup import Endpoint, all_models, find_model, nearest_models
 
 SIDE = {"type": "integer", "minimum": 64, "maximum": 1536, "multipleOf": 32}
-LINK = {"type": "string", "format": "uri"}
+URI = {"type": "string", "format": "uri"}
 SIZES = ["1024x1024", "1024x1536", "1536x1024"]
 PRESETS = ["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
-# Written by hand from the vendor's model pages, so that a mistake of the generator shows.
+# Copied by hand from the vendor's model pages, to catch mistakes in the generated catalogue.
 FACTS = {
     "imagen-3.0-generate-002": {
         "kind": "text_to_image",
@@ -94,7 +94,7 @@ FACTS = {
         "fields": {"prompt", "image_urls", "image_size", "seed", "response_format", "watermark"},
         "details": {
             "seed": {"type": "integer"},
-            "image_urls": {"type": "array", "minItems": 1, "maxItems": 14, "items": LINK},
+            "image_urls": {"type": "array", "minItems": 1, "maxItems": 14, "items": URI},
         },
     },
     "topaz-labs/sharpen": {

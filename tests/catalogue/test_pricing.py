@@ -22,13 +22,13 @@ def request(**arguments):
 
 
 def quote(pricing, *, aliases=(), **arguments):
-    """Quote a request by a ``pricing`` block as ``GET /v1/models?include=pricing`` gives it."""
+    """Quote a request from a ``pricing`` block as returned by ``GET /v1/models?include=pricing``."""
     row = {"id": arguments["model"], "aliases": list(aliases), "type": "openai/image-generations", "pricing": pricing}
     return PriceList.from_response({"object": "list", "data": [row]}).quote(request(**arguments))
 
 
 def last_known_price(model_id, body):
-    """Quote a body without live prices, by the endpoint that takes it."""
+    """Quote a body without live prices, for the endpoint that it is sent to."""
     model = find_model(model_id)
     path = model.endpoint_for(body).path if model else "/v1/images/generations"
     return PriceList().quote(ImageRequest(path, {**body, "model": model_id}, 1, returns_base64=False)).usd
@@ -54,7 +54,7 @@ def test_an_upload_has_the_last_known_price_of_its_endpoint():
     assert last_known_price("openai/gpt-image-1", {"prompt": "a", "image": "…"}) is None
 
 
-def known(model_id, **body):
+def known_price(model_id, **body):
     return last_known_price(model_id, body)
 
 
@@ -68,8 +68,8 @@ def known(model_id, **body):
     ],
 )
 def test_documented_prices_are_known(model_id, usd):
-    """USD per picture of the examples on the model pages, 2026-08."""
-    assert known(model_id) == Decimal(usd)
+    """USD per image in the examples on the model pages, 2026-08."""
+    assert known_price(model_id) == Decimal(usd)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_documented_prices_are_known(model_id, usd):
     ],
 )
 def test_inputs_cost_as_in_the_documented_examples(model_id, usd):
-    """The pages' examples combine two pictures; a third and further outputs cost more (2026-08)."""
+    """The pages' examples combine two images; a third one and further outputs cost more (2026-08)."""
     two = ["https://h.example/a.png", "https://h.example/b.png"]
-    assert known(model_id, image_urls=two) == Decimal(usd)
-    assert known(model_id, image_urls=[*two, two[0]]) == Decimal(usd) * 4 / 3
-    assert known(model_id, image_urls=two[:1]) == Decimal(usd) * 2 / 3 == known(model_id)
+    assert known_price(model_id, image_urls=two) == Decimal(usd)
+    assert known_price(model_id, image_urls=[*two, two[0]]) == Decimal(usd) * 4 / 3
+    assert known_price(model_id, image_urls=two[:1]) == Decimal(usd) * 2 / 3 == known_price(model_id)
     count_field = find_model(model_id).generations.count_field
-    assert count_field is None or known(model_id, image_urls=two, **{count_field: 2}) == 2 * Decimal(usd)
+    assert count_field is None or known_price(model_id, image_urls=two, **{count_field: 2}) == 2 * Decimal(usd)
 
 
 @pytest.mark.parametrize(
@@ -104,31 +104,31 @@ def test_inputs_cost_as_in_the_documented_examples(model_id, usd):
     ],
 )
 def test_a_more_expensive_setting_has_a_higher_last_known_price(model_id, field, rising):
-    prices = [known(model_id, **{field: value}) for value in rising]
+    prices = [known_price(model_id, **{field: value}) for value in rising]
     assert prices == sorted(set(prices))
-    assert known(model_id, **{field: "auto"}) == prices[-1]
+    assert known_price(model_id, **{field: "auto"}) == prices[-1]
     default = find_model(model_id).generations.fields[field]["default"]
-    assert known(model_id) == known(model_id, **{field: default})
+    assert known_price(model_id) == known_price(model_id, **{field: default})
 
 
 def test_upload_prices_depend_on_quality_and_on_inputs_beyond_two():
-    high = known("openai/gpt-image-2", image="…", quality="high")
-    assert known("openai/gpt-image-2", image="…") < high
-    assert known("openai/gpt-image-2", image=["…"] * 2) == Decimal("0.095")
-    assert known("openai/gpt-image-2", image=["…"] * 3) == Decimal("0.116")
+    high = known_price("openai/gpt-image-2", image="…", quality="high")
+    assert known_price("openai/gpt-image-2", image="…") < high
+    assert known_price("openai/gpt-image-2", image=["…"] * 2) == Decimal("0.095")
+    assert known_price("openai/gpt-image-2", image=["…"] * 3) == Decimal("0.116")
 
 
 @pytest.mark.parametrize("model_id", [model.id for model in all_models() if model.price and "megapixel" in str(model)])
 def test_images_above_a_megapixel_cost_more(model_id):
-    one = known(model_id, image_size={"width": 1024, "height": 1024})
-    assert one == known(model_id, image_size="square_hd") == known(model_id, image_size="square")
-    assert known(model_id, image_size={"width": 1056, "height": 1024}) > one
+    one = known_price(model_id, image_size={"width": 1024, "height": 1024})
+    assert one == known_price(model_id, image_size="square_hd") == known_price(model_id, image_size="square")
+    assert known_price(model_id, image_size={"width": 1056, "height": 1024}) > one
 
 
 def test_the_largest_size_is_assumed_for_an_unknown_one():
-    largest = known("blackforestlabs/flux-2", image_size={"width": 2048, "height": 2048})
-    assert known("blackforestlabs/flux-2", image_size="of tomorrow") == largest == 4 * Decimal("0.0126")
-    assert known("bytedance/uso", image_size="of tomorrow") is None
+    largest = known_price("blackforestlabs/flux-2", image_size={"width": 2048, "height": 2048})
+    assert known_price("blackforestlabs/flux-2", image_size="of tomorrow") == largest == 4 * Decimal("0.0126")
+    assert known_price("bytedance/uso", image_size="of tomorrow") is None
 
 
 def test_every_last_known_price_with_rates_states_its_basis():
@@ -139,7 +139,7 @@ def test_every_last_known_price_with_rates_states_its_basis():
 
 @pytest.mark.parametrize("name", ["gpt-image-2", "openai/gpt-image-2"])
 def test_a_price_is_known_under_every_name(name):
-    assert known(name, quality="high") == Decimal("0.275")
+    assert known_price(name, quality="high") == Decimal("0.275")
 
 
 @pytest.mark.parametrize("model_id", ["no/such-model", "", "flux-realism/none"])
@@ -186,7 +186,7 @@ DOCUMENTED_VARIANTS = {
 
 
 def test_the_documented_examples_are_read():
-    """Both blocks as the complete-model-list page prints them (2026-08-19), then the same for pictures."""
+    """Both blocks as shown on the complete-model-list page (2026-08-19), then the same for images."""
     assert quote(DOCUMENTED_FIXED, model="recraft-v3") == Quote(None, "unknown")
     assert quote(DOCUMENTED_VARIANTS, model="recraft-v3") == Quote(None, "unknown")
     fixed_text = json.dumps(DOCUMENTED_FIXED).replace("token", "image")
@@ -200,8 +200,8 @@ def test_an_input_rate_counts_the_input_images():
         {"name": "image", "measure": "output", "price": 0.1, "per": 1},
         {"name": "image", "measure": "input", "price": 0.01, "per": 1},
     )
-    links = ["https://h.example/a.png", "https://h.example/b.png"]
-    arguments = {"model": "blackforestlabs/flux-2-edit", "image_urls": links}
+    urls = ["https://h.example/a.png", "https://h.example/b.png"]
+    arguments = {"model": "blackforestlabs/flux-2-edit", "image_urls": urls}
     assert quote(pricing, **arguments, num_images=2).usd == Decimal("0.22")
     assert quote(pricing, model="flux/dev").usd == Decimal("0.1")
 
@@ -210,8 +210,8 @@ def test_an_input_megapixel_rate_needs_images_of_known_size():
     pricing = fixed({"name": "megapixel", "measure": "input", "price": 0.01, "per": 1})
     stored = ImageFile("a.png", "0" * 64, 10, "image/png", 2000, 1000)
     assert quote(pricing, model="blackforestlabs/flux-2-edit", image_urls=[stored]).usd == Decimal("0.02")
-    link = "https://h.example/a.png"
-    assert quote(pricing, model="blackforestlabs/flux-2-edit", image_urls=[link, stored]).source != "live"
+    url = "https://h.example/a.png"
+    assert quote(pricing, model="blackforestlabs/flux-2-edit", image_urls=[url, stored]).source != "live"
 
 
 def test_an_unknown_measure_gives_no_price():

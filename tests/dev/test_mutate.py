@@ -1,4 +1,4 @@
-"""``dev/mutate.py``: which changes it makes, and that tests see them."""
+"""``dev/mutate.py``: which mutants it creates."""
 
 from __future__ import annotations
 
