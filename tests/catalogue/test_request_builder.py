@@ -241,13 +241,13 @@ def test_an_aspect_ratio_is_met_exactly_or_rejected(model_id):
     field, schema = endpoint.size_field, endpoint.fields[endpoint.size_field]
     presets = {"square_hd": (1, 1), "portrait_4_3": (3, 4), "portrait_16_9": (9, 16)}
     presets |= {name.replace("portrait", "landscape"): size[::-1] for name, size in presets.items()}
-    made = 0
+    accepted = 0
     for ratio in ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "2:1", "7:5"):
         requests, error = try_build({**minimal(model_id, endpoint), "aspect_ratio": ratio})
         if error:
             assert [problem.field for problem in error.problems] == ["aspect_ratio"]
             continue
-        made += 1
+        accepted += 1
         (request,) = requests
         size = request.body[field]
         if field == "aspect_ratio":
@@ -263,7 +263,7 @@ def test_an_aspect_ratio_is_met_exactly_or_rejected(model_id):
         else:
             width, height = presets.get(size) or map(int, size.split("x"))
         assert Fraction(width, height) == Fraction(*map(int, ratio.split(":")))
-    assert made or model_id == "bytedance/seededit-3.0-i2i"
+    assert accepted or model_id == "bytedance/seededit-3.0-i2i"
 
 
 @pytest.mark.parametrize("model_id", [model.id for model in all_models()])
@@ -272,12 +272,12 @@ def test_the_models_image_size_has_the_requested_ratio(model_id):
     for ratio in (None, "1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "4:5", "9:20"):
         requests, error = try_build({**minimal(model_id, endpoint), **({"aspect_ratio": ratio} if ratio else {})})
         for request in requests if not error else ():
-            asked = request.aspect_ratio
+            requested = request.aspect_ratio
             if ratio is not None:
-                assert asked == Fraction(*map(int, ratio.split(":")))
-            if asked is not None:
-                made = Fraction(*image_size(find_sandbox_model(model_id), request.body))
-                assert 1 / ROUNDING <= made / asked <= ROUNDING, (ratio, made)
+                assert requested == Fraction(*map(int, ratio.split(":")))
+            if requested is not None:
+                generated = Fraction(*image_size(find_sandbox_model(model_id), request.body))
+                assert 1 / ROUNDING <= generated / requested <= ROUNDING, (ratio, generated)
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def live():
             parts = urlsplit(self.path)
             seen.append((parts.path, parse_qs(parts.query), dict(self.headers)))
             root = f"http://127.0.0.1:{self.server.server_port}"
-            answers = {
+            responses = {
                 "/v1/models": {
                     "object": "list",
                     "data": [
@@ -238,8 +238,8 @@ def live():
                     ],
                 },
             }
-            body = json.dumps(answers[parts.path]).encode() if parts.path in answers else b"<html>"
-            self.send_response(200 if parts.path in answers else 500)
+            body = json.dumps(responses[parts.path]).encode() if parts.path in responses else b"<html>"
+            self.send_response(200 if parts.path in responses else 500)
             self.end_headers()
             self.wfile.write(body)
 

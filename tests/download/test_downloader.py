@@ -192,15 +192,15 @@ def waits():
 @pytest.fixture
 def make(waits):
     """Return a function that creates downloaders which record their waits instead of sleeping."""
-    made = []
+    downloaders = []
 
     def make(**settings):
         downloader = Downloader(**{"allow_private_hosts": True, "sleep": waits.append, **settings})
-        made.append(downloader)
+        downloaders.append(downloader)
         return downloader
 
     yield make
-    for downloader in made:
+    for downloader in downloaders:
         downloader.close()
 
 
@@ -835,19 +835,19 @@ def test_the_total_timeout_applies_behind_a_proxy(server, make, monkeypatch, fir
 @pytest.mark.parametrize("interim", [(100,), (102,), (103,), (199,), (103, 100, 102, 103)])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_interim_responses_are_never_the_outcome(server, tls_server, make, certificate, interim, scheme):
-    asked = tls_server if scheme == "https" else server
+    origin = tls_server if scheme == "https" else server
 
     def send(request, connection):
         for status in interim:
             connection.sendall(head(status, {"Link": "</a.css>; rel=preload", "Content-Length": 7}))
         return respond(request.target.encode() + IMAGE)(request, connection)
 
-    asked.fallback = send
+    origin.fallback = send
     downloader = make(verify=certificate)
     for path in ("/1.png", "/2.png", "/3.png"):
-        assert downloader.fetch(asked.url(path)).data == path.encode() + IMAGE
-    assert asked.connections == 1
-    assert len(asked.requests) == 3
+        assert downloader.fetch(origin.url(path)).data == path.encode() + IMAGE
+    assert origin.connections == 1
+    assert len(origin.requests) == 3
 
 
 def test_interim_responses_may_precede_redirects_and_errors(server, make):

@@ -260,7 +260,7 @@ def test_preparation_is_undone_if_the_task_is_cancelled_before_the_start():
     assert preparing.undone == preparing.prepared == [clock.now]
 
 
-def test_a_failed_preparation_gives_its_permit_back():
+def test_a_failed_preparation_releases_its_permit():
     pacer = new_pacer(concurrency=1)
 
     def fail() -> None:
@@ -282,13 +282,13 @@ def test_a_request_is_prepared_just_before_its_start():
 
     spacing, preparing, look = 0.005, 0.001, 0.00025
     pacer = new_pacer(concurrency=1, requests_per_minute=60.25 / spacing, check=lambda: pass_time(look), clock=clock)
-    began, sent = [], []
+    prepared_times, sent = [], []
     for _ in range(30):
         with pacer.permit(lambda: pass_time(preparing), undo=lambda _: None) as prepared_at:
-            began.append(prepared_at)
+            prepared_times.append(prepared_at)
             sent.append(clock.now)
 
-    leads = [start - earlier for earlier, start in zip(began, sent, strict=True)]
+    leads = [start - earlier for earlier, start in zip(prepared_times, sent, strict=True)]
     assert all(preparing <= lead <= 2 * preparing for lead in leads[15:])
     assert sent[-1] - sent[15] == pytest.approx(14 * spacing, abs=3 * look)
 
