@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def timed_out(stage: Stage) -> Task:
-    """Run a task into its time limit: one round of requests has been responded to, and the next is in flight."""
+    """Run a task into its time limit: one round of requests is done, and the next is in flight."""
     task, _ = stage.start("timed_out_8")
     task.wait("failed")
     return task
