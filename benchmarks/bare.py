@@ -1,8 +1,8 @@
 """
-The floor: the least that anyone could do by hand, to compare with.
+The baseline: the least one could do by hand, for comparison.
 
-A pool of threads that posts with ``requests``, downloads, decodes once with Pillow, and writes the file. No journal, no
-checks, no retries, no provenance, no manifest: a killed worker pays for everything again.
+A thread pool that posts with ``requests``, downloads, decodes once with Pillow, and writes the file. No journal, no
+checks, no retries, no provenance, no manifest: after a kill it pays for everything again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def paint(prompts: list[str], *, base_url: str, folder: str, concurrency: int, inline: bool = False) -> int:
-    """Make one picture per prompt, and give the number of files."""
+    """Generate one image per prompt, and return the number of files."""
     import requests
     from PIL import Image
 
@@ -27,12 +27,12 @@ def paint(prompts: list[str], *, base_url: str, folder: str, concurrency: int, i
             local.session = requests.Session()
         session = local.session
         body = {"model": "imagen-3.0-generate-002", "prompt": prompt, "convert_base64_to_url": not inline}
-        answer = session.post(f"{base_url}/v1/images/generations", json=body, timeout=300)
-        answer.raise_for_status()
-        (item,) = answer.json()["data"]
+        response = session.post(f"{base_url}/v1/images/generations", json=body, timeout=300)
+        response.raise_for_status()
+        (item,) = response.json()["data"]
         data = base64.b64decode(item["b64_json"]) if inline else session.get(item["url"], timeout=300).content
-        with Image.open(BytesIO(data)) as picture:
-            picture.load()
+        with Image.open(BytesIO(data)) as image:
+            image.load()
         Path(folder, f"{number:05}.png").write_bytes(data)
 
     with ThreadPoolExecutor(concurrency) as pool:

@@ -1,4 +1,4 @@
-"""What every parse and every task process pays: importing the operator, and parsing a DAG file full of them."""
+"""Costs of every parse and every task process: importing the operator, and parsing a DAG file full of operators."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _FILES = {
 
 
 def measure(_: Lab | None = None, *, quick: bool) -> list[Row]:
-    """Give a row per operator; needs no running Airflow."""
+    """Return a row per operator; needs no running Airflow."""
     repeats = 1 if quick else 7
     with tempfile.TemporaryDirectory() as home:
         environment = {
@@ -106,8 +106,8 @@ def _measure(name: str, environment: dict[str, str], home: Path, repeats: int) -
 
 
 def _run(code: str, environment: dict[str, str], *arguments: str) -> object:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """
-What writing everything down costs: the same task with its journal in Airflow's task state store, and in memory only.
+The cost of the journal: the same task with its journal in Airflow's task state store, and in memory only.
 
-Small pictures, so that nothing but the waiting for the API and the journal takes time.
+Small images, so that only waiting for the API and the journal takes time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 TITLE = "The journal"
 REMARK = (
-    "64 in flight, pictures of 64x64 pixels. A journal in memory is no journal: it shows what the durable one costs."
+    "64 in flight, images of 64x64 pixels. A journal in memory protects nothing; it shows what the durable one costs."
 )
 
 
 def measure(lab: Lab, *, quick: bool) -> list[Row]:
-    """Give a row per latency."""
+    """Return a row per latency."""
     cases = [(0.0, 32)] if quick else [(0.2, 1280), (2.0, 640), (4.0, 384)]
     return [_compare(lab, *case, repeats=1 if quick else 3) for case in cases]
 
@@ -49,5 +49,5 @@ def _compare(lab: Lab, latency: float, prompts: int, *, repeats: int) -> Row:
         "without s": none,
         "journal %": (durable - none) / durable * 100,
         "writes": median([task["journal_writes"] for task in tasks["state store"]]),
-        "pictures/s": prompts / durable,
+        "images/s": prompts / durable,
     }

@@ -1,9 +1,10 @@
 """
-What kills and overlapping attempts cost: the same faults, drawn from one seed, against several ways to do the job.
+The cost of kills and overlapping attempts: the same faults, drawn from one seed, applied to several methods.
 
-A fault belongs to a prompt: it strikes a drawn time after the prompt's first request arrived, and hits the attempt that
-ran then. Requests are the clock, so that every way meets the same faults at the same moments, however fast it starts.
-The bill is the sandbox's ledger, not what a task says about itself.
+A fault belongs to a prompt: it strikes a random time after the prompt's first request arrived, and hits the attempt
+that is running then. Requests are the clock, so every method meets the same faults at the same moments, however fast it
+starts.
+The bill is the sandbox's ledger, not what a task reports.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ SEED = 20261128
 LATENCY_SECONDS = 1.0
 DOWNLOAD_SECONDS = 0.5
 PROMPTS_PER_FAULT = 8
-"""Twice what one task has in flight, so that each fault finds an attempt that is past the fault before."""
+"""Twice the requests that one task has in flight, so that each fault hits an attempt past the previous fault."""
 
 TITLE = "Kills and overlapping attempts"
 REMARK = (
     f"One fault for {PROMPTS_PER_FAULT} prompts, each kind equally often: SIGKILL of the task process; SIGKILL of its "
-    f"supervisor; SIGSTOP of both until the next attempt runs; SIGTERM, then SIGKILL after 4 s. It comes within "
-    f"{LATENCY_SECONDS + DOWNLOAD_SECONDS} s of the first request for its prompt, at the same moment for each way; a "
-    f"request takes {LATENCY_SECONDS} s, a download {DOWNLOAD_SECONDS} s. A fault that comes after the end of its task "
-    f"strikes nothing. Images: whole files; for HttpOperator, which does not download, URLs in XCom. Unreported: "
-    f"billed, but neither an image nor what the task itself reports accounts for it."
+    f"supervisor; SIGSTOP of both until the next attempt runs; SIGTERM, then SIGKILL after 4 s. It strikes within "
+    f"{LATENCY_SECONDS + DOWNLOAD_SECONDS} s of the first request for its prompt, at the same time for each method; a "
+    f"request takes {LATENCY_SECONDS} s, a download {DOWNLOAD_SECONDS} s. A fault after the end of its task has no "
+    f"effect. Images: complete files; for HttpOperator, which does not download, URLs in XCom. Unreported: billed, but "
+    f"covered neither by an image nor by what the task itself reports."
 )
-WAYS = {
+METHODS = {
     "HttpOperator, mapped": "killed_http",
     "TaskFlow + requests, mapped": "killed_taskflow",
     "ours, mapped": "killed_ours_mapped",
@@ -82,7 +83,7 @@ class Fault:
 
 
 def draw(count: int) -> list[Fault]:
-    """Draw the faults, the same ones at each call."""
+    """Draw the faults; every call returns the same ones."""
     chance = random.Random(SEED)
     kinds = [kind for kind in KINDS for _ in range(count // len(KINDS))]
     chance.shuffle(kinds)
@@ -90,7 +91,7 @@ def draw(count: int) -> list[Fault]:
     return [Fault(kind, number * PROMPTS_PER_FAULT, chance.uniform(0, latest)) for number, kind in enumerate(kinds)]
 
 
-# --- what a fault does to the attempt that runs -----------------------------------------------------------------------
+# --- what a fault does to the running attempt -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,14 @@ class Attempt:
     supervisor: psutil.Process
 
     def is_over(self) -> bool:
-        """Return whether the process has ended; nobody may have reaped it."""
+        """Return whether the process has ended, reaped or not."""
         try:
             return self.process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
     def has_successor(self) -> bool:
-        """Return whether the next attempt runs, or none will."""
+        """Return whether the next attempt is running, or none will run."""
         with suppress(OSError):  # an API server that is too busy
             instance = self.task.get()
             if instance["state"] == "running":
@@ -155,19 +156,19 @@ KINDS: dict[str, Callable[[Attempt], None]] = {
 }
 
 
-def strike(lab: Lab, fault: Fault, task: Task, asked_at: float) -> bool:
+def strike(lab: Lab, fault: Fault, task: Task, requested_at: float) -> bool:
     """
-    Carry a fault out when its time comes, await the end of what it struck, and return whether there was anything.
+    Apply a fault when its time comes, wait for the struck attempt to end, and return whether there was one.
 
-    :param asked_at: when the prompt's first request arrived, seconds since the epoch
+    :param requested_at: when the prompt's first request arrived, seconds since the epoch
     """
     try:
         process, number = task.process(), task.get()["try_number"]
         supervisor = process.parent()
-        if supervisor is None or not lab.owns(process) or not lab.owns(supervisor):  # has ended, or is an orphan
+        if supervisor is None or not lab.owns(process) or not lab.owns(supervisor):  # ended or orphaned
             return False
         attempt = Attempt(task, number, process, supervisor)
-        time.sleep(max(0.0, asked_at + fault.after_seconds - time.time()))
+        time.sleep(max(0.0, requested_at + fault.after_seconds - time.time()))
         if attempt.is_over():
             return False
         KINDS[fault.kind](attempt)
@@ -177,29 +178,29 @@ def strike(lab: Lab, fault: Fault, task: Task, asked_at: float) -> bool:
     return True
 
 
-# --- the runs, and what came of them ----------------------------------------------------------------------------------
+# --- the runs and their outcomes --------------------------------------------------------------------------------------
 
 
 def measure(lab: Lab, *, quick: bool) -> list[Row]:
-    """Return a row per way; all of them run at the same time."""
+    """Return a row per method; all of them run at the same time."""
     faults = draw(4 if quick else 16)
     with sandbox.Sandbox(latency_seconds=LATENCY_SECONDS, picture_scale=0.125) as api:
         api.add_fault(sandbox.Fault("slow", on="download", seconds=DOWNLOAD_SECONDS, times=None))
         lab.restart_scheduler(**_IMPATIENT, **_connections(api))
         has_http = find_spec("airflow.providers.http") is not None
-        ways = {way: dag_id for way, dag_id in WAYS.items() if has_http or dag_id != "killed_http"}
-        wait_until(lambda: all(map(lab.knows, ways.values())), "the DAGs")
+        methods = {method: dag_id for method, dag_id in METHODS.items() if has_http or dag_id != "killed_http"}
+        wait_until(lambda: all(map(lab.knows, methods.values())), "the DAGs")
         prompts = len(faults) * PROMPTS_PER_FAULT
-        tasks = {dag_id: _trigger(lab, dag_id, prompts) for dag_id in ways.values()}
+        tasks = {dag_id: _trigger(lab, dag_id, prompts) for dag_id in methods.values()}
         struck = _strike_until_over(lab, api, tasks, faults)
         return [
             {
-                "way": way,
+                "method": method,
                 "prompts": prompts,
                 "faults struck": struck[dag_id],
                 **_outcome(dag_id, tasks[dag_id], lab, api),
             }
-            for way, dag_id in ways.items()
+            for method, dag_id in methods.items()
         ]
 
 
@@ -227,7 +228,7 @@ def _trigger(lab: Lab, dag_id: str, prompts: int) -> list[Task]:
 def _strike_until_over(
     lab: Lab, api: sandbox.Sandbox, tasks: dict[str, list[Task]], faults: list[Fault]
 ) -> dict[str, int]:
-    """Watch requests arrive, strike when it is time until all runs are over, and count what was struck."""
+    """Watch requests arrive, apply faults when due until all runs are over, and count the attempts struck."""
     due = {_prompt(dag_id, fault.prompt): (dag_id, fault) for dag_id in tasks for fault in faults}
     strikes: dict[str, list[Future[bool]]] = {dag_id: [] for dag_id in tasks}
     noticed = 0
@@ -253,7 +254,7 @@ def _strike_until_over(
 
 
 def _outcome(dag_id: str, tasks: list[Task], lab: Lab, api: sandbox.Sandbox) -> Row:
-    """Compare the bill with the images at hand and with what the tasks report."""
+    """Compare the bill with the existing images and with what the tasks report."""
     charges = [charge for charge in api.ledger() if charge.prompt.startswith(f"{dag_id},")]
     billed_usd = float(sum(charge.usd for charge in charges))
     summaries = [summary for task in tasks if (summary := _xcom(task, "summary"))]
@@ -262,17 +263,17 @@ def _outcome(dag_id: str, tasks: list[Task], lab: Lab, api: sandbox.Sandbox) -> 
     else:
         images = sum(map(_is_whole, _folder(lab, dag_id).rglob("*.png")))
     reported_usd = sum(summary["usd_spent"] + summary.get("usd_in_doubt", 0) for summary in summaries)
-    # What a task reports includes what its images cost; a way that reports nothing still has its images.
+    # What a task reports includes the cost of its images; a method that reports nothing still has its images.
     accounted_usd = max(reported_usd, images * float(charges[0].usd))
     states = Counter(task.get()["state"] for task in tasks)
     return {
         "billed": len(charges),
         "billed USD": billed_usd,
         "images": images,
-        "bought twice": len(charges) - len({charge.prompt for charge in charges}),
+        "paid twice": len(charges) - len({charge.prompt for charge in charges}),
         "reported lost USD": sum(summary["usd_lost"] for summary in summaries) if summaries else None,
         "unreported USD": max(0.0, round(billed_usd - accounted_usd, 6)),
-        "ended": ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+        "result": ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
     }
 
 

@@ -1,4 +1,4 @@
-"""How large a task grows: with the number of prompts it should not; and what ten thousand prompts leave behind."""
+"""How much memory a task needs, which should not grow with its prompts, and what ten thousand prompts leave behind."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 TITLE = "Memory, and ten thousand prompts"
 REMARK = (
-    "Peak is the largest resident memory of the task's process. In the last row the key is refused half-way and "
-    "the task cleared; resumed after: from the start of that try to its first paid request, what was bought adopted."
+    "Peak is the peak resident memory of the task's process. In the last row the key is refused halfway and the task "
+    "cleared; resumed after: from the start of the next attempt to its first paid request, earlier images reused."
 )
 
 
 def measure(lab: Lab, *, quick: bool) -> list[Row]:
-    """Give a row per number of prompts, and one for a task that was interrupted half-way."""
+    """Return a row per number of prompts, and one for a task interrupted halfway."""
     cases = [(8, 1024, 4)] if quick else [(100, 1024, 16), (5000, 1024, 16), (100, 1024, 64), (10_000, 64, 64)]
     rows = [_run(lab, *case) for case in cases]
     return [*rows, _interrupt(lab, 40 if quick else 10_000)]

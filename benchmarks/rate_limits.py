@@ -1,9 +1,9 @@
 """
-How much is lost when a task has to find out how fast the API lets it.
+How much throughput a task loses by having to discover the API's rate limit.
 
-The provider's own run sends over HTTP to a sandbox in a process of its own, which limits it: once with ``concurrency``
-and ``requests_per_minute`` set to just that limit, once with neither. Nothing is drawn, downloaded or stored, so that
-the limit is what holds the task up.
+The provider's own run sends over HTTP to a rate-limited sandbox in a separate process: once with ``concurrency`` and
+``requests_per_minute`` set to exactly that limit, once with neither. Nothing is drawn, downloaded or stored, so the
+limit is the bottleneck.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from benchmarks.tables import Row
 
 TITLE = "Finding the rate that a limited API accepts"
-REMARK = "lost: fewer pictures per second than with the limit known beforehand, learning included."
+REMARK = "lost: fewer images per second than with the limit known beforehand, learning included."
 
 PER_SECOND = 20
 RATE = {"requests_per_minute": 60 * PER_SECOND}
@@ -50,33 +50,33 @@ LIMITS: dict[str, dict[str, Any]] = {
 
 
 def measure(_: Lab | None = None, *, quick: bool) -> list[Row]:
-    """Give a row for each limit; needs no running Airflow."""
+    """Return a row per limit; needs no running Airflow."""
     cases = [(limit, 0.4, False) for limit in LIMITS] + [
         ("token bucket, burst 10", 2.0, False),
         ("token bucket, burst 10", 0.4, True),
     ]
-    pictures, known_pictures = (100, 40) if quick else (3000, 600)
+    images, known_images = (100, 40) if quick else (3000, 600)
     rows = []
     with _sandbox() as sandbox:
         for limit, latency, retry_after in cases[1:2] if quick else cases:
             limits = LIMITS[limit]
             sandbox.reset()
             sandbox.configure(latency_seconds=latency, tells_retry_after=retry_after, **limits)
-            told = {"concurrency": limits.get("max_concurrent", 64)}
+            options = {"concurrency": limits.get("max_concurrent", 64)}
             if "requests_per_minute" in limits:
-                told["requests_per_minute"] = limits["requests_per_minute"]
-            known, known_refused = _run(sandbox, known_pictures, latency=latency, **told)
+                options["requests_per_minute"] = limits["requests_per_minute"]
+            known, known_refused = _run(sandbox, known_images, latency=latency, **options)
             sandbox.reset()
             sandbox.configure(latency_seconds=latency, tells_retry_after=retry_after, **limits)
-            found, refused = _run(sandbox, pictures, latency=latency, concurrency=64)
+            found, refused = _run(sandbox, images, latency=latency, concurrency=64)
             rows.append(
                 {
                     "limit": limit,
                     "latency s": latency,
-                    "Retry-After": "told" if retry_after else "not told",
-                    "pictures": pictures,
-                    "known pictures/s": round(known, 2),
-                    "found pictures/s": round(found, 2),
+                    "Retry-After": "sent" if retry_after else "not sent",
+                    "images": images,
+                    "known images/s": round(known, 2),
+                    "found images/s": round(found, 2),
                     "lost %": round(100 * (1 - found / known), 1),
                     "refused %": round(100 * refused, 2),
                     "refused % when known": round(100 * known_refused, 2),
@@ -85,10 +85,10 @@ def measure(_: Lab | None = None, *, quick: bool) -> list[Row]:
     return rows
 
 
-def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: Any) -> tuple[float, float]:
-    """Make pictures, and give how many per second and the share of requests that was answered 429."""
+def _run(sandbox: SandboxControl, images: int, *, latency: float, **options: Any) -> tuple[float, float]:
+    """Generate images; return how many per second and the share of requests that got a 429."""
     plan = make_plan(
-        prompt=[f"picture {number}" for number in range(pictures)],
+        prompt=[f"picture {number}" for number in range(images)],
         arguments={"model": "imagen-3.0-generate-002"},
         can_store=False,
         price=lambda _: None,
@@ -113,15 +113,15 @@ def _run(sandbox: SandboxControl, pictures: int, *, latency: float, **options: A
             client.close()
             downloader.close()
     billed = Counter(charge.client_request_id for charge in sandbox.ledger())
-    if len(result.made) != pictures or len(billed) != pictures or set(billed.values()) != {1}:
-        raise RuntimeError(f"{len(result.made)} made and {billed.total()} billed of {pictures}: {result.abort_reason}")
-    answers = Counter(seen.status for seen in sandbox.seen("/v1/images/generations"))
-    return pictures / (result.seconds - latency), answers[429] / answers.total()
+    if len(result.made) != images or len(billed) != images or set(billed.values()) != {1}:
+        raise RuntimeError(f"{len(result.made)} made and {billed.total()} billed of {images}: {result.abort_reason}")
+    statuses = Counter(seen.status for seen in sandbox.seen("/v1/images/generations"))
+    return images / (result.seconds - latency), statuses[429] / statuses.total()
 
 
 @contextmanager
 def _sandbox() -> Iterator[SandboxControl]:
-    """Run a sandbox in a process of its own."""
+    """Run a sandbox in its own process."""
     command = [sys.executable, "-m", "airflow_provider_imagen.cli", "sandbox", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

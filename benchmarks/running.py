@@ -1,7 +1,7 @@
 """
-A real Airflow with a real scheduler, and the server beside it: where the benchmarks run.
+The environment of the benchmarks: a real Airflow with a real scheduler, and the server next to it.
 
-The processes are those of the checks (``tests/support/running_airflow.py``).
+The processes are started as in the checks (``tests/support/running_airflow.py``).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ KEY = "0123456789abcdef" * 2
 @dataclass(frozen=True)
 class Measured:
     """
-    What one DAG run cost.
+    The measurements of one DAG run.
 
     :param seconds: from the trigger to the end of the run
     :param cpu_seconds: of all processes of Airflow together, the tasks' included
-    :param tasks: what each task that measures itself wrote down: ``seconds``, ``cpu_seconds``, ``peak_mib`` …
-    :param states: of the task instances, with their numbers
-    :param counts: what the server counted
-    :param xcom_bytes: of all XComs of the task ``ours`` but the list of URLs
+    :param tasks: measurements recorded by the tasks themselves: ``seconds``, ``cpu_seconds``, ``peak_mib`` …
+    :param states: number of task instances per state
+    :param counts: the server's counts
+    :param xcom_bytes: size of all XComs of the task ``ours`` except the list of URLs
     """
 
     seconds: float
@@ -68,9 +68,9 @@ class Lab:
     """
     A running Airflow and a running server.
 
-    :param home: folder for everything that is written
+    :param home: folder for all files
     :param database: SQLAlchemy URL of the metadata database; SQLite in ``home`` when ``None``
-    :param preload: Airflow's processes import beforehand what this provider's tasks need (README, "Performance")
+    :param preload: make Airflow's processes import in advance what this provider's tasks need (README, "Performance")
     """
 
     def __init__(self, home: Path, *, database: str | None = None, preload: bool = False) -> None:
@@ -81,7 +81,7 @@ class Lab:
         if preload:
             (home / "config").mkdir()
             (home / "config" / "airflow_local_settings.py").write_text("import airflow_provider_imagen.preload\n")
-        shutil.copytree(Path(__file__).with_name("dags"), home / "dags")  # a file each: a task parses its own only
+        shutil.copytree(Path(__file__).with_name("dags"), home / "dags")  # a task parses only the file of its DAG
         if find_spec("airflow.providers.http") is None:
             (home / "dags" / "with_http.py").unlink()
             (home / "dags" / "killed_http.py").unlink()
@@ -95,7 +95,7 @@ class Lab:
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "IMAGEN_BENCHMARK_HOME": str(home),
         }
-        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed runs from bytecode
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages run from bytecode
         compileall.compile_dir(ROOT / "airflow_provider_imagen", quiet=1)
         self._processes = Processes(home, self.environment)
         self.airflow = Airflow(f"http://127.0.0.1:{port}", pictures=home / "pictures")
@@ -119,9 +119,9 @@ class Lab:
 
     def restart_scheduler(self, **environment: str) -> None:
         """
-        Restart the scheduler and its executor with other settings, and keep them.
+        Restart the scheduler and its executor with other settings, which stay in effect.
 
-        :param environment: what the scheduler and the tasks get in addition
+        :param environment: additional variables for the scheduler and the tasks
         """
         self._processes.stop("scheduler")
         self._processes.start("scheduler", "airflow", "scheduler", **environment)
@@ -134,8 +134,8 @@ class Lab:
         """
         Run a DAG to its end.
 
-        :param behaviour: how the server answers meanwhile (:class:`benchmarks.server.Behaviour`)
-        :param conf: reaches the DAG's tasks
+        :param behaviour: how the server responds meanwhile (:class:`benchmarks.server.Behaviour`)
+        :param conf: conf of the run
         """
         self.tell_server(**(behaviour or {}))
         for folder in ("measured", "pictures"):
@@ -146,7 +146,7 @@ class Lab:
         return self._watch(dag_id, before, started)
 
     def clear(self, dag_id: str, *, behaviour: dict[str, Any] | None = None) -> Measured:
-        """Clear what failed in the last run of a DAG, as a user does, and see the run to its end."""
+        """Clear the failed tasks of a DAG's last run, as a user does, and wait until the run ends."""
         self.tell_server(**(behaviour or {}))
         shutil.rmtree(self.home / "measured")
         (self.home / "measured").mkdir()
@@ -163,14 +163,14 @@ class Lab:
         return self._processes.name_of(process.pid) == "scheduler"
 
     def knows(self, dag_id: str) -> bool:
-        """Say whether there is such a DAG."""
+        """Return whether the DAG exists."""
         return self.airflow.knows(dag_id)
 
     def _watch(self, dag_id: str, cpu_before: float, started: float) -> Measured:
         def is_over() -> bool:
             try:
                 return self._last_run(dag_id)["state"] in ("success", "failed")
-            except TimeoutError:  # SQLite under sixteen tasks at once lets the API server wait
+            except TimeoutError:  # with sixteen tasks at once, SQLite makes the API server wait
                 return False
 
         wait_until(is_over, f"the end of {dag_id}", patience_seconds=1800)
@@ -185,7 +185,7 @@ class Lab:
         )
 
     def tell_server(self, **behaviour: Any) -> dict[str, Any]:
-        """Tell the server how to answer from now on, and give what it counted until now."""
+        """Set how the server responds from now on, and return what it has counted so far."""
         body = json.dumps(behaviour).encode()
         with urllib.request.urlopen(f"{self.server_url}/control", data=body, timeout=30) as answer:
             counted: dict[str, Any] = json.load(answer)
@@ -199,9 +199,9 @@ class Lab:
         states: Counter[str] = Counter()
         while True:
             page = f"limit=100&offset={states.total()}"
-            answer = self.airflow.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?{page}")
-            states.update(str(instance["state"]) for instance in answer["task_instances"])
-            if states.total() >= answer["total_entries"]:
+            response = self.airflow.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?{page}")
+            states.update(str(instance["state"]) for instance in response["task_instances"])
+            if states.total() >= response["total_entries"]:
                 return dict(states)
 
     def _xcom_bytes(self, dag_id: str) -> int:
@@ -212,7 +212,7 @@ class Lab:
         return sum(len(json.dumps(self.airflow.call("GET", f"{entries}/{key}")["value"])) for key in keys)
 
     def _cpu_seconds(self) -> float:
-        """Sum up the CPU of all living processes of Airflow; what has ended is in its parent's count."""
+        """Return the CPU time of Airflow's live processes; ended ones are included in their parents'."""
         total = 0.0
         for process in self._processes.members(*COMPONENTS):
             try:
@@ -224,7 +224,7 @@ class Lab:
 
 @contextmanager
 def lab(database: str | None = None, *, preload: bool = False) -> Iterator[Lab]:
-    """Give a lab that works, and take it away again."""
+    """Start a lab, and end it afterwards."""
     with tempfile.TemporaryDirectory(prefix="imagen-benchmarks-", ignore_cleanup_errors=True) as folder:
         made = Lab(Path(folder), database=database, preload=preload)
         try:

@@ -1,10 +1,10 @@
 """
-A server of the API's shape that costs next to nothing itself: ``python -m benchmarks.server``.
+A server with the API's interface and next to no cost of its own: ``python -m benchmarks.server``.
 
-Its pictures are real PNGs of 1024x1024 pixels and 1.6 MB, as large as those of Imagen, made once at the start; small
-ones of 64x64 pixels are for what has nothing to do with pictures. How long an answer takes is set while it runs. It
-counts what it answered, so that a benchmark can prove that nothing was left out or asked for twice. The sandbox is not
-used because it draws each picture, which would be most of what is measured.
+Its images are real PNGs of 1024x1024 pixels and 1.6 MB, as large as Imagen's, generated once at startup; small ones of
+64x64 pixels serve benchmarks in which image size does not matter. The latency can be set while it runs. It counts its
+responses, so that a benchmark can prove that nothing was left out or requested twice. The sandbox is not used because
+it draws each image, which would dominate the measurement.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PICTURES = 4
 @dataclass
 class Behaviour:
     """
-    How the server answers until it is told otherwise.
+    How the server responds until changed.
 
     :param latency_seconds: how long a paid request takes
-    :param side_pixels: 1024, or 64 for small pictures
-    :param refuses_after: paid requests that are answered before the key is refused, ``None`` = all
+    :param side_pixels: 1024, or 64 for small images
+    :param refuses_after: paid requests served before the key is refused, ``None`` = all
     """
 
     latency_seconds: float = 0.0
@@ -45,7 +45,7 @@ class Behaviour:
 
 @dataclass
 class Counts:
-    """What the server has done since it was last told how to answer."""
+    """What the server has done since its behaviour was last set."""
 
     answered: int = 0
     in_flight: int = 0
@@ -58,14 +58,14 @@ def draw(side_pixels: int, seed: int) -> bytes:
     from PIL import Image
 
     noise = random.Random(seed).randbytes(side_pixels * side_pixels * 3)
-    pixels = noise.translate(bytes(64 + seed + (value & 15) for value in range(256)))  # four bits of it are left
+    pixels = noise.translate(bytes(64 + seed + (value & 15) for value in range(256)))  # leaves four bits of noise
     out = BytesIO()
     Image.frombytes("RGB", (side_pixels, side_pixels), pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 class Service:
-    """The routes, what they answer with, and what they count."""
+    """The routes, their responses and their counts."""
 
     def __init__(self) -> None:
         self.behaviour = Behaviour()
@@ -74,7 +74,7 @@ class Service:
         self.images = {side: [draw(side, seed) for seed in range(PICTURES)] for side in (1024, 64)}
 
     async def generate(self, request: Request) -> Response:
-        """Answer a paid request after the set time: ``POST /v1/images/generations``."""
+        """Respond to a paid request after the set latency: ``POST /v1/images/generations``."""
         from starlette.responses import Response
 
         body = json.loads(await request.body())
@@ -106,7 +106,7 @@ class Service:
         )
 
     async def picture(self, request: Request) -> Response:
-        """Give a picture: ``GET /pictures/…``."""
+        """Return an image: ``GET /pictures/…``."""
         from starlette.responses import Response
 
         return Response(self._picture(int(request.path_params["name"].partition("-")[0])), media_type="image/png")
@@ -115,13 +115,13 @@ class Service:
         return self.images[self.behaviour.side_pixels][number % PICTURES]
 
     async def nothing(self, _: Request) -> Response:
-        """Answer what a task may look up, with an empty list."""
+        """Respond to a task's lookups with an empty list."""
         from starlette.responses import JSONResponse
 
         return JSONResponse({"data": [], "pagination": {"has_more": False}})
 
     async def control(self, request: Request) -> Response:
-        """Give what was counted; count anew, and answer as told from now on: ``POST /control``."""
+        """Return and reset the counts, and set the behaviour from now on: ``POST /control``."""
         from starlette.responses import JSONResponse
 
         counted, self.counts = self.counts, Counts()
@@ -129,7 +129,7 @@ class Service:
         return JSONResponse(asdict(counted))
 
     def app(self) -> Any:
-        """Put the routes together."""
+        """Build the application."""
         from starlette.applications import Starlette
         from starlette.routing import Route
 
@@ -145,7 +145,7 @@ class Service:
 
 
 def main() -> None:
-    """Serve on a free port of loopback, tell it, and go on until the process is ended."""
+    """Serve on a free loopback port, print it, and run until the process is ended."""
     import uvicorn
 
     with socket.socket() as sock:

@@ -1,4 +1,4 @@
-"""What the benchmarks print and keep: tables, and the machine they were measured on."""
+"""Output of the benchmarks: tables, and the machine they were measured on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-"""One line of a table: title of the column to what stands there."""
+"""One line of a table: column titles and their values."""
 
 
 def show(title: str, rows: list[Row], remark: str = "") -> None:
-    """Print rows as a Markdown table; numbers to the right, three digits of them."""
+    """Print rows as a Markdown table; numbers are right-aligned with three significant digits."""
     print(f"\n### {title}\n")
     if remark:
         print(f"{remark}\n")
@@ -51,7 +51,7 @@ def _text(value: Any) -> str:
 
 
 def machine() -> Row:
-    """Describe what was measured on."""
+    """Describe the machine used for the measurement."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,8 +1,8 @@
 """
-How much of the floor's pace the whole job keeps: journal, checks, verification, provenance, storing, manifest.
+Throughput of the whole job compared with the floor: journal, checks, verification, provenance, storage, manifest.
 
-Both run as a task of the same Airflow with the same prompts against the same server; what is measured is the task's own
-work (:mod:`benchmarks.bare` against ``execute`` of the operator), not Airflow's starting and ending of tasks.
+Both run as a task of the same Airflow with the same prompts against the same server; the measurement covers the task's
+own work (:mod:`benchmarks.bare` against ``execute`` of the operator), not Airflow's starting and ending of tasks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 TITLE = "One task against a bare pool of threads"
 REMARK = (
-    "1.6 MB PNGs of 1024x1024 pixels. CPU is that of the task's process per picture, peak its largest resident memory."
+    "1.6 MB PNGs of 1024x1024 pixels. CPU is that of the task's process per image, peak is its peak resident memory."
 )
 
 
 def measure(lab: Lab, *, quick: bool) -> list[Row]:
-    """Give a row per latency and number in flight."""
+    """Return a row per latency and number of requests in flight."""
     if quick:
         return [_compare(lab, 0.0, 4, 8, repeats=1)]
     rows = [
@@ -33,7 +33,7 @@ def measure(lab: Lab, *, quick: bool) -> list[Row]:
 
 
 def _prompts(latency: float, concurrency: int) -> int:
-    """Choose as many prompts as give a steady state of some seconds and no more."""
+    """Return enough prompts for a steady state of a few seconds."""
     if latency == 0:
         return 80 if concurrency == 1 else 240
     if concurrency == 1:
@@ -63,10 +63,10 @@ def _compare(lab: Lab, latency: float, concurrency: int, prompts: int, *, repeat
     return {
         "latency s": latency,
         "in flight": concurrency,
-        "answers": "base64" if inline else "links",
+        "responses": "base64" if inline else "URLs",
         "prompts": prompts,
-        "floor pictures/s": rate["floor"],
-        "ours pictures/s": rate["ours"],
+        "floor images/s": rate["floor"],
+        "ours images/s": rate["ours"],
         "ours/floor": rate["ours"] / rate["floor"],
         "floor CPU ms": cpu["floor"],
         "ours CPU ms": cpu["ours"],

@@ -1,4 +1,4 @@
-"""This provider under kills: one task for all prompts, with and without paying again for lost answers; one for each."""
+"""This provider under kills: one task for all prompts, with and without resending lost requests; a task for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = f"{os.environ['IMAGEN_BENCHMARK_HOME']}/killed"
 COMMON = {
     "task_id": "paint",
     "imagen_conn_id": "killed",
-    "lost_answer_patience_seconds": 2,  # the API of the benchmark has a request in its log at once
+    "lost_answer_patience_seconds": 2,  # the benchmark's API logs a request at once
     "retries": 20,
     "retry_delay": timedelta(seconds=1),
 }

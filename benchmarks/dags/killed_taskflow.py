@@ -1,4 +1,4 @@
-"""By hand under kills: a task for each prompt, which never shows half a file and buys nothing whose file is there."""
+"""By hand under kills: a task for each prompt, which writes files atomically and skips those that exist."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def by_hand(prompt):
     import requests
 
     file = FOLDER / f"{get_current_context()['ti'].map_index:05}.png"
-    if file.exists():  # an earlier attempt got as far
+    if file.exists():  # a previous attempt wrote it
         return str(file)
     api = BaseHook.get_connection("killed_http")
-    answer = requests.post(
+    response = requests.post(
         f"{api.host}/v1/images/generations",
         json={"model": "imagen-3.0-generate-002", "prompt": prompt},
         headers=api.extra_dejson,
         timeout=300,
     )
-    answer.raise_for_status()
-    image = requests.get(answer.json()["data"][0]["url"], timeout=300)
+    response.raise_for_status()
+    image = requests.get(response.json()["data"][0]["url"], timeout=300)
     image.raise_for_status()
     part = file.with_suffix(".part")
     part.write_bytes(image.content)

@@ -1,7 +1,7 @@
 """
 One task for all prompts, by hand (``floor``) and with this provider (``ours``), each measuring itself.
 
-The run's conf says how many prompts, and how many requests in flight.
+The run's conf sets the number of prompts and of requests in flight.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _conf(context):
 
 @contextmanager
 def _measured(context):
-    """Write down what the body of a task cost its process; what it adds to the mapping it gets is written as well."""
+    """Record what the body of a task cost its process, with anything the body adds to the yielded mapping."""
     conf, ti = _conf(context), context["ti"]
     more = {"started_at": time.time()}
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
@@ -47,13 +47,13 @@ def _measured(context):
 
 
 def _peak_mib():
-    """Give the largest memory this process ever had resident."""
+    """Return the peak resident memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 class MeasuredOperator(ImagenGenerateOperator):
-    """The operator, with its arguments taken from the run's conf, and measured."""
+    """The operator, measured, with its arguments from the run's conf."""
 
     def execute(self, context):
         conf = _conf(context)

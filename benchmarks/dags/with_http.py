@@ -1,4 +1,4 @@
-"""With ``HttpOperator``, through the scheduler: a task for each prompt, which posts and does not fetch the picture."""
+"""With ``HttpOperator``, through the scheduler: a task for each prompt, which posts but does not download the image."""
 
 from __future__ import annotations
 

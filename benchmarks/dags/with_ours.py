@@ -1,4 +1,4 @@
-"""With this provider, through the scheduler: one task for all prompts with 64 in flight, and a task for each."""
+"""With this provider, through the scheduler: one task for all prompts (64 in flight), and a task for each."""
 
 from __future__ import annotations
 

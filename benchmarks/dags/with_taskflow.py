@@ -21,9 +21,9 @@ def by_hand(prompt):
 
     base_url = get_current_context()["dag_run"].conf["base_url"]
     body = {"model": "imagen-3.0-generate-002", "prompt": prompt}
-    answer = requests.post(f"{base_url}/v1/images/generations", json=body, timeout=300)
-    answer.raise_for_status()
-    url = answer.json()["data"][0]["url"]
+    response = requests.post(f"{base_url}/v1/images/generations", json=body, timeout=300)
+    response.raise_for_status()
+    url = response.json()["data"][0]["url"]
     (PICTURES / url.rpartition("/")[2]).write_bytes(requests.get(url, timeout=300).content)
     return url
 

@@ -1,4 +1,4 @@
-"""A server that speaks in raw bytes, for what no well-behaved server does."""
+"""A server that sends raw bytes, to do what no well-behaved server does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 class RawServer:
-    """Accepts connections, counts every byte that comes, and does with each connection what a test says."""
+    """Accepts connections, records every received byte and hands each connection to ``behave``."""
 
     def __init__(self, behave, tls=None):
         self.behave = behave
@@ -64,7 +64,7 @@ class Peer:
         self.connection = connection
 
     def read_request(self):
-        """Read one HTTP request to its end, and give its bytes; nothing when the client left."""
+        """Read one complete HTTP request and return its bytes; empty once the client has disconnected."""
         data = bytearray()
         while b"\r\n\r\n" not in data:
             if not (part := self._receive()):
@@ -95,14 +95,14 @@ class Peer:
         self.connection.close()
 
     def hold(self):
-        """Say nothing until the test ends or the client leaves."""
+        """Send nothing until the test ends or the client disconnects."""
         while not self.server.ending.is_set() and self._receive():
             pass
 
 
 @pytest.fixture
 def raw_server():
-    """Give a function that starts a server; it takes what to do with each connection."""
+    """Return a function that starts a server, given a function that handles each connection."""
     servers = []
 
     def start(behave, **options):
@@ -116,7 +116,7 @@ def raw_server():
 
 @pytest.fixture(scope="session")
 def own_certificate(tmp_path_factory):
-    """A certificate for 127.0.0.1 that nobody trusts, as (server context, path of the certificate)."""
+    """An untrusted certificate for 127.0.0.1, as (server context, path of the certificate)."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
@@ -144,7 +144,7 @@ def own_certificate(tmp_path_factory):
 
 @pytest.fixture
 def no_proxies(monkeypatch):
-    """Take every proxy and CA bundle out of the environment."""
+    """Remove all proxies and CA bundles from the environment."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

@@ -83,8 +83,8 @@ def failure(client, kind=ImagenError, **body):
     return caught.value
 
 
-def everything_told(error):
-    """All that a log, a traceback, a pickle or a debugger's ``vars`` could show of an error."""
+def exposed_text(error):
+    """Return everything that a log, a traceback, a pickle or a debugger's ``vars`` could show of an error."""
     chain = []
     while error is not None:
         chain += [str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]
@@ -92,10 +92,10 @@ def everything_told(error):
     return "\n".join(chain)
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 
 
-def test_a_generation_has_its_pictures_cost_and_ids(sandbox, client):
+def test_a_generation_has_its_images_cost_and_ids(sandbox, client):
     generation = send(client, num_images=2)
 
     (charge,) = sandbox.ledger()
@@ -107,7 +107,7 @@ def test_a_generation_has_its_pictures_cost_and_ids(sandbox, client):
     assert generation.model == BODY["model"]
 
 
-def test_one_call_is_one_post_with_exactly_the_body_that_was_given(sandbox, client):
+def test_one_call_is_one_post_with_exactly_the_given_body(sandbox, client):
     send(client, seed=7)
 
     (seen,) = sandbox.seen()
@@ -117,30 +117,30 @@ def test_one_call_is_one_post_with_exactly_the_body_that_was_given(sandbox, clie
     assert seen.headers["user-agent"] == client_module.USER_AGENT
 
 
-def test_pictures_come_inline_when_asked_for_so(client):
-    (picture,) = send(client, convert_base64_to_url=False).pictures
+def test_images_come_inline_when_requested(client):
+    (image,) = send(client, convert_base64_to_url=False).pictures
 
-    assert picture.url is None
-    assert picture.data.startswith(b"\x89PNG")
+    assert image.url is None
+    assert image.data.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("shape", ["A", "B", "C", "D", "E", "data_uri", "b64_json", "base64", "image_base64"])
-def test_every_shape_in_use_gives_every_picture_once(sandbox, client, shape):
+def test_every_response_shape_gives_every_image_once(sandbox, client, shape):
     sandbox.add_fault(Fault("shape", shape=shape))
 
-    pictures = send(client, num_images=3).pictures
+    images = send(client, num_images=3).pictures
 
-    assert len(pictures) == 3
-    assert all((picture.url is None) != (picture.data is None) for picture in pictures)
-    assert len({picture.url or picture.data for picture in pictures}) == 3
-    assert not any(picture.broken or picture.withheld for picture in pictures)
+    assert len(images) == 3
+    assert all((image.url is None) != (image.data is None) for image in images)
+    assert len({image.url or image.data for image in images}) == 3
+    assert not any(image.broken or image.withheld for image in images)
 
 
 @pytest.mark.parametrize(
     ("usage", "source"),
     [("none", "header"), ("no_headers", "usage"), ("usd_spent", "usage"), ("credits_used", "usage")],
 )
-def test_the_cost_is_found_wherever_it_stands(sandbox, client, usage, source):
+def test_the_cost_is_found_wherever_it_is_reported(sandbox, client, usage, source):
     sandbox.add_fault(Fault("usage", usage=usage))
 
     generation = send(client)
@@ -148,7 +148,7 @@ def test_the_cost_is_found_wherever_it_stands(sandbox, client, usage, source):
     assert (generation.usd, generation.usd_source) == (sandbox.ledger()[0].usd, source)
 
 
-def test_a_cost_that_is_not_told_is_none_rather_than_zero(sandbox, client):
+def test_a_missing_cost_is_none_rather_than_zero(sandbox, client):
     sandbox.add_fault(Fault("usage", usage="nothing"))
 
     generation = send(client)
@@ -157,7 +157,7 @@ def test_a_cost_that_is_not_told_is_none_rather_than_zero(sandbox, client):
 
 
 @pytest.mark.parametrize("value", ["null", "empty"])
-def test_an_answer_without_pictures_is_a_generation_of_none(sandbox, client, value):
+def test_a_response_without_images_is_an_empty_generation(sandbox, client, value):
     sandbox.add_fault(Fault("none", value=value))
 
     generation = send(client)
@@ -166,32 +166,32 @@ def test_an_answer_without_pictures_is_a_generation_of_none(sandbox, client, val
     assert generation.usd == sandbox.ledger()[0].usd
 
 
-def test_fewer_pictures_than_asked_for_are_given_as_they_are(sandbox, client):
+def test_fewer_images_than_requested_are_returned_as_they_are(sandbox, client):
     sandbox.add_fault(Fault("fewer", count=1))
 
     assert len(send(client, num_images=4).pictures) == 1
 
 
 @pytest.mark.parametrize("kind", ["nsfw", "content_violation"])
-def test_pictures_the_model_flags_are_marked_and_their_links_not_handed_out(sandbox, client, kind):
+def test_flagged_images_are_marked_and_their_urls_withheld(sandbox, client, kind):
     sandbox.add_fault(Fault(kind))
 
     generation = send(client, num_images=2)
 
-    assert [picture.withheld for picture in generation.pictures] == [True, True]
+    assert [image.withheld for image in generation.pictures] == [True, True]
     assert generation.urls == []
 
 
-def test_base64_that_cannot_be_decoded_is_reported_with_its_picture(sandbox, client):
+def test_undecodable_base64_is_reported_on_its_image(sandbox, client):
     sandbox.add_fault(Fault("bad_base64"))
 
     generation = send(client, num_images=2)
 
-    assert [picture.broken for picture in generation.pictures] == ["base64 data that cannot be decoded"] * 2
+    assert [image.broken for image in generation.pictures] == ["base64 data that cannot be decoded"] * 2
     assert generation.usd == sandbox.ledger()[0].usd
 
 
-# --- errors the API answers -------------------------------------------------------------------------------------------
+# --- errors the API returns -------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_key_is_an_authentication_error(sandbox, make_client):
@@ -202,7 +202,7 @@ def test_a_wrong_key_is_an_authentication_error(sandbox, make_client):
     assert error.retry_helps is False
 
 
-def test_a_key_without_the_right_is_an_authentication_error(sandbox, client):
+def test_a_key_without_the_scope_is_an_authentication_error(sandbox, client):
     sandbox.add_fault(Fault("status", status=403, error_kind="err_scope"))
 
     error = failure(client, AuthenticationError)
@@ -211,7 +211,7 @@ def test_a_key_without_the_right_is_an_authentication_error(sandbox, client):
     assert error.inference_id
 
 
-def test_an_empty_account_is_told_by_the_kind_of_its_403(sandbox, client):
+def test_an_empty_account_is_recognized_by_the_kind_of_its_403(sandbox, client):
     sandbox.configure(balance_usd=Decimal("0.001"))
 
     error = failure(client, OutOfCreditsError)
@@ -221,7 +221,7 @@ def test_an_empty_account_is_told_by_the_kind_of_its_403(sandbox, client):
     assert error.retry_helps is False
 
 
-def test_a_refused_field_is_named_with_the_validators_words(sandbox, client):
+def test_a_rejected_field_is_named_in_the_error(sandbox, client):
     error = failure(client, InvalidRequestError, aspect_ratio="5:1")
 
     assert (error.status, error.field) == (400, "aspect_ratio")
@@ -239,7 +239,7 @@ def test_a_refused_field_is_named_with_the_validators_words(sandbox, client):
         (json.dumps({"error": {"message": "the prompt is too long"}}), "the prompt is too long"),
     ],
 )
-def test_the_reason_is_read_from_both_envelopes_in_all_its_forms(sandbox, client, envelope, message, shown):
+def test_the_reason_is_read_from_both_envelopes_in_every_format(sandbox, client, envelope, message, shown):
     as_text = envelope == "old" or None
     sandbox.add_fault(Fault("status", status=400, envelope=envelope, message=message, status_as_text=as_text))
 
@@ -250,7 +250,7 @@ def test_the_reason_is_read_from_both_envelopes_in_all_its_forms(sandbox, client
     assert error.kind == ("err_bad_request" if envelope == "problem" else None)
 
 
-def test_a_500_that_wraps_the_models_refusal_is_a_refusal(sandbox, client):
+def test_a_500_that_wraps_a_model_rejection_is_an_invalid_request(sandbox, client):
     sandbox.add_fault(Fault("upstream_4xx", status=400, message="Prompt blocked"))
 
     error = failure(client, InvalidRequestError)
@@ -260,19 +260,19 @@ def test_a_500_that_wraps_the_models_refusal_is_a_refusal(sandbox, client):
     assert "Prompt blocked" in str(error)
 
 
-def test_a_500_that_wraps_a_model_that_is_gone_is_a_withdrawn_model(sandbox, client):
+def test_a_500_that_wraps_a_missing_model_is_a_retired_model(sandbox, client):
     sandbox.add_fault(Fault("upstream_4xx", status=404, message="Publisher model not found"))
 
     assert failure(client, ModelWithdrawnError).status == 500
 
 
-def test_a_500_that_wraps_a_refusal_that_passes_may_be_tried_again(sandbox, client):
+def test_a_500_that_wraps_a_transient_rejection_may_be_retried(sandbox, client):
     sandbox.add_fault(Fault("upstream_4xx", status=429, message="Quota exceeded"))
 
     assert failure(client, ServerError).retry_helps is True
 
 
-def test_a_model_that_is_gone_is_told_as_withdrawn(sandbox, client):
+def test_a_retired_model_is_named_in_the_error(sandbox, client):
     sandbox.add_fault(Fault("withdrawn", model=BODY["model"]))
 
     error = failure(client, ModelWithdrawnError)
@@ -281,7 +281,7 @@ def test_a_model_that_is_gone_is_told_as_withdrawn(sandbox, client):
     assert BODY["model"] in str(error)
 
 
-def test_a_rate_limit_says_how_long_to_wait_in_seconds(sandbox, client):
+def test_a_rate_limit_may_give_its_wait_in_seconds(sandbox, client):
     sandbox.add_fault(Fault("status", status=429, retry_after=17))
 
     error = failure(client, RateLimitedError)
@@ -289,20 +289,20 @@ def test_a_rate_limit_says_how_long_to_wait_in_seconds(sandbox, client):
     assert (error.status, error.retry_after) == (429, 17.0)
 
 
-def test_a_rate_limit_says_how_long_to_wait_as_a_date(sandbox, client):
+def test_a_rate_limit_may_give_its_wait_as_a_date(sandbox, client):
     sandbox.add_fault(Fault("status", status=429, retry_after=3600, retry_after_as_date=True))
 
     assert 3500 < failure(client, RateLimitedError).retry_after <= 3600
 
 
-def test_a_rate_limit_that_does_not_say_how_long_has_no_wait(sandbox, client):
+def test_a_rate_limit_without_retry_after_has_no_wait(sandbox, client):
     sandbox.configure(requests_per_minute=0)
 
     assert failure(client, RateLimitedError).retry_after is None
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
-def test_a_failure_in_the_apis_own_words_is_a_server_error(sandbox, client, status):
+def test_a_failure_in_the_apis_own_envelope_is_a_server_error(sandbox, client, status):
     sandbox.add_fault(Fault("status", status=status, retry_after=3))
 
     error = failure(client, ServerError)
@@ -313,7 +313,7 @@ def test_a_failure_in_the_apis_own_words_is_a_server_error(sandbox, client, stat
     assert error.retry_helps is True
 
 
-def test_an_error_inside_a_success_is_a_refusal_with_what_it_cost(sandbox, client):
+def test_an_error_inside_a_200_is_an_invalid_request_with_its_cost(sandbox, client):
     sandbox.add_fault(Fault("error_in_200", billed=True, message="No image came out"))
 
     error = failure(client, InvalidRequestError)
@@ -323,7 +323,7 @@ def test_an_error_inside_a_success_is_a_refusal_with_what_it_cost(sandbox, clien
     assert "No image came out" in str(error)
 
 
-def test_a_success_of_no_known_form_is_unreadable_and_says_what_it_cost(sandbox, client):
+def test_a_200_in_an_unknown_format_is_unreadable_with_its_cost(sandbox, client):
     sandbox.add_fault(Fault("wrong_json"))
 
     error = failure(client, UnreadableResponseError)
@@ -333,11 +333,11 @@ def test_a_success_of_no_known_form_is_unreadable_and_says_what_it_cost(sandbox,
     assert error.usd == float(sandbox.ledger()[0].usd) > 0
 
 
-# --- lost answers -----------------------------------------------------------------------------------------------------
+# --- lost responses ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [408, 504, 520, 524])
-def test_a_gateway_that_gave_up_leaves_the_outcome_unknown_even_in_the_apis_words(sandbox, client, status):
+def test_a_gateway_timeout_leaves_the_outcome_unknown_even_in_the_apis_envelope(sandbox, client, status):
     sandbox.add_fault(Fault("status", status=status, billed=True))
 
     assert failure(client, LostAnswerError).status == status
@@ -345,7 +345,7 @@ def test_a_gateway_that_gave_up_leaves_the_outcome_unknown_even_in_the_apis_word
 
 
 @pytest.mark.parametrize("status", [200, 500, 502, 503])
-def test_a_gateways_page_leaves_the_outcome_unknown(sandbox, client, status):
+def test_a_gateways_html_page_leaves_the_outcome_unknown(sandbox, client, status):
     sandbox.add_fault(Fault("html", status=status, billed=True))
 
     assert failure(client, LostAnswerError).status == status
@@ -362,7 +362,7 @@ def test_a_gateways_page_leaves_the_outcome_unknown(sandbox, client, status):
         b"",
     ],
 )
-def test_a_gateways_json_is_not_taken_for_the_apis_word_that_nothing_was_billed(raw_server, make_client, body):
+def test_a_gateways_json_does_not_prove_that_nothing_was_billed(raw_server, make_client, body):
     def behave(peer):
         peer.read_request()
         peer.answer(body, "502 Bad Gateway", "Content-Type: application/json\r\n")
@@ -370,7 +370,7 @@ def test_a_gateways_json_is_not_taken_for_the_apis_word_that_nothing_was_billed(
     assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 502
 
 
-def test_a_cut_answer_is_lost_but_its_headers_say_what_to_claim(sandbox, client):
+def test_a_truncated_response_is_lost_but_keeps_its_cost_and_id(sandbox, client):
     sandbox.add_fault(Fault("cut_body"))
 
     error = failure(client, LostAnswerError)
@@ -381,7 +381,7 @@ def test_a_cut_answer_is_lost_but_its_headers_say_what_to_claim(sandbox, client)
 
 
 @pytest.mark.parametrize("tail", [b"ff\r\n{", b"zz\r\n", b""])
-def test_an_answer_cut_between_or_inside_its_chunks_is_lost(raw_server, make_client, tail):
+def test_a_response_cut_between_or_inside_chunks_is_lost(raw_server, make_client, tail):
     def behave(peer):
         peer.read_request()
         peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n" + tail)
@@ -389,7 +389,7 @@ def test_an_answer_cut_between_or_inside_its_chunks_is_lost(raw_server, make_cli
     assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 200
 
 
-def test_a_compressed_answer_that_does_not_decompress_is_lost(raw_server, make_client):
+def test_a_response_that_cannot_be_decompressed_is_lost(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         peer.answer(b"this is no gzip", headers="Content-Encoding: gzip\r\n")
@@ -397,7 +397,7 @@ def test_a_compressed_answer_that_does_not_decompress_is_lost(raw_server, make_c
     assert failure(make_client(raw_server(behave).url), LostAnswerError).status == 200
 
 
-def test_a_silent_server_is_given_up_after_the_read_timeout(sandbox, make_client):
+def test_a_silent_server_is_abandoned_after_the_read_timeout(sandbox, make_client):
     sandbox.add_fault(Fault("hang", billed=True, seconds=30))
     started = time.monotonic()
 
@@ -408,7 +408,7 @@ def test_a_silent_server_is_given_up_after_the_read_timeout(sandbox, make_client
     assert error.status is None
 
 
-def test_an_answer_that_comes_in_drips_does_not_hold_the_task_longer_than_the_read_timeout(raw_server, make_client):
+def test_a_dripping_response_ends_at_the_read_timeout(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
@@ -435,7 +435,7 @@ def drip(peer, first):
 
 
 @DRIPS
-def test_the_read_timeout_holds_behind_a_plain_proxy_too(raw_server, make_client, monkeypatch, first):
+def test_the_read_timeout_applies_behind_a_plain_proxy(raw_server, make_client, monkeypatch, first):
     def behave(peer):
         assert peer.read_request().startswith(b"POST http://api.test/")
         drip(peer, first)
@@ -448,7 +448,7 @@ def test_the_read_timeout_holds_behind_a_plain_proxy_too(raw_server, make_client
 
 
 @DRIPS
-def test_the_read_timeout_holds_inside_a_tunnel_too(raw_server, make_client, monkeypatch, own_certificate, first):
+def test_the_read_timeout_applies_inside_a_tunnel(raw_server, make_client, monkeypatch, own_certificate, first):
     context, certificate = own_certificate
 
     def behave(peer):
@@ -476,47 +476,47 @@ INTERIM = {
 
 @pytest.mark.parametrize("interim", [[name] for name in INTERIM] + [list(INTERIM), ["103", "100", "102"] * 30])
 @pytest.mark.parametrize("pause", [0, 0.05])
-def test_every_request_gets_its_own_final_answer_past_interim_ones(raw_server, make_client, interim, pause):
-    asked = []
+def test_every_request_gets_its_own_final_response_after_interim_ones(raw_server, make_client, interim, pause):
+    received = []
 
     def behave(peer):
         while peer.read_request():
-            asked.append(peer)
+            received.append(peer)
             for name in interim[: 5 if pause else None]:
                 peer.send(INTERIM[name])
                 time.sleep(pause)
-            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+            peer.answer(DONE.replace(b"a.png", f"{len(received)}.png".encode()))
 
     server = raw_server(behave)
     client = make_client(server.url)
-    links = [send(client).pictures[0].url for _ in range(3)]
+    urls = [send(client).pictures[0].url for _ in range(3)]
 
-    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+    assert urls == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
     assert server.connections == 1
 
 
 @pytest.mark.parametrize("stray", [10, 100_000, 1_000_000])
 @pytest.mark.parametrize("pause", [0, 0.1])
-def test_what_a_server_says_unasked_is_never_an_answer(raw_server, make_client, stray, pause):
-    asked = []
+def test_unsolicited_data_is_never_read_as_a_response(raw_server, make_client, stray, pause):
+    received = []
 
     def behave(peer):
         while peer.read_request():
-            asked.append(peer)
-            peer.answer(DONE.replace(b"a.png", f"{len(asked)}.png".encode()))
+            received.append(peer)
+            peer.answer(DONE.replace(b"a.png", f"{len(received)}.png".encode()))
             time.sleep(pause)
             peer.answer(DONE.replace(b"a.png", b"stray.png") + b" " * stray)
 
     client = make_client(raw_server(behave).url)
-    links = []
+    urls = []
     for _ in range(3):
-        links.append(send(client).pictures[0].url)
+        urls.append(send(client).pictures[0].url)
         time.sleep(0.3)
 
-    assert links == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
+    assert urls == [f"http://cdn.test/{number}.png" for number in (1, 2, 3)]
 
 
-def test_a_refusal_after_an_interim_answer_is_the_outcome(raw_server, make_client):
+def test_a_rejection_after_an_interim_response_is_the_outcome(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         peer.send(INTERIM["102"])
@@ -526,7 +526,9 @@ def test_a_refusal_after_an_interim_answer_is_the_outcome(raw_server, make_clien
 
 
 @pytest.mark.parametrize("ending", ["close", "reset", "nonsense", "101 only"])
-def test_an_interim_answer_alone_leaves_the_outcome_unknown_and_the_connection_closed(raw_server, make_client, ending):
+def test_an_interim_response_alone_leaves_the_outcome_unknown_and_closes_the_connection(
+    raw_server, make_client, ending
+):
     def behave(peer):
         peer.read_request()
         if peer.server.connections > 1:
@@ -551,7 +553,7 @@ def test_an_interim_answer_alone_leaves_the_outcome_unknown_and_the_connection_c
 
 
 @pytest.mark.parametrize("drip", [INTERIM["100"], INTERIM["102"], INTERIM["103"], b"X-Slow: yes\r\n", b"x"])
-def test_headers_without_end_are_given_up_after_the_read_timeout(raw_server, make_client, drip):
+def test_endless_headers_end_at_the_read_timeout(raw_server, make_client, drip):
     def behave(peer):
         peer.read_request()
         if not drip.startswith(b"HTTP"):
@@ -566,7 +568,7 @@ def test_headers_without_end_are_given_up_after_the_read_timeout(raw_server, mak
     assert "no response in time" in str(error)
 
 
-def test_interim_answers_in_a_flood_are_given_up_after_the_read_timeout(raw_server, make_client):
+def test_a_flood_of_interim_responses_ends_at_the_read_timeout(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         while True:
@@ -578,7 +580,7 @@ def test_interim_answers_in_a_flood_are_given_up_after_the_read_timeout(raw_serv
     assert time.monotonic() - started < 3
 
 
-def test_a_body_may_take_its_own_time_after_slow_headers(raw_server, make_client):
+def test_a_body_has_its_own_timeout_after_slow_headers(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         time.sleep(0.7)
@@ -589,7 +591,7 @@ def test_a_body_may_take_its_own_time_after_slow_headers(raw_server, make_client
     assert send(make_client(raw_server(behave).url, read=1.0)).pictures[0].url == "http://cdn.test/a.png"
 
 
-def test_an_answer_larger_than_any_picture_is_not_read_into_memory(raw_server, make_client, monkeypatch):
+def test_an_oversized_response_is_not_read_into_memory(raw_server, make_client, monkeypatch):
     monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 1000)
 
     def behave(peer):
@@ -602,7 +604,7 @@ def test_an_answer_larger_than_any_picture_is_not_read_into_memory(raw_server, m
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, AuthenticationError), (429, RateLimitedError)])
-def test_a_refusal_counts_although_its_words_are_cut_off(raw_server, make_client, status, kind):
+def test_a_rejection_counts_even_if_its_body_is_truncated(raw_server, make_client, status, kind):
     def behave(peer):
         peer.read_request()
         peer.send(f'HTTP/1.1 {status} No\r\nContent-Length: 500\r\n\r\n{{"requestId": "r'.encode())
@@ -610,7 +612,7 @@ def test_a_refusal_counts_although_its_words_are_cut_off(raw_server, make_client
     assert failure(make_client(raw_server(behave).url), kind).status == status
 
 
-def test_a_failure_whose_words_are_cut_off_is_a_lost_answer(raw_server, make_client):
+def test_a_server_error_with_a_truncated_body_is_a_lost_response(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         peer.send(b'HTTP/1.1 500 No\r\nContent-Length: 500\r\n\r\n{"requestId": "r')
@@ -626,24 +628,24 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_a_refused_connection_sent_nothing(make_client):
+def test_a_refused_connection_sends_nothing(make_client):
     error = failure(make_client(f"http://127.0.0.1:{free_port()}"), ConnectionFailedError)
 
     assert str(error).endswith("no connection was made (connection refused). Nothing was sent.")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".invalid"])
-def test_a_host_name_that_does_not_resolve_sent_nothing(make_client, host):
+def test_an_unresolvable_host_name_sends_nothing(make_client, host):
     error = failure(make_client(f"http://{host}"), ConnectionFailedError)
 
     assert "the host name cannot be resolved" in str(error)
 
 
-def test_a_connection_that_is_not_made_in_time_sent_nothing(make_client):
+def test_a_connect_timeout_sends_nothing(make_client):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        callers = [socket.socket() for _ in range(4)]  # more than the queue holds: further calls wait
+        callers = [socket.socket() for _ in range(4)]  # more than the backlog holds: further connections wait
         for caller in callers:
             caller.setblocking(False)
             caller.connect_ex(listener.getsockname())
@@ -657,7 +659,7 @@ def test_a_connection_that_is_not_made_in_time_sent_nothing(make_client):
     assert "connecting timed out" in str(error)
 
 
-def test_a_certificate_that_is_not_trusted_is_refused_before_anything_is_sent(raw_server, make_client, own_certificate):
+def test_an_untrusted_certificate_is_rejected_before_anything_is_sent(raw_server, make_client, own_certificate):
     server = raw_server(lambda peer: peer.read_request(), tls=own_certificate[0])
 
     error = failure(make_client(server.url), ConnectionFailedError)
@@ -666,7 +668,7 @@ def test_a_certificate_that_is_not_trusted_is_refused_before_anything_is_sent(ra
     assert (server.connections, bytes(server.received)) == (1, b"")
 
 
-def test_a_tls_handshake_that_hangs_sent_nothing(raw_server, make_client):
+def test_a_hanging_tls_handshake_sends_nothing(raw_server, make_client):
     server = raw_server(lambda peer: peer.hold())
 
     failure(make_client(server.url.replace("http:", "https:"), connect=0.3), ConnectionFailedError)
@@ -675,7 +677,7 @@ def test_a_tls_handshake_that_hangs_sent_nothing(raw_server, make_client):
     assert b"fox" not in server.received
 
 
-def test_a_server_that_speaks_no_tls_is_sent_nothing(raw_server, make_client):
+def test_a_server_without_tls_receives_nothing(raw_server, make_client):
     server = raw_server(lambda peer: (peer.connection.recv(10), peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
 
     failure(make_client(server.url.replace("http:", "https:")), ConnectionFailedError)
@@ -683,7 +685,7 @@ def test_a_server_that_speaks_no_tls_is_sent_nothing(raw_server, make_client):
     assert bytes(server.received) == b""
 
 
-def test_a_proxy_that_is_not_there_sent_nothing(make_client, monkeypatch):
+def test_nothing_is_sent_through_an_unreachable_proxy(make_client, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
 
     error = failure(make_client("https://api.test"), ConnectionFailedError)
@@ -694,7 +696,7 @@ def test_a_proxy_that_is_not_there_sent_nothing(make_client, monkeypatch):
 @pytest.mark.parametrize(
     "reply", [b"HTTP/1.1 403 Forbidden\r\n\r\n", b"HTTP/1.1 407 Who\r\n\r\n", b"junk\r\n\r\n", b""]
 )
-def test_a_proxy_that_opens_no_tunnel_was_sent_nothing_of_the_request(raw_server, make_client, monkeypatch, reply):
+def test_a_proxy_that_refuses_a_tunnel_receives_nothing_of_the_request(raw_server, make_client, monkeypatch, reply):
     def behave(peer):
         peer.read_request()
         peer.send(reply)
@@ -709,7 +711,7 @@ def test_a_proxy_that_opens_no_tunnel_was_sent_nothing_of_the_request(raw_server
     assert b"fox" not in proxy.received
 
 
-def test_a_proxy_that_hangs_instead_of_opening_a_tunnel_was_sent_nothing(raw_server, make_client, monkeypatch):
+def test_a_proxy_that_hangs_on_connect_receives_nothing_of_the_request(raw_server, make_client, monkeypatch):
     proxy = raw_server(lambda peer: peer.hold())
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
 
@@ -719,7 +721,7 @@ def test_a_proxy_that_hangs_instead_of_opening_a_tunnel_was_sent_nothing(raw_ser
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "nonsense"])
-def test_a_proxy_of_a_kind_that_cannot_be_used_sent_nothing(raw_server, make_client, monkeypatch, scheme):
+def test_nothing_is_sent_through_an_unsupported_proxy(raw_server, make_client, monkeypatch, scheme):
     server = raw_server(lambda peer: peer.read_request())
     monkeypatch.setenv("HTTP_PROXY", f"{scheme}://127.0.0.1:{server.port}")
 
@@ -730,7 +732,7 @@ def test_a_proxy_of_a_kind_that_cannot_be_used_sent_nothing(raw_server, make_cli
     assert b"fox" not in server.received
 
 
-def test_a_proxy_that_wants_credentials_is_told_as_such(raw_server, make_client, monkeypatch):
+def test_a_proxy_that_requires_credentials_is_a_failed_connection(raw_server, make_client, monkeypatch):
     def behave(peer):
         peer.read_request()
         peer.answer(b"<html>", "407 Proxy Authentication Required")
@@ -740,10 +742,8 @@ def test_a_proxy_that_wants_credentials_is_told_as_such(raw_server, make_client,
     assert failure(make_client("http://api.test"), ConnectionFailedError).status == 407
 
 
-def test_a_plain_proxy_that_breaks_off_after_the_request_leaves_the_outcome_unknown(
-    raw_server, make_client, monkeypatch
-):
-    """requests calls this a ProxyError, exactly like a proxy that was never reached."""
+def test_a_plain_proxy_reset_after_the_request_leaves_the_outcome_unknown(raw_server, make_client, monkeypatch):
+    """requests raises ``ProxyError`` for this, just as for a proxy that it never reached."""
 
     def behave(peer):
         peer.read_request()
@@ -757,7 +757,7 @@ def test_a_plain_proxy_that_breaks_off_after_the_request_leaves_the_outcome_unkn
     assert b"fox" in proxy.received
 
 
-def test_a_tunnel_that_breaks_off_after_the_request_leaves_the_outcome_unknown(
+def test_a_tunnel_closed_after_the_request_leaves_the_outcome_unknown(
     raw_server, make_client, monkeypatch, own_certificate
 ):
     context, certificate = own_certificate
@@ -779,7 +779,7 @@ def test_a_tunnel_that_breaks_off_after_the_request_leaves_the_outcome_unknown(
 
 def test_a_reset_before_the_request_was_read_leaves_the_outcome_unknown(raw_server, make_client):
     def behave(peer):
-        select.select([peer.connection], [], [], 5)  # the request is there, and stays unread
+        select.select([peer.connection], [], [], 5)  # the request has arrived and stays unread
         peer.reset()
 
     server = raw_server(behave)
@@ -789,7 +789,7 @@ def test_a_reset_before_the_request_was_read_leaves_the_outcome_unknown(raw_serv
     assert bytes(server.received) == b""
 
 
-def test_a_connection_closed_without_an_answer_leaves_the_outcome_unknown(raw_server, make_client):
+def test_a_connection_closed_without_a_response_leaves_the_outcome_unknown(raw_server, make_client):
     failure(make_client(raw_server(lambda peer: peer.read_request()).url), LostAnswerError)
 
 
@@ -815,7 +815,7 @@ def test_a_reset_after_the_request_was_read_leaves_the_outcome_unknown(sandbox, 
         b"\x00" * 100,
     ],
 )
-def test_an_answer_that_is_no_http_leaves_the_outcome_unknown(raw_server, make_client, answer):
+def test_an_invalid_http_response_leaves_the_outcome_unknown(raw_server, make_client, answer):
     def behave(peer):
         peer.read_request()
         peer.send(answer)
@@ -823,7 +823,7 @@ def test_an_answer_that_is_no_http_leaves_the_outcome_unknown(raw_server, make_c
     failure(make_client(raw_server(behave).url), LostAnswerError)
 
 
-def test_an_earlier_failure_to_connect_is_not_taken_for_this_one(sandbox, client):
+def test_an_earlier_connection_failure_is_not_mistaken_for_this_one(sandbox, client):
     sandbox.add_fault(Fault("reset", billed=True))
 
     try:
@@ -834,7 +834,7 @@ def test_an_earlier_failure_to_connect_is_not_taken_for_this_one(sandbox, client
     assert len(sandbox.ledger()) == 1
 
 
-def test_a_connection_that_idled_too_long_is_replaced_without_losing_an_answer(raw_server, make_client):
+def test_an_expired_idle_connection_is_replaced_without_losing_a_response(raw_server, make_client):
     def behave(peer):
         peer.read_request()
         peer.answer(DONE)  # then closes, as a server does with idle connections
@@ -844,7 +844,7 @@ def test_a_connection_that_idled_too_long_is_replaced_without_losing_an_answer(r
 
     assert len(send(client).pictures) == 1
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and not client_side_closed(client):
+    while time.monotonic() < deadline and not idle_connections_closed(client):
         time.sleep(0.01)
     assert len(send(client).pictures) == 1
 
@@ -852,17 +852,17 @@ def test_a_connection_that_idled_too_long_is_replaced_without_losing_an_answer(r
     assert server.received.count(b"POST ") == 2
 
 
-def client_side_closed(client):
-    """Whether the close of the idle connection has arrived."""
+def idle_connections_closed(client):
+    """Return whether the client has noticed that the server closed its idle connections."""
     from urllib3.util.connection import is_connection_dropped
 
     pools = client._local.session.get_adapter(client.settings.base_url).poolmanager.pools
-    (pool,) = (pools[key] for key in pools.keys())  # noqa: SIM118 - it is no dict
+    (pool,) = (pools[key] for key in pools.keys())  # noqa: SIM118 - not a dict
     return all(is_connection_dropped(connection) for connection in pool.pool.queue if connection is not None)
 
 
 @pytest.mark.parametrize("body", [{"seed": float("nan")}, {"seed": float("inf")}])
-def test_a_body_that_is_no_json_is_refused_before_anything_is_sent(sandbox, client, body):
+def test_a_body_that_is_not_json_is_rejected_before_anything_is_sent(sandbox, client, body):
     with pytest.raises(ValueError, match="cannot be encoded"):
         send(client, **body)
 
@@ -870,7 +870,7 @@ def test_a_body_that_is_no_json_is_refused_before_anything_is_sent(sandbox, clie
 
 
 @pytest.mark.parametrize("request_id", ["", "a b", "ä", "x" * 129, "a\n", "a/b"])
-def test_an_id_the_api_would_drop_silently_is_refused(sandbox, client, request_id):
+def test_an_id_the_api_would_drop_silently_is_rejected(sandbox, client, request_id):
     with pytest.raises(ValueError, match="client_request_id"):
         send(client, request_id=request_id)
 
@@ -899,7 +899,7 @@ def test_a_redirect_is_never_followed(raw_server, make_client, status):
 
 
 @pytest.mark.parametrize("location", ["http://[bad", "http://", "http://a:b", "\xff", "//", "file:///etc/passwd"])
-def test_a_redirect_to_nowhere_is_still_only_a_redirect(raw_server, make_client, location):
+def test_a_redirect_to_an_invalid_location_is_still_only_a_redirect(raw_server, make_client, location):
     def behave(peer):
         peer.read_request()
         peer.send(b"HTTP/1.1 302 There\r\nContent-Length: 0\r\nLocation: " + location.encode("latin-1") + b"\r\n\r\n")
@@ -924,7 +924,7 @@ def test_netrc_is_not_read(raw_server, make_client, monkeypatch, tmp_path):
     assert f"Bearer {KEY}".encode() in server.received
 
 
-def test_a_proxy_does_not_see_the_key_of_an_encrypted_api(raw_server, make_client, monkeypatch, own_certificate):
+def test_a_proxy_does_not_see_a_key_sent_over_tls(raw_server, make_client, monkeypatch, own_certificate):
     context, certificate = own_certificate
     inside = []
 
@@ -945,7 +945,7 @@ def test_a_proxy_does_not_see_the_key_of_an_encrypted_api(raw_server, make_clien
     assert KEY.encode() not in proxy.received
 
 
-def test_the_settings_decide_about_tls_not_the_environment(raw_server, make_client, monkeypatch, own_certificate):
+def test_an_explicit_verify_setting_wins_over_the_environment(raw_server, make_client, monkeypatch, own_certificate):
     context, certificate = own_certificate
 
     def behave(peer):
@@ -964,7 +964,7 @@ def test_the_settings_decide_about_tls_not_the_environment(raw_server, make_clie
 
 @pytest.mark.parametrize("how", ["verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 @pytest.mark.parametrize(("content", "reason"), [(None, "not exist"), (b"", "cannot be read"), (b"junk", "cannot be")])
-def test_a_bundle_that_cannot_be_used_is_named_before_anything_is_sent(
+def test_an_unusable_ca_bundle_is_named_before_anything_is_sent(
     raw_server, make_client, own_certificate, monkeypatch, tmp_path, how, content, reason
 ):
     server = raw_server(lambda peer: peer.read_request(), tls=own_certificate[0])
@@ -980,15 +980,15 @@ def test_a_bundle_that_cannot_be_used_is_named_before_anything_is_sent(
     assert server.connections == 0
 
 
-def test_a_bundle_matters_only_where_it_is_used(sandbox, make_client, monkeypatch):
+def test_a_missing_ca_bundle_matters_only_where_it_is_used(sandbox, make_client, monkeypatch):
     monkeypatch.setenv("CURL_CA_BUNDLE", "/no/such/bundle")
     make_client(sandbox.url)  # no TLS
     make_client("https://gateway.test", verify=False)
 
 
 @pytest.mark.parametrize("host", ["plain.gateway.test", "10.0.0.5:8080", "[fd00::1]", "localhost.gateway.test"])
-def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplog, host):
-    """Once for each host and process; no other test uses these hosts."""
+def test_sending_the_key_unencrypted_is_warned_about_once(make_client, caplog, host):
+    """Once per host and process; no other test uses these hosts."""
     for _ in range(2):
         make_client(f"http://{host}/v1")
 
@@ -1000,7 +1000,7 @@ def test_a_key_that_goes_out_unencrypted_is_warned_about_once(make_client, caplo
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8765", "http://127.9.9.9", "http://[::1]", "http://LOCALHOST", "http://api.localhost"]
 )
-def test_this_machine_and_https_are_not_warned_about(make_client, caplog, url):
+def test_loopback_and_https_are_not_warned_about(make_client, caplog, url):
     make_client(url)
     make_client("https://gateway.test")
     make_client("http://keyless.gateway.test", api_key=None)
@@ -1024,16 +1024,16 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.status}")
-def test_no_error_and_no_log_line_tells_the_key_or_a_signature(sandbox, make_client, caplog, fault):
+def test_no_error_and_no_log_line_shows_the_key_or_a_signature(sandbox, make_client, caplog, fault):
     sandbox.configure(api_key=KEY)
     sandbox.add_fault(fault)
 
     with caplog.at_level(logging.DEBUG), pytest.raises(ImagenError) as caught:
         send(make_client(sandbox.url, read=0.5))
 
-    told = everything_told(caught.value) + everything_told(pickle.loads(pickle.dumps(caught.value))) + caplog.text
-    assert KEY not in told
-    assert "SIGNATURE" not in told
+    exposed = exposed_text(caught.value) + exposed_text(pickle.loads(pickle.dumps(caught.value))) + caplog.text
+    assert KEY not in exposed
+    assert "SIGNATURE" not in exposed
     assert str(caught.value)
 
 
@@ -1041,7 +1041,7 @@ def test_no_error_and_no_log_line_tells_the_key_or_a_signature(sandbox, make_cli
 @pytest.mark.parametrize(
     "form", [str, lambda key: b64encode(f"me:{key}".encode()).decode(), lambda key: key.replace("/", "%2F")]
 )
-def test_what_the_api_echoes_of_the_key_is_in_no_result_and_no_error(raw_server, make_client, status, form):
+def test_a_key_echoed_by_the_api_appears_in_no_result_or_error(raw_server, make_client, status, form):
     key = "sk-gateway/" + "7" * 24
 
     def behave(peer):
@@ -1057,19 +1057,19 @@ def test_what_the_api_echoes_of_the_key_is_in_no_result_and_no_error(raw_server,
     client = make_client(raw_server(behave).url, api_key=key)
     if status.startswith("200"):
         generation = send(client)
-        told = repr(generation)
-        assert [picture.url or picture.data for picture in generation.pictures] == ["http://cdn.test/a.png", b"ABC"]
+        exposed = repr(generation)
+        assert [image.url or image.data for image in generation.pictures] == ["http://cdn.test/a.png", b"ABC"]
         if status == "200 OK":
-            assert all(picture.prompt.endswith("***") for picture in generation.pictures)
+            assert all(image.prompt.endswith("***") for image in generation.pictures)
     else:
-        told = everything_told(failure(client, LostAnswerError if status[0] != "4" else InvalidRequestError))
+        exposed = exposed_text(failure(client, LostAnswerError if status[0] != "4" else InvalidRequestError))
 
-    assert "7777" not in told
-    assert b64encode(key.encode()).decode()[8:24] not in told
-    assert "inf-" in told
+    assert "7777" not in exposed
+    assert b64encode(key.encode()).decode()[8:24] not in exposed
+    assert "inf-" in exposed
 
 
-def test_no_setting_shows_the_key(make_client):
+def test_no_repr_shows_the_key(make_client):
     client = make_client("http://127.0.0.1:9")
 
     assert KEY not in repr(client.settings)
@@ -1079,11 +1079,11 @@ def test_no_setting_shows_the_key(make_client):
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r\nX: y", f"{KEY} x", f"{KEY}ä", f"{KEY}\ud800", ""])
-def test_a_key_that_cannot_stand_in_a_header_is_refused_without_showing_it(key):
+def test_a_key_that_is_invalid_in_a_header_is_rejected_without_showing_it(key):
     with pytest.raises(ValueError, match="password") as caught:
         ApiClient(ClientSettings(api_key=key))
 
-    assert KEY not in everything_told(caught.value)
+    assert KEY not in exposed_text(caught.value)
 
 
 # --- base URLs --------------------------------------------------------------------------------------------------------
@@ -1110,23 +1110,23 @@ def test_a_path_before_v1_is_kept(raw_server, make_client):
 @pytest.mark.parametrize(
     "base_url", ["ftp://x", "https://", "http://[bad", "http://a:b", "http://a:99999", "https://*.x", "a b", "/", ""]
 )
-def test_a_base_url_nothing_can_be_sent_to_is_refused(base_url):
+def test_an_unusable_base_url_is_rejected(base_url):
     with pytest.raises(ValueError, match="host="):
         ApiClient(ClientSettings(base_url=base_url))
 
 
 @pytest.mark.parametrize("base_url", ["https://me:hidden@api.test", "ftp://me:hidden@api.test", "me:hidden@api.test"])
-def test_a_password_in_the_base_url_is_refused_and_not_shown(base_url):
+def test_a_password_in_the_base_url_is_rejected_and_not_shown(base_url):
     with pytest.raises(ValueError, match="host") as caught:
         ApiClient(ClientSettings(base_url=base_url))
 
-    assert "hidden" not in everything_told(caught.value)
+    assert "hidden" not in exposed_text(caught.value)
 
 
 # --- free calls -------------------------------------------------------------------------------------------------------
 
 
-def test_the_key_and_the_balance_are_asked_for(sandbox, client):
+def test_the_key_and_the_balance_can_be_read(sandbox, client):
     assert client.get_key()["prefix"] == sandbox.api_key[:8]
     assert client.get_balance() == {"current_balance": 100.0, "currency": "USD"}
 
@@ -1143,7 +1143,7 @@ def test_the_catalogue_needs_no_key(sandbox, make_client):
     assert client.list_deprecations()
 
 
-def test_the_log_is_read_page_after_page(sandbox, client, monkeypatch):
+def test_the_log_is_read_page_by_page(sandbox, client, monkeypatch):
     monkeypatch.setattr(client_module, "LOG_PAGE_ROWS", 2)
     for number in range(5):
         send(client, request_id=f"job-{number}")
@@ -1175,7 +1175,7 @@ def test_the_log_can_be_limited_to_models(client):
         {"error": {"message": "The log is away."}},
     ],
 )
-def test_a_page_that_may_hide_rows_is_not_taken_for_an_empty_log(raw_server, make_client, page):
+def test_a_page_that_may_hide_rows_is_not_read_as_an_empty_log(raw_server, make_client, page):
     def behave(peer):
         peer.read_request()
         peer.answer(json.dumps(page).encode())
@@ -1186,7 +1186,7 @@ def test_a_page_that_may_hide_rows_is_not_taken_for_an_empty_log(raw_server, mak
 
 
 class Clock:
-    """A clock that moves only while somebody sleeps."""
+    """A clock that moves only during sleeps."""
 
     def __init__(self):
         self.now = 1_795_000_000.0
@@ -1202,8 +1202,8 @@ class Clock:
             self.now += seconds
 
 
-def test_a_long_log_is_read_without_breaking_its_limit(monkeypatch):
-    """By the clock of the client and the server, who share one here, this takes minutes."""
+def test_a_long_log_is_read_within_its_rate_limit(monkeypatch):
+    """This takes minutes by the virtual clock that client and server share."""
     clock = Clock()
     with Sandbox(picture_scale=0.0625, logs_per_minute=200, clock=clock, balance_usd=Decimal(100)) as sandbox:
         settings = ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key)
@@ -1219,7 +1219,7 @@ def test_a_long_log_is_read_without_breaking_its_limit(monkeypatch):
     assert len(clock.sleeps) == 249
 
 
-def test_threads_share_the_limit_of_the_log(sandbox, monkeypatch):
+def test_threads_share_the_logs_rate_limit(sandbox, monkeypatch):
     clock = Clock()
     client = ApiClient(
         ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key), clock=clock, sleep=clock.sleeps.append
@@ -1235,14 +1235,14 @@ def test_threads_share_the_limit_of_the_log(sandbox, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", [Fault("reset", path="/v1/key"), Fault("hang", path="/v1/key", seconds=30)])
-def test_a_free_call_without_an_answer_is_a_failed_connection(sandbox, make_client, fault):
+def test_a_free_call_without_a_response_is_a_failed_connection(sandbox, make_client, fault):
     sandbox.add_fault(fault)
 
     with pytest.raises(ConnectionFailedError):
         make_client(sandbox.url, api_key=sandbox.api_key, read=0.3).get_key()
 
 
-def test_a_free_call_that_is_refused_says_why(sandbox, client):
+def test_a_rejected_free_call_says_why(sandbox, client):
     sandbox.add_fault(Fault("status", path="/v2/logs", status=429, retry_after=5))
     now = datetime.now(UTC)
 
@@ -1253,7 +1253,7 @@ def test_a_free_call_that_is_refused_says_why(sandbox, client):
 
 
 @pytest.mark.parametrize("body", [b"[]", b"<html>", b"", b"null", b"[" * 100_000, b"\xff"])
-def test_a_free_call_answered_with_no_object_is_unreadable(raw_server, make_client, body):
+def test_a_free_call_that_returns_no_object_is_unreadable(raw_server, make_client, body):
     def behave(peer):
         peer.read_request()
         peer.answer(body)
@@ -1270,8 +1270,8 @@ def http_date(ahead_seconds):
 
 
 @pytest.fixture
-def server_telling(raw_server, make_client):
-    """Give a function that makes a client of a server whose answers have these headers, one after the other."""
+def client_receiving(raw_server, make_client):
+    """Return a function that creates a client whose server sends these headers, one set per response."""
 
     def start(*headers, status="200 OK"):
         waiting = list(headers)
@@ -1285,14 +1285,14 @@ def server_telling(raw_server, make_client):
     return start
 
 
-def test_the_api_s_clock_is_not_known_before_it_answered(client):
+def test_the_apis_clock_is_unknown_before_the_first_response(client):
     assert client.clock_offset_seconds is None
     client.get_key()
     assert client.clock_offset_seconds == pytest.approx(0, abs=2)
 
 
 @pytest.mark.parametrize("skew", [-10_800, -600, 600, 10_800])
-def test_the_api_s_clock_is_read_from_every_answer(sandbox, client, skew):
+def test_the_apis_clock_is_read_from_every_response(sandbox, client, skew):
     sandbox.configure(clock_skew_seconds=skew)
     send(client)
     assert client.clock_offset_seconds == pytest.approx(skew, abs=2)
@@ -1315,8 +1315,8 @@ def test_the_api_s_clock_is_read_from_every_answer(sandbox, client, skew):
         pytest.param(f"Date: {http_date(-600)}\r\nAge: 600\r\n", id="from a cache ten minutes ago"),
     ],
 )
-def test_an_answer_that_does_not_tell_the_time_changes_nothing(server_telling, headers):
-    client = server_telling(headers, f"Date: {http_date(600)}\r\n", headers)
+def test_a_response_without_a_usable_date_changes_nothing(client_receiving, headers):
+    client = client_receiving(headers, f"Date: {http_date(600)}\r\n", headers)
     client.get_key()
     assert client.clock_offset_seconds is None
     client.get_key()
@@ -1325,8 +1325,8 @@ def test_an_answer_that_does_not_tell_the_time_changes_nothing(server_telling, h
     assert client.clock_offset_seconds == pytest.approx(600, abs=5)
 
 
-def test_a_date_to_come_back_at_is_by_the_clock_of_the_api(server_telling):
-    client = server_telling(
+def test_a_retry_after_date_is_read_by_the_apis_clock(client_receiving):
+    client = client_receiving(
         f"Date: {http_date(7200)}\r\nRetry-After: {http_date(7230)}\r\n", status="429 Too Many Requests"
     )
     with pytest.raises(RateLimitedError) as caught:
@@ -1337,7 +1337,7 @@ def test_a_date_to_come_back_at_is_by_the_clock_of_the_api(server_telling):
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
-def test_many_threads_share_a_client_and_none_gets_anothers_answer(sandbox, client):
+def test_many_threads_share_a_client_and_none_gets_anothers_response(sandbox, client):
     with ThreadPoolExecutor(8) as threads:
         generations = list(threads.map(lambda number: send(client, request_id=f"job-{number}"), range(24)))
 
@@ -1357,7 +1357,9 @@ def test_a_closed_client_can_be_used_again_and_closed_again(client):
     assert client._sessions == []
 
 
-def test_a_slow_proxy_leaves_the_tls_handshake_its_whole_timeout(raw_server, make_client, monkeypatch, own_certificate):
+def test_a_slow_proxy_does_not_shorten_the_tls_handshakes_timeout(
+    raw_server, make_client, monkeypatch, own_certificate
+):
     context, certificate = own_certificate
 
     def behave(peer):

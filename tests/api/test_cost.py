@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from airflow_provider_imagen.api.cost import read_amount, read_cost
 
 
-def test_dollars_in_a_header_win_over_everything():
+def test_a_dollar_header_wins_over_everything_else():
     headers = {"X-AIMLAPI-USD-Spent": "0.026", "x-aimlapi-credits-used": "1"}
 
     assert read_cost(headers, {"meta": {"usage": {"usd_spent": 9}}}) == (Decimal("0.026"), "header")
 
 
-def test_credits_in_a_header_are_turned_into_dollars():
+def test_a_credits_header_is_converted_to_dollars():
     assert read_cost({"x-aimlapi-credits-used": "52000"}, {}) == (Decimal("0.026"), "header")
 
 
@@ -24,20 +24,20 @@ def test_credits_in_a_header_are_turned_into_dollars():
     [{"usd_spent": 0.026, "credits_used": 1}, {"credits_used": 52000, "tokens_used": 1}, {"tokens_used": 52000}],
 )
 @pytest.mark.parametrize("wrap", [lambda usage: {"meta": {"usage": usage}}, lambda usage: {"usage": usage}])
-def test_the_body_tells_the_cost_when_the_headers_do_not(usage, wrap):
+def test_the_body_gives_the_cost_when_the_headers_do_not(usage, wrap):
     assert read_cost({}, wrap(usage)) == (Decimal("0.026"), "usage")
 
 
-def test_the_tokens_of_a_language_model_are_no_money():
+def test_a_language_models_tokens_are_not_money():
     assert read_cost({}, {"usage": {"input_tokens": 5, "total_tokens": 5}}) == (None, None)
 
 
-def test_a_header_that_is_no_amount_is_passed_over():
+def test_a_header_that_is_not_an_amount_is_ignored():
     assert read_cost({"x-aimlapi-usd-spent": "n/a"}, {"meta": {"usage": {"usd_spent": 1}}}) == (Decimal(1), "usage")
 
 
 @pytest.mark.parametrize("body", [{}, {"meta": None}, {"meta": []}, {"meta": {"usage": "x"}}, {"usage": [1]}])
-def test_a_cost_that_is_not_told_is_unknown(body):
+def test_a_missing_cost_is_unknown(body):
     assert read_cost({}, body) == (None, None)
 
 
@@ -47,12 +47,12 @@ def test_an_amount_is_read_exactly(value):
 
 
 @pytest.mark.parametrize("value", ["0", 0, "-0", "0E-999999999"])
-def test_nothing_is_an_amount(value):
+def test_zero_is_an_amount(value):
     assert read_amount(value) == 0
 
 
 @pytest.mark.parametrize("value", [True, None, "", "x", "-1", -0.01, "NaN", "sNaN", "Infinity", float("inf"), [1], {}])
-def test_what_is_no_amount_of_money_is_none(value):
+def test_anything_but_an_amount_of_money_is_none(value):
     assert read_amount(value) is None
 
 
@@ -60,8 +60,8 @@ def test_what_is_no_amount_of_money_is_none(value):
     "value",
     ["1_0", "١٠", "１０", " 10 ", "10\n", "1e5", "1E+5", "+10", "010", ".5", "10.", "0x10", "1,0", "$10", "10 USD"],
 )
-def test_only_numbers_as_json_writes_them_are_amounts(value):
-    """Decimal reads most of these, and would take damage for money."""
+def test_only_json_numbers_are_amounts(value):
+    """``Decimal`` accepts most of these, so damaged text would count as money."""
     assert read_amount(value) is None
     assert read_cost({"x-aimlapi-usd-spent": value}, {"meta": {"usage": {"usd_spent": value}}}) == (None, None)
 
@@ -72,7 +72,7 @@ def test_small_amounts_are_read_as_javascript_and_python_write_them():
 
 
 @pytest.mark.parametrize("value", ["1e999999999", 10**300, "9" * 5000, 1e200])
-def test_a_number_no_bill_ever_reaches_is_none_so_that_it_spoils_no_sum(value):
+def test_an_impossibly_large_amount_is_none(value):
     assert read_amount(value) is None
 
 
@@ -90,11 +90,11 @@ def test_every_cost_can_be_summed(headers, amount):
         assert usd is None or 0 <= float(usd + usd) < float("inf")
 
 
-def test_the_largest_amount_that_counts_as_money_is_a_million_billions():
+def test_the_largest_accepted_amount_is_a_quadrillion():
     assert read_amount(10**15) == 10**15
     assert read_amount(10**15 + 1) is None
 
 
-def test_the_cost_that_a_litellm_proxy_computed_counts_unless_it_has_no_price():
+def test_a_litellm_proxys_cost_counts_unless_it_is_zero():
     assert read_cost({"X-LiteLLM-Response-Cost": "0.04"}, {"usage": {"usd_spent": 1}}) == (Decimal("0.04"), "header")
     assert read_cost({"x-litellm-response-cost": "0"}, {"usage": {"usd_spent": 1}}) == (Decimal(1), "usage")

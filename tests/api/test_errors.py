@@ -27,22 +27,22 @@ KEY = "feedc0de" + "9" * 24
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
-def old(status, message="why", **more):
+def plain_body(status, message="why", **more):
     return json.dumps({"requestId": "req-1", "statusCode": status, "path": "/v1", "message": message, **more}).encode()
 
 
-def problem(status, message="why", kind="err_x"):
+def problem_body(status, message="why", kind="err_x"):
     error = {"name": "SomeException", "message": message, "data": {"kind": kind}}
     return json.dumps(
         {"title": "T", "status": status, "message": message, "requestId": "req-1", "error": error}
     ).encode()
 
 
-def fit(status, body=b"", headers=None, **facts):
+def make_error(status, body=b"", headers=None, **facts):
     return error_for(status=status, headers=headers or {}, body=body, now=NOW, **{"model": "m-1", **facts})
 
 
-@pytest.mark.parametrize("make", [old, problem])
+@pytest.mark.parametrize("make", [plain_body, problem_body])
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -63,13 +63,13 @@ def fit(status, body=b"", headers=None, **facts):
         (524, LostAnswerError),
     ],
 )
-def test_each_status_in_the_apis_words_has_its_error(make, status, kind):
-    error = fit(status, make(status), {"X-Inference-Id": "inf-1"}, client_request_id="c-1")
+def test_each_status_in_the_apis_envelope_has_its_error(make, status, kind):
+    error = make_error(status, make(status), {"X-Inference-Id": "inf-1"}, client_request_id="c-1")
 
     assert type(error) is kind
     assert (error.status, error.request_id, error.inference_id) == (status, "req-1", "inf-1")
     assert (error.client_request_id, error.model) == ("c-1", "m-1")
-    assert error.kind == ("err_x" if make is problem else None)
+    assert error.kind == ("err_x" if make is problem_body else None)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"null", b'{"message": "bad gateway"}', b'{"statusCode": 500}'])
@@ -89,21 +89,21 @@ def test_each_status_in_the_apis_words_has_its_error(make, status, kind):
         (599, LostAnswerError),
     ],
 )
-def test_each_status_in_a_gateways_words_has_its_error(body, status, kind):
-    error = fit(status, body)
+def test_each_status_from_a_gateway_has_its_error(body, status, kind):
+    error = make_error(status, body)
 
     assert type(error) is kind
     assert error.status == status
 
 
 @pytest.mark.parametrize("kind", ["err_insufficent_credits", "err_insufficient_credits"])
-def test_a_403_for_want_of_money_is_told_by_its_kind_not_its_words(kind):
-    assert type(fit(403, problem(403, "anything", kind))) is OutOfCreditsError
-    assert type(fit(403, problem(403, "you ran out of credits", "err_scope"))) is AuthenticationError
+def test_an_out_of_credits_403_is_recognized_by_its_kind_not_its_message(kind):
+    assert type(make_error(403, problem_body(403, "anything", kind))) is OutOfCreditsError
+    assert type(make_error(403, problem_body(403, "you ran out of credits", "err_scope"))) is AuthenticationError
 
 
-def test_a_404_without_a_model_is_a_wrong_address():
-    assert type(fit(404, old(404), model=None)) is InvalidRequestError
+def test_a_404_without_a_model_is_an_invalid_request():
+    assert type(make_error(404, plain_body(404), model=None)) is InvalidRequestError
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_a_404_without_a_model_is_a_wrong_address():
         ("", ServerError),
     ],
 )
-def test_a_refusal_by_the_models_own_service_is_found_inside_a_500(words, kind):
-    assert type(fit(500, problem(500, words))) is kind
+def test_a_rejection_by_the_upstream_service_is_found_inside_a_500(words, kind):
+    assert type(make_error(500, problem_body(500, words))) is kind
 
 
-def test_the_validators_tree_names_every_field_and_the_first_is_the_one_at_fault():
+def test_every_field_error_is_listed_and_the_first_gives_the_errors_field():
     meta = {
         "_errors": ["not about a field"],
         "image_size": {"_errors": [], "width": {"_errors": ["too wide", 7]}},
@@ -134,33 +134,33 @@ def test_the_validators_tree_names_every_field_and_the_first_is_the_one_at_fault
         "odd": "leaf",
     }
 
-    error = fit(400, old(400, "Body validation error!", meta=meta))
+    error = make_error(400, plain_body(400, "Body validation error!", meta=meta))
 
     assert error.field == "image_size.width"
     assert str(error).endswith("Body validation error! (image_size.width: too wide; seed: no number).")
 
 
-def test_an_error_without_words_says_so():
-    assert str(fit(400)) == "The API rejected the request (400): no reason given."
+def test_an_error_without_a_reason_says_so():
+    assert str(make_error(400)) == "The API rejected the request (400): no reason given."
 
 
-def test_a_lost_answer_says_what_the_headers_say_it_cost():
-    error = fit(504, b"<html>", {"x-aimlapi-usd-spent": "0.2", "x-inference-id": "inf-1"})
+def test_a_lost_response_keeps_the_cost_and_id_from_its_headers():
+    error = make_error(504, b"<html>", {"x-aimlapi-usd-spent": "0.2", "x-inference-id": "inf-1"})
 
     assert (error.usd, error.inference_id) == (0.2, "inf-1")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 502, 503, 504])
-def test_every_error_says_what_it_cost(status):
-    in_body = old(status, meta={"usage": {"usd_spent": 0.3}})
+def test_every_error_reports_its_cost(status):
+    in_body = plain_body(status, meta={"usage": {"usd_spent": 0.3}})
 
-    assert fit(status, problem(status), {"x-aimlapi-usd-spent": "0.2"}).usd == 0.2
-    assert fit(status, in_body).usd == 0.3
-    assert fit(status, in_body, {"X-AIMLAPI-Credits-Used": "0"}).usd == 0
-    assert fit(status, problem(status)).usd is None
+    assert make_error(status, problem_body(status), {"x-aimlapi-usd-spent": "0.2"}).usd == 0.2
+    assert make_error(status, in_body).usd == 0.3
+    assert make_error(status, in_body, {"X-AIMLAPI-Credits-Used": "0"}).usd == 0
+    assert make_error(status, problem_body(status)).usd is None
 
 
-def test_nothing_of_an_error_holds_the_key_a_query_or_control_characters():
+def test_no_part_of_an_error_shows_the_key_a_query_or_control_characters():
     text = f"{KEY} bearer abc https://x.test/a?sig=SECRET https://me:SECRET@x.test/ \x1b[31m \u202e"
     body = json.dumps(
         {
@@ -171,12 +171,12 @@ def test_nothing_of_an_error_holds_the_key_a_query_or_control_characters():
         }
     ).encode()
 
-    error = fit(400, body, api_key=KEY)
+    error = make_error(400, body, api_key=KEY)
 
-    told = repr(vars(error)) + str(error)
-    assert KEY not in told
-    assert "SECRET" not in told
-    assert "abc" not in told
+    exposed = repr(vars(error)) + str(error)
+    assert KEY not in exposed
+    assert "SECRET" not in exposed
+    assert "abc" not in exposed
     assert str(error).isprintable()
 
 
@@ -204,24 +204,24 @@ def test_nothing_of_an_error_holds_the_key_a_query_or_control_characters():
         (None, None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_anything_else_is_not_said(value, seconds):
+def test_retry_after_is_seconds_or_a_date_and_anything_else_is_ignored(value, seconds):
     assert read_retry_after(value, now=NOW) == seconds
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_the_wait_asked_for_is_part_of_the_error(status):
-    assert fit(status, problem(status), {"Retry-After": "17"}).retry_after == 17.0
+def test_the_requested_wait_is_part_of_the_error(status):
+    assert make_error(status, problem_body(status), {"Retry-After": "17"}).retry_after == 17.0
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40) | st.from_regex(r"\A[A-Z][a-z]{2}, \d{1,3} [A-Z][a-z]{2} \d{1,6} \d\d:\d\d:\d\d .{0,6}\Z"))
-def test_no_retry_after_can_break_the_reading(value):
+def test_any_retry_after_is_read_safely(value):
     seconds = read_retry_after(value, now=NOW)
 
     assert seconds is None or 0 <= seconds < float("inf")
 
 
-# --- whatever comes ---------------------------------------------------------------------------------------------------
+# --- arbitrary input --------------------------------------------------------------------------------------------------
 
 json_values = st.recursive(
     st.none()
@@ -246,7 +246,7 @@ json_values = st.recursive(
 )
 
 
-def check_whatever_comes(status, headers, body):
+def check_any_input(status, headers, body):
     error = error_for(status=status, headers=headers, body=body, api_key=KEY, client_request_id="c", model="m", now=NOW)
 
     assert isinstance(error, ImagenError)
@@ -266,30 +266,30 @@ def check_whatever_comes(status, headers, body):
     body=st.binary(max_size=200),
 )
 def test_every_status_with_any_bytes_gives_one_of_our_errors(status, headers, body):
-    check_whatever_comes(status, headers, body)
+    check_any_input(status, headers, body)
 
 
 @settings(max_examples=600, deadline=None)
 @given(status=st.sampled_from([302, 400, 401, 403, 404, 429, 500, 502, 504]), answer=json_values)
 def test_every_status_with_any_json_gives_one_of_our_errors(status, answer):
-    check_whatever_comes(status, {}, json.dumps(answer).encode())
+    check_any_input(status, {}, json.dumps(answer).encode())
 
 
 @pytest.mark.parametrize("depth", [500, 900, 990, 5_000, 100_000])
 @pytest.mark.parametrize("name", ["message", "error", "meta", "data", "detail"])
-def test_every_depth_gives_one_of_our_errors(name, depth):
-    check_whatever_comes(500, {}, (f'{{"requestId": "r", "{name}": ' * depth + '"x"' + "}" * depth).encode())
-    check_whatever_comes(400, {}, (f'{{"message": "{{", "{name}": ' + "[" * depth + "]" * depth + "}").encode())
+def test_deep_nesting_gives_one_of_our_errors(name, depth):
+    check_any_input(500, {}, (f'{{"requestId": "r", "{name}": ' * depth + '"x"' + "}" * depth).encode())
+    check_any_input(400, {}, (f'{{"message": "{{", "{name}": ' + "[" * depth + "]" * depth + "}").encode())
 
 
-def test_a_megabyte_of_words_is_cut_quickly():
-    error = fit(400, old(400, (KEY + " ") * 100_000), api_key=KEY)
+def test_a_message_of_megabytes_is_truncated():
+    error = make_error(400, plain_body(400, (KEY + " ") * 100_000), api_key=KEY)
 
     assert len(str(error)) < 1000
     assert KEY[:8] not in str(error)
 
 
-def test_a_body_of_another_kind_is_not_the_apis():
+def test_a_body_without_an_envelope_is_not_from_the_api():
     assert read_error_body(b"<html>") == read_error_body(b"[1]")
     assert read_error_body(b"<html>").from_api is False
 
@@ -309,7 +309,7 @@ def test_the_reason_is_found_wherever_an_envelope_states_it(answer):
     assert read_error_body(json.dumps(answer).encode()).message == "too dark"
 
 
-def test_a_reason_is_not_searched_for_without_end():
+def test_the_search_for_a_reason_is_bounded():
     nested = functools.reduce(lambda inner, _: [inner], range(9), "too deep")
     assert read_error_body(json.dumps({"message": nested[0]}).encode()).message == "too deep"
     assert read_error_body(json.dumps({"message": nested}).encode()).message == ""
@@ -320,8 +320,8 @@ def test_a_reason_is_not_searched_for_without_end():
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_an_error_of_the_api_without_a_reason_says_so(status):
-    assert "no reason given" in str(fit(status, old(status, message="")))
+def test_an_api_error_with_an_empty_message_says_so(status):
+    assert "no reason given" in str(make_error(status, plain_body(status, message="")))
 
 
 def test_a_date_in_retry_after_counts_from_the_date_of_the_response():
@@ -329,12 +329,12 @@ def test_a_date_in_retry_after_counts_from_the_date_of_the_response():
         "Date": format_datetime(NOW - timedelta(hours=3), usegmt=True),
         "Retry-After": format_datetime(NOW - timedelta(hours=3) + timedelta(seconds=30), usegmt=True),
     }
-    assert fit(429, old(429), dates).retry_after == 30
+    assert make_error(429, plain_body(429), dates).retry_after == 30
 
 
 @pytest.mark.parametrize("status", [300, 301, 307, 399])
-def test_a_redirect_says_that_the_host_is_wrong(status):
-    with_location = fit(status, b"", {"Location": "https://elsewhere.example/"})
+def test_a_redirect_is_an_invalid_request_that_names_the_status(status):
+    with_location = make_error(status, b"", {"Location": "https://elsewhere.example/"})
     assert type(with_location) is InvalidRequestError
     assert f"redirect ({status})" in str(with_location)
 

@@ -1,4 +1,4 @@
-"""A request that is held up until another attempt may have taken over does not leave any more."""
+"""A request delayed until another attempt may have taken over is not sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def client(sandbox):
 
 
 @pytest.mark.parametrize("jump_seconds", [3600, -3600], ids=["slept", "clock set back"])
-def test_a_request_that_was_held_up_before_its_first_byte_is_never_sent(sandbox, client, monkeypatch, jump_seconds):
+def test_a_request_delayed_before_its_first_byte_is_never_sent(sandbox, client, monkeypatch, jump_seconds):
     jumps = chain([0], repeat(jump_seconds))
     clock = SimpleNamespace(time=lambda: time.time() + next(jumps), monotonic=time.monotonic)
     monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)
@@ -32,13 +32,13 @@ def test_a_request_that_was_held_up_before_its_first_byte_is_never_sent(sandbox,
     assert client.get_json("/v1/key")["data"]
 
 
-def test_the_time_that_a_connection_may_take_is_no_delay(client, monkeypatch):
+def test_connection_time_does_not_count_as_delay(client, monkeypatch):
     monkeypatch.setattr(client_module, "EXPIRES_AFTER_SECONDS", 0.0)
     assert client.get_json("/v1/key")["data"]
 
 
 @pytest.mark.parametrize("jump_seconds", [0.0, client_module.EXPIRES_AFTER_SECONDS + 3 * 10.0])
-def test_a_request_leaves_within_the_time_it_has_also_by_a_coarse_clock(client, monkeypatch, jump_seconds):
+def test_a_request_is_sent_before_it_expires_even_by_a_coarse_clock(client, monkeypatch, jump_seconds):
     jumps = chain([0.0], repeat(jump_seconds))
     clock = SimpleNamespace(time=lambda: 1_700_000_000.0 + next(jumps), monotonic=time.monotonic)
     monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)

@@ -24,12 +24,12 @@ from airflow_provider_imagen.api.json_body import find_string_fields, read_json,
         ('{"a":"é"}'.encode("utf-32-le"), "é"),
     ],
 )
-def test_damaged_text_is_kept_as_far_as_it_can_be_stored(body, text):
+def test_the_storable_part_of_damaged_text_is_kept(body, text):
     assert read_json(body)["a"] == text
     json.dumps(read_json(body)).encode()
 
 
-def test_every_text_is_storable_wherever_it_stands():
+def test_every_string_is_storable_at_any_depth():
     found = read_json(json.dumps({"a\0": [{"b": ["\0", 1, None, True, 0.5, "\ud800"]}, "c\0"]}).encode())
     assert found == {"a\ufffd": [{"b": ["\ufffd", 1, None, True, 0.5, "\ufffd"]}, "c\ufffd"]}
 
@@ -51,17 +51,17 @@ def test_every_text_is_storable_wherever_it_stands():
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_no_whole_document_is_refused(body):
+def test_anything_but_a_complete_document_is_rejected(body):
     with pytest.raises(ValueError, match=r"."):
         read_json(body)
 
 
-def test_text_that_is_storable_stays_the_same_object():
+def test_storable_text_is_unchanged():
     for text in ("plain", "é\U0001f431", "\t\n\x01\x7f"):
         assert storable(text) is text or storable(text) == text
 
 
-def test_texts_are_found_in_what_is_left_of_a_document():
+def test_string_fields_are_found_in_a_damaged_document():
     body = (
         b'{"data":[{"prompt":"a "quoted" cat","url":"https:\\/\\/x.test\\/a?b=1\\u0026c=2"},'
         b'{"b64_json" : "AAAA","url":null},{"thumbnail_url":"https://x.test/no","url":"https://x.test/cut'

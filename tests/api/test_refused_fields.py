@@ -1,4 +1,4 @@
-"""A gateway refuses a field: the request is sent again without it, unless the refusal states a cost."""
+"""A gateway rejects a field: the request is resent without it, unless the rejection states a cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COST = "x-aimlapi-usd-spent: 0.25\r\n"
 
 
 @pytest.mark.parametrize(("headers", "posts"), [("", 2), (COST, 1)], ids=["free", "charged"])
-def test_a_refusal_that_states_a_cost_is_not_followed_by_another_post(raw_server, headers, posts):
+def test_a_rejected_field_is_dropped_and_resent_only_if_nothing_was_charged(raw_server, headers, posts):
     seen = []
 
     def behave(peer):
@@ -31,7 +31,7 @@ def test_a_refusal_that_states_a_cost_is_not_followed_by_another_post(raw_server
         return client.generate("/v1/images/generations", body, client_request_id="c-1")
 
     if posts == 2:
-        assert [picture.url for picture in send().pictures] == ["https://cdn.test/a.png"]
+        assert [image.url for image in send().pictures] == ["https://cdn.test/a.png"]
     else:
         with pytest.raises(InvalidRequestError) as caught:
             send()

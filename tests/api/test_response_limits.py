@@ -1,4 +1,4 @@
-"""Endless, huge and tightly packed responses: none may outlast its deadline or exhaust memory."""
+"""Endless, huge and highly compressed responses: none may exceed its deadline or exhaust memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from airflow_provider_imagen.exceptions import (
 pytestmark = pytest.mark.usefixtures("no_proxies")
 
 DONE = json.dumps({"data": [{"url": "http://cdn.test/a.png"}]}).encode()
-FACTS = "x-inference-id: inf-1\r\nx-aimlapi-usd-spent: 0.5\r\n"
+BILLING_HEADERS = "x-inference-id: inf-1\r\nx-aimlapi-usd-spent: 0.5\r\n"
 
 
 def client_for(server, read=5.0):
@@ -36,7 +36,7 @@ def generate(client, **body):
     return client.generate("/v1/images/generations", {"prompt": "a red fox"} | body, client_request_id="job-1.a")
 
 
-def answering(raw_server, body, headers="", status="200 OK"):
+def serve(raw_server, body, headers="", status="200 OK"):
     def behave(peer):
         while peer.read_request():
             peer.answer(body, status=status, headers=headers)
@@ -44,9 +44,9 @@ def answering(raw_server, body, headers="", status="200 OK"):
     return raw_server(behave)
 
 
-def packed(data, wbits):
-    packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
-    return packer.compress(data) + packer.flush()
+def compressed(data, wbits):
+    compressor = zlib.compressobj(9, zlib.DEFLATED, wbits)
+    return compressor.compress(data) + compressor.flush()
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ EMPTY_DEFLATE_BLOCK = b"\x00\x00\x00\xff\xff"
         pytest.param(b"HTTP/1.1 500 Oops\r\nContent-Length: 100000\r\n\r\n", b" ", id="the words of an error"),
     ],
 )
-def test_a_body_in_drips_ends_at_its_deadline(raw_server, start, drip):
+def test_a_dripping_body_is_cut_off_at_its_deadline(raw_server, start, drip):
     def behave(peer):
         peer.read_request()
         peer.send(start)
@@ -104,7 +104,7 @@ def test_silence_at_the_end_of_a_body_does_not_extend_its_deadline(raw_server):
     assert 0.9 < time.monotonic() - started < 1.5
 
 
-def test_a_deadline_that_was_nearly_used_up_does_not_shorten_the_next_request(raw_server):
+def test_a_nearly_used_up_deadline_does_not_shorten_the_next_request(raw_server):
     def behave(peer):
         for _ in range(3):
             peer.read_request()
@@ -123,8 +123,8 @@ def test_a_deadline_that_was_nearly_used_up_does_not_shorten_the_next_request(ra
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_free_call_reads_no_more_than_text_can_be(raw_server):
-    server = answering(raw_server, b" " * (client_module.MAX_TEXT_BYTES + 1))
+def test_a_free_call_reads_at_most_the_text_limit(raw_server):
+    server = serve(raw_server, b" " * (client_module.MAX_TEXT_BYTES + 1))
 
     with pytest.raises(UnreadableResponseError, match="larger than 16777216 bytes"):
         client_for(server).get_balance()
@@ -134,37 +134,37 @@ def test_a_free_call_reads_no_more_than_text_can_be(raw_server):
     ("body", "limit"),
     [({"num_images": 1}, 2_000), ({"n": "3"}, 4_000), ({}, 5_000), ({"num_images": 400}, 9_000), ({"n": -1}, 2_000)],
 )
-def test_the_limit_grows_with_the_images_asked_for(raw_server, monkeypatch, body, limit):
+def test_the_limit_grows_with_the_number_of_requested_images(raw_server, monkeypatch, body, limit):
     for name, size in (("MAX_TEXT_BYTES", 1_000), ("MAX_IMAGE_BYTES", 1_000), ("MAX_RESPONSE_BYTES", 9_000)):
         monkeypatch.setattr(client_module, name, size)
 
-    fits = answering(raw_server, DONE + b" " * (limit - len(DONE)), FACTS)
+    fits = serve(raw_server, DONE + b" " * (limit - len(DONE)), BILLING_HEADERS)
     assert generate(client_for(fits), **body).urls == ["http://cdn.test/a.png"]
 
-    too_large = answering(raw_server, DONE + b" " * (limit - len(DONE) + 1), FACTS)
+    too_large = serve(raw_server, DONE + b" " * (limit - len(DONE) + 1), BILLING_HEADERS)
     with pytest.raises(UnreadableResponseError, match=f"larger than {limit} bytes") as caught:
         generate(client_for(too_large), **body)
     assert (caught.value.status, caught.value.inference_id, caught.value.usd) == (200, "inf-1", 0.5)
 
 
-def test_an_image_inside_the_response_fits_with_room_to_spare(raw_server):
+def test_an_inline_image_fits_with_room_to_spare(raw_server):
     encoded = "A" * 50_000_000
-    server = answering(raw_server, json.dumps({"data": [{"b64_json": encoded}]}).encode())
+    server = serve(raw_server, json.dumps({"data": [{"b64_json": encoded}]}).encode())
 
-    (picture,) = generate(client_for(server, read=30), num_images=1).pictures
+    (image,) = generate(client_for(server, read=30), num_images=1).pictures
 
-    assert len(picture.data) == 37_500_000
+    assert len(image.data) == 37_500_000
 
 
-def test_commas_inside_texts_are_no_values(raw_server):
+def test_commas_in_strings_do_not_count_as_values(raw_server):
     prompt = 'a "fox", [a {hen}], ' * 100_000
-    server = answering(raw_server, json.dumps({"data": [{"url": "http://cdn.test/a.png", "prompt": prompt}]}).encode())
+    server = serve(raw_server, json.dumps({"data": [{"url": "http://cdn.test/a.png", "prompt": prompt}]}).encode())
 
     assert generate(client_for(server)).pictures[0].prompt == prompt
 
 
-def test_the_words_of_an_error_are_bounded(raw_server):
-    server = answering(raw_server, b'{"message": "' + b"no " * 20_000_000, status="400 Bad Request")
+def test_a_huge_error_body_still_raises_its_error(raw_server):
+    server = serve(raw_server, b'{"message": "' + b"no " * 20_000_000, status="400 Bad Request")
 
     with pytest.raises(InvalidRequestError):
         generate(client_for(server))
@@ -184,8 +184,8 @@ VALUES = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the process's memory as Linux does")
 @pytest.mark.parametrize("kind", VALUES)
-def test_60_mb_of_json_take_no_gigabyte(raw_server, kind):
-    server = answering(raw_server, VALUES[kind], FACTS)
+def test_60_mb_of_json_take_less_than_400_mb(raw_server, kind):
+    server = serve(raw_server, VALUES[kind], BILLING_HEADERS)
     script = f"""
         import re
         from pathlib import Path
@@ -212,24 +212,24 @@ def test_60_mb_of_json_take_no_gigabyte(raw_server, kind):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "deflate"])
-def test_one_content_coding_is_undone(raw_server, coding):
-    body = packed(DONE, zlib.MAX_WBITS | (16 if "gzip" in coding.lower() else 0))
+def test_a_single_content_coding_is_decoded(raw_server, coding):
+    body = compressed(DONE, zlib.MAX_WBITS | (16 if "gzip" in coding.lower() else 0))
 
-    assert generate(client_for(answering(raw_server, body, f"Content-Encoding: {coding}\r\n"))).urls
+    assert generate(client_for(serve(raw_server, body, f"Content-Encoding: {coding}\r\n"))).urls
 
 
 @pytest.mark.parametrize("coding", ["", "identity", "utf-8", "binary", "aws-chunked, utf-8"])
-def test_a_content_coding_that_changes_nothing_passes(raw_server, coding):
-    assert generate(client_for(answering(raw_server, DONE, f"Content-Encoding: {coding}\r\n"))).urls
+def test_a_content_coding_that_changes_nothing_is_accepted(raw_server, coding):
+    assert generate(client_for(serve(raw_server, DONE, f"Content-Encoding: {coding}\r\n"))).urls
 
 
 @pytest.mark.parametrize(
     "coding", ["gzip, gzip", "gzip,deflate", "deflate, x-gzip , gzip", "gzip\r\nContent-Encoding: gzip"]
 )
 @pytest.mark.parametrize("status", [200, 400])
-def test_several_content_codings_are_not_undone(raw_server, coding, status):
+def test_several_content_codings_are_not_decoded(raw_server, coding, status):
     bomb = gzip.compress(gzip.compress(b"\0" * 50_000_000))
-    server = answering(raw_server, bomb, f"Content-Encoding: {coding}\r\n{FACTS}", status=f"{status} X")
+    server = serve(raw_server, bomb, f"Content-Encoding: {coding}\r\n{BILLING_HEADERS}", status=f"{status} X")
 
     with pytest.raises(UnreadableResponseError if status == 200 else InvalidRequestError) as caught:
         generate(client_for(server))
@@ -239,22 +239,22 @@ def test_several_content_codings_are_not_undone(raw_server, coding, status):
         assert "only gzip or deflate, applied once, is accepted" in str(caught.value)
 
 
-def test_a_compressed_bomb_is_unpacked_up_to_the_limit_only(raw_server):
-    server = answering(raw_server, gzip.compress(b" " * 300_000_000), f"Content-Encoding: gzip\r\n{FACTS}")
+def test_a_compression_bomb_is_decompressed_only_up_to_the_limit(raw_server):
+    server = serve(raw_server, gzip.compress(b" " * 300_000_000), f"Content-Encoding: gzip\r\n{BILLING_HEADERS}")
 
     with pytest.raises(UnreadableResponseError, match="larger than 79691776 bytes"):
         generate(client_for(server), num_images=1)
 
 
-def test_only_codings_that_are_undone_are_asked_for(raw_server):
-    server = answering(raw_server, DONE)
+def test_only_supported_codings_are_requested(raw_server):
+    server = serve(raw_server, DONE)
     generate(client_for(server))
 
     (line,) = [line for line in bytes(server.received).lower().split(b"\r\n") if line.startswith(b"accept-encoding")]
     assert line == b"accept-encoding: gzip, deflate"
 
 
-def test_a_free_call_in_drips_is_a_failed_connection(raw_server):
+def test_a_dripping_free_call_is_a_failed_connection(raw_server):
     def behave(peer):
         peer.read_request()
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")

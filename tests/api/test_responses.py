@@ -16,9 +16,9 @@ from airflow_provider_imagen.exceptions import (
     UnreadableResponseError,
 )
 
-PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
-ENCODED = base64.b64encode(PICTURE).decode()
-LINK = "https://cdn.test/a.png"
+IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+ENCODED = base64.b64encode(IMAGE).decode()
+IMAGE_URL = "https://cdn.test/a.png"
 
 
 def read(answer, **headers):
@@ -28,47 +28,47 @@ def read(answer, **headers):
     )
 
 
-def pictures(answer):
+def read_images(answer):
     return read(answer).pictures
 
 
-# --- forms of an entry ------------------------------------------------------------------------------------------------
+# --- entry formats ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["url", "image_url", "image"])
-def test_a_link_is_found_under_each_of_its_names(name):
-    assert pictures({"data": [{name: LINK}]}) == (GeneratedImage(url=LINK),)
+def test_a_url_is_found_under_each_of_its_keys(name):
+    assert read_images({"data": [{name: IMAGE_URL}]}) == (GeneratedImage(url=IMAGE_URL),)
 
 
 @pytest.mark.parametrize("name", ["b64_json", "base64", "image_base64", "b64"])
-def test_base64_is_found_under_each_of_its_names(name):
-    assert pictures({"data": [{"url": None, name: ENCODED}]}) == (GeneratedImage(data=PICTURE),)
+def test_base64_is_found_under_each_of_its_keys(name):
+    assert read_images({"data": [{"url": None, name: ENCODED}]}) == (GeneratedImage(data=IMAGE),)
 
 
 @pytest.mark.parametrize("name", ["url", "image_url", "image", "b64_json"])
-def test_a_data_uri_is_decoded_wherever_it_stands(name):
-    assert pictures({"images": [{name: f"data:image/png;base64,{ENCODED}"}]}) == (GeneratedImage(data=PICTURE),)
+def test_a_data_uri_is_decoded_under_any_key(name):
+    assert read_images({"images": [{name: f"data:image/png;base64,{ENCODED}"}]}) == (GeneratedImage(data=IMAGE),)
 
 
 def test_a_data_uri_without_base64_is_decoded_too():
-    assert pictures({"data": ["data:image/svg+xml,%3Csvg/%3E"]}) == (GeneratedImage(data=b"<svg/>"),)
+    assert read_images({"data": ["data:image/svg+xml,%3Csvg/%3E"]}) == (GeneratedImage(data=b"<svg/>"),)
 
 
-@pytest.mark.parametrize("entry", [LINK, {"image_url": {"url": LINK}}, {"url": f" {LINK}\n"}])
-def test_a_link_may_stand_alone_one_level_deeper_or_between_blanks(entry):
-    assert pictures({"data": [entry]}) == (GeneratedImage(url=LINK),)
+@pytest.mark.parametrize("entry", [IMAGE_URL, {"image_url": {"url": IMAGE_URL}}, {"url": f" {IMAGE_URL}\n"}])
+def test_a_url_may_be_bare_nested_or_padded_with_whitespace(entry):
+    assert read_images({"data": [entry]}) == (GeneratedImage(url=IMAGE_URL),)
 
 
-def test_base64_may_be_broken_into_lines_and_without_padding_or_for_urls():
+def test_base64_may_be_wrapped_unpadded_or_url_safe():
     lines = "\n".join(ENCODED[place : place + 76] for place in range(0, len(ENCODED), 76)).rstrip("=")
-    assert pictures({"data": [{"b64_json": lines}]}) == (GeneratedImage(data=PICTURE),)
-    assert pictures({"data": [{"b64_json": base64.urlsafe_b64encode(PICTURE).decode()}]}) == (
-        GeneratedImage(data=PICTURE),
+    assert read_images({"data": [{"b64_json": lines}]}) == (GeneratedImage(data=IMAGE),)
+    assert read_images({"data": [{"b64_json": base64.urlsafe_b64encode(IMAGE).decode()}]}) == (
+        GeneratedImage(data=IMAGE),
     )
 
 
-def test_base64_takes_the_place_of_a_link_that_cannot_be_used():
-    assert pictures({"data": [{"url": "ftp://x/a.png", "b64_json": ENCODED}]}) == (GeneratedImage(data=PICTURE),)
+def test_base64_replaces_an_unusable_url():
+    assert read_images({"data": [{"url": "ftp://x/a.png", "b64_json": ENCODED}]}) == (GeneratedImage(data=IMAGE),)
 
 
 @pytest.mark.parametrize(
@@ -84,82 +84,82 @@ def test_base64_takes_the_place_of_a_link_that_cannot_be_used():
         {"url": "data:image/png;base64,"},
         {"url": "data:,\ud800"},
         {"url": 5},
-        {"image_url": {"href": LINK}},
+        {"image_url": {"href": IMAGE_URL}},
         {"b64_json": "%%%"},
         {"b64_json": "ä"},
         {"b64_json": "A"},
         {"b64_json": ["x"]},
-        {"href": LINK},
+        {"href": IMAGE_URL},
         ["nested"],
         7,
         True,
     ],
 )
-def test_a_picture_that_cannot_be_read_is_reported_rather_than_dropped(entry):
-    good, broken = pictures({"data": [{"url": LINK}, entry]})
+def test_an_unreadable_image_is_reported_rather_than_dropped(entry):
+    good, broken = read_images({"data": [{"url": IMAGE_URL}, entry]})
 
-    assert good.url == LINK
+    assert good.url == IMAGE_URL
     assert broken.broken
     assert (broken.url, broken.data) == (None, None)
 
 
 @pytest.mark.parametrize("entry", [None, {}, {"url": None, "b64_json": None}, {"url": "", "mime_type": "image/png"}])
-def test_an_entry_that_holds_nothing_is_no_picture(entry):
-    assert pictures({"data": [entry, {"url": LINK}, entry]}) == (GeneratedImage(url=LINK),)
+def test_an_empty_entry_is_not_an_image(entry):
+    assert read_images({"data": [entry, {"url": IMAGE_URL}, entry]}) == (GeneratedImage(url=IMAGE_URL),)
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["data", "images", "output"])
-def test_every_list_is_read(name):
-    assert pictures({name: [{"url": LINK}]}) == (GeneratedImage(url=LINK),)
+def test_images_are_found_under_every_list_key(name):
+    assert read_images({name: [{"url": IMAGE_URL}]}) == (GeneratedImage(url=IMAGE_URL),)
 
 
-def test_the_choices_of_2024_are_read():
-    assert pictures({"status": "finished", "output": {"choices": [{"image_base64": ENCODED}]}}) == (
-        GeneratedImage(data=PICTURE),
+def test_the_2024_choices_format_is_read():
+    assert read_images({"status": "finished", "output": {"choices": [{"image_base64": ENCODED}]}}) == (
+        GeneratedImage(data=IMAGE),
     )
 
 
-@pytest.mark.parametrize("single", [LINK, {"url": LINK}])
-def test_a_single_picture_may_come_without_its_list(single):
-    assert pictures({"data": single}) == (GeneratedImage(url=LINK),)
+@pytest.mark.parametrize("single", [IMAGE_URL, {"url": IMAGE_URL}])
+def test_a_single_image_need_not_be_in_a_list(single):
+    assert read_images({"data": single}) == (GeneratedImage(url=IMAGE_URL),)
 
 
-def test_two_lists_of_the_same_pictures_count_once():
-    found = pictures({"images": [{"url": "data:image/png;base64," + ENCODED}], "data": [{"b64_json": ENCODED}]})
+def test_two_lists_of_the_same_images_count_once():
+    found = read_images({"images": [{"url": "data:image/png;base64," + ENCODED}], "data": [{"b64_json": ENCODED}]})
 
-    assert found == (GeneratedImage(data=PICTURE),)
+    assert found == (GeneratedImage(data=IMAGE),)
 
 
 @pytest.mark.parametrize(
     ("data", "images"),
     [
-        (None, [{"url": LINK}]),
-        ([], [{"url": LINK}]),
-        ([{"url": None}], [{"url": LINK}]),
-        ([{"b64_json": "%%%"}], [{"url": LINK}]),
-        ([{"url": "https://cdn.test/1"}], [{"url": LINK}, {"url": LINK + "?2"}]),
+        (None, [{"url": IMAGE_URL}]),
+        ([], [{"url": IMAGE_URL}]),
+        ([{"url": None}], [{"url": IMAGE_URL}]),
+        ([{"b64_json": "%%%"}], [{"url": IMAGE_URL}]),
+        ([{"url": "https://cdn.test/1"}], [{"url": IMAGE_URL}, {"url": IMAGE_URL + "?2"}]),
     ],
 )
-def test_of_two_lists_the_one_with_more_pictures_counts(data, images):
-    found = pictures({"data": data, "images": images})
+def test_of_two_lists_the_one_with_more_usable_images_wins(data, images):
+    found = read_images({"data": data, "images": images})
 
-    assert [picture.url for picture in found] == [image["url"] for image in images]
-
-
-# --- facts of a picture -----------------------------------------------------------------------------------------------
+    assert [image.url for image in found] == [image["url"] for image in images]
 
 
-def test_prompt_and_seed_of_the_picture_win_over_those_of_the_answer():
-    own, common = pictures(
+# --- image metadata ---------------------------------------------------------------------------------------------------
+
+
+def test_an_images_own_prompt_and_seed_win_over_the_responses():
+    own, common = read_images(
         {
             "prompt": "all",
             "seed": 2**70,
             "data": [
-                {"url": LINK, "prompt": "mine", "seed": 0},
-                {"url": LINK, "revised_prompt": "better", "prompt": "x"},
+                {"url": IMAGE_URL, "prompt": "mine", "seed": 0},
+                {"url": IMAGE_URL, "revised_prompt": "better", "prompt": "x"},
             ],
         }
     )
@@ -172,35 +172,39 @@ def test_prompt_and_seed_of_the_picture_win_over_those_of_the_answer():
     ("seed", "read_as"), [(7.0, 7), (7.5, None), (True, None), ("7", None), (1e400, None), (None, None)]
 )
 def test_a_seed_is_a_whole_number_or_unknown(seed, read_as):
-    assert pictures({"data": [{"url": LINK}], "seed": seed})[0].seed == read_as
+    assert read_images({"data": [{"url": IMAGE_URL}], "seed": seed})[0].seed == read_as
 
 
-def test_half_a_surrogate_pair_in_a_prompt_is_replaced_because_no_file_could_hold_it():
-    (picture,) = pictures({"data": [{"url": LINK, "prompt": "a \ud83e fox \U0001f98a"}]})
+def test_a_lone_surrogate_in_a_prompt_is_replaced():
+    """Because no file could store it."""
+    (image,) = read_images({"data": [{"url": IMAGE_URL, "prompt": "a \ud83e fox \U0001f98a"}]})
 
-    assert picture.prompt == "a \ufffd fox \U0001f98a"
+    assert image.prompt == "a \ufffd fox \U0001f98a"
 
 
-def test_flags_belong_to_the_pictures_at_their_place():
-    first, second, third = pictures(
-        {"has_nsfw_concepts": [False, True, "yes"], "data": [{"url": LINK}, {"url": LINK}, {"url": LINK}]}
+def test_flags_match_images_by_position():
+    first, second, third = read_images(
+        {
+            "has_nsfw_concepts": [False, True, "yes"],
+            "data": [{"url": IMAGE_URL}, {"url": IMAGE_URL}, {"url": IMAGE_URL}],
+        }
     )
 
     assert (first.withheld, second.withheld, third.withheld) == (False, True, False)
 
 
-def test_a_picture_that_is_flagged_and_absent_counts_as_withheld():
-    assert pictures({"has_nsfw_concepts": [True, True], "images": [None, {"url": None}]}) == (
+def test_a_flagged_and_missing_image_counts_as_withheld():
+    assert read_images({"has_nsfw_concepts": [True, True], "images": [None, {"url": None}]}) == (
         GeneratedImage(withheld=True),
         GeneratedImage(withheld=True),
     )
 
 
-# --- whole answers ----------------------------------------------------------------------------------------------------
+# --- complete responses -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", [{"data": None}, {"data": []}, {"images": [None]}, {"output": {"choices": []}}])
-def test_an_empty_list_is_an_answer_without_pictures(answer):
+def test_an_empty_list_is_a_response_without_images(answer):
     generation = read(answer, x_aimlapi_usd_spent="0.1", X_Inference_Id="inf-1")
 
     assert generation.pictures == ()
@@ -210,7 +214,7 @@ def test_an_empty_list_is_an_answer_without_pictures(answer):
 @pytest.mark.parametrize(
     "body", [b"", b"  ", b'{"data": [{"url": "htt', b"<!DOCTYPE html><html>", b"\xff\xfe\xfa", b"[" * 9999]
 )
-def test_a_body_that_is_no_whole_json_is_a_lost_answer_with_what_the_headers_say(body):
+def test_a_body_that_is_not_complete_json_is_lost_but_keeps_its_cost_and_id(body):
     with pytest.raises(LostAnswerError) as caught:
         read(body, x_aimlapi_usd_spent="0.1", x_inference_id="inf-1")
 
@@ -218,7 +222,7 @@ def test_a_body_that_is_no_whole_json_is_a_lost_answer_with_what_the_headers_say
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b"7", b'"done"', b"{}", b'{"id": "job-1", "status": "queued"}'])
-def test_json_of_no_known_form_is_unreadable_with_what_it_cost(body):
+def test_json_in_an_unknown_format_is_unreadable_but_keeps_its_cost_and_id(body):
     with pytest.raises(UnreadableResponseError) as caught:
         read(body, x_aimlapi_credits_used="200000", x_inference_id="inf-1")
 
@@ -235,18 +239,20 @@ def test_json_of_no_known_form_is_unreadable_with_what_it_cost(body):
         ([1], None, "no reason given"),
     ],
 )
-def test_an_error_in_place_of_pictures_is_a_refusal(error, kind, shown):
+def test_an_error_instead_of_images_is_an_invalid_request(error, kind, shown):
     with pytest.raises(InvalidRequestError, match=shown) as caught:
         read({"error": error, "data": None})
 
     assert caught.value.kind == kind
 
 
-def test_pictures_beside_an_error_are_not_lost():
-    assert pictures({"error": {"message": "one of two failed"}, "data": [{"url": LINK}]}) == (GeneratedImage(url=LINK),)
+def test_images_next_to_an_error_are_kept():
+    assert read_images({"error": {"message": "one of two failed"}, "data": [{"url": IMAGE_URL}]}) == (
+        GeneratedImage(url=IMAGE_URL),
+    )
 
 
-# --- whatever comes ---------------------------------------------------------------------------------------------------
+# --- arbitrary input --------------------------------------------------------------------------------------------------
 
 _NAMES = ["data", "images", "output", "choices", "url", "b64_json", "image", "image_url", "prompt", "seed", "error"]
 _NAMES += ["meta", "usage", "usd_spent", "credits_used", "has_nsfw_concepts", "content_violation", "message", "code"]
@@ -257,7 +263,7 @@ json_values = st.recursive(
     | st.integers(min_value=10**300, max_value=10**400)
     | st.floats(allow_nan=True)
     | st.text(st.characters(codec=None), max_size=20)
-    | st.sampled_from([LINK, ENCODED, f"data:image/png;base64,{ENCODED}", "data:", "%%%", "\ud800"]),
+    | st.sampled_from([IMAGE_URL, ENCODED, f"data:image/png;base64,{ENCODED}", "data:", "%%%", "\ud800"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
@@ -276,31 +282,31 @@ headers = st.dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(status=st.integers(200, 299), headers=headers, body=st.binary(max_size=200))
-def test_no_bytes_raise_anything_but_our_errors(status, headers, body):
-    check_whatever_comes(status, headers, body)
+def test_arbitrary_bytes_raise_only_our_errors(status, headers, body):
+    check_any_input(status, headers, body)
 
 
 @settings(max_examples=600, deadline=None)
 @given(headers=headers, answer=json_values)
-def test_no_json_raises_anything_but_our_errors(headers, answer):
-    check_whatever_comes(200, headers, json.dumps(answer).encode())
+def test_arbitrary_json_raises_only_our_errors(headers, answer):
+    check_any_input(200, headers, json.dumps(answer).encode())
 
 
 @pytest.mark.parametrize("depth", [500, 900, 990, 5_000, 100_000])
 @pytest.mark.parametrize("name", ["data", "error", "meta", "image_url"])
-def test_no_depth_raises_anything_but_our_errors(name, depth):
-    check_whatever_comes(200, {}, (f'{{"{name}": ' * depth + "null" + "}" * depth).encode())
-    check_whatever_comes(200, {}, b'{"data": [{"url": ' + b"[" * depth + b"]" * depth + b"}]}")
+def test_deep_nesting_raises_only_our_errors(name, depth):
+    check_any_input(200, {}, (f'{{"{name}": ' * depth + "null" + "}" * depth).encode())
+    check_any_input(200, {}, b'{"data": [{"url": ' + b"[" * depth + b"]" * depth + b"}]}")
 
 
 @pytest.mark.parametrize("digits", [400, 4_000, 400_000])
-def test_no_number_raises_anything_but_our_errors(digits):
+def test_huge_numbers_raise_only_our_errors(digits):
     number = "9" * digits
-    body = f'{{"data": [{{"url": "{LINK}", "seed": {number}}}], "usage": {{"usd_spent": {number}}}}}'
-    check_whatever_comes(200, {}, body.encode())
+    body = f'{{"data": [{{"url": "{IMAGE_URL}", "seed": {number}}}], "usage": {{"usd_spent": {number}}}}}'
+    check_any_input(200, {}, body.encode())
 
 
-def check_whatever_comes(status, headers, body):
+def check_any_input(status, headers, body):
     error = generation = None
     try:
         generation = read_generation(status=status, headers=headers, body=body, model="m", client_request_id="c")
@@ -312,13 +318,13 @@ def check_whatever_comes(status, headers, body):
         assert error.usd is None or 0 <= error.usd < float("inf")
         return
     assert generation.usd is None or 0 <= float(generation.usd) < float("inf")
-    for picture in generation.pictures:
-        assert sum(map(bool, (picture.url, picture.data, picture.broken))) == 1 or picture.withheld
-        (picture.url or "").encode()
-        (picture.prompt or "").encode()
+    for image in generation.pictures:
+        assert sum(map(bool, (image.url, image.data, image.broken))) == 1 or image.withheld
+        (image.url or "").encode()
+        (image.prompt or "").encode()
 
 
-offered = st.one_of(
+entry_values = st.one_of(
     st.builds(lambda number: {"url": f"https://cdn.test/{number}.png"}, st.integers(0, 99)),
     st.builds(lambda data: {"b64_json": base64.b64encode(data).decode()}, st.binary(min_size=1, max_size=40)),
     st.builds(
@@ -332,21 +338,21 @@ offered = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(entries=st.lists(offered, min_size=1, max_size=8), name=st.sampled_from(["data", "images", "output"]))
+@given(entries=st.lists(entry_values, min_size=1, max_size=8), name=st.sampled_from(["data", "images", "output"]))
 @example(entries=[{"somewhere_else": ""}], name="data")
-def test_every_picture_offered_is_given_or_reported_broken_in_its_place(entries, name):
-    found = pictures({name: entries})
+def test_every_entry_becomes_an_image_or_is_reported_broken_in_order(entries, name):
+    found = read_images({name: entries})
 
     assert len(found) == len(entries)
-    for picture, entry in zip(found, entries, strict=True):
+    for image, entry in zip(found, entries, strict=True):
         if isinstance(entry, dict) and str(entry.get("url")).startswith("https:"):
-            assert picture.url == entry["url"]
+            assert image.url == entry["url"]
         elif isinstance(entry, dict) and ";base64," in str(entry.get("url")):
-            assert picture.data == base64.b64decode(entry["url"].partition(",")[2])
+            assert image.data == base64.b64decode(entry["url"].partition(",")[2])
         elif isinstance(entry, dict) and not str(entry.get("b64_json", "%")).startswith("%"):
-            assert picture.data == base64.b64decode(entry["b64_json"])
+            assert image.data == base64.b64decode(entry["b64_json"])
         else:
-            assert picture.broken
+            assert image.broken
 
 
 @pytest.mark.parametrize(
@@ -359,14 +365,14 @@ def test_every_picture_offered_is_given_or_reported_broken_in_its_place(entries,
         ({"x-aimlapi-model": ""}, {"meta": {"model": None}, "model": 5}, None),
     ],
 )
-def test_the_model_that_answered_is_told_apart_from_the_one_that_was_asked(headers, answer, named):
-    body = json.dumps({"data": [{"url": LINK}], **answer}).encode()
+def test_the_responding_model_is_recorded_separately_from_the_requested_one(headers, answer, named):
+    body = json.dumps({"data": [{"url": IMAGE_URL}], **answer}).encode()
     generation = read_generation(status=200, headers=headers, body=body, model="asked/model")
     assert (generation.model, generation.answered_model) == ("asked/model", named)
 
 
-def test_a_named_model_never_shows_the_key():
-    body = json.dumps({"data": [{"url": LINK}], "model": "my-secret"}).encode()
+def test_the_responding_models_name_never_shows_the_key():
+    body = json.dumps({"data": [{"url": IMAGE_URL}], "model": "my-secret"}).encode()
     assert read_generation(status=200, headers={}, body=body, api_key="my-secret").answered_model == "***"
 
 
@@ -391,9 +397,9 @@ BODY = json.dumps({"data": [{"url": URL}]}).encode()
         + b'"}]}',
     ],
 )
-def test_a_picture_is_found_whatever_is_damaged_around_it(body):
+def test_an_image_is_found_in_a_damaged_body(body):
     generation = read_generation(status=200, headers={}, body=body)
-    assert [picture.url for picture in generation.pictures] == [URL]
+    assert [image.url for image in generation.pictures] == [URL]
 
 
 @pytest.mark.parametrize(
@@ -405,17 +411,17 @@ def test_a_picture_is_found_whatever_is_damaged_around_it(body):
         b'{"detail": "a "quoted" word", "url": "https://docs.test/errors"}',
     ],
 )
-def test_a_body_without_a_whole_picture_is_a_lost_response(body):
+def test_a_body_without_a_complete_image_is_a_lost_response(body):
     with pytest.raises(LostAnswerError):
         read_generation(status=200, headers={}, body=body)
 
 
-def test_raw_control_characters_in_base64_are_left_out():
+def test_raw_control_characters_in_base64_are_ignored():
     body = b'{"data": [{"b64_json": "QU\x01JD"}]}'
-    assert [picture.data for picture in read_generation(status=200, headers={}, body=body).pictures] == [b"ABC"]
+    assert [image.data for image in read_generation(status=200, headers={}, body=body).pictures] == [b"ABC"]
 
 
 @pytest.mark.parametrize("seed", [10**40, -(10**40), 1e300])
-def test_an_absurd_seed_is_no_seed(seed):
+def test_an_absurd_seed_is_ignored(seed):
     body = json.dumps({"data": [{"url": URL, "seed": seed}]}).encode()
-    assert [picture.seed for picture in read_generation(status=200, headers={}, body=body).pictures] == [None]
+    assert [image.seed for image in read_generation(status=200, headers={}, body=body).pictures] == [None]

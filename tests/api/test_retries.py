@@ -48,12 +48,12 @@ def run(*errors, waits=None, told=None):
 
 
 @pytest.mark.parametrize("error", [ConnectionFailedError("x"), RateLimitedError("x"), ServerError("x")])
-def test_what_certainly_bought_nothing_is_sent_again(error):
+def test_an_error_that_certainly_cost_nothing_is_retried(error):
     assert run(error, error) == ("done", 3)
 
 
 def test_every_other_error_ends_the_loop_at_once():
-    """Above all a lost answer: sending it again blindly may pay twice."""
+    """Above all a lost response: resending blindly may pay twice."""
     sure = {ConnectionFailedError, RateLimitedError, ServerError}
     details = {
         exceptions.BudgetExceededError: {"spent_usd": 1, "max_usd": 1, "items_done": 0, "items_left": 1},
@@ -72,13 +72,13 @@ def test_every_other_error_ends_the_loop_at_once():
         assert run(error) == (error, 1), kind
 
 
-def test_the_number_of_posts_is_bounded_and_the_last_error_comes_through():
+def test_the_number_of_posts_is_bounded_and_the_last_error_is_raised():
     errors = [ServerError(str(number)) for number in range(MAX_POSTS + 3)]
 
     assert run(*errors) == (errors[MAX_POSTS - 1], MAX_POSTS)
 
 
-def test_waits_grow_are_spread_and_bounded():
+def test_waits_grow_with_jitter_up_to_a_limit():
     waits = []
     run(*[ServerError("x")] * (MAX_POSTS - 1), waits=waits)
 
@@ -88,7 +88,7 @@ def test_waits_grow_are_spread_and_bounded():
 
 
 @pytest.mark.parametrize("kind", [RateLimitedError, ServerError])
-def test_a_wait_the_api_asks_for_is_kept_and_slightly_spread(kind):
+def test_a_wait_requested_by_the_api_is_honoured_with_slight_jitter(kind):
     waits = []
     run(kind("x", retry_after=10.0), waits=waits)
 
@@ -96,14 +96,14 @@ def test_a_wait_the_api_asks_for_is_kept_and_slightly_spread(kind):
 
 
 @given(st.floats(min_value=LONGEST_WAIT_SECONDS, max_value=1e9, exclude_min=True))
-def test_a_longer_wait_ends_the_try_so_that_no_worker_sleeps(seconds):
+def test_a_longer_wait_ends_the_attempt_instead_of_blocking_a_worker(seconds):
     error = RateLimitedError("x", retry_after=seconds)
 
     assert run(error) == (error, 1)
     assert may_resend(RateLimitedError("x", retry_after=LONGEST_WAIT_SECONDS))
 
 
-def test_each_error_that_is_tried_again_is_told_with_the_wait():
+def test_each_retried_error_is_reported_with_its_wait():
     told, waits = [], []
     errors = [RateLimitedError("x", retry_after=1.0), ServerError("y")]
     run(*errors, told=told, waits=waits)
@@ -112,14 +112,14 @@ def test_each_error_that_is_tried_again_is_told_with_the_wait():
     assert [seconds for _, seconds in told] == waits
 
 
-def test_an_error_that_is_not_tried_again_is_not_told():
+def test_an_error_that_is_not_retried_is_not_reported():
     told = []
     run(InvalidRequestError("x"), told=told)
 
     assert told == []
 
 
-def test_being_told_to_stop_while_waiting_ends_the_loop():
+def test_cancellation_while_waiting_ends_the_loop():
     def wait(_seconds):
         raise StoppedError("stop")
 
@@ -130,7 +130,7 @@ def test_being_told_to_stop_while_waiting_ends_the_loop():
     assert script.calls == 1
 
 
-def test_what_is_no_error_of_ours_comes_through_untouched():
+def test_foreign_errors_are_raised_unchanged():
     script = Script(KeyError("x"))
     with pytest.raises(KeyError):
         resending(wait=pytest.fail)(script)
@@ -138,7 +138,7 @@ def test_what_is_no_error_of_ours_comes_through_untouched():
     assert script.calls == 1
 
 
-def test_over_the_wire_every_post_that_was_refused_cost_nothing_and_the_last_one_is_paid_once(sandbox):
+def test_rejected_posts_cost_nothing_and_the_last_one_is_paid_once(sandbox):
     sandbox.add_fault(Fault("status", status=429, retry_after=0))
     sandbox.add_fault(Fault("status", status=503, times=2))
     client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key))
@@ -156,14 +156,14 @@ def test_over_the_wire_every_post_that_was_refused_cost_nothing_and_the_last_one
     assert generation.client_request_id == "job-3"
 
 
-def test_an_error_that_was_charged_all_the_same_is_not_sent_again():
+def test_an_error_that_was_charged_is_not_retried():
     error = ServerError("x", usd=0.04)
 
     assert run(error) == (error, 1)
 
 
 @pytest.mark.parametrize("retry_after", [None, 10.0])
-def test_tasks_that_were_refused_together_do_not_come_back_together(retry_after):
+def test_tasks_throttled_together_do_not_retry_together(retry_after):
     waits = []
     for _ in range(100):
         run(RateLimitedError("x", retry_after=retry_after), waits=waits)
@@ -173,7 +173,7 @@ def test_tasks_that_were_refused_together_do_not_come_back_together(retry_after)
     assert shortest + 0.75 < max(waits) <= shortest + 1.25
 
 
-def test_an_error_that_the_caller_handles_itself_ends_the_loop():
+def test_an_error_that_the_caller_handles_ends_the_loop():
     script = Script(RateLimitedError("x"))
     with pytest.raises(RateLimitedError):
         resending(wait=pytest.fail, without=(RateLimitedError,))(script)

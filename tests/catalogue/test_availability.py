@@ -44,21 +44,21 @@ def judge(model):
         ("microsoft/mai-image-2.5", "withdrawn", False, "withdrawn"),
     ],
 )
-def test_both_lists_together_say_what_a_model_is(model, state, is_fine, sentence):
+def test_the_two_lists_together_give_a_models_state(model, state, is_fine, sentence):
     health = judge(model)
     assert (health.state, health.is_fine) == (state, is_fine)
     assert health.sentence.startswith(sentence)
     assert health.to_json()["state"] == state
 
 
-def test_the_date_is_a_day_and_the_order_is_that_of_the_question():
+def test_dates_are_days_and_the_requested_order_is_kept():
     states = judge_models(["maker/gone", "maker/new", "maker/gone"], listed=LISTED, retired=RETIRED)
     assert [state.model for state in states] == ["maker/gone", "maker/new", "maker/gone"]
     assert states[0].shutdown_at == "2026-06-30"
 
 
 @pytest.mark.parametrize("rows", [[], [None], [{"id": 5, "aliases": 5}]])
-def test_rows_that_say_nothing_make_nothing_alive(rows):
+def test_empty_rows_make_no_model_alive(rows):
     (state,) = judge_models(["maker/new"], listed=rows, retired=rows)
     assert state.state == "unknown"
 
@@ -73,7 +73,7 @@ def test_rows_that_say_nothing_make_nothing_alive(rows):
         (date(2027, 5, 1), "that date has passed"),
     ],
 )
-def test_an_announced_end_is_worth_a_warning_from_ninety_days_before(today, warning):
+def test_an_announced_end_is_warned_about_from_ninety_days_before(today, warning):
     found = ending_soon("openai/gpt-image-1-5", today)
     assert found == ending_soon("gpt-image-1-5", today) == ending_soon(find_model("openai/gpt-image-1-5"), today)
     if warning is None:
@@ -90,7 +90,7 @@ def test_models_without_an_announced_end_are_not_warned_about():
     assert ending_soon("no/such-model", date(2100, 1, 1)) is None
 
 
-def test_a_listed_model_whose_maker_ends_it_is_alive_with_a_warning():
+def test_a_listed_model_with_an_announced_end_is_alive_with_a_warning():
     listed = [{"id": "openai/gpt-image-1", "aliases": ["gpt-image-1"]}]
     for name in ("openai/gpt-image-1", "gpt-image-1"):
         (health,) = judge_models([name], listed=listed, retired=[], today=date(2026, 10, 1))
@@ -101,14 +101,14 @@ def test_a_listed_model_whose_maker_ends_it_is_alive_with_a_warning():
         assert health.warning is None
 
 
-def test_an_alias_is_judged_by_the_catalogues_other_names_where_the_lists_do_not_have_it():
+def test_an_unlisted_alias_is_judged_by_the_models_other_names():
     listed = [{"id": "openai/gpt-image-2", "aliases": []}]
     retired = [{"id": "google/gemini-2.5-flash-image", "aliases": [], "status": "withdrawn", "shutdown_at": None}]
     names = ["gpt-image-2", "gemini-2.5-flash-image"]
     assert [state.state for state in judge_models(names, listed=listed, retired=retired)] == ["alive", "withdrawn"]
 
 
-def test_a_living_id_is_not_judged_by_the_fate_of_its_alias():
+def test_a_live_id_is_not_affected_by_a_retired_alias():
     listed = [{"id": "google/nano-banana-2", "aliases": []}]
     retired = [{"id": "google/gemini-3-1-flash-image-preview", "aliases": [], "status": "withdrawn"}]
     (state,) = judge_models(["google/nano-banana-2"], listed=listed, retired=retired)
@@ -126,7 +126,7 @@ def test_a_living_id_is_not_judged_by_the_fate_of_its_alias():
         ({"id": "other", "aliases": None, "type": IMAGE_TYPE}, None, False, "is not known to the API"),
     ],
 )
-def test_an_id_the_catalogue_does_not_know_is_looked_up(row, known_as, can_make_images, sentence):
+def test_an_id_unknown_to_the_catalogue_is_looked_up(row, known_as, can_make_images, sentence):
     found = look_up("maker/dev", listed=[None, row], retired=[])
     assert (found.known_as, found.can_make_images) == (known_as, can_make_images)
     assert sentence in found.sentence

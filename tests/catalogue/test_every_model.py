@@ -1,4 +1,4 @@
-"""Every model over the wire: the documented request brings pictures, and each limit is met on both sides."""
+"""Every model over the wire: the documented request returns images, and each limit is tested on both sides."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def _data_uri() -> str:
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()
 
 
-PICTURE = _data_uri()
-GONE = {model.id for model in all_models() if find_sandbox_model(model.id).status == "withdrawn"}
+IMAGE = _data_uri()
+RETIRED = {model.id for model in all_models() if find_sandbox_model(model.id).status == "withdrawn"}
 ENDPOINTS = [
     pytest.param(model.id, endpoint, id=model.id + ("#edits" if endpoint is model.edits else ""))
     for model in all_models()
     for endpoint in (model.generations, model.edits)
-    if endpoint and model.id not in GONE
+    if endpoint and model.id not in RETIRED
 ]
 
 
@@ -60,15 +60,15 @@ def downloader():
 
 @pytest.fixture
 def send(client, downloader):
-    """Build, and send each request as a task does."""
+    """Return a function that builds requests and sends each as a task does."""
     inputs = InputReader(open_path=Path, fetch=lambda url: downloader.fetch(url).data)
 
     def send(**arguments):
-        answers = []
+        generations = []
         for number, request in enumerate(build_requests(arguments, can_store=True)):
             body, files = inputs.wire(request)
-            answers.append(client.generate(request.path, body, client_request_id=f"every.{number}", files=files))
-        return answers
+            generations.append(client.generate(request.path, body, client_request_id=f"every.{number}", files=files))
+        return generations
 
     return send
 
@@ -77,17 +77,17 @@ def minimal(model_id, endpoint):
     arguments = {"model": model_id}
     for name in ("prompt", *endpoint.required):
         if name in endpoint.input_fields:
-            arguments["input_images"] = PICTURE
+            arguments["input_images"] = IMAGE
         elif name in endpoint.fields:
             schema = endpoint.fields[name]
             arguments[name] = schema["enum"][0] if "enum" in schema else "a cat"
     if endpoint.path.endswith("/edits"):
-        arguments["input_images"] = PICTURE
+        arguments["input_images"] = IMAGE
     return arguments
 
 
 def sides(schema, name=""):
-    """Give (values on the edge, values one step outside) of a schema, as the documents state it."""
+    """Return (values at the limits, values one step outside) of a documented schema."""
     if "anyOf" in schema:
         pairs = [sides(choice, name) for choice in schema["anyOf"]]
         return [value for good, _ in pairs for value in good], [v for _, bad in pairs for v in bad if v != "no-such"]
@@ -102,7 +102,7 @@ def sides(schema, name=""):
     if kind == "boolean":
         return [True, False], ["perhaps"]
     if kind == "file" or schema.get("format") == "uri" or name == "image":
-        return [PICTURE], ["cat.png"]
+        return [IMAGE], ["cat.png"]
     if "sides" in schema:
         low, high = schema["sides"]
         return [f"{low}x{low}", f"{high}x{high}"], [f"{low - 1}x{low}", f"{low}x{high + 1}"]
@@ -133,20 +133,18 @@ def sides(schema, name=""):
 
 def companions(name, value):
     if name == "alpha_mode" and value in ("custom", "select"):
-        return {"alpha_url": PICTURE}
+        return {"alpha_url": IMAGE}
     if name == "type" and value == "image_edit":
-        return {"image_url": PICTURE}
+        return {"image_url": IMAGE}
     if name == "background" and value == "transparent":
         return {"output_format": "png"}
     return {}
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_every_limit_is_accepted_on_its_edge_by_the_api_and_refused_by_us_one_step_outside(
-    model_id, endpoint, send, sandbox
-):
+def test_every_limit_is_accepted_by_the_api_and_one_step_outside_rejected_by_us(model_id, endpoint, send, sandbox):
     edges = [(name, sides(schema, name)) for name, schema in endpoint.fields.items()]
-    accepted = refused = 0
+    accepted = rejected = 0
     for name, (good, bad) in edges:
         if name == endpoint.count_field:
             good, bad = (
@@ -164,14 +162,14 @@ def test_every_limit_is_accepted_on_its_edge_by_the_api_and_refused_by_us_one_st
             with pytest.raises(InvalidArgumentsError) as caught:
                 send(**{**base, name: value})
             assert name in str(caught.value)
-            refused += 1
+            rejected += 1
         assert len(sandbox.ledger()) == before
     assert accepted >= len(endpoint.fields) - 1
-    assert refused or set(endpoint.fields) <= {"prompt", "convert_base64_to_url"}
+    assert rejected or set(endpoint.fields) <= {"prompt", "convert_base64_to_url"}
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_one_task_makes_the_same_records_with_every_model(run_dag, sandbox, tmp_path):
+def test_one_task_writes_the_same_records_for_every_model(run_dag, sandbox, tmp_path):
     from airflow.sdk import DAG
 
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
@@ -202,8 +200,8 @@ def test_one_task_makes_the_same_records_with_every_model(run_dag, sandbox, tmp_
     assert sum(charge.images for charge in sandbox.ledger()) == len(items)
 
 
-@pytest.mark.parametrize("model_id", sorted(GONE))
-def test_a_model_that_is_gone_is_told_as_withdrawn_and_costs_nothing(model_id, send, sandbox):
+@pytest.mark.parametrize("model_id", sorted(RETIRED))
+def test_a_retired_model_is_reported_and_costs_nothing(model_id, send, sandbox):
     with pytest.raises(ModelWithdrawnError):
         send(**minimal(model_id, find_model(model_id).generations))
     assert sandbox.ledger() == []
@@ -211,16 +209,16 @@ def test_a_model_that_is_gone_is_told_as_withdrawn_and_costs_nothing(model_id, s
 
 @pytest.mark.parametrize("model_id", ["flux/schnell", "bytedance/seedream-v4-text-to-image", "reve/create-image"])
 @pytest.mark.parametrize("kind", ["nsfw", "content_violation"])
-def test_a_flagged_picture_counts_as_withheld(model_id, kind, send, sandbox):
+def test_a_flagged_image_counts_as_withheld(model_id, kind, send, sandbox):
     sandbox.add_fault(Fault(kind))
     (generation,) = send(model=model_id, prompt="a cat")
 
-    assert [picture.withheld for picture in generation.pictures] == [True]
+    assert [image.withheld for image in generation.pictures] == [True]
     assert generation.urls == []
 
 
 @pytest.mark.parametrize(("asked", "made"), [("png", "image/png"), ("jpeg", "image/jpeg"), ("webp", "image/webp")])
-def test_the_bytes_say_what_a_picture_is_whatever_the_server_claims(asked, made, send, sandbox, downloader):
+def test_the_bytes_decide_an_images_type_whatever_the_server_claims(asked, made, send, sandbox, downloader):
     sandbox.add_fault(Fault("wrong_content_type"))
     (generation,) = send(model="alibaba/z-image-turbo", prompt="a cat", output_format=asked)
 

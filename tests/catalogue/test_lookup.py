@@ -9,11 +9,11 @@ import pytest
 from airflow_provider_imagen.catalogue.lookup import Endpoint, all_models, find_model, nearest_models
 
 SIDE = {"type": "integer", "minimum": 64, "maximum": 1536, "multipleOf": 32}
-LINK = {"type": "string", "format": "uri"}
+URI = {"type": "string", "format": "uri"}
 SIZES = ["1024x1024", "1024x1536", "1536x1024"]
 PRESETS = ["square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"]
 
-# Written by hand from the vendor's model pages, so that a mistake of the generator shows.
+# Copied by hand from the vendor's model pages, to catch mistakes in the generated catalogue.
 FACTS = {
     "imagen-3.0-generate-002": {
         "kind": "text_to_image",
@@ -94,7 +94,7 @@ FACTS = {
         "fields": {"prompt", "image_urls", "image_size", "seed", "response_format", "watermark"},
         "details": {
             "seed": {"type": "integer"},
-            "image_urls": {"type": "array", "minItems": 1, "maxItems": 14, "items": LINK},
+            "image_urls": {"type": "array", "minItems": 1, "maxItems": 14, "items": URI},
         },
     },
     "topaz-labs/sharpen": {
@@ -114,7 +114,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize("model_id", FACTS)
-def test_the_catalogue_says_what_the_models_page_says(model_id):
+def test_the_catalogue_matches_the_models_page(model_id):
     model, facts = find_model(model_id), FACTS[model_id]
     endpoint = model.generations
     assert endpoint.path == "/v1/images/generations"
@@ -126,7 +126,7 @@ def test_the_catalogue_says_what_the_models_page_says(model_id):
         assert getattr(endpoint, name) == facts[name], name
 
 
-def test_only_four_models_take_uploads_and_they_make_up_to_ten_pictures_there():
+def test_only_four_models_accept_uploads_for_up_to_ten_images():
     with_edits = {model.id: model.edits for model in all_models() if model.edits}
     assert set(with_edits) == {
         "openai/gpt-image-1",
@@ -142,13 +142,13 @@ def test_only_four_models_take_uploads_and_they_make_up_to_ten_pictures_there():
         assert edits.fields["image"]["anyOf"][1] == {"type": "array", "maxItems": 16, "items": {"type": "file"}}
 
 
-def test_a_picture_chooses_the_upload_endpoint_only_where_generations_has_no_field_for_it():
+def test_an_image_selects_the_edits_endpoint_only_if_generations_has_no_field_for_it():
     assert find_model("openai/gpt-image-1").endpoint_for({"image"}).path == "/v1/images/edits"
     assert find_model("openai/gpt-image-1").endpoint_for({"prompt"}).path == "/v1/images/generations"
     assert find_model("alibaba/qwen-image-edit").endpoint_for({"image"}).path == "/v1/images/generations"
 
 
-def test_every_documented_model_is_there_once():
+def test_every_documented_model_is_listed_once():
     ids = [model.id for model in all_models()]
     assert len(ids) == len(set(ids)) == 91
     assert ids == sorted(ids)
@@ -164,7 +164,7 @@ def test_an_alias_finds_the_model_and_an_id_wins_over_an_alias():
 
 
 @pytest.mark.parametrize("unknown", ["", "no/such-model", "Imagen", None, 3, ["flux/dev"]])
-def test_an_unknown_model_is_none_and_no_error(unknown):
+def test_an_unknown_model_is_none(unknown):
     assert find_model(unknown) is None
 
 
@@ -179,7 +179,7 @@ def test_an_unknown_model_is_none_and_no_error(unknown):
         ("seedream-4.5", "bytedance/seedream-4-5"),
     ],
 )
-def test_a_misspelt_model_is_near_the_one_that_was_meant(written, meant):
+def test_the_intended_model_is_suggested_for_a_misspelt_one(written, meant):
     assert meant in nearest_models(written)
 
 
@@ -187,15 +187,15 @@ def test_a_misspelt_model_is_near_the_one_that_was_meant(written, meant):
     ("schema", "most"),
     [({"enum": [1, 2, 4]}, 4), ({"enum": [1]}, 1), ({"minimum": 1, "maximum": 9}, 9), ({"type": "number"}, None)],
 )
-def test_the_most_pictures_of_a_request_are_read_from_its_count_field(schema, most):
+def test_the_maximum_number_of_images_is_read_from_the_count_field(schema, most):
     assert Endpoint("/v1/images/generations", (), {"n": schema}).max_images == most
 
 
-def test_nothing_is_near_nonsense():
+def test_nothing_is_suggested_for_nonsense():
     assert nearest_models("zzzzzzzzzzzzzzzz") == []
 
 
-def test_withdrawn_imagen_names_the_successor_and_the_retired_models_are_marked():
+def test_retired_models_are_marked_and_imagen_names_its_replacement():
     assert find_model("imagen-3.0-generate-002").successor == "google/gemini-3-1-flash-image-preview"
     assert {model.id for model in all_models() if model.status == "deprecated"} == {
         "bytedance/seededit-3.0-i2i",
@@ -211,14 +211,14 @@ def test_withdrawn_imagen_names_the_successor_and_the_retired_models_are_marked(
     assert {model.successor for model in all_models() if model.successor} <= known
 
 
-def test_no_successor_has_an_announced_end_itself():
+def test_no_replacement_has_an_announced_end():
     for model in all_models():
         if model.successor:
             successor = find_model(model.successor)
             assert (successor.status, successor.ends, successor.successor) == ("listed", None, None), model.id
 
 
-def test_announced_ends_are_days_with_their_source():
+def test_announced_ends_have_a_date_and_a_source():
     ends = {model.id: model.ends for model in all_models() if model.ends}
     assert ends["google/gemini-2.5-flash-image"].date == "2026-10-02"
     assert ends["openai/gpt-image-1"].date == "2026-10-23"
@@ -240,15 +240,15 @@ def test_announced_ends_are_days_with_their_source():
         ("imagen4/preview", "imagen4/preview"),
     ],
 )
-def test_a_name_without_the_developer_is_the_same_model(name, model_id):
+def test_a_name_without_its_developer_finds_the_same_model(name, model_id):
     assert find_model(name).id == model_id
 
 
-def test_a_name_without_a_family_is_no_model():
+def test_a_name_without_a_family_finds_no_model():
     assert [find_model(name) for name in ("dev", "schnell", "v1.1", "preview", "")] == [None] * 5
 
 
-def test_a_known_price_says_where_it_is_from():
+def test_a_known_price_names_its_source():
     price = find_model("google/imagen-4.0-fast-generate-001").price
     assert (price.usd, price.source, price.seen) == (Decimal("0.026"), "observed", "2026-04")
     assert find_model("openai/gpt-image-2").edits_price.usd == Decimal("0.095")
@@ -266,13 +266,13 @@ def test_models_whose_sides_must_be_multiples_of_32_all_say_so():
     assert "bytedance/seedream-4-5" not in stepped
 
 
-def test_the_file_holds_facts_only():
+def test_the_catalogue_file_holds_no_descriptions():
     text = resources.files("airflow_provider_imagen.catalogue").joinpath("models.json").read_text(encoding="utf-8")
     assert "description" not in text
     assert len(text) < 120_000
 
 
-def test_importing_costs_neither_http_nor_jsonschema_nor_airflow():
+def test_importing_the_catalogue_loads_neither_http_nor_jsonschema_nor_airflow():
     code = (
         "import sys\n"
         "from airflow_provider_imagen.catalogue import aspect_ratio, lookup, pricing, request_builder, validation\n"

@@ -16,7 +16,7 @@ KNOWN, UNKNOWN = "imagen-3.0-generate-002", "somebody/new-model"
 
 @pytest.mark.parametrize("model", [KNOWN, UNKNOWN])
 @pytest.mark.parametrize("text", ["None", " None\n", "null", "nan", "NaN", "NaT", "<NA>"])
-def test_a_missing_value_written_as_text_is_no_prompt(text, model):
+def test_a_missing_value_written_as_text_is_not_a_prompt(text, model):
     with pytest.raises(InvalidArgumentsError, match=r"prompt\[4\]\.prompt=.*missing value"):
         build_requests({"model": model, "prompt": text}, can_store=True, where="prompt[4].")
 
@@ -49,7 +49,7 @@ def test_a_missing_value_written_as_text_is_no_prompt(text, model):
         "<generator object sync_do_map at 0x7f32f3d2c040>",
     ],
 )
-def test_a_list_or_mapping_written_as_text_is_no_prompt(text, model):
+def test_a_list_or_mapping_written_as_text_is_not_a_prompt(text, model):
     with pytest.raises(InvalidArgumentsError, match="not a prompt; pass the upstream task's result itself"):
         build_requests({"model": model, "prompt": text}, can_store=True)
 
@@ -82,7 +82,7 @@ def test_a_list_or_mapping_written_as_text_is_no_prompt(text, model):
         "[" * 50_000 + "]" * 50_000,
     ],
 )
-def test_text_that_only_looks_alike_is_a_prompt(text):
+def test_text_that_only_looks_similar_is_a_prompt(text):
     assert prompt_problem(text) is None
 
 
@@ -96,6 +96,6 @@ def test_text_that_only_looks_alike_is_a_prompt(text):
         ("a\0cat", r"a null character \(U\+0000\) at index 1,"),
     ],
 )
-def test_text_that_no_database_or_api_takes_is_refused_with_its_index(text, what, model):
+def test_text_that_no_database_or_api_accepts_is_rejected_with_its_index(text, what, model):
     with pytest.raises(InvalidArgumentsError, match=what):
         build_requests({"model": model, "prompt": text}, can_store=True)

@@ -18,7 +18,7 @@ from airflow_provider_imagen.sandbox.image_sizes import image_size
 from airflow_provider_imagen.sandbox.model_specs import find_model as find_sandbox_model
 
 IMAGEN = "imagen-3.0-generate-002"
-LINK = "https://pictures.example/cat.png"
+IMAGE_URL = "https://pictures.example/cat.png"
 DATA_URI = "data:image/png;base64,iVBORw0KGgo="
 MODELS = {model.id: model for model in all_models()}
 ENDPOINTS = [
@@ -33,40 +33,40 @@ def build(can_store=True, **arguments):
     return build_requests(arguments, can_store=can_store)
 
 
-def refuse(can_store=True, **arguments):
-    """Give what is wrong as {name: sentence}."""
+def problems_with(can_store=True, **arguments):
+    """Return the problems as {field: sentence}."""
     with pytest.raises(InvalidArgumentsError) as caught:
         build_requests(arguments, can_store=can_store)
     return {problem.field: problem.allowed for problem in caught.value.problems}
 
 
-def attempt(arguments, *, can_store=True):
-    """Give the requests, or the refusal."""
+def try_build(arguments, *, can_store=True):
+    """Return (requests, None), or ((), the error)."""
     try:
         return build_requests(arguments, can_store=can_store), None
     except InvalidArgumentsError as error:
         return (), error
 
 
-def pictures_for(schema):
+def image_value(schema):
     kinds = [choice.get("type") for choice in schema.get("anyOf", [schema])]
-    return [LINK] if kinds == ["array"] else LINK
+    return [IMAGE_URL] if kinds == ["array"] else IMAGE_URL
 
 
 def minimal(model_id, endpoint):
-    """The smallest request the documentation allows."""
+    """Return the smallest request that the documentation allows."""
     arguments = {"model": model_id}
     if "prompt" in endpoint.fields:
         arguments["prompt"] = "a cat"
     for name in endpoint.required:
         if name not in arguments:
             schema = endpoint.fields[name]
-            arguments[name] = schema["enum"][0] if "enum" in schema else pictures_for(schema)
+            arguments[name] = schema["enum"][0] if "enum" in schema else image_value(schema)
     return arguments
 
 
 def edges(schema):
-    """Give (accepted, refused) values on both sides of each limit of a schema, worked out apart from the package."""
+    """Return (accepted, rejected) values at each limit of a schema, computed independently of the package."""
     good, bad = [], [object(), None.__class__]
     if "anyOf" in schema:
         for choice in schema["anyOf"]:
@@ -96,7 +96,7 @@ def edges(schema):
         good += [True, False, "true", "False"]
         bad += ["yes", 1, 0, [True]]
     elif kind == "file" or schema.get("format") == "uri":
-        good += [LINK, DATA_URI]
+        good += [IMAGE_URL, DATA_URI]
         bad += [
             "",
             "cat.png",
@@ -143,17 +143,17 @@ def edges(schema):
 
 
 def companions(name, value):
-    """What the documentation wants beside a value."""
+    """Return the fields that the documentation requires next to a value."""
     if name == "alpha_mode" and value in ("custom", "select"):
-        return {"alpha_url": LINK}
-    return {"image_url": LINK} if name == "type" and value == "image_edit" else {}
+        return {"alpha_url": IMAGE_URL}
+    return {"image_url": IMAGE_URL} if name == "type" and value == "image_edit" else {}
 
 
 # ---------------------------------------------------------------- every model
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_the_minimal_documented_request_passes_and_asks_for_links(model_id, endpoint: Endpoint):
+def test_the_minimal_documented_request_passes_and_requests_urls(model_id, endpoint: Endpoint):
     (request,) = build(can_store=False, **minimal(model_id, endpoint))
     assert request.path == endpoint.path
     assert request.body["model"] == model_id
@@ -166,7 +166,7 @@ def test_the_minimal_documented_request_passes_and_asks_for_links(model_id, endp
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_every_limit_is_accepted_on_its_edge_and_refused_one_step_outside(model_id, endpoint: Endpoint):
+def test_every_limit_is_accepted_and_one_step_outside_rejected(model_id, endpoint: Endpoint):
     checked = 0
     for name, schema in endpoint.fields.items():
         good, bad = edges(schema)
@@ -175,7 +175,7 @@ def test_every_limit_is_accepted_on_its_edge_and_refused_one_step_outside(model_
             good = [1, most]
             bad = [value for value in bad if value != 2] + [0, -1, most + 1, 2.5, "0", "two", ""]
         if name == "image" and endpoint.path.endswith("generations"):
-            good, bad = [LINK, DATA_URI, "iVBORw0KGgoAAAANSUhEUgAA"], ["", "cat.png", 5]
+            good, bad = [IMAGE_URL, DATA_URI, "iVBORw0KGgoAAAANSUhEUgAA"], ["", "cat.png", 5]
         for value in good:
             arguments = {**minimal(model_id, endpoint), name: value, **companions(name, value)}
             (request, *_) = build(**arguments)
@@ -191,18 +191,18 @@ def test_every_limit_is_accepted_on_its_edge_and_refused_one_step_outside(model_
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_every_required_field_is_missed_when_it_is_left_out(model_id, endpoint: Endpoint):
+def test_every_missing_required_field_is_reported(model_id, endpoint: Endpoint):
     whole = minimal(model_id, endpoint)
     for name in endpoint.required:
         if name == "image" and endpoint.path.endswith("edits"):
-            continue  # without a picture it is a generation
+            continue  # without an image it is a generation
         left = {key: value for key, value in whole.items() if key != name}
-        assert refuse(**left).keys() == {name}
-        assert refuse(**{**left, name: None}).keys() == {name}
+        assert problems_with(**left).keys() == {name}
+        assert problems_with(**{**left, name: None}).keys() == {name}
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_a_field_the_model_would_ignore_is_refused(model_id, endpoint: Endpoint):
+def test_a_field_the_model_would_ignore_is_rejected(model_id, endpoint: Endpoint):
     for name in (
         "no_such_field",
         "width",
@@ -216,12 +216,12 @@ def test_a_field_the_model_would_ignore_is_refused(model_id, endpoint: Endpoint)
     ):
         if name in endpoint.fields:
             continue
-        sentence = refuse(**minimal(model_id, endpoint), **{name: 1})[name]
+        sentence = problems_with(**minimal(model_id, endpoint), **{name: 1})[name]
         assert f"`{name}` is not a field of {model_id}, which would ignore it" in sentence
 
 
 @pytest.mark.parametrize(("model_id", "endpoint"), ENDPOINTS)
-def test_num_images_means_that_many_pictures_on_every_model(model_id, endpoint: Endpoint):
+def test_num_images_means_that_many_images_on_every_model(model_id, endpoint: Endpoint):
     requests = build(**minimal(model_id, endpoint), num_images=3)
     assert sum(request.expected_images for request in requests) == 3
     own = endpoint.count_field
@@ -231,23 +231,23 @@ def test_num_images_means_that_many_pictures_on_every_model(model_id, endpoint: 
         assert [request.body.get(own, 1) for request in requests] == [1, 1, 1]
         assert len(build(**minimal(model_id, endpoint), num_images=MAX_IMAGES_PER_PROMPT)) == MAX_IMAGES_PER_PROMPT
     most = MAX_IMAGES_PER_PROMPT if endpoint.max_images in (1, None) else endpoint.max_images
-    problems = refuse(**minimal(model_id, endpoint), num_images=most + 1)
+    problems = problems_with(**minimal(model_id, endpoint), num_images=most + 1)
     assert problems == {"num_images": f"a whole number from 1 to {most} is allowed"}
 
 
 @pytest.mark.parametrize("model_id", [model.id for model in all_models() if model.generations.size_field])
-def test_an_aspect_ratio_becomes_exactly_that_shape_or_is_refused(model_id):
+def test_an_aspect_ratio_is_met_exactly_or_rejected(model_id):
     endpoint = MODELS[model_id].generations
     field, schema = endpoint.size_field, endpoint.fields[endpoint.size_field]
     presets = {"square_hd": (1, 1), "portrait_4_3": (3, 4), "portrait_16_9": (9, 16)}
     presets |= {name.replace("portrait", "landscape"): size[::-1] for name, size in presets.items()}
-    made = 0
+    accepted = 0
     for ratio in ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "2:1", "7:5"):
-        requests, refusal = attempt({**minimal(model_id, endpoint), "aspect_ratio": ratio})
-        if refusal:
-            assert [problem.field for problem in refusal.problems] == ["aspect_ratio"]
+        requests, error = try_build({**minimal(model_id, endpoint), "aspect_ratio": ratio})
+        if error:
+            assert [problem.field for problem in error.problems] == ["aspect_ratio"]
             continue
-        made += 1
+        accepted += 1
         (request,) = requests
         size = request.body[field]
         if field == "aspect_ratio":
@@ -263,21 +263,21 @@ def test_an_aspect_ratio_becomes_exactly_that_shape_or_is_refused(model_id):
         else:
             width, height = presets.get(size) or map(int, size.split("x"))
         assert Fraction(width, height) == Fraction(*map(int, ratio.split(":")))
-    assert made or model_id == "bytedance/seededit-3.0-i2i"
+    assert accepted or model_id == "bytedance/seededit-3.0-i2i"
 
 
 @pytest.mark.parametrize("model_id", [model.id for model in all_models()])
-def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked_for(model_id):
+def test_the_models_image_size_has_the_requested_ratio(model_id):
     endpoint = MODELS[model_id].generations
     for ratio in (None, "1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "21:9", "4:5", "9:20"):
-        requests, refusal = attempt({**minimal(model_id, endpoint), **({"aspect_ratio": ratio} if ratio else {})})
-        for request in requests if not refusal else ():
-            asked = request.aspect_ratio
+        requests, error = try_build({**minimal(model_id, endpoint), **({"aspect_ratio": ratio} if ratio else {})})
+        for request in requests if not error else ():
+            requested = request.aspect_ratio
             if ratio is not None:
-                assert asked == Fraction(*map(int, ratio.split(":")))
-            if asked is not None:
-                made = Fraction(*image_size(find_sandbox_model(model_id), request.body))
-                assert 1 / ROUNDING <= made / asked <= ROUNDING, (ratio, made)
+                assert requested == Fraction(*map(int, ratio.split(":")))
+            if requested is not None:
+                generated = Fraction(*image_size(find_sandbox_model(model_id), request.body))
+                assert 1 / ROUNDING <= generated / requested <= ROUNDING, (ratio, generated)
 
 
 @pytest.mark.parametrize(
@@ -301,14 +301,14 @@ def test_a_picture_of_the_size_that_the_model_makes_has_the_ratio_that_was_asked
         ({}, None),
     ],
 )
-def test_the_ratio_that_a_request_asks_for(body, ratio):
+def test_the_requested_ratio_is_read_from_the_body(body, ratio):
     assert requested_ratio(body) == ratio
 
 
 # ---------------------------------------------------------------- sizes
 
 
-def test_sizes_are_near_a_megapixel_or_near_the_default_of_the_model():
+def test_sizes_are_near_a_megapixel_or_near_the_models_default():
     assert build(model="flux/schnell", prompt="a", aspect_ratio="3:2")[0].body["image_size"] == {
         "width": 1248,
         "height": 832,
@@ -325,8 +325,8 @@ def test_sizes_are_near_a_megapixel_or_near_the_default_of_the_model():
     assert build(model="bytedance/seedream-3.0", prompt="a", aspect_ratio="1:1")[0].body["size"] == "1024x1024"
 
 
-def test_a_ratio_no_size_has_is_refused_with_the_choices():
-    problems = refuse(model="dall-e-3", prompt="a", aspect_ratio="16:9")
+def test_a_ratio_without_a_size_is_rejected_with_the_choices():
+    problems = problems_with(model="dall-e-3", prompt="a", aspect_ratio="16:9")
     assert problems == {
         "aspect_ratio": "dall-e-3 has sizes for 1:1, 4:7, 7:4; or set size: 1024x1024, 1024x1792 or 1792x1024"
     }
@@ -335,20 +335,20 @@ def test_a_ratio_no_size_has_is_refused_with_the_choices():
 @pytest.mark.parametrize(
     "ratio", ["wide", "16/9", "0:1", "1:0", ":", "", "16:9:1", "-1:2", "1e9:1", 1.5, True, [16, 9], "9999:1"]
 )
-def test_what_is_no_ratio_is_refused(ratio):
+def test_an_invalid_ratio_is_rejected(ratio):
     for model in ("flux/schnell", IMAGEN, "openai/gpt-image-1"):
-        assert refuse(model=model, prompt="a", aspect_ratio=ratio).keys() == {"aspect_ratio"}
+        assert problems_with(model=model, prompt="a", aspect_ratio=ratio).keys() == {"aspect_ratio"}
 
 
-def test_a_ratio_and_a_size_together_are_refused():
-    problems = refuse(model="flux/dev", prompt="a", aspect_ratio="1:1", image_size="square")
+def test_a_ratio_and_a_size_together_are_rejected():
+    problems = problems_with(model="flux/dev", prompt="a", aspect_ratio="1:1", image_size="square")
     assert problems == {"aspect_ratio": "set either aspect_ratio or image_size, not both"}
 
 
 # ---------------------------------------------------------------- counts and seeds
 
 
-def test_several_requests_count_the_seed_up_so_that_the_pictures_differ():
+def test_the_seed_is_incremented_across_requests():
     requests = build(model="bytedance/seedream-4-5", prompt="a", num_images=3, seed=7)
     assert [request.body["seed"] for request in requests] == [7, 8, 9]
     assert ["seed" in request.body for request in build(model="bytedance/seedream-4-5", prompt="a", num_images=2)] == [
@@ -357,36 +357,38 @@ def test_several_requests_count_the_seed_up_so_that_the_pictures_differ():
     ]
 
 
-def test_a_model_that_counts_itself_gets_one_request_with_the_seed_as_given():
+def test_a_model_with_a_count_field_gets_one_request_with_the_given_seed():
     (request,) = build(model=IMAGEN, prompt="a", num_images=4, seed=7)
     assert (request.body["seed"], request.expected_images) == (7, 4)
 
 
-def test_counting_the_seed_up_never_leaves_its_range():
+def test_an_incremented_seed_never_leaves_its_range():
     highest = 2**31 - 1
     assert len(build(model="alibaba/qwen-image-2-0", prompt="a", num_images=3, seed=highest - 2)) == 3
-    sentence = refuse(model="alibaba/qwen-image-2-0", prompt="a", num_images=3, seed=highest - 1)["seed"]
+    sentence = problems_with(model="alibaba/qwen-image-2-0", prompt="a", num_images=3, seed=highest - 1)["seed"]
     assert str(highest - 2) in sentence
 
 
-def test_a_seed_the_model_would_ignore_is_refused():
-    assert "would ignore it" in refuse(model="openai/gpt-image-1", prompt="a", seed=1)["seed"]
+def test_a_seed_the_model_would_ignore_is_rejected():
+    assert "would ignore it" in problems_with(model="openai/gpt-image-1", prompt="a", seed=1)["seed"]
 
 
-def test_the_models_own_count_field_works_too_but_not_both():
+def test_the_models_own_count_field_works_but_not_together_with_num_images():
     (request,) = build(model="x-ai/grok-imagine-image", prompt="a", n="10")
     assert (request.body["n"], request.expected_images) == (10, 10)
-    assert refuse(model="x-ai/grok-imagine-image", prompt="a", n=2, num_images=2) == {
+    assert problems_with(model="x-ai/grok-imagine-image", prompt="a", n=2, num_images=2) == {
         "n": "set either num_images or n for x-ai/grok-imagine-image, not both"
     }
-    assert "its count field is `num_images`" in refuse(model=IMAGEN, prompt="a", n=2)["n"]
+    assert "its count field is `num_images`" in problems_with(model=IMAGEN, prompt="a", n=2)["n"]
 
 
 @pytest.mark.parametrize(
     "count", [0, 5, -1, True, False, 2.5, "2.5", "2e0", "", "two", math.nan, math.inf, "nan", "٢", [2], {"n": 2}]
 )
-def test_imagen_makes_one_to_four_pictures_and_says_so(count):
-    assert refuse(model=IMAGEN, prompt="a", num_images=count) == {"num_images": "a whole number from 1 to 4 is allowed"}
+def test_imagen_accepts_only_one_to_four_images(count):
+    assert problems_with(model=IMAGEN, prompt="a", num_images=count) == {
+        "num_images": "a whole number from 1 to 4 is allowed"
+    }
 
 
 @pytest.mark.parametrize("name", ["gpt-image-1", "openai/gpt-image-1"])
@@ -399,16 +401,16 @@ def test_an_alias_gets_every_check_and_is_sent_as_written(name):
         "n": 1,
         "response_format": "url",
     }
-    assert "size" in refuse(model=name, prompt="a", aspect_ratio="16:9")["aspect_ratio"]
-    assert "would ignore it" in refuse(model=name, prompt="a", seed=1)["seed"]
-    uploads = build(model=name, prompt="a", input_images=[LINK])
-    assert (uploads[0].path, uploads[0].body["image"]) == ("/v1/images/edits", LINK)
+    assert "size" in problems_with(model=name, prompt="a", aspect_ratio="16:9")["aspect_ratio"]
+    assert "would ignore it" in problems_with(model=name, prompt="a", seed=1)["seed"]
+    uploads = build(model=name, prompt="a", input_images=[IMAGE_URL])
+    assert (uploads[0].path, uploads[0].body["image"]) == ("/v1/images/edits", IMAGE_URL)
 
 
 # ---------------------------------------------------------------- templates render to text
 
 
-def test_rendered_text_counts_as_number_and_boolean():
+def test_rendered_text_is_read_as_numbers_and_booleans():
     (request,) = build(
         model=IMAGEN, prompt="a", num_images="4", seed=" 17 ", enhance_prompt="False", add_watermark="false"
     )
@@ -422,19 +424,19 @@ def test_rendered_text_counts_as_number_and_boolean():
 
 
 @Integral.register
-class TwoOfNumpy:
-    """What counts of NumPy's ``int64`` here: it is an ``Integral`` and no ``int``."""
+class NumpyTwo:
+    """Like NumPy's ``int64``: an ``Integral`` but not an ``int``."""
 
     def __int__(self):
         return 2
 
 
-WHOLE = [2, 2.0, "2", "2.0", " 2.00 ", Decimal(2), Decimal("2.0"), Fraction(2), TwoOfNumpy()]
+TWOS = [2, 2.0, "2", "2.0", " 2.00 ", Decimal(2), Decimal("2.0"), Fraction(2), NumpyTwo()]
 
 
-@pytest.mark.parametrize("two", WHOLE)
-def test_a_whole_number_may_come_as_a_table_holds_it(two):
-    """In every field for whole numbers: counts, seeds, steps, sides, also of models whose schema just says number."""
+@pytest.mark.parametrize("two", TWOS)
+def test_a_whole_number_may_be_text_or_any_numeric_type(two):
+    """In counts, seeds and steps, even where the schema only says number."""
     (request,) = build(model=IMAGEN, prompt="a", seed=two, num_images=two)
     assert repr((request.body["seed"], request.body["num_images"], request.expected_images)) == "(2, 2, 2)"
     (request,) = build(model="flux/schnell", prompt="a", num_inference_steps=two, num_images=two)
@@ -451,21 +453,21 @@ def test_the_sides_of_a_size_may_be_whole_floats():
 
 
 @pytest.mark.parametrize("seed", [7.5, "7.5", Decimal("7.5"), math.nan, math.inf, Decimal("NaN"), Decimal("1e999999")])
-def test_what_has_a_fraction_or_is_no_number_is_no_whole_number(seed):
-    assert refuse(model=IMAGEN, prompt="a", seed=seed).keys() == {"seed"}
-    assert refuse(model=IMAGEN, prompt="a", num_images=seed).keys() == {"num_images"}
+def test_anything_but_a_whole_number_is_rejected(seed):
+    assert problems_with(model=IMAGEN, prompt="a", seed=seed).keys() == {"seed"}
+    assert problems_with(model=IMAGEN, prompt="a", num_images=seed).keys() == {"num_images"}
 
 
-def test_sides_are_whole_and_positive_also_where_the_documentation_says_just_number():
+def test_sides_are_whole_and_positive_even_where_the_schema_only_says_number():
     model = "hunyuan/hunyuan-image-v3-text-to-image"
     assert build(model=model, prompt="a", image_size={"width": 1, "height": 999})
     for side in (0, -5, 10.5):
-        assert refuse(model=model, prompt="a", image_size={"width": side, "height": 64}) == {
+        assert problems_with(model=model, prompt="a", image_size={"width": side, "height": 64}) == {
             "image_size.width": "a whole number of at least 1 is allowed"
         }
 
 
-def test_text_stays_text_where_the_field_wants_text():
+def test_text_stays_text_in_text_fields():
     assert build(model=IMAGEN, prompt="42")[0].body["prompt"] == "42"
     assert build(model="flux-pro", prompt="a", safety_tolerance="2")[0].body["safety_tolerance"] == "2"
 
@@ -474,27 +476,27 @@ def test_text_stays_text_where_the_field_wants_text():
 
 
 @pytest.mark.parametrize("prompt", [None, "", "   ", "\n\t"])
-def test_an_empty_prompt_is_refused(prompt):
-    assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "non-empty text is needed"}
+def test_an_empty_prompt_is_rejected(prompt):
+    assert problems_with(model=IMAGEN, prompt=prompt) == {"prompt": "non-empty text is needed"}
 
 
 @pytest.mark.parametrize("prompt", [5, True, ["a"], {"a": "b"}, b"a"])
-def test_a_prompt_that_is_no_text_is_refused(prompt):
-    assert refuse(model=IMAGEN, prompt=prompt) == {"prompt": "text of at most 400 characters is allowed"}
+def test_a_prompt_that_is_not_text_is_rejected(prompt):
+    assert problems_with(model=IMAGEN, prompt=prompt) == {"prompt": "text of at most 400 characters is allowed"}
 
 
-def test_a_long_prompt_is_told_its_length_and_the_limit():
-    assert refuse(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, it has 401"}
+def test_the_error_for_a_long_prompt_gives_its_length_and_the_limit():
+    assert problems_with(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, it has 401"}
     assert build(model=IMAGEN, prompt="é" * 400)
 
 
-def test_models_without_a_prompt_refuse_one_and_do_not_mind_an_empty_one():
-    arguments = {"model": "topaz-labs/sharpen", "mode": "Standard", "image_url": LINK}
-    assert "takes no prompt" in refuse(**arguments, prompt="sharper")["prompt"]
+def test_models_without_a_prompt_reject_one_but_accept_an_empty_one():
+    arguments = {"model": "topaz-labs/sharpen", "mode": "Standard", "image_url": IMAGE_URL}
+    assert "takes no prompt" in problems_with(**arguments, prompt="sharper")["prompt"]
     assert "prompt" not in build(**arguments, prompt="")[0].body
 
 
-# ---------------------------------------------------------------- links and base64
+# ---------------------------------------------------------------- URLs and base64
 
 
 @pytest.mark.parametrize(
@@ -505,11 +507,11 @@ def test_models_without_a_prompt_refuse_one_and_do_not_mind_an_empty_one():
         ("bytedance/seedream-v4-text-to-image", "sync_mode", False, True),
     ],
 )
-def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(model, own, links, base64):
+def test_base64_is_requested_in_the_models_own_field_and_requires_storage(model, own, links, base64):
     for wanted in ({own: base64}, {"convert_base64_to_url": False}, {"convert_base64_to_url": "false"}):
         (request,) = build(model=model, prompt="a", **wanted)
         assert (request.body[own], request.returns_base64) == (base64, True)
-        problems = refuse(can_store=False, model=model, prompt="a", **wanted)
+        problems = problems_with(can_store=False, model=model, prompt="a", **wanted)
         assert problems.keys() == wanted.keys()
         assert all("output_path" in sentence for sentence in problems.values())
     for wanted in ({}, {own: links}, {"convert_base64_to_url": True}):
@@ -518,56 +520,58 @@ def test_base64_is_asked_for_in_the_models_own_words_and_needs_a_place_to_store(
         assert ("convert_base64_to_url" in request.body) == (own == "convert_base64_to_url")
 
 
-def test_a_model_that_always_answers_with_links_takes_the_wish_for_links_and_refuses_base64():
+def test_a_model_that_always_returns_urls_rejects_base64():
     assert "convert_base64_to_url" not in build(model="flux/dev", prompt="a", convert_base64_to_url=True)[0].body
     assert (
         "always returns URLs"
-        in refuse(model="flux/dev", prompt="a", convert_base64_to_url=False)["convert_base64_to_url"]
+        in problems_with(model="flux/dev", prompt="a", convert_base64_to_url=False)["convert_base64_to_url"]
     )
-    assert refuse(model="flux/dev", prompt="a", convert_base64_to_url="maybe").keys() == {"convert_base64_to_url"}
+    assert problems_with(model="flux/dev", prompt="a", convert_base64_to_url="maybe").keys() == {
+        "convert_base64_to_url"
+    }
 
 
-def test_two_switches_at_once_are_refused():
-    problems = refuse(model="openai/gpt-image-1", prompt="a", convert_base64_to_url=True, response_format="url")
+def test_two_base64_switches_together_are_rejected():
+    problems = problems_with(model="openai/gpt-image-1", prompt="a", convert_base64_to_url=True, response_format="url")
     assert problems.keys() == {"convert_base64_to_url"}
 
 
-# ---------------------------------------------------------------- rules no schema says
+# ---------------------------------------------------------------- rules beyond the schemas
 
 
-def test_a_seed_together_with_a_watermark_is_refused():
-    assert refuse(model=IMAGEN, prompt="a", seed=1, add_watermark=True).keys() == {"seed"}
-    assert refuse(model=IMAGEN, prompt="a", seed="1", add_watermark="true").keys() == {"seed"}
+def test_a_seed_together_with_a_watermark_is_rejected():
+    assert problems_with(model=IMAGEN, prompt="a", seed=1, add_watermark=True).keys() == {"seed"}
+    assert problems_with(model=IMAGEN, prompt="a", seed="1", add_watermark="true").keys() == {"seed"}
     assert build(model=IMAGEN, prompt="a", seed=1, add_watermark=False)
     assert build(model=IMAGEN, prompt="a", add_watermark=True)
 
 
-def test_a_transparent_background_needs_a_format_that_can_be():
+def test_a_transparent_background_needs_a_format_with_transparency():
     model = "openai/gpt-image-1"
     assert build(model=model, prompt="a", background="transparent")
     assert build(model=model, prompt="a", background="transparent", output_format="webp")
-    problems = refuse(model=model, prompt="a", background="transparent", output_format="jpeg")
+    problems = problems_with(model=model, prompt="a", background="transparent", output_format="jpeg")
     assert problems == {"background": "requires output_format png or webp"}
 
 
 def test_beeble_needs_a_prompt_or_a_reference_and_a_mask_for_its_mask_modes():
-    base = {"model": "beeble/switchx-image-to-image", "image_url": LINK}
-    assert refuse(**base).keys() == {"prompt"}
-    assert build(**base, reference_image_url=LINK)
-    assert refuse(**base, prompt="a", alpha_mode="custom").keys() == {"alpha_url"}
+    base = {"model": "beeble/switchx-image-to-image", "image_url": IMAGE_URL}
+    assert problems_with(**base).keys() == {"prompt"}
+    assert build(**base, reference_image_url=IMAGE_URL)
+    assert problems_with(**base, prompt="a", alpha_mode="custom").keys() == {"alpha_url"}
 
 
 def test_uploads_go_to_the_edits_endpoint():
-    (request,) = build(model="openai/gpt-image-1", prompt="a", image=[LINK] * 16, mask=DATA_URI, num_images=10)
+    (request,) = build(model="openai/gpt-image-1", prompt="a", image=[IMAGE_URL] * 16, mask=DATA_URI, num_images=10)
     assert (request.path, request.body["n"], request.expected_images) == ("/v1/images/edits", 10, 10)
-    assert refuse(model="openai/gpt-image-1", prompt="a", image=[LINK] * 17).keys() == {"image"}
-    assert "not a field" in refuse(model="openai/gpt-image-1-mini", prompt="a", image=LINK)["image"]
+    assert problems_with(model="openai/gpt-image-1", prompt="a", image=[IMAGE_URL] * 17).keys() == {"image"}
+    assert "not a field" in problems_with(model="openai/gpt-image-1-mini", prompt="a", image=IMAGE_URL)["image"]
 
 
 # ---------------------------------------------------------------- messages
 
 
-def test_everything_wrong_is_told_at_once_with_the_prefix_of_the_item():
+def test_all_problems_are_reported_at_once_with_the_items_prefix():
     with pytest.raises(InvalidArgumentsError) as caught:
         build_requests(
             {"model": IMAGEN, "prompt": "", "num_images": 9, "aspect_ratio": "2:1", "image_size": "square", "seed": -1},
@@ -583,8 +587,10 @@ def test_everything_wrong_is_told_at_once_with_the_prefix_of_the_item():
     }
 
 
-def test_an_unknown_field_is_told_which_one_was_meant():
-    problems = refuse(model=IMAGEN, prompt="a", image_size="square_hd", enhance_promt=True, response_format="url")
+def test_the_error_for_an_unknown_field_suggests_the_right_one():
+    problems = problems_with(
+        model=IMAGEN, prompt="a", image_size="square_hd", enhance_promt=True, response_format="url"
+    )
     assert problems == {
         "image_size": "`image_size` is not a field of imagen-3.0-generate-002, which would ignore it; "
         "its size field is `aspect_ratio` (1:1, 9:16, 16:9, 3:4 or 4:3)",
@@ -595,16 +601,16 @@ def test_an_unknown_field_is_told_which_one_was_meant():
     }
     assert (
         "its image field is `image_url`"
-        in refuse(model="flux/dev/image-to-image", prompt="a", image_urls=[LINK])["image_urls"]
+        in problems_with(model="flux/dev/image-to-image", prompt="a", image_urls=[IMAGE_URL])["image_urls"]
     )
 
 
-def test_a_wrong_size_object_is_told_which_side_and_why():
+def test_the_error_for_an_invalid_size_names_the_side_and_the_reason():
     model = "flux/schnell"
-    problems = refuse(model=model, prompt="a", image_size={"width": 1000, "height": 99999})
+    problems = problems_with(model=model, prompt="a", image_size={"width": 1000, "height": 99999})
     sentence = "a whole number from 64 to 1536 that is a multiple of 32 is allowed"
     assert problems == {"image_size.width": sentence, "image_size.height": sentence}
-    assert refuse(model=model, prompt="a", image_size={"width": 1024}) == {
+    assert problems_with(model=model, prompt="a", image_size={"width": 1024}) == {
         "image_size": "width and height are required"
     }
 
@@ -623,7 +629,7 @@ def test_a_wrong_size_object_is_told_which_side_and_why():
         {"model": "no/such", "thing": {"url": "https://h.example/a.png?X-Sig=SECRET", "at": math.nan}},
     ],
 )
-def test_no_message_holds_the_query_or_the_login_of_a_link(arguments):
+def test_no_message_shows_a_urls_query_or_login(arguments):
     with pytest.raises(InvalidArgumentsError) as caught:
         build_requests({"prompt": "a", **arguments}, can_store=True)
     assert "SECRET" not in str(caught.value)
@@ -645,19 +651,21 @@ def test_an_unknown_model_gets_its_arguments_as_they_are():
     assert (request.path, request.expected_images, request.returns_base64) == ("/v1/images/generations", 3, False)
 
 
-def test_an_unknown_model_is_still_kept_from_nonsense():
-    assert refuse(model="new/model", prompt=5) == {"prompt": "text is allowed"}
-    assert refuse(model="new/model", prompt="a", num_images=1000).keys() == {"num_images"}
-    assert refuse(model="new/model", prompt="a", x=math.nan, y=object()).keys() == {"x", "y"}
-    assert refuse(can_store=False, model="new/model", prompt="a", response_format="b64_json").keys() == {"output_path"}
+def test_basic_checks_apply_to_unknown_models():
+    assert problems_with(model="new/model", prompt=5) == {"prompt": "text is allowed"}
+    assert problems_with(model="new/model", prompt="a", num_images=1000).keys() == {"num_images"}
+    assert problems_with(model="new/model", prompt="a", x=math.nan, y=object()).keys() == {"x", "y"}
+    assert problems_with(can_store=False, model="new/model", prompt="a", response_format="b64_json").keys() == {
+        "output_path"
+    }
 
 
 @pytest.mark.parametrize("model", [None, "", "  ", " flux/dev", 5, ["flux/dev"]])
-def test_a_model_that_is_no_id_is_refused(model):
-    assert refuse(model=model, prompt="a").keys() == {"model"}
+def test_a_model_that_is_not_an_id_is_rejected(model):
+    assert problems_with(model=model, prompt="a").keys() == {"model"}
 
 
-def test_an_alias_is_sent_as_it_was_written(monkeypatch):
+def test_an_alias_is_sent_as_written(monkeypatch):
     model = find_model("google/nano-banana-2")
     assert build(model=model.aliases[0], prompt="a")[0].body["model"] == model.aliases[0]
 
@@ -670,7 +678,7 @@ JSON_VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=20)
-    | st.sampled_from([LINK, DATA_URI, "4", "true", "1:1"]),
+    | st.sampled_from([IMAGE_URL, DATA_URI, "4", "true", "1:1"]),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(st.text(max_size=8) | st.sampled_from(["width", "height", "path"]), inner, max_size=4)
@@ -689,12 +697,12 @@ FIELD_NAMES = st.sampled_from(
     prompt=st.just("a cat") | JSON_VALUES,
     can_store=st.booleans(),
 )
-def test_any_json_ends_in_requests_that_can_be_sent_or_in_one_refusal(model, arguments, prompt, can_store):
-    requests, refusal = attempt({**arguments, "model": model, "prompt": prompt}, can_store=can_store)
-    assert bool(requests) != bool(refusal)
-    if refusal:
-        assert refusal.problems
-        assert str(refusal)
+def test_any_json_gives_valid_requests_or_one_error(model, arguments, prompt, can_store):
+    requests, error = try_build({**arguments, "model": model, "prompt": prompt}, can_store=can_store)
+    assert bool(requests) != bool(error)
+    if error:
+        assert error.problems
+        assert str(error)
     for request in requests:
         json.dumps(dict(request.body), allow_nan=False)
         assert 1 <= request.expected_images <= MAX_IMAGES_PER_PROMPT
@@ -710,7 +718,7 @@ def test_any_json_ends_in_requests_that_can_be_sent_or_in_one_refusal(model, arg
     [10**6000, -(10**6000), "9" * 6000, [[]] * 3, {"a": {"b": {}}}, "\ud800", "x" * 100_000],
     ids=["huge", "hugely negative", "digits", "lists", "mappings", "surrogate", "long"],
 )
-def test_monstrous_values_are_refused_or_sent_but_never_crash(value):
+def test_extreme_values_are_rejected_or_sent_but_never_crash(value):
     deep = value
     for _ in range(3000):
         deep = [deep]
@@ -726,12 +734,12 @@ def test_monstrous_values_are_refused_or_sent_but_never_crash(value):
     ):
         for monster in (value, deep):
             for model in ("blackforestlabs/flux-2-lora", IMAGEN, "no/such-model"):
-                requests, refusal = attempt({"model": model, "prompt": "a", name: monster})
-                assert bool(requests) != bool(refusal)
-                assert len(str(refusal)) < 2000
+                requests, error = try_build({"model": model, "prompt": "a", name: monster})
+                assert bool(requests) != bool(error)
+                assert len(str(error)) < 2000
 
 
-def test_the_arguments_given_are_not_changed():
+def test_the_given_arguments_are_not_modified():
     arguments = {"model": "flux/dev", "prompt": "a", "num_images": "2", "aspect_ratio": "16:9", "image_size": None}
     before = json.dumps(arguments)
     build_requests(arguments, can_store=True)

@@ -1,8 +1,8 @@
 """
-Work through a night's prompts on two workers, break what a cluster stands on, and compare bill, bucket and database.
+Run a night's prompts on two workers, break the services of the cluster, and compare bill, bucket and database.
 
-Run by ``set-up.sh``. The bill is what the sandbox has charged, the bucket is read through S3, the journals are the rows
-of PostgreSQL. The order matters in one place: the last check looks at what all the others have left.
+Run by ``set-up.sh``. The bill is what the sandbox charged, the bucket is read through S3, and the journals are rows in
+PostgreSQL. Order matters in one place: the last check inspects what all the others have left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def instance_of(prompt: str) -> tuple[str, int]:
-    """Tell the task instance a prompt is of."""
+    """Return the task instance that a prompt belongs to."""
     _, task_id, map_index, _ = prompt.split()
     return task_id, int(map_index)
 
@@ -42,7 +42,7 @@ def json_lines(data: bytes) -> list[dict[str, Any]]:
 
 
 class Remains:
-    """What a run has left: its bill, its bucket, its manifest and its failures."""
+    """What a run has left behind: its bill, its bucket, its manifest and its failures."""
 
     def __init__(self, cluster: Cluster, run: Run) -> None:
         self.charges = {charge.inference_id: charge for charge in cluster.billed(run.dag_id)}
@@ -58,11 +58,11 @@ class Remains:
         ]
 
     def total(self, name: str) -> float:
-        """Sum one number of the summaries up."""
+        """Sum up one number of the summaries."""
         return sum(summary[name] for summary in self.summaries.values())
 
     def assert_complete(self, prompts: int) -> None:
-        """Assert that each prompt was billed once, and that each charge is a whole picture or a loss told by its id."""
+        """Assert that each prompt was billed once, and each charge is a complete image or a loss reported by id."""
         assert set(Counter(charge.prompt for charge in self.charges.values()).values()) == {1}
         assert len(self.charges) == prompts
         assert self.total("usd_spent") == pytest.approx(float(sum(charge.usd for charge in self.charges.values())))
@@ -79,14 +79,14 @@ class Remains:
         assert self.total("made") == len(self.lines)
 
     def _assert_pictures_whole(self) -> None:
-        pictures = {key for key in self.objects if key.endswith(".png")}
-        assert pictures == {line["file_name"] for line in self.lines}
+        files = {key for key in self.objects if key.endswith(".png")}
+        assert files == {line["file_name"] for line in self.lines}
         for line in self.lines:
             data = self.objects[line["file_name"]]
             assert (len(data), hashlib.sha256(data).hexdigest()) == (line["bytes"], line["sha256"])
-            with Image.open(BytesIO(data)) as picture:
-                picture.load()
-                assert picture.size == (line["width"], line["height"])
+            with Image.open(BytesIO(data)) as image:
+                image.load()
+                assert image.size == (line["width"], line["height"])
             charge = self.charges[line["inference_id"]]
             assert (line["prompt"], line["usd"]) == (charge.prompt, float(charge.usd))
             assert (line["task_id"], line["map_index"]) == instance_of(line["prompt"])
@@ -96,7 +96,7 @@ class Remains:
 
 
 class Watch:
-    """Looks at the journals in PostgreSQL while a run goes on, and at which worker each task instance is on."""
+    """Records, while a run goes on, the journals in PostgreSQL and the worker of each task instance."""
 
     def __init__(self, cluster: Cluster, run: Run) -> None:
         self._cluster = cluster
@@ -106,14 +106,14 @@ class Watch:
         self.workers_at_once: list[dict[tuple[str, int], str]] = []
 
     def look(self) -> None:
-        """Read every row there is, every other second."""
+        """Read all rows, at most every two seconds."""
         if time.monotonic() < self._looked_at + 2:
             return
         workers = self._run.running()
         with_rows = set()
         for instance, text in self.rows():
             with_rows.add(instance)
-            lines = json_lines(json.loads(text).encode())  # the first one may not be a record
+            lines = json_lines(json.loads(text).encode())  # the first line may not be a record
             self.requests[instance] |= {line["client_request_id"] for line in lines if line.get("t") == "intent"}
         self.workers_at_once.append({each: worker for each, worker in workers.items() if each in with_rows})
         self._looked_at = time.monotonic()
@@ -128,7 +128,7 @@ class Watch:
 
 
 class Night:
-    """The run of 2,000 prompts, and what was seen of it."""
+    """The run of 2,000 prompts, and what was recorded of it."""
 
     def __init__(self, cluster: Cluster) -> None:
         with cluster.phase("2,000 prompts, 57 task instances", "night"):
@@ -143,7 +143,7 @@ def night(cluster: Cluster) -> Night:
     return Night(cluster)
 
 
-def test_two_thousand_prompts_become_two_thousand_pictures_each_paid_for_once(night: Night) -> None:
+def test_two_thousand_prompts_become_two_thousand_images_each_paid_for_once(night: Night) -> None:
     night.remains.assert_complete(2000)
     assert night.remains.failures == []
     assert night.remains.total("adopted") == 0
@@ -156,7 +156,7 @@ def test_both_workers_did_their_share(night: Night) -> None:
     assert {each["hostname"] for each in night.run.instances()} == set(WORKERS)
 
 
-def test_instances_on_two_workers_have_a_journal_each_and_nothing_of_another(cluster: Cluster, night: Night) -> None:
+def test_each_instance_on_two_workers_has_its_own_journal(cluster: Cluster, night: Night) -> None:
     at_once = [Counter(workers.values()) for workers in night.watch.workers_at_once]
     assert any(all(counts[worker] >= 2 for worker in WORKERS) for counts in at_once)
 
@@ -168,13 +168,13 @@ def test_instances_on_two_workers_have_a_journal_each_and_nothing_of_another(clu
 
 
 def test_no_journal_is_left_after_success(night: Night) -> None:
-    wait_until(lambda: not night.watch.rows(), "the journals to be forgotten")  # an instant after the success
+    wait_until(lambda: not night.watch.rows(), "the journals to be forgotten")  # shortly after the success
 
 
 # --- a limit across tasks and workers ---------------------------------------------------------------------------------
 
 
-def test_a_pool_holds_as_many_task_instances_as_it_has_slots_and_no_more(cluster: Cluster) -> None:
+def test_a_pool_runs_exactly_as_many_task_instances_as_it_has_slots(cluster: Cluster) -> None:
     slots, concurrency = 3, 2
     cluster.sandbox.configure(max_concurrent=slots * concurrency)
     with cluster.phase("a pool of 3 slots, 2 requests each", "pool"):
@@ -193,7 +193,7 @@ def test_a_pool_holds_as_many_task_instances_as_it_has_slots_and_no_more(cluster
     Remains(cluster, run).assert_complete(90)
 
 
-# --- text that PostgreSQL does not take ------------------------------------------------------------------------------
+# --- text that PostgreSQL rejects -------------------------------------------------------------------------------------
 
 
 def test_characters_that_postgresql_rejects_in_responses_cost_nothing(cluster: Cluster) -> None:
@@ -221,13 +221,13 @@ def test_characters_that_postgresql_rejects_in_responses_cost_nothing(cluster: C
 def go_through(
     cluster: Cluster,
     dag_id: str,
-    told: str,
+    phase: str,
     fault: Callable[[Run], None],
     while_waiting: Callable[[], None] = lambda: None,
 ) -> Remains:
-    """Run a DAG, let something fail in the middle of it, and assert that all is well in the end."""
+    """Run a DAG, let something fail halfway, and assert that everything is complete in the end."""
     wait_until(cluster.is_up, "Airflow")
-    with cluster.phase(told, dag_id):
+    with cluster.phase(phase, dag_id):
         run = cluster.trigger(dag_id)
 
         def is_in_the_middle() -> bool:
@@ -246,7 +246,7 @@ def go_through(
     return remains
 
 
-def test_an_api_server_restarted_in_the_middle_costs_nothing(cluster: Cluster) -> None:
+def test_an_api_server_restarted_mid_run_costs_nothing(cluster: Cluster) -> None:
     def fault(run: Run) -> None:
         cluster.processes.stop("api-server")
         cluster.start_part("api-server")
@@ -255,15 +255,15 @@ def test_an_api_server_restarted_in_the_middle_costs_nothing(cluster: Cluster) -
     assert remains.failures == []
 
 
-def test_a_database_restarted_in_the_middle_costs_nothing(cluster: Cluster) -> None:
-    """Airflow's triggerer or DAG processor may not survive that: something has to start them again, as anywhere."""
+def test_a_database_restarted_mid_run_costs_nothing(cluster: Cluster) -> None:
+    """Airflow's triggerer or DAG processor may not survive this; something has to restart them, as in production."""
     remains = go_through(
         cluster, "database_fails", "PostgreSQL restarted", lambda run: cluster.postgres.restart(), cluster.revive
     )
     assert remains.failures == []
 
 
-def test_a_store_that_is_away_for_ten_seconds_costs_nothing(cluster: Cluster) -> None:
+def test_a_store_unavailable_for_ten_seconds_costs_nothing(cluster: Cluster) -> None:
     def fault(run: Run) -> None:
         cluster.store.die()
         time.sleep(10)
@@ -274,10 +274,12 @@ def test_a_store_that_is_away_for_ten_seconds_costs_nothing(cluster: Cluster) ->
 
 
 def test_a_killed_worker_costs_no_more_than_what_it_had_in_flight(cluster: Cluster) -> None:
-    """What was billed and not yet noted when the worker died is told with its id, and not bought again."""
-    for index in range(4):  # so that one at least is billed and unanswered, wherever the instances run
+    """Requests billed but not yet recorded when the worker died are reported by id, and not sent again."""
+    for index in range(4):  # so that one is billed and without a response on whichever worker is killed
         cluster.sandbox.add_fault(Fault("hang", prompt=f"worker_fails paint {index} 007", billed=True))
-    cluster.processes.stop("scheduler")  # another one, which finds out sooner than in Airflow's five minutes
+    cluster.processes.stop(
+        "scheduler"
+    )  # replaced by one that notices sooner than after Airflow's default of five minutes
     cluster.start_part("scheduler", AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="30")
     killed: set[int] = set()
 
@@ -295,16 +297,16 @@ def test_a_killed_worker_costs_no_more_than_what_it_had_in_flight(cluster: Clust
     assert {map_index for (_, map_index), each in remains.summaries.items() if each["adopted"]} == killed
 
 
-# --- what all of it has left ------------------------------------------------------------------------------------------
+# --- leftovers --------------------------------------------------------------------------------------------------------
 
 
 def messages(monitored: bytes) -> Iterator[bytes]:
-    """Decode what went through the queue: Celery packs its messages into base64."""
+    """Decode the messages in the queue, which Celery encodes as base64."""
     for body in re.findall(rb'"body\\*": *\\*"([A-Za-z0-9+/=]+)', monitored):
         yield base64.b64decode(body)
 
 
-def test_neither_the_key_nor_a_signed_link_is_written_anywhere(cluster: Cluster) -> None:
+def test_neither_the_key_nor_a_signed_url_is_written_anywhere(cluster: Cluster) -> None:
     """Logs and output of every process, the database, the queue, and the bucket."""
     key = cluster.sandbox.api_key.encode()
     signed = re.compile(rb"(Signature|OSSAccessKeyId)=")
@@ -315,7 +317,7 @@ def test_neither_the_key_nor_a_signed_link_is_written_anywhere(cluster: Cluster)
     assert len(logs) > 57
     queue = [message for message in messages(written[str(HOME / "redis-monitor.out")]) if b"ExecuteTask" in message]
     assert len(queue) > 57
-    assert any(b"Image 1 of" in written[name] for name in logs)  # the search would find what is there
+    assert any(b"Image 1 of" in written[name] for name in logs)  # proves that the search works
     written |= {"the database": cluster.postgres.dump(), **{f"message {n}": each for n, each in enumerate(queue)}}
     assert [name for name, data in written.items() if key in data] == []
     assert [name for name, data in written.items() if signed.search(data)] == []

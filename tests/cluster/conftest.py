@@ -1,4 +1,4 @@
-"""An Airflow cluster: every component in a process of its own, two Celery workers, Redis, PostgreSQL, and S3."""
+"""An Airflow cluster: every component in its own process, two Celery workers, Redis, PostgreSQL, and S3."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Run:
         return self._airflow.call("GET", self._path)["state"]
 
     def instances(self) -> list[dict[str, Any]]:
-        """Read all task instances that there are by now."""
+        """Return all task instances that exist so far."""
         found: list[dict[str, Any]] = []
         while True:
             page = self._airflow.call("GET", f"{self._path}/taskInstances?limit=100&offset={len(found)}")
@@ -54,7 +54,7 @@ class Run:
                 return found
 
     def running(self) -> dict[tuple[str, int], str]:
-        """Name the worker of each task instance that runs now."""
+        """Return the worker of each running task instance."""
         return {
             (each["task_id"], each["map_index"]): each["hostname"]
             for each in self.instances()
@@ -62,7 +62,7 @@ class Run:
         }
 
     def summaries(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Read the summary of every task instance."""
+        """Return the summary of every task instance."""
         return {(each["task_id"], each["map_index"]): self._xcom(each, "summary") for each in self.instances()}
 
     def _xcom(self, instance: dict[str, Any], key: str) -> Any:
@@ -74,7 +74,7 @@ class Run:
         """Wait until it has succeeded."""
 
         def is_over() -> bool:
-            with suppress(OSError):  # the api-server may just be away
+            with suppress(OSError):  # the api-server may be down
                 while_waiting()
                 return self.state() in ("success", "failed")
             return False
@@ -90,7 +90,7 @@ class Run:
 
 
 class Cluster:
-    """All of it, and what is done to it."""
+    """The whole cluster, and operations on it."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
@@ -123,7 +123,7 @@ class Cluster:
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(parallelism),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-            # A slow machine needs a minute to restart the api-server; three are given up in less.
+            # A slow machine needs a minute to restart the api-server; three attempts fail in less.
             "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
         }
         self.store.start()
@@ -140,7 +140,7 @@ class Cluster:
         self.airflow.call(
             "POST",
             "/api/v2/connections",
-            # A request that a killed try left behind is awaited for as long as an answer may take.
+            # A request left by a killed attempt is awaited for as long as a response may take.
             {"connection_id": "imagen_default", **fields, "extra": json.dumps({"read_timeout": 15})},
         )
         store = self.store.connection()
@@ -157,17 +157,17 @@ class Cluster:
         self.store.stop()
 
     def is_up(self) -> bool:
-        """Say whether every component is there and well; one that has ended by itself is told at once."""
+        """Return whether every component is healthy; fail at once if one has exited."""
         return self.processes.all_live() and self.airflow.is_up("triggerer")
 
     def start_part(self, name: str, **environment: str) -> None:
-        """Start a component of Airflow or a worker, also in place of one that is no more."""
+        """Start a component of Airflow or a worker, also to replace one that has ended."""
         worker = ["celery", "worker", "-H", f"{name}@here", "--skip-serve-logs"]
         command = worker if name in WORKERS else [name]
         self.processes.start(name, "airflow", *command, IMAGEN_WORKER=name, **environment)
 
     def revive(self) -> None:
-        """Start again what has ended by itself, as systemd or Kubernetes does."""
+        """Restart what has exited, as systemd or Kubernetes does."""
         for name in (*COMPONENTS, *WORKERS):
             if self.processes.has_ended(name):
                 self.revived.append(name)
@@ -177,12 +177,12 @@ class Cluster:
         return Run(self.airflow, dag_id)
 
     def billed(self, dag_id: str) -> list[Any]:
-        """List the charges of a DAG."""
+        """Return the charges of a DAG."""
         return [charge for charge in self.sandbox.ledger() if charge.prompt.startswith(f"{dag_id} ")]
 
     @contextmanager
     def phase(self, name: str, dag_id: str) -> Iterator[None]:
-        """Note how long something took, for the table at the end."""
+        """Record how long a phase took, for the table at the end."""
         started = time.monotonic()
         yield
         seconds = time.monotonic() - started
@@ -212,8 +212,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("what it took")
     terminalreporter.write_line(f"{'phase':<40}{'pictures':>10}{'seconds':>10}{'pictures/s':>12}")
-    for name, pictures, seconds in cluster.phases:
-        speed = f"{pictures / seconds:.1f}" if pictures else "-"
-        terminalreporter.write_line(f"{name:<40}{pictures or '-':>10}{seconds:>10.1f}{speed:>12}")
+    for name, images, seconds in cluster.phases:
+        speed = f"{images / seconds:.1f}" if images else "-"
+        terminalreporter.write_line(f"{name:<40}{images or '-':>10}{seconds:>10.1f}{speed:>12}")
     if cluster.revived:
         terminalreporter.write_line(f"Ended by themselves, and were started again: {', '.join(cluster.revived)}")

@@ -1,4 +1,4 @@
-"""The DAGs the checks trigger. A prompt begins with the name of its DAG, and says which task instance it is of."""
+"""The DAGs the checks trigger. A prompt starts with the name of its DAG, and names the task instance it belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster of Airflow stands on: PostgreSQL and Redis, as Debian packages them, on ports of their own."""
+"""The services an Airflow cluster needs: PostgreSQL and Redis, as Debian packages them, on their own ports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class PostgreSQL:
     """
-    A server that trusts who reaches it, and syncs nothing: it need not survive the machine.
+    A server that trusts every client and syncs nothing to disk: its data need not outlive the machine.
 
     :param folder: for its data
     """
@@ -27,10 +27,10 @@ class PostgreSQL:
         self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/airflow"
         self._processes = processes
         self._folder = folder
-        self._user = "postgres" if os.geteuid() == 0 else None  # it does not run as root
+        self._user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
 
     def create(self) -> None:
-        """Make a database, and start."""
+        """Create a database and start."""
         self._folder.mkdir()
         if self._user:
             subprocess.run(["chown", self._user, str(self._folder)], check=True)
@@ -65,7 +65,7 @@ class PostgreSQL:
         return self._execute(query, *values)
 
     def dump(self) -> bytes:
-        """Write the whole database out as text."""
+        """Dump the whole database as text."""
         command = ["pg_dump", "-h", "127.0.0.1", "-p", str(self.port), "-U", "airflow", "airflow"]
         return subprocess.run(command, check=True, capture_output=True).stdout
 
@@ -86,7 +86,7 @@ class PostgreSQL:
 
 
 class Redis:
-    """A server that keeps nothing on the disk."""
+    """A server that keeps nothing on disk."""
 
     def __init__(self, processes: Processes) -> None:
         self.port = free_port()

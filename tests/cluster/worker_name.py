@@ -1,4 +1,4 @@
-"""Airflow notes down where a task instance ran, by calling this: two workers on one machine need names of their own."""
+"""Airflow calls this to record where a task instance ran: two workers on one machine need distinct names."""
 
 from __future__ import annotations
 

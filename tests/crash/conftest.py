@@ -1,4 +1,4 @@
-"""A task that can be killed at any moment and tried again."""
+"""A task that can be killed at any moment and retried."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Nursery:
     """
     The process in ``nursery.py``, seen from the tests.
 
-    :param home: folder for Airflow's database, and for what the processes say
+    :param home: folder for Airflow's database and the output of the processes
     """
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._orders = 0
-        self._log = open(home / "log", "wb")  # noqa: SIM115 - open as long as the process
+        self._log = open(home / "log", "wb")  # noqa: SIM115 - open as long as the process runs
         package_parent = Path(airflow_provider_imagen.__file__).parents[1]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         self._process = subprocess.Popen(
@@ -69,7 +69,7 @@ class Nursery:
         return Fork(self, pid, path)
 
     def wait(self, pid: int) -> int:
-        """Wait for a process to end, and give its exit status; that of a killed one is negative."""
+        """Wait for a process to end and return its exit status; negative if it was killed."""
         return int(self._ask({"do": "wait", "pid": pid})["status"])
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Nursery:
         self._log.close()
 
     def tail(self) -> str:
-        """Give the end of what the processes said."""
+        """Return the end of the processes' output."""
         return (self._home / "log").read_text(errors="replace")[-6000:]
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -95,12 +95,12 @@ class Nursery:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, self.tail()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 def wait_until(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
-    """Wait until something is true."""
+    """Wait until a condition is true."""
     give_up_at = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up_at, "It never came to what the test waits for"
@@ -116,25 +116,25 @@ class Fork:
     answer: Path
 
     def kill(self) -> None:
-        """Kill it and see it gone."""
+        """Kill it and wait until it is gone."""
         os.kill(self.pid, signal.SIGKILL)
         assert self.nursery.wait(self.pid) == KILLED
 
     def result(self) -> dict[str, Any]:
-        """Wait for it to end well, and give its answer."""
+        """Wait for it to succeed and return its result."""
         assert self.nursery.wait(self.pid) == 0, self.nursery.tail()
-        answer: dict[str, Any] = json.loads(self.answer.read_text())
-        return answer
+        result: dict[str, Any] = json.loads(self.answer.read_text())
+        return result
 
 
 @dataclass
 class Painting:
     """
-    One task instance of a DAG, from its first try to its last.
+    One task instance of a DAG, from its first attempt to its last.
 
-    :param arguments: of the operator; may be changed between tries as an author changes a DAG file
-    :param order: what every process is told
-    :param tries: all there were, also of the siblings of a mapped task; the first starts the run of the DAG
+    :param arguments: of the operator; may be changed between attempts, as an author changes a DAG file
+    :param order: the order that every process gets
+    :param tries: all attempts so far, including those of a mapped task's siblings; the first starts the DAG run
     """
 
     nursery: Nursery
@@ -146,27 +146,27 @@ class Painting:
     last: dict[str, Any] = field(default_factory=dict)
 
     def start(self, kill: dict[str, Any] | None = None) -> Fork:
-        """Start the next try in a process of its own."""
+        """Start the next attempt in its own process."""
         self.tries.append(self._fork("attempt", kill=kill, is_first=not self.tries))
         return self.tries[-1]
 
     def finish(self, fork: Fork | None = None) -> dict[str, Any]:
-        """Do the next try, or wait for one that is under way, to its end; say how it ended."""
+        """Run the next attempt to its end, or wait for a running one; return how it ended."""
         self.last = (fork or self.start()).result()
         return self.last
 
     def die_when(self, condition: Callable[[], object]) -> None:
-        """Do the next try, and kill it from outside once something is true."""
+        """Run the next attempt, and kill it from outside once a condition is true."""
         fork = self.start()
         wait_until(condition)
         fork.kill()
 
     def die(self, when: str, what: str, nth: int = 1) -> None:
-        """Do the next try up to the moment at which it is killed."""
+        """Run the next attempt up to the moment at which it is killed."""
         assert self.dies(when, what, nth), f"It lived past {when} {what}: {self.nursery.tail()}"
 
     def dies(self, when: str, what: str, nth: int = 1) -> bool:
-        """Do the next try up to the moment at which it is killed, and say whether that moment came."""
+        """Run the next attempt up to the moment at which it is killed; return whether that moment came."""
         fork = self.start({"when": when, "what": what, "nth": nth})
         return self.nursery.wait(fork.pid) == KILLED
 
@@ -175,70 +175,70 @@ class Painting:
         self._fork("clear").result()
 
     def look(self) -> dict[str, Any]:
-        """Read what the database holds."""
+        """Return what the database holds."""
         return self._fork("look").result()
 
     def reconcile(self) -> dict[str, Any]:
-        """Resolve what is in doubt on the command line."""
+        """Reconcile requests in doubt on the command line."""
         return self._fork("reconcile").result()
 
     def of(self, map_index: int) -> Painting:
-        """Give another instance of a mapped task, in the same run."""
+        """Return another instance of a mapped task in the same run."""
         order = {**self.order, "map_index": map_index}
         return Painting(self.nursery, self.sandbox, self.folder, self.arguments, order, self.tries)
 
     def _fork(self, deed: str, **more: Any) -> Fork:
         return self.nursery.fork({**self.order, "do": deed, "arguments": self.arguments, **more})
 
-    # --- what came of it ----------------------------------------------------------------------------------------------
+    # --- the outcome --------------------------------------------------------------------------------------------------
 
     @property
     def images(self) -> list[dict[str, Any]]:
-        """The records of the pictures, as the last try reported them."""
+        """The image records, as the last attempt reported them."""
         images: list[dict[str, Any]] = self.last["xcoms"]["images"]
         return images
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Counts and costs, as the last try reported them."""
+        """The summary, as the last attempt reported it."""
         summary: dict[str, Any] = self.last["xcoms"]["summary"]
         return summary
 
     def charge(self, prompt: str) -> Charge:
-        """Give the one charge for a prompt."""
+        """Return the only charge for a prompt."""
         (charge,) = [charge for charge in self.sandbox.ledger() if charge.prompt == prompt]
         return charge
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """Wait until something is true."""
+        """Wait until a condition is true."""
         wait_until(condition)
 
     def was_seen(self, prompt: str) -> bool:
-        """Say whether a request for a prompt has reached the API."""
+        """Return whether a request for a prompt has reached the API."""
         return prompt in [request.json["prompt"] for request in self.sandbox.seen("/v1/images/generations")]
 
     def bought(self) -> Counter[str]:
-        """Count what was billed, by prompt."""
+        """Count the charges by prompt."""
         return Counter(charge.prompt for charge in self.sandbox.ledger())
 
     def manifest(self) -> list[dict[str, Any]]:
-        """Read the manifest."""
+        """Return the lines of the manifest."""
         return [json.loads(line) for line in (self.folder / "metadata.jsonl").read_text().splitlines()]
 
     def failure_lines(self) -> list[dict[str, Any]]:
-        """Read the lines about what is not there."""
+        """Return the lines about failed items."""
         (path,) = (self.folder / ".imagen" / "failures").iterdir()
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def pictures(self) -> list[Path]:
-        """List the pictures on the disk."""
+        """List the images on disk."""
         return sorted(self.folder.rglob("*.png"))
 
     def assert_whole(self, prompts: Sequence[str]) -> None:
         """
-        Assert that the task ended well: every prompt paid for once, every picture whole, every cent counted.
+        Assert that the task succeeded: every prompt paid for once, every image complete, every cent counted.
 
-        :param prompts: one per picture that must be there, in order
+        :param prompts: one per expected image, in order
         """
         assert self.last["state"] == "success", self.last["error"]
         assert self.bought() == Counter(prompts)
@@ -249,7 +249,7 @@ class Painting:
         self.assert_forgotten()
 
     def assert_forgotten(self) -> None:
-        """Assert that no journal is left, wherever it was kept, unless money is in doubt: then it has to stay."""
+        """Assert that no journal is left, wherever it was kept; if money is in doubt, assert that it was kept."""
         files = list(self.folder.rglob("journal/*/*"))
         if self.summary["in_doubt"]:
             assert self.last["journal"] or files
@@ -259,8 +259,8 @@ class Painting:
 
     def assert_lost(self, *, lost: str, others: Sequence[str]) -> None:
         """
-        Assert that one answer was billed and lost, that this is told with all that is needed to claim it back, that it
-        is not bought again, and that the other pictures are safe.
+        Assert that one response was billed and lost, that the error names what is needed to claim the money back, that
+        the prompt was not paid for again, and that the other images are safe.
         """
         charge = self.charge(lost)
         assert self.last["state"] == "failed"
@@ -275,10 +275,10 @@ class Painting:
         self.assert_tidy()
 
     def assert_tidy(self) -> None:
-        """Assert that what is on the disk is whole and listed, nothing half-written is left, and the sums are right."""
+        """Assert that files on disk are complete and listed, nothing half-written is left, and the totals are right."""
         for path in self.pictures():
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as opened:
+                opened.load()
         for image in self.images:
             assert hashlib.sha256(Path(image["path"]).read_bytes()).hexdigest() == image["sha256"]
         assert not [path.name for path in self.folder.rglob("*.part")]
@@ -297,7 +297,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture
 def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., Painting]:
-    """Give a function that makes a DAG with one operator; its task has not been tried yet."""
+    """Return a function that creates a DAG with one operator whose task has not run yet."""
     folder = tmp_path / "pictures"
 
     def make(*, dag: str = "painting", mapped: bool = False, read_timeout: float = 2.5, **options: Any) -> Painting:
@@ -313,7 +313,7 @@ def paint(nursery: Nursery, sandbox: Sandbox, tmp_path: Path) -> Callable[..., P
                 "password": sandbox.api_key,
                 "extra": {
                     "read_timeout": read_timeout
-                },  # also how long a request of a killed try may still be under way
+                },  # also how long a request of a killed attempt may still be in flight
             },
             **own,
         }

@@ -1,5 +1,5 @@
 """
-The places at which a task process kills itself, put around the package's own functions in the fork that is to die.
+The points at which a task process kills itself, wrapped around the package's functions in the fork that is to die.
 
 A kill is ``{"when": "before" | "after", "what": …, "nth": …}``: before or after the nth event of a kind, counted in
 this process. ``SIGKILL`` leaves no time for anything: no ``finally``, no ``atexit``, no flush.
@@ -29,14 +29,14 @@ def die() -> None:
 
 
 def install(kill: dict[str, Any] | None) -> None:
-    """Arm a kill in this process; ``None`` lets it live."""
+    """Arm a kill in this process; do nothing for ``None``."""
     if kill is not None:
         what, _, detail = kill["what"].partition(" ")
         INSTALLERS[what](_Trigger(kill["when"], kill.get("nth", 1)), detail)
 
 
 class _Trigger:
-    """Counts the events of one kind, from any thread, and kills at the right one."""
+    """Counts events of one kind, from any thread, and kills the process at the right one."""
 
     def __init__(self, when: str, nth: int) -> None:
         self._when = when
@@ -45,7 +45,7 @@ class _Trigger:
         self._lock = threading.Lock()
 
     def around(self, event: Callable[[], Any], count: int = 1) -> Any:
-        """Let events happen, unless one of them is the one to die before; die after them if it is to die after."""
+        """Run events; if the nth is among them, die before or after them."""
         with self._lock:
             is_due = self._seen < self._nth <= self._seen + count
             self._seen += count
@@ -59,7 +59,7 @@ class _Trigger:
 
 
 def _wrap(owner: Any, name: str, trigger: _Trigger, events: Callable[..., int] = lambda *_, **__: 1) -> None:
-    """Put a trigger around a function; ``events`` says how many events a call of it is."""
+    """Wrap a function in a trigger; ``events`` returns how many events a call counts as."""
     original = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +69,7 @@ def _wrap(owner: Any, name: str, trigger: _Trigger, events: Callable[..., int] =
 
 
 def _on_record(trigger: _Trigger, kind: str) -> None:
-    """The write that makes a record of the journal durable, whichever others it carries along."""
+    """The write that makes a journal record durable, whichever others it includes."""
     from airflow_provider_imagen.journal import stores
 
     for store in (stores.TaskStateJournalStore, stores.FolderJournalStore):
@@ -83,7 +83,7 @@ def _on_record(trigger: _Trigger, kind: str) -> None:
 
 
 def _on_segment(trigger: _Trigger, number: str) -> None:
-    """The first write of a segment of the journal."""
+    """The first write of a journal segment."""
     from airflow_provider_imagen.journal import stores
 
     for store in (stores.TaskStateJournalStore, stores.FolderJournalStore):
@@ -91,7 +91,7 @@ def _on_segment(trigger: _Trigger, number: str) -> None:
 
 
 def _on_deletion(trigger: _Trigger, _: str) -> None:
-    """The removal of a text of the journal, which begins once the task has succeeded."""
+    """The deletion of a part of the journal, which begins once the task has succeeded."""
     from airflow_provider_imagen.journal import stores
 
     for store in (stores.TaskStateJournalStore, stores.FolderJournalStore):
@@ -105,21 +105,21 @@ def _on_deletion(trigger: _Trigger, _: str) -> None:
 
 
 def _on_post(trigger: _Trigger, _: str) -> None:
-    """A paid request: its answer is read, and nothing is noted of it yet."""
+    """A paid request: its response has been read but not recorded."""
     from airflow_provider_imagen.api.client import ApiClient
 
     _wrap(ApiClient, "generate", trigger)
 
 
 def _on_download(trigger: _Trigger, _: str) -> None:
-    """The download of a picture: its bytes are here, and nowhere on the disk yet."""
+    """The download of an image: its bytes are in memory and not on disk yet."""
     from airflow_provider_imagen.download.downloader import Downloader
 
     _wrap(Downloader, "fetch", trigger)
 
 
 def _on_half(trigger: _Trigger, _: str) -> None:
-    """The temporary file of a picture when half of it is written."""
+    """The temporary file of an image, half of it written."""
     from airflow_provider_imagen.storage import atomic_write
 
     original = atomic_write._write_synced
@@ -134,7 +134,7 @@ def _on_half(trigger: _Trigger, _: str) -> None:
 
 
 def _on_rename(trigger: _Trigger, suffix: str) -> None:
-    """The rename, or the link, that gives a file its final name."""
+    """The rename or hard link that gives a file its final name."""
 
     def is_wanted(_: str, name: str, **__: Any) -> bool:
         return name.endswith(suffix)

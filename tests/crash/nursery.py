@@ -1,9 +1,9 @@
 """
-A process with Airflow loaded that forks a task process for every try, so that a test can afford to kill dozens of them.
+A process with Airflow loaded that forks a task process per attempt, so that a test can afford to kill dozens of them.
 
-It is a script, not a module of tests: orders come in as lines of JSON on standard input, answers go out on standard
-output. Each try runs in a fork of its own through Airflow's own task runner, on a database that all of them share:
-what survives a ``SIGKILL`` is what Airflow and the file system kept, and nothing else.
+It is a script, not a test module: it reads orders as lines of JSON from standard input and writes replies to standard
+output. Each attempt runs in its own fork through Airflow's task runner, on a shared database: only what Airflow and the
+file system kept survives a ``SIGKILL``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def begin(dag: DAG) -> None:
 
 
 def attempt(order: dict[str, Any]) -> dict[str, Any]:
-    """Do the next try of the task in this process, and say how it ended, if it lives to."""
+    """Run the next attempt of the task in this process, and return how it ended if it survives."""
     from airflow.sdk.api.datamodels._generated import TaskInstance as TaskToRun
     from airflow.sdk.execution_time.supervisor import run_task_in_process
     from kill_points import install
@@ -116,7 +116,7 @@ def attempt(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_older(order: dict[str, Any]) -> None:
-    """Take away what Airflow 3.1 does not have, and make the journal's segments as small as the test wants them."""
+    """Remove what Airflow 3.1 does not have, and make journal segments as small as the test wants."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     from airflow_provider_imagen.journal import log as journal
@@ -138,7 +138,7 @@ def _make_older(order: dict[str, Any]) -> None:
 
 
 def _queue(dag: DAG, order: dict[str, Any]) -> dict[str, Any]:
-    """Do the scheduler's part: notice a dead worker, and put the task instance in the queue again."""
+    """Act as the scheduler: notice a dead worker and queue the task instance again."""
     from airflow.utils.session import create_session
     from airflow.utils.state import TaskInstanceState
 
@@ -172,7 +172,7 @@ def _find(dag: DAG, order: dict[str, Any], session: Any) -> tuple[Any, TaskInsta
     run = session.scalar(select(DagRun).where(DagRun.dag_id == order["dag_id"]))
     run.dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     if order["mapped"]:
-        run.task_instance_scheduling_decisions(session=session)  # makes one task instance per prompt
+        run.task_instance_scheduling_decisions(session=session)  # creates one task instance per prompt
         session.commit()
     ti = run.get_task_instance(TASK, map_index=order["map_index"], session=session)
     ti.task = run.dag.get_task(TASK)
@@ -191,7 +191,7 @@ def clear(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def look(order: dict[str, Any]) -> dict[str, Any]:
-    """Read what the database holds of the task instance."""
+    """Return what the database holds about the task instance."""
     from airflow.models.task_state_store import TaskStateStoreModel
     from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
@@ -211,7 +211,7 @@ def look(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """Turn an error into plain data."""
+    """Convert an error to plain data."""
     return {
         "type": type(error).__name__,
         "message": str(error),
@@ -222,7 +222,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def reconcile(order: dict[str, Any]) -> dict[str, Any]:
-    """Resolve what a task left in doubt, as a user does on the command line."""
+    """Reconcile requests that a task left in doubt, as a user does on the command line."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -247,7 +247,7 @@ DEEDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def prepare() -> None:
-    """Load everything once, so that a fork has nothing left to load. No thread may be started here."""
+    """Load everything once, so that forks have nothing left to load. Start no thread here."""
     import httpx
     from airflow import settings
     from airflow.dag_processing.bundles.manager import DagBundlesManager
@@ -257,7 +257,7 @@ def prepare() -> None:
     for name in LOADED_WHEN_USED:
         import_module(name)
 
-    async def ask_for_nothing(app: Any) -> None:
+    async def warm_up(app: Any) -> None:
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://in-process"
         ) as client:
@@ -265,53 +265,51 @@ def prepare() -> None:
 
     db.initdb()
     DagBundlesManager().sync_bundles_to_db()
-    asyncio.run(
-        ask_for_nothing(in_process_api_server().app)
-    )  # the first request takes 3 s: it puts the routes together
+    asyncio.run(warm_up(in_process_api_server().app))  # the first request takes 3 s because it builds the routes
     rehearsal = {"dag_id": "rehearsal", "arguments": {"prompt": "x"}, "mapped": False, "map_index": -1}
     begin(dag := make_dag(rehearsal))
     _queue(dag, rehearsal)
     look(rehearsal)
     settings.engine.dispose()
     gc.collect()
-    gc.freeze()  # a collection in a child would otherwise copy every page it looks at
+    gc.freeze()  # otherwise a collection in a child would copy every page it touches
     assert threading.active_count() == 1, "A lock that a thread holds during a fork stays held in the child"
 
 
 def main() -> None:
-    """Serve orders until standard input ends; then no child is left."""
-    answers = os.fdopen(os.dup(1), "w")
+    """Serve orders until standard input ends, then leave no child behind."""
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Airflow prints goes to the log
     prepare()
     children: set[int] = set()
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "wait":
             _, status = os.waitpid(order["pid"], 0)
             children.discard(order["pid"])
-            answer: dict[str, Any] = {"status": os.waitstatus_to_exitcode(status)}
+            reply: dict[str, Any] = {"status": os.waitstatus_to_exitcode(status)}
         else:
             pid = os.fork()
             if pid == 0:
-                answers.close()
+                replies.close()
                 serve(order)
             children.add(pid)
-            answer = {"pid": pid}
-        print(json.dumps(answer), file=answers, flush=True)
+            reply = {"pid": pid}
+        print(json.dumps(reply), file=replies, flush=True)
     for pid in children:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    os._exit(0)  # nothing in it is worth the second that an orderly end takes
+    os._exit(0)  # a clean shutdown takes a second and is not needed
 
 
 def serve(order: dict[str, Any]) -> None:
-    """Follow one order in a fork, and end."""
+    """Execute one order in a fork and exit."""
     status = 1
     try:
-        answer = DEEDS[order["do"]](order)
+        reply = DEEDS[order["do"]](order)
         with open(order["answer"], "w") as file:
-            json.dump(answer, file)
+            json.dump(reply, file)
         status = 0
     except BaseException:
         traceback.print_exc()

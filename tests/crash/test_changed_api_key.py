@@ -21,7 +21,7 @@ KEPT_BY = pytest.mark.parametrize(
 
 @pytest.fixture
 def other_account() -> Iterator[Sandbox]:
-    """Start an API that knows another key, and nothing of what the first account was charged."""
+    """Start an API with another key that knows nothing about the charges of the first account."""
     with Sandbox(picture_scale=0.0625, api_key="key-of-the-other-account") as server:
         yield server
 
@@ -33,7 +33,7 @@ def use(painting: Any, account: Sandbox) -> None:
 
 
 @KEPT_BY
-def test_a_request_in_doubt_is_not_looked_up_with_another_key_nor_sent_again(
+def test_a_request_in_doubt_is_neither_looked_up_with_another_key_nor_sent_again(
     paint: Callable[..., Any], sandbox: Sandbox, other_account: Sandbox, old_airflow: bool
 ) -> None:
     painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
@@ -64,7 +64,7 @@ def test_a_request_in_doubt_is_not_looked_up_with_another_key_nor_sent_again(
     assert painting.bought() == Counter(["one", "two"])
 
 
-def test_a_request_in_doubt_is_bought_with_another_key_when_the_author_wants_that(
+def test_a_request_in_doubt_is_sent_again_with_another_key_with_resend(
     paint: Callable[..., Any], sandbox: Sandbox, other_account: Sandbox
 ) -> None:
     painting = paint(prompt=PROMPTS, on_lost_answer="resend")
@@ -75,13 +75,15 @@ def test_a_request_in_doubt_is_bought_with_another_key_when_the_author_wants_tha
     painting.finish()
     assert painting.last["state"] == "success"
     assert Counter(charge.prompt for charge in other_account.ledger()) == Counter(["two", "three"])
-    assert painting.summary["in_doubt"] == [in_doubt.client_request_id]  # also after a success: it may have been billed
+    assert painting.summary["in_doubt"] == [
+        in_doubt.client_request_id
+    ]  # even after a success, because it may have been billed
     (line,) = painting.failure_lines()
     assert (line["outcome"], line["client_request_id"]) == ("in_doubt", in_doubt.client_request_id)
 
 
 @KEPT_BY
-def test_what_was_paid_for_with_another_key_is_reused(
+def test_images_paid_for_with_another_key_are_reused(
     paint: Callable[..., Any], sandbox: Sandbox, other_account: Sandbox, old_airflow: bool
 ) -> None:
     sandbox.add_fault(Fault("upstream_4xx", prompt="two"))

@@ -1,9 +1,9 @@
 """
-Kill the task with SIGKILL at every step there is, try it again, and look at the bill.
+Kill the task with SIGKILL at every step, retry it, and check the bill.
 
-Each try is a process of its own that runs the operator through Airflow's task runner. The ledger of the sandbox says
-what was paid. Of one kind of crash alone something is lost, for the API gives an answer only once: when it was billed
-and the process ended before the answer was written down. That loss is told, counted and never paid for a second time.
+Each attempt is its own process that runs the operator through Airflow's task runner. The sandbox's ledger says what was
+paid. Only one kind of crash loses anything, because the API returns a response only once: a crash after the request was
+billed and before its response was recorded. That loss is reported, counted and never paid for a second time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ KEPT_BY = pytest.mark.parametrize(
 
 
 def every(moments: dict[str, tuple[str, str, int]]) -> Any:
-    """Make one test per moment."""
+    """Parametrize a test with one case per moment."""
     return pytest.mark.parametrize("moment", [pytest.param(moment, id=name) for name, moment in moments.items()])
 
 
@@ -72,7 +72,7 @@ def test_a_crash_costs_nothing(paint: Callable[..., Any], moment: tuple[str, str
 
 
 @every({name: moment for name, moment in HARMLESS.items() if moment[1].startswith(("record", "rename .png"))})
-def test_a_crash_costs_nothing_where_the_journal_lies_beside_the_pictures(
+def test_a_crash_costs_nothing_with_the_journal_next_to_the_images(
     paint: Callable[..., Any], moment: tuple[str, str, int]
 ) -> None:
     painting = paint(prompt=PROMPTS, old_airflow=True, thumbnail_pixels=32)
@@ -84,7 +84,7 @@ def test_a_crash_costs_nothing_where_the_journal_lies_beside_the_pictures(
 
 @KEPT_BY
 @every(LOSING)
-def test_an_answer_billed_and_never_noted_is_told_and_not_bought_again(
+def test_a_billed_response_that_was_not_recorded_is_reported_and_not_paid_for_again(
     paint: Callable[..., Any], moment: tuple[str, str, int], old_airflow: bool
 ) -> None:
     painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
@@ -92,7 +92,7 @@ def test_an_answer_billed_and_never_noted_is_told_and_not_bought_again(
     painting.finish()
     painting.assert_lost(lost="two", others=["one", "three"])
 
-    painting.clear()  # the loss is remembered, and still not bought again
+    painting.clear()  # the loss is remembered, and still not paid for again
     painting.finish()
     painting.assert_lost(lost="two", others=["one", "three"])
 
@@ -113,7 +113,7 @@ def test_nothing_is_sent_before_its_intent_is_durable(paint: Callable[..., Any],
     assert sandbox.seen("/v1/images/generations") == []
 
 
-def test_nothing_happens_to_an_answer_before_it_is_durable(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_nothing_is_done_with_a_response_before_it_is_durable(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("before", "record response", 1)
 
@@ -123,10 +123,10 @@ def test_nothing_happens_to_an_answer_before_it_is_durable(paint: Callable[..., 
 
 
 @every({"before": ("before", "rename .png", 3), "after": ("after", "rename .png", 3)})
-def test_a_picture_named_by_its_author_survives_a_crash_at_its_naming(
+def test_an_image_with_a_custom_name_survives_a_crash_at_its_rename(
     paint: Callable[..., Any], moment: tuple[str, str, int]
 ) -> None:
-    """Such a name may be another task's too, so it is given by a link, which replaces nothing."""
+    """Another task may use the same name, so the file gets it by a hard link, which replaces nothing."""
     painting = paint(prompt=PROMPTS, filename="{index}.{extension}")
     painting.die(*moment)
     painting.finish()
@@ -135,7 +135,7 @@ def test_a_picture_named_by_its_author_survives_a_crash_at_its_naming(
     assert [path.name for path in painting.pictures()] == ["000.png", "001.png", "002.png"]
 
 
-def test_an_author_may_have_a_lost_answer_bought_again(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_a_lost_request_is_sent_again_with_resend(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("after", "post", 2)
     painting.finish()
@@ -151,9 +151,7 @@ def test_an_author_may_have_a_lost_answer_bought_again(paint: Callable[..., Any]
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["a failed row in the log", "no row in the log"])
-def test_a_request_in_flight_that_was_not_billed_is_sent_again(
-    paint: Callable[..., Any], sandbox: Sandbox, logged: bool
-) -> None:
+def test_an_unbilled_request_in_flight_is_sent_again(paint: Callable[..., Any], sandbox: Sandbox, logged: bool) -> None:
     sandbox.add_fault(Fault("hang", prompt="two", billed=False, logged=logged))
     painting = paint(prompt=PROMPTS)
     painting.die_when(lambda: painting.was_seen("two"))
@@ -163,7 +161,7 @@ def test_a_request_in_flight_that_was_not_billed_is_sent_again(
     assert [request.json["prompt"] for request in sandbox.seen("/v1/images/generations")].count("two") == 2
 
 
-def test_a_request_in_flight_that_was_billed_is_told_and_not_sent_again(
+def test_a_billed_request_in_flight_is_reported_lost_and_not_sent_again(
     paint: Callable[..., Any], sandbox: Sandbox
 ) -> None:
     sandbox.add_fault(Fault("hang", prompt="two", billed=True))
@@ -187,7 +185,7 @@ def test_a_request_billed_only_after_the_crash_is_waited_for_and_not_sent_again(
     painting.assert_lost(lost="two", others=["one", "three"])
 
 
-def test_a_row_that_comes_late_into_the_log_is_waited_for(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_a_late_row_of_the_log_is_waited_for(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.configure(log_lag_seconds=1)
     painting = paint(prompt=PROMPTS, lost_answer_patience_seconds=10)
     painting.die("after", "post", 2)
@@ -196,7 +194,7 @@ def test_a_row_that_comes_late_into_the_log_is_waited_for(paint: Callable[..., A
     painting.assert_lost(lost="two", others=["one", "three"])
 
 
-def test_while_the_log_cannot_be_read_nothing_is_sent_again(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_nothing_is_sent_again_while_the_log_is_unreadable(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("after", "post", 2)
     sandbox.add_fault(Fault("status", status=500, path="/v2/logs", times=None))
@@ -209,7 +207,7 @@ def test_while_the_log_cannot_be_read_nothing_is_sent_again(paint: Callable[...,
     painting.assert_lost(lost="two", others=["one", "three"])
 
 
-def test_of_three_requests_in_flight_each_is_judged_by_itself(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_each_of_three_requests_in_flight_is_resolved_separately(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("hang", prompt="billed", billed=True))
     sandbox.add_fault(Fault("hang", prompt="failed", billed=False))
     sandbox.add_fault(Fault("hang", prompt="unknown", billed=False, logged=False))
@@ -228,12 +226,12 @@ def test_of_three_requests_in_flight_each_is_judged_by_itself(paint: Callable[..
         "before three pictures are noted": ("before", "record write_committed", 1),
     }
 )
-def test_a_crash_with_three_requests_at_once_costs_no_picture_twice(
+def test_a_crash_with_three_requests_in_flight_pays_for_no_image_twice(
     paint: Callable[..., Any], moment: tuple[str, str, int]
 ) -> None:
     painting = paint(prompt=[f"{number}" for number in range(9)], concurrency=3)
     painting.die(*moment)
-    painting.arguments["on_failure"] = "accept"  # others may be billed, and their answers on the way
+    painting.arguments["on_failure"] = "accept"  # other requests may be billed and their responses on the way
     painting.finish()
 
     assert painting.last["state"] == "success"
@@ -246,7 +244,7 @@ def test_a_crash_with_three_requests_at_once_costs_no_picture_twice(
 
 
 @KEPT_BY
-def test_pictures_inside_the_answer_are_lost_only_with_the_process_that_holds_them(
+def test_an_inline_image_that_only_the_killed_process_held_is_reported_lost(
     paint: Callable[..., Any], old_airflow: bool
 ) -> None:
     painting = paint(prompt=PROMPTS, convert_base64_to_url=False, old_airflow=old_airflow)
@@ -257,7 +255,7 @@ def test_pictures_inside_the_answer_are_lost_only_with_the_process_that_holds_th
 
 
 @every({"half written": ("after", "half", 1), "before it gets its name": ("before", "rename .png", 1)})
-def test_a_picture_inside_the_answer_that_is_not_wholly_stored_is_told_and_its_rest_removed(
+def test_an_inline_image_not_completely_stored_is_reported_lost_and_its_leftovers_removed(
     paint: Callable[..., Any], moment: tuple[str, str, int]
 ) -> None:
     painting = paint(prompt=["one"], convert_base64_to_url=False)
@@ -275,7 +273,7 @@ def test_a_picture_inside_the_answer_that_is_not_wholly_stored_is_told_and_its_r
         "it is noted": ("after", "record write_committed", 1),
     }
 )
-def test_a_picture_inside_the_answer_is_safe_as_soon_as(
+def test_an_inline_image_is_safe_as_soon_as(
     paint: Callable[..., Any], moment: tuple[str, str, int], old_airflow: bool
 ) -> None:
     painting = paint(prompt=["one"], convert_base64_to_url=False, old_airflow=old_airflow)
@@ -299,7 +297,7 @@ def test_a_crash_while_the_journal_begins_a_new_segment_costs_nothing(
     prompts = ["a", "b", "c", "d", "e"]
     painting = paint(prompt=prompts, segment_bytes=900, old_airflow=old_airflow)
     painting.die(*moment)
-    painting.arguments["on_failure"] = "accept"  # what was being noted may have been an answer
+    painting.arguments["on_failure"] = "accept"  # the record being written may have been a response
     painting.finish()
 
     assert painting.bought() == Counter(prompts)
@@ -308,7 +306,7 @@ def test_a_crash_while_the_journal_begins_a_new_segment_costs_nothing(
     painting.assert_forgotten()
 
 
-def test_a_crash_in_a_journal_of_real_size_costs_at_most_the_answer_that_was_on_its_way(
+def test_a_crash_in_a_journal_of_realistic_size_loses_at_most_the_response_in_flight(
     paint: Callable[..., Any],
 ) -> None:
     prompts = [f"prompt {number}" for number in range(70)]
@@ -317,7 +315,7 @@ def test_a_crash_in_a_journal_of_real_size_costs_at_most_the_answer_that_was_on_
     header, *segments = painting.look()["journal"]
     assert header == "imagen/journal/0"
     assert [segment.rpartition("/")[2] for segment in segments] == ["0", "1"]
-    painting.arguments |= {"concurrency": 8, "on_failure": "accept"}  # the next request may be out at that moment
+    painting.arguments |= {"concurrency": 8, "on_failure": "accept"}  # the next request may be in flight at that moment
     painting.finish()
 
     painting.last["xcoms"]["images"] = painting.manifest()  # too many for XCom

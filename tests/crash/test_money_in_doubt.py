@@ -1,4 +1,4 @@
-"""Money in doubt: reported, kept in the journal also after a success, and resolved by whoever looks again."""
+"""Money in doubt: reported, kept in the journal even after a success, and resolved by the next lookup."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KEPT_BY = pytest.mark.parametrize(
 
 @pytest.fixture
 def lagging(sandbox: Sandbox) -> Any:
-    """Let the API's log show nothing for an hour; ``catch_up`` ends that."""
+    """Make the API's log lag by an hour; calling the fixture's value lets it catch up."""
     sandbox.configure(log_lag_seconds=3600.0)
     yield lambda: sandbox.configure(log_lag_seconds=0.0)
     sandbox.configure(log_lag_seconds=0.0)
 
 
 @KEPT_BY
-def test_a_charge_that_the_log_shows_too_late_was_reported_as_in_doubt(
+def test_a_charge_logged_too_late_was_reported_as_in_doubt(
     paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None], old_airflow: bool
 ) -> None:
     sandbox.add_fault(Fault("reset", prompt="two", billed=True))
@@ -57,7 +57,7 @@ def test_a_charge_that_the_log_shows_too_late_was_reported_as_in_doubt(
 
 
 @KEPT_BY
-def test_a_charge_that_the_log_shows_at_the_end_is_reported_by_id_although_its_prompt_has_its_image(
+def test_a_charge_logged_at_the_end_is_reported_by_id_even_if_its_prompt_has_an_image(
     paint: Callable[..., Any], sandbox: Sandbox, old_airflow: bool
 ) -> None:
     sandbox.add_fault(Fault("reset", prompt="two", billed=True))
@@ -76,7 +76,7 @@ def test_a_charge_that_the_log_shows_at_the_end_is_reported_by_id_although_its_p
 
 
 @KEPT_BY
-def test_a_loss_of_an_earlier_attempt_is_reported_by_id_although_its_prompt_has_left_the_dag(
+def test_a_loss_of_a_previous_attempt_is_reported_by_id_even_if_its_prompt_was_removed(
     paint: Callable[..., Any], sandbox: Sandbox, old_airflow: bool
 ) -> None:
     sandbox.add_fault(Fault("reset", prompt="two", billed=True))
@@ -94,7 +94,7 @@ def test_a_loss_of_an_earlier_attempt_is_reported_by_id_although_its_prompt_has_
     assert line["client_request_id"] == lost.client_request_id
 
 
-def test_a_command_resolves_what_a_finished_task_left_in_doubt(
+def test_a_command_resolves_requests_that_a_finished_task_left_in_doubt(
     paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None]
 ) -> None:
     sandbox.add_fault(Fault("reset", prompt="two", billed=True))
@@ -111,7 +111,7 @@ def test_a_command_resolves_what_a_finished_task_left_in_doubt(
 
 @KEPT_BY
 @pytest.mark.parametrize("status", [401, 429, 500])
-def test_a_log_that_cannot_be_read_leaves_the_request_in_doubt_and_buys_nothing_again(
+def test_an_unreadable_log_leaves_the_request_in_doubt_and_nothing_is_sent_again(
     paint: Callable[..., Any], sandbox: Sandbox, status: int, old_airflow: bool
 ) -> None:
     sandbox.add_fault(Fault("reset", prompt="two", billed=True))
@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_read_leaves_the_request_in_doubt_and_buys_nothing_
 
 
 @KEPT_BY
-def test_a_cap_has_room_for_what_earlier_attempts_left_in_doubt(
+def test_a_cap_has_room_for_money_that_previous_attempts_left_in_doubt(
     paint: Callable[..., Any], sandbox: Sandbox, lagging: Callable[[], None], old_airflow: bool
 ) -> None:
     prompts = [f"{number}" for number in range(6)]
@@ -142,7 +142,7 @@ def test_a_cap_has_room_for_what_earlier_attempts_left_in_doubt(
     assert painting.last["error"]["type"] == "BudgetExceededError"
 
 
-def test_an_output_folder_that_is_deleted_with_its_journal_stops_the_task_which_says_what_that_means(
+def test_an_output_folder_deleted_with_its_journal_stops_the_task_with_an_explanation(
     paint: Callable[..., Any], sandbox: Sandbox
 ) -> None:
     sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=3))

@@ -1,4 +1,4 @@
-"""What an author changes between two attempts costs nothing that was paid for, and hides nothing that exists."""
+"""Changes that an author makes between two attempts waste no paid image and hide no existing one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEPT_BY = pytest.mark.parametrize(
 
 
 @KEPT_BY
-def test_another_output_path_buys_nothing_and_lists_the_images_where_they_are(
+def test_a_changed_output_path_pays_for_nothing_twice_and_lists_the_images_there(
     paint: Callable[..., Any], tmp_path: Path, old_airflow: bool
 ) -> None:
     painting = paint(prompt=PROMPTS, old_airflow=old_airflow, thumbnail_pixels=32)
@@ -50,7 +50,7 @@ def test_another_output_path_buys_nothing_and_lists_the_images_where_they_are(
         pytest.param({"concurrency": "many"}, id="an invalid argument of ours"),
     ],
 )
-def test_a_rejected_attempt_shows_what_earlier_ones_made(
+def test_a_rejected_attempt_lists_the_images_of_previous_ones(
     paint: Callable[..., Any], rejected: dict[str, Any], old_airflow: bool
 ) -> None:
     painting = paint(prompt=PROMPTS, old_airflow=old_airflow)
@@ -65,7 +65,7 @@ def test_a_rejected_attempt_shows_what_earlier_ones_made(
     assert painting.bought() == Counter(PROMPTS)
 
 
-def test_an_attempt_without_a_usable_folder_shows_what_earlier_ones_made(
+def test_an_attempt_without_a_usable_folder_lists_the_images_of_previous_ones(
     paint: Callable[..., Any], tmp_path: Path
 ) -> None:
     painting = paint(prompt=PROMPTS)
@@ -80,7 +80,7 @@ def test_an_attempt_without_a_usable_folder_shows_what_earlier_ones_made(
     assert painting.summary["usd_spent"] == pytest.approx(sum(float(painting.charge(p).usd) for p in PROMPTS))
 
 
-def test_a_rejected_attempt_does_not_list_files_that_are_gone(paint: Callable[..., Any]) -> None:
+def test_a_rejected_attempt_does_not_list_deleted_files(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("before", "message SetXCom images")
     painting.pictures()[1].unlink()
@@ -91,7 +91,7 @@ def test_a_rejected_attempt_does_not_list_files_that_are_gone(paint: Callable[..
     assert [line["prompt"] for line in painting.manifest()] == ["one", "three"]
 
 
-def test_a_removed_prompt_whose_image_was_not_stored_yet_is_stored_and_listed(paint: Callable[..., Any]) -> None:
+def test_the_unstored_image_of_a_removed_prompt_is_stored_and_listed(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("after", "record response", 3)
     painting.arguments["prompt"] = ["one"]

@@ -1,7 +1,7 @@
 """
-What a further try buys and what it reuses: after a failure, a success, a change of the DAG, a time-out, a SIGTERM.
+What another attempt sends and what it reuses: after a failure, a success, a change of the DAG, a timeout, a SIGTERM.
 
-The rule: what is in the journal under the same request is not bought again, and success ends the journal.
+The rule: a request that the journal has a response for is not sent again, and success ends the journal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEPT_BY = pytest.mark.parametrize(
 )
 
 
-def test_clearing_a_failed_task_reuses_what_it_bought(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_clearing_a_failed_task_reuses_its_images(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("upstream_4xx", prompt="two"))
     painting = paint(prompt=PROMPTS)
     painting.finish()
@@ -42,7 +42,7 @@ def test_clearing_a_failed_task_reuses_what_it_bought(paint: Callable[..., Any],
     assert painting.summary["adopted"] == 2
 
 
-def test_clearing_a_task_that_succeeded_makes_new_pictures(paint: Callable[..., Any]) -> None:
+def test_clearing_a_successful_task_generates_new_images(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=PROMPTS)
     painting.finish()
     before = {image["inference_id"] for image in painting.images}
@@ -56,7 +56,7 @@ def test_clearing_a_task_that_succeeded_makes_new_pictures(paint: Callable[..., 
     assert len(painting.manifest()) == len(painting.pictures()) == 3
 
 
-def test_a_worker_that_dies_between_its_success_and_its_forgetting_buys_nothing_when_cleared(
+def test_a_task_killed_after_success_and_before_its_journal_is_deleted_reuses_its_images(
     paint: Callable[..., Any],
 ) -> None:
     painting = paint(prompt=PROMPTS)
@@ -68,7 +68,7 @@ def test_a_worker_that_dies_between_its_success_and_its_forgetting_buys_nothing_
     painting.assert_whole(PROMPTS)
 
 
-def test_a_changed_prompt_buys_that_one_only(paint: Callable[..., Any]) -> None:
+def test_only_the_changed_prompt_is_sent(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("before", "message SetXCom images")
     painting.arguments["prompt"] = ["one", "zwei", "three"]
@@ -82,7 +82,7 @@ def test_a_changed_prompt_buys_that_one_only(paint: Callable[..., Any]) -> None:
     painting.assert_tidy()
 
 
-def test_a_changed_argument_buys_the_items_it_changes(paint: Callable[..., Any]) -> None:
+def test_only_items_with_changed_arguments_are_sent(paint: Callable[..., Any]) -> None:
     items = [{"prompt": prompt, "seed": 1} for prompt in PROMPTS]
     painting = paint(prompt=items)
     painting.die("before", "message SetXCom images")
@@ -102,7 +102,7 @@ def test_a_changed_argument_buys_the_items_it_changes(paint: Callable[..., Any])
     assert [image["width"] > image["height"] for image in other.images] == [True] * 3 + [False] * 3
 
 
-def test_what_does_not_go_to_the_api_may_change_freely(paint: Callable[..., Any]) -> None:
+def test_arguments_that_are_not_sent_to_the_api_may_change_freely(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=[{"prompt": prompt} for prompt in PROMPTS])
     painting.die("before", "message SetXCom images")
     painting.arguments |= {"concurrency": 3, "contact_sheet": True, "max_usd": 5, "on_failure": "accept"}
@@ -111,7 +111,7 @@ def test_what_does_not_go_to_the_api_may_change_freely(paint: Callable[..., Any]
     painting.assert_whole(PROMPTS)
 
 
-def test_prompts_in_another_order_buy_nothing(paint: Callable[..., Any]) -> None:
+def test_reordered_prompts_are_not_sent_again(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("before", "message SetXCom images")
     painting.arguments["prompt"] = ["three", "one", "two"]
@@ -120,7 +120,7 @@ def test_prompts_in_another_order_buy_nothing(paint: Callable[..., Any]) -> None
     painting.assert_whole(["three", "one", "two"])
 
 
-def test_two_equal_prompts_are_two_pictures(paint: Callable[..., Any]) -> None:
+def test_two_equal_prompts_are_two_images(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=["same", "same"])
     painting.die("after", "record response", 1)
     painting.finish()
@@ -129,7 +129,7 @@ def test_two_equal_prompts_are_two_pictures(paint: Callable[..., Any]) -> None:
     assert len({image["inference_id"] for image in painting.images}) == 2
 
 
-def test_a_picture_deleted_between_two_tries_is_fetched_again_and_not_bought_again(paint: Callable[..., Any]) -> None:
+def test_images_deleted_between_two_attempts_are_downloaded_but_not_requested_again(paint: Callable[..., Any]) -> None:
     painting = paint(prompt=PROMPTS)
     painting.die("before", "message SetXCom images")
     painting.pictures()[0].unlink()
@@ -150,7 +150,7 @@ def test_two_runs_of_a_dag_share_nothing(paint: Callable[..., Any]) -> None:
     assert len(first.pictures()) == len(first.manifest()) == 6
 
 
-def test_a_time_out_keeps_the_answer_that_is_on_its_way(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_a_timeout_keeps_the_response_in_flight(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=3))
     painting = paint(prompt=PROMPTS, execution_timeout=2, read_timeout=20)
     painting.finish()
@@ -162,7 +162,7 @@ def test_a_time_out_keeps_the_answer_that_is_on_its_way(paint: Callable[..., Any
     painting.assert_whole(PROMPTS)
 
 
-def test_a_request_that_hangs_does_not_hold_a_time_out_up(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_a_hanging_request_does_not_delay_a_timeout(paint: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("hang", prompt="two", billed=False))
     painting = paint(prompt=PROMPTS, execution_timeout=1)
     started = time.monotonic()
@@ -175,7 +175,7 @@ def test_a_request_that_hangs_does_not_hold_a_time_out_up(paint: Callable[..., A
     painting.assert_whole(PROMPTS)
 
 
-def test_a_task_told_to_stop_keeps_the_answer_that_is_on_its_way_and_sends_nothing_new(
+def test_a_terminated_task_keeps_the_response_in_flight_and_sends_nothing_new(
     paint: Callable[..., Any], sandbox: Sandbox
 ) -> None:
     sandbox.add_fault(Fault("slow_after_billing", prompt="two", seconds=1))
@@ -192,7 +192,7 @@ def test_a_task_told_to_stop_keeps_the_answer_that_is_on_its_way_and_sends_nothi
     painting.assert_whole(PROMPTS)
 
 
-def test_a_task_told_to_stop_and_killed_five_seconds_later_loses_only_what_is_in_flight(
+def test_a_task_killed_right_after_sigterm_loses_only_the_response_in_flight(
     paint: Callable[..., Any], sandbox: Sandbox
 ) -> None:
     sandbox.add_fault(Fault("hang", prompt="two", billed=True))
@@ -206,7 +206,7 @@ def test_a_task_told_to_stop_and_killed_five_seconds_later_loses_only_what_is_in
     painting.assert_lost(lost="two", others=["one", "three"])
 
 
-def test_a_worker_that_dies_in_the_middle_of_forgetting_leaves_nothing_that_misleads(paint: Callable[..., Any]) -> None:
+def test_a_task_killed_while_deleting_its_journal_leaves_nothing_misleading(paint: Callable[..., Any]) -> None:
     prompts = ["one", "two"]
     for deletions in itertools.count(1):
         painting = paint(prompt=prompts, segment_bytes=500, dag=f"forgetting_{deletions}")
@@ -218,12 +218,12 @@ def test_a_worker_that_dies_in_the_middle_of_forgetting_leaves_nothing_that_misl
         assert painting.last["state"] == "success", (deletions, painting.last["error"])
         assert painting.summary["usd_lost"] == 0
         assert [image["prompt"] for image in painting.images] == prompts
-        assert "imagen/journal/0" not in painting.last["journal"]  # what it led to may stay, where nobody looks for it
+        assert "imagen/journal/0" not in painting.last["journal"]  # segments may stay, but nothing reads them
     assert deletions > 3
 
 
 @KEPT_BY
-def test_what_exists_is_published_before_a_sigkill_that_follows_a_sigterm(
+def test_existing_images_are_published_between_a_sigterm_and_a_sigkill(
     paint: Callable[..., Any], sandbox: Sandbox, old_airflow: bool
 ) -> None:
     sandbox.add_fault(Fault("hang", prompt="two", billed=True))
@@ -248,7 +248,7 @@ def test_what_exists_is_published_before_a_sigkill_that_follows_a_sigterm(
     )
 
 
-def test_a_response_that_comes_within_the_grace_period_is_kept_although_the_time_is_out(
+def test_a_response_within_the_grace_period_is_kept_after_a_timeout(
     paint: Callable[..., Any], sandbox: Sandbox
 ) -> None:
     sandbox.add_fault(Fault("slow_after_billing", seconds=8, times=None))
@@ -270,12 +270,14 @@ def test_the_grace_period_can_be_set(paint: Callable[..., Any], sandbox: Sandbox
     painting.finish()
 
     assert painting.last["error"]["type"] == "AirflowTaskTimeout"
-    assert time.monotonic() - started < 30  # half of the request's own time-out
+    assert time.monotonic() - started < 30  # half of the request's own timeout
     assert [image["prompt"] for image in painting.images] == ["one", "three"]
     assert len(painting.summary["in_doubt"]) == 1
 
 
-def test_what_a_killed_task_had_made_for_a_while_is_published(paint: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_images_that_a_killed_task_had_generated_earlier_are_published(
+    paint: Callable[..., Any], sandbox: Sandbox
+) -> None:
     sandbox.add_fault(Fault("hang", prompt="three", billed=False))
     painting = paint(prompt=PROMPTS, publish_interval_seconds=0.5)
     painting.die_when(lambda: (painting.folder / "metadata.jsonl").exists() and len(painting.manifest()) == 2)

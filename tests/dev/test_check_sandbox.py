@@ -1,4 +1,4 @@
-"""``dev/check_sandbox.py``: silent when the sandbox fits the documents, and naming each difference when it does not."""
+"""``dev/check_sandbox.py``: silent if the sandbox matches the documents, else it names each difference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 MODEL = "reve/edit-image"
 NULLABLE_TEXT = {"type": "string", "nullable": True}
-PICTURES = {
+IMAGES = {
     "type": "object",
     "properties": {
         "data": {
@@ -44,7 +44,7 @@ BALANCE = {
 }
 
 
-def generation(fields=FIELDS, answer=PICTURES, status="200"):
+def generation(fields=FIELDS, answer=IMAGES, status="200"):
     schema = {"type": "object", "properties": fields, "required": ["model", "prompt", "image_url"]}
     return {
         "/v1/images/generations": {
@@ -74,17 +74,17 @@ def check(tmp_path, capsys):
     return run
 
 
-def test_documents_the_sandbox_fits_make_no_difference(check):
-    status, said = check(generation(), get("/v2/billing", BALANCE))
-    assert said == "2 operations, 0 differences\n"
+def test_matching_documents_report_no_differences(check):
+    status, output = check(generation(), get("/v2/billing", BALANCE))
+    assert output == "2 operations, 0 differences\n"
     assert status == 0
 
 
 def changed(document, *path, to):
     document = copy.deepcopy(document)
-    *way, last = path
+    *parents, last = path
     part = document
-    for step in way:
+    for step in parents:
         part = part[step]
     part[last] = to
     return document
@@ -114,18 +114,18 @@ def test_each_difference_is_named_and_fails(check, paths, said):
     assert said in out
 
 
-def test_withdrawn_models_need_not_be_served(check):
-    status, said = check(generation(changed(FIELDS, "model", "enum", to=["dall-e-3"])))
-    assert (status, said) == (0, "1 operations, 0 differences\n")
+def test_retired_models_need_not_be_served(check):
+    status, output = check(generation(changed(FIELDS, "model", "enum", to=["dall-e-3"])))
+    assert (status, output) == (0, "1 operations, 0 differences\n")
 
 
-def test_parameters_are_tried_with_their_documented_examples(check):
+def test_parameters_are_sent_with_their_documented_examples(check):
     listing = {"type": "object", "properties": {"data": {"type": "array"}}, "required": ["data"]}
     parameter = {"name": "limit", "in": "query", "schema": {"type": "integer", "example": 0}}
-    status, said = check(get("/v2/billing/transactions", listing, [parameter]))
+    status, output = check(get("/v2/billing/transactions", listing, [parameter]))
     assert status == 1
-    assert "GET /v2/billing/transactions?limit=0: answers 400" in said
+    assert "GET /v2/billing/transactions?limit=0: answers 400" in output
 
 
-def test_a_folder_without_documents_is_no_clean_bill(check):
+def test_a_folder_without_documents_fails(check):
     assert check()[0] == 2

@@ -1,4 +1,4 @@
-"""``dev/mutate.py``: which changes it makes, and that tests see them."""
+"""``dev/mutate.py``: which mutants it creates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def changes(source):
         ("if a:\n        b", {"if not a:"}),
     ],
 )
-def test_a_statement_is_changed_in_every_way(statement, mutants):
+def test_a_statement_is_mutated_in_every_way(statement, mutants):
     before = statement.partition("\n")[0]
 
     assert changes(f"def f(a, b, c, error):\n    {statement}") == {(before, after) for after in mutants}
@@ -46,15 +46,15 @@ def test_a_statement_is_changed_in_every_way(statement, mutants):
         "while True:\n        x = a",
     ],
 )
-def test_what_only_people_or_type_checkers_read_stays_as_it_is(statement):
+def test_code_read_only_by_people_or_type_checkers_is_not_mutated(statement):
     assert changes(f"def f(a, b):\n    {statement}") == set()
 
 
-def test_constants_of_a_module_and_protocols_stay_as_they_are():
+def test_module_constants_and_protocols_are_not_mutated():
     assert changes("LIMIT = 1\nclass Port(Protocol):\n    def read(self, size=1): ...") == set()
 
 
-def test_every_mutant_is_the_module_with_one_change():
+def test_every_mutant_changes_one_line_of_the_module():
     source = "def f(a):\n    if a > 1:\n        return a + 1\n    return 0"
     original = mutate.ast.unparse(mutate.ast.parse(source)).splitlines()
     for mutant in mutate.mutants(source):

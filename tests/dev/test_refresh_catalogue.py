@@ -10,7 +10,7 @@ import refresh_catalogue
 
 
 def document(*names, path="/v1/images/generations", required=("model", "prompt"), **fields):
-    """An OpenAPI document of the form the vendor publishes."""
+    """Return an OpenAPI document as the vendor publishes it."""
     schema = {
         "type": "object",
         "properties": {"model": {"type": "string", "enum": list(names)}, **fields},
@@ -54,10 +54,10 @@ def run(source, catalogue, capsys):
     return json.loads(catalogue.read_text()), capsys.readouterr().out
 
 
-def test_a_document_becomes_facts_without_the_vendors_words():
-    made = refresh_catalogue.from_documents([document("a/model", prompt=PROMPT, image_size=SIZE)], {})
+def test_a_document_becomes_an_entry_without_the_vendors_descriptions():
+    models = refresh_catalogue.from_documents([document("a/model", prompt=PROMPT, image_size=SIZE)], {})
     side = {"type": "integer", "minimum": 64, "maximum": 1536, "multipleOf": 32}
-    assert made == {
+    assert models == {
         "a/model": {
             "endpoint": "/v1/images/generations",
             "kind": "text_to_image",
@@ -80,8 +80,8 @@ def test_a_document_becomes_facts_without_the_vendors_words():
     }
 
 
-def test_limits_that_only_the_description_states_are_kept():
-    made = refresh_catalogue.from_documents(
+def test_limits_stated_only_in_a_description_are_kept():
+    models = refresh_catalogue.from_documents(
         [
             document(
                 "a/model",
@@ -93,7 +93,7 @@ def test_limits_that_only_the_description_states_are_kept():
         ],
         {},
     )
-    assert made["a/model"]["fields"] == {
+    assert models["a/model"]["fields"] == {
         "prompt": {"type": "string", "maxLength": 400},
         "image_urls": {"type": "array", "items": {"type": "string"}, "maxItems": 14},
         "size": {"type": "string", "pattern": "^[0-9]+x[0-9]+$", "sides": [512, 2048]},
@@ -102,8 +102,8 @@ def test_limits_that_only_the_description_states_are_kept():
 
 
 def test_two_names_in_one_document_are_aliases_of_each_other():
-    made = refresh_catalogue.from_documents([document("a/one", "a/two", prompt=PROMPT)], {})
-    assert {name: entry["aliases"] for name, entry in made.items()} == {"a/one": ["a/two"], "a/two": ["a/one"]}
+    models = refresh_catalogue.from_documents([document("a/one", "a/two", prompt=PROMPT)], {})
+    assert {name: entry["aliases"] for name, entry in models.items()} == {"a/one": ["a/two"], "a/two": ["a/one"]}
 
 
 def test_uploads_are_added_to_their_model():
@@ -116,8 +116,8 @@ def test_uploads_are_added_to_their_model():
         image={"anyOf": [upload, {"type": "array", "items": upload, "maxItems": 16}]},
         mask=upload,
     )
-    made = refresh_catalogue.from_documents([edits, document("a/model", prompt=PROMPT)], {})
-    assert made["a/model"]["edits"] == {
+    models = refresh_catalogue.from_documents([edits, document("a/model", prompt=PROMPT)], {})
+    assert models["a/model"]["edits"] == {
         "endpoint": "/v1/images/edits",
         "required": ["image", "prompt"],
         "fields": {
@@ -138,12 +138,12 @@ def test_uploads_are_added_to_their_model():
         ("a/sharpen", ["image_url"], "upscale"),
     ],
 )
-def test_the_kind_of_a_new_model_is_read_from_what_it_takes(name, required, kind):
+def test_a_new_models_kind_is_inferred_from_its_name_and_required_fields(name, required, kind):
     fields = {field: {"type": "string"} for field in required}
     assert refresh_catalogue.from_documents([document(name, required=required, **fields)], {})[name]["kind"] == kind
 
 
-def test_what_openapi_does_not_hold_is_kept():
+def test_details_missing_from_openapi_are_kept():
     earlier = {
         "aliases": ["old-name"],
         "kind": "edit",
@@ -173,16 +173,16 @@ def test_what_openapi_does_not_hold_is_kept():
 
 
 @pytest.mark.parametrize("junk", [{}, [], "text", None, {"paths": {"/v1/models": {"get": {}}}}, {"paths": None}])
-def test_what_is_no_document_of_an_image_model_is_passed_over(junk):
+def test_anything_but_an_image_models_document_is_ignored(junk):
     assert refresh_catalogue.from_documents([junk], {}) == {}
 
 
-def test_a_folder_is_read_to_the_bottom_and_the_summary_says_what_changed(tmp_path, catalogue, capsys):
+def test_a_folder_is_read_recursively_and_the_summary_lists_changes(tmp_path, catalogue, capsys):
     folder = write(tmp_path / "docs", one=document("a/one", prompt=PROMPT), two=document("a/two", prompt=PROMPT))
     write(folder / "deeper", three=document("a/three", prompt=PROMPT))
-    made, said = run([str(folder)], catalogue, capsys)
-    assert list(made) == ["a/one", "a/three", "a/two"]
-    assert said == "3 models\nadded 3: a/one, a/three, a/two\n"
+    models, output = run([str(folder)], catalogue, capsys)
+    assert list(models) == ["a/one", "a/three", "a/two"]
+    assert output == "3 models\nadded 3: a/one, a/three, a/two\n"
 
     before = catalogue.read_text()
     assert run([str(folder)], catalogue, capsys)[1] == "3 models, nothing changed\n"
@@ -195,7 +195,7 @@ def test_a_folder_is_read_to_the_bottom_and_the_summary_says_what_changed(tmp_pa
     assert changed == ['      "prompt": {"maxLength": 500, "type": "string"}']
 
 
-def test_a_folder_without_models_leaves_the_catalogue_alone(tmp_path, catalogue, capsys):
+def test_a_folder_without_models_leaves_the_catalogue_unchanged(tmp_path, catalogue, capsys):
     catalogue.write_text("{}")
     with pytest.raises(SystemExit):
         refresh_catalogue.main([str(write(tmp_path / "docs", other={})), "--output", str(catalogue)])
@@ -205,7 +205,7 @@ def test_a_folder_without_models_leaves_the_catalogue_alone(tmp_path, catalogue,
 
 @pytest.fixture
 def live():
-    """An API that says of itself: two models, one of them with a broken document, and three that are retired."""
+    """An API with three models (one with a broken document, one without any) and three retired ones."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -213,7 +213,7 @@ def live():
             parts = urlsplit(self.path)
             seen.append((parts.path, parse_qs(parts.query), dict(self.headers)))
             root = f"http://127.0.0.1:{self.server.server_port}"
-            answers = {
+            responses = {
                 "/v1/models": {
                     "object": "list",
                     "data": [
@@ -238,8 +238,8 @@ def live():
                     ],
                 },
             }
-            body = json.dumps(answers[parts.path]).encode() if parts.path in answers else b"<html>"
-            self.send_response(200 if parts.path in answers else 500)
+            body = json.dumps(responses[parts.path]).encode() if parts.path in responses else b"<html>"
+            self.send_response(200 if parts.path in responses else 500)
             self.end_headers()
             self.wfile.write(body)
 
@@ -254,43 +254,43 @@ def live():
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1"])
-def test_a_running_api_renews_statuses_successors_and_documents_and_drops_nothing(live, suffix, catalogue, capsys):
+def test_a_live_api_updates_statuses_replacements_and_documents_and_drops_nothing(live, suffix, catalogue, capsys):
     url, seen = live
     entry = {"endpoint": "/v1/images/generations", "fields": {}, "kind": "edit", "required": [], "status": "listed"}
     names = ("a/known", "a/gone", "a/folded", "a/silent")
     catalogue.write_text(json.dumps(dict.fromkeys(names, entry)))
-    made, said = run(["--live", url + suffix], catalogue, capsys)
-    assert {name: found["status"] for name, found in made.items()} == {
+    models, output = run(["--live", url + suffix], catalogue, capsys)
+    assert {name: found["status"] for name, found in models.items()} == {
         "a/new": "listed",
         "a/known": "listed",
         "a/gone": "withdrawn",
         "a/folded": "unlisted",
         "a/silent": "unlisted",
     }
-    assert made["a/new"]["aliases"] == ["new"]
-    assert made["a/new"]["fields"] == {"prompt": {"type": "string", "maxLength": 400}}
-    assert {name: found.get("successor") for name, found in made.items() if "successor" in found} == {
+    assert models["a/new"]["aliases"] == ["new"]
+    assert models["a/new"]["fields"] == {"prompt": {"type": "string", "maxLength": 400}}
+    assert {name: found.get("successor") for name, found in models.items() if "successor" in found} == {
         "a/gone": "a/new",
         "a/folded": "a/known",
     }
-    assert [name for name, found in made.items() if "ends" in found] == ["a/gone"]
-    assert made["a/gone"]["ends"]["date"] == "2026-08-10"
-    assert said.splitlines()[:2] == ["5 models", "added 1: a/new"]
+    assert [name for name, found in models.items() if "ends" in found] == ["a/gone"]
+    assert models["a/gone"]["ends"]["date"] == "2026-08-10"
+    assert output.splitlines()[:2] == ["5 models", "added 1: a/new"]
     assert seen[0][:2] == ("/v1/models", {"type": ["openai/image-generations"]})
     assert not any("Authorization" in headers for _, _, headers in seen)
 
 
-def test_the_default_is_the_catalogue_of_the_package(monkeypatch, tmp_path, capsys):
-    """``--help`` promises it; the script lies elsewhere than the file it writes."""
+def test_the_default_output_is_the_packages_catalogue(monkeypatch, tmp_path, capsys):
+    """As ``--help`` promises, although the script writes to another folder than its own."""
     written = []
     monkeypatch.setattr(Path, "write_text", lambda path, text, **_: written.append((path.name, path.parent.name)))
     folder = tmp_path
     (folder / "one.json").write_bytes(json.dumps(document("a/one", prompt=PROMPT)).encode())
     assert refresh_catalogue.main([str(folder)]) == 0
     assert written == [("models.json", "catalogue")]
-    assert "removed" in capsys.readouterr().out  # those of the package were read as the previous ones
+    assert "removed" in capsys.readouterr().out  # the package's entries were read as the previous ones
 
 
-def test_the_catalogue_is_in_the_form_the_script_writes():
+def test_the_catalogue_is_formatted_as_the_script_writes_it():
     text = resources.files("airflow_provider_imagen.catalogue").joinpath("models.json").read_text(encoding="utf-8")
     assert refresh_catalogue.to_text(json.loads(text)) == text

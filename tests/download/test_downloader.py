@@ -26,8 +26,8 @@ from airflow_provider_imagen.download import ssrf
 from airflow_provider_imagen.download.downloader import MAX_RETRY_AFTER_SECONDS, Download, Downloader
 from airflow_provider_imagen.exceptions import BadImageError, DownloadError, LinkExpiredError, UnsafeAddressError
 
-PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 4000
-SIZE = len(PICTURE)
+IMAGE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 4000
+SIZE = len(IMAGE)
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) * 40
 WEBP = b"RIFF\x24\x28\0\0WEBPVP8 " + bytes(range(256)) * 40
 GIF = b"GIF89a\x10\0\x10\0" + bytes(range(256)) * 40
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass
 class Server:
-    """A loopback HTTP server that answers with whatever bytes a test says, one function per path."""
+    """A loopback HTTP server with one handler per path, which may send any bytes."""
 
     tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
@@ -96,8 +96,8 @@ class Server:
                         return
 
 
-def answer(body=PICTURE, status=200, length=None, **headers):
-    """Answer in full; ``length`` states another length than the body has."""
+def respond(body=IMAGE, status=200, length=None, **headers):
+    """Send a complete response; ``length`` overrides its Content-Length."""
 
     def send(request, connection):
         connection.sendall(head(status, {"Content-Length": len(body) if length is None else length, **headers}) + body)
@@ -112,12 +112,12 @@ def head(status, headers):
 
 
 def redirect(location, status=302):
-    return answer(b"", status, Location=location)
+    return respond(b"", status, Location=location)
 
 
-def in_turn(*answers):
-    """Answer the first request with the first answer, and so on; the last one stays."""
-    left = list(answers)
+def in_turn(*responses):
+    """Send one response per request, in order; the last one repeats."""
+    left = list(responses)
 
     def send(request, connection):
         return (left.pop(0) if len(left) > 1 else left[0])(request, connection)
@@ -191,16 +191,16 @@ def waits():
 
 @pytest.fixture
 def make(waits):
-    """Make downloaders that do not wait between attempts but note how long they would."""
-    made = []
+    """Return a function that creates downloaders which record their waits instead of sleeping."""
+    downloaders = []
 
     def make(**settings):
         downloader = Downloader(**{"allow_private_hosts": True, "sleep": waits.append, **settings})
-        made.append(downloader)
+        downloaders.append(downloader)
         return downloader
 
     yield make
-    for downloader in made:
+    for downloader in downloaders:
         downloader.close()
 
 
@@ -215,7 +215,7 @@ class Internet:
 
 @pytest.fixture
 def internet(monkeypatch):
-    """A name service the test fills, and a stand-in for the way to public addresses: it dials loopback instead."""
+    """A name service filled by the test; connections to public addresses go to loopback instead."""
 
     internet = Internet()
 
@@ -248,39 +248,39 @@ def internet(monkeypatch):
     return internet
 
 
-# what arrives
+# received images
 
 
-def test_a_picture_arrives_with_its_type_and_host(server, make):
-    server.routes["/a.png"] = answer(Content_Type="IMAGE/PNG; charset=binary")
-    assert make().fetch(server.url()) == Download(PICTURE, "image/png", "127.0.0.1")
+def test_an_image_is_returned_with_its_type_and_host(server, make):
+    server.routes["/a.png"] = respond(Content_Type="IMAGE/PNG; charset=binary")
+    assert make().fetch(server.url()) == Download(IMAGE, "image/png", "127.0.0.1")
 
 
-def test_a_picture_without_a_stated_type_or_length_arrives(server, make):
+def test_an_image_without_type_or_length_is_accepted(server, make):
     def send(request, connection):
-        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + PICTURE)
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + IMAGE)
         return "close"
 
     server.routes["/a.png"] = send
-    assert make().fetch(server.url()) == Download(PICTURE, None, "127.0.0.1")
+    assert make().fetch(server.url()) == Download(IMAGE, None, "127.0.0.1")
 
 
-def test_a_chunked_picture_arrives(server, make):
+def test_a_chunked_image_is_accepted(server, make):
     def send(request, connection):
         connection.sendall(head(200, {"Transfer-Encoding": "chunked"}))
-        for start in range(0, len(PICTURE), 5000):
-            piece = PICTURE[start : start + 5000]
+        for start in range(0, len(IMAGE), 5000):
+            piece = IMAGE[start : start + 5000]
             connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
         connection.sendall(b"0\r\n\r\n")
 
     server.routes["/a.png"] = send
     downloader = make()
-    assert downloader.fetch(server.url()).data == downloader.fetch(server.url()).data == PICTURE
+    assert downloader.fetch(server.url()).data == downloader.fetch(server.url()).data == IMAGE
     assert server.connections == 1
 
 
-def test_connections_are_used_again(server, make):
-    server.routes["/a.png"] = answer()
+def test_connections_are_reused(server, make):
+    server.routes["/a.png"] = respond()
     downloader = make()
     for _ in range(5):
         downloader.fetch(server.url())
@@ -288,7 +288,7 @@ def test_connections_are_used_again(server, make):
 
 
 def test_closing_the_downloader_closes_its_connections(server, make):
-    server.routes["/a.png"] = answer()
+    server.routes["/a.png"] = respond()
     with make() as downloader:
         downloader.fetch(server.url())
     downloader.fetch(server.url())
@@ -300,22 +300,22 @@ def test_64_threads_fetch_at_the_same_time(server, make):
 
     def send(request, connection):
         together.wait()
-        body = PICTURE + request.target.encode()
+        body = IMAGE + request.target.encode()
         connection.sendall(head(200, {"Content-Length": len(body)}) + body)
 
     server.fallback = send
     downloader = make()
     with ThreadPoolExecutor(64) as pool:
-        pictures = list(pool.map(lambda number: downloader.fetch(server.url(f"/{number}")).data, range(192)))
-    assert pictures == [PICTURE + f"/{number}".encode() for number in range(192)]
+        images = list(pool.map(lambda number: downloader.fetch(server.url(f"/{number}")).data, range(192)))
+    assert images == [IMAGE + f"/{number}".encode() for number in range(192)]
     assert server.connections == 64
 
 
 # what is sent
 
 
-def test_nothing_is_sent_but_what_a_picture_needs(server, make):
-    server.routes["/a.png"] = answer(Set_Cookie="session=1; Path=/")
+def test_only_the_necessary_headers_are_sent(server, make):
+    server.routes["/a.png"] = respond(Set_Cookie="session=1; Path=/")
     downloader = make()
     downloader.fetch(server.url())
     downloader.fetch(server.url())
@@ -334,7 +334,7 @@ def test_no_password_from_netrc_is_sent(server, make, tmp_path, monkeypatch):
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    server.routes["/a.png"] = answer()
+    server.routes["/a.png"] = respond()
     requests.get(server.url(), timeout=5)
     make().fetch(server.url())
     by_requests, by_us = server.requests
@@ -346,14 +346,14 @@ def test_no_password_from_netrc_is_sent(server, make, tmp_path, monkeypatch):
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_followed(server, make, location, status):
     server.routes["/a.png"] = redirect(location.format(port=server.port), status)
-    server.routes["/b.png"] = answer()
-    assert make().fetch(server.url()).data == PICTURE
+    server.routes["/b.png"] = respond()
+    assert make().fetch(server.url()).data == IMAGE
     assert server.paths() == ["/a.png", "/b.png?x=1"]
 
 
 def test_the_final_host_is_the_one_after_redirects(server, make):
     server.routes["/a.png"] = redirect(server.url("/b.png", host="localhost"))
-    server.routes["/b.png"] = answer()
+    server.routes["/b.png"] = respond()
     assert make().fetch(server.url()).final_host == "localhost"
 
 
@@ -365,7 +365,7 @@ def test_redirect_loops_end(server, make):
 
 
 def test_a_redirect_without_a_target_is_an_error(server, make):
-    server.routes["/a.png"] = answer(b"", 302)
+    server.routes["/a.png"] = respond(b"", 302)
     with pytest.raises(DownloadError, match="returned 302"):
         make().fetch(server.url())
 
@@ -373,14 +373,14 @@ def test_a_redirect_without_a_target_is_an_error(server, make):
 @pytest.mark.parametrize(
     "location", ["ftp://127.0.0.1/a", "file:///etc/passwd", "http://[broken/", "http://u:p@127.0.0.1/", "//h:port/"]
 )
-def test_redirects_to_where_no_picture_is_fetched_from_are_refused(server, make, location):
+def test_redirects_to_unsafe_urls_are_rejected(server, make, location):
     server.routes["/a.png"] = redirect(location)
     with pytest.raises(UnsafeAddressError):
         make().fetch(server.url())
     assert len(server.requests) == 1
 
 
-# which links
+# accepted URLs
 
 
 @pytest.mark.parametrize(
@@ -395,17 +395,17 @@ def test_redirects_to_where_no_picture_is_fetched_from_are_refused(server, make,
         "http:///a",
     ],
 )
-def test_only_http_links_are_fetched(make, url):
+def test_only_http_urls_are_fetched(make, url):
     with pytest.raises(UnsafeAddressError):
         make().fetch(url)
 
 
-def test_a_data_uri_is_refused_as_what_it_is(make):
+def test_a_data_uri_is_rejected_as_such(make):
     with pytest.raises(DownloadError, match="data: URI"):
         make().fetch("data:image/png;base64,AAAA")
 
 
-def test_links_with_a_user_name_are_refused(server, make):
+def test_urls_with_a_user_name_are_rejected(server, make):
     with pytest.raises(UnsafeAddressError, match="user name"):
         make().fetch(f"http://user:secret@127.0.0.1:{server.port}/a.png")
     assert server.connections == 0
@@ -415,14 +415,14 @@ def test_links_with_a_user_name_are_refused(server, make):
     "host",
     ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.0.0.1", "0", "[::1]", "[::ffff:127.0.0.1]", "127.0.0.1."],
 )
-def test_private_hosts_are_refused_in_every_spelling(server, make, host):
+def test_private_hosts_are_rejected_in_every_spelling(server, make, host):
     with pytest.raises(UnsafeAddressError, match="private address"):
         make(allow_private_hosts=False).fetch(server.url(host=host))
     assert server.connections == 0
 
 
 @pytest.mark.parametrize("addresses", [["10.0.0.7"], [PUBLIC, "10.0.0.7"], ["fd00::7"], ["169.254.169.254"]])
-def test_names_that_lead_to_a_private_address_are_refused(server, make, internet, addresses):
+def test_names_that_resolve_to_a_private_address_are_rejected(server, make, internet, addresses):
     internet.names["cdn.example"] = [addresses]
     with pytest.raises(UnsafeAddressError, match="private address") as caught:
         make(allow_private_hosts=False).fetch(server.url(host="cdn.example"))
@@ -430,12 +430,12 @@ def test_names_that_lead_to_a_private_address_are_refused(server, make, internet
     assert internet.dialled == []
 
 
-def test_a_host_that_may_be_private_is_reached_on_its_port_only(server, other_server, make):
-    server.routes["/a.png"] = answer()
+def test_an_allowed_private_host_is_reached_on_its_port_only(server, other_server, make):
+    server.routes["/a.png"] = respond()
     downloader = make(allow_private_hosts={("127.0.0.1", server.port)})
 
-    assert downloader.fetch(server.url()).data == PICTURE
-    assert downloader.fetch(server.url(host="127.1")).data == PICTURE
+    assert downloader.fetch(server.url()).data == IMAGE
+    assert downloader.fetch(server.url(host="127.1")).data == IMAGE
     with pytest.raises(UnsafeAddressError, match=r"private address 127\.0\.0\.1; .* allowed_download_hosts"):
         downloader.fetch(other_server.url())
     with pytest.raises(UnsafeAddressError):  # the same address under another name
@@ -443,17 +443,17 @@ def test_a_host_that_may_be_private_is_reached_on_its_port_only(server, other_se
     assert other_server.connections == 0
 
 
-def test_a_host_without_a_port_may_be_private_on_all(server, other_server, make):
-    server.routes["/a.png"] = other_server.routes["/a.png"] = answer()
+def test_a_private_host_allowed_without_a_port_is_reached_on_every_port(server, other_server, make):
+    server.routes["/a.png"] = other_server.routes["/a.png"] = respond()
     downloader = make(allow_private_hosts={("127.0.0.1", None)})
 
-    assert downloader.fetch(server.url()).data == downloader.fetch(other_server.url()).data == PICTURE
+    assert downloader.fetch(server.url()).data == downloader.fetch(other_server.url()).data == IMAGE
 
 
 @pytest.mark.parametrize(
     "target", ["http://127.0.0.1:{port}/b.png", "http://localhost:{port}/", "http://[::1]:{port}/"]
 )
-def test_a_redirect_leaves_what_may_be_private(server, other_server, make, target):
+def test_a_redirect_away_from_an_allowed_private_host_is_rejected(server, other_server, make, target):
     server.routes["/a.png"] = redirect(target.format(port=other_server.port))
     with pytest.raises(UnsafeAddressError, match="private address"):
         make(allow_private_hosts={("127.0.0.1", server.port)}).fetch(server.url())
@@ -501,34 +501,34 @@ def test_no_setting_sends_a_proxy_to_link_local_addresses(server, make, internet
     assert server.connections == 0
 
 
-def test_an_allowed_name_is_still_bound_to_the_address_that_was_checked(server, make, internet):
+def test_an_allowed_name_that_turns_link_local_is_rejected_at_the_next_connection(server, make, internet):
     internet.names["cdn.example"] = [["10.0.0.7"], ["169.254.169.254"]]
-    server.routes["/a.png"] = in_turn(answer(b"", 503), answer())
+    server.routes["/a.png"] = in_turn(respond(b"", 503), respond())
     with pytest.raises(UnsafeAddressError, match=r"169\.254\.169\.254"):
         make(allow_private_hosts={("cdn.example", None)}).fetch(server.url(host="cdn.example"))
     assert internet.dialled == ["10.0.0.7"]
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(server, make, internet):
-    """A name that changes its address after the check (DNS rebinding) gains nothing."""
+    """DNS rebinding, which changes a name's address after the check, has no effect."""
     internet.names["cdn.example"] = [[PUBLIC], ["127.0.0.1"]]
-    server.routes["/a.png"] = answer()
-    assert make(allow_private_hosts=False).fetch(server.url(host="cdn.example")).data == PICTURE
+    server.routes["/a.png"] = respond()
+    assert make(allow_private_hosts=False).fetch(server.url(host="cdn.example")).data == IMAGE
     assert internet.dialled == [PUBLIC]
     assert internet.looked_up == ["cdn.example"]
     assert server.requests[0].headers["host"] == f"cdn.example:{server.port}"
 
 
-def test_a_name_that_turned_private_is_refused_at_the_next_connection(server, make, internet):
+def test_a_name_that_turns_private_is_rejected_at_the_next_connection(server, make, internet):
     internet.names["cdn.example"] = [[PUBLIC], ["127.0.0.1"]]
-    server.routes["/a.png"] = in_turn(answer(b"", 503), answer())
+    server.routes["/a.png"] = in_turn(respond(b"", 503), respond())
     with pytest.raises(UnsafeAddressError):
         make(allow_private_hosts=False).fetch(server.url(host="cdn.example"))
     assert internet.dialled == [PUBLIC]
 
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:{port}/b.png", "http://intern.example:{port}/b.png"])
-def test_a_redirect_into_a_private_network_is_refused(server, other_server, make, internet, target):
+def test_a_redirect_into_a_private_network_is_rejected(server, other_server, make, internet, target):
     internet.names |= {"cdn.example": [[PUBLIC]], "intern.example": [["192.168.0.9"]]}
     server.routes["/a.png"] = redirect(target.format(port=other_server.port))
     with pytest.raises(UnsafeAddressError, match="private address"):
@@ -536,9 +536,9 @@ def test_a_redirect_into_a_private_network_is_refused(server, other_server, make
     assert other_server.connections == 0
 
 
-def test_the_next_address_of_a_name_is_tried_when_one_does_not_answer(server, make, internet, monkeypatch):
+def test_the_next_address_of_a_name_is_used_when_one_refuses_the_connection(server, make, internet, monkeypatch):
     internet.names["cdn.example"] = [["1.1.1.1", PUBLIC]]
-    server.routes["/a.png"] = answer()
+    server.routes["/a.png"] = respond()
     dial = ssrf.create_connection
 
     def dial_first_in_vain(address, *args, **kwargs):
@@ -547,56 +547,54 @@ def test_the_next_address_of_a_name_is_tried_when_one_does_not_answer(server, ma
         return dial(address, *args, **kwargs)
 
     monkeypatch.setattr(ssrf, "create_connection", dial_first_in_vain)
-    assert make(allow_private_hosts=False).fetch(server.url(host="cdn.example")).data == PICTURE
+    assert make(allow_private_hosts=False).fetch(server.url(host="cdn.example")).data == IMAGE
     assert internet.dialled == [PUBLIC]
 
 
 # TLS
 
 
-def test_an_unknown_certificate_is_refused_without_another_try(tls_server, make, waits):
+def test_an_untrusted_certificate_is_rejected_without_a_retry(tls_server, make, waits):
     with pytest.raises(DownloadError, match="certificate is not trusted"):
         make().fetch(tls_server.url())
     assert tls_server.requests == []
     assert waits == []
 
 
-def test_a_certificate_is_accepted_that_verify_names(tls_server, make, certificate):
-    tls_server.routes["/a.png"] = answer()
-    assert make(verify=certificate).fetch(tls_server.url()).data == PICTURE
+def test_the_verify_setting_can_name_a_certificate(tls_server, make, certificate):
+    tls_server.routes["/a.png"] = respond()
+    assert make(verify=certificate).fetch(tls_server.url()).data == IMAGE
 
 
-def test_a_certificate_is_accepted_that_the_environment_names(tls_server, make, certificate, monkeypatch):
+def test_the_environment_can_name_a_certificate(tls_server, make, certificate, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
-    tls_server.routes["/a.png"] = answer()
-    assert make().fetch(tls_server.url()).data == PICTURE
+    tls_server.routes["/a.png"] = respond()
+    assert make().fetch(tls_server.url()).data == IMAGE
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_no_certificate_is_checked_when_verify_is_false(tls_server, make):
-    tls_server.routes["/a.png"] = answer()
-    assert make(verify=False).fetch(tls_server.url()).data == PICTURE
+    tls_server.routes["/a.png"] = respond()
+    assert make(verify=False).fetch(tls_server.url()).data == IMAGE
 
 
-def test_a_missing_bundle_is_said(tls_server, make, tmp_path):
+def test_a_missing_ca_bundle_is_reported(tls_server, make, tmp_path):
     with pytest.raises(DownloadError, match="CA bundle"):
         make(verify=str(tmp_path / "none.pem")).fetch(tls_server.url())
 
 
-def test_the_certificate_is_checked_by_name_though_the_connection_goes_to_an_address(
-    tls_server, make, internet, certificate
-):
+def test_the_certificate_is_checked_against_the_name_not_the_address(tls_server, make, internet, certificate):
     internet.names |= {"cdn.example": [[PUBLIC]], "else.example": [[PUBLIC]]}
-    tls_server.routes["/a.png"] = answer()
+    tls_server.routes["/a.png"] = respond()
     downloader = make(allow_private_hosts=False, verify=certificate)
-    assert downloader.fetch(tls_server.url(host="cdn.example")).data == PICTURE
+    assert downloader.fetch(tls_server.url(host="cdn.example")).data == IMAGE
     with pytest.raises(DownloadError, match="certificate is not trusted"):
         downloader.fetch(tls_server.url(host="else.example"))
     assert tls_server.names == ["cdn.example", "else.example"]
     assert internet.dialled == [PUBLIC, PUBLIC]
 
 
-def test_a_redirect_from_https_to_http_is_refused(tls_server, server, make, internet, certificate):
+def test_a_redirect_from_https_to_http_is_rejected(tls_server, server, make, internet, certificate):
     internet.names["cdn.example"] = [[PUBLIC]]
     tls_server.routes["/a.png"] = redirect(server.url(host="cdn.example"))
     with pytest.raises(UnsafeAddressError, match="from https to http"):
@@ -606,8 +604,8 @@ def test_a_redirect_from_https_to_http_is_refused(tls_server, server, make, inte
 
 def test_a_redirect_from_https_to_http_is_followed_in_a_private_network(tls_server, server, make, certificate):
     tls_server.routes["/a.png"] = redirect(server.url())
-    server.routes["/a.png"] = answer()
-    assert make(verify=certificate).fetch(tls_server.url()).data == PICTURE
+    server.routes["/a.png"] = respond()
+    assert make(verify=certificate).fetch(tls_server.url()).data == IMAGE
 
 
 # proxies
@@ -615,9 +613,9 @@ def test_a_redirect_from_https_to_http_is_followed_in_a_private_network(tls_serv
 
 def test_a_proxy_from_the_environment_is_used(server, make, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://me:word@127.0.0.1:{server.port}")
-    server.fallback = answer()
+    server.fallback = respond()
     download = make(allow_private_hosts=False).fetch("http://cdn.example/a.png")
-    assert (download.data, download.final_host) == (PICTURE, "cdn.example")
+    assert (download.data, download.final_host) == (IMAGE, "cdn.example")
     assert server.paths() == ["http://cdn.example/a.png"]
     assert server.requests[0].headers["proxy-authorization"].startswith("Basic ")
 
@@ -625,12 +623,12 @@ def test_a_proxy_from_the_environment_is_used(server, make, monkeypatch):
 def test_a_host_in_no_proxy_is_reached_directly(server, other_server, make, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{other_server.port}")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server.routes["/a.png"] = answer()
-    assert make().fetch(server.url()).data == PICTURE
+    server.routes["/a.png"] = respond()
+    assert make().fetch(server.url()).data == IMAGE
     assert other_server.connections == 0
 
 
-def test_a_proxy_forwards_tls_without_seeing_the_link(server, tls_server, make, certificate, monkeypatch):
+def test_a_proxy_forwards_tls_without_seeing_the_url(server, tls_server, make, certificate, monkeypatch):
     def tunnel(request, connection):
         with socket.create_connection(("127.0.0.1", tls_server.port)) as onward:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -647,15 +645,15 @@ def test_a_proxy_forwards_tls_without_seeing_the_link(server, tls_server, make, 
 
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.port}")
     server.fallback = tunnel
-    tls_server.routes["/a.png"] = answer()
+    tls_server.routes["/a.png"] = respond()
     downloader = make(allow_private_hosts=False, verify=certificate)
-    assert downloader.fetch("https://cdn.example/a.png?sig=secret").data == PICTURE
+    assert downloader.fetch("https://cdn.example/a.png?sig=secret").data == IMAGE
     assert [(request.method, request.target) for request in server.requests] == [("CONNECT", "cdn.example:443")]
     assert tls_server.names == ["cdn.example"]
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "2130706433", "localhost"])
-def test_a_proxy_is_not_asked_for_hosts_known_to_be_private(server, make, monkeypatch, host):
+def test_requests_for_private_hosts_never_reach_a_proxy(server, make, monkeypatch, host):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
     with pytest.raises(UnsafeAddressError):
         make(allow_private_hosts=False).fetch(f"http://{host}/a.png")
@@ -666,63 +664,63 @@ def test_a_proxy_is_not_asked_for_hosts_known_to_be_private(server, make, monkey
 
 
 @pytest.mark.parametrize("sent", [0, 1000])
-def test_a_stated_length_over_the_cap_is_refused_before_the_body(server, make, sent):
-    server.routes["/a.png"] = answer(PICTURE[:sent], length=10**12)
+def test_a_content_length_over_the_limit_is_rejected_before_the_body(server, make, sent):
+    server.routes["/a.png"] = respond(IMAGE[:sent], length=10**12)
     with pytest.raises(BadImageError, match="larger than 5000 bytes"):
         make(max_bytes=5000).fetch(server.url())
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "Infinity", "0x10", "²"])
-def test_a_length_that_is_no_number_is_passed_over(server, make, length):
+def test_an_invalid_content_length_is_ignored(server, make, length):
     def send(request, connection):
-        connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("latin-1") + PICTURE)
+        connection.sendall(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("latin-1") + IMAGE)
         return "close"
 
     server.routes["/a.png"] = send
-    assert make(attempts=1).fetch(server.url()).data == PICTURE
+    assert make(attempts=1).fetch(server.url()).data == IMAGE
 
 
-def test_an_endless_body_is_stopped_at_the_cap(server, make):
+def test_an_endless_body_is_stopped_at_the_limit(server, make):
     sent = []
 
     def send(request, connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
-            connection.sendall(PICTURE)
-            sent.append(len(PICTURE))
+            connection.sendall(IMAGE)
+            sent.append(len(IMAGE))
 
     server.routes["/a.png"] = send
     with pytest.raises(BadImageError, match="larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
-    assert sum(sent) < 30_000_000  # what the buffers of both sockets hold
+    assert sum(sent) < 30_000_000  # what fits into the buffers of both sockets
     assert len(server.requests) == 1
 
 
-def test_a_body_as_large_as_the_cap_arrives(server, make):
-    server.routes["/a.png"] = answer()
-    assert make(max_bytes=len(PICTURE)).fetch(server.url()).data == PICTURE
+def test_a_body_exactly_at_the_limit_is_accepted(server, make):
+    server.routes["/a.png"] = respond()
+    assert make(max_bytes=len(IMAGE)).fetch(server.url()).data == IMAGE
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_compressed_bomb_does_not_pass_the_cap(server, make, encoding, pack):
+def test_a_compression_bomb_does_not_pass_the_limit(server, make, encoding, pack):
     bomb = pack(bytes(50_000_000))
-    server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
+    server.routes["/a.png"] = respond(bomb, Content_Encoding=encoding)
     with pytest.raises(BadImageError, match="decompressed body is larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
 
 
 def raw_deflate(data):
-    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return packer.compress(data) + packer.flush()
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
 
 
-def in_two_members(data):
+def two_gzip_members(data):
     return gzip.compress(data[:5000]) + gzip.compress(data[5000:])
 
 
 @pytest.mark.parametrize(
-    "body", [PICTURE, JPEG, b"<svg xmlns='http://www.w3.org/2000/svg'/>"], ids=["png", "jpeg", "svg"]
+    "body", [IMAGE, JPEG, b"<svg xmlns='http://www.w3.org/2000/svg'/>"], ids=["png", "jpeg", "svg"]
 )
 @pytest.mark.parametrize(
     ("encoding", "pack"),
@@ -730,7 +728,7 @@ def in_two_members(data):
         ("gzip", gzip.compress),
         ("GZIP", gzip.compress),
         ("x-gzip", gzip.compress),
-        ("gzip", in_two_members),
+        ("gzip", two_gzip_members),
         ("gzip", zlib.compress),
         ("deflate", zlib.compress),
         ("deflate", raw_deflate),
@@ -745,12 +743,12 @@ def in_two_members(data):
         ("gzip", lambda data: gzip.compress(data) + bytes(512)),
     ],
 )
-def test_a_picture_compressed_against_our_wish_arrives(server, make, encoding, pack, body):
-    server.routes["/a.png"] = answer(pack(body), Content_Encoding=encoding)
+def test_unrequested_compression_is_decoded(server, make, encoding, pack, body):
+    server.routes["/a.png"] = respond(pack(body), Content_Encoding=encoding)
     assert make().fetch(server.url()).data == body
 
 
-@pytest.mark.parametrize("body", [PICTURE, JPEG, WEBP, GIF, BMP], ids=["png", "jpeg", "webp", "gif", "bmp"])
+@pytest.mark.parametrize("body", [IMAGE, JPEG, WEBP, GIF, BMP], ids=["png", "jpeg", "webp", "gif", "bmp"])
 @pytest.mark.parametrize(
     "encoding",
     [
@@ -759,14 +757,14 @@ def test_a_picture_compressed_against_our_wish_arrives(server, make, encoding, p
         ", ".join(["gzip"] * 20),
     ],
 )
-def test_a_content_encoding_that_the_bytes_do_not_have_is_no_harm(server, make, encoding, body):
-    server.routes["/a.png"] = answer(body, Content_Encoding=encoding)
+def test_a_false_content_encoding_is_ignored(server, make, encoding, body):
+    server.routes["/a.png"] = respond(body, Content_Encoding=encoding)
     assert make().fetch(server.url()).data == body
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack):
-    server.routes["/a.png"] = answer(pack(PICTURE)[:-9], Content_Encoding=encoding)
+def test_a_corrupt_compressed_body_is_a_bad_image(server, make, encoding, pack):
+    server.routes["/a.png"] = respond(pack(IMAGE)[:-9], Content_Encoding=encoding)
     with pytest.raises(BadImageError, match="compressed body is corrupt"):
         make().fetch(server.url())
 
@@ -780,8 +778,8 @@ def test_a_packed_body_that_is_broken_is_no_picture(server, make, encoding, pack
         ("deflate", raw_deflate(bytes(50_000_000))),
     ],
 )
-def test_no_way_of_packing_passes_the_cap(server, make, encoding, bomb):
-    server.routes["/a.png"] = answer(bomb, Content_Encoding=encoding)
+def test_no_kind_of_compression_passes_the_limit(server, make, encoding, bomb):
+    server.routes["/a.png"] = respond(bomb, Content_Encoding=encoding)
     with pytest.raises(BadImageError, match="decompressed body is larger than 1000000 bytes"):
         make(max_bytes=1_000_000).fetch(server.url())
 
@@ -789,14 +787,14 @@ def test_no_way_of_packing_passes_the_cap(server, make, encoding, bomb):
 @pytest.mark.parametrize(
     "stated", ["image/svg+xml", "text/html", "application/xhtml+xml", "application/json", "text/xml"]
 )
-def test_a_vector_picture_arrives_under_any_type(server, make, stated):
+def test_an_svg_is_accepted_under_any_content_type(server, make, stated):
     body = b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>"
-    server.routes["/a.png"] = answer(body, Content_Type=stated)
+    server.routes["/a.png"] = respond(body, Content_Type=stated)
     assert make().fetch(server.url()).data == body
 
 
 def drip(first):
-    """Send ``first`` and then a byte now and then, for ever."""
+    """Send ``first``, then single bytes forever."""
 
     def send(request, connection):
         connection.sendall(first)
@@ -812,147 +810,147 @@ def drip(first):
     [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", head(200, {"Content-Length": 10**6}), b"HTTP/1.1 200 OK\r\n\r\n"],
     ids=["status line", "headers", "body", "body of unknown length"],
 )
-def test_a_server_that_drips_is_left_after_the_total_timeout(server, make, first):
+def test_a_dripping_server_is_abandoned_after_the_total_timeout(server, make, first):
     server.routes["/a.png"] = drip(first)
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DownloadError, match=r"not complete after 0\.4 s"):
         make(total_timeout_seconds=0.4, read_timeout_seconds=0.3).fetch(server.url())
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started < 2
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", head(200, {"Content-Length": 10**6})])
-def test_the_total_timeout_holds_behind_a_proxy_too(server, make, monkeypatch, first):
+def test_the_total_timeout_applies_behind_a_proxy(server, make, monkeypatch, first):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
     server.fallback = drip(first)
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DownloadError, match=r"not complete after 0\.4 s"):
         make(allow_private_hosts=False, total_timeout_seconds=0.4, read_timeout_seconds=0.3).fetch(
             "http://cdn.example/a"
         )
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started < 2
     assert server.paths() == ["http://cdn.example/a"]
 
 
 @pytest.mark.parametrize("interim", [(100,), (102,), (103,), (199,), (103, 100, 102, 103)])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_interim_answers_are_never_the_outcome(server, tls_server, make, certificate, interim, scheme):
-    asked = tls_server if scheme == "https" else server
+def test_interim_responses_are_never_the_outcome(server, tls_server, make, certificate, interim, scheme):
+    origin = tls_server if scheme == "https" else server
 
     def send(request, connection):
         for status in interim:
             connection.sendall(head(status, {"Link": "</a.css>; rel=preload", "Content-Length": 7}))
-        return answer(request.target.encode() + PICTURE)(request, connection)
+        return respond(request.target.encode() + IMAGE)(request, connection)
 
-    asked.fallback = send
+    origin.fallback = send
     downloader = make(verify=certificate)
     for path in ("/1.png", "/2.png", "/3.png"):
-        assert downloader.fetch(asked.url(path)).data == path.encode() + PICTURE
-    assert asked.connections == 1
-    assert len(asked.requests) == 3
+        assert downloader.fetch(origin.url(path)).data == path.encode() + IMAGE
+    assert origin.connections == 1
+    assert len(origin.requests) == 3
 
 
-def test_interim_answers_come_before_redirects_and_errors_too(server, make):
+def test_interim_responses_may_precede_redirects_and_errors(server, make):
     def early(send):
         return lambda request, connection: connection.sendall(head(103, {})) or send(request, connection)
 
     server.routes["/a.png"] = early(redirect("/b.png"))
-    server.routes["/b.png"] = in_turn(*map(early, [answer(b"", 503), answer()]))
-    assert make().fetch(server.url()).data == PICTURE
-    server.routes["/gone.png"] = early(answer(b"", 404))
+    server.routes["/b.png"] = in_turn(*map(early, [respond(b"", 503), respond()]))
+    assert make().fetch(server.url()).data == IMAGE
+    server.routes["/gone.png"] = early(respond(b"", 404))
     with pytest.raises(LinkExpiredError):
         make().fetch(server.url("/gone.png"))
 
 
 def test_a_connection_that_switches_protocols_is_closed(server, make):
     def switch(request, connection):
-        connection.sendall(head(101, {"Upgrade": "h2c"}) + answer_bytes(b"of another protocol"))
+        connection.sendall(head(101, {"Upgrade": "h2c"}) + response_bytes(b"of another protocol"))
 
-    server.routes["/a.png"] = in_turn(switch, answer())
-    assert make().fetch(server.url()).data == PICTURE
+    server.routes["/a.png"] = in_turn(switch, respond())
+    assert make().fetch(server.url()).data == IMAGE
     assert server.connections == 2
 
 
-def answer_bytes(body):
+def response_bytes(body):
     return head(200, {"Content-Length": len(body)}) + body
 
 
 @pytest.mark.parametrize("status", [100, 102, 103])
 @pytest.mark.parametrize("pause", [0, 0.05])
-def test_endless_interim_answers_end_at_the_total_timeout(server, make, status, pause):
+def test_endless_interim_responses_end_at_the_total_timeout(server, make, status, pause):
     def send(request, connection):
         while True:
             connection.sendall(head(status, {}))
             time.sleep(pause)
 
     server.routes["/a.png"] = send
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DownloadError, match=r"not complete after 0\.5 s"):
         make(total_timeout_seconds=0.5, read_timeout_seconds=0.3).fetch(server.url())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started < 3
 
 
-def test_a_silent_server_is_left_after_the_read_timeout_and_asked_again(server, make, waits):
+def test_a_silent_server_is_retried_after_the_read_timeout(server, make, waits):
     silent = threading.Event()
-    server.routes["/a.png"] = in_turn(lambda request, connection: silent.wait(10), answer())
-    began = time.monotonic()
-    assert make(read_timeout_seconds=0.2).fetch(server.url()).data == PICTURE
-    assert time.monotonic() - began < 2
+    server.routes["/a.png"] = in_turn(lambda request, connection: silent.wait(10), respond())
+    started = time.monotonic()
+    assert make(read_timeout_seconds=0.2).fetch(server.url()).data == IMAGE
+    assert time.monotonic() - started < 2
     assert len(waits) == 1
     silent.set()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_slow_but_living_server_is_waited_for(server, tls_server, make, certificate, monkeypatch, scheme):
-    """The short waits between looks at the limits are not taken for silence."""
+def test_a_slow_but_active_server_is_waited_for(server, tls_server, make, certificate, monkeypatch, scheme):
+    """Short polling intervals do not count as silence."""
     monkeypatch.setattr(ssrf, "_POLL_SECONDS", 0.02)
 
     def send(request, connection):
-        whole = head(200, {"Content-Length": SIZE}) + PICTURE
+        whole = head(200, {"Content-Length": SIZE}) + IMAGE
         for start, end in [(0, 20), (20, 500), (500, None)]:
             time.sleep(0.1)
             connection.sendall(whole[start:end])
 
     slow = {"http": server, "https": tls_server}[scheme]
     slow.routes["/a.png"] = send
-    assert make(verify=certificate, attempts=1).fetch(slow.url()).data == PICTURE
+    assert make(verify=certificate, attempts=1).fetch(slow.url()).data == IMAGE
 
 
-def test_no_attempt_begins_that_the_total_timeout_does_not_leave_time_for(server, make, waits):
-    server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
+def test_no_attempt_starts_without_enough_time_left(server, make, waits):
+    server.routes["/a.png"] = respond(b"", 503, Retry_After=20)
     with pytest.raises(DownloadError, match="returned 503"):
         make(total_timeout_seconds=10).fetch(server.url())
     assert len(server.requests) == 1
     assert waits == []
 
 
-def test_waits_count_for_the_total_timeout(server, make):
+def test_waits_count_towards_the_total_timeout(server, make):
     now = [0.0]
 
     def sleep(seconds):
         now[0] += seconds
 
-    server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
+    server.routes["/a.png"] = respond(b"", 503, Retry_After=20)
     with pytest.raises(DownloadError, match="3 attempts"):
         make(total_timeout_seconds=50, sleep=sleep, clock=lambda: now[0], attempts=9).fetch(server.url())
     assert 40 <= now[0] < 50
 
 
-# another try
+# retries
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 524])
-def test_failures_that_pass_are_tried_again(server, make, waits, status):
-    server.routes["/a.png"] = in_turn(answer(b"no", status), answer(b"no", status), answer())
-    assert make().fetch(server.url()).data == PICTURE
+def test_transient_failures_are_retried(server, make, waits, status):
+    server.routes["/a.png"] = in_turn(respond(b"no", status), respond(b"no", status), respond())
+    assert make().fetch(server.url()).data == IMAGE
     assert len(server.requests) == 3
     first, second = waits
     assert 0.5 <= first <= 1.5
     assert 1 <= second <= 2
 
 
-def test_attempts_are_counted(server, make, waits):
-    server.routes["/a.png"] = answer(b"no", 502)
+def test_attempts_are_limited_and_counted(server, make, waits):
+    server.routes["/a.png"] = respond(b"no", 502)
     with pytest.raises(DownloadError, match=r"returned 502 \(4 attempts\)") as caught:
         make().fetch(server.url())
     assert len(server.requests) == 4
@@ -965,21 +963,21 @@ def test_attempts_are_counted(server, make, waits):
     ("asked", "least", "most"),
     [("7", 7, 7), ("0", 0.5, 1.5), ("99999", MAX_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS), ("soon", 0.5, 1.5)],
 )
-def test_the_wait_a_server_asks_for_is_kept_within_reason(server, make, waits, asked, least, most):
-    server.routes["/a.png"] = in_turn(answer(b"", 429, Retry_After=asked), answer())
+def test_retry_after_is_honoured_up_to_a_limit(server, make, waits, asked, least, most):
+    server.routes["/a.png"] = in_turn(respond(b"", 429, Retry_After=asked), respond())
     make().fetch(server.url())
     assert least <= waits[0] <= most
 
 
-def test_the_wait_may_be_a_date(server, make, waits):
+def test_retry_after_may_be_a_date(server, make, waits):
     later = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=20)
     date = later.strftime("%a, %d %b %Y %H:%M:%S GMT")
-    server.routes["/a.png"] = in_turn(answer(b"", 503, Retry_After=date), answer())
+    server.routes["/a.png"] = in_turn(respond(b"", 503, Retry_After=date), respond())
     make().fetch(server.url())
     assert 15 <= waits[0] <= 20
 
 
-def test_a_refused_connection_is_tried_again(make, waits):
+def test_a_refused_connection_is_retried(make, waits):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(DownloadError, match=r"connection failed .* \(4 attempts\)"):
@@ -987,28 +985,28 @@ def test_a_refused_connection_is_tried_again(make, waits):
     assert len(waits) == 3
 
 
-def test_a_name_nobody_knows_is_tried_again(make, internet, waits):
+def test_an_unresolvable_name_is_retried(make, internet, waits):
     with pytest.raises(DownloadError, match=r"name cannot be resolved \(4 attempts\)"):
         make(allow_private_hosts=False).fetch("http://cdn.example/a.png")
     assert len(waits) == 3
 
 
-def test_a_connection_dropped_without_an_answer_is_tried_again(server, make):
-    server.routes["/a.png"] = in_turn(lambda request, connection: "close", answer())
-    assert make().fetch(server.url()).data == PICTURE
+def test_a_connection_dropped_without_a_response_is_retried(server, make):
+    server.routes["/a.png"] = in_turn(lambda request, connection: "close", respond())
+    assert make().fetch(server.url()).data == IMAGE
 
 
-def test_an_empty_body_is_tried_again_and_then_no_picture(server, make):
-    server.routes["/a.png"] = in_turn(answer(b""), answer())
-    server.routes["/b.png"] = answer(b"")
-    assert make().fetch(server.url()).data == PICTURE
+def test_an_empty_body_is_retried_and_finally_a_bad_image(server, make):
+    server.routes["/a.png"] = in_turn(respond(b""), respond())
+    server.routes["/b.png"] = respond(b"")
+    assert make().fetch(server.url()).data == IMAGE
     with pytest.raises(BadImageError, match="empty"):
         make().fetch(server.url("/b.png"))
 
 
 @pytest.mark.parametrize("status", [400, 402, 405, 406, 416, 418, 451, 304])
-def test_other_refusals_are_not_tried_again(server, make, status):
-    server.routes["/a.png"] = answer(b"no", status)
+def test_other_error_statuses_are_not_retried(server, make, status):
+    server.routes["/a.png"] = respond(b"no", status)
     with pytest.raises(DownloadError, match=f"returned {status}") as caught:
         make().fetch(server.url())
     assert type(caught.value) is DownloadError
@@ -1016,16 +1014,16 @@ def test_other_refusals_are_not_tried_again(server, make, status):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_dead_link_is_not_tried_again(server, make, status):
-    server.routes["/a.png"] = answer(b"gone", status)
+def test_an_expired_url_is_not_retried(server, make, status):
+    server.routes["/a.png"] = respond(b"gone", status)
     with pytest.raises(LinkExpiredError, match=f"127.0.0.1.* {status}") as caught:
         make().fetch(server.url())
     assert caught.value.status == status
     assert len(server.requests) == 1
 
 
-def test_a_dead_link_says_when_it_ran_out(server, make):
-    server.routes["/a.png"] = answer(b"", 403)
+def test_the_error_for_an_expired_url_says_when_it_expired(server, make):
+    server.routes["/a.png"] = respond(b"", 403)
     epoch = int(time.time())
     with pytest.raises(LinkExpiredError, match=r"expired at \d{4}-\d\d-\d\d \d\d:\d\d UTC, 2:00:0\d h ago"):
         make().fetch(server.url(f"/a.png?Expires={epoch - 7200}"))
@@ -1033,55 +1031,57 @@ def test_a_dead_link_says_when_it_ran_out(server, make):
         make().fetch(server.url(f"/a.png?Expires={epoch + 7200}"))
 
 
-# a body cut off
+# truncated bodies
 
 
-def cut_chunks(request, connection):
-    """Send the beginning of a body in chunks, and hang up before the last one."""
+def truncated_chunks(request, connection):
+    """Send a body in chunks, but hang up before the last one."""
     connection.sendall(head(200, {"Transfer-Encoding": "chunked", "ETag": '"one"'}))
-    connection.sendall(b"%x\r\n%s\r\n" % (700_000, PICTURE[:700_000]))
+    connection.sendall(b"%x\r\n%s\r\n" % (700_000, IMAGE[:700_000]))
     return "close"
 
 
-CUT = answer(PICTURE[:600_000], length=SIZE, ETag='"one"')
+TRUNCATED = respond(IMAGE[:600_000], length=SIZE, ETag='"one"')
 
 
-@pytest.mark.parametrize("cut", [CUT, cut_chunks, answer(b"", length=SIZE)], ids=["half", "chunks", "nothing"])
-def test_a_body_cut_off_is_downloaded_again_from_the_start(server, make, waits, cut):
-    server.routes["/a.png"] = in_turn(cut, answer(ETag='"one"'))
-    assert make().fetch(server.url()).data == PICTURE
+@pytest.mark.parametrize(
+    "cut", [TRUNCATED, truncated_chunks, respond(b"", length=SIZE)], ids=["half", "chunks", "nothing"]
+)
+def test_a_truncated_body_is_downloaded_again_from_the_start(server, make, waits, cut):
+    server.routes["/a.png"] = in_turn(cut, respond(ETag='"one"'))
+    assert make().fetch(server.url()).data == IMAGE
     assert [request.headers.get("range") for request in server.requests] == [None, None]
     assert len(waits) == 1
 
 
-def test_a_body_behind_a_redirect_is_downloaded_again_from_the_start(server, make):
+def test_a_truncated_body_behind_a_redirect_is_downloaded_again_from_the_start(server, make):
     server.routes["/a.png"] = redirect("/b.png?sig=1")
-    server.routes["/b.png"] = in_turn(CUT, answer())
-    assert make().fetch(server.url()).data == PICTURE
+    server.routes["/b.png"] = in_turn(TRUNCATED, respond())
+    assert make().fetch(server.url()).data == IMAGE
     assert server.paths() == ["/a.png", "/b.png?sig=1"] * 2
 
 
-def test_a_body_is_downloaded_after_several_cuts_and_a_failure_between(server, make):
-    server.routes["/a.png"] = in_turn(CUT, answer(b"", 503), cut_chunks, answer())
-    assert make().fetch(server.url()).data == PICTURE
+def test_a_body_is_downloaded_after_several_truncations_and_a_failure(server, make):
+    server.routes["/a.png"] = in_turn(TRUNCATED, respond(b"", 503), truncated_chunks, respond())
+    assert make().fetch(server.url()).data == IMAGE
     assert len(server.requests) == 4
 
 
-def test_a_body_that_has_changed_since_it_was_cut_off_holds_nothing_of_the_first_one(server, make):
-    changed = PICTURE[::-1]
-    server.routes["/a.png"] = in_turn(CUT, answer(changed, ETag='"two"'))
+def test_a_body_that_changed_after_a_truncation_keeps_nothing_of_the_first_one(server, make):
+    changed = IMAGE[::-1]
+    server.routes["/a.png"] = in_turn(TRUNCATED, respond(changed, ETag='"two"'))
     assert make().fetch(server.url()).data == changed
 
 
-def test_a_part_nobody_asked_for_is_an_error(server, make):
-    server.routes["/a.png"] = answer(PICTURE[:10], 206, Content_Range=f"bytes 0-9/{SIZE}")
+def test_an_unrequested_partial_response_is_an_error(server, make):
+    server.routes["/a.png"] = respond(IMAGE[:10], 206, Content_Range=f"bytes 0-9/{SIZE}")
     with pytest.raises(DownloadError, match="206"):
         make().fetch(server.url())
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("cut", [CUT, cut_chunks], ids=["half", "chunks"])
-def test_a_body_that_is_always_cut_off_is_an_error(server, make, cut):
+@pytest.mark.parametrize("cut", [TRUNCATED, truncated_chunks], ids=["half", "chunks"])
+def test_a_body_that_is_always_truncated_is_an_error(server, make, cut):
     server.routes["/a.png"] = cut
     with pytest.raises(DownloadError, match=r"truncated \(4 attempts\)") as caught:
         make().fetch(server.url())
@@ -1089,12 +1089,12 @@ def test_a_body_that_is_always_cut_off_is_an_error(server, make, cut):
     assert len(server.requests) == 4
 
 
-def test_the_limit_counts_each_attempt_alone(server, make):
-    server.routes["/a.png"] = in_turn(cut_chunks, answer())
-    assert make(max_bytes=SIZE).fetch(server.url()).data == PICTURE
+def test_the_size_limit_applies_per_attempt(server, make):
+    server.routes["/a.png"] = in_turn(truncated_chunks, respond())
+    assert make(max_bytes=SIZE).fetch(server.url()).data == IMAGE
 
 
-# no picture
+# not an image
 
 
 @pytest.mark.parametrize(
@@ -1108,8 +1108,8 @@ def test_the_limit_counts_each_attempt_alone(server, make):
         (b'"gone"', "application/problem+json", "JSON"),
     ],
 )
-def test_a_document_is_no_picture(server, make, body, content_type, named):
-    server.routes["/a.png"] = answer(body, Content_Type=content_type)
+def test_a_document_is_not_an_image(server, make, body, content_type, named):
+    server.routes["/a.png"] = respond(body, Content_Type=content_type)
     with pytest.raises(BadImageError, match=f"{named} .*instead of an image"):
         make().fetch(server.url())
     assert len(server.requests) == 1
@@ -1118,18 +1118,18 @@ def test_a_document_is_no_picture(server, make, body, content_type, named):
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
-        (PICTURE, "text/html"),
-        (PICTURE, "application/json"),
+        (IMAGE, "text/html"),
+        (IMAGE, "application/json"),
         (b'<?xml version="1.0"?><svg/>', "image/svg+xml"),
         (b"<svg/>", "image/svg+xml"),
     ],
 )
-def test_a_picture_under_any_type_is_one(server, make, body, content_type):
-    server.routes["/a.png"] = answer(body, Content_Type=content_type)
+def test_an_image_is_accepted_under_any_content_type(server, make, body, content_type):
+    server.routes["/a.png"] = respond(body, Content_Type=content_type)
     assert make().fetch(server.url()).data == body
 
 
-# the end of the task
+# cancellation
 
 
 def test_a_fetch_stops_between_chunks(server, make):
@@ -1156,10 +1156,10 @@ def test_a_fetch_stops_while_the_server_is_silent(server, make):
         time.sleep(30)
 
     server.routes["/a.png"] = send
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DownloadError, match="cancelled"):
         make(cancelled=stop).fetch(server.url())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
 
 
 def test_a_fetch_stops_before_another_attempt(server, make, waits):
@@ -1167,7 +1167,7 @@ def test_a_fetch_stops_before_another_attempt(server, make, waits):
 
     def send(request, connection):
         stop.set()
-        answer(b"", 503)(request, connection)
+        respond(b"", 503)(request, connection)
 
     server.routes["/a.png"] = send
     with pytest.raises(DownloadError, match="cancelled"):
@@ -1175,27 +1175,27 @@ def test_a_fetch_stops_before_another_attempt(server, make, waits):
     assert (len(server.requests), waits) == (1, [])
 
 
-def test_a_wait_between_attempts_ends_with_the_task(server, make):
+def test_a_wait_between_attempts_ends_on_cancellation(server, make):
     stop = threading.Event()
-    server.routes["/a.png"] = answer(b"", 503, Retry_After=20)
+    server.routes["/a.png"] = respond(b"", 503, Retry_After=20)
     timer = threading.Timer(0.3, stop.set)
     timer.start()
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DownloadError, match="cancelled"):
         make(cancelled=stop, sleep=None).fetch(server.url())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
     assert len(server.requests) == 1
 
 
-def test_a_fetch_stops_after_a_wait_that_was_cut_short(server, make):
+def test_a_fetch_stops_after_an_interrupted_wait(server, make):
     stop = threading.Event()
-    server.routes["/a.png"] = answer(b"", 503)
+    server.routes["/a.png"] = respond(b"", 503)
     with pytest.raises(DownloadError, match="cancelled"):
         make(cancelled=stop, sleep=lambda seconds: stop.set()).fetch(server.url())
     assert len(server.requests) == 1
 
 
-# what errors say
+# error messages
 
 SECRET = "".join(["hid", "den"])  # so that the lines of this file, which tracebacks quote, do not hold it
 
@@ -1203,12 +1203,12 @@ SECRET = "".join(["hid", "den"])  # so that the lines of this file, which traceb
 @pytest.mark.parametrize(
     "send",
     [
-        answer(b"", 403),
-        answer(b"", 500),
-        answer(b"", 418),
-        answer(b""),
-        answer(b"{}"),
-        answer(PICTURE[:1000], length=SIZE),
+        respond(b"", 403),
+        respond(b"", 500),
+        respond(b"", 418),
+        respond(b""),
+        respond(b"{}"),
+        respond(IMAGE[:1000], length=SIZE),
         redirect(f"/{SECRET}?signature={SECRET}"),
         redirect(f"ftp://{SECRET}/{SECRET}?signature={SECRET}"),
         redirect(f"http://[{SECRET}/?signature={SECRET}"),
@@ -1217,7 +1217,7 @@ SECRET = "".join(["hid", "den"])  # so that the lines of this file, which traceb
         lambda request, connection: time.sleep(1),
     ],
 )
-def test_no_error_shows_the_path_or_the_query_of_a_link(server, make, send):
+def test_no_error_shows_a_urls_path_or_query(server, make, send):
     server.fallback = send
     with pytest.raises(DownloadError) as caught:
         make(read_timeout_seconds=0.2, attempts=2).fetch(server.url(f"/{SECRET}/a.png?signature={SECRET}"))
@@ -1225,7 +1225,7 @@ def test_no_error_shows_the_path_or_the_query_of_a_link(server, make, send):
     assert_shows_no_secret(caught.value)
 
 
-def test_no_error_of_a_refused_connection_shows_the_link(make):
+def test_the_error_of_a_refused_connection_does_not_show_the_url(make):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(DownloadError) as caught:
@@ -1233,7 +1233,7 @@ def test_no_error_of_a_refused_connection_shows_the_link(make):
     assert_shows_no_secret(caught.value)
 
 
-def test_no_error_of_a_refused_address_shows_the_link(make):
+def test_the_error_of_a_rejected_address_does_not_show_the_url(make):
     with pytest.raises(UnsafeAddressError) as caught:
         make(allow_private_hosts=False).fetch(f"http://localhost/{SECRET}?signature={SECRET}")
     assert_shows_no_secret(caught.value)

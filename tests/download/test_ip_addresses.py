@@ -67,7 +67,7 @@ from airflow_provider_imagen.download.ip_addresses import (
         "ff02::1",
     ],
 )
-def test_addresses_inside_networks_are_not_public(address):
+def test_private_and_special_addresses_are_not_public(address):
     assert not is_public_address(address)
 
 
@@ -88,30 +88,30 @@ def test_addresses_inside_networks_are_not_public(address):
         "2606:4700::5efe:8.8.8.8",
     ],
 )
-def test_addresses_of_the_internet_are_public(address):
+def test_internet_addresses_are_public(address):
     assert is_public_address(address)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_no_ipv4_address_is_public_that_the_standard_library_calls_special(number):
+def test_no_ipv4_address_that_the_standard_library_calls_special_is_public(number):
     address = IPv4Address(number)
     assert address.is_global or not is_public_address(str(address))
 
 
 @given(st.integers(0, 2**128 - 1))
-def test_no_ipv6_address_is_public_that_the_standard_library_calls_special(number):
+def test_no_ipv6_address_that_the_standard_library_calls_special_is_public(number):
     address = IPv6Address(number)
     assert address.is_global or not is_public_address(str(address))
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_an_ipv4_address_in_ipv6_clothes_is_judged_as_itself(number):
+def test_an_ipv4_address_embedded_in_ipv6_is_judged_as_itself(number):
     plain = is_public_address(str(IPv4Address(number)))
     assert is_public_address(str(IPv6Address(0xFFFF << 32 | number))) == plain
     assert is_public_address(str(IPv6Address(0x64FF9B << 96 | number))) == plain
 
 
-def test_a_name_is_no_address():
+def test_a_name_is_not_an_address():
     with pytest.raises(ValueError, match="localhost"):
         is_public_address("localhost")
 
@@ -131,18 +131,18 @@ def test_a_name_is_no_address():
         ("::ffff:7f00:1", "::ffff:7f00:1"),
     ],
 )
-def test_every_spelling_of_a_literal_address_is_understood(host, meant):
+def test_every_spelling_of_a_literal_address_is_recognized(host, meant):
     literal = literal_address(host)
     assert literal is not None
     assert ip_address(literal) == ip_address(meant)
 
 
 @pytest.mark.parametrize("host", ["", ".", "cdn.example", "1e100.example", "10.example", "١٢٧.0.0.1"])
-def test_names_are_no_literal_addresses(host):
+def test_names_are_not_literal_addresses(host):
     assert literal_address(host) is None
 
 
-def test_judging_addresses_needs_the_standard_library_only():
+def test_judging_addresses_needs_only_the_standard_library():
     code = (
         "import sys; import airflow_provider_imagen.download.ip_addresses; "
         "print(sorted({'requests', 'urllib3', 'airflow', 'PIL', 'tenacity'} & set(sys.modules)))"
@@ -159,7 +159,7 @@ def test_judging_addresses_needs_the_standard_library_only():
         *("::1", "fd00::7", "fc00::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1"),
     ],
 )
-def test_an_owner_can_allow_addresses_of_a_network_of_their_own(address):
+def test_addresses_of_private_networks_can_be_allowed(address):
     assert is_private_address(address)
     assert not is_public_address(address)
 
@@ -179,7 +179,7 @@ METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192"
         *("8.8.8.8", "2606:4700::1"),
     ],
 )
-def test_nobody_can_allow_link_local_metadata_and_tunnelled_addresses(address):
+def test_link_local_metadata_and_tunnelled_addresses_can_never_be_allowed(address):
     assert not is_private_address(address)
 
 
@@ -223,11 +223,11 @@ def test_a_host_is_read_with_or_without_a_port(text, host, port):
         "c?d",
     ],
 )
-def test_what_is_no_host_is_refused(text):
+def test_an_invalid_host_is_rejected(text):
     with pytest.raises(ValueError, match=r"host is allowed|[Pp]ort"):
         parse_host(text)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "127.0.0.1."])
-def test_all_spellings_of_a_host_are_one(host):
+def test_all_spellings_of_a_host_are_normalized_to_one(host):
     assert canonical_host(host) == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible gateway as the connection's host: answers in the form of LiteLLM's proxy, over real HTTP."""
+"""An OpenAI-compatible gateway as the connection's host: it responds like LiteLLM's proxy, over real HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_imagen.exceptions import AuthenticationError, InvalidReque
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 
 KEY = "sk-1234"
-PICTURE = b"\x89PNG the rest"
+IMAGE = b"\x89PNG the rest"
 OPENAI = {
     "error": {"message": "Unknown parameter: '{}'.", "type": "invalid_request_error", "code": "unknown_parameter"}
 }
@@ -33,7 +33,7 @@ LITELLM = {
 
 class Gateway:
     """
-    What LiteLLM's proxy answers.
+    Responds like LiteLLM's proxy.
 
     :param refusal: body of the 400 for a field that is not OpenAI's, with the field in place of ``{}``
     :param cost: ``x-litellm-response-cost``
@@ -83,7 +83,7 @@ class Gateway:
                     if name in body:
                         self.answer(400, json.loads(json.dumps(gateway.refusal).replace("{}", name)))
                         return
-                data = [{"b64_json": base64.b64encode(PICTURE).decode(), "url": None}]
+                data = [{"b64_json": base64.b64encode(IMAGE).decode(), "url": None}]
                 cost = {"x-litellm-response-cost": gateway.cost}
                 self.answer(200, {"created": 1, "data": data}, **cost)
 
@@ -128,7 +128,7 @@ def test_a_field_that_a_gateway_rejects_is_left_out_from_then_on(make_hook, gate
     hook = make_hook()
     for _ in range(2):
         (generation,) = hook.generate_images("a cat", model=model)
-        assert generation.pictures[0].data == PICTURE
+        assert generation.pictures[0].data == IMAGE
     switches = [{"response_format", "convert_base64_to_url", "sync_mode"} & body.keys() for body in gateway.posts()]
     assert [len(found) for found in switches] == [1, 0, 0]
 
@@ -144,7 +144,7 @@ def test_other_rejections_are_errors(make_hook, gateway):
     ("cost", "usd"), [("0.042", Decimal("0.042")), ("4.2e-05", Decimal("0.000042")), ("0.0", None), ("None", None)]
 )
 def test_the_cost_that_litellm_computes_counts(make_hook, gateway, cost, usd):
-    """Its 0 means that it knows no price for the model, not that the picture was free."""
+    """A cost of 0 means that LiteLLM knows no price for the model, not that the image was free."""
     gateway.cost = cost
     (generation,) = make_hook().generate_images("a cat")
     assert (generation.usd, generation.usd_source) == (usd, "header" if usd else None)

@@ -108,7 +108,7 @@ def test_host_and_port_make_the_base_url(host, port, base_url):
         ("imagen://:k@/https", REAL),
     ],
 )
-def test_a_connection_uri_means_what_it_says(monkeypatch, uri, base_url):
+def test_a_connection_uri_gives_the_base_url(monkeypatch, uri, base_url):
     monkeypatch.setenv("AIRFLOW_CONN_BY_URI", uri)
     assert connection_settings(BaseHook.get_connection("by_uri")).base_url == base_url
 
@@ -342,13 +342,13 @@ def test_an_image_is_downloaded_without_the_key_and_no_log_shows_its_signature(h
     sandbox.add_fault(Fault("signed_links"))
     with caplog.at_level(logging.DEBUG):
         (generation,) = hook.generate_images("a red fox")
-        (link,) = generation.urls
-        assert hook.download(link).startswith(b"\x89PNG")
+        (url,) = generation.urls
+        assert hook.download(url).startswith(b"\x89PNG")
 
     (seen,) = [seen for seen in sandbox.seen() if seen.host == "cdn"]
     assert "authorization" not in seen.headers
     assert sandbox.api_key not in str(seen)
-    query = link.partition("?")[2]
+    query = url.partition("?")[2]
     assert query
     assert query not in caplog.text
     assert sandbox.api_key not in caplog.text
@@ -358,27 +358,27 @@ def test_the_error_of_a_download_shows_neither_path_nor_signature(hook, sandbox,
     sandbox.add_fault(Fault("signed_links"))
     (generation,) = hook.generate_images("a red fox")
     sandbox.add_fault(Fault("expired", times=None))
-    (link,) = generation.urls
+    (url,) = generation.urls
 
     with pytest.raises(DownloadError) as caught:
-        hook.download(link)
+        hook.download(url)
 
-    assert link.partition("?")[2] not in repr(vars(caught.value)) + str(caught.value)
+    assert url.partition("?")[2] not in repr(vars(caught.value)) + str(caught.value)
 
 
 def test_an_api_elsewhere_may_not_return_private_urls(make_hook, sandbox):
-    link = f"{sandbox.cdn_url}/a.png"
+    url = f"{sandbox.cdn_url}/a.png"
     hook = make_hook(host="http://93.184.215.14")  # a literal: nothing is resolved or called
 
     with pytest.raises(UnsafeAddressError):
-        hook.download(link)
+        hook.download(url)
 
     assert sandbox.seen() == []
 
 
 @pytest.fixture
-def pictures():
-    """A server on loopback that answers every request with the same bytes."""
+def image_server_port():
+    """The port of a loopback server that returns the same bytes for every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -416,10 +416,10 @@ def test_a_balance_that_is_not_an_amount_is_unreadable(make_hook, balance):
         server.shutdown()
 
 
-def test_a_private_api_opens_its_own_port_only(make_hook, sandbox, pictures):
-    hook = make_hook(host=f"http://127.0.0.1:{pictures}/v1", password=KEY)
+def test_a_private_api_allows_downloads_from_its_own_port_only(make_hook, sandbox, image_server_port):
+    hook = make_hook(host=f"http://127.0.0.1:{image_server_port}/v1", password=KEY)
 
-    assert hook.download(f"http://127.0.0.1:{pictures}/a.png") == b"\x89PNG"
+    assert hook.download(f"http://127.0.0.1:{image_server_port}/a.png") == b"\x89PNG"
     for host in ("127.0.0.1", "localhost", "[::1]"):
         with pytest.raises(UnsafeAddressError, match="allowed_download_hosts can allow"):
             hook.download(sandbox.cdn_url.replace("127.0.0.1", host))
@@ -427,12 +427,12 @@ def test_a_private_api_opens_its_own_port_only(make_hook, sandbox, pictures):
 
 
 @pytest.mark.parametrize("entry", ["127.0.0.1:{port}", "127.0.0.1", "10.0.0.1, 127.1:{port} ,", "LOCALHOST,127.0.0.1"])
-def test_more_private_hosts_can_be_configured(make_hook, pictures, monkeypatch, entry):
-    monkeypatch.setenv("AIRFLOW__IMAGEN__ALLOWED_DOWNLOAD_HOSTS", entry.format(port=pictures))
+def test_more_private_hosts_can_be_configured(make_hook, image_server_port, monkeypatch, entry):
+    monkeypatch.setenv("AIRFLOW__IMAGEN__ALLOWED_DOWNLOAD_HOSTS", entry.format(port=image_server_port))
 
     hook = make_hook(host="http://93.184.215.14", password=KEY)
 
-    assert hook.download(f"http://127.0.0.1:{pictures}/a.png") == b"\x89PNG"
+    assert hook.download(f"http://127.0.0.1:{image_server_port}/a.png") == b"\x89PNG"
 
 
 @pytest.mark.parametrize("entry", ["http://127.0.0.1", "127.0.0.0/8", "*", "a b", "cdn:port"])
@@ -500,14 +500,14 @@ def test_the_request_log_has_every_request(hook):
 # --- test_connection --------------------------------------------------------------------------------------------------
 
 
-def account(raw_answers):
-    """Start a server that answers each path with the given JSON."""
+def serve_json(responses):
+    """Start a server that returns the given status and JSON for each path."""
     import http.server
     import threading
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            status, answer = raw_answers[self.path]
+            status, answer = responses[self.path]
             body = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
@@ -523,11 +523,11 @@ def account(raw_answers):
 
 
 @pytest.fixture
-def hook_of_account(make_hook):
+def hook_for_account(make_hook):
     servers = []
 
     def make(key, balance=(200, {"current_balance": 3, "currency": "USD"})):
-        servers.append(account({"/v1/key": (200, {"data": key}), "/v2/billing": balance}))
+        servers.append(serve_json({"/v1/key": (200, {"data": key}), "/v2/billing": balance}))
         return make_hook(host=f"http://127.0.0.1:{servers[-1].server_port}", password=KEY)
 
     yield make
@@ -541,28 +541,28 @@ def test_a_working_connection_reports_key_and_balance_at_no_cost(hook, sandbox):
     assert [seen.path for seen in sandbox.seen()] == ["/v1/key", "/v2/billing"]
 
 
-def test_a_disabled_key_fails_the_test(hook_of_account):
+def test_a_disabled_key_fails_the_test(hook_for_account):
     key = {"name": "old", "prefix": "feedc0de", "disabled": True, "scopes": ["model:image"]}
 
-    assert hook_of_account(key).test_connection() == (False, "Key 'old' (feedc0de…) is disabled.")
+    assert hook_for_account(key).test_connection() == (False, "Key 'old' (feedc0de…) is disabled.")
 
 
-def test_a_key_without_the_image_scope_fails_the_test(hook_of_account):
+def test_a_key_without_the_image_scope_fails_the_test(hook_for_account):
     key = {"name": None, "prefix": "feedc0de", "disabled": False, "scopes": ["model:chat"]}
 
-    ok, message = hook_of_account(key).test_connection()
+    ok, message = hook_for_account(key).test_connection()
 
     assert not ok
     assert message == "Key '(unnamed)' (feedc0de…) cannot generate images: it lacks the scope model:image."
 
 
 @pytest.mark.parametrize("scopes", [None, []])
-def test_a_key_without_scopes_may_do_everything(hook_of_account, scopes):
-    assert hook_of_account({"prefix": "feedc0de", "scopes": scopes}).test_connection()[0] is True
+def test_a_key_without_scopes_may_do_everything(hook_for_account, scopes):
+    assert hook_for_account({"prefix": "feedc0de", "scopes": scopes}).test_connection()[0] is True
 
 
-def test_an_empty_account_fails_the_test(hook_of_account):
-    ok, message = hook_of_account({"prefix": "feedc0de"}, (200, {"current_balance": -0.5})).test_connection()
+def test_an_empty_account_fails_the_test(hook_for_account):
+    ok, message = hook_for_account({"prefix": "feedc0de"}, (200, {"current_balance": -0.5})).test_connection()
 
     assert not ok
     assert "out of credits: -0.50 USD" in message
@@ -571,16 +571,16 @@ def test_an_empty_account_fails_the_test(hook_of_account):
 @pytest.mark.parametrize(
     "answer", [(403, {"requestId": "r", "message": "no"}), (200, {}), (200, {"current_balance": "x"})]
 )
-def test_an_unreadable_balance_does_not_fail_a_good_key(hook_of_account, answer):
-    ok, message = hook_of_account({"prefix": "feedc0de"}, answer).test_connection()
+def test_an_unreadable_balance_does_not_fail_a_good_key(hook_for_account, answer):
+    ok, message = hook_for_account({"prefix": "feedc0de"}, answer).test_connection()
 
     assert ok
     assert "The balance could not be read" in message
 
 
-def test_a_missing_balance_is_an_imagen_error(hook_of_account):
+def test_a_missing_balance_is_an_imagen_error(hook_for_account):
     with pytest.raises(UnreadableResponseError):
-        hook_of_account({}, (200, {"balance": 1})).get_balance()
+        hook_for_account({}, (200, {"balance": 1})).get_balance()
 
 
 def test_a_wrong_key_fails_the_test_and_is_not_shown(make_hook):
@@ -646,7 +646,7 @@ def test_a_failed_free_call_raises_a_typed_error(hook, sandbox, fault, kind):
 
 @pytest.fixture
 def mocked_form(monkeypatch):
-    """Stand in for wtforms and flask as the UI's process of Airflow 3.1 does, with Airflow's own mocks."""
+    """Replace wtforms and flask with Airflow's own mocks, as the UI process of Airflow 3.1 does."""
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 
     modules = {name: MagicMock() for name in ("wtforms", "flask_babel", "flask_appbuilder.fieldwidgets")}

@@ -1,4 +1,4 @@
-"""Storing a picture with the hook alone, outside of any task."""
+"""Storing an image with the hook alone, outside any task."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_file_of_the_same_name_is_replaced(hook, moon, tmp_path):
 
 def test_an_image_is_marked_as_generated_only_if_the_caller_says_so(hook, moon, tmp_path):
     hook.store(moon, folder=str(tmp_path), name="photo", provenance={"camera": "mine"})
-    story = read_provenance((tmp_path / "photo.png").read_bytes())
-    assert story == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
+    provenance = read_provenance((tmp_path / "photo.png").read_bytes())
+    assert provenance == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
 
 
 @pytest.mark.parametrize("field", ["path", "width", "height", "mime_type", "bytes", "sha256", "url", "file_name"])
@@ -58,7 +58,7 @@ def test_the_record_describes_the_stored_file_whatever_the_provenance_says(hook,
 
 def test_values_of_the_provenance_are_returned_as_given(hook, moon, tmp_path):
     class Text(str):
-        """As in NumPy's arrays of text."""
+        """A subclass of ``str``, like NumPy's."""
 
     given = {"model": Text("m"), "prompt": Text("a moon"), "usd": Decimal("0.04")}
     record = hook.store(moon, folder=str(tmp_path), provenance=given)
@@ -73,7 +73,7 @@ def test_an_invalid_name_is_rejected_before_anything_is_downloaded(hook, sandbox
     assert sandbox.seen() == []
 
 
-def test_a_name_with_braces_is_taken_as_it_is(hook, moon, tmp_path):
+def test_a_name_with_braces_is_used_as_it_is(hook, moon, tmp_path):
     assert hook.store(moon, folder=str(tmp_path), name="{moon}")["file_name"] == "{moon}.png"
 
 

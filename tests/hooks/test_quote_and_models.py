@@ -65,8 +65,8 @@ def test_the_hook_edits_a_stored_image(hook, sandbox, tmp_path, model):
 
     (generation,) = hook.generate_images("night market", model=model, input_images=str(path))
 
-    with Image.open(BytesIO(hook.download(generation.urls[0]))) as made:
-        red, green, blue = made.convert("RGB").resize((1, 1)).getpixel((0, 0))
+    with Image.open(BytesIO(hook.download(generation.urls[0]))) as edited:
+        red, green, blue = edited.convert("RGB").resize((1, 1)).getpixel((0, 0))
     assert red > green
     assert red > blue
 

@@ -1,4 +1,4 @@
-"""What became of requests in doubt, added to a journal from outside, without taking it over."""
+"""Resolutions of requests in doubt, added to a journal from outside, without taking it over."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_annotating_does_not_take_the_journal_over(memory_store):
     assert read_journal(memory_store).all_unresolved() == {}
 
 
-def test_the_owner_keeps_no_journal_for_requests_resolved_by_an_annotation(memory_store):
+def test_the_owner_deletes_the_journal_if_annotations_resolved_every_request(memory_store):
     opened(memory_store).commit(intent("r1"))
     journal = opened(memory_store)
     annotate_journal(memory_store, [rejected("r1")])
@@ -99,7 +99,7 @@ def test_the_journal_of_a_finished_task_is_deleted_once_nothing_in_it_is_unresol
 
 
 def test_a_segment_that_its_owner_stored_but_did_not_count_is_deleted_as_well(memory_store):
-    """The owner died between the two."""
+    """The owner died between writing it and counting it."""
     finished(memory_store, intent("r1"), PresumedUnbilled(key="a#1", client_request_id="r1"))
     owner = json.loads(memory_store.texts[HEADER])["owners"][0]
     memory_store.texts[f"{owner}/1"] = memory_store.texts[f"{owner}/0"]
@@ -151,7 +151,7 @@ def test_annotating_with_nothing_changes_nothing(memory_store):
     assert memory_store.texts == before
 
 
-def test_annotating_starts_no_journal(memory_store):
+def test_annotating_creates_no_journal(memory_store):
     annotate_journal(memory_store, [rejected("r1")])
     assert memory_store.texts == {}
 

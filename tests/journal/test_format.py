@@ -1,4 +1,4 @@
-"""A journal as release 0.1 wrote it, with every type of record: later releases must read it, or reject its version."""
+"""A journal as release 0.1 wrote it, with every record type: later releases must read it or reject its version."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SAMPLE = {
 }
 
 
-def test_a_journal_of_an_earlier_release_is_read_to_the_same_state():
+def test_a_journal_of_an_earlier_release_replays_to_the_same_state():
     store = MemoryStore()
     for name, text in SAMPLE.items():
         store.write(name, text)

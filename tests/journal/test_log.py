@@ -48,7 +48,7 @@ HEADER_OF_EARLIER = json.dumps({"version": 2, "owner": EARLIER, "owners": [EARLI
 
 
 class Recorder:
-    """Keeps every state the store was in, so that a crash after any write or deletion can be replayed."""
+    """A store that keeps all its past states, so that a crash after any write or deletion can be replayed."""
 
     description = "a recorder"
 
@@ -272,7 +272,7 @@ def test_a_journal_without_a_store_lets_requests_be_sent():
     assert journal.is_owner
 
 
-def test_what_is_unresolved_follows_the_records(memory_store):
+def test_unresolved_requests_follow_the_records(memory_store):
     journal = opened(memory_store)
     journal.commit(intent("a#1", "r1"))
     journal.commit(PresumedUnbilled(key="a#1", client_request_id="r1"))
@@ -343,7 +343,7 @@ def test_a_record_that_can_wait_is_still_written_soon(memory_store):
     journal.close()
 
 
-def test_flushing_writes_at_once_what_can_wait(memory_store, monkeypatch):
+def test_flushing_writes_pending_records_at_once(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "MAXIMUM_FLUSH_DELAY_SECONDS", 3600.0)
     journal = opened(memory_store)
     waiting = [journal.append(rejected("a#1", f"r{number}"), can_wait=True) for number in range(3)]
@@ -354,7 +354,7 @@ def test_flushing_writes_at_once_what_can_wait(memory_store, monkeypatch):
     journal.close()
 
 
-def test_flushing_what_is_already_durable_returns_at_once(memory_store):
+def test_flushing_durable_records_returns_at_once(memory_store):
     journal = opened(memory_store)
     for name in ("r1", "r2"):
         journal.flush(3600)
@@ -449,7 +449,7 @@ def test_opening_short_journals_takes_one_read_per_previous_attempt(memory_store
         owners.append(journal.owner)
 
 
-# --- a store that is away ---------------------------------------------------------------------------------------------
+# --- an unavailable store ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -472,8 +472,8 @@ def test_records_wait_for_an_unavailable_store_and_are_then_written_in_order(mem
     waiting = []
     for number in range(1, 6):
         waiting.append(journal.append(rejected("a#1", f"r{number}")))
-        tries = len(memory_store.calls)
-        wait_until(lambda tries=tries: len(memory_store.calls) > tries)
+        attempts = len(memory_store.calls)
+        wait_until(lambda attempts=attempts: len(memory_store.calls) > attempts)
     assert not any(future.done() for future in waiting)
     assert ids_in(memory_store) == ["r0"]
     memory_store.is_away = False
@@ -494,8 +494,8 @@ def test_a_full_segment_also_waits_for_an_unavailable_store(memory_store, monkey
     journal = opened(memory_store)
     memory_store.is_away = True
     waiting = [journal.append(intent("a#1", f"r{number}")) for number in range(20)]
-    tries = len(memory_store.calls)
-    wait_until(lambda: len(memory_store.calls) > tries + 2)
+    attempts = len(memory_store.calls)
+    wait_until(lambda: len(memory_store.calls) > attempts + 2)
     memory_store.is_away = False
     for future in waiting:
         future.result(timeout=10)
@@ -760,7 +760,7 @@ def test_a_damaged_header_is_rejected_and_left_unchanged(memory_store, header):
 
 @pytest.mark.parametrize("owners", [[], ["1-ba9876543210"]])
 def test_a_header_whose_owner_is_not_among_its_owners_is_rejected(memory_store, owners):
-    """Otherwise the records of an owner that is not listed would be passed over, and paid for again."""
+    """Otherwise the records of an unlisted owner would be skipped and its requests paid for again."""
     memory_store.texts = {
         HEADER: json.dumps({"version": 2, "owner": EARLIER, "owners": owners}),
         f"{EARLIER}/0": encode_record(intent("a#1", "r1")),
@@ -834,7 +834,7 @@ def test_finishing_a_journal_without_records_leaves_nothing(memory_store):
 
 
 def test_finishing_leaves_nothing_wherever_the_previous_attempt_was_killed(monkeypatch):
-    """Otherwise prompts and URLs stay in the store until somebody deletes the DAG run, or the folder."""
+    """Otherwise prompts and URLs stay in the store until the DAG run or the folder is deleted."""
     monkeypatch.setattr(log_module, "SEGMENT_BYTES", 600)
     store = Recorder()
     journal = opened(store)
@@ -855,7 +855,7 @@ def test_finishing_leaves_nothing_wherever_the_previous_attempt_was_killed(monke
     assert left == {}
 
 
-def test_finishing_deletes_what_a_previous_owner_wrote_after_losing_the_journal(memory_store):
+def test_finishing_deletes_segments_that_a_previous_owner_wrote_after_losing_the_journal(memory_store):
     earlier = opened(memory_store)
     later = opened(memory_store)
     with pytest.raises(OwnershipLostError):
@@ -884,7 +884,7 @@ def test_interrupted_finishing_leaves_everything_or_no_journal(monkeypatch):
         assert read_journal(store.crashed_after(crash)) == JournalState()
 
 
-def test_finishing_with_unresolved_requests_keeps_them_and_nothing_to_reuse(memory_store):
+def test_finishing_keeps_unresolved_requests_but_nothing_to_reuse(memory_store):
     journal = opened(memory_store)
     journal.commit(intent("a#1", "r1"))
     journal.commit(response("a#1", "r1"))
@@ -915,7 +915,7 @@ def test_finishing_keeps_requests_unresolved_since_a_previous_attempt(memory_sto
 
 
 def test_a_response_recorded_late_by_a_previous_owner_resolves_its_request(memory_store):
-    """Who has read it must neither look for its charge again nor keep the journal for it."""
+    """The new owner must then neither look up the charge nor keep the journal for it."""
     earlier = opened(memory_store)
     earlier.commit(intent("a#1", "r1"))
     journal = opened(memory_store)

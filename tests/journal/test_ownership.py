@@ -63,7 +63,7 @@ def header_of(store: MemoryStore) -> dict[str, Any]:
 
 @pytest.fixture
 def _silent(caplog):
-    """For tests in which the journal is lost dozens of times."""
+    """Silence the log in tests that lose the journal dozens of times."""
     caplog.set_level("CRITICAL", logger=log_module.log.name)
 
 
@@ -93,7 +93,7 @@ def test_opening_a_journal_takes_it_over(memory_store, caplog):
 
 
 def test_an_intent_that_finds_the_journal_taken_over_is_still_written(memory_store):
-    """Whether it is durable cannot be taken back; the new owner may have read it."""
+    """The write cannot be taken back; the new owner may have read it."""
     earlier = opened(memory_store)
     opened(memory_store)
     assert not may_send(earlier, intent("r1"))
@@ -137,7 +137,7 @@ def test_an_attempt_that_lost_the_journal_still_records_its_responses(memory_sto
     ]
 
 
-def test_the_owner_can_read_what_previous_ones_have_recorded_since(memory_store):
+def test_the_owner_can_read_later_records_of_previous_owners(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     later = opened(memory_store)
@@ -186,7 +186,7 @@ class Turns:
 
     @contextmanager
     def hold(self, attempt: str) -> Iterator[None]:
-        """Make several calls in one turn."""
+        """Make several calls in a single turn."""
         with self._changed:
             assert self._changed.wait_for(lambda: not self._order or self._order[0] == attempt, timeout=20), "stuck"
             try:
@@ -197,7 +197,7 @@ class Turns:
                 self._changed.notify_all()
 
     def end(self, attempt: str) -> None:
-        """Let the others go on: this attempt makes no more calls."""
+        """Let the others proceed: this attempt makes no more calls."""
         with self._changed:
             self._order = deque(each for each in self._order if each != attempt)
             self._changed.notify_all()
@@ -216,7 +216,7 @@ class InTurn:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """What a lock does that both attempts share: the calls made meanwhile happen at once."""
+        """Act as a lock shared by both attempts: calls made under it happen in one turn."""
         with self._turns.hold(self._attempt):
             self._has_turn = True
             yield
@@ -307,8 +307,8 @@ def test_a_new_owner_misses_nothing_while_the_previous_one_starts_a_new_segment(
 
 
 @pytest.mark.usefixtures("_silent")
-def test_two_attempts_that_open_the_journal_at_once_know_of_each_others_requests():
-    """They take the journal over one after the other, for the lock they share; all else may happen in any order."""
+def test_two_attempts_that_open_the_journal_at_once_see_each_others_requests():
+    """They take the journal over one after the other because of the shared lock; all else may happen in any order."""
     unknown = []
     for order in interleavings(4, 4):
         store, turns = MemoryStore(), Turns()
@@ -366,7 +366,7 @@ def test_records_of_several_owners_never_overwrite_each_other(steps, segment_byt
     assert read_journal(store) == expected
 
 
-# --- looking again ----------------------------------------------------------------------------------------------------
+# --- ownership checks -------------------------------------------------------------------------------------------------
 
 
 def test_ownership_is_checked_again_only_if_the_last_check_is_stale(memory_store):
@@ -392,7 +392,7 @@ def test_ownership_is_checked_again_only_if_the_last_check_is_stale(memory_store
 
 @pytest.mark.parametrize("jump_seconds", [3600, -3600])
 def test_an_ownership_check_from_before_a_sleep_or_a_clock_change_is_stale(memory_store, monkeypatch, jump_seconds):
-    """While a machine sleeps, a monotonic clock may stop with it; the wall clock goes on."""
+    """While a machine sleeps, its monotonic clock may stop; the wall clock keeps running."""
     journal = opened(memory_store)
     opened(memory_store)
     clock = time.time
@@ -413,7 +413,7 @@ def test_an_intent_counts_as_an_ownership_check(memory_store):
 
 
 def test_an_ownership_check_is_as_old_as_the_header_it_read(memory_store):
-    """Reading long segments takes time, in which another attempt may take the journal over."""
+    """Reading long segments takes time, and meanwhile another attempt may take the journal over."""
     opened(memory_store).commit(intent("r1"))
     journal = Journal(memory_store)
     read = memory_store.read
@@ -431,7 +431,7 @@ def test_an_ownership_check_is_as_old_as_the_header_it_read(memory_store):
         journal.confirm_ownership(max_age_seconds=0.1)
 
 
-def test_ownership_that_cannot_be_checked_for_long_counts_as_an_error(memory_store, monkeypatch):
+def test_ownership_that_cannot_be_checked_for_too_long_is_an_error(memory_store, monkeypatch):
     monkeypatch.setattr(log_module, "WRITE_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(log_module, "RETRY_PAUSE_SECONDS", 0.02)
     journal = opened(memory_store)
@@ -467,8 +467,8 @@ def test_still_owns_checks_the_current_header(memory_store):
 
 
 @pytest.mark.parametrize("kind", ["refused", "damaged"])
-def test_a_store_that_rejects_an_attempt_means_the_journal_is_not_its_own(memory_store, kind, caplog):
-    """Airflow refuses the store to a task instance that has another try by now."""
+def test_an_attempt_rejected_by_the_store_has_lost_the_journal(memory_store, kind, caplog):
+    """Airflow denies the store to a task instance that has meanwhile started another try."""
     journal = opened(memory_store)
 
     def refuse(name: str) -> str | None:
@@ -504,7 +504,7 @@ def test_only_the_takeover_of_the_header_happens_under_the_shared_lock(memory_st
     assert len(memory_store.calls) == 5
 
 
-# --- a journal that is gone -------------------------------------------------------------------------------------------
+# --- a deleted journal ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("look", ["commit", "confirm"])
@@ -564,7 +564,7 @@ def test_finishing_twice_or_after_the_owner_has_finished_does_nothing(memory_sto
     assert memory_store.texts == {}
 
 
-def test_records_of_a_previous_owner_after_the_task_has_finished_start_no_journal(memory_store):
+def test_records_of_a_previous_owner_create_no_journal_after_the_task_has_finished(memory_store):
     earlier = opened(memory_store)
     earlier.commit(intent("r1"))
     earlier.commit(response("r1"))

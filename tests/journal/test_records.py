@@ -116,13 +116,13 @@ def request(*records: Any) -> RequestState:
 
 
 @pytest.mark.parametrize("line", FORMAT_2, ids=lambda line: line.split('"')[3])
-def test_a_record_of_format_2_is_read_and_written_as_ever(line):
+def test_a_record_of_format_2_is_read_and_written_unchanged(line):
     assert decode_record(line) == FORMAT_2[line]
     assert encode_record(FORMAT_2[line]) == line
 
 
 @given(st.text(st.characters()) | st.sampled_from(["\ud800", "a\udfffb", "\u2028\n\r\t\0", "\x85"]))
-def test_a_record_is_one_line_of_ascii_whatever_is_in_it(text):
+def test_a_record_is_one_line_of_ascii_whatever_its_content(text):
     record = Intent(
         key=text,
         client_request_id=text,
@@ -161,7 +161,7 @@ def test_a_record_is_one_line_of_ascii_whatever_is_in_it(text):
     ids=lambda line: line[:60],
 )
 def test_an_unknown_type_or_field_or_value_is_an_error_rather_than_skipped(line):
-    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever its message
         decode_record(line)
 
 
@@ -190,14 +190,14 @@ def test_a_post_presumed_unbilled_may_be_sent_again_and_stays_unresolved():
     assert state.usd_spent == 0
 
 
-def test_a_charge_that_turns_up_after_it_was_presumed_away_is_lost_money():
+def test_a_late_charge_of_a_request_presumed_unbilled_is_lost_money():
     state = request(intent(), PresumedUnbilled(key="a#1", client_request_id="r1"), lost())
     assert state.presumed_unbilled == {}
     assert state.charges_lost == {"r1": lost()}
     assert (state.usd_spent, state.usd_lost) == (4 * CENT, 4 * CENT)
 
 
-def test_a_response_presumed_away_is_used_when_it_turns_up():
+def test_a_late_response_to_a_request_presumed_unbilled_is_used():
     """An attempt that lost the journal still records what it receives."""
     state = request(intent(), response(), PresumedUnbilled(key="a#1", client_request_id="r1"))
     assert state.response == response()
@@ -206,8 +206,8 @@ def test_a_response_presumed_away_is_used_when_it_turns_up():
 
 
 @pytest.mark.parametrize("records", [(response(), lost()), (lost(), response())])
-def test_a_charge_that_was_lost_until_its_response_turned_up_counts_once(records):
-    """The earlier owner may record its response after the next one has given it up."""
+def test_a_lost_charge_whose_response_is_recorded_counts_once(records):
+    """The previous owner may record its response after the next one has given up on it."""
     assert request(intent(), *records).usd_spent == 4 * CENT
 
 
@@ -217,27 +217,27 @@ def test_a_charge_of_unknown_amount_is_lost_and_adds_nothing():
     assert (state.usd_spent, state.usd_lost) == (0, 0)
 
 
-def test_money_for_images_that_the_response_does_not_hold_is_lost():
+def test_money_for_undelivered_images_is_lost():
     state = request(intent(images=2), response(usd=8 * CENT, usd_undelivered=4 * CENT))
     assert (state.usd_missing, state.usd_lost, state.usd_spent) == (4 * CENT, 4 * CENT, 8 * CENT)
     assert state.response is not None
     assert state.response.usd_per_image == 4 * CENT
 
 
-def test_money_for_an_image_that_is_missing_is_lost_until_the_image_is_found_again():
+def test_money_for_a_missing_image_is_lost_until_the_image_is_found_again():
     images = (ResponseImage(url="https://x/0"), ResponseImage(url="https://x/1"))
-    answered = (intent(images=3), response(images=images, usd=9 * CENT, usd_undelivered=3 * CENT))
+    delivered = (intent(images=3), response(images=images, usd=9 * CENT, usd_undelivered=3 * CENT))
     gone = (WriteCommitted(key="a#1", image=1, file=FILE), Missing(key="a#1", image=1))
-    assert request(*answered).usd_missing == 3 * CENT
-    missing = request(*answered, *gone)
+    assert request(*delivered).usd_missing == 3 * CENT
+    missing = request(*delivered, *gone)
     assert (missing.missing, missing.files) == ({1}, {})
     assert (missing.usd_missing, missing.usd_lost, missing.usd_spent) == (6 * CENT, 6 * CENT, 9 * CENT)
-    found = request(*answered, *gone, WriteCommitted(key="a#1", image=1, file=FILE))
+    found = request(*delivered, *gone, WriteCommitted(key="a#1", image=1, file=FILE))
     assert (found.missing, found.files) == (frozenset(), {1: FILE})
     assert (found.usd_missing, found.usd_spent) == (3 * CENT, 9 * CENT)
 
 
-def test_a_response_that_holds_no_image_has_no_price_per_image():
+def test_a_response_without_images_has_no_price_per_image():
     empty = response(images=(), usd_undelivered=4 * CENT)
     assert empty.usd_per_image is None
     assert (request(intent(), empty).usd_lost, request(intent(), empty).usd_spent) == (4 * CENT, 4 * CENT)
@@ -248,7 +248,7 @@ def test_a_response_of_unknown_cost_adds_nothing():
     assert (state.usd_spent, state.usd_missing, state.usd_lost) == (0, 0, 0)
 
 
-def test_a_response_bought_a_second_time_makes_all_of_the_first_ones_cost_lost():
+def test_a_second_response_turns_the_full_cost_of_the_first_into_lost_money():
     state = request(
         intent(),
         response(),
@@ -270,7 +270,7 @@ def test_a_response_recorded_twice_costs_once():
     assert state.files == {0: FILE}
 
 
-def test_a_write_that_started_is_told_from_one_that_is_done():
+def test_a_started_write_is_distinct_from_a_committed_one():
     started = WriteStarted(key="a#1", image=0, file=FILE)
     begun = request(intent(), response(), started)
     assert (begun.files, begun.writes_started) == ({0: FILE}, {0})
@@ -302,7 +302,7 @@ class Inline:
     ],
     ids=repr,
 )
-def test_only_an_image_inside_the_response_whose_write_did_not_start_is_out_of_reach(case):
+def test_only_an_inline_image_whose_write_did_not_start_is_unreachable(case):
     state = request(intent(), response(images=(case.image,)), *case.records)
     assert state.has_unreachable_images is case.is_unreachable
 
@@ -310,7 +310,7 @@ def test_only_an_image_inside_the_response_whose_write_did_not_start_is_out_of_r
 # --- all requests -----------------------------------------------------------------------------------------------------
 
 
-def test_images_are_numbered_within_their_prompt_and_surplus_ones_behind_all_others():
+def test_images_are_numbered_within_their_prompt_with_surplus_ones_last():
     target = Target(prompt_index=0, image_index=2, images=2, prompt_images=6, prompt="a cat")
     assert [target.index_of(place) for place in range(5)] == [2, 3, 8, 9, 14]
 
@@ -345,7 +345,7 @@ def test_a_request_of_a_finished_task_is_resolved_by_its_outcome(outcome):
 
 
 @pytest.mark.parametrize("outcome", [Rejected(key="a#1", client_request_id="r1"), lost()])
-def test_a_request_of_a_finished_task_is_resolved_also_while_the_cleared_task_sends_the_same_again(outcome):
+def test_a_request_of_a_finished_task_is_resolved_even_if_the_cleared_task_sends_it_again(outcome):
     state = replay(intent(), Finished(), intent(name="r2"), outcome)
     assert state.all_unresolved().keys() == {"r2"}
 
@@ -367,7 +367,7 @@ def test_a_request_of_a_finished_task_is_resolved_also_while_the_cleared_task_se
         ("target.image_index", 10**30),
     ],
 )
-def test_a_number_that_no_record_of_ours_has_is_refused(field, value):
+def test_an_invalid_number_is_rejected(field, value):
     record = {
         "t": "intent",
         "key": "a#1",
@@ -384,16 +384,16 @@ def test_a_number_that_no_record_of_ours_has_is_refused(field, value):
         decode_record(json.dumps(record))
 
 
-def test_a_file_of_any_size_in_pixels_comes_back():
+def test_a_file_of_any_size_in_pixels_round_trips():
     file = StoredFile("/a.png", "a.png", "0" * 64, 10, "image/png", 1_500_000, 1)
     record = WriteCommitted(key="k", image=0, file=file)
     assert decode_record(encode_record(record)) == record
 
 
-# --- what later attempts decide by ------------------------------------------------------------------------------------
+# --- what later attempts rely on --------------------------------------------------------------------------------------
 
 
-def test_a_request_is_visible_to_the_key_it_was_sent_with_and_to_any_key_if_that_is_unknown():
+def test_a_request_is_visible_only_to_the_key_that_sent_it_or_to_any_if_that_is_unknown():
     assert replace(intent(), account="mine").is_visible_to("mine")
     assert not replace(intent(), account="mine").is_visible_to("another")
     assert intent().is_visible_to("another")
@@ -409,7 +409,7 @@ def test_a_charge_is_unpriced_until_a_record_states_its_amount():
     assert request(intent(), lost(usd=None), response()).unpriced == {}
 
 
-def test_only_images_that_were_delivered_and_have_no_file_yet_are_to_be_stored():
+def test_only_delivered_images_without_a_file_remain_to_be_stored():
     images = (
         ResponseImage(url="https://x/0"),
         ResponseImage(url="https://x/1"),

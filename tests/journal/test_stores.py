@@ -23,7 +23,7 @@ SEGMENT = "1-0123456789ab/0"
 
 
 class TaskState:
-    """Airflow's task state store, as far as its signature and rules go."""
+    """A fake of Airflow's task state store with the same signatures and rules."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def test_a_finished_journal_is_deleted_and_the_next_attempt_starts_a_new_one(sto
 
 @pytest.mark.parametrize("text", [FORMAT_1, f'{{"full_segments":1}}\n{FORMAT_1}', '{"forgotten":3}\n'])
 def test_a_journal_of_format_1_is_rejected_and_left_unchanged(tmp_path, text):
-    """Format 1 had its first segment where the header is now."""
+    """Format 1 kept its first segment where the header is now."""
     state = TaskState()
     state.values["imagen/journal/0"] = text
     file = tmp_path / ".imagen/journal/ab12/000000.jsonl"
@@ -142,7 +142,7 @@ def test_a_journal_of_format_1_is_rejected_and_left_unchanged(tmp_path, text):
     assert files_below(tmp_path) == [".imagen/journal/ab12/000000.jsonl"]
 
 
-def test_a_foreign_owner_name_leads_nowhere(store):
+def test_an_owner_name_that_is_a_path_is_rejected(store):
     store.write(HEADER, json.dumps({"version": 2, "owner": "../../x", "owners": ["../../x"]}))
     with pytest.raises(JournalError, match="damaged"):
         Journal(store).open()
@@ -159,7 +159,7 @@ def test_a_store_describes_its_location(tmp_path):
 
 
 def test_a_store_does_not_reveal_a_password_in_its_address():
-    """As errors of the storage do; where it is goes into logs and messages."""
+    """The location appears in logs and messages."""
     store = FolderJournalStore(ObjectStoragePath("memory://user:hush-hush@host/out"), "ab12")
     assert "hush-hush" not in store.description
 
@@ -202,7 +202,7 @@ def test_a_folder_holds_a_header_and_the_segments_of_each_owner_and_no_temporary
 
 
 def test_deleting_removes_the_whole_folder_on_a_disk(tmp_path):
-    """Also what a killed attempt has left there, and what an earlier one wrote after it had lost the journal."""
+    """Including what a killed attempt left there and what a previous one wrote after losing the journal."""
     store = FolderJournalStore(tmp_path, "ab12")
     journal = filled(store, 3, resolved=True)
     store.write("1-0123456789ab/7", "late\n")
@@ -311,7 +311,7 @@ def test_only_journals_of_this_package_are_listed(tmp_path):
         ("1-0123456789ab/0.jsonl", f'{{"full_segments":{"[" * 100_000}\n'),
     ],
 )
-def test_numbers_that_no_journal_has_are_refused_at_once(tmp_path, name, text):
+def test_invalid_numbers_are_rejected_at_once(tmp_path, name, text):
     store = FolderJournalStore(tmp_path, "ab12")
     store.write(HEADER, json.dumps({"version": 2, "owner": "1-0123456789ab", "owners": ["1-0123456789ab"]}))
     store.write(SEGMENT, "{}")
@@ -395,8 +395,8 @@ def test_errors_worth_a_retry_pass_through():
         store.write(HEADER, "{}")
 
 
-def test_what_a_failed_write_left_in_a_store_is_kept_and_found_damaged(tmp_path, monkeypatch):
-    """Were it removed, the journal would look as if nothing had been paid for."""
+def test_a_partial_write_is_kept_and_detected_as_damage(tmp_path, monkeypatch):
+    """If it were removed, the journal would look as if nothing had been paid for."""
     store = FolderJournalStore(ObjectStoragePath(f"memory://{tmp_path.name}/out"), "ab12")
     store.write(HEADER, '{"version":2}')
     filesystem = fsspec.filesystem("memory")
@@ -412,7 +412,7 @@ def test_what_a_failed_write_left_in_a_store_is_kept_and_found_damaged(tmp_path,
     assert store.read(HEADER) == '{"ver'
 
 
-def test_deleting_that_is_cut_short_leaves_no_journal_on_a_disk(tmp_path, monkeypatch):
+def test_interrupted_deletion_leaves_no_journal_on_a_disk(tmp_path, monkeypatch):
     store = FolderJournalStore(tmp_path / "out", "ab12")
     filled(store).close()
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
@@ -421,7 +421,7 @@ def test_deleting_that_is_cut_short_leaves_no_journal_on_a_disk(tmp_path, monkey
     assert not read_journal(store).requests
 
 
-def test_a_disk_that_deletes_no_folder_is_no_error(tmp_path, monkeypatch):
+def test_a_disk_that_cannot_delete_a_folder_is_not_an_error(tmp_path, monkeypatch):
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError("no")
 

@@ -1,4 +1,4 @@
-"""Compare what the API billed for a task with what the task reported of it."""
+"""Compare what the API billed for a task with what the task reported."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Bill:
     """
-    The charges of one task over all its attempts, beside what its last attempt published.
+    The charges of one task over all its attempts, and what its last attempt published.
 
-    Requests are known by their ``client_request_id``; every request asks for one image.
+    Requests are identified by their ``client_request_id``; every request is for one image.
 
-    :param charges: the vendor's records
+    :param charges: the API's records
     :param images: lines of the manifest
     :param losses: failed items that were charged
     :param summary: XCom ``summary``
@@ -35,7 +35,7 @@ class Bill:
 
     @classmethod
     def read(cls, charges: Iterable[Charge], *, folder: Path, summary: dict[str, Any]) -> Bill:
-        """Read the manifest and the failures of an output folder that belongs to the task alone."""
+        """Read the manifest and the failures from an output folder used only by this task."""
         failures = [line for path in folder.glob(".imagen/failures/*.jsonl") for line in _lines(path)]
         return cls(
             charges=tuple(charges),
@@ -46,19 +46,19 @@ class Bill:
 
     @property
     def unreported(self) -> Counter[str]:
-        """Charges that are neither an image, nor a loss, nor in doubt."""
+        """Charges not reported as an image, a loss or in doubt."""
         return self._billed - self._reported
 
     @property
     def misreported(self) -> Counter[str]:
-        """Images, losses and doubts that no charge stands behind, or the same charge as another of them."""
-        # What is in doubt may turn out not to have been billed.
+        """Images, losses and requests in doubt without a charge, or with the same charge as another."""
+        # A request in doubt may turn out not to have been billed.
         never_billed = Counter(set(self._in_doubt) - set(self._billed))
         return self._reported - self._billed - never_billed
 
     @property
     def duplicates(self) -> int:
-        """Charges for a prompt that had been charged before."""
+        """Charges for prompts that had already been charged."""
         return len(self.charges) - len({charge.prompt for charge in self.charges})
 
     @property
@@ -68,12 +68,12 @@ class Bill:
 
     @property
     def usd_reported(self) -> Decimal:
-        """What the task says it spent or may have spent, in USD."""
+        """What the task reports it spent or may have spent, in USD."""
         return Decimal(str(self.summary["usd_spent"])) + Decimal(str(self.summary.get("usd_in_doubt", 0)))
 
     @property
     def files(self) -> list[Path]:
-        """Paths of the images that are listed."""
+        """Paths of the listed images."""
         return [Path(image["path"]) for image in self.images]
 
     @property

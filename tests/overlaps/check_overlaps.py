@@ -1,8 +1,8 @@
 """
-Run two attempts of one task at the same time, and look at the bill.
+Run two attempts of one task at the same time, and check the bill.
 
-Run by ``set-up.sh``, once per version of Airflow. All scenarios play side by side, each in a thread of its own; the
-checks look at them once both attempts have ended.
+Run by ``set-up.sh``, once per version of Airflow. All scenarios run in parallel, each in its own thread; the checks
+inspect a scenario once both of its attempts have ended.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ LOST = "another attempt"
 @dataclass(frozen=True)
 class Overlap:
     """
-    A task of which two attempts ran at the same time, after both have ended.
+    A task with two overlapping attempts, after both have ended.
 
-    :param task: as Airflow shows it
-    :param first: process id of the attempt that has to give way
-    :param first_ended_at: when that process was gone, in seconds since the epoch
-    :param first_resumed_at: when it went on, if it was suspended, in seconds since the epoch
+    :param task: the task as Airflow shows it
+    :param first: process id of the attempt that must give way
+    :param first_ended_at: when that process ended, in seconds since the epoch
+    :param first_resumed_at: when it was resumed, if it had been suspended, in seconds since the epoch
     """
 
     task: Task
@@ -55,19 +55,19 @@ class Overlap:
 
 
 def kill_the_supervisor(stage: Stage, dag_id: str) -> Overlap:
-    """Make the task's process an orphan, which Airflow takes for dead."""
+    """Orphan the task's process, which Airflow then considers dead."""
     task, process = stage.start(dag_id)
     process.parent().kill()
     return end(task, process)
 
 
 def suspend(stage: Stage, dag_id: str) -> Overlap:
-    """Stop the first attempt as a laptop that sleeps does, and let it go on beside the second."""
+    """Suspend the first attempt, like a sleeping laptop, and resume it while the second runs."""
     return suspend_until(stage, dag_id, "running")
 
 
 def suspend_for_long(stage: Stage, dag_id: str) -> Overlap:
-    """Stop the first attempt, and let it go on when the second has published its results and deleted the journal."""
+    """Suspend the first attempt, and resume it once the second has published its results and deleted the journal."""
     return suspend_until(stage, dag_id, "success", "failed")
 
 
@@ -101,7 +101,7 @@ def run_by_hand(stage: Stage, dag_id: str) -> Overlap:
 
 
 def run_by_hand_together(stage: Stage, dag_id: str) -> Overlap:
-    """Start ``airflow tasks test`` twice at once; mostly Airflow itself refuses the one that comes an instant later."""
+    """Start ``airflow tasks test`` twice at once; Airflow itself usually refuses the one that comes second."""
     task = stage.airflow.trigger(dag_id)
     for name in by_hand(dag_id):
         start_by_hand(stage, task, name)
@@ -133,7 +133,7 @@ def end(task: Task, first: psutil.Process) -> Overlap:
 
 
 def by_hand(dag_id: str) -> tuple[str, str]:
-    """Name the two processes that run a task by hand."""
+    """Return the names of the two processes that run a task by hand."""
     return f"{dag_id}-a", f"{dag_id}-b"
 
 
@@ -151,7 +151,7 @@ def end_by_hand(stage: Stage, task: Task) -> Overlap:
         return len(ended_at) == len(names)
 
     wait_until(have_ended, f"the end of both attempts of {task.dag_id}")
-    # Either of them may have to give way. If neither says so, take the one that was started first.
+    # Either of them may have had to give way. If neither says so, choose the one started first.
     first = min(names, key=lambda name: (LOST not in stage.processes.output(name), name))
     return Overlap(task, first=stage.processes.pid(first), first_ended_at=ended_at[first])
 
@@ -171,7 +171,7 @@ def overlap(request: pytest.FixtureRequest, overlaps: dict[str, Future[Overlap]]
 
 @pytest.fixture(params=[dag_id for dag_id, scenario in SCENARIOS.items() if scenario is not run_by_hand_together])
 def takeover(request: pytest.FixtureRequest, overlaps: dict[str, Future[Overlap]]) -> Overlap:
-    """Wait for the end of one scenario in which both attempts are sure to send something."""
+    """Wait for the end of one scenario in which both attempts are certain to send requests."""
     return overlaps[request.param].result()
 
 
@@ -183,20 +183,20 @@ def test_every_charge_is_reported_once_as_an_image_a_loss_or_in_doubt(stage: Sta
     assert bill.misreported == Counter()
 
 
-def test_what_is_spent_and_what_is_in_doubt_cover_the_bill(stage: Stage, overlap: Overlap) -> None:
+def test_money_spent_and_in_doubt_covers_the_bill(stage: Stage, overlap: Overlap) -> None:
     bill = stage.bill(overlap.task)
     reported, charged = bill.usd_reported, bill.usd
 
     assert reported >= charged
 
 
-def test_only_what_was_in_flight_at_the_takeover_is_bought_twice(stage: Stage, overlap: Overlap) -> None:
+def test_only_requests_in_flight_at_the_takeover_are_paid_for_twice(stage: Stage, overlap: Overlap) -> None:
     duplicates = stage.bill(overlap.task).duplicates
 
     assert duplicates <= concurrency(overlap.task.dag_id)
 
 
-def test_every_listed_file_is_a_whole_image(stage: Stage, overlap: Overlap) -> None:
+def test_every_listed_file_is_a_complete_image(stage: Stage, overlap: Overlap) -> None:
     files = stage.bill(overlap.task).files
 
     assert files
@@ -205,14 +205,14 @@ def test_every_listed_file_is_a_whole_image(stage: Stage, overlap: Overlap) -> N
             image.load()
 
 
-def test_xcom_tells_of_the_images_that_the_manifest_lists(stage: Stage, overlap: Overlap) -> None:
+def test_xcom_counts_the_images_that_the_manifest_lists(stage: Stage, overlap: Overlap) -> None:
     listed = stage.bill(overlap.task).images
     images = overlap.task.xcom("images")
 
-    told = images["count"] if isinstance(images, dict) else len({image["path"] for image in images})
-    late = len(listed) - told
+    reported = images["count"] if isinstance(images, dict) else len({image["path"] for image in images})
+    late = len(listed) - reported
     if overlap.first_resumed_at and overlap.task.dag_id.startswith("suspended_for_long"):
-        # The attempt that woke up after the end of the other stores what it had paid for, and leaves XCom alone.
+        # An attempt resumed after the other has ended stores the images it paid for, and leaves XCom unchanged.
         assert 0 <= late <= concurrency(overlap.task.dag_id)
     else:
         assert late == 0
@@ -238,7 +238,7 @@ def test_an_attempt_that_lost_its_journal_ends_soon_after_its_last_response(stag
 
 
 @pytest.mark.parametrize("dag_id", [dag_id for dag_id, scenario in SCENARIOS.items() if scenario is run_by_hand])
-def test_of_two_attempts_by_hand_one_says_that_another_took_over(
+def test_one_of_two_attempts_by_hand_reports_that_another_took_over(
     stage: Stage, overlaps: dict[str, Future[Overlap]], dag_id: str
 ) -> None:
     overlaps[dag_id].result()

@@ -1,5 +1,5 @@
 """
-Stop a task in the middle, and look at what it published.
+Stop a task halfway, and check what it published.
 
 Run by ``set-up.sh``.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def timed_out(stage: Stage) -> Task:
-    """Run a task into its time limit: one round of requests is answered, and the next is in flight."""
+    """Run a task into its time limit: one round of requests is done, and the next is in flight."""
     task, _ = stage.start("timed_out_8")
     task.wait("failed")
     return task
 
 
-def test_a_task_that_ran_out_of_time_published_every_image_on_disk(stage: Stage, timed_out: Task) -> None:
+def test_a_task_that_timed_out_published_every_image_on_disk(stage: Stage, timed_out: Task) -> None:
     on_disk = set(timed_out.folder.glob("*.png"))
 
     assert on_disk
@@ -37,7 +37,7 @@ def test_a_task_that_ran_out_of_time_published_every_image_on_disk(stage: Stage,
     assert {image["path"] for image in timed_out.xcom("images")} == {str(path) for path in on_disk}
 
 
-def test_a_task_that_ran_out_of_time_reports_every_charge(stage: Stage, timed_out: Task) -> None:
+def test_a_task_that_timed_out_reports_every_charge(stage: Stage, timed_out: Task) -> None:
     bill = stage.bill(timed_out)
 
     assert (bill.unreported, bill.misreported) == (Counter(), Counter())
@@ -45,7 +45,7 @@ def test_a_task_that_ran_out_of_time_reports_every_charge(stage: Stage, timed_ou
 
 
 @pytest.mark.parametrize("seconds", [25, 60])
-def test_an_api_server_that_is_away_costs_no_more_than_what_is_reported(
+def test_while_the_api_server_is_down_every_charge_is_reported(
     stage: Stage, airflow: Airflow, processes: Processes, seconds: int
 ) -> None:
     task, _ = stage.start(f"api_away_{seconds}_s_4")

@@ -1,4 +1,4 @@
-"""A real Airflow of the version under test, in processes of its own, and a sandbox in this one."""
+"""A real Airflow of the version under test in separate processes, and a sandbox in this one."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def processes(sandbox: Sandbox) -> Iterator[Processes]:
         "conn_type": "imagen",
         "host": sandbox.url,
         "password": sandbox.api_key,
-        # A request that an earlier attempt left behind is awaited for as long as a response may take.
+        # A request left by a previous attempt is awaited for as long as a response may take.
         "extra": {"read_timeout": 15},
     }
-    # Everything starts at once, so that a process may have to wait for others to write.
+    # Everything starts at once, so a process may have to wait while others write.
     database = f"sqlite:///{HOME / 'airflow.db'}?timeout=60"
     environment = airflow_environment(
         HOME, port=free_port(), database=database, executor="LocalExecutor", parallelism=16

@@ -1,4 +1,4 @@
-"""The DAGs that are caught in the middle. The name of each begins its prompts, and ends with its concurrency."""
+"""The DAGs that are interrupted. Each DAG's prompts start with its name, which ends with its concurrency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INLINE = {"convert_base64_to_url": False}
 
 
 def sign_requests(context: Any) -> None:
-    """Send the process id of the attempt along, so that the server's records tell the attempts apart."""
+    """Add the process id of the attempt to requests, so that the server's records distinguish the attempts."""
     send = HTTPAdapter.send
 
     def signed(adapter: HTTPAdapter, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ def make_dag(dag_id: str, *, prompts: int, is_paused: bool = False, **arguments:
         )
 
 
-# Enough prompts that Airflow starts the second attempt while the first still has some before it.
+# Enough prompts that Airflow starts the second attempt while the first still has some left.
 make_dag("supervisor_killed_4", prompts=40)
 make_dag("supervisor_killed_32", prompts=160, **INLINE)
 make_dag("suspended_4", prompts=40, **INLINE)
@@ -50,12 +50,12 @@ make_dag("suspended_for_long_32", prompts=96, **INLINE)
 make_dag("cleared_4", prompts=40)
 make_dag("cleared_32", prompts=128, **INLINE)
 
-# No scheduler touches the run of a paused DAG: it waits in the queue for ``airflow tasks test``.
+# The scheduler ignores the run of a paused DAG, so it stays queued for ``airflow tasks test``.
 make_dag("by_hand_4", prompts=80, is_paused=True, **INLINE)
 make_dag("by_hand_32", prompts=224, is_paused=True)
 make_dag("by_hand_together_4", prompts=24, is_paused=True)
 
 make_dag("timed_out_8", prompts=24, retries=0, execution_timeout=timedelta(seconds=12))
 for seconds in (25, 60):
-    # Airflow goes on starting attempts that cannot begin without the api-server.
+    # Airflow keeps starting attempts that cannot begin without the api-server.
     make_dag(f"api_away_{seconds}_s_4", prompts=24, retries=20)

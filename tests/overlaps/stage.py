@@ -1,4 +1,4 @@
-"""What the checks play on: an Airflow, its processes, and the server that keeps the bill."""
+"""The setup of the checks: an Airflow, its processes, and the server that keeps the bill."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Stage:
         self.sandbox = sandbox
 
     def start(self, dag_id: str) -> tuple[Task, psutil.Process]:
-        """Start a task, and return its process once a first round of requests is answered and the next is in flight."""
+        """Start a task, and return its process once one round of requests is done and the next is in flight."""
         task = self.airflow.trigger(dag_id)
         wait_until(lambda: len(self.requests(dag_id)) > concurrency(dag_id), f"{dag_id} in the middle")
         return task, task.process()
 
     def requests(self, dag_id: str, *, attempt: int | None = None) -> list[SeenRequest]:
         """
-        List the paid requests of a DAG, the first one first.
+        Return the paid requests of a DAG, oldest first.
 
         :param attempt: only those of the attempt with this process id
         """
@@ -52,7 +52,7 @@ class Stage:
 
 
 def start_api_server(processes: Processes) -> None:
-    """Start the api-server. It waits for SQLite as briefly as by default, for the lock may be its own."""
+    """Start the api-server. It uses the default, short SQLite timeout, because the lock may be its own."""
     database, _, _ = processes.environment[DATABASE].partition("?")
     processes.start("api-server", "airflow", "api-server", **{DATABASE: database})
 
@@ -68,7 +68,7 @@ def sender(request: SeenRequest) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether a process has ended, also when nobody has asked for its exit code yet."""
+    """Return whether a process has ended, even if its exit code has not been collected yet."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What the controller achieves, in virtual time: the API of ``limited_api`` has a limit that the task does not know."""
+"""The controller's throughput in virtual time, against an API (``limited_api``) with a limit unknown to the task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_LOSS = 0.1
 
 
 def share_lost(found, known):
-    """How much less was made per second than with the limit known beforehand."""
+    """Return the share of throughput lost compared with a limit known in advance."""
     return 1 - known.seconds / found.seconds
 
 
@@ -83,7 +83,7 @@ def test_a_rate_limit_that_falls_or_rises_is_found_again(limit, retry_after):
     half = PER_SECOND / 2
     assert found.per_second(100, 200) > 0.9 * PER_SECOND
     assert found.per_second(230, 400) > 0.88 * half
-    is_dear = retry_after or limit == "window of 10 s"  # trying to go faster costs a second or more: it is done rarely
+    is_dear = retry_after or limit == "window of 10 s"  # probing a higher rate costs a second or more, so it is rare
     assert found.per_second(800 if is_dear else 460, 1000) > 0.88 * PER_SECOND
 
 
@@ -105,7 +105,7 @@ def test_an_in_flight_limit_that_falls_or_rises_is_found_again():
 
 @pytest.mark.parametrize("way_seconds", [0.1, 0.5])
 def test_many_late_refusals_at_once_are_handled(way_seconds):
-    """When a limit collapses, all that is on its way comes back refused, after the count began anew."""
+    """When a limit collapses, requests in flight come back refused after the count has restarted."""
     found = send(
         Controller(concurrency=64),
         AtOnce(40),
@@ -120,7 +120,7 @@ def test_many_late_refusals_at_once_are_handled(way_seconds):
     assert found.per_second(40, 60) > 0.5 * found.per_second(2, 5)
 
 
-@pytest.mark.parametrize("limit", sorted(LIMITS.keys() - {"bucket, burst 1"}))  # there, the first to come gets it all
+@pytest.mark.parametrize("limit", sorted(LIMITS.keys() - {"bucket, burst 1"}))  # there, the first task gets everything
 def test_tasks_that_share_a_limit_use_all_of_it(limit):
     first, second = send(
         [Controller(concurrency=32), Controller(concurrency=32)],
@@ -191,7 +191,7 @@ def test_pauses_grow_while_probes_are_refused():
 
 
 def test_a_probe_that_is_not_refused_in_time_counts_as_accepted():
-    """An answer takes seconds, a refusal does not: the task does not wait for the answer."""
+    """A refusal arrives quickly, a response takes seconds: the task does not wait for the response."""
     controller = Controller(concurrency=8)
     controller.acquire(0.0)
     controller.throttle(controller.acquire(0.0), 0.1)
@@ -217,22 +217,22 @@ steps = st.lists(
 @given(steps=steps, concurrency=st.integers(1, 5), per_minute=st.integers(1, 120))
 def test_neither_limit_is_ever_exceeded(steps, concurrency, per_minute):
     controller = Controller(concurrency=concurrency, requests_per_minute=per_minute)
-    now, under_way, starts = 0.0, [], []
+    now, in_flight, starts = 0.0, [], []
     for what, seconds, retry_after in steps:
         now += seconds
         if what == "start":
             while (wait := controller.delay(now)) > 0:
                 if wait == math.inf:
-                    controller.release(under_way.pop(0))
+                    controller.release(in_flight.pop(0))
                 else:
                     now += wait
-            under_way.append(controller.acquire(now))
+            in_flight.append(controller.acquire(now))
             starts.append(now)
-        elif under_way and what == "end":
-            controller.release(under_way.pop(0))
-        elif under_way:
-            controller.throttle(under_way.pop(), now, retry_after=retry_after)
-        assert len(under_way) <= concurrency
+        elif in_flight and what == "end":
+            controller.release(in_flight.pop(0))
+        elif in_flight:
+            controller.throttle(in_flight.pop(), now, retry_after=retry_after)
+        assert len(in_flight) <= concurrency
         assert sum(start > now - 60 for start in starts) <= per_minute
 
 
@@ -276,7 +276,7 @@ def test_requests_held_up_by_a_429_and_not_sent_do_not_count():
     probe = controller.acquire(now)
     assert probe.others == 0
     controller.cancel(probe)
-    assert controller.delay(now) == 0  # another one goes ahead instead
+    assert controller.delay(now) == 0  # another one may start instead
     controller.release(controller.acquire(now))
     assert controller.throttled_since is None
 

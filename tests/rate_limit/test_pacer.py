@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(20)
 
 
 class Clock:
-    """Seconds that pass only when set."""
+    """A clock that moves only when set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -33,7 +33,7 @@ def new_pacer(**options: Any) -> Pacer:
 
 
 def raise_if(stop: threading.Event) -> Callable[[], None]:
-    """Make a check that raises once the task was cancelled."""
+    """Return a check that raises once the task is cancelled."""
 
     def check() -> None:
         if stop.is_set():
@@ -43,12 +43,12 @@ def raise_if(stop: threading.Event) -> Callable[[], None]:
 
 
 def permit_of(pacer: Pacer) -> AbstractContextManager[None]:
-    """Take a permit that nothing has to be prepared for."""
+    """Take a permit that needs no preparation."""
     return pacer.permit(lambda: None, undo=lambda _: None)
 
 
 def most_in_flight(pacer: Pacer, *, awaited: int, threads: int = 40) -> int:
-    """Count the permits held at once; each is held until as many are as awaited, and a little longer."""
+    """Return the most permits held at once; each is held until ``awaited`` are, and a little longer."""
     changed, now, most = threading.Condition(), 0, 0
 
     def work() -> None:
@@ -72,7 +72,7 @@ def most_in_flight(pacer: Pacer, *, awaited: int, threads: int = 40) -> int:
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
-def test_never_more_than_concurrency_are_in_flight_and_no_fewer(concurrency):
+def test_exactly_concurrency_requests_are_in_flight(concurrency):
     assert most_in_flight(new_pacer(concurrency=concurrency), awaited=concurrency) == concurrency
 
 
@@ -96,7 +96,7 @@ def test_a_429_holds_all_requests_for_its_retry_after():
     thread.join()
 
 
-def test_the_duration_of_a_run_of_refusals_is_known():
+def test_the_duration_of_consecutive_429s_is_known():
     clock = Clock()
     pacer = new_pacer(concurrency=8, clock=clock)
     assert pacer.refused_for_seconds == 0
@@ -151,10 +151,10 @@ def test_waiting_for_a_permit_ends_on_cancellation():
     stop = threading.Event()
     pacer = new_pacer(concurrency=1, check=raise_if(stop))
     threading.Timer(0.1, stop.set).start()
-    began = time.monotonic()
+    started = time.monotonic()
     with permit_of(pacer), pytest.raises(StoppedError), permit_of(pacer):
         pytest.fail("there was only one permit")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - started < 30
 
 
 def test_a_permit_is_released_when_its_request_fails():
@@ -166,8 +166,8 @@ def test_a_permit_is_released_when_its_request_fails():
 
 
 @contextmanager
-def time_goes_by(clock: Clock) -> Iterator[None]:
-    """Let a clock go on, slowly enough that whoever waits for a permit looks at it after each step."""
+def running_clock(clock: Clock) -> Iterator[None]:
+    """Advance a clock, slowly enough that a thread waiting for a permit checks it after each step."""
 
     def pass_time() -> None:
         while not is_over.wait(0.25):  # each wait for a permit lasts 0.2 s at most
@@ -183,8 +183,8 @@ def time_goes_by(clock: Clock) -> Iterator[None]:
         thread.join()
 
 
-class Preparing:
-    """Something to be done before a request is sent, which takes a while by the clock."""
+class Preparation:
+    """A step before a request is sent, which takes ``seconds`` by the clock."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self.clock = clock
@@ -201,14 +201,14 @@ class Preparing:
 def test_slow_preparation_is_done_ahead_of_the_start():
     clock = Clock()
     pacer = new_pacer(concurrency=1, requests_per_minute=6, clock=clock)
-    preparing = Preparing(clock, 2.0)
+    preparing = Preparation(clock, 2.0)
     for _ in range(5):
         with pacer.permit(preparing.prepare, undo=preparing.undone.append):
-            clock.now += 60  # long after the next permit could come: it is not waited for
+            clock.now += 60  # long past the next start, so no permit has to be waited for
     permit = preparing.prepared[-1]
     clock.now = permit + 2
 
-    with time_goes_by(clock), pacer.permit(preparing.prepare, undo=preparing.undone.append):
+    with running_clock(clock), pacer.permit(preparing.prepare, undo=preparing.undone.append):
         pass
     assert permit + 5 <= preparing.prepared[-1] <= permit + 9.5
     assert clock.now >= permit + 10
@@ -217,7 +217,7 @@ def test_slow_preparation_is_done_ahead_of_the_start():
 def test_preparation_is_undone_and_redone_if_others_are_refused_before_the_start():
     clock = Clock()
     pacer = new_pacer(concurrency=2, clock=clock)
-    preparing = Preparing(clock, 0)
+    preparing = Preparation(clock, 0)
 
     def prepare() -> float:
         if not preparing.prepared:
@@ -234,7 +234,7 @@ def test_preparation_is_undone_and_redone_if_others_are_refused_before_the_start
 def test_a_stale_preparation_is_redone():
     clock = Clock()
     pacer = new_pacer(concurrency=1, clock=clock)
-    preparing = Preparing(clock, 31)
+    preparing = Preparation(clock, 31)
 
     def prepare() -> float:
         prepared = preparing.prepare()
@@ -249,7 +249,7 @@ def test_a_stale_preparation_is_redone():
 def test_preparation_is_undone_if_the_task_is_cancelled_before_the_start():
     clock, stop = Clock(), threading.Event()
     pacer = new_pacer(concurrency=1, check=raise_if(stop), clock=clock)
-    preparing = Preparing(clock, 0)
+    preparing = Preparation(clock, 0)
 
     def prepare() -> float:
         stop.set()
@@ -260,7 +260,7 @@ def test_preparation_is_undone_if_the_task_is_cancelled_before_the_start():
     assert preparing.undone == preparing.prepared == [clock.now]
 
 
-def test_a_failed_preparation_gives_its_permit_back():
+def test_a_failed_preparation_releases_its_permit():
     pacer = new_pacer(concurrency=1)
 
     def fail() -> None:
@@ -272,8 +272,8 @@ def test_a_failed_preparation_gives_its_permit_back():
         pass
 
 
-def test_a_request_is_prepared_about_as_long_before_its_start_as_preparing_takes():
-    """Time passes only while preparing, and at each look whether the task was cancelled."""
+def test_a_request_is_prepared_just_before_its_start():
+    """Time passes only during preparation and at each cancellation check."""
     clock = Clock()
 
     def pass_time(seconds: float) -> float:
@@ -282,13 +282,13 @@ def test_a_request_is_prepared_about_as_long_before_its_start_as_preparing_takes
 
     spacing, preparing, look = 0.005, 0.001, 0.00025
     pacer = new_pacer(concurrency=1, requests_per_minute=60.25 / spacing, check=lambda: pass_time(look), clock=clock)
-    began, sent = [], []
+    prepared_times, sent = [], []
     for _ in range(30):
         with pacer.permit(lambda: pass_time(preparing), undo=lambda _: None) as prepared_at:
-            began.append(prepared_at)
+            prepared_times.append(prepared_at)
             sent.append(clock.now)
 
-    leads = [start - earlier for earlier, start in zip(began, sent, strict=True)]
+    leads = [start - earlier for earlier, start in zip(prepared_times, sent, strict=True)]
     assert all(preparing <= lead <= 2 * preparing for lead in leads[15:])
     assert sent[-1] - sent[15] == pytest.approx(14 * spacing, abs=3 * look)
 

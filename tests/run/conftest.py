@@ -1,4 +1,4 @@
-"""Stand-ins for the world around a run: an API, a folder and a journal store that do what a test tells them."""
+"""Fakes for everything around a run: an API, a folder and a journal store that a test can script."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRICE = Decimal("0.04")
 
 
 class FakePorts:
-    """An API, its log, its CDN and a folder, all in memory; what happens to a prompt is scripted."""
+    """An API, its log, its CDN and a folder, all in memory; what happens to each prompt is scripted."""
 
     def __init__(self) -> None:
         self.stores = True
@@ -63,7 +63,7 @@ class FakePorts:
         self._lock = threading.Lock()
 
     def script(self, prompt: str, *steps: Any) -> None:
-        """What the API does with the next POSTs of a prompt; afterwards it makes pictures."""
+        """Script what the API does with the next POSTs of a prompt; afterwards it generates images."""
         self.steps[prompt] = list(steps)
 
     @property
@@ -168,7 +168,7 @@ def pictures(
     withheld: tuple[int, ...] = (),
     broken: tuple[int, ...] = (),
 ) -> Any:
-    """A step that makes pictures, as many as asked for unless told otherwise, and bills them."""
+    """Return a step that generates images, by default as many as requested, and bills them."""
 
     def step(ports: FakePorts, request: ImageRequest, client_request_id: str) -> Generation:
         made = request.expected_images if count is None else count
@@ -198,7 +198,7 @@ def pictures(
 
 
 def fails(make_error: Callable[[], Exception]) -> Any:
-    """A step that ends in an error and bills nothing."""
+    """Return a step that fails with an error and bills nothing."""
 
     def step(ports: FakePorts, request: ImageRequest, client_request_id: str) -> Generation:
         raise make_error()
@@ -207,7 +207,7 @@ def fails(make_error: Callable[[], Exception]) -> Any:
 
 
 def loses(*, billed: bool = False, row: str | None = None, logged: bool = True) -> Any:
-    """A step whose answer gets lost, billed or not, with or without a row in the log."""
+    """Return a step whose response is lost, billed or not, with or without a row in the log."""
 
     def step(ports: FakePorts, request: ImageRequest, client_request_id: str) -> Generation:
         if billed:
@@ -220,7 +220,7 @@ def loses(*, billed: bool = False, row: str | None = None, logged: bool = True) 
 
 
 class World:
-    """Everything around the tries of one task."""
+    """Everything around the attempts of one task."""
 
     def __init__(self) -> None:
         self.ports = FakePorts()
@@ -241,7 +241,7 @@ class World:
         )
 
     def run(self, plan: Any, **options: Any) -> RunResult:
-        """Make one try."""
+        """Run one attempt."""
         if not hasattr(plan, "slots"):
             plan = self.plan(plan)
         on_image = options.pop("on_image", lambda record, seconds, done: self.reports.append(record))
@@ -265,11 +265,11 @@ class World:
             journal.close()
 
     def cancel(self) -> None:
-        """Cancel the attempt that goes on."""
+        """Cancel the running attempt."""
         self.cancellation.cancel("the test says so", grace_seconds=self.grace_seconds)
 
     def resume(self) -> None:
-        """Let the next attempt go on."""
+        """Let the next attempt run."""
         self.cancellation = Cancellation()
 
     def records_by_type(self) -> dict[str, int]:
@@ -278,7 +278,7 @@ class World:
 
     @property
     def requests(self) -> dict[str, Any]:
-        """What the journal would tell the next attempt."""
+        """Return the requests that the next attempt would read from the journal."""
         return read_journal(self.store).requests
 
 
@@ -294,13 +294,13 @@ def world() -> World:
 
 @pytest.fixture(scope="session")
 def new_world() -> type[World]:
-    """For property tests, which need a world per example."""
+    """Return the class, for property tests that need a world per example."""
     return World
 
 
 @pytest.fixture(scope="session")
 def steps() -> Any:
-    """The things an API can do with a POST: ``steps.pictures``, ``steps.fails``, ``steps.loses``."""
+    """Return the steps an API can take for a POST: ``steps.pictures``, ``steps.fails``, ``steps.loses``."""
 
     class Steps:
         pass

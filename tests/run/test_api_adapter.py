@@ -10,7 +10,7 @@ from airflow_provider_imagen.run.api_adapter import ApiAdapter
 
 
 class RetiredModel:
-    """A client whose API answers 404 to every model, and states a cost for it."""
+    """A client whose API returns 404 for every model, and states a cost for it."""
 
     def generate(self, *_: Any, client_request_id: str, **__: Any) -> Any:
         raise ModelWithdrawnError(
@@ -21,7 +21,7 @@ class RetiredModel:
         return []
 
 
-def test_what_a_retired_model_charged_and_its_ids_stay_with_the_error():
+def test_the_error_for_a_retired_model_keeps_its_cost_and_ids():
     ports = ApiAdapter(client=RetiredModel(), downloader=None)
     (request,) = build_requests({"model": "flux/dev", "prompt": "a fox"}, can_store=False)
     with pytest.raises(ModelWithdrawnError, match="fallback_models") as caught:

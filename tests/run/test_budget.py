@@ -36,23 +36,23 @@ CENT = Decimal("0.01")
 cents = st.integers(1, 40).map(lambda number: number * CENT)
 
 
-def order(budget: Budget, quoted: Decimal | None = 4 * CENT, *, model: str = "m", images: int = 1) -> Reservation:
+def reserve(budget: Budget, quoted: Decimal | None = 4 * CENT, *, model: str = "m", images: int = 1) -> Reservation:
     return budget.reserve(model=model, quoted_usd=quoted, images=images)
 
 
-def bought(budget: Budget, usd: Decimal, quoted: Decimal | None = 4 * CENT, **options: Any) -> None:
-    budget.count_charge(order(budget, quoted, **options), usd=usd)
+def charge(budget: Budget, usd: Decimal, quoted: Decimal | None = 4 * CENT, **options: Any) -> None:
+    budget.count_charge(reserve(budget, quoted, **options), usd=usd)
 
 
 def lost(budget: Budget, name: str, quoted: Decimal | None = 4 * CENT, **options: Any) -> Reservation:
-    reservation = order(budget, quoted, **options)
+    reservation = reserve(budget, quoted, **options)
     reservation.client_request_id = name
     budget.hold_in_doubt(reservation)
     return reservation
 
 
 def never_waiting(max_usd: Decimal | None) -> Budget:
-    """A budget that raises StoppedError where it would have to wait for another request, or to refuse this one."""
+    """Return a budget that raises StoppedError where it would otherwise wait for another request or refuse this one."""
     return Budget(max_usd=max_usd, is_over=lambda: True)
 
 
@@ -116,7 +116,7 @@ def test_the_cap_holds_in_any_order_of_events_when_nothing_costs_more_than_quote
         pick = share % max(1, len(in_flight))
         if what == "send":
             try:
-                in_flight.append(order(budget, quoted, model=model))
+                in_flight.append(reserve(budget, quoted, model=model))
             except StoppedError:
                 continue
         elif what == "look up" and in_doubt:
@@ -158,8 +158,8 @@ def test_the_cap_holds_in_any_order_of_events_when_nothing_costs_more_than_quote
         max_size=40,
     ),
 )
-def test_the_cap_holds_for_any_quotes_once_the_real_price_has_been_seen(cap, real, steps):
-    """Only the very first charge may exceed it, because nobody can know it before."""
+def test_the_cap_holds_for_any_quotes_once_the_real_price_is_known(cap, real, steps):
+    """Only the very first charge may exceed the cap, because its price cannot be known beforehand."""
     budget = never_waiting(cap)
     charges: list[Decimal] = []
     in_flight: list[Reservation] = []
@@ -167,7 +167,7 @@ def test_the_cap_holds_for_any_quotes_once_the_real_price_has_been_seen(cap, rea
     for number, (what, place, quoted, images) in enumerate(steps):
         if what == "send":
             try:
-                in_flight.append(order(budget, quoted, images=images))
+                in_flight.append(reserve(budget, quoted, images=images))
             except StoppedError:
                 continue
         elif not in_flight:
@@ -195,13 +195,13 @@ def test_the_cap_holds_for_any_quotes_once_the_real_price_has_been_seen(cap, rea
     orders=st.lists(st.tuples(st.none() | cents, st.sampled_from(["at most", "nothing", "lost"])), max_size=14),
     seed=st.integers(0, 999),
 )
-def test_threads_never_get_stuck_whatever_becomes_of_their_requests(cap, orders, seed):
+def test_threads_never_deadlock_whatever_the_outcome_of_their_requests(cap, orders, seed):
     budget = Budget(max_usd=cap)
     rng = random.Random(seed)
 
-    def buy(number: int, quoted: Decimal | None, outcome: str, share: Decimal) -> Decimal:
+    def send(number: int, quoted: Decimal | None, outcome: str, share: Decimal) -> Decimal:
         try:
-            reservation = order(budget, quoted)
+            reservation = reserve(budget, quoted)
         except BudgetExceededError:
             return Decimal(0)
         time.sleep(float(share) / 500)
@@ -217,19 +217,19 @@ def test_threads_never_get_stuck_whatever_becomes_of_their_requests(cap, orders,
         return Decimal(0)
 
     shares = [Decimal(rng.randint(0, 100)) / 100 for _ in orders]
-    buyers = [in_background(partial(buy, number, *each, shares[number])) for number, each in enumerate(orders)]
-    assert sum(buyer.result(timeout=20) for buyer in buyers) == budget.spent_usd
+    senders = [in_background(partial(send, number, *each, shares[number])) for number, each in enumerate(orders)]
+    assert sum(sender.result(timeout=20) for sender in senders) == budget.spent_usd
 
 
 def spend(budget: Budget, price: Callable[[int], Decimal], *, quoted: Decimal | None, threads: int) -> list[Decimal]:
-    """Buy with many threads until the budget refuses each of them, and return what was charged."""
+    """Send from many threads until the budget refuses each of them, and return what was charged."""
     charges: list[Decimal] = []
     lock = threading.Lock()
 
-    def buy_on() -> None:
+    def send_until_refused() -> None:
         while len(charges) < 500:
             try:
-                reservation = order(budget, quoted)
+                reservation = reserve(budget, quoted)
             except BudgetExceededError:
                 return
             time.sleep(0.001)
@@ -237,8 +237,8 @@ def spend(budget: Budget, price: Callable[[int], Decimal], *, quoted: Decimal | 
                 charges.append(usd := price(len(charges)))
             budget.count_charge(reservation, usd=usd)
 
-    for buyer in [in_background(buy_on) for _ in range(threads)]:
-        buyer.result(timeout=50)
+    for sender in [in_background(send_until_refused) for _ in range(threads)]:
+        sender.result(timeout=50)
     assert budget.spent_usd == sum(charges)
     return charges
 
@@ -254,108 +254,108 @@ def spend(budget: Budget, price: Callable[[int], Decimal], *, quoted: Decimal | 
         ("0.03", "0.04", "0.01", 0),
     ],
 )
-def test_sixteen_threads_stay_below_the_cap_though_the_real_price_is_another_than_quoted(cap, quoted, real, requests):
+def test_sixteen_threads_stay_below_the_cap_when_the_real_price_differs_from_the_quote(cap, quoted, real, requests):
     budget = Budget(max_usd=Decimal(cap))
     charges = spend(budget, lambda _: Decimal(real), quoted=None if quoted is None else Decimal(quoted), threads=16)
     assert len(charges) == requests
 
 
-def test_a_price_that_nobody_could_know_exceeds_the_cap_with_a_single_request_at_most():
+def test_an_unforeseeable_price_exceeds_the_cap_by_one_request_at_most():
     charges = spend(Budget(max_usd=10 * CENT), lambda _: 20 * CENT, quoted=4 * CENT, threads=16)
     assert charges == [20 * CENT]
 
 
-def test_a_price_that_rises_in_mid_run_costs_at_most_one_round_of_requests_in_flight():
+def test_a_price_that_rises_mid_run_exceeds_the_cap_by_the_requests_in_flight_at_most():
     budget = Budget(max_usd=Decimal(3))
     charges = spend(budget, lambda number: (4 if number < 20 else 40) * CENT, quoted=4 * CENT, threads=8)
     assert len(charges) > 20
     assert sum(charges) <= 3 + 8 * 36 * CENT
 
 
-def test_a_price_that_has_risen_is_expected_of_the_requests_in_flight_and_of_the_next():
+def test_a_risen_price_is_expected_of_the_requests_in_flight_and_of_the_next():
     budget = Budget(max_usd=50 * CENT)
-    bought(budget, 4 * CENT)
-    in_flight = [order(budget) for _ in range(4)]
+    charge(budget, 4 * CENT)
+    in_flight = [reserve(budget) for _ in range(4)]
     budget.count_charge(in_flight[0], usd=15 * CENT)
     with pytest.raises(BudgetExceededError, match=r"\$0.1900 are spent, and the next request costs about \$0.3600"):
-        order(budget, 36 * CENT)
+        reserve(budget, 36 * CENT)
     for reservation in in_flight[1:]:
         reservation.client_request_id = str(in_flight.index(reservation))
     assert budget.in_doubt()[0] == 45 * CENT
-    assert is_waiting(in_background(lambda: order(budget)))
+    assert is_waiting(in_background(lambda: reserve(budget)))
 
 
-def test_a_single_request_is_in_flight_until_the_real_price_of_its_model_is_known():
+def test_only_one_request_is_in_flight_until_the_real_price_of_its_model_is_known():
     budget = never_waiting(Decimal(1))
-    first = order(budget)
+    first = reserve(budget)
     for model in ("m", "n"):
         with pytest.raises(StoppedError):
-            order(budget, model=model)
-    budget.release(first)  # which tells nothing
-    second = order(budget)
+            reserve(budget, model=model)
+    budget.release(first)  # says nothing about the price
+    second = reserve(budget)
     with pytest.raises(StoppedError):
-        order(budget)
+        reserve(budget)
     budget.count_charge(second, usd=4 * CENT)
-    both = [order(budget), order(budget)]
+    both = [reserve(budget), reserve(budget)]
     with pytest.raises(StoppedError):
-        order(budget, model="n")
+        reserve(budget, model="n")
     for reservation in both:
         budget.count_charge(reservation, usd=4 * CENT)
-    order(budget, model="n")
+    reserve(budget, model="n")
     with pytest.raises(StoppedError):
-        order(budget)
+        reserve(budget)
 
 
-def test_a_charge_of_zero_does_not_tell_the_price():
+def test_a_charge_of_zero_does_not_reveal_the_price():
     budget = never_waiting(Decimal(1))
-    bought(budget, Decimal(0))
-    order(budget)
+    charge(budget, Decimal(0))
+    reserve(budget)
     with pytest.raises(StoppedError):
-        order(budget)
+        reserve(budget)
 
 
-def test_an_unknown_price_sends_one_request_and_expects_its_cost_of_the_others():
+def test_with_an_unknown_price_one_request_goes_first_and_its_cost_is_expected_of_the_others():
     budget = Budget(max_usd=Decimal(1))
-    first = order(budget, None, images=2)
-    second = in_background(lambda: order(budget, None, images=4))
+    first = reserve(budget, None, images=2)
+    second = in_background(lambda: reserve(budget, None, images=4))
     assert is_waiting(second)
     budget.count_charge(first, usd=10 * CENT)
     assert budget.price(second.result(timeout=5)) == 20 * CENT
 
 
-def test_an_unknown_price_is_not_tried_when_nothing_is_left():
+def test_with_an_unknown_price_nothing_is_sent_once_the_budget_is_spent():
     budget = Budget(max_usd=4 * CENT)
-    bought(budget, 4 * CENT, model="n")
+    charge(budget, 4 * CENT, model="n")
     with pytest.raises(BudgetExceededError, match="the price of the next is unknown"):
-        order(budget, None)
+        reserve(budget, None)
 
 
 def test_money_is_exact():
     budget = Budget(max_usd=Decimal("0.30"))
     for _ in range(3):
-        bought(budget, Decimal("0.10000000"), Decimal("0.1"), images=3)
+        charge(budget, Decimal("0.10000000"), Decimal("0.1"), images=3)
     assert budget.spent_usd == Decimal("0.3")
     with pytest.raises(BudgetExceededError) as caught:
-        order(budget, Decimal("0.0000001"))
+        reserve(budget, Decimal("0.0000001"))
     assert (caught.value.spent_usd, caught.value.max_usd) == (0.3, 0.3)
 
 
-def test_a_price_that_fits_to_the_last_digit_fits_also_after_a_dearer_response():
+def test_a_price_that_fits_exactly_still_fits_after_a_more_expensive_response():
     budget = Budget(max_usd=Decimal("0.052"))
-    bought(budget, Decimal("0.026"), Decimal("0.021"))
-    assert budget.price(order(budget, Decimal("0.021"))) == Decimal("0.026")
+    charge(budget, Decimal("0.026"), Decimal("0.021"))
+    assert budget.price(reserve(budget, Decimal("0.021"))) == Decimal("0.026")
 
 
-def test_a_dear_model_does_not_make_a_cheap_one_dear():
+def test_an_expensive_model_does_not_raise_the_expected_price_of_a_cheap_one():
     budget = Budget(max_usd=25 * CENT)
-    bought(budget, 20 * CENT, 20 * CENT, model="dear")
-    assert budget.price(order(budget, 2 * CENT, model="cheap")) == 2 * CENT
+    charge(budget, 20 * CENT, 20 * CENT, model="dear")
+    assert budget.price(reserve(budget, 2 * CENT, model="cheap")) == 2 * CENT
 
 
 def test_the_highest_price_seen_or_quoted_is_expected_per_image():
     budget = Budget(max_usd=Decimal(9))
-    bought(budget, 20 * CENT, images=2)
-    bought(budget, 6 * CENT)
+    charge(budget, 20 * CENT, images=2)
+    charge(budget, 6 * CENT)
     assert budget.price(Reservation("m", 3, 4 * CENT)) == 30 * CENT
     assert budget.price(Reservation("m", 3, 31 * CENT)) == 31 * CENT
     assert budget.price(Reservation("m", 3, None)) == 30 * CENT
@@ -366,31 +366,31 @@ def test_the_highest_price_seen_or_quoted_is_expected_per_image():
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_waits_rather_than_refuses_while_another_request_may_cost_less():
+def test_a_request_waits_while_another_may_still_cost_less():
     budget = Budget(max_usd=12 * CENT)
-    bought(budget, 2 * CENT)
-    first = order(budget, 8 * CENT)
-    second = in_background(lambda: order(budget, 8 * CENT))
+    charge(budget, 2 * CENT)
+    first = reserve(budget, 8 * CENT)
+    second = in_background(lambda: reserve(budget, 8 * CENT))
     assert is_waiting(second)
     budget.release(first)
     assert budget.price(second.result(timeout=5)) == 8 * CENT
 
 
-def test_it_refuses_at_once_what_does_not_fit_whatever_becomes_of_the_others():
+def test_a_request_that_cannot_fit_is_refused_at_once():
     budget = Budget(max_usd=12 * CENT)
-    bought(budget, 5 * CENT)
-    order(budget, 4 * CENT)
+    charge(budget, 5 * CENT)
+    reserve(budget, 4 * CENT)
     with pytest.raises(BudgetExceededError):
-        order(budget, 8 * CENT)
+        reserve(budget, 8 * CENT)
 
 
 @pytest.mark.parametrize("is_billed", [True, False])
-def test_it_waits_for_a_request_in_doubt_while_its_outcome_is_looked_up(is_billed):
+def test_a_request_waits_while_the_outcome_of_one_in_doubt_is_looked_up(is_billed):
     budget = Budget(max_usd=10 * CENT)
     budget.count_previous(state_of(intent("r1", usd=8 * CENT)))
     reservation = budget.reopen("r1")
     assert reservation is not None
-    waiting = in_background(lambda: order(budget, 8 * CENT))
+    waiting = in_background(lambda: reserve(budget, 8 * CENT))
     assert is_waiting(waiting)
     if is_billed:
         budget.count_charge(reservation, usd=8 * CENT)
@@ -405,8 +405,8 @@ def test_it_waits_for_a_request_in_doubt_while_its_outcome_is_looked_up(is_bille
 def test_waiting_ends_when_the_task_is_cancelled(max_usd):
     is_over = threading.Event()
     budget = Budget(max_usd=max_usd, is_over=is_over.is_set)
-    order(budget, 8 * CENT)
-    waiting = in_background(lambda: order(budget, 8 * CENT))
+    reserve(budget, 8 * CENT)
+    waiting = in_background(lambda: reserve(budget, 8 * CENT))
     assert is_waiting(waiting)
     is_over.set()
     with pytest.raises(StoppedError, match="cancelled; nothing new was sent"):
@@ -418,48 +418,48 @@ def test_waiting_ends_when_the_task_is_cancelled(max_usd):
 
 def test_a_request_in_doubt_keeps_its_money_reserved():
     budget = Budget(max_usd=12 * CENT)
-    bought(budget, 4 * CENT)
+    charge(budget, 4 * CENT)
     lost(budget, "r2")
     assert budget.in_doubt() == (4 * CENT, ["r2"])
     assert budget.spent_usd == 4 * CENT
     lost(budget, "r3")
     with pytest.raises(BudgetExceededError, match=r"\$0.0400 are spent, \$0.0800 more may have been charged"):
-        order(budget)
+        reserve(budget)
 
 
-def test_money_for_a_request_in_doubt_grows_with_the_highest_price_that_is_learnt_later():
+def test_the_reservation_for_a_request_in_doubt_grows_with_the_highest_price_seen_later():
     budget = Budget(max_usd=Decimal(1))
     lost(budget, "r1")
     assert budget.in_doubt()[0] == 4 * CENT
-    bought(budget, 40 * CENT)
+    charge(budget, 40 * CENT)
     assert budget.in_doubt() == (40 * CENT, ["r1"])
     with pytest.raises(BudgetExceededError):
-        order(budget)
+        reserve(budget)
 
 
-def test_a_request_in_doubt_whose_price_nobody_knows_lets_no_other_be_sent_under_a_cap():
+def test_a_request_in_doubt_at_an_unknown_price_blocks_all_others_under_a_cap():
     budget = Budget(max_usd=Decimal(1))
     lost(budget, "r1", None)
     for model, quoted in (("m", None), ("m", 4 * CENT), ("n", 4 * CENT)):
         with pytest.raises(BudgetExceededError):
-            order(budget, quoted, model=model)
+            reserve(budget, quoted, model=model)
     assert budget.in_doubt() == (0, ["r1"])
     reservation = budget.reopen("r1")
     assert reservation is not None
     budget.count_charge(reservation, usd=10 * CENT)
-    assert budget.price(order(budget, 4 * CENT)) == 10 * CENT
+    assert budget.price(reserve(budget, 4 * CENT)) == 10 * CENT
 
 
-def test_the_error_says_that_more_may_have_been_charged_also_when_nobody_knows_how_much():
+def test_the_error_says_that_an_unknown_amount_may_have_been_charged():
     budget = Budget(max_usd=Decimal(1))
     lost(budget, "r1", None)
     with pytest.raises(BudgetExceededError, match="may have been charged"):
-        order(budget)
+        reserve(budget)
 
 
 def test_a_request_in_flight_is_in_doubt_once_it_is_sent():
     budget = Budget(max_usd=Decimal(1))
-    reservation = order(budget)
+    reservation = reserve(budget)
     assert budget.in_doubt() == (0, [])
     reservation.client_request_id = "r1"
     assert budget.in_doubt() == (4 * CENT, ["r1"])
@@ -469,12 +469,12 @@ def test_a_request_in_flight_is_in_doubt_once_it_is_sent():
 
 def test_a_request_that_was_never_sent_cannot_be_in_doubt():
     budget = Budget(max_usd=4 * CENT)
-    budget.hold_in_doubt(order(budget))
+    budget.hold_in_doubt(reserve(budget))
     assert budget.in_doubt() == (0, [])
-    order(budget)
+    reserve(budget)
 
 
-def test_a_request_under_examination_stays_in_doubt_until_there_is_an_outcome():
+def test_a_reopened_request_stays_in_doubt_until_its_outcome_is_known():
     budget = never_waiting(10 * CENT)
     lost(budget, "r1", 8 * CENT)
     reservation = budget.reopen("r1")
@@ -491,7 +491,7 @@ def test_a_request_under_examination_stays_in_doubt_until_there_is_an_outcome():
 
 
 @pytest.mark.parametrize("usd", [Decimal(0), 5 * CENT])
-def test_a_charge_that_turns_up_late_takes_the_place_of_the_doubt(usd):
+def test_a_late_outcome_resolves_a_request_presumed_unbilled(usd):
     budget = Budget(max_usd=Decimal(1))
     posted = intent("r1")
     budget.count_previous(state_of(posted, PresumedUnbilled(key="a#1", client_request_id="r1")))
@@ -504,10 +504,10 @@ def test_a_charge_that_turns_up_late_takes_the_place_of_the_doubt(usd):
     assert budget.spent_usd == usd
 
 
-# --- earlier attempts -------------------------------------------------------------------------------------------------
+# --- previous attempts ------------------------------------------------------------------------------------------------
 
 
-def test_what_earlier_attempts_spent_and_lost_counts():
+def test_money_that_previous_attempts_spent_and_lost_counts():
     budget = Budget(max_usd=Decimal(1))
     budget.count_previous(
         state_of(
@@ -524,22 +524,22 @@ def test_what_earlier_attempts_spent_and_lost_counts():
     assert budget.in_doubt() == (0, [])
     assert not budget.is_estimate
     with pytest.raises(BudgetExceededError):
-        order(budget, 79 * CENT)
-    order(budget, 78 * CENT)
+        reserve(budget, 79 * CENT)
+    reserve(budget, 78 * CENT)
 
 
-def test_prices_that_earlier_attempts_paid_are_known():
+def test_prices_that_previous_attempts_paid_are_known():
     budget = never_waiting(Decimal(1))
     budget.count_previous(state_of(intent("r1", images=2), response("r1", 20 * CENT, images=2)))
-    assert [budget.price(order(budget)) for _ in range(8)] == [10 * CENT] * 8
+    assert [budget.price(reserve(budget)) for _ in range(8)] == [10 * CENT] * 8
     with pytest.raises(StoppedError):
-        order(budget)
+        reserve(budget)
 
 
-def test_the_price_per_image_is_that_of_the_images_asked_for_also_when_fewer_came():
+def test_the_price_per_image_is_per_requested_image_even_if_fewer_were_delivered():
     budget = Budget(max_usd=Decimal(1))
     budget.count_previous(state_of(intent("r1", images=4), response("r1", 20 * CENT, images=1)))
-    assert budget.price(order(budget, images=2)) == 10 * CENT
+    assert budget.price(reserve(budget, images=2)) == 10 * CENT
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
@@ -557,14 +557,14 @@ def test_charges_of_unknown_amount_stay_in_doubt_until_an_amount_is_recorded(is_
     assert known.spent_usd == (9 if is_replaced else 5) * CENT
 
 
-def test_costs_that_earlier_attempts_estimated_stay_estimates():
+def test_costs_that_previous_attempts_estimated_stay_estimates():
     budget = Budget()
     budget.count_previous(state_of(intent("r1"), response("r1", 4 * CENT, usd_is_estimate=True)))
     assert budget.is_estimate
 
 
 @pytest.mark.parametrize("price", [4 * CENT, 40 * CENT])
-def test_requests_that_earlier_attempts_left_unresolved_keep_their_money_reserved(price):
+def test_requests_that_previous_attempts_left_unresolved_keep_their_money_reserved(price):
     budget = Budget(max_usd=Decimal(9))
     budget.count_previous(
         state_of(
@@ -580,18 +580,18 @@ def test_requests_that_earlier_attempts_left_unresolved_keep_their_money_reserve
     assert budget.in_doubt() == (3 * price, ["finished", "open", "presumed"])
     assert budget.spent_usd == price
     with pytest.raises(BudgetExceededError):
-        order(budget, Decimal(9) - 4 * price + CENT)
-    order(budget, Decimal(9) - 4 * price)
+        reserve(budget, Decimal(9) - 4 * price + CENT)
+    reserve(budget, Decimal(9) - 4 * price)
 
 
-def test_what_a_finished_task_spent_does_not_count_for_the_cleared_one():
+def test_money_that_a_finished_task_spent_does_not_count_after_it_is_cleared():
     budget = Budget(max_usd=4 * CENT)
     budget.count_previous(state_of(intent("r1"), response("r1", 4 * CENT), Finished()))
     assert budget.spent_usd == 0
-    order(budget)
+    reserve(budget)
 
 
-def test_an_intent_says_what_is_to_be_reserved_for_it():
+def test_an_intent_determines_its_reservation():
     reservation = reservation_for(intent("r1", usd=8 * CENT, images=2))
     assert (reservation.model, reservation.images, reservation.quoted_usd) == ("m", 2, 8 * CENT)
     assert reservation.client_request_id == "r1"
@@ -601,30 +601,30 @@ def test_an_intent_says_what_is_to_be_reserved_for_it():
 
 
 @pytest.mark.parametrize("stated", [None, Decimal(0), Decimal("0.00")])
-def test_images_without_a_cost_or_at_a_cost_of_zero_count_at_the_quoted_price(stated):
+def test_images_with_no_stated_cost_or_a_cost_of_zero_count_at_the_quoted_price(stated):
     budget = Budget()
-    assert budget.cost(order(budget), stated, has_images=True) == 4 * CENT
+    assert budget.cost(reserve(budget), stated, has_images=True) == 4 * CENT
     assert budget.is_estimate
 
 
 def test_a_response_without_images_may_cost_nothing():
     budget = Budget()
-    assert budget.cost(order(budget), Decimal(0), has_images=False) == 0
+    assert budget.cost(reserve(budget), Decimal(0), has_images=False) == 0
     assert not budget.is_estimate
 
 
 @pytest.mark.parametrize("has_images", [True, False])
-def test_a_cost_that_is_stated_counts_as_stated(has_images):
+def test_a_stated_cost_counts_as_stated(has_images):
     budget = Budget()
-    assert budget.cost(order(budget), 5 * CENT, has_images=has_images) == 5 * CENT
+    assert budget.cost(reserve(budget), 5 * CENT, has_images=has_images) == 5 * CENT
     assert not budget.is_estimate
 
 
-def test_a_cost_that_is_neither_stated_nor_quoted_is_taken_from_what_the_model_has_cost():
+def test_a_cost_neither_stated_nor_quoted_is_estimated_from_earlier_charges_of_the_model():
     budget = Budget()
-    assert budget.cost(order(budget, None), None, has_images=True) is None
-    bought(budget, 10 * CENT, images=2)
-    assert budget.cost(order(budget, None, images=3), None, has_images=True) == 15 * CENT
+    assert budget.cost(reserve(budget, None), None, has_images=True) is None
+    charge(budget, 10 * CENT, images=2)
+    assert budget.cost(reserve(budget, None, images=3), None, has_images=True) == 15 * CENT
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -632,7 +632,7 @@ def test_a_cost_that_is_neither_stated_nor_quoted_is_taken_from_what_the_model_h
 
 def test_lost_money_is_part_of_what_was_spent_and_may_be_found_again():
     budget = Budget(max_usd=Decimal(1))
-    bought(budget, 10 * CENT)
+    charge(budget, 10 * CENT)
     budget.count_lost(4 * CENT)
     budget.count_lost(None)
     budget.count_lost(2 * CENT)
@@ -640,9 +640,9 @@ def test_lost_money_is_part_of_what_was_spent_and_may_be_found_again():
     assert (budget.spent_usd, budget.lost_usd) == (10 * CENT, 2 * CENT)
 
 
-def test_the_error_reports_what_is_spent_and_what_the_next_request_costs():
+def test_the_error_reports_the_spent_amount_and_the_cost_of_the_next_request():
     budget = Budget(max_usd=Decimal("0.20"))
-    bought(budget, 10 * CENT)
+    charge(budget, 10 * CENT)
     lost(budget, "r1")
     error = budget.exceeded_error(next_usd=12 * CENT)
     assert str(error) == (
@@ -654,14 +654,14 @@ def test_the_error_reports_what_is_spent_and_what_the_next_request_costs():
     )
 
 
-def test_without_a_cap_everything_is_counted_and_nothing_refused():
+def test_without_a_cap_everything_is_counted_and_nothing_is_refused():
     budget = never_waiting(None)
     budget.count_previous(state_of(intent("r1"), response("r1", Decimal(5))))
-    reservations = [order(budget, quoted, model=model) for quoted in (None, Decimal(99)) for model in ("m", "n")]
+    reservations = [reserve(budget, quoted, model=model) for quoted in (None, Decimal(99)) for model in ("m", "n")]
     for reservation in reservations:
         budget.count_charge(reservation, usd=Decimal(7))
     lost(budget, "r2", None)
     lost(budget, "r3", Decimal(1), model="n")
-    order(budget, None, model="other")
+    reserve(budget, None, model="other")
     assert budget.spent_usd == 33
     assert budget.in_doubt() == (14, ["r2", "r3"])

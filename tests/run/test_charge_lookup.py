@@ -28,10 +28,10 @@ PAGE_ROWS = 100
 
 class Log:
     """
-    The API's request log, and a clock that moves only while somebody waits.
+    The API's request log, and a clock that moves only while a caller waits.
 
     :param skew: how far the API's clock is ahead of ours, in seconds
-    :param is_measured: whether an earlier response has told so
+    :param is_measured: whether an earlier response has revealed that
     """
 
     def __init__(self, *, skew: float = 0.0, is_measured: bool = True) -> None:
@@ -73,7 +73,7 @@ class Log:
     def show(
         self, name: str, *, created: float | None = None, shows_at: float = 0.0, status: str = "succeeded", **cost
     ) -> None:
-        """Write a row; ``created`` and ``shows_at`` are by our clock, the row itself bears the API's time."""
+        """Write a row; ``created`` and ``shows_at`` are by our clock; the row itself carries the API's time."""
         row = {"client_request_id": name, "status": status, "inference_id": "inf", "cost": cost or {"usd": 0.04}}
         self.rows.append(((self.now if created is None else created) + self.skew, shows_at, row))
 
@@ -94,7 +94,7 @@ def find(log: Log, name: str = "r1", patience: float = 90.0):
 # --- what a row says --------------------------------------------------------------------------------------------------
 
 
-def test_a_billed_request_is_told_with_its_cost_and_inference_id():
+def test_a_billed_request_is_found_with_its_cost_and_inference_id():
     log = Log()
     log.show("other")
     log.show("r1", usd=0.04, credits=80000)
@@ -102,7 +102,7 @@ def test_a_billed_request_is_told_with_its_cost_and_inference_id():
     assert (charge.billed, charge.usd, charge.inference_id) == (True, Decimal("0.04"), "inf")
 
 
-def test_credits_stand_in_for_dollars():
+def test_credits_are_converted_when_dollars_are_missing():
     log = Log()
     log.show("r1", credits=52000)
     assert find(log).usd == Decimal("0.026")
@@ -115,13 +115,13 @@ def test_a_failed_request_was_billed_nothing():
     assert (charge.billed, charge.usd) == (False, Decimal(0))
 
 
-def test_an_outcome_that_is_not_documented_counts_as_billed():
+def test_an_undocumented_status_counts_as_billed():
     log = Log()
     log.show("r1", status="processing", usd=0, credits=0)
     assert find(log).billed
 
 
-def test_a_request_billed_without_an_amount_is_billed_all_the_same():
+def test_a_request_billed_without_an_amount_still_counts_as_billed():
     log = Log()
     log.show("r1", currency="USD")
     charge = find(log)
@@ -130,7 +130,7 @@ def test_a_request_billed_without_an_amount_is_billed_all_the_same():
 
 @pytest.mark.parametrize("name", [None, [], {}, 7])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_row_with_a_strange_id_is_passed_over_wherever_it_stands(name, place):
+def test_a_row_with_an_invalid_id_is_skipped_at_any_position(name, place):
     log = Log()
     rows = ["r1", "r2"]
     rows.insert(place, name)
@@ -141,7 +141,7 @@ def test_a_row_with_a_strange_id_is_passed_over_wherever_it_stands(name, place):
 
 @pytest.mark.parametrize("cost", [None, "0.04", [], {"usd": None}, {"usd": "much"}, {"usd": -1, "credits": True}])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_row_without_a_readable_amount_is_billed_and_hides_no_other(cost, place):
+def test_a_row_without_a_readable_amount_counts_as_billed_and_hides_no_other(cost, place):
     log = Log()
     rows = ["r1", "r2"]
     rows.insert(place, "odd")
@@ -160,7 +160,7 @@ def test_a_row_without_a_readable_amount_is_billed_and_hides_no_other(cost, plac
 # --- patience ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_shows_up_late_is_waited_for():
+def test_a_row_that_appears_late_is_waited_for():
     log = Log()
     log.show("r1", shows_at=log.now + 60)
     assert find(log).billed
@@ -168,14 +168,14 @@ def test_a_row_that_shows_up_late_is_waited_for():
     assert len(log.windows) < 12
 
 
-def test_a_request_the_log_never_shows_counts_as_never_billed_only_after_the_patience():
+def test_a_request_missing_from_the_log_counts_as_unbilled_only_after_the_patience():
     log = Log()
     before = log.now
     assert find(log) is None
     assert log.now >= before + 90
 
 
-def test_being_told_to_stop_ends_the_wait():
+def test_a_cancellation_ends_the_wait():
     log = Log()
 
     def stop(seconds: float) -> None:
@@ -186,7 +186,7 @@ def test_being_told_to_stop_ends_the_wait():
         lookup.find("r1", sent_at=log.now, lost_at=log.now)
 
 
-def test_being_told_to_stop_ends_the_reading_of_a_long_log():
+def test_a_cancellation_ends_the_reading_of_a_long_log():
     log = Log()
     for _ in range(1000):
         log.show("other")
@@ -223,7 +223,7 @@ def test_two_lost_requests_are_both_found_however_far_apart_they_were_sent(gap):
 @pytest.mark.parametrize("took", [0.0, 290.0, 40 * MINUTE])
 @pytest.mark.parametrize("is_measured", [True, False])
 @pytest.mark.parametrize("skew", [-3 * HOUR, -10 * MINUTE, 0.0, 10 * MINUTE, 3 * HOUR])
-def test_a_request_is_found_under_its_start_and_its_end_by_whatever_clock_the_api_has(skew, is_measured, took):
+def test_a_request_is_found_by_its_start_or_its_end_whatever_the_clock_of_the_api(skew, is_measured, took):
     log = Log(skew=skew, is_measured=is_measured)
     sent_at = log.now - 40 * MINUTE
     log.show("r1", created=sent_at + took)
@@ -235,8 +235,8 @@ def test_a_request_is_found_under_its_start_and_its_end_by_whatever_clock_the_ap
 @pytest.mark.parametrize("sender_ahead", [-3 * HOUR, -10 * MINUTE, 0.0, 10 * MINUTE, 15 * MINUTE])
 @pytest.mark.parametrize("skew", [-3 * HOUR, -10 * MINUTE, 0.0, 10 * MINUTE, 3 * HOUR])
 @pytest.mark.parametrize("age", [1.0, 5 * HOUR])
-def test_a_request_is_found_whatever_clock_the_machine_had_that_sent_it(age, skew, sender_ahead):
-    """Its clock may be ahead of the later of our clock and the API's by the slack, and lag behind by any time."""
+def test_a_request_is_found_whatever_the_clock_of_the_machine_that_sent_it(age, skew, sender_ahead):
+    """That clock may be ahead of the later of ours and the API's by up to the slack, and behind by any amount."""
     log = Log(skew=skew)
     sent_at = log.now - age
     log.show("r1", created=sent_at)
@@ -244,7 +244,7 @@ def test_a_request_is_found_whatever_clock_the_machine_had_that_sent_it(age, ske
     assert log.lookup(patience=0).find("r1", sent_at=journalled_at, lost_at=journalled_at).billed
 
 
-def test_the_api_s_clock_is_asked_for_only_while_no_response_has_told_it():
+def test_the_clock_of_the_api_is_requested_only_until_a_response_has_revealed_it():
     log = Log(skew=HOUR, is_measured=False)
     log.show("r1")
     log.show("r2")
@@ -254,7 +254,7 @@ def test_the_api_s_clock_is_asked_for_only_while_no_response_has_told_it():
     assert [(end - start).total_seconds() for start, end in log.windows] == [0, 1.5 * HOUR, 1.5 * HOUR]
 
 
-def test_an_api_that_never_tells_its_time_is_taken_to_share_ours():
+def test_an_api_that_never_reveals_its_time_is_assumed_to_share_ours():
     log = Log()
     log.show("r1", created=log.now - 10 * MINUTE)
     lookup = ChargeLookup(
@@ -268,7 +268,7 @@ def test_an_api_that_never_tells_its_time_is_taken_to_share_ours():
 
 
 @pytest.mark.parametrize("sent_at", [1_700_000_000 - 200 * DAY, -1e15, 1e15])
-def test_a_window_is_never_longer_than_the_api_takes_whatever_a_journal_says(sent_at):
+def test_a_window_is_never_longer_than_the_api_accepts(sent_at):
     log = Log()
     log.show("new")
     assert log.lookup().look_once({"old": sent_at, "new": log.now}).keys() == {"new"}
@@ -276,7 +276,7 @@ def test_a_window_is_never_longer_than_the_api_takes_whatever_a_journal_says(sen
 
 
 @pytest.mark.parametrize("place", [0, 50, 99, 100, 150, 199, 200, 250])
-def test_pages_are_read_up_to_the_row_that_is_sought_and_no_further(place):
+def test_pages_are_read_up_to_the_wanted_row_and_no_further(place):
     log = Log()
     for number in range(251):
         log.show("r1" if number == place else f"other-{number}", created=log.now - number)
@@ -285,7 +285,7 @@ def test_pages_are_read_up_to_the_row_that_is_sought_and_no_further(place):
 
 
 @pytest.mark.parametrize("places", [(0, 99), (0, 250), (99, 100), (120, 180), (249, 250)])
-def test_two_requests_are_found_on_the_pages_of_one_look(places):
+def test_two_requests_are_found_in_one_pass_over_the_pages(places):
     log = Log()
     for number in range(251):
         log.show(f"r{number}", created=log.now - number)
@@ -306,7 +306,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
-def test_a_log_that_is_away_for_a_moment_is_asked_again(error):
+def test_a_briefly_unavailable_log_is_read_again(error):
     log = Log()
     log.errors = [error, error]
     log.show("r1")
@@ -316,8 +316,8 @@ def test_a_log_that_is_away_for_a_moment_is_asked_again(error):
 
 @pytest.mark.parametrize("lost_ago", [0.0, 5 * HOUR])
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
-def test_a_log_that_is_away_for_good_leaves_it_unknown_after_the_patience(error, lost_ago):
-    """Also for a request of long ago, whose own patience is over: it says nothing about the log."""
+def test_an_unavailable_log_leaves_the_outcome_unknown_after_the_patience(error, lost_ago):
+    """Even for an old request whose own patience has run out: its age says nothing about the log."""
     log = Log()
     log.errors = [error] * 99
     with pytest.raises(type(error)):
@@ -328,7 +328,7 @@ def test_a_log_that_is_away_for_good_leaves_it_unknown_after_the_patience(error,
 @pytest.mark.parametrize(
     "error", [AuthenticationError("no", status=401), AuthenticationError("no", status=403), InvalidRequestError("?")]
 )
-def test_a_log_that_refuses_is_not_waited_for(error):
+def test_a_log_that_refuses_access_is_not_waited_for(error):
     log = Log()
     log.errors = [error]
     with pytest.raises(type(error)):
@@ -336,7 +336,7 @@ def test_a_log_that_refuses_is_not_waited_for(error):
     assert log.waits == []
 
 
-def test_a_rate_limit_is_waited_out_for_as_long_as_the_api_asks():
+def test_a_rate_limit_is_waited_out_for_as_long_as_the_api_says():
     log = Log()
     log.errors = [RateLimitedError("too many", retry_after=37)]
     log.show("r1")
@@ -354,7 +354,7 @@ def test_a_rate_limit_is_waited_out_for_no_longer_than_the_patience():
     assert log.pages == 1
 
 
-def test_nobody_asks_a_log_that_told_another_to_wait():
+def test_the_log_is_not_read_again_before_its_retry_after():
     log = Log()
     log.errors = [RateLimitedError("too many", retry_after=37)]
     log.show("r1")
@@ -365,7 +365,7 @@ def test_nobody_asks_a_log_that_told_another_to_wait():
     assert log.pages == 2
 
 
-def test_a_page_that_fails_in_the_middle_loses_nothing_that_was_found():
+def test_a_page_that_fails_halfway_loses_nothing_already_found():
     log = Log()
     for number in range(150):
         log.show(f"r{number}", created=log.now - number)
@@ -386,7 +386,7 @@ def test_a_page_that_fails_in_the_middle_loses_nothing_that_was_found():
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
-def test_threads_that_seek_at_the_same_time_share_the_looks():
+def test_concurrent_lookups_share_reads_of_the_log():
     log = Log()
     log.seconds = 0.05
     lookup = log.lookup()
@@ -408,8 +408,8 @@ def test_threads_that_seek_at_the_same_time_share_the_looks():
     assert len(log.windows) <= 4
 
 
-def test_a_shared_look_never_stands_in_for_one_that_did_not_seek_the_request():
-    """Three threads at once: the second look must have sought whatever the third thread waits for."""
+def test_a_lookup_never_relies_on_a_read_that_did_not_cover_its_request():
+    """Three threads at once: the second read must have covered whatever the third thread waits for."""
     names = [f"r{number}" for number in range(6)]
     for _ in range(30):
         log = Log()
@@ -421,7 +421,7 @@ def test_a_shared_look_never_stands_in_for_one_that_did_not_seek_the_request():
             assert None not in list(pool.map(find_at_once, names))
 
 
-def test_a_look_that_crashes_says_nothing_to_the_threads_that_share_it():
+def test_a_read_that_crashes_fails_every_thread_that_shares_it():
     log = Log()
     log.seconds = 0.02
     log.errors = [RuntimeError("crash")] * 9
@@ -436,7 +436,7 @@ def test_a_look_that_crashes_says_nothing_to_the_threads_that_share_it():
 
 @pytest.mark.parametrize("lag", [2 * MINUTE, 5 * HOUR])
 @pytest.mark.parametrize("skew", [-3 * HOUR, 0.0, 3 * HOUR])
-def test_a_charge_that_comes_after_the_patience_is_found_by_whoever_looks_again(skew, lag):
+def test_a_charge_logged_after_the_patience_is_found_by_a_later_lookup(skew, lag):
     log = Log(skew=skew)
     sent = {"r1": log.now, "r2": log.now - 11 * MINUTE}
     log.show("r1", shows_at=log.now + lag)
@@ -449,7 +449,7 @@ def test_a_charge_that_comes_after_the_patience_is_found_by_whoever_looks_again(
     assert log.lookup().look_once(sent).keys() == {"r1", "r2"}
 
 
-def test_what_is_no_longer_sought_does_not_widen_the_window():
+def test_a_request_no_longer_looked_for_does_not_widen_the_window():
     log = Log()
     lookup = log.lookup()
     lookup.look_once({"old": log.now - 30 * DAY})
@@ -458,7 +458,7 @@ def test_what_is_no_longer_sought_does_not_widen_the_window():
     assert end - start == timedelta(minutes=30)
 
 
-def test_the_last_look_finds_what_came_late_and_is_quiet_when_the_log_is_away():
+def test_the_final_lookup_finds_late_charges_and_ignores_an_unavailable_log():
     log = Log()
     log.show("r2")
     lookup = log.lookup()
@@ -467,7 +467,7 @@ def test_the_last_look_finds_what_came_late_and_is_quiet_when_the_log_is_away():
     assert lookup.look_once({"r3": log.now}) == {}
 
 
-def test_a_look_that_has_to_succeed_raises_only_when_the_log_is_away():
+def test_a_strict_lookup_raises_only_if_the_log_is_unavailable():
     log = Log()
     lookup = log.lookup()
     assert lookup.look_once({"r1": log.now}, strict=True) == {}
@@ -476,14 +476,14 @@ def test_a_look_that_has_to_succeed_raises_only_when_the_log_is_away():
         lookup.look_once({"r1": log.now}, strict=True)
 
 
-def test_a_failed_request_that_was_charged_all_the_same_counts_as_billed():
+def test_a_failed_request_with_a_charge_counts_as_billed():
     log = Log()
     log.show("r1", status="failed", usd=0.04)
     charge = find(log)
     assert (charge.billed, charge.usd) == (True, Decimal("0.04"))
 
 
-def test_threads_share_the_looks_for_requests_that_the_log_does_not_show():
+def test_concurrent_lookups_share_reads_for_requests_missing_from_the_log():
     log = Log()
     log.seconds = 0.1
     find_at_once = partial(log.lookup(patience=0).find, sent_at=log.now, lost_at=0)
@@ -492,7 +492,7 @@ def test_threads_share_the_looks_for_requests_that_the_log_does_not_show():
     assert len(log.windows) <= 4
 
 
-def test_by_default_and_without_the_api_s_time_the_window_is_by_our_clock():
+def test_without_the_time_of_the_api_the_window_follows_our_clock():
     log = Log()
     options = {"iter_request_logs": log.iter_rows, "wait": log.wait, "patience_seconds": 0, "now": lambda: log.now}
     for offset in ({}, {"clock_offset_seconds": lambda: None}):
@@ -500,7 +500,7 @@ def test_by_default_and_without_the_api_s_time_the_window_is_by_our_clock():
         assert [moment.timestamp() - log.now for moment in log.windows[-1]] == [-15 * MINUTE, 15 * MINUTE]
 
 
-def test_dollars_win_over_credits():
+def test_dollars_take_precedence_over_credits():
     log = Log()
     log.show("r1", usd=0.05, credits=52000)
     assert find(log).usd == Decimal("0.05")

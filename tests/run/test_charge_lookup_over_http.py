@@ -1,4 +1,4 @@
-"""The lookup of charges through the real client, against an API whose clock is off."""
+"""Charge lookup through the real client, against an API whose clock is off."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def send(client, name):
 
 
 def lose(client, sandbox, name, *, billed):
-    """Send a request whose response is lost, and return when it was sent and given up."""
+    """Send a request whose response is lost, and return when it was sent and when it was given up."""
     sandbox.add_fault(Fault("reset", billed=billed, prompt=name, logged=billed))
     sent_at = time.time()
     with pytest.raises(LostAnswerError):
@@ -62,8 +62,8 @@ def lookup(client, *, patience=5.0, wait=time.sleep):
 
 
 @pytest.mark.parametrize("skew", [-10_800, -600, 0, 600, 10_800])
-def test_a_lost_response_is_looked_up_whatever_the_clock_of_the_api(sandbox, client, skew):
-    """The first response of all is that of the log."""
+def test_a_lost_response_is_found_whatever_the_clock_of_the_api(sandbox, client, skew):
+    """The first response ever received is that of the log."""
     sandbox.configure(clock_skew_seconds=skew, log_lag_seconds=0.5)
     billed = lose(client, sandbox, "billed", billed=True)
     assert client.clock_offset_seconds is None
@@ -85,7 +85,7 @@ def test_two_lost_responses_are_found_among_many_requests_by_another_process(san
             send(client, f"r{number}")
     found = lookup(make_client()).look_once(lost)
     assert found.keys() == lost.keys()
-    assert len(sandbox.seen("/v2/logs")) == 3  # one about an empty window that tells the time, and two pages
+    assert len(sandbox.seen("/v2/logs")) == 3  # one with an empty window to learn the time, and two pages
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_two_lost_responses_are_found_among_many_requests_by_another_process(san
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}",
 )
-def test_a_log_that_fails_for_a_moment_is_read_all_the_same(sandbox, client, fault):
+def test_a_log_that_fails_briefly_is_read_again(sandbox, client, fault):
     lost = lose(client, sandbox, "a", billed=True)
     sandbox.add_fault(fault)
     began = time.monotonic()
@@ -108,7 +108,7 @@ def test_a_log_that_fails_for_a_moment_is_read_all_the_same(sandbox, client, fau
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_log_that_refuses_the_key_leaves_it_unknown_at_once(sandbox, client, status):
+def test_a_log_that_refuses_the_key_leaves_the_outcome_unknown_at_once(sandbox, client, status):
     lost = lose(client, sandbox, "a", billed=True)
     sandbox.add_fault(Fault("status", path="/v2/logs", status=status))
     with pytest.raises(AuthenticationError):
@@ -116,7 +116,7 @@ def test_a_log_that_refuses_the_key_leaves_it_unknown_at_once(sandbox, client, s
     assert len(sandbox.seen("/v2/logs")) == 1
 
 
-def test_a_charge_that_comes_late_is_found_by_the_next_look(sandbox, client):
+def test_a_late_charge_is_found_by_the_next_lookup(sandbox, client):
     sandbox.configure(clock_skew_seconds=10_800, log_lag_seconds=600)
     lost = lose(client, sandbox, "a", billed=True)
     assert lookup(client, patience=0.2).find("a", **lost) is None
@@ -124,7 +124,7 @@ def test_a_charge_that_comes_late_is_found_by_the_next_look(sandbox, client):
     assert lookup(client).look_once({"a": lost["sent_at"]})["a"].billed
 
 
-def test_a_cancelled_task_does_not_read_on(sandbox, client):
+def test_a_cancelled_task_stops_reading_the_log(sandbox, client):
     lost = lose(client, sandbox, "a", billed=False)
     send(client, "b")
     cancelled = threading.Event()

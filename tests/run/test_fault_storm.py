@@ -1,4 +1,4 @@
-"""Everything goes wrong at once, over the wire, until every picture is there or told lost: the books must agree."""
+"""All faults at once, over the wire, until every image is stored or reported lost: the accounts must match."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def storm() -> Iterator[Sandbox]:
 
 
 class Task:
-    """One task over its tries: a folder, a journal beside it, and the real client, downloader and sink."""
+    """One task over its attempts: a folder, a journal beside it, and the real client, downloader and sink."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Task:
             prompt=prompts,
             arguments={"model": "imagen-3.0-generate-002", **arguments},
             can_store=True,
-            price=lambda request: PRICE * request.expected_images,  # some answers do not tell their cost
+            price=lambda request: PRICE * request.expected_images,  # some responses state no cost
         )
 
     def run(self, **options: Any) -> RunResult:
@@ -141,7 +141,7 @@ def is_done(result: RunResult) -> bool:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 16])
-def test_after_the_storm_every_picture_is_there_or_told_lost_and_the_books_agree(storm, tmp_path, concurrency):
+def test_after_all_faults_every_image_is_stored_or_reported_lost_and_the_accounts_match(storm, tmp_path, concurrency):
     storm.reset()
     storm.configure(seed=concurrency)
     for fault in STORM:
@@ -163,8 +163,8 @@ def test_after_the_storm_every_picture_is_there_or_told_lost_and_the_books_agree
     files = task.pictures()
     assert len(files) == 60 - lost == len(result.made)
     for path in files:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     made_by = {record.client_request_id for record in result.records}
     assert made_by <= billed
     assert result.usd_spent == sum((charge.usd for charge in ledger), Decimal(0))
@@ -185,7 +185,7 @@ def test_after_the_storm_every_picture_is_there_or_told_lost_and_the_books_agree
     assert "authorization" not in {name for seen in storm.seen() if seen.host == "cdn" for name in seen.headers}
 
 
-def test_several_pictures_per_prompt_and_every_way_to_withhold_them(storm, tmp_path):
+def test_several_images_per_prompt_and_every_way_to_withhold_them(storm, tmp_path):
     storm.reset()
     storm.configure(seed=7)
     for fault in (

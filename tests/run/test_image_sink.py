@@ -1,4 +1,4 @@
-"""The names a sink gives to pictures, around those of earlier tries."""
+"""The names a sink gives to images, avoiding those of previous attempts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def target_of(image_index: int) -> Target:
         ("imagen-4.0-generate-001", [[0, 1, 2, 3, 4, 5, 6]]),
     ],
 )
-def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, places):
+def test_surplus_images_are_numbered_after_all_requested_ones(model, places):
     plan = plan_of(3, model)
     assert [
         [slot.alternatives[0][0].target.index_of(position) for position in range(len(expected))]
@@ -71,8 +71,8 @@ def test_pictures_that_were_not_asked_for_come_behind_all_that_were(model, place
     ] == places
 
 
-def test_a_picture_never_takes_the_name_of_one_that_an_earlier_try_got_on_top(tmp_path):
-    """The first answer brought a picture too many; then the author asks for more."""
+def test_an_image_never_takes_the_name_of_a_surplus_one_from_a_previous_attempt(tmp_path):
+    """The first response held one image too many; then the author requests more."""
     plan = plan_of(3)
     extra = target_of(0).index_of(1)
     first_try = sink_of(plan, tmp_path, {})
@@ -96,7 +96,7 @@ def stored_at(path: Path, file_name: str, **changes) -> StoredFile:
     return StoredFile(path=str(path), file_name=file_name, sha256=hashlib.sha256(data).hexdigest(), **facts)
 
 
-def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_alone(tmp_path):
+def test_a_journal_in_a_folder_refers_only_to_images_in_that_folder_and_the_current_one(tmp_path):
     """Others may be able to write to the folder, and so to its journal."""
     plan = plan_of(1)
     now, first, private = (tmp_path / name for name in ("now", "first", "private"))
@@ -120,7 +120,7 @@ def test_a_journal_in_a_folder_names_images_of_that_folder_and_the_present_one_a
     assert sink_of(plan, now, {}).keep(stored_at(private / "a.png", "a.png")) is not None
 
 
-def test_a_link_in_the_place_of_an_image_is_not_kept(tmp_path):
+def test_a_symlink_in_place_of_an_image_is_not_kept(tmp_path):
     private = tmp_path / "private.png"
     private.write_bytes(png())
     (tmp_path / "out").mkdir()

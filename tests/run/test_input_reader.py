@@ -35,7 +35,7 @@ def encoded(size=(40, 30), color=(10, 20, 30), kind="PNG", mode="RGB"):
 
 
 class Disk:
-    """A folder that counts what is read from it, and a server with one picture."""
+    """A folder that counts what is read from it, and a server with one image."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -83,10 +83,10 @@ def data_uri(data, mime_type="image/png"):
     return f"data:{mime_type};base64,{base64.b64encode(data).decode()}"
 
 
-# ---------------------------------------------------------------- ways to give a picture
+# ---------------------------------------------------------------- ways to pass an image
 
 
-def test_a_stored_file_goes_out_as_a_data_uri_in_the_models_own_field(disk):
+def test_a_stored_file_is_sent_as_a_data_uri_in_the_models_own_field(disk):
     path = disk.put("cat.png")
     body, files = disk.wire(input_images=path)
     assert files is None
@@ -104,19 +104,19 @@ def test_a_stored_file_goes_out_as_a_data_uri_in_the_models_own_field(disk):
         (GPT, "image", LINK),
     ],
 )
-def test_each_model_gets_a_link_as_it_is_in_its_own_field(disk, model, field, value):
+def test_a_url_is_sent_unchanged_in_the_models_own_field(disk, model, field, value):
     request = disk.request(model=model, input_images=LINK)
     assert request.body[field] == value
     assert request.path == ("/v1/images/edits" if model == GPT else "/v1/images/generations")
     assert disk.opened == []
 
 
-def test_several_pictures_go_into_the_field_that_takes_several(disk):
+def test_several_images_go_into_the_field_that_takes_several(disk):
     assert disk.request(model="luma/uni-1", input_images=[LINK, LINK]).body["image_urls"] == [LINK, LINK]
     assert disk.request(model=KONTEXT, input_images=[LINK, LINK]).body["image_url"] == [LINK, LINK]
 
 
-def test_a_record_means_its_stored_copy_and_without_one_its_link(disk):
+def test_a_record_means_its_stored_copy_or_else_its_url(disk):
     path = disk.put("cat.png")
     records = [{"path": path, "url": LINK, "sha256": "0"}, {"path": None, "url": LINK}]
     stored, link = disk.request(model="alibaba/qwen-image-3-edit", input_images=records).body["image_urls"]
@@ -124,13 +124,13 @@ def test_a_record_means_its_stored_copy_and_without_one_its_link(disk):
     assert disk.request(model="flux/dev/image-to-image", input_images=records[:1]).body["image_url"].address == path
 
 
-def test_lists_of_mapped_tasks_are_taken_apart(disk):
+def test_lists_from_mapped_tasks_are_flattened(disk):
     path = disk.put("cat.png")
     body = disk.request(model="alibaba/qwen-image-3-edit", input_images=[[{"path": path}], [{"url": LINK}, path]]).body
     assert [str(part)[:7] for part in body["image_urls"]] == ["sha256:", "https:/", "sha256:"]
 
 
-def test_the_models_own_fields_take_files_and_records_too(disk):
+def test_the_models_own_fields_accept_files_and_records_too(disk):
     path = disk.put("cat.png")
     assert disk.request(image_url=path).body["image_url"].address == path
     assert disk.request(image_url=[{"path": path}, LINK]).body["image_url"][0].address == path
@@ -140,13 +140,13 @@ def test_the_models_own_fields_take_files_and_records_too(disk):
     assert request.body["reference_image_url"].address == path
 
 
-def test_each_item_may_have_its_own_pictures(disk):
+def test_each_item_may_have_its_own_images(disk):
     one, two = disk.put("one.png", color=1), disk.put("two.png", color=2)
     plan = disk.plan(
         [{"prompt": "a", "input_images": one}, {"prompt": "b", "input_images": two}, "c"], input_images=LINK
     )
-    pictures = [unit.request.body["image_url"] for unit in plan.requests]
-    assert [getattr(picture, "address", picture) for picture in pictures] == [one, two, LINK]
+    images = [unit.request.body["image_url"] for unit in plan.requests]
+    assert [getattr(image, "address", image) for image in images] == [one, two, LINK]
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_each_item_may_have_its_own_pictures(disk):
         ("/data/pictures/cat.png", "image", "path"),
     ],
 )
-def test_what_a_text_stands_for(text, field, kind):
+def test_the_kind_of_reference_a_string_is(text, field, kind):
     assert reference_kind(text, field=field) == kind
 
 
 # ---------------------------------------------------------------- refused before paying
 
 
-def test_everything_that_is_wrong_with_the_pictures_is_told_at_once(disk):
+def test_all_problems_with_the_images_are_reported_at_once(disk):
     html, cut = disk.put("page.png", b"<html>no</html>"), disk.put("cut.png", encoded((300, 300))[:200])
     problems = disk.refuse(
         model="bytedance/seedream-4-5",
@@ -181,7 +181,7 @@ def test_everything_that_is_wrong_with_the_pictures_is_told_at_once(disk):
     assert "manifest" in problems["input_images[5]"]
 
 
-def test_problems_of_an_item_name_the_item(disk):
+def test_problems_of_an_item_name_that_item(disk):
     problems = disk.refuse([{"prompt": "a", "input_images": LINK}, {"prompt": "b", "input_images": "nowhere.png"}])
     assert problems == {"prompt[1].input_images": "the file does not exist"}
 
@@ -199,13 +199,13 @@ def test_problems_of_an_item_name_the_item(disk):
         ({"model": "some/new-model", "input_images": LINK}, "pass its images in its own field"),
     ],
 )
-def test_what_the_model_does_not_take_is_refused_under_the_name_the_author_used(disk, arguments, sentence):
+def test_unsupported_images_are_refused_under_the_argument_the_author_used(disk, arguments, sentence):
     (problem,) = disk.refuse(**arguments).items()
     assert problem[0] == "input_images"
     assert sentence in problem[1]
 
 
-def test_a_missing_picture_is_named_as_the_field_of_the_model(disk):
+def test_a_missing_image_is_reported_under_the_field_of_the_model(disk):
     assert disk.refuse().keys() == {"image_url"}
 
 
@@ -218,7 +218,7 @@ def test_a_file_above_the_size_limit_is_not_even_read(disk):
 
 @pytest.fixture
 def special(disk):
-    """Make a file that is no regular one."""
+    """Return a function that creates a file that is not a regular one."""
     servers = []
 
     def special(kind):
@@ -240,12 +240,12 @@ def special(disk):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["pipe", "socket", "zero", "stdin"])
 def test_only_regular_files_are_read(disk, special, kind):
-    """A pipe would block its reader for ever, and /dev/zero fill the memory."""
+    """A pipe would block its reader forever, and /dev/zero would fill the memory."""
     assert "a regular file is required" in disk.refuse(input_images=special(kind))["input_images"]
 
 
 @pytest.mark.timeout(20)
-def test_a_file_that_has_become_a_pipe_since_is_not_waited_for(disk):
+def test_a_file_replaced_by_a_pipe_is_not_waited_for(disk):
     path = disk.put("cat.png")
     request = disk.request(input_images=path)
     Path(path).unlink()
@@ -254,7 +254,7 @@ def test_a_file_that_has_become_a_pipe_since_is_not_waited_for(disk):
         disk.reader.wire(request)
 
 
-def test_an_object_that_states_no_size_is_read_up_to_the_limit(monkeypatch):
+def test_an_object_of_unknown_size_is_read_up_to_the_limit(monkeypatch):
     class Sizeless(MemoryFileSystem):
         def info(self, path, **options):
             return {**super().info(path, **options), "size": None}
@@ -279,7 +279,7 @@ def test_an_object_that_states_no_size_is_read_up_to_the_limit(monkeypatch):
         b"GIF89a" + b"hush-hush",
     ],
 )
-def test_an_error_quotes_nothing_of_a_file(disk, data):
+def test_an_error_never_quotes_a_file(disk, data):
     problem = disk.refuse(input_images=disk.put("secret.png", data))["input_images"]
     assert "an image is required" in problem
     assert "hush" not in problem
@@ -292,14 +292,14 @@ OUTSIDE = "only files in the folders of [imagen] input_roots are allowed"
 
 @pytest.fixture
 def confined(disk):
-    """The same folder, with one subfolder that pictures may come from."""
+    """Return the same folder, with one subfolder that images may come from."""
     for name in ("allowed", "allowed-not", "private"):
         (disk.folder / name).mkdir()
     disk.reader = InputReader(open_path=disk._open, fetch=disk._fetch, roots=[disk.folder / "allowed"])
     return disk
 
 
-def test_with_roots_pictures_come_from_them_alone(confined):
+def test_with_roots_images_come_only_from_them(confined):
     inside = confined.put("allowed/cat.png")
     assert confined.wire(input_images=inside)[0]["image_url"] == data_uri(Path(inside).read_bytes())
     for path in (
@@ -313,7 +313,7 @@ def test_with_roots_pictures_come_from_them_alone(confined):
         assert confined.refuse(input_images=path) == {"input_images": OUTSIDE}
 
 
-def test_a_link_does_not_lead_out_of_the_roots(confined):
+def test_a_symlink_does_not_lead_out_of_the_roots(confined):
     secret = confined.put("private/cat.png")
     (confined.folder / "allowed/file.png").symlink_to(secret)
     (confined.folder / "allowed/folder").symlink_to(confined.folder / "private")
@@ -321,7 +321,7 @@ def test_a_link_does_not_lead_out_of_the_roots(confined):
         assert confined.refuse(input_images=str(confined.folder / "allowed" / name)) == {"input_images": OUTSIDE}
 
 
-def test_a_link_within_a_root_and_one_to_a_root_are_followed(confined):
+def test_a_symlink_within_a_root_and_one_to_a_root_are_followed(confined):
     inside = Path(confined.put("allowed/cat.png"))
     (confined.folder / "allowed/current.png").symlink_to(inside)
     (confined.folder / "data").symlink_to(confined.folder / "allowed")
@@ -329,7 +329,7 @@ def test_a_link_within_a_root_and_one_to_a_root_are_followed(confined):
         assert confined.wire(input_images=str(path))[0]["image_url"] == data_uri(inside.read_bytes())
 
 
-def test_a_file_replaced_by_a_link_after_the_check_is_not_sent(confined):
+def test_a_file_replaced_by_a_symlink_after_the_check_is_not_sent(confined):
     secret, path = confined.put("private/cat.png"), confined.put("allowed/cat.png")
     request = confined.request(input_images=path)
     Path(path).unlink()
@@ -366,7 +366,7 @@ def test_a_root_may_be_in_an_object_store(disk, root, address, is_allowed):
         assert disk.refuse(input_images=address) == {"input_images": OUTSIDE}
 
 
-def test_stored_pictures_of_one_json_request_are_limited_together():
+def test_stored_images_of_one_json_request_share_one_size_limit():
     big = ImageFile("s3://b/x.png", "0" * 64, MAX_INLINE_BYTES // 2 + 1, "image/png", 10, 10)
     with pytest.raises(InvalidArgumentsError, match="64,000,000 bytes of stored images"):
         build_requests({"model": KONTEXT, "prompt": "a", "input_images": [big, big]}, can_store=True)
@@ -378,7 +378,7 @@ def test_a_mask_of_another_size_is_refused(disk):
     assert problems == {"mask": "a mask must have the size of the first image, 40x30; this one is 9x9"}
 
 
-def test_a_path_of_a_store_nobody_speaks_is_told(disk):
+def test_a_path_with_an_unknown_protocol_is_reported(disk):
     def open_path(address):
         raise ValueError("Protocol not known: ftpx")
 
@@ -386,7 +386,7 @@ def test_a_path_of_a_store_nobody_speaks_is_told(disk):
     assert "Protocol not known" in disk.refuse(input_images="ftpx://host/a.png")["input_images"]
 
 
-def test_a_store_that_is_away_is_no_wrong_argument(disk):
+def test_an_unavailable_store_is_not_a_wrong_argument(disk):
     folder = disk.folder / "folder.png"
     folder.mkdir()
     with pytest.raises(StorageError) as caught:
@@ -397,7 +397,7 @@ def test_a_store_that_is_away_is_no_wrong_argument(disk):
 # ---------------------------------------------------------------- identity and memory
 
 
-def test_the_same_picture_elsewhere_is_the_same_request_and_a_changed_one_another(disk):
+def test_a_request_is_identified_by_the_content_of_its_image_not_by_the_path(disk):
     one, two = disk.put("one.png"), disk.put("two.png")
     first = next(disk.plan(input_images=one).requests).key
     assert next(disk.plan(input_images=two).requests).key == first
@@ -405,7 +405,7 @@ def test_the_same_picture_elsewhere_is_the_same_request_and_a_changed_one_anothe
     assert next(disk.plan(input_images=one).requests).key != first
 
 
-def test_a_file_that_many_items_name_is_read_once(disk):
+def test_a_file_used_by_many_items_is_read_once(disk):
     path = disk.put("cat.png")
     plan = disk.plan([f"prompt {number}" for number in range(200)], input_images=[path, path])
     assert len(list(plan.requests)) == 200
@@ -430,7 +430,7 @@ def test_planning_keeps_no_bytes(disk):
     assert peak < total / 2
 
 
-def test_provenance_tells_the_digest_and_not_the_place(disk):
+def test_provenance_holds_the_digest_and_not_the_path(disk):
     path = disk.put("cat.png")
     (item,) = disk.plan(input_images=path).items
     assert str(item.arguments["input_images"]) == "sha256:" + hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -439,7 +439,7 @@ def test_provenance_tells_the_digest_and_not_the_place(disk):
 # ---------------------------------------------------------------- when sending
 
 
-def test_a_file_that_changed_since_is_not_sent(disk):
+def test_a_file_changed_or_deleted_after_planning_is_not_sent(disk):
     path = disk.put("cat.png")
     request = disk.request(input_images=path)
     disk.put("cat.png", color=(9, 9, 9))
@@ -451,7 +451,7 @@ def test_a_file_that_changed_since_is_not_sent(disk):
         disk.reader.wire(request)
 
 
-def test_a_picture_is_made_fit_only_where_the_model_documents_a_limit(disk):
+def test_an_image_is_resized_or_converted_only_where_the_model_documents_a_limit(disk):
     large, odd = disk.put("large.png", size=(2000, 2000)), disk.put("odd.gif", kind="GIF")
     body, _ = disk.wire(model="beeble/switchx-image-to-image", input_images=large)
     with Image.open(BytesIO(base64.b64decode(body["image_url"].partition(",")[2]))) as sent:
@@ -462,7 +462,7 @@ def test_a_picture_is_made_fit_only_where_the_model_documents_a_limit(disk):
     assert body["image_url"].startswith("data:image/png;base64,")
 
 
-def test_the_edits_endpoint_gets_files_whatever_the_pictures_were_given_as(disk):
+def test_the_edits_endpoint_gets_files_however_the_images_were_passed(disk):
     path, gif = disk.put("cat.jpg", kind="JPEG"), disk.put("cat.gif", kind="GIF")
     inline = data_uri(encoded())
     form, files = disk.wire(model=GPT, input_images=[path, LINK, inline, gif], num_images=2)
@@ -479,13 +479,13 @@ def test_the_edits_endpoint_gets_files_whatever_the_pictures_were_given_as(disk)
     assert form == {"model": GPT, "prompt": "a cat", "n": "2", "response_format": "url"}
 
 
-def test_one_picture_and_its_mask_are_two_files(disk):
+def test_one_image_and_its_mask_are_two_files(disk):
     path, mask = disk.put("cat.png"), disk.put("mask.webp", mode="RGBA", color=(0, 0, 0, 0), kind="WEBP")
     _, files = disk.wire(model=GPT, input_images=path, mask=mask)
     assert [(name, mime_type) for name, (_, _, mime_type) in files] == [("image", "image/png"), ("mask", "image/png")]
 
 
-def test_a_mask_whose_size_shows_only_when_sending_is_refused_there(disk):
+def test_a_mask_of_the_wrong_size_for_a_url_is_refused_before_sending(disk):
     request = disk.request(model=GPT, input_images=LINK, mask=disk.put("mask.png", size=(9, 9)))
     with pytest.raises(InvalidRequestError, match=r"9x9.*40x30") as caught:
         disk.reader.wire(request)
@@ -497,7 +497,7 @@ def test_a_data_uri_without_base64_is_not_uploaded(disk):
         disk.wire(model=GPT, input_images="data:image/png;base64,AAAA!!!!")
 
 
-def test_a_request_without_stored_pictures_goes_out_untouched(disk):
+def test_a_request_without_stored_images_is_sent_unchanged(disk):
     request = disk.request(input_images=LINK)
     body, files = disk.reader.wire(request)
     assert body is request.body

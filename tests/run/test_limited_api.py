@@ -1,4 +1,4 @@
-"""A run against a sandbox that limits it, over the wire: slower is fine, a picture lost or bought twice is not."""
+"""A run against a rate-limited sandbox, over the wire: slower is fine, an image lost or paid for twice is not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def limited(server):
 
 @pytest.fixture
 def run(limited, memory_store):
-    """Make pictures without storing them, and check that each was made, billed once, and written down."""
+    """Return a function that generates images without storing them."""
 
     def execute(pictures=PICTURES, *, quoted_usd=Decimal("0.042"), **options):
         plan = make_plan(
@@ -80,21 +80,21 @@ def run(limited, memory_store):
     ],
     ids=lambda limit: limit.get("counting", "sliding" if "window_seconds" in limit else "at once"),
 )
-def test_every_picture_is_made_and_billed_once_whatever_the_limit(limited, memory_store, run, limit):
+def test_every_image_is_generated_and_billed_once_whatever_the_limit(limited, memory_store, run, limit):
     limited.configure(**limit)
     result = run(concurrency=16)
 
     assert len(result.made) == PICTURES
     assert result.abort_reason is None
     assert sorted(charge.prompt for charge in limited.ledger()) == sorted(f"picture {n}" for n in range(PICTURES))
-    answers = Counter(seen.status for seen in limited.seen(PATH))
-    assert answers[200] == PICTURES
-    assert answers[429] > 0
+    statuses = Counter(seen.status for seen in limited.seen(PATH))
+    assert statuses[200] == PICTURES
+    assert statuses[429] > 0
     announced = memory_store.text.count('"t":"intent"')
-    assert memory_store.text.count('"t":"rejected"') == announced - PICTURES >= answers[429]  # some are not even sent
+    assert memory_store.text.count('"t":"rejected"') == announced - PICTURES >= statuses[429]  # some were never sent
 
 
-def test_a_told_retry_after_is_obeyed_by_the_whole_task(limited, run):
+def test_the_whole_task_obeys_retry_after(limited, run):
     limited.configure(requests_per_minute=1200, window_seconds=1, tells_retry_after=True)
     run(concurrency=16)
 
@@ -102,17 +102,17 @@ def test_a_told_retry_after_is_obeyed_by_the_whole_task(limited, run):
     first = next(request.at for request in seen if request.status == 429)
     assert not [
         request for request in seen if first + 0.5 < request.at < first + 0.95
-    ]  # what was on its way came before
+    ]  # requests already on their way arrived before
 
 
-def test_no_more_than_concurrency_are_ever_at_the_api(limited, run):
+def test_no_more_requests_than_concurrency_are_ever_in_flight(limited, run):
     limited.configure(max_concurrent=4)
     run(concurrency=4)
 
     assert Counter(seen.status for seen in limited.seen(PATH)) == {200: PICTURES}
 
 
-def test_as_many_as_are_asked_for_are_let_through_by_an_api_that_allows_just_that(limited, run):
+def test_sending_just_below_the_rate_limit_is_never_rejected(limited, run):
     """60 in 3 seconds are allowed and 55 are sent: neither the start nor the end has a burst."""
     limited.configure(requests_per_minute=1200, window_seconds=3)
     run(pictures=120, concurrency=16, requests_per_minute=1100)
@@ -120,7 +120,7 @@ def test_as_many_as_are_asked_for_are_let_through_by_an_api_that_allows_just_tha
     assert Counter(seen.status for seen in limited.seen(PATH)) == {200: 120}
 
 
-def test_an_api_that_answers_nothing_but_429_ends_the_try_with_that_error(limited, run):
+def test_an_api_that_returns_only_429_ends_the_attempt_with_that_error(limited, run):
     limited.configure(requests_per_minute=0)
     result = run(concurrency=4, rate_limit_patience_seconds=0.5)
 
@@ -130,14 +130,14 @@ def test_an_api_that_answers_nothing_but_429_ends_the_try_with_that_error(limite
     assert len(limited.seen(PATH)) < 40
 
 
-def test_a_request_that_is_refused_more_than_six_times_is_made_all_the_same(limited, run):
+def test_a_request_rejected_more_than_six_times_still_succeeds(limited, run):
     limited.add_fault(Fault("status", status=429, prompt="picture 3", times=9))
     result = run(pictures=10, concurrency=2)
 
     assert len(result.made) == 10
 
 
-def test_a_request_that_is_always_refused_costs_no_other_picture(limited, run):
+def test_a_request_that_is_always_rejected_costs_no_other_image(limited, run):
     limited.add_fault(Fault("status", status=429, prompt="picture 0", times=None))
     result = run(pictures=30, concurrency=2, rate_limit_patience_seconds=0.3)
 
@@ -148,7 +148,7 @@ def test_a_request_that_is_always_refused_costs_no_other_picture(limited, run):
 
 
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
-def test_a_refusal_that_states_a_cost_is_money_lost_and_is_not_sent_again(limited, memory_store, run, status):
+def test_a_rejection_that_states_a_cost_is_lost_money_and_is_not_sent_again(limited, memory_store, run, status):
     limited.add_fault(Fault("status", status=status, prompt="picture 1", billed=True))
     limited.add_fault(Fault("usage", usage="none", prompt="picture 1"))
     limited.configure(max_concurrent=1)
@@ -169,7 +169,7 @@ def test_a_refusal_that_states_a_cost_is_money_lost_and_is_not_sent_again(limite
 
 @pytest.mark.parametrize("quoted_usd", [None, Decimal("0.0042"), Decimal("0.01")])
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_a_cap_holds_over_the_wire_though_the_real_price_is_another_than_quoted(limited, run, quoted_usd, attempts):
+def test_a_cap_holds_over_the_wire_when_the_real_price_differs_from_the_quote(limited, run, quoted_usd, attempts):
     for _ in range(attempts):
         result = run(pictures=30, quoted_usd=quoted_usd, concurrency=16, max_usd=Decimal("0.31"))
         assert result.usd_spent == sum(charge.usd for charge in limited.ledger()) == 7 * Decimal("0.042")
@@ -177,7 +177,7 @@ def test_a_cap_holds_over_the_wire_though_the_real_price_is_another_than_quoted(
         assert len(result.made) == 7
 
 
-def test_a_limit_that_ends_in_the_middle_is_noticed(limited, run):
+def test_a_limit_lifted_mid_run_is_noticed(limited, run):
     limited.configure(requests_per_minute=0)
     threading.Timer(0.5, lambda: limited.configure(requests_per_minute=None)).start()
 

@@ -94,16 +94,16 @@ def test_a_response_whose_image_the_manifest_lists_is_known():
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_an_image_that_two_parts_list_is_one_image(images):
+def test_an_image_listed_twice_is_one_image(images):
     lines = [line(place) for place in range(images)]
     assert missed([*lines, *reversed(lines)], intent(images=images)) == missed(lines, intent(images=images)) != []
 
 
-def test_images_that_two_parts_list_do_not_stand_for_those_that_none_lists():
+def test_images_listed_twice_do_not_replace_missing_ones():
     assert missed([line(0), line(0), line(1), line(1)], intent(images=4)) == []
 
 
-def test_what_is_recovered_ends_the_doubt():
+def test_a_recovered_request_is_no_longer_in_doubt():
     state = JournalState()
     for record in (intent(), *missed([LINE])):
         state.apply(record)
@@ -112,7 +112,7 @@ def test_what_is_recovered_ends_the_doubt():
     assert state.requests["a#1"].usd_spent == Decimal("0.04")
 
 
-def test_what_the_manifest_says_about_an_image_is_kept_and_a_signed_url_encrypted():
+def test_the_details_of_an_image_are_kept_and_its_signed_url_is_encrypted():
     (answered, _) = missed([line(url=SIGNED, enhanced_prompt="two cats", seed=7, thumbnail=".imagen/t.webp")])
     (image,) = answered.images
     assert (image.prompt, image.seed) == ("two cats", 7)
@@ -120,7 +120,7 @@ def test_what_the_manifest_says_about_an_image_is_kept_and_a_signed_url_encrypte
     assert ENCRYPTION.decrypt(image.url) == SIGNED
 
 
-def test_images_of_one_response_are_in_their_order_and_their_costs_add_up():
+def test_images_of_one_response_keep_their_order_and_their_costs_add_up():
     first = intent(images=2, first_image=2)
     answered, *writes = missed([line(3, usd=0.03, seed=3), line(2, seed=2)], first)
     assert [image.seed for image in answered.images] == [2, 3]
@@ -128,12 +128,12 @@ def test_images_of_one_response_are_in_their_order_and_their_costs_add_up():
     assert writes == [WriteCommitted(key="a#1", image=place, file=stored(2 + place)) for place in (0, 1)]
 
 
-def test_a_cost_that_one_line_does_not_tell_is_unknown():
+def test_a_cost_missing_from_one_line_is_unknown():
     answered, *_ = missed([line(0, usd=None), line(1)], intent(images=2))
     assert answered.usd is None
 
 
-def test_a_request_of_which_only_some_images_are_listed_stays_in_doubt():
+def test_a_request_with_a_wrong_number_of_listed_images_stays_in_doubt():
     assert missed([line(1)], intent(images=2)) == []
     assert missed([line(0), line(1), line(2)], intent(images=2)) == []
 
@@ -147,13 +147,13 @@ def test_an_image_of_a_recorded_response_that_was_stored_without_a_record_is_fou
     assert missed([line(image_index=1)], intent(), answered) == []
 
 
-def test_only_what_the_journal_lacks_is_looked_up():
+def test_only_requests_unresolved_in_the_journal_are_recovered():
     assert missed([LINE], intent("r2")) == []
     assert missed([], intent()) == []
     assert missed([line(client_request_id=None)], intent()) == []
 
 
-def test_one_of_several_posts_of_a_request_is_enough():
+def test_one_listed_post_of_a_request_is_enough():
     assert [record.key for record in missed([LINE], intent("r0"), intent("r1"), intent("r2"))] == ["a#1"] * 2
     two = missed([LINE, line(client_request_id="r2")], intent("r1"), intent("r2", key="b#1"))
     assert [record.key for record in two] == ["a#1", "a#1", "b#1", "b#1"]
@@ -170,7 +170,7 @@ def test_of_two_posts_that_the_manifest_lists_the_first_has_the_response_and_the
 
 
 @pytest.mark.parametrize("first_has_all", [True, False])
-def test_a_request_that_is_done_hides_no_other_behind_it(first_has_all):
+def test_a_recorded_response_does_not_hide_the_requests_after_it(first_has_all):
     done = [intent(), Response(key="a#1", client_request_id="r1", images=(ResponseImage(),), model="m", at=1.0)]
     written = [WriteCommitted(key="a#1", image=0, file=stored())] if first_has_all else []
     lines = [LINE, line(client_request_id="r2"), line(client_request_id="r3")]
@@ -179,14 +179,14 @@ def test_a_request_that_is_done_hides_no_other_behind_it(first_has_all):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_line_that_somebody_edited_hides_no_other_wherever_it_stands(place):
+def test_an_edited_line_hides_no_other_at_any_position(place):
     lines = [LINE, line(client_request_id="r2")]
     lines.insert(place, line(client_request_id="r3", width="wide"))
     recovered = missed(lines, intent(), intent("r2", key="b#1"), intent("r3", key="c#1"))
     assert [record.key for record in recovered] == ["a#1"] * 2 + ["b#1"] * 2
 
 
-def test_a_signed_url_that_was_recovered_is_read_by_every_later_attempt():
+def test_a_recovered_signed_url_is_readable_by_every_later_attempt():
     """The second attempt records it encrypted, as the first one would have; a third one reads it back."""
     state = JournalState()
     for record in (intent(), *missed([line(url=SIGNED)])):
@@ -198,20 +198,20 @@ def test_a_signed_url_that_was_recovered_is_read_by_every_later_attempt():
         assert "hush" not in image.url
 
 
-def test_a_request_presumed_unbilled_is_not_looked_up():
+def test_a_request_presumed_unbilled_is_not_recovered():
     """It may have been sent again already."""
     assert missed([LINE], intent(), PresumedUnbilled(key="a#1", client_request_id="r1")) == []
 
 
 @pytest.mark.parametrize("key", sorted(LINE))
-def test_a_line_is_enough_if_it_names_request_model_time_and_file(key):
-    """Somebody may have taken something out of it."""
+def test_a_line_needs_only_the_mandatory_fields(key):
+    """A user may have removed some of its fields."""
     found = missed([{name: value for name, value in LINE.items() if name != key}])
     is_optional = key in ("url", "enhanced_prompt", "seed", "usd", "inference_id", "thumbnail")
     assert len(found) == (2 if is_optional else 0)
 
 
-def test_a_line_that_somebody_wrote_something_else_into_tells_nothing():
+def test_a_line_with_invalid_values_recovers_no_unreadable_record():
     """What is recovered goes into the journal, and a record of a wrong type would make all of it unreadable."""
     wrong = {}
     edits = [(key, value) for key in sorted(LINE) for value in (["edited"], {"by": "hand"}, True)]

@@ -1,4 +1,4 @@
-"""Seeds, costs and outcomes of unusual kinds: what one attempt records, the next one can read."""
+"""Seeds, costs and outcomes of unusual kinds: whatever one attempt records, the next one can read."""
 
 from __future__ import annotations
 

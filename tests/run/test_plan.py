@@ -21,32 +21,32 @@ def plan(prompt, *, fallback_models=(), can_store=True, **arguments):
     )
 
 
-def keys(made):
-    return [unit.key for unit in made.requests]
+def keys(planned):
+    return [unit.key for unit in planned.requests]
 
 
 @pytest.mark.parametrize("prompt", ["a fox", {"prompt": "a fox"}, ["a fox"], [{"prompt": "a fox"}], ("a fox",)])
-def test_every_way_to_give_one_prompt_makes_the_same_request(prompt):
+def test_every_way_to_pass_one_prompt_gives_the_same_request(prompt):
     assert keys(plan(prompt)) == keys(plan("a fox"))
 
 
-def test_an_item_overrides_the_arguments_of_all():
-    made = plan([{"prompt": "a", "num_images": 4, "name": "first"}, "b"], num_images=2)
-    assert [item.images for item in made.items] == [4, 2]
-    assert [item.name for item in made.items] == ["first", None]
-    assert made.images == 6
-    assert [unit.quoted_usd for unit in made.requests] == [Decimal("0.16"), Decimal("0.08")]
-    assert "name" not in made.slots[0].alternatives[0][0].request.body
+def test_an_item_overrides_the_common_arguments():
+    planned = plan([{"prompt": "a", "num_images": 4, "name": "first"}, "b"], num_images=2)
+    assert [item.images for item in planned.items] == [4, 2]
+    assert [item.name for item in planned.items] == ["first", None]
+    assert planned.images == 6
+    assert [unit.quoted_usd for unit in planned.requests] == [Decimal("0.16"), Decimal("0.08")]
+    assert "name" not in planned.slots[0].alternatives[0][0].request.body
 
 
-def test_equal_requests_have_their_own_keys_and_the_same_ones_in_every_try():
+def test_equal_requests_have_distinct_keys_that_are_the_same_in_every_attempt():
     first, again = plan(["a", "b", "a"]), plan(["a", "b", "a"])
     assert keys(first) == keys(again)
     assert len(set(keys(first))) == 3
     assert keys(plan(["b", "a", "a"]))[0] == keys(first)[1]
 
 
-def test_naming_a_fallback_later_renames_nothing_that_was_bought():
+def test_adding_a_fallback_model_later_changes_no_existing_key():
     prompts = [{"prompt": "x", "model": "imagen-3.0-generate-002"}, {"prompt": "x", "model": "flux/dev"}]
     first = plan(prompts)
     second = plan(prompts, fallback_models=["flux/dev"])
@@ -57,12 +57,12 @@ def test_naming_a_fallback_later_renames_nothing_that_was_bought():
     assert len(every) == len(set(every))
 
 
-def test_whatever_is_sent_is_in_the_fingerprint():
+def test_the_fingerprint_covers_everything_that_is_sent():
     bodies = [{}, {"seed": 1}, {"seed": 2}, {"aspect_ratio": "16:9"}, {"num_images": 2}]
     assert len({keys(plan("a", **body))[0] for body in bodies}) == len(bodies)
 
 
-def test_a_fingerprint_takes_any_text():
+def test_a_fingerprint_accepts_any_text():
     request = ImageRequest("/v1/images/generations", {"prompt": "é", "note": "\ud800"}, 1, False)
     assert len(fingerprint(request)) == 20
 
@@ -70,13 +70,13 @@ def test_a_fingerprint_takes_any_text():
 @pytest.mark.parametrize(
     ("given", "name"), [(1001, "1001"), (1001.0, "1001"), (Decimal(1001), "1001"), (0, "0"), ("1001.0", "1001.0")]
 )
-def test_a_whole_number_is_a_name(given, name):
+def test_a_whole_number_is_accepted_as_a_name(given, name):
     assert plan([{"prompt": "a", "name": given}]).items[0].name == name
 
 
 @pytest.mark.parametrize("model", ["imagen-3.0-generate-002", "somebody/new-model"])
 @pytest.mark.parametrize(("text", "index"), [("a \ud83d cat", 2), ("a\0cat", 1)])
-def test_text_that_no_database_takes_is_refused_with_its_field_and_index(model, text, index):
+def test_text_that_databases_reject_is_refused_with_its_field_and_index(model, text, index):
     fields = {"name": text, "negative_prompt": text, "style": {"deep": [{"er": text}]}, "loras": [{text: 1}]}
     for field, value in {name: {name: each} for name, each in fields.items()}.items():
         with pytest.raises(InvalidArgumentsError) as caught:
@@ -86,40 +86,40 @@ def test_text_that_no_database_takes_is_refused_with_its_field_and_index(model, 
 
 
 @pytest.mark.parametrize("name", [1.5, float("nan"), float("inf"), True, ["a"], " "])
-def test_what_is_no_name_is_refused_with_its_place(name):
+def test_an_invalid_name_is_refused_with_its_position(name):
     with pytest.raises(InvalidArgumentsError, match=r"prompt\[1\]\.name="):
         plan([{"prompt": "a"}, {"prompt": "b", "name": name}])
 
 
-def test_a_model_without_a_count_gets_a_slot_per_picture():
-    made = plan("a", model="openai/gpt-image-1", num_images=3)
-    assert [(slot.alternatives[0][0].target.image_index, slot.images) for slot in made.slots] == [
+def test_a_model_without_a_count_gets_one_slot_per_image():
+    planned = plan("a", model="openai/gpt-image-1", num_images=3)
+    assert [(slot.alternatives[0][0].target.image_index, slot.images) for slot in planned.slots] == [
         (0, 1),
         (1, 1),
         (2, 1),
     ]
-    assert made.items[0].images == 3
+    assert planned.items[0].images == 3
 
 
-def test_a_fallback_model_makes_as_many_pictures_in_its_own_words():
-    made = plan("a", num_images=3, fallback_models=["openai/gpt-image-1"])
-    (slot,) = made.slots
+def test_a_fallback_model_is_asked_for_as_many_images_in_its_own_way():
+    planned = plan("a", num_images=3, fallback_models=["openai/gpt-image-1"])
+    (slot,) = planned.slots
     assert [sum(unit.request.expected_images for unit in units) for units in slot.alternatives] == [3, 3]
     assert [len(units) for units in slot.alternatives] == [1, 3]
-    assert [unit.model for unit in made.requests] == [MODEL, *["openai/gpt-image-1"] * 3]
+    assert [unit.model for unit in planned.requests] == [MODEL, *["openai/gpt-image-1"] * 3]
 
 
-def test_a_count_given_in_the_first_models_own_word_fits_the_fallback_too():
-    made = plan("a", model="x-ai/grok-imagine-image", n=2, fallback_models=[MODEL])
-    assert made.slots[0].alternatives[1][0].request.body["num_images"] == 2
+def test_a_count_in_the_first_models_own_field_also_applies_to_the_fallback():
+    planned = plan("a", model="x-ai/grok-imagine-image", n=2, fallback_models=[MODEL])
+    assert planned.slots[0].alternatives[1][0].request.body["num_images"] == 2
 
 
-def test_nobody_asks_an_unknown_fallback_model_for_a_count_that_was_not_given():
-    made = plan("a", fallback_models=["someone/new-model"])
-    assert "num_images" not in made.slots[0].alternatives[1][0].request.body
+def test_an_unknown_fallback_model_gets_no_count_that_was_not_given():
+    planned = plan("a", fallback_models=["someone/new-model"])
+    assert "num_images" not in planned.slots[0].alternatives[1][0].request.body
 
 
-def test_all_problems_of_all_items_are_told_at_once_but_a_shared_one_once():
+def test_problems_of_all_items_are_reported_together_and_a_shared_one_only_once():
     with pytest.raises(InvalidArgumentsError) as caught:
         plan([{"prompt": "a", "seed": -1}, {"prompt": "b", "name": " "}, 7, "c"], aspect_ratio="5:1")
     fields = [problem.field for problem in caught.value.problems]
@@ -130,11 +130,11 @@ def test_all_problems_of_all_items_are_told_at_once_but_a_shared_one_once():
 
 
 @pytest.mark.parametrize("prompt", [7, b"bytes", 1.5])
-def test_what_is_no_prompt_is_refused(prompt):
+def test_an_invalid_prompt_is_refused(prompt):
     with pytest.raises(InvalidArgumentsError):
         plan(prompt)
 
 
-def test_an_empty_list_makes_an_empty_plan():
-    made = plan([])
-    assert made.items == made.slots == ()
+def test_an_empty_list_gives_an_empty_plan():
+    planned = plan([])
+    assert planned.items == planned.slots == ()

@@ -54,21 +54,21 @@ def test_a_record_has_the_documented_fields_and_is_plain_json(world):
     assert (record["seed"], record["usd"], record["path"]) == (7, 0.04, "/out/000-0.png")
 
 
-def test_a_stored_picture_never_hands_a_signature_on(world, steps):
+def test_a_stored_image_never_reveals_a_signature(world, steps):
     world.ports.script("a", steps.pictures(signed=True))
     result = world.run("a")
     assert result.urls == ["/out/000-0.png"]
     assert "?" not in result.records[0].url
 
 
-def test_the_urls_are_the_apis_own_unless_the_picture_came_without_one(world, steps):
+def test_the_urls_are_the_apis_own_unless_the_image_came_inline(world, steps):
     world.ports.script("b", steps.pictures(inline=True))
     result = world.run(["a", "b"])
     assert result.urls[0].startswith("https://cdn.test/")
     assert result.urls[1] == "/out/001-0.png"
 
 
-def test_a_picture_that_was_not_stored_has_its_url_whole_and_nothing_of_a_file(world, steps):
+def test_an_image_that_was_not_stored_keeps_its_full_url_and_has_no_file_fields(world, steps):
     world.ports.stores = False
     world.ports.script("a", steps.pictures(signed=True))
     (record,) = world.run("a").records
@@ -78,7 +78,7 @@ def test_a_picture_that_was_not_stored_has_its_url_whole_and_nothing_of_a_file(w
     }
 
 
-def test_pictures_that_are_all_marked_as_filtered_are_told_from_an_empty_answer(world, steps):
+def test_a_response_with_all_images_filtered_is_distinguished_from_an_empty_one(world, steps):
     world.ports.script("marked", steps.pictures(withheld=(0, 1)))
     world.ports.script("empty", steps.pictures(0))
     result = world.run([{"prompt": name, "num_images": 2} for name in ("marked", "empty")])
@@ -87,7 +87,7 @@ def test_pictures_that_are_all_marked_as_filtered_are_told_from_an_empty_answer(
     assert "withheld 2 of 2 images" in str(result.failures[0].error)
 
 
-def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
+def test_the_table_is_short_and_says_how_many_rows_it_omits(world, steps):
     names = [f"{number:02} " + "very  long\n" * 20 for number in range(25)]
     for name in names:
         world.ports.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
@@ -96,8 +96,8 @@ def test_the_table_is_short_and_says_what_it_leaves_out(world, steps):
     assert (len(lines), lines[-1]) == (21, "… and 5 more")
 
 
-def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps):
-    """For an attempt that is rejected: in prompt order, without files that are gone, links decrypted."""
+def test_images_of_previous_attempts_are_listed_from_the_journal_alone(world, steps):
+    """For a rejected attempt: in prompt order, without missing files, URLs decrypted."""
     world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
     world.ports.script("marked", steps.pictures(withheld=(0,)))
     world.ports.script("signed", steps.pictures(signed=True))
@@ -121,7 +121,7 @@ def test_what_earlier_attempts_made_is_told_from_the_journal_alone(world, steps)
 
 
 @pytest.mark.parametrize("usd", [Decimal("0.04"), None])
-def test_a_request_in_doubt_is_told_with_what_it_may_have_cost(world, steps, usd):
+def test_a_request_in_doubt_is_reported_with_its_possible_cost(world, steps, usd):
     world.ports.script("b", steps.loses())
     world.ports.log_error = AuthenticationError("no")
     result = world.run(world.plan(["a", {"prompt": "b", "name": "bee"}], price=usd))
@@ -144,7 +144,7 @@ def test_the_summary_adds_up(world, steps):
     json.dumps(summary.to_json())
 
 
-def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_process(world, steps):
+def test_a_failure_is_reported_by_prompt_and_can_be_serialized(world, steps):
     world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(["fine", "refused"])
     assert result.table().startswith("[1] refused: 0 of 1 generated; InvalidRequestError: no")
@@ -154,7 +154,7 @@ def test_what_did_not_work_is_told_by_prompt_and_survives_the_way_to_another_pro
     assert str(pickle.loads(pickle.dumps(result.failures[0].error))) == "no"
 
 
-def test_a_lost_charge_says_more_than_what_broke_and_that_more_than_what_was_withheld():
+def test_a_lost_charge_takes_precedence_over_an_error_and_an_error_over_a_filtered_image():
     filtered, broke = FilteredError("f", requested=1, made=0), InvalidRequestError("b")
     lost = ChargedButLostError("l", usd=float(Decimal("0.04")))
     for errors in permutations([filtered, broke, lost]):

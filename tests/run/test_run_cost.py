@@ -1,4 +1,4 @@
-"""What a run itself costs: memory per picture, and writes of its journal. Speed is for the benchmarks."""
+"""The overhead of a run: memory per image and journal writes. Speed is measured by the benchmarks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def grown_by(work) -> tuple[object, int]:
         tracemalloc.stop()
 
 
-def test_a_picture_leaves_less_than_3_kb_in_memory_and_its_journal_entry_too(world):
+def test_an_image_takes_less_than_3_kb_of_memory_and_so_does_its_journal_entry(world):
     plan = world.plan([f"a boat number {number}" for number in range(2000)])
     world.ports.save = _save_nothing
     assert len(world.run(plan, concurrency=8).made) == 2000
@@ -44,12 +44,12 @@ def test_a_picture_leaves_less_than_3_kb_in_memory_and_its_journal_entry_too(wor
     assert bytes_of_result / 2000 < 3 * 1024
 
 
-def test_requests_in_flight_at_the_same_time_share_the_writes_of_a_slow_journal(world):
+def test_concurrent_requests_share_the_writes_of_a_slow_journal(world):
     world.store.delay_seconds = 0.019
     world.ports.latency_seconds = 0.2
     result = world.run(world.plan([f"p{number}" for number in range(64 * 6)]), concurrency=64)
     assert len(result.made) == 384
-    assert world.journal.writes < 384 / 2  # three facts each, so 1,152 if each had a write of its own
+    assert world.journal.writes < 384 / 2  # three records each, so 1,152 if each had its own write
 
 
 def _save_nothing(data, received, position, before_write):

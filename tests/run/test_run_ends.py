@@ -1,4 +1,4 @@
-"""What ends a run before its plan is done: errors that meet every request, the cap, and being told to stop."""
+"""What ends a run before its plan is done: errors that every request would hit, the cap, and cancellation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = [f"prompt {number}" for number in range(40)]
         ServerError("503", status=503, retry_after=600),
     ],
 )
-def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_flight(world, steps, error):
+def test_an_error_that_every_request_would_hit_ends_the_run_but_keeps_what_is_in_flight(world, steps, error):
     in_flight = threading.Barrier(4, timeout=5)
 
     def refuse(ports, request, name):
@@ -67,9 +67,7 @@ def test_an_error_that_meets_every_request_ends_the_run_and_keeps_what_is_in_fli
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 @pytest.mark.parametrize("ending", ["key", "cap", "log"])
-def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run_at_once(
-    world, steps, ending, concurrency
-):
+def test_images_of_previous_attempts_are_listed_even_if_the_run_ends_at_once(world, steps, ending, concurrency):
     names = ["prompt 0", "removed", *NAMES[1:12]]
     world.ports.script("prompt 0", steps.fails(lambda: InvalidRequestError("no", status=400)))
     world.run(world.plan(names, price=None))
@@ -96,7 +94,7 @@ def test_what_earlier_attempts_paid_for_is_listed_although_an_error_ends_the_run
     "make_error",
     [lambda: RateLimitedError("429", status=429), lambda: ConnectionFailedError("no connection")],
 )
-def test_an_api_that_never_takes_a_request_ends_the_run(world, steps, make_error):
+def test_an_api_that_accepts_no_request_ends_the_run(world, steps, make_error):
     for name in NAMES:
         world.ports.script(name, *[steps.fails(make_error) for _ in range(20)])
     result = world.run(NAMES, concurrency=4, rate_limit_patience_seconds=0.05)
@@ -106,7 +104,7 @@ def test_an_api_that_never_takes_a_request_ends_the_run(world, steps, make_error
     assert result.usd_spent == 0
 
 
-def test_no_request_that_waits_to_be_sent_again_is_sent_after_the_run_was_ended(world, steps):
+def test_a_request_waiting_for_its_retry_is_not_sent_once_the_run_is_aborted(world, steps):
     world.ports.script("prompt 0", steps.fails(lambda: ServerError("503", status=503, retry_after=0.5)))
 
     def refuse(ports, request, name):
@@ -120,7 +118,7 @@ def test_no_request_that_waits_to_be_sent_again_is_sent_after_the_run_was_ended(
     assert [item.prompt for item in result.not_sent] == ["prompt 0"]
 
 
-def test_a_429_slows_everybody_and_the_wait_it_asks_for_is_kept(world, steps):
+def test_a_429_slows_the_whole_run_and_its_retry_after_is_obeyed(world, steps):
     times = []
     world.ports.before_post = lambda name: times.append(time.monotonic())
     world.ports.script("prompt 0", steps.fails(lambda: RateLimitedError("429", status=429, retry_after=0.4)))
@@ -132,7 +130,7 @@ def test_a_429_slows_everybody_and_the_wait_it_asks_for_is_kept(world, steps):
     assert times[-1] - times[0] >= 0.4
 
 
-def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
+def test_a_failing_journal_stops_sending_but_paid_images_are_stored(world):
     all_in_flight = threading.Barrier(8, action=lambda: setattr(world.store, "fails_after", world.store.writes))
     world.ports.before_post = lambda _: all_in_flight.wait(60)
     result = world.run(NAMES, concurrency=8)
@@ -141,21 +139,21 @@ def test_a_journal_that_fails_ends_buying_but_what_was_paid_is_stored(world):
     assert result.usd_spent == world.ports.billed_usd
 
 
-def test_a_journal_that_takes_no_record_lets_nothing_be_bought(world):
+def test_nothing_is_sent_if_the_journal_accepts_no_record(world):
     world.store.fails_after = 1  # the header
     result = world.run(NAMES, concurrency=8)
     assert isinstance(result.abort_reason, JournalError)
     assert world.ports.posts == []
 
 
-def test_a_journal_that_cannot_be_taken_over_lets_nothing_be_bought(world):
+def test_nothing_is_sent_if_the_journal_cannot_be_taken_over(world):
     world.store.fails_after = 0
     with pytest.raises(JournalError):
         world.run(NAMES, concurrency=8)
     assert world.ports.posts == []
 
 
-def test_a_full_disk_ends_buying(world):
+def test_a_full_disk_stops_sending(world):
     world.ports.save_error = StorageError("the disk is full")
     world.ports.latency_seconds = 0.01
     result = world.run(NAMES, concurrency=2)
@@ -177,7 +175,7 @@ def test_a_plan_that_cannot_fit_is_refused_before_the_first_post(world):
     assert len(world.run(NAMES, max_usd=Decimal("1.60")).made) == 40
 
 
-def test_the_cap_holds_over_all_tries(world, steps):
+def test_the_cap_holds_over_all_attempts(world, steps):
     for name in NAMES[20:]:
         world.ports.script(name, steps.fails(lambda: OutOfCreditsError("money", status=403)))
     world.run(NAMES, concurrency=1)
@@ -189,7 +187,7 @@ def test_the_cap_holds_over_all_tries(world, steps):
     assert (len(result.made), len(result.not_sent), len(world.ports.posts)) == (20, 20, posts)
 
 
-def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, steps):
+def test_a_loss_that_is_not_resent_needs_no_room_under_the_cap(world, steps):
     world.ports.script("prompt 0", steps.loses(billed=True))
     world.run(NAMES[:2])
     result = world.run(NAMES[:2], max_usd=Decimal("0.08"))
@@ -199,7 +197,7 @@ def test_a_loss_that_is_not_bought_again_needs_no_room_under_the_cap(world, step
 
 @pytest.mark.parametrize("refused", [[0], [1], [0, 1, 2]])
 @pytest.mark.parametrize(("price", "concurrency"), [(Decimal("0.04"), 1), (Decimal("0.04"), 4), (None, 1)])
-def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refused, concurrency, price):
+def test_a_rejection_releases_its_reservation_under_a_tight_cap(world, steps, refused, concurrency, price):
     names = NAMES[:4]
     for number in refused:
         world.ports.script(names[number], steps.fails(lambda: InvalidRequestError("no", status=400)))
@@ -217,7 +215,7 @@ def test_a_rejection_gives_its_money_back_under_a_tight_cap(world, steps, refuse
 
 
 @pytest.mark.parametrize("costs", [("0.04", "0.10"), ("0.10", "0.04")])
-def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world, steps, costs):
+def test_with_an_unknown_price_the_highest_cost_seen_decides_what_fits(world, steps, costs):
     for name, usd in zip(NAMES, costs, strict=False):
         world.ports.script(name, steps.pictures(usd=Decimal(usd)))
     result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.23"), concurrency=1)
@@ -229,7 +227,7 @@ def test_of_two_costs_under_an_unknown_price_the_higher_decides_what_fits(world,
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_with_an_unknown_price_one_pilot_goes_alone_and_the_cap_holds(world, concurrency):
+def test_with_an_unknown_price_the_first_request_goes_alone_and_the_cap_holds(world, concurrency):
     alone = []
     world.ports.before_post = lambda name: alone.append(world.ports.in_flight)
     world.ports.latency_seconds = 0.05
@@ -247,7 +245,7 @@ def test_with_an_unknown_price_one_pilot_goes_alone_and_the_cap_holds(world, con
     concurrency=st.sampled_from([1, 3, 8]),
     costs=st.lists(st.sampled_from(["0.01", "0.02", "0.04"]), min_size=5, max_size=20),
 )
-def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concurrency, costs):
+def test_the_actual_bill_stays_within_the_cap(new_world, steps, cap, concurrency, costs):
     world = new_world()
     names = [f"p{number}" for number in range(len(costs))]
     for name, cost in zip(names, costs, strict=True):
@@ -255,7 +253,7 @@ def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concu
     plan = world.plan(names, price=None)
     result = world.run(plan, max_usd=cap, concurrency=concurrency)
     assert world.ports.billed_usd == result.usd_spent
-    # a pilot that was cheaper than the next request is the only way to be wrong, by the requests then in flight
+    # if later requests cost more than the first one, the requests then in flight may exceed the cap
     dearest = max(map(Decimal, costs))
     assert world.ports.billed_usd <= cap + dearest * concurrency
     plan = world.plan(names, price=dearest or Decimal("0.01"))
@@ -270,10 +268,10 @@ def test_what_is_really_billed_never_passes_the_cap(new_world, steps, cap, concu
         assert world.ports.billed_usd <= cap
 
 
-# --- being told to stop -----------------------------------------------------------------------------------------------
+# --- cancellation -----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_kept(world):
+def test_after_a_cancellation_nothing_is_sent_and_responses_in_the_grace_period_are_kept(world):
     world.ports.latency_seconds = 0.3
     all_in_flight = threading.Barrier(4, action=world.cancel)
     world.ports.before_post = lambda _: all_in_flight.wait(60)
@@ -289,7 +287,7 @@ def test_nothing_new_is_sent_after_the_stop_and_answers_in_the_grace_time_are_ke
     assert len(world.ports.posts) == 40
 
 
-def test_an_inline_picture_that_is_in_flight_when_the_stop_comes_is_still_stored(world, steps):
+def test_an_inline_image_in_flight_at_the_cancellation_is_still_stored(world, steps):
     world.ports.latency_seconds = 0.3
     world.ports.script("prompt 0", steps.pictures(inline=True))
     world.ports.before_post = lambda _: world.cancel()
@@ -297,7 +295,7 @@ def test_an_inline_picture_that_is_in_flight_when_the_stop_comes_is_still_stored
     assert list(world.ports.files) == ["000-0.png"]
 
 
-def test_the_run_ends_in_time_although_a_request_hangs(world):
+def test_a_cancelled_run_ends_in_time_even_if_a_request_hangs(world):
     release = threading.Event()
 
     def hang(ports, request, name):
@@ -315,7 +313,7 @@ def test_the_run_ends_in_time_although_a_request_hangs(world):
     assert entry.response is None
 
 
-def test_the_run_ends_in_time_although_downloads_hang(world):
+def test_a_cancelled_run_ends_in_time_even_if_downloads_hang(world):
     release = threading.Event()
     world.ports.fetch = lambda url: (release.wait(60) and b"") or b""
     threading.Timer(0.2, world.cancel).start()
@@ -326,7 +324,7 @@ def test_the_run_ends_in_time_although_downloads_hang(world):
     release.set()
 
 
-def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_by_the_next_try(world):
+def test_downloads_that_hang_at_the_cancellation_are_repeated_by_the_next_attempt(world):
     release = threading.Event()
     fetch = world.ports.fetch
 
@@ -353,7 +351,7 @@ def test_pictures_that_hang_when_the_stop_comes_are_no_success_and_are_fetched_b
     assert len(world.ports.posts) == 1
 
 
-def test_a_stop_before_the_start_sends_nothing(world):
+def test_a_run_cancelled_before_its_start_sends_nothing(world):
     world.cancel()
     result = world.run(NAMES)
     assert isinstance(result.abort_reason, StoppedError)
@@ -361,7 +359,7 @@ def test_a_stop_before_the_start_sends_nothing(world):
     assert len(result.not_sent) == 40
 
 
-def test_a_stop_while_a_lost_answer_is_looked_up_leaves_it_to_the_next_try(world, steps):
+def test_a_charge_lookup_that_is_cancelled_is_left_to_the_next_attempt(world, steps):
     world.ports.script("prompt 0", steps.loses(billed=True, logged=False))
     threading.Timer(0.3, world.cancel).start()
     result = world.run(NAMES[:1], lost_answer_patience_seconds=60)

@@ -1,4 +1,4 @@
-"""Pictures that come inline: their bytes exist once, so a crash around the writing of their file must not hide it."""
+"""Inline images: their bytes exist only once, so a crash around the writing of a file must not hide it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def inline(world, steps):
-    """A world whose API answers "a" inline, ``try_and_die`` in it: a try killed before or after the file is written."""
+    """Return a world whose API returns "a" inline; ``try_and_die`` runs an attempt killed before or after the write."""
     world.ports.script("a", steps.pictures(inline=True))
 
     def try_and_die(when: str, **options) -> None:
@@ -38,7 +38,7 @@ def inline(world, steps):
 
 
 @pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
-def test_one_whose_file_was_written_is_adopted_although_the_try_ended_before_it_was_noted(inline, on_lost_answer):
+def test_a_written_file_is_reused_even_if_the_attempt_died_before_recording_it(inline, on_lost_answer):
     inline.try_and_die("after")
     assert inline.records_by_type() == {"intent": 1, "response": 1, "write_started": 1}
     result = inline.run("a", on_lost_answer=on_lost_answer)
@@ -48,7 +48,7 @@ def test_one_whose_file_was_written_is_adopted_although_the_try_ended_before_it_
     assert len(inline.ports.posts) == len(inline.ports.saved) == 1
 
 
-def test_one_whose_file_was_not_written_is_told_lost_and_not_bought_again(inline):
+def test_an_image_that_was_not_written_is_reported_lost_and_not_sent_again(inline):
     inline.try_and_die("before")
     for _ in range(2):
         result = inline.run("a")
@@ -57,7 +57,7 @@ def test_one_whose_file_was_not_written_is_told_lost_and_not_bought_again(inline
     assert len(inline.ports.posts) == 1
 
 
-def test_one_whose_file_was_not_written_is_bought_again_at_once_when_the_author_says_resend(inline):
+def test_an_image_that_was_not_written_is_sent_again_with_resend(inline):
     inline.try_and_die("before", on_lost_answer="resend")
     result = inline.run("a", on_lost_answer="resend", max_usd=Decimal("0.08"))
     assert (len(result.made), result.reused) == (1, 0)
@@ -67,7 +67,7 @@ def test_one_whose_file_was_not_written_is_bought_again_at_once_when_the_author_
     assert (again.reused, again.usd_spent, len(inline.ports.posts)) == (1, Decimal("0.08"), 2)
 
 
-def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
+def test_the_file_name_is_durable_before_the_file_is_written(inline):
     at_the_write = []
     save = inline.ports.save
 
@@ -84,14 +84,14 @@ def test_where_it_will_be_is_durable_before_its_file_is_written(inline):
     assert inline.records_by_type() == {"intent": 1, "response": 1, "write_started": 1, "write_committed": 1}
 
 
-def test_one_that_cannot_be_announced_is_kept_all_the_same_and_nothing_more_is_bought(inline):
-    inline.store.fails_after = 2  # the intent and the answer
+def test_an_image_is_stored_even_if_its_write_cannot_be_journaled_and_nothing_more_is_sent(inline):
+    inline.store.fails_after = 2  # the intent and the response
     result = inline.run(["a", "b"], concurrency=1)
     assert result.records[0].prompt == "a"
     assert isinstance(result.abort_reason, JournalError)
     assert inline.ports.files["000-0.png"] == b"inline"
 
 
-def test_one_that_a_link_leads_to_costs_no_further_write(world):
+def test_an_image_with_a_url_needs_no_extra_journal_write(world):
     world.run("b")
     assert world.records_by_type() == {"intent": 1, "response": 1, "write_committed": 1}

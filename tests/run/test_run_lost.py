@@ -1,4 +1,4 @@
-"""POSTs whose answer got lost: looked up, counted, and never bought twice."""
+"""POSTs whose response was lost: looked up, counted, and never paid for twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(30)
 NAMES = [f"prompt {number}" for number in range(6)]
 
 
-def test_a_billed_request_is_told_lost_and_not_sent_again(world, steps):
+def test_a_billed_request_is_reported_lost_and_not_sent_again(world, steps):
     world.ports.script("prompt 2", steps.loses(billed=True))
     result = world.run(NAMES)
     (failure,) = result.failures
@@ -41,7 +41,7 @@ def test_a_billed_request_is_told_lost_and_not_sent_again(world, steps):
     assert len(result.made) == 5
 
 
-def test_every_further_try_tells_the_loss_once_more_and_counts_it_once(world, steps):
+def test_every_later_attempt_reports_a_loss_again_and_counts_it_once(world, steps):
     world.ports.script("prompt 2", steps.loses(billed=True))
     world.run(NAMES)
     for _ in range(2):
@@ -52,7 +52,7 @@ def test_every_further_try_tells_the_loss_once_more_and_counts_it_once(world, st
     assert world.ports.sent("prompt 2") == 1
 
 
-def test_a_known_loss_is_bought_again_when_the_author_says_so(world, steps):
+def test_a_known_loss_is_sent_again_with_resend(world, steps):
     world.ports.script("prompt 2", steps.loses(billed=True))
     world.run(NAMES)
     result = world.run(NAMES, on_lost_answer="resend")
@@ -62,7 +62,7 @@ def test_a_known_loss_is_bought_again_when_the_author_says_so(world, steps):
     assert len(world.run(NAMES).made) == 6
 
 
-def test_a_request_the_log_shows_as_failed_is_sent_again(world, steps):
+def test_a_request_logged_as_failed_is_sent_again(world, steps):
     world.ports.script("a", steps.loses(row="failed"))
     result = world.run("a", lost_answer_patience_seconds=60)
     assert len(result.made) == 1
@@ -70,7 +70,7 @@ def test_a_request_the_log_shows_as_failed_is_sent_again(world, steps):
     assert result.usd_lost == 0
 
 
-def test_a_request_the_log_does_not_show_within_the_patience_is_sent_again(world, steps):
+def test_a_request_missing_from_the_log_is_sent_again_after_the_patience(world, steps):
     world.ports.script("a", steps.loses())
     began = time.monotonic()
     result = world.run("a", lost_answer_patience_seconds=0.3)
@@ -79,7 +79,7 @@ def test_a_request_the_log_does_not_show_within_the_patience_is_sent_again(world
     assert result.usd_lost == 0
 
 
-def test_a_charge_that_shows_up_after_the_patience_is_counted_at_the_end(world, steps):
+def test_a_charge_logged_after_the_patience_is_counted_at_the_end(world, steps):
     lost = []
 
     def shows_late(ports, request, name):
@@ -101,7 +101,7 @@ def test_a_charge_that_shows_up_after_the_patience_is_counted_at_the_end(world, 
     assert again.usd_spent == Decimal("0.08")
 
 
-def test_a_charge_that_shows_up_in_a_later_try_is_counted_by_it(world, steps):
+def test_a_charge_logged_before_a_later_attempt_is_counted_by_it(world, steps):
     world.ports.script("a", steps.loses(billed=True, logged=False))
     world.run("a")
     (lost, _) = [name for _, name in world.ports.posts]
@@ -110,7 +110,7 @@ def test_a_charge_that_shows_up_in_a_later_try_is_counted_by_it(world, steps):
     assert (len(result.made), result.usd_lost, result.usd_spent) == (1, Decimal("0.04"), Decimal("0.08"))
 
 
-def test_a_late_charge_keeps_its_request_from_being_bought_again(world, steps):
+def test_a_request_with_a_late_charge_is_not_sent_again_by_the_next_attempt(world, steps):
     def fails(ports, request, name):
         ports.log_row(world.ports.posts[0][1], "succeeded", Decimal("0.04"))
         raise LostAnswerError("lost again")
@@ -125,7 +125,7 @@ def test_a_late_charge_keeps_its_request_from_being_bought_again(world, steps):
     assert len(world.ports.posts) == posts
 
 
-def test_answers_that_keep_getting_lost_are_left_to_the_next_try(world, steps):
+def test_a_request_whose_responses_keep_getting_lost_is_left_to_the_next_attempt(world, steps):
     world.ports.script("a", *[steps.loses() for _ in range(3)])
     result = world.run("a")
     assert isinstance(result.failures[0].error, LostAnswerError)
@@ -135,7 +135,7 @@ def test_answers_that_keep_getting_lost_are_left_to_the_next_try(world, steps):
 
 
 @pytest.mark.parametrize("error", [ConnectionFailedError("away"), AuthenticationError("no scope")])
-def test_a_log_that_cannot_be_read_means_unknown_and_nothing_is_sent_again(world, steps, error):
+def test_an_unreadable_log_leaves_the_outcome_unknown_and_nothing_is_sent_again(world, steps, error):
     world.ports.script("prompt 2", steps.loses(billed=True))
     world.ports.log_error = error
     first = world.run(NAMES, lost_answer_patience_seconds=0.2)
@@ -151,7 +151,7 @@ def test_a_log_that_cannot_be_read_means_unknown_and_nothing_is_sent_again(world
     assert world.ports.sent("prompt 2") == 1
 
 
-def test_fail_gives_the_item_up_at_once_and_says_that_a_retry_does_not_help(world, steps):
+def test_fail_gives_up_at_once_with_an_error_that_a_retry_does_not_help(world, steps):
     world.ports.script("prompt 2", steps.loses(billed=True))
     for _ in range(2):
         result = world.run(NAMES, on_lost_answer="fail")
@@ -161,7 +161,7 @@ def test_fail_gives_the_item_up_at_once_and_says_that_a_retry_does_not_help(worl
     assert world.ports.looks == 0
 
 
-def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
+def test_resend_sends_again_at_once_and_counts_both_costs(world, steps):
     world.ports.script("a", steps.loses(billed=True))
     result = world.run("a", on_lost_answer="resend", lost_answer_patience_seconds=60)
     assert len(result.made) == 1
@@ -169,7 +169,7 @@ def test_resend_sends_again_at_once_and_counts_what_both_cost(world, steps):
     assert result.usd_spent == Decimal("0.08") == world.ports.billed_usd
 
 
-# --- intents without an answer, from a try that was killed ------------------------------------------------------------
+# --- intents without a response, from a killed attempt ----------------------------------------------------------------
 
 
 def leave_intent(
@@ -182,7 +182,7 @@ def leave_intent(
     account=None,
     **plan,
 ) -> str:
-    """Leave in the journal what a killed try leaves there: an intent without an answer."""
+    """Leave in the journal what a killed attempt leaves there: an intent without a response."""
     (unit,) = world.plan(prompt, **plan).requests
     target = Target(prompt_index=0, image_index=0, images=1, prompt_images=1, prompt=prompt)
     intent = new_intent(
@@ -201,7 +201,7 @@ def leave_intent(
     return name
 
 
-def test_an_intent_of_a_killed_try_that_was_billed_is_lost_and_not_bought_again(world):
+def test_a_billed_intent_of_a_killed_attempt_is_lost_and_not_sent_again(world):
     world.ports.charge(leave_intent(world, "a"), Decimal("0.04"))
     result = world.run("a")
     assert isinstance(result.failures[0].error, ChargedButLostError)
@@ -210,7 +210,7 @@ def test_an_intent_of_a_killed_try_that_was_billed_is_lost_and_not_bought_again(
 
 
 @pytest.mark.parametrize("row", ["failed", None])
-def test_an_intent_of_a_killed_try_that_was_not_billed_is_bought(world, row):
+def test_an_unbilled_intent_of_a_killed_attempt_is_sent_again(world, row):
     name = leave_intent(world, "a")
     if row:
         world.ports.log_row(name, row)
@@ -219,8 +219,8 @@ def test_an_intent_of_a_killed_try_that_was_not_billed_is_bought(world, row):
     assert result.usd_spent == Decimal("0.04")
 
 
-def test_a_request_that_may_still_be_under_way_is_given_time_before_it_is_bought_again(world):
-    """Killed a moment ago: the API may bill it yet, and its log needs time on top."""
+def test_a_request_possibly_still_in_flight_is_awaited_before_it_is_sent_again(world):
+    """The attempt was killed a moment ago: the API may still bill it, and the log lags behind."""
     name = leave_intent(world, "a", age_seconds=0.1)
     threading.Timer(0.9, lambda: world.ports.charge(name, Decimal("0.04"))).start()
     result = world.run("a", lost_answer_patience_seconds=0.7)
@@ -228,8 +228,8 @@ def test_a_request_that_may_still_be_under_way_is_given_time_before_it_is_bought
     assert world.ports.posts == []
 
 
-def test_a_slow_answer_is_awaited_for_as_long_as_one_may_take_before_the_request_is_bought_again(world):
-    """The task was killed, the API was not: it bills when it is done, which may be long after the patience."""
+def test_a_slow_response_is_awaited_for_the_full_timeout_before_the_request_is_sent_again(world):
+    """The task was killed but the API was not: it bills when it is done, which may be long after the patience."""
     name = leave_intent(world, "a", age_seconds=0.1)
     threading.Timer(1.2, lambda: world.ports.charge(name, Decimal("0.04"))).start()
     result = world.run("a", lost_answer_patience_seconds=0.1, answer_timeout_seconds=2.0)
@@ -237,7 +237,7 @@ def test_a_slow_answer_is_awaited_for_as_long_as_one_may_take_before_the_request
     assert world.ports.posts == []
 
 
-def test_the_clock_of_the_machine_that_sent_a_request_decides_how_long_it_is_awaited(world):
+def test_the_clock_offset_of_the_sender_decides_how_long_its_request_is_awaited(world):
     """Its clock was ten minutes behind the API's and ours, so the request is not ten minutes old."""
     name = leave_intent(world, "a", age_seconds=600, clock_offset=600.0)
     threading.Timer(0.4, lambda: world.ports.charge(name, Decimal("0.04"))).start()
@@ -247,7 +247,7 @@ def test_the_clock_of_the_machine_that_sent_a_request_decides_how_long_it_is_awa
 
 
 @pytest.mark.parametrize(("age_days", "is_final"), [(0.9, False), (1.1, True), (90, True), (100, False)])
-def test_silence_of_the_log_is_final_after_a_day_as_long_as_the_log_reaches_back(world, age_days, is_final):
+def test_a_request_missing_from_the_log_is_resolved_after_a_day_within_the_logs_retention(world, age_days, is_final):
     name = leave_intent(world, "a", age_seconds=age_days * 86400)
     result = world.run("a")
     assert len(result.made) == 1
@@ -255,7 +255,7 @@ def test_silence_of_the_log_is_final_after_a_day_as_long_as_the_log_reaches_back
     assert result.usd_in_doubt == (0 if is_final else Decimal("0.04"))
 
 
-def test_a_row_that_says_failed_ends_the_doubt_about_a_request_that_nobody_asks_for_any_more(world):
+def test_a_failed_row_resolves_a_request_whose_prompt_was_removed(world):
     names = [leave_intent(world, prompt, name=f"imagen.{prompt}") for prompt in ("first", "second", "third")]
     world.ports.log_row(names[1], "failed")
     for _ in range(2):
@@ -265,7 +265,7 @@ def test_a_row_that_says_failed_ends_the_doubt_about_a_request_that_nobody_asks_
     assert world.records_by_type()["rejected"] == 1
 
 
-def test_a_model_that_a_request_was_sent_to_is_awaited_before_another_is_asked(world, steps):
+def test_a_request_in_doubt_is_not_sent_to_another_model(world, steps):
     other = "google/imagen-4.0-generate-001"
     plan = world.plan("a", fallback_models=[other])
     (first, second) = plan.slots[0].alternatives
@@ -281,8 +281,8 @@ def test_a_model_that_a_request_was_sent_to_is_awaited_before_another_is_asked(w
 
 @pytest.mark.parametrize("usd", [Decimal("0.05"), None])
 @pytest.mark.parametrize("is_priced", [True, False])
-def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, steps, usd, is_priced):
-    """An earlier attempt that is still alive records what it receives; its price may still be unknown."""
+def test_a_response_recorded_after_its_loss_was_reported_is_kept(world, steps, usd, is_priced):
+    """A previous attempt that is still alive records what it receives; the price may still be unknown."""
     price = Decimal("0.04") if is_priced else None
     plan = world.plan(["a", "b"], price=price)
     unit = next(iter(plan.requests))
@@ -299,7 +299,7 @@ def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, 
         )
         earlier.append(late)
         earlier.close()
-        time.sleep(1.2)  # journals are read again after a second
+        time.sleep(1.2)  # the journal is read again after a second
         return steps.pictures(usd=Decimal("0.07"))(ports, request, name)
 
     world.ports.script("b", slow)
@@ -314,7 +314,7 @@ def test_a_response_that_is_recorded_after_its_loss_was_reported_is_kept(world, 
     assert again.usd_spent == (usd or 0) + Decimal("0.07")
 
 
-def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap(world):
+def test_many_intents_are_looked_up_together_even_with_one_worker_and_a_tight_cap(world):
     names = [f"p{number}" for number in range(5)]
     for number, prompt in enumerate(names):
         leave_intent(world, prompt, name=f"imagen.killed.{number}")
@@ -326,7 +326,7 @@ def test_many_intents_are_looked_up_together_even_with_one_buyer_and_a_tight_cap
     assert result.usd_spent == Decimal("0.20") == world.ports.billed_usd
 
 
-def test_requests_that_are_presumed_unbilled_keep_their_money_reserved(world):
+def test_requests_presumed_unbilled_keep_their_money_reserved(world):
     """The API's log may show the charge later, so the cap must have room for it."""
     names = [f"p{number}" for number in range(5)]
     for number, prompt in enumerate(names):
@@ -343,7 +343,7 @@ def test_requests_that_are_presumed_unbilled_keep_their_money_reserved(world):
     assert late.usd_spent == world.ports.billed_usd
 
 
-def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):
+def test_money_in_doubt_is_not_spent_on_other_requests(world):
     leave_intent(world, "a")
     world.ports.log_error = ConnectionFailedError("away")
     result = world.run(world.plan(["a", "b"], price=Decimal("0.04")), max_usd=Decimal("0.08"))
@@ -352,15 +352,15 @@ def test_money_that_is_in_doubt_is_not_spent_on_something_else(world):
     assert world.run(["a", "b", "c"], max_usd=Decimal("0.12")).usd_spent == Decimal("0.04")
 
 
-def test_a_killed_request_whose_prompt_is_gone_is_still_counted(world):
+def test_a_killed_request_whose_prompt_was_removed_still_counts(world):
     world.ports.charge(leave_intent(world, "gone"), Decimal("0.04"))
     result = world.run("a")
     assert result.usd_spent == world.ports.billed_usd == Decimal("0.08")
     assert result.usd_lost == Decimal("0.04")
 
 
-def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, steps):
-    """With no known price the first request takes all there is; while its fate is unknown nothing else may be sent."""
+def test_a_lost_request_keeps_its_money_reserved_until_it_is_resolved(world, steps):
+    """With no known price the first request reserves the whole budget, so nothing else is sent while it is in doubt."""
     world.ports.script("a", steps.loses(billed=True, logged=False))
 
     def settle() -> None:
@@ -381,7 +381,7 @@ def test_a_lost_answer_keeps_its_money_aside_until_there_is_a_verdict(world, ste
 
 
 def billed_without_amount(world, name):
-    """A row of the log that says "billed" and not how much."""
+    """Add a row to the log that says "billed" but not how much."""
     world.ports.rows.append({"client_request_id": name, "status": "succeeded", "inference_id": f"inf-{name}"})
 
 
@@ -398,7 +398,7 @@ UNPRICED = ["response", "lost response", "unreadable response", "late charge", "
 
 @pytest.fixture(params=UNPRICED)
 def unpriced(request, world, steps):
-    """A task whose first attempt was charged an amount that nobody knows; its plan, and options of a next attempt."""
+    """Return the plan of a task that is charged an unknown amount, and options for its attempts."""
     plan, options = world.plan(["a", "b"], price=None), {"concurrency": 1}
     unsaid = steps.pictures(usd=Decimal(5), says_cost=False)
     if request.param == "response":
@@ -418,7 +418,7 @@ def unpriced(request, world, steps):
     return plan, options
 
 
-def test_a_charge_of_unknown_amount_lets_nothing_be_sent_under_a_cap_in_this_attempt_and_the_next(world, unpriced):
+def test_a_charge_of_unknown_amount_blocks_sending_under_a_cap_in_this_and_later_attempts(world, unpriced):
     plan, options = unpriced
     for _ in range(3):
         result = world.run(plan, max_usd=Decimal(1), **options)
@@ -441,7 +441,7 @@ def test_a_charge_of_unknown_amount_is_reported_with_its_id_by_every_attempt(wor
         assert {request.client_request_id for request in result.in_doubt} == unpriced_ids
         lines = [line.client_request_id for line in result.failure_lines()]
         assert sorted(lines) == sorted(set(lines)) == sorted(unpriced_ids)
-        assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # what "b" has cost
+        assert result.usd_in_doubt == Decimal("0.04") * len(unpriced_ids)  # the cost of "b"
 
 
 # --- another API key --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a run promises while its surroundings fail: the journal, other attempts, the folder, the API's responses."""
+"""What a run promises while things around it fail: the journal, other attempts, the folder, the API's responses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = [f"prompt {number}" for number in range(12)]
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
-def test_no_more_inline_images_than_requests_in_flight_exist_in_memory_alone(world, steps, concurrency):
+def test_unsaved_inline_images_never_outnumber_the_requests_in_flight(world, steps, concurrency):
     at_risk = []
     for name in NAMES:
         world.ports.script(name, steps.pictures(inline=True))
@@ -65,12 +65,10 @@ def test_a_slow_write_of_an_inline_image_holds_the_next_request_back(world, step
     assert stored_at_post == [0, 1]
 
 
-# --- a journal that is away -------------------------------------------------------------------------------------------
+# --- an unavailable journal -------------------------------------------------------------------------------------------
 
 
-def test_images_are_stored_although_their_responses_cannot_be_recorded_and_nothing_new_is_sent(
-    world, steps, monkeypatch
-):
+def test_while_the_journal_is_unavailable_paid_images_are_stored_and_nothing_new_is_sent(world, steps, monkeypatch):
     monkeypatch.setattr(finish, "JOURNAL_PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr("airflow_provider_imagen.journal.log.RETRY_PAUSE_SECONDS", 0.05)
     all_in_flight = threading.Barrier(4, action=lambda: setattr(world.store, "is_away", True))
@@ -93,7 +91,7 @@ def test_images_are_stored_although_their_responses_cannot_be_recorded_and_nothi
 
 
 def overlap(world, *, prompts, concurrency, in_flight):
-    """Let a second attempt take over while a first one has some requests in flight; return both results."""
+    """Take the journal over while an attempt has requests in flight; return its result and request ids."""
     old = {}
     taken_over, release = threading.Event(), threading.Event()
     world.ports.latency_seconds = 0.0
@@ -131,7 +129,7 @@ def test_an_attempt_that_lost_the_journal_sends_nothing_more_and_keeps_what_it_r
     assert second.usd_spent == world.ports.billed_usd
 
 
-def test_a_response_that_an_overtaken_attempt_records_later_is_reused_and_not_reported_lost(world, steps):
+def test_a_response_recorded_late_by_the_previous_owner_is_reused_and_not_reported_lost(world, steps):
     """The new attempt sees the charge in the API's log before the old one has recorded the response."""
     in_flight, release = threading.Event(), threading.Event()
 
@@ -157,8 +155,8 @@ def test_a_response_that_an_overtaken_attempt_records_later_is_reused_and_not_re
 # --- files that disappear ---------------------------------------------------------------------------------------------
 
 
-def disappears_once(world, name):
-    """Delete a file right before the run looks whether all are there."""
+def delete_once(world, name):
+    """Delete a file right before the run checks that all exist."""
     find, gone = world.ports.find_missing, []
 
     def find_missing(stored):
@@ -170,7 +168,7 @@ def disappears_once(world, name):
 
 
 def test_a_file_that_disappears_while_the_task_runs_is_downloaded_again(world):
-    disappears_once(world, "003-0.png")
+    delete_once(world, "003-0.png")
     result = world.run(NAMES)
     assert (len(result.made), len(world.ports.files), len(world.ports.posts)) == (12, 12, 12)
     assert len(world.ports.fetched) == 13
@@ -178,7 +176,7 @@ def test_a_file_that_disappears_while_the_task_runs_is_downloaded_again(world):
 
 
 def test_a_file_that_disappears_from_a_cancelled_attempt_is_left_to_the_next_one(world):
-    disappears_once(world, "000-0.png")
+    delete_once(world, "000-0.png")
     world.ports.before_post = lambda _: world.cancel()
     result = world.run("a", grace_seconds=60)
     assert (result.made, len(world.ports.fetched)) == ([], 1)
@@ -190,7 +188,7 @@ def test_a_file_that_disappears_from_a_cancelled_attempt_is_left_to_the_next_one
 
 def test_an_inline_image_that_disappears_is_reported_lost_and_not_listed(world, steps):
     world.ports.script("prompt 3", steps.pictures(inline=True))
-    disappears_once(world, "003-0.png")
+    delete_once(world, "003-0.png")
     result = world.run(NAMES)
     (failure,) = result.failures
     assert isinstance(failure.error, ChargedButLostError)
@@ -201,7 +199,7 @@ def test_an_inline_image_that_disappears_is_reported_lost_and_not_listed(world, 
 # --- money without an image -------------------------------------------------------------------------------------------
 
 
-def test_a_dead_link_is_money_lost_once_over_all_attempts_until_it_works_again(world):
+def test_a_dead_url_is_lost_money_once_over_all_attempts_until_it_works_again(world):
     world.ports.fetch_error = LinkExpiredError("403")
     for _ in range(2):
         result = world.run(NAMES[:2])
@@ -212,14 +210,14 @@ def test_a_dead_link_is_money_lost_once_over_all_attempts_until_it_works_again(w
     assert world.run(NAMES[:2]).usd_lost == 0
 
 
-def test_an_empty_response_that_was_charged_is_money_lost(world, steps):
+def test_a_charged_empty_response_is_lost_money(world, steps):
     world.ports.script("a", steps.pictures(0))
     for _ in range(2):
         assert world.run("a").usd_lost == Decimal("0.04")
 
 
 @pytest.mark.parametrize("nulls", [1, 2])
-def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps, nulls):
+def test_nulls_in_place_of_images_are_lost_money_by_their_share(world, steps, nulls):
     def some_nulls(ports, request, name):
         answered = steps.pictures(3 - nulls, usd=Decimal("0.12"))(ports, request, name)
         return replace(answered, null_items=nulls)
@@ -230,10 +228,10 @@ def test_nulls_in_the_place_of_images_are_money_lost_by_their_share(world, steps
     assert [record.usd for record in result.records] == [0.04] * (3 - nulls)
 
 
-# --- prompts that are not asked for any more --------------------------------------------------------------------------
+# --- removed prompts --------------------------------------------------------------------------------------------------
 
 
-def test_images_of_removed_prompts_are_listed_and_fetched_but_not_handed_on(world):
+def test_images_of_removed_prompts_are_listed_and_fetched_but_not_returned(world):
     world.run(NAMES[:3])
     del world.ports.files["001-0.png"]
     result = world.run(["prompt 0", "new"])
@@ -251,7 +249,7 @@ def test_images_of_removed_prompts_are_listed_although_nothing_is_requested_any_
     assert (result.made, len(world.ports.posts)) == ([], 2)
 
 
-def test_a_dead_link_of_a_removed_prompt_is_counted_lost_and_fails_nothing(world):
+def test_a_dead_url_of_a_removed_prompt_is_lost_money_and_fails_nothing(world):
     world.run(NAMES[:2])
     del world.ports.files["001-0.png"]
     world.ports.fetch_error = LinkExpiredError("403")
@@ -263,7 +261,7 @@ def test_a_dead_link_of_a_removed_prompt_is_counted_lost_and_fails_nothing(world
 # --- the cap over attempts --------------------------------------------------------------------------------------------
 
 
-def test_the_next_attempt_knows_the_prices_that_earlier_ones_paid(world, steps):
+def test_the_next_attempt_knows_the_prices_that_previous_ones_paid(world, steps):
     for name in NAMES:
         world.ports.script(name, steps.pictures(usd=Decimal("0.20")))
     first = world.run(NAMES, max_usd=Decimal("0.50"), concurrency=8)
@@ -281,7 +279,7 @@ def test_a_price_far_above_the_quoted_one_does_not_exceed_the_cap(world, steps, 
     assert result.usd_spent == world.ports.billed_usd <= Decimal(cap) + 1
 
 
-def test_a_price_that_rises_in_the_middle_costs_at_most_one_round_of_requests_in_flight(world, steps):
+def test_a_price_that_rises_mid_run_exceeds_the_cap_by_the_requests_in_flight_at_most(world, steps):
     names = [f"p{number}" for number in range(60)]
     for number, name in enumerate(names):
         world.ports.script(name, steps.pictures(usd=Decimal("0.04") if number < 20 else Decimal("0.40")))
@@ -291,8 +289,8 @@ def test_a_price_that_rises_in_the_middle_costs_at_most_one_round_of_requests_in
     assert result.usd_spent == world.ports.billed_usd
 
 
-def test_what_was_paid_for_is_kept_although_the_rest_does_not_fit_under_the_cap(world, steps):
-    """The first attempt paid, and could not download: its links would expire."""
+def test_paid_images_are_stored_even_if_the_rest_does_not_fit_under_the_cap(world, steps):
+    """The first attempt paid but could not download; its URLs would expire."""
     for name in NAMES[:3]:
         world.ports.script(name, steps.pictures(usd=Decimal("0.08")))
     world.ports.fetch_error = DownloadError("the CDN is away")
@@ -303,10 +301,10 @@ def test_what_was_paid_for_is_kept_although_the_rest_does_not_fit_under_the_cap(
     assert (len(result.made), len(world.ports.files), len(world.ports.posts)) == (3, 3, 3)
 
 
-# --- what a review found ----------------------------------------------------------------------------------------------
+# --- regressions ------------------------------------------------------------------------------------------------------
 
 
-def test_a_charge_that_the_log_shows_before_the_next_attempt_is_not_paid_again(world, steps):
+def test_a_charge_logged_before_the_next_attempt_is_not_paid_again(world, steps):
     world.ports.script("a", *[steps.loses(billed=True, logged=False)] * 3)
     world.run("a")
     for name, usd in world.ports.charges.items():
@@ -352,7 +350,7 @@ def test_a_response_without_a_cost_counts_at_the_highest_price_seen(world, steps
     assert result.usd_is_estimate
 
 
-def test_an_inline_image_that_cannot_be_stored_is_lost_already_in_this_attempt(world, steps):
+def test_an_inline_image_that_cannot_be_stored_is_lost_in_the_same_attempt(world, steps):
     world.ports.script("a", steps.pictures(inline=True))
     world.ports.save_error = StorageError("the disk is full")
     assert world.run("a").usd_lost == Decimal("0.04")
@@ -361,7 +359,7 @@ def test_an_inline_image_that_cannot_be_stored_is_lost_already_in_this_attempt(w
 
 
 def test_an_intent_that_was_not_sent_is_not_in_doubt_for_the_next_attempt(world):
-    """The journal was taken over between the intent and the look at its owner."""
+    """The journal was taken over between the intent and the ownership check."""
     taken = []
 
     def take_over(name, text):

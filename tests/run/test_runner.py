@@ -1,4 +1,4 @@
-"""One try, and several, with an API that works or fails in ways that cost nothing."""
+"""One attempt, and several, with an API that works or fails in ways that cost nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(30)
 NAMES = [f"prompt {number}" for number in range(12)]
 
 
-def test_results_come_in_prompt_order_whatever_finishes_first(world, steps):
+def test_results_are_in_prompt_order_whichever_finishes_first(world, steps):
     slow = threading.Event()
 
     def late(ports, request, name):
@@ -52,7 +52,7 @@ def test_results_come_in_prompt_order_whatever_finishes_first(world, steps):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8, 50])
-def test_concurrency_holds_exactly(world, steps, concurrency):
+def test_exactly_concurrency_requests_are_in_flight(world, steps, concurrency):
     at_once = min(concurrency, len(NAMES))
     together = threading.Barrier(at_once, timeout=10)
 
@@ -82,7 +82,7 @@ def test_every_finished_image_is_reported_with_its_seconds_and_the_count_so_far(
     assert sorted(count for _, _, count in reports) == [1, 2, 3]
 
 
-def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(world):
+def test_an_intent_is_durable_before_its_post_and_a_response_before_its_image_is_stored(world):
     seen = []
 
     def before_post(name):
@@ -99,7 +99,7 @@ def test_an_intent_is_durable_before_its_post_and_the_answer_before_its_picture(
     assert seen == [True] * 24
 
 
-def test_every_post_has_an_id_of_its_own_that_the_api_keeps(world, steps):
+def test_every_post_has_a_unique_id_that_the_api_accepts(world, steps):
     world.ports.script("prompt 0", steps.fails(lambda: ServerError("x", status=500)), steps.loses(row="failed"))
     world.run(NAMES)
     ids = [name for _, name in world.ports.posts]
@@ -120,10 +120,10 @@ def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
     assert any(url.endswith("hush-hush") for url in world.ports.fetched)
 
 
-# --- what an earlier try did ------------------------------------------------------------------------------------------
+# --- previous attempts ------------------------------------------------------------------------------------------------
 
 
-def test_a_second_try_buys_nothing_and_shows_the_same(world):
+def test_a_second_attempt_sends_nothing_and_has_the_same_result(world):
     first = world.run(NAMES)
     fetched = list(world.ports.fetched)
     second = world.run(NAMES)
@@ -134,7 +134,7 @@ def test_a_second_try_buys_nothing_and_shows_the_same(world):
     assert second.usd_spent == first.usd_spent
 
 
-def test_a_stored_picture_that_is_gone_is_fetched_again_not_bought_again(world):
+def test_a_stored_image_that_was_deleted_is_downloaded_but_not_requested_again(world):
     world.run(NAMES)
     del world.ports.files["003-0.png"]
     result = world.run(NAMES)
@@ -143,7 +143,7 @@ def test_a_stored_picture_that_is_gone_is_fetched_again_not_bought_again(world):
     assert "003-0.png" in world.ports.files
 
 
-def test_a_picture_that_could_not_be_fetched_is_fetched_by_the_next_try(world):
+def test_an_image_that_could_not_be_downloaded_is_downloaded_by_the_next_attempt(world):
     def refuse(url):
         raise DownloadError("cdn away")
 
@@ -161,7 +161,7 @@ def test_a_picture_that_could_not_be_fetched_is_fetched_by_the_next_try(world):
     assert second.usd_lost == 0
 
 
-def test_an_inline_picture_that_was_not_stored_is_lost_and_counted_once_per_try(world, steps):
+def test_an_inline_image_that_was_not_stored_is_lost_and_counted_once_in_every_attempt(world, steps):
     world.ports.script("a", steps.pictures(inline=True, usd=Decimal("0.08")))
     world.ports.save_error = StorageError("disk full")
     first = world.run({"prompt": "a", "num_images": 2})
@@ -234,7 +234,7 @@ def test_a_dead_url_is_reported_with_its_age(world, age_seconds, text):
     assert str(failure.error) == f"403 The API returned the URL {text} ago."
 
 
-def test_a_lost_inline_picture_is_bought_again_when_the_author_says_resend(world, steps):
+def test_a_lost_inline_image_is_requested_again_with_resend(world, steps):
     world.ports.script("a", steps.pictures(inline=True))
     world.ports.save_error = StorageError("disk full")
     world.run("a")
@@ -274,7 +274,7 @@ def test_an_image_that_was_lost_is_not_counted_again_when_its_response_is_replac
     assert world.run(prompt).usd_lost == Decimal("0.08")
 
 
-def test_a_stored_inline_picture_that_was_deleted_can_be_bought_again_after_it_was_told_lost(world, steps):
+def test_a_deleted_inline_image_is_reported_lost_and_can_then_be_requested_again(world, steps):
     world.ports.script("a", steps.pictures(inline=True))
     world.run("a")
     world.ports.files.clear()
@@ -284,7 +284,7 @@ def test_a_stored_inline_picture_that_was_deleted_can_be_bought_again_after_it_w
     assert len(world.ports.posts) == 2
 
 
-def test_a_picture_that_comes_inline_with_nowhere_to_store_it_is_told_lost(world, steps):
+def test_an_inline_image_with_no_folder_to_store_it_is_reported_lost(world, steps):
     world.ports.stores = False
     world.ports.script("a", steps.pictures(inline=True))
     result = world.run("a")
@@ -292,7 +292,7 @@ def test_a_picture_that_comes_inline_with_nowhere_to_store_it_is_told_lost(world
     assert result.usd_lost == Decimal("0.04")
 
 
-def test_without_a_folder_links_are_handed_on_and_nothing_is_fetched(world, steps):
+def test_without_a_folder_urls_are_returned_and_nothing_is_downloaded(world, steps):
     world.ports.stores = False
     world.ports.script("prompt 0", steps.pictures(signed=True))
     result = world.run(NAMES)
@@ -311,17 +311,17 @@ def test_a_url_encrypted_with_another_key_causes_no_new_request(world, steps):
     assert len(world.ports.posts) == 1
 
 
-def test_money_of_prompts_that_are_gone_from_the_list_still_counts(world):
+def test_money_spent_on_removed_prompts_still_counts(world):
     world.run(NAMES)
     result = world.run(NAMES[:2])
     assert result.usd_spent == Decimal("0.48")
     assert len(world.ports.posts) == 12
 
 
-# --- pictures that are withheld, broken or too many -------------------------------------------------------------------
+# --- images that are withheld, broken or too many ---------------------------------------------------------------------
 
 
-def test_fewer_pictures_than_asked_for_are_kept_and_told(world, steps):
+def test_fewer_images_than_requested_are_kept_and_reported(world, steps):
     world.ports.script("a", steps.pictures(1, usd=Decimal("0.04")))
     result = world.run({"prompt": "a", "num_images": 3})
     assert len(result.made) == 1
@@ -330,7 +330,7 @@ def test_fewer_pictures_than_asked_for_are_kept_and_told(world, steps):
     assert result.summary().filtered == 2
 
 
-def test_no_picture_at_all_is_an_empty_result(world, steps):
+def test_no_image_at_all_is_an_empty_result(world, steps):
     world.ports.script("a", steps.pictures(0, usd=Decimal(0)))
     result = world.run("a")
     assert isinstance(result.failures[0].error, EmptyResultError)
@@ -338,7 +338,7 @@ def test_no_picture_at_all_is_an_empty_result(world, steps):
     assert len(world.ports.posts) == 1
 
 
-def test_a_flagged_picture_is_not_kept_but_its_neighbours_are_under_their_own_numbers(world, steps):
+def test_a_filtered_image_is_dropped_and_the_others_keep_their_numbers(world, steps):
     world.ports.script("a", steps.pictures(withheld=(0,)))
     result = world.run({"prompt": "a", "num_images": 3})
     assert [record.image_index for record in result.records] == [1, 2]
@@ -346,7 +346,7 @@ def test_a_flagged_picture_is_not_kept_but_its_neighbours_are_under_their_own_nu
     assert not isinstance(result.failures[0].error, EmptyResultError)
 
 
-def test_more_pictures_than_asked_for_are_kept_under_names_of_their_own(world, steps):
+def test_more_images_than_requested_are_kept_under_distinct_names(world, steps):
     for number in range(3):
         world.ports.script(f"p{number}", *[steps.pictures(3) for _ in range(9)])
     plan = world.plan([f"p{number}" for number in range(3)], model="openai/gpt-image-1", num_images=2)
@@ -359,14 +359,14 @@ def test_more_pictures_than_asked_for_are_kept_under_names_of_their_own(world, s
     assert world.run(plan).records == result.records
 
 
-def test_more_pictures_than_asked_for_from_a_fallback_that_takes_several_requests_overwrite_nothing(world, steps):
+def test_surplus_images_of_a_fallback_that_takes_several_requests_overwrite_nothing(world, steps):
     world.ports.script("a", steps.fails(lambda: ModelWithdrawnError("gone")), *[steps.pictures(2) for _ in range(3)])
     plan = world.plan({"prompt": "a", "num_images": 3}, fallback_models=["openai/gpt-image-1"])
     result = world.run(plan)
     assert len(result.made) == 6 == len(world.ports.files)
 
 
-def test_images_of_a_fallback_that_takes_several_requests_have_the_numbers_of_their_prompt(world, steps):
+def test_images_of_a_fallback_that_takes_several_requests_are_numbered_within_their_prompt(world, steps):
     items = [{"prompt": name, "num_images": images} for name, images in (("a", 3), ("b", 1), ("c", 2))]
     world.ports.script(
         "a", steps.fails(lambda: ModelWithdrawnError("gone")), steps.pictures(), steps.loses(billed=True)
@@ -385,7 +385,7 @@ def test_images_of_a_fallback_that_takes_several_requests_have_the_numbers_of_th
 
 
 @pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
-def test_an_image_that_cannot_be_read_is_not_bought_again_by_a_second_attempt(world, steps, on_lost_answer):
+def test_an_unreadable_image_is_not_requested_again_by_later_attempts(world, steps, on_lost_answer):
     world.ports.script("a", steps.pictures(broken=(1,)))
     for _ in range(3):
         result = world.run({"prompt": "a", "num_images": 3}, on_lost_answer=on_lost_answer)
@@ -396,14 +396,14 @@ def test_an_image_that_cannot_be_read_is_not_bought_again_by_a_second_attempt(wo
     assert len(world.ports.posts) == 1
 
 
-def test_a_broken_picture_leaves_the_others(world, steps):
+def test_an_unreadable_image_does_not_affect_the_others(world, steps):
     world.ports.script("a", steps.pictures(broken=(1,)))
     result = world.run({"prompt": "a", "num_images": 3})
     assert [record.image_index for record in result.records] == [0, 2]
     assert isinstance(result.failures[0].error, UnreadableResponseError)
 
 
-def test_a_picture_that_is_no_picture_leaves_the_others(world):
+def test_an_invalid_image_file_does_not_affect_the_others(world):
     real = world.ports.save
 
     def save(data, received, *args):
@@ -431,10 +431,10 @@ def test_writes_that_fail_now_and_then_do_not_end_the_run(world):
     assert (result.abort_reason, len(result.made), len(result.failed)) == (None, 6, 6)
 
 
-# --- refusals and resends ---------------------------------------------------------------------------------------------
+# --- rejections and retries -------------------------------------------------------------------------------------------
 
 
-def test_what_surely_bought_nothing_is_sent_again(world, steps):
+def test_a_request_that_certainly_cost_nothing_is_sent_again(world, steps):
     world.ports.script(
         "a",
         steps.fails(lambda: ServerError("500", status=500)),
@@ -447,7 +447,7 @@ def test_what_surely_bought_nothing_is_sent_again(world, steps):
     assert world.records_by_type() == {"intent": 4, "rejected": 3, "response": 1, "write_committed": 1}
 
 
-def test_a_refused_request_is_not_sent_again_and_ends_only_its_item(world, steps):
+def test_an_invalid_request_is_not_sent_again_and_fails_only_its_item(world, steps):
     world.ports.script("prompt 3", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(NAMES)
     assert len(result.made) == 11
@@ -457,7 +457,7 @@ def test_a_refused_request_is_not_sent_again_and_ends_only_its_item(world, steps
     assert len(world.run(NAMES).made) == 12
 
 
-def test_a_request_that_fails_again_and_again_ends_only_its_item(world, steps):
+def test_a_request_that_keeps_failing_fails_only_its_item(world, steps):
     world.ports.script("prompt 3", *[steps.fails(lambda: ServerError("500", status=500)) for _ in range(20)])
     result = world.run(NAMES, first_wait_seconds=0.001)
     assert len(result.made) == 11
@@ -466,7 +466,7 @@ def test_a_request_that_fails_again_and_again_ends_only_its_item(world, steps):
     assert result.abort_reason is None
 
 
-def test_an_error_within_a_success_that_states_a_cost_is_money_lost(world, steps):
+def test_an_error_inside_a_200_that_states_a_cost_is_lost_money(world, steps):
     world.ports.script("a", steps.fails(lambda: InvalidRequestError("no image", status=200, usd=0.04)))
     world.ports.script("b", steps.fails(lambda: InvalidRequestError("no image", status=200, usd=0.0)))
     world.ports.script("c", steps.fails(lambda: InvalidRequestError("no image", status=200)))
@@ -478,14 +478,14 @@ def test_an_error_within_a_success_that_states_a_cost_is_money_lost(world, steps
     assert len(again.made) == 2
 
 
-def test_a_success_that_cannot_be_read_is_taken_for_billed_at_the_known_price(world, steps):
+def test_an_unreadable_200_counts_as_billed_at_the_known_price(world, steps):
     world.ports.script("a", steps.fails(lambda: UnreadableResponseError("what", status=200)))
     result = world.run("a")
     assert result.usd_lost == Decimal("0.04")
     assert result.usd_is_estimate
 
 
-def test_a_cost_that_is_not_told_is_estimated_and_said_to_be(world, steps):
+def test_a_missing_cost_is_estimated_and_marked_as_an_estimate(world, steps):
     world.ports.script("a", steps.pictures(says_cost=False))
     assert not world.run("b").usd_is_estimate
     result = world.run(["a", "b"])
@@ -494,17 +494,17 @@ def test_a_cost_that_is_not_told_is_estimated_and_said_to_be(world, steps):
     assert world.run(["a", "b"]).usd_is_estimate
 
 
-# --- models that are gone ---------------------------------------------------------------------------------------------
+# --- retired models ---------------------------------------------------------------------------------------------------
 
 MODEL = "imagen-3.0-generate-002"
 OTHER = "google/imagen-4.0-generate-001"
 
 
-def gone(steps):
+def retired(steps):
     return steps.fails(lambda: ModelWithdrawnError("gone", status=404, replaced_by="x"))
 
 
-def test_a_withdrawn_model_gets_no_further_posts_but_other_models_do(world):
+def test_a_retired_model_gets_no_more_posts_but_other_models_do(world):
     world.ports.withdrawn = {MODEL}
     items = [{"prompt": name} for name in NAMES] + [{"prompt": "other", "model": OTHER}]
     result = world.run(items, concurrency=1)
@@ -515,7 +515,7 @@ def test_a_withdrawn_model_gets_no_further_posts_but_other_models_do(world):
     assert result.abort_reason is None
 
 
-def test_fallback_models_make_what_a_withdrawn_one_does_not_and_are_adopted_after(world):
+def test_a_fallback_model_replaces_a_retired_one_and_its_images_are_reused(world):
     world.ports.withdrawn = {MODEL}
     plan = world.plan(NAMES, fallback_models=[OTHER])
     first = world.run(plan, concurrency=1)
@@ -528,7 +528,7 @@ def test_fallback_models_make_what_a_withdrawn_one_does_not_and_are_adopted_afte
     assert len(world.ports.posts) == 13
 
 
-def test_what_a_model_made_before_it_went_is_adopted_although_it_is_gone(world, steps):
+def test_images_of_a_model_are_reused_after_it_was_retired(world, steps):
     plan = world.plan(NAMES, fallback_models=[OTHER])
     for name in NAMES[:6]:
         world.ports.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
@@ -540,17 +540,17 @@ def test_what_a_model_made_before_it_went_is_adopted_although_it_is_gone(world, 
     assert world.ports.billed_usd == result.usd_spent == Decimal("0.48")
 
 
-def test_a_cap_counts_what_a_fallback_model_made_as_bought(world):
+def test_images_reused_from_a_fallback_model_need_no_room_under_the_cap(world):
     world.ports.withdrawn = {MODEL}
     plan = world.plan(NAMES, fallback_models=[OTHER])
     world.run(plan)
     assert len(world.run(plan, max_usd=Decimal("0.48")).made) == 12
 
 
-def test_a_slot_that_a_model_began_is_not_bought_again_from_the_next(world, steps):
-    """The first fallback makes one of three pictures and is withdrawn then: the second one does not make three more."""
+def test_a_slot_that_one_model_began_is_not_sent_to_the_next(world, steps):
+    """The first fallback generates one of three images and is then retired: the second does not generate three more."""
     first, second = "openai/gpt-image-1", "openai/gpt-image-1-mini"
-    world.ports.script("a", gone(steps), steps.pictures(), gone(steps))
+    world.ports.script("a", retired(steps), steps.pictures(), retired(steps))
     plan = world.plan({"prompt": "a", "num_images": 3}, fallback_models=[first, second])
     result = world.run(plan)
     assert len(result.made) == 1
@@ -561,7 +561,7 @@ def test_a_slot_that_a_model_began_is_not_bought_again_from_the_next(world, step
 # --- crashes ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_fails_in_an_unforeseen_way_leaves_the_others(world):
+def test_an_unexpected_error_with_one_image_does_not_affect_the_others(world):
     real = world.ports.save
 
     def save(data, received, *args):
@@ -576,7 +576,7 @@ def test_a_picture_that_fails_in_an_unforeseen_way_leaves_the_others(world):
     assert "ZeroDivisionError" in str(result.failures[0].error)
 
 
-def test_a_listener_that_fails_costs_no_picture(world):
+def test_a_failing_listener_costs_no_image(world):
     def on_image(*picture):
         raise ZeroDivisionError("a bug")
 
@@ -597,7 +597,7 @@ def test_a_crashing_finisher_ends_the_run_without_a_deadlock(world, concurrency)
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_a_crashing_buyer_ends_the_run_and_its_post_is_looked_up_by_the_next_try(world, steps, concurrency):
+def test_a_crashing_submitter_ends_the_run_and_the_next_attempt_looks_up_its_post(world, steps, concurrency):
     def crash(ports, request, name):
         ports.charge(name, Decimal("0.04"))
         raise ZeroDivisionError("a bug")
@@ -612,7 +612,7 @@ def test_a_crashing_buyer_ends_the_run_and_its_post_is_looked_up_by_the_next_try
     assert world.ports.sent("prompt 3") == 1
 
 
-def test_a_slow_folder_holds_buying_back_so_that_few_pictures_wait_in_memory(world, steps):
+def test_a_slow_folder_throttles_sending_so_that_few_images_wait_in_memory(world, steps):
     release = threading.Event()
     real = world.ports.save
 

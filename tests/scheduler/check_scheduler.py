@@ -1,8 +1,8 @@
 """
-Kill what a real Airflow runs, and look at the bill, the XComs and the files.
+Kill processes of a real Airflow, and check the bill, the XComs and the files.
 
-Run by ``set-up.sh``. The order matters in one place: the task that has to wait for a minute is started first and looked
-at last.
+Run by ``set-up.sh``. Order matters in one place: the task that has to wait for a minute is started first and
+checked last.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ if TYPE_CHECKING:
 HOME = Path(os.environ["IMAGEN_SCHEDULER_HOME"])
 
 
-def bought(sandbox: SandboxControl, letter: str) -> Counter[str]:
-    """Count what was billed for one DAG, by prompt."""
+def charges(sandbox: SandboxControl, letter: str) -> Counter[str]:
+    """Count the charges of one DAG by prompt."""
     return Counter(charge.prompt for charge in sandbox.ledger() if charge.prompt.startswith(letter))
 
 
 def usd(sandbox: SandboxControl, letter: str) -> float:
-    """Sum up what was billed for one DAG, in USD."""
+    """Return what was billed for one DAG, in USD."""
     return float(sum(charge.usd for charge in sandbox.ledger() if charge.prompt.startswith(letter)))
 
 
-def has_been_asked_for(sandbox: SandboxControl, prompt: str) -> bool:
+def was_requested(sandbox: SandboxControl, prompt: str) -> bool:
     return prompt in [request.json["prompt"] for request in sandbox.seen("/v1/images/generations")]
 
 
 def assert_whole(folder: Path, images: Iterable[dict[str, Any]]) -> None:
-    """Assert that the files are the pictures the XCom tells of, whole, and nothing else."""
+    """Assert that the files are exactly the images listed in XCom, and complete."""
     paths = {Path(image["path"]): image for image in images}
     assert set(folder.rglob("*.png")) == set(paths)
     for path, image in paths.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == image["sha256"]
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as opened:
+            opened.load()
     assert not list(folder.rglob("*.part"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(airflow: Any) -> Iterator[Any]:
-    """Start the task that is told to wait for a minute, before all others."""
+    """Start the task that has to wait for a minute before all others."""
     return airflow.trigger("rate_limited")
 
 
-def test_a_long_retry_after_is_waited_for_without_a_worker(waiting: Any, wait_for: Any) -> None:
+def test_a_long_retry_after_is_waited_for_without_occupying_a_worker(waiting: Any, wait_for: Any) -> None:
     instance = waiting.wait("up_for_retry")
 
     wait_for(lambda: not psutil.pid_exists(instance["pid"]), "the end of the task's process")
@@ -72,17 +72,17 @@ def test_a_long_retry_after_is_waited_for_without_a_worker(waiting: Any, wait_fo
     assert delays == [(61.0,)]
 
 
-def test_a_task_process_killed_in_flight_is_retried_and_pays_for_nothing_twice(
+def test_a_task_killed_with_a_request_in_flight_is_retried_and_pays_for_nothing_twice(
     airflow: Any, sandbox: SandboxControl, wait_for: Any
 ) -> None:
     task = airflow.trigger("task_killed")
-    wait_for(lambda: has_been_asked_for(sandbox, "a4 held"), "the request that hangs")
+    wait_for(lambda: was_requested(sandbox, "a4 held"), "the request that hangs")
     wait_for(lambda: len(list(task.folder.glob("*.png"))) == 3, "three pictures")
     task.process().kill()
 
     assert task.wait("success", "failed")["state"] == "success"
     prompts = ["a1 good", "a2 good", "a3 good", "a4 held", "a5 good"]
-    assert bought(sandbox, "a") == Counter(prompts)
+    assert charges(sandbox, "a") == Counter(prompts)
     images, summary = task.xcom("images"), task.xcom("summary")
     assert [image["prompt"] for image in images] == prompts
     assert len(task.xcom("return_value")) == 5
@@ -93,38 +93,38 @@ def test_a_task_process_killed_in_flight_is_retried_and_pays_for_nothing_twice(
     assert len(task.tries()) == 2
 
 
-def test_a_task_process_killed_after_billing_has_its_loss_told_and_not_bought_again(
+def test_a_task_killed_after_billing_reports_the_loss_and_does_not_pay_again(
     airflow: Any, sandbox: SandboxControl, wait_for: Any
 ) -> None:
     task = airflow.trigger("task_killed_after_billing")
-    wait_for(lambda: bought(sandbox, "b")["b2 billed"], "the charge")
+    wait_for(lambda: charges(sandbox, "b")["b2 billed"], "the charge")
     task.process().kill()
 
     assert task.wait("success", "failed")["state"] == "failed"
-    assert bought(sandbox, "b") == Counter(["b1 good", "b2 billed"])
+    assert charges(sandbox, "b") == Counter(["b1 good", "b2 billed"])
     (charge,) = [charge for charge in sandbox.ledger() if charge.prompt == "b2 billed"]
     assert task.xcom("summary")["usd_lost"] == float(charge.usd)
     assert task.xcom("summary")["usd_spent"] == pytest.approx(usd(sandbox, "b"))
     (failures,) = (task.folder / ".imagen" / "failures").iterdir()
     assert charge.inference_id in failures.read_text()
     assert_whole(task.folder, task.xcom("images"))
-    assert len(task.tries()) == 2  # two more were left
+    assert len(task.tries()) == 2  # two more attempts were left
 
 
-def test_what_an_orphan_of_a_killed_worker_stores_is_adopted_although_it_could_not_note_it_down(
+def test_an_image_stored_by_an_orphaned_task_process_is_reused(
     airflow: Any, sandbox: SandboxControl, wait_for: Any
 ) -> None:
-    """The executor's worker dies, its task process lives on: it keeps what it paid for, and buys nothing more."""
+    """The executor's worker dies but its task process lives on: it stores what it paid for, and sends nothing more."""
     task = airflow.trigger("worker_killed")
-    wait_for(lambda: bought(sandbox, "c")["c2 slow"], "the charge")
+    wait_for(lambda: charges(sandbox, "c")["c2 slow"], "the charge")
     orphan = task.process()
     orphan.parent().kill()
     wait_for(lambda: not orphan.is_running() or orphan.status() == "zombie", "the end of the orphan")
-    assert bought(sandbox, "c") == Counter(["c1 good", "c2 slow"])
+    assert charges(sandbox, "c") == Counter(["c1 good", "c2 slow"])
 
     assert task.wait("success", "failed")["state"] == "success"
     prompts = ["c1 good", "c2 slow", "c3 good"]
-    assert bought(sandbox, "c") == Counter(prompts)
+    assert charges(sandbox, "c") == Counter(prompts)
     images, summary = task.xcom("images"), task.xcom("summary")
     assert [image["prompt"] for image in images] == prompts
     assert (summary["adopted"], summary["usd_lost"]) == (2, 0)
@@ -137,14 +137,14 @@ def test_one_killed_instance_of_a_mapped_task_is_retried_alone(
 ) -> None:
     run = airflow.trigger("mapped")
     first, second, third = run.of(0), run.of(1), run.of(2)
-    wait_for(lambda: bought(sandbox, "g")["g1 stuck"], "the charge")
+    wait_for(lambda: charges(sandbox, "g")["g1 stuck"], "the charge")
     first.wait("success")
     third.wait("success")
     assert second.get()["state"] == "running"  # its download hangs
     second.process().kill()
 
     assert second.wait("success", "failed")["state"] == "success"
-    assert bought(sandbox, "g") == Counter(["g0 good", "g1 stuck", "g2 good"])
+    assert charges(sandbox, "g") == Counter(["g0 good", "g1 stuck", "g2 good"])
     assert [len(each.tries()) for each in (first, second, third)] == [1, 2, 1]
     assert [each.xcom("summary")["adopted"] for each in (first, second, third)] == [0, 1, 0]
     images = [image for each in (first, second, third) for image in each.xcom("images")]
@@ -159,35 +159,33 @@ def journal_rows(dag_id: str) -> int:
     return int(count)
 
 
-def test_clearing_a_task_that_succeeded_makes_new_pictures(
-    airflow: Any, sandbox: SandboxControl, wait_for: Any
-) -> None:
+def test_clearing_a_successful_task_generates_new_images(airflow: Any, sandbox: SandboxControl, wait_for: Any) -> None:
     task = airflow.trigger("cleared")
     task.wait("success")
     before = {image["inference_id"] for image in task.xcom("images")}
-    wait_for(lambda: not journal_rows("cleared"), "the journal to be forgotten")  # an instant after the success
+    wait_for(lambda: not journal_rows("cleared"), "the journal to be forgotten")  # shortly after the success
     task.clear()
     task.wait("success", tries=2)
 
-    assert bought(sandbox, "d") == Counter(["d1 good", "d2 good"] * 2)
+    assert charges(sandbox, "d") == Counter(["d1 good", "d2 good"] * 2)
     assert before.isdisjoint(image["inference_id"] for image in task.xcom("images"))
     assert_whole(task.folder, task.xcom("images"))
 
 
-def test_clearing_a_failed_task_reuses_what_it_bought(airflow: Any, sandbox: SandboxControl) -> None:
+def test_clearing_a_failed_task_reuses_its_images(airflow: Any, sandbox: SandboxControl) -> None:
     task = airflow.trigger("failed_and_cleared")
     task.wait("failed")
-    assert bought(sandbox, "e") == Counter(["e1 good"])
+    assert charges(sandbox, "e") == Counter(["e1 good"])
     task.clear()
     task.wait("success", tries=2)
 
-    assert bought(sandbox, "e") == Counter(["e1 good", "e2 refused"])
+    assert charges(sandbox, "e") == Counter(["e1 good", "e2 refused"])
     assert task.xcom("summary")["adopted"] == 1
     assert_whole(task.folder, task.xcom("images"))
 
 
-def test_pictures_that_were_made_start_the_dag_that_waits_for_them(airflow: Any, wait_for: Any) -> None:
-    """The example: a run makes the asset's event, the event starts a run, and that one reads the manifest."""
+def test_generated_images_trigger_the_dag_that_waits_for_them(airflow: Any, wait_for: Any) -> None:
+    """The example DAGs: a run emits the asset event, the event starts a second run, and that run reads the manifest."""
     task = airflow.trigger("imagen_asset_producer", {"output_path": str(HOME / "pictures" / "assets")})
     task.wait("success", "failed")
     (run,) = wait_for(lambda: airflow.runs("imagen_asset_consumer"), "the run the event starts")
@@ -204,10 +202,10 @@ def test_pictures_that_were_made_start_the_dag_that_waits_for_them(airflow: Any,
         assert f"new picture: {Path(image['path']).name}" in log.read_text()
 
 
-def test_a_pool_holds_several_tasks_to_one_limit_and_one_that_is_missing_is_told_of(
+def test_a_pool_limits_several_tasks_together_and_a_missing_pool_is_reported(
     airflow: Any, processes: Any, wait_for: Any
 ) -> None:
-    """The example, first without its pool: nothing starts, and Airflow says why. With it: two of four at a time."""
+    """The example DAG, first without its pool: nothing starts, and Airflow says why. With it: two of four at a time."""
     seasons = ("spring", "summer", "autumn", "winter")
     spring = airflow.trigger("imagen_pool", {"output_path": str(HOME / "pictures" / "pool")}, task_id="spring")
     tasks = [spring.beside(season) for season in seasons]
@@ -225,16 +223,16 @@ def test_a_pool_holds_several_tasks_to_one_limit_and_one_that_is_missing_is_told
     assert max(sum(began <= start < ended for began, ended in spans) for start, _ in spans) == 2
 
 
-def test_a_long_retry_after_is_over_at_last_and_the_task_goes_on(sandbox: SandboxControl, waiting: Any) -> None:
+def test_the_task_continues_after_a_long_retry_after(sandbox: SandboxControl, waiting: Any) -> None:
     waiting.wait("success")
 
     first, second = waiting.tries()
     waited = datetime.fromisoformat(second["start_date"]) - datetime.fromisoformat(first["end_date"])
     assert waited.total_seconds() >= 61
-    assert bought(sandbox, "f") == Counter(["f1 limited"])
+    assert charges(sandbox, "f") == Counter(["f1 limited"])
 
 
-def test_neither_the_key_nor_a_signed_link_is_written_anywhere(sandbox: SandboxControl) -> None:
+def test_neither_the_key_nor_a_signed_url_is_written_anywhere(sandbox: SandboxControl) -> None:
     """Logs, manifests, and the whole database: XComs, task state store, rendered fields."""
     key = sandbox.api_key.encode()
     signed = re.compile(rb"(Signature|OSSAccessKeyId)=")
@@ -242,6 +240,6 @@ def test_neither_the_key_nor_a_signed_link_is_written_anywhere(sandbox: SandboxC
     files = [path for path in HOME.rglob("*") if path.is_file() and path.name != "sandbox.out"]  # it shows its own key
     logs = [path for path in files if path.suffix == ".log" and "task_id=paint" in str(path)]
     assert len(logs) >= 12
-    assert any(b"Image 1 of" in path.read_bytes() for path in logs)  # the search would find what is there
+    assert any(b"Image 1 of" in path.read_bytes() for path in logs)  # proves that the search works
     assert [path for path in files if key in path.read_bytes()] == []
     assert [path for path in files if signed.search(path.read_bytes())] == []

@@ -1,4 +1,4 @@
-"""A real Airflow: api-server, scheduler and DAG processor in processes of their own, and a sandbox in one more."""
+"""A real Airflow: api-server, scheduler, DAG processor and a sandbox, each in its own process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def processes() -> Iterator[Processes]:
     processes = Processes(HOME, environment)
     try:
         url, fields = start_sandbox(processes)
-        # A request that a killed try left behind is awaited for as long as an answer may take.
+        # A request left by a killed attempt is awaited for as long as a response may take.
         environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = json.dumps({**fields, "extra": {"read_timeout": 20}})
         environment["SANDBOX_URL"] = url
         processes.run("airflow", "db", "migrate")
@@ -64,7 +64,7 @@ def sandbox(processes: Processes) -> SandboxControl:
         Fault("hang", prompt="b2 billed", billed=True),
         Fault("slow_after_billing", prompt="c2 slow", seconds=6),
         Fault("upstream_4xx", prompt="e2 refused"),
-        Fault("status", status=429, retry_after=61, prompt="f1 limited"),  # a task waits 60 s at most by itself
+        Fault("status", status=429, retry_after=61, prompt="f1 limited"),  # a task itself waits at most 60 s
         Fault("hang", prompt="g1 stuck", on="download"),
         Fault("slow_after_billing", prompt="A park bench", seconds=4, times=None),
     ):
@@ -82,5 +82,5 @@ def airflow(processes: Processes, sandbox: SandboxControl) -> Airflow:
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[[Callable[[], Any], str], Any]:
-    """Give the function that waits until something is there."""
+    """Return the function that waits for a condition."""
     return wait_until

@@ -1,4 +1,4 @@
-"""The DAGs the checks trigger. The prompts decide what goes wrong: faults of the sandbox are bound to words in them."""
+"""The DAGs the checks trigger. The prompts decide what goes wrong: the sandbox's faults match words in them."""
 
 from __future__ import annotations
 

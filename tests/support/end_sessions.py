@@ -1,4 +1,4 @@
-"""Kill what is left of some sessions, whose numbers are in a file, one a line:  python end_sessions.py FILE"""
+"""Kill the remaining processes of sessions listed in a file, one number per line:  python end_sessions.py FILE"""
 
 from __future__ import annotations
 

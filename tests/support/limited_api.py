@@ -1,4 +1,4 @@
-"""An API with a rate limit, and tasks that use it, in virtual time: minutes of sending pass in milliseconds."""
+"""A simulated rate-limited API and tasks that use it, in virtual time: minutes pass in milliseconds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Bucket:
-    """Tokens that drop in evenly; each request takes one."""
+    """A token bucket: tokens arrive evenly, and each request takes one."""
 
     def __init__(self, per_second: float, *, burst: int) -> None:
         self.per_second, self.burst = per_second, burst
         self.tokens, self.filled_at = float(burst), 0.0
 
     def take(self, now: float) -> float:
-        """Let a request through (0), or give the seconds until one would be."""
+        """Accept a request and return 0, or return the seconds until one would be accepted."""
         self.tokens = min(self.burst, self.tokens + (now - self.filled_at) * self.per_second)
         self.filled_at = now
         if self.tokens < 1 - 1e-9:
@@ -40,7 +40,7 @@ class Bucket:
 
 
 class FixedWindow:
-    """So many requests in each window of the clock, which does not begin with the task."""
+    """A fixed number of requests per clock window; windows do not start with the task."""
 
     def __init__(self, per_second: float, *, seconds: float, used_up: bool = False) -> None:
         self.most, self.seconds = round(per_second * seconds), seconds
@@ -63,7 +63,7 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """So many requests within the last seconds, looking back from each."""
+    """A fixed number of requests within a sliding window."""
 
     def __init__(self, per_second: float, *, seconds: float) -> None:
         self.most, self.seconds = round(per_second * seconds), seconds
@@ -85,7 +85,7 @@ class SlidingWindow:
 
 
 class AtOnce:
-    """So many requests under way."""
+    """A fixed number of requests in flight."""
 
     def __init__(self, most: int) -> None:
         self.most, self.now = most, 0
@@ -104,7 +104,7 @@ class AtOnce:
 
 
 class Moody:
-    """Refuses a share of the requests, however many or few they are."""
+    """Rejects a share of the requests, whatever their rate."""
 
     def __init__(self, share: float) -> None:
         self.share, self.dice = share, random.Random(3)
@@ -119,12 +119,12 @@ class Moody:
 @dataclass
 class Outcome:
     """
-    What came of one task.
+    The outcome of one task.
 
     :param starts: when requests were sent
-    :param taken: when the API took one
-    :param refused: when a refusal came back
-    :param seconds: until the last answer
+    :param taken: when the API accepted requests
+    :param refused: when rejections came back
+    :param seconds: until the last response
     """
 
     starts: list[float] = field(default_factory=list)
@@ -136,11 +136,11 @@ class Outcome:
     seconds: float = 0.0
 
     def per_second(self, since: float, until: float) -> float:
-        """Requests taken per second in a span of time."""
+        """Return the requests accepted per second in a time span."""
         return sum(since <= at < until for at in self.taken) / (until - since)
 
     def share_refused(self, *, since: float = 0.0) -> float:
-        """Share of the requests that were refused."""
+        """Return the share of requests that were rejected."""
         refused, taken = (sum(at >= since for at in times) for times in (self.refused, self.taken))
         return refused / max(1, refused + taken)
 
@@ -158,15 +158,15 @@ def send(
     until: float = math.inf,
 ) -> Any:
     """
-    Send requests through an API with a limit, as fast as the controllers allow.
+    Send requests to an API with a limit, as fast as the controllers allow.
 
     :param controllers: one, or one for each task that shares the limit
-    :param requests: of each task
-    :param latency_seconds: how long the API works on a request that it took
-    :param spread: how far that varies, as a share of it
-    :param way_seconds: to the API and back
-    :param retry_after: refusals tell the seconds to wait, rounded up as the header wants them
-    :param changes: moments, and factors that the limit is multiplied by then
+    :param requests: how many each task sends
+    :param latency_seconds: how long the API works on an accepted request
+    :param spread: relative variation of the latency
+    :param way_seconds: round trip to the API
+    :param retry_after: rejections state the seconds to wait, rounded up as the header requires
+    :param changes: times, each with a factor by which the limit is multiplied then
     :return: the outcome, or a list with one for each task
     """
     tasks = [controllers] if isinstance(controllers, Controller) else list(controllers)
@@ -179,7 +179,7 @@ def send(
         heapq.heappush(events, (when, next(order), what))
 
     def start(task: int) -> None:
-        """Start what may start now, and come back when more may."""
+        """Start the requests that may start now, and schedule the next start."""
         outcome = outcomes[task]
         while left[task]:
             wait = tasks[task].delay(now)
@@ -198,24 +198,24 @@ def send(
     def arrive(task: int, permit: Any) -> None:
         wait = limit.take(now)
         if wait:
-            asked = float(math.ceil(wait)) if retry_after else None
-            at(now + way_seconds / 2, lambda: refuse(task, permit, asked))
+            delay_seconds = float(math.ceil(wait)) if retry_after else None
+            at(now + way_seconds / 2, lambda: reject(task, permit, delay_seconds))
         else:
             outcomes[task].taken.append(now)
             at(now + latency_seconds * (1 + dice.uniform(-spread, spread)), lambda: serve(task, permit))
 
     def serve(task: int, permit: Any) -> None:
         limit.release()
-        at(now + way_seconds / 2, lambda: answer(task, permit))
+        at(now + way_seconds / 2, lambda: respond(task, permit))
 
-    def answer(task: int, permit: Any) -> None:
+    def respond(task: int, permit: Any) -> None:
         tasks[task].release(permit)
         outcomes[task].answered += 1
         outcomes[task].under_way -= 1
         outcomes[task].seconds = now
 
-    def refuse(task: int, permit: Any, asked: float | None) -> None:
-        tasks[task].throttle(permit, now, retry_after=asked)
+    def reject(task: int, permit: Any, delay_seconds: float | None) -> None:
+        tasks[task].throttle(permit, now, retry_after=delay_seconds)
         left[task] += 1
         outcomes[task].refused.append(now)
         outcomes[task].under_way -= 1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MemoryStore:
-    """A journal store in memory that can be slow, go away after a number of writes, or refuse them for good."""
+    """A journal store in memory that can be slow, become unavailable after some writes, or reject them for good."""
 
     description = "memory"
 
@@ -51,7 +51,7 @@ class MemoryStore:
 
     @property
     def text(self) -> str:
-        """All records, those of the first owner first."""
+        """All records as text, those of the first owner first."""
         return "".join(f"{line}\n" for line in self.lines)
 
     @property

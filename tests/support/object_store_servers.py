@@ -1,4 +1,4 @@
-"""Object stores on this machine, real enough to be stopped, refused and cut off, with a gate in front of each."""
+"""Local object stores that can be stopped, made to refuse requests and cut off, with a gate in front of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PICTURE_BYTES = 4096
 
 
 class Server:
-    """A process that serves a store and keeps what it holds in a folder, so that it survives being killed."""
+    """A process that serves a store and keeps its contents in a folder, so that they survive a kill."""
 
     def __init__(self, command: Callable[[int, Path], list[str]], folder: Path) -> None:
         self.port = free_port()
@@ -40,7 +40,7 @@ class Server:
             self._process = subprocess.Popen(
                 self._command(self.port, self._folder), stdout=log, stderr=log, start_new_session=True
             )
-        if (register := os.environ.get("IMAGEN_SERVERS")) is not None:  # for whoever cleans up after a killed test run
+        if (register := os.environ.get("IMAGEN_SERVERS")) is not None:  # for cleaning up after a killed test run
             with open(register, "a") as pids:
                 pids.write(f"{self._process.pid}\n")
         give_up_at = time.monotonic() + 60
@@ -61,7 +61,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a store answers to those it does not let in."""
+    """The response of a store that denies access."""
 
     status: str
     body: bytes
@@ -80,9 +80,9 @@ class Refusal:
 
 class Gate:
     """
-    Passes bytes on between clients and a server, and can refuse or cut off what is written.
+    A proxy between clients and a server that can refuse or cut off writes.
 
-    A client sends its next request when it has the answer to the last, so what arrives next begins a request.
+    A client sends its next request only after the response to the last, so the bytes that arrive next start a request.
     """
 
     def __init__(self, port_behind: int) -> None:
@@ -170,9 +170,9 @@ def _is_write(head: bytes) -> bool:
 
 class Store:
     """
-    One kind of object store: its server, the connection Airflow needs, and its own client to look with.
+    One kind of object store: its server, the Airflow connection to it, and its own client to inspect it.
 
-    Of the real ones each checks who asks, and decides which of two gets a new name; not every server here does.
+    Real stores all check credentials and let only one of two writers create a name; not every server here does.
     """
 
     name: str
@@ -191,14 +191,14 @@ class Store:
         raise NotImplementedError
 
     def connection(self, *, good: bool = True) -> dict[str, Any]:
-        """Describe the connection, with a right or a wrong secret."""
+        """Return the connection, with a valid or an invalid secret."""
         raise NotImplementedError
 
     def make_bucket(self) -> None:
         raise NotImplementedError
 
     def read(self, key: str) -> tuple[bytes, str]:
-        """Read an object and its content type, with the store's own client."""
+        """Return an object and its content type, read with the store's own client."""
         raise NotImplementedError
 
     def keys(self, prefix: str = "") -> list[str]:
@@ -209,7 +209,7 @@ class Store:
         self.make_bucket()
 
     def die(self) -> None:
-        """Stop at once, as a machine without power does."""
+        """Stop at once, as in a power failure."""
         self.server.kill()
 
     def come_back(self) -> None:
@@ -262,7 +262,7 @@ class S3(Store):
         return sorted(row["Key"] for page in pages for row in page.get("Contents", ()))
 
     def read_all(self, prefix: str) -> dict[str, bytes]:
-        """Read every object under a prefix, by its key."""
+        """Return every object under a prefix, by key."""
         client, keys = self._client(), self.keys(prefix)
         with ThreadPoolExecutor(8) as pool:
             read = pool.map(lambda key: client.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys)
@@ -270,7 +270,7 @@ class S3(Store):
 
 
 class MotoS3(S3):
-    """moto: keeps content types and answers conditional writes as Amazon does; takes any secret, keeps nothing."""
+    """moto: keeps content types and handles conditional writes as Amazon does; accepts any secret, persists nothing."""
 
     name = "s3-moto"
     checks_secrets = False
@@ -280,7 +280,7 @@ class MotoS3(S3):
         return ["moto_server", "-H", "127.0.0.1", "-p", str(port)]
 
     def die(self) -> None:
-        """Be out of reach: what moto holds lives in its process."""
+        """Become unreachable without stopping, because moto keeps its data in memory."""
         self.gate.refuses = "everything"
 
     def come_back(self) -> None:
@@ -288,7 +288,7 @@ class MotoS3(S3):
 
 
 class Gcs(Store):
-    """fake-gcs-server: Google's JSON API; asks nobody who they are."""
+    """fake-gcs-server: Google's JSON API; checks no credentials."""
 
     name = "gcs"
     scheme = "gs"

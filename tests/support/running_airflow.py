@@ -1,8 +1,8 @@
 """
-A real Airflow in processes of its own, for the checks and benchmarks that need one: start, ask, and end it.
+A real Airflow in separate processes, for checks and benchmarks: start it, query it, and end it.
 
-Every process gets a session of its own and its number is noted in the home folder, so that whoever started the checks
-can end what is left of them.
+Every process gets its own session, whose number is recorded in the home folder, so that the caller can end leftover
+processes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 120.0
 
 
-def wait_until(what: Callable[[], Any], told: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Any:
-    """Wait until something is there, and give it."""
+def wait_until(what: Callable[[], Any], description: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Any:
+    """Wait until a function returns something truthy, and return that."""
     give_up_at = time.monotonic() + patience_seconds
     while not (value := what()):
-        assert time.monotonic() < give_up_at, f"{told}: not within {patience_seconds:.0f} s"
+        assert time.monotonic() < give_up_at, f"{description}: not within {patience_seconds:.0f} s"
         time.sleep(0.1)
     return value
 
@@ -46,10 +46,10 @@ def free_port() -> int:
 
 class Processes:
     """
-    Processes with a session each, so that all that comes of them can be found and ended.
+    Processes, each in its own session, so that all their descendants can be found and ended.
 
-    :param home: folder for what they say, ``<name>.out``, and for the numbers of their sessions, ``sessions``
-    :param environment: what each of them gets; may still grow between two starts
+    :param home: folder for their output, ``<name>.out``, and for the numbers of their sessions, ``sessions``
+    :param environment: environment of each process; may grow between two starts
     :param python: interpreter that runs Python modules
     """
 
@@ -61,17 +61,17 @@ class Processes:
 
     def start(self, name: str, *command: str, **environment: str) -> None:
         """
-        Start a Python module; what it says goes into a file.
+        Start a Python module; its output goes to a file.
 
-        :param environment: what this one gets in addition
+        :param environment: additional variables for this process
         """
         self.start_program(name, self._python, "-m", *command, **environment)
 
     def start_program(self, name: str, *command: str, user: str | None = None, **environment: str) -> None:
         """
-        Start any program; what it says goes into a file, behind what an earlier one of that name has said.
+        Start any program; its output is appended to the file of that name.
 
-        :param user: whom it shall run as
+        :param user: user to run it as
         """
         with open(self._home / f"{name}.out", "ab") as out:
             process = subprocess.Popen(
@@ -89,7 +89,7 @@ class Processes:
         self._started[name] = process
 
     def stop(self, name: str, signal_number: int = signal.SIGTERM, *, patience_seconds: float = 10) -> None:
-        """Ask one to end, and kill it when it does not, as whoever restarts services does."""
+        """Terminate a process, and kill it if it does not end, as service managers do."""
         process = self._started.pop(name)
         process.send_signal(signal_number)
         with suppress(subprocess.TimeoutExpired):
@@ -98,32 +98,32 @@ class Processes:
         process.wait(10)
 
     def kill(self, name: str) -> None:
-        """End one and all that came of it at once, as a machine without power does."""
+        """Kill a process and its descendants at once, as in a power failure."""
         process = self._started.pop(name)
         self._kill({process.pid})
         process.wait(10)
 
     def name_of(self, pid: int) -> str | None:
-        """Tell which of the started ones a process came of."""
+        """Return the name of the started process that a process descends from."""
         session = os.getsid(pid)
         return next((name for name, process in self._started.items() if process.pid == session), None)
 
     def output(self, name: str) -> str:
-        """Give what a process has said."""
+        """Return the output of a process."""
         return (self._home / f"{name}.out").read_text(errors="replace")
 
     def all_live(self) -> bool:
-        """See that every process still lives."""
+        """Assert that every process is still running."""
         for name, process in self._started.items():
             assert process.poll() is None, f"{name} has ended:\n{self.output(name)[-4000:]}"
         return True
 
     def has_ended(self, name: str) -> bool:
-        """Say whether one has ended by itself."""
+        """Return whether a process has ended by itself."""
         return self._started[name].poll() is not None
 
     def pid(self, name: str) -> int:
-        """Return the process id of one that was started, also after its end."""
+        """Return the process id of a started process, even after its end."""
         return self._started[name].pid
 
     def run(self, *command: str) -> None:
@@ -138,11 +138,11 @@ class Processes:
         )
 
     def members(self, *names: str) -> list[psutil.Process]:
-        """Give the living processes of some that were started, and of all that came of them."""
+        """Return the live processes among those started and their descendants."""
         return _members({self._started[name].pid for name in names})
 
     def end(self) -> None:
-        """Ask all to end, then kill what is left of their sessions."""
+        """Terminate all, then kill whatever remains of their sessions."""
         sessions = {process.pid for process in self._started.values()}
         for process in self._started.values():
             process.terminate()
@@ -156,7 +156,7 @@ class Processes:
             process.wait(timeout=10)
 
     def _kill(self, sessions: set[int]) -> None:
-        while members := _members(sessions):  # what is killed may just have started another
+        while members := _members(sessions):  # a killed process may just have started another
             for member in members:
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
@@ -177,21 +177,21 @@ def _members(sessions: set[int]) -> list[psutil.Process]:
 
 
 def start_sandbox(processes: Processes) -> tuple[str, dict[str, str]]:
-    """Start a sandbox in a process of its own, and give its URL and the fields of a connection to it."""
+    """Start a sandbox in its own process; return its URL and the fields of a connection to it."""
     processes.start("sandbox", "airflow_provider_imagen.cli", "sandbox", "--port", "0")
     wait_until(lambda: "Press Ctrl-C" in processes.output("sandbox"), "the sandbox")
-    said = [line.partition(" ") for line in processes.output("sandbox").splitlines()]
-    (url,) = [rest.split()[0] for word, _, rest in said if word == "Sandbox:"]
-    (connection,) = [rest for word, _, rest in said if word == "Connection:"]
+    lines = [line.partition(" ") for line in processes.output("sandbox").splitlines()]
+    (url,) = [rest.split()[0] for word, _, rest in lines if word == "Sandbox:"]
+    (connection,) = [rest for word, _, rest in lines if word == "Connection:"]
     return url, json.loads(connection.partition("=")[2].strip("'"))
 
 
 def airflow_environment(home: Path, *, port: int, database: str, executor: str, parallelism: int) -> dict[str, str]:
     """
-    Give the environment in which every component of one Airflow finds the others and no other Airflow.
+    Return the environment in which the components of one Airflow find each other and no other Airflow.
 
-    :param home: becomes ``AIRFLOW_HOME``; its DAGs are in ``dags``
-    :param port: of the api-server
+    :param home: used as ``AIRFLOW_HOME``; the DAGs are in ``dags``
+    :param port: port of the api-server
     :param database: SQLAlchemy URL of the metadata database
     """
     url = f"http://127.0.0.1:{port}"
@@ -222,10 +222,10 @@ def _json_of(request: urllib.request.Request) -> Any:
 
 class Airflow:
     """
-    The public REST API, and what the file system shows beside it.
+    A running Airflow, through its public REST API and the file system.
 
-    :param url: of the api-server
-    :param pictures: folder in which each DAG has a folder of its own for its pictures
+    :param url: URL of the api-server
+    :param pictures: folder that holds an output folder per DAG
     """
 
     def __init__(self, url: str, *, pictures: Path) -> None:
@@ -239,7 +239,7 @@ class Airflow:
         Call the REST API, from any thread.
 
         On SQLite, a write can wait for a lock that the api-server itself holds, until it gives up after five seconds
-        and answers 500 (3.3.2, seen when requests came together). So writes take turns, and a failed one is repeated.
+        and returns 500 (3.3.2, seen with concurrent requests). So writes are serialized, and a failed one is repeated.
         """
         request = urllib.request.Request(
             f"{self._url}{path}",
@@ -260,9 +260,9 @@ class Airflow:
 
     def is_up(self, *components: str) -> bool:
         """
-        Say whether the api-server answers and every component has given a sign of life.
+        Return whether the api-server responds and every component has sent a heartbeat.
 
-        :param components: others than those every Airflow has, such as ``triggerer``
+        :param components: components besides the default ones, such as ``triggerer``
         """
         try:
             health = self.call("GET", "/api/v2/monitor/health")
@@ -274,7 +274,7 @@ class Airflow:
         )
 
     def knows(self, dag_id: str) -> bool:
-        """Say whether a DAG has been parsed."""
+        """Return whether a DAG has been parsed."""
         try:
             self.call("GET", f"/api/v2/dags/{dag_id}")
         except urllib.error.HTTPError as error:
@@ -284,12 +284,12 @@ class Airflow:
         return True
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, *, task_id: str = "paint") -> Task:
-        """Start a run, and give one of its tasks."""
+        """Start a run, and return one of its tasks."""
         run = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}})
         return Task(self, dag_id, run["dag_run_id"], task_id)
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """Read the last runs of a DAG, as many as one answer takes, the newest first."""
+        """Return the last runs of a DAG, newest first, limited to one page."""
         answer = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=-run_after&limit=100")
         runs: list[dict[str, Any]] = answer["dag_runs"]
         return runs
@@ -307,44 +307,44 @@ class Task:
         self._map_index = map_index
 
     def of(self, map_index: int) -> Task:
-        """Give an instance of a mapped task."""
+        """Return an instance of a mapped task."""
         return Task(self._airflow, self.dag_id, self.run_id, self._task_id, map_index)
 
     def beside(self, task_id: str) -> Task:
-        """Give another task of the same run."""
+        """Return another task of the same run."""
         return Task(self._airflow, self.dag_id, self.run_id, task_id)
 
     @property
     def folder(self) -> Path:
-        """Where its pictures are."""
+        """Return its output folder."""
         return self._airflow.pictures / self.dag_id
 
     def get(self) -> dict[str, Any]:
-        """Read the task instance."""
+        """Return the task instance."""
         mapped = "" if self._map_index < 0 else f"/{self._map_index}"
         instance: dict[str, Any] = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}")
         return instance
 
     def tries(self) -> list[dict[str, Any]]:
-        """Read all tries, the first one first."""
+        """Return all tries, oldest first."""
         mapped = "" if self._map_index < 0 else f"/{self._map_index}"
-        answer = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}/tries")
-        return sorted(answer["task_instances"], key=lambda each: each["try_number"])
+        response = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}/tries")
+        return sorted(response["task_instances"], key=lambda each: each["try_number"])
 
     def waits_for(self) -> list[dict[str, Any]]:
-        """Read why it is not started, as its page in the UI shows it."""
+        """Return the reasons why it is not started, as its page in the UI shows them."""
         mapped = "" if self._map_index < 0 else f"/{self._map_index}"
-        answer = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}/dependencies")
-        dependencies: list[dict[str, Any]] = answer["dependencies"]
+        response = self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}{mapped}/dependencies")
+        dependencies: list[dict[str, Any]] = response["dependencies"]
         return dependencies
 
     def xcom(self, key: str) -> Any:
-        """Read an XCom."""
+        """Return an XCom."""
         query = f"?map_index={self._map_index}&deserialize=true"
         return self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}/xcomEntries/{key}{query}")["value"]
 
     def wait(self, *states: str, tries: int = 1) -> dict[str, Any]:
-        """Wait until it is in one of some states, in a certain try or a later one."""
+        """Wait until it reaches one of the given states, in the given try or a later one."""
         instance: dict[str, Any] = {}
 
         def is_there() -> bool:
@@ -359,21 +359,21 @@ class Task:
         return instance
 
     def run_state(self) -> str:
-        """Read the state of its run."""
+        """Return the state of its run."""
         return str(self._airflow.call("GET", self._run)["state"])
 
     def clear(self) -> None:
         """
-        Clear it, as a user does who sees that the run has ended.
+        Clear it once its run has ended, as a user does.
 
-        Airflow can lose a task that is cleared between the end of the task and that of its run: the scheduler has read
-        that all tasks are done, ends the run, and nothing schedules the cleared task (3.3.2, seen on SQLite).
+        Airflow can lose a task that is cleared between its end and that of its run: the scheduler has already read that
+        all tasks are done and ends the run, so nothing schedules the cleared task (3.3.2, seen on SQLite).
         """
         wait_until(lambda: self.run_state() in ("success", "failed"), f"the end of {self.dag_id}'s run")
         self.clear_while_running()
 
     def clear_while_running(self) -> None:
-        """Clear it at once, whatever it and its run are doing."""
+        """Clear it at once, whatever its state and that of its run."""
         self._airflow.call(
             "POST",
             f"/api/v2/dags/{self.dag_id}/clearTaskInstances",
@@ -381,6 +381,6 @@ class Task:
         )
 
     def process(self) -> psutil.Process:
-        """Give the process in which it runs; its parent is the executor's worker."""
+        """Return the process in which it runs; its parent is the executor's worker."""
         pid = wait_until(lambda: self.get()["pid"], "the task's process")
         return psutil.Process(pid)

@@ -1,4 +1,4 @@
-"""Public usage that mypy checks and nobody runs: what type-checks here has to go on doing so."""
+"""Public usage that mypy checks but nothing runs; it must keep type-checking."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """
-Run the suite on several versions of Airflow and Python, two at a time, and print one table of what came out.
+Run the suite on several versions of Airflow and Python, two at a time, and print one table of results.
 
-Started by ``set-up.sh``, with the Python of an environment that has the project.
+Started by ``set-up.sh`` with the Python of an environment in which the project is installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEETS_PYTHON = (
     "tests/run",
     "tests/test_redaction.py",
     "tests/test_signed_urls.py",
-    "tests/rate_limit/test_pacer.py",  # not the controller: minutes of plain arithmetic
+    "tests/rate_limit/test_pacer.py",  # not the controller, which is minutes of plain arithmetic
     "tests/storage",
 )
 """What differs between Python's versions; the rest are servers, processes and screens that both leave alone."""
@@ -46,11 +46,10 @@ class Combination:
     One Airflow on one Python.
 
     :param python: the interpreter
-    :param python_version: as ``3.12``
+    :param python_version: such as ``3.12``
     :param airflow: version; ``None`` is the newest
-    :param day: Airflow is installed as it could be on this day. With what was published later beside it, an older one
-        does not run
-    :param tests: what is run, as pytest takes it
+    :param day: install the dependencies as published on this day, because an older Airflow does not run with later ones
+    :param tests: pytest arguments that select the tests
     """
 
     python: str
@@ -95,25 +94,25 @@ def main() -> int:
 
 
 def find_python(version: str, uv: str) -> str | None:
-    """Find an interpreter that really starts; nothing is downloaded."""
+    """Return an interpreter that actually starts; download nothing."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    ask = (uv, "python", "find", "--no-python-downloads", "--system", version)
-    asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+    find_command = (uv, "python", "find", "--no-python-downloads", "--system", version)
+    found = subprocess.run(find_command, capture_output=True, text=True, check=False)
     candidates = [
         shutil.which(f"python{version}"),
         *sorted(map(str, pyenv.glob(f"versions/{version}.*/bin/python")), reverse=True),
-        asked.stdout.strip() if asked.returncode == 0 else None,
+        found.stdout.strip() if found.returncode == 0 else None,
     ]
     for candidate in filter(None, candidates):
         probe = "import sqlite3, ssl, venv, sys; print('%d.%d' % sys.version_info[:2])"
-        told = subprocess.run([candidate, "-c", probe], capture_output=True, text=True, check=False)
-        if told.stdout.strip() == version:
+        output = subprocess.run([candidate, "-c", probe], capture_output=True, text=True, check=False)
+        if output.stdout.strip() == version:
             return candidate
     return None
 
 
 def run(what: Combination, uv: str, work: Path) -> Outcome:
-    """Make the environment, run the tests in it, and say what came out."""
+    """Create the environment, run the tests in it, and return the outcome."""
     started = time.monotonic()
     outcome = Outcome(what.airflow or "newest", what.python_version)
     report = work / f"{what.name}.xml"
@@ -127,7 +126,7 @@ def run(what: Combination, uv: str, work: Path) -> Outcome:
             log.write(f"{error}\n")
             outcome.failed = "could not be installed"
         log.seek(0)
-        said = log.read()
+        output = log.read()
     if report.exists():
         (suite,) = ElementTree.parse(report).iter("testsuite")
         count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
@@ -137,15 +136,15 @@ def run(what: Combination, uv: str, work: Path) -> Outcome:
     outcome.seconds = f"{time.monotonic() - started:.0f}"
     with _print_lock:
         print(f"\n--- Airflow {outcome.airflow}, Python {outcome.python}", flush=True)
-        print(said.strip().splitlines()[-1] if outcome.fine else said[-20_000:], flush=True)
+        print(output.strip().splitlines()[-1] if outcome.fine else output[-20_000:], flush=True)
     return outcome
 
 
 def install(what: Combination, uv: str, work: Path, log: object) -> str:
     """
-    Give the interpreter of an environment with Airflow, this project and what the tests need.
+    Create an environment with Airflow, this project and what the tests need; return its interpreter.
 
-    :raises subprocess.CalledProcessError: it could not be made
+    :raises subprocess.CalledProcessError: it could not be created
     """
     folder = work / what.name
     python = str(folder / "bin" / "python")
@@ -161,15 +160,15 @@ def install(what: Combination, uv: str, work: Path, log: object) -> str:
         dependencies = ("requests>=2.32.2", "urllib3>=2.6.3", "Pillow>=11.3")
         call(*pip, "--exclude-newer", str(what.day), f"apache-airflow=={what.airflow}", *dependencies, *TOOLS)
         call(*pip, "--no-deps", "--editable", ".")
-    # A package may carry templates that are not Python, so this one may complain.
+    # Packages may contain templates that are not valid Python, so errors are ignored.
     subprocess.run([python, "-m", "compileall", "-q", str(folder / "lib")], stdout=log, stderr=log, check=False)
     return python
 
 
 def versions_of(python: str) -> tuple[str, str]:
     probe = "import sys, importlib.metadata as m; print(m.version('apache-airflow'), sys.version.split()[0])"
-    told = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True)
-    airflow, version = told.stdout.split()
+    output = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True)
+    airflow, version = output.stdout.split()
     return airflow, version
 
 

@@ -1,7 +1,7 @@
 """
-The wheel, installed into an environment of its own, as Airflow and a stranger see it.
+The wheel, installed into its own environment, as Airflow and a user see it.
 
-``.ci/run`` builds it, installs it and says where, in ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
+``.ci/run`` builds and installs it, and sets ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(environment: dict[str, str], *command: str) -> str:
     done = subprocess.run(
         [str(PYTHON.parent / command[0]), *command[1:]],
         env=environment,
-        cwd=environment["AIRFLOW_HOME"],  # not the checkout, whose package would be imported instead
+        cwd=environment["AIRFLOW_HOME"],  # not the checkout, whose package would otherwise be imported
         capture_output=True,
         text=True,
         timeout=120,
@@ -75,7 +75,7 @@ def test_the_installed_operator_and_decorator_import_without_the_checkout(enviro
     assert "site-packages" in out.splitlines()[-1]
 
 
-def test_its_dependencies_are_complete(environment: dict[str, str]) -> None:
+def test_the_dependencies_are_complete(environment: dict[str, str]) -> None:
     run(environment, "python", "-m", "pip", "check")
 
 
@@ -103,7 +103,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     assert set(metadata.get_all("Provides-Extra", [])) >= {"s3", "gcs", "azure"}
 
 
-def test_the_sdist_holds_what_builds_and_tests_it_and_nothing_else(tmp_path: Path) -> None:
+def test_the_sdist_holds_the_build_and_test_files_and_nothing_else(tmp_path: Path) -> None:
     with tarfile.open(SDIST) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
         sdist.extractall(tmp_path, filter="data")
@@ -114,7 +114,7 @@ def test_the_sdist_holds_what_builds_and_tests_it_and_nothing_else(tmp_path: Pat
     }
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej", ".db", ".log"))]
     (root,) = tmp_path.iterdir()
-    done = subprocess.run(  # with what the project was installed with, from the unpacked files
+    done = subprocess.run(  # with the tools the project was installed with, from the unpacked files
         [sys.executable, "-m", "pytest", "-q", f"--basetemp={tmp_path / 'tmp'}", "tests/test_readme.py"],
         cwd=root,
         capture_output=True,
@@ -125,8 +125,8 @@ def test_the_sdist_holds_what_builds_and_tests_it_and_nothing_else(tmp_path: Pat
     assert done.returncode == 0, done.stdout
 
 
-def test_the_metadata_says_what_the_package_index_shows() -> None:
-    """Nothing in it that the index would refuse or show as plain text."""
+def test_the_metadata_is_what_the_package_index_shows() -> None:
+    """It holds nothing that the index would reject or show as plain text."""
     with zipfile.ZipFile(WHEEL) as wheel:
         (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = Parser().parsestr(wheel.read(name).decode())
