@@ -302,7 +302,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 10) -> bool:
     return bool(condition())
 
 
-def test_a_run_publishes_at_once_when_it_is_told_to_and_finishes_that_before_it_ends(attempt):
+def test_a_requested_publication_starts_at_once_and_is_complete_when_the_run_ends(attempt):
     started = threading.Event()
 
     def push_slowly() -> None:
@@ -355,7 +355,7 @@ def test_nothing_is_published_before_the_first_interval_is_over(attempt):
 
 
 @pytest.mark.parametrize("reason", ["taken over", "behind"])
-def test_a_journal_that_records_nothing_more_has_the_manifest_written_at_once(attempt, monkeypatch, reason):
+def test_the_manifest_is_written_at_once_while_the_journal_records_nothing(attempt, monkeypatch, reason):
     if reason == "taken over":
         attempt.is_taken_over()
         assert not attempt.journal.still_owns()

@@ -463,7 +463,7 @@ def test_a_request_that_the_log_does_not_show_to_this_key_stays_in_doubt(world, 
 
 
 @pytest.mark.parametrize("on_lost_answer", ["check", "resend", "fail"])
-def test_only_who_says_resend_pays_again_after_another_key(world, on_lost_answer):
+def test_only_resend_pays_again_for_a_request_of_another_key(world, on_lost_answer):
     leave_intent(world, "a", account="other")
     result = world.run("a", on_lost_answer=on_lost_answer)
     assert len(result.made) == (on_lost_answer == "resend")
