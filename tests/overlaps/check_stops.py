@@ -53,7 +53,7 @@ def test_while_the_api_server_is_down_every_charge_is_reported(
     time.sleep(seconds)
     start_api_server(processes)
     wait_until(airflow.is_up, "the api-server")
-    task.wait("success", "failed")
+    task.wait("success", "failed", patience_seconds=180)  # the attempts that failed meanwhile delay the next one
     attempts = {sender(request) for request in stage.requests(task.dag_id)}
     wait_until(lambda: all(map(has_ended, attempts)), f"the end of every attempt of {task.dag_id}")
 

@@ -343,7 +343,7 @@ class Task:
         query = f"?map_index={self._map_index}&deserialize=true"
         return self._airflow.call("GET", f"{self._run}/taskInstances/{self._task_id}/xcomEntries/{key}{query}")["value"]
 
-    def wait(self, *states: str, tries: int = 1) -> dict[str, Any]:
+    def wait(self, *states: str, tries: int = 1, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait until it reaches one of the given states, in the given try or a later one."""
         instance: dict[str, Any] = {}
 
@@ -352,7 +352,8 @@ class Task:
             return instance["state"] in states and instance["try_number"] >= tries
 
         try:
-            wait_until(is_there, f"{self.dag_id} in state {' or '.join(states)}, try {tries}")
+            what = f"{self.dag_id} in state {' or '.join(states)}, try {tries}"
+            wait_until(is_there, what, patience_seconds=patience_seconds)
         except AssertionError as error:
             seen = f"state {instance['state']} in try {instance['try_number']}"
             raise AssertionError(f"{error}; last seen: {seen}, its run {self.run_state()}") from None
