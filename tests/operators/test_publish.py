@@ -52,6 +52,16 @@ class Instance:
         self.pushes += 1
 
 
+class OutletEvents:
+    """``outlet_events`` of Airflow's context: one event per outlet. An Asset is not hashable in Airflow 3.1."""
+
+    def __init__(self, outlets: list[Asset]) -> None:
+        self.by_name = {outlet.name: SimpleNamespace(extra=None) for outlet in outlets}
+
+    def __getitem__(self, outlet: Asset) -> SimpleNamespace:
+        return self.by_name[outlet.name]
+
+
 class Attempt:
     """One attempt of a task with two asset outlets, its journal and its folder."""
 
@@ -59,7 +69,7 @@ class Attempt:
         self.folder = root
         self.ti = Instance()
         self.outlets = [Asset("first"), Asset("second")]
-        self.events = {outlet: SimpleNamespace(extra=None) for outlet in self.outlets}
+        self.events = OutletEvents(self.outlets)
         self.operator: Any = SimpleNamespace(output_path=str(root), contact_sheet=False, outlets=self.outlets)
         self.store = MemoryStore()
         self.journal = Journal(self.store)
@@ -140,7 +150,7 @@ def test_the_end_of_a_run_publishes_manifest_xcom_asset_events_and_contact_sheet
     assert (summary.output_path, summary.manifest) == (str(attempt.folder), str(attempt.folder / "metadata.jsonl"))
     assert (summary.made, summary.usd_spent) == (2, 0.08)
     assert Path(summary.contact_sheet).is_file()
-    assert [event.extra for event in attempt.events.values()] == [summary.to_json()] * 2
+    assert [event.extra for event in attempt.events.by_name.values()] == [summary.to_json()] * 2
 
 
 def test_a_result_during_the_run_gets_neither_contact_sheet_nor_asset_events(attempt):
@@ -149,7 +159,7 @@ def test_a_result_during_the_run_gets_neither_contact_sheet_nor_asset_events(att
     assert attempt.listed() == ["000.png"]
     assert attempt.ti.pushed["summary"] == summary.to_json()
     assert summary.contact_sheet is None
-    assert {event.extra for event in attempt.events.values()} == {None}
+    assert {event.extra for event in attempt.events.by_name.values()} == {None}
 
 
 @pytest.mark.parametrize(("images", "wants_sheet"), [(0, True), (1, False)])
@@ -257,7 +267,7 @@ def test_an_attempt_that_lost_the_journal_lists_its_images_and_leaves_xcom_to_th
     parts = [path.name for path in (attempt.folder / ".imagen" / "parts").iterdir()]
     assert parts == [f"{TI_KEY.identity}-{attempt.journal.owner}.jsonl"]
     assert attempt.ti.pushed == {}
-    assert {event.extra for event in attempt.events.values()} == {None}
+    assert {event.extra for event in attempt.events.by_name.values()} == {None}
 
 
 def test_an_attempt_that_loses_the_journal_while_it_publishes_pushes_nothing_more(attempt):
