@@ -1,4 +1,4 @@
-"""What a task reports besides its images. Field names are the keys of XCom ``summary`` and of the failures file."""
+"""The summary and the failures of a task. Field names are the keys of XCom ``summary`` and of the failures file."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Behaviour:
 
 @dataclass
 class Counts:
-    """What the server has done since its behaviour was last set."""
+    """Counts of the server's work since its behaviour was last set."""
 
     answered: int = 0
     in_flight: int = 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _UNSET = ("", "None")
-"""What a template renders to if its param is empty."""
+"""Results of a template whose param is empty."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class ImagenGenerateOperator(BaseOperator):
     _is_killed = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the button to subclasses, which the plugin does not know, unless they declare links themselves."""
+        """Add the button to subclasses, which the plugin does not know, unless they declare links themselves."""
         super().__init_subclass__(**kwargs)
         if "operator_extra_links" not in vars(cls):
             cls.operator_extra_links = cls.operator_extra_links or (PicturesLink(),)

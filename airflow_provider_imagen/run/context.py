@@ -1,4 +1,4 @@
-"""What the parts of a run have in common."""
+"""The context that all parts of a run share."""
 
 from __future__ import annotations
 

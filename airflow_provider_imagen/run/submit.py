@@ -11,6 +11,8 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.api.retries import MAX_POSTS, may_resend, resending
 from airflow_provider_imagen.exceptions import (
@@ -94,6 +96,10 @@ class Submitter:
     def reuse(self, slot_number: int, planned: PlannedRequest, response: Response) -> ReceivedResponse:
         """Return a previous attempt's response, along with the files it stored."""
         request = self._previous.requests[planned.key]
+        received = self._received(slot_number, planned, response)
+        return replace(received, is_reused=True, files=request.files, missing=request.missing)
+
+    def _received(self, slot_number: int, planned: PlannedRequest, response: Response) -> ReceivedResponse:
         return ReceivedResponse(
             key=planned.key,
             slot_number=slot_number,
@@ -101,9 +107,6 @@ class Submitter:
             target=planned.target,
             response=response,
             aspect_ratio=planned.request.aspect_ratio,
-            is_reused=True,
-            files=request.files,
-            missing=request.missing,
         )
 
     def _submit_first_available(self, slot_number: int) -> None:
@@ -233,13 +236,8 @@ class Submitter:
         self._count_response(planned, reservation, response)
         journaled = self._journal.append(response)
         inline = {position: image.data for position, image in enumerate(generation.pictures) if image.data is not None}
-        return ReceivedResponse(
-            key=planned.key,
-            slot_number=slot_number,
-            item=self._plan.items[planned.target.prompt_index],
-            target=planned.target,
-            response=response,
-            aspect_ratio=planned.request.aspect_ratio,
+        return replace(
+            self._received(slot_number, planned, response),
             seconds=seconds,
             inline=inline,
             journaled=journaled,

@@ -445,7 +445,7 @@ def _write_local(path: Path, data: bytes, owner: str, *, within: Path, replace: 
 
 
 def _link_final_name(temporary: str, name: str, folder: int) -> bool:
-    """Give a file its final name unless the name exists (a rename would replace that file); return whether it did."""
+    """Link a file to its final name unless that exists (a rename would replace it); return whether it was linked."""
     try:
         os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except FileExistsError:

@@ -224,3 +224,14 @@ def test_a_line_with_invalid_values_recovers_no_unreadable_record():
         except Exception as error:
             wrong[f"{key}: {value}"] = repr(error)
     assert wrong == {}
+
+
+@pytest.mark.parametrize("created_at", ["2026-11-27T12:00:00Z", "2026-11-27T12:00:00", "2026-11-27", "2026-W48-5"])
+def test_any_date_in_iso_8601_is_enough(created_at):
+    response, _ = missed([line(created_at=created_at)], intent())
+    assert decode_record(encode_record(response)) == response
+
+
+@pytest.mark.parametrize("edit", [{"width": -1}, {"bytes": 1.0}, {"client_request_id": ""}, {"sha256": None}])
+def test_a_line_whose_file_or_request_was_edited_recovers_nothing(edit):
+    assert missed([line(**edit)], intent()) == []
