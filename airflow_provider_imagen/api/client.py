@@ -42,12 +42,6 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "https://api.aimlapi.com"
 CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 300.0
-EXPIRES_AFTER_SECONDS = 10.0
-"""
-How long a request may be delayed before it is sent, on top of three times the connection timeout.
-
-If the task was suspended for longer, another attempt may have taken over.
-"""
 
 USER_AGENT = f"airflow-provider-imagen/{__version__}"
 MAX_RESPONSE_BYTES = 256 * 1024 * 1024
@@ -178,6 +172,7 @@ class ApiClient:
         *,
         client_request_id: str,
         files: Any = None,
+        before_send: Callable[[], None] | None = None,
     ) -> Generation:
         """
         Send one paid request and return its result.
@@ -189,6 +184,7 @@ class ApiClient:
         :param body: JSON fields, or the form fields sent along with ``files``
         :param client_request_id: 1 to 128 characters of ``A-Za-z0-9._:-``
         :param files: parts of a multipart form as requests takes them
+        :param before_send: called when the request is about to be sent; if it raises, the API has nothing to act on
         :raises ValueError: the id or the body is invalid; nothing was sent
         :raises ConnectionFailedError: nothing was sent
         :raises LostAnswerError: sent, outcome unknown
@@ -213,6 +209,7 @@ class ApiClient:
                     path,
                     headers={"X-Client-Request-Id": client_request_id},
                     max_bytes=_max_response_bytes(fields),
+                    before_send=before_send,
                     **({"data": fields, "files": files} if files else {"json": fields}),
                 )
                 rejected = rejected_field(response.status, response.body, fields.keys() & set(BASE64_FIELDS))
@@ -315,6 +312,7 @@ class ApiClient:
         *,
         headers: Mapping[str, str] | None = None,
         max_bytes: int = MAX_TEXT_BYTES,
+        before_send: Callable[[], None] | None = None,
         **content: Any,
     ) -> ApiResponse:
         """
@@ -335,7 +333,7 @@ class ApiClient:
         # Merged per request, because the environment's TLS settings would otherwise override the session's.
         environment = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
         timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
-        with track_sending(expires_after_seconds=EXPIRES_AFTER_SECONDS + 3 * timeout[0]) as progress:
+        with track_sending(before_send) as progress:
             try:
                 response = session.send(request, timeout=timeout, allow_redirects=False, **environment)
             except (transport.RequestException, pool.HTTPError, OSError) as error:

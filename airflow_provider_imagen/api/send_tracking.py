@@ -23,7 +23,7 @@ from airflow_provider_imagen.api.final_response import FinalResponse
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from requests import Response
 
@@ -32,27 +32,14 @@ class SendProgress(Struct):
     """
     How far one request got.
 
-    :param expires_after_seconds: how long after its start the request may still be sent
-    :param started_at: when it was started, in seconds since the epoch
+    :param before_send: called once it is connected, before its headers and again before its body; may raise
     :param tracked: whether it uses one of our connections; otherwise nothing is known
     :param sent: whether any of its bytes were handed to the network
     """
 
-    expires_after_seconds: float
-    started_at: float
+    before_send: Callable[[], None] | None = None
     tracked: bool = False
     sent: bool = False
-
-    def check_age(self) -> None:
-        """
-        Raise if the request has expired because the machine slept or the process was suspended.
-
-        Uses the wall clock, because a monotonic clock may stop during sleep.
-
-        :raises ConnectionAbortedError: it expired; nothing was sent
-        """
-        if not self.sent and not 0 <= time.time() - self.started_at <= self.expires_after_seconds:
-            raise ConnectionAbortedError("the request was delayed too long and has expired")
 
     @property
     def never_sent(self) -> bool:
@@ -64,9 +51,9 @@ _current: ContextVar[SendProgress | None] = ContextVar("progress", default=None)
 
 
 @contextmanager
-def track_sending(*, expires_after_seconds: float) -> Iterator[SendProgress]:
+def track_sending(before_send: Callable[[], None] | None = None) -> Iterator[SendProgress]:
     """Track the request that this thread sends inside the ``with`` block."""
-    progress = SendProgress(expires_after_seconds, time.time())
+    progress = SendProgress(before_send)
     token = _current.set(progress)
     try:
         yield progress
@@ -141,7 +128,8 @@ class _TracksSending:
             self.connect()
         progress = _current.get()
         if progress is not None and not self._is_connecting:
-            progress.check_age()
+            if progress.before_send is not None:
+                progress.before_send()
             progress.sent = True
         super().send(data)  # type: ignore[misc]
 

@@ -10,7 +10,7 @@ from airflow_provider_imagen.catalogue.lookup import find_model, nearest_models
 from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
@@ -37,11 +37,15 @@ class ApiAdapter:
         self._lock = threading.Lock()
         self._replacements: dict[str, str | None] = {}
 
-    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
+    def generate(
+        self, request: ImageRequest, client_request_id: str, *, before_send: Callable[[], None] | None = None
+    ) -> Generation:
         """Send one paid request, exactly once; if its model is retired, the error names the replacement."""
         body, files = self._inputs.wire(request) if self._inputs else (request.body, None)
         try:
-            return self._client.generate(request.path, body, client_request_id=client_request_id, files=files)
+            return self._client.generate(
+                request.path, body, client_request_id=client_request_id, files=files, before_send=before_send
+            )
         except ModelWithdrawnError as error:
             raise self._with_replacement(error, str(request.body.get("model"))) from error
 

@@ -59,8 +59,12 @@ class Api(Protocol):
     def clock_offset_seconds(self) -> float | None:
         """Seconds that the API's clock is ahead of ours; ``None`` before its first response."""
 
-    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
-        """Send one paid request, exactly once."""
+    def generate(self, request: ImageRequest, client_request_id: str, *, before_send: Callable[[], None]) -> Generation:
+        """
+        Send one paid request, exactly once.
+
+        :param before_send: called when it is about to be sent; if it raises, the API has nothing to act on
+        """
 
     def fetch(self, url: str) -> bytes:
         """Download one image."""

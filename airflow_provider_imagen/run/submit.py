@@ -212,11 +212,12 @@ class Submitter:
                 partial(self._journal_intent, planned), undo=partial(self._journal_rejected, planned)
             )
             with permit as client_request_id:
-                self._confirm_may_send(planned, client_request_id)
                 reservation.client_request_id = client_request_id
                 started, sent_at = time.monotonic(), time.time()
                 try:
-                    generation = self._api.generate(planned.request, client_request_id)
+                    generation = self._api.generate(
+                        planned.request, client_request_id, before_send=self._confirm_may_send
+                    )
                 except LostAnswerError as error:
                     lost = error
                 except ImagenError as error:
@@ -244,19 +245,15 @@ class Submitter:
             finished=threading.Event() if inline else None,
         )
 
-    def _confirm_may_send(self, planned: PlannedRequest, client_request_id: str) -> None:
+    def _confirm_may_send(self) -> None:
         """
-        Raise unless the request may still be sent, because its intent may be a few seconds old.
+        Raise unless a request may still be sent; its intent may be old by now, for instance if the machine slept.
 
         :raises OwnershipLostError: another attempt owns the journal now
         :raises StoppedError: nothing more may be sent
         """
-        try:
-            self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS)
-            self._state.check()
-        except ImagenError:
-            self._journal_rejected(planned, client_request_id)
-            raise
+        self._journal.confirm_ownership(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS)
+        self._state.check()
 
     def _journal_intent(self, planned: PlannedRequest) -> str:
         """Make the intent of a POST durable, and return its client request id."""

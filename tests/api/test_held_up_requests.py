@@ -1,16 +1,14 @@
-"""A request delayed until another attempt may have taken over is not sent."""
+"""The last check before a request is sent: once it fails, the API gets nothing it could act on."""
 
 from __future__ import annotations
 
-import time
-from itertools import chain, repeat
-from types import SimpleNamespace
-
 import pytest
 
-from airflow_provider_imagen.api import client as client_module
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
-from airflow_provider_imagen.exceptions import ConnectionFailedError
+from airflow_provider_imagen.exceptions import ConnectionFailedError, OwnershipLostError
+
+PATH = "/v1/images/generations"
+BODY = {"model": "imagen-3.0-generate-002", "prompt": "a red fox"}
 
 
 @pytest.fixture
@@ -20,26 +18,42 @@ def client(sandbox):
     client.close()
 
 
-@pytest.mark.parametrize("jump_seconds", [3600, -3600], ids=["slept", "clock set back"])
-def test_a_request_delayed_before_its_first_byte_is_never_sent(sandbox, client, monkeypatch, jump_seconds):
-    jumps = chain([0], repeat(jump_seconds))
-    clock = SimpleNamespace(time=lambda: time.time() + next(jumps), monotonic=time.monotonic)
-    monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)
-    with pytest.raises(ConnectionFailedError, match=r"delayed too long and has expired.*Nothing was sent"):
+class Check:
+    """Counts its calls; fails from one of them on, as if another attempt had taken over."""
+
+    def __init__(self, fails_from: int | None = None) -> None:
+        self.calls = 0
+        self.fails_from = fails_from
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.fails_from is not None and self.calls >= self.fails_from:
+            raise OwnershipLostError("taken over")
+
+
+@pytest.mark.parametrize("fails_from", [1, 2], ids=["before its headers", "before its body"])
+@pytest.mark.parametrize("is_connected", [False, True], ids=["new connection", "idle connection"])
+def test_a_request_whose_last_check_fails_is_never_charged(sandbox, client, fails_from, is_connected):
+    if is_connected:
         client.get_json("/v1/key")
-    monkeypatch.undo()
-    assert sandbox.seen("/v1/key") == []
-    assert client.get_json("/v1/key")["data"]
+    with pytest.raises(OwnershipLostError, match="taken over"):
+        client.generate(PATH, BODY, client_request_id="late", before_send=Check(fails_from))
+    assert client.generate(PATH, BODY, client_request_id="next", before_send=Check()).pictures
+    assert [charge.client_request_id for charge in sandbox.ledger()] == ["next"]
 
 
-def test_connection_time_does_not_count_as_delay(client, monkeypatch):
-    monkeypatch.setattr(client_module, "EXPIRES_AFTER_SECONDS", 0.0)
-    assert client.get_json("/v1/key")["data"]
+def test_a_form_whose_last_check_fails_is_never_charged(sandbox, client):
+    fields = {"model": "openai/gpt-image-1", "prompt": "a red fox"}
+    files = [("image", ("fox.png", b"\x89PNG" + bytes(100_000), "image/png"))]
+    with pytest.raises(OwnershipLostError, match="taken over"):
+        client.generate("/v1/images/edits", fields, files=files, client_request_id="late", before_send=Check(2))
+    assert sandbox.ledger() == []
 
 
-@pytest.mark.parametrize("jump_seconds", [0.0, client_module.EXPIRES_AFTER_SECONDS + 3 * 10.0])
-def test_a_request_is_sent_before_it_expires_even_by_a_coarse_clock(client, monkeypatch, jump_seconds):
-    jumps = chain([0.0], repeat(jump_seconds))
-    clock = SimpleNamespace(time=lambda: 1_700_000_000.0 + next(jumps), monotonic=time.monotonic)
-    monkeypatch.setattr("airflow_provider_imagen.api.send_tracking.time", clock)
-    assert client.get_json("/v1/key")["data"]
+def test_the_last_check_comes_after_connecting():
+    """Connecting may take long, and what was true before may no longer be true."""
+    check = Check()
+    client = ApiClient(ClientSettings(base_url="http://127.0.0.1:1", api_key="k"))
+    with pytest.raises(ConnectionFailedError):
+        client.generate(PATH, BODY, client_request_id="c", before_send=check)
+    assert check.calls == 0

@@ -89,8 +89,9 @@ class FakePorts:
         with self._lock:
             self.rows.append(row)
 
-    def generate(self, request: ImageRequest, client_request_id: str) -> Generation:
+    def generate(self, request: ImageRequest, client_request_id: str, *, before_send: Callable[[], None]) -> Generation:
         prompt = request.body.get("prompt", "")
+        before_send()
         self.before_post(client_request_id)
         with self._lock:
             self.posts.append((prompt, client_request_id))
