@@ -8,8 +8,12 @@ import logging
 import re
 from functools import lru_cache
 from html import escape
+from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.signed_urls import without_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Possessive quantifiers, and matches that succeed even with nothing to remove, keep these linear.
 _URL = r"""(?i)(?<![a-z0-9+.-])([a-z0-9+.-]++://)(?:[^\s/?#@"'<>]*@)*([^\s?#"'<>]*+)(?:[?#][^\s"'<>]*)?"""
@@ -75,9 +79,17 @@ def elide_url(value: str) -> str:
 def hide(text: str, *secrets: str | None) -> str:
     """Return the text with secrets redacted, whether plain, URL-encoded, JSON- or HTML-escaped, or in base64."""
     for secret in secrets:
-        if secret:
+        if secret and _may_contain(text, secret):
             text = _forms_of(secret).sub("***", text)
     return text
+
+
+def _may_contain(text: str, secret: str) -> bool:
+    """Return ``False`` only if the text certainly lacks the secret; spares most processes compiling the pattern."""
+    if re.search(r"[%\\&\s]", text):  # it may be encoded, or wrapped
+        return True
+    standard_base64 = text.replace("-", "+").replace("_", "/")
+    return secret in text or any(encoded in standard_base64 for encoded in _base64_forms(secret))
 
 
 def scrub_id(value: str | None, *secrets: str | None) -> str | None:
@@ -88,18 +100,22 @@ def scrub_id(value: str | None, *secrets: str | None) -> str | None:
 @lru_cache(maxsize=8)
 def _forms_of(secret: str) -> re.Pattern[str]:
     """Return a pattern that matches a secret in every supported encoding."""
+    letters = {"+": "(?:[+-]|%2[Bb])", "/": r"(?:\\?/|_|%2[Ff])"}
     forms = ["".join(map(_forms_of_character, secret))]
+    for encoded in _base64_forms(secret):
+        wrapped = r"(?:\s|\\[rn])*".join(letters.get(letter, letter) for letter in encoded)  # in lines, as MIME has it
+        forms.append(wrapped + "(?:[A-Za-z0-9+/_=-]|%3[Dd])*")
+    return re.compile("|".join(forms))
+
+
+def _base64_forms(secret: str) -> Iterator[str]:
+    """Yield what a secret always looks like in base64, whatever surrounds it; nothing for a very short one."""
+    data = secret.encode("utf-8", "surrogatepass")
     for before in range(3):  # base64 encodes groups of three bytes, so the offset within a group matters
-        data = secret.encode("utf-8", "surrogatepass")
         encoded = base64.b64encode(bytes(before) + data).decode()
         known = encoded[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
         if len(known) >= _SHORTEST_ENCODED:
-            letters = {"+": "(?:[+-]|%2[Bb])", "/": r"(?:\\?/|_|%2[Ff])"}
-            wrapped = r"(?:\s|\\[rn])*".join(
-                letters.get(letter, letter) for letter in known
-            )  # in lines, as MIME has it
-            forms.append(wrapped + "(?:[A-Za-z0-9+/_=-]|%3[Dd])*")
-    return re.compile("|".join(forms))
+            yield known
 
 
 def _forms_of_character(character: str) -> str:

@@ -119,6 +119,25 @@ def test_the_key_is_masked_in_base64_split_across_lines(key, end):
     assert whole[8:16] not in left
 
 
+ENCODED_KEYS = (
+    "k-1_x+/y.Z9",
+    base64.b64encode(b"k-1_x+/y.Z9").decode(),
+    base64.urlsafe_b64encode(b"login:k-1_x+/y.Z9").decode(),
+    quote("k-1_x+/y.Z9", safe=""),
+    json.dumps("k-1_x+/y.Z9").replace("/", r"\/"),
+    "".join(f"\\u{ord(letter):04x}" for letter in "k-1_x+/y.Z9"),
+    "".join(f"&#{ord(letter)};" for letter in "k-1_x+/y.Z9"),
+    "k-1_x+/y.Z",
+    "a plain word",
+)
+
+
+@given(st.lists(st.sampled_from(ENCODED_KEYS) | st.text(max_size=4), max_size=4).map("".join))
+def test_a_key_is_masked_in_a_single_word_as_in_a_sentence(word):
+    """Words without blanks and escapes are checked in a shorter way."""
+    assert hide(word, "k-1_x+/y.Z9") + " " == hide(word + " ", "k-1_x+/y.Z9")
+
+
 @pytest.mark.parametrize(
     "text", ["", "a red fox", "100 % of it\n\ttwo", "https://x.test/a?b=1", "\\u0041 \\\\ &amp; %41"]
 )

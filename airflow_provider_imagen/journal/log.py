@@ -27,7 +27,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct, ValidationError, convert, to_builtins
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -68,6 +68,13 @@ GROUP_COMMIT_DELAY_SECONDS = 0.002
 How long a write waits for more records: a tenth of its own duration (about 20 ms in Airflow 3.3's task state store).
 
 This lets the response to one request share a write with the next intent, which the same thread appends next.
+"""
+
+OWNERSHIP_MAX_AGE_SECONDS = 2.0
+"""
+How old the last ownership check may be when a request is sent or an XCom is pushed.
+
+Committing an intent includes a check, so another one is made only if the request has waited since.
 """
 
 MAXIMUM_FLUSH_DELAY_SECONDS = 0.5
@@ -153,6 +160,14 @@ class Header(Struct, frozen=True):
     owners: tuple[str, ...]
 
 
+class _Queued(NamedTuple):
+    """A record to be written, the future to complete then, and whether losing the record costs no money."""
+
+    record: Record
+    done: Future[None]
+    can_wait: bool
+
+
 class Journal:
     """
     The journal of one task instance, as one attempt sees it.
@@ -188,7 +203,7 @@ class Journal:
         self._lines: list[str] = []  # of this owner's active segment
         self._thread: threading.Thread | None = None
         self._ready = threading.Condition()  # guards the queue, and wakes the writer thread
-        self._queued: list[tuple[Record, Future[None]]] = []
+        self._queued: list[_Queued] = []
         self._newest: Future[None] | None = None  # of the record queued last
         self._due = math.inf  # when the queue is to be written
         self._busy_since = math.inf  # when the write in progress started
@@ -278,7 +293,7 @@ class Journal:
             else:
                 if isinstance(record, Intent):
                     self.unresolved[record.client_request_id] = record
-                self._queued.append((record, done))
+                self._queued.append(_Queued(record, done, can_wait))
                 self._newest = done
                 self._due = min(self._due, time.monotonic() + (MAXIMUM_FLUSH_DELAY_SECONDS if can_wait else 0))
                 self._ready.notify()
@@ -304,18 +319,22 @@ class Journal:
         :raises OwnershipLostError: the journal is gone, or another attempt has taken it over
         :raises JournalError: the store failed, or was unavailable for too long
         """
-        # Wall-clock time, because monotonic clocks stop while the machine sleeps.
-        if not 0 <= time.time() - self._checked_at <= max_age_seconds:
-            try:
-                _retrying(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
-            except Exception as error:
-                raise _not_writable(self.store, error) from error
+        try:
+            _retrying(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership, max_age_seconds)
+        except Exception as error:
+            raise _not_writable(self.store, error) from error
         if self._lost_reason is not None:
             raise OwnershipLostError(self._lost_reason)
 
-    def _check_ownership(self) -> bool:
-        """Re-read the header unless the journal is already lost; return whether this attempt owns it."""
-        if self._lost_reason is None and self._header is not None:
+    def _check_ownership(self, max_age_seconds: float = -1.0) -> bool:
+        """
+        Return whether this attempt owns the journal; re-read the header unless that was done a moment ago.
+
+        :param max_age_seconds: how old the last check may be; negative to check again in any case
+        """
+        # Wall-clock time, because monotonic clocks stop while the machine sleeps.
+        is_fresh = 0 <= time.time() - self._checked_at <= max_age_seconds
+        if self._lost_reason is None and self._header is not None and not is_fresh:
             checked_at = time.time()
             header = _read_header(self.store)
             if header is None:
@@ -362,14 +381,16 @@ class Journal:
         """Whether this attempt has lost the journal, or writing has failed for good."""
         return not self.is_owner or self._failure is not None
 
-    def still_owns(self) -> bool:
+    def still_owns(self, *, max_age_seconds: float = -1.0) -> bool:
         """
         Return whether this attempt still owns the journal, without raising.
 
         While the store is unavailable, the last known state counts; any other failure counts as lost.
+
+        :param max_age_seconds: how old the last check may be; negative to check again in any case
         """
         try:
-            return self._check_ownership()
+            return self._check_ownership(max_age_seconds)
         except StoreUnavailableError:
             return self._lost_reason is None
         except Exception as error:
@@ -378,14 +399,17 @@ class Journal:
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
-    def close(self, timeout_seconds: float = 30.0) -> None:
+    def close(self, timeout_seconds: float = 30.0, *, drop_waiting: bool = False) -> None:
         """
         Write queued records, then stop. Never raises; callers that need durability have already awaited it.
 
         :param timeout_seconds: how long to wait for a store that does not respond
+        :param drop_waiting: drop queued records that may wait, because the published results say the same
         """
         self._close_by = time.monotonic() + timeout_seconds
         with self._ready:
+            if drop_waiting:
+                self._queued = [queued for queued in self._queued if not queued.can_wait]
             self._closed.set()
             self._ready.notify()
         if self._thread is not None:
@@ -424,13 +448,13 @@ class Journal:
                 with self._ready:
                     self._failure = error
                     batch += self._queued
-                for _, done in batch:
-                    done.set_exception(_not_writable(self.store, error))
+                for queued in batch:
+                    queued.done.set_exception(_not_writable(self.store, error))
                 return
             finally:
                 self._busy_since = math.inf
 
-    def _next_batch(self) -> list[tuple[Record, Future[None]]]:
+    def _next_batch(self) -> list[_Queued]:
         """Wait until records are due, and take them off the queue; empty once the journal is closed and written."""
         while True:
             with self._ready:
@@ -444,18 +468,18 @@ class Journal:
                 if batch or self._closed.is_set():
                     return batch
 
-    def _write_batch(self, batch: list[tuple[Record, Future[None]]]) -> None:
+    def _write_batch(self, batch: list[_Queued]) -> None:
         """Make records durable, then check ownership if any are intents, and complete the futures."""
-        for record, _ in batch:
-            self._add(record)
+        for queued in batch:
+            self._add(queued.record)
         self._until_available(self._write_active)
-        if any(isinstance(record, Intent) for record, _ in batch):
+        if any(isinstance(queued.record, Intent) for queued in batch):
             self._until_available(self._check_ownership)
-        for record, done in batch:
-            if isinstance(record, Intent) and self._lost_reason is not None:
-                done.set_exception(OwnershipLostError(self._lost_reason))
+        for queued in batch:
+            if isinstance(queued.record, Intent) and self._lost_reason is not None:
+                queued.done.set_exception(OwnershipLostError(self._lost_reason))
             else:
-                done.set_result(None)
+                queued.done.set_result(None)
 
     def _until_available(self, act: Callable[[], object]) -> None:
         """Call ``act``, retrying while the store is unavailable; once closed, only until the close deadline."""

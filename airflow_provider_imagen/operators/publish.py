@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
+from airflow_provider_imagen.journal.log import OWNERSHIP_MAX_AGE_SECONDS
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.storage.contact_sheet import write_contact_sheet
 from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
@@ -116,9 +117,7 @@ class Publisher:
                     summary = replace(summary, contact_sheet=self._make_contact_sheet(result, self._folder))
             is_behind = journal is not None and journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
             if owns_results and (is_final or not is_behind):
-                # Check ownership again: while the manifest was written, another attempt may have taken over.
-                may_push = journal.still_owns if journal is not None and not journal.is_gone else lambda: True
-                self._push_xcoms(result, summary, may_push)
+                self._push_xcoms(result, summary, None if journal is None or journal.is_gone else journal)
                 outlet_events: Any = self._context.get("outlet_events")
                 if is_final and outlet_events is not None:
                     fill_outlets(self._operator.outlets, outlet_events, summary=summary.to_json(), folder=self._folder)
@@ -137,14 +136,15 @@ class Publisher:
             return True
         return journal.is_gone and self._folder is not None and not has_part(self._folder, self._ti_key)
 
-    def _push_xcoms(self, result: RunResult, summary: RunSummary, may_push: Callable[[], bool]) -> None:
+    def _push_xcoms(self, result: RunResult, summary: RunSummary, journal: Journal | None) -> None:
+        """Push the records and the summary, unless another attempt has taken over while the manifest was written."""
         ti = self._context.get("ti")
         if ti is None or not hasattr(ti, "xcom_push"):
             return
         records = [made.record.to_json() for made in result.listed]
         xcoms = {"images": _fit_for_xcom(records, summary.manifest), "summary": summary.to_json()}
         for key, value in xcoms.items():
-            if may_push():
+            if journal is None or journal.still_owns(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS):
                 with self._airflow_lock:
                     ti.xcom_push(key=key, value=value)
 

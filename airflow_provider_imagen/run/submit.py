@@ -25,6 +25,7 @@ from airflow_provider_imagen.exceptions import (
     UnreadableResponseError,
 )
 from airflow_provider_imagen.image_record import ResponseImage
+from airflow_provider_imagen.journal.log import OWNERSHIP_MAX_AGE_SECONDS
 from airflow_provider_imagen.journal.records import Rejected, Response, new_intent
 from airflow_provider_imagen.run.results import ReceivedResponse
 
@@ -43,13 +44,6 @@ log = logging.getLogger(__name__)
 
 MAX_LOST_ANSWERS = 3
 """Lost responses to one request after which this attempt leaves it to the next."""
-
-OWNERSHIP_MAX_AGE_SECONDS = 2.0
-"""
-Maximum age of the last ownership check when a request is sent.
-
-Committing its intent includes a check; another one is made only if the request has waited for its start since.
-"""
 
 
 class Submitter:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from airflow_provider_imagen.exceptions import BadImageError, InvalidRequestError, StorageError
 from airflow_provider_imagen.image_record import ResponseImage
-from airflow_provider_imagen.journal.log import Journal
+from airflow_provider_imagen.journal.log import HEADER, Journal
 from airflow_provider_imagen.journal.records import Response, Target
 from airflow_provider_imagen.operators import publish
 from airflow_provider_imagen.operators.publish import Publisher
@@ -270,10 +270,19 @@ def test_an_attempt_that_lost_the_journal_lists_its_images_and_leaves_xcom_to_th
     assert {event.extra for event in attempt.events.by_name.values()} == {None}
 
 
-def test_an_attempt_that_loses_the_journal_while_it_publishes_pushes_nothing_more(attempt):
+def test_an_attempt_that_loses_the_journal_while_it_publishes_pushes_nothing_more(attempt, monkeypatch):
+    monkeypatch.setattr(publish, "OWNERSHIP_MAX_AGE_SECONDS", -1)
     attempt.ti.before_push = attempt.is_taken_over
     attempt.publisher.publish(result_of(1, attempt.folder), attempt.journal)
     assert list(attempt.ti.pushed) == ["images"]
+
+
+def test_a_quick_publication_checks_once_who_owns_the_journal(attempt, monkeypatch):
+    read, names = attempt.store.read, []
+    monkeypatch.setattr(attempt.store, "read", lambda name: names.append(name) or read(name))
+    attempt.publisher.publish(result_of(1, attempt.folder), attempt.journal)
+    assert names == [HEADER]
+    assert list(attempt.ti.pushed) == ["images", "summary"]
 
 
 @pytest.mark.parametrize("other_has_finished", [True, False])

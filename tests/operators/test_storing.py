@@ -305,6 +305,28 @@ def test_an_image_whose_response_was_not_journaled_is_reused_from_the_manifest(
     assert len(list(paint.folder.glob("*.png"))) == num_images
 
 
+def test_an_attempt_that_fails_after_its_images_are_stored_leaves_nothing_to_buy_or_to_download(
+    paint: Storing, sandbox: Sandbox
+) -> None:
+    """A complete attempt does not journal where its images are, because the manifest says so."""
+    failed: list[object] = []
+
+    def fail_once(context: Any, result: Any = None) -> None:
+        if not failed:
+            failed.append(context)
+            raise OSError("the worker lost its disk")
+
+    assert paint(retries=1, prompt=[RACCOON, "A fox"], post_execute=fail_once) == "success"
+
+    assert failed
+    assert len(sandbox.ledger()) == 2
+    downloads = [request.path for request in sandbox.seen() if request.host == "cdn"]
+    assert len(downloads) == len(set(downloads)) == 2
+    summary = paint.run.get_task_instance("paint").xcom_pull(task_ids="paint", key="summary")
+    assert (summary["made"], summary["adopted"], summary["usd_lost"]) == (2, 2, 0)
+    assert len(list(paint.folder.glob("*.png"))) == len(paint.manifest()) == 2
+
+
 # Folders that others can write to
 
 
