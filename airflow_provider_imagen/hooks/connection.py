@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_provider_imagen.sandbox_key import SANDBOX_API_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -77,8 +79,6 @@ def allowed_private_hosts(connection: Connection, base_url: str) -> set[HostAndP
 
 
 def _is_sandbox(connection: Connection) -> bool:
-    from airflow_provider_imagen.sandbox import SANDBOX_API_KEY
-
     return connection.password == SANDBOX_API_KEY or _read_bool(connection.extra_dejson, "sandbox")
 
 
@@ -139,7 +139,7 @@ def _sandbox_settings(settings: ClientSettings, *, has_host: bool) -> ClientSett
     from msgspec.structs import replace
 
     from airflow_provider_imagen.api.client import DEFAULT_BASE_URL
-    from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, embedded
+    from airflow_provider_imagen.sandbox import embedded
 
     if not has_host:
         return replace(settings, base_url=embedded().url, api_key=SANDBOX_API_KEY)

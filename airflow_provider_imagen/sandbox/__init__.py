@@ -12,7 +12,8 @@ from airflow_provider_imagen.sandbox.control import SandboxControl
 from airflow_provider_imagen.sandbox.control_types import Charge, SeenRequest
 from airflow_provider_imagen.sandbox.faults import Fault
 from airflow_provider_imagen.sandbox.server import Sandbox, embedded, serve
-from airflow_provider_imagen.sandbox.settings import SANDBOX_API_KEY, Settings
+from airflow_provider_imagen.sandbox.settings import Settings
+from airflow_provider_imagen.sandbox_key import SANDBOX_API_KEY
 
 __all__ = [
     "SANDBOX_API_KEY",

@@ -9,11 +9,9 @@ from typing import Annotated, Any
 from airflow_provider_imagen.sandbox.envelopes import Envelope  # noqa: TC001 - check_values reads the annotations
 from airflow_provider_imagen.sandbox.limits import Counting, RateLimit
 from airflow_provider_imagen.sandbox.value_checks import Range, check_values
+from airflow_provider_imagen.sandbox_key import SANDBOX_API_KEY
 
 _YEAR_SECONDS = 365 * 86400
-
-SANDBOX_API_KEY = "5a9db0c5" + "0" * 24
-"""The key a sandbox accepts by default; it is valid nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
