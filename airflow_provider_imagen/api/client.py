@@ -12,6 +12,7 @@ import re
 import ssl
 import threading
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -330,12 +331,10 @@ class ApiClient:
             )
         except transport.RequestException as error:
             raise ValueError(f"{where}: the request cannot be encoded ({type(error).__name__})") from None
-        # Merged per request, because the environment's TLS settings would otherwise override the session's.
-        environment = session.merge_environment_settings(request.url, {}, True, self.settings.verify, None)
         timeout = (self.settings.connect_timeout_seconds, self.settings.read_timeout_seconds)
         with track_sending(before_send) as progress:
             try:
-                response = session.send(request, timeout=timeout, allow_redirects=False, **environment)
+                response = session.send(request, timeout=timeout, allow_redirects=False, **self._environment)
             except (transport.RequestException, pool.HTTPError, OSError) as error:
                 reason = scrub(_reason(error), self.settings.api_key, limit=200)
                 if _was_never_sent(error, progress):
@@ -383,6 +382,15 @@ class ApiClient:
         offset = date.timestamp() - time.time()
         if abs(offset) <= _LARGEST_CLOCK_OFFSET_SECONDS:
             self._clock_offset_seconds = offset
+
+    @cached_property
+    def _environment(self) -> dict[str, Any]:
+        """
+        Proxies and TLS settings from the environment; reading them for each request would take a millisecond.
+
+        Passed with each request, because they would otherwise override ``verify``.
+        """
+        return dict(self._session().merge_environment_settings(self._root, {}, True, self.settings.verify, None))
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)

@@ -18,6 +18,7 @@ import time
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -35,7 +36,7 @@ from airflow_provider_imagen.redaction import keep_queries_out_of_logs
 from airflow_provider_imagen.signed_urls import url_expiry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
 
     from requests import PreparedRequest, Response
@@ -162,7 +163,7 @@ class Downloader:
         self._cancelled = cancelled or threading.Event()
         self._sleep: Callable[[float], Any] = sleep or self._cancelled.wait
         self._clock = clock
-        self._environment = requests.Session()  # never sends; only reads settings from the environment
+        self._environment_of = lru_cache(maxsize=_POOLED_HOSTS)(self._read_environment)
         self._adapter = GuardedAdapter(_POOLED_HOSTS, _POOLED_CONNECTIONS_PER_HOST)
 
     def __enter__(self) -> Downloader:
@@ -235,7 +236,7 @@ class Downloader:
         raise _AttemptError(f"more than {self._max_redirects} redirects", limits.host)
 
     def _send(self, request: PreparedRequest, limits: FetchLimits, host: str, port: int) -> Response:
-        settings = self._environment.merge_environment_settings(str(request.url), {}, True, self._verify, None)
+        settings = self._environment_of(urlsplit(str(request.url))._replace(path="", query="").geturl())
         limits.check_literal(host, port)
         if select_proxy(str(request.url), settings["proxies"]):
             limits.check_before_proxy(host, port)
@@ -251,6 +252,10 @@ class Downloader:
             )
         except (OSError, HTTPError, ValueError) as error:  # errors of requests are OSErrors
             raise _transport_error(error, host) from None
+
+    def _read_environment(self, origin: str) -> Mapping[str, Any]:
+        """Return proxies and TLS settings for a server; reading them for each request would take a millisecond."""
+        return requests.Session().merge_environment_settings(origin, {}, True, self._verify, None)
 
     def _receive(self, response: Response, limits: FetchLimits, host: str) -> Download:
         """Classify the status of a response that is not a redirect, and read its body."""
@@ -271,7 +276,8 @@ class Downloader:
 
     def _read(self, response: Response, limits: FetchLimits, host: str) -> bytes:
         """Return the body if it is complete and within the size limit."""
-        body = bytearray()
+        chunks: list[bytes] = []
+        received = 0
         total = _content_length(response)
         too_large = _AttemptError(f"the body is larger than {self._max_bytes} bytes", host, kind=BadImageError)
         if total is not None and total > self._max_bytes:
@@ -279,14 +285,15 @@ class Downloader:
         response.raw.headers.discard("Content-Encoding")  # urllib3 rejects long lists even without decoding
         try:
             while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
-                body += chunk
-                if len(body) > self._max_bytes:
+                chunks.append(chunk)
+                received += len(chunk)
+                if received > self._max_bytes:
                     raise too_large
-                if len(body) != total:  # keep a complete body even if the task is ending
+                if received != total:  # keep a complete body even if the task is ending
                     limits.check()
         except (OSError, HTTPError) as error:
             raise _transport_error(error, host) from None
-        return bytes(body)
+        return b"".join(chunks)
 
     def _decode(self, body: bytes, response: Response, host: str) -> Download:
         """Undo compression, which was not requested, and reject a body that cannot be an image."""

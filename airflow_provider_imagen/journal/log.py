@@ -319,22 +319,21 @@ class Journal:
         :raises OwnershipLostError: the journal is gone, or another attempt has taken it over
         :raises JournalError: the store failed, or was unavailable for too long
         """
-        try:
-            _retrying(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership, max_age_seconds)
-        except Exception as error:
-            raise _not_writable(self.store, error) from error
+        if not self._is_checked_within(max_age_seconds):
+            try:
+                _retrying(stop=stop_after_delay(WRITE_TIMEOUT_SECONDS))(self._check_ownership)
+            except Exception as error:
+                raise _not_writable(self.store, error) from error
         if self._lost_reason is not None:
             raise OwnershipLostError(self._lost_reason)
 
-    def _check_ownership(self, max_age_seconds: float = -1.0) -> bool:
-        """
-        Return whether this attempt owns the journal; re-read the header unless that was done a moment ago.
-
-        :param max_age_seconds: how old the last check may be; negative to check again in any case
-        """
+    def _is_checked_within(self, seconds: float) -> bool:
         # Wall-clock time, because monotonic clocks stop while the machine sleeps.
-        is_fresh = 0 <= time.time() - self._checked_at <= max_age_seconds
-        if self._lost_reason is None and self._header is not None and not is_fresh:
+        return 0 <= time.time() - self._checked_at <= seconds
+
+    def _check_ownership(self) -> bool:
+        """Re-read the header unless the journal is already lost; return whether this attempt owns it."""
+        if self._lost_reason is None and self._header is not None:
             checked_at = time.time()
             header = _read_header(self.store)
             if header is None:
@@ -390,7 +389,7 @@ class Journal:
         :param max_age_seconds: how old the last check may be; negative to check again in any case
         """
         try:
-            return self._check_ownership(max_age_seconds)
+            return self.is_owner if self._is_checked_within(max_age_seconds) else self._check_ownership()
         except StoreUnavailableError:
             return self._lost_reason is None
         except Exception as error:

@@ -209,7 +209,7 @@ class TaskExecution:
                 encryption=encryption,
                 cancellation=self._cancellation,
                 reload=reload,
-                on_image=lambda *image: self._report_image(plan, *image),
+                on_image=partial(self._report_image, plan.images),
             )
             result = self._run_and_publish(run, journal, folder)
         except Exception:
@@ -348,7 +348,7 @@ class TaskExecution:
 
     # --- while it runs and after --------------------------------------------------------------------------------------
 
-    def _report_image(self, plan: Plan, record: ImageRecord, seconds: float, done: int) -> None:
+    def _report_image(self, images: int, record: ImageRecord, seconds: float, done: int) -> None:
         size = f"{record.width}x{record.height}"
         if record.path is None:
             size = "not stored"
@@ -358,7 +358,7 @@ class TaskExecution:
         progress.info(
             "Image %d of %d: prompt %d, image %d, %s, %s, %s.",
             done,
-            plan.images,
+            images,
             record.prompt_index,
             record.image_index,
             size,

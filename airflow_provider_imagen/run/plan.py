@@ -93,7 +93,7 @@ class Plan(Struct, frozen=True):
 
     @property
     def images(self) -> int:
-        """Total number of images requested."""
+        """Total number of images requested, counted at each call."""
         return sum(item.images for item in self.items)
 
     @property
