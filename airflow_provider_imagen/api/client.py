@@ -358,21 +358,24 @@ class ApiClient:
         }
         is_success = 200 <= status < 300
         max_bytes = max_bytes if is_success else _ERROR_BYTES
-        body = bytearray()
+        chunks: list[bytes] = []
+        received = 0
         problem = _encoding_problem(headers.get("content-encoding", ""))
         try:
-            while problem is None and (part := response.raw.read1(_READ_BYTES, decode_content=True)):
-                body += part
-                if len(body) > max_bytes:
+            while problem is None and (chunk := response.raw.read1(_READ_BYTES, decode_content=True)):
+                chunks.append(chunk)
+                received += len(chunk)
+                if received > max_bytes:
                     problem = f"is larger than {max_bytes} bytes"
         except (pool.HTTPError, OSError) as error:
             if is_success:
                 raise LostAnswerError(f"{where}: the response was lost ({_reason(error)}).", **details) from None
+        body = b"".join(chunks)
         if problem is None and is_success and _has_too_many_values(body):
             problem = f"contains more than {MAX_JSON_VALUES} JSON values"
         if problem is not None and is_success:
             raise UnreadableResponseError(f"{where}: the response body {problem}.", **details)
-        return ApiResponse(status=status, headers=headers, body=bytes(body))
+        return ApiResponse(status=status, headers=headers, body=body)
 
     def _measure_clock(self, headers: Mapping[str, str]) -> None:
         """Record how far the API's clock is ahead, unless a cache responded, whose ``Date`` is old."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -60,9 +61,12 @@ def read_data_uri(text: str) -> DataUri:
         raise ValueError("a data: URI without data")
     mime_type, *parameters = (part.strip() for part in _percent_decode(head[1]).decode("utf-8", "replace").split(";"))
     is_base64 = "base64" in (parameter.lower() for parameter in parameters)
-    data = _percent_decode(text[head.end() :])
+    payload = text[head.end() :]
+    if not is_base64 or "%" in payload:
+        data = _percent_decode(payload)
+        payload = data.decode("latin-1")
     if is_base64:
-        data = read_base64(data.decode("latin-1"))
+        data = read_base64(payload)
     if not data:
         raise ValueError("an empty data: URI")
     return DataUri(mime_type.lower() or "text/plain", data, is_base64)
@@ -87,6 +91,9 @@ def read_base64(text: str) -> bytes:
 
     :raises ValueError: it is malformed or empty; the message is a noun phrase that says what it is
     """
+    with suppress(ValueError):  # standard base64, without the copies that follow
+        if data := binascii.a2b_base64(text, strict_mode=True):
+            return data
     text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any, Final
+
+import msgspec
+from msgspec import MsgspecError
 
 REPLACED: Final = "\ufffd"
 """Stands in for invalid characters."""
@@ -27,6 +31,8 @@ def read_json(body: bytes) -> Any:
 
     :raises ValueError: there is no complete JSON document
     """
+    with suppress(MsgspecError, UnicodeDecodeError, RecursionError):  # what is well-formed needs no copy as text
+        return _storable_json(msgspec.json.decode(body))
     text = body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff \t\r\n")
     try:
         try:

@@ -285,9 +285,11 @@ def _read_base64(text: str) -> tuple[bytes | None, str | None]:
     """Return the bytes of base64 text or a ``data:`` URI, or why they cannot be decoded."""
     if REPLACED in text:
         return None, "base64 with invalid characters"
-    text = text.translate(_NO_CONTROLS)
+    decode = (lambda uri: read_data_uri(uri).data) if is_data_uri(text) else read_base64
+    with suppress(ValueError):
+        return decode(text), None
     try:
-        return (read_data_uri(text).data if is_data_uri(text) else read_base64(text)), None
+        return decode(text.translate(_NO_CONTROLS)), None
     except ValueError as error:
         return None, str(error)
 
