@@ -19,6 +19,7 @@ from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsEr
 from airflow_provider_imagen.storage.colours import change_mode, is_grey, to_eight_bits
 from airflow_provider_imagen.storage.jpeg import MAX_APP1_BYTES
 from airflow_provider_imagen.storage.open_image import decode, open_image
+from airflow_provider_imagen.storage.png import has_exif
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -71,7 +72,7 @@ def convert_image(
     _check_arguments(image_format, quality)
     try:
         with open_image(data, copies=_CONVERSION_COPIES) as source:
-            if _is_upright_in(source, image_format) and quality is None and xmp is None:
+            if _is_upright_in(source, data, image_format) and quality is None and xmp is None:
                 return data
             options = _encoder_options(image_format, quality)
             image = _prepare(source, image_format, options, xmp, [] if notes is None else notes)
@@ -119,7 +120,7 @@ def convert_and_preview(
     converted = preview = None
     notes: list[str] = []
     with open_image(data, copies=PREVIEW_COPIES if image_format is None else _CONVERSION_COPIES) as source:
-        if image_format is not None and xmp is None and _is_upright_in(source, image_format):
+        if image_format is not None and xmp is None and _is_upright_in(source, data, image_format):
             image_format = None
         if image_format is None and preview_pixels is not None:
             _reduce_decoded_size(source, preview_pixels)
@@ -192,10 +193,12 @@ def _encode_preview(source: PillowImage, pixels: int, profile: bytes | None) -> 
     return _encode(make_preview(source, pixels=pixels, options=options), "webp", options)
 
 
-def _is_upright_in(image: PillowImage, image_format: ImageFormat) -> bool:
-    """Return whether an image has a format, and no readable orientation that has to be applied."""
+def _is_upright_in(image: PillowImage, data: bytes, image_format: ImageFormat) -> bool:
+    """Return whether an image, opened from a file, has a format and no readable orientation that has to be applied."""
     if (image.format or "").lower().replace("mpo", "jpeg") != image_format:
         return False
+    if image_format == "png" and not has_exif(data) and b"Orientation" not in image.info.get("xmp", b""):
+        return True  # Pillow decodes a PNG to look for EXIF after its pixels
     try:
         return bool(image.getexif().get(_ORIENTATION, 1) == 1)
     except Exception:  # Pillow raises various errors for malformed EXIF

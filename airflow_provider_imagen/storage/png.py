@@ -134,6 +134,11 @@ def read_profile(data: bytes, *, max_bytes: int) -> bytes | None:
     return None
 
 
+def has_exif(data: bytes) -> bool:
+    """Return whether a PNG has EXIF, which may be before or after the pixel data."""
+    return any(chunk[0] == b"eXIf" or _is_exif_text(data, *chunk) for chunk in iterate_png_chunks(data))
+
+
 def strip_png_metadata(data: bytes) -> bytes:
     """Return a PNG with only the chunks its pixels, transparency and orientation need; unchanged if truncated."""
     chunks = list(iterate_png_chunks(data))
