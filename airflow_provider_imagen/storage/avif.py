@@ -13,6 +13,8 @@ def is_complete_avif(data: bytes) -> bool:
     Return whether the boxes of a still AVIF fill the file exactly: one with its type, one with metadata, one with data.
 
     Otherwise, the file is truncated or unusual (an animation, several data boxes, padding), and only decoding can tell.
+    The offsets in the metadata are not followed, so a file with several data boxes that ends exactly after the first
+    looks complete.
     """
     position = 0
     kinds = []

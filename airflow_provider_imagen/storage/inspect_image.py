@@ -7,7 +7,7 @@ serves ``image/jpeg``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
 from msgspec import Struct
 
@@ -40,15 +40,6 @@ MIME_TYPES: Final[dict[RasterFormat, str]] = {name: f"image/{name.lower()}" for 
 SVG_MIME_TYPE: Final = "image/svg+xml"
 
 _PILLOW_MAX_PIXELS: Final = 2 * DEFAULT_MAX_PIXELS
-_VERIFIERS: Final[
-    tuple[tuple[bytes, RasterFormat, Callable[[bytes], tuple[int, int]], Callable[[bytes], str | None]], ...]
-] = (
-    (PNG_SIGNATURE, "PNG", read_png_size, find_png_damage),
-    (b"\xff\xd8\xff", "JPEG", read_jpeg_size, find_jpeg_damage),
-    (b"RIFF", "WEBP", read_webp_size, find_webp_damage),
-    (b"GIF8", "GIF", read_gif_size, find_gif_damage),
-)
-"""Per format: how a file starts, and the functions that read its size and find what is wrong with it."""
 
 
 class ImageInfo(Struct, frozen=True):
@@ -69,6 +60,30 @@ class ImageInfo(Struct, frozen=True):
     height: int
 
 
+class _Verifier(NamedTuple):
+    """
+    How the structure of a format is verified.
+
+    :param start: how a file starts
+    :param read_size: returns width and height
+    :param find_damage: returns what is wrong, or ``None``; like ``read_size``, it raises ``ValueError`` or
+        ``LookupError`` if only decoding can tell
+    """
+
+    format: RasterFormat
+    start: bytes
+    read_size: Callable[[bytes], tuple[int, int]]
+    find_damage: Callable[[bytes], str | None]
+
+
+_VERIFIERS: Final = (
+    _Verifier("PNG", PNG_SIGNATURE, read_png_size, find_png_damage),
+    _Verifier("JPEG", b"\xff\xd8\xff", read_jpeg_size, find_jpeg_damage),
+    _Verifier("WEBP", b"RIFF", read_webp_size, find_webp_damage),
+    _Verifier("GIF", b"GIF8", read_gif_size, find_gif_damage),
+)
+
+
 def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_svg: bool = False) -> ImageInfo:
     """
     Return the format and size of an image after verifying that it is complete.
@@ -79,9 +94,9 @@ def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_s
     ======== =============================================== ==================================================
     Format   Proven                                          Not noticed
     ======== =============================================== ==================================================
-    PNG      every chunk is there, and its checksum right    pixel data that was corrupt when it was encoded
-    JPEG     every segment and scan up to the end marker;    changed or missing bytes within a scan, unless
-             the restart markers in order, if it has any     they hit a marker
+    PNG      every chunk is there, with a right checksum     pixel data that was corrupt when it was encoded
+    JPEG     every segment and scan up to the end marker;    changed bytes within a table or a scan; bytes
+             the restart markers in order, if it has any     missing from a scan, unless they hit a marker
     WebP     the length of the file and of every chunk;      changed bytes within the compressed data
              the headers of the images
     AVIF     the length of the file and of every box         changed bytes within the compressed data
@@ -90,9 +105,9 @@ def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_s
     BMP      it is decoded                                   changed pixels
     ======== =============================================== ==================================================
 
-    So a truncated file is always noticed. An unusual file (an arithmetic-coded JPEG, for instance), of which only
-    decoding can tell whether it is complete, is decoded (only the first frame of an animation). Unreadable metadata
-    and bytes after the end of the image are tolerated. Pillow is imported only for AVIF, TIFF, BMP and unusual files.
+    So a truncated file is noticed in every format. An unusual file (an arithmetic-coded JPEG, for instance) is decoded,
+    or its first frame, because only that can tell whether it is complete. Unreadable metadata and bytes after the end
+    of the image are tolerated. Pillow is imported only for AVIF, TIFF, BMP and unusual files.
 
     Thread-safe: no Pillow setting is changed, and all threads that decode share a pixel budget
     (:data:`~airflow_provider_imagen.storage.open_image.MAX_DECODED_PIXELS`).
@@ -119,21 +134,20 @@ def inspect_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, accept_s
 
 def _verify_structure(data: bytes, max_pixels: int) -> tuple[RasterFormat, tuple[int, int]] | None:
     """Return the format and size of a complete image; ``None`` if only decoding can tell whether it is complete."""
-    for start, file_format, read_size, find_damage in _VERIFIERS:
-        if not data.startswith(start):
-            continue
-        try:
-            width, height = read_size(data)
-            if width * height > _PILLOW_MAX_PIXELS:
-                raise BadImageError(f"The image is too large to decode safely: it has {width}x{height} pixels.")
-            check_pixels(width, height, max_pixels)
-            damage = find_damage(data)
-        except (ValueError, LookupError):
-            return None
-        if damage is not None:
-            raise corrupt_image(data, f"{damage}.")
-        return file_format, (width, height)
-    return None
+    verifier = next((verifier for verifier in _VERIFIERS if data.startswith(verifier.start)), None)
+    if verifier is None:
+        return None
+    try:
+        width, height = verifier.read_size(data)
+        if width * height > _PILLOW_MAX_PIXELS:
+            raise BadImageError(f"The image is too large to decode safely: it has {width}x{height} pixels.")
+        check_pixels(width, height, max_pixels)
+        damage = verifier.find_damage(data)
+    except (ValueError, LookupError):
+        return None
+    if damage is not None:
+        raise corrupt_image(data, f"{damage}.")
+    return verifier.format, (width, height)
 
 
 def _verify_by_decoding(data: bytes, max_pixels: int) -> tuple[RasterFormat, tuple[int, int]]:

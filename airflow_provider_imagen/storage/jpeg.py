@@ -32,6 +32,7 @@ _MARKER_AFTER_RESTARTS: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
 _MAX_SEGMENTS: Final = 100_000  # usual files have tens
 _MAX_SCANS: Final = 100  # usual progressive files have ten; decoding takes time for each
+_MAX_RESTARTS: Final = 100_000  # per scan; more are not checked, which would take seconds
 _ADOBE: Final = 0xEE  # names the colour transform
 _ADOBE_BYTES: Final = 12
 
@@ -158,8 +159,8 @@ def _find_damage(data: bytes) -> str | None:
             return "the JPEG has no end marker"
         if following.start() == position:
             return "the JPEG has a scan without data"
-        if interval:
-            expected = frame.restarts(components, interval)
+        expected = frame.restarts(components, interval) if interval else 0
+        if 0 < expected <= _MAX_RESTARTS:
             found = b"".join(
                 match[1] for match in islice(_RESTART.finditer(data, position, following.start()), expected + 2)
             )
