@@ -143,7 +143,7 @@ class InputReader:
         if data is None:
             return "the file does not exist"
         try:
-            with self._decoding:  # a decoded image is many times larger than its file: one at a time
+            with self._decoding:  # an image that has to be decoded is many times larger than its file: one at a time
                 info = inspect_image(data)
         except BadImageError as error:
             return f"an image is required. {_without_contents(error)}"

@@ -13,13 +13,18 @@ import re
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from msgspec import Struct
+
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, Problem
 from airflow_provider_imagen.storage.colours import change_mode, is_grey, to_eight_bits
 from airflow_provider_imagen.storage.jpeg import MAX_APP1_BYTES
-from airflow_provider_imagen.storage.open_image import open_image
+from airflow_provider_imagen.storage.open_image import decode, open_image
+from airflow_provider_imagen.storage.png import has_exif
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
+
+    from airflow_provider_imagen.storage.inspect_image import ImageInfo
 
 ImageFormat = Literal["png", "jpeg", "webp", "avif"]
 
@@ -67,14 +72,77 @@ def convert_image(
     _check_arguments(image_format, quality)
     try:
         with open_image(data, copies=_CONVERSION_COPIES) as source:
-            is_upright = source.getexif().get(_ORIENTATION, 1) == 1
-            has_format = (source.format or "").lower().replace("mpo", "jpeg") == image_format
-            if has_format and is_upright and quality is None and xmp is None:
+            if _is_upright_in(source, data, image_format) and quality is None and xmp is None:
                 return data
             options = _encoder_options(image_format, quality)
-            return _encode(source, image_format, options, xmp, [] if notes is None else notes)
+            image = _prepare(source, image_format, options, xmp, [] if notes is None else notes)
+            return _encode(image, image_format, options)
     except Exception as error:
         raise BadImageError(f"The image cannot be converted to {image_format}: {error}") from error
+
+
+class DerivedImages(Struct, frozen=True):
+    """
+    What :func:`convert_and_preview` made.
+
+    :param converted: the file in the requested format; ``None`` if none was requested, the image has it already, or the
+        conversion failed
+    :param preview: a WebP file; ``None`` if none was requested or it failed
+    :param notes: what was requested but could not be done, one sentence each; normally empty
+    """
+
+    converted: bytes | None
+    preview: bytes | None
+    notes: tuple[str, ...]
+
+
+def convert_and_preview(
+    data: bytes,
+    info: ImageInfo,
+    *,
+    image_format: ImageFormat | None,
+    preview_pixels: int | None,
+    xmp: bytes | None = None,
+) -> DerivedImages:
+    """
+    Convert an image as :func:`convert_image` does, and make a preview of the result, decoding the image only once.
+
+    :param data: a complete image file
+    :param info: its format and size
+    :param image_format: the target format; ``None`` for no conversion
+    :param preview_pixels: maximum length of the preview's longer side; ``None`` for no preview
+    :param xmp: XMP packet to write instead of the image's own
+    :raises InvalidArgumentsError: the target format is unknown
+    :raises BadImageError: the image cannot be decoded; any other failure is only noted
+    """
+    if image_format is not None:
+        _check_arguments(image_format, None)
+    converted = preview = None
+    notes: list[str] = []
+    with open_image(data, copies=PREVIEW_COPIES if image_format is None else _CONVERSION_COPIES) as source:
+        if image_format is not None and xmp is None and _is_upright_in(source, data, image_format):
+            image_format = None
+        if image_format is None and preview_pixels is not None:
+            _reduce_decoded_size(source, preview_pixels)
+        if image_format is not None or preview_pixels is not None:
+            decode(source, data)
+        image = source
+        options: dict[str, Any] = {}
+        if image_format is not None:
+            try:
+                options = _encoder_options(image_format, None)
+                image = _prepare(source, image_format, options, xmp, notes)
+                converted = _encode(image, image_format, options)
+            except Exception as error:
+                image = source
+                notes.append(f"Kept as {info.extension}: The image cannot be converted to {image_format}: {error}")
+        if preview_pixels is not None:
+            profile = (options if converted is not None else source.info).get("icc_profile")
+            try:
+                preview = _encode_preview(image, preview_pixels, profile)
+            except Exception as error:
+                notes.append(f"No preview: Cannot generate a thumbnail: {error}")
+    return DerivedImages(converted, preview, tuple(notes))
 
 
 def make_thumbnail(data: bytes, *, pixels: int, max_pixels: int | None = None) -> bytes:
@@ -90,33 +158,51 @@ def make_thumbnail(data: bytes, *, pixels: int, max_pixels: int | None = None) -
     """
     try:
         with open_image(data, copies=PREVIEW_COPIES, max_pixels=max_pixels) as source:
-            options: dict[str, Any] = {"icc_profile": source.info.get("icc_profile"), "quality": 80}
-            image = make_preview(source, pixels=pixels, options=options)
-            target = BytesIO()
-            image.save(target, format="webp", **options)
+            return _encode_preview(source, pixels, source.info.get("icc_profile"))
     except Exception as error:
         raise BadImageError(f"Cannot generate a thumbnail: {error}") from error
-    return target.getvalue()
 
 
 def make_preview(source: PillowImage, *, pixels: int, options: dict[str, Any]) -> PillowImage:
     """
     Return an opened image upright, no larger than a preview, and as RGB or RGBA.
 
-    :param source: an image that is not decoded yet; it is changed
+    :param source: an image, best not decoded yet, so that a JPEG is decoded at reduced size; it is changed
     :param pixels: maximum length of the longer side
     :param options: encoder options; ``icc_profile`` is updated to fit the preview
     """
     from PIL import Image, ImageOps
 
-    if source.format == "JPEG":
-        source.draft(None, (pixels * 2, pixels * 2))  # decode at reduced size; twice the target stays sharp
+    _reduce_decoded_size(source, pixels)
     ImageOps.exif_transpose(source, in_place=True)
     image = to_eight_bits(source)
     if image.mode == "P":
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
     return _fit_mode(image, "webp", options, [])
+
+
+def _reduce_decoded_size(source: PillowImage, pixels: int) -> None:
+    """Let a JPEG that is not decoded yet be decoded at reduced size for a preview; twice its size stays sharp."""
+    if source.format == "JPEG":
+        source.draft(None, (pixels * 2, pixels * 2))
+
+
+def _encode_preview(source: PillowImage, pixels: int, profile: bytes | None) -> bytes:
+    options: dict[str, Any] = {"icc_profile": profile, "quality": 80}
+    return _encode(make_preview(source, pixels=pixels, options=options), "webp", options)
+
+
+def _is_upright_in(image: PillowImage, data: bytes, image_format: ImageFormat) -> bool:
+    """Return whether an image, opened from a file, has a format and no readable orientation that has to be applied."""
+    if (image.format or "").lower().replace("mpo", "jpeg") != image_format:
+        return False
+    if image_format == "png" and not has_exif(data) and b"Orientation" not in image.info.get("xmp", b""):
+        return True  # Pillow decodes a PNG to look for EXIF after its pixels
+    try:
+        return bool(image.getexif().get(_ORIENTATION, 1) == 1)
+    except Exception:  # Pillow raises various errors for malformed EXIF
+        return True
 
 
 def _check_arguments(image_format: ImageFormat, quality: int | None) -> None:
@@ -129,9 +215,14 @@ def _check_arguments(image_format: ImageFormat, quality: int | None) -> None:
         raise InvalidArgumentsError(problems)
 
 
-def _encode(
+def _prepare(
     image: PillowImage, image_format: ImageFormat, options: dict[str, Any], xmp: bytes | None, notes: list[str]
-) -> bytes:
+) -> PillowImage:
+    """
+    Return the image upright and in a mode that the format can hold.
+
+    :param options: encoder options; the image's metadata is added
+    """
     from PIL import ImageOps
     from PIL.PngImagePlugin import PngInfo
 
@@ -153,7 +244,10 @@ def _encode(
         info.add_itxt("XML:com.adobe.xmp", packet.decode(errors="replace"))
     elif packet and (image_format != "jpeg" or len(packet) <= MAX_APP1_BYTES):
         options["xmp"] = packet
-    image = _fit_mode(image, image_format, options, notes)
+    return _fit_mode(image, image_format, options, notes)
+
+
+def _encode(image: PillowImage, image_format: ImageFormat, options: dict[str, Any]) -> bytes:
     target = BytesIO()
     image.save(target, format=image_format, **options)
     return target.getvalue()

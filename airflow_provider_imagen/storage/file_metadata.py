@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from airflow_provider_imagen.exceptions import BadImageError
 from airflow_provider_imagen.storage.jpeg import iterate_jpeg_segments
 from airflow_provider_imagen.storage.png import XMP_KEYWORD, XmpTooLargeError, iterate_png_chunks, read_xmp
+from airflow_provider_imagen.storage.webp import iterate_webp_chunks
 from airflow_provider_imagen.storage.xmp import MAX_PACKET_BYTES
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def read_metadata(data: bytes, file_format: FileFormat) -> FileMetadata | None:
     readers = {"PNG": _read_png, "JPEG": _read_jpeg, "WEBP": _read_webp}
     try:
         metadata = readers[file_format](data)
-    except (KeyError, ValueError, IndexError):
+    except (BadImageError, KeyError, ValueError, IndexError):
         return None
     return replace(metadata, xmp=None, has_huge_xmp=True) if len(metadata.xmp or b"") > MAX_PACKET_BYTES else metadata
 
@@ -120,20 +122,7 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
 
 def _webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """Return the chunks of a WebP: four-letter type and content (without padding)."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        raise ValueError("not a WebP")
-    limit = 8 + int.from_bytes(data[4:8], "little")
-    if limit > len(data) + 1:
-        raise ValueError("the file is truncated")
-    position = 12
-    chunks = []
-    while position + 8 <= limit:
-        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
-        if end > len(data):
-            raise ValueError("a chunk exceeds the file")
-        chunks.append((data[position : position + 4], data[position + 8 : end]))
-        position = end + (end - position) % 2
-    return chunks
+    return [(kind, data[start:end]) for kind, start, end in iterate_webp_chunks(data)]
 
 
 def _read_webp(data: bytes) -> FileMetadata:

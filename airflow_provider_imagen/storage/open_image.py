@@ -85,13 +85,13 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
     :param data: a complete image file
     :param copies: how many images of this size the block holds at the same time, including this one
     :param max_pixels: maximum width times height; ``None`` applies only Pillow's own limit
-    :raises BadImageError: the image has more pixels; Pillow's own errors are passed through
+    :raises BadImageError: the bytes are not an image in a supported format, or the image has more pixels
     """
     is_png = data.startswith(PNG_SIGNATURE)
     with _open(strip_png_metadata(data) if is_png else data) as image:
         width, height = image.size
-        if max_pixels is not None and width * height > max_pixels:
-            raise BadImageError(f"The image has {width}x{height} pixels; at most {max_pixels} are allowed.")
+        if max_pixels is not None:
+            check_pixels(width, height, max_pixels)
         if is_png:
             image.info["icc_profile"] = read_profile(data, max_bytes=_MAX_PROFILE_BYTES)
             with suppress(XmpTooLargeError):
@@ -107,6 +107,30 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
                     _return_freed_memory()
 
 
+def decode(image: PillowImage, data: bytes) -> None:
+    """
+    Decode an opened image.
+
+    :param data: its file
+    :raises BadImageError: its data is truncated or corrupt
+    """
+    try:
+        image.load()
+    except Exception as error:  # see _open
+        raise corrupt_image(data, error) from error
+
+
+def corrupt_image(data: bytes, reason: object) -> BadImageError:
+    """Return the error for a file that is truncated or corrupt."""
+    return BadImageError(f"The image is truncated or corrupt ({len(data)} bytes): {reason}")
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise :class:`BadImageError` if an image has more pixels than allowed."""
+    if width * height > max_pixels:
+        raise BadImageError(f"The image has {width}x{height} pixels; at most {max_pixels} are allowed.")
+
+
 def _return_freed_memory() -> None:
     """Return freed memory to the system; glibc would otherwise keep up to a gigabyte per thread."""
     import ctypes
@@ -116,12 +140,37 @@ def _return_freed_memory() -> None:
 
 
 def _open(data: bytes) -> ImageFile:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
-    except Exception:
-        stripped = strip_jpeg_metadata(data)  # Pillow may have failed on the metadata
-        if stripped is None:
-            raise
-    return Image.open(BytesIO(stripped), formats=FORMATS)
+        try:
+            return Image.open(BytesIO(data), formats=FORMATS)
+        except Exception:
+            stripped = strip_jpeg_metadata(data)  # Pillow may have failed on the metadata
+            if stripped is None:
+                raise
+        return Image.open(BytesIO(stripped), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BadImageError(
+            f"The {len(data)} bytes are not an image in a supported format ({_describe_start(data)})."
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"The image is too large to decode safely: {error}") from error
+    except BadImageError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error …
+        raise corrupt_image(data, error) from error
+
+
+def _describe_start(data: bytes) -> str:
+    """Return what the bytes look like, without quoting them: an error page may contain anything."""
+    head = data[:512].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "looks like an HTML page"
+    if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in head):
+        return "looks like SVG"
+    if head.startswith((b"<?xml", b"<error")):
+        return "looks like XML"
+    if head.startswith((b"{", b"[")):
+        return "looks like JSON"
+    return f"starting with {data[:8].hex()}"

@@ -1,5 +1,5 @@
 """
-Store one image: verify, convert, embed provenance, write, make a preview.
+Store one image: verify, convert, make a preview, embed provenance, write.
 
 A run stores every image with :func:`save_image`, which is stateless and thread-safe.
 """
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from airflow_provider_imagen.exceptions import BadImageError, StorageError
+from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.image_record import StoredFile
 from airflow_provider_imagen.storage.atomic_write import is_intact, write_bytes_atomically
-from airflow_provider_imagen.storage.convert import convert_image, make_thumbnail
+from airflow_provider_imagen.storage.convert import convert_and_preview, make_thumbnail
 from airflow_provider_imagen.storage.file_metadata import read_metadata
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
 from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
@@ -57,6 +57,9 @@ def save_image(
     """
     Store an image and its preview, and return what was stored.
 
+    The image is decoded only for a conversion or a preview, once for both (see
+    :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for what is verified without that).
+
     A paid image is never lost over a lesser failure: if it cannot be converted, it is kept as delivered; if its preview
     fails, it is kept without one; ``notes`` says so. An SVG is always kept as delivered, because it is never rendered.
 
@@ -71,15 +74,19 @@ def save_image(
     :param max_pixels: maximum width times height
     :param may_replace: as in :func:`write_image`
     :param before_write: as in :func:`write_image`
-    :raises BadImageError: the bytes are not a complete image
+    :raises BadImageError: the bytes are not a complete image, or cannot be decoded for a conversion or a preview
     :raises StorageError: the image cannot be written
     """
     info = inspect_image(data, max_pixels=max_pixels, accept_svg=True)
     notes: list[str] = []
+    preview = None
     has_provenance = False
-    if image_format is not None and info.format == "SVG":
-        notes.append(f"Kept as SVG: a vector image cannot be converted to {image_format}.")
-    elif image_format is not None:
+    if info.format == "SVG":
+        if image_format is not None:
+            notes.append(f"Kept as SVG: a vector image cannot be converted to {image_format}.")
+        if thumbnail_pixels is not None:
+            notes.append("No preview: vector images are not rendered.")
+    elif image_format is not None or thumbnail_pixels is not None:
         # An AVIF can only get its packet while it is encoded; one delivered as AVIF is not re-encoded for that.
         packet = None
         if provenance is not None and image_format == "avif" and info.format != "AVIF":
@@ -87,12 +94,15 @@ def save_image(
             packet = provenance_packet(provenance, existing=metadata.xmp if metadata else None)
             if metadata is not None and metadata.has_huge_xmp:
                 notes.append("The XMP metadata it came with was left out: it is too large to be read.")
-        try:
-            data = convert_image(data, image_format=image_format, xmp=packet, notes=notes)
+        derived = convert_and_preview(
+            data, info, image_format=image_format, preview_pixels=thumbnail_pixels, xmp=packet
+        )
+        preview = derived.preview
+        notes.extend(derived.notes)
+        if derived.converted is not None:
+            data = derived.converted
             info = inspect_image(data, max_pixels=max_pixels)
             has_provenance = packet is not None
-        except BadImageError as error:
-            notes.append(f"Kept as {info.extension}: {error}")
     if provenance is not None and not has_provenance:
         marked = embed_provenance(data, info, provenance)
         data = marked.data
@@ -115,15 +125,11 @@ def save_image(
         may_replace=may_replace,
         before_write=before_write,
     )
-    if thumbnail_pixels is not None and info.format == "SVG":
-        notes.append("No preview: vector images are not rendered.")
-    elif thumbnail_pixels is not None:
+    if preview is not None:
         try:
-            thumbnail = write_thumbnail(
-                data, folder=folder, file_name=file.file_name, pixels=thumbnail_pixels, owner=owner
-            )
+            thumbnail = _write_preview(preview, folder=folder, file_name=file.file_name, owner=owner)
             file = replace(file, thumbnail=thumbnail)
-        except (BadImageError, StorageError) as error:
+        except StorageError as error:
             notes.append(f"No preview: {error}")
     return SavedImage(file, tuple(notes))
 
@@ -181,7 +187,10 @@ def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels:
     :raises BadImageError: no preview can be made of the image
     :raises StorageError: the preview cannot be written
     """
+    return _write_preview(make_thumbnail(data, pixels=pixels), folder=folder, file_name=file_name, owner=owner)
+
+
+def _write_preview(preview: bytes, *, folder: StoragePath, file_name: str, owner: str) -> str:
     thumbnail = f"{HIDDEN_FOLDER}/thumbnails/{file_name}.webp"
-    preview = make_thumbnail(data, pixels=pixels)
     write_bytes_atomically(descend(folder, thumbnail), preview, content_type="image/webp", owner=owner, within=folder)
     return thumbnail

@@ -4,10 +4,12 @@ import struct
 
 import pytest
 from PIL import Image, ImageChops, ImageCms, ImageStat
+from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError
 from airflow_provider_imagen.storage.convert import (
     IMAGE_FORMATS,
+    convert_and_preview,
     convert_image,
     make_thumbnail,
 )
@@ -23,6 +25,11 @@ def difference(one: Image.Image, two: Image.Image) -> float:
     """Mean difference of two images, from 0 to 255."""
     stat = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), two.convert("RGB")))
     return sum(stat.mean) / 3
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA"))
 
 
 def smooth(size=(64, 48), mode="RGB") -> Image.Image:
@@ -261,3 +268,47 @@ def test_a_preview_is_upright_never_larger_and_keeps_transparency():
     assert opened(make_thumbnail(clear, pixels=50)).mode == "RGBA"
     with pytest.raises(BadImageError):
         make_thumbnail(b"no picture", pixels=50)
+
+
+@pytest.mark.parametrize("image_format", [None, *IMAGE_FORMATS])
+@pytest.mark.parametrize("profile", ["grey", "rgb", "none"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK", "clear P"])
+def test_a_preview_made_with_the_conversion_looks_like_one_made_from_the_converted_file(mode, profile, image_format):
+    options = {"transparency": 0} if "clear" in mode else {}
+    mode = mode.removeprefix("clear ")
+    grey = smooth((300, 200))
+    image = Image.new("I;16", grey.size, 30_000) if mode == "I;16" else grey.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(grey.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(image, "TIFF" if mode == "CMYK" else "PNG", icc_profile=PROFILES.get(profile), exif=exif, **options)
+    derived = convert_and_preview(data, inspect_image(data), image_format=image_format, preview_pixels=64)
+    if image_format is not None:
+        assert derived.converted == convert_image(data, image_format=image_format)
+    expected = make_thumbnail(derived.converted or data, pixels=64)
+    before, after = opened(expected), opened(derived.preview)
+    assert (after.mode, after.size) == (before.mode, before.size) == (before.mode, (43, 64))
+    assert after.info.get("icc_profile") == before.info.get("icc_profile")
+    if image_format in (None, "png"):
+        assert derived.preview == expected
+    assert difference(on_white(before), on_white(after)) < 3
+
+
+@pytest.mark.parametrize("where", ["eXIf", "XMP"])
+def test_a_png_with_an_orientation_is_not_kept_as_it_is(where):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>')
+    data = saved(smooth(), "PNG", **({"exif": exif} if where == "eXIf" else {"pnginfo": info}))
+    assert opened(convert_image(data, image_format="png")).size == (48, 64)
+
+
+def test_a_preview_is_made_of_an_image_that_cannot_be_converted():
+    data = saved(Image.linear_gradient("L").resize((16_400, 4)), "PNG")
+    derived = convert_and_preview(data, inspect_image(data), image_format="webp", preview_pixels=50)
+    assert derived.converted is None
+    assert opened(derived.preview).size == (50, 1)
+    (note,) = derived.notes
+    assert note.startswith("Kept as png: The image cannot be converted to webp:")

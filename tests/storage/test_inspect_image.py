@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from airflow_provider_imagen.exceptions import BadImageError
 from airflow_provider_imagen.storage.inspect_image import EXTENSIONS, MIME_TYPES, inspect_image
-from airflow_provider_imagen.storage.open_image import open_image
+from airflow_provider_imagen.storage.open_image import decode, open_image
 
 from .conftest import picture
 
@@ -193,6 +193,20 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def test_pixel_data_that_was_corrupt_when_it_was_encoded_is_noticed_only_when_it_is_decoded():
+    data = bomb(64, 48)
+    assert inspect_image(data).width == 64
+    with open_image(data) as image, pytest.raises(BadImageError, match="truncated or corrupt"):
+        decode(image, data)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_an_image_over_the_pixel_limit_is_named_as_such_even_if_it_is_truncated(image_format):
+    data = picture(image_format, size=(100, 90))
+    with pytest.raises(BadImageError, match="100x90 pixels; at most 8999 are allowed"):
+        inspect_image(data[:-20], max_pixels=8999)
+
+
 def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
     def refuse(self):
         raise AssertionError("decoded")
@@ -234,6 +248,9 @@ def test_pillow_settings_are_neither_changed_nor_needed(monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     inspect_image(data, max_pixels=10**10)
+    inspect_image(picture("TIFF"), max_pixels=10**10)  # is decoded
+    with open_image(data) as image:
+        decode(image, data)
     assert not seen
     assert all(getattr(module, name) == value for module, name, value in settings)
 

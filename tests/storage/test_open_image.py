@@ -68,7 +68,7 @@ def test_all_threads_together_decode_no_more_than_the_budget(watched, tmp_path, 
 
 
 def test_an_image_larger_than_the_budget_is_decoded_alone(watched, tmp_path):
-    data = picture("PNG", size=(400, 300))
+    data = picture("TIFF", size=(400, 300))
     with ThreadPoolExecutor(8) as pool:
         assert {info.width for info in pool.map(inspect_image, [data] * 8)} == {400}
     assert watched.most == 120_000

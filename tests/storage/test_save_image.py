@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import subprocess
+import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from io import BytesIO
 
 import pytest
 from msgspec.structs import replace
-from PIL import Image
+from PIL import Image, ImageFile
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.image_record import ImageRecord
@@ -178,6 +182,54 @@ def test_an_invalid_image_is_rejected_and_nothing_is_written(folder):
     assert files(folder) == []
 
 
+def corrupt_pixels() -> bytes:
+    """Return a PNG whose checksums are right, but whose pixel data ends too early."""
+    data = picture()
+    at = data.index(b"IDAT") - 4
+    content = b"IDAT" + zlib.compress(bytes(100))
+    part = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return data[:at] + part + data[data.index(b"IEND") - 4 :]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"thumbnail_pixels": 20}, {"image_format": "webp"}, {"image_format": "jpeg", "thumbnail_pixels": 20}],
+)
+def test_an_image_that_cannot_be_decoded_is_an_error_and_not_a_note(folder, options):
+    with pytest.raises(BadImageError, match="truncated or corrupt"):
+        save_image(corrupt_pixels(), folder=folder, stem="fox", **options)
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("source", ["PNG", "JPEG", "GIF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("image_format", [None, "png", "jpeg", "webp"])
+@pytest.mark.parametrize("thumbnail_pixels", [None, 20])
+def test_an_image_is_decoded_at_most_once(tmp_path, monkeypatch, source, image_format, thumbnail_pixels):
+    decoded = []
+    real = ImageFile.ImageFile.load
+
+    def load(self):
+        if self.tile:
+            decoded.append(self)
+        return real(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    data = picture(source)
+    decoded.clear()
+    save_image(data, folder=tmp_path, stem="fox", image_format=image_format, thumbnail_pixels=thumbnail_pixels)
+    is_needed = image_format not in (None, source.lower()) or thumbnail_pixels is not None
+    assert len(decoded) == is_needed
+
+
+def test_malformed_exif_costs_neither_the_image_nor_its_format(tmp_path):
+    data = picture("WEBP", exif=b"Exif\0\0garbage")
+    stored = save_image(data, folder=tmp_path, stem="fox", image_format="webp")
+    assert (tmp_path / "fox.webp").read_bytes() == data
+    assert stored.notes == ()
+    stored = save_image(data, folder=tmp_path, stem="other", image_format="png", thumbnail_pixels=20)
+    assert stored.file.file_name.startswith("other.")
+
+
 def test_before_write_gets_the_final_record_before_anything_is_written(folder, provenance):
     announced = []
 
@@ -230,12 +282,34 @@ def test_many_threads_can_save_at_once(folder, provenance):
 
 
 def test_pillow_is_imported_only_when_an_image_is_processed():
-    import subprocess
-    import sys
-
     program = (
         "import sys, airflow_provider_imagen.storage.save_image, airflow_provider_imagen.storage.manifest\n"
         "found = {'PIL', 'fsspec', 'airflow', 'requests', 'upath'} & set(sys.modules)\n"
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_storing_an_image_as_delivered_with_its_provenance_does_not_import_pillow(tmp_path):
+    for image_format in ("PNG", "JPEG", "WEBP", "GIF"):
+        (tmp_path / f"delivered.{image_format}").write_bytes(picture(image_format))
+    program = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from airflow_provider_imagen.storage.provenance import Provenance, read_provenance
+from airflow_provider_imagen.storage.save_image import save_image
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
+
+provenance = Provenance(
+    ti_key=TaskInstanceKey(dag_id="daily", task_id="draw", run_id="r"), created_at=datetime.now(UTC), prompt="a fox"
+)
+folder = Path(sys.argv[1])
+for delivered in sorted(folder.glob("delivered.*")):
+    save_image(delivered.read_bytes(), folder=folder / "stored", stem=delivered.suffix[1:], provenance=provenance)
+stored = sorted((folder / "stored").iterdir())
+assert [path.name for path in stored] == ["GIF.gif", "JPEG.jpg", "PNG.png", "WEBP.webp"], stored
+assert all(read_provenance(path.read_bytes())["prompt"] == "a fox" for path in stored[1:])
+assert "PIL" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
