@@ -47,6 +47,9 @@ def scrub(text: str, *secrets: str | None, limit: int = 600) -> str:
     if len(text) > limit * _READ_PER_SHOWN:  # the cut may split a URL with a login, so drop the last word
         words = text[: limit * _READ_PER_SHOWN].rsplit(None, 1)
         text = words[0] if words else ""
+    if re.fullmatch(r"[A-Za-z0-9_.:-]*", text):  # an id, which can only be a foreign key
+        text = re.sub(_FOREIGN_KEY, "***", text)
+        return text if len(text) <= limit else f"{text[: limit - 1]}…"
     text = re.sub(_BEARER, r"\1 ***", text)
     text = re.sub(_BASIC, _without_login, text)
     text = re.sub(_FOREIGN_KEY, "***", text)

@@ -88,8 +88,9 @@ def _write_png(data: bytes, packet: bytes) -> bytes:
     if not replaced:
         pixels = next(start - 8 for kind, start, _ in chunks if kind == b"IDAT")
         replaced = [(pixels, pixels)]
-    kept = (data[end:begin] for (_, end), (begin, _) in pairwise([*replaced, (len(data), len(data))]))
-    return b"".join((data[: replaced[0][0]], chunk, *kept))
+    view = memoryview(data)
+    kept = (view[end:begin] for (_, end), (begin, _) in pairwise([*replaced, (len(data), len(data))]))
+    return b"".join((view[: replaced[0][0]], chunk, *kept))
 
 
 def _read_jpeg(data: bytes) -> FileMetadata:
@@ -108,16 +109,17 @@ def _read_jpeg(data: bytes) -> FileMetadata:
 def _write_jpeg(data: bytes, packet: bytes) -> bytes:
     content = _JPEG_XMP + packet
     segment = b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
+    view = memoryview(data)
     insert_at = 2
     is_leading = True
     for marker, begin, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and data.startswith(_JPEG_XMP, start):
-            return data[:begin] + segment + data[end:]
+            return b"".join((view[:begin], segment, view[end:]))
         # JFIF and EXIF must come first, so the packet goes after them.
         is_leading = is_leading and (marker == 0xE0 or (marker == 0xE1 and data.startswith(b"Exif\0", start)))
         if is_leading:
             insert_at = end
-    return data[:insert_at] + segment + data[insert_at:]
+    return b"".join((view[:insert_at], segment, view[insert_at:]))
 
 
 def _webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

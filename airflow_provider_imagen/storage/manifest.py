@@ -133,7 +133,7 @@ def write_manifest(
 
 def manifest_address(folder: StoragePath) -> str:
     """Return the location of a folder's manifest, whether or not it exists yet."""
-    return address_of(folder / MANIFEST_NAME)
+    return address_of(folder.joinpath(MANIFEST_NAME))
 
 
 def failures_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
@@ -149,7 +149,7 @@ def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
 
     :raises StorageError: the manifest cannot be read
     """
-    lines = _parse_lines(read_bytes(folder / MANIFEST_NAME, within=folder))
+    lines = _parse_lines(read_bytes(folder.joinpath(MANIFEST_NAME), within=folder))
     return [line for line in lines if isinstance(name := line.get("file_name"), str) and stays_below(name)]
 
 
@@ -264,7 +264,7 @@ def _write_failures(folder: StoragePath, ti_key: TaskInstanceKey, failures: Sequ
 
 def _merge_parts(folder: StoragePath, *, owner: str) -> None:
     """Write ``metadata.jsonl`` from all parts; repeat while parts change and nobody else has written it since."""
-    target = folder / MANIFEST_NAME
+    target = folder.joinpath(MANIFEST_NAME)
     before_us = _read_own(folder, MANIFEST_NAME) or b""
     foreign: list[bytes] | None = None
     parts: dict[str, list[_PartLine]] = {}

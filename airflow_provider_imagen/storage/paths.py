@@ -34,8 +34,8 @@ class StoragePath(Protocol):
         """The containing folder."""
         ...
 
-    def __truediv__(self, key: str, /) -> Self:
-        """Return the path of an entry of the folder."""
+    def joinpath(self, *parts: str) -> Self:
+        """Return the path of an entry below the folder."""
         ...
 
 
@@ -100,10 +100,7 @@ def descend(folder: StoragePath, relative: str) -> StoragePath:
 
     :param relative: parts joined by ``/``, none of them ``..``
     """
-    path = folder
-    for part in relative.split("/"):
-        path = path / part
-    return path
+    return folder.joinpath(*relative.split("/"))
 
 
 def stays_below(relative: str) -> bool:

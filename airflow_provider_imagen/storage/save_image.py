@@ -155,9 +155,9 @@ def write_image(
     :raises StorageError: the image cannot be written
     """
 
-    def write(*, replace_existing: bool) -> bool:
+    def write(path: StoragePath, *, replace_existing: bool) -> bool:
         return write_bytes_atomically(
-            descend(folder, file.file_name),
+            path,
             data,
             content_type=file.mime_type,
             owner=owner,
@@ -165,17 +165,20 @@ def write_image(
             replace=replace_existing,
         )
 
+    path = descend(folder, file.file_name)
     before_write(file)
     if may_replace is not None:
-        path = descend(folder, file.file_name)
-        if write(replace_existing=False) or is_intact(path, size=file.bytes, sha256=file.sha256, within=folder):
+        if write(path, replace_existing=False):
+            return file
+        if is_intact(path, size=file.bytes, sha256=file.sha256, within=folder):
             return file
         if not may_replace(file.file_name):
             stem, _, extension = file.file_name.rpartition(".")
             file_name = with_extension(append_to_stem(stem, f"-{owner}"), extension)
-            file = replace(file, path=address_of(descend(folder, file_name)), file_name=file_name)
+            path = descend(folder, file_name)
+            file = replace(file, path=address_of(path), file_name=file_name)
             before_write(file)
-    write(replace_existing=True)
+    write(path, replace_existing=True)
     return file
 
 

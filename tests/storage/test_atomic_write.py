@@ -45,8 +45,8 @@ class StoredAt:
     def __init__(self, filesystem, path, protocol="s3"):
         self.fs, self.path, self.protocol = filesystem, path, protocol
 
-    def __truediv__(self, key):
-        return StoredAt(self.fs, f"{self.path}/{key}", self.protocol)
+    def joinpath(self, *parts):
+        return StoredAt(self.fs, "/".join((self.path, *parts)), self.protocol)
 
     def __str__(self):
         return f"{self.protocol}://conn@{self.path.lstrip('/')}"
