@@ -35,6 +35,7 @@ from airflow_provider_imagen.hooks.task_instance_key import task_instance_key_of
 from airflow_provider_imagen.journal.log import WRITE_TIMEOUT_SECONDS, Journal, NoStore, read_journal
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
+from airflow_provider_imagen.malloc import limit_arenas
 from airflow_provider_imagen.operators.arguments import Arguments
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
@@ -122,6 +123,7 @@ class TaskExecution:
 
     def run(self) -> list[str]:
         """Return the URLs of the generated images; see :meth:`ImagenGenerateOperator.execute`."""
+        limit_arenas()
         attempt = threading.Thread(
             target=contextvars.copy_context().run, args=(self._run_attempt,), name="imagen-attempt", daemon=True
         )

@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from airflow_provider_imagen.exceptions import BadImageError
+from airflow_provider_imagen.malloc import return_freed_memory
 from airflow_provider_imagen.storage.jpeg import strip_jpeg_metadata
 from airflow_provider_imagen.storage.png import (
     PNG_SIGNATURE,
@@ -104,7 +105,7 @@ def open_image(data: bytes, *, copies: int = 1, max_pixels: int | None = None) -
             finally:
                 image.close()
                 if pixels >= _LARGE_PIXELS:
-                    _return_freed_memory()
+                    return_freed_memory()
 
 
 def decode(image: PillowImage, data: bytes) -> None:
@@ -129,14 +130,6 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """Raise :class:`BadImageError` if an image has more pixels than allowed."""
     if width * height > max_pixels:
         raise BadImageError(f"The image has {width}x{height} pixels; at most {max_pixels} are allowed.")
-
-
-def _return_freed_memory() -> None:
-    """Return freed memory to the system; glibc would otherwise keep up to a gigabyte per thread."""
-    import ctypes
-
-    with suppress(AttributeError, OSError, TypeError):  # only glibc has malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _open(data: bytes) -> ImageFile:
