@@ -27,7 +27,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from msgspec import Struct, ValidationError, convert, to_builtins
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -160,14 +160,6 @@ class Header(Struct, frozen=True):
     owners: tuple[str, ...]
 
 
-class _Queued(NamedTuple):
-    """A record to be written, the future to complete then, and whether losing the record costs no money."""
-
-    record: Record
-    done: Future[None]
-    can_wait: bool
-
-
 class Journal:
     """
     The journal of one task instance, as one attempt sees it.
@@ -203,7 +195,7 @@ class Journal:
         self._lines: list[str] = []  # of this owner's active segment
         self._thread: threading.Thread | None = None
         self._ready = threading.Condition()  # guards the queue, and wakes the writer thread
-        self._queued: list[_Queued] = []
+        self._queued: list[tuple[Record, Future[None]]] = []
         self._newest: Future[None] | None = None  # of the record queued last
         self._due = math.inf  # when the queue is to be written
         self._busy_since = math.inf  # when the write in progress started
@@ -293,7 +285,7 @@ class Journal:
             else:
                 if isinstance(record, Intent):
                     self.unresolved[record.client_request_id] = record
-                self._queued.append(_Queued(record, done, can_wait))
+                self._queued.append((record, done))
                 self._newest = done
                 self._due = min(self._due, time.monotonic() + (MAXIMUM_FLUSH_DELAY_SECONDS if can_wait else 0))
                 self._ready.notify()
@@ -398,17 +390,14 @@ class Journal:
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
-    def close(self, timeout_seconds: float = 30.0, *, drop_waiting: bool = False) -> None:
+    def close(self, timeout_seconds: float = 30.0) -> None:
         """
         Write queued records, then stop. Never raises; callers that need durability have already awaited it.
 
         :param timeout_seconds: how long to wait for a store that does not respond
-        :param drop_waiting: drop queued records that may wait, because the published results say the same
         """
         self._close_by = time.monotonic() + timeout_seconds
         with self._ready:
-            if drop_waiting:
-                self._queued = [queued for queued in self._queued if not queued.can_wait]
             self._closed.set()
             self._ready.notify()
         if self._thread is not None:
@@ -447,13 +436,13 @@ class Journal:
                 with self._ready:
                     self._failure = error
                     batch += self._queued
-                for queued in batch:
-                    queued.done.set_exception(_not_writable(self.store, error))
+                for _, done in batch:
+                    done.set_exception(_not_writable(self.store, error))
                 return
             finally:
                 self._busy_since = math.inf
 
-    def _next_batch(self) -> list[_Queued]:
+    def _next_batch(self) -> list[tuple[Record, Future[None]]]:
         """Wait until records are due, and take them off the queue; empty once the journal is closed and written."""
         while True:
             with self._ready:
@@ -467,18 +456,18 @@ class Journal:
                 if batch or self._closed.is_set():
                     return batch
 
-    def _write_batch(self, batch: list[_Queued]) -> None:
+    def _write_batch(self, batch: list[tuple[Record, Future[None]]]) -> None:
         """Make records durable, then check ownership if any are intents, and complete the futures."""
-        for queued in batch:
-            self._add(queued.record)
+        for record, _ in batch:
+            self._add(record)
         self._until_available(self._write_active)
-        if any(isinstance(queued.record, Intent) for queued in batch):
+        if any(isinstance(record, Intent) for record, _ in batch):
             self._until_available(self._check_ownership)
-        for queued in batch:
-            if isinstance(queued.record, Intent) and self._lost_reason is not None:
-                queued.done.set_exception(OwnershipLostError(self._lost_reason))
+        for record, done in batch:
+            if isinstance(record, Intent) and self._lost_reason is not None:
+                done.set_exception(OwnershipLostError(self._lost_reason))
             else:
-                queued.done.set_result(None)
+                done.set_result(None)
 
     def _until_available(self, act: Callable[[], object]) -> None:
         """Call ``act``, retrying while the store is unavailable; once closed, only until the close deadline."""

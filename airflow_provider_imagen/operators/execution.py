@@ -193,7 +193,6 @@ class TaskExecution:
         except Exception:
             self._publish_previous_attempts(plan, folder)
             raise
-        result: RunResult | None = None
         try:
             reload = partial(self._reload, journal, folder, encryption)
             if journal.state.has_loose_ends:  # the manifest may list images that were not journaled
@@ -222,10 +221,7 @@ class TaskExecution:
             # Records are still pending if the store was unreachable; without them, the next attempt would not know
             # about their responses.
             is_cancelled = self._cancellation.is_cancelled()
-            journal.close(
-                JOURNAL_TIMEOUT_SECONDS if is_cancelled else WRITE_TIMEOUT_SECONDS,
-                drop_waiting=result is not None and result.is_complete and journal.is_owner,
-            )
+            journal.close(JOURNAL_TIMEOUT_SECONDS if is_cancelled else WRITE_TIMEOUT_SECONDS)
         self.journal = journal
         self.lineage = lineage_of(
             result, base_url=client.settings.base_url, output=None if folder is None else str(folder)
@@ -245,8 +241,7 @@ class TaskExecution:
             except Exception as error:  # must not replace the error of the run
                 self._log.warning("The results so far could not be published (%s).", error)
             raise
-        if not result.is_complete:
-            journal.flush(JOURNAL_TIMEOUT_SECONDS)
+        journal.flush(JOURNAL_TIMEOUT_SECONDS)
         summary = publisher.publish(result, journal)
         self._log.info("%s", _summary_sentence(summary))
         return result

@@ -273,11 +273,6 @@ class RunResult(Struct, frozen=True):
     seconds: float
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every requested image was made, and no money is in doubt."""
-        return not (self.failures or self.not_sent or self.abort_reason or self.in_doubt)
-
-    @property
     def listed(self) -> list[FinishedImage]:
         """All images; those that are no longer requested come last."""
         return [*self.made, *self.superseded]

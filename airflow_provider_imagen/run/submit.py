@@ -229,13 +229,14 @@ class Submitter:
             return None
         response = self._response_record(planned, reservation, generation)
         self._count_response(planned, reservation, response)
-        journaled = self._journal.append(response)
         inline = {position: image.data for position, image in enumerate(generation.pictures) if image.data is not None}
+        # Inline images exist only in memory, so their response becomes durable together with where they will be stored.
+        journaled = self._journal.append(response, can_wait=bool(inline))
         return replace(
             self._received(slot_number, planned, response),
             seconds=seconds,
             inline=inline,
-            journaled=journaled,
+            journaled=None if inline else journaled,
             finished=threading.Event() if inline else None,
         )
 

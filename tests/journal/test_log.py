@@ -354,15 +354,6 @@ def test_flushing_writes_pending_records_at_once(memory_store, monkeypatch):
     journal.close()
 
 
-@pytest.mark.parametrize("can_wait", [True, False])
-def test_closing_drops_on_request_what_may_wait_and_nothing_else(memory_store, monkeypatch, can_wait):
-    monkeypatch.setattr(log_module, "MAXIMUM_FLUSH_DELAY_SECONDS", 3600.0)
-    journal = opened(memory_store)
-    journal.append(rejected("a#1", "r1"), can_wait=can_wait)
-    journal.close(drop_waiting=True)
-    assert ids_in(memory_store) == ([] if can_wait else ["r1"])
-
-
 def test_flushing_durable_records_returns_at_once(memory_store):
     journal = opened(memory_store)
     for name in ("r1", "r2"):

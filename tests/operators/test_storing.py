@@ -308,7 +308,6 @@ def test_an_image_whose_response_was_not_journaled_is_reused_from_the_manifest(
 def test_an_attempt_that_fails_after_its_images_are_stored_leaves_nothing_to_buy_or_to_download(
     paint: Storing, sandbox: Sandbox
 ) -> None:
-    """A complete attempt does not journal where its images are, because the manifest says so."""
     failed: list[object] = []
 
     def fail_once(context: Any, result: Any = None) -> None:
