@@ -305,15 +305,23 @@ class TaskExecution:
         :raises StorageError: the manifest cannot be read
         """
         state = journal.reload()
-        if folder is not None and state.has_loose_ends:
-            for record in missed_records(
-                state.requests, lines=recorded_lines(folder, self._ti_key), encryption=encryption
-            ):
-                state.apply(record)
-                if record not in self._recovered:
-                    self._recovered.append(record)
-                    journal.append(record)
+        for record in self._recover(state, folder, encryption):
+            if record not in self._recovered:
+                self._recovered.append(record)
+                journal.append(record)
         return state
+
+    def _recover(
+        self, state: JournalState, folder: ObjectStoragePath | None, encryption: UrlEncryption
+    ) -> list[Record]:
+        """Apply the records that the journal lacks and the manifest proves, and return them."""
+        if folder is None or not state.has_loose_ends:
+            return []
+        lines = recorded_lines(folder, self._ti_key)
+        records = list(missed_records(state.requests, lines=lines, encryption=encryption))
+        for record in records:
+            state.apply(record)
+        return records
 
     # --- publishing ---------------------------------------------------------------------------------------------------
 
@@ -335,6 +343,7 @@ class TaskExecution:
                 if folder is None and self._arguments.output_path is not None:
                     folder = open_folder(self._arguments.output_path)
                 encryption = UrlEncryption(self._hook.get_conn().settings.api_key)
+                self._recover(state, folder, encryption)
                 stored_files = StoredFiles(open_path=open_folder, folders=self._trusted_folders(store, folder))
                 result = previous_result(
                     state, plan=plan, encryption=encryption, is_there=partial(_exists, stored_files)

@@ -326,6 +326,33 @@ def test_an_attempt_that_fails_after_its_images_are_stored_leaves_nothing_to_buy
     assert len(list(paint.folder.glob("*.png"))) == len(paint.manifest()) == 2
 
 
+def test_a_rejected_attempt_keeps_the_images_that_only_the_manifest_lists(
+    paint: Storing, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt cannot journal where its image is, and the second has an invalid argument."""
+    refused: list[str] = []
+    for store in (TaskStateJournalStore, FolderJournalStore):
+
+        def write(self: Any, name: str, text: str, original: Any = store.write) -> None:
+            if '"t":"write_committed"' in text:
+                refused.append(name)
+                raise ConnectionError("the database is away")
+            original(self, name, text)
+
+        monkeypatch.setattr(store, "write", write)
+
+    def fail(context: Any, result: Any = None) -> None:
+        raise OSError("the worker lost its disk")
+
+    ratio = "{{ '1:1' if ti.try_number == 1 else '7:3' }}"
+    assert paint(retries=1, aspect_ratio=ratio, post_execute=fail) == "failed"
+
+    assert refused
+    assert len(sandbox.ledger()) == 1
+    (line,) = paint.manifest()
+    assert [image["path"] for image in paint.images] == [str(paint.folder / line["file_name"])]
+
+
 # Folders that others can write to
 
 
