@@ -173,6 +173,11 @@ class Cluster:
                 self.revived.append(name)
                 self.start_part(name)
 
+    def is_up_again(self) -> bool:
+        """Restart what has exited, and return whether every component is healthy."""
+        self.revive()
+        return self.is_up()
+
     def trigger(self, dag_id: str) -> Run:
         return Run(self.airflow, dag_id)
 
