@@ -38,17 +38,31 @@ class StoredFiles:
     :param open_path: turns the path of a stored image back into a path object
     :param folders: the only folders that images may be in, for a journal in a folder that others can write to; ``None``
         trusts the journal
+    :param current: the output folder, where most images are; it is always allowed
     """
 
-    def __init__(self, *, open_path: Callable[[str], StoragePath], folders: Sequence[StoragePath] | None) -> None:
+    def __init__(
+        self,
+        *,
+        open_path: Callable[[str], StoragePath],
+        folders: Sequence[StoragePath] | None,
+        current: StoragePath | None = None,
+    ) -> None:
         self._open_path = open_path
         self._folders = folders
+        self._current = current
 
     def find(self, file: StoredFile) -> tuple[StoragePath, StoragePath] | None:
         """Return the path of an image and its output folder; ``None`` if the image is not in an allowed place."""
+        if not stays_below(file.file_name) or not stays_below(file.thumbnail or file.file_name):
+            return None
+        if self._current is not None:  # the usual case, first, because building paths takes most of the time
+            path = descend(self._current, file.file_name)
+            if address_of(path) == file.path:
+                return path, self._current
         path = self._open_path(file.path)
         folder = folder_above(path, file.file_name)
-        if folder is None or not stays_below(file.thumbnail or file.file_name):
+        if folder is None:
             return None
         if self._folders is not None and file.path not in (
             address_of(descend(allowed, file.file_name)) for allowed in self._folders
@@ -101,7 +115,7 @@ class ImageSink:
         stored_folders: Sequence[StoragePath] | None = None,
     ) -> None:
         self.folder = folder
-        self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders)
+        self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders, current=folder)
         self._plan = plan
         self._ti_key = ti_key
         self._filename = filename
@@ -175,7 +189,7 @@ class ImageSink:
         if found is None or not self.is_stored(file):
             return None
         path, folder = found
-        if address_of(descend(self.folder, file.file_name)) == file.path:
+        if folder is self.folder:
             return file
         try:
             data = read_bytes(path, within=folder)
