@@ -158,7 +158,7 @@ class Publisher:
             folder,
             ti_key=self._ti_key,
             attempt=attempt,
-            lines=[
+            lines=(
                 manifest_line(
                     made.record,
                     made.file,
@@ -167,7 +167,7 @@ class Publisher:
                 )
                 for made in result.listed
                 if made.file is not None
-            ],
+            ),
             failures=failures,
         )
 
