@@ -72,13 +72,16 @@ class StoredFiles:
 
     def find_intact(self, file: StoredFile, *, sha256: str | None = None) -> tuple[StoragePath, StoragePath] | None:
         """
-        Return what :meth:`find` does if the image has the right size and, if ``sha256`` is given, the right contents.
+        Return the path and output folder of an image; ``None`` if it is missing, damaged or not in an allowed place.
 
+        :param sha256: digest to compare the contents with; without it, only the size is compared
         :raises StorageError: the store cannot be reached
         """
         found = self.find(file)
-        is_there = found is not None and is_intact(found[0], size=file.bytes, sha256=sha256, within=found[1])
-        return found if is_there else None
+        if found is None:
+            return None
+        path, folder = found
+        return found if is_intact(path, size=file.bytes, sha256=sha256, within=folder) else None
 
 
 class ImageSink:

@@ -57,7 +57,7 @@ class Remains:
             for line in json_lines(data)
         ]
         billed = {charge.client_request_id for charge in self.charges.values()}
-        # A worker that is killed between a request's intent and its POST leaves it in doubt, although it never arrived.
+        # A worker that is killed between a request's intent and its POST leaves it in doubt; the API never got it.
         self.never_arrived = [
             line for line in failures if line["error"] == "LostAnswerError" and line["client_request_id"] not in billed
         ]
@@ -224,12 +224,7 @@ def test_characters_that_postgresql_rejects_in_responses_cost_nothing(cluster: C
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def go_through(
-    cluster: Cluster,
-    dag_id: str,
-    phase: str,
-    fault: Callable[[Run], None],
-) -> Remains:
+def go_through(cluster: Cluster, dag_id: str, phase: str, fault: Callable[[Run], None]) -> Remains:
     """Run a DAG, let something fail halfway, and assert that everything is complete in the end."""
     wait_until(cluster.is_up_again, "Airflow")
     with cluster.phase(phase, dag_id):

@@ -6,7 +6,7 @@
 # free loopback ports. Each process runs in its own session, whose number is recorded in that folder; at the end, also
 # after a failure, all processes of these sessions are killed.
 set -euo pipefail
-python=$(realpath -s "${1:?usage: set-up.sh <python>}")
+python=$(realpath -s "${1:?usage: set-up.sh PYTHON}")
 cd "$(dirname "$0")/../.."
 
 work=$(mktemp -d)

@@ -120,6 +120,20 @@ def test_a_journal_in_a_folder_refers_only_to_images_in_that_folder_and_the_curr
     assert sink_of(plan, now, {}).keep(stored_at(private / "a.png", "a.png")) is not None
 
 
+@pytest.mark.parametrize("name", ["../private/a.png", "../now/../private/a.png", "sub/../../private/a.png"])
+@pytest.mark.parametrize("thumbnail", [None, "previews/a.webp"])
+def test_a_file_name_that_leaves_the_folder_is_not_kept_even_from_a_trusted_journal(tmp_path, name, thumbnail):
+    now, private = tmp_path / "now", tmp_path / "private"
+    for folder in (now / "sub", private):
+        folder.mkdir(parents=True)
+    (private / "a.png").write_bytes(png())
+    sink = sink_of(plan_of(1), now, {})
+    for path in (now / name, private / "a.png"):
+        stored = stored_at(path, name, thumbnail=thumbnail)
+        assert not sink.is_stored(stored)
+        assert sink.keep(stored) is None
+
+
 def test_a_symlink_in_place_of_an_image_is_not_kept(tmp_path):
     private = tmp_path / "private.png"
     private.write_bytes(png())

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-python=${1:?usage: set-up.sh <python>}
+python=${1:?usage: set-up.sh PYTHON}
 home=$(mktemp -d)
 touch "$home/sessions"
 
