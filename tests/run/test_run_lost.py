@@ -343,6 +343,16 @@ def test_requests_presumed_unbilled_keep_their_money_reserved(world):
     assert late.usd_spent == world.ports.billed_usd
 
 
+def test_a_request_that_was_sent_again_is_still_listed_until_its_outcome_is_known(world):
+    """A worker killed between an intent and its POST leaves such a request, which the API's log never shows."""
+    leave_intent(world, "a", name="imagen.killed")
+    result = world.run(["a"])
+    assert [record.prompt for record in result.records] == ["a"]
+    (line,) = result.failure_lines()
+    assert (line.client_request_id, line.outcome, line.error) == ("imagen.killed", "in_doubt", "LostAnswerError")
+    assert (line.inference_id, line.prompt) == (None, "a")
+
+
 def test_money_in_doubt_is_not_spent_on_other_requests(world):
     leave_intent(world, "a")
     world.ports.log_error = ConnectionFailedError("away")
