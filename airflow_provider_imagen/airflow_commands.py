@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +60,17 @@ def get_commands() -> list[GroupCommand]:
 
 
 def _run(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> None:
-    """Run a command and exit with its status, which Airflow would ignore."""
+    """
+    Run a command and exit with its status, which Airflow would ignore.
+
+    Only what the command prints reaches stdout; Airflow's log handlers, which hold that stream, write to stderr.
+    """
     given = {name: value for name, value in vars(arguments).items() if name not in _ADDED_BY_AIRFLOW}
-    sys.exit(run(argparse.Namespace(**given)))
+    sys.stdout.flush()
+    with open(os.dup(1), "w", encoding=sys.stdout.encoding) as stdout, redirect_stdout(stdout):
+        os.dup2(2, 1)
+        try:
+            status = run(argparse.Namespace(**given))
+        except KeyboardInterrupt:
+            status = 130
+    sys.exit(status)
