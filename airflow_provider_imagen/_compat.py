@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 try:  # 3.2
-    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+    from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 except ImportError:  # 3.1
-    from airflow.exceptions import AirflowFailException, AirflowSkipException  # type: ignore[no-redef]
+    from airflow.exceptions import (  # type: ignore[attr-defined,no-redef]
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSkipException,
+    )
 
 try:  # 3.3
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
@@ -191,6 +195,7 @@ __all__ = [
     "HAS_RETRY_POLICY",
     "SET_DURING_EXECUTION",
     "AirflowFailException",
+    "AirflowNotFoundException",
     "AirflowSkipException",
     "DatabaseStateStore",
     "RetryDecision",

@@ -1,4 +1,4 @@
-"""The ``airflow-imagen`` command: demo, sandbox, models, check and reconcile."""
+"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples and reconcile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.commands.check_command import add_check
+from airflow_provider_imagen.commands.examples_command import add_examples
 from airflow_provider_imagen.commands.models_command import add_models
 from airflow_provider_imagen.commands.reconcile_command import add_reconcile
 
@@ -39,11 +40,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"airflow-provider-imagen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands)
+    add_commands(commands)
+    return parser
+
+
+def add_commands(commands: Any) -> None:
+    """
+    Add every command but ``demo``, which must run before Airflow is imported.
+
+    :param commands: argparse's object for subparsers, or one with the same ``add_parser``
+    """
     _add_sandbox(commands)
     add_models(commands)
     add_check(commands)
+    add_examples(commands)
     add_reconcile(commands)
-    return parser
 
 
 def _add_demo(commands: Any) -> None:

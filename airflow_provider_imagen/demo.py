@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from airflow_provider_imagen.examples import find_examples
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -51,7 +53,7 @@ def run_demo(
     :param output: output folder
     :param verbose: show Airflow's log
     """
-    example = _find_example()
+    example = find_examples().get(EXAMPLE)
     if example is None:
         print(f"Error: example_dags/{EXAMPLE}.py is missing from this installation.", file=sys.stderr)
         return 1
@@ -59,7 +61,7 @@ def run_demo(
     home = Path(tempfile.mkdtemp(prefix="airflow-imagen-demo-"))
     keep_home = False
     try:
-        _prepare_home(home, example)
+        _prepare_home(home, example.path)
         if uses_sandbox:
             os.environ[CONNECTION_VARIABLE] = json.dumps(SANDBOX_CONNECTION)
         where = "the built-in sandbox" if uses_sandbox else f"the API in {CONNECTION_VARIABLE}"
@@ -89,15 +91,6 @@ def run_demo(
             os.environ.pop(CONNECTION_VARIABLE, None)
         if not keep_home:
             shutil.rmtree(home, ignore_errors=True)
-
-
-def _find_example() -> Path | None:
-    """Return the path of the example, in the installed package or beside it in a checkout."""
-    package = Path(__file__).parent
-    for folder in (package / "example_dags", package.parent / "example_dags"):
-        if (folder / f"{EXAMPLE}.py").is_file():
-            return folder / f"{EXAMPLE}.py"
-    return None
 
 
 def _prepare_home(home: Path, example: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_REPOSITORY = "https://github.com/airflow-provider-imagen/airflow-provider-imagen"
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return the provider's metadata, as defined by Airflow's ``provider_info.schema.json``."""
@@ -15,6 +17,8 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "AI/ML API Images",
                 "external-doc-url": "https://docs.aimlapi.com/api-references/image-models",
+                "how-to-guide": [f"{_REPOSITORY}#readme"],
+                "logo": f"{_REPOSITORY}/raw/main/docs/logo.svg",
                 "tags": ["service"],
             }
         ],
@@ -23,6 +27,10 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "AI/ML API Images", "python-modules": ["airflow_provider_imagen.operators.imagen"]}
         ],
         "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
+        # Airflow loads plugins by entry point; it reads this list only without [core] lazy_discover_providers, and then
+        # skips the plugin that it has loaded.
+        "plugins": [{"name": "imagen", "plugin-class": "airflow_provider_imagen.plugins.imagen.ImagenPlugin"}],
+        "cli": ["airflow_provider_imagen.airflow_commands.get_commands"],
         "extra-links": ["airflow_provider_imagen.links.gallery_link.PicturesLink"],
         "config": {
             "imagen": {
@@ -64,9 +72,14 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "airflow_provider_imagen.hooks.imagen.ImagenHook",
                 "hook-name": "AI/ML API Images",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["schema", "login", "port"],
+                    "hidden-fields": ["schema", "login"],
                     "relabeling": {"password": "API key", "host": "Base URL"},
-                    "placeholders": {"host": "https://api.aimlapi.com", "password": "32 hexadecimal characters"},
+                    "placeholders": {
+                        "host": "https://api.aimlapi.com",
+                        "password": "32 hexadecimal characters",
+                        # Airflow 3.3.2 compares an empty port with 0 and finds that it "differs".
+                        "port": "Enter 0: Airflow 3.3 tests no connection without a port",
+                    },
                 },
                 "conn-fields": {
                     "model": {

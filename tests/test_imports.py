@@ -72,6 +72,13 @@ def test_modules_a_dag_file_imports_load_nothing_heavy(airflow, module):
     )
 
 
+def test_the_commands_that_every_airflow_command_reads_load_nothing_heavy():
+    before = loaded("import airflow.cli.cli_config")
+    added = loaded("import airflow.cli.cli_config, airflow_provider_imagen.airflow_commands as c; c.get_commands()")
+
+    assert top_level_packages(added - before) & HEAVY == set()
+
+
 def test_defining_a_task_loads_nothing_heavy(airflow):
     statements = (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator",

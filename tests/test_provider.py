@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from importlib import import_module
 from importlib.metadata import entry_points, requires
@@ -15,7 +18,7 @@ from packaging.requirements import Requirement
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.get_provider_info import get_provider_info
-from airflow_provider_imagen.hooks.connection import connection_settings
+from airflow_provider_imagen.hooks.connection import EXTRA_FIELDS, connection_settings
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +78,7 @@ def test_every_named_module_exists(info):
 
 
 def test_every_named_class_exists(info):
-    paths = [*class_paths(info), *info.get("extra-links", []), *info.get("notifications", [])]
+    paths = [*class_paths(info), *info["extra-links"], *info["cli"], *info.get("notifications", [])]
 
     assert paths
     for path in paths:
@@ -88,6 +91,64 @@ def test_every_named_integration_is_described(info):
 
     for kind in ("hooks", "operators"):
         assert {entry["integration-name"] for entry in info[kind]} <= described
+
+
+def test_every_integration_has_a_logo_and_a_guide_in_the_repository(info):
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+
+    for integration in info["integrations"]:
+        folder, _, name = integration["logo"].partition("/raw/main/")
+        assert folder == urls["Source"]
+        assert (ROOT / name).is_file()
+        assert integration["how-to-guide"] == [urls["Documentation"]]
+
+
+def test_airflows_list_of_providers_links_to_the_documentation():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+
+    assert urls["Documentation"].startswith("https://")
+    assert not [url for url in urls.values() if "," in url]  # Airflow 3.1 cannot parse these
+
+
+@pytest.mark.parametrize("is_lazy", ["True", "False"])
+def test_the_plugin_is_loaded_once_however_airflow_discovers_it(is_lazy, tmp_path):
+    """The entry point and the metadata both name it; Airflow reads the latter if it does not discover lazily."""
+    code = (
+        "from airflow import plugins_manager as m\n"
+        "m.ensure_plugins_loaded()\n"
+        "plugins = m.plugins if hasattr(m, 'plugins') else m._get_plugins()[0]\n"
+        "print([p.name for p in plugins].count('imagen'))\n"
+        "from airflow.providers_manager import ProvidersManager\n"
+        "print([p.plugin_class for p in ProvidersManager().plugins if p.name == 'imagen'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LAZY_DISCOVER_PROVIDERS": is_lazy},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["1", "['airflow_provider_imagen.plugins.imagen.ImagenPlugin']"]
+
+
+def test_the_plugin_is_the_one_of_the_entry_point(info):
+    (found,) = [entry for entry in entry_points(group="airflow.plugins") if "imagen" in entry.value]
+    (plugin,) = info["plugins"]
+
+    assert found.value.replace(":", ".") == plugin["plugin-class"]
+    assert found.load().name == plugin["name"]
+
+
+def test_airflow_knows_every_option_with_its_default(info):
+    from airflow.providers_manager import ProvidersManager
+
+    (provider,) = [each for name, each in ProvidersManager().providers.items() if name == "airflow-provider-imagen"]
+    options = provider.data["config"]["imagen"]["options"]
+
+    assert set(options) == {"allowed_download_hosts", "grace_seconds", "input_roots"}
+    assert all(option["description"].endswith(".") for option in options.values())
 
 
 def test_the_hook_matches_the_metadata(connection_type):
@@ -107,6 +168,7 @@ def test_airflow_finds_the_connection_type_with_all_its_fields(connection_type):
     assert set(form.extra_fields) == set(connection_type["conn-fields"])
     assert form.standard_fields.password.title == "API key"
     assert form.standard_fields.login.hidden
+    assert form.standard_fields.port.placeholder.startswith("Enter 0")
 
 
 def test_airflow_creates_the_hook_from_a_connection():
@@ -127,6 +189,10 @@ def test_the_defaults_in_the_form_match_the_code(connection_type):
         return connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=json.dumps(extra)))
 
     assert settings(shown) == settings({})
+
+
+def test_the_form_and_the_code_have_the_same_fields(connection_type):
+    assert set(connection_type["conn-fields"]) == set(EXTRA_FIELDS)
 
 
 def test_the_form_and_the_code_allow_the_same_numbers(connection_type):

@@ -1,5 +1,5 @@
 """
-Determine which models can be used today, from the API's lists. Pure.
+Determine which models can be used today, from the API's lists or, without them, from the catalogue. Pure.
 
 The API's documentation says to combine two lists, both free (docs, model-deprecations page, 2026-08): the list of
 models says what is served, the list of deprecations explains what is missing from it. A deprecated model leaves the
@@ -22,6 +22,7 @@ NOTICE = timedelta(days=90)
 """How long before its announced end to start warning about a model."""
 
 ModelState = Literal["alive", "superseded", "deprecated", "withdrawn", "unknown"]
+OfflineState = Literal["catalogued", "uncatalogued", "deprecated", "withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class ModelHealth:
 
     :param model: the requested id
     :param state: ``alive``; ``superseded``: renamed, but works under this name; ``deprecated``: works until a date;
-        ``withdrawn``: retired, requests get a 404; ``unknown``: in no list, probably a typo
+        ``withdrawn``: retired, requests get a 404; ``unknown``: in no list, probably a typo. Without the API's lists,
+        ``catalogued``: in the catalogue; ``uncatalogued``: not in it, so a typo or newer
     :param shutdown_at: ``YYYY-MM-DD``, the day it stopped or will stop, if the API names it
     :param successor: its replacement, if one is named
     :param similar: ids similar to an unknown one
@@ -39,7 +41,7 @@ class ModelHealth:
     """
 
     model: str
-    state: ModelState
+    state: ModelState | OfflineState
     shutdown_at: str | None = None
     successor: str | None = None
     similar: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ class ModelHealth:
     @property
     def is_fine(self) -> bool:
         """Whether no action is needed."""
-        return self.state in ("alive", "superseded")
+        return self.state in ("alive", "superseded", "catalogued")
 
     @property
     def sentence(self) -> str:
@@ -57,14 +59,16 @@ class ModelHealth:
         instead = f"; use {self.successor}" if self.successor else ""
         if self.state == "alive":
             return "alive"
+        if self.state == "catalogued":
+            return "in the catalogue"
         if self.state == "superseded":
             return f"alive, renamed to {self.successor}" if self.successor else "alive under another name"
         if self.state == "deprecated":
-            return f"deprecated, ends{date or ' on a date not announced yet'}{instead}"
+            return f"deprecated, ends{date or ' on an unknown date'}{instead}"
         if self.state == "withdrawn":
             return f"withdrawn{date}{instead}"
         similar = f"; did you mean {' or '.join(self.similar)}?" if self.similar else ""
-        return f"not known to the API{similar}"
+        return f"{'not in the catalogue' if self.state == 'uncatalogued' else 'not known to the API'}{similar}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -162,6 +166,27 @@ def judge_models(models: Iterable[str], *, listed: Any, retired: Any, today: dat
         for name in _names(row):
             deprecations.setdefault(name, row)
     return [_judge(model, listed_names, deprecations, today) for model in models]
+
+
+def judge_models_offline(models: Iterable[str], *, today: date) -> list[ModelHealth]:
+    """
+    Return what the catalogue says about models, in the order given.
+
+    :param models: ids or aliases
+    :param today: reference day for warnings of announced ends
+    """
+    return [_judge_offline(model, today) for model in models]
+
+
+def _judge_offline(model: str, today: date) -> ModelHealth:
+    known = find_model(model)
+    if known is None:
+        return ModelHealth(model, "uncatalogued", similar=tuple(nearest_models(model)))
+    if known.status not in ("deprecated", "withdrawn"):
+        return ModelHealth(model, "catalogued", warning=ending_soon(known, today))
+    end = known.ends.date if known.ends else None
+    has_ended = known.status == "withdrawn" or (end is not None and date.fromisoformat(end) <= today)
+    return ModelHealth(model, "withdrawn" if has_ended else "deprecated", shutdown_at=end, successor=known.successor)
 
 
 def _judge(

@@ -44,7 +44,8 @@ def add_reconcile(commands: Any) -> None:
 
 def run_reconcile(arguments: argparse.Namespace) -> int:
     """Run the command; return 0 if nothing is in doubt any more, 1 if something is, 2 if the lookup failed."""
-    from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError
+    from airflow_provider_imagen._compat import AirflowNotFoundException
+    from airflow_provider_imagen.exceptions import ImagenError
     from airflow_provider_imagen.hooks.imagen import ImagenHook
 
     ids = (arguments.dag_id, arguments.run_id, arguments.task_id)
@@ -56,7 +57,7 @@ def run_reconcile(arguments: argparse.Namespace) -> int:
     try:
         for store in _stores(arguments):
             rows += _reconcile(store, hook.get_conn())
-    except (ImagenError, InvalidArgumentsError) as error:
+    except (ImagenError, ValueError, AirflowNotFoundException) as error:  # the last two: an unusable connection
         print_error(f"Error: {error}")
         return 2
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,14 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.client import ClientSettings
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
 
+CONNECTION_TYPE = "imagen"
+EXTRA_FIELDS = ("connect_timeout", "model", "read_timeout", "sandbox", "verify")
 LONGEST_TIMEOUT_SECONDS = 86_400
 
+_UNTYPED = ("", "generic")
+"""Types that say nothing about the service, as in JSON without ``conn_type``."""
+
+_LONGEST_NAME_SHOWN = 60
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -27,7 +35,7 @@ def connection_settings(connection: Connection) -> ClientSettings:
     """
     Return the client settings for a connection.
 
-    :raises ValueError: a field is invalid, or there is no key
+    :raises ValueError: the connection is for another service, a field is invalid or unknown, or there is no key
     """
     from airflow_provider_imagen.api.client import (
         CONNECT_TIMEOUT_SECONDS,
@@ -36,7 +44,8 @@ def connection_settings(connection: Connection) -> ClientSettings:
         ClientSettings,
     )
 
-    extra = connection.extra_dejson
+    _check_type(connection)
+    extra = read_extra(connection)
     base_url = _base_url(connection)
     settings = ClientSettings(
         base_url=base_url or DEFAULT_BASE_URL,
@@ -53,6 +62,47 @@ def connection_settings(connection: Connection) -> ClientSettings:
             f'or set "sandbox": true in the extra to use the built-in sandbox without a key.'
         )
     return settings
+
+
+def read_extra(connection: Connection) -> dict[str, Any]:
+    """
+    Return the extra of a connection.
+
+    Nothing in it is ignored: with a typo in ``sandbox``, requests meant for the sandbox would go to the paid API.
+
+    :raises ValueError: it is not a JSON object, or has a field other than :data:`EXTRA_FIELDS`
+    """
+    from difflib import get_close_matches
+
+    where = f"Connection {connection.conn_id!r}: the extra"
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except json.JSONDecodeError as error:  # for which ``extra_dejson`` returns an empty dictionary
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if not isinstance(extra, dict):
+        raise ValueError(f'{where} is not a JSON object, such as {{"sandbox": true}}')
+    for name in extra:
+        if name in EXTRA_FIELDS:
+            continue
+        shown = name[:_LONGEST_NAME_SHOWN]
+        near = get_close_matches(shown.lower(), EXTRA_FIELDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(EXTRA_FIELDS)}"
+        raise ValueError(f"{where} has an unknown field {shown!r}; {hint}")
+    return extra
+
+
+def missing_connection_message(conn_id: str) -> str:
+    """Return what to say about a connection that does not exist: how to create it, or try without a key."""
+    extra = {"sandbox": True}
+    connection = shlex.quote(json.dumps({"conn_type": CONNECTION_TYPE, "extra": extra}))
+    command = f"export AIRFLOW_CONN_{conn_id.upper()}={connection}"
+    if not re.fullmatch(r"[A-Za-z0-9_]+", conn_id):  # not a shell variable
+        options = f"--conn-type {CONNECTION_TYPE} --conn-extra {shlex.quote(json.dumps(extra))}"
+        command = f"airflow connections add {shlex.quote(conn_id)} {options}"
+    return (
+        f"There is no connection {conn_id!r}: create one of type {CONNECTION_TYPE} with the API key as its password. "
+        f"To use the built-in sandbox without a key: {command}"
+    )
 
 
 def allowed_private_hosts(connection: Connection, base_url: str) -> set[HostAndPort]:
@@ -79,7 +129,16 @@ def allowed_private_hosts(connection: Connection, base_url: str) -> set[HostAndP
 
 
 def _is_sandbox(connection: Connection) -> bool:
-    return connection.password == SANDBOX_API_KEY or _read_bool(connection.extra_dejson, "sandbox")
+    return connection.password == SANDBOX_API_KEY or _read_bool(read_extra(connection), "sandbox")
+
+
+def _check_type(connection: Connection) -> None:
+    """Reject the connection of another service, whose key must not be sent to the API."""
+    conn_type = connection.conn_type or ""
+    if conn_type not in (CONNECTION_TYPE, *_UNTYPED):
+        raise ValueError(
+            f"Connection {connection.conn_id!r} has the type {conn_type!r}, but must have the type {CONNECTION_TYPE!r}"
+        )
 
 
 def _base_url(connection: Connection) -> str:
@@ -87,7 +146,7 @@ def _base_url(connection: Connection) -> str:
     Return the base URL built from a connection's fields, or an empty string if there is no host.
 
     ``schema`` is what follows the host in a connection URI. As in Airflow's HTTP connections, ``http`` and ``https``
-    are the scheme; anything else is a path.
+    are the scheme; anything else is a path. Port 0 means none: Airflow's connection form needs a port for its test.
 
     :raises ValueError: fields contradict each other, or need a host that is missing
     """
@@ -96,7 +155,7 @@ def _base_url(connection: Connection) -> str:
     scheme = schema.lower() if schema.lower() in ("http", "https") else ""
     path = "" if scheme else schema
     if not host:
-        if port or path or scheme == "http":
+        if port not in (None, 0, 443) or path or scheme == "http":
             raise ValueError(f"Connection {connection.conn_id!r} has a port or schema but no host: set host, too")
         return ""
     if not (scheme or path or port):

@@ -16,7 +16,13 @@ from airflow_provider_imagen.exceptions import (
     InvalidRequestError,
     UnreadableResponseError,
 )
-from airflow_provider_imagen.hooks.connection import allowed_private_hosts, connection_settings
+from airflow_provider_imagen.hooks.connection import (
+    CONNECTION_TYPE,
+    allowed_private_hosts,
+    connection_settings,
+    missing_connection_message,
+    read_extra,
+)
 
 if TYPE_CHECKING:
     import threading
@@ -47,8 +53,8 @@ class ImagenHook(BaseHook):
     ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for the scheme or path, may be given
     separately, as in a connection URI; a connection whose fields contradict each other is rejected. The extra holds
     ``model`` (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (use the built-in
-    sandbox; no key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle). Proxies come from the
-    environment.
+    sandbox; no key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle); other fields are rejected,
+    as are connections of another type. Proxies come from the environment.
 
     ``host`` may be an OpenAI-compatible gateway, such as LiteLLM's proxy. It passes on images, their cost
     (``x-litellm-response-cost``) and errors, but not the request id and the request log, so in-doubt requests cannot
@@ -60,7 +66,7 @@ class ImagenHook(BaseHook):
 
     conn_name_attr = "imagen_conn_id"
     default_conn_name = "imagen_default"
-    conn_type = "imagen"
+    conn_type = CONNECTION_TYPE
     hook_name = "AI/ML API Images"
 
     def __init__(self, imagen_conn_id: str = default_conn_name, **kwargs: Any) -> None:
@@ -109,7 +115,8 @@ class ImagenHook(BaseHook):
         """
         Return the API client of this connection, created on first use.
 
-        :raises ValueError: a field of the connection is invalid, or there is no key
+        :raises AirflowNotFoundException: there is no such connection
+        :raises ValueError: the connection is for another service, a field is invalid or unknown, or there is no key
         """
         if self._client is None:
             from airflow_provider_imagen.api.client import ApiClient
@@ -120,7 +127,7 @@ class ImagenHook(BaseHook):
     @property
     def default_model(self) -> str:
         """The connection's model, else :data:`DEFAULT_MODEL`."""
-        model = self._get_connection().extra_dejson.get("model")
+        model = read_extra(self._get_connection()).get("model")
         return (model.strip() if isinstance(model, str) else "") or DEFAULT_MODEL
 
     def close(self) -> None:
@@ -132,7 +139,12 @@ class ImagenHook(BaseHook):
 
     def _get_connection(self) -> Connection:
         if self._connection is None:
-            self._connection = self.get_connection(self.imagen_conn_id)
+            from airflow_provider_imagen._compat import AirflowNotFoundException
+
+            try:
+                self._connection = self.get_connection(self.imagen_conn_id)
+            except AirflowNotFoundException:
+                raise AirflowNotFoundException(missing_connection_message(self.imagen_conn_id)) from None
         return self._connection
 
     # --- calls --------------------------------------------------------------------------------------------------------
@@ -426,7 +438,7 @@ class ImagenHook(BaseHook):
         return list(self.get_conn().iter_request_logs(start=start, end=end, model=model))
 
     def test_connection(self) -> tuple[bool, str]:
-        """Return whether the key can generate images, and a message with the balance. Free: generates nothing."""
+        """Return whether the key can generate images, and a message with its name, its scope and the balance. Free."""
         from airflow_provider_imagen.redaction import scrub
 
         try:
@@ -465,13 +477,14 @@ class ImagenHook(BaseHook):
             return False, f"{name} is disabled."
         if isinstance(scopes, list) and scopes and IMAGE_SCOPE not in scopes:
             return False, f"{name} cannot generate images: it lacks the scope {IMAGE_SCOPE}."
+        scope = f"scope {IMAGE_SCOPE}" if scopes else "all scopes"
         try:
             balance = self.get_balance()
         except ImagenError as error:
-            return True, f"{name} can generate images. The balance could not be read: {error}"
+            return True, f"{name} can generate images ({scope}). The balance could not be read: {error}"
         if balance <= 0:
             return False, f"{name} is valid, but the account is out of credits: {balance:.2f} USD."
-        return True, f"{name} can generate images. Balance: {balance:.2f} USD."
+        return True, f"{name} can generate images ({scope}). Balance: {balance:.2f} USD."
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:

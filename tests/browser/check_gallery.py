@@ -44,11 +44,10 @@ class Airflow:
     token: str = ""
     key: str = ""
 
-    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+    def call(self, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=None if body is None else json.dumps(body).encode(),
-            method=method,
             headers={
                 "Content-Type": "application/json",
                 **({"Authorization": f"Bearer {self.token}"} if self.token else {}),
@@ -232,7 +231,8 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     dialog = ann.get_by_role("dialog")
     expect(dialog.get_by_text("API key", exact=True)).to_be_visible()
     expect(dialog.locator("input[name=host]")).to_have_attribute("placeholder", "https://api.aimlapi.com")
-    for hidden in ("login", "schema", "port"):
+    expect(dialog.locator("input[name=port]")).to_have_attribute("placeholder", re.compile("^Enter 0: Airflow 3.3"))
+    for hidden in ("login", "schema"):
         expect(dialog.locator(f"input[name={hidden}]")).to_have_count(0)
     dialog.get_by_role("button", name="Extra Fields", exact=True).click()
     for label in ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS"):
@@ -241,16 +241,30 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     _screenshot(ann, "01-connection-form")
     dialog.get_by_role("button", name="Standard Fields").click()
     dialog.locator("input[name=host]").fill(airflow.sandbox)
+    dialog.locator("input[name=port]").fill("0")  # as the form says
     dialog.locator("input[name=password]").fill(airflow.key)
+    _screenshot(ann, "01-connection-standard-fields")
     dialog.get_by_role("button", name="Save").click()
     expect(dialog).to_have_count(0)
-    # Airflow 3.3.2 tests a stored connection without a port with port 0, and then finds that it differs from "none".
-    port = {"connection_id": "imagen_browser", "conn_type": "imagen", "port": 0}
-    airflow.call("/api/v2/connections/imagen_browser?update_mask=port", port, method="PATCH")
-    ann.reload()
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
-    expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")).to_be_visible()
+    expect(
+        ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: 100.00 USD.")
+    ).to_be_visible()
     _screenshot(ann, "02-connection-tested")
+
+
+def test_a_misspelled_field_of_a_connection_is_reported_by_its_test(ann: Page, airflow: Airflow) -> None:
+    typo = {
+        "connection_id": "imagen_typo",
+        "conn_type": "imagen",
+        "password": airflow.key,
+        "port": 0,
+        "extra": json.dumps({"sandbxo": True}),
+    }
+    airflow.call("/api/v2/connections", typo)
+    ann.goto(f"{airflow.url}/connections")
+    ann.locator("tr", has_text="imagen_typo").get_by_role("button", name="Test Connection").click()
+    expect(ann.get_by_text("unknown field 'sandbxo'; did you mean 'sandbox'?")).to_be_visible()
 
 
 def test_a_person_fills_in_the_trigger_form_and_gets_the_requested_images(ann: Page, airflow: Airflow) -> None:

@@ -4,7 +4,13 @@ from datetime import date
 
 import pytest
 
-from airflow_provider_imagen.catalogue.availability import IMAGE_TYPE, ending_soon, judge_models, look_up
+from airflow_provider_imagen.catalogue.availability import (
+    IMAGE_TYPE,
+    ending_soon,
+    judge_models,
+    judge_models_offline,
+    look_up,
+)
 from airflow_provider_imagen.catalogue.lookup import all_models, find_model
 
 LISTED = [{"id": "maker/new", "aliases": ["old-name"]}, {"id": "flux/schnell", "aliases": None}, "no row", {}]
@@ -49,6 +55,37 @@ def test_the_two_lists_together_give_a_models_state(model, state, is_fine, sente
     assert (health.state, health.is_fine) == (state, is_fine)
     assert health.sentence.startswith(sentence)
     assert health.to_json()["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("model", "today", "state", "is_fine", "sentence"),
+    [
+        ("flux/schnell", "2026-11-29", "catalogued", True, "in the catalogue"),
+        ("blackforestlabs/flux-2-max", "2026-11-29", "catalogued", True, "in the catalogue"),
+        ("flux/schnel", "2026-11-29", "uncatalogued", False, "not in the catalogue; did you mean flux/schnell"),
+        ("dall-e-2", "2026-11-29", "deprecated", False, "deprecated, ends on an unknown date"),
+        (
+            "imagen-4.0-ultra-generate-preview-06-06",
+            "2026-08-16",
+            "deprecated",
+            False,
+            "deprecated, ends on 2026-08-17; use google/gemini-3-1-flash-image-preview",
+        ),
+        ("imagen-4.0-ultra-generate-preview-06-06", "2026-08-17", "withdrawn", False, "withdrawn on 2026-08-17; use"),
+    ],
+)
+def test_without_the_api_the_catalogue_gives_a_models_state(model, today, state, is_fine, sentence):
+    (health,) = judge_models_offline([model], today=date.fromisoformat(today))
+
+    assert (health.state, health.is_fine) == (state, is_fine)
+    assert health.sentence.startswith(sentence)
+
+
+def test_without_the_api_an_announced_end_is_warned_about_too():
+    (health,) = judge_models_offline(["openai/gpt-image-1"], today=date(2026, 10, 1))
+
+    assert health.is_fine
+    assert "2026-10-23" in health.warning
 
 
 def test_dates_are_days_and_the_requested_order_is_kept():

@@ -90,19 +90,71 @@ def test_a_wrong_key_fails_the_check_without_being_shown(run, sandbox, monkeypat
     assert "0123456789abcdef" not in out
 
 
-def test_a_missing_connection_is_reported(run):
+def test_without_a_connection_the_models_are_checked_with_the_catalogue(run):
+    status, out = run()
+    assert status == 0
+    assert "skip  connection imagen_default: There is no connection 'imagen_default'" in out
+    assert """export AIRFLOW_CONN_IMAGEN_DEFAULT='{"conn_type": "imagen", "extra": {"sandbox": true}}'""" in out
+    assert "not checked without a working connection: key, balance" in out
+    assert "ok    flux/schnell: in the catalogue (dag.py:d.a)" in out
+    assert "ok    imagen-3.0-generate-002: in the catalogue (default model)" in out
+    assert "warn  imagen-3.0-generate-002: its maker retires it" in out
+    report = json.loads(run("--json")[1])
+    assert (report["connection"]["ok"], report["models_from"]) == (None, "catalogue")
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [("dall-e-2", "deprecated"), ("flux/schnel", "not in the catalogue; did you mean flux/schnell")],
+)
+def test_a_problem_that_is_known_offline_fails_the_check_without_a_connection(run, model, sentence):
+    status, out = run(model=model)
+    assert status == 1
+    assert f"FAIL  {model}: {sentence}" in out
+
+
+def test_a_broken_dag_file_fails_the_check_without_a_connection(run, tmp_path):
+    (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nimport no_such_module_anywhere\n")
+    status, out = run()
+    assert status == 1
+    assert "FAIL  broken.py: ModuleNotFoundError" in out
+
+
+def test_a_missing_connection_fails_the_check_if_it_was_asked_for(run):
     status, out = run("--imagen-conn-id", "imagen_nowhere")
     assert status == 1
-    assert "imagen_nowhere" in out
-    assert "The models could not be checked" in out
+    assert "FAIL  connection imagen_nowhere: There is no connection 'imagen_nowhere'" in out
+    assert "export AIRFLOW_CONN_IMAGEN_NOWHERE=" in out
+    assert "ok    flux/schnell: in the catalogue (dag.py:d.a)" in out
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"extra": {"sandbxo": True}}, "unknown field 'sandbxo'; did you mean 'sandbox'?"),
+        ({"conn_type": "openai"}, "has the type 'openai'"),
+        ({"password": ""}, "has no API key"),
+    ],
+)
+def test_an_invalid_connection_fails_the_check_but_models_are_still_checked(run, monkeypatch, fields, problem):
+    monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps({"conn_type": "imagen", "password": "k"} | fields))
+    status, out = run()
+    assert status == 1
+    assert "FAIL  connection imagen_default: " in out
+    assert problem in out
+    assert "ok    flux/schnell: in the catalogue (dag.py:d.a)" in out
 
 
 @pytest.mark.usefixtures("imagen_connection")
-def test_an_api_without_model_lists_fails_the_check(run, sandbox):
+def test_an_api_without_model_lists_fails_the_check_and_the_catalogue_is_used(run, sandbox):
     sandbox.add_fault(Fault("status", path="/v1/models/deprecations", times=None))
     status, out = run("--json")
+    report = json.loads(out)
     assert status == 1
-    assert json.loads(out)["models"] is None
+    assert "can generate images" in report["connection"]["message"]
+    assert "The API failed (500)" in report["connection"]["message"]
+    assert report["models_from"] == "catalogue"
+    assert {model["model"]: model["state"] for model in report["models"]}["flux/schnell"] == "catalogued"
 
 
 @pytest.mark.usefixtures("imagen_connection")

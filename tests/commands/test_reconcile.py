@@ -139,3 +139,26 @@ def test_missing_arguments_are_reported(capsys: pytest.CaptureFixture[str]) -> N
     for arguments in ([], ["folder", "--dag-id", "d"], ["--dag-id", "d", "--run-id", "r"]):
         assert main(["reconcile", *arguments]) == 2
         assert "--dag-id, --run-id and --task-id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("connection", "problem"),
+    [
+        (None, "export AIRFLOW_CONN_IMAGEN_OTHER="),
+        ({"conn_type": "imagen", "password": "k", "extra": {"sandbxo": True}}, "did you mean 'sandbox'?"),
+    ],
+)
+def test_an_unusable_connection_is_reported(
+    connection: dict[str, Any] | None,
+    problem: str,
+    doubts: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = doubts("billed")
+    if connection:
+        monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_OTHER", json.dumps(connection))
+    assert main(["reconcile", str(tmp_path), "--imagen-conn-id", "imagen_other"]) == 2
+    assert problem in capsys.readouterr().err
+    assert list(read_journal(store).all_unresolved()) == ["id-billed"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import socket
 import sys
 import threading
@@ -87,6 +88,9 @@ def test_a_connection_with_only_a_key_uses_the_api_and_the_documented_defaults()
         ("http://gateway.test:8080", 8080, "http://gateway.test:8080"),
         ("https://[::1]", 8080, "https://[::1]:8080"),
         ("::1", 8080, "https://[::1]:8080"),
+        (None, 0, REAL),
+        (None, 443, REAL),
+        ("http://gateway.test:8080", 0, "http://gateway.test:8080"),
     ],
 )
 def test_host_and_port_make_the_base_url(host, port, base_url):
@@ -216,6 +220,65 @@ def test_a_connection_without_a_key_says_where_to_enter_it(password):
 
 def test_a_key_with_blanks_around_it_is_trimmed():
     assert settings(password=f" {KEY}\n").api_key == KEY
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("sandbxo", "did you mean 'sandbox'?"),
+        ("Sandbox", "did you mean 'sandbox'?"),
+        ("use_sandbox", "did you mean 'sandbox'?"),
+        ("timeout", "did you mean 'read_timeout'?"),
+        ("dry_run", "its fields are connect_timeout, model, read_timeout, sandbox, verify"),
+        ("", "its fields are"),
+    ],
+)
+def test_an_unknown_field_of_the_extra_is_rejected_before_any_request(make_hook, sandbox, name, hint):
+    hook = make_hook(extra={"model": "flux/schnell", name: True})
+
+    for call in (lambda: hook.generate_images("a cat"), lambda: hook.quote("a cat"), hook.get_conn, hook.get_balance):
+        with pytest.raises(ValueError, match=f"'imagen_test': the extra has an unknown field '{name}'") as caught:
+            call()
+        assert hint in str(caught.value)
+    assert hook.test_connection()[0] is False
+    assert sandbox.seen() == []
+
+
+def test_the_error_for_an_unknown_field_does_not_show_its_value():
+    with pytest.raises(ValueError, match="unknown field 'api_key'") as caught:
+        settings({"api_key": KEY})
+
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("extra", ['{"sandbox": true,}', "sandbox=true", '["sandbox"]', '"sandbox"', "true", "7"])
+def test_an_extra_that_is_not_a_json_object_is_rejected_rather_than_ignored(extra):
+    """Airflow itself reads the first two as an empty extra, which would mean the paid API."""
+    with pytest.raises(ValueError, match="Connection 'c': the extra is not"):
+        connection_settings(Connection(conn_id="c", conn_type="imagen", password=KEY, extra=extra))
+
+
+@pytest.mark.parametrize("conn_type", ["openai", "http", "aws", "Imagen"])
+def test_the_key_of_another_service_is_never_sent_to_the_api(make_hook, sandbox, conn_type):
+    hook = make_hook(conn_type=conn_type, password=KEY)
+
+    with pytest.raises(ValueError, match=f"'imagen_test' has the type '{conn_type.lower()}'|'{conn_type}'"):
+        hook.generate_images("a cat")
+    assert hook.test_connection()[0] is False
+    assert sandbox.seen() == []
+
+
+@pytest.mark.parametrize("conn_type", ["imagen", "generic", "", None])
+def test_a_connection_without_a_particular_type_is_accepted(conn_type):
+    connection = Connection(conn_id="c", conn_type=conn_type, password=KEY)
+
+    assert connection_settings(connection).api_key == KEY
+
+
+def test_json_without_a_type_is_accepted(make_hook, sandbox, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_UNTYPED", json.dumps({"host": sandbox.url, "password": sandbox.api_key}))
+
+    assert ImagenHook("untyped").test_connection()[0] is True
 
 
 def test_the_repr_of_settings_never_shows_the_key():
@@ -537,7 +600,10 @@ def hook_for_account(make_hook):
 
 
 def test_a_working_connection_reports_key_and_balance_at_no_cost(hook, sandbox):
-    assert hook.test_connection() == (True, "Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")
+    assert hook.test_connection() == (
+        True,
+        "Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: 100.00 USD.",
+    )
     assert [seen.path for seen in sandbox.seen()] == ["/v1/key", "/v2/billing"]
 
 
@@ -558,7 +624,10 @@ def test_a_key_without_the_image_scope_fails_the_test(hook_for_account):
 
 @pytest.mark.parametrize("scopes", [None, []])
 def test_a_key_without_scopes_may_do_everything(hook_for_account, scopes):
-    assert hook_for_account({"prefix": "feedc0de", "scopes": scopes}).test_connection()[0] is True
+    ok, message = hook_for_account({"prefix": "feedc0de", "scopes": scopes}).test_connection()
+
+    assert ok
+    assert "(all scopes)" in message
 
 
 def test_an_empty_account_fails_the_test(hook_for_account):
@@ -620,11 +689,34 @@ def test_an_invalid_connection_fails_the_test_with_the_field(make_hook, fields, 
     assert KEY not in message
 
 
-def test_a_connection_that_does_not_exist_fails_the_test():
-    ok, message = ImagenHook("no_such_connection").test_connection()
+@pytest.mark.parametrize("conn_id", ["imagen_missing", "team-a.imagen", "team's imagen"])
+def test_a_connection_that_does_not_exist_fails_the_test_with_a_command_that_creates_it(conn_id):
+    ok, message = ImagenHook(conn_id).test_connection()
 
     assert not ok
-    assert "no_such_connection" in message
+    assert message.startswith(f"There is no connection {conn_id!r}")
+    assert "with the API key as its password" in message
+    assert shlex.split(message)  # a shell can read the command at its end
+
+
+def test_the_suggested_environment_variable_creates_a_sandbox_connection(monkeypatch):
+    _, message = ImagenHook("imagen_missing").test_connection()
+
+    export, variable = shlex.split(message)[-2:]
+    assert export == "export"
+    name, _, value = variable.partition("=")
+    monkeypatch.setenv(name, value)
+    assert ImagenHook("imagen_missing").test_connection()[0] is True
+
+
+def test_an_id_that_is_no_shell_variable_gets_another_command():
+    _, message = ImagenHook("team-a.imagen").test_connection()
+
+    command = message[message.index("airflow connections add") :]
+    assert shlex.split(command) == [
+        *("airflow", "connections", "add", "team-a.imagen", "--conn-type", "imagen"),
+        *("--conn-extra", '{"sandbox": true}'),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from airflow_provider_imagen import __version__
 PYTHON = Path(os.environ["IMAGEN_PYTHON"])
 WHEEL = Path(os.environ["IMAGEN_WHEEL"])
 SDIST = Path(os.environ["IMAGEN_SDIST"])
-
+EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -64,6 +64,40 @@ def test_airflow_lists_the_provider_its_hook_and_its_connection_type(environment
     assert hook["hook_name"] == "AI/ML API Images"
 
 
+def test_airflow_links_to_the_documentation_of_the_provider(environment: dict[str, str]) -> None:
+    """As shown by Admin > Providers."""
+    out = run(
+        environment,
+        "python",
+        "-c",
+        "from airflow.api_fastapi.core_api.services.public.providers import _provider_mapper;"
+        "from airflow.providers_manager import ProvidersManager;"
+        "print(_provider_mapper(ProvidersManager().providers['airflow-provider-imagen']).documentation_url)",
+    )
+    assert out.splitlines()[-1] == "https://github.com/airflow-provider-imagen/airflow-provider-imagen#readme"
+
+
+def test_airflow_shows_the_options_and_commands(environment: dict[str, str]) -> None:
+    options = run(environment, "airflow", "config", "list", "--section", "imagen", "--include-descriptions")
+    for name in ("allowed_download_hosts", "grace_seconds", "input_roots"):
+        assert f"{name} =" in options
+    assert "Hosts in private networks" in options
+    assert "imagen_quickstart" in run(environment, "airflow", "imagen", "examples")
+
+
+def test_every_example_can_be_printed_and_is_a_dag_file(environment: dict[str, str]) -> None:
+    dags = Path(environment["AIRFLOW_HOME"]) / "dags"
+    dags.mkdir()
+    names = [path.stem for path in EXAMPLES.glob("*.py")]
+    listed = run(environment, "airflow-imagen", "examples")
+    assert {line.split()[0] for line in listed.splitlines() if line.strip().startswith("imagen_")} == set(names)
+    for name in names:
+        (dags / f"{name}.py").write_text(run(environment, "airflow-imagen", "examples", name), encoding="utf-8")
+        assert (dags / f"{name}.py").read_text("utf-8") == (EXAMPLES / f"{name}.py").read_text("utf-8")
+    report = json.loads(run(environment, "airflow-imagen", "check", "--json", str(dags)))
+    assert report["broken"] == []
+
+
 def test_the_installed_operator_and_decorator_import_without_the_checkout(environment: dict[str, str]) -> None:
     out = run(
         environment,
@@ -91,7 +125,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
         "py.typed",
         "catalogue/models.json",
         "sandbox/model_specs.json",
-        "example_dags/imagen_quickstart.py",
+        *(path.relative_to(EXAMPLES.parent).as_posix() for path in EXAMPLES.rglob("*") if _is_example_file(path)),
     ):
         assert f"airflow_provider_imagen/{needed}" in names
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej"))]
@@ -101,6 +135,10 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
     assert set(metadata.get_all("Provides-Extra", [])) >= {"s3", "gcs", "azure"}
+
+
+def _is_example_file(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
 
 
 def test_the_sdist_holds_the_build_and_test_files_and_nothing_else(tmp_path: Path) -> None:
