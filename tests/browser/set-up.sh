@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real Airflow (api-server, scheduler, dag-processor), the sandbox and a real Chromium: the connection form, a run, the
-# gallery, a review, a choice, the next task. Usage: set-up.sh <python of an environment with the project installed>.
+# gallery, a review, a choice, the next task, and the sandbox's own page.
+# Usage: set-up.sh <python of an environment with the project installed>.
 # Screenshots stay in the folder $ARTIFACTS names, else in a temporary one that is printed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -24,4 +25,4 @@ export ARTIFACTS=${ARTIFACTS:-$(mktemp -d -t imagen-screenshots-XXXXXX)}
 mkdir -p "$ARTIFACTS"
 echo "Screenshots: $ARTIFACTS"
 AIRFLOW_PYTHON=$python IMAGEN_WORK=$work "$work/driver/bin/python" -m pytest \
-  --confcutdir="$here" --rootdir="$here" -p no:cacheprovider --timeout=330 -rA -q "$here/check_gallery.py"
+  --confcutdir="$here" --rootdir="$here" -p no:cacheprovider --timeout=330 -rA -q "$here"/check_*.py
