@@ -21,7 +21,7 @@ from airflow_provider_imagen.sandbox.local_requests import is_from_own_page
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from jinja2 import Environment
+    from jinja2 import Template
     from starlette.requests import Request
 
     from airflow_provider_imagen.sandbox.state import State
@@ -121,26 +121,22 @@ def _page(state: State, *, error: str = "", rejected: str = "") -> Response:
     :param rejected: the fault as it was typed
     """
     charges, faults = state.account.charges(), state.faults.armed()
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            state=state,
-            static=_STATIC,
-            thumbnails=_THUMBNAILS,
-            charges=charges[: -CHARGES_SHOWN - 1 : -1],
-            charge_count=len(charges),
-            usd_spent=sum(charge.usd for charge in charges),
-            images=state.images.newest(IMAGES_SHOWN),
-            image_count=len(state.images),
-            faults=[format_fault(fault) for fault in faults[:FAULTS_SHOWN]],
-            fault_count=len(faults),
-            buttons=FAULT_BUTTONS,
-            kinds=list(describe_kinds()),
-            common_parameters=COMMON_PARAMETERS,
-            error=error,
-            rejected=rejected,
-        )
+    html = _template().render(
+        state=state,
+        static=_STATIC,
+        thumbnails=_THUMBNAILS,
+        charges=charges[: -CHARGES_SHOWN - 1 : -1],
+        charge_count=len(charges),
+        usd_spent=sum(charge.usd for charge in charges),
+        images=state.images.newest(IMAGES_SHOWN),
+        image_count=len(state.images),
+        faults=[format_fault(fault) for fault in faults[:FAULTS_SHOWN]],
+        fault_count=len(faults),
+        buttons=FAULT_BUTTONS,
+        kinds=list(describe_kinds()),
+        common_parameters=COMMON_PARAMETERS,
+        error=error,
+        rejected=rejected,
     )
     headers = {
         "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
@@ -155,7 +151,7 @@ def _page(state: State, *, error: str = "", rejected: str = "") -> Response:
 
 
 @cache
-def _environment() -> Environment:
+def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # not needed unless somebody opens the page
 
     environment = Environment(
@@ -166,7 +162,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"short": _shorten, "usd": _format_usd, "time": timestamp}
-    return environment
+    return environment.get_template("page.html")
 
 
 def _shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
