@@ -427,7 +427,7 @@ def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
 def _exists(stored_files: StoredFiles, stored: StoredFile) -> bool:
     """Return whether a file exists; assume that it does if its store cannot be reached."""
     try:
-        return stored_files.is_there(stored)
+        return stored_files.find_intact(stored) is not None
     except (StorageError, InvalidArgumentsError):
         return True
 

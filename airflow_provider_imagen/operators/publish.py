@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.arguments import ImageTask
-    from airflow_provider_imagen.run.results import RunResult
+    from airflow_provider_imagen.run.results import FinishedImage, RunResult
     from airflow_provider_imagen.run_report import FailureLine, RunSummary
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
@@ -141,8 +141,7 @@ class Publisher:
         ti = self._context.get("ti")
         if ti is None or not hasattr(ti, "xcom_push"):
             return
-        records = [made.record.to_json() for made in result.listed]
-        xcoms = {"images": _fit_for_xcom(records, summary.manifest), "summary": summary.to_json()}
+        xcoms = {"images": _fit_for_xcom(result.listed, summary.manifest), "summary": summary.to_json()}
         for key, value in xcoms.items():
             if journal is None or journal.still_owns(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS):
                 with self._airflow_lock:
@@ -159,7 +158,7 @@ class Publisher:
             folder,
             ti_key=self._ti_key,
             attempt=attempt,
-            lines=[
+            lines=(
                 manifest_line(
                     made.record,
                     made.file,
@@ -168,7 +167,7 @@ class Publisher:
                 )
                 for made in result.listed
                 if made.file is not None
-            ],
+            ),
             failures=failures,
         )
 
@@ -240,8 +239,14 @@ def _label(record: ImageRecord) -> str:
     return f"{record.prompt_index}.{record.image_index} {record.model}: {record.prompt}"
 
 
-def _fit_for_xcom(records: list[dict[str, Any]], manifest: str | None) -> list[dict[str, Any]] | dict[str, Any]:
-    """Return the records, or their manifest and count if they are too large for XCom."""
-    if len(json.dumps(records)) <= MAX_XCOM_BYTES:
-        return records
-    return {"manifest": manifest, "count": len(records)}
+def _fit_for_xcom(images: Sequence[FinishedImage], manifest: str | None) -> list[dict[str, Any]] | dict[str, Any]:
+    """Return the records of images, or their manifest and count if the records are too large for XCom."""
+    records = []
+    size = 0
+    for image in images:
+        record = image.record.to_json()
+        size += len(json.dumps(record)) + len(", ")
+        if size > MAX_XCOM_BYTES:
+            return {"manifest": manifest, "count": len(images)}
+        records.append(record)
+    return records

@@ -70,14 +70,15 @@ class StoredFiles:
             return None
         return path, folder
 
-    def is_there(self, file: StoredFile, *, sha256: str | None = None) -> bool:
+    def find_intact(self, file: StoredFile, *, sha256: str | None = None) -> tuple[StoragePath, StoragePath] | None:
         """
-        Return whether a stored image exists with the right size and, if ``sha256`` is given, the right contents.
+        Return what :meth:`find` does if the image has the right size and, if ``sha256`` is given, the right contents.
 
         :raises StorageError: the store cannot be reached
         """
         found = self.find(file)
-        return found is not None and is_intact(found[0], size=file.bytes, sha256=sha256, within=found[1])
+        is_there = found is not None and is_intact(found[0], size=file.bytes, sha256=sha256, within=found[1])
+        return found if is_there else None
 
 
 class ImageSink:
@@ -173,11 +174,14 @@ class ImageSink:
 
     def is_stored(self, file: StoredFile) -> bool:
         """Return whether a previous attempt's image is still present and intact."""
+        return self._find_intact(file) is not None
+
+    def _find_intact(self, file: StoredFile) -> tuple[StoragePath, StoragePath] | None:
         try:
-            return self._stored_files.is_there(file, sha256=file.sha256)
+            return self._stored_files.find_intact(file, sha256=file.sha256)
         except StorageError as error:
             log.warning("%s It is downloaded again.", error)
-            return False
+            return None
 
     def keep(self, file: StoredFile) -> StoredFile | None:
         """
@@ -185,8 +189,8 @@ class ImageSink:
 
         An image in another folder, because ``output_path`` has changed, is copied to the current one.
         """
-        found = self._stored_files.find(file)
-        if found is None or not self.is_stored(file):
+        found = self._find_intact(file)
+        if found is None:
             return None
         path, folder = found
         if folder is self.folder:

@@ -2,7 +2,7 @@
 Draw a recipe: a landscape or a city, with the prompt in a band at the bottom and the model in a corner.
 
 The recipe determines every pixel, so the same recipe and Pillow version yield the same bytes. Each model has its own
-light and finish, so that its images can be told apart.
+light and finish, so that its images can be distinguished.
 """
 
 from __future__ import annotations

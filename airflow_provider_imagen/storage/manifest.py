@@ -96,7 +96,7 @@ def write_manifest(
     folder: StoragePath,
     *,
     ti_key: TaskInstanceKey,
-    lines: Sequence[ManifestLine],
+    lines: Iterable[ManifestLine],
     failures: Sequence[FailureLine] | None = (),
     attempt: str = "",
 ) -> str:
@@ -113,13 +113,8 @@ def write_manifest(
         own, its ``failures`` are ignored, and requests whose images it has are removed from the stored failures
     :raises StorageError: a file cannot be read or written
     """
-    part = _part_name(ti_key, attempt)
-    names = {line.file_name for line in lines}
-    others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
-    new = [_PartLine(line, _encode(line.to_json())) for line in lines]
-    _write_part(folder, part, [*_with_existing_files(folder, others), *new], owner=ti_key.identity)
+    generated = _update_part(folder, _part_name(ti_key, attempt), lines, owner=ti_key.identity)
     if attempt:  # the attempt that replaced it may have reported its images as failures
-        generated = {line.client_request_id for line in lines}
         reported = read_failures(folder, ti_key)
         remaining = [line for line in reported if line.client_request_id not in generated]
         failures = remaining if len(remaining) < len(reported) else None
@@ -210,6 +205,15 @@ def parse_line(raw: bytes) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return line if isinstance(line, dict) else None
+
+
+def _update_part(folder: StoragePath, part: str, lines: Iterable[ManifestLine], *, owner: str) -> set[str | None]:
+    """Write lines to a part, keep its other lines whose files exist, and return the ids of the written requests."""
+    new = [_PartLine(line, _encode(line.to_json())) for line in lines]
+    names = {line.parsed.file_name for line in new}
+    others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
+    _write_part(folder, part, [*_with_existing_files(folder, others), *new], owner=owner)
+    return {line.parsed.client_request_id for line in new}
 
 
 def _prune_parts(folder: StoragePath, ti_key: TaskInstanceKey) -> None:

@@ -29,7 +29,7 @@ def _conf(context):
 def _measured(context):
     """Record what the body of a task cost its process, with anything the body adds to the yielded mapping."""
     conf, ti = _conf(context), context["ti"]
-    more = {"started_at": time.time()}
+    more = {"started_at": time.time(), "start_mib": _memory_mib("VmRSS")}
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     yield more
     seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF)
@@ -39,17 +39,17 @@ def _measured(context):
         "prompts": conf["prompts"],
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "peak_mib": _peak_mib(),
+        "peak_mib": _memory_mib("VmHWM"),
         **more,
     }
     name = f"{ti.task_id}-{ti.map_index}-{ti.try_number}.json"
     (HOME / "measured" / name).write_text(json.dumps(found))
 
 
-def _peak_mib():
-    """Return the peak resident memory of this process."""
+def _memory_mib(name):
+    """Return the resident memory of this process: ``VmRSS`` now, or ``VmHWM`` at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 class MeasuredOperator(ImagenGenerateOperator):

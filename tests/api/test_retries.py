@@ -35,11 +35,11 @@ class Script:
         return "done"
 
 
-def run(*errors, waits=None, told=None):
+def run(*errors, waits=None, refused=None):
     script = Script(*errors)
     loop = resending(
         wait=(waits if waits is not None else []).append,
-        on_refused=lambda error, seconds: None if told is None else told.append((error, seconds)),
+        on_refused=lambda error, seconds: None if refused is None else refused.append((error, seconds)),
     )
     try:
         return loop(script), script.calls
@@ -104,19 +104,19 @@ def test_a_longer_wait_ends_the_attempt_instead_of_blocking_a_worker(seconds):
 
 
 def test_each_retried_error_is_reported_with_its_wait():
-    told, waits = [], []
+    refused, waits = [], []
     errors = [RateLimitedError("x", retry_after=1.0), ServerError("y")]
-    run(*errors, told=told, waits=waits)
+    run(*errors, refused=refused, waits=waits)
 
-    assert [error for error, _ in told] == errors
-    assert [seconds for _, seconds in told] == waits
+    assert [error for error, _ in refused] == errors
+    assert [seconds for _, seconds in refused] == waits
 
 
 def test_an_error_that_is_not_retried_is_not_reported():
-    told = []
-    run(InvalidRequestError("x"), told=told)
+    refused = []
+    run(InvalidRequestError("x"), refused=refused)
 
-    assert told == []
+    assert refused == []
 
 
 def test_cancellation_while_waiting_ends_the_loop():

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A real Airflow (api-server, scheduler, dag-processor), the sandbox and a real Chromium: the connection form, a run, the
-# gallery, a review, a choice, the next task, and the sandbox's own page.
-# Usage: set-up.sh <python of an environment with the project installed>.
-# Screenshots stay in the folder $ARTIFACTS names, else in a temporary one that is printed.
+# Check the connection form, a run, the gallery, a review and the sandbox's page in a real Chromium, against a real
+# Airflow (API server, scheduler, DAG processor) and the sandbox:  bash tests/browser/set-up.sh PYTHON
+#
+# PYTHON belongs to a virtual environment with this project installed. Screenshots are saved in $ARTIFACTS, or in a
+# temporary folder whose name is printed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${1:?usage: set-up.sh <python of an environment with the project installed>}

@@ -74,17 +74,17 @@ class Remains:
         assert self.total("usd_spent") == pytest.approx(float(sum(charge.usd for charge in self.charges.values())))
         accounted_for = Counter(line["inference_id"] for line in [*self.lines, *self.failures])
         assert accounted_for == Counter(list(self.charges))
-        self._assert_losses_told()
-        self._assert_pictures_whole()
+        self._assert_losses_reported()
+        self._assert_images_intact()
 
-    def _assert_losses_told(self) -> None:
+    def _assert_losses_reported(self) -> None:
         assert {failure["error"] for failure in self.failures} <= {"ChargedButLostError"}
         lost = sum(self.charges[failure["inference_id"]].usd for failure in self.failures)
         assert self.total("usd_lost") == pytest.approx(float(lost))
         assert self.total("failed") == len(self.failures)
         assert self.total("made") == len(self.lines)
 
-    def _assert_pictures_whole(self) -> None:
+    def _assert_images_intact(self) -> None:
         files = {key for key in self.objects if key.endswith(".png")}
         assert files == {line["file_name"] for line in self.lines}
         for line in self.lines:

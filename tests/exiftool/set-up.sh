@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Have exiftool read what is written into pictures, and judge the files.
-#   bash tests/exiftool/set-up.sh PYTHON      PYTHON: of a virtual environment that has the project and pytest
-# Installs exiftool by apt when it is missing.
+# Check with exiftool that embedded metadata can be read and that the files are valid:
+#   bash tests/exiftool/set-up.sh PYTHON      PYTHON: of a virtual environment with the project and pytest
+# Installs exiftool with apt if it is missing.
 set -euo pipefail
 python=$(realpath -s "$1")
 cd "$(dirname "$0")/../.."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Open folders of pictures as Hugging Face datasets, with the real library, offline.
+# Open output folders as Hugging Face datasets with the real library, offline:
 #   bash tests/huggingface/set-up.sh PYTHON      PYTHON: any Python 3.11 or later
-# Makes an environment of its own with the library; this package is read from the checkout and needs no Airflow there.
+# Installs the library in a separate environment; this package is imported from the checkout and needs no Airflow there.
 set -euo pipefail
 python=$(realpath -s "$1")
 cd "$(dirname "$0")/../.."

@@ -485,7 +485,7 @@ def test_records_wait_for_an_unavailable_store_and_are_then_written_in_order(mem
     assert [message for message in caplog.messages if "unavailable" in message] == [
         "The journal in memory is unavailable (the store is away). Until it is available again, responses are kept in "
         "memory and no new request is sent."
-    ], "told once, not at every turn"
+    ], "reported once, not after every retry"
 
 
 @pytest.mark.usefixtures("_impatient")

@@ -86,7 +86,7 @@ def test_opening_a_journal_takes_it_over(memory_store, caplog):
         earlier.commit(intent("r2"))
     assert earlier.owner in str(lost.value)
     assert not earlier.is_owner
-    assert caplog.messages == [str(lost.value)], "told once"
+    assert caplog.messages == [str(lost.value)], "reported once"
     assert later.is_owner
     later.commit(intent("r3"))
     assert later.unresolved.keys() == {"r1", "r3"}

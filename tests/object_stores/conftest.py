@@ -120,5 +120,5 @@ class Painting:
 
 @pytest.fixture
 def paint(run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox) -> Painting:
-    sandbox.configure(picture_scale=0.25)  # large enough to be told apart by size
+    sandbox.configure(picture_scale=0.25)  # large enough to be distinguished by size
     return Painting(run_dag)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Store pictures in S3, Google and Azure, as far as servers on this machine speak like them.
-#   bash tests/object_stores/set-up.sh PYTHON      PYTHON: of a virtual environment that has the project
-# Makes an environment of its own with the extras [s3,gcs,azure] and the servers (pip, npm; apt for npm when it is
+# Store images in S3, Google Cloud Storage and Azure, using emulators:
+#   bash tests/object_stores/set-up.sh PYTHON      PYTHON: of a virtual environment with the project installed
+# Installs the extras [s3,gcs,azure] and the emulators in a separate environment (pip, npm; npm itself with apt if it is
 # missing), runs check_*.py there, and ends every process it started.
 set -euo pipefail
 python=$(realpath -s "$1")
@@ -35,7 +35,7 @@ wait "$npm" || { cat "$work/npm.log"; exit 1; }
 
 export AZURITE="$work/npm/node_modules/.bin/azurite-blob" IMAGEN_SERVERS="$work/servers"
 export PATH="$work/venv/bin:$PATH"
-# One process per store, side by side: most of the time they wait for a client that tries again.
+# One process per store, in parallel: most of the time they wait for clients that retry.
 failed=0
 for store in s3 s3-moto gcs azure; do
   IMAGEN_STORE=$store setsid "$work/venv/bin/python" -m pytest --basetemp="$work/$store" \

@@ -1,5 +1,5 @@
 """
-What OpenLineage is told, by its own provider: the events it writes for runs of a DAG.
+The events that the real OpenLineage provider emits for runs of a DAG.
 
 Run by ``set-up.sh``, in an environment that has the provider; it says in ``IMAGEN_EVENTS`` which file they go to.
 """
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("imagen_connection")
 
 
 @pytest.fixture
-def told(run_dag: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run_and_read_event(run_dag: Callable[..., Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Give a function that runs an operator and returns the last event of its task."""
 
     def run(dag_id: str, **arguments: Any) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def _places(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def test_the_model_at_the_api_is_read_and_the_folder_written(
-    told: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+    run_and_read_event: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    event = told("lineage_complete", prompt=["a fox", "a heron"])
+    event = run_and_read_event("lineage_complete", prompt=["a fox", "a heron"])
 
     assert event["eventType"] == "COMPLETE"
     assert _places(event["inputs"]) == [(sandbox.url, "imagen-3.0-generate-002")]
@@ -66,10 +66,10 @@ def test_the_model_at_the_api_is_read_and_the_folder_written(
 
 
 def test_a_task_that_fails_tells_of_what_it_has_made(
-    told: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+    run_and_read_event: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.add_fault(Fault("upstream_4xx", prompt="bad", times=None))
-    event = told("lineage_fail", prompt=["good", "bad"])
+    event = run_and_read_event("lineage_fail", prompt=["good", "bad"])
 
     assert event["eventType"] == "FAIL"
     assert _places(event["inputs"]) == [(sandbox.url, "imagen-3.0-generate-002")]
@@ -77,7 +77,7 @@ def test_a_task_that_fails_tells_of_what_it_has_made(
     assert event["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 1
 
 
-def test_no_event_holds_the_key(told: Callable[..., Any], sandbox: Sandbox) -> None:
-    told("lineage_key", prompt="a fox")
+def test_no_event_holds_the_key(run_and_read_event: Callable[..., Any], sandbox: Sandbox) -> None:
+    run_and_read_event("lineage_key", prompt="a fox")
 
     assert sandbox.api_key not in EVENTS.read_text()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run DAGs with the real OpenLineage provider, and read the events it writes:  bash tests/openlineage/set-up.sh PYTHON
-# PYTHON: any Python 3.11 or later. Makes an environment of its own, since the provider would change what other tests see.
+# Run DAGs with the real OpenLineage provider, and check the events it emits:
+#   bash tests/openlineage/set-up.sh PYTHON      PYTHON: any Python 3.11 or later
+# Uses a separate environment, because the provider would change how other tests run.
 set -euo pipefail
 python=$(realpath -s "${1:?usage: set-up.sh PYTHON}")
 cd "$(dirname "$0")/../.."

@@ -1,4 +1,4 @@
-"""What outlets are told: assets get the summary, aliases the folder of the run."""
+"""Outlet events: assets get the summary, aliases the output folder of the run."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_every_mapped_instance_reports_its_own_images(run_dag: Callable[..., Any
         )
     run_dag(dag)
 
-    told = {uri: (aliases, extra["output_path"], extra["made"]) for uri, aliases, extra in events_of("mapped_alias")}
-    assert told == {
+    events = {uri: (aliases, extra["output_path"], extra["made"]) for uri, aliases, extra in events_of("mapped_alias")}
+    assert events == {
         f"file://{tmp_path}/{name}": (["mapped_pictures"], f"{tmp_path}/{name}", 1) for name in ("fox", "heron")
     }
 

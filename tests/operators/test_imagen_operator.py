@@ -239,7 +239,7 @@ def test_an_empty_list_skips_the_task(paint: Painting, sandbox: Sandbox) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field", "told"),
+    ("arguments", "field", "message"),
     [
         ({"prompt": ""}, "prompt", "empty"),
         ({"prompt": 7}, "prompt", "text"),
@@ -268,7 +268,7 @@ def test_an_empty_list_skips_the_task(paint: Painting, sandbox: Sandbox) -> None
     ],
 )
 def test_wrong_arguments_are_rejected_before_paying(
-    paint: Painting, sandbox: Sandbox, arguments: dict[str, Any], field: str, told: str
+    paint: Painting, sandbox: Sandbox, arguments: dict[str, Any], field: str, message: str
 ) -> None:
     paint(**arguments, retries=3)
 
@@ -276,7 +276,7 @@ def test_wrong_arguments_are_rejected_before_paying(
     assert isinstance(paint.error, InvalidArgumentsError)
     assert isinstance(paint.error, ValueError)
     assert [problem.field for problem in paint.error.problems] == [field]
-    assert told in str(paint.error)
+    assert message in str(paint.error)
     assert len(paint.errors) == 1  # three retries were left and none was used
     assert sandbox.seen("/v1/images/generations") == []
 

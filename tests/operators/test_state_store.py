@@ -40,7 +40,7 @@ def airflow_error(detail: dict[str, Any] | None) -> Exception:
 
 
 class StateStore:
-    """Airflow's task state store, which raises whatever it is told to."""
+    """Airflow's task state store, which raises the given errors."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def test_an_unavailable_api_server_is_worth_a_retry(detail, call):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("detail", [OVER, ODD, None, {}])
-def test_a_rejection_is_told_apart_from_an_outage(detail, call):
+def test_a_rejection_is_distinguished_from_an_outage(detail, call):
     """An orphan must learn at once that its task is over for Airflow, and buy nothing more."""
     airflow = StateStore()
     airflow.error = airflow_error(detail)
@@ -176,7 +176,7 @@ def test_a_journal_waits_for_an_unavailable_api_server(detail, monkeypatch, capl
     waiting.result(timeout=10)
     journal.close()
     assert '"r1"' in airflow.values[f"imagen/journal/{journal.owner}/0"]
-    assert len(caplog.messages) == 1, "told once, not at every turn"
+    assert len(caplog.messages) == 1, "reported once, not after every retry"
 
 
 @pytest.mark.parametrize("detail", [OVER, ODD, None])

@@ -86,8 +86,8 @@ class Bill:
 
     @property
     def _reported(self) -> Counter[str]:
-        told = [line["client_request_id"] for line in (*self.images, *self.losses)]
-        return Counter(told + self._in_doubt)
+        accounted_for = [line["client_request_id"] for line in (*self.images, *self.losses)]
+        return Counter(accounted_for + self._in_doubt)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run two attempts of one task at once, and stop others in the middle:  bash tests/overlaps/set-up.sh PYTHON
+# Run two attempts of one task at once, and stop others midway:  bash tests/overlaps/set-up.sh PYTHON
 #
-# PYTHON is that of a virtual environment with this project installed; its Airflow keeps journals in the task state store.
-# Airflow 3.2, which keeps them in a folder, is installed beside it. Everything lives in a temporary folder and on free
-# ports of loopback, and nothing needs root. Each process that is started gets a session of its own and notes its number
-# in the folder; whatever is left of those sessions at the end, also after a failure, is killed.
+# PYTHON belongs to a virtual environment with this project installed; its Airflow keeps journals in the task state
+# store. Airflow 3.2, which keeps them in a folder, is installed in a separate environment. Everything is in a temporary
+# folder and on free loopback ports, and nothing needs root. Each process runs in its own session, whose number is
+# recorded in that folder; at the end, also after a failure, all processes of these sessions are killed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -26,13 +26,13 @@ trap 'exit 143' TERM
 "$work/uv/bin/pip" install --quiet --disable-pip-version-check uv
 "$work/uv/bin/uv" venv --quiet --python "$python" "$work/venv"
 older="$work/venv/bin/python"
-# As it could be installed on that day: with what was published later beside it, it does not run.
+# With the dependencies of its release date: it does not run with later ones.
 "$work/uv/bin/uv" pip install --quiet --python "$older" --exclude-newer 2026-06-15 \
   apache-airflow==3.2.2 'requests>=2.32.2' 'urllib3>=2.6.3' 'Pillow>=11.3'
 "$work/uv/bin/uv" pip install --quiet --python "$older" --no-deps --editable .
 "$older" -m compileall -q "$work/venv/lib" >"$work/compileall.log" || true # a package may carry templates that are not Python
 
-# check INTERPRETER FOLDER CHECKS: with a home of its own, so that two can run side by side
+# check INTERPRETER FOLDER CHECKS: uses its own Airflow home, so that two can run in parallel
 check() {
   mkdir "$work/$2"
   touch "$work/$2/sessions"

@@ -132,7 +132,7 @@ def test_a_cancelled_task_stops_reading_the_log(sandbox, client):
 
     def wait(seconds):
         if cancelled.is_set():
-            raise StoppedError("The task was told to stop.")
+            raise StoppedError("The task was cancelled.")
 
     with pytest.raises(StoppedError):
         lookup(client, wait=wait).find("a", **lost)

@@ -228,9 +228,9 @@ def test_a_file_says_how_it_was_generated(tmp_path):
         stored = keep(sink_of(plan, tmp_path, {}, provenance=provenance), plan, 0, **facts)
         return read_provenance((tmp_path / stored.file_name).read_bytes())
 
-    told = story(True, prompt="a red fox", seed=8)
-    assert (told["prompt"], told["enhanced_prompt"], told["seed"]) == ("a fox", "a red fox", 8)
-    assert told["parameters"] == {"aspect_ratio": "16:9"}
+    embedded = story(True, prompt="a red fox", seed=8)
+    assert (embedded["prompt"], embedded["enhanced_prompt"], embedded["seed"]) == ("a fox", "a red fox", 8)
+    assert embedded["parameters"] == {"aspect_ratio": "16:9"}
     assert story({"shop": 12})["parameters"] == {"aspect_ratio": "16:9", "shop": 12}
     assert "enhanced_prompt" not in story(True, prompt="a fox")
     assert story(False) == {}

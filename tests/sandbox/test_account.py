@@ -167,14 +167,16 @@ def test_the_log_can_be_limited_per_minute(get, sandbox, clock):
 @pytest.mark.parametrize("skew", [-10_800, 600])
 def test_clock_skew_applies_to_every_time_the_api_reports(get, generate, sandbox, clock, skew):
     sandbox.configure(clock_skew_seconds=skew)
-    told = datetime.fromtimestamp(clock.now + skew, UTC)
+    stated = datetime.fromtimestamp(clock.now + skew, UTC)
     answer = generate(headers={"X-Client-Request-Id": "r1"})
     refusal = generate(num_images=9)
 
-    assert parsedate_to_datetime(answer.headers["date"]) == parsedate_to_datetime(refusal.headers["date"]) == told
-    assert datetime.fromisoformat(refusal.json()["timestamp"]) == told
-    assert datetime.fromisoformat(get("/v2/billing/transactions").json()["data"][0]["created_at"]) == told
-    assert [datetime.fromisoformat(row["created"]) for row in get("/v2/logs", period="1h").json()["data"]] == [told] * 2
+    assert parsedate_to_datetime(answer.headers["date"]) == parsedate_to_datetime(refusal.headers["date"]) == stated
+    assert datetime.fromisoformat(refusal.json()["timestamp"]) == stated
+    assert datetime.fromisoformat(get("/v2/billing/transactions").json()["data"][0]["created_at"]) == stated
+    assert [datetime.fromisoformat(row["created"]) for row in get("/v2/logs", period="1h").json()["data"]] == [
+        stated
+    ] * 2
 
 
 def test_the_log_window_uses_the_skewed_clock(get, generate, sandbox, clock):

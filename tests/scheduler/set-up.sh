@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run the checks against a real scheduler, api-server and DAG processor:  bash tests/scheduler/set-up.sh <python>
+# Run the checks against a real scheduler, API server and DAG processor:  bash tests/scheduler/set-up.sh PYTHON
 #
-# <python> is that of a virtual environment with this project installed. Nothing is installed and nothing needs root.
-# Everything lives in a temporary folder and on free ports of loopback. Each process that is started gets a session of its
-# own and notes its number in the folder; whatever is left of those sessions at the end, also after a failure, is killed.
+# PYTHON belongs to a virtual environment with this project installed. Nothing is installed and nothing needs root.
+# Everything is in a temporary folder and on free loopback ports. Each process runs in its own session, whose number is
+# recorded in that folder; at the end, also after a failure, all processes of these sessions are killed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run the suite on the other versions:  bash tests/versions/set-up.sh PYTHON
+# Run the tests on the other supported versions:  bash tests/versions/set-up.sh PYTHON
 #
-# PYTHON is that of a virtual environment with this project installed. Airflow 3.1 and 3.2 run on the same Python, and
-# the newest Airflow on each other Python from 3.11 to 3.13 that this machine has. Nothing is installed outside a
-# temporary folder and nothing needs root. The last thing printed is a table of what ran and what did not.
+# PYTHON belongs to a virtual environment with this project installed. Airflow 3.1 and 3.2 run on the same Python, and
+# the newest Airflow on each other Python from 3.11 to 3.13 of this machine. Nothing is installed outside a temporary
+# folder, and nothing needs root. At the end, a table lists what ran and what did not.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
