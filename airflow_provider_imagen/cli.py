@@ -13,6 +13,7 @@ from airflow_provider_imagen.commands.check_command import add_check
 from airflow_provider_imagen.commands.examples_command import add_examples
 from airflow_provider_imagen.commands.models_command import add_models
 from airflow_provider_imagen.commands.reconcile_command import add_reconcile
+from airflow_provider_imagen.commands.sandbox_command import add_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,7 @@ def add_commands(commands: Any) -> None:
 
     :param commands: argparse's object for subparsers, or one with the same ``add_parser``
     """
-    _add_sandbox(commands)
+    add_sandbox(commands)
     add_models(commands)
     add_check(commands)
     add_examples(commands)
@@ -107,66 +108,6 @@ def _read_prompts(path: Path) -> list[str]:
     lines = data.decode(json.detect_encoding(data)).splitlines()
     prompts = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in lines)  # concatenated files have one per file
     return [prompt for prompt in prompts if prompt]
-
-
-def _add_sandbox(commands: Any) -> None:
-    sandbox = commands.add_parser(
-        "sandbox",
-        help="run a local server that behaves like the API",
-        description="Serve the API's image endpoints on this machine: real HTTP, drawn images, no costs. "
-        "Set a connection's host to its URL.",
-        argument_default=argparse.SUPPRESS,  # the sandbox has its own defaults
-    )
-    sandbox.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    sandbox.add_argument(
-        "--port", type=int, default=8765, help="port of the API (default: %(default)s; 0: any free port)"
-    )
-    sandbox.add_argument("--cdn-port", type=int, help="port of the images (default: any free port)")
-    sandbox.add_argument(
-        "--latency",
-        dest="latency_seconds",
-        type=float,
-        metavar="SECONDS",
-        help="duration of a generation (default: 0)",
-    )
-    sandbox.add_argument(
-        "--requests-per-minute", type=float, metavar="N", help="return 429 above this rate (default: no limit)"
-    )
-    sandbox.add_argument(
-        "--counting",
-        metavar="{sliding,fixed,bucket}",
-        help="algorithm of the rate limit: sliding window, fixed window or token bucket (default: sliding)",
-    )
-    sandbox.add_argument("--burst", type=int, metavar="N", help="capacity of the token bucket (default: 1)")
-    sandbox.add_argument(
-        "--max-concurrent", type=int, metavar="N", help="return 429 if more are in flight (default: no limit)"
-    )
-    sandbox.add_argument(
-        "--retry-after", dest="tells_retry_after", action="store_true", help="send Retry-After with these 429 responses"
-    )
-    sandbox.set_defaults(run=_run_sandbox)
-
-
-def _run_sandbox(arguments: argparse.Namespace) -> int:
-    from airflow_provider_imagen.sandbox import Sandbox, serve
-
-    def announce(sandbox: Sandbox) -> None:
-        print(f"Sandbox:    {sandbox.url}", flush=True)
-        print(f"Images:     {sandbox.cdn_url}", flush=True)
-        print(f"Connection: AIRFLOW_CONN_IMAGEN_DEFAULT='{_connection_json(sandbox)}'", flush=True)
-        print("Press Ctrl-C to stop.", flush=True)
-
-    options = {name: value for name, value in vars(arguments).items() if name != "run"}
-    try:
-        serve(on_ready=announce, **options)
-    except (OSError, OverflowError, ValueError) as error:  # a port in use, a value out of range
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _connection_json(sandbox: Any) -> str:
-    return json.dumps({"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key})
 
 
 if __name__ == "__main__":

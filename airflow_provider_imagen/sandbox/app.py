@@ -6,19 +6,18 @@ import asyncio
 import json
 from contextlib import suppress
 from email.utils import formatdate
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from airflow_provider_imagen.sandbox.account_routes import account_routes
 from airflow_provider_imagen.sandbox.catalogue_routes import catalogue_routes
-from airflow_provider_imagen.sandbox.control_routes import CONTROL_PREFIX, control_routes
+from airflow_provider_imagen.sandbox.control_page import page_routes
+from airflow_provider_imagen.sandbox.control_routes import control_routes, is_control_path
 from airflow_provider_imagen.sandbox.control_types import SeenRequest
 from airflow_provider_imagen.sandbox.envelopes import error_body
 from airflow_provider_imagen.sandbox.fault_responses import fault_response
@@ -50,6 +49,7 @@ def api_app(state: State) -> ASGIApp:
             *account_routes(),
             *catalogue_routes(),
             *control_routes(),
+            *page_routes(),
         ],
         exception_handlers={404: _not_found, 405: _not_found},
     )
@@ -67,7 +67,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 class _FaultsAndKey:
     """Apply the faults for a path, then check the key."""
 
-    _WITHOUT_KEY = ("/v1/models", "/models", "/api/v1/models", "/model/", "/docs-json", CONTROL_PREFIX)
+    _WITHOUT_KEY = ("/v1/models", "/models", "/api/v1/models", "/model/", "/docs-json")
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app = app
@@ -76,7 +76,7 @@ class _FaultsAndKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
         path: str = scope["path"]
-        if not path.startswith(CONTROL_PREFIX):
+        if not is_control_path(path):
             hits = self.state.faults.hits("api", path=path)
             if "before" in hits:
                 await asyncio.sleep(hits["before"].setting("seconds"))
@@ -94,49 +94,6 @@ class _FaultsAndKey:
         return scheme.lower() == "bearer" and key.strip() == self.state.settings.api_key
 
 
-class LocalRequestsOnly:
-    """
-    Reject requests that a web page makes a browser on this machine send (CSRF and DNS rebinding).
-
-    A page can post ``text/plain`` and forms to any address, and its own host name can resolve to 127.0.0.1. Programs
-    send JSON or uploads, no ``Origin``, and a local ``Host``.
-
-    :param is_loopback: whether the sandbox listens on loopback only; otherwise any ``Host`` is accepted
-    """
-
-    def __init__(self, app: ASGIApp, *, is_loopback: bool) -> None:
-        self.app = app
-        self.is_loopback = is_loopback
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run as an ASGI application."""
-        if scope["type"] == "http" and (reason := self._rejection(scope["method"], Headers(scope=scope))):
-            await PlainTextResponse(reason, 403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    def _rejection(self, method: str, headers: Headers) -> str | None:
-        host = headers.get("host", "")
-        if self.is_loopback and not _is_this_machine(f"//{host}"):
-            return "The sandbox only accepts the hosts localhost, 127.0.0.1 and [::1]."
-        if method in ("GET", "HEAD", "OPTIONS"):
-            return None
-        if "origin" in headers and not _is_this_machine(headers["origin"]):
-            return "The sandbox rejects cross-origin requests."
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind and not kind.endswith(("/json", "+json")) and kind != "multipart/form-data":
-            return "The sandbox only accepts application/json and multipart/form-data."
-        return None
-
-
-def _is_this_machine(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class RequestRecorder:
     """
     Record each request on arrival, then its status, and add ``Date`` to the response.
@@ -151,7 +108,7 @@ class RequestRecorder:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        if scope["type"] != "http" or scope["path"].startswith(CONTROL_PREFIX):
+        if scope["type"] != "http" or is_control_path(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:

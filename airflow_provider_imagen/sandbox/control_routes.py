@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 CONTROL_PREFIX = "/_sandbox/"
 
 
+def is_control_path(path: str) -> bool:
+    """Return whether a path is the sandbox's own, not the API's: requests are not recorded, and get no faults."""
+    return path == "/" or path.startswith(CONTROL_PREFIX)
+
+
 def control_routes() -> list[Route]:
     """Return the routes. None needs a key, so keep the sandbox on loopback."""
     return [

@@ -52,6 +52,17 @@ def draw(recipe: Recipe) -> bytes:
     return out.getvalue()
 
 
+def thumbnail(data: bytes, pixels: int) -> bytes:
+    """Return an image as a JPEG with a width and height of at most ``pixels``."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.thumbnail((pixels, pixels))
+        image.convert("RGB").save(out, format="JPEG", quality=85)
+    return out.getvalue()
+
+
 def dominant_colors(data: bytes, count: int = 5) -> tuple[tuple[int, int, int], ...]:
     """Return the dominant colours of an image, most frequent first; empty if it cannot be read."""
     from PIL import Image

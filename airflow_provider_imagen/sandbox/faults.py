@@ -1,43 +1,10 @@
 """
 Faults to inject: what goes wrong, and for which requests.
 
-::
-
-    kind                 where            effect
-    ───────────────────  ───────────────  ───────────────────────────────────────────────────────────────────
-    status               any              returns an error: status, envelope, message, error_kind, retry_after …
-    upstream_4xx         generate         returns a 500 that wraps a rejection by the model's own service
-    slow                 any              waits ``seconds``, before anything is billed
-    slow_after_billing   generate         bills, then waits ``seconds``
-    hang                 any              holds the connection without a response; billed or not
-    reset                any              resets the TCP connection; billed or not
-    cut_body             generate         bills, declares the full body, sends half of it
-    html                 any              returns a gateway's HTML page; billed or not
-    fewer                generate         generates at most ``count`` images
-    square               generate         generates square images, whatever size was requested
-    none                 generate         returns ``data: null`` or ``data: []``
-    error_in_200         generate         returns 200 with an ``error`` inside
-    wrong_json           generate         returns 200 with JSON in an unknown format
-    shape                generate         returns another response shape than the model's own
-    damaged_text         generate         damages the ``revised_prompt`` of each image
-    usage                generate         reports the cost elsewhere, nowhere, or with a billed ``status``
-    bad_base64           generate         returns base64 that cannot be decoded
-    nsfw                 generate         flags every image in ``has_nsfw_concepts``
-    content_violation    generate         flags every image with ``content_violation``
-    signed_links         generate         returns signed URLs that expire after ``seconds``
-    withdrawn            generate         returns 404 and lists the model in /v1/models/deprecations
-    cut_image            download         declares the full image, sends half of it
-    drip                 download         sends ``chunk_bytes`` every ``seconds``
-    wrong_content_type   download         declares a content type that does not match the bytes
-    not_an_image         download         sends JSON with the image's content type
-    oversized            download         sends an endless body, or declares ``content_length``
-    bomb                 download         sends a small PNG that decodes to ``pixels`` x ``pixels``
-    redirect             download         redirects ``hops`` times, or to ``location``
-    expired              download         responds like S3 to an expired URL: 403 or 404
-
-"any" = ``generate`` (the default), ``download`` (``on="download"``), or another path of the API (``path="/v2/logs"``).
-Faults in different slots (see :data:`KINDS`) apply to the same request together, such as a ``slow`` and a ``reset``, or
-a ``fewer`` and a ``shape``. If several faults share a slot, the one added first wins.
+:data:`KINDS` has every kind with its effect and parameters; ``airflow-imagen sandbox --list-faults`` prints them.
+A fault applies to generations (``on="generate"``), to downloads (``on="download"``), or to another path of the API
+(``path="/v2/logs"``). Faults in different slots apply to the same request together, such as a ``slow`` and a ``reset``,
+or a ``fewer`` and a ``shape``. If several faults share a slot, the one added first wins.
 """
 
 from __future__ import annotations
@@ -45,13 +12,13 @@ from __future__ import annotations
 import random
 import threading
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from airflow_provider_imagen.sandbox.envelopes import Envelope  # noqa: TC001 - check_values reads the annotations
-from airflow_provider_imagen.sandbox.value_checks import Range, check_values
+from airflow_provider_imagen.sandbox.value_checks import Range, check_choice, check_values, closest_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 FaultKind = Literal[
     "status",
@@ -117,11 +84,13 @@ class Kind:
 
     :param slot: a request gets at most one fault per slot
     :param where: the requests it can apply to, the default first
+    :param effect: what happens to the request
     :param parameters: its parameters with their defaults
     """
 
     slot: Slot
     where: tuple[Where, ...]
+    effect: str
     parameters: dict[str, Any]
 
 
@@ -129,6 +98,7 @@ KINDS: dict[FaultKind, Kind] = {
     "status": Kind(
         "end",
         _ANY,
+        "returns an error response",
         {
             "status": 500,
             "envelope": "problem",
@@ -140,38 +110,66 @@ KINDS: dict[FaultKind, Kind] = {
             "billed": False,
         },
     ),
-    "upstream_4xx": Kind("end", _GENERATE, {"status": 400, "message": "The model rejected the prompt."}),
-    "slow": Kind("before", _ANY, {"seconds": 1.0}),
-    "slow_after_billing": Kind("after", _GENERATE, {"seconds": 1.0}),
-    "hang": Kind("end", _ANY, {"seconds": 600.0, "billed": False, "logged": True}),
-    "reset": Kind("end", _ANY, {"billed": False, "logged": True}),
-    "cut_body": Kind("end", _GENERATE, {}),
-    "html": Kind("end", _ANY, {"status": 502, "billed": False, "logged": True}),
-    "fewer": Kind("images", _GENERATE, {"count": 1}),
-    "square": Kind("size", _GENERATE, {}),
-    "none": Kind("images", _GENERATE, {"value": "null", "billed": True}),
-    "error_in_200": Kind("content", _GENERATE, {"message": "The model returned no image.", "billed": False}),
-    "wrong_json": Kind("content", _GENERATE, {}),
-    "shape": Kind("shape", _GENERATE, {"shape": "A"}),
-    "damaged_text": Kind("text", _GENERATE, {"damage": "null"}),
-    "usage": Kind("usage", _GENERATE, {"usage": "none"}),
-    "bad_base64": Kind("content", _GENERATE, {}),
-    "nsfw": Kind("flags", _GENERATE, {}),
-    "content_violation": Kind("flags", _GENERATE, {}),
-    "signed_links": Kind("urls", _GENERATE, {"seconds": 86400.0, "style": "expires"}),
-    "withdrawn": Kind("end", _GENERATE, {"replaced_by": None}),
-    "cut_image": Kind("end", _DOWNLOAD, {"bytes_sent": None}),
-    "drip": Kind("pace", _DOWNLOAD, {"seconds": 0.1, "chunk_bytes": 1024}),
-    "wrong_content_type": Kind("content", _DOWNLOAD, {"content_type": None}),
-    "not_an_image": Kind("end", _DOWNLOAD, {}),
-    "oversized": Kind("end", _DOWNLOAD, {"content_length": None}),
-    "bomb": Kind("end", _DOWNLOAD, {"pixels": 20_000}),
-    "redirect": Kind("end", _DOWNLOAD, {"location": None, "hops": 1}),
-    "expired": Kind("end", _DOWNLOAD, {"status": 403}),
+    "upstream_4xx": Kind(
+        "end",
+        _GENERATE,
+        "returns a 500 that wraps a rejection by the model's own service",
+        {"status": 400, "message": "The model rejected the prompt."},
+    ),
+    "slow": Kind("before", _ANY, "waits `seconds`, before anything is billed", {"seconds": 1.0}),
+    "slow_after_billing": Kind("after", _GENERATE, "bills, then waits `seconds`", {"seconds": 1.0}),
+    "hang": Kind(
+        "end",
+        _ANY,
+        "holds the connection without a response; billed or not",
+        {"seconds": 600.0, "billed": False, "logged": True},
+    ),
+    "reset": Kind("end", _ANY, "resets the TCP connection; billed or not", {"billed": False, "logged": True}),
+    "cut_body": Kind("end", _GENERATE, "bills, declares the full body, sends half of it", {}),
+    "html": Kind(
+        "end", _ANY, "returns a gateway's HTML page; billed or not", {"status": 502, "billed": False, "logged": True}
+    ),
+    "fewer": Kind("images", _GENERATE, "generates at most `count` images", {"count": 1}),
+    "square": Kind("size", _GENERATE, "generates square images, whatever size was requested", {}),
+    "none": Kind("images", _GENERATE, "returns `data: null` or `data: []`", {"value": "null", "billed": True}),
+    "error_in_200": Kind(
+        "content",
+        _GENERATE,
+        "returns 200 with an `error` inside",
+        {"message": "The model returned no image.", "billed": False},
+    ),
+    "wrong_json": Kind("content", _GENERATE, "returns 200 with JSON in an unknown format", {}),
+    "shape": Kind("shape", _GENERATE, "returns another response shape than the model's own", {"shape": "A"}),
+    "damaged_text": Kind("text", _GENERATE, "damages the `revised_prompt` of each image", {"damage": "null"}),
+    "usage": Kind(
+        "usage", _GENERATE, "reports the cost elsewhere, nowhere, or with a billed `status`", {"usage": "none"}
+    ),
+    "bad_base64": Kind("content", _GENERATE, "returns base64 that cannot be decoded", {}),
+    "nsfw": Kind("flags", _GENERATE, "flags every image in `has_nsfw_concepts`", {}),
+    "content_violation": Kind("flags", _GENERATE, "flags every image with `content_violation`", {}),
+    "signed_links": Kind(
+        "urls", _GENERATE, "returns signed URLs that expire after `seconds`", {"seconds": 86400.0, "style": "expires"}
+    ),
+    "withdrawn": Kind(
+        "end", _GENERATE, "returns 404 and lists the model in /v1/models/deprecations", {"replaced_by": None}
+    ),
+    "cut_image": Kind("end", _DOWNLOAD, "declares the full image, sends half of it", {"bytes_sent": None}),
+    "drip": Kind("pace", _DOWNLOAD, "sends `chunk_bytes` every `seconds`", {"seconds": 0.1, "chunk_bytes": 1024}),
+    "wrong_content_type": Kind(
+        "content", _DOWNLOAD, "declares a content type that does not match the bytes", {"content_type": None}
+    ),
+    "not_an_image": Kind("end", _DOWNLOAD, "sends JSON with the image's content type", {}),
+    "oversized": Kind(
+        "end", _DOWNLOAD, "sends an endless body, or declares `content_length`", {"content_length": None}
+    ),
+    "bomb": Kind("end", _DOWNLOAD, "sends a small PNG that decodes to `pixels` x `pixels`", {"pixels": 20_000}),
+    "redirect": Kind("end", _DOWNLOAD, "redirects `hops` times, or to `location`", {"location": None, "hops": 1}),
+    "expired": Kind("end", _DOWNLOAD, "responds like S3 to an expired URL: 403 or 404", {"status": 403}),
 }
-"""Every kind of fault; the module docstring describes them."""
+"""Every kind of fault."""
 
-_COMMON = ("kind", "times", "probability", "prompt", "model", "skip", "on", "path")
+COMMON_PARAMETERS = ("times", "probability", "prompt", "model", "skip", "on", "path")
+"""Parameters of every kind."""
 
 
 @dataclass(frozen=True)
@@ -255,12 +253,7 @@ class Fault:
     def __post_init__(self) -> None:
         check_values(self)
         kind = KINDS[self.kind]
-        given = [name for name in _PARAMETERS if getattr(self, name) is not None]
-        if unknown := [name for name in given if name not in kind.parameters]:
-            raise ValueError(
-                f"A {self.kind!r} fault has no {', '.join(unknown)}; its parameters: "
-                f"{', '.join(kind.parameters) or 'none'} (and {', '.join(_COMMON[1:])})"
-            )
+        _check_parameters(self.kind, [name for name in _PARAMETERS if getattr(self, name) is not None])
         if self.path is not None and (self.on is not None or not self.path.startswith("/")):
             raise ValueError(f"path={self.path!r}; allowed: a path of the API such as /v2/logs, without on")
         if self.where not in kind.where:
@@ -297,17 +290,23 @@ class Fault:
 
         :raises ValueError: an unknown name, kind or value
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [name for name in values if name not in known]:
-            kind = KINDS.get(values.get("kind"))  # type: ignore[arg-type]
-            allowed = (*_COMMON, *kind.parameters) if kind else known
-            raise ValueError(f"A fault has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
         if "kind" not in values:
-            raise ValueError(f"A fault needs kind; allowed: {', '.join(get_args(FaultKind))}")
+            raise ValueError(f"A fault needs kind; allowed: {', '.join(KINDS)}")
+        check_choice("kind", values["kind"], tuple(KINDS))
+        _check_parameters(values["kind"], [name for name in values if name not in ("kind", *COMMON_PARAMETERS)])
         return cls(**values)
 
 
-_PARAMETERS = tuple(field.name for field in fields(Fault) if field.name not in _COMMON)
+def _check_parameters(kind: FaultKind, names: Sequence[str]) -> None:
+    parameters = KINDS[kind].parameters
+    if unknown := [name for name in names if name not in parameters]:
+        raise ValueError(
+            f"A {kind!r} fault has no {', '.join(unknown)}; its parameters: {', '.join(parameters) or 'none'} "
+            f"(and {', '.join(COMMON_PARAMETERS)}){closest_name(unknown[0], (*parameters, *COMMON_PARAMETERS))}"
+        )
+
+
+_PARAMETERS = tuple(field.name for field in fields(Fault) if field.name not in ("kind", *COMMON_PARAMETERS))
 
 Hits = dict[Slot, Fault]
 """The faults that apply to one request, by slot."""

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -101,6 +102,16 @@ class ImageStore:
         """Return the image at a URL path, or ``None``."""
         with self._lock:
             return self._images.get(path)
+
+    def newest(self, count: int) -> list[tuple[str, StoredImage]]:
+        """Return the newest images with the paths of their URLs, newest first."""
+        with self._lock:
+            return list(islice(reversed(self._images.items()), count))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        with self._lock:
+            return len(self._images)
 
     def bytes_of(self, recipe: Recipe) -> bytes:
         """Return the bytes of an image, drawn unless cached."""

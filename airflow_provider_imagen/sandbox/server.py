@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from errno import EINVAL
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from airflow_provider_imagen.sandbox.value_checks import Range
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from decimal import Decimal
     from types import TracebackType
     from typing import Self
@@ -58,7 +59,7 @@ class Sandbox:
         **settings: Any,
     ) -> None:
         for name, number in (("port", port), ("cdn_port", cdn_port)):
-            if number not in _PORTS:
+            if not isinstance(number, int) or number not in _PORTS:
                 raise ValueError(f"{name}={number!r}; allowed: {_PORTS}")
         self._state = State(Settings().changed(**settings), true_clock=clock, draw=draw)
         self._host = host
@@ -83,6 +84,11 @@ class Sandbox:
     def api_key(self) -> str:
         """API key that the sandbox accepts."""
         return self._state.settings.api_key
+
+    @property
+    def connection_line(self) -> str:
+        """Shell assignment of the environment variable that makes this sandbox Airflow's connection imagen_default."""
+        return self._state.connection_line
 
     @property
     def balance_usd(self) -> Decimal:
@@ -121,7 +127,7 @@ class Sandbox:
         """
         Start serving, and return once both ports accept requests.
 
-        :raises OSError: a port is in use
+        :raises OSError: the host is unknown, or a port is in use or not permitted
         """
         if self._thread is not None:
             return self
@@ -191,8 +197,9 @@ class Sandbox:
         from uvicorn.config import Config
         from uvicorn.server import ServerState
 
-        from airflow_provider_imagen.sandbox.app import LocalRequestsOnly, RequestRecorder, api_app
+        from airflow_provider_imagen.sandbox.app import RequestRecorder, api_app
         from airflow_provider_imagen.sandbox.cdn import cdn_app
+        from airflow_provider_imagen.sandbox.local_requests import LocalRequestsOnly
         from airflow_provider_imagen.sandbox.transport import Protocol
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -234,28 +241,34 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
         sock.listen(_BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except (OSError, TypeError, ValueError) as error:  # Python raises the last two for a name that DNS does not allow
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {host}, port {port}: {error.strerror}") from None
+        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (EINVAL, "Invalid host name")
+        raise OSError(number, f"cannot listen on {host}, port {port}: {reason}") from None
     return sock
 
 
 def serve(
     *,
     on_ready: Callable[[Sandbox], None] | None = None,
+    faults: Iterable[Fault] = (),
     **options: Any,
 ) -> None:
     """
     Run a sandbox until SIGINT or SIGTERM, then close it.
 
     :param on_ready: called once both ports accept requests
+    :param faults: armed before the first request
     :param options: parameters of :class:`Sandbox`
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
     before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
-        with Sandbox(**options) as sandbox:
+        sandbox = Sandbox(**options)
+        for fault in faults:
+            sandbox.add_fault(fault)
+        with sandbox:
             if on_ready is not None:
                 on_ready(sandbox)
             while True:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from airflow_provider_imagen.sandbox.envelopes import Envelope  # noqa: TC001 - check_values reads the annotations
 from airflow_provider_imagen.sandbox.limits import Counting, RateLimit
-from airflow_provider_imagen.sandbox.value_checks import Range, check_values
+from airflow_provider_imagen.sandbox.value_checks import Range, check_values, closest_name
 from airflow_provider_imagen.sandbox_key import SANDBOX_API_KEY
 
 _YEAR_SECONDS = 365 * 86400
@@ -70,7 +70,10 @@ class Settings:
         """
         known = [each.name for each in fields(self)]
         if unknown := [name for name in values if name not in known]:
-            raise ValueError(f"The sandbox has no setting {', '.join(unknown)}; allowed: {', '.join(known)}")
+            suggestion = closest_name(unknown[0], known)
+            raise ValueError(
+                f"The sandbox has no setting {', '.join(unknown)}; allowed: {', '.join(known)}{suggestion}"
+            )
         return replace(self, **values)
 
     @property

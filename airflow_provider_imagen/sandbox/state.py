@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,12 @@ class State:
         self.images = ImageStore(draw)
         self._lock = threading.Lock()
         self._seen: deque[RecordedRequest] = deque(maxlen=_MAX_SEEN)
+
+    @property
+    def connection_line(self) -> str:
+        """Shell assignment of the environment variable that makes this sandbox Airflow's connection imagen_default."""
+        connection = {"conn_type": "imagen", "host": self.api_url, "password": self.settings.api_key}
+        return f"AIRFLOW_CONN_IMAGEN_DEFAULT={shlex.quote(json.dumps(connection))}"
 
     def clock(self) -> float:
         """Return the sandbox's time in seconds since the epoch."""

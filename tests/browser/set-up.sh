@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Check the connection form, a run, the gallery and a review in a real Chromium, against a real Airflow (API server,
-# scheduler, DAG processor) and the sandbox:  bash tests/browser/set-up.sh PYTHON
+# Check the connection form, a run, the gallery, a review and the sandbox's page in a real Chromium, against a real
+# Airflow (API server, scheduler, DAG processor) and the sandbox:  bash tests/browser/set-up.sh PYTHON
 #
 # PYTHON belongs to a virtual environment with this project installed. Screenshots are saved in $ARTIFACTS, or in a
 # temporary folder whose name is printed.
@@ -26,4 +26,4 @@ export ARTIFACTS=${ARTIFACTS:-$(mktemp -d -t imagen-screenshots-XXXXXX)}
 mkdir -p "$ARTIFACTS"
 echo "Screenshots: $ARTIFACTS"
 AIRFLOW_PYTHON=$python IMAGEN_WORK=$work "$work/driver/bin/python" -m pytest \
-  --confcutdir="$here" --rootdir="$here" -p no:cacheprovider --timeout=330 -rA -q "$here/check_gallery.py"
+  --confcutdir="$here" --rootdir="$here" -p no:cacheprovider --timeout=330 -rA -q "$here"/check_*.py
