@@ -74,6 +74,7 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--seed", type=int, metavar="N", help="seed for reproducible images, if the model supports it")
     demo.add_argument("--model", default="imagen-3.0-generate-002", metavar="ID", help="default: %(default)s")
     demo.add_argument("--output", default="imagen-demo", metavar="FOLDER", help="default: ./%(default)s")
+    demo.add_argument("--ui", action="store_true", help="then show the images in the Airflow UI, until Ctrl-C")
     demo.add_argument("--verbose", action="store_true", help="show Airflow's log")
     demo.set_defaults(run=_run_demo)
 
@@ -98,6 +99,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         model=arguments.model,
         output=arguments.output,
+        ui=arguments.ui,
         verbose=arguments.verbose,
     )
 

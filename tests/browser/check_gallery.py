@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "example_dags"
 ARTIFACTS = Path(os.environ["ARTIFACTS"])
-expect.set_options(timeout=60_000)  # pages load slowly on a busy machine
 TIMEOUT_SECONDS = 150
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
@@ -162,14 +161,6 @@ def airflow() -> Iterator[Airflow]:
     yield server
     for name in ("api-server", "scheduler", "dag-processor", "sandbox"):
         shutil.copy(WORK / f"{name}.log", ARTIFACTS)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def _log_in(browser: Browser, airflow: Airflow, name: str, **options: Any) -> BrowserContext:

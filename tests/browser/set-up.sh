@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Check the connection form, a run, the gallery, a review and the sandbox's page in a real Chromium, against a real
-# Airflow (API server, scheduler, DAG processor) and the sandbox:  bash tests/browser/set-up.sh PYTHON
+# Airflow (API server, scheduler, DAG processor) and the sandbox; then the demo's UI and the README's first DAG, each
+# in an Airflow of its own:  bash tests/browser/set-up.sh PYTHON
 #
 # PYTHON belongs to a virtual environment with this project installed. Screenshots are saved in $ARTIFACTS, or in a
 # temporary folder whose name is printed.
@@ -20,7 +21,8 @@ clean_up() {
 trap clean_up EXIT
 unset AIRFLOW_HOME
 "$python" -m venv "$work/driver" # the browser's driver and Airflow must not share dependencies
-"$work/driver/bin/pip" install --quiet --disable-pip-version-check 'playwright>=1.50' 'pytest>=8.3' 'pytest-timeout>=2.3'
+"$work/driver/bin/pip" install --quiet --disable-pip-version-check 'playwright>=1.50' 'pytest>=8.3' 'pytest-timeout>=2.3' \
+  'psutil>=5.9'
 
 export ARTIFACTS=${ARTIFACTS:-$(mktemp -d -t imagen-screenshots-XXXXXX)}
 mkdir -p "$ARTIFACTS"
