@@ -20,7 +20,10 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
-MEETS_AIRFLOW = ("tests/operators", "tests/decorators", "tests/hooks", "tests/links", "tests/test_example_dags.py")
+MEETS_AIRFLOW = (
+    *("tests/operators", "tests/decorators", "tests/hooks", "tests/links"),
+    *("tests/test_example_dags.py", "tests/test_testing.py"),
+)
 """What differs between Airflow's versions."""
 
 MEETS_PYTHON = (
@@ -36,7 +39,7 @@ MEETS_PYTHON = (
 )
 """What differs between Python's versions; the rest are servers, processes and screens that both leave alone."""
 
-TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.130", "pyarrow>=18")
+TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.130", "pyarrow>=18")
 _print_lock = threading.Lock()
 
 
