@@ -232,6 +232,7 @@ def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datet
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "run_task_in_process", run_task_and_keep_error)
+        task: Any
         for task in dag.tasks:
             if task.is_mapped:
                 patch.setitem(task.partial_kwargs, "retry_delay", timedelta(0))
@@ -248,13 +249,11 @@ def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datet
 def _serialize(dag: DAG) -> None:
     """Write a DAG to the database, as the DAG processor does."""
     from airflow.models.serialized_dag import SerializedDagModel
-    from airflow.serialization.serialized_objects import LazyDeserializedDAG
+    from airflow.serialization.serialized_objects import (
+        LazyDeserializedDAG,
+        SerializedDAG,  # type: ignore[attr-defined]  # defined there in 3.1, imported there since 3.2
+    )
     from airflow.utils.session import create_session
-
-    try:
-        from airflow.serialization.definitions.dag import SerializedDAG
-    except ImportError:  # Airflow 3.1
-        from airflow.serialization.serialized_objects import SerializedDAG  # type: ignore[attr-defined,no-redef]
 
     with create_session() as session:
         lazy = LazyDeserializedDAG.from_dag(dag)
