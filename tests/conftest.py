@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from airflow.sdk import DAG
 
     from airflow_provider_imagen.sandbox import Sandbox
+    from airflow_provider_imagen.testing import RunDag
 
 # Airflow reads its environment when it is first imported, so this runs before any test module is imported.
 _HOME = Path(tempfile.mkdtemp(prefix="imagen-tests-"))
@@ -42,35 +42,16 @@ def sandbox(imagen_sandbox: Sandbox) -> Sandbox:
 
 @pytest.fixture(scope="session")
 def _airflow_database() -> None:
-    from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.sdk.execution_time import supervisor
     from airflow.utils import db
 
     db.initdb()
-    DagBundlesManager().sync_bundles_to_db()
-    if not hasattr(supervisor.in_process_api_server, "cache_info"):
-        # Before 3.3 ``dag.test()`` builds a new API server for every task, which takes two seconds.
-        supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
 
 
 @pytest.fixture
-def run_dag(_airflow_database: None) -> Callable[..., Any]:
-    """Return a function that runs a DAG in this process with a real Airflow, including retries, and returns its run."""
+def run_dag(run_dag: RunDag) -> Callable[..., Any]:
+    """Return the function that users get, except that it returns Airflow's own run."""
 
-    def run(dag: DAG, **options: Any) -> Any:
-        from airflow.models.serialized_dag import SerializedDagModel
-        from airflow.serialization.serialized_objects import LazyDeserializedDAG
-        from airflow.utils.session import create_session
-
-        try:
-            from airflow.serialization.definitions.dag import SerializedDAG
-        except ImportError:  # Airflow 3.1
-            from airflow.serialization.serialized_objects import SerializedDAG
-
-        with create_session() as session:
-            lazy = LazyDeserializedDAG.from_dag(dag)
-            SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
-            SerializedDagModel.write_dag(lazy, bundle_name="dags-folder", session=session)
-        return dag.test(**options)
+    def run(dag: DAG, run_conf: dict[str, Any] | None = None) -> Any:
+        return run_dag(dag, run_conf).dag_run
 
     return run

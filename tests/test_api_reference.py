@@ -39,7 +39,7 @@ def test_every_public_name_is_documented(pages: Path) -> None:
         "policies/retry": ["ImagenRetryPolicy"],
         "exceptions": errors,
         "review": ["review_body", "pick_images"],
-        "testing": ["imagen_sandbox", "imagen_connection"],
+        "testing": ["run_dag", "DagTestRun", "DagTestRun.xcom", "imagen_sandbox", "imagen_connection"],
         "sandbox": ["Sandbox"],
         "sandbox/faults": ["Fault"],
     }.items():

@@ -28,6 +28,7 @@ MEETS_AIRFLOW = (
     "tests/commands/test_airflow_commands.py",
     "tests/test_example_dags.py",
     "tests/test_provider.py",
+    "tests/test_testing.py",
 )
 """What differs between Airflow's versions."""
 
@@ -44,7 +45,7 @@ MEETS_PYTHON = (
 )
 """What differs between Python's versions; the rest are servers, processes and screens that both leave alone."""
 
-TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.130", "pyarrow>=18")
+TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.130", "pyarrow>=18")
 _print_lock = threading.Lock()
 
 

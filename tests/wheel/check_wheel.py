@@ -1,5 +1,5 @@
 """
-The wheel, installed into its own environment, as Airflow and a user see it.
+The wheel, installed into its own environment with pytest and pytest-xdist, as Airflow and a user see it.
 
 ``.ci/run`` builds and installs it, and sets ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
 """
@@ -16,6 +16,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from readme_files import write_readme_files
 
 from airflow_provider_imagen import __version__
 
@@ -107,6 +108,26 @@ def test_the_installed_operator_and_decorator_import_without_the_checkout(enviro
         "from airflow.sdk import task; task.imagen; print(airflow_provider_imagen.__file__, o.ImagenGenerateOperator)",
     )
     assert "site-packages" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
+def test_the_tests_of_a_dag_in_the_readme_pass_in_a_new_project(tmp_path: Path, options: tuple[str, ...]) -> None:
+    project, home = tmp_path / "project", tmp_path / "home"
+    project.mkdir()
+    home.mkdir()
+    write_readme_files(project)
+    done = subprocess.run(
+        [PYTHON.parent / "pytest", *options],
+        env={"HOME": str(home), "PATH": os.environ["PATH"]},
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert list(home.iterdir()) == []
 
 
 def test_the_dependencies_are_complete(environment: dict[str, str]) -> None:
