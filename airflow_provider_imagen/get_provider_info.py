@@ -22,6 +22,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {"integration-name": "AI/ML API Images", "python-modules": ["airflow_provider_imagen.operators.imagen"]}
         ],
+        "notifications": ["airflow_provider_imagen.notifications.imagen.ImagenNotifier"],
         "task-decorators": [{"name": "imagen", "class-name": "airflow_provider_imagen.decorators.imagen.imagen_task"}],
         "extra-links": ["airflow_provider_imagen.links.gallery_link.PicturesLink"],
         "config": {

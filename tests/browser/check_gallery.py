@@ -249,7 +249,7 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     airflow.call("/api/v2/connections/imagen_browser?update_mask=port", port, method="PATCH")
     ann.reload()
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
-    expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images. Balance: 100.00 USD.")).to_be_visible()
+    expect(ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images. Balance: $100.00.")).to_be_visible()
     _screenshot(ann, "02-connection-tested")
 
 
