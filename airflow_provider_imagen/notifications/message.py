@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_ERROR_CHARACTERS: Final = 1500
+_STATES_WITHOUT_FAILURE: Final = ("success", "skipped", "running")  # the last one in ``dag.test()``
 
 
 class Message(Struct, frozen=True, kw_only=True):
@@ -108,12 +109,14 @@ def _of_task(context: Any) -> Message:
     ids = {"dag_id": ti.dag_id, "run_id": ti.run_id}
     (summary,) = _pull(ti, task_ids=ti.task_id, map_indexes=[map_index]) or [None]
     error = context.get("exception")
+    if error is not None and error.args and isinstance(error.args[0], Exception):  # in an AirflowFailException
+        error = error.args[0]
     root = gallery_url()
     return Message(
         **ids,
         task=ti.task_id if map_index < 0 else f"{ti.task_id}[{map_index}]",
         summary=summary,
-        has_failed=str(getattr(ti, "state", None)) not in ("success", "skipped"),
+        has_failed=error is not None or getattr(ti, "state", None) not in _STATES_WITHOUT_FAILURE,
         error=_printable(f"{type(error).__name__}: {error}") if error is not None else None,
         url=root and task_address(root=root, task_id=ti.task_id, map_index=map_index, **ids),
     )
