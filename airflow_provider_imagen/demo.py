@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from airflow_provider_imagen.demo_ui import USERNAME, DemoUI, open_browser
 from airflow_provider_imagen.examples import find_examples
+from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,7 +187,7 @@ def _run_example(console: TextIO, *, output: str, params: dict[str, Any]) -> _Ou
         try:
             return type(paint).execute(context["task"], context)  # a copy of paint, with its templates rendered
         except Exception as error:
-            errors.append(error.__cause__ if isinstance(error, AirflowFailException) and error.__cause__ else error)
+            errors.append(error.args[0] if isinstance(error, AirflowFailException) else error)
             raise
 
     paint.execute = execute
@@ -227,7 +228,7 @@ def _show(outcome: _Outcome, output: str, *, has_urls: bool) -> None:
     print()
     for record in records:
         prompt = " ".join(record["prompt"].split())
-        cost = f"{record['usd']:.4f} USD" if record["usd"] is not None else "cost unknown"
+        cost = format_usd(record["usd"]) if record["usd"] is not None else "cost unknown"
         print(f"{prompt if len(prompt) <= 70 else prompt[:69] + '…'}")
         print(f"  file  {_shown_path(record['path'])}")
         print(f"  size  {record['width']}x{record['height']}, {record['bytes'] / 1e6:.1f} MB, {record['mime_type']}")
@@ -238,7 +239,7 @@ def _show(outcome: _Outcome, output: str, *, has_urls: bool) -> None:
     about = "about " if summary["usd_is_estimate"] else ""
     plural = "s" if summary["made"] != 1 else ""
     print(
-        f"\n{summary['made']} image{plural} in {output} for {about}{summary['usd_spent']:.4f} USD, "
+        f"\n{summary['made']} image{plural} in {output} for {about}{format_usd(summary['usd_spent'])}, "
         f"{summary['seconds']:.1f} s. Manifest: {_shown_path(summary['manifest'])}"
     )
 

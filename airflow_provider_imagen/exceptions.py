@@ -237,7 +237,9 @@ class ChargedButLostError(LostAnswerError):
 
         :param usd: the charge in USD; ``None`` when the amount is unknown
         """
-        cost = f"${usd:.4f}" if usd is not None else "an unknown amount"
+        from airflow_provider_imagen.money import format_usd
+
+        cost = format_usd(usd) if usd is not None else "an unknown amount"
         return cls(
             f"Charged but lost: {model or 'the API'} billed {cost} and the response is gone (inference id "
             f"{inference_id}, client request id {client_request_id}). The request is not sent again; "

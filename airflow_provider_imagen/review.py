@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from airflow_provider_imagen.links.gallery_urls import gallery_root, image_address, remote_link, run_address
+from airflow_provider_imagen.money import format_usd
 
 MAX_REVIEWED: Final = 60
 """Maximum number of images in one text, more than anybody can compare; the text links to the rest."""
@@ -206,7 +207,7 @@ def _totals(records: Sequence[Record]) -> str:
 
 
 def _cost(usd: Any) -> str:
-    return f"{usd:.4f} USD" if isinstance(usd, (int, float)) else "cost unknown"
+    return format_usd(usd) if isinstance(usd, (int, float)) else "cost unknown"
 
 
 def _escape(text: str) -> str:

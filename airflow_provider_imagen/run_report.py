@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
 from airflow_provider_imagen.image_record import Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+from airflow_provider_imagen.money import format_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -58,9 +62,55 @@ class RunSummary(Struct, frozen=True, kw_only=True):
         """Number of requested images that are missing."""
         return self.filtered + self.failed + self.not_sent
 
+    @property
+    def totals(self) -> str:
+        """The counts and costs as part of a sentence: ``10 of 12 images made (3 reused), 2 failed, $0.46 spent``."""
+        reused = f" ({self.adopted} reused)" if self.adopted else ""
+        parts = [f"{self.made} of {self.requested} images made{reused}" if self.requested or self.made else "no images"]
+        for count, outcome in (
+            (self.failed, "failed"),
+            (self.filtered, "withheld by the model"),
+            (self.not_sent, "not sent"),
+            (self.wrong_shape, "of another aspect ratio than requested"),
+        ):
+            parts += [f"{count} {outcome}"] if count else []
+        about = "about " if self.usd_is_estimate else ""
+        lost = f" ({format_usd(self.usd_lost)} of it lost)" if self.usd_lost else ""
+        parts.append(f"{about}{format_usd(self.usd_spent)} spent{lost}")
+        if self.in_doubt:
+            parts.append(f"up to {format_usd(self.usd_in_doubt)} more in doubt")
+        return ", ".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return the summary as a mapping, every key present."""
         return asdict(self)
+
+
+_SUMS = (
+    "requested",
+    "made",
+    "filtered",
+    "failed",
+    "not_sent",
+    "adopted",
+    "superseded",
+    "wrong_shape",
+    "usd_spent",
+    "usd_lost",
+    "usd_in_doubt",
+    "seconds",
+)
+
+
+def add_summaries(summaries: Sequence[RunSummary]) -> RunSummary:
+    """Return the counts and costs of several task instances together; one alone keeps its paths."""
+    if len(summaries) == 1:
+        return summaries[0]
+    return RunSummary(
+        **{name: sum(getattr(summary, name) for summary in summaries) for name in _SUMS},
+        in_doubt=[name for summary in summaries for name in summary.in_doubt],
+        usd_is_estimate=any(summary.usd_is_estimate for summary in summaries),
+    )
 
 
 class FailureLine(Struct, frozen=True, kw_only=True):

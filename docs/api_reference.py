@@ -21,6 +21,8 @@ PUBLIC = (
     "airflow_provider_imagen.decorators.imagen",
     "airflow_provider_imagen.hooks.imagen",
     "airflow_provider_imagen.policies.retry",
+    "airflow_provider_imagen.notifications.imagen",
+    "airflow_provider_imagen.notifications.message",
     "airflow_provider_imagen.exceptions",
     "airflow_provider_imagen.review",
     "airflow_provider_imagen.testing",

@@ -28,7 +28,7 @@ def imagen_budget():
 
     @task
     def report(summary):
-        print(f"{summary['made']} of {summary['requested']} pictures for {summary['usd_spent']:.2f} USD")
+        print(f"{summary['made']} of {summary['requested']} pictures for ${summary['usd_spent']:.2f}")
 
     report(paint.output["summary"])
     # [END imagen_budget]

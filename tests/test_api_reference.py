@@ -37,6 +37,8 @@ def test_every_public_name_is_documented(pages: Path) -> None:
         "decorators/imagen": ["imagen_task"],
         "hooks/imagen": ["ImagenHook", *(call for call in calls if "._" not in call)],
         "policies/retry": ["ImagenRetryPolicy"],
+        "notifications/imagen": ["ImagenNotifier"],
+        "notifications/message": ["Message", "Message.text", "Message.html", "Message.slack"],
         "exceptions": errors,
         "review": ["review_body", "pick_images"],
         "testing": ["run_dag", "DagTestRun", "DagTestRun.xcom", "imagen_sandbox", "imagen_connection"],

@@ -61,6 +61,7 @@ def test_modules_every_airflow_process_imports_need_only_the_standard_library(mo
         "airflow_provider_imagen.decorators.imagen",
         "airflow_provider_imagen.hooks.imagen",
         "airflow_provider_imagen.policies.retry",
+        "airflow_provider_imagen.notifications.imagen",
     ],
 )
 def test_modules_a_dag_file_imports_load_nothing_heavy(airflow, module):

@@ -40,8 +40,8 @@ def test_images_are_in_a_numbered_table_with_prompt_and_cost() -> None:
     assert (head, rule) == ("|  |  |", "| --- | --- |")
     assert image_row.count("![Image") == 2
     assert [int(number) for number in re.findall(r"\*\*(\d+)\*\*", body)] == [1, 2, 3]
-    assert captions == r"| **1** · prompt 0 · m · seed 7 · 0\.0250 USD | **2** · prompt 1 · m · seed 7 · 0\.0250 USD |"
-    assert totals == r"3 images, 0\.0750 USD."
+    assert captions == r"| **1** · prompt 0 · m · seed 7 · \$0\.025 | **2** · prompt 1 · m · seed 7 · \$0\.025 |"
+    assert totals == r"3 images, \$0\.075."
 
 
 def test_a_prompt_shared_by_all_images_is_shown_once() -> None:

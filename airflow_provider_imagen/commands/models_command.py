@@ -11,6 +11,7 @@ from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.commands.model_description import dag_snippet, describe_fields, describe_model
 from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json
 from airflow_provider_imagen.exceptions import ImagenError
+from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     import argparse
@@ -120,7 +121,7 @@ def _describe_uncatalogued(name: str, state: ModelHealth) -> dict[str, Any]:
 def _show_list(rows: list[dict[str, Any]], *, live: bool) -> None:
     terminal = Terminal()
     terminal.table(
-        ("Model", "Kind", "Status", "USD", "Images", "Inputs", "Prompt"),
+        ("Model", "Kind", "Status", "Price", "Images", "Inputs", "Prompt"),
         [
             (
                 row["id"],
@@ -133,11 +134,11 @@ def _show_list(rows: list[dict[str, Any]], *, live: bool) -> None:
             )
             for row in rows
         ],
-        right=("USD", "Images", "Prompt"),
+        right=("Price", "Images", "Prompt"),
     )
     count = f"{len(rows)} model{'s' if len(rows) != 1 else ''}"
     price = "current price of an image, else the last known one" if live else "last known price of an image"
-    terminal.line(f"{count}. USD: {price}. Images: maximum per request. Prompt: maximum characters.")
+    terminal.line(f"{count}. Price: {price}. Images: maximum per request. Prompt: maximum characters.")
     hint = "" if live else " --live queries the API."
     terminal.line(f"airflow-imagen models MODEL shows the details of a model.{hint}")
 
@@ -151,7 +152,7 @@ def _show_one(model: Model, properties: dict[str, Any], *, as_json: bool) -> Non
     terminal = Terminal()
     terminal.heading(model.id)
     price = _usd(properties["usd_per_image"])
-    cost = f"{price} USD per image ({properties['usd_source']})" if price else "price unknown"
+    cost = f"{price} per image ({properties['usd_source']})" if price else "price unknown"
     terminal.line(f"{_kind(model.kind).capitalize()}, {_status(properties)}, {cost}.")
     if model.aliases:
         terminal.line(f"Aliases: {', '.join(model.aliases)}.")
@@ -194,7 +195,7 @@ def _status(row: Mapping[str, Any]) -> str:
 
 
 def _usd(usd: float | None) -> str:
-    return "" if usd is None else f"{usd:.4f}"
+    return "" if usd is None else format_usd(usd)
 
 
 def _limit(number: int | None, kind: str | None) -> str:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json
+from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     import argparse
@@ -151,9 +152,9 @@ def _show(rows: list[dict[str, Any]]) -> None:
         terminal.line("Nothing is in doubt.")
         return
     for row in rows:
-        usd = "unknown cost" if row["usd"] is None else f"${row['usd']:.4f}"
+        usd = "unknown cost" if row["usd"] is None else format_usd(row["usd"])
         terminal.line(f"{row['outcome']:<10}  {usd:>12}  {row['client_request_id']}  {json.dumps(row['prompt'][:60])}")
     billed = sum(row["usd"] or 0 for row in rows if row["outcome"] == "billed")
     unknown = sum(row["outcome"] in IN_DOUBT for row in rows)
     count = "1 request" if len(rows) == 1 else f"{len(rows)} requests"
-    terminal.line(f"{count}: ${billed:.4f} billed without an image, {unknown} still in doubt.")
+    terminal.line(f"{count}: {format_usd(billed)} billed without an image, {unknown} still in doubt.")

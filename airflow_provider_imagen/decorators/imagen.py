@@ -64,9 +64,9 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         prompt = self.python_callable(*self.op_args, **kwargs)
         function = f"the function {self.python_callable.__name__!r} of @task.imagen"
         if problems := list(_find_problems(prompt, of=function)):
-            from airflow_provider_imagen.operators.execution import raise_for_airflow
+            from airflow_provider_imagen.operators.execution import error_for_airflow
 
-            raise_for_airflow(InvalidArgumentsError(problems), self)
+            raise error_for_airflow(InvalidArgumentsError(problems), self)
         self.prompt = prompt  # not rendered: it may hold untrusted text, such as a headline
         return ImagenGenerateOperator.execute(self, context)
 

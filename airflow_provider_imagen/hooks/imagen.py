@@ -23,6 +23,7 @@ from airflow_provider_imagen.hooks.connection import (
     missing_connection_message,
     read_extra,
 )
+from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     import threading
@@ -483,8 +484,8 @@ class ImagenHook(BaseHook):
         except ImagenError as error:
             return True, f"{name} can generate images ({scope}). The balance could not be read: {error}"
         if balance <= 0:
-            return False, f"{name} is valid, but the account is out of credits: {balance:.2f} USD."
-        return True, f"{name} can generate images ({scope}). Balance: {balance:.2f} USD."
+            return False, f"{name} is valid, but the account is out of credits: {format_usd(balance)}."
+        return True, f"{name} can generate images ({scope}). Balance: {format_usd(balance)}."
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:

@@ -1,8 +1,8 @@
 """
 URLs of the gallery's pages, as paths on Airflow's web server.
 
-Only the path of ``[api] base_url`` is used, never its host: the user may have logged in under another host name, and
-the session is valid only there.
+Inside Airflow only the path of ``[api] base_url`` is used, never its host: the user may have logged in under another
+host name, and the session is valid only there.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ def gallery_root() -> str:
 
     base_url = conf.get("api", "base_url", fallback="") or ""
     return urlsplit(base_url).path.rstrip("/") + MOUNT
+
+
+def gallery_url() -> str | None:
+    """Return the gallery's URL with its host, for e-mail and the like; ``None`` if ``[api] base_url`` is not set."""
+    from airflow.configuration import conf
+
+    base_url = conf.get("api", "base_url", fallback="") or ""
+    return base_url.rstrip("/") + MOUNT if urlsplit(base_url).hostname else None
 
 
 def task_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1, **query: Any) -> str:

@@ -10,8 +10,9 @@ import contextvars
 import logging
 import os
 import threading
+import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from airflow_provider_imagen._compat import (
     AirflowFailException,
@@ -36,16 +37,20 @@ from airflow_provider_imagen.journal.log import WRITE_TIMEOUT_SECONDS, Journal, 
 from airflow_provider_imagen.journal.stores import FolderJournalStore
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.malloc import limit_arenas
+from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.operators.arguments import Arguments
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
 from airflow_provider_imagen.operators.publish import PUBLISH_TIMEOUT_SECONDS, Publisher
+from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
 from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.results import failure_table
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
+from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.manifest import recorded_lines
 
@@ -54,18 +59,23 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context, ObjectStoragePath
 
-    from airflow_provider_imagen.image_record import ImageRecord, StoredFile
+    from airflow_provider_imagen.image_record import StoredFile
     from airflow_provider_imagen.journal.log import JournalStore
     from airflow_provider_imagen.journal.records import JournalState, Record
     from airflow_provider_imagen.operators.arguments import ImageTask
     from airflow_provider_imagen.operators.lineage import Lineage
     from airflow_provider_imagen.run.plan import Plan
-    from airflow_provider_imagen.run.results import RunResult
-    from airflow_provider_imagen.run_report import RunSummary
+    from airflow_provider_imagen.run.results import Failure, FinishedImage, RunResult
     from airflow_provider_imagen.storage.paths import StoragePath
 
 progress = logging.getLogger("airflow_provider_imagen.progress")
 """One line per image; a separate logger, so that others can attach handlers to it."""
+
+EMPTY_PROMPT: Final = (
+    "prompt is an empty list, usually because the upstream task that it comes from returned nothing. There is nothing "
+    "to generate, so this task is skipped, and by default the tasks after it are too: those that should run regardless "
+    'need trigger_rule="none_failed". To fail instead, let the upstream task raise an error when it finds nothing.'
+)
 
 ORPHAN_GRACE_SECONDS: Final = 10.0
 """Grace period once the task's supervisor has died: nothing waits for this process any more."""
@@ -74,15 +84,18 @@ JOURNAL_TIMEOUT_SECONDS: Final = 2.0
 """Longest wait for the last journal records to become durable before publishing."""
 
 
-def raise_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImageTask) -> NoReturn:
+def error_for_airflow(error: ImagenError | InvalidArgumentsError, operator: ImageTask) -> Exception:
     """
-    Raise an error so that Airflow does not retry if a retry cannot help, even without a retry policy.
+    Return an error to raise ``from None``, so that Airflow logs it once and does not retry if a retry cannot help.
 
-    :raises AirflowFailException: from the error, if a retry cannot help and the task has no retry policy
+    Its message is complete: the stack of the thread it comes from, and the errors behind it, are left out.
+
+    :return: the error, or an ``AirflowFailException`` with it as its only argument if a retry cannot help and the task
+        has no retry policy
     """
     if getattr(operator, "retry_policy", None) is not None or getattr(error, "retry_helps", False):
-        raise error
-    raise AirflowFailException(str(error)) from error
+        return error.with_traceback(None)
+    return AirflowFailException(error)
 
 
 class TaskExecution:
@@ -109,6 +122,9 @@ class TaskExecution:
         self._airflow_lock = threading.RLock()
         self._cancellation = Cancellation()
         self._publisher: Publisher | None = None
+        self._started = time.monotonic()
+        self._run: Run | None = None
+        self._summary: RunSummary | None = None  # as last published
         self._recovered: list[Record] = []  # from the manifest; each is journaled once, however often it is found
         self._supervisor = os.getppid() if has_supervisor() else None
         self._is_done = threading.Event()
@@ -134,10 +150,12 @@ class TaskExecution:
             self._cancel(type(error).__name__, grace_seconds=get_grace_seconds())
             self._await_end()
             raise
+        finally:
+            self._log_totals()
         if not self._is_done.is_set():
-            raise_for_airflow(StoppedError("The task was cancelled and could not publish in time."), self._operator)
+            self._error = StoppedError("The task was cancelled and could not publish in time.")
         if isinstance(self._error, (ImagenError, InvalidArgumentsError)):
-            raise_for_airflow(self._error, self._operator)
+            raise error_for_airflow(self._error, self._operator) from None
         if self._error is not None:
             raise self._error
         return self._result
@@ -167,6 +185,15 @@ class TaskExecution:
             if self._publisher is not None:
                 self._publisher.publish_now()
 
+    def _log_totals(self) -> None:
+        """Log one line about the whole attempt, however it has ended: counts, costs and where the images are."""
+        summary, seconds = self._summary, time.monotonic() - self._started
+        if summary is None:
+            summary = RunSummary() if self._run is None else self._run.snapshot().summary()
+        folder = self._arguments.output_path
+        place = f", stored in {scrub_storage_text(str(folder))}" if folder is not None and summary.made else ""
+        self._log.info("Totals: %s%s, %.1f s.", summary.totals, place, seconds)
+
     # --- the attempt's own thread -------------------------------------------------------------------------------------
 
     def _run_attempt(self) -> None:
@@ -185,7 +212,7 @@ class TaskExecution:
         try:
             plan = self._arguments.plan()
             if not plan.items:
-                raise AirflowSkipException("prompt is an empty list; there is nothing to generate.")
+                raise AirflowSkipException(EMPTY_PROMPT)
             folder = self._open_folder()
             client = self._hook.get_conn()
             encryption = UrlEncryption(client.settings.api_key)
@@ -197,7 +224,7 @@ class TaskExecution:
             reload = partial(self._reload, journal, folder, encryption)
             if journal.state.has_loose_ends:  # the manifest may list images that were not journaled
                 journal.state = reload()
-            run = Run(
+            run = self._run = Run(
                 plan=plan,
                 api=ApiAdapter(
                     client=client,
@@ -237,13 +264,12 @@ class TaskExecution:
                 result = run.execute()
         except BaseException:
             try:
-                publisher.publish(run.snapshot(), journal)
+                self._summary = publisher.publish(run.snapshot(), journal)
             except Exception as error:  # must not replace the error of the run
                 self._log.warning("The results so far could not be published (%s).", error)
             raise
         journal.flush(JOURNAL_TIMEOUT_SECONDS)
-        summary = publisher.publish(result, journal)
-        self._log.info("%s", _summary_sentence(summary))
+        self._summary = publisher.publish(result, journal)
         return result
 
     # --- before sending -----------------------------------------------------------------------------------------------
@@ -348,63 +374,65 @@ class TaskExecution:
                 result = previous_result(
                     state, plan=plan, encryption=encryption, is_there=partial(_exists, stored_files)
                 )
-                self._publisher_for(folder).publish(result, None, keeps_failures=True)
+                self._summary = self._publisher_for(folder).publish(result, None, keeps_failures=True)
         except Exception as error:
             self._log.warning("The images of previous attempts could not be published (%s).", error)
 
     # --- while it runs and after --------------------------------------------------------------------------------------
 
-    def _report_image(self, images: int, record: ImageRecord, seconds: float, done: int) -> None:
-        size = f"{record.width}x{record.height}"
-        if record.path is None:
-            size = "not stored"
-        elif record.width == 0:  # a vector image without a size
-            size = str(record.mime_type)
-        cost = f"{record.usd:.4f} USD" if record.usd is not None else "cost unknown"
+    def _report_image(self, images: int, image: FinishedImage, done: int) -> None:
+        received, file, usd = image.received, image.file, image.received.response.usd_per_image
+        details = [f"prompt {received.item.index}, image {image.image_index}"]
+        if file is not None:
+            details.append(f"{file.width}x{file.height}" if file.width else file.mime_type)  # an SVG may state no size
+        details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
+        details.append(format_usd(usd) if usd is not None else "cost unknown")
         progress.info(
-            "Image %d of %d: prompt %d, image %d, %s, %s, %s.",
+            "Image %d of %d: %s (%s) → %s",
             done,
             images,
-            record.prompt_index,
-            record.image_index,
-            size,
-            f"{seconds:.1f} s" if seconds else "from a previous attempt",
-            cost,
+            received.item.label,
+            ", ".join(details),
+            file.file_name if file is not None else "not stored",
         )
-        if seconds:  # not reused from a previous attempt
-            metrics, tags = get_metrics(), {"model": record.model}
+        if not received.is_reused:
+            metrics, tags = get_metrics(), {"model": received.response.model}
             metrics.incr("imagen.images", tags=tags)
-            metrics.incr("imagen.usd", count=record.usd or 0.0, tags=tags)
-            metrics.timing("imagen.seconds", seconds * 1000, tags=tags)
+            metrics.incr("imagen.usd", count=float(usd or 0), tags=tags)
+            metrics.timing("imagen.seconds", received.seconds * 1000, tags=tags)
 
     def _raise_if_failed(self, result: RunResult) -> None:
         """
-        Raise unless the task has succeeded.
+        Raise unless the task has succeeded, and log the failures that the error does not report.
 
         :raises ImagenError: the task has failed
         :raises AirflowSkipException: no image was generated, and ``on_failure`` or ``on_filtered`` accepts that
         """
-        operator = self._operator
-        if result.failures or result.not_sent:
-            self._log.warning("Some images are missing:\n%s", result.table())
+        reported = [failure for failure in result.failures if self._is_reported(failure, result.abort_reason)]
+        if others := [failure for failure in result.failures if failure not in reported]:
+            tolerance = "" if result.abort_reason else ", which on_failure or on_filtered accepts"
+            counts = f"{len(others)} of {len(result.plan.items)} items lack{'s' if len(others) == 1 else ''} images"
+            self._log.warning("%s%s:\n%s", counts, tolerance, failure_table(others))
         if result.abort_reason is not None:
             raise _with_final_amounts(result.abort_reason, result)
-        fatal = [
-            failure
-            for failure in result.failures
-            if (operator.on_filtered if failure.is_filtered else operator.on_failure) == "fail"
-        ]
-        if fatal:
+        if reported:
             if len(result.plan.items) == 1:
-                raise fatal[0].error
+                raise reported[0].error
             raise ItemsFailedError(
-                f"{len(fatal)} of {len(result.plan.items)} items failed; all images so far are kept.\n{result.table()}",
-                failures=[failure.error for failure in fatal],
+                f"{len(reported)} of {len(result.plan.items)} items failed; all images so far are kept.\n"
+                f"{failure_table(reported)}",
+                failures=[failure.error for failure in reported],
             )
         if not result.records:
             raise AirflowSkipException(
                 "No image was generated; on_failure or on_filtered accepts that, so the task is skipped."
             )
+
+    def _is_reported(self, failure: Failure, abort_reason: ImagenError | None) -> bool:
+        """Return whether the error that the task ends with reports a failure; an accepted one is only logged."""
+        if abort_reason is not None:
+            return str(failure.error) == str(abort_reason)
+        return (self._operator.on_filtered if failure.is_filtered else self._operator.on_failure) == "fail"
 
 
 def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
@@ -413,9 +441,10 @@ def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
         return error
     left = len(result.not_sent) + len(result.failures)
     done = len(result.plan.items) - left
-    doubt = f" and up to ${result.usd_in_doubt:.4f} more in doubt" if result.usd_in_doubt else ""
+    spent = format_usd(result.usd_spent)
+    doubt = f" and up to {format_usd(result.usd_in_doubt)} more in doubt" if result.usd_in_doubt else ""
     return BudgetExceededError(
-        f"max_usd={error.max_usd:g}: ${result.usd_spent:.4f} spent{doubt}, and the next request could exceed the cap. "
+        f"max_usd={error.max_usd:g}: {spent} spent{doubt}, and the next request could exceed the cap. "
         f"{done} of {len(result.plan.items)} items are done and kept; {left} are left.",
         spent_usd=float(result.usd_spent),
         max_usd=error.max_usd,
@@ -430,20 +459,3 @@ def _exists(stored_files: StoredFiles, stored: StoredFile) -> bool:
         return stored_files.find_intact(stored) is not None
     except (StorageError, InvalidArgumentsError):
         return True
-
-
-def _summary_sentence(summary: RunSummary) -> str:
-    about = "about " if summary.usd_is_estimate else ""
-    lost = f", ${summary.usd_lost:.4f} of it lost" if summary.usd_lost else ""
-    reused = f", {summary.adopted} of them paid for by previous attempts" if summary.adopted else ""
-    shape = ""
-    if summary.wrong_shape:
-        shape = f" {summary.wrong_shape} of them have a different aspect ratio than requested."
-    doubt = ""
-    if summary.in_doubt:
-        requests = len(summary.in_doubt)
-        doubt = f" Up to ${summary.usd_in_doubt:.4f} more may have been charged for {requests} in-doubt requests."
-    return (
-        f"Generated {summary.made} of {summary.requested} images{reused} in {summary.seconds:.1f} s "
-        f"for {about}${summary.usd_spent:.4f}{lost}.{shape}{doubt}"
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from airflow_provider_imagen.exceptions import BudgetExceededError, StoppedError
+from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,12 +240,14 @@ class Budget:
         """
         with self._changed:
             doubt, _ = self.in_doubt()
-        following = f"the next request costs about ${next_usd:.4f}" if next_usd else "the price of the next is unknown"
-        may_be = f", ${doubt:.4f} more may have been charged" if doubt else ""
+        price = (
+            f"the next request costs about {format_usd(next_usd)}" if next_usd else "the price of the next is unknown"
+        )
+        may_be = f", {format_usd(doubt)} more may have been charged" if doubt else ""
         if self._has_doubt_of_unknown_price():
             may_be = ", an unknown amount more may have been charged"
         return BudgetExceededError(
-            f"max_usd={self._max_usd}: ${self._spent:.4f} are spent{may_be}, and {following}.",
+            f"max_usd={self._max_usd}: {format_usd(self._spent)} has been spent{may_be}, and {price}.",
             spent_usd=float(self._spent),
             max_usd=float(self._max_usd or 0),
             items_done=0,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from airflow_provider_imagen.image_record import ImageRecord, ResponseImage, StoredFile
+    from airflow_provider_imagen.image_record import ResponseImage, StoredFile
     from airflow_provider_imagen.journal.records import Response
     from airflow_provider_imagen.run.context import RunContext
     from airflow_provider_imagen.run.ports import Sink
@@ -52,8 +52,7 @@ class Finisher:
     Stores the images of responses; safe to use from any number of threads.
 
     :param find_file: finds an inline image that a previous attempt may have stored unnoticed
-    :param on_image: called for each finished image with its record, the seconds its request took, and the number of
-        images finished so far
+    :param on_image: called with each finished image and the number of images finished so far
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Finisher:
         context: RunContext,
         *,
         find_file: Callable[[str, int], StoredFile | None],
-        on_image: Callable[[ImageRecord, float, int], None],
+        on_image: Callable[[FinishedImage, int], None],
     ) -> None:
         self._api = context.api
         self._sink = context.sink
@@ -155,7 +154,7 @@ class Finisher:
             )
         count = self._state.record_finished(received.slot_number, finished)
         try:
-            self._on_image(finished.record, received.seconds, count)
+            self._on_image(finished, count)
         except Exception:  # the image is stored, whatever the listener does
             log.exception("The report of a finished image failed.")
 

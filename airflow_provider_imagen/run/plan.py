@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _OWN_KEYS = frozenset({"name"})
 """Keys of a prompt mapping that are ours and never sent to the API."""
 
+_MAX_LABEL = 60
 _PLACE = r"^prompt\[\d+\]\.?"
 
 
@@ -83,6 +84,13 @@ class PromptItem(Struct, frozen=True):
     arguments: Mapping[str, Any]
     images: int
     is_superseded: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name, else the start of its prompt: one line of printable text, for logs and errors."""
+        text = "".join(character if character.isprintable() else " " for character in self.name or self.prompt)
+        text = " ".join(text.split())
+        return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
 
 
 class Plan(Struct, frozen=True):

@@ -20,6 +20,7 @@ from airflow_provider_imagen.exceptions import (
     StorageError,
 )
 from airflow_provider_imagen.journal.records import ChargeLost, PresumedUnbilled, Rejected
+from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.run.budget import reservation_for
 from airflow_provider_imagen.run.charge_lookup import LONGEST_WINDOW_SECONDS, ChargeLookup
 from airflow_provider_imagen.run.results import RequestWithoutImages, billed_without_images
@@ -382,8 +383,8 @@ class Reconciler:
                 continue
             usd = self._budget.cost(reservation, charge.usd, has_images=True)
             log.error(
-                "A request whose response was lost was billed after all: $%s, inference id %s, client request id %s.",
-                usd,
+                "A request whose response was lost was billed after all: %s, inference id %s, client request id %s.",
+                "unknown cost" if usd is None else format_usd(usd),
                 charge.inference_id,
                 client_request_id,
             )

@@ -16,12 +16,13 @@ from airflow_provider_imagen.exceptions import (
     LostAnswerError,
 )
 from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.run_report import FailureLine, RunSummary
 from airflow_provider_imagen.signed_urls import is_signed, without_query
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from decimal import Decimal
 
@@ -329,22 +330,21 @@ class RunResult(Struct, frozen=True):
         others = {each.client_request_id: each for each in (*self.in_doubt, *self.lost)}
         return lines + [each.to_line() for name, each in others.items() if name not in known]
 
-    def table(self, limit: int = 20) -> str:
-        """
-        Return a table of what failed, one line per item, in prompt order.
 
-        :param limit: maximum number of failed items to list
-        """
-        lines = [
-            f"[{failure.item.index}] {_shorten(failure.item.name or failure.item.prompt, 60)}: "
-            f"{failure.made} of {failure.item.images} generated; {type(failure.error).__name__}: {failure.error}"
-            for failure in self.failures[:limit]
-        ]
-        if len(self.failures) > limit:
-            lines.append(f"… and {len(self.failures) - limit} more")
-        if self.not_sent:
-            lines.append(f"{len(self.not_sent)} of {len(self.plan.items)} items were not sent")
-        return "\n".join(lines)
+def failure_table(failures: Sequence[Failure], limit: int = 20) -> str:
+    """
+    Return one line per incomplete item, in the given order.
+
+    :param limit: maximum number of items to list
+    """
+    lines = [
+        f"[{failure.item.index}] {failure.item.label}: {failure.made} of {failure.item.images} made; "
+        f"{type(failure.error).__name__}: {failure.error}"
+        for failure in failures[:limit]
+    ]
+    if len(failures) > limit:
+        lines.append(f"… and {len(failures) - limit} more")
+    return "\n".join(lines)
 
 
 def withheld_error(*, requested: int, made: int, flagged: int, response: Response) -> FilteredError:
@@ -357,7 +357,7 @@ def withheld_error(*, requested: int, made: int, flagged: int, response: Respons
         "inference_id": response.inference_id,
         "client_request_id": response.client_request_id,
     }
-    cost = f", charged {response.usd:.4f} USD" if response.usd else ""
+    cost = f", charged {format_usd(response.usd)}" if response.usd else ""
     if made == 0 and not flagged:
         return EmptyResultError(
             f"{response.model} reported success but returned none of the {requested} requested images{cost}. Its "
@@ -395,8 +395,3 @@ def _failure_line(error: ImagenError, **item: Any) -> FailureLine:
         inference_id=error.inference_id,
         client_request_id=error.client_request_id,
     )
-
-
-def _shorten(text: str, limit: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -29,6 +29,7 @@ from airflow_provider_imagen.exceptions import (
     StoppedError,
     StorageError,
 )
+from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.rate_limit.pacer import Pacer
 from airflow_provider_imagen.run.budget import Budget
 from airflow_provider_imagen.run.context import RunContext
@@ -49,7 +50,6 @@ from airflow_provider_imagen.run.submit import Submitter
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from airflow_provider_imagen.image_record import ImageRecord
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import JournalState
     from airflow_provider_imagen.journal.url_encryption import UrlEncryption
@@ -75,8 +75,7 @@ class Run:
     :param encryption: encrypts signed URLs for the journal
     :param cancellation: ends the attempt when cancelled
     :param reload: returns what previous attempts have recorded by now; by default from the journal
-    :param on_image: called for each finished image with its record, the seconds its request took, and the number of
-        images finished so far
+    :param on_image: called with each finished image and the number of images finished so far
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Run:
         encryption: UrlEncryption,
         cancellation: Cancellation,
         reload: Callable[[], JournalState] | None = None,
-        on_image: Callable[[ImageRecord, float, int], None] = lambda *_: None,
+        on_image: Callable[[FinishedImage, int], None] = lambda *_: None,
     ) -> None:
         state = RunState(cancellation)
         context = RunContext(
@@ -184,8 +183,8 @@ class Run:
             return None
         left = {self._plan.slots[number].item_index for number, requests in to_send.items() if requests}
         refusal = BudgetExceededError(
-            f"max_usd={cap}: ${spent:.4f} has been spent, and the remaining requests cost about "
-            f"${sum(known, Decimal(0)):.4f}. Nothing was sent.",
+            f"max_usd={cap}: {format_usd(spent)} has been spent, and the remaining requests cost about "
+            f"{format_usd(sum(known, Decimal(0)))}. Nothing was sent.",
             spent_usd=float(spent),
             max_usd=float(cap),
             items_done=len(self._plan.items) - len(left),

@@ -169,13 +169,12 @@ class RunState:
 
     # --- models -------------------------------------------------------------------------------------------------------
 
-    def record_retired(self, model: str, error: ModelWithdrawnError) -> None:
-        """Record that a model is retired, and log it once."""
+    def record_retired(self, model: str, error: ModelWithdrawnError) -> bool:
+        """Record that a model is retired, and return whether that is new."""
         with self._lock:
             is_new = model not in self._retired
             self._retired.setdefault(model, error)
-        if is_new:
-            log.warning("%s", error)
+        return is_new
 
     def refuse_retired(self, model: str) -> None:
         """

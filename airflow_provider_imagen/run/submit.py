@@ -116,10 +116,12 @@ class Submitter:
                     if received.finished is not None:
                         self._await_finish(received.finished)
             except ModelWithdrawnError as error:
-                self._state.record_retired(alternative[0].model, error)
+                is_new = self._state.record_retired(alternative[0].model, error)
                 # Do not pay another model for what this one has already generated.
                 if handed_over or alternative is alternatives[-1]:
                     raise
+                if is_new:
+                    log.warning("%s Continuing with a fallback model.", error)
             else:
                 return
 

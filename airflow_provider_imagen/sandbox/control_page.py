@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.sandbox.control_routes import CONTROL_PREFIX
 from airflow_provider_imagen.sandbox.drawing import thumbnail
 from airflow_provider_imagen.sandbox.envelopes import timestamp
@@ -19,8 +20,6 @@ from airflow_provider_imagen.sandbox.faults import COMMON_PARAMETERS
 from airflow_provider_imagen.sandbox.local_requests import is_from_own_page
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from jinja2 import Template
     from starlette.requests import Request
 
@@ -161,13 +160,9 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": _shorten, "usd": _format_usd, "time": timestamp}
+    environment.filters |= {"short": _shorten, "usd": format_usd, "time": timestamp}
     return environment.get_template("page.html")
 
 
 def _shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
     return text if len(text) <= characters else f"{text[:characters]}…"
-
-
-def _format_usd(usd: Decimal) -> str:
-    return f"{usd:.4f}"

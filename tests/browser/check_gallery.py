@@ -239,7 +239,7 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     expect(dialog).to_have_count(0)
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
     expect(
-        ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: 100.00 USD.")
+        ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: $100.00.")
     ).to_be_visible()
     _screenshot(ann, "02-connection-tested")
 

@@ -34,7 +34,7 @@ def run(capsys, tmp_path):
 def test_a_valid_key_and_available_models_pass(run, sandbox):
     status, out = run()
     assert status == 0
-    assert "Balance: 100.00 USD" in out
+    assert "Balance: $100.00" in out
     assert "flux/schnell: alive (dag.py:d.a)" in out
     assert "imagen-3.0-generate-002: alive (connection imagen_default)" in out
     assert sandbox.ledger() == []

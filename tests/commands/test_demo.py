@@ -72,7 +72,7 @@ def test_it_generates_images_and_prints_their_paths_and_costs(tmp_path: Path) ->
         with Image.open(tmp_path / "imagen-demo" / line["file_name"]) as picture:
             assert picture.size == (1408, 768)
     assert "Image 3 of 3" in done.stdout
-    assert "3 images in imagen-demo for 0.1260 USD" in done.stdout
+    assert "3 images in imagen-demo for $0.126" in done.stdout
     assert done.stderr == ""
     assert "[info" not in done.stdout  # no Airflow log
 

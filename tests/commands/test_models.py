@@ -57,7 +57,7 @@ def test_one_model_is_shown_with_fields_limits_price_and_a_dag(run):
     status, out, _ = run("flux/schnell")
     assert status == 0
     for text in (
-        "0.0040 USD per image",
+        "$0.004 per image",
         "image_size",
         "multiple of 32",
         "a number from 1 to 4",

@@ -243,7 +243,7 @@ def test_anything_else_is_rejected_before_paying_and_not_retried(
     error = errors[0].get("exception")
     if error is not None:  # Airflow 3.1 does not tell it
         assert told.format(of="the function 'paint' of @task.imagen") in str(error)
-        assert isinstance(error.__cause__ or error, InvalidArgumentsError)
+        assert isinstance(error if isinstance(error, InvalidArgumentsError) else error.args[0], InvalidArgumentsError)
 
 
 def test_prompt_as_an_argument_is_rejected_when_the_dag_is_parsed() -> None:

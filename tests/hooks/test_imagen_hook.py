@@ -602,7 +602,7 @@ def hook_for_account(make_hook):
 def test_a_working_connection_reports_key_and_balance_at_no_cost(hook, sandbox):
     assert hook.test_connection() == (
         True,
-        "Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: 100.00 USD.",
+        "Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: $100.00.",
     )
     assert [seen.path for seen in sandbox.seen()] == ["/v1/key", "/v2/billing"]
 
@@ -634,7 +634,7 @@ def test_an_empty_account_fails_the_test(hook_for_account):
     ok, message = hook_for_account({"prefix": "feedc0de"}, (200, {"current_balance": -0.5})).test_connection()
 
     assert not ok
-    assert "out of credits: -0.50 USD" in message
+    assert "out of credits: -$0.50" in message
 
 
 @pytest.mark.parametrize(

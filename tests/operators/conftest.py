@@ -25,7 +25,7 @@ class Recorded(ImagenGenerateOperator):
         try:
             return super().execute(context)
         except AirflowFailException as error:  # before Airflow 3.3 hopeless errors come in this wrapping
-            self.errors.append(error.__cause__ or error)
+            self.errors.append(error.args[0])
             raise
         except Exception as error:
             self.errors.append(error)

@@ -80,8 +80,8 @@ def test_every_number_of_a_summary_is_shown_under_its_name(forged: Any, visit: A
         "Not sent": "3",
         "Reused from previous attempts": "4",
         "Spent": "about $1,234.50",
-        "Of which lost": "$0.7500",
-        "In doubt (maximum)": "$0.2500",
+        "Of which lost": "$0.75",
+        "In doubt (maximum)": "$0.25",
     }
 
 
@@ -135,7 +135,7 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
 
 @pytest.mark.parametrize(
     ("usd", "shown"),
-    [(0, "$0.0000"), (0.04, "$0.0400"), (0.99994, "$0.9999"), (1, "$1.00"), (1234.5, "$1,234.50"), (None, "unknown")],
+    [(0, "$0.00"), (0.04, "$0.04"), (0.99994, "$0.9999"), (1, "$1.00"), (1234.5, "$1,234.50"), (None, "unknown")],
 )
 def test_the_cost_of_an_image_has_four_decimals_below_a_dollar(forged: Any, visit: Any, usd: Any, shown: str) -> None:
     gallery = forged([record(usd=usd)])
@@ -246,7 +246,7 @@ def test_a_card_shows_the_details_of_its_image(forged: Any, visit: Any) -> None:
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
     fields = [" ".join(found.split()) for found in re.findall(r'<span class="details">(.*?)</span>', page, re.DOTALL)]
-    assert fields == ["a-model · 40×30 · seed 0 · $0.0400", "unknown model · $0.0100"]
+    assert fields == ["a-model · 40×30 · seed 0 · $0.04", "unknown model · $0.01"]
 
 
 # --- navigation -------------------------------------------------------------------------------------------------------

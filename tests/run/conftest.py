@@ -245,7 +245,7 @@ class World:
         """Run one attempt."""
         if not hasattr(plan, "slots"):
             plan = self.plan(plan)
-        on_image = options.pop("on_image", lambda record, seconds, done: self.reports.append(record))
+        on_image = options.pop("on_image", lambda image, done: self.reports.append(image.record))
         options = {"lost_answer_patience_seconds": 0.0, "first_wait_seconds": 0.005} | options
         self.grace_seconds = options.pop("grace_seconds", 0.5)
         options = {"rate_limit_patience_seconds": 2.0} | options

@@ -277,7 +277,7 @@ def test_a_risen_price_is_expected_of_the_requests_in_flight_and_of_the_next():
     charge(budget, 4 * CENT)
     in_flight = [reserve(budget) for _ in range(4)]
     budget.count_charge(in_flight[0], usd=15 * CENT)
-    with pytest.raises(BudgetExceededError, match=r"\$0.1900 are spent, and the next request costs about \$0.3600"):
+    with pytest.raises(BudgetExceededError, match=r"\$0.19 has been spent, and the next request costs about \$0.36"):
         reserve(budget, 36 * CENT)
     for reservation in in_flight[1:]:
         reservation.client_request_id = str(in_flight.index(reservation))
@@ -423,7 +423,7 @@ def test_a_request_in_doubt_keeps_its_money_reserved():
     assert budget.in_doubt() == (4 * CENT, ["r2"])
     assert budget.spent_usd == 4 * CENT
     lost(budget, "r3")
-    with pytest.raises(BudgetExceededError, match=r"\$0.0400 are spent, \$0.0800 more may have been charged"):
+    with pytest.raises(BudgetExceededError, match=r"\$0.04 has been spent, \$0.08 more may have been charged"):
         reserve(budget)
 
 
@@ -646,11 +646,11 @@ def test_the_error_reports_the_spent_amount_and_the_cost_of_the_next_request():
     lost(budget, "r1")
     error = budget.exceeded_error(next_usd=12 * CENT)
     assert str(error) == (
-        "max_usd=0.20: $0.1000 are spent, $0.1000 more may have been charged, and the next request costs about $0.1200."
+        "max_usd=0.20: $0.10 has been spent, $0.10 more may have been charged, and the next request costs about $0.12."
     )
     assert (error.spent_usd, error.max_usd) == (0.1, 0.2)
     assert str(Budget(max_usd=Decimal(1)).exceeded_error(next_usd=None)) == (
-        "max_usd=1: $0.0000 are spent, and the price of the next is unknown."
+        "max_usd=1: $0.00 has been spent, and the price of the next is unknown."
     )
 
 

@@ -20,6 +20,7 @@ from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.image_sink import ImageSink
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.run.results import failure_table
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import Fault, Sandbox
@@ -154,7 +155,7 @@ def test_after_all_faults_every_image_is_stored_or_reported_lost_and_the_account
     storm.clear_faults()
     time.sleep(0.3)
     result = task.run(concurrency=concurrency)
-    assert is_done(result), result.table()
+    assert is_done(result), failure_table(result.failures)
     assert len(storm.seen("/v1/images/generations")) == posts, "a finished task sent something"
 
     ledger = storm.ledger()

@@ -22,7 +22,7 @@ from airflow_provider_imagen.journal.records import Response, Target
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import PromptItem
 from airflow_provider_imagen.run.replay import previous_result
-from airflow_provider_imagen.run.results import Failure, FinishedImage, ReceivedResponse
+from airflow_provider_imagen.run.results import Failure, FinishedImage, ReceivedResponse, failure_table
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -91,8 +91,8 @@ def test_the_table_is_short_and_says_how_many_rows_it_omits(world, steps):
     names = [f"{number:02} " + "very  long\n" * 20 for number in range(25)]
     for name in names:
         world.ports.script(name, steps.fails(lambda: InvalidRequestError("no", status=400)))
-    lines = world.run(names).table(limit=20).splitlines()
-    assert lines[0] == f"[0] 00 {'very long ' * 5}very l…: 0 of 1 generated; InvalidRequestError: no"
+    lines = failure_table(world.run(names).failures, limit=20).splitlines()
+    assert lines[0] == f"[0] 00 {'very long ' * 5}very l…: 0 of 1 made; InvalidRequestError: no"
     assert (len(lines), lines[-1]) == (21, "… and 5 more")
 
 
@@ -147,7 +147,7 @@ def test_the_summary_adds_up(world, steps):
 def test_a_failure_is_reported_by_prompt_and_can_be_serialized(world, steps):
     world.ports.script("refused", steps.fails(lambda: InvalidRequestError("no", status=400)))
     result = world.run(["fine", "refused"])
-    assert result.table().startswith("[1] refused: 0 of 1 generated; InvalidRequestError: no")
+    assert failure_table(result.failures).startswith("[1] refused: 0 of 1 made; InvalidRequestError: no")
     (line,) = result.failure_lines()
     assert (line.prompt_index, line.outcome, line.status) == (1, "failed", 400)
     json.dumps(line.to_json())

@@ -221,7 +221,7 @@ def test_with_an_unknown_price_the_highest_cost_seen_decides_what_fits(world, st
     result = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.23"), concurrency=1)
     assert [record.usd for record in result.records] == [float(usd) for usd in costs]
     assert isinstance(result.abort_reason, BudgetExceededError)
-    assert "the next request costs about $0.1000" in str(result.abort_reason)
+    assert "the next request costs about $0.10" in str(result.abort_reason)
     second = world.run(world.plan(NAMES, price=None), max_usd=Decimal("0.24"), concurrency=1)
     assert (len(second.made), second.usd_spent) == (3, Decimal("0.18"))
 

@@ -77,9 +77,9 @@ def test_every_finished_image_is_reported_with_its_seconds_and_the_count_so_far(
     world.ports.latency_seconds = 0.05
     reports = []
     world.run(NAMES[:3], concurrency=1, on_image=lambda *report: reports.append(report))
-    assert sorted(record.prompt for record, _, _ in reports) == NAMES[:3]
-    assert all(0.05 <= seconds < 10 for _, seconds, _ in reports)
-    assert sorted(count for _, _, count in reports) == [1, 2, 3]
+    assert sorted(image.record.prompt for image, _ in reports) == NAMES[:3]
+    assert all(0.05 <= seconds < 10 for seconds in (image.received.seconds for image, _ in reports))
+    assert sorted(count for _, count in reports) == [1, 2, 3]
 
 
 def test_an_intent_is_durable_before_its_post_and_a_response_before_its_image_is_stored(world):

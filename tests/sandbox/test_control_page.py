@@ -72,9 +72,9 @@ def test_it_shows_charges_and_images_newest_first(sandbox, generate):
 
     assert [text for text in page.texts if text in ("a fox", "a cat")] == ["a cat", "a fox"] * 2
     assert [text for text in page.texts if text.startswith("id-of")] == ["id-of-a-cat", "id-of-a-fox"]
-    assert page.texts.count("0.0420") == 2
-    assert "0.0840 USD" in page.texts
-    assert "99.9160 USD" in page.texts
+    assert page.texts.count("$0.042") == 2
+    assert "$0.084" in page.texts
+    assert "$99.916" in page.texts
     assert page.named("img")[1]["src"] == last.replace(sandbox.cdn_url, "/_sandbox/thumbnails")
     assert last in [link["href"] for link in page.named("a")]
 

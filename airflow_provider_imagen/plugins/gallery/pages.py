@@ -21,6 +21,7 @@ from airflow_provider_imagen.links.gallery_urls import (
     run_address,
     task_address,
 )
+from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -251,7 +252,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["usd"] = lambda usd: f"${usd:,.4f}" if usd < 1 else f"${usd:,.2f}"
+    environment.filters["usd"] = format_usd
     environment.filters["size"] = _format_size
     environment.filters["place"] = _without_connection
     return environment

@@ -1,0 +1,1 @@
+"""Notifications about generated images, through Airflow's notifiers."""
