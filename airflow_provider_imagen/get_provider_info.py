@@ -31,7 +31,6 @@ def get_provider_info() -> dict[str, Any]:
         # Airflow loads plugins by entry point; it reads this list only without [core] lazy_discover_providers, and then
         # skips the plugin that it has loaded.
         "plugins": [{"name": "imagen", "plugin-class": "airflow_provider_imagen.plugins.imagen.ImagenPlugin"}],
-        "notifications": ["airflow_provider_imagen.notifications.imagen.ImagenNotifier"],
         "cli": ["airflow_provider_imagen.airflow_commands.get_commands"],
         "extra-links": ["airflow_provider_imagen.links.gallery_link.PicturesLink"],
         "config": {

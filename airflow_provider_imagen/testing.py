@@ -175,7 +175,8 @@ def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         from airflow.utils import db
 
         db.initdb()
-        DagBundlesManager().sync_bundles_to_db()
+        manager: Any = DagBundlesManager
+        manager().sync_bundles_to_db()
     with pytest.MonkeyPatch.context() as patch:
         if not hasattr(supervisor.in_process_api_server, "cache_info"):
             # Before 3.3 Airflow builds a new API server for every task, which takes two seconds.
@@ -208,9 +209,10 @@ def _metadata_database(database: Path) -> Iterator[None]:
 def _connect_to_configured_database() -> None:
     from airflow import settings
 
-    settings.configure_vars()
-    settings.configure_adapters()
-    settings.reconfigure_orm()
+    untyped: Any = settings
+    untyped.configure_vars()
+    untyped.configure_adapters()
+    untyped.reconfigure_orm()
 
 
 def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datetime | None = None) -> DagTestRun:
@@ -225,9 +227,10 @@ def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datet
         result = run_task(ti=ti, task=task)
         if result.state == "failed" and result.error is not None:
             error = result.error
-            if isinstance(error, AirflowFailException) and error.__cause__ is not None:
-                error = error.__cause__  # before Airflow 3.3, errors that no retry helps come in this wrapping
-            errors[ti.task_id if result.ti.map_index < 0 else f"{ti.task_id}[{result.ti.map_index}]"] = error
+            if isinstance(error, AirflowFailException) and error.args and isinstance(error.args[0], Exception):
+                error = error.args[0]  # our operators wrap an error that no retry helps if they have no retry policy
+            map_index = result.ti.map_index
+            errors[ti.task_id if map_index is None or map_index < 0 else f"{ti.task_id}[{map_index}]"] = error
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +242,7 @@ def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datet
             else:
                 patch.setattr(task, "retry_delay", timedelta(0))
         _serialize(dag)
-        options = {} if logical_date is None else {"logical_date": logical_date}
+        options: dict[str, Any] = {} if logical_date is None else {"logical_date": logical_date}
         dag_run: Any = dag.test(run_conf=None if conf is None else dict(conf), **options)
     for task_instance, error in errors.items():
         sys.stderr.write(f"{dag.dag_id}.{task_instance} failed: {''.join(traceback.format_exception_only(error))}")
@@ -249,13 +252,12 @@ def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datet
 def _serialize(dag: DAG) -> None:
     """Write a DAG to the database, as the DAG processor does."""
     from airflow.models.serialized_dag import SerializedDagModel
-    from airflow.serialization.serialized_objects import (
-        LazyDeserializedDAG,
-        SerializedDAG,  # type: ignore[attr-defined]  # defined there in 3.1, imported there since 3.2
-    )
+    from airflow.serialization import serialized_objects
     from airflow.utils.session import create_session
 
+    untyped: Any = serialized_objects  # SerializedDAG is defined there in 3.1, and imported there since 3.2
+
     with create_session() as session:
-        lazy = LazyDeserializedDAG.from_dag(dag)
-        SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
+        lazy = untyped.LazyDeserializedDAG.from_dag(dag)
+        untyped.SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
         SerializedDagModel.write_dag(lazy, bundle_name="dags-folder", session=session)

@@ -195,6 +195,7 @@ class ImagenGenerateOperator(BaseOperator):
 
 def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments with our retry policy, unless one is set, and the callback that finishes the journal."""
+    from airflow_provider_imagen._compat import HAS_RETRY_POLICY
     from airflow_provider_imagen.operators.journal_location import finish_journal
 
     shared = kwargs.get("default_args") or {}
@@ -202,15 +203,10 @@ def _with_defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
     callbacks = list(given) if isinstance(given, (list, tuple, set)) else [given] if given is not None else []
     if finish_journal not in callbacks:
         callbacks.append(finish_journal)
-    policy = {} if "retry_policy" in shared else _retry_policy()
-    return {**policy, **kwargs, "on_success_callback": callbacks}
+    policy = {}
+    # A mapped operator passes None if its author gave no policy.
+    if HAS_RETRY_POLICY and kwargs.get("retry_policy") is None and shared.get("retry_policy") is None:
+        from airflow_provider_imagen.policies.retry import ImagenRetryPolicy
 
-
-def _retry_policy() -> dict[str, Any]:
-    from airflow_provider_imagen._compat import HAS_RETRY_POLICY
-
-    if not HAS_RETRY_POLICY:
-        return {}
-    from airflow_provider_imagen.policies.retry import ImagenRetryPolicy
-
-    return {"retry_policy": ImagenRetryPolicy()}
+        policy = {"retry_policy": ImagenRetryPolicy()}
+    return {**kwargs, **policy, "on_success_callback": callbacks}

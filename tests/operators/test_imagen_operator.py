@@ -464,6 +464,23 @@ def test_default_args_may_give_a_retry_policy_and_a_success_callback() -> None:
         assert type(own.retry_policy).__name__ == "ImagenRetryPolicy"
 
 
+def test_a_mapped_operator_has_the_same_defaults() -> None:
+    from airflow_provider_imagen.operators.journal_location import finish_journal
+
+    policy = object()
+    with DAG("mapped", schedule=None):
+        own = ImagenGenerateOperator.partial(task_id="paint").expand(prompt=["x", "y"])
+        given = ImagenGenerateOperator.partial(task_id="more", retry_policy=policy).expand(prompt=["x", "y"])
+    with DAG("mapped_defaults", schedule=None, default_args={"retry_policy": policy}):
+        shared = ImagenGenerateOperator.partial(task_id="paint").expand(prompt=["x", "y"])
+
+    own, given, shared = (operator.unmap({"prompt": "x"}) for operator in (own, given, shared))
+    assert list(own.on_success_callback) == [finish_journal]
+    if hasattr(own, "retry_policy"):  # Airflow 3.3
+        assert type(own.retry_policy).__name__ == "ImagenRetryPolicy"
+        assert given.retry_policy is shared.retry_policy is policy
+
+
 def test_an_unknown_store_is_reported_before_paying(paint: Painting, sandbox: Sandbox) -> None:
     paint(prompt=RACCOON, output_path="foo://bucket/folder", retries=2)
 
