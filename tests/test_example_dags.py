@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -106,13 +107,15 @@ def test_the_notification_arrives_by_mail(
             self.mails.append(message_from_bytes(envelope.content, policy=email_policy))
             return "250 OK"
 
-    server = Controller(Mailbox(), hostname="127.0.0.1", port=0)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = Controller(Mailbox(), hostname="127.0.0.1", port=port)
     server.start()
     try:
         extra = {"disable_ssl": True, "disable_tls": True, "from_email": "airflow@example.com"}
-        host, port = server.server.sockets[0].getsockname()
         monkeypatch.setenv(
-            "AIRFLOW_CONN_SMTP_DEFAULT", json.dumps({"conn_type": "smtp", "host": host, "port": port, "extra": extra})
+            "AIRFLOW_CONN_SMTP_DEFAULT",
+            json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}),
         )
         monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com")
         run = run_dag(bag.dags["imagen_notify"], run_conf={"output_path": str(tmp_path)})

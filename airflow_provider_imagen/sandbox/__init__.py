@@ -2,8 +2,8 @@
 A local server that behaves like the AI/ML API and draws real images.
 
 Use it to try the package without a key and to test your own DAGs; this project's tests use it too. It is written from
-the API's documentation and shares no code with the client it tests. Importing it is cheap: the web framework is loaded
-when a server starts, the drawing library when an image is drawn.
+the API's documentation and shares nothing with the client it tests but the format of money. Importing it is cheap: the
+web framework is loaded when a server starts, the drawing library when an image is drawn.
 """
 
 from __future__ import annotations
