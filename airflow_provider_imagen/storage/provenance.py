@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from airflow_provider_imagen.storage.c2pa import has_content_credentials
 from airflow_provider_imagen.storage.file_metadata import FileMetadata, read_metadata, write_xmp
 from airflow_provider_imagen.storage.jpeg import MAX_APP1_BYTES
 from airflow_provider_imagen.storage.xmp import Properties, build_packet, read_packet
@@ -133,7 +134,7 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     metadata = read_metadata(data, info.format)
     if metadata is None:
         return EmbedResult(data, f"No provenance was embedded: {info.format} is not supported.")
-    if metadata.is_signed:
+    if has_content_credentials(data):
         return EmbedResult(data, "No provenance was embedded: it would invalidate the file's C2PA signature.")
     if metadata.has_multiple_images:
         return EmbedResult(data, "No provenance was embedded: the file contains several images.")

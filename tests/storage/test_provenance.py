@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.storage.convert import convert_image
 from airflow_provider_imagen.storage.inspect_image import inspect_image
-from airflow_provider_imagen.storage.png import PNG_SIGNATURE, iterate_png_chunks
+from airflow_provider_imagen.storage.png import iterate_png_chunks
 from airflow_provider_imagen.storage.provenance import (
     DIGITAL_SOURCE_TYPE,
     embed_provenance,
@@ -25,7 +25,7 @@ from airflow_provider_imagen.storage.provenance import (
     read_provenance,
 )
 
-from .conftest import picture, pixels
+from .conftest import MANIFEST, picture, pixels, with_credentials
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 FOREIGN = (
@@ -339,7 +339,7 @@ def test_a_jpeg_without_a_packet_gets_one_right_after_its_exif(provenance):
 @pytest.mark.parametrize("place", range(5))
 def test_a_segment_that_forbids_changes_to_a_jpeg_is_found_anywhere(odd, place, provenance):
     plain = picture("JPEG")
-    manifest = b"JP\0\1\0\0\0\1\0\0\1\0jumb\0\0\0\x1ejumdc2pa" + bytes(300)
+    manifest = b"JP\0\1\0\0\0\1" + MANIFEST
     parts = list(JPEG_SEGMENTS.values())
     parts.insert(place, segment(0xEB, manifest) if odd == "signature" else segment(0xE2, b"MPF\0" + bytes(40)))
     data = plain[:20] + b"".join(parts) + plain[20:]
@@ -366,25 +366,10 @@ def test_our_properties_are_replaced_and_others_kept_in_any_order(order, provena
 
 @pytest.mark.parametrize("name", ["png", "jpeg full", "webp lossless"])
 def test_a_signed_file_is_left_alone_and_reported(name, provenance):
-    signed = sign(VARIANTS[name])
+    signed = with_credentials(VARIANTS[name])
     marked = embed(signed, provenance)
     assert marked.data == signed
     assert "C2PA signature" in marked.skip_reason
-
-
-def sign(data: bytes) -> bytes:
-    """Insert something shaped like a C2PA manifest where each format keeps it."""
-    manifest = b"\0\0\1\0jumb\0\0\0\x1ejumdc2pa\0\x11\0\x10\x80\0\0\xaa\x008\x9bq\x03c2pa\0" + bytes(range(256))
-    if data.startswith(PNG_SIGNATURE):
-        block = len(manifest).to_bytes(4, "big") + b"caBX" + manifest
-        block += zlib.crc32(b"caBX" + manifest).to_bytes(4, "big")
-        return data[:33] + block + data[33:]
-    if data.startswith(b"\xff\xd8"):
-        content = b"JP\0\1\0\0\0\1" + manifest
-        block = b"\xff\xeb" + (len(content) + 2).to_bytes(2, "big") + content
-        return data[:20] + block + data[20:]
-    block = b"C2PA" + len(manifest).to_bytes(4, "little") + manifest + b"\0" * (len(manifest) % 2)
-    return b"RIFF" + (len(data) - 8 + len(block)).to_bytes(4, "little") + data[8:] + block
 
 
 @pytest.mark.parametrize("image_format", ["AVIF", "GIF", "TIFF", "BMP"])
