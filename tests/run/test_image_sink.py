@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zlib
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.image_record import ResponseImage, StoredFile
@@ -38,9 +38,9 @@ def sink_of(plan, folder: Path, requests, **options) -> ImageSink:
     return ImageSink(folder=folder, open_path=Path, plan=plan, requests=requests, ti_key=TI_KEY, **options)
 
 
-def png(colour: str = "teal") -> bytes:
+def png(colour: str = "teal", **options) -> bytes:
     target = BytesIO()
-    Image.new("RGB", (8, 8), colour).save(target, format="PNG")
+    Image.new("RGB", (8, 8), colour).save(target, format="PNG", **options)
     return target.getvalue()
 
 
@@ -227,9 +227,9 @@ def test_a_copy_whose_preview_fails_is_kept_without_one(tmp_path):
 
 def signed() -> bytes:
     """Return an image with something shaped like content credentials."""
-    plain = png()
-    chunk = b"caBX\0\0\0\x08jumb"
-    return plain[:33] + b"\0\0\0\x08" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + plain[33:]
+    chunks = PngInfo()
+    chunks.add(b"caBX", b"\0\0\0\x08jumb")
+    return png(pnginfo=chunks)
 
 
 def test_a_copy_of_a_converted_image_brings_its_original_along(tmp_path, caplog):
