@@ -385,7 +385,11 @@ class ImagenHook(BaseHook):
             thumbnail_pixels=thumbnail_pixels,
         )
         if saved.file.original is not None:
-            self.log.info("%s is also kept as delivered, as %s.", saved.file.file_name, saved.file.original)
+            self.log.info(
+                "%s: the conversion dropped its C2PA content credentials, so the file as delivered is kept, too: %s",
+                saved.file.file_name,
+                saved.file.original,
+            )
         for note in saved.notes:
             self.log.warning("%s: %s", saved.file.file_name, note)
         known = {name: facts[name] for name in ImageRecord.__struct_fields__ if name in facts}

@@ -13,7 +13,6 @@ and the author; all others stay. A packet that cannot be parsed is replaced.
 from __future__ import annotations
 
 import json
-import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -171,7 +170,7 @@ def find_provenance_problem(changes: Mapping[str, Any]) -> Problem | None:
 
 def _source_term(source_type: Any) -> str:
     """Return the term of a digital source type that is given as a term or as its URI."""
-    return re.sub(rf"\Ahttps?{re.escape(_SOURCE_TYPES.removeprefix('http'))}", "", str(source_type))
+    return str(source_type).replace("https:", "http:", 1).removeprefix(_SOURCE_TYPES)
 
 
 class EmbedResult(Struct, frozen=True):

@@ -147,6 +147,7 @@ targets = st.builds(
     prompt_images=places,
     prompt=texts,
     name=st.none() | texts,
+    has_input_images=st.booleans(),
 )
 any_record = st.one_of(
     st.builds(
