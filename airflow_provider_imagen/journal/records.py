@@ -58,6 +58,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     :param prompt: the text, empty for models that take none
     :param name: the prompt item's name, ``None`` if the author did not name it
     :param metadata: the prompt item's metadata when the request was sent; ``None`` if it had none
+    :param has_input_images: whether the request sends images, so that those it returns are edits or composites
     """
 
     prompt_index: Count
@@ -67,6 +68,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     prompt: str
     name: str | None = None
     metadata: Metadata | None = None
+    has_input_images: bool = False
 
     def index_of(self, position: int) -> int:
         """

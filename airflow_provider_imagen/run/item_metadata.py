@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.image_record import Metadata
 
+ALT_TEXT: Final = "alt_text"
+"""Key of an item that is always metadata."""
+
 _KEY: Final = "metadata"
 _ITEM_KEYS: Final = frozenset(
     {
@@ -57,6 +60,8 @@ def take_metadata(
         manifest has the same columns; ``None`` for each item if no item has metadata
     """
     valid = _read_columns(columns, problems)
+    if ALT_TEXT not in valid and any(ALT_TEXT in entry for entry, _ in entries):
+        valid.append(ALT_TEXT)
     problems += _find_sent_columns(valid, models=[*models, *(entry.get("model") for entry, _ in entries)])
     rest: list[Entry] = []
     taken = []

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from airflow_provider_imagen.api.fields import COUNT_FIELDS, read_whole_number
+from airflow_provider_imagen.api.fields import COUNT_FIELDS, IMAGE_FIELDS, read_whole_number
 from airflow_provider_imagen.catalogue.prompt_text import text_problem
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.journal.records import Target
-from airflow_provider_imagen.run.item_metadata import take_metadata
+from airflow_provider_imagen.run.item_metadata import ALT_TEXT, take_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,6 +88,11 @@ class PromptItem(Struct, frozen=True):
     images: int
     metadata: Metadata | None = None
     is_superseded: bool = False
+
+    @property
+    def alt_text(self) -> str | None:
+        """Describes the image for people who cannot see it; embedded in the file."""
+        return (self.metadata or {}).get(ALT_TEXT)
 
     @property
     def label(self) -> str:
@@ -267,6 +272,7 @@ def _lay_out(
                 prompt=item.prompt,
                 name=item.name,
                 metadata=item.metadata,
+                has_input_images=any(name in IMAGE_FIELDS for name in request.body),
             )
             planned.append(PlannedRequest(f"{name}#{seen[name]}", request, target, price(request)))
             first_image += request.expected_images

@@ -34,13 +34,11 @@ class FileMetadata(Struct, frozen=True):
     Metadata of an image file.
 
     :param xmp: its XMP packet, ``None`` if it has none
-    :param is_signed: whether the file carries a C2PA manifest, which signs it
     :param has_multiple_images: whether the file holds several images that refer to each other by byte offset
     :param has_huge_xmp: whether its XMP packet is too large to read; ``xmp`` is then ``None``
     """
 
     xmp: bytes | None
-    is_signed: bool
     has_multiple_images: bool = False
     has_huge_xmp: bool = False
 
@@ -71,11 +69,10 @@ def write_xmp(data: bytes, info: ImageInfo, packet: bytes) -> bytes:
 
 
 def _read_png(data: bytes) -> FileMetadata:
-    is_signed = any(kind == b"caBX" for kind, _, _ in iterate_png_chunks(data))
     try:
-        return FileMetadata(xmp=read_xmp(data, max_inflated_bytes=_MAX_INFLATED_PACKET_BYTES), is_signed=is_signed)
+        return FileMetadata(xmp=read_xmp(data, max_inflated_bytes=_MAX_INFLATED_PACKET_BYTES))
     except XmpTooLargeError:
-        return FileMetadata(xmp=None, is_signed=is_signed, has_huge_xmp=True)
+        return FileMetadata(xmp=None, has_huge_xmp=True)
 
 
 def _write_png(data: bytes, packet: bytes) -> bytes:
@@ -95,15 +92,13 @@ def _write_png(data: bytes, packet: bytes) -> bytes:
 
 def _read_jpeg(data: bytes) -> FileMetadata:
     xmp = None
-    is_signed = has_multiple_images = False
+    has_multiple_images = False
     for marker, _, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and xmp is None and data.startswith(_JPEG_XMP, start):
             xmp = data[start + len(_JPEG_XMP) : end]
-        elif marker == 0xEB and data.startswith(b"JP", start) and b"c2pa" in data[start : min(end, start + 256)]:
-            is_signed = True
         elif marker == 0xE2 and data.startswith(b"MPF\0", start):
             has_multiple_images = True
-    return FileMetadata(xmp=xmp, is_signed=is_signed, has_multiple_images=has_multiple_images)
+    return FileMetadata(xmp=xmp, has_multiple_images=has_multiple_images)
 
 
 def _write_jpeg(data: bytes, packet: bytes) -> bytes:
@@ -112,14 +107,17 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
     view = memoryview(data)
     insert_at = 2
     is_leading = True
+    replaced = []
     for marker, begin, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and data.startswith(_JPEG_XMP, start):
-            return b"".join((view[:begin], segment, view[end:]))
+            replaced.append((begin, end))
         # JFIF and EXIF must come first, so the packet goes after them.
         is_leading = is_leading and (marker == 0xE0 or (marker == 0xE1 and data.startswith(b"Exif\0", start)))
         if is_leading:
             insert_at = end
-    return b"".join((view[:insert_at], segment, view[insert_at:]))
+    replaced = replaced or [(insert_at, insert_at)]
+    kept = (view[end:begin] for (_, end), (begin, _) in pairwise([*replaced, (len(data), len(data))]))
+    return b"".join((view[: replaced[0][0]], segment, *kept))
 
 
 def _webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -128,9 +126,7 @@ def _webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _read_webp(data: bytes) -> FileMetadata:
-    chunks = _webp_chunks(data)
-    xmp = next((content for kind, content in chunks if kind == b"XMP "), None)
-    return FileMetadata(xmp=xmp, is_signed=any(kind == b"C2PA" for kind, _ in chunks))
+    return FileMetadata(xmp=next((content for kind, content in _webp_chunks(data) if kind == b"XMP "), None))
 
 
 def _write_webp(data: bytes, info: ImageInfo, packet: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Verify the blocks of a GIF, and read its size (GIF89a)."""
+"""Iterate over the blocks of a GIF, verify them, and read its size (GIF89a)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_gif_size(data: bytes) -> tuple[int, int]:
     :raises ValueError, IndexError: the file is unusual or truncated
     :raises BadImageError: there are too many blocks
     """
-    for kind, begin, _ in _iterate_blocks(data):
+    for kind, begin, _ in iterate_gif_blocks(data):
         if kind == _IMAGE:
             left, top, width, height = struct.unpack("<4H", data[begin + 1 : begin + 9])
             screen_width, screen_height = struct.unpack("<HH", data[6:10])
@@ -46,7 +46,7 @@ def find_gif_damage(data: bytes) -> str | None:
     has_image = False
     is_usual = True
     try:
-        for kind, _, blocks in _iterate_blocks(data):
+        for kind, _, blocks in iterate_gif_blocks(data):
             has_image = has_image or kind == _IMAGE
             is_usual = is_usual and kind in (_IMAGE, _EXTENSION) and (kind == _EXTENSION or data[blocks] != 0)
     except IndexError:
@@ -56,7 +56,7 @@ def find_gif_damage(data: bytes) -> str | None:
     return None
 
 
-def _iterate_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
+def iterate_gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
     """
     Yield the images and extensions of a GIF, up to its trailer, and every unknown byte between them.
 

@@ -8,6 +8,7 @@ Nothing is rendered. A streaming parser verifies that the file starts with one c
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from xml.parsers import expat
 
@@ -21,6 +22,7 @@ _MAX_BYTES_WITH_ENTITIES: Final = 2**20
 _MAX_ENTITY_CHARACTERS: Final = 1_000  # enough for the namespace entities of drawing programs
 _MAX_SIDE_PIXELS: Final = 1_000_000
 _PIXELS_PER_UNIT: Final = {"": 1, "px": 1, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4, "pt": 96 / 72, "pc": 16}
+_SEPARATOR: Final = "\n"  # between namespace and name; cannot occur in either
 _LENGTH: Final = r"\s*\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(px|in|cm|mm|pt|pc|)\s*"
 
 
@@ -42,10 +44,7 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
 
     :raises BadImageError: the SVG is truncated or malformed, or defines entities that are too large
     """
-    encoding = None  # declared by the document
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        data, encoding = data.decode("utf-16", "replace").encode(), "utf-8"
-    document = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    document, encoding = _document_of(data)
     if not document.startswith(b"<"):
         return None
     root: list[Mapping[str, str]] = []
@@ -65,9 +64,37 @@ def read_svg_size(data: bytes) -> tuple[int, int] | None:
     return _size_of(root[0])
 
 
+def has_svg_element(data: bytes, *, namespace: str, name: str) -> bool:
+    """
+    Return whether an SVG has an element of this name in its first 8 MiB.
+
+    :raises BadImageError: the SVG defines entities that are too large
+    """
+    document, encoding = _document_of(data)
+    parser = _create_parser(document, encoding, namespace_separator=_SEPARATOR)
+    is_found = False
+
+    def start(found: str, _: Mapping[str, str]) -> None:
+        nonlocal is_found
+        is_found = is_found or found == f"{namespace}{_SEPARATOR}{name}"
+
+    parser.StartElementHandler = start
+    with suppress(expat.ExpatError):
+        parser.Parse(document[:_MAX_PARSED_BYTES], False)
+    return is_found
+
+
+def _document_of(data: bytes) -> tuple[bytes, str | None]:
+    """Return the document without what may precede it, and its encoding; ``None`` if the document declares that."""
+    encoding = None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        data, encoding = data.decode("utf-16", "replace").encode(), "utf-8"
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip(), encoding
+
+
 def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None) -> None:
     """Parse a document, raising if it is not a complete SVG; append the root's attributes to ``root`` when known."""
-    parser = expat.ParserCreate(encoding)
+    parser = _create_parser(document, encoding)
 
     def start(name: str, attributes: dict[str, str]) -> None:
         if name.rpartition(":")[2] != "svg":
@@ -75,16 +102,7 @@ def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None)
         root.append(attributes)
         parser.StartElementHandler = None
 
-    def declare_entity(_name: str, _is_parameter: bool, value: str | None, *_: Any) -> None:
-        if value is not None and (len(value) > _MAX_ENTITY_CHARACTERS or len(document) > _MAX_BYTES_WITH_ENTITIES):
-            raise BadImageError(
-                f"The SVG's entities exceed the limit of {_MAX_ENTITY_CHARACTERS:,} characters each, in a file of at "
-                f"most {_MAX_BYTES_WITH_ENTITIES:,} bytes."
-            )
-        parser.DefaultHandler = lambda _: None  # stops expat from expanding entities in the content
-
     parser.StartElementHandler = start
-    parser.EntityDeclHandler = declare_entity
     is_large = len(document) > _MAX_PARSED_BYTES
     try:
         parser.Parse(document[:_MAX_PARSED_BYTES], not is_large)
@@ -94,6 +112,24 @@ def _parse(document: bytes, root: list[Mapping[str, str]], encoding: str | None)
         raise _OtherRootError
     if is_large and not document.rstrip(b"\0 \t\r\n").endswith(b"svg>"):
         raise BadImageError(f"The SVG is truncated ({len(document)} bytes).")
+
+
+def _create_parser(
+    document: bytes, encoding: str | None, namespace_separator: str | None = None
+) -> expat.XMLParserType:
+    """Return a parser for a document that never expands entities in the content, and refuses large ones."""
+    parser = expat.ParserCreate(encoding, namespace_separator)
+
+    def declare_entity(_name: str, _is_parameter: bool, value: str | None, *_: Any) -> None:
+        if value is not None and (len(value) > _MAX_ENTITY_CHARACTERS or len(document) > _MAX_BYTES_WITH_ENTITIES):
+            raise BadImageError(
+                f"The SVG's entities exceed the limit of {_MAX_ENTITY_CHARACTERS:,} characters each, in a file of at "
+                f"most {_MAX_BYTES_WITH_ENTITIES:,} bytes."
+            )
+        parser.DefaultHandler = lambda _: None  # stops expat from expanding entities in the content
+
+    parser.EntityDeclHandler = declare_entity
+    return parser
 
 
 def _size_of(root: Mapping[str, str]) -> tuple[int, int]:

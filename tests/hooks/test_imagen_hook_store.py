@@ -8,6 +8,7 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.exceptions import BadImageError, InvalidArgumentsError, StorageError
 from airflow_provider_imagen.hooks.imagen import ImagenHook
@@ -44,6 +45,22 @@ def test_an_image_is_marked_as_generated_only_if_the_caller_says_so(hook, moon, 
     hook.store(moon, folder=str(tmp_path), name="photo", provenance={"camera": "mine"})
     provenance = read_provenance((tmp_path / "photo.png").read_bytes())
     assert provenance == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
+
+
+def test_the_record_names_the_original_of_an_image_that_lost_its_content_credentials(hook, tmp_path):
+    drawn, credentials = BytesIO(), PngInfo()
+    credentials.add(b"caBX", b"\0\0\0\x08jumb")
+    Image.radial_gradient("L").save(drawn, format="PNG", pnginfo=credentials)
+    record = hook.store(drawn.getvalue(), folder=str(tmp_path), name="moon", image_format="jpeg")
+    assert record["file_name"] == "moon.jpg"
+    assert (tmp_path / record["original"]).read_bytes() == drawn.getvalue()
+
+
+def test_an_unknown_source_type_is_rejected_before_anything_is_downloaded(hook, sandbox, tmp_path):
+    provenance = {"digital_source_type": "photo"}
+    with pytest.raises(InvalidArgumentsError, match=r"digital_source_type'\]='photo'.*digitalCapture"):
+        hook.store(f"{sandbox.cdn_url}/a.png", folder=str(tmp_path), provenance=provenance)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("field", ["path", "width", "height", "mime_type", "bytes", "sha256", "url", "file_name"])

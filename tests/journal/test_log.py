@@ -137,6 +137,7 @@ files = st.builds(
     width=st.integers(0, 9999),
     height=st.integers(0, 9999),
     thumbnail=st.none() | texts,
+    original=st.none() | texts,
 )
 targets = st.builds(
     Target,
@@ -146,6 +147,7 @@ targets = st.builds(
     prompt_images=places,
     prompt=texts,
     name=st.none() | texts,
+    has_input_images=st.booleans(),
 )
 any_record = st.one_of(
     st.builds(
