@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from html import unescape
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-from airflow_provider_imagen.plugins.gallery.task_results import read_images
+from airflow_provider_imagen.plugins.gallery.collection import Collection, TaskImages
+from airflow_provider_imagen.plugins.gallery.image_search import ImageSearch
+from airflow_provider_imagen.plugins.gallery.task_results import TaskSummary, read_images
+from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
 
 from .test_gallery import links, record
@@ -169,6 +173,24 @@ def test_the_items_that_were_not_made_are_searched_too(
     assert re.findall(r'<p class="prompt">(.*?)</p>', found) == ["P-417"]
     assert "campaign: Autumn &lt;sale&gt;" in found
     assert cards(found) == []
+
+
+def test_a_run_with_very_many_tasks_is_searched_as_far_as_the_time_allows() -> None:
+    now = [0.0]
+
+    class Slow(Collection):
+        async def get_task(self, api: Any, ti: TaskInstance) -> TaskImages:
+            now[0] += 1.0
+            return TaskImages(
+                ti, None, read_images(ti, [record(prompt="a fox"), record(image_index=1, prompt="an owl")])
+            )
+
+    tis = [TaskInstance("d", "r", "t", number) for number in range(12)]
+    summaries = [TaskSummary(ti, RunSummary(requested=2, made=2), "now") for ti in tis]
+    matches = asyncio.run(Slow(clock=lambda: now[0]).search(None, summaries, ImageSearch("fox"), seconds=3.0))
+
+    assert (len(matches.tasks), matches.count, matches.unsearched) == (8, 8, 4)
+    assert matches.notes == ["4 more tasks could not be searched in time. Search on their own pages."]
 
 
 @pytest.mark.parametrize("text", ['"><script>alert(1)</script>', "{{ 7 * 7 }}", "' onfocus='x", "\0\u2028🦊"])

@@ -125,9 +125,7 @@ class Matches:
         """Sentences about what was not searched."""
         if not self.unsearched:
             return []
-        return [
-            f"{self.unsearched} more tasks were not searched, because that takes too long. Search on their own pages."
-        ]
+        return [f"{self.unsearched} more tasks could not be searched in time. Search on their own pages."]
 
 
 class Memory(Generic[Result]):
