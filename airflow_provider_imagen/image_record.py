@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar
 
 from msgspec import Meta, Struct, ValidationError, convert
 from msgspec.structs import asdict, fields
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 Pixels = Annotated[int, Meta(ge=0, le=2**31)]
 WholeNumber = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 Usd = Annotated[float, Meta(ge=0, le=1e15)]
+
+MAX_METADATA_NAMES: Final = 64
+MAX_METADATA_NAME_CHARACTERS: Final = 64
+MAX_METADATA_CHARACTERS: Final = 10_000
+"""Maximum number of characters in all metadata values of one item."""
+
+MetadataName = Annotated[str, Meta(min_length=1, max_length=MAX_METADATA_NAME_CHARACTERS)]
+MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_CHARACTERS)]
+Metadata = Annotated[dict[MetadataName, MetadataText | None], Meta(max_length=MAX_METADATA_NAMES)]
+"""Values of a prompt item that are never sent to the API, such as columns of its table row, by name."""
 
 RecordT = TypeVar("RecordT", bound=Struct)
 
@@ -91,6 +101,8 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     :param usd: its share of the request's cost
     :param inference_id: the API's id of the paid work
     :param client_request_id: the id sent with the request
+    :param name: the prompt item's name
+    :param metadata: the prompt item's metadata, as text; within a task, every item has the same names
     """
 
     prompt_index: WholeNumber | None = None
@@ -109,6 +121,8 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     usd: Usd | None = None
     inference_id: str | None = None
     client_request_id: str | None = None
+    name: str | None = None
+    metadata: Metadata | None = None
 
     @classmethod
     def of(cls, file: StoredFile | None, **known: Any) -> Self:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
-from airflow_provider_imagen.image_record import Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+from airflow_provider_imagen.image_record import Metadata, Usd, WholeNumber  # noqa: TC001 - msgspec reads them
 from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class FailureLine(Struct, frozen=True, kw_only=True):
     :param status: HTTP status of the response
     :param kind: the API's machine-readable reason
     :param usd: charge for the failed request, if known
+    :param metadata: as in :class:`~airflow_provider_imagen.image_record.ImageRecord`
     """
 
     prompt_index: WholeNumber | None = None
@@ -142,6 +143,7 @@ class FailureLine(Struct, frozen=True, kw_only=True):
     usd: Usd | None = None
     inference_id: str | None = None
     client_request_id: str | None = None
+    metadata: Metadata | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as a mapping, every key present."""

@@ -9,7 +9,7 @@ every other argument must be one of its fields, and all problems are reported at
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,9 @@ class ImageRequest(Struct, frozen=True):
         return requested_ratio(self.body)
 
 
-def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str = "") -> tuple[ImageRequest, ...]:
+def build_requests(
+    arguments: Mapping[str, Any], *, can_store: bool, where: str = "", item_keys: Collection[str] = ()
+) -> tuple[ImageRequest, ...]:
     """
     Return the requests for one prompt, after checking its arguments.
 
@@ -84,6 +86,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
         ``input_images`` and any field of the model; ``None`` leaves a field to the model
     :param can_store: whether images can be stored; without storage, base64 would be lost
     :param where: prefix of the field names in problems, such as ``prompt[3].``
+    :param item_keys: names of the arguments that come from a prompt item, where one that is not a field may be metadata
     :raises InvalidArgumentsError: with every problem found
     """
     remaining = {str(name): value for name, value in arguments.items() if value is not None}
@@ -103,7 +106,7 @@ def build_requests(arguments: Mapping[str, Any], *, can_store: bool, where: str 
     model = find_model(model_id)
     if model is None:
         return _build_unchecked(model_id, remaining, can_store=can_store, where=where)
-    draft = _Draft(model_id, model, model.endpoint_for(remaining), where)
+    draft = _Draft(model_id, model, model.endpoint_for(remaining), where, item_keys)
     draft.take_prompt(remaining)
     count, is_split = draft.take_count(remaining)
     draft.take_ratio(remaining)
@@ -140,13 +143,14 @@ def _strings_in(value: Any, *, depth: int) -> Iterator[str]:
 class _Draft:
     """A request body under construction; each ``take_*`` method moves arguments from ``remaining`` into it."""
 
-    def __init__(self, model_id: str, model: Model, endpoint: Endpoint, where: str) -> None:
+    def __init__(self, model_id: str, model: Model, endpoint: Endpoint, where: str, item_keys: Collection[str]) -> None:
         self.model_id = model_id  # as the author wrote it, and as sent
         self.model = model
         self.endpoint = endpoint
         self.where = where
         self.body: dict[str, Any] = {"model": model_id}
         self.problems: list[Problem] = []
+        self._item_keys = item_keys
         self._missing = set(endpoint.required)
 
     def take_prompt(self, remaining: dict[str, Any]) -> None:
@@ -263,7 +267,10 @@ class _Draft:
             if name in self.endpoint.fields:
                 self._set_field(name, value)
             else:
-                self._add_problem(name, value, _why_unknown(name, self.model_id, self.endpoint))
+                may_be_metadata = name in self._item_keys
+                self._add_problem(
+                    name, value, _why_unknown(name, self.model_id, self.endpoint, may_be_metadata=may_be_metadata)
+                )
         for name in sorted(self._missing):
             self._add_problem(name, None, f"is required by {self.model_id}: {describe(self.endpoint.fields[name])}")
 
@@ -304,8 +311,8 @@ def _base64_setting(field: str, *, urls: bool) -> Any:
     return urls if field == "convert_base64_to_url" else not urls  # ``sync_mode`` means base64
 
 
-def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
-    """Return a message that the model has no such field, with the field that was probably meant."""
+def _why_unknown(name: str, model_id: str, endpoint: Endpoint, *, may_be_metadata: bool) -> str:
+    """Return a message that the model has no such field, with what was probably meant."""
     text = f"`{name}` is not a field of {model_id}, which would ignore it"
     fields = endpoint.fields
     groups = (
@@ -322,8 +329,10 @@ def _why_unknown(name: str, model_id: str, endpoint: Endpoint) -> str:
 
     near = get_close_matches(name, fields, n=3, cutoff=0.6)
     if near:
-        return f"{text}; did you mean {' or '.join(f'`{field}`' for field in near)}?"
-    return f"{text}; remove it, its fields are {', '.join(sorted(fields))}"
+        text = f"{text}; did you mean {' or '.join(f'`{field}`' for field in near)}?"
+        return f"{text} If it is metadata, name it in metadata_columns" if may_be_metadata else text
+    advice = "if it is metadata, name it in metadata_columns, else remove it" if may_be_metadata else "remove it"
+    return f"{text}; {advice}, its fields are {', '.join(sorted(fields))}"
 
 
 def _broken_rules(draft: _Draft) -> Iterator[Problem]:

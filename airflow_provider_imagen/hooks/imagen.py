@@ -230,6 +230,7 @@ class ImagenHook(BaseHook):
         aspect_ratio: str | None = None,
         seed: int | None = None,
         input_images: Any = None,
+        metadata_columns: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
     ) -> PlanQuote:
         """
@@ -239,6 +240,7 @@ class ImagenHook(BaseHook):
         :attr:`~airflow_provider_imagen.run.plan.PlanQuote.source` says which.
 
         :param prompt: a string, or a list of strings or mappings, as for ``ImagenGenerateOperator``
+        :param metadata_columns: keys of the mappings that are metadata, as for ``ImagenGenerateOperator``
         :raises InvalidArgumentsError: an argument is wrong
         """
         from airflow_provider_imagen.catalogue.pricing import PriceList
@@ -260,6 +262,7 @@ class ImagenHook(BaseHook):
         return quote_plan(
             prompt=prompt,
             arguments={"model": self.default_model, **(parameters or {}), **given},
+            metadata_columns=metadata_columns,
             prices=prices,
             resolve=self.get_input_reader().resolve,
         )

@@ -36,7 +36,7 @@ from typing import Annotated, Any, Final, Union
 
 from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
 
-from airflow_provider_imagen.image_record import ResponseImage, StoredFile  # noqa: TC001 - msgspec reads them
+from airflow_provider_imagen.image_record import Metadata, ResponseImage, StoredFile  # noqa: TC001 - msgspec reads them
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Timestamp = Annotated[float, Meta(ge=0, le=32_503_680_000)]  # until the year 3000
@@ -57,6 +57,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     :param prompt_images: number of images requested for this prompt in all
     :param prompt: the text, empty for models that take none
     :param name: the prompt item's name, ``None`` if the author did not name it
+    :param metadata: the prompt item's metadata when the request was sent; ``None`` if it had none
     """
 
     prompt_index: Count
@@ -65,6 +66,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     prompt_images: Count
     prompt: str
     name: str | None = None
+    metadata: Metadata | None = None
 
     def index_of(self, position: int) -> int:
         """

@@ -61,6 +61,7 @@ class ImageTask(Protocol):
 
     prompt: Any
     model: str | None
+    metadata_columns: Sequence[str]
     parameters: Mapping[str, Any] | None
     output_path: Any
     filename: str | None
@@ -125,7 +126,7 @@ class Arguments:
         prices = PriceList() if problems else self._price_list()
         try:
             plan = make_plan(
-                prompt=_drop_blank_fields(operator.prompt),
+                prompt=_drop_blank_fields(operator.prompt, metadata_columns=operator.metadata_columns),
                 arguments={
                     **{name: _blank_to_none(value) for name, value in parameters.items()},
                     **{
@@ -135,6 +136,7 @@ class Arguments:
                     },
                     "model": model,
                 },
+                metadata_columns=operator.metadata_columns,
                 fallback_models=fallback_models,
                 can_store=self.output_path is not None,
                 price=lambda request: prices.quote(request).usd,
@@ -258,12 +260,16 @@ def _blank_to_none(value: Any) -> Any:
     return None if _is_blank(value) else value
 
 
-def _drop_blank_fields(prompt: Any) -> Any:
+def _drop_blank_fields(prompt: Any, *, metadata_columns: Any) -> Any:
     """Return the prompt without blank fields, such as empty table cells; like blank arguments, they are unset."""
     if isinstance(prompt, Mapping):
-        return {name: value for name, value in prompt.items() if name == "prompt" or not _is_blank(value)}
+        kept = {"prompt", *(metadata_columns if isinstance(metadata_columns, (list, tuple)) else ())}
+        return {name: value for name, value in prompt.items() if name in kept or not _is_blank(value)}
     if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
-        return [_drop_blank_fields(each) if isinstance(each, Mapping) else each for each in prompt]
+        return [
+            _drop_blank_fields(each, metadata_columns=metadata_columns) if isinstance(each, Mapping) else each
+            for each in prompt
+        ]
     return prompt
 
 

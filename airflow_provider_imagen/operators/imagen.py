@@ -30,9 +30,10 @@ class ImagenGenerateOperator(BaseOperator):
     nothing twice (see the README, "What is guaranteed"). The return value is one URL per image in prompt order; XCom
     ``images`` holds one record per image, and XCom ``summary`` the counts and costs.
 
-    :param prompt: a string, or a list of strings or of mappings ``{"prompt": …, "name": …, <any API field>: …}``
-        whose fields override the arguments for that item; or an XComArg of these. A string that ends in ``.prompt``
-        names a template file. An empty list skips the task. (templated)
+    :param prompt: a string, or a list of strings or of mappings
+        ``{"prompt": …, "name": …, "metadata": {…}, <any API field>: …}`` whose fields override the arguments for that
+        item; or an XComArg of these. A string that ends in ``.prompt`` names a template file. An empty list skips the
+        task. (templated)
     :param model: model id; default: the connection's, else ``imagen-3.0-generate-002``. (templated)
     :param num_images: images per prompt, 1 to 4 for Imagen. (templated)
     :param aspect_ratio: ``1:1``, ``9:16``, ``16:9``, ``3:4`` or ``4:3`` for Imagen. (templated)
@@ -45,6 +46,9 @@ class ImagenGenerateOperator(BaseOperator):
     :param input_images: images to edit, for models that take them: a URL, a ``data:`` URI, a path object or a path
         string for ``ObjectStoragePath``, a record from another task's XCom ``images``, or a list of these. They are
         sent in the field that the chosen model uses. (templated)
+    :param metadata_columns: keys of the prompt mappings that are recorded with the images and never sent, such as
+        columns of a table; a mapping ``metadata`` in an item is recorded as well. Values are text, numbers, booleans,
+        dates or ``None``, and are recorded as text
     :param parameters: any other field of the model, by its API name. (templated)
     :param output_path: folder to store images in, as a string for ``ObjectStoragePath``
         (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``) or a path object; ``None`` stores
@@ -56,7 +60,7 @@ class ImagenGenerateOperator(BaseOperator):
         previews
     :param contact_sheet: store a labelled overview of the first 400 images beside them
     :param provenance: embed model, prompt and other metadata in each file; a mapping adds fields, or removes those
-        set to ``None``
+        set to ``None``; ``{"metadata": True}`` adds the item's metadata
     :param concurrency: maximum number of requests in flight in this task, 1 to 256
     :param requests_per_minute: maximum rate at which this task starts requests, 0.1 to 60000; ``None`` for no limit
     :param max_usd: spending cap of this task over all its attempts, in USD
@@ -117,6 +121,7 @@ class ImagenGenerateOperator(BaseOperator):
         add_watermark: bool | None = None,
         convert_base64_to_url: bool | None = None,
         input_images: Any = None,
+        metadata_columns: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
         output_path: str | Path | ObjectStoragePath | None = None,
         filename: str | None = None,
@@ -147,6 +152,7 @@ class ImagenGenerateOperator(BaseOperator):
         self.add_watermark = add_watermark
         self.convert_base64_to_url = convert_base64_to_url
         self.input_images = input_images
+        self.metadata_columns = metadata_columns
         self.parameters = parameters
         self.output_path = path_text(output_path)  # a task of Airflow 3.1 cannot render a pathlib.Path
         self.filename = filename

@@ -98,7 +98,8 @@ class ImageSink:
     :param ti_key: this task instance
     :param filename: name pattern
     :param provenance: ``True`` writes into each file what made it, ``False`` does not, a mapping changes, adds or
-        removes facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`)
+        removes facts (:meth:`~airflow_provider_imagen.storage.provenance.Provenance.changed`); in it,
+        ``"metadata": True`` adds the item's metadata
     :param image_format: format to convert to; ``None`` keeps the delivered one
     :param thumbnail_pixels: longer side of the previews; ``None`` for no previews
     :param stored_folders: ``folders`` of :class:`StoredFiles`
@@ -313,4 +314,9 @@ class ImageSink:
             ti_key=self._ti_key,
             created_at=datetime.fromtimestamp(response.at, UTC),
         )
-        return described if self._provenance is True else described.changed(self._provenance)
+        if self._provenance is True:
+            return described
+        changes = dict(self._provenance)
+        if changes.get("metadata") is True:
+            changes["metadata"] = item.metadata
+        return described.changed(changes)

@@ -17,12 +17,14 @@ from airflow_provider_imagen.catalogue.prompt_text import text_problem
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.journal.records import Target
+from airflow_provider_imagen.run.item_metadata import take_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow_provider_imagen.catalogue.pricing import PriceList, QuoteSource
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+    from airflow_provider_imagen.image_record import Metadata
 
 _OWN_KEYS = frozenset({"name"})
 """Keys of a prompt mapping that are ours and never sent to the API."""
@@ -75,6 +77,7 @@ class PromptItem(Struct, frozen=True):
     :param prompt: the text; empty for models without a prompt
     :param arguments: everything requested, under the names the author used
     :param images: number of images requested
+    :param metadata: values by name that are recorded with its images and never sent; ``None`` if the task has none
     :param is_superseded: paid for by a previous attempt and no longer requested
     """
 
@@ -83,6 +86,7 @@ class PromptItem(Struct, frozen=True):
     prompt: str
     arguments: Mapping[str, Any]
     images: int
+    metadata: Metadata | None = None
     is_superseded: bool = False
 
     @property
@@ -147,6 +151,7 @@ def make_plan(
     *,
     prompt: Any,
     arguments: Mapping[str, Any],
+    metadata_columns: Sequence[str] = (),
     fallback_models: Sequence[str] = (),
     can_store: bool,
     price: Callable[[ImageRequest], Decimal | None] = lambda _: None,
@@ -158,6 +163,7 @@ def make_plan(
     :param prompt: rendered: a string, a mapping, a list of either, or ``None`` for models without a prompt
     :param arguments: rendered, by API field name, including ``model``; ``None`` leaves a field to the model. An item's
         own mapping overrides them.
+    :param metadata_columns: keys of the items' mappings that are metadata, besides the mapping under ``metadata``
     :param fallback_models: models to use instead, in order, when the requested one is retired
     :param can_store: whether images can be stored, which base64 responses require
     :param price: returns the expected price of a request, in USD
@@ -168,7 +174,10 @@ def make_plan(
     problems: list[Problem] = []
     items: list[PromptItem] = []
     drafts: list[list[list[tuple[ImageRequest, ...]]]] = []  # requests by item, slot and model
-    entries = _entries(prompt, problems)
+    models = (arguments.get("model"), *fallback_models)
+    entries, metadata = take_metadata(
+        _entries(prompt, problems), columns=metadata_columns, models=models, problems=problems
+    )
     merged = [
         ({**arguments, **{name: value for name, value in entry.items() if name not in _OWN_KEYS}}, where)
         for entry, where in entries
@@ -177,11 +186,13 @@ def make_plan(
     for index, ((entry, where), requested) in enumerate(zip(entries, resolved, strict=True)):
         draft: list[list[tuple[ImageRequest, ...]]] = []
         try:
-            for request in build_requests(requested, can_store=can_store, where=where):
+            for request in build_requests(requested, can_store=can_store, where=where, item_keys=entry):
                 share = _share(requested, request)
                 draft.append([(request,)])
                 for model in fallback_models:
-                    draft[-1].append(build_requests({**share, "model": model}, can_store=can_store, where=where))
+                    draft[-1].append(
+                        build_requests({**share, "model": model}, can_store=can_store, where=where, item_keys=entry)
+                    )
         except InvalidArgumentsError as error:
             problems += error.problems
         name = name_from(entry.get("name"))
@@ -196,7 +207,7 @@ def make_plan(
         typed = {
             argument: body.get(argument, value) for argument, value in requested.items()
         }  # a template's "7" becomes 7
-        items.append(PromptItem(index, name, str(requested.get("prompt") or ""), typed, images))
+        items.append(PromptItem(index, name, str(requested.get("prompt") or ""), typed, images, metadata[index]))
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))
@@ -255,6 +266,7 @@ def _lay_out(
                 prompt_images=item.images,
                 prompt=item.prompt,
                 name=item.name,
+                metadata=item.metadata,
             )
             planned.append(PlannedRequest(f"{name}#{seen[name]}", request, target, price(request)))
             first_image += request.expected_images
@@ -304,6 +316,7 @@ def quote_plan(
     *,
     prompt: Any,
     arguments: Mapping[str, Any],
+    metadata_columns: Sequence[str] = (),
     prices: PriceList,
     resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]],
 ) -> PlanQuote:
@@ -312,11 +325,14 @@ def quote_plan(
 
     :param prompt: as in :func:`make_plan`
     :param arguments: by API field name, including ``model``
+    :param metadata_columns: as in :func:`make_plan`
     :param prices: live prices; the last known ones apply where it has none
     :param resolve: as in :func:`make_plan`
     :raises InvalidArgumentsError: with every problem of every item
     """
-    plan = make_plan(prompt=prompt, arguments=arguments, can_store=True, resolve=resolve)
+    plan = make_plan(
+        prompt=prompt, arguments=arguments, metadata_columns=metadata_columns, can_store=True, resolve=resolve
+    )
     quotes = [prices.quote(planned.request) for planned in plan.requests]
     sources = {quote.source for quote in quotes}
     known = [quote.usd for quote in quotes if quote.usd is not None]

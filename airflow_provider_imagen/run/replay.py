@@ -98,6 +98,7 @@ def _received(key: str, request: RequestState) -> ReceivedResponse | None:
             prompt=target.prompt,
             arguments={},
             images=target.prompt_images,
+            metadata=target.metadata,
             is_superseded=True,
         ),
         target=target,

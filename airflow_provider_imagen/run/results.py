@@ -128,6 +128,8 @@ class FinishedImage(Struct, frozen=True, eq=False):
             usd=float(usd) if usd is not None else None,
             inference_id=response.inference_id,
             client_request_id=response.client_request_id,
+            name=item.name,
+            metadata=item.metadata,
         )
 
 
@@ -172,6 +174,7 @@ class RequestWithoutImages(Struct, frozen=True):
             prompt=target.prompt if target else None,
             requested=target.images if target else None,
             made=0,
+            metadata=target.metadata if target else None,
         )
 
 
@@ -226,6 +229,7 @@ class Failure(Struct, frozen=True):
                 prompt=item.prompt,
                 requested=item.images,
                 made=self.made,
+                metadata=item.metadata,
             )
 
 
@@ -376,7 +380,8 @@ def _failure_line(error: ImagenError, **item: Any) -> FailureLine:
     """
     Return a line of the failures file.
 
-    :param item: what was requested and generated: ``prompt_index``, ``name``, ``prompt``, ``requested``, ``made``
+    :param item: what was requested and generated: ``prompt_index``, ``name``, ``prompt``, ``requested``, ``made``,
+        ``metadata``
     """
     outcome: Outcome = "failed"
     if isinstance(error, FilteredError):

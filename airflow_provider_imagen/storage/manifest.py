@@ -8,7 +8,8 @@ manifest, unless somebody else has written it since. The last writer has therefo
 Files are replaced atomically, so readers always see complete ones.
 
 ``load_dataset`` guesses splits from file names, so an image called ``train`` or ``test`` would hide the others. Pass
-``data_files="**"`` to turn that off.
+``data_files="**"`` to turn that off. It reads the columns and their types from the first 10 MB of the manifest. Pass
+``features`` if a column has no value there.
 
 Items without an image go to ``.imagen/failures/<identity>.jsonl``, because an ImageFolder ignores hidden folders.
 """

@@ -47,6 +47,7 @@ _NAMES: Final[dict[tuple[str, str], str]] = {
     (NAMESPACE, "EnhancedPrompt"): "enhanced_prompt",
     (NAMESPACE, "Seed"): "seed",
     (NAMESPACE, "Parameters"): "parameters",
+    (NAMESPACE, "Metadata"): "metadata",
     (NAMESPACE, "InferenceId"): "inference_id",
     (NAMESPACE, "DagId"): "dag_id",
     (NAMESPACE, "RunId"): "run_id",
@@ -70,6 +71,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     :param seed: the seed as sent, ``None`` if none was
     :param parameters: the other API fields as sent. Before they are written, URLs lose their query strings, which may
         hold signatures, and embedded images lose their data
+    :param metadata: values that were not sent, as text by name
     :param inference_id: the API's id of the paid request
     :param digital_source_type: IPTC's term for the kind of source; ``None`` omits it
     """
@@ -81,6 +83,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     enhanced_prompt: str | None = None
     seed: int | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str | None] | None = None
     inference_id: str | None = None
     digital_source_type: str | None = DIGITAL_SOURCE_TYPE
 
@@ -171,11 +174,11 @@ def read_provenance(data: bytes) -> dict[str, Any]:
                 found[name] = int(found[name])
             except ValueError:
                 del found[name]
-    if "parameters" in found:
+    for name in {"parameters", "metadata"} & found.keys():
         try:
-            found["parameters"] = json.loads(found["parameters"])
+            found[name] = json.loads(found[name])
         except ValueError:
-            del found["parameters"]
+            del found[name]
     return found
 
 
@@ -207,6 +210,7 @@ def _fitting_packet(provenance: Provenance, metadata: FileMetadata, file_format:
         shorter = replace(
             provenance,
             parameters={},
+            metadata=None,
             prompt=_shorten(_text(provenance.prompt) or "", limit),
             enhanced_prompt=None if enhanced is None else _shorten(str(enhanced), limit),
         )
@@ -227,6 +231,7 @@ def _properties(provenance: Provenance) -> Properties:
         "enhanced_prompt": _text(provenance.enhanced_prompt),
         "seed": _text(provenance.seed),
         "parameters": _parameters_text(provenance.parameters),
+        "metadata": json.dumps(provenance.metadata, ensure_ascii=False, default=str) if provenance.metadata else None,
         "inference_id": _text(provenance.inference_id),
         "dag_id": ti_key.dag_id,
         "run_id": ti_key.run_id,

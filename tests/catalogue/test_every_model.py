@@ -24,7 +24,7 @@ from airflow_provider_imagen.storage.inspect_image import inspect_image
 
 RECORD_KEYS = {
     "prompt_index", "image_index", "url", "path", "width", "height", "mime_type", "bytes", "sha256", "model", "seed",
-    "prompt", "enhanced_prompt", "usd", "inference_id", "client_request_id",
+    "prompt", "enhanced_prompt", "usd", "inference_id", "client_request_id", "name", "metadata",
 }  # fmt: skip
 
 

@@ -42,6 +42,7 @@ def operator() -> None:
         add_watermark=False,
         convert_base64_to_url=True,
         input_images=[Path("cat.png"), "https://example.com/cat.png"],
+        metadata_columns=["sku"],
         parameters={"negative_prompt": "people"},
         output_path=ObjectStoragePath("s3://aws_default@media/pictures"),
         filename="{name}-{image}.{extension}",
