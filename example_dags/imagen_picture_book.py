@@ -33,9 +33,10 @@ def imagen_picture_book():
     pages = ImagenGenerateOperator(
         task_id="pages",
         prompt=[
-            {"name": f"page-{number:02}", "prompt": f"The mouse in the image {scene}. It is {HERO}."}
-            for number, (scene, _) in enumerate(PAGES, start=1)
+            {"name": f"page-{number:02}", "prompt": f"The mouse in the image {scene}. It is {HERO}.", "text": text}
+            for number, (scene, text) in enumerate(PAGES, start=1)
         ],
+        metadata_columns=["text"],
         model="bytedance/seedream-v4-edit",
         input_images=hero.output["images"],
         aspect_ratio="4:3",
@@ -48,12 +49,12 @@ def imagen_picture_book():
     def bind(images):
         from html import escape
 
-        paths = [ObjectStoragePath(image["path"]) for image in images]
-        figures = [
-            f'<figure><img src="{path.name}" width="800"><figcaption>{escape(text)}</figcaption></figure>'
-            for path, (_, text) in zip(paths, PAGES, strict=True)
-        ]
-        book = paths[0].parent / "book.html"
+        figures = []
+        for image in images:
+            file = ObjectStoragePath(image["path"]).name
+            text = escape(image["metadata"]["text"])
+            figures.append(f'<figure><img src="{file}" width="800"><figcaption>{text}</figcaption></figure>')
+        book = ObjectStoragePath(images[0]["path"]).parent / "book.html"
         book.write_text("\n".join(['<!doctype html><meta charset="utf-8">', *figures]), encoding="utf-8")
         return str(book)
 

@@ -247,6 +247,7 @@ def test_every_page_of_the_picture_book_refers_to_the_hero(
     hero = f"data:image/png;base64,{b64encode((folder / 'hero.png').read_bytes()).decode()}"
     sent = [request.json for request in sandbox.seen("/v1/images/generations")]
     assert [request.get("image_urls") for request in sent] == [None, *[[hero]] * 4]
+    assert not any("text" in request for request in sent)
 
     book = (folder / "book.html").read_text("utf-8")
     assert re.findall(r'src="(.+?)"', book) == [f"page-{number:02}.png" for number in range(1, 5)]
