@@ -31,7 +31,7 @@ def table(mark: str) -> list[list[str]]:
 
 
 class FolderInsteadOfS3:
-    """What the page's code calls of boto3, which is not installed here; the versions differ in what they put there."""
+    """The one method of a boto3 client that the page uses, for tests without boto3 and S3."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,15 +50,14 @@ def run_version(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[str, str], tuple[Any, list[str]]]:
-    """Return a function that runs one version with a fault, and returns a row of the page's table, and XCom."""
+    """Return a function that runs a version with a fault, and returns its XCom and its cells of the page's table."""
     connection = {"conn_type": "http", "host": sandbox.url, "password": sandbox.api_key}
     monkeypatch.setenv("AIRFLOW_CONN_AIMLAPI", json.dumps(connection))
 
     def run(code: str, fault: str) -> tuple[Any, list[str]]:
         work = tmp_path / str(len(list(tmp_path.iterdir())))
         work.mkdir()
-        boto3 = SimpleNamespace(client=lambda service: FolderInsteadOfS3(work))
-        monkeypatch.setitem(sys.modules, "boto3", boto3)
+        monkeypatch.setitem(sys.modules, "boto3", SimpleNamespace(client=lambda service: FolderInsteadOfS3(work)))
         (work / "dag.py").write_text(code.replace("s3://aws_default@media", str(work / "media")))
         dag_bag, _ = get_dag_bag()
         (dag,) = dag_bag(dag_folder=str(work / "dag.py")).dags.values()
