@@ -25,6 +25,7 @@ from PIL import Image
 from airflow_provider_imagen._compat import get_dag_bag
 from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.commands.dag_models import find_models
+from airflow_provider_imagen.storage.provenance import read_provenance
 
 try:
     from airflow.sdk.exceptions import ParamValidationError
@@ -256,6 +257,21 @@ def test_every_page_of_the_picture_book_refers_to_the_hero(
     prompts = {line["file_name"]: line["prompt"] for line in lines}
     assert ("mitten" in texts[0], "under its bed" in prompts["page-01.png"]) == (True, True)
     assert ("tracks" in texts[2], "tracks in deep snow" in prompts["page-03.png"]) == (True, True)
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_the_campaign_groups_its_images_and_writes_the_columns_into_the_files(
+    bag: Any, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = run_dag(bag.dags["imagen_campaign"], run_conf={"output_path": str(tmp_path)})
+
+    campaigns = run.get_task_instance("by_campaign").xcom_pull(task_ids="by_campaign")
+    assert {name: [Path(path).stem for path in paths] for name, paths in campaigns.items()} == {
+        "spring": ["teapot", "mug"],
+        "autumn": ["poster", "lamp"],
+    }
+    embedded = read_provenance(Path(campaigns["autumn"][1]).read_bytes())["metadata"]
+    assert embedded == {"sku": "L-052", "campaign": "autumn", "alt_text": None}
 
 
 @pytest.mark.usefixtures("imagen_connection")

@@ -210,7 +210,6 @@ def _fitting_packet(provenance: Provenance, metadata: FileMetadata, file_format:
         shorter = replace(
             provenance,
             parameters={},
-            metadata=None,
             prompt=_shorten(_text(provenance.prompt) or "", limit),
             enhanced_prompt=None if enhanced is None else _shorten(str(enhanced), limit),
         )

@@ -308,6 +308,18 @@ def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id:
     ann.evaluate("localStorage.setItem('theme', 'light')")
 
 
+def test_the_search_in_the_run_tab_finds_images_of_all_tasks(ann: Page, airflow: Airflow, run_id: str) -> None:
+    frame = ann.frame_locator("iframe[title=Pictures]")
+    frame.get_by_role("searchbox", name="Search prompts, names and metadata").fill("raccoon WATERCOLOUR")
+    ann.keyboard.press("Enter")
+    expect(frame.get_by_text("3 images match.")).to_be_visible()
+    expect(frame.locator("a.card")).to_have_count(3)
+    expect(frame.get_by_text("page: 2")).to_have_count(2)
+    _screenshot(ann, "05-run-tab-search")
+    frame.get_by_role("link", name="Show all").click()
+    expect(frame.locator("a.card")).to_have_count(13)
+
+
 def test_the_task_button_opens_its_images(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}/tasks/posters/details")
     link = ann.get_by_role("link", name="Pictures", exact=True)

@@ -20,7 +20,7 @@ PROMPTS = [
 def many_pictures():
     ImagenGenerateOperator(
         task_id="posters",
-        prompt=PROMPTS,
+        prompt=[{"prompt": prompt, "metadata": {"page": page}} for page, prompt in enumerate(PROMPTS, start=1)],
         num_images=2,
         seed=7,
         aspect_ratio="3:4",

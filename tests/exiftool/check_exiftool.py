@@ -26,6 +26,7 @@ PROVENANCE = Provenance(
     enhanced_prompt="a very red fox",
     seed=5,
     parameters={"aspect_ratio": "1:1"},
+    metadata={"campaign": "Frühling", "page": None},
     inference_id="inf-1",
 )
 
@@ -60,6 +61,7 @@ def test_exiftool_reads_every_property_and_finds_no_errors(source, mode, options
         "XMP-imagen:EnhancedPrompt": "a very red fox",
         "XMP-imagen:Seed": 5,
         "XMP-imagen:Parameters": '{"aspect_ratio": "1:1"}',
+        "XMP-imagen:Metadata": '{"campaign": "Frühling", "page": null}',
         "XMP-imagen:InferenceId": "inf-1",
         "XMP-imagen:DagId": "daily",
         "XMP-imagen:RunId": "r1",

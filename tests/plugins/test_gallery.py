@@ -690,6 +690,7 @@ def test_a_manifest_shows_only_the_lines_of_its_own_task(painted: Any, forged: A
 HARMLESS = {
     *("html", "head", "meta", "title", "script", "link", "body", "a", "header", "nav", "ol", "ul", "li", "main", "div"),
     *("h1", "h2", "h3", "dl", "dt", "dd", "p", "section", "span", "img", "figure", "code", "button", "pre"),
+    *("form", "label", "input"),
 }
 
 
@@ -707,7 +708,7 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.add(tag)
         self.attributes |= {name for name, _ in attrs}
-        self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "action")]
         if tag == "script":
             self.scripts.append(dict(attrs).get("src"))
 
@@ -728,6 +729,7 @@ def test_hostile_text_stays_text(forged: Any, visit: Any, tmp_path: Path) -> Non
     records = []
     for number, text in enumerate(HOSTILE):
         texts = {"prompt": text, "enhanced_prompt": text, "model": text, "inference_id": text, "url": text}
+        texts |= {"name": text, "metadata": {text: text, "alt_text": text}}
         records += [record(prompt_index=number, **texts, **file), record(prompt_index=number, image_index=1, **texts)]
     gallery = forged(records)
     ann = visit()

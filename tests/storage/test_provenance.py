@@ -100,8 +100,10 @@ def test_pixels_and_other_metadata_are_kept_bit_for_bit(name, provenance):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_provenance_round_trips(name, provenance):
-    found = read_provenance(embed(VARIANTS[name], provenance).data)
+    metadata = {"campaign": "Frühling <1>", "page": None}
+    found = read_provenance(embed(VARIANTS[name], replace(provenance, metadata=metadata)).data)
     assert found == {
+        "metadata": metadata,
         "digital_source_type": DIGITAL_SOURCE_TYPE,
         "prompt": provenance.prompt,
         "enhanced_prompt": "a very red fox",
@@ -417,6 +419,13 @@ def test_a_long_prompt_is_shortened_only_where_the_format_requires_it(provenance
     assert len(found["prompt"]) == 8_000
     assert found["prompt"].endswith("ß…")
     assert found["seed"] == long.seed
+
+
+@pytest.mark.parametrize("character", ["x", "🦊", "&", '"', "\n"])
+def test_the_most_metadata_that_an_item_may_have_fits_into_a_jpeg_with_a_long_prompt(provenance, character):
+    metadata = {f"{number:064}": character * 5_000 if number < 2 else None for number in range(64)}
+    full = replace(provenance, prompt="ß" * 60_000, enhanced_prompt="x" * 60_000, metadata=metadata)
+    assert read_provenance(embed(VARIANTS["jpeg"], full).data)["metadata"] == metadata
 
 
 def test_a_jpeg_without_room_for_the_packet_is_left_alone(provenance):

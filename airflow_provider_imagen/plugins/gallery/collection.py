@@ -11,7 +11,7 @@ import asyncio
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+    from airflow_provider_imagen.plugins.gallery.image_search import ImageSearch
     from airflow_provider_imagen.run_report import RunSummary
 
 FRESH_SECONDS: Final = 10.0
@@ -100,6 +101,31 @@ class Summaries:
     def notes(self) -> list[str]:
         """Sentences about what the total leaves out."""
         return [f"{self.uncounted} more tasks are not counted yet. Reload to count on."] if self.uncounted else []
+
+
+@dataclass(frozen=True)
+class Matches:
+    """
+    The result of a search in task instances.
+
+    :param tasks: those searched, each with its matching images only
+    :param unsearched: number of task instances that were not searched for lack of time
+    """
+
+    tasks: list[TaskImages]
+    unsearched: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of matching images."""
+        return sum(len(task.images) for task in self.tasks)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what was not searched."""
+        if not self.unsearched:
+            return []
+        return [f"{self.unsearched} more tasks could not be searched in time. Search on their own pages."]
 
 
 class Memory(Generic[Result]):
@@ -182,7 +208,12 @@ class Memory(Generic[Result]):
 
 def _estimated_bytes(found: TaskImages) -> int:
     """Return an estimate of the memory that these records take."""
-    texts = (text for image in found.images for text in (image.prompt, image.enhanced_prompt, image.path, image.url))
+    texts = (
+        text
+        for image in found.images
+        for values in (image.metadata or {},)
+        for text in (image.prompt, image.enhanced_prompt, image.path, image.url, image.name, *values, *values.values())
+    )
     return 500 * (1 + len(found.images)) + sum(sys.getsizeof(text) for text in texts if text)
 
 
@@ -251,6 +282,35 @@ class Collection:
             run_id: await self.list_summaries(api, dag_id=dag_id, run_id=run_id, seconds=seconds) for run_id in run_ids
         }
         return {run_id: summaries for run_id, summaries in read.items() if summaries.tasks}
+
+    async def search(
+        self,
+        api: AirflowApi,
+        summaries: list[TaskSummary],
+        search: ImageSearch,
+        *,
+        seconds: float = COUNT_SECONDS,
+    ) -> Matches:
+        """
+        Search the images of task instances, in their order.
+
+        Each takes two calls to Airflow's API, so very many are searched only as far as the time allows.
+
+        :param seconds: time after which no more task instances are searched
+        """
+        tis = [summary.ti for summary in summaries if summary.summary.made]
+        deadline = self._clock() + seconds
+        tasks: list[TaskImages] = []
+        for start in range(0, len(tis), _READS_AT_ONCE):
+            if start and self._clock() > deadline:
+                return Matches(tasks, unsearched=len(tis) - start)
+            found = await asyncio.gather(*(self.get_task(api, ti) for ti in tis[start : start + _READS_AT_ONCE]))
+            tasks += [await self.filter(task, search) for task in found]
+        return Matches(tasks)
+
+    async def filter(self, task: TaskImages, search: ImageSearch) -> TaskImages:
+        """Return the results of a task instance with the images that match a search; all of them without one."""
+        return replace(task, images=await self.in_thread(partial(search.filter, task.images))) if search else task
 
     async def read_problems(self, summary: TaskSummary) -> tuple[list[Problem], str | None]:
         """Return the failed items and, if they cannot be read, a notice."""

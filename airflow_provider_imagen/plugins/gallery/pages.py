@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -62,12 +62,38 @@ class Pager:
 
 
 @dataclass(frozen=True)
+class SearchForm:
+    """
+    The search form of a page.
+
+    :param address: URL of the page without a search
+    :param query: the words searched for; empty for no search
+    :param found: number of images found
+    """
+
+    address: str
+    query: str
+    found: int
+
+    @property
+    def action(self) -> str:
+        """URL that the form is sent to, without its query string, which browsers would drop."""
+        return urlsplit(self.address).path
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """Names and values of the query string, for hidden fields."""
+        return parse_qsl(urlsplit(self.address).query)
+
+
+@dataclass(frozen=True)
 class Section:
     """
     Images and problems under one heading.
 
     :param title: heading; empty for none
     :param href: link target of the heading
+    :param count: number of images, of which ``images`` may be a part
     :param notes: sentences under the heading
     """
 
@@ -75,6 +101,7 @@ class Section:
     href: str | None = None
     summary: RunSummary | None = None
     images: list[GalleryImage] = field(default_factory=list)
+    count: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 from urllib.parse import quote
@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
-from airflow_provider_imagen.plugins.gallery.collection import Collection
+from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Collection
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
@@ -30,10 +30,12 @@ from airflow_provider_imagen.plugins.gallery.files import (
     media_type,
     open_image_file,
 )
+from airflow_provider_imagen.plugins.gallery.image_search import MAX_QUERY_CHARACTERS, ImageSearch
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
     Pages,
+    SearchForm,
     Section,
     image_sources,
     read_static,
@@ -81,6 +83,7 @@ MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 Show = Literal["pictures", "problems"]
+SearchQuery = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
 
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
@@ -136,22 +139,28 @@ async def show_task(
     map_index: MapIndex = -1,
     page: PageNumber = 1,
     show: Show = "pictures",
+    q: SearchQuery = "",
 ) -> Response:
-    """Show the images of one task instance, below its first problems."""
+    """Show the images of one task instance, or those that match a search, below the first problems."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    search = ImageSearch(q)
     async with AirflowApi(request) as api:
         found = await collection.get_task(api, ti)
         empty = "" if found.images or found.notice else await _explain_empty_task(api, found)
     problems, unreadable = await collection.read_problems(found.summary) if found.summary else ([], None)
+    images = (await collection.filter(found, search)).images
+    problems = search.filter(problems)
     pages = Pages(_root(request))
-    items = len(problems if show == "problems" else found.images)
-    pager = _pager(page, items, IMAGES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number))
+    items = len(problems if show == "problems" else images)
+    pager = _pager(
+        page, items, IMAGES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number, q=search.query or None)
+    )
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
     if show == "problems":
         section = Section(problems=problems[part], notes=[unreadable] if unreadable else [])
     else:
         section = Section(
-            images=found.images[part],
+            images=images[part],
             problems=problems[:MAX_PROBLEMS_ABOVE_IMAGES] if pager.number == 1 else [],
             notes=[note for note in (found.notice, unreadable) if note],
         )
@@ -164,6 +173,7 @@ async def show_task(
         dag_id=dag_id,
         run_id=run_id,
         summary=found.summary.summary if found.summary else None,
+        search=SearchForm(pages.task(ti), search.query, items) if found.images and show == "pictures" else None,
         sections=[section],
         pager=pager,
         empty=empty,
@@ -173,12 +183,21 @@ async def show_task(
 
 
 @app.get("/run", dependencies=[may_read])
-async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, show: Show = "pictures") -> Response:
-    """Show the images or problems of all tasks in a run."""
+async def show_run(
+    request: Request,
+    dag_id: Id,
+    run_id: Id,
+    page: PageNumber = 1,
+    show: Show = "pictures",
+    q: SearchQuery = "",
+) -> Response:
+    """Show the images of all tasks in a run, those that match a search, or the problems."""
     pages = Pages(_root(request))
+    search = ImageSearch(q)
+    form = None
     async with AirflowApi(request) as api:
         counted = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
-        summaries = counted.tasks
+        summaries, notes = counted.tasks, counted.notes
         run = None if summaries else await api.get_run(dag_id=dag_id, run_id=run_id)
         if show == "problems":
             incomplete = [summary for summary in summaries if summary.summary.problems]
@@ -190,11 +209,19 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
                 await _problem_section(pages, summary) for summary in incomplete[first : first + TASKS_PER_PAGE]
             ]
         else:
-            count = sum(summary.summary.made for summary in summaries)
-            pager = _pager(page, count, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n))
-            sections = await _image_sections(
-                api, pages, summaries, first=(pager.number - 1) * IMAGES_PER_PAGE, most=IMAGES_PER_PAGE
+            matches = await collection.search(api, summaries, search) if search else None
+            count = sum(summary.summary.made for summary in summaries) if matches is None else matches.count
+            pager = _pager(
+                page, count, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n, q=search.query or None)
             )
+            first = (pager.number - 1) * IMAGES_PER_PAGE
+            if matches is None:
+                tasks = await _read_slice(api, summaries, first=first, most=IMAGES_PER_PAGE)
+            else:
+                tasks = _slice(matches.tasks, first=first, most=IMAGES_PER_PAGE)
+                notes = [*notes, *matches.notes]
+            sections = _image_sections(pages, tasks)
+            form = SearchForm(pages.run(dag_id, run_id), search.query, count) if summaries else None
     total = counted.total
     empty = "" if summaries else _explain_empty_run(run)
     if show == "problems" and summaries and not sections:
@@ -208,32 +235,42 @@ async def show_run(request: Request, dag_id: Id, run_id: Id, page: PageNumber = 
         dag_id=dag_id,
         run_id=run_id,
         summary=total if summaries else None,
+        search=form,
         sections=sections,
         pager=pager,
         empty=empty,
-        notes=counted.notes,
+        notes=notes,
         more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and total.problems else None,
     )
 
 
 @app.get("/dag", dependencies=[may_read])
-async def show_dag(request: Request, dag_id: Id) -> Response:
-    """Show the latest runs of a DAG that have images."""
+async def show_dag(request: Request, dag_id: Id, q: SearchQuery = "") -> Response:
+    """Show the latest runs of a DAG that have images, or images that match a search."""
     pages = Pages(_root(request))
+    search = ImageSearch(q)
     sections = []
     async with AirflowApi(request) as api:
         newest = await collection.list_newest(api, dag_id=dag_id, runs=MAX_RUNS)
         for run_id, counted in newest.items():
-            parts = await _image_sections(api, pages, counted.tasks, first=0, most=IMAGES_PER_RUN)
-            sections.append(
-                Section(
-                    title=run_id,
-                    href=pages.run(dag_id, run_id),
-                    summary=counted.total,
-                    images=[image for part in parts for image in part.images],
-                    notes=[*counted.notes, *dict.fromkeys(note for part in parts for note in part.notes)],
-                )
+            notes, count = counted.notes, counted.total.made
+            if search:
+                seconds = COUNT_SECONDS / MAX_RUNS
+                matches = await collection.search(api, counted.tasks, search, seconds=seconds)
+                notes, count = [*notes, *matches.notes], matches.count
+                parts = _slice(matches.tasks, first=0, most=IMAGES_PER_RUN)
+            else:
+                parts = await _read_slice(api, counted.tasks, first=0, most=IMAGES_PER_RUN)
+            section = Section(
+                title=run_id,
+                href=pages.run(dag_id, run_id, q=search.query or None),
+                summary=counted.total,
+                images=[image for part in parts for image in part.images],
+                count=count,
+                notes=[*notes, *dict.fromkeys(part.notice for part in parts if part.notice)],
             )
+            if section.images or section.notes or not search:
+                sections.append(section)
     return _page(
         request,
         "gallery.html",
@@ -243,9 +280,10 @@ async def show_dag(request: Request, dag_id: Id) -> Response:
         dag_id=dag_id,
         run_id=None,
         summary=None,
+        search=SearchForm(pages.dag(dag_id), search.query, sum(each.count for each in sections)) if newest else None,
         sections=sections,
         pager=None,
-        empty="" if sections else "No run of this DAG has generated images yet.",
+        empty="" if newest else "No run of this DAG has generated images yet.",
         notes=[],
         more_problems=None,
     )
@@ -352,7 +390,7 @@ def _page(
     shown = images or [image for section in values.get("sections", ()) for image in section.images]
     policy = (
         f"default-src 'none'; img-src {image_sources(shown)}; style-src 'self'; script-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
     )
     html = Pages(_root(request)).render(template, **values)
     return HTMLResponse(html, status_code=status, headers={"Content-Security-Policy": policy})
@@ -373,30 +411,46 @@ def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]
     return Pager(number, count, {n: address(n) for n in (number - 1, number + 1) if 1 <= n <= count})
 
 
-async def _image_sections(
-    api: AirflowApi, pages: Pages, summaries: list[TaskSummary], *, first: int, most: int
-) -> list[Section]:
+async def _read_slice(api: AirflowApi, summaries: list[TaskSummary], *, first: int, most: int) -> list[TaskImages]:
     """
-    Return a slice of the images of several task instances, one section per task.
-
-    Only task instances with images in the slice are read. Instances of a mapped task share a section.
+    Return a slice of the images of several task instances. Only those with images in the slice are read.
 
     :param first: index of the first image
     :param most: maximum number of images
     """
-    sections: dict[str, Section] = {}
+    tasks = []
     start = 0
     for summary in summaries:
         end = start + summary.summary.made
         if end > first and start < first + most:
             found = await collection.get_task(api, summary.ti)
-            ti = summary.ti
-            href = pages.task(ti) if ti.map_index < 0 else None
-            section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
-            section.images.extend(found.images[max(first - start, 0) : first + most - start])
-            if found.notice and found.notice not in section.notes:
-                section.notes.append(found.notice)
+            tasks.append(replace(found, images=found.images[max(first - start, 0) : first + most - start]))
         start = end
+    return tasks
+
+
+def _slice(tasks: list[TaskImages], *, first: int, most: int) -> list[TaskImages]:
+    """Return a slice of images that have been read, and the task instances whose images could not be."""
+    found = []
+    start = 0
+    for task in tasks:
+        images = task.images[max(first - start, 0) : max(first + most - start, 0)]
+        if images or (task.notice and first == 0):
+            found.append(replace(task, images=images))
+        start += len(task.images)
+    return found
+
+
+def _image_sections(pages: Pages, tasks: list[TaskImages]) -> list[Section]:
+    """Return one section per task; the instances of a mapped task share a section."""
+    sections: dict[str, Section] = {}
+    for found in tasks:
+        ti = found.ti
+        href = pages.task(ti) if ti.map_index < 0 else None
+        section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
+        section.images.extend(found.images)
+        if found.notice and found.notice not in section.notes:
+            section.notes.append(found.notice)
     return list(sections.values())
 
 

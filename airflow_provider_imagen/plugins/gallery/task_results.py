@@ -56,6 +56,11 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
         """Whether it is an SVG, which is offered only as a download because it may hold scripts."""
         return self.mime_type == SVG_MIME_TYPE
 
+    @property
+    def alt_text(self) -> str:
+        """The description for people who cannot see the image: the metadata value of this name, else the prompt."""
+        return (self.metadata or {}).get("alt_text") or self.prompt
+
 
 class Problem(FailureLine, frozen=True, kw_only=True):
     """One prompt that did not yield all its images, and the task instance that it belongs to."""
@@ -118,10 +123,15 @@ def _read(kind: type[Struct], values: Mapping[str, Any]) -> dict[str, Any]:
     """
     record = read_record(kind, values)
     fields = asdict(record) if record is not None else {}
-    return {
-        name: value.encode(errors="replace").decode() if isinstance(value, str) else value
-        for name, value in fields.items()
-    }
+    return {name: _to_encodable(value) for name, value in fields.items()}
+
+
+def _to_encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {_to_encodable(name): _to_encodable(part) for name, part in value.items()}
+    return value
 
 
 def manifest_of(value: Any) -> str | None:
