@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from datetime import timedelta
 from email import message_from_bytes
 from email.policy import default as email_policy
@@ -41,6 +42,9 @@ EXAMPLES = Path(__file__).parents[1] / "example_dags"
 NEEDS_A_PERSON = {"imagen_approve", "imagen_pick_best"}
 """These wait for a person; the browser test runs them."""
 
+NEEDS_ANOTHER_PROVIDER = {"imagen_quality_gate"}
+"""Runs in tests/common_ai, where Airflow's common-ai provider is installed."""
+
 NEEDS_AN_EVENT = {"imagen_asset_consumer"}
 """Runs when its asset changes; the scheduler test shows it."""
 
@@ -54,7 +58,7 @@ def bag() -> Any:
 def _runnable() -> list[str]:
     names = [path.stem for path in EXAMPLES.glob("imagen_*.py")]
     names = [name for name in names if name != "imagen_assets"] + ["imagen_asset_producer"]
-    return sorted(set(names) - NEEDS_A_PERSON)
+    return sorted(set(names) - NEEDS_A_PERSON - NEEDS_ANOTHER_PROVIDER)
 
 
 @pytest.mark.parametrize("dag_id", _runnable())
@@ -209,12 +213,17 @@ def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
     assert "No data found" in airflow("dags", "list-import-errors", "--local")
     out = airflow("dags", "list", "--local", "--output", "json")
     listed = json.loads(out[out.index("[{") :])  # after a warning that graphviz is missing
-    assert {dag["dag_id"] for dag in listed} == {*_runnable(), *NEEDS_A_PERSON, *NEEDS_AN_EVENT}
+    assert {dag["dag_id"] for dag in listed} == {
+        *_runnable(),
+        *NEEDS_A_PERSON,
+        *NEEDS_ANOTHER_PROVIDER,
+        *NEEDS_AN_EVENT,
+    }
 
 
 def test_the_examples_load_without_errors_and_are_documented(bag: Any) -> None:
     assert bag.import_errors == {}
-    assert set(bag.dags) == {*_runnable(), *(NEEDS_A_PERSON & {p.stem for p in EXAMPLES.glob("*.py")}), *NEEDS_AN_EVENT}
+    assert set(bag.dags) == {*_runnable(), *NEEDS_A_PERSON, *NEEDS_ANOTHER_PROVIDER, *NEEDS_AN_EVENT}
     for dag in bag.dags.values():
         assert {"imagen", "example"} <= set(dag.tags), dag.dag_id
         assert dag.doc_md.strip().startswith("###"), dag.dag_id
@@ -227,6 +236,27 @@ def test_the_batch_names_its_files_after_the_rows(bag: Any, run_dag: Callable[..
     folder = tmp_path / run.run_id
     assert sorted(path.name for path in folder.glob("*.png")) == ["C-230.png", "P-417.png", "T-100.png"]
     assert len((folder / "metadata.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_every_page_of_the_picture_book_refers_to_the_hero(
+    bag: Any, run_dag: Callable[..., Any], sandbox: Sandbox, tmp_path: Path
+) -> None:
+    run = run_dag(bag.dags["imagen_picture_book"], run_conf={"output_path": str(tmp_path)})
+
+    folder = tmp_path / run.run_id
+    hero = f"data:image/png;base64,{b64encode((folder / 'hero.png').read_bytes()).decode()}"
+    sent = [request.json for request in sandbox.seen("/v1/images/generations")]
+    assert [request.get("image_urls") for request in sent] == [None, *[[hero]] * 4]
+    assert not any("text" in request for request in sent)
+
+    book = (folder / "book.html").read_text("utf-8")
+    assert re.findall(r'src="(.+?)"', book) == [f"page-{number:02}.png" for number in range(1, 5)]
+    texts = re.findall(r"<figcaption>(.+?)</figcaption>", book)
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    prompts = {line["file_name"]: line["prompt"] for line in lines}
+    assert ("mitten" in texts[0], "under its bed" in prompts["page-01.png"]) == (True, True)
+    assert ("tracks" in texts[2], "tracks in deep snow" in prompts["page-03.png"]) == (True, True)
 
 
 @pytest.mark.usefixtures("imagen_connection")

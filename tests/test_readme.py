@@ -82,9 +82,11 @@ def test_an_example_in_the_readme_matches_its_file(name: str) -> None:
     assert shown.startswith(f"```python\n{textwrap.dedent(region).strip()}\n```\n")
 
 
-def test_every_example_is_quoted_in_the_readme() -> None:
+def test_every_example_is_quoted_in_the_readme_or_on_a_page_of_its_own() -> None:
+    pages = [path.read_text("utf-8") for path in (ROOT / "docs" / "examples").glob("*.md")]
     for path in (ROOT / "example_dags").glob("*.py"):
-        assert f"<!-- example: {path.stem} -->" in README, path.name
+        marks = (f"<!-- example: {path.stem} -->", f"<!-- file: example_dags/{path.name} -->")
+        assert any(mark in text for text in (README, *pages) for mark in marks), path.name
 
 
 def test_the_readme_names_every_summary_key() -> None:

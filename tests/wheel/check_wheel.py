@@ -130,6 +130,23 @@ def test_the_tests_of_a_dag_in_the_readme_pass_in_a_new_project(tmp_path: Path, 
     assert list(home.iterdir()) == []
 
 
+def test_the_commands_on_the_page_of_the_picture_book_make_one(tmp_path: Path) -> None:
+    page = (EXAMPLES.parent / "docs" / "examples" / "picture-book.md").read_text("utf-8")
+    commands = page.split("<!-- run -->\n```bash\n", 1)[1].split("\n```", 1)[0]
+    done = subprocess.run(
+        ["bash", "-ec", commands],
+        env={"HOME": str(tmp_path), "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (book,) = tmp_path.glob("imagen-pictures/*/book.html")
+    assert book.with_name("page-04.png").is_file()
+
+
 def test_the_dependencies_are_complete(environment: dict[str, str]) -> None:
     run(environment, "python", "-m", "pip", "check")
 
