@@ -1,4 +1,4 @@
-"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples and reconcile."""
+"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples, reconcile and whois."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from airflow_provider_imagen.commands.examples_command import add_examples
 from airflow_provider_imagen.commands.models_command import add_models
 from airflow_provider_imagen.commands.reconcile_command import add_reconcile
 from airflow_provider_imagen.commands.sandbox_command import add_sandbox
+from airflow_provider_imagen.commands.whois_command import add_whois
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,7 @@ def add_commands(commands: Any) -> None:
     add_check(commands)
     add_examples(commands)
     add_reconcile(commands)
+    add_whois(commands)
 
 
 def _add_demo(commands: Any) -> None:
