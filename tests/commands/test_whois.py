@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
 from PIL import Image
+from stored_images import MODEL, store_images
 
 from airflow_provider_imagen.cli import main
-from airflow_provider_imagen.hooks.imagen import ImagenHook
-from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.storage.manifest import manifest_line, write_manifest
-from airflow_provider_imagen.storage.provenance import Provenance
-from airflow_provider_imagen.storage.save_image import save_image
-from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,30 +20,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-MODEL = "imagen-3.0-generate-002"
-TASK = TaskInstanceKey(dag_id="postcards", task_id="paint", run_id="scheduled__2026-11-01")
-
 
 @pytest.fixture
 def folder(imagen_connection: str, tmp_path: Path) -> Path:
-    """Return a folder with the images of two prompts, as a task leaves it."""
-    output = tmp_path / "pictures"
-    hook = ImagenHook()
-    lines = []
-    for number, prompt in enumerate(["A lighthouse", "A harbour"]):
-        (generation,) = hook.generate_images(prompt, model=MODEL, seed=7)
-        known = {"prompt": prompt, "model": MODEL, "seed": 7, "inference_id": generation.inference_id}
-        saved = save_image(
-            hook.download(generation.urls[0]),
-            folder=output,
-            stem=f"{number:03}",
-            provenance=Provenance(ti_key=TASK, **known),
-            thumbnail_pixels=32,
-        )
-        record = ImageRecord.of(saved.file, usd=float(generation.usd or 0), **known)
-        lines.append(manifest_line(record, saved.file, ti_key=TASK, created_at=datetime.now(UTC)))
-    write_manifest(output, ti_key=TASK, lines=lines)
-    hook.close()
+    """Return a folder with the images of two prompts."""
+    store_images(output := tmp_path / "pictures", [{"prompt": "A lighthouse", "seed": 7}, "A harbour"])
     return output
 
 
@@ -102,10 +77,10 @@ def test_an_image_leads_to_its_task_prompt_and_cost(
 
 
 def test_the_facts_are_printed_one_per_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["whois", str(folder / "000.png")]) == 0
+    assert main(["whois", str(folder / "run-000-0.png")]) == 0
 
     shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert shown[0] == str(folder / "000.png")
+    assert shown[0] == str(folder / "run-000-0.png")
     for line in (
         "DAG           postcards",
         "Prompt        A lighthouse",
@@ -122,7 +97,7 @@ def test_the_facts_are_printed_one_per_line(folder: Path, capsys: pytest.Capture
 def test_a_renamed_copy_without_a_manifest_is_identified_by_its_metadata(
     whois: Any, folder: Path, tmp_path: Path
 ) -> None:
-    copy = shutil.copy(folder / "001.png", tmp_path / "mail-attachment.png")
+    copy = shutil.copy(folder / "run-001-0.png", tmp_path / "mail-attachment.png")
     status, (row,) = whois(copy)
 
     assert (status, row["evidence"], row["is_unchanged"], row["folder"]) == (0, "metadata", None, None)
@@ -130,17 +105,17 @@ def test_a_renamed_copy_without_a_manifest_is_identified_by_its_metadata(
 
 
 def test_a_renamed_copy_is_found_in_a_manifest_by_its_digest(whois: Any, folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copy(folder / "001.png", tmp_path / "mail-attachment.png")
+    copy = shutil.copy(folder / "run-001-0.png", tmp_path / "mail-attachment.png")
     status, (row,) = whois(copy, "--folder", folder)
 
-    assert (status, row["evidence"], row["is_unchanged"], row["file_name"]) == (0, "digest", True, "001.png")
+    assert (status, row["evidence"], row["is_unchanged"], row["file_name"]) == (0, "digest", True, "run-001-0.png")
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "AVIF"])
 def test_a_conversion_that_keeps_the_metadata_is_identified_by_it(
     whois: Any, folder: Path, tmp_path: Path, image_format: str
 ) -> None:
-    with Image.open(folder / "000.png") as image:
+    with Image.open(folder / "run-000-0.png") as image:
         image.convert("RGB").save(converted := tmp_path / "converted", image_format, xmp=image.info["xmp"])
     status, (row,) = whois(converted, "--folder", folder)
 
@@ -148,13 +123,17 @@ def test_a_conversion_that_keeps_the_metadata_is_identified_by_it(
         assert (status, row["evidence"]) == (1, None)
     else:
         assert (status, row["evidence"], row["is_unchanged"]) == (0, "metadata", False)
-        assert (row["file_name"], row["prompt"], row["usd"]) == ("000.png", "A lighthouse", entries(folder)[0]["usd"])
+        assert (row["file_name"], row["prompt"], row["usd"]) == (
+            "run-000-0.png",
+            "A lighthouse",
+            entries(folder)[0]["usd"],
+        )
 
 
 def test_a_reencoded_copy_without_metadata_is_unknown(
     whois: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = without_metadata(folder / "000.png", tmp_path / "copy.jpg")
+    copy = without_metadata(folder / "run-000-0.png", tmp_path / "copy.jpg")
     status, (row,) = whois(copy, "--folder", folder)
 
     assert (status, row["is_identified"], row["evidence"], row["dag_id"]) == (1, False, None, None)
@@ -163,8 +142,8 @@ def test_a_reencoded_copy_without_metadata_is_unknown(
 
 
 def test_a_file_that_was_replaced_is_not_identified_by_its_name_alone(whois: Any, folder: Path) -> None:
-    without_metadata(folder / "001.png", folder / "000.png", "PNG")
-    status, (row,) = whois(folder / "000.png")
+    without_metadata(folder / "run-001-0.png", folder / "run-000-0.png", "PNG")
+    status, (row,) = whois(folder / "run-000-0.png")
 
     assert (status, row["is_identified"], row["evidence"], row["is_unchanged"]) == (1, False, "name", False)
 
@@ -172,7 +151,7 @@ def test_a_file_that_was_replaced_is_not_identified_by_its_name_alone(whois: Any
 def test_a_preview_is_recognised(whois: Any, folder: Path) -> None:
     status, (row,) = whois(folder / entries(folder)[1]["thumbnail"])
 
-    assert (status, row["evidence"], row["file_name"], row["is_unchanged"]) == (0, "preview", "001.png", None)
+    assert (status, row["evidence"], row["file_name"], row["is_unchanged"]) == (0, "preview", "run-001-0.png", None)
 
 
 def test_an_inference_id_leads_to_its_images(
@@ -180,11 +159,11 @@ def test_an_inference_id_leads_to_its_images(
 ) -> None:
     inference_id = entries(folder)[0]["inference_id"]
     status, (row,) = whois(inference_id, "--folder", folder)
-    assert (status, row["name"], row["evidence"]) == (0, str(folder / "000.png"), "digest")
+    assert (status, row["name"], row["evidence"]) == (0, str(folder / "run-000-0.png"), "digest")
 
     monkeypatch.chdir(folder)
     assert whois(inference_id)[0] == 0
-    (folder / "000.png").unlink()
+    (folder / "run-000-0.png").unlink()
     status, (row,) = whois(inference_id)
     assert (status, row["problem"]) == (1, "the manifest lists this file, but it is missing")
     status, (row,) = whois("gen-nobody")
@@ -193,7 +172,7 @@ def test_an_inference_id_leads_to_its_images(
 
 def test_metadata_that_contradicts_the_manifest_is_reported(whois: Any, folder: Path) -> None:
     rewrite(folder, lambda line: line.update(model="another/model"))
-    status, (row,) = whois(folder / "000.png")
+    status, (row,) = whois(folder / "run-000-0.png")
 
     assert (status, row["contradictions"], row["model"]) == (0, ["model"], "another/model")
 
@@ -201,7 +180,7 @@ def test_metadata_that_contradicts_the_manifest_is_reported(whois: Any, folder: 
 def test_hostile_text_is_printed_as_one_plain_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "a\x1b[31mred\x1b[0m\n  DAG  forged\u202e[bold]" + "x" * 100_000
     rewrite(folder, lambda line: line.update(prompt=hostile, dag_id=hostile, seed="many", usd=[1]))
-    assert main(["whois", str(folder / "000.png")]) == 0
+    assert main(["whois", str(folder / "run-000-0.png")]) == 0
 
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
@@ -213,7 +192,7 @@ def test_hostile_text_is_printed_as_one_plain_line(folder: Path, capsys: pytest.
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "."])
 def test_names_in_a_manifest_never_lead_out_of_its_folder(whois: Any, folder: Path, name: str) -> None:
-    shutil.copy(folder / "000.png", folder.parent / "outside.png")
+    shutil.copy(folder / "run-000-0.png", folder.parent / "outside.png")
     with (folder / "metadata.jsonl").open("a") as manifest:
         manifest.write(json.dumps({"file_name": name, "inference_id": "forged"}) + "\n")
     status, (row,) = whois("forged", "--folder", folder)
@@ -223,8 +202,8 @@ def test_names_in_a_manifest_never_lead_out_of_its_folder(whois: Any, folder: Pa
 
 
 def test_a_link_in_the_folder_is_not_followed(whois: Any, folder: Path, tmp_path: Path) -> None:
-    outside = shutil.move(folder / "000.png", tmp_path / "outside.png")
-    (folder / "000.png").symlink_to(outside)
+    outside = shutil.move(folder / "run-000-0.png", tmp_path / "outside.png")
+    (folder / "run-000-0.png").symlink_to(outside)
     status, (row,) = whois(entries(folder)[0]["inference_id"], "--folder", folder)
 
     assert (status, row["is_identified"]) == (2, False)
@@ -232,7 +211,7 @@ def test_a_link_in_the_folder_is_not_followed(whois: Any, folder: Path, tmp_path
 
 
 def test_one_unreadable_file_does_not_hide_the_others(whois: Any, folder: Path, tmp_path: Path) -> None:
-    status, rows = whois(tmp_path, folder / "000.png")
+    status, rows = whois(tmp_path, folder / "run-000-0.png")
 
     assert status == 2
     assert [row["is_identified"] for row in rows] == [False, True]
