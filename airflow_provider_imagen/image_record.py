@@ -65,6 +65,8 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     :param width: pixels; 0 for an SVG that does not state it
     :param height: pixels; 0 for an SVG that does not state it
     :param thumbnail: name of the preview relative to the output folder; ``None`` if there is none
+    :param original: name of the file as delivered, relative to the output folder; ``None`` unless a conversion dropped
+        its C2PA content credentials
     """
 
     path: str
@@ -75,6 +77,7 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     width: Pixels
     height: Pixels
     thumbnail: str | None = None
+    original: str | None = None
 
 
 class ImageRecord(Struct, frozen=True, kw_only=True):
@@ -127,11 +130,13 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
 
     :param file_name: name relative to the folder of the manifest
     :param thumbnail: name of the preview relative to that folder
+    :param original: name of the file as delivered (:attr:`StoredFile.original`), relative to that folder
     :param created_at: when the image was generated, in ISO 8601 with time zone
     """
 
     file_name: str
     thumbnail: str | None = None
+    original: str | None = None
     dag_id: str | None = None
     run_id: str | None = None
     task_id: str | None = None

@@ -341,13 +341,13 @@ class ImagenHook(BaseHook):
         :param folder: destination folder, like the operator's ``output_path``
         :param name: file name in the folder, in which ``/`` creates subfolders; the extension is chosen from the
             bytes. Default: the first 16 digits of the SHA-256 of the bytes as received, so a retry writes the same name
-        :param provenance: metadata to embed besides the task's ids: ``model``, ``prompt``, ``seed``, ``created_at`` …;
-            other keys become parameters. ``True`` embeds the task's ids only, ``False`` nothing. The file is marked
-            as made by a model only if ``model`` or ``digital_source_type`` is given
+        :param provenance: metadata to embed besides the task's ids: ``model``, ``prompt``, ``seed``, ``alt_text``,
+            ``created_at`` …; other keys become parameters. ``True`` embeds the task's ids only, ``False`` nothing. The
+            file is marked as made by a model only if ``model`` or ``digital_source_type`` is given
         :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes
         :param thumbnail_pixels: longer side of a preview, in pixels; ``None`` for no preview
         :return: the image's record, in the form of a manifest line; unknown values are ``None``
-        :raises InvalidArgumentsError: the name is not a valid file name in the folder
+        :raises InvalidArgumentsError: the name is not a valid file name in the folder, or the provenance is wrong
         :raises BadImageError: the bytes are not a complete image
         :raises DownloadError: see its subclasses
         :raises StorageError: the file could not be written
@@ -361,10 +361,12 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.storage.manifest import manifest_line
         from airflow_provider_imagen.storage.naming import literal_stem
         from airflow_provider_imagen.storage.paths import path_text
-        from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance
+        from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, Provenance, find_provenance_problem
         from airflow_provider_imagen.storage.save_image import save_image
 
         facts = dict(provenance) if isinstance(provenance, Mapping) else {}
+        if (problem := find_provenance_problem(facts)) is not None:
+            raise InvalidArgumentsError([problem])
         ti_key = current_task_instance_key()
         described = None
         if provenance is not False:
@@ -382,6 +384,8 @@ class ImagenHook(BaseHook):
             image_format=image_format,
             thumbnail_pixels=thumbnail_pixels,
         )
+        if saved.file.original is not None:
+            self.log.info("%s is also kept as delivered, as %s.", saved.file.file_name, saved.file.original)
         for note in saved.notes:
             self.log.warning("%s: %s", saved.file.file_name, note)
         known = {name: facts[name] for name in ImageRecord.__struct_fields__ if name in facts}

@@ -57,6 +57,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     :param prompt_images: number of images requested for this prompt in all
     :param prompt: the text, empty for models that take none
     :param name: the prompt item's name, ``None`` if the author did not name it
+    :param has_input_images: whether the request sends images, so that its own are edits or composites
     """
 
     prompt_index: Count
@@ -65,6 +66,7 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     prompt_images: Count
     prompt: str
     name: str | None = None
+    has_input_images: bool = False
 
     def index_of(self, position: int) -> int:
         """

@@ -17,6 +17,7 @@ from airflow_provider_imagen.run.ports import RunOptions
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
 from airflow_provider_imagen.storage.paths import path_text
+from airflow_provider_imagen.storage.provenance import find_provenance_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,6 +199,8 @@ class Arguments:
             yield Problem("max_usd", operator.max_usd, "a number of USD above 0 is allowed")
         if not isinstance(operator.provenance, (bool, Mapping)):
             yield Problem("provenance", operator.provenance, "True, False or a mapping is allowed")
+        elif isinstance(operator.provenance, Mapping) and (problem := find_provenance_problem(operator.provenance)):
+            yield problem
         if isinstance(operator.fallback_models, str) or not isinstance(operator.fallback_models, Sequence):
             yield Problem("fallback_models", operator.fallback_models, "a list of model ids is allowed")
         if operator.parameters is not None and not isinstance(operator.parameters, Mapping):

@@ -31,7 +31,8 @@ class ImagenGenerateOperator(BaseOperator):
     ``images`` holds one record per image, and XCom ``summary`` the counts and costs.
 
     :param prompt: a string, or a list of strings or of mappings ``{"prompt": …, "name": …, <any API field>: …}``
-        whose fields override the arguments for that item; or an XComArg of these. A string that ends in ``.prompt``
+        whose fields override the arguments for that item; or an XComArg of these. ``alt_text`` in a mapping describes
+        the image for people who cannot see it, and is embedded in the file. A string that ends in ``.prompt``
         names a template file. An empty list skips the task. (templated)
     :param model: model id; default: the connection's, else ``imagen-3.0-generate-002``. (templated)
     :param num_images: images per prompt, 1 to 4 for Imagen. (templated)
@@ -56,7 +57,7 @@ class ImagenGenerateOperator(BaseOperator):
         previews
     :param contact_sheet: store a labelled overview of the first 400 images beside them
     :param provenance: embed model, prompt and other metadata in each file; a mapping adds fields, or removes those
-        set to ``None``
+        set to ``None``. Its ``digital_source_type`` is a term of IPTC's vocabulary
     :param concurrency: maximum number of requests in flight in this task, 1 to 256
     :param requests_per_minute: maximum rate at which this task starts requests, 0.1 to 60000; ``None`` for no limit
     :param max_usd: spending cap of this task over all its attempts, in USD

@@ -11,17 +11,18 @@ from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
+from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.manifest import recorded_names
 from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
-from airflow_provider_imagen.storage.provenance import Provenance
-from airflow_provider_imagen.storage.save_image import save_image, write_image, write_thumbnail
+from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, EDITED_SOURCE_TYPE, Provenance
+from airflow_provider_imagen.storage.save_image import save_image, write_image, write_original, write_thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from airflow_provider_imagen.image_record import ResponseImage, StoredFile
-    from airflow_provider_imagen.journal.records import RequestState, Response
+    from airflow_provider_imagen.image_record import StoredFile
+    from airflow_provider_imagen.journal.records import RequestState
     from airflow_provider_imagen.run.plan import Plan, PromptItem
     from airflow_provider_imagen.run.results import ReceivedResponse
     from airflow_provider_imagen.storage.convert import ImageFormat
@@ -54,7 +55,7 @@ class StoredFiles:
 
     def find(self, file: StoredFile) -> tuple[StoragePath, StoragePath] | None:
         """Return the path of an image and its output folder; ``None`` if the image is not in an allowed place."""
-        if not stays_below(file.file_name) or not stays_below(file.thumbnail or file.file_name):
+        if not all(stays_below(name or file.file_name) for name in (file.file_name, file.thumbnail, file.original)):
             return None
         if self._current is not None:  # the usual case, first, because building paths takes most of the time
             path = descend(self._current, file.file_name)
@@ -153,7 +154,7 @@ class ImageSink:
             folder=self.folder,
             stem=self._stem(received, position),
             owner=self._ti_key.identity,
-            provenance=self._describe(received.item, received.response, received.response.images[position]),
+            provenance=self._describe(received, position),
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
             may_replace=self._is_own,
@@ -161,6 +162,12 @@ class ImageSink:
         )
         for note in saved.notes:
             log.warning("%s: %s", saved.file.file_name, note)
+        if saved.file.original is not None:
+            log.info(
+                "%s: the conversion dropped its C2PA content credentials, so the file as delivered is kept, too: %s",
+                saved.file.file_name,
+                saved.file.original,
+            )
         return saved.file
 
     def _stem(self, received: ReceivedResponse, position: int) -> str:
@@ -205,9 +212,10 @@ class ImageSink:
             return None
         if data is None:
             return None
+        original = self._copy_original(file, folder)
         copy = write_image(
             data,
-            replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None),
+            replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None, original=original),
             folder=self.folder,
             owner=self._ti_key.identity,
             may_replace=self._is_own,
@@ -218,6 +226,22 @@ class ImageSink:
             redacted_address(path),
         )
         return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
+
+    def _copy_original(self, file: StoredFile, folder: StoragePath) -> str | None:
+        """Return the name of an original copied from another folder; ``None`` if there is none or this fails."""
+        if file.original is None:
+            return None
+        try:
+            if (data := read_bytes(descend(folder, file.original), within=folder)) is not None:
+                info = inspect_image(data)
+                return write_original(
+                    data, info, folder=self.folder, file_name=file.file_name, owner=self._ti_key.identity
+                )
+            reason = "it no longer exists"
+        except (BadImageError, StorageError) as error:
+            reason = str(error)
+        log.warning("%s: the file as delivered, with C2PA content credentials, is lost: %s", file.original, reason)
+        return None
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
         """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
@@ -299,12 +323,15 @@ class ImageSink:
             items=len(self._plan.items),
         )
 
-    def _describe(self, item: PromptItem, response: Response, image: ResponseImage) -> Provenance | None:
+    def _describe(self, received: ReceivedResponse, position: int) -> Provenance | None:
         if self._provenance is False:
             return None
+        item, response = received.item, received.response
+        image = response.images[position]
         own = {"model", "prompt", "seed"}
         described = Provenance(
             prompt=item.prompt,
+            alt_text=item.alt_text,
             enhanced_prompt=image.prompt if image.prompt != item.prompt else None,
             model=response.model,
             seed=image.seed,
@@ -312,5 +339,6 @@ class ImageSink:
             inference_id=response.inference_id,
             ti_key=self._ti_key,
             created_at=datetime.fromtimestamp(response.at, UTC),
+            digital_source_type=EDITED_SOURCE_TYPE if received.target.has_input_images else DIGITAL_SOURCE_TYPE,
         )
         return described if self._provenance is True else described.changed(self._provenance)

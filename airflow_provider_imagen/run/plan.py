@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from airflow_provider_imagen.api.fields import COUNT_FIELDS, read_whole_number
+from airflow_provider_imagen.api.fields import COUNT_FIELDS, IMAGE_FIELDS, read_whole_number
 from airflow_provider_imagen.catalogue.prompt_text import text_problem
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.catalogue.pricing import PriceList, QuoteSource
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
 
-_OWN_KEYS = frozenset({"name"})
+_OWN_KEYS = frozenset({"name", "alt_text"})
 """Keys of a prompt mapping that are ours and never sent to the API."""
 
 _MAX_LABEL = 60
@@ -75,6 +75,7 @@ class PromptItem(Struct, frozen=True):
     :param prompt: the text; empty for models without a prompt
     :param arguments: everything requested, under the names the author used
     :param images: number of images requested
+    :param alt_text: describes the image for people who cannot see it; embedded in the file
     :param is_superseded: paid for by a previous attempt and no longer requested
     """
 
@@ -83,6 +84,7 @@ class PromptItem(Struct, frozen=True):
     prompt: str
     arguments: Mapping[str, Any]
     images: int
+    alt_text: str | None = None
     is_superseded: bool = False
 
     @property
@@ -189,6 +191,11 @@ def make_plan(
             problems.append(Problem(f"{where}name", name, "text that is not empty, or a whole number, is allowed"))
         elif name is not None and (reason := text_problem(name)):
             problems.append(Problem(f"{where}name", name, reason))
+        alt_text = entry.get("alt_text")
+        if alt_text is not None and not isinstance(alt_text, str):
+            problems.append(Problem(f"{where}alt_text", alt_text, "text is allowed"))
+        elif alt_text and (reason := text_problem(alt_text)):
+            problems.append(Problem(f"{where}alt_text", alt_text, reason))
         if problems:
             continue
         images = sum(alternatives[0][0].expected_images for alternatives in draft)
@@ -196,7 +203,7 @@ def make_plan(
         typed = {
             argument: body.get(argument, value) for argument, value in requested.items()
         }  # a template's "7" becomes 7
-        items.append(PromptItem(index, name, str(requested.get("prompt") or ""), typed, images))
+        items.append(PromptItem(index, name, str(requested.get("prompt") or ""), typed, images, alt_text))
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))
@@ -255,6 +262,7 @@ def _lay_out(
                 prompt_images=item.images,
                 prompt=item.prompt,
                 name=item.name,
+                has_input_images=any(name in IMAGE_FIELDS for name in request.body),
             )
             planned.append(PlannedRequest(f"{name}#{seen[name]}", request, target, price(request)))
             first_image += request.expected_images

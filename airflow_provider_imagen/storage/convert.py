@@ -3,8 +3,8 @@ Convert images to another format, and make thumbnails.
 
 A conversion keeps EXIF and XMP, and the colour profile if it fits the new pixels
 (:mod:`~airflow_provider_imagen.storage.colours`). An EXIF orientation is applied to the pixels and removed. Text
-chunks, comments and C2PA manifests are dropped (a manifest signs bytes that no longer exist). An animation becomes its
-first frame.
+chunks, comments and C2PA manifests are dropped (a manifest signs bytes that no longer exist, so
+:mod:`~airflow_provider_imagen.storage.save_image` also keeps the original). An animation becomes its first frame.
 """
 
 from __future__ import annotations

@@ -107,14 +107,17 @@ def _write_jpeg(data: bytes, packet: bytes) -> bytes:
     view = memoryview(data)
     insert_at = 2
     is_leading = True
+    replaced = []
     for marker, begin, start, end in iterate_jpeg_segments(data):
         if marker == 0xE1 and data.startswith(_JPEG_XMP, start):
-            return b"".join((view[:begin], segment, view[end:]))
+            replaced.append((begin, end))
         # JFIF and EXIF must come first, so the packet goes after them.
         is_leading = is_leading and (marker == 0xE0 or (marker == 0xE1 and data.startswith(b"Exif\0", start)))
         if is_leading:
             insert_at = end
-    return b"".join((view[:insert_at], segment, view[insert_at:]))
+    replaced = replaced or [(insert_at, insert_at)]
+    kept = (view[end:begin] for (_, end), (begin, _) in pairwise([*replaced, (len(data), len(data))]))
+    return b"".join((view[: replaced[0][0]], segment, *kept))
 
 
 def _webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

@@ -84,6 +84,7 @@ def manifest_line(
         **asdict(record),
         file_name=file.file_name,
         thumbnail=file.thumbnail,
+        original=file.original,
         dag_id=ti_key.dag_id,
         run_id=ti_key.run_id,
         task_id=ti_key.task_id,
@@ -190,7 +191,7 @@ def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[Manifes
     return [
         replace(line, path=address_of(descend(folder, line.file_name)))
         for line in lines
-        if line.thumbnail is None or stays_below(line.thumbnail)
+        if stays_below(line.thumbnail or line.file_name) and stays_below(line.original or line.file_name)
     ]
 
 

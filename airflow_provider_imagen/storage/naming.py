@@ -48,7 +48,7 @@ MAX_COMPONENT_BYTES: Final = 250
 """
 Maximum UTF-8 bytes of one part of a name.
 
-File systems allow 255; five are reserved for the ``.webp`` of a thumbnail.
+File systems allow 255; five are reserved for the second extension of a preview or an original.
 """
 
 _MAX_VALUE_BYTES: Final = 80

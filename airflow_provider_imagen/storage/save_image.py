@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.image_record import StoredFile
 from airflow_provider_imagen.storage.atomic_write import is_intact, write_bytes_atomically
+from airflow_provider_imagen.storage.c2pa import has_content_credentials
 from airflow_provider_imagen.storage.convert import convert_and_preview, make_thumbnail
 from airflow_provider_imagen.storage.file_metadata import read_metadata
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_provider_imagen.storage.convert import ImageFormat
+    from airflow_provider_imagen.storage.inspect_image import ImageInfo
     from airflow_provider_imagen.storage.paths import StoragePath
     from airflow_provider_imagen.storage.provenance import Provenance
 
@@ -60,8 +62,12 @@ def save_image(
     The image is decoded only for a conversion or a preview, once for both (see
     :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for what is verified without that).
 
+    A conversion drops C2PA content credentials, so an image that has any is also kept as delivered
+    (:func:`write_original`).
+
     A paid image is never lost over a lesser failure: if it cannot be converted, it is kept as delivered; if its preview
-    fails, it is kept without one; ``notes`` says so. An SVG is always kept as delivered, because it is never rendered.
+    or its original cannot be written, it is kept without; ``notes`` says so. An SVG is always kept as delivered,
+    because it is never rendered.
 
     :param data: the bytes as delivered
     :param folder: the output folder, created if missing
@@ -81,6 +87,7 @@ def save_image(
     notes: list[str] = []
     preview = None
     has_provenance = False
+    signed = None  # the file as delivered, if a conversion drops its content credentials
     if info.format == "SVG":
         if image_format is not None:
             notes.append(f"Kept as SVG: a vector image cannot be converted to {image_format}.")
@@ -100,6 +107,7 @@ def save_image(
         preview = derived.preview
         notes.extend(derived.notes)
         if derived.converted is not None:
+            signed = (data, info) if has_content_credentials(data) else None
             data = derived.converted
             info = inspect_image(data, max_pixels=max_pixels)
             has_provenance = packet is not None
@@ -109,6 +117,12 @@ def save_image(
         if marked.skip_reason is not None:
             notes.append(marked.skip_reason)
     file_name = with_extension(stem, info.extension)
+    original = None
+    if signed is not None:
+        try:
+            original = write_original(*signed, folder=folder, file_name=file_name, owner=owner)
+        except StorageError as error:
+            notes.append(f"Its C2PA content credentials are lost: the file as delivered cannot be kept: {error}")
     file = write_image(
         data,
         StoredFile(
@@ -119,6 +133,7 @@ def save_image(
             mime_type=info.mime_type,
             width=info.width,
             height=info.height,
+            original=original,
         ),
         folder=folder,
         owner=owner,
@@ -191,6 +206,22 @@ def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels:
     :raises StorageError: the preview cannot be written
     """
     return _write_preview(make_thumbnail(data, pixels=pixels), folder=folder, file_name=file_name, owner=owner)
+
+
+def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_name: str, owner: str) -> str:
+    """
+    Write an image as delivered, beside its conversion, and return its name, relative to the folder.
+
+    Each owner has a subfolder, so that no file replaces the original of another task instance. Like previews, originals
+    are in a hidden folder, which Hugging Face's ImageFolder ignores.
+
+    :param info: format of the image
+    :param file_name: name of the conversion, relative to the folder
+    :raises StorageError: the file cannot be written
+    """
+    name = "/".join(filter(None, (HIDDEN_FOLDER, "originals", owner, f"{file_name}.{info.extension}")))
+    write_bytes_atomically(descend(folder, name), data, content_type=info.mime_type, owner=owner, within=folder)
+    return name
 
 
 def _write_preview(preview: bytes, *, folder: StoragePath, file_name: str, owner: str) -> str:

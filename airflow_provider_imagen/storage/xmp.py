@@ -1,9 +1,9 @@
 """
 Build XMP packets, merge properties into existing ones, and read properties back.
 
-Only simple text properties are supported. They are written as elements, because attributes would lose line breaks. An
-existing packet is parsed as a stream and never re-serialized: replaced properties are cut out of its text and new ones
-inserted, so the rest stays unchanged.
+A property is text, or text with translations ("language alternatives"), of which only the default is read and written.
+Properties are written as elements, because attributes would lose line breaks. An existing packet is parsed as a stream
+and never re-serialized: replaced properties are cut out of its text and new ones inserted, so the rest stays unchanged.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from xml.parsers import expat
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 MAX_PACKET_BYTES: Final = 2**20
 """Maximum size of a packet that is parsed."""
 
-_Key = tuple[str, str]  # namespace, name
-Properties = dict[_Key, str]
+PropertyKey = tuple[str, str]
+"""Namespace and name of a property."""
+
+Properties = dict[PropertyKey, str]
 """Property values by namespace and name."""
 
 _RDF: Final = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_XML: Final = "http://www.w3.org/XML/1998/namespace"
 _BEGIN: Final = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'.encode()
 _END: Final = b'<?xpacket end="w"?>'
 _INVALID_CHARACTERS: Final = "[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"  # XML 1.0, 2.2
@@ -34,23 +37,34 @@ _MAX_EVENTS: Final = 100_000  # tags, texts and comments; bounds the parsing tim
 _SEPARATOR: Final = "\x01"  # between namespace, name and prefix; cannot occur in XML
 
 
-def build_packet(properties: Properties, prefixes: Mapping[str, str], *, existing: bytes | None = None) -> bytes:
+def build_packet(
+    properties: Properties,
+    prefixes: Mapping[str, str],
+    *,
+    alternatives: Collection[PropertyKey] = (),
+    superseded: Collection[PropertyKey] = (),
+    existing: bytes | None = None,
+) -> bytes:
     """
     Return a packet with the properties.
 
     :param properties: at least one property
     :param prefixes: the usual prefix of each namespace
-    :param existing: a packet to add them to, in which they replace properties of the same name. It is ignored if it
-        cannot be parsed safely (malformed, too large, or with a document type, which could hide entity bombs)
+    :param alternatives: the properties that are language alternatives
+    :param superseded: properties to remove from the existing packet
+    :param existing: a packet to add the properties to, in which they replace all of the same name, with translations.
+        It is ignored if it cannot be parsed safely (malformed, too large, or with a document type, which could hide
+        entity bombs)
     """
-    description = _describe(properties, prefixes).encode()
+    description = _describe(properties, prefixes, alternatives).encode()
     packet = _parse(existing) if existing else None
     if packet is None:
         start = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}">'.encode()
         return b"\n".join((_BEGIN, start, description, b"</rdf:RDF></x:xmpmeta>", _END))
     parts = []
     position = packet.begin
-    for begin, end in sorted(packet.range_of(found) for found in packet.properties if found.key in properties):
+    removed = {*properties, *superseded}
+    for begin, end in sorted(packet.range_of(found) for found in packet.properties if found.key in removed):
         parts.append(packet.text[position:begin])
         position = end
     parts += [packet.text[position : packet.rdf_end], description, b"\n", packet.text[packet.rdf_end : packet.end]]
@@ -58,21 +72,23 @@ def build_packet(properties: Properties, prefixes: Mapping[str, str], *, existin
 
 
 def read_packet(packet: bytes) -> Properties:
-    """Return the plain-text properties of a packet; empty if it cannot be parsed."""
+    """Return a packet's plain texts and the defaults of its language alternatives; empty if it cannot be parsed."""
     parsed = _parse(packet)
     return {found.key: found.text for found in parsed.properties if found.text is not None} if parsed else {}
 
 
-def _describe(properties: Properties, prefixes: Mapping[str, str]) -> str:
+def _describe(properties: Properties, prefixes: Mapping[str, str], alternatives: Collection[PropertyKey]) -> str:
     """Return the properties as an ``rdf:Description`` that fits into any packet."""
     used = {namespace for namespace, _ in properties}
     declared = "".join(f' xmlns:{prefix}="{namespace}"' for namespace, prefix in prefixes.items() if namespace in used)
-    lines = "\n".join(
-        f"<{prefixes[namespace]}:{name}>{_to_xml(text)}</{prefixes[namespace]}:{name}>"
-        for (namespace, name), text in properties.items()
-    )
     # rdf is declared here too, because an existing packet may use another prefix for it.
-    return f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about=""{declared}>\n{lines}\n</rdf:Description>'
+    lines = [f'<rdf:Description xmlns:rdf="{_RDF}" rdf:about=""{declared}>']
+    for (namespace, name), text in properties.items():
+        tag, value = f"{prefixes[namespace]}:{name}", _to_xml(text)
+        if (namespace, name) in alternatives:
+            value = f'<rdf:Alt><rdf:li xml:lang="x-default">{value}</rdf:li></rdf:Alt>'
+        lines.append(f"<{tag}>{value}</{tag}>")
+    return "\n".join([*lines, "</rdf:Description>"])
 
 
 def _to_xml(text: str) -> str:
@@ -96,11 +112,11 @@ class _Property(Struct):
     :param key: its namespace and name
     :param begin: byte offset of its element or, for an attribute, of the tag that contains it
     :param end: byte offset where that ends
-    :param text: its value, ``None`` if that is not plain text
+    :param text: its value or the default of its alternatives, ``None`` if it has neither
     :param attribute: for an attribute, its name as written, with prefix
     """
 
-    key: _Key
+    key: PropertyKey
     begin: int
     end: int = 0
     text: str | None = ""
@@ -121,13 +137,14 @@ class _Packet:
         self.begin = self.end = -1  # of the root element
         self.rdf_end = -1  # start of the end tag of rdf:RDF
         self.properties: list[_Property] = []
-        self._path: list[_Key] = []
+        self._path: list[PropertyKey] = []
         self._rdf_depth = 0  # depth of rdf:RDF, counting from 1 at the root; 0 until found
         self._rdf_name = ""
         self._events = 0
         self._open_ended: list[_Property] = []  # their last tag ends where the next event begins
         self._current: _Property | None = None
         self._resource = ""  # rdf:resource of the current property
+        self._text_depth = 0  # depth of the element whose text is the value of the current property
         self._parser = parser = expat.ParserCreate("utf-8", _SEPARATOR)
         parser.namespace_prefixes = True
         parser.StartDoctypeDeclHandler = self._refuse
@@ -188,9 +205,18 @@ class _Packet:
             by_key = {_split(attribute)[0]: value for attribute, value in attributes.items()}
             self._resource = by_key.get((_RDF, "resource"), "")
             self._current = _Property(key, offset)
+            self._text_depth = len(self._path)
             self.properties.append(self._current)
         elif level > 2 and self._current is not None:
-            self._current.text = None
+            by_key = {_split(attribute)[0]: value for attribute, value in attributes.items()}
+            is_alternative = level == 4 and self._path[-2:] == [(_RDF, "Alt"), (_RDF, "li")]
+            if is_alternative and by_key.get((_XML, "lang")) == "x-default":
+                self._current.text = ""
+                self._text_depth = len(self._path)
+            else:
+                if self._text_depth == self._rdf_depth + 2:
+                    self._current.text = None
+                self._text_depth = 0
 
     def _finish(self, _: str) -> None:
         offset = self._count_event()
@@ -206,11 +232,11 @@ class _Packet:
 
     def _add_text(self, text: str) -> None:
         self._count_event()
-        if self._current is not None and self._current.text is not None and len(self._path) == self._rdf_depth + 2:
+        if self._current is not None and self._current.text is not None and len(self._path) == self._text_depth:
             self._current.text += text
 
 
-def _split(name: str) -> tuple[_Key, str]:
+def _split(name: str) -> tuple[PropertyKey, str]:
     """Return the key (namespace, local name) and the name as written, with its prefix."""
     *namespace, local = name.split(_SEPARATOR)[:2]
     prefix = name.split(_SEPARATOR)[2:]

@@ -46,6 +46,13 @@ def test_an_image_is_marked_as_generated_only_if_the_caller_says_so(hook, moon, 
     assert provenance == {"creator_tool": "airflow-provider-imagen", "parameters": {"camera": "mine"}}
 
 
+def test_an_unknown_source_type_is_rejected_before_anything_is_downloaded(hook, sandbox, tmp_path):
+    provenance = {"digital_source_type": "photo"}
+    with pytest.raises(InvalidArgumentsError, match=r"digital_source_type'\]='photo'.*digitalCapture"):
+        hook.store(f"{sandbox.cdn_url}/a.png", folder=str(tmp_path), provenance=provenance)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("field", ["path", "width", "height", "mime_type", "bytes", "sha256", "url", "file_name"])
 def test_the_record_describes_the_stored_file_whatever_the_provenance_says(hook, moon, tmp_path, field):
     plain = hook.store(moon, folder=str(tmp_path), name="moon", provenance={"camera": 1024})

@@ -13,6 +13,7 @@ import pytest
 from datasets import load_dataset
 from msgspec.structs import replace
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.run_report import FailureLine
@@ -31,14 +32,20 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def fill(folder, stems, seeds=(1, None)):
-    """Store images as two mapped task instances would, with previews and failures."""
+    """Store images as two mapped task instances would, with previews, originals and failures."""
+    credentials = PngInfo()
+    credentials.add(b"caBX", b"\0\0\0\x08jumb")
     for map_index in range(2):
         ti_key = replace(TI_KEY, map_index=map_index)
         lines = []
         for number, stem in enumerate(stems):
             target = BytesIO()
-            Image.new("RGB", (30 + number, 20), (map_index * 90, 9, 9)).save(target, format="PNG")
-            stored = save_image(target.getvalue(), folder=folder, stem=f"{stem}-{map_index}", thumbnail_pixels=8).file
+            Image.new("RGB", (30 + number, 20), (map_index * 90, 9, 9)).save(
+                target, format="PNG", pnginfo=credentials if map_index else None
+            )
+            stored = save_image(
+                target.getvalue(), folder=folder, stem=f"{stem}-{map_index}", image_format="webp", thumbnail_pixels=8
+            ).file
             record = ImageRecord.of(
                 stored,
                 prompt_index=number,
@@ -58,6 +65,7 @@ def test_a_folder_opens_as_an_imagefolder(tmp_path):
     assert [row["prompt"] for row in found][:2] == ["fox 0\u2028\n", "fox 1\u2028\n"]
     assert [row["seed"] for row in found] == [1, None, 1] * 2
     assert [row["map_index"] for row in found] == [0, 0, 0, 1, 1, 1]
+    assert [row["original"] is not None for row in found] == [False] * 3 + [True] * 3
 
 
 def test_a_folder_is_recognized_without_naming_its_type(tmp_path):

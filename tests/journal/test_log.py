@@ -137,6 +137,7 @@ files = st.builds(
     width=st.integers(0, 9999),
     height=st.integers(0, 9999),
     thumbnail=st.none() | texts,
+    original=st.none() | texts,
 )
 targets = st.builds(
     Target,

@@ -13,6 +13,7 @@ from PIL import Image
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.sandbox import Fault
+from airflow_provider_imagen.storage.provenance import read_provenance
 
 pytestmark = pytest.mark.usefixtures("imagen_connection")
 
@@ -61,6 +62,8 @@ def test_the_input_image_reaches_the_model(paint, red, model):
     (image,) = ti.xcom_pull(task_ids="paint", key="images")
     color = mean_color(image["path"])
     assert color[0] == max(color)
+    source_type = read_provenance(Path(image["path"]).read_bytes())["digital_source_type"]
+    assert source_type.endswith("/compositeWithTrainedAlgorithmicMedia")
 
 
 def test_each_item_may_have_its_own_input_images_and_templates_are_rendered(paint, red, sandbox):

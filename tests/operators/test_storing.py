@@ -100,6 +100,23 @@ def test_a_provenance_mapping_changes_adds_and_removes_fields_of_the_file_only(p
     assert "shop" not in line
 
 
+def test_an_author_describes_an_image_and_names_its_writer(paint: Storing) -> None:
+    provenance = {"prompt_writer": "Ada", "model_version": "002", "digital_source_type": "compositeSynthetic"}
+    item = {"prompt": RACCOON, "alt_text": "A raccoon"}
+    assert paint(prompt=[item], seed=7, provenance=provenance) == "success"
+
+    story = paint.story()
+    assert (story["prompt"], story["alt_text"]) == (RACCOON, "A raccoon")
+    assert (story["prompt_writer"], story["model_version"]) == ("Ada", "002")
+    assert story["digital_source_type"].endswith("/compositeSynthetic")
+
+
+def test_an_unknown_source_type_is_rejected_before_paying(paint: Storing, sandbox: Sandbox) -> None:
+    assert paint(provenance={"digital_source_type": "photo"}) == "failed"
+    assert "digitalCapture" in str(paint.errors[-1])
+    assert sandbox.ledger() == []
+
+
 def test_without_provenance_the_file_is_what_the_api_delivered(paint: Storing, sandbox: Sandbox) -> None:
     assert paint(provenance=False) == "success"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.image_record import ResponseImage, StoredFile
@@ -37,18 +38,20 @@ def sink_of(plan, folder: Path, requests, **options) -> ImageSink:
     return ImageSink(folder=folder, open_path=Path, plan=plan, requests=requests, ti_key=TI_KEY, **options)
 
 
-def png(colour: str = "teal") -> bytes:
+def png(colour: str = "teal", **options) -> bytes:
     target = BytesIO()
-    Image.new("RGB", (8, 8), colour).save(target, format="PNG")
+    Image.new("RGB", (8, 8), colour).save(target, format="PNG", **options)
     return target.getvalue()
 
 
-def keep(sink: ImageSink, plan, image_index: int, *, item=None, data: bytes | None = None, **facts) -> StoredFile:
+def keep(
+    sink: ImageSink, plan, image_index: int, *, item=None, data: bytes | None = None, target=None, **facts
+) -> StoredFile:
     image = ResponseImage(url="https://cdn.test/a.png", **facts)
     response = Response(
         key="a#1", client_request_id="id", images=(image,), usd=Decimal("0.04"), model=ONE_BY_ONE, at=0.0
     )
-    received = ReceivedResponse("a#1", 0, item or plan.items[0], target_of(image_index), response)
+    received = ReceivedResponse("a#1", 0, item or plan.items[0], target or target_of(image_index), response)
     return sink.save(data or png(), received, 0)
 
 
@@ -116,7 +119,8 @@ def test_a_journal_in_a_folder_refers_only_to_images_in_that_folder_and_the_curr
         stored = stored_at(path, file_name)
         assert not sink.is_stored(stored)
         assert sink.keep(stored) is None
-    assert sink.keep(stored_at(now / "a.png", "a.png", thumbnail="../private/a.png")) is None
+    for field in ("thumbnail", "original"):
+        assert sink.keep(stored_at(now / "a.png", "a.png", **{field: "../private/a.png"})) is None
     assert sink_of(plan, now, {}).keep(stored_at(private / "a.png", "a.png")) is not None
 
 
@@ -219,6 +223,56 @@ def test_a_copy_whose_preview_fails_is_kept_without_one(tmp_path):
     (tmp_path / "now" / ".imagen").touch()
     copy = now.keep(stored)
     assert (copy.path, copy.thumbnail) == (str(tmp_path / "now" / stored.file_name), None)
+
+
+def signed() -> bytes:
+    """Return an image with something shaped like content credentials."""
+    chunks = PngInfo()
+    chunks.add(b"caBX", b"\0\0\0\x08jumb")
+    return png(pnginfo=chunks)
+
+
+def test_a_copy_of_a_converted_image_brings_its_original_along(tmp_path, caplog):
+    plan = plan_of(1)
+    with caplog.at_level(logging.INFO):
+        stored = keep(sink_of(plan, tmp_path / "before", {}, image_format="jpeg"), plan, 0, data=signed())
+    assert f"the file as delivered is kept, too: {stored.original}" in caplog.text
+    copy = sink_of(plan, tmp_path / "now", {}).keep(stored)
+    assert (tmp_path / "now" / copy.original).read_bytes() == signed()
+    assert replace(copy, path=stored.path) == stored
+
+
+@pytest.mark.parametrize("contents", [None, b"", b"not an image"])
+def test_a_copy_whose_original_is_gone_or_damaged_is_kept_and_reported(tmp_path, caplog, contents):
+    plan = plan_of(1)
+    stored = keep(sink_of(plan, tmp_path / "before", {}, image_format="jpeg"), plan, 0, data=signed())
+    original = tmp_path / "before" / stored.original
+    original.unlink() if contents is None else original.write_bytes(contents)
+    copy = sink_of(plan, tmp_path / "now", {}).keep(stored)
+    assert (copy.file_name, copy.original) == (stored.file_name, None)
+    assert "with C2PA content credentials, is lost" in caplog.text
+
+
+@pytest.mark.parametrize("provenance", [True, {"digital_source_type": "compositeSynthetic"}])
+@pytest.mark.parametrize("has_input_images", [False, True])
+def test_an_image_made_from_others_is_marked_as_such_unless_the_author_says_otherwise(
+    tmp_path, has_input_images, provenance
+):
+    plan = plan_of(1)
+    target = replace(target_of(0), has_input_images=has_input_images)
+    stored = keep(sink_of(plan, tmp_path, {}, provenance=provenance), plan, 0, target=target)
+    term = "compositeWithTrainedAlgorithmicMedia" if has_input_images else "trainedAlgorithmicMedia"
+    term = term if provenance is True else "compositeSynthetic"
+    found = read_provenance((tmp_path / stored.file_name).read_bytes())["digital_source_type"]
+    assert found == f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
+
+
+def test_the_alternative_text_of_an_item_is_embedded(tmp_path):
+    plan = make_plan(
+        prompt={"prompt": "a fox", "alt_text": "A fox in snow"}, arguments={"model": ONE_BY_ONE}, can_store=True
+    )
+    stored = keep(sink_of(plan, tmp_path, {}), plan, 0)
+    assert read_provenance((tmp_path / stored.file_name).read_bytes())["alt_text"] == "A fox in snow"
 
 
 def test_a_name_says_what_was_requested(tmp_path):

@@ -91,6 +91,38 @@ def test_an_invalid_name_is_refused_with_its_position(name):
         plan([{"prompt": "a"}, {"prompt": "b", "name": name}])
 
 
+def test_the_alternative_text_of_an_item_is_not_sent_and_changes_no_key():
+    described, plain = (plan([{"prompt": "a", **more}]) for more in ({"alt_text": "A fox"}, {}))
+    assert [item.alt_text for item in (*described.items, *plain.items)] == ["A fox", None]
+    assert next(described.requests) == next(plain.requests)
+    assert "alt_text" not in next(described.requests).request.body
+
+
+@pytest.mark.parametrize("alt_text", [7, ["a"], "a\0b"])
+def test_an_invalid_alternative_text_is_refused_with_its_position(alt_text):
+    with pytest.raises(InvalidArgumentsError, match=r"prompt\[1\]\.alt_text="):
+        plan(["a", {"prompt": "b", "alt_text": alt_text}])
+
+
+URL = "https://pictures.example/cat.png"
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("flux/kontext-pro/image-to-image", {"input_images": URL}),
+        ("flux/kontext-pro/image-to-image", {"image_url": URL}),
+        ("bytedance/seedream-v4-edit", {"image_urls": [URL]}),
+        ("openai/gpt-image-1", {"input_images": [URL], "mask": URL}),
+        ("a-model-of-tomorrow", {"image_url": URL}),
+    ],
+)
+def test_a_request_that_sends_images_says_so(model, fields):
+    given = plan([{"prompt": "a", **fields}], model=model)
+    assert [request.target.has_input_images for request in given.requests] == [True]
+    assert [request.target.has_input_images for request in plan("a").requests] == [False]
+
+
 def test_a_model_without_a_count_gets_one_slot_per_image():
     planned = plan("a", model="openai/gpt-image-1", num_images=3)
     assert [(slot.alternatives[0][0].target.image_index, slot.images) for slot in planned.slots] == [

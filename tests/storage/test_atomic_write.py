@@ -618,7 +618,9 @@ def test_descriptors_do_not_leak(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("name", [".imagen", ".imagen/parts", ".imagen/journal", ".imagen/thumbnails"])
+@pytest.mark.parametrize(
+    "name", [".imagen", ".imagen/parts", ".imagen/journal", ".imagen/thumbnails", ".imagen/originals"]
+)
 def test_symbolic_links_in_the_hidden_folder_are_detected_before_paying(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).symlink_to("/etc")

@@ -62,7 +62,7 @@ def test_a_line_holds_the_record_and_its_task_instance(ti_key):
     assert list(made) == [
         "file_name",
         *record.to_json(),
-        *("thumbnail", "dag_id", "run_id", "task_id", "map_index", "created_at"),
+        *("thumbnail", "original", "dag_id", "run_id", "task_id", "map_index", "created_at"),
     ]
     assert made["path"] == "/x/a.png"
     assert (made["width"], made["height"], made["usd"], made["seed"]) == (2, 3, 0.04, None)

@@ -19,8 +19,10 @@ from airflow_provider_imagen.storage.convert import convert_image
 from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.png import iterate_png_chunks
 from airflow_provider_imagen.storage.provenance import (
+    DIGITAL_SOURCE_TERMS,
     DIGITAL_SOURCE_TYPE,
     embed_provenance,
+    find_provenance_problem,
     provenance_packet,
     read_provenance,
 )
@@ -346,6 +348,102 @@ def test_a_segment_that_forbids_changes_to_a_jpeg_is_found_anywhere(odd, place, 
     marked = embed(data, provenance)
     assert marked.data == data
     assert marked.skip_reason
+
+
+def test_the_fields_that_an_author_gives_round_trip(provenance):
+    given = {"prompt_writer": "Ada <L>", "model_version": "2.1", "alt_text": 'A fox\nin "snow" & ice 🦊'}
+    for data in (VARIANTS["png"], VARIANTS["jpeg xmp"], VARIANTS["webp full"]):
+        found = read_provenance(embed(data, provenance.changed(given)).data)
+        assert {name: found[name] for name in given} == given
+    assert {*given}.isdisjoint(read_provenance(embed(VARIANTS["png"], provenance).data))
+
+
+IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+IPTC_CORE = "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
+ALT_TEXTS = (
+    '<c:AltTextAccessibility><rdf:Alt><rdf:li xml:lang="de">Fuchs</rdf:li><rdf:li xml:lang="x-default">{}</rdf:li>'
+    '<rdf:li xml:lang="fr">renard</rdf:li></rdf:Alt></c:AltTextAccessibility>'
+)
+
+
+def marked_with(inside: str, provenance) -> str:
+    namespaces = f'xmlns:e="{IPTC}" xmlns:c="{IPTC_CORE}"'
+    return provenance_packet(provenance, existing=packet_with(inside, namespaces).encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "source_type",
+    [
+        "<e:DigitalSourceType>{0}digitalCapture</e:DigitalSourceType>",
+        '<e:DigitalSourceType rdf:resource="{0}digitalCapture"/>',
+        "<e:DigitalSourceType><rdf:Bag><rdf:li>{0}digitalCapture</rdf:li></rdf:Bag></e:DigitalSourceType>",
+        "<e:DigitalSourcefileType>{0}digitalCapture</e:DigitalSourcefileType>",
+        "<e:DigitalSourceType>{0}digitalCapture</e:DigitalSourceType>" * 2,
+    ],
+)
+def test_an_existing_source_type_never_contradicts_ours(source_type, provenance):
+    existing = source_type.format("http://cv.iptc.org/newscodes/digitalsourcetype/")
+    packet = marked_with(existing, provenance)
+    assert "digitalCapture" not in packet
+    assert packet.count("digitalsourcetype/") == 1
+    assert existing in marked_with(existing, replace(provenance, digital_source_type=None))
+
+
+def test_an_existing_alternative_text_is_replaced_with_its_translations_or_kept_with_them(provenance):
+    existing = ALT_TEXTS.format("a dog")
+    packet = marked_with(existing, replace(provenance, alt_text="a fox"))
+    assert (packet.count("x-default"), packet.count("<rdf:li")) == (1, 1)
+    assert "a fox" in packet
+    assert existing in marked_with(existing, provenance)
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "expected"),
+    [
+        (ALT_TEXTS.format("a dog"), "a dog"),
+        (ALT_TEXTS.format(""), ""),
+        (ALT_TEXTS.replace("x-default", "en").format("a dog"), None),
+        ("<c:AltTextAccessibility>a dog</c:AltTextAccessibility>", "a dog"),
+        ("<c:AltTextAccessibility><rdf:Bag><rdf:li>a dog</rdf:li></rdf:Bag></c:AltTextAccessibility>", None),
+    ],
+)
+def test_the_default_of_an_alternative_text_is_read(alternatives, expected):
+    packet = packet_with(alternatives, f'xmlns:c="{IPTC_CORE}"')
+    assert read_provenance(picture("WEBP", xmp=packet.encode())).get("alt_text") == expected
+
+
+def test_a_jpeg_with_several_packets_ends_up_with_one(provenance):
+    plain = picture("JPEG")
+    data = plain[:20] + JPEG_SEGMENTS["xmp"] + JPEG_SEGMENTS["icc"] + JPEG_SEGMENTS["xmp"] * 2 + plain[20:]
+    marked = embed(data, provenance).data
+    assert marked.count(b"http://ns.adobe.com/xap/1.0/\0") == 1
+    assert marked.endswith(JPEG_SEGMENTS["icc"] + plain[20:])
+    assert read_provenance(marked)["seed"] == provenance.seed
+
+
+@pytest.mark.parametrize("term", DIGITAL_SOURCE_TERMS)
+@pytest.mark.parametrize(
+    "start", ["", "http://cv.iptc.org/newscodes/digitalsourcetype/", "https://cv.iptc.org/newscodes/digitalsourcetype/"]
+)
+def test_a_source_type_is_given_as_a_term_or_its_uri(term, start, provenance):
+    changes = {"digital_source_type": f"{start}{term}"}
+    assert find_provenance_problem(changes) is None
+    expected = f"http://cv.iptc.org/newscodes/digitalsourcetype/{term}"
+    assert provenance.changed(changes).digital_source_type == expected
+
+
+@pytest.mark.parametrize(
+    "term", ["", "softwareImage", "TrainedAlgorithmicMedia", "http://example.com/print", 7, ["print"]]
+)
+def test_an_unknown_source_type_is_a_problem_that_lists_the_terms(term):
+    problem = str(find_provenance_problem({"digital_source_type": term}))
+    assert problem.startswith(f"provenance['digital_source_type']={term!r}: ")
+    assert all(known in problem for known in DIGITAL_SOURCE_TERMS)
+
+
+@pytest.mark.parametrize("changes", [{}, {"digital_source_type": None}, {"prompt": "print"}])
+def test_a_source_type_may_be_omitted(changes):
+    assert find_provenance_problem(changes) is None
 
 
 @pytest.mark.parametrize("order", permutations(range(4)), ids=str)

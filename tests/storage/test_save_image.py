@@ -18,13 +18,14 @@ from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage.atomic_write import is_intact, read_bytes
+from airflow_provider_imagen.storage.c2pa import has_content_credentials
 from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.manifest import manifest_line, read_manifest, write_manifest
 from airflow_provider_imagen.storage.naming import NameFields, image_stems
 from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.save_image import save_image
 
-from .conftest import picture, pixels
+from .conftest import picture, pixels, with_credentials
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -87,6 +88,77 @@ def test_an_image_that_cannot_be_converted_keeps_its_format(folder, provenance):
     assert stored.file.file_name == "wide.png"
     assert stored.notes[0].startswith("Kept as png:")
     assert read_provenance(read_bytes(folder / "wide.png"))["seed"] == provenance.seed
+
+
+@pytest.mark.parametrize("source", ["PNG", "JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("target", ["png", "jpeg", "webp", "avif"])
+def test_an_image_whose_content_credentials_a_conversion_drops_is_also_kept_as_delivered(
+    source, target, folder, provenance
+):
+    delivered = with_credentials(picture(source))
+    stored = save_image(
+        delivered, folder=folder, stem="sub/fox", owner="abc", provenance=provenance, image_format=target
+    )
+    if source.lower() == target:
+        assert stored.file.original is None
+        assert read_bytes(folder / stored.file.file_name) == delivered
+        return
+    assert stored.file.original == (
+        f".imagen/originals/abc/{stored.file.file_name}.{inspect_image(delivered).extension}"
+    )
+    assert read_bytes(folder.joinpath(*stored.file.original.split("/"))) == delivered
+    converted = read_bytes(folder / stored.file.file_name)
+    assert not has_content_credentials(converted)
+    assert read_provenance(converted)["seed"] == provenance.seed
+    assert stored.notes == ()
+    assert len(files(folder)) == 2
+
+
+def test_an_image_that_is_re_encoded_in_its_own_format_is_also_kept_as_delivered(folder):
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    stored = save_image(
+        with_credentials(picture("JPEG", exif=upside_down)), folder=folder, stem="fox", image_format="jpeg"
+    )
+    assert (stored.file.file_name, stored.file.original) == ("fox.jpg", ".imagen/originals/fox.jpg.jpg")
+
+
+def test_without_content_credentials_or_a_conversion_there_is_no_original(folder):
+    signed = with_credentials(picture())
+    assert save_image(picture(), folder=folder, stem="plain", image_format="jpeg").file.original is None
+    assert save_image(signed, folder=folder, stem="kept", thumbnail_pixels=32).file.original is None
+    assert files(folder) == [".imagen/thumbnails/kept.png.webp", "kept.png", "plain.jpg"]
+
+
+def test_content_credentials_that_cannot_be_kept_are_reported_and_do_not_cost_the_image(tmp_path):
+    (tmp_path / ".imagen").mkdir()
+    (tmp_path / ".imagen" / "originals").touch()
+    stored = save_image(with_credentials(picture()), folder=tmp_path, stem="fox", image_format="jpeg")
+    assert (stored.file.file_name, stored.file.original) == ("fox.jpg", None)
+    (note,) = stored.notes
+    assert note.startswith("Its C2PA content credentials are lost: ")
+
+
+def test_the_original_is_written_and_announced_before_its_conversion(folder):
+    announced = []
+
+    def record(file):
+        announced.append((file, files(folder)))
+
+    options = {"folder": folder, "stem": "fox", "owner": "abc", "image_format": "jpeg"}
+    stored = save_image(with_credentials(picture()), **options, before_write=record)
+    assert announced == [(stored.file, [".imagen/originals/abc/fox.jpg.png"])]
+
+
+def test_an_original_never_replaces_that_of_another_owner(folder):
+    options = {"folder": folder, "stem": "fox", "image_format": "jpeg", "may_replace": lambda _: False}
+    first, second = (
+        save_image(with_credentials(picture(size=size)), owner=owner, **options).file
+        for size, owner in [((8, 8), "abc"), ((9, 9), "def")]
+    )
+    assert (first.file_name, second.file_name) == ("fox.jpg", "fox-def.jpg")
+    for file, width in ((first, 8), (second, 9)):
+        assert inspect_image(read_bytes(folder.joinpath(*file.original.split("/")))).width == width
 
 
 def test_a_format_without_provenance_support_is_reported(folder, provenance):
