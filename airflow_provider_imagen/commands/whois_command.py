@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.storage.paths import StoragePath
 
 _MAX_IMAGE_BYTES: Final = 2**28
-_FOLDERS_SEARCHED: Final = 4  # a preview is three levels below the manifest that lists its image
+_FOLDERS_SEARCHED: Final = 6  # an original is four levels below its manifest, and more if its name has subfolders
 _SHOWN_CHARACTERS: Final = 500
 _JSON_CHARACTERS: Final = 50_000  # more than the longest prompt of any model
 _IDENTIFIED_BY: Final = {
     "digest": "its SHA-256, which the manifest lists",
     "metadata": "the metadata in the file",
     "preview": "its name: it is the preview of this image",
+    "original": "its name: it is this image as delivered, before its conversion",
     "name": "only its name, which proves nothing",
 }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-Evidence = Literal["digest", "metadata", "preview", "name"]
+Evidence = Literal["digest", "metadata", "preview", "original", "name"]
 
 _COMPARED: Final = ("inference_id", "model", "dag_id", "run_id", "task_id")
 """Fields that are the same in the manifest and in the file, unless the author left them out or somebody changed one."""
@@ -31,8 +31,8 @@ class ImageOrigin(Struct, frozen=True, kw_only=True):
     What is known about an image file.
 
     :param evidence: what identifies it: the SHA-256 ``digest`` in the manifest; the ``metadata`` in the file; its name
-        as that of a ``preview``; or only its ``name``, while its bytes are not the ones that the manifest lists.
-        ``None`` if nothing does
+        as that of a ``preview``, or of the ``original`` of a converted image; or only its ``name``, while its bytes are
+        not the ones that the manifest lists. ``None`` if nothing does
     :param record: DAG, task, prompt, cost and so on, from the manifest, else from the file; unknown values are
         ``None``. ``file_name`` is the name in the manifest's folder, or empty
     :param is_listed: whether ``record`` comes from the manifest
@@ -71,10 +71,13 @@ class ManifestIndex:
         self._by_inference_id: dict[str, list[ManifestLine]] = {}
         self._by_name: dict[str, ManifestLine] = {}
         self._by_preview: dict[str, ManifestLine] = {}
+        self._by_original: dict[str, ManifestLine] = {}
         for line in filter(None, (read_record(ManifestLine, values) for values in lines)):
             self._by_name[line.file_name] = line
             if line.thumbnail is not None:
                 self._by_preview[line.thumbnail] = line
+            if line.original is not None:
+                self._by_original[line.original] = line
             if line.sha256 is not None:
                 self._by_digest.setdefault(line.sha256, []).append(line)
             if line.inference_id is not None:
@@ -103,6 +106,8 @@ class ManifestIndex:
             return named[0] if len(named) == 1 else _shared(named[0], seed=metadata.seed), "metadata"
         if name in self._by_preview:
             return self._by_preview[name], "preview"
+        if name in self._by_original:
+            return self._by_original[name], "original"
         if name in self._by_name:
             return self._by_name[name], "name"
         return None
@@ -122,7 +127,7 @@ def find_origin(data: bytes, *, name: str | None = None, index: ManifestIndex | 
     found = index.find(digest, metadata=metadata, name=name) if index is not None else None
     record, evidence = found or (metadata, "metadata" if metadata is not None else None)
     is_unchanged = None
-    if found is not None and evidence != "preview" and found[0].file_name:
+    if found is not None and evidence not in ("preview", "original") and found[0].file_name:
         is_unchanged = evidence == "digest"
     return ImageOrigin(
         evidence=evidence,
@@ -139,7 +144,7 @@ def find_origin(data: bytes, *, name: str | None = None, index: ManifestIndex | 
 def _shared(line: ManifestLine, *, seed: int | None) -> ManifestLine:
     """Return what all images of one request share, and the seed."""
     unknown = dict.fromkeys(("image_index", "url", "path", "width", "height", "mime_type", "bytes", "sha256"))
-    return replace(line, file_name="", thumbnail=None, seed=seed, **unknown)
+    return replace(line, file_name="", thumbnail=None, original=None, seed=seed, **unknown)
 
 
 def _contradictions(listed: ManifestLine, metadata: ManifestLine) -> tuple[str, ...]:

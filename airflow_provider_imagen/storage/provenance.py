@@ -247,7 +247,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
     if "parameters" in found:
         try:
             found["parameters"] = json.loads(found["parameters"])
-        except ValueError:
+        except (ValueError, RecursionError):
             del found["parameters"]
     return found
 

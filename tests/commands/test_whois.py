@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
+from msgspec import to_builtins
 from PIL import Image
 from stored_images import MODEL, store_images
 
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.storage.provenance import NAMESPACE
+from airflow_provider_imagen.storage.save_image import save_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +193,39 @@ def test_hostile_text_is_printed_as_one_plain_line(folder: Path, capsys: pytest.
     assert "a [31mred [0m DAG forged [bold]xxx" in " ".join(shown.split())
     assert len(shown) < 3_000
     assert "Cost" not in shown
+
+
+@pytest.mark.parametrize("seed", ["many", "9" * 10_000, "-1"])
+def test_hostile_metadata_is_read_safely(whois: Any, tmp_path: Path, seed: str) -> None:
+    values = {"Seed": seed, "Parameters": "[" * 100_000, "DagId": "d" * 500_000, "MapIndex": "1e9"}
+    own = "".join(f"<i:{name}>{value}</i:{name}>" for name, value in values.items())
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:i="{NAMESPACE}">{own}</rdf:Description></rdf:RDF></x:xmpmeta>'
+    )
+    Image.new("RGB", (8, 8)).save(file := tmp_path / "a.webp", xmp=packet.encode())
+    status, (row,) = whois(file)
+
+    assert (status, row["evidence"], row["map_index"]) == (0, "metadata", None)
+    assert row["seed"] == (-1 if seed == "-1" else None)
+    assert len(row["dag_id"]) == 50_000
+
+
+def test_an_original_and_its_content_credentials_are_recognised(whois: Any, folder: Path) -> None:
+    Image.new("RGB", (64, 64)).save(buffer := BytesIO(), "PNG")
+    data = buffer.getvalue()
+    chunk = b"caBX" + b"a C2PA manifest"
+    signed = data[:33] + (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[33:]
+    lines = entries(folder)
+    saved = save_image(signed, folder=folder, stem="converted", image_format="jpeg", owner="ab12")
+    (folder / "metadata.jsonl").write_text(json.dumps({**lines[0], **to_builtins(saved.file), "path": None}) + "\n")
+    assert saved.file.original is not None
+    status, rows = whois(folder / saved.file.original, folder / "converted.jpg")
+
+    assert status == 0
+    assert [row["evidence"] for row in rows] == ["original", "digest"]
+    assert [row["has_content_credentials"] for row in rows] == [True, False]
+    assert {row["file_name"] for row in rows} == {"converted.jpg"}
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "."])
