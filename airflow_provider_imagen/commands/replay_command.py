@@ -261,7 +261,7 @@ def _show_quotes(quotes: _Quotes) -> None:
     for quote in quotes.models:
         if quote.left_out:
             fields = ", ".join(f"{name} ({_count(count, 'prompt')})" for name, count in sorted(quote.left_out.items()))
-            terminal.line(f"{quote.model} has no such field or value, so it is left out: {fields}.")
+            terminal.line(f"{quote.model} does not take these fields or values, which are left out: {fields}.")
         by_reason: dict[str, list[str]] = {}
         for rejected in quote.rejected:
             by_reason.setdefault(rejected.reason, []).append(printable(rejected.past.prompt, _LABEL_CHARACTERS))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,15 +17,17 @@ from airflow.sdk import DAG
 from stored_images import store_images
 
 from airflow_provider_imagen.cli import main
+from airflow_provider_imagen.exceptions import InvalidArgumentsError
+from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 FLUX, GPT, QWEN = "flux/dev", "openai/gpt-image-2", "alibaba/qwen-image-3"
 LONG = "A page of a picture book. " * 35
 
@@ -99,7 +102,7 @@ def test_the_table_shows_prices_reasons_and_fields_left_out(past: Path, capsys: 
     assert (
         "at most 800 characters are allowed, it has 910; models that accept it, cheapest first: flux/schnell" in shown
     )
-    assert f"{QWEN} has no such field or value, so it is left out: safety_setting (1 prompt)." in shown
+    assert f"{QWEN} does not take these fields or values, which are left out: safety_setting (1 prompt)." in shown
     assert (
         "rejects 'A page of a picture book. A page of a picture book. A page …' and 1 more: reve/edit-image needs"
         in shown
@@ -175,6 +178,31 @@ def test_a_wrong_argument_costs_nothing(
     assert main(["replay", *(argument.format(past=past) for argument in arguments)]) == 2
     assert problem in capsys.readouterr().err
     assert len(sandbox.ledger()) == 1
+
+
+def test_the_readme_shows_what_the_command_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_images(
+        tmp_path / "book",
+        [
+            {"prompt": "A bear finds a mitten", "enhance_prompt": True, "num_images": 3},
+            {"prompt": "The bear asks the fox whose mitten it is", "aspect_ratio": "4:3"},
+            "The cover: a bear with one mitten",
+        ],
+    )
+    monkeypatch.chdir(tmp_path)
+    command, _, shown = README.split("<!-- replay -->\n```text\n$ airflow-imagen ")[1].split("\n```")[0].partition("\n")
+
+    assert main(command.split()) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in printed if line] == [line for line in shown.splitlines() if line]
+
+
+def test_the_readme_shows_the_error_for_a_long_prompt() -> None:
+    with pytest.raises(InvalidArgumentsError) as caught:
+        ImagenHook().quote("x" * 900)
+    assert str(caught.value).partition(": ")[2] in README
 
 
 # --- the sample -------------------------------------------------------------------------------------------------------
