@@ -20,6 +20,7 @@ from airflow_provider_imagen.commands.terminal import Terminal, print_error, pri
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.money import format_usd
+from airflow_provider_imagen.redaction import scrub
 from airflow_provider_imagen.storage.paths import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run_replay(arguments: argparse.Namespace) -> int:
         with as_airflow_command():
             quotes = _quote(arguments, models)
             if arguments.buy:
-                open_folder(arguments.output, field="--output")
+                open_folder(arguments.output, field="--output")  # an unusable one is reported before the quote
     except (StorageError, ValueError) as error:
         print_error(f"Error: {printable(str(error), _ERROR_CHARACTERS)}")
         return 2
@@ -159,7 +160,8 @@ def _live_prices(imagen_conn_id: str) -> tuple[PriceList, list[str]]:
     try:
         return PriceList.from_response(hook.list_models(include_pricing=True)), []
     except Exception as error:  # such as a missing connection, or no access to Airflow's database
-        return PriceList(), [f"The prices are the last known ones, because the API's could not be read: {error}"]
+        reason = scrub(str(error))
+        return PriceList(), [f"The prices are the last known ones, because the API's could not be read: {reason}"]
     finally:
         hook.close()
 
