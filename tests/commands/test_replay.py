@@ -12,8 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.io import attach
 from stored_images import store_images
 
 from airflow_provider_imagen.cli import main
@@ -309,6 +311,25 @@ def test_an_interrupted_purchase_continues_without_paying_again(
     assert (summary["made"], summary["failed"]) == (12 - lost, lost)
     spent = sum(float(charge.usd) for charge in sandbox.ledger()[before:])
     assert summary["usd_spent"] == pytest.approx(spent)
+
+
+def test_folders_may_be_in_an_object_store(
+    replay: Any, sandbox: Sandbox, past: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attach("memory", fs=fsspec.filesystem("memory"))
+    store_images(past, ["A lighthouse"])
+    output = f"memory://{past.parent.name}"
+    status, report = replay(past, *models(FLUX), "--buy", "--output", output)
+    assert (status, report["sample"]["made"], report["sample"]["page"]) == (0, 1, f"{output}/replay.html")
+
+    assert replay(past, *models(FLUX), "--buy", "--output", output)[1]["sample"]["adopted"] == 1
+    assert len(sandbox.ledger()) == 2
+
+    status, report = replay(f"{output}/metadata.jsonl", *models(GPT))
+    assert (status, report["quote"]["usd"], report["quote"]["models"][0]["images"]) == (0, 0.033, 1)
+    assert main(["whois", f"{output}/000-flux-dev.jpg", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["evidence"], row["dag_id"], row["prompt"]) == ("digest", "airflow-imagen", "A lighthouse")
 
 
 # --- manifests from outside -------------------------------------------------------------------------------------------
