@@ -1,4 +1,4 @@
-"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples and reconcile."""
+"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples, reconcile, replay and whois."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from airflow_provider_imagen.commands.check_command import add_check
 from airflow_provider_imagen.commands.examples_command import add_examples
 from airflow_provider_imagen.commands.models_command import add_models
 from airflow_provider_imagen.commands.reconcile_command import add_reconcile
+from airflow_provider_imagen.commands.replay_command import add_replay
 from airflow_provider_imagen.commands.sandbox_command import add_sandbox
+from airflow_provider_imagen.commands.whois_command import add_whois
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +58,8 @@ def add_commands(commands: Any) -> None:
     add_check(commands)
     add_examples(commands)
     add_reconcile(commands)
+    add_replay(commands)
+    add_whois(commands)
 
 
 def _add_demo(commands: Any) -> None:

@@ -25,6 +25,7 @@ from airflow_provider_imagen.catalogue.input_images import (
     flatten,
     limits_for,
 )
+from airflow_provider_imagen.catalogue.longer_prompts import advise_longer_prompt
 from airflow_provider_imagen.catalogue.lookup import Endpoint, Model, find_model, max_images_of
 from airflow_provider_imagen.catalogue.prompt_text import prompt_problem, text_problem
 from airflow_provider_imagen.catalogue.validation import check_field, coerce, describe, problem_with, show
@@ -166,6 +167,11 @@ class _Draft:
             self._add_problem("prompt", prompt, reason)
         else:
             self._set_field("prompt", prompt)
+            limit = self.endpoint.fields["prompt"].get("maxLength")
+            if isinstance(prompt, str) and limit is not None and len(prompt) > limit:
+                problem = self.problems.pop()
+                advice = advise_longer_prompt(self.model, len(prompt))
+                self.problems.append(replace(problem, allowed=f"{problem.allowed}; {advice}"))
 
     def take_count(self, remaining: dict[str, Any]) -> tuple[int, bool]:
         """Return the number of images requested, and whether each needs a request of its own."""

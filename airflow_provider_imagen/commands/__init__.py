@@ -1,1 +1,1 @@
-"""The ``airflow-imagen`` commands ``models``, ``check`` and ``reconcile``."""
+"""The ``airflow-imagen`` commands, except ``demo``."""

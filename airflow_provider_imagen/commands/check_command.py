@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_imagen.commands.airflow_environment import as_airflow_command
 from airflow_provider_imagen.commands.dag_models import Findings, find_models
 from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json
 from airflow_provider_imagen.exceptions import ImagenError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow_provider_imagen.catalogue.availability import ModelHealth
     from airflow_provider_imagen.hooks.imagen import ImagenHook
@@ -47,7 +45,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     if arguments.folder is not None and not arguments.folder.exists():
         print_error(f"Error: {arguments.folder} does not exist.")
         return 2
-    with _as_airflow_command():
+    with as_airflow_command():
         findings = find_models(arguments.folder) if arguments.folder is not None else Findings()
         report = _make_report(arguments.imagen_conn_id, findings)
     if arguments.json:
@@ -121,25 +119,6 @@ def _query_api(
     finally:
         hook.close()
     return connection, models
-
-
-@contextmanager
-def _as_airflow_command() -> Iterator[None]:
-    """
-    Set up the environment of Airflow's own commands: access to connections in its database, and only error logs.
-
-    Output of Airflow and of DAG files goes to stderr, so that programs can read the report on stdout.
-    """
-    environment = {"_AIRFLOW_PROCESS_CONTEXT": "server", "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
-    added = {name: value for name, value in environment.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _show(report: Mapping[str, Any]) -> None:

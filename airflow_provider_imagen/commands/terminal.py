@@ -22,6 +22,16 @@ def print_error(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+def printable(text: str, limit: int) -> str:
+    """
+    Return text from outside as one line without control, formatting and other invisible characters.
+
+    :param limit: most characters returned
+    """
+    text = " ".join("".join(each if each.isprintable() else " " for each in text[: 2 * limit]).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 class Terminal:
     """Writes text and tables to stdout, without a terminal's width if that is a file or pipe."""
 

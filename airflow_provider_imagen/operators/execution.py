@@ -109,12 +109,21 @@ class TaskExecution:
     :param operator: the operator, its templates rendered
     :param context: Airflow's context
     :param is_killed: returns whether Airflow has asked the task to end; a signal handler sets it
+    :param store: where the journal is kept; by default the most durable store that the context offers
     """
 
-    def __init__(self, operator: ImageTask, context: Context, is_killed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        operator: ImageTask,
+        context: Context,
+        is_killed: Callable[[], bool],
+        *,
+        store: JournalStore | None = None,
+    ) -> None:
         self._operator = operator
         self._context = context
         self._is_killed = is_killed
+        self._store = store
         self._hook = ImagenHook(operator.imagen_conn_id)
         self._log = operator.log
         self._ti_key = task_instance_key_of(context)
@@ -136,6 +145,11 @@ class TaskExecution:
         """Datasets read and written; ``None`` until then, too."""
 
     # --- the main thread ----------------------------------------------------------------------------------------------
+
+    @property
+    def run_result(self) -> RunResult | None:
+        """What was generated so far, in this and previous attempts; ``None`` if the run has not started."""
+        return None if self._run is None else self._run.snapshot()
 
     def run(self) -> list[str]:
         """Return the URLs of the generated images; see :meth:`ImagenGenerateOperator.execute`."""
@@ -305,6 +319,8 @@ class TaskExecution:
         )
 
     def _journal_store(self) -> JournalStore:
+        if self._store is not None:
+            return self._store
         return journal_store(self._context, output_path=self._arguments.output_path, airflow_lock=self._airflow_lock)
 
     def _open_journal(self) -> Journal:

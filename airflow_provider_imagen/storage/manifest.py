@@ -138,16 +138,17 @@ def failures_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
     return address_of(descend(folder, _failures_name(ti_key)))
 
 
-def read_manifest(folder: StoragePath) -> list[dict[str, Any]]:
+def read_manifest(folder: StoragePath, *, name: str = MANIFEST_NAME) -> list[dict[str, Any]]:
     """
     Return the lines of all images in a folder as JSON objects, in the manifest's order.
 
     Lines that somebody else wrote may have other keys than :class:`ManifestLine`, but always a ``file_name``.
 
+    :param name: name of the manifest in the folder
     :raises StorageError: the manifest cannot be read
     """
-    lines = _parse_lines(read_bytes(folder.joinpath(MANIFEST_NAME), within=folder))
-    return [line for line in lines if isinstance(name := line.get("file_name"), str) and stays_below(name)]
+    lines = _parse_lines(read_bytes(folder.joinpath(name), within=folder))
+    return [line for line in lines if isinstance(file := line.get("file_name"), str) and stays_below(file)]
 
 
 def read_failures(folder: StoragePath, ti_key: TaskInstanceKey) -> list[FailureLine]:

@@ -249,7 +249,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
     for name in {"parameters", "metadata"} & found.keys():
         try:
             found[name] = json.loads(found[name])
-        except ValueError:
+        except (ValueError, RecursionError):
             del found[name]
     return found
 

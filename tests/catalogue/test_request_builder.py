@@ -486,8 +486,42 @@ def test_a_prompt_that_is_not_text_is_rejected(prompt):
 
 
 def test_the_error_for_a_long_prompt_gives_its_length_and_the_limit():
-    assert problems_with(model=IMAGEN, prompt="x" * 401) == {"prompt": "at most 400 characters are allowed, it has 401"}
+    problem = problems_with(model=IMAGEN, prompt="x" * 401)["prompt"]
+    assert problem.startswith("at most 400 characters are allowed, it has 401; ")
     assert build(model=IMAGEN, prompt="é" * 400)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [model for model in all_models() if "maxLength" in model.generations.fields.get("prompt", {})],
+    ids=lambda model: model.id,
+)
+@pytest.mark.parametrize("characters", [401, 900, 2_001, 4_001, 6_001, 32_001])
+def test_the_error_for_a_long_prompt_names_models_of_the_same_kind_that_accept_it(model, characters):
+    limit = model.generations.fields["prompt"]["maxLength"]
+    if characters <= limit:
+        return
+    arguments = minimal(model.id, model.generations) | {"prompt": "x" * characters}
+    advice = problems_with(**arguments)["prompt"].partition("; ")[2]
+    if found := re.fullmatch(r"the longest that a model of this kind accepts is ([\d,]+) \((\S+)\)", advice):
+        named, longest = [found[2]], int(found[1].replace(",", ""))
+        assert longest < characters
+    else:
+        named, longest = advice.removeprefix("models that accept it, cheapest first: ").split(", "), characters
+    assert 1 <= len(named) <= 3
+    for name in named:
+        assert MODELS[name].kind == model.kind
+        assert build(**minimal(name, MODELS[name].generations) | {"prompt": "x" * longest})
+    prices = [MODELS[name].price.usd for name in named if MODELS[name].price]
+    assert prices == sorted(prices)
+
+
+def test_a_picture_book_prompt_of_900_characters_fits_the_cheapest_models_named():
+    problem = problems_with(model=IMAGEN, prompt="x" * 900)["prompt"]
+    assert problem == (
+        "at most 400 characters are allowed, it has 900; "
+        "models that accept it, cheapest first: flux/schnell, alibaba/z-image-turbo, blackforestlabs/flux-2"
+    )
 
 
 def test_models_without_a_prompt_reject_one_but_accept_an_empty_one():

@@ -41,7 +41,9 @@ def test_the_group_has_every_command_that_can_run_inside_airflow():
     (group,) = get_commands()
 
     assert group.name == "imagen"
-    assert {command.name for command in group.subcommands} == {"check", "examples", "models", "reconcile", "sandbox"}
+    assert {command.name for command in group.subcommands} == {
+        *("check", "examples", "models", "reconcile", "replay", "sandbox", "whois"),
+    }
 
 
 def test_airflow_shows_the_commands_and_their_arguments(tmp_path):
