@@ -144,10 +144,13 @@ def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
 def _read_listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Record]:
     from airflow_provider_imagen.exceptions import StorageError
     from airflow_provider_imagen.hooks.folders import open_folder
-    from airflow_provider_imagen.storage.manifest import read_manifest
+    from airflow_provider_imagen.storage.manifest import read_manifest, recorded_lines
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     keys = ("dag_id", "run_id", "task_id", "map_index")
-    lines = read_manifest(open_folder(images["manifest"]).parent)
+    folder = open_folder(images["manifest"]).parent
+    own = recorded_lines(folder, TaskInstanceKey(**dict(zip(keys, ids, strict=True))))
+    lines = [line.to_json() for line in own] or read_manifest(folder)
     records: list[Record] = [line for line in lines if tuple(line.get(key) for key in keys) == ids]
     if not records and images.get("count"):
         raise StorageError(
@@ -181,7 +184,7 @@ def _caption(number: int, record: Record, *, with_prompt: bool) -> str:
     parts = [str(record.get("prompt") or "")] if with_prompt else []
     parts += [str(record["model"])] if record.get("model") else []
     parts += [f"seed {record['seed']}"] if record.get("seed") is not None else []
-    parts.append(_cost(record.get("usd")))
+    parts.append("reused" if record.get("reused_from") else _cost(record.get("usd")))
     return f"**{number}** · {' · '.join(_escape(part) for part in parts if part)}"
 
 

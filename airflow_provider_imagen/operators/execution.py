@@ -48,11 +48,13 @@ from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
 from airflow_provider_imagen.run.replay import previous_result
 from airflow_provider_imagen.run.results import failure_table
+from airflow_provider_imagen.run.reuse import EarlierRequests
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.manifest import recorded_lines
+from airflow_provider_imagen.storage.paths import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,6 +215,11 @@ class TaskExecution:
             plan = self._arguments.plan()
             if not plan.items:
                 raise AirflowSkipException(EMPTY_PROMPT)
+            if plan.beyond_limit:
+                count = len(plan.items)
+                self._log.info(
+                    "limit=%d: only the first %d of %d prompts.", count, count, count + len(plan.beyond_limit)
+                )
             folder = self._open_folder()
             client = self._hook.get_conn()
             encryption = UrlEncryption(client.settings.api_key)
@@ -237,6 +244,7 @@ class TaskExecution:
                 encryption=encryption,
                 cancellation=self._cancellation,
                 reload=reload,
+                earlier=self._find_earlier(plan, folder, journal),
                 on_image=partial(self._report_image, plan.images),
             )
             result = self._run_and_publish(run, journal, folder)
@@ -302,6 +310,17 @@ class TaskExecution:
             provenance=self._operator.provenance,
             image_format=self._operator.image_format,
             thumbnail_pixels=self._arguments.thumbnail_pixels,
+        )
+
+    def _find_earlier(self, plan: Plan, folder: ObjectStoragePath | None, journal: Journal) -> EarlierRequests:
+        """Return the requests of other runs that may be reused; none unless the author allows it."""
+        if folder is None or self._operator.reuse is None:
+            return EarlierRequests(plan)
+        others = [open_folder(address, field="reuse_from") for address in self._arguments.reuse_from]
+        return EarlierRequests(
+            plan,
+            [folder, *(other for other in others if address_of(other) != address_of(folder))],
+            own={name for request in journal.state.requests.values() for name in request.client_request_ids},
         )
 
     def _journal_store(self) -> JournalStore:
@@ -385,8 +404,12 @@ class TaskExecution:
         details = [f"prompt {received.item.index}, image {image.image_index}"]
         if file is not None:
             details.append(f"{file.width}x{file.height}" if file.width else file.mime_type)  # an SVG may state no size
-        details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
-        details.append(format_usd(usd) if usd is not None else "cost unknown")
+        if image.reused is not None:
+            saved = image.reused.usd_saved
+            details += ["reused from another run", *([f"{format_usd(saved)} saved"] if saved is not None else [])]
+        else:
+            details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
+            details.append(format_usd(usd) if usd is not None else "cost unknown")
         progress.info(
             "Image %d of %d: %s (%s) → %s",
             done,

@@ -19,7 +19,7 @@ class Lineage(Struct, frozen=True):
 
     :param api: scheme, host and port of the API
     :param models: ids of the models that generated the images, sorted
-    :param inputs: addresses of the folders that hold stored input images, sorted
+    :param inputs: addresses of the folders that hold stored input images or reused images, sorted
     :param output: address of the output folder; ``None`` if nothing was stored
     :param images: number of stored images
     :param bytes: their total size
@@ -37,8 +37,8 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
     """
     Return the lineage of a run.
 
-    Input images are reported by folder, like the output: this connects the task that uses them to the task that
-    generated them, and ten thousand inputs do not become ten thousand datasets.
+    Input images and reused images are reported by folder, like the output: this connects the task that uses them to the
+    task that generated them, and ten thousand inputs do not become ten thousand datasets.
 
     :param base_url: base URL of the API
     :param output: address of the output folder; ``None`` if images are not stored
@@ -50,6 +50,11 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
         inputs=tuple(
             sorted(
                 {
+                    without_signature(record.reused_from).rpartition("/")[0]
+                    for record in stored
+                    if record.reused_from is not None and record.reused_from != record.path
+                }
+                | {
                     without_signature(part.address).rpartition("/")[0]
                     for planned in result.plan.requests
                     for value in planned.request.body.values()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
+from airflow_provider_imagen.run.reuse import ReusedImage
 from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
-from airflow_provider_imagen.storage.manifest import recorded_names
+from airflow_provider_imagen.storage.inspect_image import inspect_image
+from airflow_provider_imagen.storage.manifest import recorded_names, ti_key_of
 from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
 from airflow_provider_imagen.storage.provenance import Provenance
@@ -24,11 +27,15 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.records import RequestState, Response
     from airflow_provider_imagen.run.plan import Plan, PromptItem
     from airflow_provider_imagen.run.results import ReceivedResponse
+    from airflow_provider_imagen.run.reuse import EarlierImage
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
+
+MAX_REUSED_AT_ONCE: Final = 8
+"""Images of other runs that are in memory at the same time, however many requests may be in flight."""
 
 
 class StoredFiles:
@@ -131,6 +138,7 @@ class ImageSink:
             file.file_name for request in requests.values() for file in request.files.values()
         }
         self._lock = threading.Lock()
+        self._reusing = threading.BoundedSemaphore(MAX_REUSED_AT_ONCE)
         self._has_warned = False
         if local_path(folder) is not None:  # raises if a planned subfolder is a symlink
             file_sizes(folder, (stem for stem in self._stems.values() if "/" in stem))
@@ -219,6 +227,55 @@ class ImageSink:
         )
         return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
 
+    def reuse(self, places: Sequence[EarlierImage], received: ReceivedResponse, position: int) -> ReusedImage | None:
+        """
+        Return another run's image, stored in this folder, or ``None`` if it is intact nowhere.
+
+        A file in this folder that has the planned name stays as it is. Any other is copied under that name, unchanged
+        unless it has to be converted to ``image_format``.
+
+        :param places: where the image is, the preferred place first
+        :raises StorageError: a store cannot be reached, or the copy cannot be written
+        """
+        stem = self._stem(received, position)
+        for place in places:
+            with self._reusing, suppress(BadImageError):
+                if (data := place.read()) is not None:
+                    return self._store_reused(data, place, stem)
+            log.warning("%s is not reused: it is missing, or not the image listed.", redacted_address(place.path))
+        return None
+
+    def _store_reused(self, data: bytes, place: EarlierImage, stem: str) -> ReusedImage:
+        line = place.line
+        usd_saved = line.usd if line.reused_from is None else line.usd_saved
+        writer = ti_key_of(line)
+        info = inspect_image(data, accept_svg=True)
+        has_format = self._image_format in (None, info.format.lower()) or info.format == "SVG"
+        names = (stem, append_to_stem(stem, f"-{writer.identity}") if writer is not None else stem)
+        if has_format and place.folder is self.folder and line.file_name.rpartition(".")[0] in names:
+            file = replace(
+                place.file,
+                mime_type=info.mime_type,
+                width=info.width,
+                height=info.height,
+                thumbnail=line.thumbnail or self._thumbnail(data, line.file_name),
+            )
+            copied_from = line.reused_from if writer == self._ti_key else None  # by a previous attempt
+            return ReusedImage(file, copied_from or file.path, usd_saved)
+        saved = save_image(
+            data,
+            folder=self.folder,
+            stem=stem,
+            owner=self._ti_key.identity,
+            image_format=None if has_format else self._image_format,
+            thumbnail_pixels=self._thumbnail_pixels,
+            may_replace=self._is_own,
+        )
+        self._own_names.add(saved.file.file_name)
+        for note in saved.notes:
+            log.warning("%s: %s", saved.file.file_name, note)
+        return ReusedImage(saved.file, place.file.path, usd_saved)
+
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
         """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
         if self._thumbnail_pixels is None:
@@ -264,7 +321,8 @@ class ImageSink:
 
     def _name_images(self, requests: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
         """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
-        images = [(item, index) for item in self._plan.items for index in range(item.images)]
+        items = (*self._plan.items, *self._plan.beyond_limit)
+        images = [(item, index) for item in items for index in range(item.images)]
         stems = image_stems(self._filename, [self._name_fields(item, index) for item, index in images])
         names = {(item.index, index): stem for (item, index), stem in zip(images, stems, strict=True)}
         taken = {stem.casefold(): image for image, stem in self._kept_names(requests).items()}
@@ -296,7 +354,7 @@ class ImageSink:
             model=str(item.arguments.get("model") or ""),
             name=item.name,
             seed=seed if isinstance(seed, int) else None,
-            items=len(self._plan.items),
+            items=len(self._plan.items) + len(self._plan.beyond_limit),
         )
 
     def _describe(self, item: PromptItem, response: Response, image: ResponseImage) -> Provenance | None:
