@@ -80,6 +80,35 @@ def review_body(
     return "\n".join(lines)
 
 
+def quote_rest(summary: Record) -> str:
+    """
+    Return a sentence in Markdown about what the images left out by ``limit`` would cost.
+
+    The estimate is their number times the average cost of the images generated so far. That average is what was
+    charged, lost charges included, or what the images cost when they were generated, if they were reused.
+
+    :param summary: XCom ``summary`` of the task instance that generated a part of the list
+    :raises ValueError: it is not an XCom ``summary``
+    """
+    from airflow_provider_imagen.image_record import read_record
+    from airflow_provider_imagen.run_report import RunSummary
+
+    found = read_record(RunSummary, summary) if isinstance(summary, Mapping) else None
+    if found is None or not {"made", "usd_spent"} <= summary.keys():
+        raise ValueError("summary: the XCom 'summary' of a task instance is allowed")
+    if not found.beyond_limit:
+        return "No images are left to generate."
+    rest = f"the other {found.beyond_limit} image{'' if found.beyond_limit == 1 else 's'}"
+    usd = found.usd_spent + found.usd_saved
+    if not (found.made and usd):
+        return f"What {rest} would cost is not known."
+    average = usd / found.made
+    return (
+        f"{rest.capitalize()} would cost about {_escape(format_usd(round(average * found.beyond_limit, 2)))}: "
+        f"the {found.made} so far cost {_escape(format_usd(usd))}, on average {_escape(format_usd(average))} each."
+    )
+
+
 def pick_images(
     images: Images,
     chosen_options: Sequence[str | int],
