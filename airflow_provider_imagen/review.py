@@ -104,7 +104,7 @@ def quote_rest(summary: Record) -> str:
         return f"What {rest} would cost is not known."
     average = usd / found.made
     return (
-        f"{rest.capitalize()} would cost about {_escape(format_usd(round(average * found.beyond_limit, 2)))}: "
+        f"{rest.capitalize()} would cost about {_escape(format_usd(average * found.beyond_limit))}: "
         f"the {found.made} so far cost {_escape(format_usd(usd))}, on average {_escape(format_usd(average))} each."
     )
 

@@ -231,6 +231,7 @@ class TaskExecution:
             reload = partial(self._reload, journal, folder, encryption)
             if journal.state.has_loose_ends:  # the manifest may list images that were not journaled
                 journal.state = reload()
+            earlier = self._find_earlier(plan, folder, journal)
             run = self._run = Run(
                 plan=plan,
                 api=ApiAdapter(
@@ -238,13 +239,13 @@ class TaskExecution:
                     downloader=self._hook.get_downloader(cancelled=self._cancellation.abandoned),
                     inputs=self._hook.get_input_reader(),
                 ),
-                sink=self._image_sink(folder, plan, journal) if folder is not None else None,
+                sink=self._image_sink(folder, plan, journal, earlier) if folder is not None else None,
                 journal=journal,
                 options=self._arguments.run_options(),
                 encryption=encryption,
                 cancellation=self._cancellation,
                 reload=reload,
-                earlier=self._find_earlier(plan, folder, journal),
+                earlier=earlier,
                 on_image=partial(self._report_image, plan.images),
             )
             result = self._run_and_publish(run, journal, folder)
@@ -298,11 +299,14 @@ class TaskExecution:
             return None
         return [store.output_folder] if folder is None else [store.output_folder, folder]
 
-    def _image_sink(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> ImageSink:
+    def _image_sink(
+        self, folder: ObjectStoragePath, plan: Plan, journal: Journal, earlier: EarlierRequests
+    ) -> ImageSink:
         return ImageSink(
             folder=folder,
             open_path=open_folder,
             stored_folders=self._trusted_folders(journal.store, folder),
+            own_names=earlier.own_names(folder, self._ti_key),
             plan=plan,
             requests=journal.state.requests,
             ti_key=self._ti_key,

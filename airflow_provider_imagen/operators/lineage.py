@@ -44,29 +44,27 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
     :param output: address of the output folder; ``None`` if images are not stored
     """
     stored = [made.record for made in result.made if made.file is not None]
+    written = {_folder_of(record.path) for record in stored if record.path is not None}
+    reused = {_folder_of(record.reused_from) for record in stored if record.reused_from is not None}
+    sent = {
+        _folder_of(part.address)
+        for planned in result.plan.requests
+        for value in planned.request.body.values()
+        for part in flatten(value)
+        if isinstance(part, ImageFile)
+    }
     return Lineage(
         api=host_of(base_url),
         models=tuple(sorted({record.model for record in result.records if record.model})),
-        inputs=tuple(
-            sorted(
-                {
-                    without_signature(record.reused_from).rpartition("/")[0]
-                    for record in stored
-                    if record.reused_from is not None and record.reused_from != record.path
-                }
-                | {
-                    without_signature(part.address).rpartition("/")[0]
-                    for planned in result.plan.requests
-                    for value in planned.request.body.values()
-                    for part in flatten(value)
-                    if isinstance(part, ImageFile)
-                }
-            )
-        ),
+        inputs=tuple(sorted(sent | reused - written)),
         output=output if stored else None,
         images=len(stored),
         bytes=sum(record.bytes or 0 for record in stored),
     )
+
+
+def _folder_of(address: str) -> str:
+    return without_signature(address).rpartition("/")[0]
 
 
 def to_openlineage(lineage: Lineage) -> Any:

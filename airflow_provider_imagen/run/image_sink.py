@@ -14,7 +14,7 @@ from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.run.reuse import ReusedImage
 from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
 from airflow_provider_imagen.storage.inspect_image import inspect_image
-from airflow_provider_imagen.storage.manifest import recorded_names, ti_key_of
+from airflow_provider_imagen.storage.manifest import recorded_names
 from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
 from airflow_provider_imagen.storage.provenance import Provenance
@@ -109,6 +109,8 @@ class ImageSink:
     :param image_format: format to convert to; ``None`` keeps the delivered one
     :param thumbnail_pixels: longer side of the previews; ``None`` for no previews
     :param stored_folders: ``folders`` of :class:`StoredFiles`
+    :param own_names: names of files that this task instance stored before it was cleared and that are to be reused, by
+        prompt and image index (:meth:`~airflow_provider_imagen.run.reuse.EarlierRequests.own_names`)
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class ImageSink:
         image_format: ImageFormat | None = None,
         thumbnail_pixels: int | None = None,
         stored_folders: Sequence[StoragePath] | None = None,
+        own_names: Mapping[tuple[int, int], str] | None = None,
     ) -> None:
         self.folder = folder
         self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders, current=folder)
@@ -133,7 +136,7 @@ class ImageSink:
         self._provenance = provenance
         self._image_format = image_format
         self._thumbnail_pixels = thumbnail_pixels
-        self._stems = self._name_images(requests)
+        self._stems = self._name_images(requests, own_names or {})
         self._own_names = recorded_names(folder, ti_key) | {
             file.file_name for request in requests.values() for file in request.files.values()
         }
@@ -231,8 +234,8 @@ class ImageSink:
         """
         Return another run's image, stored in this folder, or ``None`` if it is intact nowhere.
 
-        A file in this folder that has the planned name stays as it is. Any other is copied under that name, unchanged
-        unless it has to be converted to ``image_format``.
+        A file in this folder stays as it is if it has the planned name, or this task instance stored it before it was
+        cleared. Any other is copied under that name, unchanged unless it has to be converted to ``image_format``.
 
         :param places: where the image is, the preferred place first
         :raises StorageError: a store cannot be reached, or the copy cannot be written
@@ -248,11 +251,12 @@ class ImageSink:
     def _store_reused(self, data: bytes, place: EarlierImage, stem: str) -> ReusedImage:
         line = place.line
         usd_saved = line.usd if line.reused_from is None else line.usd_saved
-        writer = ti_key_of(line)
+        is_own = place.writer == self._ti_key
         info = inspect_image(data, accept_svg=True)
         has_format = self._image_format in (None, info.format.lower()) or info.format == "SVG"
-        names = (stem, append_to_stem(stem, f"-{writer.identity}") if writer is not None else stem)
-        if has_format and place.folder is self.folder and line.file_name.rpartition(".")[0] in names:
+        names = (stem, append_to_stem(stem, f"-{place.writer.identity}"))
+        has_name = is_own or line.file_name.rpartition(".")[0] in names
+        if has_format and has_name and place.folder is self.folder:
             file = replace(
                 place.file,
                 mime_type=info.mime_type,
@@ -260,8 +264,8 @@ class ImageSink:
                 height=info.height,
                 thumbnail=line.thumbnail or self._thumbnail(data, line.file_name),
             )
-            copied_from = line.reused_from if writer == self._ti_key else None  # by a previous attempt
-            return ReusedImage(file, copied_from or file.path, usd_saved)
+            origin = line.reused_from if is_own else None  # of a copy that a previous attempt made
+            return ReusedImage(file, origin or file.path, usd_saved)
         saved = save_image(
             data,
             folder=self.folder,
@@ -319,13 +323,16 @@ class ImageSink:
                 )
         return False
 
-    def _name_images(self, requests: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
-        """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
+    def _name_images(
+        self, requests: Mapping[str, RequestState], own_names: Mapping[tuple[int, int], str]
+    ) -> dict[tuple[int, int], str]:
+        """Return a name for every planned image, avoiding the names of images that this task instance has stored."""
         items = (*self._plan.items, *self._plan.beyond_limit)
         images = [(item, index) for item in items for index in range(item.images)]
         stems = image_stems(self._filename, [self._name_fields(item, index) for item, index in images])
         names = {(item.index, index): stem for (item, index), stem in zip(images, stems, strict=True)}
-        taken = {stem.casefold(): image for image, stem in self._kept_names(requests).items()}
+        kept = {**{image: name.rpartition(".")[0] for image, name in own_names.items()}, **self._kept_names(requests)}
+        taken = {stem.casefold(): image for image, stem in kept.items()}
         for image, stem in names.items():
             number = 1
             while taken.get(names[image].casefold(), image) != image:

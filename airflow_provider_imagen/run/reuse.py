@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections import deque
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from msgspec import Struct
 from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.records import Response
 from airflow_provider_imagen.storage.atomic_write import is_intact, read_bytes, redacted_address
-from airflow_provider_imagen.storage.manifest import request_lines
+from airflow_provider_imagen.storage.manifest import request_lines, ti_key_of
 from airflow_provider_imagen.storage.paths import descend
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import ManifestLine, StoredFile
     from airflow_provider_imagen.run.plan import Plan, PlannedRequest
     from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +60,14 @@ class EarlierImage(Struct, frozen=True, eq=False):
     :param folder: the folder of the manifest
     :param line: its line
     :param file: the file that the line describes
+    :param writer: the task instance that the line names
     :param generated_at: when it was generated, in seconds since the epoch
     """
 
     folder: StoragePath
     line: ManifestLine
     file: StoredFile
+    writer: TaskInstanceKey
     generated_at: float
 
     @property
@@ -93,10 +97,11 @@ class EarlierRequest(Struct, frozen=True, eq=False):
     client_request_id: str
     images: tuple[tuple[EarlierImage, ...], ...]
 
-    def is_for(self, planned: PlannedRequest) -> bool:
-        """Return whether it was sent for the same images of the same prompt."""
-        line, target = self.images[0][0].line, planned.target
-        return (line.prompt_index, line.image_index) == (target.prompt_index, target.image_index)
+    @property
+    def place(self) -> tuple[int | None, int | None]:
+        """Index of its prompt, and of its first image among those of the prompt."""
+        line = self.images[0][0].line
+        return line.prompt_index, line.image_index
 
     def response_to(self, planned: PlannedRequest) -> Response:
         """Return its response as if it answered a planned request, at no cost and without URLs."""
@@ -125,20 +130,43 @@ class EarlierRequests:
     """
 
     def __init__(self, plan: Plan, folders: Sequence[StoragePath] = (), *, own: Container[str] = ()) -> None:
+        self._plan = plan
         self._lock = threading.Lock()
-        self._spare: dict[str, list[EarlierRequest]] = {}
         self._assigned: dict[str, EarlierRequest] = {}
-        if not folders:
-            return
-        wanted = {planned.fingerprint: planned.target.images for planned in plan.requests}
-        self._spare = _find(folders, wanted, own=own)
-        for is_exact in (True, False):  # first each prompt's own image, so that a retry makes the same choice
-            for planned in plan.requests:
-                spare = self._spare.get(planned.fingerprint, [])
-                found = next((earlier for earlier in spare if not is_exact or earlier.is_for(planned)), None)
-                if found is not None and planned.key not in self._assigned:
-                    self._assigned[planned.key] = found
-                    spare.remove(found)
+        self._spare: dict[str, deque[EarlierRequest]] = {}
+        if folders:
+            wanted = {planned.fingerprint: planned.target.images for planned in plan.requests}
+            self._assign(_find(folders, wanted, own=own))
+
+    def _assign(self, found: Mapping[str, list[EarlierRequest]]) -> None:
+        """Assign requests to planned ones: each prompt its own, so that a retry makes the same choice, then any."""
+        by_place = {(name, each.place): each for name, requests in found.items() for each in reversed(requests)}
+        for planned in self._plan.requests:
+            place = planned.target.prompt_index, planned.target.image_index
+            if (earlier := by_place.pop((planned.fingerprint, place), None)) is not None:
+                self._assigned[planned.key] = earlier
+        taken = {id(earlier) for earlier in self._assigned.values()}
+        self._spare = {
+            name: deque(each for each in requests if id(each) not in taken) for name, requests in found.items()
+        }
+        for planned in self._plan.requests:
+            if planned.key not in self._assigned and (spare := self._spare.get(planned.fingerprint)):
+                self._assigned[planned.key] = spare.popleft()
+
+    def own_names(self, folder: StoragePath, ti_key: TaskInstanceKey) -> dict[tuple[int, int], str]:
+        """
+        Return the file names, by prompt and image index, of assigned images that a task instance stored in a folder.
+
+        It was cleared since, and its images keep their names, so that none replaces one that is still to be reused.
+        """
+        return {
+            (planned.target.prompt_index, planned.target.index_of(position)): place.file.file_name
+            for planned in self._plan.requests
+            if (earlier := self._assigned.get(planned.key)) is not None
+            for position, places in enumerate(earlier.images)
+            for place in places
+            if place.folder is folder and place.writer == ti_key
+        }
 
     def has(self, planned: PlannedRequest) -> bool:
         """Return whether there is a request to take the place of a planned one, its images not verified yet."""
@@ -151,7 +179,7 @@ class EarlierRequests:
             if (assigned := self._assigned.pop(planned.key, None)) is not None:
                 return assigned
             spare = self._spare.get(planned.fingerprint)
-            return spare.pop(0) if spare else None
+            return spare.popleft() if spare else None
 
 
 def _find(
@@ -170,13 +198,13 @@ def _find(
             continue
         for line in sorted(lines, key=lambda line: line.reused_from is not None):
             request, position = line.client_request_id, line.response_index
-            file, at = line.file, _seconds(line.created_at)
-            if request is None or request in own or position is None or at is None:
+            file, writer, at = line.file, ti_key_of(line), _seconds(line.created_at)
+            if request is None or request in own or position is None or writer is None or at is None:
                 continue
             if file is None or file.bytes > MAX_REUSED_BYTES:
                 continue
             images = places.setdefault((line.request_fingerprint or "", request), {})
-            images.setdefault(position, []).append(EarlierImage(folder, line, file, at))
+            images.setdefault(position, []).append(EarlierImage(folder, line, file, writer, at))
     found: dict[str, list[EarlierRequest]] = {}
     for (fingerprint, request), images in places.items():
         positions = range(wanted[fingerprint])

@@ -262,16 +262,16 @@ def _update_part(folder: StoragePath, part: str, lines: Iterable[ManifestLine], 
     """
     Write lines to a part, keep its other lines whose files exist, and return the ids of the written requests.
 
-    The line of an image that this task instance generated also stays if the image was then used in place, because the
-    task instance was cleared: it states the cost.
+    An image that this task instance stored, and uses in place because it was cleared, keeps its cost and origin.
     """
     recorded = _read_part(folder, part)
-    generated = {(line.parsed.file_name, line.parsed.sha256) for line in recorded if not line.parsed.is_used_in_place}
-    new = [
-        _PartLine(line, _encode(line.to_json()))
-        for line in lines
-        if not (line.is_used_in_place and (line.file_name, line.sha256) in generated)
-    ]
+    own = [line.parsed for line in recorded if not line.parsed.is_used_in_place]
+    stored = {(line.file_name, line.sha256): line for line in own}
+    new = []
+    for line in lines:
+        if line.is_used_in_place and (old := stored.get((line.file_name, line.sha256))) is not None:
+            line = replace(line, url=old.url, usd=old.usd, reused_from=old.reused_from, usd_saved=old.usd_saved)
+        new.append(_PartLine(line, _encode(line.to_json())))
     names = {line.parsed.file_name for line in new}
     others = [line for line in recorded if line.parsed.file_name not in names]
     _write_part(folder, part, [*_with_existing_files(folder, others), *new], owner=owner)
@@ -430,8 +430,8 @@ def _choose_lines(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, 
 
     Others can write to the folder, so neither a date nor a digest is trusted on its own. These criteria narrow the
     choice in turn, each ignored if it would leave no line: the line is in the part of the task instance that it names;
-    it matches the file's digest (checked only if the lines disagree); it describes what its own task instance wrote;
-    it belongs to the writing task instance; it is the newest.
+    it matches the file's digest (checked only if the lines disagree), and of those, its task instance wrote the file
+    and does not only use it, and belongs to the writing task instance; it is the newest.
 
     :param own: short hash of the task instance that writes the manifest
     """
@@ -450,9 +450,8 @@ def _most_trustworthy(claims: list[tuple[str, _PartLine]], *, folder: StoragePat
     claims = [claim for claim in claims if _names_own_part(claim[0], claim[1].parsed)] or claims
     digests = {line.parsed.sha256 for _, line in claims}
     intact = [claim for claim in claims if len(digests) == 1 or _matches_file(claim[1].parsed, folder)]
-    claims = intact or claims
-    claims = [claim for claim in claims if not claim[1].parsed.is_used_in_place] or claims
-    claims = [claim for claim in claims if claim[0] == own] or claims
+    written = [claim for claim in intact if not claim[1].parsed.is_used_in_place] or intact
+    claims = [claim for claim in written if claim[0] == own] or written or claims
     return max((line for _, line in claims), key=lambda line: str(line.parsed.created_at))
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Painting
+
+    from airflow_provider_imagen.sandbox import Sandbox
 
 KEPT_BY = pytest.mark.parametrize(
     "old_airflow", [pytest.param(False, id="state store"), pytest.param(True, id="folder")]
@@ -58,6 +63,25 @@ def test_originals_that_disappear_between_attempts_are_paid_for_once(second_run:
 
 
 @KEPT_BY
+def test_an_image_that_this_task_paid_for_never_stands_in_for_an_equal_prompt(
+    second_run: Painting, sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault("upstream_4xx", prompt="three"))
+    second_run.finish()
+    assert second_run.last["state"] == "failed"
+    for image in second_run.images:
+        if image["reused_from"] is not None:
+            Path(image["reused_from"]).unlink()
+            Path(image["path"]).unlink()
+    second_run.clear()
+    second_run.finish()
+
+    assert second_run.last["state"] == "success"
+    assert second_run.bought() == Counter(["one", "two", *PROMPTS])
+    assert len({image["client_request_id"] for image in second_run.images}) == 5
+
+
+@KEPT_BY
 def test_clearing_a_successful_task_reuses_its_images(second_run: Painting) -> None:
     second_run.finish()
     first, lines = second_run.images, second_run.manifest()
@@ -70,3 +94,26 @@ def test_clearing_a_successful_task_reuses_its_images(second_run: Painting) -> N
     assert [image["path"] for image in second_run.images] == [image["path"] for image in first]
     assert (second_run.summary["reused"], second_run.summary["usd_spent"]) == (5, 0)
     assert second_run.manifest() == lines
+
+
+@KEPT_BY
+def test_a_cleared_task_whose_prompts_have_moved_pays_only_for_new_ones(
+    paint: Callable[..., Painting], old_airflow: bool
+) -> None:
+    """Every image would get the name of another one that is still to be reused."""
+    painting = paint(prompt=["one", "two", "three"], reuse="unchanged", old_airflow=old_airflow)
+    painting.finish()
+    first = {image["prompt"]: image["sha256"] for image in painting.images}
+    painting.clear()
+    painting.arguments["prompt"] = ["zero", "three", "one", "two"]
+    painting.finish()
+
+    assert painting.last["state"] == "success"
+    assert painting.bought() == Counter(["zero", "one", "two", "three"])
+    assert [image["prompt"] for image in painting.images] == ["zero", "three", "one", "two"]
+    assert {image["prompt"]: image["sha256"] for image in painting.images[1:]} == first
+    assert len({image["path"] for image in painting.images}) == len(painting.pictures()) == 4
+    assert [(line["prompt"], line["prompt_index"]) for line in painting.manifest()] == [
+        ("zero", 0), ("three", 1), ("one", 2), ("two", 3)
+    ]  # fmt: skip
+    assert sum(line["usd"] for line in painting.manifest()) == pytest.approx(4 * 0.042)
