@@ -101,11 +101,14 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
         image is not stored
     :param seed: the seed stated in the response, else the one sent
     :param enhanced_prompt: the prompt as rewritten by the model
-    :param usd: its share of the request's cost
+    :param usd: its share of the request's cost; 0 if it was reused from another run
     :param inference_id: the API's id of the paid work
     :param client_request_id: the id sent with the request
     :param name: the prompt item's name
     :param metadata: the prompt item's metadata, as text; within a task, every item has the same names
+    :param reused_from: location of the file of another run that was reused, which is the image's own location if it
+        was used in place; ``None`` if the task instance itself generated the image
+    :param usd_saved: what the reused image cost when it was generated
     """
 
     prompt_index: WholeNumber | None = None
@@ -126,6 +129,8 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     client_request_id: str | None = None
     name: str | None = None
     metadata: Metadata | None = None
+    reused_from: str | None = None
+    usd_saved: Usd | None = None
 
     @classmethod
     def of(cls, file: StoredFile | None, **known: Any) -> Self:
@@ -146,6 +151,9 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     :param thumbnail: name of the preview relative to that folder
     :param original: name of the file as delivered (:attr:`StoredFile.original`), relative to that folder
     :param created_at: when the image was generated, in ISO 8601 with time zone
+    :param request_fingerprint: the first 20 hex digits of the SHA-256 of the request that generated the image (path and
+        body, an input image by its own digest), with which ``reuse`` finds it
+    :param response_index: index of the image in the response, from 0
     """
 
     file_name: str
@@ -156,6 +164,8 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     task_id: str | None = None
     map_index: WholeNumber | None = None
     created_at: str | None = None
+    request_fingerprint: str | None = None
+    response_index: WholeNumber | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as a mapping, ``file_name`` first."""
@@ -167,6 +177,11 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
         with suppress(ValidationError):
             return convert(self, StoredFile, from_attributes=True)
         return None
+
+    @property
+    def is_used_in_place(self) -> bool:
+        """Whether the file belongs to another task instance, and the line's own only uses it."""
+        return self.reused_from is not None and self.reused_from == self.path
 
 
 def read_record(kind: type[RecordT], values: Mapping[str, Any]) -> RecordT | None:

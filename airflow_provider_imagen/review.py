@@ -80,6 +80,35 @@ def review_body(
     return "\n".join(lines)
 
 
+def quote_rest(summary: Record) -> str:
+    """
+    Return a sentence in Markdown about what the images left out by ``limit`` would cost.
+
+    The estimate is their number times the average cost of the images generated so far. That average is what was
+    charged, lost charges included, or what the images cost when they were generated, if they were reused.
+
+    :param summary: XCom ``summary`` of the task instance that generated a part of the list
+    :raises ValueError: it is not an XCom ``summary``
+    """
+    from airflow_provider_imagen.image_record import read_record
+    from airflow_provider_imagen.run_report import RunSummary
+
+    found = read_record(RunSummary, summary) if isinstance(summary, Mapping) else None
+    if found is None or not {"made", "usd_spent"} <= summary.keys():
+        raise ValueError("summary: the XCom 'summary' of a task instance is allowed")
+    if not found.beyond_limit:
+        return "No images are left to generate."
+    rest = f"the other {found.beyond_limit} image{'' if found.beyond_limit == 1 else 's'}"
+    usd = found.usd_spent + found.usd_saved
+    if not (found.made and usd):
+        return f"What {rest} would cost is not known."
+    average = usd / found.made
+    return (
+        f"{rest.capitalize()} would cost about {_escape(format_usd(average * found.beyond_limit))}: "
+        f"the {found.made} so far cost {_escape(format_usd(usd))}, on average {_escape(format_usd(average))} each."
+    )
+
+
 def pick_images(
     images: Images,
     chosen_options: Sequence[str | int],
@@ -144,10 +173,13 @@ def _records(images: Images, ids: tuple[Any, ...]) -> list[Record]:
 def _read_listed_records(images: Mapping[str, Any], ids: tuple[Any, ...]) -> list[Record]:
     from airflow_provider_imagen.exceptions import StorageError
     from airflow_provider_imagen.hooks.folders import open_folder
-    from airflow_provider_imagen.storage.manifest import read_manifest
+    from airflow_provider_imagen.storage.manifest import read_manifest, recorded_lines
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     keys = ("dag_id", "run_id", "task_id", "map_index")
-    lines = read_manifest(open_folder(images["manifest"]).parent)
+    folder = open_folder(images["manifest"]).parent
+    own = recorded_lines(folder, TaskInstanceKey(**dict(zip(keys, ids, strict=True))))
+    lines = [line.to_json() for line in own] or read_manifest(folder)
     records: list[Record] = [line for line in lines if tuple(line.get(key) for key in keys) == ids]
     if not records and images.get("count"):
         raise StorageError(
@@ -181,7 +213,7 @@ def _caption(number: int, record: Record, *, with_prompt: bool) -> str:
     parts = [str(record.get("prompt") or "")] if with_prompt else []
     parts += [str(record["model"])] if record.get("model") else []
     parts += [f"seed {record['seed']}"] if record.get("seed") is not None else []
-    parts.append(_cost(record.get("usd")))
+    parts.append("reused" if record.get("reused_from") else _cost(record.get("usd")))
     return f"**{number}** · {' · '.join(_escape(part) for part in parts if part)}"
 
 

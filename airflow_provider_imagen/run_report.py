@@ -28,9 +28,12 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     :param failed: images that failed
     :param not_sent: images not requested, because the task ended first
     :param adopted: images reused from previous attempts
+    :param reused: images reused from other runs
+    :param beyond_limit: images of the prompts that ``limit`` leaves out; not included in ``requested``
     :param superseded: images that previous attempts paid for and that are no longer requested
     :param wrong_shape: images that differ from the requested aspect ratio
     :param usd_spent: total charged, including lost charges
+    :param usd_saved: what the images reused from other runs cost when they were generated, as far as known
     :param usd_lost: charged without an image
     :param usd_in_doubt: further amount that may have been charged for in-doubt requests
     :param in_doubt: client request ids of these requests, possibly not all
@@ -45,9 +48,12 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     failed: Count = 0
     not_sent: Count = 0
     adopted: Count = 0
+    reused: Count = 0
+    beyond_limit: Count = 0
     superseded: Count = 0
     wrong_shape: Count = 0
     usd_spent: Usd = 0.0
+    usd_saved: Usd = 0.0
     usd_lost: Usd = 0.0
     usd_in_doubt: Usd = 0.0
     in_doubt: list[str] = []
@@ -65,13 +71,17 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     @property
     def totals(self) -> str:
         """The counts and costs as part of a sentence: ``10 of 12 images made (3 reused), 2 failed, $0.46 spent``."""
-        reused = f" ({self.adopted} reused)" if self.adopted else ""
-        parts = [f"{self.made} of {self.requested} images made{reused}" if self.requested or self.made else "no images"]
+        saved = f", {format_usd(self.usd_saved)} saved" if self.usd_saved else ""
+        reused = [f"{self.adopted} reused"] if self.adopted else []
+        reused += [f"{self.reused} reused from other runs{saved}"] if self.reused else []
+        how = f" ({', '.join(reused)})" if reused else ""
+        parts = [f"{self.made} of {self.requested} images made{how}" if self.requested or self.made else "no images"]
         for count, outcome in (
             (self.failed, "failed"),
             (self.filtered, "withheld by the model"),
             (self.not_sent, "not sent"),
             (self.wrong_shape, "of another aspect ratio than requested"),
+            (self.beyond_limit, "left out by limit"),
         ):
             parts += [f"{count} {outcome}"] if count else []
         about = "about " if self.usd_is_estimate else ""
@@ -93,9 +103,12 @@ _SUMS = (
     "failed",
     "not_sent",
     "adopted",
+    "reused",
+    "beyond_limit",
     "superseded",
     "wrong_shape",
     "usd_spent",
+    "usd_saved",
     "usd_lost",
     "usd_in_doubt",
     "seconds",

@@ -51,7 +51,7 @@ def _airflow_database() -> None:
 def run_dag(run_dag: RunDag) -> Callable[..., Any]:
     """Return the function that users get, except that it returns Airflow's own run."""
 
-    def run(dag: DAG, run_conf: dict[str, Any] | None = None) -> Any:
-        return run_dag(dag, run_conf).dag_run
+    def run(dag: DAG, run_conf: dict[str, Any] | None = None, **options: Any) -> Any:
+        return run_dag(dag, run_conf, **options).dag_run
 
     return run

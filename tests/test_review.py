@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.review import pick_images, review_body
+from airflow_provider_imagen.review import pick_images, quote_rest, review_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,3 +222,34 @@ def test_the_text_and_the_choice_work_for_few_images_and_for_many(run_dag: Calla
         assert text.count("![Image") == shown
         assert f"dag_id=reviewed&run_id={run.run_id[:6]}" in text
         assert chosen["prompt"].startswith(f"{name} 1:")
+
+
+@pytest.mark.parametrize(
+    ("summary", "sentence"),
+    [
+        (
+            {"made": 12, "usd_spent": 0.48, "beyond_limit": 188},
+            "The other 188 images would cost about $7.52: the 12 so far cost $0.48, on average $0.04 each.",
+        ),
+        (
+            {"made": 2, "usd_spent": 0.04, "usd_saved": 0.04, "beyond_limit": 1},
+            "The other 1 image would cost about $0.04: the 2 so far cost $0.08, on average $0.04 each.",
+        ),
+        ({"made": 0, "usd_spent": 0.0, "beyond_limit": 5}, "What the other 5 images would cost is not known."),
+        ({"made": 5, "usd_spent": 0.0, "beyond_limit": 5}, "What the other 5 images would cost is not known."),
+        ({"made": 5, "usd_spent": 0.2, "beyond_limit": 0}, "No images are left to generate."),
+    ],
+)
+def test_the_rest_is_quoted_at_the_average_real_cost(summary: dict[str, Any], sentence: str) -> None:
+    assert quote_rest(summary).replace("\\", "") == sentence
+
+
+@pytest.mark.parametrize("summary", [None, [], {"made": 5}, "summary"])
+def test_only_a_summary_is_quoted(summary: Any) -> None:
+    with pytest.raises(ValueError, match="the XCom 'summary' of a task instance is allowed"):
+        quote_rest(summary)
+
+
+def test_a_reused_image_is_shown_as_reused() -> None:
+    body = review_body([_record(usd=0.0, reused_from="/pictures/old.png")], **IDS)
+    assert "m · seed 7 · reused |" in body

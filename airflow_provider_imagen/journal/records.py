@@ -339,6 +339,12 @@ class RequestState(Struct):
         return {**self.open_intents, **self.presumed_unbilled}
 
     @property
+    def client_request_ids(self) -> set[str]:
+        """Ids of all its POSTs that were or may have been billed, except those of replaced responses."""
+        answered = {self.response.client_request_id} if self.response is not None else set()
+        return answered | self.unresolved.keys() | self.charges_lost.keys()
+
+    @property
     def positions_without_file(self) -> list[int]:
         """Indexes of delivered images that are not known to be stored."""
         images = self.response.images if self.response is not None else ()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.ports import OnLostAnswer
     from airflow_provider_imagen.storage.convert import ImageFormat
 
+    Reuse = Literal["unchanged"]
     Tolerance = Literal["fail", "accept"]
     from airflow_provider_imagen.run.plan import Plan
 
@@ -47,14 +48,16 @@ _CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
     "on_filtered": ("fail", "accept"),
     "on_lost_answer": ("check", "resend", "fail"),
     "image_format": (None, *IMAGE_FORMATS),
+    "reuse": (None, "unchanged"),
 }
 _RANGES: Final[Mapping[str, tuple[Any, float, float]]] = {
     "concurrency": (int, 1, 256),
     "thumbnail_pixels": (int, 16, 2048),
     "requests_per_minute": ((int, float), 0.1, 60_000),
     "lost_answer_patience_seconds": ((int, float), 0, 3600),
+    "limit": (int, 1, 1_000_000),
 }
-_OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute")
+_OPTIONAL: Final = ("thumbnail_pixels", "requests_per_minute", "limit")
 
 
 class ImageTask(Protocol):
@@ -65,6 +68,9 @@ class ImageTask(Protocol):
     metadata_columns: Sequence[str]
     parameters: Mapping[str, Any] | None
     output_path: Any
+    reuse: Reuse | None
+    reuse_from: Any
+    limit: int | str | None
     filename: str | None
     image_format: ImageFormat | None
     thumbnail_pixels: int | None
@@ -104,12 +110,21 @@ class Arguments:
         self._log = operator.log
         self.output_path = _blank_to_none(path_text(operator.output_path))
         self.filename = _blank_to_none(path_text(operator.filename)) or DEFAULT_FILENAME
+        given = operator.reuse_from
+        folders = [path_text(each) for each in (given if isinstance(given, (list, tuple)) else [given])]
+        self.reuse_from = [folder for folder in folders if _blank_to_none(folder) is not None]
 
     @property
     def thumbnail_pixels(self) -> int | None:
         """Longer side of a preview, in pixels; ``None`` for no previews."""
         pixels: int | None = _read_integer(self._operator.thumbnail_pixels)
         return pixels
+
+    @property
+    def limit(self) -> int | None:
+        """Number of prompts to request images for; ``None`` for all."""
+        limit: int | None = _read_integer(_blank_to_none(self._operator.limit))
+        return limit
 
     def plan(self) -> Plan:
         """
@@ -140,6 +155,7 @@ class Arguments:
                 metadata_columns=operator.metadata_columns,
                 fallback_models=fallback_models,
                 can_store=self.output_path is not None,
+                limit=None if "limit" in invalid else self.limit,
                 price=lambda request: prices.quote(request).usd,
                 resolve=self._hook.get_input_reader().resolve,
             )
@@ -184,10 +200,10 @@ class Arguments:
         for name, allowed in _CHOICES.items():
             if (value := getattr(operator, name)) not in allowed:
                 yield Problem(name, value, f"one of {', '.join(map(repr, allowed))} is allowed")
-            elif name == "image_format" and value is not None and self.output_path is None:
+            elif name in ("image_format", "reuse") and value is not None and self.output_path is None:
                 yield _needs_folder(name, value)
         for name, (kinds, least, most) in _RANGES.items():
-            value = getattr(operator, name)
+            value = _blank_to_none(getattr(operator, name))
             if value is None and name in _OPTIONAL:
                 continue
             if kinds is int:  # a table's integer column may hold floats
@@ -213,6 +229,13 @@ class Arguments:
             yield _needs_folder("contact_sheet", operator.contact_sheet)
         if self.output_path is not None and not isinstance(self.output_path, str):
             yield Problem("output_path", self.output_path, "a path is allowed, as a string or a path object")
+        if self.reuse_from and operator.reuse is None:
+            yield Problem("reuse_from", operator.reuse_from, "needs reuse='unchanged'")
+        for folder in self.reuse_from:
+            if not isinstance(folder, str):
+                yield Problem(
+                    "reuse_from", folder, "a path, as a string or a path object, or a list of these is allowed"
+                )
         if isinstance(self.filename, str):
             try:
                 check_pattern(self.filename)

@@ -48,11 +48,13 @@ from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
 from airflow_provider_imagen.run.replay import previous_result
 from airflow_provider_imagen.run.results import failure_table
+from airflow_provider_imagen.run.reuse import EarlierRequests
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.manifest import recorded_lines
+from airflow_provider_imagen.storage.paths import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,6 +229,11 @@ class TaskExecution:
             plan = self._arguments.plan()
             if not plan.items:
                 raise AirflowSkipException(EMPTY_PROMPT)
+            if plan.beyond_limit:
+                count = len(plan.items)
+                self._log.info(
+                    "limit=%d: only the first %d of %d prompts.", count, count, count + len(plan.beyond_limit)
+                )
             folder = self._open_folder()
             client = self._hook.get_conn()
             encryption = UrlEncryption(client.settings.api_key)
@@ -238,6 +245,7 @@ class TaskExecution:
             reload = partial(self._reload, journal, folder, encryption)
             if journal.state.has_loose_ends:  # the manifest may list images that were not journaled
                 journal.state = reload()
+            earlier = self._find_earlier(plan, folder, journal)
             run = self._run = Run(
                 plan=plan,
                 api=ApiAdapter(
@@ -245,12 +253,13 @@ class TaskExecution:
                     downloader=self._hook.get_downloader(cancelled=self._cancellation.abandoned),
                     inputs=self._hook.get_input_reader(),
                 ),
-                sink=self._image_sink(folder, plan, journal) if folder is not None else None,
+                sink=self._image_sink(folder, plan, journal, earlier) if folder is not None else None,
                 journal=journal,
                 options=self._arguments.run_options(),
                 encryption=encryption,
                 cancellation=self._cancellation,
                 reload=reload,
+                earlier=earlier,
                 on_image=partial(self._report_image, plan.images),
             )
             result = self._run_and_publish(run, journal, folder)
@@ -304,11 +313,14 @@ class TaskExecution:
             return None
         return [store.output_folder] if folder is None else [store.output_folder, folder]
 
-    def _image_sink(self, folder: ObjectStoragePath, plan: Plan, journal: Journal) -> ImageSink:
+    def _image_sink(
+        self, folder: ObjectStoragePath, plan: Plan, journal: Journal, earlier: EarlierRequests
+    ) -> ImageSink:
         return ImageSink(
             folder=folder,
             open_path=open_folder,
             stored_folders=self._trusted_folders(journal.store, folder),
+            own_names=earlier.own_names(folder, self._ti_key),
             plan=plan,
             requests=journal.state.requests,
             ti_key=self._ti_key,
@@ -316,6 +328,17 @@ class TaskExecution:
             provenance=self._operator.provenance,
             image_format=self._operator.image_format,
             thumbnail_pixels=self._arguments.thumbnail_pixels,
+        )
+
+    def _find_earlier(self, plan: Plan, folder: ObjectStoragePath | None, journal: Journal) -> EarlierRequests:
+        """Return the requests of other runs that may be reused; none unless the author allows it."""
+        if folder is None or self._operator.reuse is None:
+            return EarlierRequests(plan)
+        others = [open_folder(address, field="reuse_from") for address in self._arguments.reuse_from]
+        return EarlierRequests(
+            plan,
+            [folder, *(other for other in others if address_of(other) != address_of(folder))],
+            own={name for request in journal.state.requests.values() for name in request.client_request_ids},
         )
 
     def _journal_store(self) -> JournalStore:
@@ -401,8 +424,12 @@ class TaskExecution:
         details = [f"prompt {received.item.index}, image {image.image_index}"]
         if file is not None:
             details.append(f"{file.width}x{file.height}" if file.width else file.mime_type)  # an SVG may state no size
-        details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
-        details.append(format_usd(usd) if usd is not None else "cost unknown")
+        if image.reused is not None:
+            saved = image.reused.usd_saved
+            details += ["reused from another run", *([f"{format_usd(saved)} saved"] if saved is not None else [])]
+        else:
+            details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
+            details.append(format_usd(usd) if usd is not None else "cost unknown")
         progress.info(
             "Image %d of %d: %s (%s) → %s",
             done,

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context, ObjectStoragePath
 
-    from airflow_provider_imagen.operators.arguments import Tolerance
+    from airflow_provider_imagen.operators.arguments import Reuse, Tolerance
     from airflow_provider_imagen.operators.execution import TaskExecution
     from airflow_provider_imagen.run.ports import OnLostAnswer
     from airflow_provider_imagen.storage.convert import ImageFormat
+
+    Folder = str | Path | ObjectStoragePath
 
 
 class ImagenGenerateOperator(BaseOperator):
@@ -54,6 +56,16 @@ class ImagenGenerateOperator(BaseOperator):
     :param output_path: folder to store images in, as a string for ``ObjectStoragePath``
         (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``) or a path object; ``None`` stores
         nothing. (templated)
+    :param reuse: ``unchanged`` uses an image that another run has paid for with the same request, instead of paying
+        again: the same model, prompt, fields and input images (stored ones by content, others by URL), whatever its
+        file is called. It is looked up in ``output_path``, then in ``reuse_from``, verified, and copied unless it
+        already has its name in ``output_path``. Without a ``seed``, the same request would give another picture, so
+        the author decides whether the earlier one will do. ``None`` never reuses images of other runs. Needs
+        ``output_path``
+    :param reuse_from: folder or list of folders with images of this provider, to be searched after ``output_path``, in
+        order; a folder without images is skipped. Needs ``reuse``. (templated)
+    :param limit: request images only for so many prompts, counted from the start of the list; the others are only
+        validated. 1 to 1000000; ``None`` for all prompts. (templated)
     :param filename: file name pattern; default ``{task_id}-{name}-{image}-{identity}.{extension}``.
         (templated)
     :param image_format: convert to ``png``, ``jpeg``, ``webp`` or ``avif``; ``None`` keeps the bytes as delivered
@@ -85,6 +97,8 @@ class ImagenGenerateOperator(BaseOperator):
         "input_images",
         "parameters",
         "output_path",
+        "reuse_from",
+        "limit",
         "filename",
     )
     # Deliberately unusual: Airflow reads any string in a template field that ends like this as a file.
@@ -125,7 +139,10 @@ class ImagenGenerateOperator(BaseOperator):
         input_images: Any = None,
         metadata_columns: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
-        output_path: str | Path | ObjectStoragePath | None = None,
+        output_path: Folder | None = None,
+        reuse: Reuse | None = None,
+        reuse_from: Folder | Sequence[Folder] | None = None,
+        limit: int | str | None = None,
         filename: str | None = None,
         image_format: ImageFormat | None = None,
         thumbnail_pixels: int | None = None,
@@ -157,6 +174,11 @@ class ImagenGenerateOperator(BaseOperator):
         self.metadata_columns = metadata_columns
         self.parameters = parameters
         self.output_path = path_text(output_path)  # a task of Airflow 3.1 cannot render a pathlib.Path
+        self.reuse = reuse
+        self.reuse_from = (
+            [path_text(each) for each in reuse_from] if isinstance(reuse_from, (list, tuple)) else path_text(reuse_from)
+        )
+        self.limit = limit
         self.filename = filename
         self.image_format = image_format
         self.thumbnail_pixels = thumbnail_pixels

@@ -19,7 +19,7 @@ class Lineage(Struct, frozen=True):
 
     :param api: scheme, host and port of the API
     :param models: ids of the models that generated the images, sorted
-    :param inputs: addresses of the folders that hold stored input images, sorted
+    :param inputs: addresses of the folders that hold stored input images or reused images, sorted
     :param output: address of the output folder; ``None`` if nothing was stored
     :param images: number of stored images
     :param bytes: their total size
@@ -37,31 +37,34 @@ def lineage_of(result: RunResult, *, base_url: str, output: str | None) -> Linea
     """
     Return the lineage of a run.
 
-    Input images are reported by folder, like the output: this connects the task that uses them to the task that
-    generated them, and ten thousand inputs do not become ten thousand datasets.
+    Input images and reused images are reported by folder, like the output: this connects the task that uses them to the
+    task that generated them, and ten thousand inputs do not become ten thousand datasets.
 
     :param base_url: base URL of the API
     :param output: address of the output folder; ``None`` if images are not stored
     """
     stored = [made.record for made in result.made if made.file is not None]
+    written = {_folder_of(record.path) for record in stored if record.path is not None}
+    reused = {_folder_of(record.reused_from) for record in stored if record.reused_from is not None}
+    sent = {
+        _folder_of(part.address)
+        for planned in result.plan.requests
+        for value in planned.request.body.values()
+        for part in flatten(value)
+        if isinstance(part, ImageFile)
+    }
     return Lineage(
         api=host_of(base_url),
         models=tuple(sorted({record.model for record in result.records if record.model})),
-        inputs=tuple(
-            sorted(
-                {
-                    without_signature(part.address).rpartition("/")[0]
-                    for planned in result.plan.requests
-                    for value in planned.request.body.values()
-                    for part in flatten(value)
-                    if isinstance(part, ImageFile)
-                }
-            )
-        ),
+        inputs=tuple(sorted(sent | reused - written)),
         output=output if stored else None,
         images=len(stored),
         bytes=sum(record.bytes or 0 for record in stored),
     )
+
+
+def _folder_of(address: str) -> str:
+    return without_signature(address).rpartition("/")[0]
 
 
 def to_openlineage(lineage: Lineage) -> Any:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
 from airflow_provider_imagen.journal.log import OWNERSHIP_MAX_AGE_SECONDS
 from airflow_provider_imagen.operators.outlets import fill_outlets
+from airflow_provider_imagen.run.plan import fingerprint_in
 from airflow_provider_imagen.storage.contact_sheet import write_contact_sheet
 from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
 from airflow_provider_imagen.storage.paths import path_text
@@ -164,6 +165,8 @@ class Publisher:
                     made.file,
                     ti_key=self._ti_key,
                     created_at=datetime.fromtimestamp(made.received.response.at, UTC),
+                    request_fingerprint=fingerprint_in(made.received.key),
+                    response_index=made.position,
                 )
                 for made in result.listed
                 if made.file is not None

@@ -136,7 +136,12 @@ class Finisher:
             raise UnreadableResponseError(f"Image {position} of the response is {image.broken}.", status=200)
         url = self._encryption.decrypt(image.url) if image.url else None
         file = received.files.get(position)
-        if self._sink is not None:
+        if received.reused and file is None:
+            raise StorageError(
+                f"{received.reused[position].file.path}, reused from another run, has disappeared; the next attempt "
+                "reuses or generates it again."
+            )
+        if self._sink is not None and not received.reused:
             file = self._keep_file(self._sink, received, position, image)
         if file is None:
             file = self._store(received, position, image, url)

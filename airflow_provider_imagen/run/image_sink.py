@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
+from airflow_provider_imagen.run.reuse import ReusedImage
 from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
 from airflow_provider_imagen.storage.inspect_image import inspect_image
 from airflow_provider_imagen.storage.manifest import recorded_names
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.records import RequestState
     from airflow_provider_imagen.run.plan import Plan, PromptItem
     from airflow_provider_imagen.run.results import ReceivedResponse
+    from airflow_provider_imagen.run.reuse import EarlierImage
     from airflow_provider_imagen.storage.convert import ImageFormat
     from airflow_provider_imagen.storage.paths import StoragePath
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
+
+MAX_REUSED_AT_ONCE: Final = 8
+"""Images of other runs that are in memory at the same time, however many requests may be in flight."""
 
 
 class StoredFiles:
@@ -104,6 +110,8 @@ class ImageSink:
     :param image_format: format to convert to; ``None`` keeps the delivered one
     :param thumbnail_pixels: longer side of the previews; ``None`` for no previews
     :param stored_folders: ``folders`` of :class:`StoredFiles`
+    :param own_names: names of files that this task instance stored before it was cleared and that are to be reused, by
+        prompt and image index (:meth:`~airflow_provider_imagen.run.reuse.EarlierRequests.own_names`)
     """
 
     def __init__(
@@ -119,6 +127,7 @@ class ImageSink:
         image_format: ImageFormat | None = None,
         thumbnail_pixels: int | None = None,
         stored_folders: Sequence[StoragePath] | None = None,
+        own_names: Mapping[tuple[int, int], str] | None = None,
     ) -> None:
         self.folder = folder
         self._stored_files = StoredFiles(open_path=open_path, folders=stored_folders, current=folder)
@@ -128,11 +137,12 @@ class ImageSink:
         self._provenance = provenance
         self._image_format = image_format
         self._thumbnail_pixels = thumbnail_pixels
-        self._stems = self._name_images(requests)
+        self._stems = self._name_images(requests, own_names or {})
         self._own_names = recorded_names(folder, ti_key) | {
             file.file_name for request in requests.values() for file in request.files.values()
         }
         self._lock = threading.Lock()
+        self._reusing = threading.BoundedSemaphore(MAX_REUSED_AT_ONCE)
         self._has_warned = False
         if local_path(folder) is not None:  # raises if a planned subfolder is a symlink
             file_sizes(folder, (stem for stem in self._stems.values() if "/" in stem))
@@ -213,7 +223,7 @@ class ImageSink:
             return None
         if data is None:
             return None
-        original = self._copy_original(file, folder)
+        original = self._copy_original(file, folder, file_name=file.file_name)
         copy = write_image(
             data,
             replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None, original=original),
@@ -228,21 +238,77 @@ class ImageSink:
         )
         return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
 
-    def _copy_original(self, file: StoredFile, folder: StoragePath) -> str | None:
-        """Return the name of an original copied from another folder; ``None`` if there is none or this fails."""
+    def _copy_original(self, file: StoredFile, folder: StoragePath, *, file_name: str) -> str | None:
+        """
+        Return the name of an original copied from another folder; ``None`` if there is none or this fails.
+
+        :param file_name: name of the converted image in this folder
+        """
         if file.original is None:
             return None
         try:
             if (data := read_bytes(descend(folder, file.original), within=folder)) is not None:
                 info = inspect_image(data)
-                return write_original(
-                    data, info, folder=self.folder, file_name=file.file_name, owner=self._ti_key.identity
-                )
+                return write_original(data, info, folder=self.folder, file_name=file_name, owner=self._ti_key.identity)
             reason = "it no longer exists"
         except (BadImageError, StorageError) as error:
             reason = str(error)
         log.warning("%s: the file as delivered, with C2PA content credentials, is lost: %s", file.original, reason)
         return None
+
+    def reuse(self, places: Sequence[EarlierImage], received: ReceivedResponse, position: int) -> ReusedImage | None:
+        """
+        Return another run's image, stored in this folder, or ``None`` if it is intact nowhere.
+
+        A file in this folder stays as it is if it has the planned name, or this task instance stored it before it was
+        cleared. Any other is copied under that name, unchanged unless it has to be converted to ``image_format``.
+
+        :param places: where the image is, the preferred place first
+        :raises StorageError: a store cannot be reached, or the copy cannot be written
+        """
+        stem = self._stem(received, position)
+        for place in places:
+            with self._reusing, suppress(BadImageError):
+                if (data := place.read()) is not None:
+                    return self._store_reused(data, place, stem)
+            log.warning("%s is not reused: it is missing, or not the image listed.", redacted_address(place.path))
+        return None
+
+    def _store_reused(self, data: bytes, place: EarlierImage, stem: str) -> ReusedImage:
+        line = place.line
+        usd_saved = line.usd if line.reused_from is None else line.usd_saved
+        is_own = place.writer == self._ti_key
+        info = inspect_image(data, accept_svg=True)
+        has_format = self._image_format in (None, info.format.lower()) or info.format == "SVG"
+        names = (stem, append_to_stem(stem, f"-{place.writer.identity}"))
+        has_name = is_own or line.file_name.rpartition(".")[0] in names
+        if has_format and has_name and place.folder is self.folder:
+            file = replace(
+                place.file,
+                mime_type=info.mime_type,
+                width=info.width,
+                height=info.height,
+                thumbnail=line.thumbnail or self._thumbnail(data, line.file_name),
+            )
+            origin = line.reused_from if is_own else None  # of a copy that a previous attempt made
+            return ReusedImage(file, origin or file.path, usd_saved)
+        saved = save_image(
+            data,
+            folder=self.folder,
+            stem=stem,
+            owner=self._ti_key.identity,
+            image_format=None if has_format else self._image_format,
+            thumbnail_pixels=self._thumbnail_pixels,
+            may_replace=self._is_own,
+        )
+        self._own_names.add(saved.file.file_name)
+        for note in saved.notes:
+            log.warning("%s: %s", saved.file.file_name, note)
+        file = saved.file
+        if file.original is None:
+            original = self._copy_original(place.file, place.folder, file_name=file.file_name)
+            file = replace(file, original=original)
+        return ReusedImage(file, place.file.path, usd_saved)
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
         """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
@@ -287,12 +353,16 @@ class ImageSink:
                 )
         return False
 
-    def _name_images(self, requests: Mapping[str, RequestState]) -> dict[tuple[int, int], str]:
-        """Return a name for every planned image, avoiding the names of images that previous attempts stored."""
-        images = [(item, index) for item in self._plan.items for index in range(item.images)]
+    def _name_images(
+        self, requests: Mapping[str, RequestState], own_names: Mapping[tuple[int, int], str]
+    ) -> dict[tuple[int, int], str]:
+        """Return a name for every planned image, avoiding the names of images that this task instance has stored."""
+        items = (*self._plan.items, *self._plan.beyond_limit)
+        images = [(item, index) for item in items for index in range(item.images)]
         stems = image_stems(self._filename, [self._name_fields(item, index) for item, index in images])
         names = {(item.index, index): stem for (item, index), stem in zip(images, stems, strict=True)}
-        taken = {stem.casefold(): image for image, stem in self._kept_names(requests).items()}
+        kept = {**{image: name.rpartition(".")[0] for image, name in own_names.items()}, **self._kept_names(requests)}
+        taken = {stem.casefold(): image for image, stem in kept.items()}
         for image, stem in names.items():
             number = 1
             while taken.get(names[image].casefold(), image) != image:
@@ -321,7 +391,7 @@ class ImageSink:
             model=str(item.arguments.get("model") or ""),
             name=item.name,
             seed=seed if isinstance(seed, int) else None,
-            items=len(self._plan.items),
+            items=len(self._plan.items) + len(self._plan.beyond_limit),
         )
 
     def _describe(self, received: ReceivedResponse, position: int) -> Provenance | None:

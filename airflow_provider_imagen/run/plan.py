@@ -53,6 +53,11 @@ class PlannedRequest(Struct, frozen=True):
         """Model id in the request."""
         return str(self.request.body["model"])
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what is sent (:func:`fingerprint`)."""
+        return fingerprint_in(self.key)
+
 
 class ImageSlot(Struct, frozen=True):
     """
@@ -103,10 +108,15 @@ class PromptItem(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """All requests a task is going to make."""
+    """
+    All requests a task is going to make.
+
+    :param beyond_limit: the items that ``limit`` leaves out; they only count for the names of files
+    """
 
     items: tuple[PromptItem, ...]
     slots: tuple[ImageSlot, ...]
+    beyond_limit: tuple[PromptItem, ...] = ()
 
     @property
     def images(self) -> int:
@@ -159,11 +169,12 @@ def make_plan(
     metadata_columns: Sequence[str] = (),
     fallback_models: Sequence[str] = (),
     can_store: bool,
+    limit: int | None = None,
     price: Callable[[ImageRequest], Decimal | None] = lambda _: None,
     resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]] = _as_given,
 ) -> Plan:
     """
-    Return the requests for all prompts, after validating everything.
+    Return the requests for the prompts, after validating everything.
 
     :param prompt: rendered: a string, a mapping, a list of either, or ``None`` for models without a prompt
     :param arguments: rendered, by API field name, including ``model``; ``None`` leaves a field to the model. An item's
@@ -171,6 +182,7 @@ def make_plan(
     :param metadata_columns: keys of the items' mappings that are metadata, besides the mapping under ``metadata``
     :param fallback_models: models to use instead, in order, when the requested one is retired
     :param can_store: whether images can be stored, which base64 responses require
+    :param limit: number of prompts to request images for, from 1; ``None`` for all. The others are only validated
     :param price: returns the expected price of a request, in USD
     :param resolve: finds the images that each item's arguments refer to, and adds what is wrong to the problems
         (:meth:`~airflow_provider_imagen.run.input_reader.InputReader.resolve`)
@@ -216,7 +228,13 @@ def make_plan(
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))
-    return Plan(items=tuple(items), slots=tuple(_lay_out(items, drafts, price)))
+    slots = _lay_out(items, drafts, price)  # of all items, so that a limit does not change any key
+    count = len(items) if limit is None else limit
+    return Plan(
+        items=tuple(items[:count]),
+        slots=tuple(slot for slot in slots if slot.item_index < count),
+        beyond_limit=tuple(items[count:]),
+    )
 
 
 def _share(requested: Mapping[str, Any], request: ImageRequest) -> dict[str, Any]:
@@ -304,6 +322,11 @@ def fingerprint(request: ImageRequest) -> str:
     """
     text = json.dumps([request.path, request.body], sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def fingerprint_in(key: str) -> str:
+    """Return the fingerprint of the request that a journal key identifies."""
+    return key.partition("#")[0]
 
 
 def _without_repeats(problems: Sequence[Problem]) -> list[Problem]:

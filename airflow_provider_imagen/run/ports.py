@@ -9,13 +9,14 @@ from msgspec import Struct
 from airflow_provider_imagen.api.retries import FIRST_WAIT_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from decimal import Decimal
 
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
     from airflow_provider_imagen.image_record import StoredFile
     from airflow_provider_imagen.run.results import ReceivedResponse
+    from airflow_provider_imagen.run.reuse import EarlierImage, ReusedImage
 
 RATE_LIMIT_PATIENCE_SECONDS = 120.0
 """More than one minute, which is usually the longest window over which APIs count requests."""
@@ -94,6 +95,15 @@ class Sink(Protocol):
         Return where a previous attempt's image is now, ``None`` if it is gone.
 
         It may be copied to the current folder first.
+        """
+
+    def reuse(self, places: Sequence[EarlierImage], received: ReceivedResponse, position: int) -> ReusedImage | None:
+        """
+        Return another run's image, stored in this folder, or ``None`` if it is intact nowhere.
+
+        :param places: where the image is, the preferred place first
+        :param received: the request that it is reused for
+        :param position: index of the image in the response, from 0
         """
 
     def find_missing(self, files: Iterable[StoredFile]) -> list[StoredFile]:

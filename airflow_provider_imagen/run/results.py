@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import StoredFile
     from airflow_provider_imagen.journal.records import ChargeLost, Intent, RequestState, Response, Target
     from airflow_provider_imagen.run.plan import Plan, PromptItem
+    from airflow_provider_imagen.run.reuse import ReusedImage
     from airflow_provider_imagen.run_report import Outcome
 
 MAX_LISTED_REQUESTS = 100
@@ -49,8 +50,9 @@ class ReceivedResponse(Struct, eq=False):
     :param aspect_ratio: requested width divided by height; ``None`` when left to the model
     :param seconds: how long the request took
     :param inline: bytes of the images that came inside the response, by position
-    :param is_reused: paid for by a previous attempt
-    :param files: images that a previous attempt stored, by position in the response
+    :param is_reused: paid for by a previous attempt or, if ``reused`` is not empty, by another run
+    :param files: images that are already stored, by position in the response
+    :param reused: where the images of another run come from, by position in the response
     :param missing: positions of images that a previous attempt could not retrieve
     :param journaled: done once the response is durable; ``None`` when there is nothing to wait for
     :param finished: set once its images are stored or have failed; ``None`` when nobody waits for that
@@ -66,6 +68,7 @@ class ReceivedResponse(Struct, eq=False):
     inline: dict[int, bytes] = field(default_factory=dict)
     is_reused: bool = False
     files: dict[int, StoredFile] = field(default_factory=dict)
+    reused: dict[int, ReusedImage] = field(default_factory=dict)
     missing: frozenset[int] = frozenset()
     journaled: Future[None] | None = None
     finished: threading.Event | None = None
@@ -92,6 +95,11 @@ class FinishedImage(Struct, frozen=True, eq=False):
         return self.received.target.index_of(self.position)
 
     @property
+    def reused(self) -> ReusedImage | None:
+        """Where it comes from, if another run paid for it."""
+        return self.received.reused.get(self.position)
+
+    @property
     def order(self) -> tuple[int, int]:
         """Sort key: prompt first, then image."""
         return self.received.item.index, self.image_index
@@ -115,7 +123,7 @@ class FinishedImage(Struct, frozen=True, eq=False):
     def record(self) -> ImageRecord:
         """Its record, rebuilt on each access."""
         item, response, url = self.received.item, self.received.response, self.api_url
-        image, usd = response.images[self.position], response.usd_per_image
+        image, usd, reused = response.images[self.position], response.usd_per_image, self.reused
         return ImageRecord.of(
             self.file,
             prompt_index=item.index,
@@ -130,6 +138,8 @@ class FinishedImage(Struct, frozen=True, eq=False):
             client_request_id=response.client_request_id,
             name=item.name,
             metadata=item.metadata,
+            reused_from=reused.reused_from if reused is not None else None,
+            usd_saved=reused.usd_saved if reused is not None else None,
         )
 
 
@@ -285,7 +295,12 @@ class RunResult(Struct, frozen=True):
     @property
     def reused(self) -> int:
         """Number of requested images that were reused from previous attempts."""
-        return sum(made.received.is_reused for made in self.made)
+        return sum(made.received.is_reused and made.reused is None for made in self.made)
+
+    @property
+    def reused_from_other_runs(self) -> list[ReusedImage]:
+        """The requested images that were reused from other runs."""
+        return [made.reused for made in self.made if made.reused is not None]
 
     @property
     def records(self) -> list[ImageRecord]:
@@ -310,6 +325,7 @@ class RunResult(Struct, frozen=True):
     def summary(self) -> RunSummary:
         """Return the counts and costs, without what only a publisher knows: paths."""
         made = Counter(image.received.item.index for image in self.made)
+        from_other_runs = self.reused_from_other_runs
         return RunSummary(
             requested=self.plan.images,
             made=len(self.made),
@@ -317,9 +333,12 @@ class RunResult(Struct, frozen=True):
             failed=sum(failure.item.images - failure.made for failure in self.failed),
             not_sent=sum(item.images - made[item.index] for item in self.not_sent),
             adopted=self.reused,
+            reused=len(from_other_runs),
+            beyond_limit=sum(item.images for item in self.plan.beyond_limit),
             superseded=len(self.superseded),
             wrong_shape=sum(image.has_wrong_shape for image in self.made),
             usd_spent=float(self.usd_spent),
+            usd_saved=round(sum(image.usd_saved or 0.0 for image in from_other_runs), 9),
             usd_lost=float(self.usd_lost),
             usd_in_doubt=float(self.usd_in_doubt),
             in_doubt=[request.client_request_id for request in self.in_doubt[:MAX_LISTED_REQUESTS]],

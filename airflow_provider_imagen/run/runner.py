@@ -44,6 +44,7 @@ from airflow_provider_imagen.run.results import (
     RunResult,
     SlotResult,
 )
+from airflow_provider_imagen.run.reuse import EarlierRequests
 from airflow_provider_imagen.run.shared_state import Cancellation, RunState
 from airflow_provider_imagen.run.submit import Submitter
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import JournalState
     from airflow_provider_imagen.journal.url_encryption import UrlEncryption
-    from airflow_provider_imagen.run.plan import Plan
+    from airflow_provider_imagen.run.plan import ImageSlot, Plan, PlannedRequest
     from airflow_provider_imagen.run.ports import Api, RunOptions, Sink
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Run:
     :param encryption: encrypts signed URLs for the journal
     :param cancellation: ends the attempt when cancelled
     :param reload: returns what previous attempts have recorded by now; by default from the journal
+    :param earlier: what other runs have paid for; by default nothing is reused from them
     :param on_image: called with each finished image and the number of images finished so far
     """
 
@@ -89,6 +91,7 @@ class Run:
         encryption: UrlEncryption,
         cancellation: Cancellation,
         reload: Callable[[], JournalState] | None = None,
+        earlier: EarlierRequests | None = None,
         on_image: Callable[[FinishedImage, int], None] = lambda *_: None,
     ) -> None:
         state = RunState(cancellation)
@@ -115,6 +118,7 @@ class Run:
             may_resend=options.on_lost_answer == "resend",
             is_stored=sink.is_stored if sink is not None else lambda _: True,
         )
+        self._earlier = earlier or EarlierRequests(plan)
         self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
             context,
@@ -125,6 +129,7 @@ class Run:
                 check=state.check,
             ),
             previous=self._previous,
+            earlier=self._earlier,
             reconciler=self._reconciler,
             hand_over=self._put,
         )
@@ -175,7 +180,7 @@ class Run:
         cap = self._options.max_usd
         if cap is None:
             return None
-        to_send = {number: self._previous.requests_to_send(slot) for number, slot in enumerate(self._plan.slots)}
+        to_send = {number: self._requests_to_send(slot) for number, slot in enumerate(self._plan.slots)}
         prices = [planned.quoted_usd for requests in to_send.values() for planned in requests]
         spent = self._budget.spent_usd
         known = [price for price in prices if price is not None]
@@ -194,6 +199,10 @@ class Run:
             raise refusal
         self._work = self._work_in_order(without={number for number, requests in to_send.items() if requests})
         return refusal
+
+    def _requests_to_send(self, slot: ImageSlot) -> list[PlannedRequest]:
+        """Return the requests of a slot that nobody has paid for, as far as known before their images are read."""
+        return [planned for planned in self._previous.requests_to_send(slot) if not self._earlier.has(planned)]
 
     # --- threads ------------------------------------------------------------------------------------------------------
 
@@ -227,7 +236,7 @@ class Run:
         waiting = {pending.planned.key for pending in in_doubt}
         later = []
         for number, slot in enumerate(self._plan.slots):
-            if self._previous.requests_to_send(slot) or any(
+            if self._requests_to_send(slot) or any(
                 planned.key in waiting for alternative in slot.alternatives for planned in alternative
             ):
                 later.append(number)

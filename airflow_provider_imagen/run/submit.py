@@ -22,6 +22,7 @@ from airflow_provider_imagen.exceptions import (
     ModelWithdrawnError,
     RateLimitedError,
     StoppedError,
+    StorageError,
     UnreadableResponseError,
 )
 from airflow_provider_imagen.image_record import ResponseImage
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.plan import PlannedRequest
     from airflow_provider_imagen.run.reconcile import Reconciler
     from airflow_provider_imagen.run.replay import PreviousAttempts
+    from airflow_provider_imagen.run.reuse import EarlierRequests
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Submitter:
 
     :param pacer: issues the permits to send
     :param previous: what previous attempts did
+    :param earlier: what other runs have paid for
     :param reconciler: decides about lost responses
     :param hand_over: called with each response as soon as it is available
     """
@@ -62,11 +65,13 @@ class Submitter:
         *,
         pacer: Pacer,
         previous: PreviousAttempts,
+        earlier: EarlierRequests,
         reconciler: Reconciler,
         hand_over: Callable[[ReceivedResponse], None],
     ) -> None:
         self._plan = context.plan
         self._api = context.api
+        self._sink = context.sink
         self._journal = context.journal
         self._options = context.options
         self._encryption = context.encryption
@@ -74,6 +79,7 @@ class Submitter:
         self._budget = context.budget
         self._pacer = pacer
         self._previous = previous
+        self._earlier = earlier
         self._reconciler = reconciler
         self._hand_over = hand_over
 
@@ -132,7 +138,7 @@ class Submitter:
                 return
 
     def _obtain(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse:
-        """Return the response to a request: one that was already paid for, else a new one."""
+        """Return the response to a request: one that this task or another run paid for, else a new one."""
         self._reconciler.await_outcomes(planned)
         request = self._previous.requests.get(planned.key)
         if request is not None and request.response is not None and self._previous.is_paid(planned):
@@ -145,6 +151,8 @@ class Submitter:
                 client_request_id=charge.client_request_id,
                 inference_id=charge.inference_id,
             )
+        if (earlier := self._reuse_from_other_runs(slot_number, planned)) is not None:
+            return earlier
         for _ in range(MAX_LOST_ANSWERS):
             if (received := self._post_with_retries(slot_number, planned)) is not None:
                 return received
@@ -152,6 +160,28 @@ class Submitter:
             f"{MAX_LOST_ANSWERS} responses to this request were lost in a row; the next attempt sends it again.",
             model=planned.model,
         )
+
+    def _reuse_from_other_runs(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
+        """
+        Return a request that another run paid for, all its images stored in this run's folder; ``None`` without one.
+
+        :raises StorageError: the images cannot be read or stored; nothing was sent
+        """
+        if self._sink is None:
+            return None
+        while (earlier := self._earlier.take(planned)) is not None:
+            received = self._received(slot_number, planned, earlier.response_to(planned))
+            try:
+                for position, places in enumerate(earlier.images):
+                    if (image := self._sink.reuse(places, received, position)) is None:
+                        break
+                    received.files[position], received.reused[position] = image.file, image
+                else:
+                    return replace(received, is_reused=True)
+            except StorageError as error:
+                self._state.count_not_written(error)
+                raise
+        return None
 
     def _post_with_retries(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
         """
@@ -254,8 +284,7 @@ class Submitter:
 
     def _journal_intent(self, planned: PlannedRequest) -> str:
         """Make the intent of a POST durable, and return its client request id."""
-        fingerprint, _, _ = planned.key.partition("#")
-        client_request_id = f"imagen.{fingerprint}.{secrets.token_hex(8)}"
+        client_request_id = f"imagen.{planned.fingerprint}.{secrets.token_hex(8)}"
         intent = new_intent(
             planned.key,
             client_request_id=client_request_id,

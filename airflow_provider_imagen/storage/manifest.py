@@ -63,6 +63,7 @@ _CONTENT_TYPE: Final = "application/x-ndjson"
 _LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """Line ends for ``str.splitlines`` but not for JSON; escaped, so that every reader sees one line per image."""
 _READS_AT_ONCE: Final = 16
+_MAX_LINE_BYTES: Final = 256 * 1024
 
 
 class _PartLine(Struct, frozen=True):
@@ -73,13 +74,21 @@ class _PartLine(Struct, frozen=True):
 
 
 def manifest_line(
-    record: ImageRecord, file: StoredFile, *, ti_key: TaskInstanceKey, created_at: datetime
+    record: ImageRecord,
+    file: StoredFile,
+    *,
+    ti_key: TaskInstanceKey,
+    created_at: datetime,
+    request_fingerprint: str | None = None,
+    response_index: int | None = None,
 ) -> ManifestLine:
     """
     Return the manifest line of a stored image.
 
     :param ti_key: the task instance
     :param created_at: when the image was generated, with time zone
+    :param request_fingerprint: hash of the request that generated it; ``None`` keeps it from being reused by other runs
+    :param response_index: its index in the response, from 0
     """
     return ManifestLine(
         **asdict(record),
@@ -91,6 +100,8 @@ def manifest_line(
         task_id=ti_key.task_id,
         map_index=ti_key.map_index,
         created_at=created_at.isoformat(timespec="seconds"),
+        request_fingerprint=request_fingerprint,
+        response_index=response_index,
     )
 
 
@@ -131,6 +142,15 @@ def write_manifest(
 def manifest_address(folder: StoragePath) -> str:
     """Return the location of a folder's manifest, whether or not it exists yet."""
     return address_of(folder.joinpath(MANIFEST_NAME))
+
+
+def part_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
+    """
+    Return the location of a task instance's own list of images, whether or not it exists.
+
+    Unlike the manifest, it also lists the images of other task instances that this one used in place.
+    """
+    return address_of(descend(folder, _part_name(ti_key)))
 
 
 def failures_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
@@ -176,7 +196,8 @@ def recorded_names(folder: StoragePath, ti_key: TaskInstanceKey) -> set[str]:
 
     :raises StorageError: the part cannot be read
     """
-    return {line.parsed.file_name for line in _read_part(folder, _part_name(ti_key))}
+    lines = (line.parsed for line in _read_part(folder, _part_name(ti_key)))
+    return {line.file_name for line in lines if not line.is_used_in_place}
 
 
 def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[ManifestLine]:
@@ -196,6 +217,36 @@ def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[Manifes
     ]
 
 
+def request_lines(folder: StoragePath, fingerprints: Container[str]) -> list[ManifestLine] | None:
+    """
+    Return the lines of images that certain requests generated, for all task instances, in the manifest's order.
+
+    Others may have written to the folder, so recorded paths are not trusted: each is rebuilt from the file name.
+
+    :param fingerprints: of the requests (:attr:`ManifestLine.request_fingerprint`)
+    :return: ``None`` if there is no manifest
+    :raises StorageError: the manifest cannot be read
+    """
+    data = _read_own(folder, MANIFEST_NAME)
+    if data is None:
+        return None
+    lines = []
+    for raw in data.split(b"\n"):
+        line = _parse_part_line(raw) if len(raw) <= _MAX_LINE_BYTES else None
+        if line is None or line.parsed.request_fingerprint not in fingerprints:
+            continue
+        if line.parsed.thumbnail is None or stays_below(line.parsed.thumbnail):
+            lines.append(replace(line.parsed, path=address_of(descend(folder, line.parsed.file_name))))
+    return lines
+
+
+def ti_key_of(line: ManifestLine) -> TaskInstanceKey | None:
+    """Return the task instance that a line names, or ``None`` if one of its ids is missing."""
+    if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
+        return None
+    return TaskInstanceKey(dag_id=line.dag_id, run_id=line.run_id, task_id=line.task_id, map_index=line.map_index)
+
+
 def parse_line(raw: bytes) -> dict[str, Any] | None:
     """Return the JSON object of one line; ``None`` if it is not one."""
     if not raw:
@@ -211,10 +262,21 @@ def parse_line(raw: bytes) -> dict[str, Any] | None:
 
 
 def _update_part(folder: StoragePath, part: str, lines: Iterable[ManifestLine], *, owner: str) -> set[str | None]:
-    """Write lines to a part, keep its other lines whose files exist, and return the ids of the written requests."""
-    new = [_PartLine(line, _encode(line.to_json())) for line in lines]
+    """
+    Write lines to a part, keep its other lines whose files exist, and return the ids of the written requests.
+
+    An image that this task instance stored, and uses in place because it was cleared, keeps its cost and origin.
+    """
+    recorded = _read_part(folder, part)
+    own = [line.parsed for line in recorded if not line.parsed.is_used_in_place]
+    stored = {(line.file_name, line.sha256): line for line in own}
+    new = []
+    for line in lines:
+        if line.is_used_in_place and (old := stored.get((line.file_name, line.sha256))) is not None:
+            line = replace(line, url=old.url, usd=old.usd, reused_from=old.reused_from, usd_saved=old.usd_saved)
+        new.append(_PartLine(line, _encode(line.to_json())))
     names = {line.parsed.file_name for line in new}
-    others = [line for line in _read_part(folder, part) if line.parsed.file_name not in names]
+    others = [line for line in recorded if line.parsed.file_name not in names]
     _write_part(folder, part, [*_with_existing_files(folder, others), *new], owner=owner)
     return {line.parsed.client_request_id for line in new}
 
@@ -325,19 +387,21 @@ def _read_parts(folder: StoragePath, names: list[str]) -> dict[str, list[_PartLi
 
 def _read_part(folder: StoragePath, part: str) -> list[_PartLine]:
     """Return the valid lines of a part; those that are not ASCII are re-encoded, to escape the line ends in them."""
-    lines = []
-    for raw in (_read_own(folder, part) or b"").split(b"\n"):
-        try:
-            line = _PartLine(decode(raw, type=ManifestLine), raw.strip() if raw.isascii() else _encode(decode(raw)))
-        except (DecodeError, ValueError, RecursionError):
-            values = parse_line(raw)
-            parsed = read_record(ManifestLine, values) if values is not None else None
-            if values is None or parsed is None:
-                continue
-            line = _PartLine(parsed, _encode(values))
-        if stays_below(line.parsed.file_name):
-            lines.append(line)
-    return lines
+    lines = map(_parse_part_line, (_read_own(folder, part) or b"").split(b"\n"))
+    return [line for line in lines if line is not None]
+
+
+def _parse_part_line(raw: bytes) -> _PartLine | None:
+    """Return a line, or ``None`` if it does not describe a file in the folder."""
+    try:
+        line = _PartLine(decode(raw, type=ManifestLine), raw.strip() if raw.isascii() else _encode(decode(raw)))
+    except (DecodeError, ValueError, RecursionError):
+        values = parse_line(raw)
+        parsed = read_record(ManifestLine, values) if values is not None else None
+        if values is None or parsed is None:
+            return None
+        line = _PartLine(parsed, _encode(values))
+    return line if stays_below(line.parsed.file_name) else None
 
 
 def _parse_lines(data: bytes | None) -> list[dict[str, Any]]:
@@ -369,8 +433,8 @@ def _choose_lines(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, 
 
     Others can write to the folder, so neither a date nor a digest is trusted on its own. These criteria narrow the
     choice in turn, each ignored if it would leave no line: the line is in the part of the task instance that it names;
-    it matches the file's digest (checked only if the lines disagree), and of those, it belongs to the writing task
-    instance; it is the newest.
+    it matches the file's digest (checked only if the lines disagree), and of those, its task instance wrote the file
+    and does not only use it, and belongs to the writing task instance; it is the newest.
 
     :param own: short hash of the task instance that writes the manifest
     """
@@ -389,16 +453,15 @@ def _most_trustworthy(claims: list[tuple[str, _PartLine]], *, folder: StoragePat
     claims = [claim for claim in claims if _names_own_part(claim[0], claim[1].parsed)] or claims
     digests = {line.parsed.sha256 for _, line in claims}
     intact = [claim for claim in claims if len(digests) == 1 or _matches_file(claim[1].parsed, folder)]
-    claims = [claim for claim in intact if claim[0] == own] or intact or claims
+    written = [claim for claim in intact if not claim[1].parsed.is_used_in_place] or intact
+    claims = [claim for claim in written if claim[0] == own] or written or claims
     return max((line for _, line in claims), key=lambda line: str(line.parsed.created_at))
 
 
 def _names_own_part(identity: str, line: ManifestLine) -> bool:
     """Return whether a line names the task instance whose part it is in."""
-    if line.dag_id is None or line.run_id is None or line.task_id is None or line.map_index is None:
-        return False
-    named = TaskInstanceKey(dag_id=line.dag_id, run_id=line.run_id, task_id=line.task_id, map_index=line.map_index)
-    return named.identity == identity
+    named = ti_key_of(line)
+    return named is not None and named.identity == identity
 
 
 def _matches_file(line: ManifestLine, folder: StoragePath) -> bool:

@@ -80,6 +80,15 @@ def test_stored_input_images_are_inputs_by_folder(lineage: Callable[..., Any], t
     assert found.output is None  # nothing is stored
 
 
+def test_the_folders_of_reused_images_are_inputs(lineage: Callable[..., Any], tmp_path: Path) -> None:
+    first = {"prompt": "a fox", "output_path": f"{tmp_path}/first", "reuse": "unchanged"}
+    lineage("lineage_generated", **first)
+    for folder, inputs in (("first", ()), ("second", (f"{tmp_path}/first",))):
+        arguments = {**first, "output_path": f"{tmp_path}/{folder}", "reuse_from": f"{tmp_path}/first"}
+        (found,) = lineage("lineage_reused", **arguments)
+        assert (found.inputs, found.images) == (inputs, 1)
+
+
 @pytest.mark.parametrize(
     ("address", "name"),
     [

@@ -57,10 +57,12 @@ def visit(airflow_app: Callable[[str], Any]) -> Iterator[Visit]:
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from fastapi.testclient import TestClient
 
-    def visit(name: str | None = "ann", *, only: set[str] | None = None, base_path: str = "") -> TestClient:
+    def visit(
+        name: str | None = "ann", *, role: str = "viewer", only: set[str] | None = None, base_path: str = ""
+    ) -> TestClient:
         client = TestClient(airflow_app(base_path), raise_server_exceptions=False, follow_redirects=False)
         if name is not None:
-            user = SimpleAuthManagerUser(username=name, role="viewer")
+            user = SimpleAuthManagerUser(username=name, role=role)
             client.cookies.set("_token", get_auth_manager().generate_jwt(user))
             if only is not None:
                 sys.modules["restricted_auth_manager"].RestrictedAuthManager.only[name] = only

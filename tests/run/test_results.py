@@ -45,6 +45,8 @@ RECORD_FIELDS = {
     "client_request_id",
     "name",
     "metadata",
+    "reused_from",
+    "usd_saved",
 }
 
 
@@ -76,7 +78,8 @@ def test_an_image_that_was_not_stored_keeps_its_full_url_and_has_no_file_fields(
     (record,) = world.run("a").records
     assert record.url.endswith("?sig=hush-hush")
     assert {name for name, value in record.to_json().items() if value is None} == {
-        *("path", "width", "height", "mime_type", "bytes", "sha256", "seed", "enhanced_prompt", "name", "metadata")
+        *("path", "width", "height", "mime_type", "bytes", "sha256", "seed", "enhanced_prompt", "name", "metadata"),
+        *("reused_from", "usd_saved"),
     }
 
 

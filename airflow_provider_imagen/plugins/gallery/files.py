@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
@@ -24,7 +24,7 @@ from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_images, read_problems
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file
-from airflow_provider_imagen.storage.manifest import failures_address, parse_line
+from airflow_provider_imagen.storage.manifest import failures_address, parse_line, part_address
 from airflow_provider_imagen.storage.paths import (
     MANIFEST_NAME,
     address_of,
@@ -120,7 +120,7 @@ def read_manifest_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
         with _lists:
             lines = (
                 {**line, "path": address_of(descend(folder, line["file_name"]))}
-                for line in _lines(manifest, within=folder)
+                for line in chain(_lines(manifest, within=folder), _used_in_place(ti, folder))
                 if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
             )
             return read_images(ti, islice(lines, MAX_LISTED))
@@ -129,16 +129,23 @@ def read_manifest_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
         raise gone from None
 
 
+def _used_in_place(ti: TaskInstance, folder: StoragePath) -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of images that a task instance reused in place, which the manifest lists for others."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in _lines(part_address(folder, _key_of(ti)), within=folder):
+            if line.get("reused_from") is not None and line["reused_from"] == line.get("path"):
+                yield line
+
+
 def read_failures_file(ti: TaskInstance, manifest: str) -> list[Problem]:
     """
     Return a task instance's problems from the failures file that belongs to a manifest.
 
     :raises FileUnavailableError: the failures file cannot be read
     """
-    ti_key = TaskInstanceKey(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
     try:
         folder: Any = open_folder(manifest).parent
-        address = failures_address(folder, ti_key)
+        address = failures_address(folder, _key_of(ti))
         with _lists, contextlib.suppress(FileNotFoundError):  # a task without failures writes none
             lines = (line for line in _lines(address, within=folder) if "prompt_index" in line)
             return read_problems(ti, islice(lines, MAX_LISTED))
@@ -146,6 +153,10 @@ def read_failures_file(ti: TaskInstance, manifest: str) -> list[Problem]:
     except Exception as error:
         log.warning("The failures of %s cannot be read: %s", ti, type(error).__name__)
         raise FileUnavailableError("The list of what was not made cannot be read any more.") from None
+
+
+def _key_of(ti: TaskInstance) -> TaskInstanceKey:
+    return TaskInstanceKey(dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index)
 
 
 def _lines(address: str, *, within: StoragePath) -> Iterator[Mapping[str, Any]]:

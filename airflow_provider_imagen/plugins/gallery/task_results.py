@@ -78,7 +78,10 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
 
 def total(summaries: Iterable[RunSummary]) -> RunSummary:
     """Return the counts and costs of several task instances together."""
-    counts = ("requested", "made", "filtered", "failed", "not_sent", "adopted", "usd_spent", "usd_lost", "usd_in_doubt")
+    counts = (
+        *("requested", "made", "filtered", "failed", "not_sent", "adopted", "reused", "beyond_limit"),
+        *("usd_spent", "usd_saved", "usd_lost", "usd_in_doubt"),
+    )
     found = list(summaries)
     return RunSummary(
         **{name: sum(getattr(each, name) for each in found) for name in counts},

@@ -1,0 +1,223 @@
+"""
+Find images that other runs have paid for with the same requests, in the manifests of their folders.
+
+Others may have written to these folders, so a line only says where to look: its file counts if it lies in the folder,
+is a regular file, and has the size and SHA-256 that the line states. Its URL is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import deque
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from airflow_provider_imagen.image_record import ResponseImage
+from airflow_provider_imagen.journal.records import Response
+from airflow_provider_imagen.storage.atomic_write import is_intact, read_bytes, redacted_address
+from airflow_provider_imagen.storage.manifest import request_lines, ti_key_of
+from airflow_provider_imagen.storage.paths import descend
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping, Sequence
+
+    from airflow_provider_imagen.image_record import ManifestLine, StoredFile
+    from airflow_provider_imagen.run.plan import Plan, PlannedRequest
+    from airflow_provider_imagen.storage.paths import StoragePath
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
+
+log = logging.getLogger(__name__)
+
+MAX_REUSED_BYTES: Final = 128 * 2**20
+"""Largest file that is reused; twice as large as any image that is downloaded, because a conversion may enlarge one."""
+
+_YEAR_3000: Final = 32_503_680_000
+
+
+class ReusedImage(Struct, frozen=True):
+    """
+    An image of another run, stored in this run's folder.
+
+    :param file: the stored file
+    :param reused_from: location of the file it was copied from, or its own if it was used in place
+    :param usd_saved: what it cost when it was generated, in USD; ``None`` if unknown
+    """
+
+    file: StoredFile
+    reused_from: str
+    usd_saved: float | None
+
+
+class EarlierImage(Struct, frozen=True, eq=False):
+    """
+    An image as a manifest lists it.
+
+    :param folder: the folder of the manifest
+    :param line: its line
+    :param file: the file that the line describes
+    :param writer: the task instance that the line names
+    :param generated_at: when it was generated, in seconds since the epoch
+    """
+
+    folder: StoragePath
+    line: ManifestLine
+    file: StoredFile
+    writer: TaskInstanceKey
+    generated_at: float
+
+    @property
+    def path(self) -> StoragePath:
+        """Its location."""
+        return descend(self.folder, self.file.file_name)
+
+    def read(self) -> bytes | None:
+        """
+        Return the file, or ``None`` if it is missing, not a regular file, or not the one that the line describes.
+
+        :raises StorageError: the store cannot be reached
+        """
+        if not is_intact(self.path, size=self.file.bytes, within=self.folder):
+            return None
+        data = read_bytes(self.path, within=self.folder, max_bytes=self.file.bytes)
+        return data if data is not None and hashlib.sha256(data).hexdigest() == self.file.sha256 else None
+
+
+class EarlierRequest(Struct, frozen=True, eq=False):
+    """
+    A request of another run, all of whose images are listed.
+
+    :param images: for each image, by position in the response, the places where it is; a purchased file before copies
+    """
+
+    client_request_id: str
+    images: tuple[tuple[EarlierImage, ...], ...]
+
+    @property
+    def place(self) -> tuple[int | None, int | None]:
+        """Index of its prompt, and of its first image among those of the prompt."""
+        line = self.images[0][0].line
+        return line.prompt_index, line.image_index
+
+    def response_to(self, planned: PlannedRequest) -> Response:
+        """Return its response as if it answered a planned request, at no cost and without URLs."""
+        lines = [places[0].line for places in self.images]
+        return Response(
+            key=planned.key,
+            client_request_id=self.client_request_id,
+            images=tuple(ResponseImage(prompt=line.enhanced_prompt, seed=line.seed) for line in lines),
+            model=planned.model,
+            at=self.images[0][0].generated_at,
+            usd=Decimal(0),
+            inference_id=lines[0].inference_id,
+        )
+
+
+class EarlierRequests:
+    """
+    Requests of other runs that can take the place of planned ones; safe to use from any number of threads.
+
+    Each takes the place of one planned request, so two equal prompts never get the same image.
+
+    :param plan: the planned requests
+    :param folders: where to look, in order of preference; a folder without a manifest has nothing to reuse
+    :param own: client request ids in this task's journal, which are no other run's
+    :raises StorageError: a manifest exists, or may exist, but cannot be read
+    """
+
+    def __init__(self, plan: Plan, folders: Sequence[StoragePath] = (), *, own: Container[str] = ()) -> None:
+        self._plan = plan
+        self._lock = threading.Lock()
+        self._assigned: dict[str, EarlierRequest] = {}
+        self._spare: dict[str, deque[EarlierRequest]] = {}
+        if folders:
+            wanted = {planned.fingerprint: planned.target.images for planned in plan.requests}
+            self._assign(_find(folders, wanted, own=own))
+
+    def _assign(self, found: Mapping[str, list[EarlierRequest]]) -> None:
+        """Assign requests to planned ones: each prompt its own, so that a retry makes the same choice, then any."""
+        by_place = {(name, each.place): each for name, requests in found.items() for each in reversed(requests)}
+        for planned in self._plan.requests:
+            place = planned.target.prompt_index, planned.target.image_index
+            if (earlier := by_place.pop((planned.fingerprint, place), None)) is not None:
+                self._assigned[planned.key] = earlier
+        taken = {id(earlier) for earlier in self._assigned.values()}
+        self._spare = {
+            name: deque(each for each in requests if id(each) not in taken) for name, requests in found.items()
+        }
+        for planned in self._plan.requests:
+            if planned.key not in self._assigned and (spare := self._spare.get(planned.fingerprint)):
+                self._assigned[planned.key] = spare.popleft()
+
+    def own_names(self, folder: StoragePath, ti_key: TaskInstanceKey) -> dict[tuple[int, int], str]:
+        """
+        Return the file names, by prompt and image index, of assigned images that a task instance stored in a folder.
+
+        It was cleared since, and its images keep their names, so that none replaces one that is still to be reused.
+        """
+        return {
+            (planned.target.prompt_index, planned.target.index_of(position)): place.file.file_name
+            for planned in self._plan.requests
+            if (earlier := self._assigned.get(planned.key)) is not None
+            for position, places in enumerate(earlier.images)
+            for place in places
+            if place.folder is folder and place.writer == ti_key
+        }
+
+    def has(self, planned: PlannedRequest) -> bool:
+        """Return whether there is a request to take the place of a planned one, its images not verified yet."""
+        with self._lock:
+            return planned.key in self._assigned
+
+    def take(self, planned: PlannedRequest) -> EarlierRequest | None:
+        """Return a request to take the place of a planned one; call again for another if its images are not intact."""
+        with self._lock:
+            if (assigned := self._assigned.pop(planned.key, None)) is not None:
+                return assigned
+            spare = self._spare.get(planned.fingerprint)
+            return spare.popleft() if spare else None
+
+
+def _find(
+    folders: Sequence[StoragePath], wanted: Mapping[str, int], *, own: Container[str]
+) -> dict[str, list[EarlierRequest]]:
+    """
+    Return the complete requests by fingerprint, in the order of the folders and their manifests.
+
+    :param wanted: number of images by fingerprint
+    """
+    places: dict[tuple[str, str], dict[int, list[EarlierImage]]] = {}
+    for folder in folders:
+        lines = request_lines(folder, wanted)
+        if lines is None:
+            log.info("There is nothing to reuse in %s: it has no manifest.", redacted_address(folder))
+            continue
+        for line in sorted(lines, key=lambda line: line.reused_from is not None):
+            request, position = line.client_request_id, line.response_index
+            file, writer, at = line.file, ti_key_of(line), _seconds(line.created_at)
+            if request is None or request in own or position is None or writer is None or at is None:
+                continue
+            if file is None or file.bytes > MAX_REUSED_BYTES:
+                continue
+            images = places.setdefault((line.request_fingerprint or "", request), {})
+            images.setdefault(position, []).append(EarlierImage(folder, line, file, writer, at))
+    found: dict[str, list[EarlierRequest]] = {}
+    for (fingerprint, request), images in places.items():
+        positions = range(wanted[fingerprint])
+        if all(position in images for position in positions):
+            earlier = EarlierRequest(request, tuple(tuple(images[position]) for position in positions))
+            found.setdefault(fingerprint, []).append(earlier)
+    return found
+
+
+def _seconds(created_at: str | None) -> float | None:
+    """Return a date in seconds since the epoch; ``None`` if it is none that a journal record can hold."""
+    try:
+        seconds = datetime.fromisoformat(created_at or "").timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+    return seconds if 0 <= seconds < _YEAR_3000 else None
