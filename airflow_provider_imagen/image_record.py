@@ -138,6 +138,11 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
         shared = [name for name in StoredFile.__struct_fields__ if name in ImageRecord.__struct_fields__]
         return cls(**(known | {name: getattr(file, name) for name in shared if file is not None}))
 
+    @property
+    def purchase_usd(self) -> float | None:
+        """What the image cost the run that generated it, in USD; ``None`` if unknown."""
+        return self.usd if self.reused_from is None else self.usd_saved
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as a mapping, every key present."""
         return asdict(self)

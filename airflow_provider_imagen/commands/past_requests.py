@@ -117,7 +117,7 @@ def _past_request(item: list[ManifestLine], found: dict[str, Any] | None) -> Pas
     return PastRequest(
         example=first,
         images=next((count for count in counts if count and count > 0), len(item)),
-        usd=add_costs(None if line.usd is None else Decimal(str(line.usd)) for line in item),
+        usd=add_costs(None if line.purchase_usd is None else Decimal(str(line.purchase_usd)) for line in item),
         aspect_ratio=ratio_text(requested) if requested else _nearest_ratio(first),
         is_shape_requested=requested is not None,
         fields={

@@ -276,7 +276,7 @@ class ImageSink:
 
     def _store_reused(self, data: bytes, place: EarlierImage, stem: str) -> ReusedImage:
         line = place.line
-        usd_saved = line.usd if line.reused_from is None else line.usd_saved
+        usd_saved = line.purchase_usd
         is_own = place.writer == self._ti_key
         info = inspect_image(data, accept_svg=True)
         has_format = self._image_format in (None, info.format.lower()) or info.format == "SVG"
