@@ -196,6 +196,22 @@ def test_equal_prompts_get_different_images_as_far_as_there_are_any(paint: Runs)
     assert counts(paint.summary) == (3, 2, pytest.approx(PRICE), pytest.approx(2 * PRICE))
 
 
+def test_of_requests_for_one_image_each_only_the_missing_one_is_sent_again(paint: Runs) -> None:
+    first = paint("A fox", model="luma/uni-1", num_images=4)
+    Path(first[2]["path"]).unlink()
+
+    second = paint("A fox", model="luma/uni-1", num_images=4)
+
+    assert (len(paint.paid), paint.summary["reused"]) == (5, 3)
+    assert len({image["client_request_id"] for image in second}) == 4
+
+
+def test_images_that_came_inside_the_response_are_reused(paint: Runs) -> None:
+    for _ in range(2):
+        paint("A fox", convert_base64_to_url=False)
+    assert (len(paint.paid), paint.summary["reused"]) == (1, 1)
+
+
 def test_the_images_of_a_fallback_model_are_reused_if_the_model_is_still_withdrawn(paint: Runs) -> None:
     models = {"model": "flux/schnell", "fallback_models": ["flux/dev"]}
     paint.sandbox.add_fault(Fault("withdrawn", model="flux/schnell", times=None))
