@@ -130,7 +130,7 @@ def test_a_month_pays_only_for_what_changed(run_dag: Any, sandbox: Sandbox, tmp_
 # What counts as the same request
 
 
-def test_any_change_pays_again_even_under_the_same_name(paint: Runs, tmp_path: Path) -> None:
+def test_any_change_pays_again_even_under_the_same_name(paint: Runs) -> None:
     base = {"prompt": "A fox", "name": "fox"}
     paint([base], filename="{name}.{extension}")
     for changed in (
