@@ -130,7 +130,7 @@ def test_a_month_pays_only_for_what_changed(run_dag: Any, sandbox: Sandbox, tmp_
 # What counts as the same request
 
 
-def test_any_change_pays_again_even_under_the_same_name(paint: Runs, tmp_path: Path) -> None:
+def test_any_change_pays_again_even_under_the_same_name(paint: Runs) -> None:
     base = {"prompt": "A fox", "name": "fox"}
     paint([base], filename="{name}.{extension}")
     for changed in (
@@ -194,6 +194,22 @@ def test_equal_prompts_get_different_images_as_far_as_there_are_any(paint: Runs)
     assert [image["client_request_id"] for image in second[:2]] == [image["client_request_id"] for image in first]
     assert len({image["client_request_id"] for image in second}) == 3
     assert counts(paint.summary) == (3, 2, pytest.approx(PRICE), pytest.approx(2 * PRICE))
+
+
+def test_of_requests_for_one_image_each_only_the_missing_one_is_sent_again(paint: Runs) -> None:
+    first = paint("A fox", model="luma/uni-1", num_images=4)
+    Path(first[2]["path"]).unlink()
+
+    second = paint("A fox", model="luma/uni-1", num_images=4)
+
+    assert (len(paint.paid), paint.summary["reused"]) == (5, 3)
+    assert len({image["client_request_id"] for image in second}) == 4
+
+
+def test_images_that_came_inside_the_response_are_reused(paint: Runs) -> None:
+    for _ in range(2):
+        paint("A fox", convert_base64_to_url=False)
+    assert (len(paint.paid), paint.summary["reused"]) == (1, 1)
 
 
 def test_the_images_of_a_fallback_model_are_reused_if_the_model_is_still_withdrawn(paint: Runs) -> None:

@@ -97,7 +97,10 @@ def test_zero_values_are_not_shown(forged: Any, visit: Any) -> None:
 def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], visit: Any) -> None:
     from airflow.sdk import DAG, task
 
-    names = ("requested", "made", "filtered", "failed", "not_sent", "adopted", "usd_spent", "usd_lost", "usd_in_doubt")
+    names = (
+        *("requested", "made", "filtered", "failed", "not_sent", "adopted", "usd_spent", "usd_lost", "usd_in_doubt"),
+        *("reused", "beyond_limit", "usd_saved"),
+    )
     with DAG("adds_up", schedule=None) as dag:
 
         @task
@@ -121,6 +124,9 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
         "Spent": "about $777.00",
         "Of which lost": "$888.00",
         "In doubt (maximum)": "$999.00",
+        "Reused from other runs": "1110",
+        "Left out by limit": "1221",
+        "Saved by reuse": "$1,332.00",
     }
     assert prompts(page) == ["of 1"] * 2 + ["of 10"] * 20 + ["of 100"] * 38
     assert pager(page) == (None, "Page 1 of 4", "2")

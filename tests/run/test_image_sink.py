@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -14,11 +17,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from airflow_provider_imagen.exceptions import StorageError
-from airflow_provider_imagen.image_record import ResponseImage, StoredFile
+from airflow_provider_imagen.image_record import ImageRecord, ResponseImage, StoredFile
 from airflow_provider_imagen.journal.records import RequestState, Response, Target
 from airflow_provider_imagen.run.image_sink import ImageSink
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.results import ReceivedResponse
+from airflow_provider_imagen.run.reuse import EarlierRequests
+from airflow_provider_imagen.storage.manifest import manifest_line, read_manifest, write_manifest
 from airflow_provider_imagen.storage.provenance import read_provenance
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
@@ -309,3 +314,62 @@ def test_a_new_image_gets_the_first_version_of_its_name_that_no_kept_image_has(t
     kept = [StoredFile(f"/out/{name}", name, "0" * 64, 1, "image/png", 8, 8) for name in ("A.png", "a-v2.png")]
     sink = sink_of(plan, tmp_path, {"removed": RequestState(files=dict(enumerate(kept)))}, filename="{prompt}")
     assert keep(sink, plan, 0).file_name == "a-v3.png"
+
+
+def test_tasks_that_reuse_images_in_one_folder_at_the_same_time_do_not_disturb_each_other(tmp_path):
+    prompts = [{"prompt": f"fox {number}", "name": f"fox{number}"} for number in range(20)]
+    plan = make_plan(prompt=prompts, arguments={"model": ONE_BY_ONE}, can_store=True)
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_listed(source, plan)
+    barrier = threading.Barrier(4)
+
+    def reuse_all(number: int) -> None:
+        ti_key = TaskInstanceKey(dag_id="dag", task_id="task", run_id=f"run {number}")
+        earlier = EarlierRequests(plan, [target, source])
+        sink = ImageSink(
+            folder=target, open_path=Path, plan=plan, requests={}, ti_key=ti_key, filename="{name}", thumbnail_pixels=16
+        )
+        barrier.wait()
+        lines = []
+        for planned, item in zip(plan.requests, plan.items, strict=True):
+            request = earlier.take(planned)
+            received = ReceivedResponse(planned.key, 0, item, planned.target, request.response_to(planned))
+            image = sink.reuse(request.images[0], received, 0)
+            record = ImageRecord.of(image.file, prompt_index=item.index, image_index=0, reused_from=image.reused_from)
+            lines.append(manifest_line(record, image.file, ti_key=ti_key, created_at=datetime.now(UTC)))
+        write_manifest(target, ti_key=ti_key, lines=lines)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(reuse_all, range(4)))
+
+    lines = read_manifest(target)
+    assert [line["file_name"] for line in sorted(lines, key=lambda line: line["prompt_index"])] == [
+        f"fox{number}.png" for number in range(20)
+    ]
+    for line in lines:
+        assert (target / line["file_name"]).read_bytes() == (source / line["file_name"]).read_bytes()
+    assert len(list(target.glob("*.png"))) == 20
+
+
+def write_listed(folder: Path, plan) -> None:
+    """Write one image for each request of a plan, and the manifest that lists them."""
+    folder.mkdir()
+    lines = []
+    for planned, item in zip(plan.requests, plan.items, strict=True):
+        data = png(f"rgb({item.index}, 0, 0)")
+        path = folder / f"{item.name}.png"
+        path.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        file = StoredFile(str(path), path.name, digest, len(data), "image/png", 8, 8)
+        record = ImageRecord.of(file, prompt_index=item.index, image_index=0, client_request_id=f"id {item.index}")
+        lines.append(
+            manifest_line(
+                record,
+                file,
+                ti_key=TI_KEY,
+                created_at=datetime.now(UTC),
+                request_fingerprint=planned.fingerprint,
+                response_index=0,
+            )
+        )
+    write_manifest(folder, ti_key=TI_KEY, lines=lines)
