@@ -25,6 +25,7 @@ MEETS_AIRFLOW = (
     "tests/decorators",
     "tests/hooks",
     "tests/links",
+    "tests/notifications",
     "tests/commands/test_airflow_commands.py",
     "tests/test_example_dags.py",
     "tests/test_provider.py",
@@ -45,7 +46,14 @@ MEETS_PYTHON = (
 )
 """What differs between Python's versions; the rest are servers, processes and screens that both leave alone."""
 
-TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.130", "pyarrow>=18")
+TOOLS = (
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.130",
+    "pyarrow>=18",
+    "aiosmtpd>=1.4.6",
+)
 _print_lock = threading.Lock()
 
 
