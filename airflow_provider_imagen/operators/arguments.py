@@ -289,7 +289,7 @@ def _blank_to_none(value: Any) -> Any:
 def _drop_blank_fields(prompt: Any, *, metadata_columns: Any) -> Any:
     """Return the prompt without blank fields, such as empty table cells; like blank arguments, they are unset."""
     if isinstance(prompt, Mapping):
-        kept = {"prompt", *(metadata_columns if isinstance(metadata_columns, (list, tuple)) else ())}
+        kept = ["prompt", *(metadata_columns if isinstance(metadata_columns, (list, tuple)) else ())]
         return {name: value for name, value in prompt.items() if name in kept or not _is_blank(value)}
     if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
         return [

@@ -181,6 +181,21 @@ def test_a_column_that_is_not_declared_costs_nothing(
     assert sandbox.ledger() == []
 
 
+@pytest.mark.parametrize("columns", ["sku", None, 7, [["sku"]], [{}], ["prompt"]], ids=repr)
+def test_columns_that_are_not_names_cost_nothing(
+    run_dag: Callable[..., Any], recorded: Callable[..., Any], sandbox: Sandbox, columns: Any
+) -> None:
+    errors: list[BaseException] = []
+    with DAG("not_names", schedule=None) as dag:
+        recorded(task_id="paint", errors=errors, prompt=[{"prompt": "A teapot"}], metadata_columns=columns)
+    run_dag(dag)
+
+    (error,) = errors
+    assert isinstance(error, InvalidArgumentsError)
+    assert str(error).startswith("metadata_columns=")
+    assert sandbox.ledger() == []
+
+
 def test_records_with_large_metadata_are_left_to_the_manifest(paint: Callable[..., Any], tmp_path: Path) -> None:
     prompt = [{"prompt": f"Page {number}", "text": "x" * 9_000} for number in range(6)]
     run = paint(prompt=prompt, metadata_columns=["text"], output_path=str(tmp_path))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,6 +22,7 @@ from airflow_provider_imagen.links.gallery_urls import (
     task_address,
 )
 from airflow_provider_imagen.money import format_usd
+from airflow_provider_imagen.plugins.gallery.image_search import MAX_QUERY_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,6 +75,7 @@ class SearchForm:
     address: str
     query: str
     found: int
+    max_characters: ClassVar[int] = MAX_QUERY_CHARACTERS
 
     @property
     def action(self) -> str:
