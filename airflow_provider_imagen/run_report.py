@@ -40,6 +40,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     :param usd_is_estimate: whether part of the cost is a list price, because a response did not state it
     :param manifest: path of the ``metadata.jsonl``; ``None`` if nothing was stored
     :param contact_sheet: path of the contact sheet; ``None`` if there is none
+    :param in_progress: whether the attempt was still running when it published this; a killed attempt leaves it true
     """
 
     requested: Count = 0
@@ -62,6 +63,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     output_path: str | None = None
     manifest: str | None = None
     contact_sheet: str | None = None
+    in_progress: bool = False
 
     @property
     def problems(self) -> int:

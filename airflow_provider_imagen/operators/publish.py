@@ -17,7 +17,14 @@ from airflow_provider_imagen.journal.log import OWNERSHIP_MAX_AGE_SECONDS
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.run.plan import fingerprint_in
 from airflow_provider_imagen.storage.contact_sheet import write_contact_sheet
-from airflow_provider_imagen.storage.manifest import has_part, manifest_line, write_manifest
+from airflow_provider_imagen.storage.manifest import (
+    delete_progress,
+    has_part,
+    manifest_address,
+    manifest_line,
+    write_manifest,
+    write_progress,
+)
 from airflow_provider_imagen.storage.paths import path_text
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context, ObjectStoragePath
 
-    from airflow_provider_imagen.image_record import ImageRecord
+    from airflow_provider_imagen.image_record import ImageRecord, ManifestLine
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.operators.arguments import ImageTask
     from airflow_provider_imagen.run.results import FinishedImage, RunResult
@@ -39,6 +46,12 @@ PUBLISH_INTERVAL_SECONDS: Final = 10.0
 
 MAX_PUBLISHING_SHARE: Final = 0.02
 """Largest share of a running task's time spent on such publishing; the interval grows to stay below it."""
+
+PROGRESS_INTERVAL_SECONDS: Final = 2.0
+"""Interval at which a running task publishes its progress, so that the gallery shows an image within five seconds."""
+
+MAX_PROGRESS_CPU_SHARE: Final = 0.005
+"""Largest share of one processor that the task's process spends on progress; the interval grows to stay below it."""
 
 MAX_JOURNAL_DELAY_SECONDS: Final = 3.0
 """Journal delay beyond which the manifest is written at once, since no other record of the images is durable."""
@@ -81,6 +94,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._is_over = threading.Event()
+        self._progress: RunSummary | None = None  # as last published, without the seconds
         self.can_reach_airflow = True
         """False once this process's supervisor has died."""
 
@@ -102,8 +116,7 @@ class Publisher:
         """
         with self._lock:
             owns_results = self.can_reach_airflow and (journal is None or self._owns_results(journal))
-            output_path = None if self._folder is None else path_text(self._operator.output_path)
-            summary = replace(result.summary(), output_path=output_path)
+            summary = self._summary_of(result, in_progress=not is_final)
             unwritten: StorageError | None = None
             if self._folder is not None:
                 attempt = "" if owns_results or journal is None else journal.owner
@@ -122,9 +135,39 @@ class Publisher:
                 outlet_events: Any = self._context.get("outlet_events")
                 if is_final and outlet_events is not None:
                     fill_outlets(self._operator.outlets, outlet_events, summary=summary.to_json(), folder=self._folder)
+            if owns_results and is_final and self._folder is not None:
+                delete_progress(self._folder, self._ti_key)
             if unwritten is not None and not result.failures and result.abort_reason is None:
                 raise unwritten
             return summary
+
+    def publish_progress(self, result: RunResult, journal: Journal) -> None:
+        """
+        Publish counts, costs and stored images for the gallery, if they have changed since the last time.
+
+        This is much cheaper than :meth:`publish`: one XCom, and one file that holds only this task instance's images.
+
+        :raises StorageError: the file cannot be written
+        """
+        if journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS:
+            return  # the same database is behind both
+        with self._lock:
+            summary = self._summary_of(result, in_progress=True)
+            if self._folder is not None:
+                summary = replace(summary, manifest=manifest_address(self._folder))
+            progress = replace(summary, seconds=0.0)
+            if progress == self._progress or not self.can_reach_airflow:
+                return
+            if not journal.still_owns(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS):
+                return
+            if self._folder is not None:
+                write_progress(self._folder, ti_key=self._ti_key, lines=self._manifest_lines(result))
+            self._push_xcom("summary", summary.to_json())
+            self._progress = progress
+
+    def _summary_of(self, result: RunResult, *, in_progress: bool) -> RunSummary:
+        output_path = None if self._folder is None else path_text(self._operator.output_path)
+        return replace(result.summary(), output_path=output_path, in_progress=in_progress)
 
     def _owns_results(self, journal: Journal) -> bool:
         """
@@ -139,14 +182,16 @@ class Publisher:
 
     def _push_xcoms(self, result: RunResult, summary: RunSummary, journal: Journal | None) -> None:
         """Push the records and the summary, unless another attempt has taken over while the manifest was written."""
-        ti = self._context.get("ti")
-        if ti is None or not hasattr(ti, "xcom_push"):
-            return
         xcoms = {"images": _fit_for_xcom(result.listed, summary.manifest), "summary": summary.to_json()}
         for key, value in xcoms.items():
             if journal is None or journal.still_owns(max_age_seconds=OWNERSHIP_MAX_AGE_SECONDS):
-                with self._airflow_lock:
-                    ti.xcom_push(key=key, value=value)
+                self._push_xcom(key, value)
+
+    def _push_xcom(self, key: str, value: Any) -> None:
+        ti = self._context.get("ti")
+        if ti is not None and hasattr(ti, "xcom_push"):
+            with self._airflow_lock:
+                ti.xcom_push(key=key, value=value)
 
     def _write_manifest(
         self,
@@ -159,8 +204,14 @@ class Publisher:
             folder,
             ti_key=self._ti_key,
             attempt=attempt,
-            lines=(
-                manifest_line(
+            lines=self._manifest_lines(result),
+            failures=failures,
+        )
+
+    def _manifest_lines(self, result: RunResult) -> Iterator[ManifestLine]:
+        for made in result.listed:
+            if made.file is not None:
+                yield manifest_line(
                     made.record,
                     made.file,
                     ti_key=self._ti_key,
@@ -168,11 +219,6 @@ class Publisher:
                     request_fingerprint=fingerprint_in(made.received.key),
                     response_index=made.position,
                 )
-                for made in result.listed
-                if made.file is not None
-            ),
-            failures=failures,
-        )
 
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:
         """Write the contact sheet and return its path; ``None`` if that fails, since the images themselves are safe."""
@@ -214,8 +260,9 @@ class Publisher:
     def _publish_forever(self, snapshot: Callable[[], RunResult], journal: Journal) -> None:
         published, is_urgent = 0, False
         due = time.monotonic() + PUBLISH_INTERVAL_SECONDS
+        progress_due = time.monotonic() + PROGRESS_INTERVAL_SECONDS
         while True:
-            is_requested = self._wake.wait(1.0)
+            is_requested = self._wake.wait(min(1.0, max(progress_due - time.monotonic(), 0.05)))
             self._wake.clear()
             if self._is_over.is_set():
                 return
@@ -223,19 +270,27 @@ class Publisher:
             # manifest for the results of requests in flight.
             is_urgent = is_urgent or is_requested or journal.is_closed_to_this_attempt
             is_behind = journal.behind_seconds > MAX_JOURNAL_DELAY_SECONDS
-            if not (is_urgent or is_behind or time.monotonic() >= due):
+            is_due = is_urgent or is_behind or time.monotonic() >= due
+            is_progress_due = time.monotonic() >= progress_due
+            if not (is_due or is_progress_due):
                 continue
+            started, cpu_started = time.monotonic(), time.thread_time()
             result = snapshot()
-            if not is_requested and len(result.listed) == published:
-                continue
-            started = time.monotonic()
+            is_complete = is_due and (is_requested or len(result.listed) != published)
             try:
-                self.publish(result, journal, is_final=False)
+                if is_complete:
+                    self.publish(result, journal, is_final=False)
+                elif is_progress_due:
+                    self.publish_progress(result, journal)
             except Exception as error:  # published again when the run ends
                 log.warning("The results so far could not be published (%s).", error)
-            published = len(result.listed)
-            took = time.monotonic() - started
-            due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)
+            now, cpu_seconds = time.monotonic(), time.thread_time() - cpu_started
+            pause = (now - started) / MAX_PUBLISHING_SHARE
+            if is_complete:
+                published = len(result.listed)
+                due = now + max(PUBLISH_INTERVAL_SECONDS, pause)
+            elif is_progress_due:
+                progress_due = now + max(PROGRESS_INTERVAL_SECONDS, pause, cpu_seconds / MAX_PROGRESS_CPU_SHARE)
 
 
 def _label(record: ImageRecord) -> str:

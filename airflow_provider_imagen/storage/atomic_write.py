@@ -70,7 +70,7 @@ _EXTRAS: Final[dict[str, str]] = {
 """Protocols of object stores, which keep only whole objects, and the extra that installs support for each."""
 
 _ABOUT: Final = f"{HIDDEN_FOLDER}/about.txt"
-_HIDDEN_PARTS: Final = ("parts", "failures", "journal", "thumbnails", "originals")
+_HIDDEN_PARTS: Final = ("parts", "progress", "failures", "journal", "thumbnails", "originals")
 _ABOUT_TEXT: Final = (
     b"This folder is managed by airflow-provider-imagen. It holds previews, originals, parts of metadata.jsonl and "
     b"journals of the images in the folder above.\n"

@@ -12,14 +12,19 @@ Files are replaced atomically, so readers always see complete ones.
 ``features`` if a column has no value there.
 
 Items without an image go to ``.imagen/failures/<identity>.jsonl``, because an ImageFolder ignores hidden folders.
+
+While a task instance runs, ``.imagen/progress/<identity>.jsonl`` lists the images that it has so far, because merging
+all parts every few seconds would cost too much. It is deleted when the task instance has ended.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import DecodeError, Struct
@@ -35,7 +40,7 @@ from airflow_provider_imagen.storage.atomic_write import (
     storage_error,
     write_bytes_atomically,
 )
-from airflow_provider_imagen.storage.local_files import IrregularFileError, list_folder
+from airflow_provider_imagen.storage.local_files import IrregularFileError, list_folder, open_folder_at
 from airflow_provider_imagen.storage.paths import (
     HIDDEN_FOLDER,
     MANIFEST_NAME,
@@ -59,6 +64,7 @@ log = logging.getLogger(__name__)
 
 _PARTS: Final = f"{HIDDEN_FOLDER}/parts"
 _FAILURES: Final = f"{HIDDEN_FOLDER}/failures"
+_PROGRESS: Final = f"{HIDDEN_FOLDER}/progress"
 _CONTENT_TYPE: Final = "application/x-ndjson"
 _LINE_ENDS: Final = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """Line ends for ``str.splitlines`` but not for JSON; escaped, so that every reader sees one line per image."""
@@ -139,6 +145,30 @@ def write_manifest(
     return manifest_address(folder)
 
 
+def write_progress(folder: StoragePath, *, ti_key: TaskInstanceKey, lines: Iterable[ManifestLine]) -> None:
+    """
+    Store the images that a running task instance has so far, in place of those stored before.
+
+    :raises StorageError: the list cannot be written
+    """
+    data = b"".join(_encode(line.to_json()) + b"\n" for line in lines)
+    path = descend(folder, _progress_name(ti_key))
+    write_bytes_atomically(path, data, content_type=_CONTENT_TYPE, owner=ti_key.identity, within=folder, shared=True)
+
+
+def delete_progress(folder: StoragePath, ti_key: TaskInstanceKey) -> None:
+    """Delete that list, which nobody reads once the task instance has ended; a store may refuse, and keeps it."""
+    path = descend(folder, _progress_name(ti_key))
+    local, root = local_path(path), local_path(folder)
+    with suppress(Exception):
+        if local is not None and root is not None:
+            with open_folder_at(local.parent, within=root) as parent:
+                os.unlink(local.name, dir_fd=parent)
+        else:
+            filesystem, key = filesystem_of(path)
+            filesystem.rm_file(key)
+
+
 def manifest_address(folder: StoragePath) -> str:
     """Return the location of a folder's manifest, whether or not it exists yet."""
     return address_of(folder.joinpath(MANIFEST_NAME))
@@ -151,6 +181,11 @@ def part_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
     Unlike the manifest, it also lists the images of other task instances that this one used in place.
     """
     return address_of(descend(folder, _part_name(ti_key)))
+
+
+def progress_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
+    """Return the location of the images that a running task instance has so far, whether or not it exists."""
+    return address_of(descend(folder, _progress_name(ti_key)))
 
 
 def failures_address(folder: StoragePath, ti_key: TaskInstanceKey) -> str:
@@ -309,6 +344,10 @@ def _part_name(ti_key: TaskInstanceKey, attempt: str = "") -> str:
 
 def _failures_name(ti_key: TaskInstanceKey) -> str:
     return f"{_FAILURES}/{ti_key.identity}.jsonl"
+
+
+def _progress_name(ti_key: TaskInstanceKey) -> str:
+    return f"{_PROGRESS}/{ti_key.identity}.jsonl"
 
 
 def _read_own(folder: StoragePath, name: str) -> bytes | None:
