@@ -118,6 +118,12 @@ class AirflowApi:
         found = await self._get(path)
         return found.get("state") if found else None
 
+    async def list_active_runs(self, dag_id: str) -> set[str]:
+        """Return the ids of a DAG's queued and running runs, possibly not all."""
+        path = f"/dags/{_quote_id(dag_id)}/dagRuns"
+        page = await self._get(path, state=["queued", "running"], order_by="-run_after", limit=_PAGE_SIZE)
+        return {run["dag_run_id"] for run in page["dag_runs"]} if page else set()
+
     async def get_run(self, *, dag_id: str, run_id: str) -> dict[str, Any] | None:
         """Return a DAG run as Airflow's API describes it; ``None`` if it does not exist."""
         return await self._get(f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}")

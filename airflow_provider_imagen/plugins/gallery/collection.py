@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -23,6 +24,7 @@ from airflow_provider_imagen.plugins.gallery.files import (
     FileUnavailableError,
     read_failures_file,
     read_manifest_images,
+    read_progress_images,
 )
 from airflow_provider_imagen.plugins.gallery.task_results import (
     GalleryImage,
@@ -135,7 +137,8 @@ class Memory(Generic[Result]):
     Over its limits, it evicts the least recently used result first, but never the newest.
 
     :param entries: maximum number of results
-    :param seconds: time until a result expires
+    :param seconds: time until a result expires; one that took longer to compute is kept three times as long as that, so
+        that however often it is requested, the server works on it for a quarter of the time at most
     :param max_bytes: maximum estimated size of all results
     :param size_of: returns the estimated size of a result in bytes
     :param clock: returns the time in seconds
@@ -156,26 +159,37 @@ class Memory(Generic[Result]):
         self._size_of = size_of
         self._clock = clock
         self._bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[float, int, Result]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[float, int, Result]] = OrderedDict()  # expiry, size, result
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
     def knows(self, key: Hashable) -> bool:
         """Return whether a result is cached and has not expired."""
         kept = self._kept.get(key)
-        return kept is not None and self._clock() - kept[0] < self._seconds
+        return kept is not None and self._clock() < kept[0]
 
-    async def get(self, key: Hashable, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Return the cached result, or compute and cache it."""
+    async def get(
+        self,
+        key: Hashable,
+        work: Callable[[], Awaitable[Result]],
+        *,
+        is_current: Callable[[Result], bool] = lambda _: True,
+    ) -> Result:
+        """
+        Return the cached result, or compute and cache it.
+
+        :param is_current: returns whether a cached result may still be used
+        """
         lock, waiting = self._locks.get(key) or (asyncio.Lock(), 0)
         self._locks[key] = (lock, waiting + 1)
         try:
             async with lock:
-                if self.knows(key):
+                if self.knows(key) and is_current(self._kept[key][2]):
                     self._kept.move_to_end(key)
                     return self._kept[key][2]
+                started = self._clock()
                 result = await work()
-                self._keep(key, result)
+                self._keep(key, result, seconds=max(self._seconds, 3 * (self._clock() - started)))
                 return result
         finally:
             lock, waiting = self._locks[key]
@@ -184,10 +198,10 @@ class Memory(Generic[Result]):
             else:
                 self._locks[key] = (lock, waiting - 1)
 
-    def _keep(self, key: Hashable, result: Result) -> None:
+    def _keep(self, key: Hashable, result: Result, *, seconds: float) -> None:
         self._drop(key)
         size = self._size_of(result)
-        self._kept[key] = (self._clock(), size, result)
+        self._kept[key] = (self._clock() + seconds, size, result)
         self._bytes += size
         while len(self._kept) > 1 and (len(self._kept) > self._entries or self._bytes > self._max_bytes):
             self._drop(next(iter(self._kept)))
@@ -241,9 +255,32 @@ class Collection:
             self._file_threads = anyio.CapacityLimiter(_FILE_THREADS)
         return await to_thread.run_sync(work, limiter=self._file_threads)
 
-    async def get_task(self, api: AirflowApi, ti: TaskInstance) -> TaskImages:
-        """Return the results of a task instance."""
-        return await self._tasks.get(ti, lambda: self._read_task(api, ti))
+    async def get_task(self, api: AirflowApi, ti: TaskInstance, summary: TaskSummary | None = None) -> TaskImages:
+        """
+        Return the results of a task instance.
+
+        :param summary: its current summary, if known; without it, the result may be some seconds old
+        """
+        return await self._tasks.get(
+            ti,
+            lambda: self._read_task(api, ti, summary),
+            is_current=lambda found: summary is None or found.summary == summary,
+        )
+
+    async def get_task_with(
+        self, api: AirflowApi, ti: TaskInstance, *, prompt_index: int, image_index: int
+    ) -> TaskImages:
+        """Return the results of a task instance, read again if an image may have been stored since the last time."""
+        return await self._tasks.get(
+            ti,
+            lambda: self._read_task(api, ti),
+            is_current=lambda found: found.find(prompt_index, image_index) is not None,
+        )
+
+    async def get_summary(self, api: AirflowApi, ti: TaskInstance) -> TaskSummary | None:
+        """Return the current summary of a task instance; ``None`` if it has none that can be read."""
+        xcom = await api.get_xcom(ti, "summary")
+        return read_summary(ti, xcom.value, xcom.timestamp) if xcom else None
 
     async def list_summaries(
         self, api: AirflowApi, *, dag_id: str, run_id: str, seconds: float = COUNT_SECONDS
@@ -331,12 +368,18 @@ class Collection:
 
         return await self._summaries.get((ti, timestamp), work)
 
-    async def _read_task(self, api: AirflowApi, ti: TaskInstance) -> TaskImages:
-        xcom, counts = await asyncio.gather(api.get_xcom(ti, "images"), api.get_xcom(ti, "summary"))
-        summary = read_summary(ti, counts.value, counts.timestamp) if counts else None
+    async def _read_task(self, api: AirflowApi, ti: TaskInstance, summary: TaskSummary | None = None) -> TaskImages:
         if summary is None:
-            elsewhere = counts is not None and counts.is_elsewhere
-            return TaskImages(ti, None, [], _ELSEWHERE if elsewhere else None)
+            counts = await api.get_xcom(ti, "summary")
+            summary = read_summary(ti, counts.value, counts.timestamp) if counts else None
+            if summary is None:
+                elsewhere = counts is not None and counts.is_elsewhere
+                return TaskImages(ti, None, [], _ELSEWHERE if elsewhere else None)
+        if summary.summary.in_progress and summary.summary.manifest:
+            with suppress(FileUnavailableError):  # XCom has the images as of some seconds ago
+                images = await self.in_thread(partial(read_progress_images, ti, summary.summary.manifest))
+                return TaskImages(ti, summary, images)
+        xcom = await api.get_xcom(ti, "images")
         if xcom is None:
             return TaskImages(ti, summary, [], "The task's records were deleted." if summary.summary.made else None)
         if xcom.is_elsewhere:

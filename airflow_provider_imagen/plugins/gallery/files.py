@@ -24,7 +24,7 @@ from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_images, read_problems
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file
-from airflow_provider_imagen.storage.manifest import failures_address, parse_line, part_address
+from airflow_provider_imagen.storage.manifest import failures_address, parse_line, part_address, progress_address
 from airflow_provider_imagen.storage.paths import (
     MANIFEST_NAME,
     address_of,
@@ -38,7 +38,7 @@ from airflow_provider_imagen.storage.svg import read_svg_size
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
@@ -117,16 +117,35 @@ def read_manifest_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
         if path.name != MANIFEST_NAME:
             raise gone
         folder: Any = path.parent
-        with _lists:
-            lines = (
-                {**line, "path": address_of(descend(folder, line["file_name"]))}
-                for line in chain(_lines(manifest, within=folder), _used_in_place(ti, folder))
-                if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
-            )
-            return read_images(ti, islice(lines, MAX_LISTED))
+        return _images(ti, folder, chain(_lines(manifest, within=folder), _used_in_place(ti, folder)))
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
         raise gone from None
+
+
+def read_progress_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
+    """
+    Return the images that a running task instance has so far.
+
+    :param manifest: the manifest that its images go to
+    :raises FileUnavailableError: the list cannot be read, probably because the task instance has just ended
+    """
+    try:
+        folder: Any = open_folder(manifest).parent
+        return _images(ti, folder, _lines(progress_address(folder, _key_of(ti)), within=folder))
+    except Exception as error:
+        raise FileUnavailableError("The images of this task cannot be read at the moment.") from error
+
+
+def _images(ti: TaskInstance, folder: StoragePath, lines: Iterable[Mapping[str, Any]]) -> list[GalleryImage]:
+    """Return the images of a task instance in the lines of a list, their paths rebuilt from the file names."""
+    with _lists:
+        own = (
+            {**line, "path": address_of(descend(folder, line["file_name"]))}
+            for line in lines
+            if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
+        )
+        return read_images(ti, islice(own, MAX_LISTED))
 
 
 def _used_in_place(ti: TaskInstance, folder: StoragePath) -> Iterator[Mapping[str, Any]]:

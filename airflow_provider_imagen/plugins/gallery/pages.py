@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 _TEMPLATE_MARKS: Final = ("{{", "{%", "{#", "\r")
 _TEMPLATE_ENDINGS: Final = (".prompt", "\n")
 
-STATIC_TYPES: Final = {"gallery.css": "text/css; charset=utf-8", "gallery.js": "text/javascript; charset=utf-8"}
+STATIC_TYPES: Final = {
+    "gallery.css": "text/css; charset=utf-8",
+    "gallery.js": "text/javascript; charset=utf-8",
+    "live.js": "text/javascript; charset=utf-8",
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Section:
     :param href: link target of the heading
     :param count: number of images, of which ``images`` may be a part
     :param notes: sentences under the heading
+    :param is_active: whether it is a run that has not ended
     """
 
     title: str = ""
@@ -106,6 +111,7 @@ class Section:
     count: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    is_active: bool = False
 
 
 class Pages:

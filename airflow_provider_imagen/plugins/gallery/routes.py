@@ -41,6 +41,12 @@ from airflow_provider_imagen.plugins.gallery.pages import (
     read_static,
     snippet,
 )
+from airflow_provider_imagen.plugins.gallery.progress import (
+    IDLE_REFRESH_SECONDS,
+    REFRESH_SECONDS,
+    refresh_seconds,
+    shared_by_viewers,
+)
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 from airflow_provider_imagen.storage.provenance import read_provenance
@@ -78,6 +84,10 @@ _MAX_INTEGER: Final = 2**31 - 1
 """Largest integer that Airflow's database accepts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
+may_read_states = (
+    Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.RUN)),
+    Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)),
+)
 Id = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
@@ -130,7 +140,8 @@ async def show_invalid_request(request: Request, _: RequestValidationError) -> R
     return await show_error(request, HTTPException(422))
 
 
-@app.get("/task", dependencies=[may_read])
+@app.get("/task", dependencies=[may_read, *may_read_states])
+@shared_by_viewers
 async def show_task(
     request: Request,
     dag_id: Id,
@@ -145,8 +156,9 @@ async def show_task(
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     search = ImageSearch(q)
     async with AirflowApi(request) as api:
-        found = await collection.get_task(api, ti)
-        empty = "" if found.images or found.notice else await _explain_empty_task(api, found)
+        state = await api.get_state(ti)  # first: a task publishes its results before it ends
+        found = await collection.get_task(api, ti, await collection.get_summary(api, ti))
+        empty = "" if found.images or found.notice else _explain_empty_task(found, state)
     problems, unreadable = await collection.read_problems(found.summary) if found.summary else ([], None)
     images = (await collection.filter(found, search)).images
     problems = search.filter(problems)
@@ -179,10 +191,12 @@ async def show_task(
         empty=empty,
         notes=[],
         more_problems=pages.task(ti, show="problems") if len(problems) > len(section.problems) > 0 else None,
+        refresh_seconds=refresh_seconds([state]),
     )
 
 
-@app.get("/run", dependencies=[may_read])
+@app.get("/run", dependencies=[may_read, *may_read_states])
+@shared_by_viewers
 async def show_run(
     request: Request,
     dag_id: Id,
@@ -196,9 +210,9 @@ async def show_run(
     search = ImageSearch(q)
     form = None
     async with AirflowApi(request) as api:
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)  # first: its tasks publish their results before it ends
         counted = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
         summaries, notes = counted.tasks, counted.notes
-        run = None if summaries else await api.get_run(dag_id=dag_id, run_id=run_id)
         if show == "problems":
             incomplete = [summary for summary in summaries if summary.summary.problems]
             pager = _pager(
@@ -241,16 +255,19 @@ async def show_run(
         empty=empty,
         notes=notes,
         more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and total.problems else None,
+        refresh_seconds=refresh_seconds([run["state"]] if run else []),
     )
 
 
-@app.get("/dag", dependencies=[may_read])
+@app.get("/dag", dependencies=[may_read, *may_read_states])
+@shared_by_viewers
 async def show_dag(request: Request, dag_id: Id, q: SearchQuery = "") -> Response:
     """Show the latest runs of a DAG that have images, or images that match a search."""
     pages = Pages(_root(request))
     search = ImageSearch(q)
     sections = []
     async with AirflowApi(request) as api:
+        active = await api.list_active_runs(dag_id)  # first: a run's tasks publish their results before it ends
         newest = await collection.list_newest(api, dag_id=dag_id, runs=MAX_RUNS)
         for run_id, counted in newest.items():
             notes, count = counted.notes, counted.total.made
@@ -268,6 +285,7 @@ async def show_dag(request: Request, dag_id: Id, q: SearchQuery = "") -> Respons
                 images=[image for part in parts for image in part.images],
                 count=count,
                 notes=[*notes, *dict.fromkeys(part.notice for part in parts if part.notice)],
+                is_active=run_id in active,
             )
             if section.images or section.notes or not search:
                 sections.append(section)
@@ -286,6 +304,7 @@ async def show_dag(request: Request, dag_id: Id, q: SearchQuery = "") -> Respons
         empty="" if newest else "No run of this DAG has generated images yet.",
         notes=[],
         more_problems=None,
+        refresh_seconds=REFRESH_SECONDS if active else IDLE_REFRESH_SECONDS,
     )
 
 
@@ -386,19 +405,20 @@ def _root(request: Request) -> str:
 def _page(
     request: Request, template: str, *, status: int = 200, images: list[GalleryImage] | None = None, **values: Any
 ) -> Response:
-    """Return a rendered page whose security policy allows only its own style, script and images."""
+    """Return a rendered page whose security policy allows only its own style, script, images and refreshes."""
     shown = images or [image for section in values.get("sections", ()) for image in section.images]
+    sources = image_sources(shown)
     policy = (
-        f"default-src 'none'; img-src {image_sources(shown)}; style-src 'self'; script-src 'self'; "
+        f"default-src 'none'; img-src {sources}; style-src 'self'; script-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
     )
-    html = Pages(_root(request)).render(template, **values)
+    html = Pages(_root(request)).render(template, image_sources=sources, **values)
     return HTMLResponse(html, status_code=status, headers={"Content-Security-Policy": policy})
 
 
 async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_index: int) -> tuple[TaskImages, int]:
     async with AirflowApi(request) as api:
-        found = await collection.get_task(api, ti)
+        found = await collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
     place = found.find(prompt_index, image_index)
     if place is None:
         raise HTTPException(404)
@@ -423,7 +443,7 @@ async def _read_slice(api: AirflowApi, summaries: list[TaskSummary], *, first: i
     for summary in summaries:
         end = start + summary.summary.made
         if end > first and start < first + most:
-            found = await collection.get_task(api, summary.ti)
+            found = await collection.get_task(api, summary.ti, summary)
             tasks.append(replace(found, images=found.images[max(first - start, 0) : first + most - start]))
         start = end
     return tasks
@@ -469,12 +489,11 @@ def _title(summary: TaskSummary) -> str:
     return ti.task_id if ti.map_index < 0 else f"{ti.task_id} [{ti.map_index}]"
 
 
-async def _explain_empty_task(api: AirflowApi, found: TaskImages) -> str:
-    if found.summary is not None:
+def _explain_empty_task(found: TaskImages, state: str | None) -> str:
+    if found.summary is not None and not found.summary.summary.in_progress:
         return "This task generated no images."
-    state = await api.get_state(found.ti)
     if state is None or state in _UNFINISHED:
-        return "This task has not finished yet. Its images will be shown here when it has."
+        return "This task has not finished yet. Its images are shown here as soon as they are stored."
     if state == "success":
         return "This task has no images. If it generated any, Airflow has since deleted their records."
     return f"This task has no images. Its state is {state}; see its log for the reason."
@@ -484,7 +503,7 @@ def _explain_empty_run(run: dict[str, Any] | None) -> str:
     if run is None:
         return "This run does not exist, or was deleted."
     if run.get("state") in ("queued", "running"):
-        return "No task in this run has generated images yet. A task's images are shown when it has finished."
+        return "No task in this run has generated images yet. They are shown here as soon as they are stored."
     return "No task in this run has generated images."
 
 

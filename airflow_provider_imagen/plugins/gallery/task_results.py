@@ -69,10 +69,16 @@ class Problem(FailureLine, frozen=True, kw_only=True):
 
 
 def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | None:
-    """Return a parsed XCom ``summary``; ``None`` if it is not one of ours."""
+    """
+    Return a parsed XCom ``summary``; ``None`` if it is not one of ours.
+
+    While a task is in progress, it counts what is still to come as not sent; that is left out.
+    """
     if not isinstance(value, Mapping) or not {"requested", "made", "usd_spent"} <= value.keys():
         return None
     shown = {name: field for name, field in _read(RunSummary, value).items() if name not in _NEVER_SHOWN}
+    if shown["in_progress"]:
+        shown["not_sent"] = 0
     return TaskSummary(ti=ti, summary=RunSummary(**shown), timestamp=timestamp)
 
 
