@@ -256,6 +256,73 @@ def test_a_manifest_that_cannot_be_written_is_raised_only_when_nothing_else_went
         assert attempt.publisher.publish(result, attempt.journal).manifest is None
 
 
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def progress_of(attempt: Attempt) -> list[str] | None:
+    path = attempt.folder / ".imagen" / "progress" / f"{TI_KEY.identity}.jsonl"
+    return [json.loads(line)["file_name"] for line in path.read_text().splitlines()] if path.exists() else None
+
+
+def test_progress_is_one_xcom_and_one_file_and_leaves_the_manifest_alone(attempt):
+    attempt.publisher.publish_progress(result_of(2, attempt.folder), attempt.journal)
+    assert progress_of(attempt) == ["000.png", "001.png"]
+    (summary,) = attempt.ti.pushed.values()
+    assert (summary["made"], summary["usd_spent"], summary["in_progress"]) == (2, 0.08, True)
+    assert summary["manifest"] == str(attempt.folder / "metadata.jsonl")
+    assert not (attempt.folder / "metadata.jsonl").exists()
+
+
+def test_progress_is_published_again_only_if_counts_or_costs_have_changed(attempt):
+    result = result_of(1, attempt.folder)
+    for changed, pushes in (
+        (result, 1),
+        (replace(result, seconds=9.0), 1),
+        (replace(result, usd_in_doubt=Decimal(1)), 2),
+        (result_of(1, attempt.folder, failures=1), 3),
+        (result_of(2, attempt.folder, failures=1), 4),
+    ):
+        attempt.publisher.publish_progress(changed, attempt.journal)
+        assert attempt.ti.pushes == pushes
+
+
+def test_without_a_folder_progress_is_one_xcom(tmp_path):
+    attempt = Attempt(tmp_path, folder=None)
+    attempt.publisher.publish_progress(result_of(1, None), attempt.journal)
+    assert (attempt.ti.pushed["summary"]["made"], attempt.ti.pushed["summary"]["manifest"]) == (1, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reason", ["taken over", "behind", "supervisor"])
+def test_an_attempt_that_cannot_or_must_not_publish_its_results_publishes_no_progress(attempt, monkeypatch, reason):
+    if reason == "taken over":
+        attempt.is_taken_over()
+        monkeypatch.setattr(publish, "OWNERSHIP_MAX_AGE_SECONDS", -1)
+    elif reason == "behind":
+        monkeypatch.setattr(publish, "MAX_JOURNAL_DELAY_SECONDS", -1)
+    else:
+        attempt.publisher.can_reach_airflow = False
+    attempt.publisher.publish_progress(result_of(1, attempt.folder), attempt.journal)
+    assert (attempt.ti.pushed, progress_of(attempt)) == ({}, None)
+
+
+def test_the_end_of_a_run_ends_its_progress(attempt):
+    attempt.publisher.publish_progress(result_of(1, attempt.folder), attempt.journal)
+    attempt.publisher.publish(result_of(2, attempt.folder), attempt.journal, is_final=False)
+    assert attempt.ti.pushed["summary"]["in_progress"] is True
+    assert progress_of(attempt) == ["000.png"]
+    attempt.publisher.publish(result_of(2, attempt.folder), attempt.journal)
+    assert attempt.ti.pushed["summary"]["in_progress"] is False
+    assert progress_of(attempt) is None
+
+
+def test_an_attempt_that_lost_the_journal_leaves_the_progress_of_the_other(attempt):
+    attempt.publisher.publish_progress(result_of(1, attempt.folder), attempt.journal)
+    attempt.is_taken_over()
+    attempt.publisher.publish(result_of(2, attempt.folder), attempt.journal)
+    assert progress_of(attempt) == ["000.png"]
+
+
 # --- two attempts at once ---------------------------------------------------------------------------------------------
 
 
@@ -336,6 +403,7 @@ def test_a_requested_publication_starts_at_once_and_is_complete_when_the_run_end
 
 
 def test_a_run_publishes_new_images_at_intervals_and_an_unchanged_result_never(attempt, monkeypatch):
+    monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 60.0)
     monkeypatch.setattr(publish, "PUBLISH_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(publish, "MAX_PUBLISHING_SHARE", 1.0)
     images, looks = 1, []
@@ -355,6 +423,7 @@ def test_a_run_publishes_new_images_at_intervals_and_an_unchanged_result_never(a
 
 
 def test_slow_publications_make_the_interval_longer(attempt, monkeypatch):
+    monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 60.0)
     monkeypatch.setattr(publish, "PUBLISH_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(publish, "MAX_PUBLISHING_SHARE", 1e-9)
     looks = []
@@ -366,6 +435,31 @@ def test_slow_publications_make_the_interval_longer(attempt, monkeypatch):
     with attempt.publisher.publishing(snapshot, attempt.journal):
         assert wait_until(lambda: attempt.ti.pushes == 2)
         assert not wait_until(lambda: len(looks) > 1, seconds=2.5)
+
+
+def test_a_run_publishes_its_progress_more_often_than_its_manifest(attempt, monkeypatch):
+    monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 0.0)
+    images = 1
+    with attempt.publisher.publishing(lambda: result_of(images, attempt.folder), attempt.journal):
+        assert wait_until(lambda: attempt.ti.pushed.get("summary", {}).get("made") == 1)
+        images = 2
+        assert wait_until(lambda: progress_of(attempt) == ["000.png", "001.png"])
+    assert attempt.listed() == []
+
+
+@pytest.mark.parametrize("share", ["MAX_PUBLISHING_SHARE", "MAX_PROGRESS_CPU_SHARE"])
+def test_costly_progress_is_published_less_often(attempt, monkeypatch, share):
+    monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(publish, share, 1e-9)
+    looks = []
+
+    def snapshot() -> RunResult:
+        looks.append(time.monotonic())
+        return result_of(len(looks), attempt.folder)
+
+    with attempt.publisher.publishing(snapshot, attempt.journal):
+        assert wait_until(lambda: attempt.ti.pushes == 1)
+        assert not wait_until(lambda: len(looks) > 1, seconds=1.5)
 
 
 def test_nothing_is_published_before_the_first_interval_is_over(attempt):

@@ -205,12 +205,15 @@ class Results:
             **{"entries": 10, "seconds": 60.0, "max_bytes": 100, "size_of": len, "clock": lambda: self.now, **limits}
         )
 
-    async def get(self, key: str, size: int = 10) -> None:
+    def work_for(self, key: str, size: int = 10) -> Any:
         async def work() -> str:
             self.worked.append(key)
             return "x" * size
 
-        assert await self.memory.get(key, work) == "x" * size
+        return work
+
+    async def get(self, key: str, size: int = 10) -> None:
+        assert await self.memory.get(key, self.work_for(key, size)) == "x" * size
 
 
 def test_the_cache_is_bounded_by_bytes() -> None:
@@ -229,6 +232,35 @@ def test_the_cache_is_bounded_by_bytes() -> None:
         assert [results.memory.knows(key) for key in ("huge", "d")] == [False, True]
 
     asyncio.run(look())
+
+
+def test_a_result_that_took_long_is_kept_three_times_as_long() -> None:
+    results = Results(seconds=1.0)
+
+    async def look() -> None:
+        async def work() -> str:
+            results.now += 5
+            return "x"
+
+        await results.memory.get("slow", work)
+        await results.get("fast")
+        results.now += 1
+        assert [results.memory.knows(key) for key in ("slow", "fast")] == [True, False]
+        results.now += 14
+        assert not results.memory.knows("slow")
+
+    asyncio.run(look())
+
+
+def test_a_result_that_is_not_current_is_computed_again() -> None:
+    results = Results()
+
+    async def look() -> None:
+        for is_current in (True, False, True):
+            await results.memory.get("a", results.work_for("a"), is_current=lambda _, keep=is_current: keep)
+
+    asyncio.run(look())
+    assert results.worked == ["a", "a"]
 
 
 def test_a_refreshed_result_is_counted_once() -> None:

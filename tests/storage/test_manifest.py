@@ -19,15 +19,18 @@ from airflow_provider_imagen.run_report import FailureLine
 from airflow_provider_imagen.storage import manifest
 from airflow_provider_imagen.storage.atomic_write import read_bytes, write_bytes_atomically
 from airflow_provider_imagen.storage.manifest import (
+    delete_progress,
     failures_address,
     has_part,
     manifest_address,
     manifest_line,
+    progress_address,
     read_failures,
     read_manifest,
     recorded_lines,
     recorded_names,
     write_manifest,
+    write_progress,
 )
 from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
@@ -538,3 +541,26 @@ def test_a_part_with_wrongly_typed_values_does_not_break_the_manifest(folder, ti
     write_bytes_atomically(folder / ".imagen" / "parts" / "odd.jsonl", odd.encode(), content_type="")
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
     assert len(lines_of(folder)) == 2
+
+
+def test_the_images_of_a_running_task_instance_are_listed_apart_until_it_ends(folder, ti_key):
+    write_progress(folder, ti_key=ti_key, lines=[line(ti_key, 0)])
+    write_progress(folder, ti_key=ti_key, lines=[line(ti_key, 0), line(ti_key, 1)])
+    path = folder / ".imagen" / "progress" / f"{ti_key.identity}.jsonl"
+    assert progress_address(folder, ti_key).endswith(f"/.imagen/progress/{ti_key.identity}.jsonl")
+    assert [json.loads(text)["prompt_index"] for text in read_bytes(path).splitlines()] == [0, 1]
+    assert read_bytes(folder / "metadata.jsonl") is None
+
+    delete_progress(folder, ti_key)
+    assert read_bytes(path) is None
+    delete_progress(folder, ti_key)
+
+
+def test_a_link_in_place_of_the_list_of_a_running_task_instance_is_replaced_not_followed(tmp_path, ti_key):
+    path = tmp_path / ".imagen" / "progress" / f"{ti_key.identity}.jsonl"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "private").write_text("private")
+    path.symlink_to(tmp_path / "private")
+    write_progress(tmp_path, ti_key=ti_key, lines=[line(ti_key, 0)])
+    assert (tmp_path / "private").read_text() == "private"
+    assert not path.is_symlink()

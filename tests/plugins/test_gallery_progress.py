@@ -1,0 +1,229 @@
+"""The gallery while a task runs: what it shows, who sees it, and what it costs the web server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from PIL import Image
+
+from airflow_provider_imagen.image_record import ImageRecord
+from airflow_provider_imagen.operators import publish
+from airflow_provider_imagen.plugins.gallery.progress import shared_by_viewers
+from airflow_provider_imagen.storage.manifest import manifest_line, write_progress
+from airflow_provider_imagen.storage.save_image import save_image
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+REFRESH = {"Imagen-Refresh": "1"}
+
+
+def pages_of(gallery: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [gallery.task(), ("/imagen/run", gallery.ids), ("/imagen/dag", {"dag_id": gallery.run.dag_id})]
+
+
+def key_of(gallery: Any) -> TaskInstanceKey:
+    return TaskInstanceKey(**gallery.ids, task_id="paint")
+
+
+def stored_image(folder: Path, number: int) -> tuple[ImageRecord, Any]:
+    data = BytesIO()
+    Image.new("RGB", (32, 32), (number, 0, 0)).save(data, format="PNG")
+    file = save_image(data.getvalue(), folder=folder, stem=str(number)).file
+    return ImageRecord.of(file, prompt_index=number, image_index=0, prompt=f"fox {number}"), file
+
+
+def write_list(folder: Path, gallery: Any, *numbers: int) -> None:
+    """Store the list of a running task instance's images."""
+    lines = [
+        manifest_line(record, file, ti_key=key_of(gallery), created_at=datetime.now(UTC))
+        for record, file in (stored_image(folder, number) for number in numbers)
+    ]
+    write_progress(folder, ti_key=key_of(gallery), lines=lines)
+
+
+# --- what it shows ----------------------------------------------------------------------------------------------------
+
+
+class Visitor(logging.Handler):
+    """Looks at the gallery when the second of three images has been stored, and keeps the task waiting meanwhile."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        super().__init__(logging.INFO)
+        self._look = look
+        self.seen: Any = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("Image 2 of 3"):
+            self.seen = self._look()
+
+
+def test_images_costs_and_counts_appear_on_every_page_while_the_task_runs(
+    run_dag: Any, visit: Any, imagen_connection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 0.1)
+    with DAG("seen_while_it_runs", schedule=None) as dag:
+        ImagenGenerateOperator(
+            task_id="paint", prompt=["a fox", "an owl", "a hare"], concurrency=1, output_path=str(tmp_path)
+        )
+    ann = visit()
+
+    def look() -> list[str]:
+        run_id = ann.get(f"/api/v2/dags/{dag.dag_id}/dagRuns").json()["dag_runs"][0]["dag_run_id"]
+        ids = {"dag_id": dag.dag_id, "run_id": run_id}
+        found = []
+        for path, query in (("task", {**ids, "task_id": "paint"}), ("run", ids), ("dag", {"dag_id": dag.dag_id})):
+            until = time.monotonic() + 20
+            while time.monotonic() < until:
+                page = ann.get(f"/imagen/{path}", params=query, headers=REFRESH).text
+                if "2 of 3, $0.08 so far" in page and page.count('class="card"') == 2:
+                    break
+            found.append(page)
+        file = {**ids, "task_id": "paint", "prompt_index": 1, "image_index": 0}
+        return [*found, ann.get("/imagen/file", params=file).headers["content-type"]]
+
+    visitor = Visitor(look)
+    log = logging.getLogger("airflow_provider_imagen.progress")
+    log.addHandler(visitor)
+    log.setLevel(logging.INFO)
+    try:
+        run = run_dag(dag)
+    finally:
+        log.removeHandler(visitor)
+        log.setLevel(logging.NOTSET)
+
+    *pages, media_type = visitor.seen
+    for page in pages:
+        assert "2 of 3, $0.08 so far" in page
+        assert page.count('class="card"') == 2
+        assert 'data-refresh-seconds="1.5"' in page
+        assert "Not sent" not in page
+    assert media_type == "image/png"
+    after = ann.get("/imagen/run", params={"dag_id": dag.dag_id, "run_id": run.run_id}).text
+    assert "so far" not in after
+    assert "data-refresh-seconds" not in after
+    assert after.count('class="card"') == 3
+    assert not list(tmp_path.glob(".imagen/progress/*"))
+
+
+def test_a_killed_attempt_leaves_its_images_in_the_gallery(forged: Any, visit: Any, tmp_path: Path) -> None:
+    gallery = forged([], made=2, requested=3, not_sent=1, in_progress=True, manifest=str(tmp_path / "metadata.jsonl"))
+    write_list(tmp_path, gallery, 0, 1)
+
+    for path, query in pages_of(gallery):
+        page = visit().get(path, params=query).text
+        assert page.count('class="card"') == 2
+        assert "2 of 3" in page
+
+
+@pytest.mark.parametrize("content", ["nothing", "a link", "no lines", "another task"])
+def test_without_a_list_of_its_own_a_running_task_shows_what_xcom_has(
+    forged: Any, visit: Any, tmp_path: Path, content: str
+) -> None:
+    record, _ = stored_image(tmp_path, 7)
+    gallery = forged([record.to_json()], in_progress=True, manifest=str(tmp_path / "metadata.jsonl"))
+    if content != "nothing":
+        write_list(tmp_path, gallery, 1)
+        (path,) = tmp_path.glob(".imagen/progress/*")
+        if content == "a link":
+            path.rename(tmp_path / "elsewhere")
+            path.symlink_to(tmp_path / "elsewhere")
+        elif content == "no lines":
+            path.write_text("no lines")
+        else:
+            path.write_text(path.read_text().replace('"paint"', '"other"'))
+
+    page = visit().get(*gallery.task()[:1], params=gallery.task()[1]).text
+
+    assert "fox 7" in page
+    assert page.count('class="card"') == 1
+
+
+def test_an_image_stored_since_the_list_was_read_is_found(forged: Any, visit: Any, tmp_path: Path) -> None:
+    records = [stored_image(tmp_path, number)[0].to_json() for number in range(2)]
+    gallery = forged(records[:1])
+    ann = visit()
+    assert ann.get(gallery.file(0)[0], params=gallery.file(0)[1]).status_code == 200
+    assert ann.get(gallery.file(1)[0], params=gallery.file(1)[1]).status_code == 404
+
+    xcoms = f"/api/v2/dags/{gallery.run.dag_id}/dagRuns/{gallery.run.run_id}/taskInstances/paint/xcomEntries"
+    changed = visit(role="admin").patch(f"{xcoms}/images", json={"value": records, "map_index": -1})
+
+    assert changed.status_code == 200
+    assert ann.get(gallery.file(1)[0], params=gallery.file(1)[1]).status_code == 200
+
+
+def test_only_pages_that_may_change_ask_to_be_refreshed(forged: Any, visit: Any) -> None:
+    gallery = forged([])
+    task, run, dag = (visit().get(path, params=query).text for path, query in pages_of(gallery))
+
+    assert "data-refresh-seconds" not in task + run
+    assert 'data-refresh-seconds="10.0"' in dag
+
+
+# --- who sees it ------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_is_shared_needs_the_same_permissions(forged: Any, visit: Any) -> None:
+    gallery = forged([])
+    ann, bob, nobody = visit(), visit("bob", only=set()), visit(None)
+
+    for path, query in pages_of(gallery):
+        assert ann.get(path, params=query, headers=REFRESH).status_code == 200
+        assert bob.get(path, params=query, headers=REFRESH).status_code == 403
+        assert nobody.get(path, params=query, headers=REFRESH).status_code == 302
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_page_that_has_not_changed_is_not_sent_again(forged: Any, visit: Any) -> None:
+    gallery = forged([])
+
+    for path, query in pages_of(gallery):
+        first = visit().get(path, params=query, headers=REFRESH)
+        again = visit().get(path, params=query, headers={**REFRESH, "If-None-Match": first.headers["etag"]})
+        plain = visit().get(path, params=query, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert (plain.status_code, plain.text) == (200, first.text)
+        assert first.headers["content-security-policy"] == plain.headers["content-security-policy"]
+        assert {response.headers["cache-control"] for response in (first, again, plain)} == {"private, no-store"}
+
+
+def test_viewers_of_a_page_share_the_work_for_it() -> None:
+    app = FastAPI()
+    worked: list[int] = []
+
+    @app.get("/page")
+    @shared_by_viewers
+    async def show(request: Request, number: int) -> Response:
+        worked.append(number)
+        await asyncio.sleep(0.05)
+        return HTMLResponse(f"page {number}", headers={"Content-Security-Policy": "default-src 'none'"})
+
+    async def look() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            for headers in (REFRESH, {}):
+                answers = await asyncio.gather(
+                    *(client.get("/page", params={"number": n}, headers=headers) for n in (1, 1, 2, 1, 1))
+                )
+                assert [answer.text for answer in answers] == [f"page {n}" for n in (1, 1, 2, 1, 1)]
+
+    asyncio.run(look())
+    assert sorted(worked[:2]) == [1, 2]
+    assert sorted(worked[2:]) == [1, 1, 1, 1, 2]
