@@ -373,6 +373,46 @@ def test_the_dag_tab_shows_the_newest_runs(ann: Page, airflow: Airflow, run_id: 
     _screenshot(ann, "09-dag-tab")
 
 
+def test_images_appear_while_their_task_runs_and_nothing_else_moves(ann: Page, airflow: Airflow) -> None:
+    folder = WORK / "growing"
+    Airflow(airflow.sandbox, airflow.sandbox).call(
+        "/_sandbox/faults", {"kind": "slow", "seconds": 1.0, "times": None, "prompt": "growing"}
+    )
+    run = airflow.start_run("growing_pictures", output_path=str(folder))
+    ann.set_viewport_size({"width": 1000, "height": 420})
+    ann.goto(f"{airflow.url}/imagen/run?dag_id=growing_pictures&run_id={run.replace('+', '%2B')}")
+    cards = ann.locator("a.card")
+    expect(cards.nth(8)).to_be_attached()
+    cards.nth(7).focus()
+    ann.evaluate("document.activeElement.isTheOneWeSaw = true")
+    before = ann.evaluate("[scrollY, document.activeElement.getBoundingClientRect().top]")
+    expect(cards.nth(12)).to_be_attached()
+    expect(ann.get_by_text(re.compile(r"^\d+ of 30, \$[\d.]+ so far$"))).to_be_visible()
+    assert ann.evaluate("document.activeElement.isTheOneWeSaw")
+    assert ann.evaluate("[scrollY, document.activeElement.getBoundingClientRect().top]") == before
+    _screenshot(ann, "09-run-in-progress")
+
+    requests: list[str] = []
+    ann.on("request", lambda request: requests.append(request.url))
+    hide = "is => { Object.defineProperty(document, 'hidden', {get: () => is, configurable: true}); }"
+    ann.evaluate(f"({hide})(true); document.dispatchEvent(new Event('visibilitychange'))")
+    ann.wait_for_timeout(1_000)  # for a request on its way
+    requests.clear()
+    ann.wait_for_timeout(4_000)
+    assert requests == []
+    ann.evaluate(f"({hide})(false); document.dispatchEvent(new Event('visibilitychange'))")
+
+    expect(cards).to_have_count(30)
+    expect(ann.get_by_text("so far")).to_have_count(0)
+    expect(ann.locator("#announcement")).to_contain_text(re.compile("^Ended. Generated"))
+    assert airflow.state_of("growing_pictures", run) == "success"
+    ann.wait_for_timeout(24_000)  # for the last requests
+    requests.clear()
+    ann.wait_for_timeout(4_000)
+    assert requests == []
+    ann.set_viewport_size({"width": 1360, "height": 900})
+
+
 def test_the_gallery_fits_a_phone_screen(browser: Browser, airflow: Airflow, run_id: str) -> None:
     context = _log_in(browser, airflow, "ann", color_scheme="dark")
     page = context.new_page()

@@ -36,3 +36,16 @@ def many_pictures():
 
 
 many_pictures()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def growing_pictures():
+    ImagenGenerateOperator(
+        task_id="pictures",
+        prompt=[f"A growing tree, ring {number}" for number in range(30)],
+        concurrency=1,
+        output_path="{{ params.output_path }}",
+    )
+
+
+growing_pictures()
