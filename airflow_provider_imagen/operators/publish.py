@@ -50,7 +50,7 @@ MAX_PUBLISHING_SHARE: Final = 0.02
 PROGRESS_INTERVAL_SECONDS: Final = 2.0
 """Interval at which a running task publishes its progress, so that the gallery shows an image within five seconds."""
 
-MAX_PROGRESS_CPU_SHARE: Final = 0.005
+MAX_PROGRESS_CPU_SHARE: Final = 0.01
 """Largest share of one processor that the task's process spends on progress; the interval grows to stay below it."""
 
 MAX_JOURNAL_DELAY_SECONDS: Final = 3.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.operators import publish
 from airflow_provider_imagen.plugins.gallery.progress import shared_by_viewers
+from airflow_provider_imagen.sandbox import Fault
 from airflow_provider_imagen.storage.manifest import manifest_line, write_progress
 from airflow_provider_imagen.storage.save_image import save_image
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
@@ -25,6 +27,8 @@ from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from airflow_provider_imagen.sandbox import Sandbox
 
 REFRESH = {"Imagen-Refresh": "1"}
 
@@ -56,65 +60,60 @@ def write_list(folder: Path, gallery: Any, *numbers: int) -> None:
 # --- what it shows ----------------------------------------------------------------------------------------------------
 
 
-class Visitor(logging.Handler):
-    """Looks at the gallery when the second of three images has been stored, and keeps the task waiting meanwhile."""
-
-    def __init__(self, look: Callable[[], Any]) -> None:
-        super().__init__(logging.INFO)
-        self._look = look
-        self.seen: Any = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("Image 2 of 3"):
-            self.seen = self._look()
+def wait_until(find: Callable[[], Any]) -> Any:
+    """Return the first true result."""
+    until = time.monotonic() + 30
+    while not (found := find()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert found
+    return found
 
 
 def test_images_costs_and_counts_appear_on_every_page_while_the_task_runs(
-    run_dag: Any, visit: Any, imagen_connection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_dag: Any,
+    visit: Any,
+    sandbox: Sandbox,
+    imagen_connection: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from airflow.sdk import DAG
 
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
     monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 0.1)
+    sandbox.add_fault(Fault("slow", seconds=8.0, prompt="hare"))
     with DAG("seen_while_it_runs", schedule=None) as dag:
         ImagenGenerateOperator(
             task_id="paint", prompt=["a fox", "an owl", "a hare"], concurrency=1, output_path=str(tmp_path)
         )
     ann = visit()
+    ids = {"dag_id": dag.dag_id}
+    ann.get("/imagen/dag", params=ids)  # loads the application
 
-    def look() -> list[str]:
-        run_id = ann.get(f"/api/v2/dags/{dag.dag_id}/dagRuns").json()["dag_runs"][0]["dag_run_id"]
-        ids = {"dag_id": dag.dag_id, "run_id": run_id}
-        found = []
-        for path, query in (("task", {**ids, "task_id": "paint"}), ("run", ids), ("dag", {"dag_id": dag.dag_id})):
-            until = time.monotonic() + 20
-            while time.monotonic() < until:
-                page = ann.get(f"/imagen/{path}", params=query, headers=REFRESH).text
-                if "2 of 3, $0.08 so far" in page and page.count('class="card"') == 2:
-                    break
-            found.append(page)
-        file = {**ids, "task_id": "paint", "prompt_index": 1, "image_index": 0}
-        return [*found, ann.get("/imagen/file", params=file).headers["content-type"]]
+    def find(path: str, query: dict[str, str]) -> str | None:
+        page: str = ann.get(f"/imagen/{path}", params=query, headers=REFRESH).text
+        return page if "2 of 3, $0.084 so far" in page and page.count('class="card"') == 2 else None
 
-    visitor = Visitor(look)
-    log = logging.getLogger("airflow_provider_imagen.progress")
-    log.addHandler(visitor)
-    log.setLevel(logging.INFO)
-    try:
-        run = run_dag(dag)
-    finally:
-        log.removeHandler(visitor)
-        log.setLevel(logging.NOTSET)
+    def look() -> tuple[list[str], int]:
+        runs = wait_until(lambda: ann.get(f"/api/v2/dags/{dag.dag_id}/dagRuns").json().get("dag_runs"))
+        ids["run_id"] = runs[0]["dag_run_id"]
+        task = {**ids, "task_id": "paint"}
+        addresses = [("task", task), ("run", ids), ("dag", {"dag_id": dag.dag_id})]
+        pages = [wait_until(partial(find, *address)) for address in addresses]
+        file = ann.get("/imagen/file", params={**task, "prompt_index": 1, "image_index": 0})
+        return pages, file.status_code
 
-    *pages, media_type = visitor.seen
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        run_dag(dag)
+    pages, file_status = looking.result()
+
     for page in pages:
-        assert "2 of 3, $0.08 so far" in page
-        assert page.count('class="card"') == 2
         assert 'data-refresh-seconds="1.5"' in page
         assert "Not sent" not in page
-    assert media_type == "image/png"
-    after = ann.get("/imagen/run", params={"dag_id": dag.dag_id, "run_id": run.run_id}).text
+    assert file_status == 200
+    after = ann.get("/imagen/run", params=ids).text
     assert "so far" not in after
     assert "data-refresh-seconds" not in after
     assert after.count('class="card"') == 3

@@ -376,9 +376,9 @@ class Collection:
                 elsewhere = counts is not None and counts.is_elsewhere
                 return TaskImages(ti, None, [], _ELSEWHERE if elsewhere else None)
         if summary.summary.in_progress and summary.summary.manifest:
-            with suppress(FileUnavailableError):  # XCom has the images as of some seconds ago
-                images = await self.in_thread(partial(read_progress_images, ti, summary.summary.manifest))
-                return TaskImages(ti, summary, images)
+            with suppress(FileUnavailableError):  # XCom may have the images as of some seconds ago
+                if images := await self.in_thread(partial(read_progress_images, ti, summary.summary.manifest)):
+                    return TaskImages(ti, summary, images)
         xcom = await api.get_xcom(ti, "images")
         if xcom is None:
             return TaskImages(ti, summary, [], "The task's records were deleted." if summary.summary.made else None)
