@@ -190,7 +190,7 @@ async def show_task(
         ti=ti,
         dag_id=dag_id,
         run_id=run_id,
-        status=status,
+        task=status,
         results=results,
         search=SearchForm(pages.task(ti), search.query, len(matches.images))
         if found.images and show == "pictures"
@@ -256,7 +256,7 @@ async def show_run(
         ti=None,
         dag_id=dag_id,
         run_id=run_id,
-        status=None,
+        task=None,
         results=results,
         search=form,
         sections=sections,
@@ -311,7 +311,7 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
         ti=None,
         dag_id=dag_id,
         run_id=None,
-        status=None,
+        task=None,
         results=None,
         search=SearchForm(pages.dag(dag_id, page=page), search.query, made) if made or search else None,
         sections=sections,
