@@ -60,6 +60,13 @@ def determine_kwargs(function: Callable[..., Any], args: Collection[Any], contex
     return dict(choose(function, args, context))
 
 
+def redact_secrets(text: str) -> str:
+    """Return the text with the secrets redacted that Airflow redacts in task logs."""
+    from airflow.sdk.log import redact
+
+    return str(redact(text))
+
+
 def never_expire() -> dict[str, Any]:
     """Return the keyword arguments that keep a task state store entry until it is deleted."""
     try:

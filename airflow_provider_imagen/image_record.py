@@ -32,6 +32,15 @@ MAX_METADATA_NAME_CHARACTERS: Final = 64
 MAX_METADATA_CHARACTERS: Final = 10_000
 """Maximum number of characters in all metadata values of one item."""
 
+MAX_ARGUMENTS_CHARACTERS: Final = 10_000
+"""Maximum length of the recorded arguments of one item."""
+
+ArgumentsText = Annotated[str, Meta(max_length=MAX_ARGUMENTS_CHARACTERS)]
+"""
+The operator's arguments that request one prompt item alone, as a JSON object; ``null`` stands for one that cannot be
+recorded. Text, so that a manifest's column has one type whatever the arguments are.
+"""
+
 MetadataName = Annotated[str, Meta(min_length=1, max_length=MAX_METADATA_NAME_CHARACTERS)]
 MetadataText = Annotated[str, Meta(max_length=MAX_METADATA_CHARACTERS)]
 Metadata = Annotated[dict[MetadataName, MetadataText | None], Meta(max_length=MAX_METADATA_NAMES)]
@@ -109,6 +118,8 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     :param reused_from: location of the file of another run that was reused, which is the image's own location if it
         was used in place; ``None`` if the task instance itself generated the image
     :param usd_saved: what the reused image cost when it was generated
+    :param arguments: the operator's arguments that request the prompt item alone, as JSON, without prompt, name and
+        metadata (:func:`~airflow_provider_imagen.run.recorded_arguments.record_arguments`)
     """
 
     prompt_index: WholeNumber | None = None
@@ -131,6 +142,7 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     metadata: Metadata | None = None
     reused_from: str | None = None
     usd_saved: Usd | None = None
+    arguments: ArgumentsText | None = None
 
     @classmethod
     def of(cls, file: StoredFile | None, **known: Any) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+MAX_MESSAGE_CHARACTERS: Final = 8_000
+"""Maximum length of the message of a failed attempt; the task's log has the whole message."""
 
 Outcome = Literal["filtered", "failed", "in_doubt"]
 
@@ -115,6 +118,22 @@ _SUMS = (
     "usd_in_doubt",
     "seconds",
 )
+
+
+class TaskFailure(Struct, frozen=True):
+    """
+    Why the latest attempt of a task failed: XCom ``failure``.
+
+    :param error: class name of the error
+    :param message: its text, at most :data:`MAX_MESSAGE_CHARACTERS` characters, without secrets that Airflow knows
+    """
+
+    error: str = ""
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the failure as a mapping, every key present."""
+        return asdict(self)
 
 
 def add_summaries(summaries: Sequence[RunSummary]) -> RunSummary:

@@ -55,9 +55,9 @@ def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
     return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)
 
 
-def dag_address(*, root: str, dag_id: str) -> str:
-    """Return the URL of the images of a DAG's latest runs."""
-    return _address(root, "dag", {"dag_id": dag_id})
+def dag_address(*, root: str, dag_id: str, **query: Any) -> str:
+    """Return the URL of the images of a DAG's runs."""
+    return _address(root, "dag", {"dag_id": dag_id} | query)
 
 
 def image_address(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from airflow_provider_imagen.api.fields import read_whole_number
@@ -14,6 +16,7 @@ from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.exceptions import ImagenError, InvalidArgumentsError, Problem
 from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.ports import RunOptions
+from airflow_provider_imagen.run.recorded_arguments import record_arguments
 from airflow_provider_imagen.storage.convert import IMAGE_FORMATS
 from airflow_provider_imagen.storage.naming import DEFAULT_FILENAME, check_pattern
 from airflow_provider_imagen.storage.paths import path_text
@@ -42,6 +45,17 @@ API_ARGUMENTS: Final = (
     "input_images",
 )
 """Operator arguments that become API fields."""
+
+_RECORDED_ARGUMENTS: Final = (
+    *("output_path", "filename", "image_format", "thumbnail_pixels", "contact_sheet", "provenance"),
+    *("concurrency", "requests_per_minute", "max_usd", "on_failure", "on_filtered"),
+    *("on_lost_answer", "lost_answer_patience_seconds", "fallback_models", "imagen_conn_id"),
+)
+"""
+Operator arguments that records of images carry besides API fields, so that an image can be requested again.
+
+Not ``limit``, which depends on the other prompts, nor ``reuse``, which would find the image instead.
+"""
 
 _CHOICES: Final[Mapping[str, tuple[Any, ...]]] = {
     "on_failure": ("fail", "accept"),
@@ -158,12 +172,26 @@ class Arguments:
                 limit=None if "limit" in invalid else self.limit,
                 price=lambda request: prices.quote(request).usd,
                 resolve=self._hook.get_input_reader().resolve,
+                record=partial(
+                    record_arguments,
+                    task_arguments=self._task_arguments(),
+                    operator_names=("model", *API_ARGUMENTS),
+                ),
             )
         except InvalidArgumentsError as error:
             raise InvalidArgumentsError([*problems, *error.problems]) from None
         if problems:
             raise InvalidArgumentsError(problems)
         return plan
+
+    def _task_arguments(self) -> dict[str, Any]:
+        """Return the arguments to record besides API fields, without those that have their default value."""
+        from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+        defaults = signature(ImagenGenerateOperator.__init__).parameters
+        given = {name: getattr(self._operator, name) for name in _RECORDED_ARGUMENTS}
+        given["output_path"] = self.output_path
+        return {name: value for name, value in given.items() if value != defaults[name].default}
 
     def _catalogue_name(self, model: Any) -> Any:
         """

@@ -27,6 +27,7 @@ from airflow_provider_imagen.exceptions import (
     ImagenError,
     InvalidArgumentsError,
     ItemsFailedError,
+    OwnershipLostError,
     StoppedError,
     StorageError,
 )
@@ -217,6 +218,8 @@ class TaskExecution:
             self._result = self._generate_images()
         except BaseException as error:
             self._error = error
+            if not isinstance(error, (AirflowSkipException, OwnershipLostError)):  # the owner publishes its own results
+                (self._publisher or self._publisher_for(None)).push_failure(error)
         finally:
             self._hook.close()
             self._is_done.set()

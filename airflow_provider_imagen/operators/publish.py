@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from airflow_provider_imagen._compat import redact_secrets
 from airflow_provider_imagen.exceptions import ImagenError, StorageError
 from airflow_provider_imagen.journal.log import OWNERSHIP_MAX_AGE_SECONDS
 from airflow_provider_imagen.operators.outlets import fill_outlets
 from airflow_provider_imagen.run.plan import fingerprint_in
+from airflow_provider_imagen.run_report import MAX_MESSAGE_CHARACTERS, TaskFailure
 from airflow_provider_imagen.storage.contact_sheet import write_contact_sheet
 from airflow_provider_imagen.storage.manifest import (
     delete_progress,
@@ -62,7 +64,7 @@ PUBLISH_TIMEOUT_SECONDS: Final = 30.0
 MAX_SHEET_PICTURES: Final = 400
 """Maximum number of images on a contact sheet; the first ones are used."""
 
-MAX_XCOM_BYTES: Final = 48 * 1024
+MAX_XCOM_BYTES: Final = 64 * 1024
 """Largest list of records pushed to XCom, as JSON; a larger one is left to the manifest."""
 
 
@@ -168,6 +170,16 @@ class Publisher:
     def _summary_of(self, result: RunResult, *, in_progress: bool) -> RunSummary:
         output_path = None if self._folder is None else path_text(self._operator.output_path)
         return replace(result.summary(), output_path=output_path, in_progress=in_progress)
+
+    def push_failure(self, error: BaseException) -> None:
+        """Push why the attempt failed to XCom ``failure``, for those who look at the results but not at the log."""
+        if not self.can_reach_airflow:
+            return
+        message = redact_secrets(str(error))[:MAX_MESSAGE_CHARACTERS]
+        try:
+            self._push_xcom("failure", TaskFailure(type(error).__name__, message).to_json())
+        except Exception as problem:  # must not replace the error that ends the task
+            log.warning("The reason of the failure could not be published (%s).", problem)
 
     def _owns_results(self, journal: Journal) -> bool:
         """

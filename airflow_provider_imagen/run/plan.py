@@ -84,6 +84,7 @@ class PromptItem(Struct, frozen=True):
     :param images: number of images requested
     :param metadata: values by name that are recorded with its images and never sent; ``None`` if the task has none
     :param is_superseded: paid for by a previous attempt and no longer requested
+    :param recorded_arguments: ``arguments`` of its images' records
     """
 
     index: int
@@ -93,6 +94,7 @@ class PromptItem(Struct, frozen=True):
     images: int
     metadata: Metadata | None = None
     is_superseded: bool = False
+    recorded_arguments: str | None = None
 
     @property
     def alt_text(self) -> str | None:
@@ -172,6 +174,7 @@ def make_plan(
     limit: int | None = None,
     price: Callable[[ImageRequest], Decimal | None] = lambda _: None,
     resolve: Callable[[Sequence[tuple[dict[str, Any], str]], list[Problem]], list[dict[str, Any]]] = _as_given,
+    record: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
 ) -> Plan:
     """
     Return the requests for the prompts, after validating everything.
@@ -186,6 +189,8 @@ def make_plan(
     :param price: returns the expected price of a request, in USD
     :param resolve: finds the images that each item's arguments refer to, and adds what is wrong to the problems
         (:meth:`~airflow_provider_imagen.run.input_reader.InputReader.resolve`)
+    :param record: returns what the records of an item's images say about its arguments
+        (:func:`~airflow_provider_imagen.run.recorded_arguments.record_arguments`)
     :raises InvalidArgumentsError: with every problem of every item
     """
     problems: list[Problem] = []
@@ -200,7 +205,7 @@ def make_plan(
         for entry, where in entries
     ]
     resolved = resolve(merged, problems)
-    for index, ((entry, where), requested) in enumerate(zip(entries, resolved, strict=True)):
+    for index, ((entry, where), (given, _), requested) in enumerate(zip(entries, merged, resolved, strict=True)):
         draft: list[list[tuple[ImageRequest, ...]]] = []
         try:
             for request in build_requests(requested, can_store=can_store, where=where, item_keys=entry):
@@ -224,7 +229,17 @@ def make_plan(
         typed = {
             argument: body.get(argument, value) for argument, value in requested.items()
         }  # a template's "7" becomes 7
-        items.append(PromptItem(index, name, str(requested.get("prompt") or ""), typed, images, metadata[index]))
+        items.append(
+            PromptItem(
+                index=index,
+                name=name,
+                prompt=str(requested.get("prompt") or ""),
+                arguments=typed,
+                images=images,
+                metadata=metadata[index],
+                recorded_arguments=record(given),
+            )
+        )
         drafts.append(draft)
     if problems:
         raise InvalidArgumentsError(_without_repeats(problems))

@@ -140,6 +140,7 @@ class FinishedImage(Struct, frozen=True, eq=False):
             metadata=item.metadata,
             reused_from=reused.reused_from if reused is not None else None,
             usd_saved=reused.usd_saved if reused is not None else None,
+            arguments=item.recorded_arguments,
         )
 
 

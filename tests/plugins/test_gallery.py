@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -127,7 +128,7 @@ def test_a_preview_is_created_only_once(painted: Any, visit: Any, tmp_path: Path
     assert ann.get(path, params=query).content == first.content
 
 
-def test_an_image_page_shows_all_details_and_how_to_generate_it_again(painted: Any, visit: Any, tmp_path: Path) -> None:
+def test_an_image_page_shows_all_details_and_how_to_make_it_again(painted: Any, visit: Any, tmp_path: Path) -> None:
     gallery = painted(prompt=RACCOON, seed=7, aspect_ratio="16:9", output_path=str(tmp_path))
     (image,) = gallery.xcom("images")
 
@@ -151,6 +152,7 @@ def test_an_image_page_shows_all_details_and_how_to_generate_it_again(painted: A
         "model": "imagen-3.0-generate-002",
         "seed": 7,
         "aspect_ratio": "16:9",
+        "output_path": str(tmp_path),
     }
 
 
@@ -188,7 +190,7 @@ def test_missing_images_are_shown_with_the_reason(painted: Any, visit: Any, sand
     assert "withheld 2 of 3 images" in problems
 
 
-def test_a_long_list_of_failures_is_shortened_and_paged(
+def test_a_long_list_of_failures_is_paged_like_images(
     painted: Any, visit: Any, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     sandbox.add_fault(Fault("upstream_4xx", times=None, prompt="bad"))
@@ -197,10 +199,10 @@ def test_a_long_list_of_failures_is_shortened_and_paged(
     ann = visit()
     path, query = gallery.task()
 
-    first = ann.get(path, params=query)
-    (more,) = {link for link in links(first.text) if link.endswith("show=problems")}
+    pages = [ann.get(path, params={**query, "page": number}).text for number in (1, 2)]
+    (more,) = {link for link in links(pages[0]) if link.endswith("show=problems")}
 
-    assert (first.text.count('class="card"'), first.text.count('class="badge failed"')) == (1, 12)
+    assert [(page.count('class="card"'), page.count('class="badge failed"')) for page in pages] == [(1, 59), (0, 11)]
     assert ann.get(more).text.count('class="badge failed"') == 60
     assert ann.get(f"{more}&page=2").text.count('class="badge failed"') == 10
 
@@ -292,7 +294,8 @@ def test_a_run_with_very_many_tasks_is_counted_in_steps(
 
     first, second = (ann.get("/imagen/run", params=ids).text for _ in range(2))
 
-    assert "8 of 8" in first
+    assert "<dd>8</dd>" in first
+    assert "8 of 8" not in first
     assert "4 more tasks are not counted yet" in first
     assert "12 of 12" in second
     assert "not counted" not in second
@@ -330,6 +333,7 @@ def test_empty_pages_say_why(run_dag: Callable[..., Any], visit: Any) -> None:
         "No run of this DAG has generated images yet" in ann.get("/imagen/dag", params={"dag_id": "no_pictures"}).text
     )
     gone = ann.get("/imagen/run", params={**ids, "run_id": "never"})
+    assert gone.status_code == 404
     assert "This run does not exist, or was deleted" in gone.text
 
 
@@ -392,17 +396,15 @@ def test_out_of_range_values_do_not_break_a_page(forged: Any, visit: Any, tmp_pa
 
 
 def test_an_out_of_range_total_counts_as_zero() -> None:
-    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import read_summary
 
-    ti = TaskInstance("d", "r", "t")
     counts = {"requested": 10**400, "made": 2, "usd_spent": 10**400, "usd_lost": float("nan")}
 
-    found = read_summary(ti, counts, "now")
+    found = read_summary(counts)
 
     assert found is not None
-    assert (found.summary.requested, found.summary.made) == (0, 2)
-    assert (found.summary.usd_spent, found.summary.usd_lost) == (0.0, 0.0)
+    assert (found.requested, found.made) == (0, 2)
+    assert (found.usd_spent, found.usd_lost) == (0.0, 0.0)
 
 
 def test_a_failures_file_that_is_too_large_is_not_read(
@@ -690,7 +692,7 @@ def test_a_manifest_shows_only_the_lines_of_its_own_task(painted: Any, forged: A
 HARMLESS = {
     *("html", "head", "meta", "title", "script", "link", "body", "a", "header", "nav", "ol", "ul", "li", "main", "div"),
     *("h1", "h2", "h3", "dl", "dt", "dd", "p", "section", "span", "img", "figure", "code", "button", "pre"),
-    *("form", "label", "input"),
+    *("form", "label", "input", "time"),
 }
 
 
@@ -730,6 +732,7 @@ def test_hostile_text_stays_text(forged: Any, visit: Any, tmp_path: Path) -> Non
     for number, text in enumerate(HOSTILE):
         texts = {"prompt": text, "enhanced_prompt": text, "model": text, "inference_id": text, "url": text}
         texts |= {"name": text, "metadata": {text: text, "alt_text": text}}
+        texts |= {"arguments": json.dumps({"filename": text, "parameters": {text: text}})}
         records += [record(prompt_index=number, **texts, **file), record(prompt_index=number, image_index=1, **texts)]
     gallery = forged(records)
     ann = visit()
@@ -818,27 +821,86 @@ def test_the_connection_of_a_store_is_not_shown(forged: Any, visit: Any) -> None
     assert "<code>/pictures/x@y.png</code>" in local
 
 
-# --- generating it again ----------------------------------------------------------------------------------------------
+# --- making it again --------------------------------------------------------------------------------------------------
 
 
-def read_snippet(visit: Any, gallery: Any, *, image: int = 0) -> str:
-    path, query = gallery.page(0, image)
+def read_snippet(visit: Any, gallery: Any, *, prompt: int = 0, image: int = 0) -> str:
+    path, query = gallery.page(prompt, image)
     page = visit().get(path, params=query).text
     return unescape(re.search(r'<pre id="snippet"[^>]*>(.*?)</pre>', page, re.DOTALL)[1])
 
 
 @pytest.fixture
-def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[[str, Path], list[dict[str, Any]]]:
+def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[[str], list[dict[str, Any]]]:
     """Return a function that pastes code into a DAG, runs it and returns the records of its images."""
     from airflow.sdk import DAG
 
-    def run(code: str, folder: Path) -> list[dict[str, Any]]:
-        stored = code.replace("task_id='paint',", f"task_id='paint', output_path={str(folder)!r},", 1)
+    def run(code: str) -> list[dict[str, Any]]:
         with DAG(f"again_{re.sub(r'[^a-z_]+', '_', request.node.name)[:80]}", schedule=None) as dag:
-            exec(stored, {})
+            exec(code, {})
         return run_dag(dag).get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
 
     return run
+
+
+def bodies(sandbox: Sandbox) -> list[dict[str, Any]]:
+    """Return the bodies of all requests for images, in the order they were sent."""
+    return [request.json for request in sandbox.seen("/v1/images/generations")]
+
+
+ITEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bare": ({"prompt": RACCOON}, {}),
+    "named": (
+        {"prompt": RACCOON, "name": "T-100", "campaign": "Frühling", "alt_text": "A raccoon", "num_images": 3},
+        {"metadata_columns": ["campaign"], "filename": "{name}/{image}.{extension}", "on_failure": "accept"},
+    ),
+    "overridden": (
+        {"prompt": RACCOON, "aspect_ratio": "16:9", "seed": 11},
+        {"aspect_ratio": "1:1", "seed": 3, "enhance_prompt": False, "safety_setting": "block_only_high", "max_usd": 9},
+    ),
+    "several_requests": (
+        {"prompt": "two\r\nlines {{ 7 * 7 }}", "negative_prompt": "no {{ text }}"},
+        {"model": "alibaba/wan2.5-t2i-preview", "num_images": 2, "seed": 5},
+    ),
+    "converted": (
+        {"prompt": RACCOON},
+        {"image_format": "webp", "thumbnail_pixels": 64, "provenance": {"prompt_writer": "Ann {{ x }}"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("is_file_gone", [False, True])
+@pytest.mark.parametrize("name", list(ITEMS))
+def test_the_snippet_sends_the_same_requests_from_the_record_alone(
+    painted: Any, visit: Any, paste: Any, sandbox: Sandbox, tmp_path: Path, name: str, is_file_gone: bool
+) -> None:
+    item, arguments = ITEMS[name]
+    item = {key: literal(value) if isinstance(value, str) else value for key, value in item.items()}
+    gallery = painted(prompt=[item], output_path=str(tmp_path / "a"), concurrency=1, **arguments)
+    records = gallery.xcom("images")
+    sent = bodies(sandbox)
+    if is_file_gone:
+        shutil.rmtree(tmp_path / "a")
+
+    again = paste(read_snippet(visit, gallery, image=len(records) - 1))
+
+    assert sent
+    assert bodies(sandbox)[len(sent) :] == sent
+    same = ("prompt", "name", "metadata", "seed", "model", "mime_type", "arguments")
+    assert [[record[key] for key in same] for record in again] == [[record[key] for key in same] for record in records]
+    assert all(Path(record["path"]).is_relative_to(tmp_path / "a") for record in again)
+
+
+def test_the_snippet_of_an_image_that_was_not_stored_sends_the_same_request(
+    painted: Any, visit: Any, paste: Any, sandbox: Sandbox
+) -> None:
+    gallery = painted(prompt=RACCOON, aspect_ratio="4:3", num_images=2)
+
+    again = paste(read_snippet(visit, gallery))
+
+    first, second = bodies(sandbox)
+    assert first == second
+    assert [record["path"] for record in again] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -847,62 +909,31 @@ def paste(run_dag: Callable[..., Any], request: pytest.FixtureRequest) -> Callab
 def test_the_snippet_sends_the_same_prompt_even_if_airflow_would_interpret_it(
     painted: Any, visit: Any, paste: Any, tmp_path: Path, prompt: str
 ) -> None:
-    gallery = painted(prompt=literal(prompt), model="alibaba/wan2.5-t2i-preview", output_path=str(tmp_path / "a"))
+    gallery = painted(prompt=literal(prompt), model="alibaba/wan2.5-t2i-preview", output_path=str(tmp_path))
     assert gallery.xcom("images")[0]["prompt"] == prompt
 
-    (again,) = paste(read_snippet(visit, gallery), tmp_path / "b")
+    (again,) = paste(read_snippet(visit, gallery))
 
     assert again["prompt"] == prompt
 
 
-def test_the_snippet_keeps_parameters_that_look_like_templates(
+def test_the_snippet_names_the_input_images(
     painted: Any, visit: Any, paste: Any, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    negative = "no {{ text }}"
-    gallery = painted(
-        prompt=RACCOON,
-        model="alibaba/wan2.5-t2i-preview",
-        parameters={"negative_prompt": literal(negative)},
-        output_path=str(tmp_path / "a"),
-    )
-
-    paste(read_snippet(visit, gallery), tmp_path / "b")
-
-    sent = [request.json["negative_prompt"] for request in sandbox.seen("/v1/images/generations")]
-    assert sent == [negative, negative]
-
-
-def test_the_snippet_of_a_later_image_generates_that_image(
-    painted: Any, visit: Any, paste: Any, tmp_path: Path
-) -> None:
-    gallery = painted(prompt=RACCOON, num_images=2, seed=7, output_path=str(tmp_path / "a"))
-    first, second = (read_snippet(visit, gallery, image=number) for number in range(2))
-    assert "num_images" not in first
-
-    again = paste(second, tmp_path / "b")
-
-    pixels = [Image.open(image["path"]).convert("RGB").tobytes() for image in (*gallery.xcom("images"), *again)]
-    assert pixels[2:] == pixels[:2]
-    assert pixels[0] != pixels[1]
-
-
-def test_the_snippet_marks_where_the_input_images_belong(painted: Any, visit: Any, paste: Any, tmp_path: Path) -> None:
     source = tmp_path / "source.png"
     Image.new("RGB", (512, 512), "red").save(source)
-    gallery = painted(
-        prompt="night",
-        model="flux/kontext-pro/image-to-image",
-        input_images=str(source),
-        output_path=str(tmp_path / "a"),
-    )
+    data_uri = f"data:image/png;base64,{base64.b64encode(source.read_bytes()).decode()}"
+    arguments = {"prompt": "night", "model": "flux/kontext-pro/image-to-image", "output_path": str(tmp_path / "a")}
+    stored = read_snippet(visit, painted(input_images=str(source), **arguments))
+    embedded = read_snippet(visit, painted(input_images=data_uri, **arguments))
 
-    code = read_snippet(visit, gallery)
-    place = "# input_images: the original input images"
-    (again,) = paste(code.replace(place, f"input_images={str(source)!r},"), tmp_path / "b")
+    paste(stored)
 
-    assert place in code
-    assert "sha256:" not in code
-    assert again["prompt"] == "night"
+    first, _, again = bodies(sandbox)
+    assert again == first
+    assert f"input_images='{source}'," in stored
+    assert "# input_images: not recorded" in embedded
+    assert "base64" not in embedded
 
 
 # --- deployment -------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-from airflow_provider_imagen.plugins.gallery.collection import Collection, TaskImages
+from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance, TaskStatus
+from airflow_provider_imagen.plugins.gallery.collection import Collection
 from airflow_provider_imagen.plugins.gallery.image_search import ImageSearch
-from airflow_provider_imagen.plugins.gallery.task_results import TaskSummary, read_images
+from airflow_provider_imagen.plugins.gallery.run_results import TaskImages, TaskResult
+from airflow_provider_imagen.plugins.gallery.task_results import read_images
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
 
@@ -169,25 +170,26 @@ def test_the_items_that_were_not_made_are_searched_too(
 
     everything, found = search(gallery.task(), ""), search(gallery.task(), "autumn")
 
-    assert re.findall(r'<p class="prompt">(.*?)</p>', everything) == ["C-230", "P-417"]
-    assert re.findall(r'<p class="prompt">(.*?)</p>', found) == ["P-417"]
+    assert cards(everything) == ["A teapot", "A coffee mug", "A poster"]
+    assert cards(found) == ["A poster"]
+    assert re.findall(r'<span class="name">(.*?)</span>', found) == ["P-417"]
     assert "campaign: Autumn &lt;sale&gt;" in found
-    assert cards(found) == []
+    assert 'class="card"' not in found
 
 
 def test_a_run_with_very_many_tasks_is_searched_as_far_as_the_time_allows() -> None:
     now = [0.0]
 
     class Slow(Collection):
-        async def get_task(self, api: Any, ti: TaskInstance) -> TaskImages:
+        async def get_task(self, api: Any, ti: TaskInstance, summary: RunSummary | None = None) -> TaskImages:
             now[0] += 1.0
             return TaskImages(
-                ti, None, read_images(ti, [record(prompt="a fox"), record(image_index=1, prompt="an owl")])
+                ti, summary, read_images(ti, [record(prompt="a fox"), record(image_index=1, prompt="an owl")])
             )
 
     tis = [TaskInstance("d", "r", "t", number) for number in range(12)]
-    summaries = [TaskSummary(ti, RunSummary(requested=2, made=2), "now") for ti in tis]
-    matches = asyncio.run(Slow(clock=lambda: now[0]).search(None, summaries, ImageSearch("fox"), seconds=3.0))
+    tasks = [TaskResult(TaskStatus(ti, "success"), RunSummary(requested=2, made=2)) for ti in tis]
+    matches = asyncio.run(Slow(clock=lambda: now[0]).search(None, tasks, ImageSearch("fox"), seconds=3.0))
 
     assert (len(matches.tasks), matches.count, matches.unsearched) == (8, 8, 4)
     assert matches.notes == ["4 more tasks could not be searched in time. Search on their own pages."]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import hashlib
+import json
 import re
 from html import unescape
 from io import BytesIO
@@ -16,7 +18,8 @@ from PIL import Image
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import Memory
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_image_file
-from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link, snippet
+from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link
+from airflow_provider_imagen.plugins.gallery.snippet import snippet
 from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, read_images, read_problems, read_summary
 
 from .test_gallery import links, picture_file, record
@@ -33,8 +36,15 @@ def prompts(html: str) -> list[str]:
     return [unescape(found) for found in re.findall(r'<span class="prompt">(.*?)</span>', html)]
 
 
+def reasons(html: str) -> list[str]:
+    """Return why images are missing, in the order of the page."""
+    return [unescape(found) for found in re.findall(r'<p class="why"[^>]*>(.*?)</p>', html, re.DOTALL)]
+
+
 def totals(html: str) -> dict[str, str]:
-    return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd></div>", html))
+    """Return the counts and amounts of a page, by their names."""
+    shown = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd></div>", html))
+    return {name: value for name, value in shown.items() if name not in ("State", "Duration")}
 
 
 def numbered(count: int, **values: Any) -> list[dict[str, Any]]:
@@ -91,7 +101,7 @@ def test_zero_values_are_not_shown(forged: Any, visit: Any) -> None:
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
     assert totals(page) == {"Generated": "1 of 1", "Spent": "$1.00"}
-    assert "See which images are missing" not in page
+    assert "See only what is missing" not in page
 
 
 def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], visit: Any) -> None:
@@ -128,11 +138,11 @@ def test_a_run_adds_up_every_number_of_its_tasks(run_dag: Callable[..., Any], vi
         "Left out by limit": "1221",
         "Saved by reuse": "$1,332.00",
     }
-    assert prompts(page) == ["of 1"] * 2 + ["of 10"] * 20 + ["of 100"] * 38
-    assert pager(page) == (None, "Page 1 of 4", "2")
+    assert prompts(page) == ["of 1"] * 2 + ["of 10"] * 20  # then come the places of the images that are missing
+    assert pager(page) == (None, "Page 1 of 17", "2")
     second = ann.get("/imagen/run", params={**ids, "page": 2}).text
-    assert prompts(second) == ["of 100"] * 60
-    assert pager(second) == ("1", "Page 2 of 4", "3")
+    assert prompts(second) == ["of 100"] * 21
+    assert pager(second) == ("1", "Page 2 of 17", "3")
     problems = ann.get("/imagen/run", params={**ids, "show": "problems"}).text
     assert re.findall(r"<h2><a [^>]*>(.*?)</a></h2>", problems) == [f"paint [{number}]" for number in range(3)]
     assert "All requested images" not in problems
@@ -175,15 +185,14 @@ def test_each_number_of_a_summary_is_validated_separately() -> None:
         "manifest": "/m",
     }
 
-    found = read_summary(TI, value, "now")
+    counts = read_summary(value)
 
-    assert found is not None
-    counts = found.summary
+    assert counts is not None
     assert (counts.requested, counts.made, counts.filtered, counts.failed, counts.not_sent) == (1, 2, 3, 4, 5)
     assert (counts.adopted, counts.usd_spent, counts.usd_lost, counts.usd_in_doubt) == (0, 1.5, 0.0, 0.0)
-    assert (counts.usd_is_estimate, counts.problems, counts.manifest, found.timestamp) == (False, 12, "/m", "now")
+    assert (counts.usd_is_estimate, counts.problems, counts.manifest) == (False, 12, "/m")
     for missing in ("requested", "made", "usd_spent"):
-        assert read_summary(TI, {name: part for name, part in value.items() if name != missing}, "now") is None
+        assert read_summary({name: part for name, part in value.items() if name != missing}) is None
 
 
 def test_problems_are_read_with_all_their_fields() -> None:
@@ -220,18 +229,18 @@ def test_a_malformed_record_hides_no_other_wherever_it_is(place: int) -> None:
 def test_a_key_that_cannot_be_encoded_does_not_hide_the_rest_of_its_record() -> None:
     (image,) = read_images(TI, [record(prompt="a fox", **{"\ud800": 1})])
     (problem,) = read_problems(TI, [{"message": "withheld", "\ud800": 1}])
-    summary = read_summary(TI, {"requested": 1, "made": 1, "usd_spent": 0.5, "\ud800": 1}, "now")
+    summary = read_summary({"requested": 1, "made": 1, "usd_spent": 0.5, "\ud800": 1})
 
     assert (image.prompt, problem.message) == ("a fox", "withheld")
     assert summary is not None
-    assert summary.summary.usd_spent == 0.5
+    assert summary.usd_spent == 0.5
 
 
 def test_a_cached_summary_is_small_however_large_its_xcom_is() -> None:
     long = "x" * 1_000_000
     value = {"requested": 1, "made": 1, "usd_spent": 0.5, "in_doubt": [long], "output_path": long, "other": long}
 
-    found = read_summary(TI, {**value, "contact_sheet": long}, "now")
+    found = read_summary({**value, "contact_sheet": long})
 
     assert found is not None
     assert len(repr(found)) < 1000
@@ -340,33 +349,32 @@ def test_breadcrumbs_link_to_the_parent_pages_and_to_airflow(forged: Any, visit:
     assert Pages("/base/imagen").airflow_task(TaskInstance("d", "r", "t", 0)) == "/base/dags/d/runs/r/tasks/t/mapped/0"
 
 
-def test_a_list_of_failures_links_on_only_if_there_are_more(forged: Any, visit: Any, tmp_path: Path) -> None:
+def test_what_is_missing_is_shown_in_its_place_and_can_be_listed_alone(forged: Any, visit: Any, tmp_path: Path) -> None:
     from airflow_provider_imagen.run_report import FailureLine
     from airflow_provider_imagen.storage.manifest import write_manifest
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
     manifest = str(tmp_path / "metadata.jsonl")
-    gallery = forged(numbered(61), manifest=manifest, failed=13)
+    gallery = forged(numbered(61), requested=74, manifest=manifest, failed=13)
     ti_key = TaskInstanceKey(run_id=gallery.run.run_id, dag_id=gallery.run.dag_id, task_id="paint")
+    lines = [
+        FailureLine(prompt_index=2 * n, prompt=f"bad {n}", message=f"why {n}", requested=2, made=1) for n in range(13)
+    ]
+    write_manifest(tmp_path, ti_key=ti_key, lines=[], failures=lines)
     ann = visit()
+    task, run = gallery.task(), ("/imagen/run", gallery.ids)
 
-    def look(count: int, **query: Any) -> str:
-        lines = [FailureLine(prompt_index=n, prompt=f"bad {n}", message=f"why {n}", requested=2) for n in range(count)]
-        write_manifest(tmp_path, ti_key=ti_key, lines=[], failures=lines)
-        return ann.get(gallery.task()[0], params=gallery.task(**query)[1]).text
-
-    assert re.findall(r'<p class="why">(.*?)</p>', look(13)) == [f"why {number}" for number in range(12)]
-    assert "See which images are missing" in look(13)
-    assert "See which images are missing" not in look(12)
-    assert "0 of 2 generated" in look(1)
-    second = look(13, page=2)
-    assert (prompts(second), 'class="why"' in second) == (["prompt 060"], False)
-    many = look(61, show="problems")
-    assert (pager(many), prompts(many)) == ((None, "Page 1 of 2", "2"), [])
-    assert re.findall(r'<p class="why">(.*?)</p>', look(61, show="problems", page=2)) == ["why 60"]
-    problems = ann.get("/imagen/run", params={**gallery.ids, "show": "problems"}).text
-    assert problems.count('class="why"') == 61
-    assert "were not requested" not in problems
+    for path, query in (task, run):
+        first, second = (ann.get(path, params={**query, "page": number}).text for number in (1, 2))
+        assert prompts(first)[:5] == ["prompt 000", "bad 0", "prompt 001", "prompt 002", "bad 1"]
+        assert prompts(second) == [f"prompt {number:03}" for number in range(47, 61)]
+        assert reasons(first) == [f"why {number}" for number in range(13)]
+        assert "1 of 2 generated" in first
+        assert "See only what is missing" in first
+        problems = ann.get(path, params={**query, "show": "problems"}).text
+        assert reasons(problems) == reasons(first)
+        assert 'class="card"' not in problems
+        assert "were not requested" not in problems
 
 
 def test_a_problem_with_an_unknown_prompt_shows_none(forged: Any, visit: Any, tmp_path: Path) -> None:
@@ -381,8 +389,8 @@ def test_a_problem_with_an_unknown_prompt_shows_none(forged: Any, visit: Any, tm
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1]).text
 
-    assert '<p class="why">why</p>' in page
-    assert '<p class="prompt"></p>' in page
+    assert reasons(page) == ["why"]
+    assert prompts(page) == ["a prompt"]
 
 
 @pytest.mark.parametrize("manifest", [None, "", 3])
@@ -468,7 +476,8 @@ def test_a_run_without_images_says_whether_some_may_follow(run_dag: Callable[...
         ("running", "has not finished yet"),
         ("deferred", "has not finished yet"),
         (None, "has not finished yet"),
-        ("failed", "Its state is failed; see its log for the reason."),
+        ("failed", "Its log has the reason."),
+        ("skipped", "This task was skipped, so it has no images."),
         ("success", "Airflow has since deleted their records"),
     ],
 )
@@ -636,7 +645,7 @@ def test_every_error_has_its_own_message(forged: Any, visit: Any) -> None:
     assert message(ann.get(path, params={"dag_id": gallery.run.dag_id})) == (422, "This URL is incomplete or invalid.")
     assert message(ann.get(*gallery.file(9)[:1], params=gallery.file(9)[1])) == (
         404,
-        "There is no such image or page.",
+        "There is no such image, or its record was deleted.",
     )
     assert message(ann.get(*gallery.file()[:1], params=gallery.file()[1]))[0] == 404  # never stored
     assert message(nobody.get(*gallery.file()[:1], params=gallery.file()[1])) == (401, "You are not logged in.")
@@ -685,30 +694,58 @@ def test_a_page_may_load_images_only_from_the_servers_that_host_them(url: str | 
     assert image_sources([stored, image, image]) == " ".join(sorted({"'self'", origin or "'self'"}))
 
 
-def test_the_snippet_contains_exactly_what_was_sent() -> None:
-    parameters = {
+def image_with(**values: Any) -> GalleryImage:
+    return GalleryImage(ti=TI, prompt_index=0, image_index=0, **{"prompt": "a fox", "model": "m", **values})
+
+
+def test_the_snippet_contains_exactly_what_was_recorded() -> None:
+    arguments = {
+        "model": "asked for",
         "aspect_ratio": "16:9",
         "enhance_prompt": False,
         "num_images": 4,
-        "image_urls": ["sha256:aa", "data:image/png"],
-        "convert_base64_to_url": True,
-        "negative_prompt": None,
-        "loras": [{"path": "x", "scale": 0.5}],
+        "input_images": None,
+        "parameters": {"negative_prompt": None, "loras": [{"path": "x", "scale": 0.5}]},
+        "output_path": "s3://conn@media/a",
+        "provenance": {"alt_text": "{{ not rendered }}"},
     }
-    image = GalleryImage(ti=TI, prompt_index=0, image_index=0, prompt="a fox", model="m", seed=0)
-    expected = (
+    image = image_with(seed=5, name="fox", metadata={"sku": "7", "alt_text": None}, arguments=json.dumps(arguments))
+
+    assert snippet(image) == (
         "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n\n"
         "ImagenGenerateOperator(\n"
-        "    task_id='paint',\n    prompt='a fox',\n    model='m',\n    seed=0,\n"
-        "    aspect_ratio='16:9',\n    enhance_prompt=False,\n"
-        "    parameters={'negative_prompt': None, 'loras': [{'path': 'x', 'scale': 0.5}]},\n"
-        "    # input_images: the original input images\n)\n"
+        "    task_id='t',\n"
+        "    prompt={'prompt': 'a fox', 'name': 'fox', 'metadata': {'sku': '7'}},\n"
+        "    model='asked for',\n    aspect_ratio='16:9',\n    enhance_prompt=False,\n    num_images=4,\n"
+        "    parameters={'loras': [{'path': 'x', 'scale': 0.5}]},\n"
+        "    output_path='s3://conn@media/a',\n"
+        "    provenance={'alt_text': '{{ not rendered }}'},\n"
+        "    # input_images: not recorded; it held an image, or a URL with a login or a query.\n"
+        "    # parameters['negative_prompt']: not recorded; it held an image, or a URL with a login or a query.\n"
+        "    # seed=5 is what the API reported for this image; none was requested.\n"
+        ")\n"
     )
 
-    assert snippet(image, parameters) == expected
-    assert "num_images=4," in snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), parameters)
-    bare = snippet(GalleryImage(ti=TI, prompt_index=0, image_index=1, prompt="a fox"), {})
-    assert bare.endswith("ImagenGenerateOperator(\n    task_id='paint',\n    prompt='a fox',\n)\n")
+
+@pytest.mark.parametrize(
+    "arguments", [None, "", "no json", "[1]", '"text"', "{", '{"a":' + "[" * 40 + "]" * 40 + "}", "[" * 9_000]
+)
+def test_the_snippet_of_an_image_without_readable_arguments_says_so(arguments: str | None) -> None:
+    assert snippet(image_with(seed=5, arguments=arguments)).endswith(
+        "    task_id='t',\n    prompt='a fox',\n    model='m',\n    seed=5,\n"
+        "    # This image's record does not hold the other arguments.\n)\n"
+    )
+
+
+def test_recorded_arguments_cannot_add_code() -> None:
+    hostile = "x=1); import os #"
+    arguments = {hostile: 1, "task_id": "a", "self": 1, "prompt": "b", "parameters": {f"{hostile}\nimport os": None}}
+
+    code = snippet(image_with(arguments=json.dumps(arguments)))
+
+    (call,) = (node.value for node in ast.parse(code).body if isinstance(node, ast.Expr))
+    assert [keyword.arg for keyword in call.keywords] == ["task_id", "prompt"]
+    assert ast.literal_eval(call.keywords[1].value) == "a fox"
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

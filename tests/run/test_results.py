@@ -79,7 +79,7 @@ def test_an_image_that_was_not_stored_keeps_its_full_url_and_has_no_file_fields(
     assert record.url.endswith("?sig=hush-hush")
     assert {name for name, value in record.to_json().items() if value is None} == {
         *("path", "width", "height", "mime_type", "bytes", "sha256", "seed", "enhanced_prompt", "name", "metadata"),
-        *("reused_from", "usd_saved"),
+        *("reused_from", "usd_saved", "arguments"),
     }
 
 

@@ -17,9 +17,10 @@ import httpx
 from fastapi import HTTPException
 
 from airflow_provider_imagen.links.gallery_urls import AIRFLOW_APP
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from fastapi import Request
 
@@ -29,6 +30,12 @@ _PAGE_SIZE: Final = 100
 
 _MAX_ENTRIES: Final = 10_000
 _REJECTED_IDS: Final = ("", "~", ".", "..")
+
+OPERATORS: Final = frozenset({"ImagenGenerateOperator", "_ImagenDecoratedOperator"})
+"""Class names of this provider's operators."""
+
+_TEMPLATE_FIELDS: Final = frozenset(ImagenGenerateOperator.template_fields)
+"""All of these are template fields of a subclass, too; Airflow's API does not tell what a class is derived from."""
 
 
 @dataclass(frozen=True, order=True)
@@ -54,6 +61,62 @@ class XCom:
     value: Any
     timestamp: str
     is_elsewhere: bool = False
+
+
+@dataclass(frozen=True)
+class DagRun:
+    """
+    A DAG run.
+
+    :param state: ``queued``, ``running``, ``success`` or ``failed``
+    :param date: its logical date or, if it has none, the time after which it may run, in ISO 8601
+    :param started: in ISO 8601; ``None`` before it starts
+    :param seconds: how long it took; ``None`` until it has ended
+    """
+
+    dag_id: str
+    run_id: str
+    state: str
+    date: str | None
+    started: str | None
+    seconds: float | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in ("queued", "running")
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """
+    The state of a task instance.
+
+    :param state: as Airflow names it; ``none`` before it is scheduled
+    :param started: when its latest attempt started, in ISO 8601; ``None`` before the first
+    :param seconds: how long its latest attempt took; ``None`` until it has ended
+    :param label: the label of a mapped instance, as Airflow's pages show it; empty if it is not mapped
+    :param prompt: its prompt if it has just one, as rendered; ``None`` if its templates have not been rendered
+    :param name: the name of that prompt
+    """
+
+    ti: TaskInstance
+    state: str
+    started: str | None = None
+    seconds: float | None = None
+    label: str = ""
+    prompt: str | None = None
+    name: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the latest attempt has failed, or the task cannot run because another one has failed."""
+        return self.state in ("failed", "upstream_failed", "up_for_retry")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it will not run again by itself."""
+        return self.state in ("success", "failed", "upstream_failed", "skipped", "removed")
 
 
 class AirflowApi:
@@ -84,49 +147,62 @@ class AirflowApi:
         value, is_elsewhere = _decode(entry.get("value"))
         return XCom(value=value, timestamp=str(entry.get("timestamp")), is_elsewhere=is_elsewhere)
 
-    async def iter_xcoms(
-        self, *, dag_id: str, run_id: str | None, key: str, newest_first: bool = False, limit: int = _MAX_ENTRIES
-    ) -> AsyncIterator[tuple[TaskInstance, str]]:
-        """
-        Yield the task instances that have an XCom with a key, each with its timestamp.
+    async def list_xcoms(self, *, dag_id: str, run_id: str, key: str) -> dict[TaskInstance, str]:
+        """Return the task instances of a run that have an XCom with a key, each with the XCom's timestamp."""
+        path = f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}/taskInstances/~/xcomEntries"
+        # The pattern also matches longer keys, and not every version can filter by the exact key.
+        entries = self._pages(path, "xcom_entries", limit=_MAX_ENTRIES, xcom_key=key, xcom_key_pattern=key)
+        return {
+            TaskInstance(entry["dag_id"], entry["run_id"], entry["task_id"], entry["map_index"]): entry["timestamp"]
+            async for entry in entries
+            if entry["key"] == key
+        }
 
-        :param run_id: run to search; ``None`` for all runs of the DAG
-        :param newest_first: order by time; default: by task
-        :param limit: number of entries to read before stopping, rounded up to a page
+    async def list_operators(self, dag_id: str) -> set[str]:
+        """Return the class names of this provider's operators, subclasses in a DAG included."""
+        listed = await self._get(f"/dags/{_quote_id(dag_id)}/tasks")
+        return OPERATORS | {
+            task["class_ref"]["class_name"]
+            for task in (listed or {}).get("tasks", ())
+            if set(task["template_fields"] or ()) >= _TEMPLATE_FIELDS and task["class_ref"]
+        }
+
+    async def list_task_instances(self, *, dag_id: str, run_id: str, operators: Iterable[str] = ()) -> list[TaskStatus]:
         """
-        run = "~" if run_id is None else _quote_id(run_id)
-        path = f"/dags/{_quote_id(dag_id)}/dagRuns/{run}/taskInstances/~/xcomEntries"
-        order = "-timestamp" if newest_first else "task_id"
+        Return the task instances of a run, in any order.
+
+        :param operators: class names of their operators; none for all task instances
+        """
+        path = f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}/taskInstances"
+        entries = self._pages(path, "task_instances", limit=_MAX_ENTRIES, operator=sorted(operators))
+        return [_read_status(entry) async for entry in entries]
+
+    async def get_status(self, ti: TaskInstance) -> TaskStatus | None:
+        """Return the state of a task instance; ``None`` if it does not exist."""
+        found = await self._get(_path(ti) if ti.map_index < 0 else f"{_path(ti)}/{ti.map_index}")
+        return _read_status(found) if found else None
+
+    async def get_run(self, *, dag_id: str, run_id: str) -> DagRun | None:
+        """Return a DAG run; ``None`` if it does not exist."""
+        found = await self._get(f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}")
+        return _read_run(found) if found else None
+
+    async def list_runs(self, dag_id: str, *, offset: int, limit: int) -> tuple[list[DagRun], int] | None:
+        """Return some runs of a DAG, the latest first, and the number of all its runs; ``None`` if there is no DAG."""
+        page = await self._get(f"/dags/{_quote_id(dag_id)}/dagRuns", order_by="-run_after", offset=offset, limit=limit)
+        return ([_read_run(entry) for entry in page["dag_runs"]], page["total_entries"]) if page else None
+
+    async def _pages(self, path: str, name: str, *, limit: int, **query: Any) -> AsyncIterator[dict[str, Any]]:
+        """Yield the entries of a list, page by page, until about ``limit`` of them; none if there is no such list."""
         offset = 0
         while offset < limit:
-            # Airflow 3.3 can filter by the exact key; on older versions, the pattern narrows down the results.
-            page = await self._get(
-                path, xcom_key=key, xcom_key_pattern=key, order_by=order, limit=_PAGE_SIZE, offset=offset
-            )
-            entries = page["xcom_entries"] if page else []
+            page = await self._get(path, limit=_PAGE_SIZE, offset=offset, **query)
+            entries = page[name] if page else []
             for entry in entries:
-                if entry["key"] == key:
-                    ti = TaskInstance(entry["dag_id"], entry["run_id"], entry["task_id"], entry["map_index"])
-                    yield ti, str(entry["timestamp"])
+                yield entry
             offset += len(entries)
             if not entries or page is None or offset >= page["total_entries"]:
                 return
-
-    async def get_state(self, ti: TaskInstance) -> str | None:
-        """Return the state of a task instance; ``None`` if it does not exist or has none."""
-        path = _path(ti) if ti.map_index < 0 else f"{_path(ti)}/{ti.map_index}"
-        found = await self._get(path)
-        return found.get("state") if found else None
-
-    async def list_active_runs(self, dag_id: str) -> set[str]:
-        """Return the ids of a DAG's queued and running runs, possibly not all."""
-        path = f"/dags/{_quote_id(dag_id)}/dagRuns"
-        page = await self._get(path, state=["queued", "running"], order_by="-run_after", limit=_PAGE_SIZE)
-        return {run["dag_run_id"] for run in page["dag_runs"]} if page else set()
-
-    async def get_run(self, *, dag_id: str, run_id: str) -> dict[str, Any] | None:
-        """Return a DAG run as Airflow's API describes it; ``None`` if it does not exist."""
-        return await self._get(f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}")
 
     async def _get(self, path: str, **query: Any) -> dict[str, Any] | None:
         response = await self._client.get(f"/api/v2{path}", params=query)
@@ -136,6 +212,43 @@ class AirflowApi:
             raise HTTPException(response.status_code if response.status_code in (401, 403) else 502)
         body = response.json()
         return body if isinstance(body, dict) else None
+
+
+def _read_run(entry: Mapping[str, Any]) -> DagRun:
+    return DagRun(
+        dag_id=entry["dag_id"],
+        run_id=entry["dag_run_id"],
+        state=entry["state"],
+        date=entry["logical_date"] or entry["run_after"],
+        started=entry["start_date"],
+        seconds=entry["duration"] if entry["end_date"] else None,
+    )
+
+
+def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
+    ti = TaskInstance(entry["dag_id"], entry["dag_run_id"], entry["task_id"], entry["map_index"])
+    label = entry["rendered_map_index"]
+    if ti.map_index >= 0 and label in (None, "", str(ti.map_index)):
+        label = f"[{ti.map_index}]"
+    prompt, name = _read_prompt((entry.get("rendered_fields") or {}).get("prompt"))
+    return TaskStatus(
+        ti=ti,
+        state=entry["state"] or "none",
+        started=entry["start_date"],
+        seconds=entry["duration"] if entry["end_date"] else None,
+        label=label if ti.map_index >= 0 else "",
+        prompt=prompt,
+        name=name,
+    )
+
+
+def _read_prompt(rendered: Any) -> tuple[str | None, str | None]:
+    """Return the text and name of a rendered argument ``prompt`` with just one item; otherwise ``None`` for both."""
+    if isinstance(rendered, list) and len(rendered) == 1:
+        (rendered,) = rendered
+    item = rendered if isinstance(rendered, dict) else {"prompt": rendered}
+    prompt, name = item.get("prompt"), item.get("name")
+    return prompt if isinstance(prompt, str) else None, name if isinstance(name, str) else None
 
 
 def _path(ti: TaskInstance) -> str:

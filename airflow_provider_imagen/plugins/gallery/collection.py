@@ -12,7 +12,6 @@ import sys
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -26,25 +25,36 @@ from airflow_provider_imagen.plugins.gallery.files import (
     read_manifest_images,
     read_progress_images,
 )
+from airflow_provider_imagen.plugins.gallery.image_search import EVERYTHING
+from airflow_provider_imagen.plugins.gallery.run_results import (
+    Matches,
+    RunResults,
+    TaskEntries,
+    TaskImages,
+    TaskResult,
+    place_of,
+)
 from airflow_provider_imagen.plugins.gallery.task_results import (
-    GalleryImage,
-    Problem,
-    TaskSummary,
+    TaskProblem,
     manifest_of,
+    read_failure,
     read_images,
     read_summary,
-    total,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+    from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, DagRun, TaskInstance, TaskStatus
     from airflow_provider_imagen.plugins.gallery.image_search import ImageSearch
-    from airflow_provider_imagen.run_report import RunSummary
+    from airflow_provider_imagen.plugins.gallery.task_results import Entry, GalleryImage, Problem
+    from airflow_provider_imagen.run_report import RunSummary, TaskFailure
 
 FRESH_SECONDS: Final = 10.0
 """How long records are cached: long enough for a page and its previews."""
+
+DAG_SECONDS: Final = 60.0
+"""How long it is cached which operators of a DAG belong to this provider."""
 
 COUNT_SECONDS: Final = 3.0
 """Time that a page may spend on reading summaries that are not cached."""
@@ -53,81 +63,8 @@ _MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 _MAX_SUMMARY_BYTES: Final = 32 * 1024 * 1024
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
-_LOOK_BACK: Final = 1_000
-"""Number of summaries searched for the newest runs."""
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class TaskImages:
-    """
-    The results of one task instance.
-
-    :param summary: ``None`` if it has none
-    :param images: in prompt order
-    :param notice: sentence that says why images are missing; ``None`` if none are
-    """
-
-    ti: TaskInstance
-    summary: TaskSummary | None
-    images: list[GalleryImage]
-    notice: str | None = None
-
-    def find(self, prompt_index: int, image_index: int) -> int | None:
-        """Return an image's position in the list; ``None`` if it is not there."""
-        for place, image in enumerate(self.images):
-            if (image.prompt_index, image.image_index) == (prompt_index, image_index):
-                return place
-        return None
-
-
-@dataclass(frozen=True)
-class Summaries:
-    """
-    The summaries of a run.
-
-    :param tasks: sorted by task, then map index
-    :param uncounted: number of task instances whose summaries have not been read yet
-    """
-
-    tasks: list[TaskSummary]
-    uncounted: int = 0
-
-    @property
-    def total(self) -> RunSummary:
-        """Total of the summaries read so far."""
-        return total(task.summary for task in self.tasks)
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences about what the total leaves out."""
-        return [f"{self.uncounted} more tasks are not counted yet. Reload to count on."] if self.uncounted else []
-
-
-@dataclass(frozen=True)
-class Matches:
-    """
-    The result of a search in task instances.
-
-    :param tasks: those searched, each with its matching images only
-    :param unsearched: number of task instances that were not searched for lack of time
-    """
-
-    tasks: list[TaskImages]
-    unsearched: int = 0
-
-    @property
-    def count(self) -> int:
-        """Number of matching images."""
-        return sum(len(task.images) for task in self.tasks)
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences about what was not searched."""
-        if not self.unsearched:
-            return []
-        return [f"{self.unsearched} more tasks could not be searched in time. Search on their own pages."]
 
 
 class Memory(Generic[Result]):
@@ -226,7 +163,16 @@ def _estimated_bytes(found: TaskImages) -> int:
         text
         for image in found.images
         for values in (image.metadata or {},)
-        for text in (image.prompt, image.enhanced_prompt, image.path, image.url, image.name, *values, *values.values())
+        for text in (
+            image.prompt,
+            image.enhanced_prompt,
+            image.path,
+            image.url,
+            image.name,
+            image.arguments,
+            *values,
+            *values.values(),
+        )
     )
     return 500 * (1 + len(found.images)) + sum(sys.getsizeof(text) for text in texts if text)
 
@@ -240,12 +186,15 @@ class Collection:
             entries=64, seconds=FRESH_SECONDS, max_bytes=_MAX_IMAGE_BYTES, size_of=_estimated_bytes, clock=clock
         )
         # The timestamp is part of the key, so a cached summary is never out of date.
-        self._summaries: Memory[TaskSummary | None] = Memory(
+        self._summaries: Memory[RunSummary | None] = Memory(
             entries=20_000,
             seconds=3600.0,
             max_bytes=_MAX_SUMMARY_BYTES,
-            size_of=lambda summary: 1000 + len((summary and summary.summary.manifest) or ""),
+            size_of=lambda summary: 1000 + len((summary and summary.manifest) or ""),
             clock=clock,
+        )
+        self._operators: Memory[set[str]] = Memory(
+            entries=256, seconds=DAG_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
         self._file_threads: anyio.CapacityLimiter | None = None
 
@@ -255,9 +204,9 @@ class Collection:
             self._file_threads = anyio.CapacityLimiter(_FILE_THREADS)
         return await to_thread.run_sync(work, limiter=self._file_threads)
 
-    async def get_task(self, api: AirflowApi, ti: TaskInstance, summary: TaskSummary | None = None) -> TaskImages:
+    async def get_task(self, api: AirflowApi, ti: TaskInstance, summary: RunSummary | None = None) -> TaskImages:
         """
-        Return the results of a task instance.
+        Return the images of a task instance.
 
         :param summary: its current summary, if known; without it, the result may be some seconds old
         """
@@ -270,118 +219,162 @@ class Collection:
     async def get_task_with(
         self, api: AirflowApi, ti: TaskInstance, *, prompt_index: int, image_index: int
     ) -> TaskImages:
-        """Return the results of a task instance, read again if an image may have been stored since the last time."""
+        """Return the images of a task instance, read again if one of them may have been stored since the last time."""
         return await self._tasks.get(
             ti,
             lambda: self._read_task(api, ti),
             is_current=lambda found: found.find(prompt_index, image_index) is not None,
         )
 
-    async def get_summary(self, api: AirflowApi, ti: TaskInstance) -> TaskSummary | None:
+    async def get_summary(self, api: AirflowApi, ti: TaskInstance) -> RunSummary | None:
         """Return the current summary of a task instance; ``None`` if it has none that can be read."""
         xcom = await api.get_xcom(ti, "summary")
-        return read_summary(ti, xcom.value, xcom.timestamp) if xcom else None
+        return read_summary(xcom.value) if xcom else None
 
-    async def list_summaries(
-        self, api: AirflowApi, *, dag_id: str, run_id: str, seconds: float = COUNT_SECONDS
-    ) -> Summaries:
+    async def read_run(self, api: AirflowApi, run: DagRun, *, seconds: float = COUNT_SECONDS) -> RunResults:
         """
-        Return the summaries of a run's task instances, sorted by task, then map index.
+        Return the task instances of a run that belong to this provider, and their summaries.
 
-        Each takes a call to Airflow's API, so a run with very many is read only as far as the time allows; the cache
-        lets the next page load continue from there.
+        They do so by their operator, or because an instance of their task has published a summary. Each summary takes a
+        call to Airflow's API, so very many are read only as far as the time allows; the cache lets the next page load
+        continue from there.
 
         :param seconds: time after which no more summaries are read
         """
-        found = sorted([entry async for entry in api.iter_xcoms(dag_id=dag_id, run_id=run_id, key="summary")])
-        deadline = self._clock() + seconds
-        summaries: list[TaskSummary] = []
-        for start in range(0, len(found), _READS_AT_ONCE):
-            entries = found[start : start + _READS_AT_ONCE]
-            is_work = not all(self._summaries.knows(entry) for entry in entries)
-            read = await asyncio.gather(*(self._read_summary(api, *entry) for entry in entries))
-            summaries += [summary for summary in read if summary is not None]
-            if is_work and self._clock() > deadline:
-                return Summaries(summaries, uncounted=len(found) - start - len(entries))
-        return Summaries(summaries)
+        ids = {"dag_id": run.dag_id, "run_id": run.run_id}
+        operators = await self._operators.get(run.dag_id, lambda: api.list_operators(run.dag_id))
+        statuses, timestamps = await asyncio.gather(
+            api.list_task_instances(**ids, operators=operators), api.list_xcoms(**ids, key="summary")
+        )
+        summaries = await self._read_summaries(api, sorted(timestamps.items()), seconds=seconds)
+        # A DAG may have changed since, so that the class names of its subclasses are no longer known.
+        known = {status.ti.task_id for status in statuses}
+        others = {ti.task_id for ti in timestamps if ti not in summaries or summaries[ti] is not None} - known
+        if others:
+            everything = await api.list_task_instances(**ids)
+            statuses += [status for status in everything if status.ti.task_id in others]
+        tasks = [
+            TaskResult(
+                status,
+                summary=summaries.get(status.ti),
+                is_counted=status.ti in summaries or status.ti not in timestamps,
+            )
+            for status in sorted(statuses, key=lambda status: status.ti)
+            if status.state != "removed" or status.ti in timestamps
+        ]
+        return RunResults(tasks, run)
 
-    async def list_newest(self, api: AirflowApi, *, dag_id: str, runs: int) -> dict[str, Summaries]:
-        """Return the summaries of the latest runs that made images, newest first."""
-        run_ids: list[str] = []
-        entries = api.iter_xcoms(dag_id=dag_id, run_id=None, key="summary", newest_first=True, limit=_LOOK_BACK)
-        async for ti, _ in entries:
-            if ti.run_id not in run_ids:
-                run_ids.append(ti.run_id)
-            if len(run_ids) == runs:
-                break
-        seconds = COUNT_SECONDS / runs
-        read = {
-            run_id: await self.list_summaries(api, dag_id=dag_id, run_id=run_id, seconds=seconds) for run_id in run_ids
-        }
-        return {run_id: summaries for run_id, summaries in read.items() if summaries.tasks}
+    async def read_entries(self, api: AirflowApi, task: TaskResult, search: ImageSearch) -> TaskEntries:
+        """Return what a grid shows of a task instance, or the part of it that matches a search."""
+        images: list[GalleryImage] = []
+        problems: list[Problem] = []
+        notes: list[str | None] = []
+        if task.summary is not None:
+            found = await self.get_task(api, task.ti, task.summary)
+            problems, unreadable = await self.read_problems(task.ti, task.summary)
+            images, notes = found.images, [found.notice, unreadable]
+        entries: list[Entry] = sorted([*images, *problems], key=place_of)
+        if task.status.has_failed:
+            failure = await self._read_failure(api, task.status)
+            if not _is_explained(failure, problems):
+                entries.insert(0, TaskProblem(task.status, failure))
+        if search:
+            entries = await self.in_thread(partial(search.filter, entries))
+        return TaskEntries(task.ti, entries, [note for note in notes if note])
 
     async def search(
-        self,
-        api: AirflowApi,
-        summaries: list[TaskSummary],
-        search: ImageSearch,
-        *,
-        seconds: float = COUNT_SECONDS,
+        self, api: AirflowApi, tasks: list[TaskResult], search: ImageSearch, *, seconds: float = COUNT_SECONDS
     ) -> Matches:
         """
-        Search the images of task instances, in their order.
+        Search task instances, in their order.
 
-        Each takes two calls to Airflow's API, so very many are searched only as far as the time allows.
+        Each takes a call to Airflow's API, so very many are searched only as far as the time allows.
 
         :param seconds: time after which no more task instances are searched
         """
-        tis = [summary.ti for summary in summaries if summary.summary.made]
+        tasks = [task for task in tasks if task.places]
         deadline = self._clock() + seconds
-        tasks: list[TaskImages] = []
-        for start in range(0, len(tis), _READS_AT_ONCE):
+        found: list[TaskEntries] = []
+        for start in range(0, len(tasks), _READS_AT_ONCE):
             if start and self._clock() > deadline:
-                return Matches(tasks, unsearched=len(tis) - start)
-            found = await asyncio.gather(*(self.get_task(api, ti) for ti in tis[start : start + _READS_AT_ONCE]))
-            tasks += [await self.filter(task, search) for task in found]
-        return Matches(tasks)
+                return Matches(found, unsearched=len(tasks) - start)
+            part = tasks[start : start + _READS_AT_ONCE]
+            found += await asyncio.gather(*(self.read_entries(api, task, search) for task in part))
+        return Matches(found)
 
-    async def filter(self, task: TaskImages, search: ImageSearch) -> TaskImages:
-        """Return the results of a task instance with the images that match a search; all of them without one."""
-        return replace(task, images=await self.in_thread(partial(search.filter, task.images))) if search else task
+    async def read_slice(self, api: AirflowApi, tasks: list[TaskResult], *, first: int, most: int) -> list[TaskEntries]:
+        """
+        Return a slice of the grid of several task instances. Only those with a place in it are read.
 
-    async def read_problems(self, summary: TaskSummary) -> tuple[list[Problem], str | None]:
-        """Return the failed items and, if they cannot be read, a notice."""
-        counts = summary.summary
-        if not counts.filtered and not counts.failed:
+        :param first: number of the first place
+        :param most: maximum number of places
+        """
+        start = 0
+        wanted: list[tuple[TaskResult, int]] = []
+        for task in tasks:
+            if task.places and start + task.places > first and start < first + most:
+                wanted.append((task, start))
+            start += task.places
+        found: list[TaskEntries] = []
+        for at in range(0, len(wanted), _READS_AT_ONCE):
+            part = wanted[at : at + _READS_AT_ONCE]
+            read = await asyncio.gather(*(self.read_entries(api, task, EVERYTHING) for task, _ in part))
+            found += [
+                entries.between(first - start, first + most - start, places=task.places)
+                for (task, start), entries in zip(part, read, strict=True)
+            ]
+        return found
+
+    async def read_problems(self, ti: TaskInstance, summary: RunSummary) -> tuple[list[Problem], str | None]:
+        """Return the prompts of a task instance that lack images and, if they cannot be read, a notice."""
+        if not summary.filtered and not summary.failed:
             return [], None
-        if not counts.manifest:
+        if not summary.manifest:
             return [], "The task stored nothing, so the reasons are in its log only."
         try:
-            return await self.in_thread(partial(read_failures_file, summary.ti, counts.manifest)), None
+            return await self.in_thread(partial(read_failures_file, ti, summary.manifest)), None
         except FileUnavailableError as error:
             return [], str(error)
 
-    async def _read_summary(self, api: AirflowApi, ti: TaskInstance, timestamp: str) -> TaskSummary | None:
-        async def work() -> TaskSummary | None:
+    async def _read_failure(self, api: AirflowApi, status: TaskStatus) -> TaskFailure | None:
+        xcom = None if status.state == "upstream_failed" else await api.get_xcom(status.ti, "failure")
+        return read_failure(xcom.value) if xcom else None
+
+    async def _read_summaries(
+        self, api: AirflowApi, entries: list[tuple[TaskInstance, str]], *, seconds: float
+    ) -> dict[TaskInstance, RunSummary | None]:
+        deadline = self._clock() + seconds
+        summaries: dict[TaskInstance, RunSummary | None] = {}
+        for start in range(0, len(entries), _READS_AT_ONCE):
+            part = entries[start : start + _READS_AT_ONCE]
+            is_work = not all(self._summaries.knows(entry) for entry in part)
+            read = await asyncio.gather(*(self._read_summary(api, *entry) for entry in part))
+            summaries |= {ti: summary for (ti, _), summary in zip(part, read, strict=True)}
+            if is_work and self._clock() > deadline:
+                break
+        return summaries
+
+    async def _read_summary(self, api: AirflowApi, ti: TaskInstance, timestamp: str) -> RunSummary | None:
+        async def work() -> RunSummary | None:
             xcom = await api.get_xcom(ti, "summary")
-            return read_summary(ti, xcom.value, timestamp) if xcom else None
+            return read_summary(xcom.value) if xcom else None
 
         return await self._summaries.get((ti, timestamp), work)
 
-    async def _read_task(self, api: AirflowApi, ti: TaskInstance, summary: TaskSummary | None = None) -> TaskImages:
+    async def _read_task(self, api: AirflowApi, ti: TaskInstance, summary: RunSummary | None = None) -> TaskImages:
         if summary is None:
             counts = await api.get_xcom(ti, "summary")
-            summary = read_summary(ti, counts.value, counts.timestamp) if counts else None
+            summary = read_summary(counts.value) if counts else None
             if summary is None:
                 elsewhere = counts is not None and counts.is_elsewhere
                 return TaskImages(ti, None, [], _ELSEWHERE if elsewhere else None)
-        if summary.summary.in_progress and summary.summary.manifest:
+        if summary.in_progress and summary.manifest:
             with suppress(FileUnavailableError):  # XCom may have the images as of some seconds ago
-                if images := await self.in_thread(partial(read_progress_images, ti, summary.summary.manifest)):
+                if images := await self.in_thread(partial(read_progress_images, ti, summary.manifest)):
                     return TaskImages(ti, summary, images)
         xcom = await api.get_xcom(ti, "images")
         if xcom is None:
-            return TaskImages(ti, summary, [], "The task's records were deleted." if summary.summary.made else None)
+            return TaskImages(ti, summary, [], "The task's records were deleted." if summary.made else None)
         if xcom.is_elsewhere:
             return TaskImages(ti, summary, [], _ELSEWHERE)
         manifest = manifest_of(xcom.value)
@@ -395,6 +388,13 @@ class Collection:
         return TaskImages(
             ti, summary, images, f"Only {MAX_LISTED:,} images of this task are shown." if is_cut else None
         )
+
+
+def _is_explained(failure: TaskFailure | None, problems: list[Problem]) -> bool:
+    """Return whether the problems of prompts say why a task has failed."""
+    if failure is None or failure.error == "ItemsFailedError":
+        return bool(problems)
+    return failure.message in (problem.message for problem in problems)
 
 
 _ELSEWHERE: Final = (

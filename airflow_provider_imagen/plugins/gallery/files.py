@@ -94,6 +94,15 @@ def open_image_file(image: GalleryImage) -> IO[bytes]:
     return file
 
 
+def check_image_file(image: GalleryImage) -> None:
+    """
+    Verify a stored image.
+
+    :raises FileUnavailableError: it is gone, or is not the image that the record describes
+    """
+    open_image_file(image).close()
+
+
 @contextmanager
 def image_bytes(image: GalleryImage) -> Iterator[bytes]:
     """

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
+    from airflow_provider_imagen.plugins.gallery.task_results import Entry
 
 MAX_QUERY_CHARACTERS: Final = 200
-
-Result = TypeVar("Result", "GalleryImage", "Problem")
 
 
 class ImageSearch:
@@ -28,11 +26,15 @@ class ImageSearch:
     def __bool__(self) -> bool:
         return bool(self._words)
 
-    def filter(self, results: Iterable[Result]) -> list[Result]:
-        """Return the results that match; all of them if there are no words."""
-        return [result for result in results if not self._words or self._matches(result)]
+    def filter(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return the entries that match; all of them if there are no words."""
+        return [entry for entry in entries if not self._words or self._matches(entry)]
 
-    def _matches(self, result: GalleryImage | Problem) -> bool:
-        texts = (result.prompt, result.name, *(result.metadata or {}).values())
+    def _matches(self, entry: Entry) -> bool:
+        texts = (entry.prompt, entry.name, *(entry.metadata or {}).values())
         text = "\n".join(text for text in texts if text).casefold()
         return all(word in text for word in self._words)
+
+
+EVERYTHING: Final = ImageSearch("")
+"""A search that everything matches."""

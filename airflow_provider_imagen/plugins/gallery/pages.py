@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import parse_qsl, quote, urlsplit
+from zoneinfo import ZoneInfo
 
+from airflow.configuration import conf
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from airflow_provider_imagen.links.gallery_urls import (
@@ -25,14 +27,12 @@ from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.plugins.gallery.image_search import MAX_QUERY_CHARACTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Mapping
+    from datetime import tzinfo
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
-    from airflow_provider_imagen.run_report import RunSummary
-
-_TEMPLATE_MARKS: Final = ("{{", "{%", "{#", "\r")
-_TEMPLATE_ENDINGS: Final = (".prompt", "\n")
+    from airflow_provider_imagen.plugins.gallery.run_results import RunResults
+    from airflow_provider_imagen.plugins.gallery.task_results import Entry, GalleryImage
 
 STATIC_TYPES: Final = {
     "gallery.css": "text/css; charset=utf-8",
@@ -95,23 +95,22 @@ class SearchForm:
 @dataclass(frozen=True)
 class Section:
     """
-    Images and problems under one heading.
+    Images under one heading, and what is missing.
 
     :param title: heading; empty for none
     :param href: link target of the heading
-    :param count: number of images, of which ``images`` may be a part
+    :param results: results of the run that the section is about; ``None`` if it is not about a run
+    :param entries: what the grid shows
+    :param count: number of images, of which the entries may be a part
     :param notes: sentences under the heading
-    :param is_active: whether it is a run that has not ended
     """
 
     title: str = ""
     href: str | None = None
-    summary: RunSummary | None = None
-    images: list[GalleryImage] = field(default_factory=list)
+    results: RunResults | None = None
+    entries: list[Entry] = field(default_factory=list)
     count: int = 0
-    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    is_active: bool = False
 
 
 class Pages:
@@ -131,9 +130,9 @@ class Pages:
             _environment().get_template(template).render(root=self._root, link=self, assets=_asset_versions(), **values)
         )
 
-    def dag(self, dag_id: str) -> str:
+    def dag(self, dag_id: str, **query: Any) -> str:
         """Return the URL of a DAG's images."""
-        return dag_address(root=self._root, dag_id=dag_id)
+        return dag_address(root=self._root, dag_id=dag_id, **query)
 
     def run(self, dag_id: str, run_id: str, **query: Any) -> str:
         """Return the URL of a run's images."""
@@ -156,6 +155,10 @@ class Pages:
     def full(self, image: GalleryImage) -> str:
         """Return the URL of an image in full size, or the API's URL if the image was not stored."""
         return self._file(image, "full") or ""
+
+    def airflow_dags(self) -> str:
+        """Return the URL of the list of DAGs in Airflow."""
+        return f"{self._base}/dags"
 
     def airflow_dag(self, dag_id: str) -> str:
         """Return the URL of a DAG in Airflow."""
@@ -199,69 +202,6 @@ def image_sources(images: Iterable[GalleryImage]) -> str:
     return " ".join(sorted(origins))
 
 
-def snippet(image: GalleryImage, parameters: Mapping[str, Any]) -> str:
-    """
-    Return Python code that requests the image again.
-
-    Input images are known only by their digest, so a comment stands in for them.
-
-    :param parameters: the request's API fields in the image's provenance
-    """
-    known = ("aspect_ratio", "enhance_prompt", "person_generation", "safety_setting", "add_watermark")
-    sent = {name: value for name, value in parameters.items() if not any(map(_is_image_value, _texts(value)))}
-    arguments: dict[str, Any] = {"task_id": "paint", "prompt": image.prompt}
-    if image.model:
-        arguments["model"] = image.model
-    if image.seed is not None:
-        arguments["seed"] = image.seed
-    if image.image_index > 0 and sent.get("num_images") is not None:
-        arguments["num_images"] = sent["num_images"]  # a seed yields several images, and this is not the first
-    arguments |= {name: sent[name] for name in known if sent.get(name) is not None}
-    rest = {name: value for name, value in sent.items() if name not in (*known, "convert_base64_to_url", "num_images")}
-    if rest:
-        arguments["parameters"] = rest
-    lines = [f"{name}={_to_code(value)}," for name, value in arguments.items()]
-    if len(sent) < len(parameters):
-        lines.append("# input_images: the original input images")
-    imports = ["from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator"]
-    if any(map(_needs_literal, _texts(arguments))):
-        imports.insert(0, "from airflow.sdk import literal")
-    return "\n".join([*imports, "", "ImagenGenerateOperator(", *(f"    {line}" for line in lines), ")", ""])
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every string in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
-
-
-def _is_image_value(text: str) -> bool:
-    """Return whether a field contained an image: provenance holds its digest, or the start of a ``data:`` URI."""
-    return text.startswith(("sha256:", "data:"))
-
-
-def _needs_literal(text: str) -> bool:
-    """Return whether Airflow's template rendering would change the text, or read it as a file name."""
-    return any(mark in text for mark in _TEMPLATE_MARKS) or text.endswith(_TEMPLATE_ENDINGS)
-
-
-def _to_code(value: Any) -> str:
-    """Return a JSON value as Python code, with ``literal`` around strings that template rendering would change."""
-    if isinstance(value, str):
-        return f"literal({value!r})" if _needs_literal(value) else repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name!r}: {_to_code(part)}" for name, part in value.items()) + "}"
-    if isinstance(value, Sequence):
-        return f"[{', '.join(map(_to_code, value))}]"
-    return repr(value)
-
-
 def read_static(name: str) -> bytes | None:
     """Return a static file by name, or ``None``."""
     return _static_files().get(name)
@@ -290,11 +230,38 @@ def _environment() -> Environment:
     environment.filters["usd"] = format_usd
     environment.filters["size"] = _format_size
     environment.filters["place"] = _without_connection
+    environment.filters["moment"] = format_moment
+    environment.filters["duration"] = format_duration
     return environment
 
 
 def _format_size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(count / 1e3, 0.1):.1f} kB"
+
+
+def format_moment(moment: str) -> str:
+    """Return a time in ISO 8601 in Airflow's default time zone; the script converts it to the visitor's."""
+    try:
+        return datetime.fromisoformat(moment).astimezone(_time_zone()).strftime("%Y-%m-%d %H:%M:%S %Z")
+    except ValueError:
+        return moment
+
+
+def _time_zone() -> tzinfo | None:
+    """Return Airflow's default time zone; ``None`` for the machine's."""
+    name = conf.get("core", "default_timezone", fallback="utc")
+    if name.lower() == "system":
+        return None
+    return UTC if name.lower() == "utc" else ZoneInfo(name)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration to a tenth of a second, a second or a minute, depending on its length."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _without_connection(path: str) -> str:

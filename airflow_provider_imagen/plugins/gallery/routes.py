@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 from urllib.parse import quote
@@ -26,11 +26,12 @@ from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Co
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
+    check_image_file,
     image_bytes,
     media_type,
     open_image_file,
 )
-from airflow_provider_imagen.plugins.gallery.image_search import MAX_QUERY_CHARACTERS, ImageSearch
+from airflow_provider_imagen.plugins.gallery.image_search import EVERYTHING, MAX_QUERY_CHARACTERS, ImageSearch
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
@@ -39,43 +40,32 @@ from airflow_provider_imagen.plugins.gallery.pages import (
     Section,
     image_sources,
     read_static,
-    snippet,
 )
-from airflow_provider_imagen.plugins.gallery.progress import (
-    IDLE_REFRESH_SECONDS,
-    REFRESH_SECONDS,
-    refresh_seconds,
-    shared_by_viewers,
-)
+from airflow_provider_imagen.plugins.gallery.progress import IDLE_REFRESH_SECONDS, refresh_seconds, shared_by_viewers
+from airflow_provider_imagen.plugins.gallery.run_results import RunResults, TaskResult
+from airflow_provider_imagen.plugins.gallery.snippet import snippet
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
-from airflow_provider_imagen.storage.provenance import read_provenance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from typing import IO
 
-    from airflow_provider_imagen.plugins.gallery.collection import TaskImages
-    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, TaskSummary
+    from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun
+    from airflow_provider_imagen.plugins.gallery.run_results import TaskEntries, TaskImages
 
 log = logging.getLogger(__name__)
 
 IMAGES_PER_PAGE: Final = 60
 TASKS_PER_PAGE: Final = 30
-MAX_RUNS: Final = 8
+RUNS_PER_PAGE: Final = 8
 IMAGES_PER_RUN: Final = 8
-MAX_PROBLEMS_ABOVE_IMAGES: Final = 12
 
-_UNFINISHED: Final = (
-    "none",
-    "scheduled",
-    "queued",
-    "running",
-    "restarting",
-    "deferred",
-    "up_for_reschedule",
-    "removed",
-)
+_NO_RUNS: Final = ("No run of this DAG has generated images yet.", "None of these runs has generated images.")
+_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
+"""Arguments that the page of an image shows in another place, or only in the code."""
+
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
 _SENT_AS_ATTACHMENT: Final = ("image/tiff", SVG_MIME_TYPE)
 """Types sent as downloads, because browsers cannot display them or they may contain scripts."""
@@ -98,6 +88,13 @@ SearchQuery = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
 thumbnails = ThumbnailCache()
+
+
+class MissingError(HTTPException):
+    """What a URL names does not exist; the message is for the visitor."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(404, message)
 
 
 @app.middleware("http")
@@ -127,11 +124,29 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         422: "This URL is incomplete or invalid.",
         502: "Airflow's API returned an error. Try again in a moment.",
     }.get(error.status_code, "Something went wrong.")
+    if isinstance(error, MissingError):
+        message = error.detail
     if not is_page:
         return Response(
             error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
         )
-    return _page(request, "message.html", status=error.status_code, title="Pictures", message=message)
+    back = _way_back(request) if isinstance(error, MissingError) else None
+    return _page(request, "message.html", status=error.status_code, title="Pictures", message=message, back=back)
+
+
+def _way_back(request: Request) -> tuple[str, str] | None:
+    """Return the text and URL of a link from a page that does not exist to the one above it; ``None`` without one."""
+    pages, ids = Pages(_root(request)), request.query_params
+    place = request.url.path.rpartition("/")[2]
+    match place:
+        case "picture":
+            ti = TaskInstance(ids["dag_id"], ids["run_id"], ids["task_id"], int(ids.get("map_index", -1)))
+            return "All images of this task", pages.task(ti)
+        case "task":
+            return "All images of this run", pages.run(ids["dag_id"], ids["run_id"])
+        case "run":
+            return "All runs of this DAG", pages.dag(ids["dag_id"])
+    return None
 
 
 @app.exception_handler(RequestValidationError)
@@ -152,46 +167,46 @@ async def show_task(
     show: Show = "pictures",
     q: SearchQuery = "",
 ) -> Response:
-    """Show the images of one task instance, or those that match a search, below the first problems."""
+    """Show the images of one task instance and what is missing, or those that match a search."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     search = ImageSearch(q)
     async with AirflowApi(request) as api:
-        state = await api.get_state(ti)  # first: a task publishes its results before it ends
+        status = await api.get_status(ti)  # first, because a task publishes its results before it ends
+        if status is None:
+            raise MissingError("This run has no such task, or it was deleted.")
         found = await collection.get_task(api, ti, await collection.get_summary(api, ti))
-        empty = "" if found.images or found.notice else _explain_empty_task(found, state)
-    problems, unreadable = await collection.read_problems(found.summary) if found.summary else ([], None)
-    images = (await collection.filter(found, search)).images
-    problems = search.filter(problems)
+        task = TaskResult(status, found.summary)
+        matches = await collection.read_entries(api, task, search)
+    results = RunResults([task])
+    entries = [entry for entry in matches.entries if show == "pictures" or not isinstance(entry, GalleryImage)]
     pages = Pages(_root(request))
-    items = len(problems if show == "problems" else images)
     pager = _pager(
-        page, items, IMAGES_PER_PAGE, lambda number: pages.task(ti, show=show, page=number, q=search.query or None)
+        page,
+        len(entries),
+        IMAGES_PER_PAGE,
+        lambda number: pages.task(ti, show=show, page=number, q=search.query or None),
     )
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
-    if show == "problems":
-        section = Section(problems=problems[part], notes=[unreadable] if unreadable else [])
-    else:
-        section = Section(
-            images=images[part],
-            problems=problems[:MAX_PROBLEMS_ABOVE_IMAGES] if pager.number == 1 else [],
-            notes=[note for note in (found.notice, unreadable) if note],
-        )
+    notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes]))
     return _page(
         request,
         "gallery.html",
-        title=task_id if map_index < 0 else f"{task_id} [{map_index}]",
+        title=f"{task_id} {status.label}".strip(),
         kind="task",
         ti=ti,
         dag_id=dag_id,
         run_id=run_id,
-        summary=found.summary.summary if found.summary else None,
-        search=SearchForm(pages.task(ti), search.query, items) if found.images and show == "pictures" else None,
-        sections=[section],
+        task=status,
+        results=results,
+        search=SearchForm(pages.task(ti), search.query, len(matches.images))
+        if found.images and show == "pictures"
+        else None,
+        sections=[Section(entries=entries[part], notes=notes)],
         pager=pager,
-        empty=empty,
+        empty="" if search or entries or notes else _explain_empty_task(task),
         notes=[],
-        more_problems=pages.task(ti, show="problems") if len(problems) > len(section.problems) > 0 else None,
-        refresh_seconds=refresh_seconds([state]),
+        more_problems=pages.task(ti, show="problems") if show == "pictures" and task.has_problems else None,
+        refresh_seconds=refresh_seconds([status.state]),
     )
 
 
@@ -205,41 +220,42 @@ async def show_run(
     show: Show = "pictures",
     q: SearchQuery = "",
 ) -> Response:
-    """Show the images of all tasks in a run, those that match a search, or the problems."""
+    """Show the images of all tasks in a run and what is missing, those that match a search, or only what is missing."""
     pages = Pages(_root(request))
     search = ImageSearch(q)
     form = None
     async with AirflowApi(request) as api:
-        run = await api.get_run(dag_id=dag_id, run_id=run_id)  # first: its tasks publish their results before it ends
-        counted = await collection.list_summaries(api, dag_id=dag_id, run_id=run_id)
-        summaries, notes = counted.tasks, counted.notes
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)
+        if run is None:
+            raise MissingError("This run does not exist, or was deleted.")
+        results = await collection.read_run(api, run)
+        notes = results.notes
         if show == "problems":
-            incomplete = [summary for summary in summaries if summary.summary.problems]
+            incomplete = [task for task in results.tasks if task.has_problems]
             pager = _pager(
                 page, len(incomplete), TASKS_PER_PAGE, lambda n: pages.run(dag_id, run_id, show=show, page=n)
             )
             first = (pager.number - 1) * TASKS_PER_PAGE
-            sections = [
-                await _problem_section(pages, summary) for summary in incomplete[first : first + TASKS_PER_PAGE]
-            ]
+            part = incomplete[first : first + TASKS_PER_PAGE]
+            sections = [await _problem_section(api, pages, task) for task in part]
         else:
-            matches = await collection.search(api, summaries, search) if search else None
-            count = sum(summary.summary.made for summary in summaries) if matches is None else matches.count
+            matches = await collection.search(api, results.tasks, search) if search else None
+            places = sum(task.places for task in results.tasks) if matches is None else matches.places
             pager = _pager(
-                page, count, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n, q=search.query or None)
+                page, places, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n, q=search.query or None)
             )
             first = (pager.number - 1) * IMAGES_PER_PAGE
             if matches is None:
-                tasks = await _read_slice(api, summaries, first=first, most=IMAGES_PER_PAGE)
+                tasks = await collection.read_slice(api, results.tasks, first=first, most=IMAGES_PER_PAGE)
             else:
-                tasks = _slice(matches.tasks, first=first, most=IMAGES_PER_PAGE)
+                tasks = matches.slice(first=first, most=IMAGES_PER_PAGE)
                 notes = [*notes, *matches.notes]
-            sections = _image_sections(pages, tasks)
-            form = SearchForm(pages.run(dag_id, run_id), search.query, count) if summaries else None
-    total = counted.total
-    empty = "" if summaries else _explain_empty_run(run)
-    if show == "problems" and summaries and not sections:
-        empty = "All requested images were generated."
+            sections = _sections(pages, tasks)
+            if results.total.made:
+                form = SearchForm(pages.run(dag_id, run_id), search.query, matches.count if matches else 0)
+    empty = "" if results.tasks else _explain_empty_run(run)
+    if results.tasks and not sections and not search:
+        empty = "All requested images were generated." if show == "problems" else _explain_empty_run(run)
     return _page(
         request,
         "gallery.html",
@@ -248,47 +264,55 @@ async def show_run(
         ti=None,
         dag_id=dag_id,
         run_id=run_id,
-        summary=total if summaries else None,
+        task=None,
+        results=results,
         search=form,
         sections=sections,
         pager=pager,
         empty=empty,
         notes=notes,
-        more_problems=pages.run(dag_id, run_id, show="problems") if show == "pictures" and total.problems else None,
-        refresh_seconds=refresh_seconds([run["state"]] if run else []),
+        more_problems=pages.run(dag_id, run_id, show="problems")
+        if show == "pictures" and any(task.has_problems for task in results.tasks)
+        else None,
+        refresh_seconds=refresh_seconds([run.state]),
     )
 
 
 @app.get("/dag", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
-async def show_dag(request: Request, dag_id: Id, q: SearchQuery = "") -> Response:
-    """Show the latest runs of a DAG that have images, or images that match a search."""
+async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: SearchQuery = "") -> Response:
+    """Show the runs of a DAG, the latest first, each with its first images or with those that match a search."""
     pages = Pages(_root(request))
     search = ImageSearch(q)
+    seconds = COUNT_SECONDS / RUNS_PER_PAGE
     sections = []
     async with AirflowApi(request) as api:
-        active = await api.list_active_runs(dag_id)  # first: a run's tasks publish their results before it ends
-        newest = await collection.list_newest(api, dag_id=dag_id, runs=MAX_RUNS)
-        for run_id, counted in newest.items():
-            notes, count = counted.notes, counted.total.made
+        listed = await api.list_runs(dag_id, offset=(page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
+        if listed is None:
+            raise MissingError("This DAG does not exist, or was deleted.")
+        runs, count = listed
+        for run in runs:
+            results = await collection.read_run(api, run, seconds=seconds)
+            if not results.tasks:
+                continue
+            notes, images = results.notes, results.total.made
             if search:
-                seconds = COUNT_SECONDS / MAX_RUNS
-                matches = await collection.search(api, counted.tasks, search, seconds=seconds)
-                notes, count = [*notes, *matches.notes], matches.count
-                parts = _slice(matches.tasks, first=0, most=IMAGES_PER_RUN)
+                matches = await collection.search(api, results.tasks, search, seconds=seconds)
+                notes, images = [*notes, *matches.notes], matches.count
+                parts = matches.slice(first=0, most=IMAGES_PER_RUN)
             else:
-                parts = await _read_slice(api, counted.tasks, first=0, most=IMAGES_PER_RUN)
+                parts = await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN)
             section = Section(
-                title=run_id,
-                href=pages.run(dag_id, run_id, q=search.query or None),
-                summary=counted.total,
-                images=[image for part in parts for image in part.images],
-                count=count,
-                notes=[*notes, *dict.fromkeys(part.notice for part in parts if part.notice)],
-                is_active=run_id in active,
+                title=run.run_id,
+                href=pages.run(dag_id, run.run_id, q=search.query or None),
+                results=results,
+                entries=[entry for part in parts for entry in part.entries],
+                count=images,
+                notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
             )
-            if section.images or section.notes or not search:
+            if section.entries or section.notes or not search:
                 sections.append(section)
+    made = sum(section.count for section in sections)
     return _page(
         request,
         "gallery.html",
@@ -297,14 +321,15 @@ async def show_dag(request: Request, dag_id: Id, q: SearchQuery = "") -> Respons
         ti=None,
         dag_id=dag_id,
         run_id=None,
-        summary=None,
-        search=SearchForm(pages.dag(dag_id), search.query, sum(each.count for each in sections)) if newest else None,
+        task=None,
+        results=None,
+        search=SearchForm(pages.dag(dag_id, page=page), search.query, made) if made or search else None,
         sections=sections,
-        pager=None,
-        empty="" if newest else "No run of this DAG has generated images yet.",
+        pager=_pager(page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, page=n, q=search.query or None)),
+        empty="" if sections or search else _NO_RUNS[count > RUNS_PER_PAGE],
         notes=[],
         more_problems=None,
-        refresh_seconds=REFRESH_SECONDS if active else IDLE_REFRESH_SECONDS,
+        refresh_seconds=refresh_seconds([run.state for run in runs]) or IDLE_REFRESH_SECONDS,
     )
 
 
@@ -319,13 +344,15 @@ async def show_image(
     map_index: MapIndex = -1,
 ) -> Response:
     """Show one image with its metadata."""
-    found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
+    ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    async with AirflowApi(request) as api:
+        status = await api.get_status(ti)
+    found, place = await _find(request, ti, prompt_index, image_index)
     image = found.images[place]
-    parameters: dict[str, Any] = {}
     notice = None
     if image.is_stored:
         try:
-            parameters = await collection.in_thread(partial(_read_parameters, image))
+            await collection.in_thread(partial(check_image_file, image))
         except FileUnavailableError as error:
             notice = str(error)
     return _page(
@@ -333,9 +360,10 @@ async def show_image(
         "image.html",
         images=[image],
         title=f"Image {place + 1} of {len(found.images)}",
+        label=status.label if status else "",
         image=image,
-        parameters=parameters,
-        snippet=snippet(image, parameters),
+        arguments=_shown_arguments(image),
+        snippet=snippet(image),
         notice=notice,
         previous=found.images[place - 1] if place else None,
         next=found.images[place + 1] if place + 1 < len(found.images) else None,
@@ -406,7 +434,8 @@ def _page(
     request: Request, template: str, *, status: int = 200, images: list[GalleryImage] | None = None, **values: Any
 ) -> Response:
     """Return a rendered page whose security policy allows only its own style, script, images and refreshes."""
-    shown = images or [image for section in values.get("sections", ()) for image in section.images]
+    sections = values.get("sections", ())
+    shown = images or [entry for part in sections for entry in part.entries if isinstance(entry, GalleryImage)]
     sources = image_sources(shown)
     policy = (
         f"default-src 'none'; img-src {sources}; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -421,7 +450,7 @@ async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_ind
         found = await collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
     place = found.find(prompt_index, image_index)
     if place is None:
-        raise HTTPException(404)
+        raise MissingError("There is no such image, or its record was deleted.")
     return found, place
 
 
@@ -431,87 +460,53 @@ def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]
     return Pager(number, count, {n: address(n) for n in (number - 1, number + 1) if 1 <= n <= count})
 
 
-async def _read_slice(api: AirflowApi, summaries: list[TaskSummary], *, first: int, most: int) -> list[TaskImages]:
-    """
-    Return a slice of the images of several task instances. Only those with images in the slice are read.
-
-    :param first: index of the first image
-    :param most: maximum number of images
-    """
-    tasks = []
-    start = 0
-    for summary in summaries:
-        end = start + summary.summary.made
-        if end > first and start < first + most:
-            found = await collection.get_task(api, summary.ti, summary)
-            tasks.append(replace(found, images=found.images[max(first - start, 0) : first + most - start]))
-        start = end
-    return tasks
-
-
-def _slice(tasks: list[TaskImages], *, first: int, most: int) -> list[TaskImages]:
-    """Return a slice of images that have been read, and the task instances whose images could not be."""
-    found = []
-    start = 0
-    for task in tasks:
-        images = task.images[max(first - start, 0) : max(first + most - start, 0)]
-        if images or (task.notice and first == 0):
-            found.append(replace(task, images=images))
-        start += len(task.images)
-    return found
-
-
-def _image_sections(pages: Pages, tasks: list[TaskImages]) -> list[Section]:
+def _sections(pages: Pages, tasks: list[TaskEntries]) -> list[Section]:
     """Return one section per task; the instances of a mapped task share a section."""
     sections: dict[str, Section] = {}
     for found in tasks:
         ti = found.ti
         href = pages.task(ti) if ti.map_index < 0 else None
         section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
-        section.images.extend(found.images)
-        if found.notice and found.notice not in section.notes:
-            section.notes.append(found.notice)
+        section.entries.extend(found.entries)
+        section.notes.extend(note for note in found.notes if note not in section.notes)
     return list(sections.values())
 
 
-async def _problem_section(pages: Pages, summary: TaskSummary) -> Section:
-    problems, unreadable = await collection.read_problems(summary)
-    notes = [unreadable] if unreadable else []
-    if summary.summary.not_sent:
-        notes.append(f"{summary.summary.not_sent} were not requested, because the task ended first.")
+async def _problem_section(api: AirflowApi, pages: Pages, task: TaskResult) -> Section:
+    found = await collection.read_entries(api, task, EVERYTHING)
+    notes = found.notes
+    if task.summary is not None and task.summary.not_sent:
+        notes = [*notes, f"{task.summary.not_sent} were not requested, because the task ended first."]
     return Section(
-        title=_title(summary), href=pages.task(summary.ti), summary=summary.summary, problems=problems, notes=notes
+        title=f"{task.ti.task_id} {task.status.label}".strip(),
+        href=pages.task(task.ti),
+        entries=[entry for entry in found.entries if not isinstance(entry, GalleryImage)],
+        notes=notes,
     )
 
 
-def _title(summary: TaskSummary) -> str:
-    ti = summary.ti
-    return ti.task_id if ti.map_index < 0 else f"{ti.task_id} [{ti.map_index}]"
-
-
-def _explain_empty_task(found: TaskImages, state: str | None) -> str:
-    if found.summary is not None and not found.summary.summary.in_progress:
-        return "This task generated no images."
-    if state is None or state in _UNFINISHED:
+def _explain_empty_task(task: TaskResult) -> str:
+    if not task.status.is_finished:
         return "This task has not finished yet. Its images are shown here as soon as they are stored."
-    if state == "success":
+    if task.summary is not None:
+        return "This task generated no images."
+    if task.status.state == "success":
         return "This task has no images. If it generated any, Airflow has since deleted their records."
-    return f"This task has no images. Its state is {state}; see its log for the reason."
+    return f"This task was {task.status.state}, so it has no images."
 
 
-def _explain_empty_run(run: dict[str, Any] | None) -> str:
-    if run is None:
-        return "This run does not exist, or was deleted."
-    if run.get("state") in ("queued", "running"):
+def _explain_empty_run(run: DagRun) -> str:
+    if run.is_active:
         return "No task in this run has generated images yet. They are shown here as soon as they are stored."
     return "No task in this run has generated images."
 
 
-def _read_parameters(image: GalleryImage) -> dict[str, Any]:
-    """Return an image's request fields from its file, without those that were too long to embed."""
-    with image_bytes(image) as data:
-        parameters = read_provenance(data).get("parameters")
-    return {name: value for name, value in parameters.items() if value != "…"} if isinstance(parameters, dict) else {}
+def _shown_arguments(image: GalleryImage) -> dict[str, Any]:
+    """Return the recorded arguments that the page of an image lists, those in ``parameters`` by their own names."""
+    recorded = dict(image.operator_arguments or {})
+    parameters = recorded.pop("parameters", None)
+    recorded |= parameters if isinstance(parameters, dict) else {}
+    return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
 
 
 def _preview(image: GalleryImage) -> bytes:

@@ -9,38 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
+from msgspec import DecodeError
+from msgspec.json import decode
 from msgspec.structs import asdict
 
 from airflow_provider_imagen.image_record import ImageRecord, WholeNumber, read_record
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance  # noqa: TC001 - msgspec reads it
-from airflow_provider_imagen.run_report import FailureLine, RunSummary
+from airflow_provider_imagen.run_report import FailureLine, RunSummary, TaskFailure
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 if TYPE_CHECKING:
     from msgspec import Struct
 
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskStatus
+
+    Entry: TypeAlias = "GalleryImage | Problem | TaskProblem"
+
 _NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
 
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """
-    The summary of a task instance.
-
-    :param timestamp: time at which the summary was written
-    """
-
-    ti: TaskInstance
-    summary: RunSummary
-    timestamp: str
+_ARGUMENTS: Final = signature(ImagenGenerateOperator.__init__).parameters.keys() - {"self", "prompt", "kwargs"}
+_MAX_LEVELS: Final = 20
 
 
 class GalleryImage(ImageRecord, frozen=True, kw_only=True):
     """The record of one image, and the task instance that it belongs to."""
 
+    kind: ClassVar[str] = "image"
     ti: TaskInstance
     prompt_index: WholeNumber
     image_index: WholeNumber
@@ -61,14 +60,77 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
         """The description for people who cannot see the image: the metadata value of this name, else the prompt."""
         return (self.metadata or {}).get("alt_text") or self.prompt
 
+    @property
+    def operator_arguments(self) -> dict[str, Any] | None:
+        """
+        The recorded arguments by name, only those that the operator has; ``None`` for one that could not be recorded.
+
+        :return: ``None`` if there are none or they cannot be read
+        """
+        try:
+            arguments = decode(self.arguments or "", type=dict[str, Any])
+        except (DecodeError, RecursionError):  # the former includes values of the wrong type
+            return None
+        if _is_deeper_than(_MAX_LEVELS, arguments):
+            return None
+        return {name: value for name, value in arguments.items() if name in _ARGUMENTS}
+
+    @property
+    def places(self) -> int:
+        """Number of places in the grid."""
+        return 1
+
 
 class Problem(FailureLine, frozen=True, kw_only=True):
     """One prompt that did not yield all its images, and the task instance that it belongs to."""
 
+    kind: ClassVar[str] = "problem"
     ti: TaskInstance
 
+    @property
+    def places(self) -> int:
+        """Number of places in the grid: one for each missing image."""
+        return max((self.requested or 0) - self.made, 1)
 
-def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | None:
+
+@dataclass(frozen=True)
+class TaskProblem:
+    """
+    A task instance that has failed, for a reason that is not that of one of its prompts.
+
+    :param failure: the reason; ``None`` if the task did not publish one, because it was killed or never ran
+    """
+
+    kind: ClassVar[str] = "task"
+    status: TaskStatus
+    failure: TaskFailure | None
+
+    @property
+    def ti(self) -> TaskInstance:
+        """The ids of the task instance."""
+        return self.status.ti
+
+    @property
+    def prompt(self) -> str | None:
+        """Its prompt, if it has just one."""
+        return self.status.prompt
+
+    @property
+    def name(self) -> str | None:
+        """The name of that prompt."""
+        return self.status.name
+
+    @property
+    def metadata(self) -> None:
+        """It has no metadata to show."""
+
+    @property
+    def places(self) -> int:
+        """Number of places in the grid."""
+        return 1
+
+
+def read_summary(value: Any) -> RunSummary | None:
     """
     Return a parsed XCom ``summary``; ``None`` if it is not one of ours.
 
@@ -79,7 +141,13 @@ def read_summary(ti: TaskInstance, value: Any, timestamp: str) -> TaskSummary | 
     shown = {name: field for name, field in _read(RunSummary, value).items() if name not in _NEVER_SHOWN}
     if shown["in_progress"]:
         shown["not_sent"] = 0
-    return TaskSummary(ti=ti, summary=RunSummary(**shown), timestamp=timestamp)
+    return RunSummary(**shown)
+
+
+def read_failure(value: Any) -> TaskFailure | None:
+    """Return a parsed XCom ``failure``; ``None`` if it is not one of ours."""
+    failure = TaskFailure(**_read(TaskFailure, value)) if isinstance(value, Mapping) else TaskFailure()
+    return failure if failure.error else None
 
 
 def total(summaries: Iterable[RunSummary]) -> RunSummary:
@@ -122,6 +190,12 @@ def _read_image(ti: TaskInstance, record: Mapping[str, Any]) -> GalleryImage | N
     if values["prompt_index"] is None or values["image_index"] is None:
         return None
     return GalleryImage(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
+
+
+def _is_deeper_than(levels: int, value: Any) -> bool:
+    """Return whether a JSON value is nested more deeply than so many levels."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper_than(levels - 1, part) for part in parts)
 
 
 def _read(kind: type[Struct], values: Mapping[str, Any]) -> dict[str, Any]:

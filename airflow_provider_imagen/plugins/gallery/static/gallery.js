@@ -1,4 +1,4 @@
-// Airflow's theme, unavailable images, the copy button and arrow keys.
+// Airflow's theme and time zone, unavailable images, the copy button and arrow keys.
 "use strict";
 
 (() => {
@@ -18,6 +18,26 @@
   followTheme();
   addEventListener("storage", followTheme);
   if (parent !== self) root.classList.add("embedded");
+
+  // Airflow's pages show times in the zone that the user chose there, stored as JSON, else in the browser's.
+  const showTimes = () => {
+    let timeZone;
+    try {
+      timeZone = JSON.parse(localStorage.getItem("timezone")) ?? undefined;
+    } catch {
+      // Storage is blocked, or holds something else.
+    }
+    const two = "2-digit";
+    const parts = { year: "numeric", month: two, day: two, hour: two, minute: two, second: two, timeZoneName: "short" };
+    try {
+      const format = new Intl.DateTimeFormat("sv-SE", { ...parts, timeZone }); // Swedish dates are ISO 8601
+      for (const time of document.querySelectorAll("time")) time.textContent = format.format(new Date(time.dateTime));
+    } catch {
+      // An unknown zone or date: keep the server's text.
+    }
+  };
+  addEventListener("DOMContentLoaded", showTimes);
+  addEventListener("storage", showTimes);
 
   // Load errors of images do not bubble, so listen in the capture phase.
   const showUnavailable = (image) => {
@@ -44,7 +64,7 @@
   });
 
   const moveInGrid = (key) => {
-    const cards = [...document.querySelectorAll("a.card")];
+    const cards = [...document.querySelectorAll(".card")];
     const at = cards.indexOf(document.activeElement);
     if (at < 0) return false;
     const columns = cards.filter((card) => card.offsetTop === cards[at].offsetTop).length;

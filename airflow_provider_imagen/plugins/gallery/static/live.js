@@ -12,7 +12,7 @@
 
   // --- replacing what has changed -----------------------------------------------------------------------------------
 
-  const CONTAINERS = "main, section, .grid, .problems"; // their children are compared; all else is replaced as a whole
+  const CONTAINERS = "main, section, .grid"; // their children are compared; all else is replaced as a whole
   const received = new WeakMap(); // the HTML of nodes, before scripts and people changed them
   const remember = (root) => {
     for (const parent of [root, ...root.querySelectorAll(CONTAINERS)])

@@ -1,0 +1,218 @@
+"""
+The results of runs and task instances, as the gallery's pages need them.
+
+A page is a slice of the places in the grid. Their number is known from the summaries, so only the records of the task
+instances on the page are read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem, total
+from airflow_provider_imagen.run_report import RunSummary
+
+if TYPE_CHECKING:
+    from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun, TaskInstance, TaskStatus
+    from airflow_provider_imagen.plugins.gallery.task_results import Entry
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """
+    One task instance of a run.
+
+    :param summary: what it has published; ``None`` if it has published nothing, or if that cannot be read
+    :param is_counted: whether its summary has been read, if there is one
+    """
+
+    status: TaskStatus
+    summary: RunSummary | None = None
+    is_counted: bool = True
+
+    @property
+    def ti(self) -> TaskInstance:
+        """The ids of the task instance."""
+        return self.status.ti
+
+    @property
+    def places(self) -> int:
+        """Number of places in the grid for its images and for what is missing; known before its records are read."""
+        counts = self.summary or RunSummary()
+        images = counts.made + counts.superseded + counts.filtered + counts.failed
+        return images or (1 if self.status.has_failed or counts.usd_in_doubt or counts.usd_lost else 0)
+
+    @property
+    def has_problems(self) -> bool:
+        """Whether images are missing, or may be because the task has failed."""
+        return self.status.has_failed or (self.summary is not None and self.summary.problems > 0)
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """
+    The task instances of a run that belong to this provider.
+
+    :param run: ``None`` for a single task instance
+    :param tasks: sorted by task, then map index
+    """
+
+    tasks: list[TaskResult]
+    run: DagRun | None = None
+
+    @property
+    def total(self) -> RunSummary:
+        """Total of the summaries read so far."""
+        return total(task.summary for task in self.tasks if task.summary is not None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has succeeded and is counted, so that the total tells how many images were requested."""
+        return (self.run is None or self.run.state == "success") and all(
+            task.status.state in ("skipped", "removed") or (task.status.state == "success" and task.summary is not None)
+            for task in self.tasks
+        )
+
+    @property
+    def labels(self) -> dict[TaskInstance, str]:
+        """Label of every task instance; empty for those that are not mapped."""
+        return {task.ti: task.status.label for task in self.tasks}
+
+    @property
+    def failed(self) -> int:
+        """Number of task instances that have failed, are waiting for a retry, or cannot run."""
+        return sum(task.status.has_failed for task in self.tasks)
+
+    @property
+    def skipped(self) -> int:
+        """Number of task instances that were skipped."""
+        return sum(task.status.state == "skipped" for task in self.tasks)
+
+    @property
+    def unfinished(self) -> int:
+        """Number of task instances that are still to run or to end."""
+        return sum(not task.status.is_finished and not task.status.has_failed for task in self.tasks)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what the total leaves out."""
+        uncounted = sum(not task.is_counted for task in self.tasks)
+        unrecorded = sum(
+            task.is_counted and task.summary is None and task.status.state == "success" for task in self.tasks
+        )
+        notes = [f"{uncounted} more tasks are not counted yet. Reload to count on."] if uncounted else []
+        if unrecorded:
+            tasks = "task" if unrecorded == 1 else "tasks"
+            notes.append(f"The records of {unrecorded} successful {tasks} cannot be read.")
+        return notes
+
+
+@dataclass(frozen=True)
+class TaskImages:
+    """
+    The images of one task instance.
+
+    :param summary: ``None`` if it has none
+    :param images: in prompt order
+    :param notice: sentence that says why images are missing; ``None`` if none are
+    """
+
+    ti: TaskInstance
+    summary: RunSummary | None
+    images: list[GalleryImage]
+    notice: str | None = None
+
+    def find(self, prompt_index: int, image_index: int) -> int | None:
+        """Return an image's position in the list; ``None`` if it is not there."""
+        for place, image in enumerate(self.images):
+            if (image.prompt_index, image.image_index) == (prompt_index, image_index):
+                return place
+        return None
+
+
+@dataclass(frozen=True)
+class TaskEntries:
+    """
+    What a grid shows of one task instance: its images and, in their places, what is missing.
+
+    :param entries: in prompt order; that of the whole task comes first
+    :param notes: sentences about what cannot be shown
+    """
+
+    ti: TaskInstance
+    entries: list[Entry]
+    notes: list[str]
+
+    @property
+    def images(self) -> list[GalleryImage]:
+        """The images among the entries."""
+        return [entry for entry in self.entries if isinstance(entry, GalleryImage)]
+
+    def between(self, first: int, end: int, *, places: int) -> TaskEntries:
+        """
+        Return the entries in a range of places, at most one for each.
+
+        :param places: number of places of the task instance; what is missing beyond them has the last place
+        """
+        kept: list[Entry] = []
+        place = 0
+        for entry in self.entries:
+            at = place if isinstance(entry, GalleryImage) else min(place, places - 1)
+            if first <= at < end:
+                kept.append(entry)
+            place += entry.places
+        return replace(self, entries=kept[: end - max(first, 0)])
+
+
+@dataclass(frozen=True)
+class Matches:
+    """
+    The result of a search in task instances.
+
+    :param tasks: those searched, each with its matching entries only
+    :param unsearched: number of task instances that were not searched for lack of time
+    """
+
+    tasks: list[TaskEntries]
+    unsearched: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of matching images."""
+        return sum(len(task.images) for task in self.tasks)
+
+    @property
+    def places(self) -> int:
+        """Number of matching entries."""
+        return sum(len(task.entries) for task in self.tasks)
+
+    def slice(self, *, first: int, most: int) -> list[TaskEntries]:
+        """
+        Return a slice of the entries; the first one comes with the notes of all task instances.
+
+        :param first: number of the first entry
+        :param most: maximum number of entries
+        """
+        found = []
+        start = 0
+        for task in self.tasks:
+            entries = task.entries[max(first - start, 0) : max(first + most - start, 0)]
+            if entries or (task.notes and first == 0):
+                found.append(replace(task, entries=entries))
+            start += len(task.entries)
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what was not searched."""
+        if not self.unsearched:
+            return []
+        return [f"{self.unsearched} more tasks could not be searched in time. Search on their own pages."]
+
+
+def place_of(entry: GalleryImage | Problem) -> tuple[float, bool, int]:
+    """Return a sort key: the images of a prompt, then what it lacks; unknown prompts come last."""
+    index = math.inf if entry.prompt_index is None else entry.prompt_index
+    return index, isinstance(entry, Problem), entry.image_index if isinstance(entry, GalleryImage) else 0
