@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alternatives, imports, journal, kills, memory, rate_limits, throughput
+from benchmarks import alternatives, imports, journal, kills, memory, progress, rate_limits, throughput
 from benchmarks.running import lab
 from benchmarks.tables import Row, machine, show
 
@@ -19,6 +19,7 @@ QUESTIONS: dict[str, Any] = {
     "imports": imports,
     "throughput": throughput,
     "journal": journal,
+    "progress": progress,
     "memory": memory,
     "rate_limits": rate_limits,
     "alternatives": alternatives,

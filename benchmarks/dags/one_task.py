@@ -61,19 +61,27 @@ class MeasuredOperator(ImagenGenerateOperator):
         if conf.get("inline"):
             self.convert_base64_to_url = False
         from airflow_provider_imagen.journal import log as journal
-        from airflow_provider_imagen.operators import execution
+        from airflow_provider_imagen.operators import execution, publish
 
-        opened = []
+        if not conf.get("progress", True):
+            publish.PROGRESS_INTERVAL_SECONDS = float("inf")
+        opened, published = [], []
+
+        class CountingPublisher(publish.Publisher):
+            def publish_progress(self, *args):
+                published.append(args)
+                super().publish_progress(*args)
 
         class KnownJournal(journal.Journal):
             def __init__(self, store, **kwargs):
                 super().__init__(journal.NoStore() if conf.get("journal") == "memory" else store, **kwargs)
                 opened.append(self)
 
-        execution.Journal = KnownJournal
+        execution.Journal, execution.Publisher = KnownJournal, CountingPublisher
         with _measured(context) as more:
             urls = super().execute(context)
             more["journal_writes"] = opened[0].writes
+            more["progress_publications"] = len(published)
         return urls
 
 
