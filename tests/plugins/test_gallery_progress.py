@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -173,6 +174,36 @@ def test_only_pages_that_may_change_ask_to_be_refreshed(forged: Any, visit: Any)
 
     assert "data-refresh-seconds" not in task + run
     assert 'data-refresh-seconds="10.0"' in dag
+
+
+def test_a_run_that_waits_for_something_else_is_refreshed_less_often(run_dag: Any, visit: Any) -> None:
+    from airflow.sdk import DAG, task
+
+    ann = visit()
+    pages: list[str] = []
+    with DAG("waits_for_something_else", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=[])
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.04})
+
+        @task
+        def look(dag_run: Any = None) -> None:
+            ids = {"dag_id": dag_run.dag_id, "run_id": dag_run.run_id}
+            for path, query in (
+                ("run", ids),
+                ("dag", {"dag_id": dag_run.dag_id}),
+                ("task", {**ids, "task_id": "look"}),
+                ("task", {**ids, "task_id": "paint"}),
+            ):
+                pages.append(ann.get(f"/imagen/{path}", params=query).text)
+
+        paint() >> look()
+    run_dag(dag)
+
+    intervals = [re.findall(r'data-refresh-seconds="([\d.]+)"', page) for page in pages]
+    assert intervals == [["10.0"], ["10.0"], ["1.5"], []]
 
 
 # --- who sees it ------------------------------------------------------------------------------------------------------

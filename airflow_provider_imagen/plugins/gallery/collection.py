@@ -243,9 +243,9 @@ class Collection:
         """
         ids = {"dag_id": run.dag_id, "run_id": run.run_id}
         operators = await self._operators.get(run.dag_id, lambda: api.list_operators(run.dag_id))
-        statuses, timestamps = await asyncio.gather(
-            api.list_task_instances(**ids, operators=operators), api.list_xcoms(**ids, key="summary")
-        )
+        # In this order, because a task publishes its results before it ends.
+        statuses = await api.list_task_instances(**ids, operators=operators)
+        timestamps = await api.list_xcoms(**ids, key="summary")
         summaries = await self._read_summaries(api, sorted(timestamps.items()), seconds=seconds)
         # A DAG may have changed since, so that the class names of its subclasses are no longer known.
         known = {status.ti.task_id for status in statuses}

@@ -18,9 +18,11 @@ from fastapi.responses import HTMLResponse, Response
 from airflow_provider_imagen.plugins.gallery.collection import Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Iterable
 
     from fastapi import Request
+
+    from airflow_provider_imagen.plugins.gallery.run_results import RunResults
 
 REFRESH_SECONDS: Final = 1.5
 """
@@ -30,7 +32,7 @@ A new image appears within five seconds: a task publishes it within about two, a
 """
 
 IDLE_REFRESH_SECONDS: Final = 10.0
-"""The same for the page of a DAG without a run in progress; somebody may start one at any time."""
+"""The same where nothing is in progress at the moment: a run waits for a person, or a DAG for its next run."""
 
 SHARED_SECONDS: Final = 1.0
 """How long viewers share an answer, unless it took so long to produce that it is shared for longer (``Memory``)."""
@@ -39,7 +41,6 @@ REFRESH_HEADER: Final = "imagen-refresh"
 """Request header of the script's requests; all others get a page made for them."""
 
 _MAX_SHARED_BYTES: Final = 16 * 1024 * 1024
-_ENDED: Final = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,16 @@ _answers: Memory[_Answer] = Memory(
 )
 
 
-def refresh_seconds(states: Collection[str | None]) -> float | None:
+def refresh_seconds(shown: Iterable[RunResults]) -> float | None:
     """
     Return how often to request a page again; ``None`` for never, because everything on it has ended.
 
-    :param states: states of its runs or task instances, as Airflow names them
+    :param shown: what is on the page
     """
-    return None if all(state in _ENDED for state in states) else REFRESH_SECONDS
+    active = [results for results in shown if results.is_active]
+    if any(not task.status.is_finished for results in active for task in results.tasks):
+        return REFRESH_SECONDS
+    return IDLE_REFRESH_SECONDS if active else None
 
 
 def shared_by_viewers(show: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:

@@ -206,7 +206,7 @@ async def show_task(
         empty="" if search or entries or notes else _explain_empty_task(task),
         notes=[],
         more_problems=pages.task(ti, show="problems") if show == "pictures" and task.has_problems else None,
-        refresh_seconds=refresh_seconds([status.state]),
+        refresh_seconds=refresh_seconds([results]),
     )
 
 
@@ -274,7 +274,7 @@ async def show_run(
         more_problems=pages.run(dag_id, run_id, show="problems")
         if show == "pictures" and any(task.has_problems for task in results.tasks)
         else None,
-        refresh_seconds=refresh_seconds([run.state]),
+        refresh_seconds=refresh_seconds([results]),
     )
 
 
@@ -285,7 +285,8 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
     pages = Pages(_root(request))
     search = ImageSearch(q)
     seconds = COUNT_SECONDS / RUNS_PER_PAGE
-    sections = []
+    sections: list[Section] = []
+    shown: list[RunResults] = []
     async with AirflowApi(request) as api:
         listed = await api.list_runs(dag_id, offset=(page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
         if listed is None:
@@ -295,6 +296,7 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
             results = await collection.read_run(api, run, seconds=seconds)
             if not results.tasks:
                 continue
+            shown.append(results)
             notes, images = results.notes, results.total.made
             if search:
                 matches = await collection.search(api, results.tasks, search, seconds=seconds)
@@ -329,7 +331,7 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
         empty="" if sections or search else _NO_RUNS[count > RUNS_PER_PAGE],
         notes=[],
         more_problems=None,
-        refresh_seconds=refresh_seconds([run.state for run in runs]) or IDLE_REFRESH_SECONDS,
+        refresh_seconds=refresh_seconds(shown) or IDLE_REFRESH_SECONDS,
     )
 
 

@@ -68,6 +68,11 @@ class RunResults:
         return total(task.summary for task in self.tasks if task.summary is not None)
 
     @property
+    def is_active(self) -> bool:
+        """Whether the run or the single task instance has not ended."""
+        return self.run.is_active if self.run else not all(task.status.is_finished for task in self.tasks)
+
+    @property
     def is_complete(self) -> bool:
         """Whether everything has succeeded and is counted, so that the total tells how many images were requested."""
         return (self.run is None or self.run.state == "success") and all(
