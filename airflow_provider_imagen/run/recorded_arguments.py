@@ -42,7 +42,7 @@ def record_arguments(
     if parameters := {name: value for name, value in fields.items() if name not in operator_names}:
         recorded["parameters"] = parameters
     recorded |= {name: _recorded(value) for name, value in task_arguments.items()}
-    text = json.dumps(recorded, ensure_ascii=False)
+    text = json.dumps(recorded, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= MAX_ARGUMENTS_CHARACTERS else None
 
 

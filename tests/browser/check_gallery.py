@@ -16,11 +16,13 @@ import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 if TYPE_CHECKING:
@@ -422,6 +424,72 @@ def test_the_gallery_fits_a_phone_screen(browser: Browser, airflow: Airflow, run
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     _screenshot(page, "10-telephone-dark")
     context.close()
+
+
+@pytest.fixture(scope="session")
+def rejected_run_id(airflow: Airflow) -> str:
+    run_id = airflow.start_run("partly_rejected", output_path=str(WORK / "partly"))
+    airflow.wait_for("partly_rejected", run_id, "failed")
+    return run_id
+
+
+def test_a_rejected_instance_has_a_tile_with_its_label_its_error_and_a_link_to_its_log(
+    ann: Page, airflow: Airflow, rejected_run_id: str
+) -> None:
+    ann.goto(f"{airflow.url}/dags/partly_rejected/runs/{rejected_run_id}")
+    ann.get_by_role("link", name="Pictures", exact=True).click()
+    frame = ann.frame_locator("iframe[title=Pictures]")
+    expect(frame.locator(".card")).to_have_count(3)
+    tile = frame.locator(".card").nth(1)
+    for part in ("Task failed", "aspect_ratio='2:1'", "An old town square in the rain", "square"):
+        expect(tile).to_contain_text(part)
+    expect(frame.get_by_text("2 of")).to_have_count(0)
+    inner = ann.frame(url=re.compile("/imagen/run"))
+    _wait_for(lambda: _all_loaded(inner), "the previews")
+    _screenshot(ann, "16-rejected-instance")
+    tile.get_by_role("link", name="Open its log").click()
+    ann.wait_for_url(re.compile("/tasks/paint/mapped/1"))
+
+
+def test_dates_are_in_the_time_zone_chosen_in_airflow(ann: Page, airflow: Airflow, run_id: str) -> None:
+    shown = {}
+    for zone in ("UTC", "Asia/Tokyo"):
+        ann.evaluate("zone => localStorage.setItem('timezone', JSON.stringify(zone))", zone)
+        ann.goto(f"{airflow.url}/imagen/run?dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}")
+        shown[zone] = datetime.fromisoformat(ann.locator("time").first.text_content()[:19])
+    ann.evaluate("localStorage.removeItem('timezone')")
+    assert shown["Asia/Tokyo"] - shown["UTC"] == timedelta(hours=9)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1360), ("dark", 1360), ("light", 390), ("dark", 390)])
+def test_no_page_has_an_accessibility_problem(
+    browser: Browser, airflow: Airflow, run_id: str, rejected_run_id: str, scheme: str, width: int
+) -> None:
+    context = _log_in(browser, airflow, "ann", color_scheme=scheme)
+    page = context.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    many = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
+    rejected = f"dag_id=partly_rejected&run_id={rejected_run_id.replace('+', '%2B')}"
+    addresses = {
+        "dag": "dag?dag_id=many_pictures",
+        "run": f"run?{many}",
+        "rejected": f"run?{rejected}",
+        "problems": f"run?{many}&show=problems",
+        "task": f"task?{many}&task_id=posters",
+        "instance": f"task?{rejected}&task_id=paint&map_index=1",
+        "image": f"picture?{many}&task_id=posters&prompt_index=0&image_index=0",
+        "not-found": f"task?{many}&task_id=never",
+    }
+    found = {}
+    for name, address in addresses.items():
+        page.goto(f"{airflow.url}/imagen/{address}")
+        page.wait_for_load_state("networkidle")
+        _screenshot(page, f"17-{name}-{scheme}-{width}", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        violations = Axe().run(page).response["violations"]
+        found |= {name: [(each["id"], each["nodes"][0]["html"]) for each in violations]} if violations else {}
+    context.close()
+    assert found == {}
 
 
 def test_a_person_picks_the_best_and_only_those_are_published(ann: Page, airflow: Airflow) -> None:

@@ -49,3 +49,21 @@ def growing_pictures():
 
 
 growing_pictures()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def partly_rejected():
+    ImagenGenerateOperator.partial(
+        task_id="paint",
+        output_path="{{ params.output_path }}",
+        map_index_template="{{ task.prompt['name'] }}",
+    ).expand(
+        prompt=[
+            {"prompt": PROMPTS[0], "name": "lighthouse"},
+            {"prompt": PROMPTS[2], "name": "square", "aspect_ratio": "2:1"},
+            {"prompt": PROMPTS[4], "name": "mountains"},
+        ]
+    )
+
+
+partly_rejected()

@@ -22,7 +22,7 @@ trap clean_up EXIT
 unset AIRFLOW_HOME
 "$python" -m venv "$work/driver" # the browser's driver and Airflow must not share dependencies
 "$work/driver/bin/pip" install --quiet --disable-pip-version-check 'playwright>=1.50' 'pytest>=8.3' 'pytest-timeout>=2.3' \
-  'psutil>=5.9'
+  'psutil>=5.9' 'axe-playwright-python>=0.1.7'
 
 export ARTIFACTS=${ARTIFACTS:-$(mktemp -d -t imagen-screenshots-XXXXXX)}
 mkdir -p "$ARTIFACTS"

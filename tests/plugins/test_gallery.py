@@ -18,7 +18,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from airflow.sdk import literal
@@ -79,7 +79,7 @@ def test_every_link_and_image_on_a_page_loads(painted: Any, visit: Any, tmp_path
     ann = visit()
     path, query = gallery.task()
 
-    seen = {f"{path}?" + "&".join(f"{k}={v}" for k, v in query.items())}
+    seen = {f"{path}?{urlencode(query)}"}
     todo = set(seen)
     while todo:
         address = todo.pop()

@@ -170,15 +170,25 @@ def test_an_error_that_the_prompts_explain_is_shown_once(
     }
 
 
-def test_an_error_that_no_prompt_explains_is_shown_with_the_images(painted: Any, visit: Any, tmp_path: Path) -> None:
-    gallery = painted(prompt=["one", "two", "three"], max_usd=0.09, concurrency=1, output_path=str(tmp_path))
+def test_an_error_that_no_prompt_explains_is_shown_with_the_images(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.sdk import DAG, task
 
-    page = run_page(visit, gallery.run)
+    with DAG("stopped", schedule=None) as dag:
 
-    assert tiles(page)[0].startswith(
-        "Task failed max_usd=0.09: $0.084 spent, and the next request could exceed the cap."
-    )
-    assert prompts(page) == ["one", "two"]
+        @task(retries=0)
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=[record(prompt="one")])
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.01})
+            ti.xcom_push(key="failure", value={"error": "StoppedError", "message": "The task was cancelled."})
+            raise ValueError
+
+        paint()
+
+    page = run_page(visit, run_dag(dag))
+
+    assert totals(page) == {"Generated": "1", "Tasks failed": "1", "Spent": "$0.01"}
+    assert reasons(page) == ["The task was cancelled."]
+    assert prompts(page) == ["one"]
 
 
 def test_secrets_that_airflow_masks_are_masked_in_the_reason(

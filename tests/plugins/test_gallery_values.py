@@ -716,7 +716,7 @@ def test_the_snippet_contains_exactly_what_was_recorded() -> None:
         "ImagenGenerateOperator(\n"
         "    task_id='t',\n"
         "    prompt={'prompt': 'a fox', 'name': 'fox', 'metadata': {'sku': '7'}},\n"
-        "    model='asked for',\n    aspect_ratio='16:9',\n    enhance_prompt=False,\n    num_images=4,\n"
+        "    model='asked for',\n    num_images=4,\n    aspect_ratio='16:9',\n    enhance_prompt=False,\n"
         "    parameters={'loras': [{'path': 'x', 'scale': 0.5}]},\n"
         "    output_path='s3://conn@media/a',\n"
         "    provenance={'alt_text': '{{ not rendered }}'},\n"

@@ -1,7 +1,8 @@
 """
 The gallery: pages in Airflow's UI that show the generated images.
 
-``routes`` has the routes, ``airflow_api`` calls Airflow's API with the visitor's session, ``records`` parses XComs and
-manifests, ``collection`` reads and caches them, ``files`` and ``thumbnails`` load images, ``pages`` renders HTML.
+``routes`` has the routes, ``airflow_api`` calls Airflow's API with the visitor's session, ``task_results`` parses XComs
+and files, ``collection`` reads and caches them, ``run_results`` adds them up, ``files`` and ``thumbnails`` load images,
+``pages`` renders HTML, and ``snippet`` writes the code that makes an image again.
 Only the web server imports this package, on the first request.
 """

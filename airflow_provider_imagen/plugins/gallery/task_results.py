@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 _NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
 
-_ARGUMENTS: Final = signature(ImagenGenerateOperator.__init__).parameters.keys() - {"self", "prompt", "kwargs"}
+_ARGUMENTS: Final = [
+    name for name in signature(ImagenGenerateOperator.__init__).parameters if name not in ("self", "prompt", "kwargs")
+]
 _MAX_LEVELS: Final = 20
 
 
@@ -63,9 +65,9 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
     @property
     def operator_arguments(self) -> dict[str, Any] | None:
         """
-        The recorded arguments by name, only those that the operator has; ``None`` for one that could not be recorded.
+        The recorded arguments by name, in the operator's order; ``None`` for one that could not be recorded.
 
-        :return: ``None`` if there are none or they cannot be read
+        :return: only arguments that the operator has; ``None`` if there are none or they cannot be read
         """
         try:
             arguments = decode(self.arguments or "", type=dict[str, Any])
@@ -73,7 +75,7 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
             return None
         if _is_deeper_than(_MAX_LEVELS, arguments):
             return None
-        return {name: value for name, value in arguments.items() if name in _ARGUMENTS}
+        return {name: arguments[name] for name in _ARGUMENTS if name in arguments}
 
     @property
     def places(self) -> int:

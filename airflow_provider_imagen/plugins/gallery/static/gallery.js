@@ -38,6 +38,7 @@
   };
   addEventListener("DOMContentLoaded", showTimes);
   addEventListener("storage", showTimes);
+  addEventListener("refreshed", showTimes); // live.js
 
   // Load errors of images do not bubble, so listen in the capture phase.
   const showUnavailable = (image) => {

@@ -74,6 +74,7 @@
     update(main, next);
     if (next.dataset.refreshSeconds) main.dataset.refreshSeconds = next.dataset.refreshSeconds;
     else delete main.dataset.refreshSeconds;
+    dispatchEvent(new Event("refreshed"));
     restoreFocus(focused);
     announce();
   };
