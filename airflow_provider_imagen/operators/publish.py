@@ -128,18 +128,6 @@ class Publisher:
                 raise unwritten
             return summary
 
-    def push_failure(self, error: BaseException) -> None:
-        """Push why the attempt failed to XCom ``failure``, for those who look at the results but not at the log."""
-        ti = self._context.get("ti")
-        if not self.can_reach_airflow or ti is None or not hasattr(ti, "xcom_push"):
-            return
-        message = redact_secrets(str(error))[:MAX_MESSAGE_CHARACTERS]
-        try:
-            with self._airflow_lock:
-                ti.xcom_push(key="failure", value=TaskFailure(type(error).__name__, message).to_json())
-        except Exception as problem:  # must not replace the error that ends the task
-            log.warning("The reason of the failure could not be published (%s).", problem)
-
     def _owns_results(self, journal: Journal) -> bool:
         """
         Return whether this attempt may publish the task's results, because no other attempt does or has.
@@ -250,6 +238,22 @@ class Publisher:
             published = len(result.listed)
             took = time.monotonic() - started
             due = time.monotonic() + max(PUBLISH_INTERVAL_SECONDS, took / MAX_PUBLISHING_SHARE)
+
+
+def push_failure(context: Context, error: BaseException) -> None:
+    """
+    Push why an attempt failed to XCom ``failure``, for those who look at the results but not at the log.
+
+    Never raises, so that the original error reaches the user.
+    """
+    ti = context.get("ti")
+    if ti is None or not hasattr(ti, "xcom_push"):
+        return
+    message = redact_secrets(str(error))[:MAX_MESSAGE_CHARACTERS]
+    try:
+        ti.xcom_push(key="failure", value=TaskFailure(type(error).__name__, message).to_json())
+    except Exception as problem:
+        log.warning("The reason of the failure could not be published (%s).", problem)
 
 
 def _label(record: ImageRecord) -> str:
