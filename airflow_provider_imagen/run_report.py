@@ -125,11 +125,11 @@ class TaskFailure(Struct, frozen=True):
     Why the latest attempt of a task failed: XCom ``failure``.
 
     :param error: class name of the error
-    :param message: its text, at most :data:`MAX_MESSAGE_CHARACTERS` characters, without secrets that Airflow knows
+    :param message: its text, cut to :data:`MAX_MESSAGE_CHARACTERS`, without secrets that Airflow masks in logs
     """
 
-    error: str = ""
-    message: str = ""
+    error: Annotated[str, Meta(max_length=250)] = ""
+    message: Annotated[str, Meta(max_length=MAX_MESSAGE_CHARACTERS)] = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the failure as a mapping, every key present."""

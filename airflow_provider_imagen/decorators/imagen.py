@@ -65,8 +65,11 @@ class _ImagenDecoratedOperator(DecoratedOperator, ImagenGenerateOperator):
         function = f"the function {self.python_callable.__name__!r} of @task.imagen"
         if problems := list(_find_problems(prompt, of=function)):
             from airflow_provider_imagen.operators.execution import error_for_airflow
+            from airflow_provider_imagen.operators.publish import push_failure
 
-            raise error_for_airflow(InvalidArgumentsError(problems), self)
+            error = InvalidArgumentsError(problems)
+            push_failure(context, error)
+            raise error_for_airflow(error, self)
         self.prompt = prompt  # not rendered: it may hold untrusted text, such as a headline
         return ImagenGenerateOperator.execute(self, context)
 

@@ -42,7 +42,7 @@ from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.operators.arguments import Arguments
 from airflow_provider_imagen.operators.journal_location import journal_store
 from airflow_provider_imagen.operators.lineage import lineage_of
-from airflow_provider_imagen.operators.publish import PUBLISH_TIMEOUT_SECONDS, Publisher
+from airflow_provider_imagen.operators.publish import PUBLISH_TIMEOUT_SECONDS, Publisher, push_failure
 from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
@@ -218,11 +218,17 @@ class TaskExecution:
             self._result = self._generate_images()
         except BaseException as error:
             self._error = error
-            if not isinstance(error, (AirflowSkipException, OwnershipLostError)):  # the owner publishes its own results
-                (self._publisher or self._publisher_for(None)).push_failure(error)
+            self._publish_failure(error)
         finally:
             self._hook.close()
             self._is_done.set()
+
+    def _publish_failure(self, error: BaseException) -> None:
+        """Publish why the attempt failed, unless another one has taken over, which publishes its own results."""
+        can_reach_airflow = self._publisher is None or self._publisher.can_reach_airflow
+        if can_reach_airflow and not isinstance(error, (AirflowSkipException, OwnershipLostError)):
+            with self._airflow_lock:
+                push_failure(self._context, error)
 
     def _generate_images(self) -> list[str]:
         """Prepare and run the attempt, and return the URLs, unless images are missing that the author requires."""

@@ -171,16 +171,6 @@ class Publisher:
         output_path = None if self._folder is None else path_text(self._operator.output_path)
         return replace(result.summary(), output_path=output_path, in_progress=in_progress)
 
-    def push_failure(self, error: BaseException) -> None:
-        """Push why the attempt failed to XCom ``failure``, for those who look at the results but not at the log."""
-        if not self.can_reach_airflow:
-            return
-        message = redact_secrets(str(error))[:MAX_MESSAGE_CHARACTERS]
-        try:
-            self._push_xcom("failure", TaskFailure(type(error).__name__, message).to_json())
-        except Exception as problem:  # must not replace the error that ends the task
-            log.warning("The reason of the failure could not be published (%s).", problem)
-
     def _owns_results(self, journal: Journal) -> bool:
         """
         Return whether this attempt may publish the task's results, because no other attempt does or has.
@@ -303,6 +293,22 @@ class Publisher:
                 due = now + max(PUBLISH_INTERVAL_SECONDS, pause)
             elif is_progress_due:
                 progress_due = now + max(PROGRESS_INTERVAL_SECONDS, pause, cpu_seconds / MAX_PROGRESS_CPU_SHARE)
+
+
+def push_failure(context: Context, error: BaseException) -> None:
+    """
+    Push why an attempt failed to XCom ``failure``, for those who look at the results but not at the log.
+
+    Never raises, so that the original error reaches the user.
+    """
+    ti = context.get("ti")
+    if ti is None or not hasattr(ti, "xcom_push"):
+        return
+    message = redact_secrets(str(error))[:MAX_MESSAGE_CHARACTERS]
+    try:
+        ti.xcom_push(key="failure", value=TaskFailure(type(error).__name__, message).to_json())
+    except Exception as problem:
+        log.warning("The reason of the failure could not be published (%s).", problem)
 
 
 def _label(record: ImageRecord) -> str:

@@ -11,6 +11,10 @@ import pytest
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.plugins.gallery import pages
+from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance, TaskStatus
+from airflow_provider_imagen.plugins.gallery.run_results import TaskEntries, TaskResult, place_of
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem, TaskProblem
+from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
 
 from .test_gallery import links, record
@@ -299,3 +303,35 @@ def test_what_does_not_exist_is_not_found_and_leads_back(
     assert page.status_code == 404
     (way,) = [link for link in links(page.text) if link.partition("?")[0] == back]
     assert status is None or visit().get(way).status_code == status
+
+
+# --- the places of a grid ---------------------------------------------------------------------------------------------
+
+TI = TaskInstance("d", "r", "t")
+
+
+def entries_of(images: int, problems: int, *, has_failed: bool) -> TaskEntries:
+    """Return images, and one missing image after each of the first few."""
+    pictures = [GalleryImage(ti=TI, prompt_index=number, image_index=0) for number in range(images)]
+    missing = [Problem(ti=TI, prompt_index=number, requested=2, made=1) for number in range(problems)]
+    failure = [TaskProblem(TaskStatus(TI, "failed"), None)] if has_failed else []
+    return TaskEntries(TI, [*failure, *sorted([*pictures, *missing], key=place_of)], notes=[])
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+@pytest.mark.parametrize("surplus", [0, 1, 5])
+def test_every_entry_is_on_exactly_one_page(has_failed: bool, surplus: int) -> None:
+    counts = RunSummary(requested=20, made=13, failed=7 - surplus)
+    task = TaskResult(TaskStatus(TI, "failed" if has_failed else "success"), counts)
+    entries = entries_of(13, 7, has_failed=has_failed)
+
+    found = [entries.between(first, first + 6, places=task.places).entries for first in range(0, task.places, 6)]
+
+    assert [entry for page in found for entry in page] == entries.entries
+    assert max(map(len, found)) <= 12
+
+
+def test_a_list_that_is_longer_than_its_summary_says_cannot_fill_a_page_without_end() -> None:
+    entries = entries_of(10_000, 0, has_failed=False)
+
+    assert len(entries.between(0, 60, places=3).entries) == 120

@@ -737,6 +737,13 @@ def test_the_snippet_of_an_image_without_readable_arguments_says_so(arguments: s
     )
 
 
+@pytest.mark.parametrize("value", [[1], "text", 7, None, True])
+def test_recorded_parameters_of_another_type_do_not_break_the_snippet(value: Any) -> None:
+    code = snippet(image_with(arguments=json.dumps({"parameters": value, "model": value})))
+
+    ast.parse(code)
+
+
 def test_recorded_arguments_cannot_add_code() -> None:
     hostile = "x=1); import os #"
     arguments = {hostile: 1, "task_id": "a", "self": 1, "prompt": "b", "parameters": {f"{hostile}\nimport os": None}}

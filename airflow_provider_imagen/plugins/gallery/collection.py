@@ -273,14 +273,17 @@ class Collection:
             found = await self.get_task(api, task.ti, task.summary)
             problems, unreadable = await self.read_problems(task.ti, task.summary)
             images, notes = found.images, [found.notice, unreadable]
-        entries: list[Entry] = sorted([*images, *problems], key=place_of)
+        unexplained: list[Entry] = []
         if task.status.has_failed:
             failure = await self._read_failure(api, task.status)
             if not _is_explained(failure, problems):
-                entries.insert(0, TaskProblem(task.status, failure))
-        if search:
-            entries = await self.in_thread(partial(search.filter, entries))
-        return TaskEntries(task.ti, entries, [note for note in notes if note])
+                unexplained = [TaskProblem(task.status, failure)]
+
+        def arrange() -> list[Entry]:
+            ordered = sorted([*images, *problems], key=place_of) if problems else images
+            return search.filter([*unexplained, *ordered])
+
+        return TaskEntries(task.ti, await self.in_thread(arrange), [note for note in notes if note])
 
     async def search(
         self, api: AirflowApi, tasks: list[TaskResult], search: ImageSearch, *, seconds: float = COUNT_SECONDS

@@ -112,6 +112,11 @@ class Section:
     count: int = 0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def shown(self) -> int:
+        """Number of images among the entries."""
+        return sum(entry.kind == "image" for entry in self.entries)
+
 
 class Pages:
     """

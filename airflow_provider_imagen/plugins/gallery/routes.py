@@ -62,7 +62,6 @@ TASKS_PER_PAGE: Final = 30
 RUNS_PER_PAGE: Final = 8
 IMAGES_PER_RUN: Final = 8
 
-_NO_RUNS: Final = ("No run of this DAG has generated images yet.", "None of these runs has generated images.")
 _SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
 """Arguments that the page of an image shows in another place, or only in the code."""
 
@@ -284,37 +283,24 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
     """Show the runs of a DAG, the latest first, each with its first images or with those that match a search."""
     pages = Pages(_root(request))
     search = ImageSearch(q)
-    seconds = COUNT_SECONDS / RUNS_PER_PAGE
-    sections: list[Section] = []
-    shown: list[RunResults] = []
+    sections = []
     async with AirflowApi(request) as api:
         listed = await api.list_runs(dag_id, offset=(page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
         if listed is None:
             raise MissingError("This DAG does not exist, or was deleted.")
         runs, count = listed
         for run in runs:
-            results = await collection.read_run(api, run, seconds=seconds)
-            if not results.tasks:
-                continue
-            shown.append(results)
-            notes, images = results.notes, results.total.made
-            if search:
-                matches = await collection.search(api, results.tasks, search, seconds=seconds)
-                notes, images = [*notes, *matches.notes], matches.count
-                parts = matches.slice(first=0, most=IMAGES_PER_RUN)
-            else:
-                parts = await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN)
-            section = Section(
-                title=run.run_id,
-                href=pages.run(dag_id, run.run_id, q=search.query or None),
-                results=results,
-                entries=[entry for part in parts for entry in part.entries],
-                count=images,
-                notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
-            )
-            if section.entries or section.notes or not search:
+            section = await _run_section(api, pages, run, search)
+            if section is not None:
                 sections.append(section)
     made = sum(section.count for section in sections)
+    empty = ""
+    if not sections and not search:
+        empty = (
+            "No run of this DAG has generated images yet."
+            if count <= RUNS_PER_PAGE
+            else "None of these runs has generated images."
+        )
     return _page(
         request,
         "gallery.html",
@@ -328,10 +314,10 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
         search=SearchForm(pages.dag(dag_id, page=page), search.query, made) if made or search else None,
         sections=sections,
         pager=_pager(page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, page=n, q=search.query or None)),
-        empty="" if sections or search else _NO_RUNS[count > RUNS_PER_PAGE],
+        empty=empty,
         notes=[],
         more_problems=None,
-        refresh_seconds=refresh_seconds(shown) or IDLE_REFRESH_SECONDS,
+        refresh_seconds=refresh_seconds(each.results for each in sections if each.results) or IDLE_REFRESH_SECONDS,
     )
 
 
@@ -472,6 +458,33 @@ def _sections(pages: Pages, tasks: list[TaskEntries]) -> list[Section]:
         section.entries.extend(found.entries)
         section.notes.extend(note for note in found.notes if note not in section.notes)
     return list(sections.values())
+
+
+async def _run_section(api: AirflowApi, pages: Pages, run: DagRun, search: ImageSearch) -> Section | None:
+    """Return the section of a run on the page of its DAG; ``None`` if it has nothing to show."""
+    seconds = COUNT_SECONDS / RUNS_PER_PAGE
+    results = await collection.read_run(api, run, seconds=seconds)
+    if not results.tasks:
+        return None
+    notes, count = results.notes, results.total.made
+    if search:
+        matches = await collection.search(api, results.tasks, search, seconds=seconds)
+        notes, count = [*notes, *matches.notes], matches.count
+        parts = matches.slice(first=0, most=IMAGES_PER_RUN)
+    else:
+        parts = await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN)
+    entries = [entry for part in parts for entry in part.entries]
+    notes = [*notes, *dict.fromkeys(note for part in parts for note in part.notes)]
+    if search and not entries and not notes:
+        return None
+    return Section(
+        title=run.run_id,
+        href=pages.run(run.dag_id, run.run_id, q=search.query or None),
+        results=results,
+        entries=entries,
+        count=count,
+        notes=notes,
+    )
 
 
 async def _problem_section(api: AirflowApi, pages: Pages, task: TaskResult) -> Section:

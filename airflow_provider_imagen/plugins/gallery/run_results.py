@@ -42,7 +42,7 @@ class TaskResult:
         """Number of places in the grid for its images and for what is missing; known before its records are read."""
         counts = self.summary or RunSummary()
         images = counts.made + counts.superseded + counts.filtered + counts.failed
-        return images or (1 if self.status.has_failed or counts.usd_in_doubt or counts.usd_lost else 0)
+        return images + self.status.has_failed or int(counts.usd_in_doubt > 0 or counts.usd_lost > 0)
 
     @property
     def has_problems(self) -> bool:
@@ -87,8 +87,8 @@ class RunResults:
 
     @property
     def failed(self) -> int:
-        """Number of task instances that have failed, are waiting for a retry, or cannot run."""
-        return sum(task.status.has_failed for task in self.tasks)
+        """Number of task instances that have failed for good or cannot run."""
+        return sum(task.status.has_failed and task.status.is_finished for task in self.tasks)
 
     @property
     def skipped(self) -> int:
@@ -98,7 +98,7 @@ class RunResults:
     @property
     def unfinished(self) -> int:
         """Number of task instances that are still to run or to end."""
-        return sum(not task.status.is_finished and not task.status.has_failed for task in self.tasks)
+        return sum(not task.status.is_finished for task in self.tasks)
 
     @property
     def notes(self) -> list[str]:
@@ -157,18 +157,17 @@ class TaskEntries:
 
     def between(self, first: int, end: int, *, places: int) -> TaskEntries:
         """
-        Return the entries in a range of places, at most one for each.
+        Return the entries in a range of places, at most twice as many as places.
 
-        :param places: number of places of the task instance; what is missing beyond them has the last place
+        :param places: number of places of the task instance; entries beyond them are at the last one
         """
         kept: list[Entry] = []
         place = 0
         for entry in self.entries:
-            at = place if isinstance(entry, GalleryImage) else min(place, places - 1)
-            if first <= at < end:
+            if first <= min(place, places - 1) < end:
                 kept.append(entry)
             place += entry.places
-        return replace(self, entries=kept[: end - max(first, 0)])
+        return replace(self, entries=kept[: 2 * (end - max(first, 0))])
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _TEMPLATE_ENDINGS: Final = (".prompt", "\n")
 
 def snippet(image: GalleryImage) -> str:
     """
-    Return the code of a task that sends the same request: with every argument, the item's name, and the folder.
+    Return the code of a task that sends the same request, with the item's name and metadata and all recorded arguments.
 
     Comments name what the record lacks.
     """
@@ -61,10 +61,11 @@ def _prompt_argument(image: GalleryImage) -> Any:
 
 def _gaps(recorded: Mapping[str, Any]) -> list[str]:
     """Return the names of the arguments that could not be recorded; untrusted ones as Python strings."""
-    parameters = recorded.get("parameters") or {}
+    parameters = recorded.get("parameters")
+    fields = parameters.items() if isinstance(parameters, Mapping) else ()
     return [
         *(name for name, value in recorded.items() if value is None),
-        *(f"parameters[{name!r}]" for name, value in parameters.items() if value is None),
+        *(f"parameters[{name!r}]" for name, value in fields if value is None),
     ]
 
 
