@@ -62,7 +62,7 @@ def determine_kwargs(function: Callable[..., Any], args: Collection[Any], contex
 
 def redact_secrets(text: str) -> str:
     """Return the text with the secrets redacted that Airflow redacts in task logs."""
-    from airflow.sdk.log import redact
+    from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
     return str(redact(text))
 

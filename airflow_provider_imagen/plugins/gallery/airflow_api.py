@@ -158,7 +158,7 @@ class AirflowApi:
             if entry["key"] == key
         }
 
-    async def list_operators(self, dag_id: str) -> set[str]:
+    async def list_operators(self, dag_id: str) -> frozenset[str]:
         """Return the class names of this provider's operators, subclasses in a DAG included."""
         listed = await self._get(f"/dags/{_quote_id(dag_id)}/tasks")
         return OPERATORS | {

@@ -193,7 +193,7 @@ class Collection:
             size_of=lambda summary: 1000 + len((summary and summary.manifest) or ""),
             clock=clock,
         )
-        self._operators: Memory[set[str]] = Memory(
+        self._operators: Memory[frozenset[str]] = Memory(
             entries=256, seconds=DAG_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
         self._file_threads: anyio.CapacityLimiter | None = None
@@ -280,7 +280,9 @@ class Collection:
                 unexplained = [TaskProblem(task.status, failure)]
 
         def arrange() -> list[Entry]:
-            ordered = sorted([*images, *problems], key=place_of) if problems else images
+            ordered: list[GalleryImage | Problem] = [*images, *problems]
+            if problems:
+                ordered.sort(key=place_of)
             return search.filter([*unexplained, *ordered])
 
         return TaskEntries(task.ti, await self.in_thread(arrange), [note for note in notes if note])
