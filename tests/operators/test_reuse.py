@@ -11,6 +11,7 @@ import time
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -50,8 +51,8 @@ class Runs:
         images: list[dict[str, Any]] = self.xcom("images")
         return images
 
-    def start(self, prompt: Any, *, day: int | None = None, **arguments: Any) -> str:
-        """Run the task and return its state; the run of a day that ran before is cleared and runs again."""
+    def start(self, prompt: Any, **arguments: Any) -> str:
+        """Run the task and return its state."""
         self.errors = []
         with DAG("reuse", schedule=None) as dag:
             self._recorded(
@@ -59,8 +60,24 @@ class Runs:
                 errors=self.errors,
                 **{"prompt": prompt, "output_path": str(self.folder), "reuse": "unchanged", **arguments},
             )
-        self.run = self._run_dag(dag, **({"logical_date": datetime(2026, 6, day, tzinfo=UTC)} if day else {}))
+        self.run = self._run_dag(dag)
         return str(self.run.state)
+
+    def again(self, prompt: Any, run_id: str, **arguments: Any) -> dict[str, Any]:
+        """Run the task instance of a run once more, as after a clear, and return its XComs."""
+        xcoms: dict[str, Any] = {}
+
+        def push(key: str, value: Any) -> None:
+            xcoms[key] = value
+
+        ti = SimpleNamespace(dag_id="reuse", run_id=run_id, task_id="paint", map_index=-1, xcom_push=push)
+        operator = ImagenGenerateOperator(
+            task_id="paint",
+            **{"prompt": prompt, "output_path": str(self.folder), "reuse": "unchanged", **arguments},
+        )
+        operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        shutil.rmtree(self.folder / ".imagen" / "journal", ignore_errors=True)  # as the listener does after a success
+        return xcoms
 
     def xcom(self, key: str = "return_value") -> Any:
         return xcom(self.run, key)
@@ -383,7 +400,7 @@ def test_a_copy_is_identical_and_says_where_it_comes_from(paint: Runs, tmp_path:
 
 
 def test_a_copy_gets_the_marks_of_a_new_image_and_names_the_task_that_generated_it(paint: Runs, tmp_path: Path) -> None:
-    (first,) = paint([{"prompt": "A fox", "alt_text": "A fox, asleep"}], day=1, provenance=False)
+    (first,) = paint([{"prompt": "A fox", "alt_text": "A fox, asleep"}], provenance=False)
     generated = paint.run.run_id
     folder = paint.folder
     for number, item in enumerate(({"sku": "S1", "alt_text": "A fox"}, {"sku": "S2"}, {"sku": "S2"})):
@@ -581,7 +598,7 @@ def test_a_task_never_succeeds_without_an_image_that_disappeared(paint: Runs, tm
 
 
 def bytes_by_name(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.name != "metadata.jsonl"}
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
 @pytest.mark.parametrize("filename", [None, "{name}.{extension}"])
@@ -589,11 +606,11 @@ def test_a_cleared_task_keeps_its_own_image_although_another_run_has_one_for_the
     paint: Runs, filename: str | None
 ) -> None:
     fox: dict[str, Any] = {"prompt": [{"name": "fox", "prompt": "A fox"}], "filename": filename}
-    paint(**fox, day=1, reuse=None)
-    (second,) = paint(**fox, day=2, reuse=None)
+    paint(**fox, reuse=None)
+    (second,) = paint(**fox, reuse=None)
     files, lines = bytes_by_name(paint.folder), paint.manifest()
 
-    (again,) = paint(**fox, day=2)
+    (again,) = paint.again(**fox, run_id=paint.run.run_id)["images"]
 
     assert len(paint.paid) == 2
     assert (again["path"], again["sha256"], again["reused_from"]) == (second["path"], second["sha256"], None)
@@ -602,26 +619,27 @@ def test_a_cleared_task_keeps_its_own_image_although_another_run_has_one_for_the
 
 
 def test_what_a_cleared_task_paid_for_stays_its_own_cost(paint: Runs, capfd: Any, caplog: Any) -> None:
-    paint(["A fox", "A heron"], day=1)
+    paint(["A fox", "A heron"])
     with caplog.at_level("INFO"):
-        images = paint(["A fox", "A stork"], day=1)
+        xcoms = paint.again(["A fox", "A stork"], run_id=paint.run.run_id)
 
-    assert [(image["usd"], image["usd_saved"]) for image in images] == [(pytest.approx(PRICE), None)] * 2
-    assert {name: paint.summary[name] for name in ("adopted", "reused", "usd_saved", "usd_lost")} == {
+    assert [(image["usd"], image["usd_saved"]) for image in xcoms["images"]] == [(pytest.approx(PRICE), None)] * 2
+    summary = xcoms["summary"]
+    assert {name: summary[name] for name in ("adopted", "reused", "usd_saved", "usd_lost")} == {
         "adopted": 1, "reused": 0, "usd_saved": 0, "usd_lost": 0
     }  # fmt: skip
-    assert paint.summary["usd_spent"] == pytest.approx(2 * PRICE)
+    assert summary["usd_spent"] == pytest.approx(2 * PRICE)
     assert "2 of 2 images made (1 reused), $0.084 spent" in capfd.readouterr().out + caplog.text
-    assert paint.start(["A fox", "A stork", "A hare"], day=1, max_usd=0.1) == "failed"
-    assert "max_usd=0.1: $0.084 has been spent" in str(paint.errors[0])
+    with pytest.raises(Exception, match=r"max_usd=0\.1: \$0\.084 has been spent"):
+        paint.again(["A fox", "A stork", "A hare"], run_id=paint.run.run_id, max_usd=0.1)
     assert len(paint.paid) == 3
 
 
 def test_an_own_image_that_is_gone_is_paid_again_and_counted_as_lost(paint: Runs) -> None:
-    (first,) = paint("A fox", day=1)
+    (first,) = paint("A fox")
     Path(first["path"]).unlink()
-    paint("A fox", day=1)
-    assert (paint.summary["usd_spent"], paint.summary["usd_lost"]) == (pytest.approx(2 * PRICE), pytest.approx(PRICE))
+    summary = paint.again("A fox", run_id=paint.run.run_id)["summary"]
+    assert (summary["usd_spent"], summary["usd_lost"]) == (pytest.approx(2 * PRICE), pytest.approx(PRICE))
 
 
 def test_mapped_task_instances_with_equal_prompts_keep_different_images(run_dag: Any, tmp_path: Path) -> None:
@@ -647,8 +665,13 @@ def test_a_copy_never_replaces_a_file_that_was_paid_for(paint: Runs, tmp_path: P
     """A cleared task asks for another prompt under the same name, which another folder has."""
     named = {"filename": "{name}.{extension}"}
     paint([{"name": "hero", "prompt": "A heron"}], **named, output_path=str(tmp_path / "other"))
-    (fox,) = paint([{"name": "hero", "prompt": "A fox"}], **named, day=1)
-    (heron,) = paint([{"name": "hero", "prompt": "A heron"}], **named, day=1, reuse_from=str(tmp_path / "other"))
+    (fox,) = paint([{"name": "hero", "prompt": "A fox"}], **named)
+    heron = paint.again(
+        [{"name": "hero", "prompt": "A heron"}],
+        run_id=paint.run.run_id,
+        **named,
+        reuse_from=str(tmp_path / "other"),
+    )["images"][0]
 
     assert heron["path"] != fox["path"]
     assert hashlib.sha256(Path(fox["path"]).read_bytes()).hexdigest() == fox["sha256"]
@@ -657,11 +680,12 @@ def test_a_copy_never_replaces_a_file_that_was_paid_for(paint: Runs, tmp_path: P
 
 def test_a_file_that_other_runs_use_is_not_replaced_by_its_owner(paint: Runs) -> None:
     named = {"filename": "{name}.{extension}"}
-    used = []
-    for prompt in ("A fox", "A red fox", "A blue fox"):
-        hero = [{"name": "hero", "prompt": prompt}]
-        paint(hero, **named, day=1)  # cleared with another prompt each time
-        used += paint(hero, **named)
+    paint([{"name": "hero", "prompt": "A fox"}], **named)
+    owner = paint.run.run_id
+    used = paint([{"name": "hero", "prompt": "A fox"}], **named)
+    for prompt in ("A red fox", "A blue fox"):
+        paint.again([{"name": "hero", "prompt": prompt}], run_id=owner, **named)
+        used += paint([{"name": "hero", "prompt": prompt}], **named)
 
     assert len(paint.paid) == 3
     for image in used:
@@ -672,16 +696,16 @@ def test_a_file_that_other_runs_use_is_not_replaced_by_its_owner(paint: Runs) ->
 
 def test_the_manifest_has_the_metadata_of_the_latest_use_and_the_money_of_the_purchase(paint: Runs) -> None:
     shared = {"filename": "{name}.{extension}", "metadata_columns": ["sku"]}
-    owner = paint([{"name": "fox", "prompt": "A fox", "sku": "old"}], **shared, day=1)[0]
+    owner = paint([{"name": "fox", "prompt": "A fox", "sku": "old"}], **shared)[0]
     run_id = paint.run.run_id
-    for day in (3, 2):
-        paint([{"name": "fox", "prompt": "A fox", "sku": f"S{day}", "alt_text": f"Day {day}"}], **shared, day=day)
+    for day in (1, 2):
+        paint([{"name": "fox", "prompt": "A fox", "sku": f"S{day}", "alt_text": f"Day {day}"}], **shared)
     paint([{"name": "heron", "prompt": "A heron", "sku": "H"}], **shared)
 
     (line,) = [line for line in paint.manifest() if line["name"] == "fox"]
     assert line["metadata"] == {"sku": "S2", "alt_text": "Day 2"}
     assert (line["run_id"], line["usd"], line["reused_from"]) == (run_id, owner["usd"], None)
-    paint([{"name": "fox", "prompt": "A fox", "sku": "new"}], **shared, day=1)
+    paint.again([{"name": "fox", "prompt": "A fox", "sku": "new"}], run_id=run_id, **shared)
     assert paint.manifest()[0]["metadata"] == {"sku": "new"}
 
 
