@@ -63,7 +63,7 @@ def test_a_line_holds_the_record_and_its_task_instance(ti_key):
         "file_name",
         *record.to_json(),
         *("thumbnail", "original", "dag_id", "run_id", "task_id", "map_index", "created_at"),
-        *("request_fingerprint", "response_index"),
+        *("request_fingerprint", "response_index", "reused_at"),
     ]
     assert made["path"] == "/x/a.png"
     assert (made["width"], made["height"], made["usd"], made["seed"]) == (2, 3, 0.04, None)
