@@ -275,6 +275,28 @@ def test_the_campaign_groups_its_images_and_writes_the_columns_into_the_files(
 
 
 @pytest.mark.usefixtures("imagen_connection")
+def test_a_campaign_may_have_more_rows_than_fit_into_xcom(
+    bag: Any, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    rows = [
+        f"mug-{number},A mug with the number {number},M-{number},{'spring' if number < 30 else 'autumn'},A mug"
+        for number in range(80)
+    ]
+    table.write_text("\n".join(["name,prompt,sku,campaign,alt_text", *rows, ""]))
+    conf = {"table": str(table), "output_path": str(tmp_path)}
+    run = run_dag(bag.dags["imagen_campaign"], run_conf=conf)
+
+    images = run.get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
+    assert images.keys() == {"manifest", "count"}
+    campaigns = run.get_task_instance("by_campaign").xcom_pull(task_ids="by_campaign")
+    assert {name: [Path(path).stem for path in paths] for name, paths in campaigns.items()} == {
+        "spring": [f"mug-{number}" for number in range(30)],
+        "autumn": [f"mug-{number}" for number in range(30, 80)],
+    }
+
+
+@pytest.mark.usefixtures("imagen_connection")
 def test_the_comparison_puts_every_model_on_the_sheet(bag: Any, run_dag: Callable[..., Any], tmp_path: Path) -> None:
     run = run_dag(bag.dags["imagen_many_models"], run_conf={"output_path": str(tmp_path)})
 

@@ -20,11 +20,14 @@ from airflow.sdk import task
 from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.run.results import RunResult
+from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
+    from msgspec import Struct
+
     from airflow_provider_imagen.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -89,10 +92,11 @@ def test_every_example_is_quoted_in_the_readme_or_on_a_page_of_its_own() -> None
         assert any(mark in text for text in (README, *pages) for mark in marks), path.name
 
 
-def test_the_readme_names_every_summary_key() -> None:
-    source = inspect.getsource(RunResult.summary)
-    for key in re.findall(r'"(\w+)":', source):
-        assert f"`{key}`" in README, key
+@pytest.mark.parametrize(("xcom", "record"), [("images", ImageRecord), ("summary", RunSummary)])
+def test_the_readme_names_every_key_of_an_xcom(xcom: str, record: type[Struct]) -> None:
+    (line,) = [line for line in README.splitlines() if line.startswith(f"- XCom **`{xcom}`**")]
+    missing = [name for name in record.__struct_fields__ if f"`{name}`" not in line]
+    assert missing == []
 
 
 @pytest.mark.parametrize("mark", ["try", "tests"])

@@ -7,7 +7,7 @@ for the alternative text (``Iptc4xmpCore``), and for the time and the tool (``xm
 package's own :data:`NAMESPACE`.
 
 In an existing packet, our properties replace those of the same name, because they come from the request, its response
-and the author; all others stay. A packet that cannot be parsed is replaced.
+and the author; all others stay, except those of an earlier packet of ours. A packet that cannot be parsed is replaced.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ _XMP = "http://ns.adobe.com/xap/1.0/"
 _PREFIXES: Final = {_IPTC: "Iptc4xmpExt", _IPTC_CORE: "Iptc4xmpCore", _XMP: "xmp", NAMESPACE: "imagen"}
 _SOURCE_TYPE = (_IPTC, "DigitalSourceType")
 _ALT_TEXT = (_IPTC_CORE, "AltTextAccessibility")
+_CREATOR_TOOL = (_XMP, "CreatorTool")
 _NAMES: Final[dict[PropertyKey, str]] = {
     _SOURCE_TYPE: "digital_source_type",
     (_IPTC, "AIPromptInformation"): "prompt",
@@ -80,7 +81,7 @@ _NAMES: Final[dict[PropertyKey, str]] = {
     (_IPTC, "AISystemVersionUsed"): "model_version",
     _ALT_TEXT: "alt_text",
     (_XMP, "CreateDate"): "created_at",
-    (_XMP, "CreatorTool"): "creator_tool",
+    _CREATOR_TOOL: "creator_tool",
     (NAMESPACE, "EnhancedPrompt"): "enhanced_prompt",
     (NAMESPACE, "Seed"): "seed",
     (NAMESPACE, "Parameters"): "parameters",
@@ -193,7 +194,7 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     Return a PNG, JPEG or WebP with its provenance embedded, without re-encoding: pixels stay bit for bit.
 
     A file signed with a C2PA manifest stays unchanged: any change would invalidate the signature, which is
-    more credible than our metadata.
+    more credible than our metadata. So does one that already has exactly this provenance.
 
     :param data: the whole file
     :param info: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for it
@@ -210,6 +211,8 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     packet = _fitting_packet(provenance, metadata, info.format)
     if packet is None:
         return EmbedResult(data, "No provenance was embedded: the file's own metadata leaves no room for it.")
+    if metadata.xmp and read_packet(metadata.xmp) == read_packet(packet):
+        return EmbedResult(data)
     return EmbedResult(write_xmp(data, info, packet))
 
 
@@ -217,14 +220,18 @@ def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) 
     """
     Return the provenance as an XMP packet.
 
-    :param existing: a packet to merge it into; one that cannot be parsed is replaced
+    :param existing: a packet to merge it into; one that cannot be parsed is replaced. Of one from this package, none of
+        its own properties are kept
     """
     properties = _properties(provenance)
+    superseded = {_DEPRECATED_SOURCE_TYPE} if _SOURCE_TYPE in properties else set()
+    if existing and read_packet(existing).get(_CREATOR_TOOL) == CREATOR_TOOL:
+        superseded |= _NAMES.keys()
     return build_packet(
         properties,
         _PREFIXES,
         alternatives=(_ALT_TEXT,),
-        superseded=(_DEPRECATED_SOURCE_TYPE,) if _SOURCE_TYPE in properties else (),
+        superseded=superseded,
         existing=existing,
     )
 
