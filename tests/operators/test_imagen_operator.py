@@ -341,6 +341,7 @@ def test_a_retry_pays_only_for_what_is_missing(paint: Painting, sandbox: Sandbox
     assert paint.summary["usd_spent"] == pytest.approx(float(sum(charge.usd for charge in sandbox.ledger())))
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_downloaded_is_not_paid_for_again(
     paint: Painting, sandbox: Sandbox, tmp_path: Path
 ) -> None:
