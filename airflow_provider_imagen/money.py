@@ -14,7 +14,7 @@ def format_usd(usd: float | Decimal) -> str:
 
     Amounts below a tenth of a cent have up to seven: one credit of the API, its smallest charge, is ``$0.0000005``.
     """
-    amount = abs(usd)
+    amount = -usd if usd < 0 else usd
     places = 4 if amount >= 0.001 else 7
     whole, _, decimals = f"{amount:,.{places}f}".partition(".")
     return f"{'-' if usd < 0 else ''}${whole}.{decimals.rstrip('0'):0<2}"
