@@ -191,6 +191,7 @@ def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> No
             assert all(task.pool_slots <= int(slots[1]) for task in dag.tasks if task.pool == pool)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # three Airflow commands: seconds each, much longer on a busy machine
 def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
     """Run a user's commands, with a fresh database and the folder of examples."""

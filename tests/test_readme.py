@@ -213,6 +213,7 @@ def test_the_connections_from_environment_variables_work(monkeypatch: pytest.Mon
     assert ok, message
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # four Airflow commands: seconds each, much longer on a busy machine
 def test_the_commands_for_airflows_database_work(tmp_path: Path) -> None:
     database = {
@@ -228,6 +229,7 @@ def test_the_commands_for_airflows_database_work(tmp_path: Path) -> None:
         assert ("imagen", 8) in list(rows.execute("select pool, slots from slot_pool"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_the_secrets_backend_provides_the_connection(sandbox: Sandbox, tmp_path: Path) -> None:
     settings = configparser.ConfigParser()
