@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from contextlib import suppress
@@ -223,10 +224,16 @@ class ImageSink:
             return None
         if data is None:
             return None
-        original = self._copy_original(file, folder, file_name=file.file_name)
+        original, original_sha256 = self._copy_original(file, folder, file_name=file.file_name)
         copy = write_image(
             data,
-            replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None, original=original),
+            replace(
+                file,
+                path=address_of(descend(self.folder, file.file_name)),
+                thumbnail=None,
+                original=original,
+                original_sha256=original_sha256,
+            ),
             folder=self.folder,
             owner=self._ti_key.identity,
             may_replace=self._is_own,
@@ -238,23 +245,26 @@ class ImageSink:
         )
         return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
 
-    def _copy_original(self, file: StoredFile, folder: StoragePath, *, file_name: str) -> str | None:
+    def _copy_original(
+        self, file: StoredFile, folder: StoragePath, *, file_name: str
+    ) -> tuple[str, str] | tuple[None, None]:
         """
-        Return the name of an original copied from another folder; ``None`` if there is none or this fails.
+        Return the name and digest of an original copied from another folder; ``None`` if there is none or this fails.
 
         :param file_name: name of the converted image in this folder
         """
         if file.original is None:
-            return None
+            return None, None
         try:
-            if (data := read_bytes(descend(folder, file.original), within=folder)) is not None:
+            data = read_bytes(descend(folder, file.original), within=folder)
+            if data is not None and hashlib.sha256(data).hexdigest() == file.original_sha256:
                 info = inspect_image(data)
                 return write_original(data, info, folder=self.folder, file_name=file_name, owner=self._ti_key.identity)
-            reason = "it no longer exists"
+            reason = "it no longer exists" if data is None else "it is not the file that was stored"
         except (BadImageError, StorageError) as error:
             reason = str(error)
         log.warning("%s: the file as delivered, with C2PA content credentials, is lost: %s", file.original, reason)
-        return None
+        return None, None
 
     def reuse(self, places: Sequence[EarlierImage], received: ReceivedResponse, position: int) -> ReusedImage | None:
         """
@@ -306,8 +316,8 @@ class ImageSink:
             log.warning("%s: %s", saved.file.file_name, note)
         file = saved.file
         if file.original is None:
-            original = self._copy_original(place.file, place.folder, file_name=file.file_name)
-            file = replace(file, original=original)
+            original, digest = self._copy_original(place.file, place.folder, file_name=file.file_name)
+            file = replace(file, original=original, original_sha256=digest)
         return ReusedImage(file, place.file.path, usd_saved)
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:

@@ -296,6 +296,13 @@ def test_a_sample_is_stored_counted_and_shown(replay: Any, sandbox: Sandbox, pas
     assert "$0.066" in page
 
 
+def test_the_page_shows_what_a_reused_image_cost_when_it_was_bought(replay: Any, past: Path, tmp_path: Path) -> None:
+    store_images(past, ["A lighthouse"])
+    rewrite(past, lambda line: line.update(usd=0, usd_saved=0.0777, reused_from="/elsewhere/a.png"))
+    assert replay(past, *models(FLUX), "--buy", "--output", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "replay.html").read_text().count("$0.0777") == 2
+
+
 def test_the_same_command_buys_nothing_again_and_a_larger_sample_only_the_rest(
     replay: Any, sandbox: Sandbox, past: Path, tmp_path: Path
 ) -> None:
