@@ -321,6 +321,19 @@ def test_the_same_command_buys_nothing_again_and_a_larger_sample_only_the_rest(
     assert len(sandbox.ledger()) == 3 + 6
 
 
+def test_an_image_of_another_sample_in_the_folder_is_logged_as_no_longer_requested(
+    replay: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for prompt in ("A fox", "A bear"):
+        caplog.clear()
+        store_images(tmp_path / prompt, [prompt])
+        assert replay(tmp_path / prompt, *models(FLUX), "--buy", "--output", tmp_path / "out")[0] == 0
+
+    old, new = (record.message for record in caplog.records if record.name.endswith(".progress"))
+    assert old.startswith(f"No longer requested: 000-{FLUX} (")
+    assert new.startswith(f"Image 1 of 1: 000-{FLUX} (")
+
+
 def test_a_failed_image_is_reported_and_the_next_call_buys_only_that(
     replay: Any, sandbox: Sandbox, past: Path, tmp_path: Path
 ) -> None:
