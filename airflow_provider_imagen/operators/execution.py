@@ -486,7 +486,7 @@ def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
     spent = format_usd(result.usd_spent)
     doubt = f" and up to {format_usd(result.usd_in_doubt)} more in doubt" if result.usd_in_doubt else ""
     return BudgetExceededError(
-        f"max_usd={error.max_usd:g}: {spent} spent{doubt}, and the next request could exceed the cap. "
+        f"max_usd={format_usd(error.max_usd)}: {spent} spent{doubt}, and the next request could exceed the cap. "
         f"{done} of {len(result.plan.items)} items are done and kept; {left} are left.",
         spent_usd=float(result.usd_spent),
         max_usd=error.max_usd,

@@ -247,7 +247,7 @@ class Budget:
         if self._has_doubt_of_unknown_price():
             may_be = ", an unknown amount more may have been charged"
         return BudgetExceededError(
-            f"max_usd={self._max_usd}: {format_usd(self._spent)} has been spent{may_be}, and {price}.",
+            f"max_usd={format_usd(self._max_usd or 0)}: {format_usd(self._spent)} has been spent{may_be}, and {price}.",
             spent_usd=float(self._spent),
             max_usd=float(self._max_usd or 0),
             items_done=0,

@@ -188,7 +188,7 @@ class Run:
             return None
         left = {self._plan.slots[number].item_index for number, requests in to_send.items() if requests}
         refusal = BudgetExceededError(
-            f"max_usd={cap}: {format_usd(spent)} has been spent, and the remaining requests cost about "
+            f"max_usd={format_usd(cap)}: {format_usd(spent)} has been spent, and the remaining requests cost about "
             f"{format_usd(sum(known, Decimal(0)))}. Nothing was sent.",
             spent_usd=float(spent),
             max_usd=float(cap),
