@@ -123,9 +123,9 @@ class ManifestIndex:
             return named[0] if len(named) == 1 else _shared(named[0], seed=metadata.seed), "metadata"
         if name in self._by_preview:
             return self._by_preview[name], "preview"
-        for named in (self._by_name, self._by_original):
-            if name in named:
-                return named[name], "name"
+        for lines in (self._by_name, self._by_original):
+            if name in lines:
+                return lines[name], "name"
         return None
 
 

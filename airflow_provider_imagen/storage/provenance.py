@@ -382,8 +382,8 @@ def _clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _clean(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        parts = [_clean(part) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
+        items = [_clean(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if not isinstance(value, str):
         return value
     if value[:5].lower() == "data:":
