@@ -173,7 +173,7 @@ _OTHER_TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
     "seed": ((int,), "a whole number"),
     "map_index": ((int,), "a whole number"),
     "parameters": ((Mapping,), "a mapping of API fields"),
-    "metadata": ((Mapping,), "True, a mapping"),
+    "metadata": ((Mapping, bool), "True, False, a mapping"),
 }
 """Types of the fields that are not text, and how to name them."""
 
@@ -181,8 +181,9 @@ _OTHER_TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
 def find_provenance_problem(changes: Mapping[str, Any]) -> Problem | None:
     """Return what is wrong with a DAG author's changes (:meth:`Provenance.changed`); ``None`` if they are valid."""
     fields = {*Provenance.__struct_fields__, *TaskInstanceKey.__struct_fields__} - {"ti_key", "omitted"}
-    for name in fields & changes.keys():
-        value = changes[name]
+    for name, value in changes.items():
+        if name not in fields:
+            continue
         types, kind = _OTHER_TYPES.get(name, ((str,), "text"))
         allowed = f"{kind} or None is allowed"
         if name == "digital_source_type":
@@ -190,11 +191,17 @@ def find_provenance_problem(changes: Mapping[str, Any]) -> Problem | None:
             terms = ", ".join(DIGITAL_SOURCE_TERMS)
             allowed = f"a term of {_SOURCE_TYPES} is allowed, alone or as its URI: {terms}"
         elif isinstance(value, bool):
-            is_valid = name == "metadata" and value
+            is_valid = bool in types
         else:
             is_valid = isinstance(value, types)
         if value is not None and not is_valid:
             return Problem(f"provenance[{name!r}]", value, allowed)
+    anything = Provenance(ti_key=TaskInstanceKey(dag_id="", task_id="", run_id=""))
+    for name, value in changes.items():
+        try:
+            provenance_packet(anything.changed({name: value}))
+        except (ValueError, RecursionError):  # a number of thousands of digits, a list that contains itself
+            return Problem(f"provenance[{name!r}]", "…", "a value that can be written as JSON is allowed")
     return None
 
 
@@ -359,7 +366,7 @@ def _properties(provenance: Provenance, *, with_parameters: bool) -> Properties:
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as text; DAG authors may supply any type."""
+    """Return a value as text, a date in ISO 8601."""
     if value is None:
         return None
     return value.isoformat(timespec="seconds") if isinstance(value, datetime) else str(value)

@@ -495,7 +495,7 @@ VALID = {
     "seed": [7],
     "map_index": [7],
     "parameters": [{}, {"a": "b"}],
-    "metadata": [True, {}, {"a": "b"}],
+    "metadata": [True, False, {}, {"a": "b"}],
     "digital_source_type": [],
 }
 
@@ -512,6 +512,24 @@ def test_a_field_takes_only_values_that_can_be_embedded(field, value, provenance
     else:
         assert str(problem).startswith(f"provenance[{field!r}]=")
         assert "allowed" in str(problem)
+
+
+ENDLESS: list[object] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize("value", [10**5_000, ENDLESS], ids=["huge number", "list that contains itself"])
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("seed", lambda value: value),
+        ("campaign", lambda value: value),
+        ("metadata", lambda value: {"sku": value}),
+        ("parameters", lambda value: {"a": [value]}),
+    ],
+)
+def test_a_value_that_cannot_be_written_is_a_problem_wherever_it_is(name, wrap, value):
+    assert str(find_provenance_problem({name: wrap(value)})).startswith(f"provenance[{name!r}]=")
 
 
 def test_fields_of_the_authors_own_take_any_value():
