@@ -162,6 +162,7 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     :param request_fingerprint: the first 20 hex digits of the SHA-256 of the request that generated the image (path and
         body, an input image by its own digest), with which ``reuse`` finds it
     :param response_index: index of the image in the response, from 0
+    :param reused_at: when the task instance reused the image, in ISO 8601 with time zone; ``None`` if it generated it
     """
 
     file_name: str
@@ -175,6 +176,7 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     created_at: str | None = None
     request_fingerprint: str | None = None
     response_index: WholeNumber | None = None
+    reused_at: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as a mapping, ``file_name`` first."""

@@ -191,6 +191,7 @@ def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> No
             assert all(task.pool_slots <= int(slots[1]) for task in dag.tasks if task.pool == pool)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # three Airflow commands: seconds each, much longer on a busy machine
 def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
     """Run a user's commands, with a fresh database and the folder of examples."""
@@ -272,6 +273,28 @@ def test_the_campaign_groups_its_images_and_writes_the_columns_into_the_files(
     }
     embedded = read_provenance(Path(campaigns["autumn"][1]).read_bytes())["metadata"]
     assert embedded == {"sku": "L-052", "campaign": "autumn", "alt_text": None}
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_campaign_may_have_more_rows_than_fit_into_xcom(
+    bag: Any, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    rows = [
+        f"mug-{number},A mug with the number {number},M-{number},{'spring' if number < 30 else 'autumn'},A mug"
+        for number in range(80)
+    ]
+    table.write_text("\n".join(["name,prompt,sku,campaign,alt_text", *rows, ""]))
+    conf = {"table": str(table), "output_path": str(tmp_path)}
+    run = run_dag(bag.dags["imagen_campaign"], run_conf=conf)
+
+    images = run.get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
+    assert images.keys() == {"manifest", "count"}
+    campaigns = run.get_task_instance("by_campaign").xcom_pull(task_ids="by_campaign")
+    assert {name: [Path(path).stem for path in paths] for name, paths in campaigns.items()} == {
+        "spring": [f"mug-{number}" for number in range(30)],
+        "autumn": [f"mug-{number}" for number in range(30, 80)],
+    }
 
 
 @pytest.mark.usefixtures("imagen_connection")

@@ -13,7 +13,7 @@ from readme_files import write_readme_files
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.timeout(300)  # each starts pytest, and most of them Airflow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each starts pytest, and most of them Airflow
 
 
 def run_tests(tmp_path, code="", options=(), environment=None):

@@ -54,7 +54,7 @@ from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.manifest import recorded_lines
-from airflow_provider_imagen.storage.paths import address_of
+from airflow_provider_imagen.storage.paths import MANIFEST_NAME, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -320,7 +320,7 @@ class TaskExecution:
             folder=folder,
             open_path=open_folder,
             stored_folders=self._trusted_folders(journal.store, folder),
-            own_names=earlier.own_names(folder, self._ti_key),
+            own_names=earlier.own_names(folder),
             plan=plan,
             requests=journal.state.requests,
             ti_key=self._ti_key,
@@ -334,11 +334,12 @@ class TaskExecution:
         """Return the requests of other runs that may be reused; none unless the author allows it."""
         if folder is None or self._operator.reuse is None:
             return EarlierRequests(plan)
-        others = [open_folder(address, field="reuse_from") for address in self._arguments.reuse_from]
+        others = [_folder_of(open_folder(address, field="reuse_from")) for address in self._arguments.reuse_from]
         return EarlierRequests(
             plan,
             [folder, *(other for other in others if address_of(other) != address_of(folder))],
             own={name for request in journal.state.requests.values() for name in request.client_request_ids},
+            ti_key=self._ti_key,
         )
 
     def _journal_store(self) -> JournalStore:
@@ -493,6 +494,11 @@ def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
         items_done=done,
         items_left=left,
     )
+
+
+def _folder_of(path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return a folder that is given as its path or as that of its manifest."""
+    return path.parent if path.name == MANIFEST_NAME else path
 
 
 def _exists(stored_files: StoredFiles, stored: StoredFile) -> bool:

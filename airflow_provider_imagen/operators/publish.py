@@ -167,6 +167,7 @@ class Publisher:
                     created_at=datetime.fromtimestamp(made.received.response.at, UTC),
                     request_fingerprint=fingerprint_in(made.received.key),
                     response_index=made.position,
+                    reused_at=made.reused_at,
                 )
                 for made in result.listed
                 if made.file is not None

@@ -119,6 +119,8 @@ class Run:
             is_stored=sink.is_stored if sink is not None else lambda _: True,
         )
         self._earlier = earlier or EarlierRequests(plan)
+        for client_request_id, usd in self._earlier.own_usd.items():
+            context.budget.count_own(client_request_id, usd)
         self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
             context,
@@ -180,7 +182,10 @@ class Run:
         cap = self._options.max_usd
         if cap is None:
             return None
-        to_send = {number: self._requests_to_send(slot) for number, slot in enumerate(self._plan.slots)}
+        to_send = {
+            number: [] if self._earlier.has_any(slot) else self._requests_to_send(slot)
+            for number, slot in enumerate(self._plan.slots)
+        }
         prices = [planned.quoted_usd for requests in to_send.values() for planned in requests]
         spent = self._budget.spent_usd
         known = [price for price in prices if price is not None]

@@ -163,7 +163,9 @@ class Submitter:
 
     def _reuse_from_other_runs(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
         """
-        Return a request that another run paid for, all its images stored in this run's folder; ``None`` without one.
+        Return a request that another run, or this task instance before it was cleared, paid for; ``None`` without one.
+
+        All its images are stored in this run's folder.
 
         :raises StorageError: the images cannot be read or stored; nothing was sent
         """
@@ -171,13 +173,16 @@ class Submitter:
             return None
         while (earlier := self._earlier.take(planned)) is not None:
             received = self._received(slot_number, planned, earlier.response_to(planned))
+            if earlier.is_own:
+                self._budget.count_own(earlier.client_request_id, earlier.own_usd)
             try:
                 for position, places in enumerate(earlier.images):
                     if (image := self._sink.reuse(places, received, position)) is None:
                         break
                     received.files[position], received.reused[position] = image.file, image
                 else:
-                    return replace(received, is_reused=True)
+                    return replace(received, is_reused=True, is_own=earlier.is_own)
+                self._budget.count_lost(earlier.own_usd)
             except StorageError as error:
                 self._state.count_not_written(error)
                 raise

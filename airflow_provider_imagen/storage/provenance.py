@@ -7,9 +7,9 @@ for the alternative text (``Iptc4xmpCore``), and for the time and the tool (``xm
 package's own :data:`NAMESPACE`.
 
 In an existing packet, our properties replace those of the same name, because they come from the request, its response
-and the author. Those that could then contradict them are removed: all others in our namespace, the version of another
-model, the writer of another prompt, and what the author omits. Everything else stays. A packet that cannot be parsed is
-replaced.
+and the author. Those that could then contradict them are removed: all of an earlier packet of ours, the version of
+another model, the writer of another prompt, and what the author omits. Everything else stays. A packet that cannot be
+parsed is replaced.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     Return a PNG, JPEG or WebP with its provenance embedded, without re-encoding: pixels stay bit for bit.
 
     A file signed with a C2PA manifest stays unchanged: any change would invalidate the signature, which is
-    more credible than our metadata.
+    more credible than our metadata. So does one that already has exactly this provenance.
 
     :param data: the whole file
     :param info: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for it
@@ -244,6 +244,8 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     packet = _fitting_packet(provenance, metadata, info.format)
     if packet is None:
         return EmbedResult(data, "No provenance was embedded: the file's own metadata leaves no room for it.")
+    if metadata.xmp and read_packet(metadata.xmp) == read_packet(packet):
+        return EmbedResult(data)
     return EmbedResult(write_xmp(data, info, packet))
 
 
@@ -251,11 +253,13 @@ def provenance_packet(provenance: Provenance, *, existing: bytes | None = None, 
     """
     Return the provenance as an XMP packet.
 
-    :param existing: a packet to merge it into; one that cannot be parsed is replaced
+    :param existing: a packet to merge it into; one that cannot be parsed is replaced. Of one from this package, none of
+        its own properties are kept
     :param with_parameters: whether to include the parameters; without them, the packet names those that are missing
     """
     properties = _properties(provenance, with_parameters=with_parameters)
-    superseded = {key for key, name in _NAMES.items() if key[0] == NAMESPACE or name in provenance.omitted}
+    is_earlier = existing is not None and is_ours(_named(read_packet(existing)))
+    superseded = {key for key, name in _NAMES.items() if is_earlier or name in provenance.omitted}
     for written, dependent in (
         (_SOURCE_TYPE, _DEPRECATED_SOURCE_TYPE),
         (_MODEL, _MODEL_VERSION),
@@ -277,9 +281,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
         values are missing or not complete; empty if there are none
     """
     packet = _packet_of(data)
-    found: dict[str, Any] = {
-        _NAMES[key]: text for key, text in (read_packet(packet) if packet else {}).items() if key in _NAMES
-    }
+    found: dict[str, Any] = _named(read_packet(packet)) if packet else {}
     for name in ("seed", "map_index"):
         if name in found:
             try:
@@ -292,6 +294,10 @@ def read_provenance(data: bytes) -> dict[str, Any]:
         except (ValueError, RecursionError):
             del found[name]
     return found
+
+
+def _named(properties: Properties) -> dict[str, str]:
+    return {_NAMES[key]: text for key, text in properties.items() if key in _NAMES}
 
 
 def is_ours(found: Mapping[str, Any]) -> bool:

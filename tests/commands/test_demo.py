@@ -16,6 +16,8 @@ import pytest
 import requests
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "airflow_provider_imagen.cli"]
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ with DAG("quiet", schedule=None):
 """
 
 
+@pytest.mark.slow
 def test_no_output_and_no_file_of_airflow_dags_test_holds_the_key_or_a_signature(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

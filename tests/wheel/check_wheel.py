@@ -1,7 +1,7 @@
 """
 The wheel, installed into its own environment with pytest and pytest-xdist, as Airflow and a user see it.
 
-``.ci/run`` builds and installs it, and sets ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
+``.ci/run`` builds or finds it, installs it, and sets ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from airflow_provider_imagen import __version__
 PYTHON = Path(os.environ["IMAGEN_PYTHON"])
 WHEEL = Path(os.environ["IMAGEN_WHEEL"])
 SDIST = Path(os.environ["IMAGEN_SDIST"])
-EXAMPLES = Path(__file__).parents[2] / "example_dags"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "example_dags"
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -175,6 +176,19 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     assert set(metadata.get_all("Provides-Extra", [])) >= {"s3", "gcs", "azure"}
 
 
+def test_the_wheel_and_the_sdist_hold_the_files_that_the_other_tests_ran_on() -> None:
+    """A release publishes files that were built elsewhere."""
+    with zipfile.ZipFile(WHEEL) as wheel:
+        built = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
+    examples = f"airflow_provider_imagen/{EXAMPLES.name}/"
+    with tarfile.open(SDIST) as sdist:
+        files = {entry.name.split("/", 1)[1]: sdist.extractfile(entry) for entry in sdist if entry.isfile()}
+        built |= {name: file.read() for name, file in files.items() if file is not None and name != "PKG-INFO"}
+    for name, content in built.items():
+        here = ROOT / (f"{EXAMPLES.name}/{name.removeprefix(examples)}" if name.startswith(examples) else name)
+        assert content == here.read_bytes(), name
+
+
 def _is_example_file(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
@@ -186,7 +200,8 @@ def test_the_sdist_holds_the_build_and_test_files_and_nothing_else(tmp_path: Pat
     tops = {name.split("/")[0] for name in names}
     assert tops == {
         *("airflow_provider_imagen", "benchmarks", "dev", "docs", "example_dags", "tests", ".ci", ".github"),
-        *("CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"),
+        *("CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "SECURITY.md"),
+        *("pyproject.toml", ".gitignore"),
     }
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej", ".db", ".log"))]
     (root,) = tmp_path.iterdir()
@@ -211,5 +226,5 @@ def test_the_metadata_is_what_the_package_index_shows() -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert len(metadata["Summary"]) <= 512
     classifiers = metadata.get_all("Classifier", [])
-    for version in ("3.11", "3.12", "3.13"):
+    for version in ("3.11", "3.12", "3.13", "3.14"):
         assert f"Programming Language :: Python :: {version}" in classifiers
