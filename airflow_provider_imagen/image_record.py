@@ -77,6 +77,7 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     :param thumbnail: name of the preview relative to the output folder; ``None`` if there is none
     :param original: name of the file as delivered, relative to the output folder; ``None`` unless a conversion dropped
         its C2PA content credentials
+    :param original_sha256: digest of that file, in hex
     """
 
     path: str
@@ -88,6 +89,7 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     height: Pixels
     thumbnail: str | None = None
     original: str | None = None
+    original_sha256: str | None = None
 
 
 class ImageRecord(Struct, frozen=True, kw_only=True):
@@ -155,6 +157,7 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     :param file_name: name relative to the folder of the manifest
     :param thumbnail: name of the preview relative to that folder
     :param original: name of the file as delivered (:attr:`StoredFile.original`), relative to that folder
+    :param original_sha256: digest of that file, in hex
     :param created_at: when the image was generated, in ISO 8601 with time zone
     :param request_fingerprint: the first 20 hex digits of the SHA-256 of the request that generated the image (path and
         body, an input image by its own digest), with which ``reuse`` finds it
@@ -165,6 +168,7 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     file_name: str
     thumbnail: str | None = None
     original: str | None = None
+    original_sha256: str | None = None
     dag_id: str | None = None
     run_id: str | None = None
     task_id: str | None = None

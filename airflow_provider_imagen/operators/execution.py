@@ -432,9 +432,8 @@ class TaskExecution:
             details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
             details.append(format_usd(usd) if usd is not None else "cost unknown")
         progress.info(
-            "Image %d of %d: %s (%s) → %s",
-            done,
-            images,
+            "%s: %s (%s) → %s",
+            "No longer requested" if received.item.is_superseded else f"Image {done} of {images}",
             received.item.label,
             ", ".join(details),
             file.file_name if file is not None else "not stored",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from contextlib import suppress
@@ -246,10 +247,16 @@ class ImageSink:
             return None
         if data is None:
             return None
-        original = self._copy_original(file, folder, file_name=file.file_name)
+        original, original_sha256 = self._copy_original(file, folder, file_name=file.file_name)
         copy = write_image(
             data,
-            replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None, original=original),
+            replace(
+                file,
+                path=address_of(descend(self.folder, file.file_name)),
+                thumbnail=None,
+                original=original,
+                original_sha256=original_sha256,
+            ),
             folder=self.folder,
             owner=self._ti_key.identity,
             may_replace=self._may_replace,
@@ -261,19 +268,21 @@ class ImageSink:
         )
         return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
 
-    def _copy_original(self, file: StoredFile, folder: StoragePath, *, file_name: str) -> str | None:
+    def _copy_original(
+        self, file: StoredFile, folder: StoragePath, *, file_name: str
+    ) -> tuple[str, str] | tuple[None, None]:
         """
-        Return the name of an original copied from another folder; ``None`` if there is none or this fails.
+        Return the name and digest of an original copied from another folder; ``None`` if there is none or this fails.
 
         :param file_name: name of the converted image in this folder
         """
         if (delivered := _read_original(file, folder)) is None:
-            return None
+            return None, None
         try:
             return write_original(*delivered, folder=self.folder, file_name=file_name, owner=self._ti_key.identity)
         except StorageError as error:
             log.warning(_ORIGINAL_LOST, file.original, error)
-            return None
+            return None, None
 
     def reuse(self, places: Sequence[EarlierImage], received: ReceivedResponse, position: int) -> ReusedImage | None:
         """
@@ -309,13 +318,15 @@ class ImageSink:
         has_name = is_own or line.file_name.rpartition(".")[0] in names
         can_stay = delivered is None and (is_as_wanted or wanted is None)
         if can_stay and has_name and place.folder is self.folder:
+            has_original = self._has_original(file)
             file = replace(
                 file,
                 mime_type=info.mime_type,
                 width=info.width,
                 height=info.height,
                 thumbnail=line.thumbnail or self._thumbnail(data, line.file_name),
-                original=self._find_original(file),
+                original=file.original if has_original else None,
+                original_sha256=file.original_sha256 if has_original else None,
             )
             origin = line.reused_from if is_own else None  # of a copy that a previous attempt made
             return ReusedImage(file, origin or file.path, line.purchase_usd)
@@ -338,16 +349,18 @@ class ImageSink:
             log.warning("%s: %s", saved.file.file_name, note)
         file = saved.file
         if file.original is None and delivered is None:
-            original = self._copy_original(place.file, place.folder, file_name=file.file_name)
-            file = replace(file, original=original)
+            original, original_sha256 = self._copy_original(place.file, place.folder, file_name=file.file_name)
+            file = replace(file, original=original, original_sha256=original_sha256)
         return ReusedImage(file, place.file.path, line.purchase_usd)
 
-    def _find_original(self, file: StoredFile) -> str | None:
-        """Return the name of the file as delivered that is kept for a converted image, if it still exists."""
-        if file.original is None or file.original in file_sizes(self.folder, [file.original]):
-            return file.original
+    def _has_original(self, file: StoredFile) -> bool:
+        """Return whether the file as delivered is still kept for a converted image."""
+        if file.original is None:
+            return False
+        if file.original in file_sizes(self.folder, [file.original]):
+            return True
         log.warning(_ORIGINAL_LOST, file.original, "it no longer exists")
-        return None
+        return False
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
         """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
@@ -485,9 +498,9 @@ def _read_original(file: StoredFile, folder: StoragePath) -> tuple[bytes, ImageI
         return None
     try:
         data = read_bytes(descend(folder, file.original), within=folder, max_bytes=MAX_REUSED_BYTES)
-        if data is not None:
+        if data is not None and hashlib.sha256(data).hexdigest() == file.original_sha256:
             return data, inspect_image(data)
-        reason = "it no longer exists"
+        reason = "it no longer exists" if data is None else "it is not the file that was stored"
     except (BadImageError, StorageError) as error:
         reason = str(error)
     log.warning(_ORIGINAL_LOST, file.original, reason)

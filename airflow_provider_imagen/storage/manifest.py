@@ -97,6 +97,7 @@ def manifest_line(
         file_name=file.file_name,
         thumbnail=file.thumbnail,
         original=file.original,
+        original_sha256=file.original_sha256,
         dag_id=ti_key.dag_id,
         run_id=ti_key.run_id,
         task_id=ti_key.task_id,

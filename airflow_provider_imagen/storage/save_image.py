@@ -117,10 +117,10 @@ def save_image(
         if marked.skip_reason is not None:
             notes.append(marked.skip_reason)
     file_name = with_extension(stem, info.extension)
-    original = None
+    original = original_sha256 = None
     if signed is not None:
         try:
-            original = write_original(*signed, folder=folder, file_name=file_name, owner=owner)
+            original, original_sha256 = write_original(*signed, folder=folder, file_name=file_name, owner=owner)
         except StorageError as error:
             notes.append(f"Its C2PA content credentials are lost: the file as delivered cannot be kept: {error}")
     file = write_image(
@@ -134,6 +134,7 @@ def save_image(
             width=info.width,
             height=info.height,
             original=original,
+            original_sha256=original_sha256,
         ),
         folder=folder,
         owner=owner,
@@ -208,9 +209,9 @@ def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels:
     return _write_preview(make_thumbnail(data, pixels=pixels), folder=folder, file_name=file_name, owner=owner)
 
 
-def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_name: str, owner: str) -> str:
+def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_name: str, owner: str) -> tuple[str, str]:
     """
-    Write an image as delivered, beside its conversion, and return its name, relative to the folder.
+    Write an image as delivered, beside its conversion; return its name, relative to the folder, and its SHA-256 in hex.
 
     Each owner has a subfolder, so that no file replaces the original of another task instance. Like previews, originals
     are in a hidden folder, which Hugging Face's ImageFolder ignores.
@@ -221,7 +222,7 @@ def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_na
     """
     name = "/".join(filter(None, (HIDDEN_FOLDER, "originals", owner, f"{file_name}.{info.extension}")))
     write_bytes_atomically(descend(folder, name), data, content_type=info.mime_type, owner=owner, within=folder)
-    return name
+    return name, hashlib.sha256(data).hexdigest()
 
 
 def _write_preview(preview: bytes, *, folder: StoragePath, file_name: str, owner: str) -> str:

@@ -247,7 +247,7 @@ def test_a_copy_of_a_converted_image_brings_its_original_along(tmp_path, caplog)
     assert replace(copy, path=stored.path) == stored
 
 
-@pytest.mark.parametrize("contents", [None, b"", b"not an image"])
+@pytest.mark.parametrize("contents", [None, b"", b"not an image", png()])
 def test_a_copy_whose_original_is_gone_or_damaged_is_kept_and_reported(tmp_path, caplog, contents):
     plan = plan_of(1)
     stored = keep(sink_of(plan, tmp_path / "before", {}, image_format="jpeg"), plan, 0, data=signed())

@@ -62,7 +62,7 @@ def test_a_line_holds_the_record_and_its_task_instance(ti_key):
     assert list(made) == [
         "file_name",
         *record.to_json(),
-        *("thumbnail", "original", "dag_id", "run_id", "task_id", "map_index", "created_at"),
+        *("thumbnail", "original", "original_sha256", "dag_id", "run_id", "task_id", "map_index", "created_at"),
         *("request_fingerprint", "response_index", "reused_at"),
     ]
     assert made["path"] == "/x/a.png"
