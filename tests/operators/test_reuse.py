@@ -630,7 +630,7 @@ def test_what_a_cleared_task_paid_for_stays_its_own_cost(paint: Runs, capfd: Any
     }  # fmt: skip
     assert summary["usd_spent"] == pytest.approx(2 * PRICE)
     assert "2 of 2 images made (1 reused), $0.084 spent" in capfd.readouterr().out + caplog.text
-    with pytest.raises(Exception, match=r"max_usd=0\.1: \$0\.084 has been spent"):
+    with pytest.raises(Exception, match=r"max_usd=\$0\.10: \$0\.084 has been spent"):
         paint.again(["A fox", "A stork", "A hare"], run_id=paint.run.run_id, max_usd=0.1)
     assert len(paint.paid) == 3
 
