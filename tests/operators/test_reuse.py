@@ -540,7 +540,7 @@ def test_the_images_of_a_large_task_are_found_although_they_were_used_in_place(p
     ids = {"dag_id": "reuse", "run_id": paint.run.run_id}
     body = review_body(images, task_id="paint", **ids)
     assert body.count("![Image") == 60
-    assert "90 images, $0.00." in body.replace("\\", "")
+    assert "90 images, $0.00 (90 reused, once $3.78)." in body.replace("\\", "")
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.files import read_manifest_images
 
