@@ -491,7 +491,7 @@ def test_an_unknown_source_type_is_a_problem_that_lists_the_terms(term):
 
 
 FIELDS = sorted({*Provenance.__struct_fields__, *TaskInstanceKey.__struct_fields__} - {"ti_key", "omitted"})
-VALUES = ["x", 7, True, False, 1.5, [], ["a"], {}, {"a": "b"}, datetime(2026, 1, 1, tzinfo=UTC), b"x", object()]
+VALUES = ["x", 7, True, False, 1.5, [], ["a"], {}, {"a": "b"}, datetime(2026, 1, 1, tzinfo=UTC), b"x", object]
 VALID = {
     "created_at": ["x", datetime(2026, 1, 1, tzinfo=UTC)],
     "seed": [7],
