@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import urllib.request
 from contextlib import suppress
@@ -141,17 +140,3 @@ def test_a_second_terminal_loads_a_new_file_and_explains_a_broken_one(terminal: 
     page.goto(f"{URL}/dags")
     expect(page.get_by_role("link", name="added", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name=re.compile("^example_"))).to_have_count(0)
-
-
-def test_ctrl_c_or_closing_the_terminal_stops_airflow(terminal: Processes) -> None:
-    """Airflow 3.3.2 often hangs after Ctrl-C: one of its components misses the signal, and the others wait for it."""
-
-    def ends_after(number: signal.Signals, patience_seconds: float) -> bool:
-        os.killpg(terminal.pid("first-dag"), number)  # as a terminal does
-        with suppress(AssertionError):
-            wait_until(
-                lambda: not terminal.members("first-dag"), "the end of Airflow", patience_seconds=patience_seconds
-            )
-        return not terminal.members("first-dag")
-
-    assert ends_after(signal.SIGINT, 20) or ends_after(signal.SIGHUP, 120)
