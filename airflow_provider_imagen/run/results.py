@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -70,7 +71,7 @@ class ReceivedResponse(Struct, eq=False):
     inline: dict[int, bytes] = field(default_factory=dict)
     is_reused: bool = False
     files: dict[int, StoredFile] = field(default_factory=dict)
-    reused: dict[int, ReusedImage] = field(default_factory=dict)
+    reused: Mapping[int, ReusedImage] = MappingProxyType({})
     is_own: bool = False
     missing: frozenset[int] = frozenset()
     journaled: Future[None] | None = None

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.plan import PlannedRequest
     from airflow_provider_imagen.run.reconcile import Reconciler
     from airflow_provider_imagen.run.replay import PreviousAttempts
-    from airflow_provider_imagen.run.reuse import EarlierRequests
+    from airflow_provider_imagen.run.reuse import EarlierRequests, ReusedImage
 
 log = logging.getLogger(__name__)
 
@@ -175,13 +175,15 @@ class Submitter:
             received = self._received(slot_number, planned, earlier.response_to(planned))
             if earlier.is_own:
                 self._budget.count_own(earlier.client_request_id, earlier.own_usd)
+            reused: dict[int, ReusedImage] = {}
             try:
                 for position, places in enumerate(earlier.images):
                     if (image := self._sink.reuse(places, received, position)) is None:
                         break
-                    received.files[position], received.reused[position] = image.file, image
+                    received.files[position] = image.file
+                    reused[position] = image
                 else:
-                    return replace(received, is_reused=True, is_own=earlier.is_own)
+                    return replace(received, reused=reused, is_reused=True, is_own=earlier.is_own)
                 self._budget.count_lost(earlier.own_usd)
             except StorageError as error:
                 self._state.count_not_written(error)

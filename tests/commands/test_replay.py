@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -367,7 +368,10 @@ def test_an_interrupted_purchase_continues_without_paying_again(
     sent = len(sandbox.seen("/v1/images/generations"))
     arguments = [str(past), *models(FLUX, GPT), "--buy", "--sample", "6", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "airflow_provider_imagen.cli", "replay", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "airflow_provider_imagen.cli", "replay", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while len(sandbox.seen("/v1/images/generations")) < sent + 4 and process.poll() is None:  # as many as in flight
         time.sleep(0.02)
