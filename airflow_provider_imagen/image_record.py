@@ -142,7 +142,7 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def purchase_usd(self) -> float | None:
-        """What the image cost the run that generated it, in USD; ``None`` if unknown."""
+        """Cost of the image to the run that generated it, in USD; ``None`` if unknown."""
         return self.usd if self.reused_from is None else self.usd_saved
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ is deformed, such as a hand with six fingers."""
 
 
 class Verdict(BaseModel):
-    """What the vision model reports about an image."""
+    """The vision model's verdict on an image."""
 
     ok: bool = Field(description="Whether the image may be published")
     problem: str = Field(default="", description="What is wrong with it, in one sentence; empty if it is ok")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import task
+from doc_snippets import shown_commands
 
 from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.cli import main
@@ -101,7 +102,7 @@ def test_the_readme_names_every_key_of_an_xcom(xcom: str, record: type[Struct]) 
 
 @pytest.mark.parametrize("mark", ["try", "tests"])
 def test_ci_runs_the_commands_shown_in_the_readme(mark: str) -> None:
-    command = README.split(f"<!-- {mark} -->\n```bash\n", 1)[1].split("\n```", 1)[0]
+    command = shown_commands(mark)
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     shown = subprocess.run(
         ["bash", "-c", f"{_function(script, 'readme_command')}\nreadme_command {mark}"],

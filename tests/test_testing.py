@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from readme_files import write_readme_files
+from doc_snippets import write_readme_files
 
 ROOT = Path(__file__).parents[1]
 

@@ -150,7 +150,7 @@ class TaskExecution:
 
     @property
     def run_result(self) -> RunResult | None:
-        """What was generated so far, in this and previous attempts; ``None`` if the run has not started."""
+        """Results so far, of this and previous attempts; ``None`` if the run has not started."""
         return None if self._run is None else self._run.snapshot()
 
     def run(self) -> list[str]:

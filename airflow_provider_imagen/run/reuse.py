@@ -130,7 +130,7 @@ class EarlierRequest(Struct, frozen=True, eq=False):
 
     @property
     def own_usd(self) -> Decimal | None:
-        """What this task instance paid for it, in USD; ``None`` if unknown."""
+        """Cost of the request to this task instance, in USD; ``None`` if unknown."""
         costs = [places[0].line.usd for places in self.images]
         if not self.is_own:
             return Decimal(0)
@@ -233,7 +233,7 @@ class EarlierRequests:
 
     @property
     def own_usd(self) -> dict[str, Decimal]:
-        """What this task instance paid for each assigned request, in USD, by client request id; unknown costs are 0."""
+        """Costs of the assigned requests to this task instance, in USD, by client request id; 0 if unknown."""
         own = [earlier for earlier in self._assigned.values() if earlier.is_own]
         return {earlier.client_request_id: earlier.own_usd or Decimal(0) for earlier in own}
 

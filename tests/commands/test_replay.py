@@ -394,6 +394,26 @@ def test_an_interrupted_purchase_continues_without_paying_again(
     assert summary["usd_spent"] == pytest.approx(spent)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head_start_seconds", [0, 1.5])  # both before sending, and one in the middle
+def test_two_purchases_into_one_folder_at_the_same_time_pay_once(
+    head_start_seconds: float, sandbox: Sandbox, past: Path, tmp_path: Path
+) -> None:
+    store_images(past, [f"Prompt {index}" for index in range(6)])
+    before = len(sandbox.ledger())
+    sandbox.configure(latency_seconds=1)
+    command = [sys.executable, "-m", "airflow_provider_imagen.cli", "replay", str(past), *models(FLUX, GPT)]
+    command += ["--buy", "--sample", "6", "--output", str(tmp_path / "out"), "--json"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(head_start_seconds)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    statuses = (first.wait(timeout=100), second.returncode)
+
+    assert 0 in statuses
+    charged = Counter((charge.prompt, charge.model) for charge in sandbox.ledger()[before:])
+    assert (len(charged), set(charged.values())) == (12, {1})
+
+
 def test_folders_may_be_in_an_object_store(
     replay: Any, sandbox: Sandbox, past: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

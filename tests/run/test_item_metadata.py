@@ -227,3 +227,10 @@ def test_failures_say_which_row_they_are_of(world, steps):
         ("b", {"sku": "2"}),
     ]
     assert [(line.prompt, line.metadata) for line in later.failure_lines()] == [("b", {"sku": "2"})]
+
+
+@pytest.mark.parametrize("prompt", [[{"prompt": "a"}, {"prompt": "b", None: ["", "c"]}], {"prompt": "b", None: ["c"]}])
+def test_a_row_with_too_many_cells_is_reported_as_such(prompt):
+    with pytest.raises(InvalidArgumentsError, match=r"the row has more cells than the table has columns") as caught:
+        make_plan(prompt=prompt, arguments={"model": "imagen-3.0-generate-002"}, can_store=True)
+    assert len(caught.value.problems) == 1

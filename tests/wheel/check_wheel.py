@@ -16,7 +16,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from readme_files import write_readme_files
+from doc_snippets import run_shown_commands, write_readme_files
 
 from airflow_provider_imagen import __version__
 
@@ -132,18 +132,8 @@ def test_the_tests_of_a_dag_in_the_readme_pass_in_a_new_project(tmp_path: Path, 
 
 
 def test_the_commands_on_the_page_of_the_picture_book_make_one(tmp_path: Path) -> None:
-    page = (EXAMPLES.parent / "docs" / "examples" / "picture-book.md").read_text("utf-8")
-    commands = page.split("<!-- run -->\n```bash\n", 1)[1].split("\n```", 1)[0]
-    done = subprocess.run(
-        ["bash", "-ec", commands],
-        env={"HOME": str(tmp_path), "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    page = ROOT / "docs" / "examples" / "picture-book.md"
+    run_shown_commands("run", page, home=tmp_path, python=PYTHON, timeout_seconds=300)
     (book,) = tmp_path.glob("imagen-pictures/*/book.html")
     assert book.with_name("page-04.png").is_file()
 
