@@ -56,7 +56,7 @@ class ImageOrigin(Struct, frozen=True, kw_only=True):
 
     @property
     def is_identified(self) -> bool:
-        """Whether more than the file's name tells what it is."""
+        """Whether it was identified by more than the name of the file."""
         return self.evidence in ("digest", "original", "metadata")
 
     @property
@@ -64,7 +64,7 @@ class ImageOrigin(Struct, frozen=True, kw_only=True):
         """
         The DAG, run and task that paid for the image, as far as they are known.
 
-        The manifest lists a reused image with the task that reused it, but the file's metadata tells the other one.
+        The manifest lists a reused image with the task that reused it, but the file's metadata names the one that paid.
         """
         if self.record.reused_from is None:
             return self.record

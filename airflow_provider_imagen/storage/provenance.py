@@ -274,7 +274,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
     """
     Return the provenance in a PNG, JPEG, WebP or AVIF file, by field name.
 
-    The standard properties may come from any other tool; :func:`is_ours` tells.
+    The standard properties may come from any other tool; :func:`is_ours` says whether this package wrote them.
 
     :returns: those fields of :class:`Provenance` and of the task-instance key that the file holds, ``created_at`` as
         ISO 8601 text, plus ``creator_tool`` and ``shortened_parameters``, a list of the names of parameters whose
