@@ -46,7 +46,7 @@ from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
-from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.previous_attempts import previous_result
 from airflow_provider_imagen.run.results import failure_table
 from airflow_provider_imagen.run.reuse import EarlierRequests
 from airflow_provider_imagen.run.runner import Run

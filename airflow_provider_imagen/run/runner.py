@@ -34,8 +34,8 @@ from airflow_provider_imagen.rate_limit.pacer import Pacer
 from airflow_provider_imagen.run.budget import Budget
 from airflow_provider_imagen.run.context import RunContext
 from airflow_provider_imagen.run.finish import Finisher
+from airflow_provider_imagen.run.previous_attempts import PreviousAttempts
 from airflow_provider_imagen.run.reconcile import Reconciler
-from airflow_provider_imagen.run.replay import PreviousAttempts
 from airflow_provider_imagen.run.results import (
     Failure,
     FinishedImage,

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.budget import Reservation
     from airflow_provider_imagen.run.context import RunContext
     from airflow_provider_imagen.run.plan import PlannedRequest
+    from airflow_provider_imagen.run.previous_attempts import PreviousAttempts
     from airflow_provider_imagen.run.reconcile import Reconciler
-    from airflow_provider_imagen.run.replay import PreviousAttempts
     from airflow_provider_imagen.run.reuse import EarlierRequests, ReusedImage
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.journal.log import read_journal
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import make_plan
-from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.previous_attempts import previous_result
 
 IMAGEN = "imagen-3.0-generate-002"
 FLUX = "flux/dev"
