@@ -131,11 +131,16 @@ def test_the_tests_of_a_dag_in_the_readme_pass_in_a_new_project(tmp_path: Path, 
     assert list(home.iterdir()) == []
 
 
-def test_the_commands_on_the_page_of_the_picture_book_make_one(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "examples" / "picture-book.md"
-    run_shown_commands("run", page, home=tmp_path, python=PYTHON, timeout_seconds=300)
-    (book,) = tmp_path.glob("imagen-pictures/*/book.html")
-    assert book.with_name("page-04.png").is_file()
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [("picture-book", ["hero.png", "page-04.png", "book.html"]), ("campaign", ["teapot.png", "poster.png"])],
+)
+def test_the_commands_on_the_page_of_an_example_run_it(tmp_path: Path, page: str, made: list[str]) -> None:
+    run_shown_commands(
+        "run", ROOT / "docs" / "examples" / f"{page}.md", home=tmp_path, python=PYTHON, timeout_seconds=300
+    )
+    (folder,) = tmp_path.glob("imagen-pictures/*")
+    assert {path.name for path in folder.iterdir()} >= {*made, "metadata.jsonl"}
 
 
 def test_the_dependencies_are_complete(environment: dict[str, str]) -> None:
