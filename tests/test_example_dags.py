@@ -6,20 +6,16 @@ import csv
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from base64 import b64encode
 from datetime import timedelta
-from email import message_from_bytes
-from email.policy import default as email_policy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from aiosmtpd.controller import Controller
 from PIL import Image
 
 from airflow_provider_imagen._compat import get_dag_bag
@@ -34,7 +30,6 @@ except ImportError:  # Airflow 3.1
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from email.message import EmailMessage
 
     from airflow_provider_imagen.sandbox import Sandbox
 
@@ -99,41 +94,6 @@ def test_tables_of_every_format_give_the_same_images(
     sent = {request.json["prompt"]: request.json for request in sandbox.seen("/v1/images/generations")}
     assert (sent["Ein Fuchs, überrascht"]["aspect_ratio"], sent["Ein Fuchs, überrascht"]["num_images"]) == ("3:4", 2)
     assert {"aspect_ratio", "num_images"} & set(sent['A "heron", wading']) == set()
-
-
-@pytest.mark.usefixtures("imagen_connection")
-def test_the_notification_arrives_by_mail(
-    bag: Any, run_dag: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Mailbox:
-        mails: ClassVar[list[EmailMessage]] = []
-
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
-            self.mails.append(message_from_bytes(envelope.content, policy=email_policy))
-            return "250 OK"
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    server = Controller(Mailbox(), hostname="127.0.0.1", port=port)
-    server.start()
-    try:
-        extra = {"disable_ssl": True, "disable_tls": True, "from_email": "airflow@example.com"}
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_SMTP_DEFAULT",
-            json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}),
-        )
-        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com")
-        run = run_dag(bag.dags["imagen_notify"], run_conf={"output_path": str(tmp_path)})
-    finally:
-        server.stop()
-
-    (mail,) = Mailbox.mails
-    assert str(run.state) == "success"
-    assert (mail["From"], mail["To"]) == ("airflow@example.com", "team@example.com")
-    assert mail["Subject"] == "paint in imagen_notify: 2 of 2 images made, $0.084 spent"
-    body = mail.get_body(("html",)).get_content()
-    assert "<strong>paint in imagen_notify: 2 of 2 images made" in body
-    assert '<a href="https://airflow.example.com/imagen/task?dag_id=imagen_notify&amp;run_id=' in body
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
