@@ -20,7 +20,7 @@ _ADDED_BY_AIRFLOW = ("func", "subcommand")
 
 
 class _Parser:
-    """Records what one command tells its parser, to describe the command to Airflow."""
+    """Records the arguments of one command, to describe the command to Airflow."""
 
     def __init__(self, *, argument_default: Any = None, **texts: Any) -> None:
         self.texts = texts

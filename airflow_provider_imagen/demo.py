@@ -112,7 +112,7 @@ def run_demo(
 
 
 def _end_like_ctrl_c(*signals: signal.Signals) -> None:
-    """Have signals raise ``KeyboardInterrupt``, so that the temporary home is removed, unless they are ignored."""
+    """Make signals that are not ignored raise ``KeyboardInterrupt``, so that the temporary home is removed."""
     for number in signals:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)

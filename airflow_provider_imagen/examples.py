@@ -23,6 +23,13 @@ class Example:
         return self.path.stem
 
     @property
+    def other_files(self) -> list[str]:
+        """The files that it reads, relative to its folder: those in subfolders whose names it mentions."""
+        source = self.path.read_text(encoding="utf-8")
+        folder = self.path.parent
+        return [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*")) if path.name in source]
+
+    @property
     def title(self) -> str:
         """First line of the docstring, without Markdown's heading marks."""
         docstring = ast.get_docstring(ast.parse(self.path.read_bytes())) or ""

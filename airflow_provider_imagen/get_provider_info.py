@@ -79,7 +79,7 @@ def get_provider_info() -> dict[str, Any]:
                         "host": "https://api.aimlapi.com",
                         "password": "32 hexadecimal characters",
                         # Airflow 3.3.2 compares an empty port with 0 and finds that it "differs".
-                        "port": "Enter 0: Airflow 3.3 tests no connection without a port",
+                        "port": "Enter 0; Airflow 3.3 cannot test a connection whose port is empty",
                     },
                 },
                 "conn-fields": {

@@ -86,6 +86,7 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     :param thumbnail: name of the preview relative to the output folder; ``None`` if there is none
     :param original: name of the file as delivered, relative to the output folder; ``None`` unless a conversion dropped
         its C2PA content credentials
+    :param original_sha256: digest of that file, in hex
     """
 
     path: str
@@ -97,6 +98,7 @@ class StoredFile(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     height: Pixels
     thumbnail: str | None = None
     original: str | None = None
+    original_sha256: str | None = None
 
 
 class ImageRecord(Struct, frozen=True, kw_only=True):
@@ -152,7 +154,7 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def purchase_usd(self) -> float | None:
-        """What the image cost the run that generated it, in USD; ``None`` if unknown."""
+        """Cost of the image to the run that generated it, in USD; ``None`` if unknown."""
         return self.usd if self.reused_from is None else self.usd_saved
 
     def to_json(self) -> dict[str, Any]:
@@ -167,15 +169,18 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     :param file_name: name relative to the folder of the manifest
     :param thumbnail: name of the preview relative to that folder
     :param original: name of the file as delivered (:attr:`StoredFile.original`), relative to that folder
+    :param original_sha256: digest of that file, in hex
     :param created_at: when the image was generated, in ISO 8601 with time zone
     :param request_fingerprint: the first 20 hex digits of the SHA-256 of the request that generated the image (path and
         body, an input image by its own digest), with which ``reuse`` finds it
     :param response_index: index of the image in the response, from 0
+    :param reused_at: when the task instance reused the image, in ISO 8601 with time zone; ``None`` if it generated it
     """
 
     file_name: str
     thumbnail: str | None = None
     original: str | None = None
+    original_sha256: str | None = None
     dag_id: str | None = None
     run_id: str | None = None
     task_id: str | None = None
@@ -183,6 +188,7 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     created_at: str | None = None
     request_fingerprint: str | None = None
     response_index: WholeNumber | None = None
+    reused_at: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as a mapping, ``file_name`` first."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from decimal import Decimal
+from decimal import Decimal
 
 
 def format_usd(usd: float | Decimal) -> str:
@@ -14,7 +11,7 @@ def format_usd(usd: float | Decimal) -> str:
 
     Amounts below a tenth of a cent have up to seven: one credit of the API, its smallest charge, is ``$0.0000005``.
     """
-    amount = abs(float(usd))
-    places = 4 if amount >= 0.001 else 7
+    amount = abs(Decimal(str(usd)))  # exact, unlike a float of the same digits
+    places = 4 if amount >= Decimal("0.001") else 7
     whole, _, decimals = f"{amount:,.{places}f}".partition(".")
     return f"{'-' if usd < 0 else ''}${whole}.{decimals.rstrip('0'):0<2}"

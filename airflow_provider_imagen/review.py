@@ -1,7 +1,8 @@
 """
 Human review of images, through Airflow's human-in-the-loop operators.
 
-One task before the human-in-the-loop operator builds its text, and one after it selects the chosen images::
+One task before the human-in-the-loop operator builds its text, and one after it selects the chosen images. Any task
+that goes through the images can get them with :func:`read_images`::
 
     @task
     def text(images):
@@ -80,12 +81,46 @@ def review_body(
     return "\n".join(lines)
 
 
+def read_images(
+    images: Images,
+    *,
+    task_id: str,
+    map_index: int = -1,
+    dag_id: str | None = None,
+    run_id: str | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Return the records in XCom ``images``, however many there are: above 48 KB, they are read from the manifest.
+
+    Use it in a task that goes through the images::
+
+        for image in read_images(images, task_id="paint"):
+            print(image["path"], image["metadata"])
+
+    :param images: XCom ``images`` of one task instance
+    :param task_id: task that generated them
+    :param map_index: its map index; -1 if the task is not mapped
+    :param dag_id: its DAG; default: the current one
+    :param run_id: its run; default: the current one
+    :return: one mapping per image, with the fields of
+        :class:`~airflow_provider_imagen.image_record.ImageRecord` as keys, those from a manifest also with those of
+        :class:`~airflow_provider_imagen.image_record.ManifestLine`; in the order of the prompts
+    :raises ValueError: ``images`` is not an XCom ``images``
+    :raises StorageError: ``images`` points to a manifest that cannot be read or no longer lists these images
+    """
+    ids: tuple[Any, ...] = ()
+    if isinstance(images, Mapping):
+        ids = (*_running(dag_id, run_id), task_id, map_index)
+    return [dict(record) for record in _records(images, ids)]
+
+
 def quote_rest(summary: Record) -> str:
     """
-    Return a sentence in Markdown about what the images left out by ``limit`` would cost.
+    Return text in Markdown about what the images left out by ``limit`` would cost at most.
 
     The estimate is their number times the average cost of the images generated so far. That average is what was
-    charged, lost charges included, or what the images cost when they were generated, if they were reused.
+    charged, lost charges included, or what the images cost when they were generated, if they were reused. Those of the
+    rest that can be reused cost nothing.
 
     :param summary: XCom ``summary`` of the task instance that generated a part of the list
     :raises ValueError: it is not an XCom ``summary``
@@ -104,8 +139,9 @@ def quote_rest(summary: Record) -> str:
         return f"What {rest} would cost is not known."
     average = usd / found.made
     return (
-        f"{rest.capitalize()} would cost about {_escape(format_usd(average * found.beyond_limit))}: "
-        f"the {found.made} so far cost {_escape(format_usd(usd))}, on average {_escape(format_usd(average))} each."
+        f"{rest.capitalize()} would cost at most about {_escape(format_usd(average * found.beyond_limit))}: "
+        f"the {found.made} so far cost {_escape(format_usd(usd))}, on average {_escape(format_usd(average))} each. "
+        "With reuse, images that are already in the folder are not paid for again."
     )
 
 
@@ -126,19 +162,16 @@ def pick_images(
     :raises ValueError: a number is out of range, ``task_id`` is missing, or ``images`` is not an XCom ``images``
     :raises StorageError: ``images`` points to a manifest that no longer lists these images
     """
-    ids: tuple[Any, ...] = ()
-    if isinstance(images, Mapping):
-        if task_id is None:
-            raise ValueError("task_id=None: required, because images points to a manifest")
-        ids = (*_running(None, None), task_id, map_index)
-    records = _records(images, ids)
+    if isinstance(images, Mapping) and task_id is None:
+        raise ValueError("task_id=None: required, because images points to a manifest")
+    records = read_images(images, task_id=task_id or "", map_index=map_index)
     if isinstance(chosen_options, str) or not isinstance(chosen_options, Sequence):
         raise ValueError(f"chosen_options={chosen_options!r}: a list of image numbers is allowed")
     chosen = set(map(str, chosen_options))
     numbered = {str(number): record for number, record in enumerate(records, start=1)}
     for option in sorted(chosen - numbered.keys()):
         raise ValueError(f"chosen_options contains {option[:50]!r}: the images are numbered 1 to {len(records)}")
-    return [dict(record) for number, record in numbered.items() if number in chosen]
+    return [record for number, record in numbered.items() if number in chosen]
 
 
 def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:
@@ -213,7 +246,7 @@ def _caption(number: int, record: Record, *, with_prompt: bool) -> str:
     parts = [str(record.get("prompt") or "")] if with_prompt else []
     parts += [str(record["model"])] if record.get("model") else []
     parts += [f"seed {record['seed']}"] if record.get("seed") is not None else []
-    parts.append("reused" if record.get("reused_from") else _cost(record.get("usd")))
+    parts.append(_reused([record]) if record.get("reused_from") else _cost(record.get("usd")))
     return f"**{number}** · {' · '.join(_escape(part) for part in parts if part)}"
 
 
@@ -235,7 +268,15 @@ def _totals(records: Sequence[Record]) -> str:
     known = [record["usd"] for record in records if isinstance(record.get("usd"), (int, float))]
     about = "" if len(known) == len(records) else "at least "
     plural = "" if len(records) == 1 else "s"
-    return f"{len(records)} image{plural}, {about}{_escape(_cost(sum(known)))}."
+    reused = [record for record in records if record.get("reused_from")]
+    how = f" ({len(reused)} {_reused(reused)})" if reused else ""
+    return f"{len(records)} image{plural}, {about}{_escape(f'{_cost(sum(known))}{how}')}."
+
+
+def _reused(records: Sequence[Record]) -> str:
+    """Return that images were reused, and what they once cost, as far as known."""
+    saved = [record["usd_saved"] for record in records if isinstance(record.get("usd_saved"), (int, float))]
+    return f"reused, once {_cost(sum(saved))}" if saved else "reused"
 
 
 def _cost(usd: Any) -> str:

@@ -29,7 +29,6 @@ import tempfile
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -119,9 +118,15 @@ class DagTestRun:
         return str(self.dag_run.state)
 
     def xcom(self, task_id: str, key: str = "return_value", *, map_index: int = -1) -> Any:
-        """Return a task instance's XCom, or None if it has none; the map index of a task that is not mapped is -1."""
-        any_instance = self.dag_run.get_task_instances()[0]
-        return any_instance.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
+        """
+        Return a task instance's XCom, or None if it has none; the map index of a task that is not mapped is -1.
+
+        :raises LookupError: a later run with the same logical date has replaced this one
+        """
+        instances = self.dag_run.get_task_instances()
+        if not instances:
+            raise LookupError(f"A later run with the same logical date has replaced the run {self.dag_run.run_id}.")
+        return instances[0].xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
 
 
 class RunDag(Protocol):
@@ -135,7 +140,7 @@ class RunDag(Protocol):
 
         :param dag: imported, or built in the test
         :param conf: the run's configuration, which overrides the DAG's params of the same name
-        :param logical_date: default: now
+        :param logical_date: with a time zone; default: now
         """
 
 
@@ -149,8 +154,9 @@ def run_dag(_empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     such as ``airflow.cfg``, plugins, secrets backends, ``AIRFLOW_VAR_…`` and ``AIRFLOW_CONN_…``. To run a DAG in the
     database that you have configured, call ``dag.test()`` in a test without this fixture.
 
-    A task that fails is retried at once, without ``retry_delay``. The errors of failed tasks are written to standard
-    error, and their tracebacks are in Airflow's log on standard output; pytest shows both if the test fails. ::
+    A task that fails is retried at once, whatever its retry delay or policy. The errors of failed tasks are written to
+    standard error, and their tracebacks are in Airflow's log on standard output; pytest shows both if the test fails.
+    Callbacks of tasks run; those of the DAG itself, which otherwise run in the DAG processor, cannot read XComs. ::
 
         def test_the_params_reach_the_prompt(run_dag, imagen_sandbox, imagen_connection):
             run = run_dag(dag, conf={"animal": "raccoon"})
@@ -216,10 +222,13 @@ def _connect_to_configured_database() -> None:
 
 
 def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datetime | None = None) -> DagTestRun:
+    from airflow.models.taskinstance import TaskInstance
     from airflow.sdk.execution_time import supervisor
 
     from airflow_provider_imagen._compat import AirflowFailException
 
+    if logical_date is not None and logical_date.tzinfo is None:
+        raise ValueError(f"logical_date={logical_date!r}: a datetime with a time zone is allowed")
     errors: dict[str, BaseException] = {}
     run_task = supervisor.run_task_in_process
 
@@ -235,12 +244,7 @@ def _run(dag: DAG, conf: Mapping[str, Any] | None = None, *, logical_date: datet
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "run_task_in_process", run_task_and_keep_error)
-        task: Any
-        for task in dag.tasks:
-            if task.is_mapped:
-                patch.setitem(task.partial_kwargs, "retry_delay", timedelta(0))
-            else:
-                patch.setattr(task, "retry_delay", timedelta(0))
+        patch.setattr(TaskInstance, "next_retry_datetime", lambda task_instance: task_instance.end_date)
         _serialize(dag)
         options: dict[str, Any] = {} if logical_date is None else {"logical_date": logical_date}
         dag_run: Any = dag.test(run_conf=None if conf is None else dict(conf), **options)

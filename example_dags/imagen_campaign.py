@@ -13,6 +13,7 @@ from pathlib import Path
 from airflow.sdk import ObjectStoragePath, Param, dag, task
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.review import read_images
 
 CAMPAIGN = Path(__file__).parent / "tables" / "campaign.csv"
 
@@ -47,7 +48,7 @@ def imagen_campaign():
     @task
     def by_campaign(images):
         campaigns = {}
-        for image in images:
+        for image in read_images(images, task_id="paint"):
             campaigns.setdefault(image["metadata"]["campaign"], []).append(image["path"])
         return campaigns
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from airflow.sdk import ObjectStoragePath, dag, task
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.review import read_images
 
 HERO = "a small grey mouse with round ears and a red scarf, watercolour on white paper"
 
@@ -49,6 +50,7 @@ def imagen_picture_book():
     def bind(images):
         from html import escape
 
+        images = read_images(images, task_id="pages")
         figures = []
         for image in images:
             file = ObjectStoragePath(image["path"]).name

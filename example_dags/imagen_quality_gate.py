@@ -15,6 +15,7 @@ from airflow.sdk import ObjectStoragePath, dag, task
 from pydantic import BaseModel, Field
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.review import read_images
 
 RULES = """\
 You check images before they are published. You are shown an image and the prompt it was generated from.
@@ -23,7 +24,7 @@ is deformed, such as a hand with six fingers."""
 
 
 class Verdict(BaseModel):
-    """What the vision model reports about an image."""
+    """The vision model's verdict on an image."""
 
     ok: bool = Field(description="Whether the image may be published")
     problem: str = Field(default="", description="What is wrong with it, in one sentence; empty if it is ok")
@@ -39,13 +40,13 @@ def imagen_quality_gate():
     )
 
     @task
-    def judge(images):
+    def judge(images, task_id):
         from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
         from pydantic_ai import BinaryContent
 
         agent = PydanticAIHook("pydanticai_default").create_agent(Verdict, instructions=RULES)
         passed, rejected = [], []
-        for image in images:
+        for image in read_images(images, task_id=task_id):
             content = BinaryContent(ObjectStoragePath(image["path"]).read_bytes(), media_type=image["mime_type"])
             verdict = agent.run_sync([f"Prompt: {image['prompt']}", content]).output
             print(image["path"], verdict)
@@ -56,13 +57,13 @@ def imagen_quality_gate():
     def prompts(judged):
         return [{"prompt": image["prompt"], "seed": image["seed"] + 1} for image in judged["rejected"]]
 
-    first = judge(paint.output["images"])
+    first = judge(paint.output["images"], "paint")
     repaint = ImagenGenerateOperator(
         task_id="repaint",
         prompt=prompts(first),  # skipped if nothing was rejected
         output_path="{{ params.output_path }}/{{ run_id }}",
     )
-    second = judge.override(task_id="judge_again")(repaint.output["images"])
+    second = judge.override(task_id="judge_again")(repaint.output["images"], "repaint")
 
     @task(trigger_rule="none_failed")
     def publish(first, second):

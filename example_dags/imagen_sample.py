@@ -1,9 +1,9 @@
 """
 ### A person approves a sample before the rest is paid for
 
-`sample` generates the first 12 of 200 images, and `review` shows them under *Required Actions*, with what the other 188
-would cost at the sample's real price. "Approve" lets `everything` generate those; it reuses the 12, which are in the
-same folder. "Reject" skips it.
+`sample` generates the first 12 of 200 images, and `review` shows an overview of them under *Required Actions*, with
+what the other 188 would cost at most, at the sample's real price. "Approve" lets `everything` generate those; it reuses
+the 12, and whatever else earlier runs have left in the same folder. "Reject" skips it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def imagen_sample():
         "filename": "{name}.{extension}",
         "reuse": "unchanged",
     }
-    sample = ImagenGenerateOperator(task_id="sample", limit="{{ params.sample }}", contact_sheet=True, **same)
+    sample = ImagenGenerateOperator(task_id="sample", limit="{{ params.sample }}", thumbnail_pixels=256, **same)
 
     @task
     def show(images: Any, summary: dict[str, Any]) -> str:

@@ -13,6 +13,8 @@ from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "docs" / "api_reference.py"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_imagen.catalogue.lookup import find_model
+from airflow_provider_imagen.sandbox.model_specs import all_models
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
@@ -42,3 +43,9 @@ def test_the_picture_book_costs_what_its_page_says() -> None:
     each, total = re.findall(r"\$(\d+\.\d+)", PAGES["docs/examples/picture-book.md"])
     assert set(prices) == {Decimal(each)}
     assert sum(prices) == Decimal(total)
+
+
+def test_the_sample_costs_what_its_page_says() -> None:
+    model = all_models()["imagen-3.0-generate-002"]
+    price, sample, rest = map(Decimal, re.findall(r"\$(\d+\.\d+)", PAGES["docs/examples/sample-and-approve.md"]))
+    assert (price, sample, rest) == (model.usd, 12 * model.usd, 188 * model.usd)

@@ -6,20 +6,16 @@ import csv
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from base64 import b64encode
 from datetime import timedelta
-from email import message_from_bytes
-from email.policy import default as email_policy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from aiosmtpd.controller import Controller
 from PIL import Image
 
 from airflow_provider_imagen._compat import get_dag_bag
@@ -34,7 +30,6 @@ except ImportError:  # Airflow 3.1
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from email.message import EmailMessage
 
     from airflow_provider_imagen.sandbox import Sandbox
 
@@ -101,41 +96,6 @@ def test_tables_of_every_format_give_the_same_images(
     assert {"aspect_ratio", "num_images"} & set(sent['A "heron", wading']) == set()
 
 
-@pytest.mark.usefixtures("imagen_connection")
-def test_the_notification_arrives_by_mail(
-    bag: Any, run_dag: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Mailbox:
-        mails: ClassVar[list[EmailMessage]] = []
-
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
-            self.mails.append(message_from_bytes(envelope.content, policy=email_policy))
-            return "250 OK"
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    server = Controller(Mailbox(), hostname="127.0.0.1", port=port)
-    server.start()
-    try:
-        extra = {"disable_ssl": True, "disable_tls": True, "from_email": "airflow@example.com"}
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_SMTP_DEFAULT",
-            json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}),
-        )
-        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com")
-        run = run_dag(bag.dags["imagen_notify"], run_conf={"output_path": str(tmp_path)})
-    finally:
-        server.stop()
-
-    (mail,) = Mailbox.mails
-    assert str(run.state) == "success"
-    assert (mail["From"], mail["To"]) == ("airflow@example.com", "team@example.com")
-    assert mail["Subject"] == "paint in imagen_notify: 2 of 2 images made, $0.084 spent"
-    body = mail.get_body(("html",)).get_content()
-    assert "<strong>paint in imagen_notify: 2 of 2 images made" in body
-    assert '<a href="https://airflow.example.com/imagen/task?dag_id=imagen_notify&amp;run_id=' in body
-
-
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     if path.suffix == ".csv":
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -191,6 +151,7 @@ def test_an_examples_docs_show_the_command_that_creates_its_pool(bag: Any) -> No
             assert all(task.pool_slots <= int(slots[1]) for task in dag.tasks if task.pool == pool)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # three Airflow commands: seconds each, much longer on a busy machine
 def test_airflow_finds_no_errors_in_the_examples(tmp_path: Path) -> None:
     """Run a user's commands, with a fresh database and the folder of examples."""
@@ -272,6 +233,28 @@ def test_the_campaign_groups_its_images_and_writes_the_columns_into_the_files(
     }
     embedded = read_provenance(Path(campaigns["autumn"][1]).read_bytes())["metadata"]
     assert embedded == {"sku": "L-052", "campaign": "autumn", "alt_text": None}
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_campaign_may_have_more_rows_than_fit_into_xcom(
+    bag: Any, run_dag: Callable[..., Any], tmp_path: Path
+) -> None:
+    table = tmp_path / "table.csv"
+    rows = [
+        f"mug-{number},A mug with the number {number},M-{number},{'spring' if number < 30 else 'autumn'},A mug"
+        for number in range(80)
+    ]
+    table.write_text("\n".join(["name,prompt,sku,campaign,alt_text", *rows, ""]))
+    conf = {"table": str(table), "output_path": str(tmp_path)}
+    run = run_dag(bag.dags["imagen_campaign"], run_conf=conf)
+
+    images = run.get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
+    assert images.keys() == {"manifest", "count"}
+    campaigns = run.get_task_instance("by_campaign").xcom_pull(task_ids="by_campaign")
+    assert {name: [Path(path).stem for path in paths] for name, paths in campaigns.items()} == {
+        "spring": [f"mug-{number}" for number in range(30)],
+        "autumn": [f"mug-{number}" for number in range(30, 80)],
+    }
 
 
 @pytest.mark.usefixtures("imagen_connection")

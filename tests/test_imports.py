@@ -11,6 +11,8 @@ import pytest
 
 import airflow_provider_imagen
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"requests", "urllib3", "PIL", "starlette", "fastapi", "uvicorn", "jsonschema", "cryptography"}
 
 _PROBE = """

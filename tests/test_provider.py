@@ -110,6 +110,7 @@ def test_airflows_list_of_providers_links_to_the_documentation():
     assert not [url for url in urls.values() if "," in url]  # Airflow 3.1 cannot parse these
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_lazy", ["True", "False"])
 def test_the_plugin_is_loaded_once_however_airflow_discovers_it(is_lazy, tmp_path):
     """The entry point and the metadata both name it; Airflow reads the latter if it does not discover lazily."""

@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import task
+from doc_snippets import shown_commands
 
 from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.run.results import RunResult
+from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
+    from msgspec import Struct
+
     from airflow_provider_imagen.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -89,15 +93,16 @@ def test_every_example_is_quoted_in_the_readme_or_on_a_page_of_its_own() -> None
         assert any(mark in text for text in (README, *pages) for mark in marks), path.name
 
 
-def test_the_readme_names_every_summary_key() -> None:
-    source = inspect.getsource(RunResult.summary)
-    for key in re.findall(r'"(\w+)":', source):
-        assert f"`{key}`" in README, key
+@pytest.mark.parametrize(("xcom", "record"), [("images", ImageRecord), ("summary", RunSummary)])
+def test_the_readme_names_every_key_of_an_xcom(xcom: str, record: type[Struct]) -> None:
+    (line,) = [line for line in README.splitlines() if line.startswith(f"- XCom **`{xcom}`**")]
+    missing = [name for name in record.__struct_fields__ if f"`{name}`" not in line]
+    assert missing == []
 
 
 @pytest.mark.parametrize("mark", ["try", "tests"])
 def test_ci_runs_the_commands_shown_in_the_readme(mark: str) -> None:
-    command = README.split(f"<!-- {mark} -->\n```bash\n", 1)[1].split("\n```", 1)[0]
+    command = shown_commands(mark)
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     shown = subprocess.run(
         ["bash", "-c", f"{_function(script, 'readme_command')}\nreadme_command {mark}"],
@@ -209,6 +214,7 @@ def test_the_connections_from_environment_variables_work(monkeypatch: pytest.Mon
     assert ok, message
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)  # four Airflow commands: seconds each, much longer on a busy machine
 def test_the_commands_for_airflows_database_work(tmp_path: Path) -> None:
     database = {
@@ -224,6 +230,7 @@ def test_the_commands_for_airflows_database_work(tmp_path: Path) -> None:
         assert ("imagen", 8) in list(rows.execute("select pool, slots from slot_pool"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_the_secrets_backend_provides_the_connection(sandbox: Sandbox, tmp_path: Path) -> None:
     settings = configparser.ConfigParser()

@@ -10,12 +10,13 @@ import pytest
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.review import pick_images, quote_rest, review_body
+from airflow_provider_imagen.review import pick_images, quote_rest, read_images, review_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+WITH_REUSE = " With reuse, images that are already in the folder are not paid for again."
 IDS = {"dag_id": "d", "run_id": "r", "task_id": "paint"}
 
 
@@ -204,6 +205,10 @@ def test_the_text_and_the_choice_work_for_few_images_and_for_many(run_dag: Calla
         def choose(images: Any, task_id: str) -> list[dict[str, Any]]:
             return pick_images(images, ["2"], task_id=task_id)
 
+        @task
+        def names(images: Any, task_id: str) -> list[str]:
+            return [record["prompt"].partition(":")[0] for record in read_images(images, task_id=task_id)]
+
         for name, count in (("few", 2), ("many", 80)):
             paint = ImagenGenerateOperator(
                 task_id=name,
@@ -213,15 +218,18 @@ def test_the_text_and_the_choice_work_for_few_images_and_for_many(run_dag: Calla
             )
             look.override(task_id=f"look_{name}")(paint.output["images"], name)
             choose.override(task_id=f"choose_{name}")(paint.output["images"], name)
+            names.override(task_id=f"names_{name}")(paint.output["images"], name)
     run = run_dag(dag)
 
     assert str(run.state) == "success"
-    for name, shown in (("few", 2), ("many", 60)):
+    for name, count, shown in (("few", 2, 2), ("many", 80, 60)):
         text = run.get_task_instance(f"look_{name}").xcom_pull(task_ids=f"look_{name}")
         (chosen,) = run.get_task_instance(f"choose_{name}").xcom_pull(task_ids=f"choose_{name}")
         assert text.count("![Image") == shown
         assert f"dag_id=reviewed&run_id={run.run_id[:6]}" in text
         assert chosen["prompt"].startswith(f"{name} 1:")
+        listed = run.get_task_instance(f"names_{name}").xcom_pull(task_ids=f"names_{name}")
+        assert listed == [f"{name} {number}" for number in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -229,11 +237,11 @@ def test_the_text_and_the_choice_work_for_few_images_and_for_many(run_dag: Calla
     [
         (
             {"made": 12, "usd_spent": 0.48, "beyond_limit": 188},
-            "The other 188 images would cost about $7.52: the 12 so far cost $0.48, on average $0.04 each.",
+            "The other 188 images would cost at most about $7.52: the 12 so far cost $0.48, on average $0.04 each.",
         ),
         (
             {"made": 2, "usd_spent": 0.04, "usd_saved": 0.04, "beyond_limit": 1},
-            "The other 1 image would cost about $0.04: the 2 so far cost $0.08, on average $0.04 each.",
+            "The other 1 image would cost at most about $0.04: the 2 so far cost $0.08, on average $0.04 each.",
         ),
         ({"made": 0, "usd_spent": 0.0, "beyond_limit": 5}, "What the other 5 images would cost is not known."),
         ({"made": 5, "usd_spent": 0.0, "beyond_limit": 5}, "What the other 5 images would cost is not known."),
@@ -241,7 +249,7 @@ def test_the_text_and_the_choice_work_for_few_images_and_for_many(run_dag: Calla
     ],
 )
 def test_the_rest_is_quoted_at_the_average_real_cost(summary: dict[str, Any], sentence: str) -> None:
-    assert quote_rest(summary).replace("\\", "") == sentence
+    assert quote_rest(summary).replace("\\", "").removesuffix(WITH_REUSE) == sentence
 
 
 @pytest.mark.parametrize("summary", [None, [], {"made": 5}, "summary"])
@@ -253,3 +261,7 @@ def test_only_a_summary_is_quoted(summary: Any) -> None:
 def test_a_reused_image_is_shown_as_reused() -> None:
     body = review_body([_record(usd=0.0, reused_from="/pictures/old.png")], **IDS)
     assert "m · seed 7 · reused |" in body
+    once = [_record(usd=0.0, reused_from="/pictures/old.png", usd_saved=0.042) for _ in range(2)]
+    body = review_body([*once, _record(2)], **IDS).replace("\\", "")
+    assert "seed 7 · reused, once $0.042 |" in body
+    assert body.splitlines()[-1] == "3 images, $0.025 (2 reused, once $0.084)."

@@ -9,11 +9,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from readme_files import write_readme_files
+from doc_snippets import write_readme_files
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.timeout(300)  # each starts pytest, and most of them Airflow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # each starts pytest, and most of them Airflow
 
 
 def run_tests(tmp_path, code="", options=(), environment=None):
@@ -326,6 +326,64 @@ def test_a_home_named_by_the_environment_keeps_its_log_folder(tmp_path):
             assert conf.get("logging", "base_log_folder").endswith("/project/mine/logs")
         """,
         environment={"AIRFLOW_HOME": str(tmp_path / "project" / "mine")},
+    )
+
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_retry_does_not_wait_for_what_the_api_or_the_task_asks_for(tmp_path):
+    done = run_tests(
+        tmp_path,
+        """
+        from datetime import timedelta
+
+        import pytest
+        from airflow.sdk import DAG
+
+        from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+        from airflow_provider_imagen.sandbox import Fault
+
+        @pytest.mark.parametrize("is_mapped", [False, True])
+        def test_it(run_dag, imagen_sandbox, imagen_connection, tmp_path, is_mapped):
+            imagen_sandbox.add_fault(Fault("status", status=429, retry_after=3600))
+            arguments = {"retries": 1, "retry_delay": timedelta(hours=1), "output_path": str(tmp_path)}
+            with DAG("late", schedule=None) as dag:
+                if is_mapped:
+                    ImagenGenerateOperator.partial(task_id="paint", **arguments).expand(prompt=["a fox"])
+                else:
+                    ImagenGenerateOperator(task_id="paint", prompt="a fox", **arguments)
+            run = run_dag(dag)
+
+            assert run.state == "success"
+            assert run.dag_run.get_task_instances()[0].try_number == 2
+            assert len(imagen_sandbox.ledger()) == 1
+        """,
+    )
+
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_a_run_cannot_do_is_said_in_a_sentence(tmp_path):
+    done = run_tests(
+        tmp_path,
+        """
+        from datetime import datetime, timezone
+
+        import pytest
+
+        def test_it(run_dag):
+            from airflow.sdk import DAG, task
+
+            with DAG("twice", schedule=None) as dag:
+                task(lambda: 1, task_id="one")()
+            with pytest.raises(ValueError, match="logical_date=.*: a datetime with a time zone is allowed"):
+                run_dag(dag, logical_date=datetime(2026, 1, 1))
+            first, second = (run_dag(dag, logical_date=datetime(2026, 1, 1, tzinfo=timezone.utc)) for _ in range(2))
+
+            assert second.xcom("one") == 1
+            with pytest.raises(LookupError, match="A later run with the same logical date has replaced the run "):
+                first.xcom("one")
+        """,
     )
 
     assert "1 passed" in done.stdout, done.stdout + done.stderr

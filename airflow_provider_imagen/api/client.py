@@ -462,7 +462,7 @@ def _parse_base_url(base_url: str) -> str:
         )
     if parts.query or parts.fragment:
         raise ValueError(f"host={scrub(base_url)!r}: a query or fragment is not allowed; remove it")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or " " in parts.hostname:
         raise ValueError(f"host={scrub(base_url)!r}: a base URL is needed, such as {DEFAULT_BASE_URL}")
     return root
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from airflow_provider_imagen.api.data_uris import plain_data_uris
-from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, IMAGE_FIELDS, SIZE_FIELDS, read_whole_number
+from airflow_provider_imagen.api.fields import (
+    BASE64_FIELDS,
+    COUNT_FIELDS,
+    IMAGE_FIELDS,
+    INPUT_FIELDS,
+    SIZE_FIELDS,
+    read_whole_number,
+)
 from airflow_provider_imagen.catalogue.aspect_ratio import ratios_offered, read_ratio, requested_ratio, size_for
 from airflow_provider_imagen.catalogue.input_images import (
     INPUT_ARGUMENT,
@@ -170,7 +177,8 @@ class _Draft:
             limit = self.endpoint.fields["prompt"].get("maxLength")
             if isinstance(prompt, str) and limit is not None and len(prompt) > limit:
                 problem = self.problems.pop()
-                advice = advise_longer_prompt(self.model, len(prompt))
+                inputs = flatten([remaining[name] for name in (INPUT_ARGUMENT, *INPUT_FIELDS) if name in remaining])
+                advice = advise_longer_prompt(self.model, len(prompt), input_images=len(inputs))
                 self.problems.append(replace(problem, allowed=f"{problem.allowed}; {advice}"))
 
     def take_count(self, remaining: dict[str, Any]) -> tuple[int, bool]:

@@ -71,7 +71,7 @@ def _make_report(imagen_conn_id: str | None, findings: Findings) -> dict[str, An
     connection, models = _query_api(hook, places, is_optional=imagen_conn_id is None)
     models_from = "API" if models is not None else "catalogue"
     if models is None:
-        if connection["ok"] is None:
+        if connection["ok"] is None or not places:
             places.setdefault(DEFAULT_MODEL, []).append("default model")
         models = judge_models_offline(places, today=datetime.now(UTC).date())
     return {

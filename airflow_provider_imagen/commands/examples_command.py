@@ -25,7 +25,7 @@ def add_examples(commands: Any) -> None:
 
 
 def run_examples(arguments: argparse.Namespace) -> int:
-    """Run the command; return 0, or 2 if there is no such example."""
+    """Run the command; return 0, or 2 if there is no such example. Files that an example reads are named on stderr."""
     examples = find_examples()
     if arguments.name is None:
         terminal = Terminal()
@@ -39,4 +39,6 @@ def run_examples(arguments: argparse.Namespace) -> int:
         print_error(f"Error: there is no example {arguments.name!r}. The examples are {names}.")
         return 2
     sys.stdout.write(example.path.read_text(encoding="utf-8"))
+    if files := example.other_files:
+        print_error(f"It reads {' and '.join(files)}: copy that from {example.path.parent} into the folder of the DAG.")
     return 0

@@ -26,7 +26,7 @@ from airflow_provider_imagen.run.results import ROUNDING
 from airflow_provider_imagen.storage.atomic_write import read_bytes
 from airflow_provider_imagen.storage.manifest import read_manifest
 from airflow_provider_imagen.storage.paths import descend
-from airflow_provider_imagen.storage.provenance import read_provenance
+from airflow_provider_imagen.storage.provenance import is_ours, read_provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +50,7 @@ class PastRequest(Struct, frozen=True, kw_only=True):
     :param aspect_ratio: width and height, such as ``16:9``; ``None`` if it is not a usual one
     :param is_shape_requested: whether the aspect ratio was requested rather than left to the model
     :param fields: other API fields with their values
-    :param has_known_fields: whether the image's metadata tells these fields
+    :param has_known_fields: whether these are all fields; the image's metadata may be missing or shortened
     :param used_images: whether it was generated from input images, which a manifest does not hold
     """
 
@@ -96,21 +96,36 @@ def read_past_requests(folder: StoragePath, *, name: str) -> list[PastRequest]:
         return [_past_request(item, found) for item, found in zip(newest.values(), fields, strict=True)]
 
 
-def _read_fields(folder: StoragePath, line: ManifestLine) -> dict[str, Any] | None:
-    """Return the fields in an image's metadata; ``None`` if it has none or cannot be read."""
+class _EmbeddedFields(Struct, frozen=True):
+    """
+    The API fields in an image's metadata.
+
+    :param complete: those that it holds as they were sent
+    :param shortened: names of the others
+    :param is_known: whether there is such metadata at all
+    """
+
+    complete: Mapping[str, Any] = {}
+    shortened: frozenset[str] = frozenset()
+    is_known: bool = False
+
+
+def _read_fields(folder: StoragePath, line: ManifestLine) -> _EmbeddedFields:
     try:
         data = read_bytes(descend(folder, line.file_name), within=folder, max_bytes=MAX_IMAGE_BYTES)
     except StorageError:
-        return None
+        return _EmbeddedFields()
     found = read_provenance(data) if data is not None else {}
-    if "prompt" not in found:
-        return None
-    fields = found.get("parameters", {})
-    return fields if isinstance(fields, dict) else {}
+    fields, shortened = found.get("parameters", {}), found.get("shortened_parameters", [])
+    if not is_ours(found) or not isinstance(fields, dict) or not isinstance(shortened, list):
+        return _EmbeddedFields()
+    names = frozenset(name for name in shortened if isinstance(name, str))
+    return _EmbeddedFields({name: value for name, value in fields.items() if name not in names}, names, is_known=True)
 
 
-def _past_request(item: list[ManifestLine], found: dict[str, Any] | None) -> PastRequest:
-    first, fields = item[0], found or {}
+def _past_request(item: list[ManifestLine], embedded: _EmbeddedFields) -> PastRequest:
+    first, fields = item[0], embedded.complete
+    repeated = _fields_of_any_model() - _NOT_REPEATED
     requested = requested_ratio(fields)
     source = find_model(first.model)
     counts = (read_whole_number(fields.get(name)) for name in COUNT_FIELDS)
@@ -123,10 +138,10 @@ def _past_request(item: list[ManifestLine], found: dict[str, Any] | None) -> Pas
         fields={
             name: value
             for name, value in fields.items()
-            if name in _fields_of_any_model() - _NOT_REPEATED and not (name in SIZE_FIELDS and _has_ratio(value))
+            if name in repeated and not (name in SIZE_FIELDS and _has_ratio(value))
         },
-        has_known_fields=found is not None,
-        used_images=any(name in fields for name in (INPUT_ARGUMENT, *IMAGE_FIELDS))
+        has_known_fields=embedded.is_known and repeated.isdisjoint(embedded.shortened),
+        used_images=not {*fields, *embedded.shortened}.isdisjoint((INPUT_ARGUMENT, *IMAGE_FIELDS))
         or (source is not None and source.generations.needs_input),
     )
 

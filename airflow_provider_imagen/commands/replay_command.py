@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.hooks.folders import open_folder
 from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.redaction import scrub
+from airflow_provider_imagen.storage.atomic_write import read_bytes, redacted_address
 from airflow_provider_imagen.storage.paths import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def add_replay(commands: Any) -> None:
         help="quote the prompts of a manifest on other models, and generate a sample",
         description="Quote the prompts of a manifest on other models. Each distinct prompt counts once, with its "
         "shape, number of images and other fields, but without its seed, which means nothing to another model. With "
-        "--buy, generate a sample: one image of each of the first prompts on each model. The images and a page that "
+        "--buy, generate a sample: one image per prompt and model, for the first prompts. The images and a page that "
         "compares them are stored in a folder; the same command with the same folder pays only for what is missing. "
         "The exit status is 0 on success, 1 if no model takes any of the prompts or an image of the sample is missing, "
         "2 if an argument, the manifest or the connection is unusable, and 130 after Ctrl-C.",
@@ -102,6 +104,8 @@ def run_replay(arguments: argparse.Namespace) -> int:
         models = _find_models(arguments.models)
         if arguments.sample < 1:
             raise ValueError(f"--sample {arguments.sample}: a whole number of at least 1 is allowed")
+        if arguments.max_usd is not None and not 0 < arguments.max_usd < math.inf:
+            raise ValueError(f"--max-usd {arguments.max_usd}: a number of USD above 0 is allowed")
         with as_airflow_command():
             quotes = _quote(arguments, models)
             if arguments.buy:
@@ -137,14 +141,17 @@ def _quote(arguments: argparse.Namespace, models: Sequence[Model]) -> _Quotes:
     folder, name = (path.parent, path.name) if path.name.endswith(".jsonl") else (path, MANIFEST_NAME)
     requests = read_past_requests(folder, name=name)
     if not requests:
-        raise ValueError(f"{arguments.manifest}: it lists no image with a prompt")
+        manifest = folder.joinpath(name)
+        if read_bytes(manifest, within=folder) is None:
+            raise ValueError(f"there is no manifest at {redacted_address(manifest)}")
+        raise ValueError(f"{redacted_address(manifest)} lists no image with a prompt")
     prices, notes = _live_prices(arguments.imagen_conn_id)
     quotes = [quote_model(model, requests, prices=prices) for model in models]
     sample = lay_out_sample(models, requests, prices=prices, prompts=arguments.sample)
     if unknown := sum(not past.has_known_fields for past in requests):
         notes.append(
-            f"{unknown} of {len(requests)} prompts: their images have no metadata, so only the prompt, the shape and "
-            "the number of images are known."
+            f"{unknown} of {len(requests)} prompts: some of their fields are unknown and left out, because the images "
+            "have no metadata, or it does not hold these fields in full."
         )
     for state in judge_models_offline([model.id for model in models], today=datetime.now(UTC).date()):
         if state.warning or not state.is_fine:
@@ -179,9 +186,8 @@ def _buy(quotes: _Quotes, arguments: argparse.Namespace) -> tuple[int, dict[str,
     if terminal is not None:
         cost = _usd(add_costs(fitted.usd for fitted in requests.values()))
         terminal.line(
-            f"Sample: {_count(len(requests), 'image')} for {cost}, one of each of the first "
-            f"{_count(len(quotes.sample), 'prompt')} on each model that takes it. What {arguments.output} has already "
-            f"is not paid for again."
+            f"Sample: {_count(len(requests), 'image')} for {cost}, one image per prompt and model, for the first "
+            f"{_count(len(quotes.sample), 'prompt')}. What {arguments.output} has already is not paid for again."
         )
     with as_airflow_command(), _progress():
         result, error = generate_sample(

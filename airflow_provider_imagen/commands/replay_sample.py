@@ -57,7 +57,7 @@ def generate_sample(
     error: BaseException | None = None
     try:
         execution.run()
-    except AirflowSkipException:  # every image failed, which the result tells
+    except AirflowSkipException:  # every image failed, as the result says
         pass
     except AirflowFailException as failure:
         error = failure.args[0]

@@ -100,7 +100,8 @@ def _made_cell(folder: StoragePath, image: FinishedImage) -> _Cell:
 def _past_cell(folder: StoragePath, past: PastRequest) -> _Cell:
     line = past.example
     preview = _preview(folder, line.thumbnail) or _preview(folder, line.file_name)
-    return _Cell(f"{printable(line.model or '', _TEXT_CHARACTERS)} {_cost(line.usd)}".strip(), line.usd or 0.0, preview)
+    usd = line.purchase_usd
+    return _Cell(f"{printable(line.model or '', _TEXT_CHARACTERS)} {_cost(usd)}".strip(), usd or 0.0, preview)
 
 
 def _preview(folder: StoragePath, name: str | None) -> str:

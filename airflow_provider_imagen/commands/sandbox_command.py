@@ -20,7 +20,11 @@ def add_sandbox(commands: Any) -> None:
         "in a browser to see its images and charges and to inject faults.",
         argument_default=argparse.SUPPRESS,  # the sandbox has its own defaults
     )
-    sandbox.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    sandbox.add_argument(
+        "--host",
+        help="address to listen on, which is also in the URLs of images; 0.0.0.0 is all addresses, and then the URLs "
+        "contain 127.0.0.1 (default: 127.0.0.1)",
+    )
     sandbox.add_argument(
         "--port", type=_number, default=8765, help="port of the API (default: %(default)s; 0: any free port)"
     )

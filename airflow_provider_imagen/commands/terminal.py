@@ -48,7 +48,7 @@ class Terminal:
 
     def heading(self, text: str) -> None:
         """Write one line in bold."""
-        self._console.print(text, style="bold", markup=False)
+        self._console.print(text, style="bold", markup=False, soft_wrap=not self._console.is_terminal)
 
     def code(self, text: str) -> None:
         """Write code without wrapping, so that it can be copied."""

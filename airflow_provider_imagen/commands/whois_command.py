@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from airflow_provider_imagen.image_record import ManifestLine
     from airflow_provider_imagen.storage.image_origin import ImageOrigin, ManifestIndex
     from airflow_provider_imagen.storage.paths import StoragePath
 
 _MAX_IMAGE_BYTES: Final = 2**28
 _FOLDERS_SEARCHED: Final = 6  # an original is four levels below its manifest, and more if its name has subfolders
 _SHOWN_CHARACTERS: Final = 500
-_JSON_CHARACTERS: Final = 50_000  # more than the longest prompt of any model
 _IDENTIFIED_BY: Final = {
     "digest": "its SHA-256, which the manifest lists",
     "metadata": "the metadata in the file",
-    "preview": "its name: it is the preview of this image",
-    "original": "its name: it is this image as delivered, before its conversion",
+    "original": "its SHA-256: it is this image as delivered, before its conversion",
+    "preview": "only its name, that of this image's preview, which proves nothing",
     "name": "only its name, which proves nothing",
 }
 
@@ -36,13 +36,13 @@ class _Answer(Struct, frozen=True):
     """
     The answer to one argument of the command; an inference id may have several.
 
-    :param name: the argument, or the address of the file with that inference id
+    :param file: the argument, or the address of the file with that inference id
     :param folder: address of the folder whose manifest was searched, ``None`` if there is none
     :param origin: what is known about the file; ``None`` if it was not read
     :param problem: why it was not read
     """
 
-    name: str
+    file: str
     folder: str | None = None
     origin: ImageOrigin | None = None
     problem: str | None = None
@@ -192,32 +192,35 @@ def _open(address: str) -> StoragePath:
 def _to_json(answer: _Answer) -> dict[str, Any]:
     from msgspec import to_builtins
 
-    origin = answer.origin
-    facts: dict[str, Any] = {} if origin is None else to_builtins(origin)
-    record = facts.pop("record", {})
-    flat = {"name": answer.name, "is_identified": answer.is_identified, "problem": answer.problem}
-    flat |= {"folder": answer.folder, **facts, **record}
-    return {
-        name: printable(value, _JSON_CHARACTERS) if isinstance(value, str) else value for name, value in flat.items()
-    }
+    values: dict[str, Any] = {"file": answer.file, "is_identified": answer.is_identified, "problem": answer.problem}
+    values["folder"] = answer.folder
+    if answer.origin is None:
+        return values
+    facts, purchase = to_builtins(answer.origin), answer.origin.purchase
+    record, metadata = facts.pop("record"), facts.pop("metadata")
+    paid_by = {name: getattr(purchase, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+    return {**values, **facts, "has_metadata": metadata is not None, "paid_by": paid_by, **record}
 
 
 def _show(terminal: Terminal, answer: _Answer) -> None:
-    """Print one answer: a line with the name, and below it what is known."""
-    terminal.heading(printable(answer.name, _SHOWN_CHARACTERS))
+    """Print one answer: a line with the file, and below it what is known."""
+    terminal.heading(printable(answer.file, _SHOWN_CHARACTERS))
     if answer.origin is None:
         terminal.line(f"  {printable(answer.problem or '', _SHOWN_CHARACTERS)}")
         return
-    record = answer.origin.record
+    record, purchase = answer.origin.record, answer.origin.purchase
+    is_reused = record.reused_from is not None
+    unknown = "unknown" if is_reused else None
     rows = {
-        "DAG": record.dag_id,
-        "Run": record.run_id,
-        "Task": record.task_id,
-        "Map index": None if record.map_index is None or record.map_index < 0 else str(record.map_index),
+        "DAG": purchase.dag_id or unknown,
+        "Run": purchase.run_id or unknown,
+        "Task": purchase.task_id or unknown,
+        "Map index": None if purchase.map_index is None or purchase.map_index < 0 else str(purchase.map_index),
         "Prompt": record.prompt,
         "Model": record.model,
         "Seed": None if record.seed is None else str(record.seed),
         "Cost": None if record.purchase_usd is None else format_usd(record.purchase_usd),
+        "Used by": _task_sentence(record) if is_reused else None,
         "Reused from": record.reused_from,
         "Created": record.created_at,
         "Inference id": record.inference_id,
@@ -239,13 +242,20 @@ def _show(terminal: Terminal, answer: _Answer) -> None:
 def _bytes_sentence(answer: _Answer) -> str:
     if answer.folder is None:
         return "not compared: no manifest was found; --folder names one"
-    if answer.origin is None or answer.origin.is_unchanged is None:
+    if answer.origin is None or not answer.origin.is_listed:
         return "not compared: the manifest lists no such file"
+    if answer.origin.is_unchanged is None:
+        return "not compared: the manifest lists no SHA-256 for this file"
     return "unchanged since they were stored" if answer.origin.is_unchanged else "changed since they were stored"
 
 
+def _task_sentence(record: ManifestLine) -> str:
+    mapped = f"[{record.map_index}]" if record.map_index is not None and record.map_index >= 0 else ""
+    return f"DAG {record.dag_id}, run {record.run_id}, task {record.task_id}{mapped}"
+
+
 def _metadata_sentence(origin: ImageOrigin) -> str:
-    if not origin.has_metadata:
+    if origin.metadata is None:
         return "none of this provider"
     if origin.contradictions:
         return f"present, but differs from the manifest: {', '.join(origin.contradictions)}"

@@ -373,7 +373,7 @@ class ImagenHook(BaseHook):
         ti_key = current_task_instance_key()
         described = None
         if provenance is not False:
-            described = Provenance(ti_key=ti_key).changed({"digital_source_type": None} | facts)
+            described = Provenance(ti_key=ti_key, digital_source_type=None).changed(facts)
             if "model" in facts and "digital_source_type" not in facts:
                 described = replace(described, digital_source_type=DIGITAL_SOURCE_TYPE)
         stem = literal_stem(path_text(name)) if name is not None else None

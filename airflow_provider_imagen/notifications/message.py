@@ -34,7 +34,7 @@ class Message(Struct, frozen=True, kw_only=True):
     :param task: the task, with its map index (``paint[3]``); ``None`` for a whole run
     :param summary: counts and costs, added up for a run; ``None`` if nothing was generated or it cannot be read
     :param has_failed: whether the task or the run has failed
-    :param error: why, as far as Airflow tells
+    :param error: why; ``None`` if Airflow does not say
     :param without_results: tasks of the run that have no summary
     :param url: the images in the gallery; ``None`` if ``[api] base_url`` is not set
     """

@@ -47,7 +47,7 @@ from airflow_provider_imagen.redaction import scrub_storage_text
 from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.image_sink import ImageSink, StoredFiles
 from airflow_provider_imagen.run.manifest_recovery import missed_records
-from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.previous_attempts import previous_result
 from airflow_provider_imagen.run.results import failure_table
 from airflow_provider_imagen.run.reuse import EarlierRequests
 from airflow_provider_imagen.run.runner import Run
@@ -55,7 +55,7 @@ from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.storage.atomic_write import check_writable, remove_leftovers
 from airflow_provider_imagen.storage.manifest import recorded_lines
-from airflow_provider_imagen.storage.paths import address_of
+from airflow_provider_imagen.storage.paths import MANIFEST_NAME, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +151,7 @@ class TaskExecution:
 
     @property
     def run_result(self) -> RunResult | None:
-        """What was generated so far, in this and previous attempts; ``None`` if the run has not started."""
+        """Results so far, of this and previous attempts; ``None`` if the run has not started."""
         return None if self._run is None else self._run.snapshot()
 
     def run(self) -> list[str]:
@@ -329,7 +329,7 @@ class TaskExecution:
             folder=folder,
             open_path=open_folder,
             stored_folders=self._trusted_folders(journal.store, folder),
-            own_names=earlier.own_names(folder, self._ti_key),
+            own_names=earlier.own_names(folder),
             plan=plan,
             requests=journal.state.requests,
             ti_key=self._ti_key,
@@ -343,11 +343,12 @@ class TaskExecution:
         """Return the requests of other runs that may be reused; none unless the author allows it."""
         if folder is None or self._operator.reuse is None:
             return EarlierRequests(plan)
-        others = [open_folder(address, field="reuse_from") for address in self._arguments.reuse_from]
+        others = [_folder_of(open_folder(address, field="reuse_from")) for address in self._arguments.reuse_from]
         return EarlierRequests(
             plan,
             [folder, *(other for other in others if address_of(other) != address_of(folder))],
             own={name for request in journal.state.requests.values() for name in request.client_request_ids},
+            ti_key=self._ti_key,
         )
 
     def _journal_store(self) -> JournalStore:
@@ -440,9 +441,8 @@ class TaskExecution:
             details.append("reused" if received.is_reused else f"{received.seconds:.1f} s")
             details.append(format_usd(usd) if usd is not None else "cost unknown")
         progress.info(
-            "Image %d of %d: %s (%s) → %s",
-            done,
-            images,
+            "%s: %s (%s) → %s",
+            "No longer requested" if received.item.is_superseded else f"Image {done} of {images}",
             received.item.label,
             ", ".join(details),
             file.file_name if file is not None else "not stored",
@@ -496,13 +496,18 @@ def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
     spent = format_usd(result.usd_spent)
     doubt = f" and up to {format_usd(result.usd_in_doubt)} more in doubt" if result.usd_in_doubt else ""
     return BudgetExceededError(
-        f"max_usd={error.max_usd:g}: {spent} spent{doubt}, and the next request could exceed the cap. "
+        f"max_usd={format_usd(error.max_usd)}: {spent} spent{doubt}, and the next request could exceed the cap. "
         f"{done} of {len(result.plan.items)} items are done and kept; {left} are left.",
         spent_usd=float(result.usd_spent),
         max_usd=error.max_usd,
         items_done=done,
         items_left=left,
     )
+
+
+def _folder_of(path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return a folder that is given as its path or as that of its manifest."""
+    return path.parent if path.name == MANIFEST_NAME else path
 
 
 def _exists(stored_files: StoredFiles, stored: StoredFile) -> bool:

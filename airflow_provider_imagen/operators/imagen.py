@@ -58,13 +58,14 @@ class ImagenGenerateOperator(BaseOperator):
         (``s3://aws_default@media/{{ run_id }}``, ``file:///data/pictures``) or a path object; ``None`` stores
         nothing. (templated)
     :param reuse: ``unchanged`` uses an image that another run has paid for with the same request, instead of paying
-        again: the same model, prompt, fields and input images (stored ones by content, others by URL), whatever its
-        file is called. It is looked up in ``output_path``, then in ``reuse_from``, verified, and copied unless it
-        already has its name in ``output_path``. Without a ``seed``, the same request would give another picture, so
-        the author decides whether the earlier one will do. ``None`` never reuses images of other runs. Needs
-        ``output_path``
+        again: the same model, prompt, fields and input images, compared by content, whatever its file is called. An
+        input image given by URL is never the same. The image is looked up in ``output_path``, then in ``reuse_from``,
+        verified, and copied, with this run's ``provenance``, unless it already has its name in ``output_path``. Without
+        a ``seed``, the same request would give another picture; setting ``reuse`` means that you accept the earlier
+        one. ``None`` never reuses images of other runs. Needs ``output_path``
     :param reuse_from: folder or list of folders with images of this provider, to be searched after ``output_path``, in
-        order; a folder without images is skipped. Needs ``reuse``. (templated)
+        order, each given by its path or that of its manifest; a folder without images is skipped. Needs ``reuse``.
+        (templated)
     :param limit: request images only for so many prompts, counted from the start of the list; the others are only
         validated. 1 to 1000000; ``None`` for all prompts. (templated)
     :param filename: file name pattern; default ``{task_id}-{name}-{image}-{identity}.{extension}``.

@@ -220,6 +220,7 @@ class Publisher:
                     created_at=datetime.fromtimestamp(made.received.response.at, UTC),
                     request_fingerprint=fingerprint_in(made.received.key),
                     response_index=made.position,
+                    reused_at=made.reused_at,
                 )
 
     def _make_contact_sheet(self, result: RunResult, folder: ObjectStoragePath) -> str | None:

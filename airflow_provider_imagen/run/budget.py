@@ -58,6 +58,7 @@ class Budget:
         self._lost = ZERO
         self._is_estimate = False
         self._in_flight: set[Reservation] = set()
+        self._own: set[str] = set()  # client request ids
         self._in_doubt: dict[str, Reservation] = {}
         self._highest: dict[str, tuple[Decimal, int]] = {}  # by model: charge and image count of the dearest image
 
@@ -78,6 +79,13 @@ class Budget:
             unpriced = [intent for request in state.requests.values() for intent in request.unpriced.values()]
             for intent in (*unpriced, *state.all_unresolved().values()):
                 self.hold_in_doubt(reservation_for(intent))
+
+    def count_own(self, client_request_id: str, usd: Decimal | None) -> None:
+        """Count what this task instance paid, before it was cleared, for a request that it reuses; only once."""
+        with self._changed:
+            if client_request_id not in self._own:
+                self._own.add(client_request_id)
+                self._spent += usd or ZERO
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +255,7 @@ class Budget:
         if self._has_doubt_of_unknown_price():
             may_be = ", an unknown amount more may have been charged"
         return BudgetExceededError(
-            f"max_usd={self._max_usd}: {format_usd(self._spent)} has been spent{may_be}, and {price}.",
+            f"max_usd={format_usd(self._max_usd or 0)}: {format_usd(self._spent)} has been spent{may_be}, and {price}.",
             spent_usd=float(self._spent),
             max_usd=float(self._max_usd or 0),
             items_done=0,

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
-from airflow_provider_imagen.run.reuse import ReusedImage
+from airflow_provider_imagen.run.reuse import MAX_REUSED_BYTES, ReusedImage
 from airflow_provider_imagen.storage.atomic_write import file_sizes, is_intact, read_bytes, redacted_address
+from airflow_provider_imagen.storage.c2pa import has_content_credentials
 from airflow_provider_imagen.storage.inspect_image import inspect_image
-from airflow_provider_imagen.storage.manifest import recorded_names
-from airflow_provider_imagen.storage.naming import NameFields, append_to_stem, image_name, image_stems
+from airflow_provider_imagen.storage.manifest import names_used_by_others, recorded_names
+from airflow_provider_imagen.storage.naming import (
+    NameFields,
+    alternative_stems,
+    append_to_stem,
+    image_name,
+    image_stems,
+)
 from airflow_provider_imagen.storage.paths import address_of, descend, folder_above, local_path, stays_below
-from airflow_provider_imagen.storage.provenance import DIGITAL_SOURCE_TYPE, EDITED_SOURCE_TYPE, Provenance
+from airflow_provider_imagen.storage.provenance import (
+    DIGITAL_SOURCE_TYPE,
+    EDITED_SOURCE_TYPE,
+    Provenance,
+    read_provenance,
+)
 from airflow_provider_imagen.storage.save_image import save_image, write_image, write_original, write_thumbnail
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,13 +45,19 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.results import ReceivedResponse
     from airflow_provider_imagen.run.reuse import EarlierImage
     from airflow_provider_imagen.storage.convert import ImageFormat
+    from airflow_provider_imagen.storage.inspect_image import ImageInfo
     from airflow_provider_imagen.storage.paths import StoragePath
-    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
 
 MAX_REUSED_AT_ONCE: Final = 8
 """Images of other runs that are in memory at the same time, however many requests may be in flight."""
+
+
+_ORIGINAL_LOST: Final = "%s: the file as delivered, with C2PA content credentials, is lost: %s"
+
+_MAX_ALTERNATIVE_NAMES: Final = 10
+"""Names under which an image counts as having its planned name."""
 
 
 class StoredFiles:
@@ -95,8 +117,9 @@ class ImageSink:
     """
     Stores images in a folder, each under a name that is the same in every attempt.
 
-    An image never replaces one of another task instance. If the name pattern gives both the same name, the later image
-    gets its task instance's identity appended.
+    An image never replaces one of another task instance, nor one that another uses in place, and a copy never replaces
+    one that this task instance paid for. If the name pattern gives both the same name, the later image gets its task
+    instance's identity appended.
 
     :param folder: output folder
     :param open_path: turns the path of a stored image back into a path object
@@ -139,8 +162,9 @@ class ImageSink:
         self._thumbnail_pixels = thumbnail_pixels
         self._stems = self._name_images(requests, own_names or {})
         self._own_names = recorded_names(folder, ti_key) | {
-            file.file_name for request in requests.values() for file in request.files.values()
-        }
+            file.file_name: True for request in requests.values() for file in request.files.values()
+        }  # each with whether this task instance paid for the image
+        self._used_by_others: set[str] | None = None  # not read yet: it is rarely needed
         self._lock = threading.Lock()
         self._reusing = threading.BoundedSemaphore(MAX_REUSED_AT_ONCE)
         self._has_warned = False
@@ -168,7 +192,7 @@ class ImageSink:
             provenance=self._describe(received, position),
             image_format=self._image_format,
             thumbnail_pixels=self._thumbnail_pixels,
-            may_replace=self._is_own,
+            may_replace=self._may_replace,
             before_write=before_write,
         )
         for note in saved.notes:
@@ -223,13 +247,19 @@ class ImageSink:
             return None
         if data is None:
             return None
-        original = self._copy_original(file, folder, file_name=file.file_name)
+        original, original_sha256 = self._copy_original(file, folder, file_name=file.file_name)
         copy = write_image(
             data,
-            replace(file, path=address_of(descend(self.folder, file.file_name)), thumbnail=None, original=original),
+            replace(
+                file,
+                path=address_of(descend(self.folder, file.file_name)),
+                thumbnail=None,
+                original=original,
+                original_sha256=original_sha256,
+            ),
             folder=self.folder,
             owner=self._ti_key.identity,
-            may_replace=self._is_own,
+            may_replace=self._may_replace,
         )
         log.info(
             "Copied %s from %s: output_path has changed since the last attempt.",
@@ -238,30 +268,30 @@ class ImageSink:
         )
         return replace(copy, thumbnail=self._thumbnail(data, copy.file_name))
 
-    def _copy_original(self, file: StoredFile, folder: StoragePath, *, file_name: str) -> str | None:
+    def _copy_original(
+        self, file: StoredFile, folder: StoragePath, *, file_name: str
+    ) -> tuple[str, str] | tuple[None, None]:
         """
-        Return the name of an original copied from another folder; ``None`` if there is none or this fails.
+        Return the name and digest of an original copied from another folder; ``None`` if there is none or this fails.
 
         :param file_name: name of the converted image in this folder
         """
-        if file.original is None:
-            return None
+        if (delivered := _read_original(file, folder)) is None:
+            return None, None
         try:
-            if (data := read_bytes(descend(folder, file.original), within=folder)) is not None:
-                info = inspect_image(data)
-                return write_original(data, info, folder=self.folder, file_name=file_name, owner=self._ti_key.identity)
-            reason = "it no longer exists"
-        except (BadImageError, StorageError) as error:
-            reason = str(error)
-        log.warning("%s: the file as delivered, with C2PA content credentials, is lost: %s", file.original, reason)
-        return None
+            return write_original(*delivered, folder=self.folder, file_name=file_name, owner=self._ti_key.identity)
+        except StorageError as error:
+            log.warning(_ORIGINAL_LOST, file.original, error)
+            return None, None
 
     def reuse(self, places: Sequence[EarlierImage], received: ReceivedResponse, position: int) -> ReusedImage | None:
         """
         Return another run's image, stored in this folder, or ``None`` if it is intact nowhere.
 
         A file in this folder stays as it is if it has the planned name, or this task instance stored it before it was
-        cleared. Any other is copied under that name, unchanged unless it has to be converted to ``image_format``.
+        cleared. Any other is copied under that name, and converted to ``image_format`` if necessary, if possible from
+        the file as delivered. Like a new image, the copy gets the provenance that is wanted, which names the task
+        instance that generated it; one with C2PA content credentials that is not converted stays unchanged.
 
         :param places: where the image is, the preferred place first
         :raises StorageError: a store cannot be reached, or the copy cannot be written
@@ -270,45 +300,67 @@ class ImageSink:
         for place in places:
             with self._reusing, suppress(BadImageError):
                 if (data := place.read()) is not None:
-                    return self._store_reused(data, place, stem)
+                    generated = next((each.writer for each in places if each.line.reused_from is None), None)
+                    provenance = self._describe(received, position, generated or _ti_key_in(data) or place.writer)
+                    return self._store_reused(data, place, stem, provenance)
             log.warning("%s is not reused: it is missing, or not the image listed.", redacted_address(place.path))
         return None
 
-    def _store_reused(self, data: bytes, place: EarlierImage, stem: str) -> ReusedImage:
-        line = place.line
-        usd_saved = line.purchase_usd
+    def _store_reused(self, data: bytes, place: EarlierImage, stem: str, provenance: Provenance | None) -> ReusedImage:
+        line, file, wanted = place.line, place.file, self._image_format
         is_own = place.writer == self._ti_key
         info = inspect_image(data, accept_svg=True)
-        has_format = self._image_format in (None, info.format.lower()) or info.format == "SVG"
-        names = (stem, append_to_stem(stem, f"-{place.writer.identity}"))
+        is_as_wanted = info.format == "SVG" or (
+            file.original is None if wanted is None else wanted == info.format.lower()
+        )
+        delivered = None if is_as_wanted else _read_original(file, place.folder)
+        names = islice(alternative_stems(stem, place.writer.identity), _MAX_ALTERNATIVE_NAMES)
         has_name = is_own or line.file_name.rpartition(".")[0] in names
-        if has_format and has_name and place.folder is self.folder:
+        can_stay = delivered is None and (is_as_wanted or wanted is None)
+        if can_stay and has_name and place.folder is self.folder:
+            has_original = self._has_original(file)
             file = replace(
-                place.file,
+                file,
                 mime_type=info.mime_type,
                 width=info.width,
                 height=info.height,
                 thumbnail=line.thumbnail or self._thumbnail(data, line.file_name),
+                original=file.original if has_original else None,
+                original_sha256=file.original_sha256 if has_original else None,
             )
             origin = line.reused_from if is_own else None  # of a copy that a previous attempt made
-            return ReusedImage(file, origin or file.path, usd_saved)
+            return ReusedImage(file, origin or file.path, line.purchase_usd)
+        data, info = delivered or (data, info)
+        is_converted = not is_as_wanted and wanted not in (None, info.format.lower())
+        # Neither an AVIF or SVG nor a signed file can get other marks unless it is converted; it keeps those it has.
+        keeps_marks = info.format in ("AVIF", "SVG") or has_content_credentials(data)
         saved = save_image(
             data,
             folder=self.folder,
             stem=stem,
             owner=self._ti_key.identity,
-            image_format=None if has_format else self._image_format,
+            provenance=None if keeps_marks and not is_converted else provenance,
+            image_format=wanted if is_converted else None,
             thumbnail_pixels=self._thumbnail_pixels,
-            may_replace=self._is_own,
+            may_replace=partial(self._may_replace, is_copy=True),
         )
-        self._own_names.add(saved.file.file_name)
+        self._own_names.setdefault(saved.file.file_name, False)
         for note in saved.notes:
             log.warning("%s: %s", saved.file.file_name, note)
         file = saved.file
+        if file.original is None and delivered is None:
+            original, original_sha256 = self._copy_original(place.file, place.folder, file_name=file.file_name)
+            file = replace(file, original=original, original_sha256=original_sha256)
+        return ReusedImage(file, place.file.path, line.purchase_usd)
+
+    def _has_original(self, file: StoredFile) -> bool:
+        """Return whether the file as delivered is still kept for a converted image."""
         if file.original is None:
-            original = self._copy_original(place.file, place.folder, file_name=file.file_name)
-            file = replace(file, original=original)
-        return ReusedImage(file, place.file.path, usd_saved)
+            return False
+        if file.original in file_sizes(self.folder, [file.original]):
+            return True
+        log.warning(_ORIGINAL_LOST, file.original, "it no longer exists")
+        return False
 
     def _thumbnail(self, data: bytes, file_name: str) -> str | None:
         """Return the name of a copied image's new preview; ``None`` if previews are off or this one fails."""
@@ -336,10 +388,23 @@ class ImageSink:
         sizes = file_sizes(self.folder, {file.file_name for file in wanted})
         return [file for file in wanted if sizes.get(file.file_name) != file.bytes]
 
-    def _is_own(self, file_name: str) -> bool:
-        """Return whether an existing file is known to be this task instance's, from before this attempt."""
-        if file_name in self._own_names:
-            return True
+    def _may_replace(self, file_name: str, *, is_copy: bool = False) -> bool:
+        """
+        Return whether an image may replace an existing file with other bytes.
+
+        It must be known to be this task instance's, from before this attempt, and no other may use it in place.
+
+        :param is_copy: the image is not a new one, so it must not replace one that was paid for
+        """
+        is_paid = self._own_names.get(file_name)
+        if is_paid is not None:
+            with self._lock:
+                if self._used_by_others is None:
+                    self._used_by_others = names_used_by_others(self.folder, self._ti_key)
+            if file_name not in self._used_by_others:
+                return not (is_paid and is_copy)
+            log.info("%s is kept, because other runs use it; the new image gets another name.", file_name)
+            return False
         with self._lock:
             if not self._has_warned:
                 self._has_warned = True
@@ -394,7 +459,14 @@ class ImageSink:
             items=len(self._plan.items) + len(self._plan.beyond_limit),
         )
 
-    def _describe(self, received: ReceivedResponse, position: int) -> Provenance | None:
+    def _describe(
+        self, received: ReceivedResponse, position: int, generated_by: TaskInstanceKey | None = None
+    ) -> Provenance | None:
+        """
+        Return the provenance to embed in an image; ``None`` for none.
+
+        :param generated_by: the task instance that generated it; default: this one
+        """
         if self._provenance is False:
             return None
         item, response = received.item, received.response
@@ -408,7 +480,7 @@ class ImageSink:
             seed=image.seed,
             parameters={name: value for name, value in item.arguments.items() if name not in own and value is not None},
             inference_id=response.inference_id,
-            ti_key=self._ti_key,
+            ti_key=generated_by or self._ti_key,
             created_at=datetime.fromtimestamp(response.at, UTC),
             digital_source_type=EDITED_SOURCE_TYPE if received.target.has_input_images else DIGITAL_SOURCE_TYPE,
         )
@@ -418,3 +490,26 @@ class ImageSink:
         if changes.get("metadata") is True:
             changes["metadata"] = item.metadata
         return described.changed(changes)
+
+
+def _read_original(file: StoredFile, folder: StoragePath) -> tuple[bytes, ImageInfo] | None:
+    """Return the file as delivered that is kept for a converted image; ``None`` if there is none or it is unusable."""
+    if file.original is None:
+        return None
+    try:
+        data = read_bytes(descend(folder, file.original), within=folder, max_bytes=MAX_REUSED_BYTES)
+        if data is not None and hashlib.sha256(data).hexdigest() == file.original_sha256:
+            return data, inspect_image(data)
+        reason = "it no longer exists" if data is None else "it is not the file that was stored"
+    except (BadImageError, StorageError) as error:
+        reason = str(error)
+    log.warning(_ORIGINAL_LOST, file.original, reason)
+    return None
+
+
+def _ti_key_in(data: bytes) -> TaskInstanceKey | None:
+    """Return the task instance that an image's embedded provenance names; ``None`` if it names none."""
+    found = read_provenance(data)
+    if not {"dag_id", "run_id", "task_id"} <= found.keys():
+        return None
+    return TaskInstanceKey(**{name: found[name] for name in TaskInstanceKey.__struct_fields__ if name in found})

@@ -266,7 +266,7 @@ def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, An
     if prompt is None or isinstance(prompt, str):
         return [({"prompt": prompt}, "")]
     if isinstance(prompt, Mapping):
-        return [(prompt, "")]
+        return [(_without_surplus(prompt, "prompt", problems), "")]
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         problems.append(Problem("prompt", prompt, allowed))
         return []
@@ -274,12 +274,21 @@ def _entries(prompt: Any, problems: list[Problem]) -> list[tuple[Mapping[str, An
     for index, entry in enumerate(prompt):
         where = f"prompt[{index}]."
         if isinstance(entry, Mapping):
-            entries.append((entry, where))
+            entries.append((_without_surplus(entry, f"prompt[{index}]", problems), where))
         elif isinstance(entry, str):
             entries.append(({"prompt": entry}, where))
         else:
             problems.append(Problem(f"prompt[{index}]", entry, 'text or a mapping such as {"prompt": …} is allowed'))
     return entries
+
+
+def _without_surplus(item: Mapping[str, Any], field: str, problems: list[Problem]) -> Mapping[Any, Any]:
+    """Return an item without the cells that ``csv.DictReader`` lists under ``None`` if a row has too many of them."""
+    surplus = item.get(None)  # type: ignore[call-overload]
+    if surplus is None:
+        return item
+    problems.append(Problem(field, surplus, "the row has more cells than the table has columns; remove these"))
+    return {name: value for name, value in item.items() if name is not None}
 
 
 def _lay_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from datetime import datetime
     from decimal import Decimal
 
     from airflow_provider_imagen.image_record import StoredFile
@@ -53,6 +55,7 @@ class ReceivedResponse(Struct, eq=False):
     :param is_reused: paid for by a previous attempt or, if ``reused`` is not empty, by another run
     :param files: images that are already stored, by position in the response
     :param reused: where the images of another run come from, by position in the response
+    :param is_own: this task instance paid for the images in ``reused`` before it was cleared
     :param missing: positions of images that a previous attempt could not retrieve
     :param journaled: done once the response is durable; ``None`` when there is nothing to wait for
     :param finished: set once its images are stored or have failed; ``None`` when nobody waits for that
@@ -68,7 +71,8 @@ class ReceivedResponse(Struct, eq=False):
     inline: dict[int, bytes] = field(default_factory=dict)
     is_reused: bool = False
     files: dict[int, StoredFile] = field(default_factory=dict)
-    reused: dict[int, ReusedImage] = field(default_factory=dict)
+    reused: Mapping[int, ReusedImage] = MappingProxyType({})
+    is_own: bool = False
     missing: frozenset[int] = frozenset()
     journaled: Future[None] | None = None
     finished: threading.Event | None = None
@@ -97,7 +101,13 @@ class FinishedImage(Struct, frozen=True, eq=False):
     @property
     def reused(self) -> ReusedImage | None:
         """Where it comes from, if another run paid for it."""
-        return self.received.reused.get(self.position)
+        return None if self.received.is_own else self.received.reused.get(self.position)
+
+    @property
+    def reused_at(self) -> datetime | None:
+        """When it was reused, with time zone; ``None`` if this run or a previous attempt generated it."""
+        image = self.received.reused.get(self.position)
+        return image.reused_at if image is not None else None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -295,7 +305,7 @@ class RunResult(Struct, frozen=True):
 
     @property
     def reused(self) -> int:
-        """Number of requested images that were reused from previous attempts."""
+        """Number of requested images that previous attempts paid for, or this task instance before it was cleared."""
         return sum(made.received.is_reused and made.reused is None for made in self.made)
 
     @property

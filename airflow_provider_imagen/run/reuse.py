@@ -11,12 +11,15 @@ import hashlib
 import logging
 import threading
 from collections import deque
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
+from msgspec.structs import replace
 
+from airflow_provider_imagen.api.fields import IMAGE_FIELDS
+from airflow_provider_imagen.catalogue.input_images import flatten, reference_kind
 from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.records import Response
 from airflow_provider_imagen.storage.atomic_write import is_intact, read_bytes, redacted_address
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
     from airflow_provider_imagen.image_record import ManifestLine, StoredFile
-    from airflow_provider_imagen.run.plan import Plan, PlannedRequest
+    from airflow_provider_imagen.run.plan import ImageSlot, Plan, PlannedRequest
     from airflow_provider_imagen.storage.paths import StoragePath
     from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
@@ -36,21 +39,24 @@ log = logging.getLogger(__name__)
 MAX_REUSED_BYTES: Final = 128 * 2**20
 """Largest file that is reused; twice as large as any image that is downloaded, because a conversion may enlarge one."""
 
+_AFFINITIES: Final = (0, 1, 2)
 _YEAR_3000: Final = 32_503_680_000
 
 
 class ReusedImage(Struct, frozen=True):
     """
-    An image of another run, stored in this run's folder.
+    An image of another run, or of this task instance before it was cleared, stored in this run's folder.
 
     :param file: the stored file
     :param reused_from: location of the file it was copied from, or its own if it was used in place
     :param usd_saved: what it cost when it was generated, in USD; ``None`` if unknown
+    :param reused_at: when it was reused, with time zone
     """
 
     file: StoredFile
     reused_from: str
     usd_saved: float | None
+    reused_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 class EarlierImage(Struct, frozen=True, eq=False):
@@ -89,13 +95,32 @@ class EarlierImage(Struct, frozen=True, eq=False):
 
 class EarlierRequest(Struct, frozen=True, eq=False):
     """
-    A request of another run, all of whose images are listed.
+    A request of another run, or of this task instance before it was cleared, all of whose images are listed.
 
-    :param images: for each image, by position in the response, the places where it is; a purchased file before copies
+    :param images: for each image, by position in the response, the places where it is: this task instance's own file
+        first, then the purchased file, then copies
+    :param affinity: who has its images: 0 for this task instance, 1 for the same task and map index in another run, 2
+        for others
+    :param is_own: whether this task instance paid for it
     """
 
     client_request_id: str
     images: tuple[tuple[EarlierImage, ...], ...]
+    affinity: int
+    is_own: bool
+
+    @classmethod
+    def of(
+        cls, client_request_id: str, images: tuple[tuple[EarlierImage, ...], ...], ti_key: TaskInstanceKey | None
+    ) -> EarlierRequest:
+        """Return a request as a task instance sees it."""
+        firsts = [places[0] for places in images]
+        return cls(
+            client_request_id,
+            images,
+            affinity=min(_affinity(place.writer, ti_key) for places in images for place in places),
+            is_own=all(place.writer == ti_key and place.line.reused_from is None for place in firsts),
+        )
 
     @property
     def place(self) -> tuple[int | None, int | None]:
@@ -103,8 +128,16 @@ class EarlierRequest(Struct, frozen=True, eq=False):
         line = self.images[0][0].line
         return line.prompt_index, line.image_index
 
+    @property
+    def own_usd(self) -> Decimal | None:
+        """Cost of the request to this task instance, in USD; ``None`` if unknown."""
+        costs = [places[0].line.usd for places in self.images]
+        if not self.is_own:
+            return Decimal(0)
+        return sum((Decimal(str(usd)) for usd in costs), Decimal(0)) if None not in costs else None
+
     def response_to(self, planned: PlannedRequest) -> Response:
-        """Return its response as if it answered a planned request, at no cost and without URLs."""
+        """Return its response as if it answered a planned request, without URLs; it costs :attr:`own_usd`."""
         lines = [places[0].line for places in self.images]
         return Response(
             key=planned.key,
@@ -112,7 +145,7 @@ class EarlierRequest(Struct, frozen=True, eq=False):
             images=tuple(ResponseImage(prompt=line.enhanced_prompt, seed=line.seed) for line in lines),
             model=planned.model,
             at=self.images[0][0].generated_at,
-            usd=Decimal(0),
+            usd=self.own_usd,
             inference_id=lines[0].inference_id,
         )
 
@@ -123,39 +156,69 @@ class EarlierRequests:
 
     Each takes the place of one planned request, so two equal prompts never get the same image.
 
+    A request whose input image is given by URL is left out: what is behind the URL may have changed.
+
     :param plan: the planned requests
     :param folders: where to look, in order of preference; a folder without a manifest has nothing to reuse
     :param own: client request ids in this task's journal, which are no other run's
+    :param ti_key: this task instance. What it stored before it was cleared comes first, so that it keeps its images
     :raises StorageError: a manifest exists, or may exist, but cannot be read
     """
 
-    def __init__(self, plan: Plan, folders: Sequence[StoragePath] = (), *, own: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folders: Sequence[StoragePath] = (),
+        *,
+        own: Container[str] = (),
+        ti_key: TaskInstanceKey | None = None,
+    ) -> None:
         self._plan = plan
+        self._ti_key = ti_key
         self._lock = threading.Lock()
         self._assigned: dict[str, EarlierRequest] = {}
         self._spare: dict[str, deque[EarlierRequest]] = {}
         if folders:
-            wanted = {planned.fingerprint: planned.target.images for planned in plan.requests}
-            self._assign(_find(folders, wanted, own=own))
+            wanted = {
+                planned.fingerprint: planned.target.images
+                for planned in plan.requests
+                if not has_remote_input(planned.request.body)
+            }
+            if any(planned.fingerprint not in wanted for planned in plan.requests):
+                log.warning(
+                    "Requests with an input image given by URL are not reused, because what is behind the URL may have "
+                    "changed. Store the image and pass its path instead."
+                )
+            found = _find(folders, wanted, own=own, ti_key=ti_key)
+            for affinity in _AFFINITIES:
+                self._assign(
+                    {name: [each for each in requests if each.affinity == affinity] for name, requests in found.items()}
+                )
 
     def _assign(self, found: Mapping[str, list[EarlierRequest]]) -> None:
-        """Assign requests to planned ones: each prompt its own, so that a retry makes the same choice, then any."""
+        """
+        Assign requests to planned ones that have none yet; what is left becomes spare.
+
+        Each prompt gets its own, so that a retry makes the same choice, then any.
+        """
         by_place = {(name, each.place): each for name, requests in found.items() for each in reversed(requests)}
         for planned in self._plan.requests:
             place = planned.target.prompt_index, planned.target.image_index
+            if planned.key in self._assigned:
+                continue
             if (earlier := by_place.pop((planned.fingerprint, place), None)) is not None:
                 self._assigned[planned.key] = earlier
         taken = {id(earlier) for earlier in self._assigned.values()}
-        self._spare = {
-            name: deque(each for each in requests if id(each) not in taken) for name, requests in found.items()
-        }
+        left = {name: deque(each for each in requests if id(each) not in taken) for name, requests in found.items()}
         for planned in self._plan.requests:
-            if planned.key not in self._assigned and (spare := self._spare.get(planned.fingerprint)):
-                self._assigned[planned.key] = spare.popleft()
+            if planned.key not in self._assigned and left.get(planned.fingerprint):
+                self._assigned[planned.key] = left[planned.fingerprint].popleft()
+        for name, requests in left.items():
+            self._spare.setdefault(name, deque()).extend(requests)
 
-    def own_names(self, folder: StoragePath, ti_key: TaskInstanceKey) -> dict[tuple[int, int], str]:
+    def own_names(self, folder: StoragePath) -> dict[tuple[int, int], str]:
         """
-        Return the file names, by prompt and image index, of assigned images that a task instance stored in a folder.
+        Return the file names, by prompt and image index, of assigned images that this task instance stored in a folder.
 
         It was cleared since, and its images keep their names, so that none replaces one that is still to be reused.
         """
@@ -165,8 +228,18 @@ class EarlierRequests:
             if (earlier := self._assigned.get(planned.key)) is not None
             for position, places in enumerate(earlier.images)
             for place in places
-            if place.folder is folder and place.writer == ti_key
+            if place.folder is folder and place.writer == self._ti_key
         }
+
+    @property
+    def own_usd(self) -> dict[str, Decimal]:
+        """Costs of the assigned requests to this task instance, in USD, by client request id; 0 if unknown."""
+        own = [earlier for earlier in self._assigned.values() if earlier.is_own]
+        return {earlier.client_request_id: earlier.own_usd or Decimal(0) for earlier in own}
+
+    def has_any(self, slot: ImageSlot) -> bool:
+        """Return whether all requests of one of a slot's alternatives can be replaced, images not verified yet."""
+        return any(all(map(self.has, alternative)) for alternative in slot.alternatives)
 
     def has(self, planned: PlannedRequest) -> bool:
         """Return whether there is a request to take the place of a planned one, its images not verified yet."""
@@ -182,8 +255,28 @@ class EarlierRequests:
             return spare.popleft() if spare else None
 
 
+def has_remote_input(body: Mapping[str, Any]) -> bool:
+    """Return whether a request refers to an input image by a URL whose content is not known."""
+    return any(
+        isinstance(part, str) and reference_kind(part, field=name) == "url"
+        for name in IMAGE_FIELDS
+        for part in flatten(body.get(name))
+    )
+
+
+def _affinity(writer: TaskInstanceKey, ti_key: TaskInstanceKey | None) -> int:
+    """Return :attr:`EarlierRequest.affinity` for one place."""
+    if ti_key is None or replace(writer, run_id=ti_key.run_id) != ti_key:
+        return 2
+    return 0 if writer == ti_key else 1
+
+
 def _find(
-    folders: Sequence[StoragePath], wanted: Mapping[str, int], *, own: Container[str]
+    folders: Sequence[StoragePath],
+    wanted: Mapping[str, int],
+    *,
+    own: Container[str],
+    ti_key: TaskInstanceKey | None,
 ) -> dict[str, list[EarlierRequest]]:
     """
     Return the complete requests by fingerprint, in the order of the folders and their manifests.
@@ -196,7 +289,7 @@ def _find(
         if lines is None:
             log.info("There is nothing to reuse in %s: it has no manifest.", redacted_address(folder))
             continue
-        for line in sorted(lines, key=lambda line: line.reused_from is not None):
+        for line in sorted(lines, key=lambda line: (ti_key_of(line) != ti_key, line.reused_from is not None)):
             request, position = line.client_request_id, line.response_index
             file, writer, at = line.file, ti_key_of(line), _seconds(line.created_at)
             if request is None or request in own or position is None or writer is None or at is None:
@@ -209,7 +302,7 @@ def _find(
     for (fingerprint, request), images in places.items():
         positions = range(wanted[fingerprint])
         if all(position in images for position in positions):
-            earlier = EarlierRequest(request, tuple(tuple(images[position]) for position in positions))
+            earlier = EarlierRequest.of(request, tuple(tuple(images[position]) for position in positions), ti_key)
             found.setdefault(fingerprint, []).append(earlier)
     return found
 

@@ -34,8 +34,8 @@ from airflow_provider_imagen.rate_limit.pacer import Pacer
 from airflow_provider_imagen.run.budget import Budget
 from airflow_provider_imagen.run.context import RunContext
 from airflow_provider_imagen.run.finish import Finisher
+from airflow_provider_imagen.run.previous_attempts import PreviousAttempts
 from airflow_provider_imagen.run.reconcile import Reconciler
-from airflow_provider_imagen.run.replay import PreviousAttempts
 from airflow_provider_imagen.run.results import (
     Failure,
     FinishedImage,
@@ -119,6 +119,8 @@ class Run:
             is_stored=sink.is_stored if sink is not None else lambda _: True,
         )
         self._earlier = earlier or EarlierRequests(plan)
+        for client_request_id, usd in self._earlier.own_usd.items():
+            context.budget.count_own(client_request_id, usd)
         self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
             context,
@@ -180,7 +182,10 @@ class Run:
         cap = self._options.max_usd
         if cap is None:
             return None
-        to_send = {number: self._requests_to_send(slot) for number, slot in enumerate(self._plan.slots)}
+        to_send = {
+            number: [] if self._earlier.has_any(slot) else self._requests_to_send(slot)
+            for number, slot in enumerate(self._plan.slots)
+        }
         prices = [planned.quoted_usd for requests in to_send.values() for planned in requests]
         spent = self._budget.spent_usd
         known = [price for price in prices if price is not None]
@@ -188,7 +193,7 @@ class Run:
             return None
         left = {self._plan.slots[number].item_index for number, requests in to_send.items() if requests}
         refusal = BudgetExceededError(
-            f"max_usd={cap}: {format_usd(spent)} has been spent, and the remaining requests cost about "
+            f"max_usd={format_usd(cap)}: {format_usd(spent)} has been spent, and the remaining requests cost about "
             f"{format_usd(sum(known, Decimal(0)))}. Nothing was sent.",
             spent_usd=float(spent),
             max_usd=float(cap),

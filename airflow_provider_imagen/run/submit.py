@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.budget import Reservation
     from airflow_provider_imagen.run.context import RunContext
     from airflow_provider_imagen.run.plan import PlannedRequest
+    from airflow_provider_imagen.run.previous_attempts import PreviousAttempts
     from airflow_provider_imagen.run.reconcile import Reconciler
-    from airflow_provider_imagen.run.replay import PreviousAttempts
-    from airflow_provider_imagen.run.reuse import EarlierRequests
+    from airflow_provider_imagen.run.reuse import EarlierRequests, ReusedImage
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,9 @@ class Submitter:
 
     def _reuse_from_other_runs(self, slot_number: int, planned: PlannedRequest) -> ReceivedResponse | None:
         """
-        Return a request that another run paid for, all its images stored in this run's folder; ``None`` without one.
+        Return a request that another run, or this task instance before it was cleared, paid for; ``None`` without one.
+
+        All its images are stored in this run's folder.
 
         :raises StorageError: the images cannot be read or stored; nothing was sent
         """
@@ -171,13 +173,18 @@ class Submitter:
             return None
         while (earlier := self._earlier.take(planned)) is not None:
             received = self._received(slot_number, planned, earlier.response_to(planned))
+            if earlier.is_own:
+                self._budget.count_own(earlier.client_request_id, earlier.own_usd)
+            reused: dict[int, ReusedImage] = {}
             try:
                 for position, places in enumerate(earlier.images):
                     if (image := self._sink.reuse(places, received, position)) is None:
                         break
-                    received.files[position], received.reused[position] = image.file, image
+                    received.files[position] = image.file
+                    reused[position] = image
                 else:
-                    return replace(received, is_reused=True)
+                    return replace(received, reused=reused, is_reused=True, is_own=earlier.is_own)
+                self._budget.count_lost(earlier.own_usd)
             except StorageError as error:
                 self._state.count_not_written(error)
                 raise

@@ -74,7 +74,10 @@ async def _settings(request: Request) -> Response:
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    values = json.loads(await request.body())
+    try:
+        values = json.loads(await request.body())
+    except RecursionError:
+        raise ValueError("The JSON is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("Expected a JSON object")
     return values

@@ -38,7 +38,7 @@ def parse_fault(text: str) -> Fault:
 
 
 def format_fault(fault: Fault) -> str:
-    """Return a fault in the format that :func:`parse_fault` reads."""
+    """Return a fault as text, to be shown; :func:`parse_fault` reads it back, unless a value is a list."""
     parameters = ",".join(
         f"{name}={_to_text(value)}"
         for name, value in fault.to_json().items()

@@ -20,7 +20,8 @@ class LocalRequestsOnly:
     A page can post ``text/plain`` and forms to any address, and its own host name can resolve to 127.0.0.1. Programs
     send JSON or uploads, no ``Origin``, and a local ``Host``. The sandbox's own page sends forms with its ``Origin``.
 
-    :param is_loopback: whether the sandbox listens on loopback only; otherwise any ``Host`` is accepted
+    :param is_loopback: whether the sandbox listens on loopback only; otherwise any ``Host`` is accepted, and the page
+        works if it is opened by an IP address
     """
 
     def __init__(self, app: ASGIApp, *, is_loopback: bool) -> None:
@@ -34,13 +35,17 @@ class LocalRequestsOnly:
         else:
             await self.app(scope, receive, send)
 
+    def _is_from_own_address(self, headers: Headers) -> bool:
+        """Return whether the own page was opened by the address of a network interface."""
+        return not self.is_loopback and is_from_own_page(headers) and _is_address(headers["origin"])
+
     def _rejection(self, method: str, headers: Headers) -> str | None:
         host = headers.get("host", "")
         if self.is_loopback and not _is_this_machine(f"//{host}"):
             return "The sandbox only accepts the hosts localhost, 127.0.0.1 and [::1]."
         if method in ("GET", "HEAD", "OPTIONS"):
             return None
-        if "origin" in headers and not _is_this_machine(headers["origin"]):
+        if "origin" in headers and not (_is_this_machine(headers["origin"]) or self._is_from_own_address(headers)):
             return "The sandbox rejects cross-origin requests."
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/x-www-form-urlencoded" and is_from_own_page(headers):
@@ -48,6 +53,14 @@ class LocalRequestsOnly:
         if kind and not kind.endswith(("/json", "+json")) and kind != "multipart/form-data":
             return "The sandbox only accepts application/json and multipart/form-data."
         return None
+
+
+def _is_address(url: str) -> bool:
+    """Return whether the host of a URL is an IP address, which no other page can make its own name resolve to."""
+    try:
+        return bool(ip_address(urlsplit(url).hostname or ""))
+    except ValueError:
+        return False
 
 
 def is_from_own_page(headers: Headers) -> bool:

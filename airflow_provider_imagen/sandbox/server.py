@@ -61,6 +61,8 @@ class Sandbox:
         for name, number in (("port", port), ("cdn_port", cdn_port)):
             if not isinstance(number, int) or number not in _PORTS:
                 raise ValueError(f"{name}={number!r}; allowed: {_PORTS}")
+        if not host:
+            raise ValueError(f"host={host!r}; allowed: the name or address of a network interface")
         self._state = State(Settings().changed(**settings), true_clock=clock, draw=draw)
         self._host = host
         self._ports = (port, cdn_port)
@@ -136,7 +138,7 @@ class Sandbox:
         except OSError:
             self._close_sockets()
             raise
-        shown = "127.0.0.1" if self._host in ("0.0.0.0", "") else f"[{self._host}]" if ":" in self._host else self._host  # noqa: S104
+        shown = "127.0.0.1" if self._host == "0.0.0.0" else f"[{self._host}]" if ":" in self._host else self._host  # noqa: S104
         self._state.api_url, self._state.cdn_url = (f"http://{shown}:{sock.getsockname()[1]}" for sock in self._sockets)
         self._state.open()
         ready: list[BaseException | None] = []

@@ -57,9 +57,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "balance_usd", Decimal(str(self.balance_usd)))
+            balance = Decimal(str(self.balance_usd))
         except InvalidOperation:
-            raise ValueError(f"balance_usd={self.balance_usd!r}; allowed: an amount in USD") from None
+            balance = Decimal("NaN")
+        if not balance.is_finite():
+            raise ValueError(f"balance_usd={self.balance_usd}; allowed: an amount in USD")
+        object.__setattr__(self, "balance_usd", balance)
         check_values(self)
 
     def changed(self, **values: Any) -> Settings:

@@ -49,9 +49,9 @@ class State:
 
     @property
     def connection_line(self) -> str:
-        """Shell assignment of the environment variable that makes this sandbox Airflow's connection imagen_default."""
+        """Shell command that makes this sandbox the connection imagen_default of an Airflow that starts after it."""
         connection = {"conn_type": "imagen", "host": self.api_url, "password": self.settings.api_key}
-        return f"AIRFLOW_CONN_IMAGEN_DEFAULT={shlex.quote(json.dumps(connection))}"
+        return f"export AIRFLOW_CONN_IMAGEN_DEFAULT={shlex.quote(json.dumps(connection))}"
 
     def clock(self) -> float:
         """Return the sandbox's time in seconds since the epoch."""

@@ -87,6 +87,7 @@ def manifest_line(
     created_at: datetime,
     request_fingerprint: str | None = None,
     response_index: int | None = None,
+    reused_at: datetime | None = None,
 ) -> ManifestLine:
     """
     Return the manifest line of a stored image.
@@ -95,12 +96,14 @@ def manifest_line(
     :param created_at: when the image was generated, with time zone
     :param request_fingerprint: hash of the request that generated it; ``None`` keeps it from being reused by other runs
     :param response_index: its index in the response, from 0
+    :param reused_at: when it was reused, with time zone; ``None`` if the task instance generated it
     """
     return ManifestLine(
         **asdict(record),
         file_name=file.file_name,
         thumbnail=file.thumbnail,
         original=file.original,
+        original_sha256=file.original_sha256,
         dag_id=ti_key.dag_id,
         run_id=ti_key.run_id,
         task_id=ti_key.task_id,
@@ -108,6 +111,7 @@ def manifest_line(
         created_at=created_at.isoformat(timespec="seconds"),
         request_fingerprint=request_fingerprint,
         response_index=response_index,
+        reused_at=None if reused_at is None else reused_at.isoformat(timespec="milliseconds"),
     )
 
 
@@ -225,14 +229,25 @@ def has_part(folder: StoragePath, ti_key: TaskInstanceKey) -> bool:
     return _read_own(folder, _part_name(ti_key)) is not None
 
 
-def recorded_names(folder: StoragePath, ti_key: TaskInstanceKey) -> set[str]:
+def recorded_names(folder: StoragePath, ti_key: TaskInstanceKey) -> dict[str, bool]:
     """
-    Return the names of the files that a task instance has recorded as its own.
+    Return the names of the files that a task instance has recorded as its own, each with whether it paid for the image.
 
     :raises StorageError: the part cannot be read
     """
     lines = (line.parsed for line in _read_part(folder, _part_name(ti_key)))
-    return {line.file_name for line in lines if not line.is_used_in_place}
+    return {line.file_name: line.reused_from is None for line in lines if not line.is_used_in_place}
+
+
+def names_used_by_others(folder: StoragePath, ti_key: TaskInstanceKey) -> set[str]:
+    """
+    Return the names of the files that task instances other than this one use in place.
+
+    :raises StorageError: a part cannot be read
+    """
+    names = [name for name in _list_parts(folder) if _identity_of(name) != ti_key.identity]
+    parts = _read_parts(folder, names).values()
+    return {line.parsed.file_name for lines in parts for line in lines if line.parsed.is_used_in_place}
 
 
 def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[ManifestLine]:
@@ -245,11 +260,7 @@ def recorded_lines(folder: StoragePath, ti_key: TaskInstanceKey) -> list[Manifes
     """
     names = [name for name in _list_parts(folder) if _identity_of(name) == ti_key.identity]
     lines = [line.parsed for name in names for line in _read_part(folder, f"{_PARTS}/{name}")]
-    return [
-        replace(line, path=address_of(descend(folder, line.file_name)))
-        for line in lines
-        if stays_below(line.thumbnail or line.file_name) and stays_below(line.original or line.file_name)
-    ]
+    return [replace(line, path=address_of(descend(folder, line.file_name))) for line in lines if _has_safe_names(line)]
 
 
 def request_lines(folder: StoragePath, fingerprints: Container[str]) -> list[ManifestLine] | None:
@@ -270,9 +281,14 @@ def request_lines(folder: StoragePath, fingerprints: Container[str]) -> list[Man
         line = _parse_part_line(raw) if len(raw) <= _MAX_LINE_BYTES else None
         if line is None or line.parsed.request_fingerprint not in fingerprints:
             continue
-        if line.parsed.thumbnail is None or stays_below(line.parsed.thumbnail):
+        if _has_safe_names(line.parsed):
             lines.append(replace(line.parsed, path=address_of(descend(folder, line.parsed.file_name))))
     return lines
+
+
+def _has_safe_names(line: ManifestLine) -> bool:
+    """Return whether all files that a line names are in the folder of the manifest."""
+    return all(stays_below(name) for name in (line.file_name, line.thumbnail, line.original) if name is not None)
 
 
 def ti_key_of(line: ManifestLine) -> TaskInstanceKey | None:
@@ -300,15 +316,14 @@ def _update_part(folder: StoragePath, part: str, lines: Iterable[ManifestLine], 
     """
     Write lines to a part, keep its other lines whose files exist, and return the ids of the written requests.
 
-    An image that this task instance stored, and uses in place because it was cleared, keeps its cost and origin.
+    An image that this task instance reuses because it was cleared keeps its URL.
     """
     recorded = _read_part(folder, part)
-    own = [line.parsed for line in recorded if not line.parsed.is_used_in_place]
-    stored = {(line.file_name, line.sha256): line for line in own}
+    urls = {(line.parsed.file_name, line.parsed.sha256): line.parsed.url for line in recorded}
     new = []
     for line in lines:
-        if line.is_used_in_place and (old := stored.get((line.file_name, line.sha256))) is not None:
-            line = replace(line, url=old.url, usd=old.usd, reused_from=old.reused_from, usd_saved=old.usd_saved)
+        if line.url is None and line.reused_at is not None:
+            line = replace(line, url=urls.get((line.file_name, line.sha256)))
         new.append(_PartLine(line, _encode(line.to_json())))
     names = {line.parsed.file_name for line in new}
     others = [line for line in recorded if line.parsed.file_name not in names]
@@ -475,6 +490,8 @@ def _choose_lines(parts: Mapping[str, list[_PartLine]], *, folder: StoragePath, 
     it matches the file's digest (checked only if the lines disagree), and of those, its task instance wrote the file
     and does not only use it, and belongs to the writing task instance; it is the newest.
 
+    Its name and metadata are those of the task instance that generated or reused the image last.
+
     :param own: short hash of the task instance that writes the manifest
     """
     claims: dict[str, list[tuple[str, _PartLine]]] = {}
@@ -493,8 +510,16 @@ def _most_trustworthy(claims: list[tuple[str, _PartLine]], *, folder: StoragePat
     digests = {line.parsed.sha256 for _, line in claims}
     intact = [claim for claim in claims if len(digests) == 1 or _matches_file(claim[1].parsed, folder)]
     written = [claim for claim in intact if not claim[1].parsed.is_used_in_place] or intact
-    claims = [claim for claim in written if claim[0] == own] or written or claims
-    return max((line for _, line in claims), key=lambda line: str(line.parsed.created_at))
+    chosen = max(
+        (line for _, line in [claim for claim in written if claim[0] == own] or written or claims),
+        key=lambda line: str(line.parsed.created_at),
+    )
+    same = [line for _, line in claims if line.parsed.sha256 == chosen.parsed.sha256]
+    latest = max(same, key=lambda line: line.parsed.reused_at or "").parsed
+    if latest.reused_at is None:
+        return chosen
+    parsed = replace(chosen.parsed, name=latest.name, metadata=latest.metadata)
+    return _PartLine(parsed, _encode({**decode(chosen.raw), "name": latest.name, "metadata": latest.metadata}))
 
 
 def _names_own_part(identity: str, line: ManifestLine) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from itertools import count
 from string import Formatter
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,7 @@ from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PLACEHOLDERS: Final[dict[str, str]] = {
     "dag_id": "id of the DAG",
@@ -150,6 +151,14 @@ def append_to_stem(stem: str, suffix: str) -> str:
     """Return a name from :func:`image_stems` with an ASCII suffix, shortened first if it would become too long."""
     folder, slash, name = stem.rpartition("/")
     return f"{folder}{slash}{_cut(name, MAX_COMPONENT_BYTES - len(_LONGEST_EXTENSION) - len(suffix))}{suffix}"
+
+
+def alternative_stems(stem: str, owner: str) -> Iterator[str]:
+    """Yield the names to try for an image in turn, without end: the planned one first."""
+    yield stem
+    yield append_to_stem(stem, f"-{owner}")
+    for number in count(2):
+        yield append_to_stem(stem, f"-{owner}-{number}")
 
 
 def check_pattern(pattern: str) -> None:

@@ -7,12 +7,15 @@ for the alternative text (``Iptc4xmpCore``), and for the time and the tool (``xm
 package's own :data:`NAMESPACE`.
 
 In an existing packet, our properties replace those of the same name, because they come from the request, its response
-and the author; all others stay. A packet that cannot be parsed is replaced.
+and the author. Those that could then contradict them are removed: all of an earlier packet of ours, the version of
+another model, the writer of another prompt, and what the author omits. Everything else stays. A packet that cannot be
+parsed is replaced.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -24,13 +27,11 @@ from airflow_provider_imagen.exceptions import Problem
 from airflow_provider_imagen.storage.c2pa import has_content_credentials
 from airflow_provider_imagen.storage.file_metadata import FileMetadata, read_metadata, write_xmp
 from airflow_provider_imagen.storage.jpeg import MAX_APP1_BYTES
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 from airflow_provider_imagen.storage.xmp import Properties, PropertyKey, build_packet, read_packet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from airflow_provider_imagen.storage.inspect_image import FileFormat, ImageInfo
-    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 _SOURCE_TYPES: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
@@ -71,19 +72,24 @@ _IPTC_CORE = "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _PREFIXES: Final = {_IPTC: "Iptc4xmpExt", _IPTC_CORE: "Iptc4xmpCore", _XMP: "xmp", NAMESPACE: "imagen"}
 _SOURCE_TYPE = (_IPTC, "DigitalSourceType")
+_PROMPT = (_IPTC, "AIPromptInformation")
+_PROMPT_WRITER = (_IPTC, "AIPromptWriterName")
+_MODEL = (_IPTC, "AISystemUsed")
+_MODEL_VERSION = (_IPTC, "AISystemVersionUsed")
 _ALT_TEXT = (_IPTC_CORE, "AltTextAccessibility")
 _NAMES: Final[dict[PropertyKey, str]] = {
     _SOURCE_TYPE: "digital_source_type",
-    (_IPTC, "AIPromptInformation"): "prompt",
-    (_IPTC, "AIPromptWriterName"): "prompt_writer",
-    (_IPTC, "AISystemUsed"): "model",
-    (_IPTC, "AISystemVersionUsed"): "model_version",
+    _PROMPT: "prompt",
+    _PROMPT_WRITER: "prompt_writer",
+    _MODEL: "model",
+    _MODEL_VERSION: "model_version",
     _ALT_TEXT: "alt_text",
     (_XMP, "CreateDate"): "created_at",
     (_XMP, "CreatorTool"): "creator_tool",
     (NAMESPACE, "EnhancedPrompt"): "enhanced_prompt",
     (NAMESPACE, "Seed"): "seed",
     (NAMESPACE, "Parameters"): "parameters",
+    (NAMESPACE, "ShortenedParameters"): "shortened_parameters",
     (NAMESPACE, "Metadata"): "metadata",
     (NAMESPACE, "InferenceId"): "inference_id",
     (NAMESPACE, "DagId"): "dag_id",
@@ -115,7 +121,8 @@ class Provenance(Struct, frozen=True, kw_only=True):
         hold signatures, and embedded images lose their data
     :param metadata: values that were not sent, as text by name
     :param inference_id: the API's id of the paid request
-    :param digital_source_type: URI of IPTC's term for the kind of source; ``None`` omits it
+    :param digital_source_type: URI of IPTC's term for the kind of source; ``None`` if it is unknown
+    :param omitted: names of the fields that the author omits, so that a file does not keep an older value either
     """
 
     ti_key: TaskInstanceKey
@@ -131,6 +138,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str | None] | None = None
     inference_id: str | None = None
     digital_source_type: str | None = DIGITAL_SOURCE_TYPE
+    omitted: frozenset[str] = frozenset()
 
     def changed(self, changes: Mapping[str, Any]) -> Provenance:
         """
@@ -140,7 +148,7 @@ class Provenance(Struct, frozen=True, kw_only=True):
             field. Any other name is that of a parameter to add, replace or omit. ``digital_source_type`` may be a
             term or its URI (:func:`find_provenance_problem`)
         """
-        fields, key_fields = {*self.__struct_fields__} - {"ti_key"}, self.ti_key.__struct_fields__
+        fields, key_fields = {*self.__struct_fields__} - {"ti_key", "omitted"}, self.ti_key.__struct_fields__
         own = {name: value for name, value in changes.items() if name in fields}
         if (source_type := own.get("digital_source_type")) is not None:
             own["digital_source_type"] = f"{_SOURCE_TYPES}{_source_term(source_type)}"
@@ -155,20 +163,46 @@ class Provenance(Struct, frozen=True, kw_only=True):
             self,
             **own,
             ti_key=replace(self.ti_key, **key),
+            omitted=frozenset(name for name, value in changes.items() if value is None),
             parameters={name: value for name, value in {**parameters, **others}.items() if value is not None},
         )
 
 
+_OTHER_TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "created_at": ((datetime, str), "a datetime, text"),
+    "seed": ((int,), "a whole number"),
+    "map_index": ((int,), "a whole number"),
+    "parameters": ((Mapping,), "a mapping of API fields"),
+    "metadata": ((Mapping, bool), "True, False, a mapping"),
+}
+"""Types of the fields that are not text, and how to name them."""
+
+
 def find_provenance_problem(changes: Mapping[str, Any]) -> Problem | None:
     """Return what is wrong with a DAG author's changes (:meth:`Provenance.changed`); ``None`` if they are valid."""
-    source_type = changes.get("digital_source_type")
-    if source_type is None or _source_term(source_type) in DIGITAL_SOURCE_TERMS:
-        return None
-    return Problem(
-        "provenance['digital_source_type']",
-        source_type,
-        f"a term of {_SOURCE_TYPES} is allowed, alone or as its URI: {', '.join(DIGITAL_SOURCE_TERMS)}",
-    )
+    fields = {*Provenance.__struct_fields__, *TaskInstanceKey.__struct_fields__} - {"ti_key", "omitted"}
+    for name, value in changes.items():
+        if name not in fields:
+            continue
+        types, kind = _OTHER_TYPES.get(name, ((str,), "text"))
+        allowed = f"{kind} or None is allowed"
+        if name == "digital_source_type":
+            is_valid = _source_term(value) in DIGITAL_SOURCE_TERMS
+            terms = ", ".join(DIGITAL_SOURCE_TERMS)
+            allowed = f"a term of {_SOURCE_TYPES} is allowed, alone or as its URI: {terms}"
+        elif isinstance(value, bool):
+            is_valid = bool in types
+        else:
+            is_valid = isinstance(value, types)
+        if value is not None and not is_valid:
+            return Problem(f"provenance[{name!r}]", value, allowed)
+    anything = Provenance(ti_key=TaskInstanceKey(dag_id="", task_id="", run_id=""))
+    for name, value in changes.items():
+        try:
+            provenance_packet(anything.changed({name: value}))
+        except (ValueError, RecursionError):  # a number of thousands of digits, a list that contains itself
+            return Problem(f"provenance[{name!r}]", "…", "a value that can be written as JSON is allowed")
+    return None
 
 
 def _source_term(source_type: Any) -> str:
@@ -193,7 +227,7 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     Return a PNG, JPEG or WebP with its provenance embedded, without re-encoding: pixels stay bit for bit.
 
     A file signed with a C2PA manifest stays unchanged: any change would invalidate the signature, which is
-    more credible than our metadata.
+    more credible than our metadata. So does one that already has exactly this provenance.
 
     :param data: the whole file
     :param info: the result of :func:`~airflow_provider_imagen.storage.inspect_image.inspect_image` for it
@@ -210,48 +244,66 @@ def embed_provenance(data: bytes, info: ImageInfo, provenance: Provenance) -> Em
     packet = _fitting_packet(provenance, metadata, info.format)
     if packet is None:
         return EmbedResult(data, "No provenance was embedded: the file's own metadata leaves no room for it.")
+    if metadata.xmp and read_packet(metadata.xmp) == read_packet(packet):
+        return EmbedResult(data)
     return EmbedResult(write_xmp(data, info, packet))
 
 
-def provenance_packet(provenance: Provenance, *, existing: bytes | None = None) -> bytes:
+def provenance_packet(provenance: Provenance, *, existing: bytes | None = None, with_parameters: bool = True) -> bytes:
     """
     Return the provenance as an XMP packet.
 
-    :param existing: a packet to merge it into; one that cannot be parsed is replaced
+    :param existing: a packet to merge it into; one that cannot be parsed is replaced. Of one from this package, none of
+        its own properties are kept
+    :param with_parameters: whether to include the parameters; without them, the packet names those that are missing
     """
-    properties = _properties(provenance)
-    return build_packet(
-        properties,
-        _PREFIXES,
-        alternatives=(_ALT_TEXT,),
-        superseded=(_DEPRECATED_SOURCE_TYPE,) if _SOURCE_TYPE in properties else (),
-        existing=existing,
-    )
+    properties = _properties(provenance, with_parameters=with_parameters)
+    is_earlier = existing is not None and is_ours(_named(read_packet(existing)))
+    superseded = {key for key, name in _NAMES.items() if is_earlier or name in provenance.omitted}
+    for written, dependent in (
+        (_SOURCE_TYPE, _DEPRECATED_SOURCE_TYPE),
+        (_MODEL, _MODEL_VERSION),
+        (_PROMPT, _PROMPT_WRITER),
+    ):
+        if written in properties or written in superseded:
+            superseded.add(dependent)
+    return build_packet(properties, _PREFIXES, alternatives=(_ALT_TEXT,), superseded=superseded, existing=existing)
 
 
 def read_provenance(data: bytes) -> dict[str, Any]:
     """
     Return the provenance in a PNG, JPEG, WebP or AVIF file, by field name.
 
+    The standard properties may come from any other tool; :func:`is_ours` says whether this package wrote them.
+
     :returns: those fields of :class:`Provenance` and of the task-instance key that the file holds, ``created_at`` as
-        ISO 8601 text, plus ``creator_tool``; empty if there are none
+        ISO 8601 text, plus ``creator_tool`` and ``shortened_parameters``, a list of the names of parameters whose
+        values are missing or not complete; empty if there are none
     """
     packet = _packet_of(data)
-    found: dict[str, Any] = {
-        _NAMES[key]: text for key, text in (read_packet(packet) if packet else {}).items() if key in _NAMES
-    }
+    found: dict[str, Any] = _named(read_packet(packet)) if packet else {}
     for name in ("seed", "map_index"):
         if name in found:
             try:
                 found[name] = int(found[name])
             except ValueError:
                 del found[name]
-    for name in {"parameters", "metadata"} & found.keys():
+    for name in {"parameters", "shortened_parameters", "metadata"} & found.keys():
         try:
             found[name] = json.loads(found[name])
         except (ValueError, RecursionError):
             del found[name]
     return found
+
+
+def _named(properties: Properties) -> dict[str, str]:
+    return {_NAMES[key]: text for key, text in properties.items() if key in _NAMES}
+
+
+def is_ours(found: Mapping[str, Any]) -> bool:
+    """Return whether what :func:`read_provenance` found was written by this package rather than by another tool."""
+    own = {name for (namespace, _), name in _NAMES.items() if namespace == NAMESPACE}
+    return found.get("creator_tool") == CREATOR_TOOL or not own.isdisjoint(found)
 
 
 def _packet_of(data: bytes) -> bytes | None:
@@ -281,19 +333,21 @@ def _fitting_packet(provenance: Provenance, metadata: FileMetadata, file_format:
         enhanced = provenance.enhanced_prompt
         shorter = replace(
             provenance,
-            parameters={},
             prompt=_shorten(_text(provenance.prompt) or "", limit),
             enhanced_prompt=None if enhanced is None else _shorten(str(enhanced), limit),
             alt_text=None if provenance.alt_text is None else _shorten(str(provenance.alt_text), limit),
         )
-        packet = provenance_packet(shorter, existing=metadata.xmp)
+        packet = provenance_packet(shorter, existing=metadata.xmp, with_parameters=False)
         if len(packet) <= MAX_APP1_BYTES:
             return packet
     return None
 
 
-def _properties(provenance: Provenance) -> Properties:
+def _properties(provenance: Provenance, *, with_parameters: bool) -> Properties:
     ti_key = provenance.ti_key
+    parameters, shortened = _embeddable(provenance.parameters)
+    if not with_parameters:
+        parameters, shortened = {}, [*parameters]
     values: dict[str, str | None] = {
         "digital_source_type": provenance.digital_source_type,
         "prompt": _text(provenance.prompt),
@@ -305,8 +359,9 @@ def _properties(provenance: Provenance) -> Properties:
         "creator_tool": CREATOR_TOOL,
         "enhanced_prompt": _text(provenance.enhanced_prompt),
         "seed": _text(provenance.seed),
-        "parameters": _parameters_text(provenance.parameters),
-        "metadata": json.dumps(provenance.metadata, ensure_ascii=False, default=str) if provenance.metadata else None,
+        "parameters": _to_json(parameters, sort_keys=True),
+        "shortened_parameters": _to_json(sorted(shortened)),
+        "metadata": _to_json(provenance.metadata),
         "inference_id": _text(provenance.inference_id),
         "dag_id": ti_key.dag_id,
         "run_id": ti_key.run_id,
@@ -317,20 +372,22 @@ def _properties(provenance: Provenance) -> Properties:
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as text; DAG authors may supply any type."""
+    """Return a value as text, a date in ISO 8601."""
     if value is None:
         return None
     return value.isoformat(timespec="seconds") if isinstance(value, datetime) else str(value)
 
 
-def _parameters_text(parameters: Mapping[str, Any]) -> str | None:
-    if not parameters:
-        return None
+def _to_json(value: Any, *, sort_keys: bool = False) -> str | None:
+    return json.dumps(value, ensure_ascii=False, sort_keys=sort_keys, default=str) if value else None
+
+
+def _embeddable(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return parameters as they are embedded, and the names of those whose values differ from what was sent."""
     cleaned = {str(name): _clean(value) for name, value in parameters.items()}
-    text = json.dumps(cleaned, ensure_ascii=False, sort_keys=True, default=str)
-    if len(text) <= _MAX_PARAMETERS_CHARACTERS:
-        return text
-    return json.dumps(dict.fromkeys(cleaned, "…"), ensure_ascii=False, sort_keys=True)
+    if len(_to_json(cleaned) or "") > _MAX_PARAMETERS_CHARACTERS:
+        return dict.fromkeys(cleaned, "…"), [*cleaned]
+    return cleaned, [str(name) for name, value in parameters.items() if cleaned[str(name)] != value]
 
 
 def _clean(value: Any) -> Any:
@@ -338,7 +395,8 @@ def _clean(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): _clean(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(part) for part in value]
+        items = [_clean(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if not isinstance(value, str):
         return value
     if value[:5].lower() == "data:":

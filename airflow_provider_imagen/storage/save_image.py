@@ -19,7 +19,7 @@ from airflow_provider_imagen.storage.c2pa import has_content_credentials
 from airflow_provider_imagen.storage.convert import convert_and_preview, make_thumbnail
 from airflow_provider_imagen.storage.file_metadata import read_metadata
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, inspect_image
-from airflow_provider_imagen.storage.naming import append_to_stem, with_extension
+from airflow_provider_imagen.storage.naming import alternative_stems, with_extension
 from airflow_provider_imagen.storage.paths import HIDDEN_FOLDER, address_of, descend
 from airflow_provider_imagen.storage.provenance import embed_provenance, provenance_packet
 
@@ -117,10 +117,10 @@ def save_image(
         if marked.skip_reason is not None:
             notes.append(marked.skip_reason)
     file_name = with_extension(stem, info.extension)
-    original = None
+    original = original_sha256 = None
     if signed is not None:
         try:
-            original = write_original(*signed, folder=folder, file_name=file_name, owner=owner)
+            original, original_sha256 = write_original(*signed, folder=folder, file_name=file_name, owner=owner)
         except StorageError as error:
             notes.append(f"Its C2PA content credentials are lost: the file as delivered cannot be kept: {error}")
     file = write_image(
@@ -134,6 +134,7 @@ def save_image(
             width=info.width,
             height=info.height,
             original=original,
+            original_sha256=original_sha256,
         ),
         folder=folder,
         owner=owner,
@@ -162,7 +163,7 @@ def write_image(
     Write an image, and return where it is: its name changes if it belongs to a file that may not be replaced.
 
     :param file: what to write, without a preview
-    :param owner: marks temporary files, and is appended to the name if it is taken
+    :param owner: marks temporary files, and is appended to the name if it is taken, then also a number
     :param may_replace: called with the file name, relative to the folder, if a file with other bytes exists; returns
         whether the image may replace it. ``None`` replaces any file
     :param before_write: called right before the image is written with what will be stored; called again if the name
@@ -180,20 +181,20 @@ def write_image(
             replace=replace_existing,
         )
 
-    path = descend(folder, file.file_name)
-    before_write(file)
-    if may_replace is not None:
-        if write(path, replace_existing=False):
-            return file
-        if is_intact(path, size=file.bytes, sha256=file.sha256, within=folder):
-            return file
-        if not may_replace(file.file_name):
-            stem, _, extension = file.file_name.rpartition(".")
-            file_name = with_extension(append_to_stem(stem, f"-{owner}"), extension)
-            path = descend(folder, file_name)
-            file = replace(file, path=address_of(path), file_name=file_name)
-            before_write(file)
-    write(path, replace_existing=True)
+    planned, _, extension = file.file_name.rpartition(".")
+    for stem in alternative_stems(planned, owner):
+        path = descend(folder, file_name := with_extension(stem, extension))
+        file = replace(file, path=address_of(path), file_name=file_name)
+        before_write(file)
+        if may_replace is not None:
+            if write(path, replace_existing=False):
+                break
+            if is_intact(path, size=file.bytes, sha256=file.sha256, within=folder):
+                break
+            if not may_replace(file_name):
+                continue
+        write(path, replace_existing=True)
+        break
     return file
 
 
@@ -208,9 +209,9 @@ def write_thumbnail(data: bytes, *, folder: StoragePath, file_name: str, pixels:
     return _write_preview(make_thumbnail(data, pixels=pixels), folder=folder, file_name=file_name, owner=owner)
 
 
-def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_name: str, owner: str) -> str:
+def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_name: str, owner: str) -> tuple[str, str]:
     """
-    Write an image as delivered, beside its conversion, and return its name, relative to the folder.
+    Write an image as delivered, beside its conversion; return its name, relative to the folder, and its SHA-256 in hex.
 
     Each owner has a subfolder, so that no file replaces the original of another task instance. Like previews, originals
     are in a hidden folder, which Hugging Face's ImageFolder ignores.
@@ -221,7 +222,7 @@ def write_original(data: bytes, info: ImageInfo, *, folder: StoragePath, file_na
     """
     name = "/".join(filter(None, (HIDDEN_FOLDER, "originals", owner, f"{file_name}.{info.extension}")))
     write_bytes_atomically(descend(folder, name), data, content_type=info.mime_type, owner=owner, within=folder)
-    return name
+    return name, hashlib.sha256(data).hexdigest()
 
 
 def _write_preview(preview: bytes, *, folder: StoragePath, file_name: str, owner: str) -> str:

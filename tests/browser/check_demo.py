@@ -51,7 +51,7 @@ def test_a_person_logs_in_and_sees_the_images(demo: Processes, browser: Browser)
     context.close()
 
 
-def test_it_ends_when_told_to_and_leaves_only_the_images(demo: Processes) -> None:
+def test_it_ends_when_interrupted_and_leaves_only_the_images(demo: Processes) -> None:
     os.kill(demo.pid("demo"), signal.SIGTERM)
 
     wait_until(lambda: demo.has_ended("demo"), "the end of the demo", patience_seconds=20)

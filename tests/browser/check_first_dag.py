@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import urllib.request
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from doc_snippets import shown_commands
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from playwright.sync_api import expect
 from running_airflow import Processes, free_port, wait_until
@@ -28,14 +28,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
 WORK = Path(os.environ["IMAGEN_WORK"])
 HOME = WORK / "first-dag-home"
 URL = f"http://localhost:{free_port()}"
-
-
-def _commands(mark: str) -> str:
-    return README.split(f"<!-- {mark} -->\n```bash\n", 1)[1].split("\n```", 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,7 @@ def terminal() -> Iterator[Processes]:
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
     }
-    printed = _commands("first dag")
+    printed = shown_commands("first dag")
     assert printed.count("pip install airflow-provider-imagen\n") == 1
     commands = printed.replace("pip install airflow-provider-imagen\n", f"pip install '{ROOT}'\n")
     processes = Processes(WORK, environment)
@@ -128,7 +123,7 @@ def test_a_second_terminal_loads_a_new_file_and_explains_a_broken_one(terminal: 
     (dags / "broken.py").write_text("from airflow.sdk import DAGG\n")
 
     shown = subprocess.run(
-        ["bash", "-e", "-c", _commands("first dag: second terminal")],
+        ["bash", "-e", "-c", shown_commands("first dag: second terminal")],
         env=terminal.environment,
         cwd=WORK,
         capture_output=True,
@@ -141,17 +136,3 @@ def test_a_second_terminal_loads_a_new_file_and_explains_a_broken_one(terminal: 
     page.goto(f"{URL}/dags")
     expect(page.get_by_role("link", name="added", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name=re.compile("^example_"))).to_have_count(0)
-
-
-def test_ctrl_c_or_closing_the_terminal_stops_airflow(terminal: Processes) -> None:
-    """Airflow 3.3.2 often hangs after Ctrl-C: one of its components misses the signal, and the others wait for it."""
-
-    def ends_after(number: signal.Signals, patience_seconds: float) -> bool:
-        os.killpg(terminal.pid("first-dag"), number)  # as a terminal does
-        with suppress(AssertionError):
-            wait_until(
-                lambda: not terminal.members("first-dag"), "the end of Airflow", patience_seconds=patience_seconds
-            )
-        return not terminal.members("first-dag")
-
-    assert ends_after(signal.SIGINT, 20) or ends_after(signal.SIGHUP, 120)

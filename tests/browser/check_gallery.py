@@ -147,7 +147,7 @@ def airflow() -> Iterator[Airflow]:
         environment,
     )
     _wait_for(lambda: "Connection:" in log.read_text(), "the sandbox")
-    connection = re.search(r"AIRFLOW_CONN_IMAGEN_DEFAULT='(.*)'", log.read_text())
+    connection = re.search(r"export AIRFLOW_CONN_IMAGEN_DEFAULT='(.*)'", log.read_text())
     environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = connection[1]
     for fault in (
         {"kind": "fewer", "count": 1, "prompt": "street market"},
@@ -224,7 +224,7 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     dialog = ann.get_by_role("dialog")
     expect(dialog.get_by_text("API key", exact=True)).to_be_visible()
     expect(dialog.locator("input[name=host]")).to_have_attribute("placeholder", "https://api.aimlapi.com")
-    expect(dialog.locator("input[name=port]")).to_have_attribute("placeholder", re.compile("^Enter 0: Airflow 3.3"))
+    expect(dialog.locator("input[name=port]")).to_have_attribute("placeholder", re.compile("^Enter 0; Airflow 3.3"))
     for hidden in ("login", "schema"):
         expect(dialog.locator(f"input[name={hidden}]")).to_have_count(0)
     dialog.get_by_role("button", name="Extra Fields", exact=True).click()

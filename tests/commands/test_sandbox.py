@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from doc_snippets import shown_commands
 
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.sandbox import Charge, Fault
@@ -54,11 +55,6 @@ def generate(url, prompt="a red fox"):
         headers={"Authorization": "Bearer 5a9db0c5000000000000000000000000"},
         timeout=10,
     )
-
-
-def block(mark):
-    """Return a block of commands in the README."""
-    return README.split(f"<!-- sandbox: {mark} -->\n```bash\n", 1)[1].split("\n```", 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +179,7 @@ def test_all_kinds_of_faults_are_listed_with_their_parameters(capsys):
 
 
 def test_the_faults_in_the_readme_are_valid():
-    faults = re.findall(r"--fault (\S+)", block("faults"))
+    faults = re.findall(r"--fault (\S+)", shown_commands("sandbox: faults"))
 
     assert [parse_fault(text).kind for text in faults] == ["reset", "status", "cut_image"]
 
@@ -208,7 +204,7 @@ def test_the_curl_commands_in_the_readme_work(tmp_path):
     with running() as (url, *_):
         generate(url)
         done = subprocess.run(
-            ["bash", "-ec", block("curl").replace("http://127.0.0.1:8765", url)],
+            ["bash", "-ec", shown_commands("sandbox: curl").replace("http://127.0.0.1:8765", url)],
             env={**os.environ, "CURL_HOME": str(tmp_path)},
             capture_output=True,
             text=True,

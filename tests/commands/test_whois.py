@@ -156,10 +156,77 @@ def test_a_file_that_was_replaced_is_not_identified_by_its_name_alone(whois: Any
     assert (status, row["is_identified"], row["evidence"], row["is_unchanged"]) == (1, False, "name", False)
 
 
-def test_a_preview_is_recognised(whois: Any, folder: Path) -> None:
-    status, (row,) = whois(folder / entries(folder)[1]["thumbnail"])
+def test_a_preview_is_recognised_but_not_identified_by_its_name(
+    whois: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preview = folder / entries(folder)[1]["thumbnail"]
+    for data in (preview.read_bytes(), b"anything"):
+        preview.write_bytes(data)
+        status, (row,) = whois(preview)
+        assert (status, row["is_identified"], row["evidence"], row["is_unchanged"]) == (1, False, "preview", None)
+        assert row["file_name"] == "run-001-0.png"
+    assert main(["whois", str(preview)]) == 1
+    assert "not compared: the manifest lists no SHA-256 for this file" in capsys.readouterr().out
 
-    assert (status, row["evidence"], row["file_name"], row["is_unchanged"]) == (0, "preview", "run-001-0.png", None)
+
+def test_metadata_of_other_tools_identifies_nothing(
+    whois: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
+        'xmlns:e="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:c="http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/" '
+        'xmp:CreatorTool="Adobe Photoshop 25.0" xmp:CreateDate="2020-01-01T00:00:00" '
+        'e:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture" '
+        'e:AISystemUsed="Firefly" e:AIPromptInformation="A lighthouse">'
+        "<c:AltTextAccessibility>A lighthouse</c:AltTextAccessibility></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    Image.new("RGB", (8, 8)).save(photo := tmp_path / "photo.webp", xmp=packet.encode())
+    for arguments in ((), ("--folder", folder)):
+        status, (row,) = whois(photo, *arguments)
+        assert (status, row["is_identified"], row["evidence"], row["has_metadata"]) == (1, False, None, False)
+        assert row["digital_source_type"].endswith("/digitalCapture")
+    assert main(["whois", str(photo)]) == 1
+    assert "none of this provider" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("imagen_connection")
+@pytest.mark.parametrize("image_format", [None, "jpeg"])
+def test_a_reused_image_leads_to_the_task_that_paid_for_it(
+    image_format: str | None, whois: Any, run_dag: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def paint(dag_id: str, **options: Any) -> str:
+        with DAG(dag_id, schedule=None) as dag:
+            ImagenGenerateOperator(task_id="paint", prompt="A fox", output_path=str(tmp_path / dag_id), **options)
+        return run_dag(dag).run_id
+
+    paid_by = paint("first", image_format=image_format)
+    used_by = paint("second", image_format=image_format, reuse="unchanged", reuse_from=str(tmp_path / "first"))
+    (file,) = (tmp_path / "second").glob("paint*")
+    status, (row,) = whois(file)
+
+    assert (status, row["is_unchanged"], row["contradictions"]) == (0, True, [])
+    assert row["paid_by"] == {"dag_id": "first", "run_id": paid_by, "task_id": "paint", "map_index": None}
+    assert (row["dag_id"], row["run_id"]) == ("second", used_by)
+    assert main(["whois", str(file)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "  DAG           first" in shown
+    assert f"  Used by       DAG second, run {used_by}, task paint" in shown
+    assert "  Metadata      present, agrees with the manifest" in shown
+
+    rewrite(tmp_path / "second", lambda line: line.update(model="another/model"))
+    assert whois(file)[1][0]["contradictions"] == ["model"]
+
+
+def test_who_paid_for_a_reused_image_without_metadata_is_unknown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(folder, lambda line: line.update(reused_from="/elsewhere/a.png", file_name="copy.png"))
+    without_metadata(folder / "run-000-0.png", folder / "copy.png", "PNG")
+    main(["whois", str(folder / "copy.png")])
+    shown = capsys.readouterr().out.splitlines()
+    assert "  DAG           unknown" in shown
+    assert "  Used by       DAG postcards, run run, task paint" in shown
 
 
 def test_an_inference_id_leads_to_its_images(
@@ -167,7 +234,7 @@ def test_an_inference_id_leads_to_its_images(
 ) -> None:
     inference_id = entries(folder)[0]["inference_id"]
     status, (row,) = whois(inference_id, "--folder", folder)
-    assert (status, row["name"], row["evidence"]) == (0, str(folder / "run-000-0.png"), "digest")
+    assert (status, row["file"], row["evidence"]) == (0, str(folder / "run-000-0.png"), "digest")
 
     monkeypatch.chdir(folder)
     assert whois(inference_id)[0] == 0
@@ -211,10 +278,19 @@ def test_hostile_metadata_is_read_safely(whois: Any, tmp_path: Path, seed: str) 
 
     assert (status, row["evidence"], row["map_index"]) == (0, "metadata", None)
     assert row["seed"] == (-1 if seed == "-1" else None)
-    assert len(row["dag_id"]) == 50_000
+    assert len(row["dag_id"]) == 500_000
 
 
-def test_an_original_and_its_content_credentials_are_recognised(whois: Any, folder: Path) -> None:
+def test_json_has_the_exact_values(whois: Any, folder: Path) -> None:
+    odd = "two  blanks\n\ta line\u202e"
+    (folder / "run-000-0.png").rename(renamed := folder / "a  b.png")
+    rewrite(folder, lambda line: line.update(prompt=odd, name=odd))
+    _, (row,) = whois(renamed)
+
+    assert (row["file"], row["name"], row["prompt"]) == (str(renamed), odd, odd)
+
+
+def test_an_original_and_its_content_credentials_are_recognised(whois: Any, folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(buffer := BytesIO(), "PNG")
     data = buffer.getvalue()
     chunk = b"caBX" + b"a C2PA manifest"
@@ -228,7 +304,16 @@ def test_an_original_and_its_content_credentials_are_recognised(whois: Any, fold
     assert status == 0
     assert [row["evidence"] for row in rows] == ["original", "digest"]
     assert [row["has_content_credentials"] for row in rows] == [True, False]
+    assert [row["is_unchanged"] for row in rows] == [True, True]
     assert {row["file_name"] for row in rows} == {"converted.jpg"}
+
+    copy = shutil.copy(folder / saved.file.original, tmp_path / "renamed.png")
+    assert whois(copy, "--folder", folder)[1][0]["evidence"] == "original"
+    (folder / saved.file.original).write_bytes(data)
+    status, (row,) = whois(folder / saved.file.original)
+    assert (status, row["is_identified"], row["evidence"], row["is_unchanged"]) == (1, False, "name", False)
+    rewrite(folder, lambda line: line.pop("original_sha256"))
+    assert whois(folder / saved.file.original)[1][0]["is_unchanged"] is None
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "."])

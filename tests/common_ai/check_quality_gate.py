@@ -7,13 +7,12 @@ The example ``imagen_quality_gate`` with Airflow's real common-ai provider.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from doc_snippets import run_shown_commands
 
 from airflow_provider_imagen._compat import get_dag_bag
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_dags" / "imagen_quality_gate.py"
-PAGE = (ROOT / "docs" / "examples" / "quality-gate.md").read_text("utf-8")
+PAGE = ROOT / "docs" / "examples" / "quality-gate.md"
 VISION_KEY = "key of the vision model"
 
 pytestmark = pytest.mark.usefixtures("imagen_connection")
@@ -111,17 +110,7 @@ def test_an_image_that_fails_twice_is_left_out(
 
 @pytest.mark.timeout(400)  # five commands, three of which start Airflow
 def test_the_commands_on_the_examples_page_run_both_rounds(tmp_path: Path) -> None:
-    commands = PAGE.split("<!-- run -->\n```bash\n", 1)[1].split("\n```", 1)[0]
-    done = subprocess.run(
-        ["bash", "-ec", commands],
-        env={"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=380,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    output = run_shown_commands("run", PAGE, home=tmp_path, python=Path(sys.executable), timeout_seconds=380)
     names = [path.name.split("-")[0] for path in tmp_path.glob("imagen-pictures/*/*.png")]
     assert sorted(names) == ["paint"] * 3 + ["repaint"] * 3
-    assert done.stdout.count("Left out: ") == 3
+    assert output.count("Left out: ") == 3

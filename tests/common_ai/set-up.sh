@@ -8,8 +8,7 @@ cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH AIRFLOW_HOME PYTHONDONTWRITEBYTECODE
-"$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check \
+"$python" -m uv venv --quiet --python "$python" "$work/venv"
+"$python" -m uv pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
   . 'apache-airflow-providers-common-ai[openai]>=1.0' 'pytest>=8.3' 'pytest-timeout>=2.3'
-"$work/venv/bin/python" -m compileall -q "$work/venv/lib" || true # a package may carry templates that are not Python
 "$work/venv/bin/python" -m pytest --basetemp="$work/tmp" tests/common_ai/check_quality_gate.py

@@ -12,6 +12,8 @@ from airflow_provider_imagen.sandbox import Fault, Sandbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["one", "two", "three"]
 
 KEPT_BY = pytest.mark.parametrize(

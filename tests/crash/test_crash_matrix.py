@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["one", "two", "three"]
 
 HARMLESS = {

@@ -92,8 +92,11 @@ def test_clearing_a_successful_task_reuses_its_images(second_run: Painting) -> N
     assert second_run.bought() == Counter(PROMPTS)
     assert [image["sha256"] for image in second_run.images] == [image["sha256"] for image in first]
     assert [image["path"] for image in second_run.images] == [image["path"] for image in first]
-    assert (second_run.summary["reused"], second_run.summary["usd_spent"]) == (5, 0)
-    assert second_run.manifest() == lines
+    assert (second_run.summary["reused"], second_run.summary["adopted"]) == (2, 3)
+    assert second_run.summary["usd_spent"] == pytest.approx(3 * 0.042)
+    assert [line | {"reused_at": None} for line in second_run.manifest()] == [
+        line | {"reused_at": None} for line in lines
+    ]
 
 
 @KEPT_BY

@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["one", "two", "three"]
 
 KEPT_BY = pytest.mark.parametrize(

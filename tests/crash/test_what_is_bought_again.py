@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["one", "two", "three"]
 
 KEPT_BY = pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_it_maps_over_keyword_arguments_and_over_its_urls(run_dag: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         (None, "prompt=None: {of} returned NoneType; a string, a mapping"),
         (7, "prompt=7: {of} returned int; a string, a mapping"),
@@ -224,7 +224,7 @@ def test_it_maps_over_keyword_arguments_and_over_its_urls(run_dag: Callable[...,
     ],
 )
 def test_anything_else_is_rejected_before_paying_and_not_retried(
-    run_dag: Callable[..., Any], sandbox: Sandbox, returned: Any, told: str
+    run_dag: Callable[..., Any], sandbox: Sandbox, returned: Any, message: str
 ) -> None:
     calls, errors = [], []
     with DAG("decorated_wrong", schedule=None) as dag:
@@ -241,8 +241,8 @@ def test_anything_else_is_rejected_before_paying_and_not_retried(
     assert len(calls) == 1  # two retries were left and none was used
     assert sandbox.seen("/v1/images/generations") == []
     error = errors[0].get("exception")
-    if error is not None:  # Airflow 3.1 does not tell it
-        assert told.format(of="the function 'paint' of @task.imagen") in str(error)
+    if error is not None:  # Airflow 3.1 does not pass it on
+        assert message.format(of="the function 'paint' of @task.imagen") in str(error)
         assert isinstance(error if isinstance(error, InvalidArgumentsError) else error.args[0], InvalidArgumentsError)
 
 

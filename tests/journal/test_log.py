@@ -138,6 +138,7 @@ files = st.builds(
     height=st.integers(0, 9999),
     thumbnail=st.none() | texts,
     original=st.none() | texts,
+    original_sha256=st.none() | texts,
 )
 targets = st.builds(
     Target,

@@ -126,6 +126,7 @@ def test_a_subclass_with_links_of_its_own_keeps_them() -> None:
     assert Inherited.operator_extra_links is With.operator_extra_links
 
 
+@pytest.mark.slow
 def test_failed_and_retried_tasks_have_the_same_link(
     run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -38,11 +38,11 @@ class Post(BaseNotifier):
         self.sent.append((self.text, self.blocks))
 
 
-def told(run_dag: Callable[..., Any], template: str, **arguments: Any) -> list[str]:
+def messages_of(run_dag: Callable[..., Any], template: str, **arguments: Any) -> list[str]:
     """Run one operator in a DAG of its own, and return the messages about it."""
     sent: list[Any] = []
     notify = ImagenNotifier(Post(sent, template))
-    with DAG(f"told_{id(sent)}", schedule=None):
+    with DAG(f"notified_{id(sent)}", schedule=None):
         paint = ImagenGenerateOperator.partial if "expand" in arguments else ImagenGenerateOperator
         callbacks = {"on_success_callback": notify, "on_failure_callback": notify}
         expand = arguments.pop("expand", None)
@@ -58,38 +58,40 @@ def base_url(monkeypatch: pytest.MonkeyPatch) -> str:
     return "https://airflow.example.com/team"
 
 
-def test_a_success_is_told_with_its_cost_and_a_link(run_dag: Callable[..., Any], base_url: str, tmp_path: Path) -> None:
-    (text,) = told(run_dag, "{{ imagen.text }}", prompt=["a", "b", "c"], output_path=str(tmp_path))
+def test_a_success_is_reported_with_its_cost_and_a_link(
+    run_dag: Callable[..., Any], base_url: str, tmp_path: Path
+) -> None:
+    (text,) = messages_of(run_dag, "{{ imagen.text }}", prompt=["a", "b", "c"], output_path=str(tmp_path))
 
     subject, run, stored, link = text.splitlines()
     assert subject.endswith(": 3 of 3 images made, $0.126 spent")
-    assert subject.startswith("paint in told_")
+    assert subject.startswith("paint in notified_")
     assert run.startswith("Run: manual__")
     assert stored == f"Stored in: {tmp_path}"
-    assert link.startswith(f"Pictures: {base_url}/imagen/task?dag_id=told_")
+    assert link.startswith(f"Pictures: {base_url}/imagen/task?dag_id=notified_")
 
 
 def test_without_the_address_of_airflow_there_is_no_link(run_dag: Callable[..., Any]) -> None:
-    (text,) = told(run_dag, "{{ imagen.text }}", prompt="a")
+    (text,) = messages_of(run_dag, "{{ imagen.text }}", prompt="a")
     assert "Pictures" not in text
 
 
-def test_a_partial_failure_is_told_with_its_error(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
+def test_a_partial_failure_is_reported_with_its_error(run_dag: Callable[..., Any], sandbox: Sandbox) -> None:
     sandbox.add_fault(Fault("status", prompt="b", status=400))
 
-    (text,) = told(run_dag, "{{ imagen.text }}", prompt=["a", "b", "c"])
+    (text,) = messages_of(run_dag, "{{ imagen.text }}", prompt=["a", "b", "c"])
 
     assert " failed: 2 of 3 images made, 1 failed, $0.084 spent\n" in text
 
 
 def test_a_task_that_generated_nothing_says_so(run_dag: Callable[..., Any]) -> None:
-    (text,) = told(run_dag, "{{ imagen.text }}", prompt="a", num_images=99)
+    (text,) = messages_of(run_dag, "{{ imagen.text }}", prompt="a", num_images=99)
 
     assert " failed: nothing was generated\n" in text
 
 
 def test_each_mapped_task_tells_of_itself(run_dag: Callable[..., Any]) -> None:
-    texts = told(run_dag, "{{ imagen.subject }}", expand={"prompt": ["a", ["b", "c"]]})
+    texts = messages_of(run_dag, "{{ imagen.subject }}", expand={"prompt": ["a", ["b", "c"]]})
 
     assert sorted(text.partition(": ")[2] for text in texts) == [
         "1 of 1 images made, $0.042 spent",
@@ -99,12 +101,14 @@ def test_each_mapped_task_tells_of_itself(run_dag: Callable[..., Any]) -> None:
 
 
 def test_the_numbers_are_there_for_templates_of_your_own(run_dag: Callable[..., Any]) -> None:
-    assert told(run_dag, "{{ imagen.summary.made }} for {{ dag.dag_id[:4] }}", prompt=["a", "b"]) == ["2 for told"]
+    assert messages_of(run_dag, "{{ imagen.summary.made }} for {{ dag.dag_id[:8] }}", prompt=["a", "b"]) == [
+        "2 for notified"
+    ]
 
 
 def test_a_function_can_deliver(run_dag: Callable[..., Any]) -> None:
     messages: list[Message] = []
-    with DAG("told_function", schedule=None) as dag:
+    with DAG("notified_function", schedule=None) as dag:
         notify = ImagenNotifier(lambda context: messages.append(context["imagen"]))
         ImagenGenerateOperator(task_id="paint", prompt="a", on_success_callback=notify)
     run_dag(dag)
@@ -160,7 +164,7 @@ def test_one_notifier_serves_many_tasks() -> None:
 
 
 @pytest.mark.parametrize("xcoms", [ConnectionError("no API server"), {"paint": "s3://elsewhere"}, {}])
-def test_a_failure_is_told_even_if_its_results_cannot_be_read(xcoms: Any) -> None:
+def test_a_failure_is_reported_even_if_its_results_cannot_be_read(xcoms: Any) -> None:
     message = message_for({"ti": Ti(xcoms), "exception": ValueError("out of credits")})
 
     assert message.subject == "paint in d failed: nothing was generated"
@@ -168,7 +172,7 @@ def test_a_failure_is_told_even_if_its_results_cannot_be_read(xcoms: Any) -> Non
 
 
 def test_a_run_adds_up_its_tasks() -> None:
-    with DAG("told_run", schedule=None) as dag:
+    with DAG("whole_run", schedule=None) as dag:
         ImagenGenerateOperator(task_id="one", prompt="a")
         ImagenGenerateOperator.partial(task_id="many").expand(prompt=["a", "b"])
         ImagenGenerateOperator(task_id="skipped", prompt=[])
@@ -179,12 +183,12 @@ def test_a_run_adds_up_its_tasks() -> None:
     message = message_for({"dag": dag, "run_id": "r", "ti": Ti(xcoms), "reason": "task_failure"})
 
     assert message.text.splitlines() == [
-        "told_run failed: 2 of 3 images made, 1 failed, $0.084 spent, up to $0.00 more in doubt",
+        "whole_run failed: 2 of 3 images made, 1 failed, $0.084 spent, up to $0.00 more in doubt",
         "Run: r",
         "Error: task_failure",
         "No results from: skipped",
     ]
-    assert message_for({"dag": dag, "run_id": "r", "reason": "success"}).subject == "told_run: nothing was generated"
+    assert message_for({"dag": dag, "run_id": "r", "reason": "success"}).subject == "whole_run: nothing was generated"
 
 
 def test_summaries_add_up() -> None:

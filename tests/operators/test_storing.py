@@ -111,9 +111,19 @@ def test_an_author_describes_an_image_and_names_its_writer(paint: Storing) -> No
     assert story["digital_source_type"].endswith("/compositeSynthetic")
 
 
-def test_an_unknown_source_type_is_rejected_before_paying(paint: Storing, sandbox: Sandbox) -> None:
-    assert paint(provenance={"digital_source_type": "photo"}) == "failed"
-    assert "digitalCapture" in str(paint.errors[-1])
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({"digital_source_type": "photo"}, "digitalCapture"),
+        ({"parameters": "x"}, "a mapping of API fields or None is allowed"),
+        ({"map_index": "x"}, "a whole number or None is allowed"),
+    ],
+)
+def test_provenance_that_cannot_be_embedded_is_rejected_before_paying(
+    changes: dict[str, Any], allowed: str, paint: Storing, sandbox: Sandbox
+) -> None:
+    assert paint(provenance=changes) == "failed"
+    assert allowed in str(paint.errors[-1])
     assert sandbox.ledger() == []
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Run two attempts of one task at once, and stop others midway:  bash tests/overlaps/set-up.sh PYTHON
 #
-# PYTHON belongs to a virtual environment with this project installed; its Airflow keeps journals in the task state
-# store. Airflow 3.2, which keeps them in a folder, is installed in a separate environment. Everything is in a temporary
-# folder and on free loopback ports, and nothing needs root. Each process runs in its own session, whose number is
-# recorded in that folder; at the end, also after a failure, all processes of these sessions are killed.
+# PYTHON belongs to a virtual environment with this project and its [dev] extra; its Airflow keeps journals in the task
+# state store. Airflow 3.2, which keeps them in a folder, is installed in a separate environment. Everything is in a
+# temporary folder and on free loopback ports, and nothing needs root. Each process runs in its own session, whose
+# number is recorded in that folder; at the end, also after a failure, all processes of these sessions are killed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,15 +22,12 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-"$python" -m venv "$work/uv"
-"$work/uv/bin/pip" install --quiet --disable-pip-version-check uv
-"$work/uv/bin/uv" venv --quiet --python "$python" "$work/venv"
+"$python" -m uv venv --quiet --python "$python" "$work/venv"
 older="$work/venv/bin/python"
 # With the dependencies of its release date: it does not run with later ones.
-"$work/uv/bin/uv" pip install --quiet --python "$older" --exclude-newer 2026-06-15 \
-  apache-airflow==3.2.2 'requests>=2.32.2' 'urllib3>=2.6.3' 'Pillow>=11.3'
-"$work/uv/bin/uv" pip install --quiet --python "$older" --no-deps --editable .
-"$older" -m compileall -q "$work/venv/lib" >"$work/compileall.log" || true # a package may carry templates that are not Python
+"$python" -m uv pip install --quiet --compile-bytecode --python "$older" --exclude-newer 2026-06-15 \
+  apache-airflow==3.2.2 'requests>=2.32.2' 'urllib3>=2.6' 'Pillow>=11.3'
+"$python" -m uv pip install --quiet --python "$older" --no-deps --editable .
 
 # check INTERPRETER FOLDER CHECKS: uses its own Airflow home, so that two can run in parallel
 check() {

@@ -22,6 +22,8 @@ from airflow_provider_imagen.plugins.gallery.files import read_failures_file, re
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 TI = TaskInstance("d", "r", "t", -1)
 
 

@@ -58,7 +58,7 @@ def test_a_sample_is_shown_with_a_quote_and_not_paid_for_again(
     person.join()
     assert str(run.state) == "success"
     assert person.body.count("![Image") == 12
-    quote = "The other 188 images would cost about $7.896: the 12 so far cost $0.504, on average $0.042 each."
+    quote = "The other 188 images would cost at most about $7.896: the 12 so far cost $0.504, on average $0.042 each."
     assert quote in person.body.replace("\\", "")
     state = str(run.get_task_instance("everything").state)
     if choice == "Reject":

@@ -33,6 +33,7 @@ def test_all_processes_share_a_preview(tmp_path: Path) -> None:
         assert preview.size == (384, 192)
 
 
+@pytest.mark.slow
 def test_the_folder_stays_below_its_limit_and_keeps_recently_used_previews(tmp_path: Path) -> None:
     cache = ThumbnailCache(tmp_path / "previews", max_bytes=10_000)
     first, data = _image_file(0)
@@ -69,6 +70,7 @@ def test_a_name_that_is_not_a_digest_accesses_no_file(tmp_path: Path) -> None:
     assert cache.get("../secret") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_very_large_image_is_not_decoded_for_a_preview(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str

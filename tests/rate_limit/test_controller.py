@@ -29,6 +29,7 @@ def share_lost(found, known):
     return 1 - known.seconds / found.seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_after", [False, True])
 @pytest.mark.parametrize("latency_seconds", [0.05, 1, 4])
 @pytest.mark.parametrize("limit", LIMITS)
@@ -53,6 +54,7 @@ def test_the_highest_rate_is_found(limit, latency_seconds, retry_after):
     assert found.share_refused(since=30) < 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_after", [False, True])
 @pytest.mark.parametrize("spread", [0, 0.5])
 @pytest.mark.parametrize(("most", "latency_seconds"), [(2, 0.05), (8, 0.05), (2, 1), (8, 1), (32, 1), (8, 4), (32, 4)])

@@ -646,11 +646,11 @@ def test_the_error_reports_the_spent_amount_and_the_cost_of_the_next_request():
     lost(budget, "r1")
     error = budget.exceeded_error(next_usd=12 * CENT)
     assert str(error) == (
-        "max_usd=0.20: $0.10 has been spent, $0.10 more may have been charged, and the next request costs about $0.12."
+        "max_usd=$0.20: $0.10 has been spent, $0.10 more may have been charged, and the next request costs about $0.12."
     )
     assert (error.spent_usd, error.max_usd) == (0.1, 0.2)
     assert str(Budget(max_usd=Decimal(1)).exceeded_error(next_usd=None)) == (
-        "max_usd=1: $0.00 has been spent, and the price of the next is unknown."
+        "max_usd=$1.00: $0.00 has been spent, and the price of the next is unknown."
     )
 
 

@@ -74,6 +74,7 @@ def test_a_lost_response_is_found_whatever_the_clock_of_the_api(sandbox, client,
     assert lookup(client, patience=1.0).find("unbilled", **unbilled) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [(0, 119), (10, 60)])
 def test_two_lost_responses_are_found_among_many_requests_by_another_process(sandbox, make_client, places):
     sandbox.configure(clock_skew_seconds=-10_800)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.run.results import RunResult
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 TI_KEY = TaskInstanceKey(dag_id="storm", task_id="make", run_id="r1")
 READ_TIMEOUT_SECONDS = 0.7

@@ -412,6 +412,7 @@ def test_a_file_used_by_many_items_is_read_once(disk):
     assert disk.opened == [path]
 
 
+@pytest.mark.slow
 def test_planning_keeps_no_bytes(disk):
     paths = []
     for number in range(30):

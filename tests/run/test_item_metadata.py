@@ -14,7 +14,7 @@ from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.journal.log import read_journal
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import make_plan
-from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.previous_attempts import previous_result
 
 IMAGEN = "imagen-3.0-generate-002"
 FLUX = "flux/dev"
@@ -227,3 +227,10 @@ def test_failures_say_which_row_they_are_of(world, steps):
         ("b", {"sku": "2"}),
     ]
     assert [(line.prompt, line.metadata) for line in later.failure_lines()] == [("b", {"sku": "2"})]
+
+
+@pytest.mark.parametrize("prompt", [[{"prompt": "a"}, {"prompt": "b", None: ["", "c"]}], {"prompt": "b", None: ["c"]}])
+def test_a_row_with_too_many_cells_is_reported_as_such(prompt):
+    with pytest.raises(InvalidArgumentsError, match=r"the row has more cells than the table has columns") as caught:
+        make_plan(prompt=prompt, arguments={"model": "imagen-3.0-generate-002"}, can_store=True)
+    assert len(caught.value.problems) == 1

@@ -69,6 +69,7 @@ def run(limited, memory_store):
     return execute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit",
     [
@@ -112,6 +113,7 @@ def test_no_more_requests_than_concurrency_are_ever_in_flight(limited, run):
     assert Counter(seen.status for seen in limited.seen(PATH)) == {200: PICTURES}
 
 
+@pytest.mark.slow
 def test_sending_just_below_the_rate_limit_is_never_rejected(limited, run):
     """60 in 3 seconds are allowed and 55 are sent: neither the start nor the end has a burst."""
     limited.configure(requests_per_minute=1200, window_seconds=3)

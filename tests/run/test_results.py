@@ -21,7 +21,7 @@ from airflow_provider_imagen.journal.log import read_journal
 from airflow_provider_imagen.journal.records import Response, Target
 from airflow_provider_imagen.journal.url_encryption import UrlEncryption
 from airflow_provider_imagen.run.plan import PromptItem
-from airflow_provider_imagen.run.replay import previous_result
+from airflow_provider_imagen.run.previous_attempts import previous_result
 from airflow_provider_imagen.run.results import Failure, FinishedImage, ReceivedResponse, failure_table
 
 pytestmark = pytest.mark.timeout(20)

@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_imagen.image_record import StoredFile
 from airflow_provider_imagen.journal.log import Journal
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 
 def grown_by(work) -> tuple[object, int]:

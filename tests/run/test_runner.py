@@ -588,6 +588,9 @@ def test_a_crashing_finisher_ends_the_run_without_a_deadlock(world, concurrency)
     world.ports.save_error = SystemExit("a crash")
     with pytest.raises(SystemExit):
         world.run([f"p{number}" for number in range(200)], concurrency=concurrency)
+    for thread in threading.enumerate():  # the end of the process would end them
+        if thread.name.startswith("imagen-submitter"):
+            thread.join(30)
     world.ports.save_error = None
     paid = len(world.ports.posts)
     result = world.run([f"p{number}" for number in range(200)], concurrency=16)

@@ -286,3 +286,20 @@ def test_a_page_whose_name_was_rebound_to_this_machine_is_rejected(sandbox):
         answer = submit(open_to_all, {"fault": "reset"}, Host="evil.example", Origin="http://evil.example")
         assert answer.status_code == 403
         assert armed(open_to_all) == []
+
+
+def test_the_page_works_by_the_address_of_a_network_interface():
+    with Sandbox(host="0.0.0.0") as open_to_all:
+        headers = {"Host": "192.0.2.2:8765", "Origin": "http://192.0.2.2:8765"}
+        assert submit(open_to_all, {"fault": "reset"}, **headers).status_code < 400
+        assert len(armed(open_to_all)) == 1
+        assert submit(open_to_all, {"fault": "reset"}, **headers | {"Origin": "http://192.0.2.3"}).status_code == 403
+
+
+def test_json_that_is_nested_too_deeply_is_rejected(sandbox):
+    body = '{"kind": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    for name in ("faults", "settings"):
+        answer = requests.post(
+            f"{sandbox.url}/_sandbox/{name}", data=body, headers={"Content-Type": "application/json"}, timeout=10
+        )
+        assert (answer.status_code, answer.json()) == (400, {"error": "The JSON is nested too deeply"})

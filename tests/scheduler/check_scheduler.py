@@ -151,6 +151,9 @@ def test_one_killed_instance_of_a_mapped_task_is_retried_alone(
     assert [image["prompt"] for image in images] == ["g0 good", "g1 stuck", "g2 good"]
     assert_whole(run.folder, images)
     assert len((run.folder / "metadata.jsonl").read_text().splitlines()) == 3
+    message = run.folder.with_suffix(".txt")
+    wait_for(message.is_file, "the notification about the run")
+    assert message.read_text() == "mapped: 3 of 3 images made (1 reused), $0.126 spent"
 
 
 def journal_rows(dag_id: str) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from pathlib import Path
 
 from airflow.sdk import DAG
 
+from airflow_provider_imagen.notifications.imagen import ImagenNotifier
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 PICTURES = os.environ["IMAGEN_SCHEDULER_PICTURES"]
@@ -31,7 +33,13 @@ for name, prompts in PROMPTS.items():
     with DAG(name, schedule=None):
         ImagenGenerateOperator(prompt=prompts, output_path=f"{PICTURES}/{name}", **COMMON)
 
-with DAG("mapped", schedule=None):
+
+def write_message(context):
+    """Write the message about a run, in the DAG processor."""
+    Path(PICTURES, f"{context['imagen'].dag_id}.txt").write_text(context["imagen"].subject, encoding="utf-8")
+
+
+with DAG("mapped", schedule=None, on_success_callback=ImagenNotifier(write_message)):
     ImagenGenerateOperator.partial(output_path=f"{PICTURES}/mapped", **COMMON).expand(
         prompt=["g0 good", "g1 stuck", "g2 good"]
     )

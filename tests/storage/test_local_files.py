@@ -11,6 +11,7 @@ from airflow_provider_imagen.storage.atomic_write import check_writable, file_si
 from airflow_provider_imagen.storage.local_files import IrregularFileError, list_folder, open_regular_file
 
 
+@pytest.mark.slow
 def test_a_listing_is_complete_while_others_write_and_rename(tmp_path):
     for number in range(20):
         (tmp_path / f"kept-{number}.png").write_bytes(b"x")

@@ -65,8 +65,8 @@ def test_a_line_holds_the_record_and_its_task_instance(ti_key):
     assert list(made) == [
         "file_name",
         *record.to_json(),
-        *("thumbnail", "original", "dag_id", "run_id", "task_id", "map_index", "created_at"),
-        *("request_fingerprint", "response_index"),
+        *("thumbnail", "original", "original_sha256", "dag_id", "run_id", "task_id", "map_index", "created_at"),
+        *("request_fingerprint", "response_index", "reused_at"),
     ]
     assert made["path"] == "/x/a.png"
     assert (made["width"], made["height"], made["usd"], made["seed"]) == (2, 3, 0.04, None)
@@ -309,7 +309,7 @@ def test_a_replaced_attempt_lists_its_images_beside_those_of_the_new_one(folder,
         *("both.png", "both.png"),
         *("new.png", "old.png"),
     ]
-    assert recorded_names(folder, ti_key) == {"new.png"}
+    assert recorded_names(folder, ti_key) == {"new.png": True}
 
 
 def test_the_part_of_a_replaced_attempt_counts_for_no_other_task_instance(folder, ti_key):
@@ -455,7 +455,7 @@ def test_irregular_files_are_neither_followed_nor_waited_for(tmp_path, ti_key, s
     write_manifest(folder, ti_key=ti_key, lines=[line(ti_key, 0)], failures=[FailureLine(prompt_index=1)])
     assert [one["prompt_index"] for one in lines_of(folder)] == [0]
     assert [one.prompt_index for one in recorded_lines(folder, ti_key)] == [0]
-    assert recorded_names(folder, ti_key) == {lines_of(folder)[0]["file_name"]}
+    assert recorded_names(folder, ti_key) == {lines_of(folder)[0]["file_name"]: True}
     assert [one.prompt_index for one in read_failures(folder, ti_key)] == [1]
     assert secret.read_text() == SECRET
     assert all("hush" not in path.read_text() for path in below(folder).values() if path.is_file() and path != planted)

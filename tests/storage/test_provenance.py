@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
+from datetime import UTC, datetime
 from io import BytesIO
 from itertools import permutations
 from xml.dom import minidom
@@ -21,11 +22,15 @@ from airflow_provider_imagen.storage.png import iterate_png_chunks
 from airflow_provider_imagen.storage.provenance import (
     DIGITAL_SOURCE_TERMS,
     DIGITAL_SOURCE_TYPE,
+    NAMESPACE,
+    Provenance,
     embed_provenance,
     find_provenance_problem,
+    is_ours,
     provenance_packet,
     read_provenance,
 )
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 from .conftest import MANIFEST, picture, pixels, with_credentials
 
@@ -135,6 +140,48 @@ def test_embedding_twice_equals_embedding_once(name, provenance):
     twice = embed(once, provenance).data
     assert read_provenance(twice) == read_provenance(embed(VARIANTS[name], provenance).data)
     assert pillow_xmp(twice).count(b"AIPromptInformation>") == 2  # one element, its start and its end
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp full"])
+def test_nothing_of_an_earlier_image_stays_beside_new_values(name, ti_key):
+    full = {
+        "prompt": "old",
+        "prompt_writer": "Ada",
+        "model": "old",
+        "model_version": "1",
+        "enhanced_prompt": "old",
+        "seed": 7,
+        "inference_id": "old",
+        "map_index": 3,
+        "metadata": {"sku": "old"},
+        "aspect_ratio": "16:9",
+        "negative_prompt": "x" * 5_000,
+    }
+    once = embed(VARIANTS[name], Provenance(ti_key=ti_key).changed(full)).data
+    new = Provenance(ti_key=ti_key, model="new", prompt="new")
+    assert read_provenance(embed(once, new).data) == read_provenance(embed(VARIANTS[name], new).data)
+
+
+@pytest.mark.parametrize("field", ["prompt", "model", "alt_text", "created_at", "digital_source_type", "prompt_writer"])
+def test_what_the_author_omits_is_not_left_from_before(field, provenance):
+    full = provenance.changed({"prompt_writer": "Ada", "model_version": "1", "alt_text": "a fox"})
+    foreign = provenance_packet(full).replace(NAMESPACE.encode(), b"urn:other").replace(b">airflow-", b">another-")
+    before = picture("WEBP", xmp=foreign)
+    assert not is_ours(read_provenance(before))
+    found = read_provenance(embed(before, provenance.changed({field: None})).data)
+    assert {field, {"prompt": "prompt_writer", "model": "model_version"}.get(field)}.isdisjoint(found)
+    if field != "alt_text":
+        assert found["alt_text"] == "a fox"
+
+
+def test_only_properties_of_ours_make_metadata_ours(provenance):
+    foreign = picture("WEBP", xmp=FOREIGN)
+    iptc = provenance_packet(provenance).replace(b">airflow-provider-imagen<", b">Adobe Photoshop<")
+    assert read_provenance(foreign)
+    assert not is_ours(read_provenance(foreign))
+    assert not is_ours(read_provenance(picture("WEBP")))
+    assert is_ours(read_provenance(picture("WEBP", xmp=iptc)))  # edited by another tool since
+    assert is_ours(read_provenance(embed(foreign, provenance).data))
 
 
 @pytest.mark.parametrize("name", ["jpeg xmp", "webp xmp"])
@@ -443,9 +490,52 @@ def test_an_unknown_source_type_is_a_problem_that_lists_the_terms(term):
     assert all(known in problem for known in DIGITAL_SOURCE_TERMS)
 
 
-@pytest.mark.parametrize("changes", [{}, {"digital_source_type": None}, {"prompt": "print"}])
-def test_a_source_type_may_be_omitted(changes):
-    assert find_provenance_problem(changes) is None
+FIELDS = sorted({*Provenance.__struct_fields__, *TaskInstanceKey.__struct_fields__} - {"ti_key", "omitted"})
+VALUES = ["x", 7, True, False, 1.5, [], ["a"], {}, {"a": "b"}, datetime(2026, 1, 1, tzinfo=UTC), b"x", object]
+VALID = {
+    "created_at": ["x", datetime(2026, 1, 1, tzinfo=UTC)],
+    "seed": [7],
+    "map_index": [7],
+    "parameters": [{}, {"a": "b"}],
+    "metadata": [True, False, {}, {"a": "b"}],
+    "digital_source_type": [],
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", [None, *VALUES], ids=repr)
+def test_a_field_takes_only_values_that_can_be_embedded(field, value, provenance):
+    problem = find_provenance_problem({"campaign": 7, field: value})
+    if value is None or any(
+        value is valid or value == valid for valid in VALID.get(field, ["x"]) if type(value) is type(valid)
+    ):
+        assert problem is None
+        assert embed(VARIANTS["png"], provenance.changed({field: value})).skip_reason is None
+    else:
+        assert str(problem).startswith(f"provenance[{field!r}]=")
+        assert "allowed" in str(problem)
+
+
+ENDLESS: list[object] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize("value", [10**5_000, ENDLESS], ids=["huge number", "list that contains itself"])
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("seed", lambda value: value),
+        ("campaign", lambda value: value),
+        ("metadata", lambda value: {"sku": value}),
+        ("parameters", lambda value: {"a": [value]}),
+    ],
+)
+def test_a_value_that_cannot_be_written_is_a_problem_wherever_it_is(name, wrap, value):
+    assert str(find_provenance_problem({name: wrap(value)})).startswith(f"provenance[{name!r}]=")
+
+
+def test_fields_of_the_authors_own_take_any_value():
+    assert all(find_provenance_problem({"campaign": value, 7: value}) is None for value in VALUES)
 
 
 @pytest.mark.parametrize("order", permutations(range(4)), ids=str)
@@ -533,6 +623,23 @@ def test_secrets_and_image_data_are_removed_from_the_parameters(provenance):
     assert found["image_urls"] == ["data:image/png;base64,… (6022 characters)", "https://host/b.png"]
     assert len(found["nested"]["mask"]) == 2_000
     assert found["plain"] == "a hint, with commas? yes"
+    assert read_provenance(data)["shortened_parameters"] == ["image_url", "image_urls", "nested"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shortened"),
+    [
+        ("png", {"negative_prompt": "x" * 2_000, "colors": [{"r": 1}], "sizes": (1, 2), "hint": "…"}, None),
+        ("png", {"negative_prompt": "x" * 2_001, "steps": 9}, ["negative_prompt"]),
+        ("png", {"loras": [{"path": "https://host/a.safetensors?token=SECRET"}], "steps": 9}, ["loras"]),
+        ("png", {"a": "x" * 1_500, **{f"b{number}": "x" * 1_500 for number in range(20)}}, "all"),
+        ("jpeg", {"negative_prompt": "x", "steps": 9}, "all"),
+    ],
+)
+def test_the_packet_names_the_parameters_that_it_does_not_hold_in_full(name, parameters, shortened, provenance):
+    prompt = "ß" * 60_000 if name == "jpeg" else "a fox"
+    found = read_provenance(embed(VARIANTS[name], replace(provenance, prompt=prompt, parameters=parameters)).data)
+    assert found.get("shortened_parameters") == (sorted(parameters) if shortened == "all" else shortened)
 
 
 def test_too_many_parameters_are_reduced_to_their_names(provenance):
@@ -565,11 +672,6 @@ nasty = st.text(st.characters(), max_size=200) | st.text(
 @settings(max_examples=200, deadline=None)
 @given(prompt=nasty, enhanced=st.none() | nasty, value=nasty, name=st.sampled_from(sorted(VARIANTS)))
 def test_no_text_produces_invalid_xml(prompt, enhanced, value, name):
-    from datetime import UTC, datetime
-
-    from airflow_provider_imagen.storage.provenance import Provenance
-    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
-
     made = Provenance(
         ti_key=TaskInstanceKey(dag_id=value, task_id="t", run_id=prompt),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -616,9 +718,6 @@ def test_padding_after_the_image_is_kept_in_place(name, padding, provenance):
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from([*"<>\"' \0", "", "/>", "&#13;", "</r:RDF>"]))),
 )
 def test_a_merged_packet_is_always_valid_xml(start, changes):
-    from airflow_provider_imagen.storage.provenance import Provenance
-    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
-
     existing = start
     for place, text in changes:
         place %= len(existing)

@@ -13,13 +13,16 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+UV = (sys.executable, "-m", "uv")
+DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
 MEETS_AIRFLOW = (
     "tests/operators",
     "tests/decorators",
@@ -92,28 +95,30 @@ class Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--uv", required=True)
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
 
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = {version: find_python(version, options.uv) for version in PYTHONS if version != here}
+    others = {version: find_python(version) for version in PYTHONS if version != here}
+    found = {version: python for version, python in others.items() if python}
+    # Not on a newer Python, which the oldest releases of the dependencies do not support.
+    oldest = min({here, *found}, key=lambda version: int(version.split(".")[1]))
     combinations = [
-        *(Combination(python, version, None, None, MEETS_PYTHON) for version, python in found.items() if python),
-        Combination(sys.executable, here, "3.1.8", "2026-03-20", MEETS_AIRFLOW),
-        Combination(sys.executable, here, "3.2.2", "2026-06-15", MEETS_AIRFLOW),
+        *(Combination(python, version, None, None, MEETS_PYTHON) for version, python in found.items()),
+        Combination(found.get(oldest, sys.executable), oldest, "3.1.8", "2026-03-20", MEETS_AIRFLOW),
+        Combination(found.get(oldest, sys.executable), oldest, "3.2.2", "2026-06-15", MEETS_AIRFLOW),
     ]
     with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(lambda each: run(each, options.uv, options.work), combinations))
-    missing = [Outcome("newest", version, failed="not found here") for version, python in found.items() if not python]
+        outcomes = list(pool.map(lambda each: run(each, options.work), combinations))
+    missing = [Outcome("newest", version, failed="not found here") for version in others.keys() - found.keys()]
     print_table(outcomes + missing)
     return 0 if all(outcome.fine for outcome in outcomes) else 1
 
 
-def find_python(version: str, uv: str) -> str | None:
+def find_python(version: str) -> str | None:
     """Return an interpreter that actually starts; download nothing."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    find_command = (uv, "python", "find", "--no-python-downloads", "--system", version)
+    find_command = (*UV, "python", "find", "--no-python-downloads", "--system", version)
     found = subprocess.run(find_command, capture_output=True, text=True, check=False)
     candidates = [
         shutil.which(f"python{version}"),
@@ -128,14 +133,14 @@ def find_python(version: str, uv: str) -> str | None:
     return None
 
 
-def run(what: Combination, uv: str, work: Path) -> Outcome:
+def run(what: Combination, work: Path) -> Outcome:
     """Create the environment, run the tests in it, and return the outcome."""
     started = time.monotonic()
     outcome = Outcome(what.airflow or "newest", what.python_version)
     report = work / f"{what.name}.xml"
     with (work / f"{what.name}.log").open("w+") as log:
         try:
-            python = install(what, uv, work, log)
+            python = install(what, work, log)
             outcome.airflow, outcome.python = versions_of(python)
             tests = [python, "-m", "pytest", "-q", f"--basetemp={work / what.name}.tmp", f"--junitxml={report}"]
             outcome.fine = subprocess.run([*tests, *what.tests], cwd=ROOT, stdout=log, stderr=log).returncode == 0
@@ -157,9 +162,11 @@ def run(what: Combination, uv: str, work: Path) -> Outcome:
     return outcome
 
 
-def install(what: Combination, uv: str, work: Path, log: object) -> str:
+def install(what: Combination, work: Path, log: object) -> str:
     """
     Create an environment with Airflow, this project and what the tests need; return its interpreter.
+
+    With an older Airflow, this project's dependencies and the tests' are the oldest that their declarations allow.
 
     :raises subprocess.CalledProcessError: it could not be created
     """
@@ -169,16 +176,14 @@ def install(what: Combination, uv: str, work: Path, log: object) -> str:
     def call(*command: str) -> None:
         subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)  # type: ignore[call-overload]
 
-    call(uv, "venv", "--quiet", "--python", what.python, str(folder))
-    pip = (uv, "pip", "install", "--quiet", "--python", python)
+    call(*UV, "venv", "--quiet", "--python", what.python, str(folder))
+    pip = (*UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", python)
     if what.airflow is None:
         call(*pip, "--editable", ".", *TOOLS)
     else:
-        dependencies = ("requests>=2.32.2", "urllib3>=2.6.3", "Pillow>=11.3")
-        call(*pip, "--exclude-newer", str(what.day), f"apache-airflow=={what.airflow}", *dependencies, *TOOLS)
+        oldest = ("--resolution", "lowest-direct", "--exclude-newer", str(what.day))
+        call(*pip, *oldest, f"apache-airflow=={what.airflow}", *DEPENDENCIES, *TOOLS)
         call(*pip, "--no-deps", "--editable", ".")
-    # Packages may contain templates that are not valid Python, so errors are ignored.
-    subprocess.run([python, "-m", "compileall", "-q", str(folder / "lib")], stdout=log, stderr=log, check=False)
     return python
 
 

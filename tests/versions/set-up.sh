@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Run the tests on the other supported versions:  bash tests/versions/set-up.sh PYTHON
 #
-# PYTHON belongs to a virtual environment with this project installed. Airflow 3.1 and 3.2 run on the same Python, and
-# the newest Airflow on each other Python from 3.11 to 3.13 of this machine. Nothing is installed outside a temporary
-# folder, and nothing needs root. At the end, a table lists what ran and what did not.
+# PYTHON belongs to a virtual environment with this project and its [dev] extra. The newest Airflow runs on each other
+# Python from 3.11 to 3.14 of this machine, and Airflow 3.1 and 3.2 run on the oldest of all, with the oldest versions of
+# the dependencies that this project allows. Nothing is installed outside a temporary folder, and nothing needs root. At
+# the end, a table lists what ran and what did not.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,6 +13,4 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH AIRFLOW_HOME PYTHONDONTWRITEBYTECODE
 
-"$python" -m venv "$work/uv"
-"$work/uv/bin/pip" install --quiet --disable-pip-version-check uv
-"$python" tests/versions/run_versions.py --uv "$work/uv/bin/uv" --work "$work"
+"$python" tests/versions/run_versions.py --work "$work"

@@ -1,7 +1,7 @@
 """
 The wheel, installed into its own environment with pytest and pytest-xdist, as Airflow and a user see it.
 
-``.ci/run`` builds and installs it, and sets ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
+``.ci/run`` builds or finds it, installs it, and sets ``IMAGEN_PYTHON``, ``IMAGEN_WHEEL`` and ``IMAGEN_SDIST``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from readme_files import write_readme_files
+from doc_snippets import run_shown_commands, write_readme_files
 
 from airflow_provider_imagen import __version__
 
 PYTHON = Path(os.environ["IMAGEN_PYTHON"])
 WHEEL = Path(os.environ["IMAGEN_WHEEL"])
 SDIST = Path(os.environ["IMAGEN_SDIST"])
-EXAMPLES = Path(__file__).parents[2] / "example_dags"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "example_dags"
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -130,21 +131,16 @@ def test_the_tests_of_a_dag_in_the_readme_pass_in_a_new_project(tmp_path: Path, 
     assert list(home.iterdir()) == []
 
 
-def test_the_commands_on_the_page_of_the_picture_book_make_one(tmp_path: Path) -> None:
-    page = (EXAMPLES.parent / "docs" / "examples" / "picture-book.md").read_text("utf-8")
-    commands = page.split("<!-- run -->\n```bash\n", 1)[1].split("\n```", 1)[0]
-    done = subprocess.run(
-        ["bash", "-ec", commands],
-        env={"HOME": str(tmp_path), "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [("picture-book", ["hero.png", "page-04.png", "book.html"]), ("campaign", ["teapot.png", "poster.png"])],
+)
+def test_the_commands_on_the_page_of_an_example_run_it(tmp_path: Path, page: str, made: list[str]) -> None:
+    run_shown_commands(
+        "run", ROOT / "docs" / "examples" / f"{page}.md", home=tmp_path, python=PYTHON, timeout_seconds=300
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (book,) = tmp_path.glob("imagen-pictures/*/book.html")
-    assert book.with_name("page-04.png").is_file()
+    (folder,) = tmp_path.glob("imagen-pictures/*")
+    assert {path.name for path in folder.iterdir()} >= {*made, "metadata.jsonl"}
 
 
 def test_the_dependencies_are_complete(environment: dict[str, str]) -> None:
@@ -175,6 +171,19 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     assert set(metadata.get_all("Provides-Extra", [])) >= {"s3", "gcs", "azure"}
 
 
+def test_the_wheel_and_the_sdist_hold_the_files_that_the_other_tests_ran_on() -> None:
+    """A release publishes files that were built elsewhere."""
+    with zipfile.ZipFile(WHEEL) as wheel:
+        built = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
+    examples = f"airflow_provider_imagen/{EXAMPLES.name}/"
+    with tarfile.open(SDIST) as sdist:
+        files = {entry.name.split("/", 1)[1]: sdist.extractfile(entry) for entry in sdist if entry.isfile()}
+        built |= {name: file.read() for name, file in files.items() if file is not None and name != "PKG-INFO"}
+    for name, content in built.items():
+        here = ROOT / (f"{EXAMPLES.name}/{name.removeprefix(examples)}" if name.startswith(examples) else name)
+        assert content == here.read_bytes(), name
+
+
 def _is_example_file(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
@@ -186,7 +195,8 @@ def test_the_sdist_holds_the_build_and_test_files_and_nothing_else(tmp_path: Pat
     tops = {name.split("/")[0] for name in names}
     assert tops == {
         *("airflow_provider_imagen", "benchmarks", "dev", "docs", "example_dags", "tests", ".ci", ".github"),
-        *("CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"),
+        *("CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "SECURITY.md"),
+        *("pyproject.toml", ".gitignore"),
     }
     assert not [name for name in names if name.endswith((".pyc", ".orig", ".rej", ".db", ".log"))]
     (root,) = tmp_path.iterdir()
@@ -211,5 +221,5 @@ def test_the_metadata_is_what_the_package_index_shows() -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert len(metadata["Summary"]) <= 512
     classifiers = metadata.get_all("Classifier", [])
-    for version in ("3.11", "3.12", "3.13"):
+    for version in ("3.11", "3.12", "3.13", "3.14"):
         assert f"Programming Language :: Python :: {version}" in classifiers

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ with DAG("quiet", schedule=None):
 """
 
 
+@pytest.mark.slow
 def test_no_output_and_no_file_of_airflow_dags_test_holds_the_key_or_a_signature(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -45,7 +48,7 @@ def test_no_output_and_no_file_of_airflow_dags_test_holds_the_key_or_a_signature
             {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key}
         ),
     }
-    told = ""
+    output = ""
     for command in (["db", "migrate"], ["dags", "test", "quiet"]):
         done = subprocess.run(
             [sys.executable, "-m", "airflow", *command],
@@ -56,15 +59,15 @@ def test_no_output_and_no_file_of_airflow_dags_test_holds_the_key_or_a_signature
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        told += done.stdout + done.stderr
+        output += done.stdout + done.stderr
 
     assert len(list(pictures.glob("*.png"))) == 1
-    assert "Image 1 of 3" in told
-    assert "not with key ***" in told
+    assert "Image 1 of 3" in output
+    assert "not with key ***" in output
     queries = [request.query for request in sandbox.seen() if request.host == "cdn"]
     signatures = {value for query in queries for values in query.values() for value in values if len(value) > 15}
     assert signatures
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     for secret in (sandbox.api_key, *signatures):
-        assert secret not in told
+        assert secret not in output
         assert not [content for content in files if secret.encode() in content]
