@@ -90,7 +90,7 @@ def read_images(
     run_id: str | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Return the records in XCom ``images``, however many there are: above 48 KB, they are read from the manifest.
+    Return the records in XCom ``images``, however many there are: above 64 KB, they are read from the manifest.
 
     Use it in a task that goes through the images::
 

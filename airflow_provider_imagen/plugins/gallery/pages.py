@@ -115,7 +115,7 @@ class Section:
     @property
     def shown(self) -> int:
         """Number of images among the entries."""
-        return sum(entry.kind == "image" for entry in self.entries)
+        return sum(entry.card == "image" for entry in self.entries)
 
 
 class Pages:

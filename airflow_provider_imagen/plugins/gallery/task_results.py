@@ -41,7 +41,7 @@ _MAX_LEVELS: Final = 20
 class GalleryImage(ImageRecord, frozen=True, kw_only=True):
     """The record of one image, and the task instance that it belongs to."""
 
-    kind: ClassVar[str] = "image"
+    card: ClassVar[str] = "image"
     ti: TaskInstance
     prompt_index: WholeNumber
     image_index: WholeNumber
@@ -86,7 +86,7 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
 class Problem(FailureLine, frozen=True, kw_only=True):
     """One prompt that did not yield all its images, and the task instance that it belongs to."""
 
-    kind: ClassVar[str] = "problem"
+    card: ClassVar[str] = "problem"
     ti: TaskInstance
 
     @property
@@ -103,7 +103,7 @@ class TaskProblem:
     :param failure: the reason; ``None`` if the task did not publish one, because it was killed or never ran
     """
 
-    kind: ClassVar[str] = "task"
+    card: ClassVar[str] = "task"
     status: TaskStatus
     failure: TaskFailure | None
 
