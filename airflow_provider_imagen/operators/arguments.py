@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from airflow_provider_imagen.api.fields import read_whole_number
@@ -106,6 +105,10 @@ class ImageTask(Protocol):
     def log(self) -> Any:
         """The task's logger."""
 
+    @staticmethod
+    def argument_defaults() -> dict[str, Any]:
+        """Return the default of each argument by its name."""
+
 
 class Arguments:
     """
@@ -186,12 +189,10 @@ class Arguments:
 
     def _task_arguments(self) -> dict[str, Any]:
         """Return the arguments to record besides API fields, without those that have their default value."""
-        from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-
-        defaults = signature(ImagenGenerateOperator.__init__).parameters
+        defaults = self._operator.argument_defaults()
         given = {name: getattr(self._operator, name) for name in _RECORDED_ARGUMENTS}
         given["output_path"] = self.output_path
-        return {name: value for name, value in given.items() if value != defaults[name].default}
+        return {name: value for name, value in given.items() if value != defaults[name]}
 
     def _catalogue_name(self, model: Any) -> Any:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
@@ -195,6 +196,12 @@ class ImagenGenerateOperator(BaseOperator):
         self.lost_answer_patience_seconds = lost_answer_patience_seconds
         self.fallback_models = fallback_models
         self.imagen_conn_id = imagen_conn_id
+
+    @staticmethod
+    def argument_defaults() -> dict[str, Any]:
+        """Return the default of each argument by its name; ``inspect.Parameter.empty`` for one that is required."""
+        parameters = signature(ImagenGenerateOperator.__init__).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name not in ("self", "kwargs")}
 
     def execute(self, context: Context) -> list[str]:
         """

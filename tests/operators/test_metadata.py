@@ -197,11 +197,11 @@ def test_columns_that_are_not_names_cost_nothing(
 
 
 def test_records_with_large_metadata_are_left_to_the_manifest(paint: Callable[..., Any], tmp_path: Path) -> None:
-    prompt = [{"prompt": f"Page {number}", "text": "x" * 9_000} for number in range(6)]
+    prompt = [{"prompt": f"Page {number}", "text": "x" * 9_000} for number in range(8)]
     run = paint(prompt=prompt, metadata_columns=["text"], output_path=str(tmp_path))
 
-    assert xcom(run, "paint", "images") == {"manifest": str(tmp_path / "metadata.jsonl"), "count": 6}
-    assert [line["metadata"]["text"] for line in manifest(tmp_path)] == ["x" * 9_000] * 6
+    assert xcom(run, "paint", "images") == {"manifest": str(tmp_path / "metadata.jsonl"), "count": 8}
+    assert [line["metadata"]["text"] for line in manifest(tmp_path)] == ["x" * 9_000] * 8
 
 
 def test_a_quote_accepts_the_same_rows() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from msgspec import DecodeError
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 _NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
 
-_ARGUMENTS: Final = [
-    name for name in signature(ImagenGenerateOperator.__init__).parameters if name not in ("self", "prompt", "kwargs")
-]
+_ARGUMENTS: Final = [name for name in ImagenGenerateOperator.argument_defaults() if name != "prompt"]
 _MAX_LEVELS: Final = 20
 
 
