@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
+from doc_snippets import shown_commands
 from msgspec import to_builtins
 from PIL import Image
 from stored_images import MODEL, store_images
@@ -97,8 +98,7 @@ def test_the_facts_are_printed_one_per_line(folder: Path, capsys: pytest.Capture
     ):
         assert line in shown
     assert not any(line.startswith("Map index") for line in shown)
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    example = readme.split("<!-- whois -->\n```text\n")[1].split("\n```")[0].splitlines()[2:]
+    example = shown_commands("whois").splitlines()[2:]
     assert [line[:16].strip() for line in example] == [line[:14].strip() for line in shown[1:]]
 
 
