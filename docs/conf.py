@@ -30,6 +30,8 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"  # the descriptions say what is allowed
 autodoc_preserve_defaults = True
 
+highlight_language = "none"
+
 html_theme = "pydata_sphinx_theme"
 html_title = "airflow-provider-imagen"
 html_logo = "logo.svg"

@@ -36,11 +36,11 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
 }
 _TYPES = {
     "bool": "boolean",
-    "int": "whole number",
+    "int": "integer",
     "float": "number",
-    "str": "text",
-    "list": "list",
-    "dict": "mapping",
+    "str": "string",
+    "list": "array",
+    "dict": "object",
     "None": "null",
 }
 

@@ -52,7 +52,9 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
     assert any(re.search(rf"[\"' ]{re.escape(block.mark)}[\"' )]", source.read_text("utf-8")) for source in sources)
 
 
-@by_place([block for block in BLOCKS if block.language == "python" and block not in (*EXPRESSIONS, *find_blocks("example"))])
+@by_place(
+    [block for block in BLOCKS if block.language == "python" and block not in (*EXPRESSIONS, *find_blocks("example"))]
+)
 def test_every_snippet_is_valid_python(block: Block) -> None:
     compile(block.text, block.where, "exec")
 

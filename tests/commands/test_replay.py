@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -28,6 +27,7 @@ from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 

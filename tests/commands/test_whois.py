@@ -6,7 +6,6 @@ import json
 import shutil
 import zlib
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +22,7 @@ from airflow_provider_imagen.storage.save_image import save_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 

@@ -52,7 +52,9 @@ class Addresses(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.ids |= {values["id"] or ""} if "id" in values else set()
-        if tag in LOADING or (tag == "link" and values.get("rel") in ("stylesheet", "preload", "icon", "modulepreload")):
+        if tag in LOADING or (
+            tag == "link" and values.get("rel") in ("stylesheet", "preload", "icon", "modulepreload")
+        ):
             self.loaded += [value for name in ("src", "href", "srcset") if (value := values.get(name))]
         elif tag == "a" and (href := values.get("href")):
             self.links.append(href)

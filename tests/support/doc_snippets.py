@@ -16,8 +16,7 @@ from typing import Final, NamedTuple
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
 PAGES: Final = {
-    path: path.read_text("utf-8")
-    for path in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+    path: path.read_text("utf-8") for path in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 """The text of every page."""
 
