@@ -39,6 +39,8 @@ html_favicon = "logo.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_use_index = False
+html_domain_indices = False
 html_copy_source = False
 html_theme_options = {
     "logo": {"text": "airflow-provider-imagen"},
