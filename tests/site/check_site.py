@@ -1,5 +1,5 @@
 """
-The built documentation site, in the folder ``$IMAGEN_SITE``.
+The built documentation site, in the folder ``$IMAGEN_SITE``, and the README on the package index.
 
 The build itself fails for broken links to pages and headings, and for pages in no navigation.
 """
@@ -16,12 +16,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from readme_renderer import markdown
 
 from airflow_provider_imagen import exceptions
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.sandbox.faults import KINDS
 
+ROOT = Path(__file__).parents[2]
 SITE = Path(os.environ["IMAGEN_SITE"])
 PAGES = sorted(SITE.rglob("*.html"))
 LOADING = {"img", "script", "iframe", "source", "video", "audio", "embed"}
@@ -143,6 +145,16 @@ def test_every_operator_argument_is_set_off_from_its_description() -> None:
     for name in inspect.signature(ImagenGenerateOperator.__init__).parameters:
         if name not in ("self", "kwargs"):
             assert f"<strong>{name}</strong>" in page, name
+
+
+def test_the_package_index_shows_the_readme_as_it_is_meant() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = markdown.render(text)
+    assert shown is not None
+    assert shown.count("<img ") == text.count("![")
+    assert shown.count("<pre") == text.count("```") / 2
+    assert shown.count("<h2") == text.count("\n## ")
+    assert "&lt;!--" not in shown
 
 
 def test_the_reference_is_generated_from_the_code() -> None:
