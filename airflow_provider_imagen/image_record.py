@@ -110,7 +110,14 @@ class ImageRecord(Struct, frozen=True, kw_only=True):
     :param url: the API's URL, without the signature if the image is stored
     :param path: location of the file (:attr:`StoredFile.path`); like the other fields of the file, ``None`` if the
         image is not stored
+    :param width: pixels
+    :param height: pixels
+    :param mime_type: media type of the file
+    :param bytes: size of the file
+    :param sha256: digest of the file, in hex
+    :param model: model id
     :param seed: the seed stated in the response, else the one sent
+    :param prompt: the prompt as sent
     :param enhanced_prompt: the prompt as rewritten by the model
     :param usd: its share of the request's cost; 0 if it was reused from another run
     :param inference_id: the API's id of the paid work
@@ -170,6 +177,10 @@ class ManifestLine(ImageRecord, frozen=True, kw_only=True):
     :param thumbnail: name of the preview relative to that folder
     :param original: name of the file as delivered (:attr:`StoredFile.original`), relative to that folder
     :param original_sha256: digest of that file, in hex
+    :param dag_id: the DAG of the task instance that the line belongs to
+    :param run_id: its run
+    :param task_id: its task
+    :param map_index: its map index; -1 if the task is not mapped
     :param created_at: when the image was generated, in ISO 8601 with time zone
     :param request_fingerprint: the first 20 hex digits of the SHA-256 of the request that generated the image (path and
         body, an input image by its own digest), with which ``reuse`` finds it

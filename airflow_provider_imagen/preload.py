@@ -1,8 +1,8 @@
 """
 Import everything that tasks need once, in the process that forks them, so that tasks start faster.
 
-Import this module in ``airflow_local_settings.py``, which every Airflow process loads at startup; see the README,
-"Performance".
+Import this module in ``airflow_local_settings.py``, which every Airflow process loads at startup; see the page
+"Benchmarks" of the documentation.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     :param usd_in_doubt: further amount that may have been charged for in-doubt requests
     :param in_doubt: client request ids of these requests, possibly not all
     :param usd_is_estimate: whether part of the cost is a list price, because a response did not state it
+    :param seconds: duration of the attempt
+    :param output_path: the folder of the images, as given; ``None`` if images are not stored
     :param manifest: path of the ``metadata.jsonl``; ``None`` if nothing was stored
     :param contact_sheet: path of the contact sheet; ``None`` if there is none
     :param in_progress: whether the attempt was still running when it published this; a killed attempt leaves it true
@@ -125,7 +127,7 @@ class TaskFailure(Struct, frozen=True):
     Why the latest attempt of a task failed: XCom ``failure``.
 
     :param error: class name of the error
-    :param message: its text, cut to :data:`MAX_MESSAGE_CHARACTERS`, without secrets that Airflow masks in logs
+    :param message: its text, at most 8,000 characters, without secrets that Airflow masks in logs
     """
 
     error: Annotated[str, Meta(max_length=250)] = ""
@@ -153,13 +155,18 @@ class FailureLine(Struct, frozen=True, kw_only=True):
 
     :param prompt_index: index of the prompt in the list, from 0; ``None`` if unknown
     :param name: name given by the author
+    :param prompt: the prompt as sent
     :param requested: number of images requested; ``None`` if unknown
     :param made: number of images generated
+    :param outcome: why images are missing; ``in_doubt`` if a request may have been charged
     :param error: name of the error class
     :param message: error message
     :param status: HTTP status of the response
     :param kind: the API's machine-readable reason
+    :param model: model id
     :param usd: charge for the failed request, if known
+    :param inference_id: the API's id of the paid work
+    :param client_request_id: the id sent with the request
     :param metadata: as in :class:`~airflow_provider_imagen.image_record.ImageRecord`
     """
 

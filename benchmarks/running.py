@@ -70,7 +70,7 @@ class Lab:
 
     :param home: folder for all files
     :param database: SQLAlchemy URL of the metadata database; SQLite in ``home`` when ``None``
-    :param preload: make Airflow's processes import in advance what this provider's tasks need (README, "Performance")
+    :param preload: make Airflow's processes import in advance what this provider's tasks need (page "Benchmarks")
     """
 
     def __init__(self, home: Path, *, database: str | None = None, preload: bool = False) -> None:

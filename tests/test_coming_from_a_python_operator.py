@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-a-python-operator.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "coming-from-a-python-operator.md").read_text("utf-8")
 BEFORE, AFTER = re.findall(r"^<!-- file: \S+ -->\n```python\n(.+?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 

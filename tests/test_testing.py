@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from doc_snippets import write_readme_files
+from doc_snippets import write_shown_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def run_tests(tmp_path, code="", options=(), environment=None):
     if code:
         (project / "test_mine.py").write_text(textwrap.dedent(code), encoding="utf-8")
     else:
-        write_readme_files(project)
+        write_shown_files(ROOT / "docs" / "guides" / "test-your-dags.md", project)
     plugins = ("airflow_provider_imagen.testing", "xdist.plugin", "no:cacheprovider")
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *(word for name in plugins for word in ("-p", name)), *options],
@@ -127,7 +127,7 @@ def test_a_pytest_run_that_does_not_use_the_fixtures_loads_nothing_heavy(tmp_pat
 
 
 @pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
-def test_the_tests_of_a_dag_in_the_readme_pass_and_leave_the_home_alone(tmp_path, options):
+def test_the_shown_tests_of_a_dag_pass_and_leave_the_home_alone(tmp_path, options):
     done = run_tests(tmp_path, options=options)
 
     assert "2 passed" in done.stdout, done.stdout + done.stderr

@@ -30,7 +30,7 @@ class ImagenGenerateOperator(BaseOperator):
 
     Every argument is checked against the chosen model's schema before anything is sent. Each request is journaled
     before it is sent and its response right after, so a retry continues where the last attempt ended and pays for
-    nothing twice (see the README, "What is guaranteed"). The return value is one URL per image in prompt order; XCom
+    nothing twice (see the documentation, "Guarantees"). The return value is one URL per image in prompt order; XCom
     ``images`` holds one record per image, XCom ``summary`` the counts and costs, and XCom ``failure``, if the attempt
     failed, the reason.
 

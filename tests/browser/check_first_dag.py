@@ -1,5 +1,5 @@
 """
-"Your first DAG" in the README, from an empty home to the image in the browser. Run by ``set-up.sh``.
+The quick start, from an empty home to the image in the browser. Run by ``set-up.sh``.
 
 The commands run as printed, except that pip installs this checkout. Airflow's ports come from the environment, because
 something else may use the default ones.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Check the connection form, a run, the gallery, a review and the sandbox's page in a real Chromium, against a real
-# Airflow (API server, scheduler, DAG processor) and the sandbox; then the demo's UI and the README's first DAG, each
+# Airflow (API server, scheduler, DAG processor) and the sandbox; then the demo's UI and the quick start's first DAG, each
 # in an Airflow of its own:  bash tests/browser/set-up.sh PYTHON [PYTEST-ARGUMENT...]
 #
 # PYTHON belongs to a virtual environment with this project and its [dev] extra. Screenshots are saved in $ARTIFACTS, or in a

@@ -9,17 +9,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from doc_snippets import shown_commands
 from PIL import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "airflow_provider_imagen.cli"]
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
@@ -41,20 +43,15 @@ def demo(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
     )
 
 
-def block(mark: str) -> str:
-    """Return the text of a block in the README."""
-    return README.split(f"<!-- {mark} -->\n```", 1)[1].split("\n", 1)[1].split("\n```", 1)[0]
-
-
 def without_what_varies(text: str) -> str:
     """Return a demo's output without hashes, sizes and durations."""
     return re.sub(r"[0-9a-f]{10}(?=\.png)|\d\.\d(?= MB| s\b)", "…", text).strip()
 
 
-def test_it_prints_what_the_readme_shows(tmp_path: Path) -> None:
+def test_it_prints_what_its_page_shows(tmp_path: Path) -> None:
     done = demo(tmp_path, "A raccoon eating ice-cream")
 
-    assert without_what_varies(done.stdout) == without_what_varies(block("demo"))
+    assert without_what_varies(done.stdout) == without_what_varies(shown_commands("demo"))
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -137,7 +134,7 @@ def test_the_ui_shows_the_run_to_those_who_log_in_until_it_is_interrupted(
     ending: signal.Signals, browser_command: Path, tmp_path: Path
 ) -> None:
     process = subprocess.Popen(
-        [*COMMAND, *shlex.split(block("demo: ui"))[1:]],
+        [*COMMAND, *shlex.split(shown_commands("demo: ui"))[1:]],
         cwd=tmp_path,
         env=environment(tmp_path, BROWSER=str(browser_command), AIRFLOW__API__BASE_URL="http://another.invalid"),
         stdout=subprocess.PIPE,

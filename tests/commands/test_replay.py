@@ -10,13 +10,13 @@ import sys
 import time
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.io import attach
+from doc_snippets import shown_commands
 from stored_images import store_images
 
 from airflow_provider_imagen.cli import main
@@ -27,10 +27,10 @@ from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 FLUX, GPT, QWEN = "flux/dev", "openai/gpt-image-2", "alibaba/qwen-image-3"
 LONG = "A page of a picture book. " * 35
 
@@ -240,7 +240,7 @@ def test_a_wrong_argument_costs_nothing(
     assert len(sandbox.ledger()) == 1
 
 
-def test_the_readme_shows_what_the_command_prints(
+def test_its_page_shows_what_the_command_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_images(
@@ -252,17 +252,17 @@ def test_the_readme_shows_what_the_command_prints(
         ],
     )
     monkeypatch.chdir(tmp_path)
-    command, _, shown = README.split("<!-- replay -->\n```text\n$ airflow-imagen ")[1].split("\n```")[0].partition("\n")
+    command, _, shown = shown_commands("replay").removeprefix("$ airflow-imagen ").partition("\n")
 
     assert main(command.split()) == 0
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert [line for line in printed if line] == [line for line in shown.splitlines() if line]
 
 
-def test_the_readme_shows_the_error_for_a_long_prompt() -> None:
+def test_its_page_shows_the_error_for_a_long_prompt() -> None:
     with pytest.raises(InvalidArgumentsError) as caught:
         ImagenHook().quote("x" * 900)
-    assert str(caught.value).partition(": ")[2] in README
+    assert str(caught.value).partition(": ")[2] in shown_commands("long prompt")
 
 
 # --- the sample -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from doc_snippets import shown_commands
+from doc_snippets import find_table, shown_commands
 
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.sandbox import Charge, Fault
@@ -23,7 +23,6 @@ from airflow_provider_imagen.sandbox.fault_syntax import parse_fault
 from airflow_provider_imagen.sandbox.faults import KINDS
 
 COMMAND = [sys.executable, "-m", "airflow_provider_imagen.cli", "sandbox"]
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
 @contextmanager
@@ -178,7 +177,7 @@ def test_all_kinds_of_faults_are_listed_with_their_parameters(capsys):
     assert {parameter for kind in KINDS.values() for parameter in kind.parameters} - words == set()
 
 
-def test_the_faults_in_the_readme_are_valid():
+def test_the_faults_on_its_page_are_valid():
     faults = re.findall(r"--fault (\S+)", shown_commands("sandbox: faults"))
 
     assert [parse_fault(text).kind for text in faults] == ["reset", "status", "cut_image"]
@@ -191,15 +190,14 @@ def test_its_page_shows_the_connection_that_it_prints():
     assert re.findall(r"<pre.*?>(.*)</pre>", unescape(page)) == [connection]
 
 
-def test_the_readme_lists_all_control_endpoints():
-    table = README.split("<!-- sandbox: endpoints -->\n", 1)[1].split("\n\n", 1)[0]
+def test_its_page_lists_all_control_endpoints():
     routes = {f"{method} {route.path}" for route in control_routes() for method in route.methods - {"HEAD"}}
 
-    assert {*re.findall(r"^\| `(\w+ /\S+)` \|", table, re.MULTILINE)} == routes
+    assert {row[0].strip("`") for row in find_table("sandbox: endpoints")} == routes
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_curl_commands_in_the_readme_work(tmp_path):
+def test_the_curl_commands_on_its_page_work(tmp_path):
     (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
     with running() as (url, *_):
         generate(url)

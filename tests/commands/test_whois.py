@@ -6,11 +6,11 @@ import json
 import shutil
 import zlib
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
+from doc_snippets import shown_commands
 from msgspec import to_builtins
 from PIL import Image
 from stored_images import MODEL, store_images
@@ -22,6 +22,7 @@ from airflow_provider_imagen.storage.save_image import save_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 
@@ -97,8 +98,7 @@ def test_the_facts_are_printed_one_per_line(folder: Path, capsys: pytest.Capture
     ):
         assert line in shown
     assert not any(line.startswith("Map index") for line in shown)
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    example = readme.split("<!-- whois -->\n```text\n")[1].split("\n```")[0].splitlines()[2:]
+    example = shown_commands("whois").splitlines()[2:]
     assert [line[:16].strip() for line in example] == [line[:14].strip() for line in shown[1:]]
 
 

@@ -16,7 +16,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from doc_snippets import run_shown_commands, write_readme_files
+from doc_snippets import run_shown_commands, write_shown_files
 
 from airflow_provider_imagen import __version__
 
@@ -112,11 +112,11 @@ def test_the_installed_operator_and_decorator_import_without_the_checkout(enviro
 
 
 @pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two workers"])
-def test_the_tests_of_a_dag_in_the_readme_pass_in_a_new_project(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_the_shown_tests_of_a_dag_pass_in_a_new_project(tmp_path: Path, options: tuple[str, ...]) -> None:
     project, home = tmp_path / "project", tmp_path / "home"
     project.mkdir()
     home.mkdir()
-    write_readme_files(project)
+    write_shown_files(ROOT / "docs" / "guides" / "test-your-dags.md", project)
     done = subprocess.run(
         [PYTHON.parent / "pytest", *options],
         env={"HOME": str(home), "PATH": os.environ["PATH"]},
@@ -194,7 +194,7 @@ def test_the_sdist_holds_the_build_and_test_files_and_nothing_else(tmp_path: Pat
         sdist.extractall(tmp_path, filter="data")
     tops = {name.split("/")[0] for name in names}
     assert tops == {
-        *("airflow_provider_imagen", "benchmarks", "dev", "docs", "example_dags", "tests", ".ci", ".github"),
+        *("airflow_provider_imagen", "benchmarks", "dev", "docs", "example_dags", "tests", ".ci"),
         *("CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "PKG-INFO", "README.md", "SECURITY.md"),
         *("pyproject.toml", ".gitignore"),
     }
