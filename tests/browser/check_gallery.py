@@ -406,7 +406,7 @@ def test_images_appear_while_their_task_runs_and_nothing_else_moves(ann: Page, a
 
     expect(cards).to_have_count(30)
     expect(ann.locator(".progress")).to_have_count(0)
-    expect(ann.locator("#announcement")).to_contain_text(re.compile("^Ended. Generated"))
+    expect(ann.locator("#announcement")).to_contain_text(re.compile(r"^Ended\.[\s\S]*Generated"))
     assert airflow.state_of("growing_pictures", run) == "success"
     ann.wait_for_timeout(24_000)  # for the last requests
     requests.clear()
