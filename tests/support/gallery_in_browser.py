@@ -1,4 +1,4 @@
-"""A real Airflow behind a base path, with two users, for the checks in ``tests/browser``."""
+"""A real Airflow behind a base path, with three users, for the checks in ``tests/browser``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 150
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
 _running: list[subprocess.Popen[bytes]] = []
-PASSWORDS = {"ann": "ann-sees-all", "bob": "bob-sees-nothing"}
+PASSWORDS = {"ann": "ann-sees-all", "bob": "bob-sees-nothing", "cat": "cat-sees-one-dag"}
 
 
 @dataclass
@@ -137,7 +137,7 @@ def serve_airflow() -> Iterator[Airflow]:
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__AUTH_MANAGER": "restricted_auth_manager.RestrictedAuthManager",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer,cat:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__API__BASE_URL": url,
