@@ -333,6 +333,7 @@ def test_a_page_beyond_the_last_is_the_last(publish: Any, visit: Any, monkeypatc
     "summary",
     [
         "no summary",
+        ["requested", "made", "usd_spent"],
         {"requested": "x", "made": None, "usd_spent": "much"},
         {"requested": 1, "made": 1, "usd_spent": 1e300, "usd_by_model": {"m": -1}},
         {"requested": 1, "made": 1, "usd_spent": 0.1, "usd_by_model": [1]},
@@ -341,6 +342,7 @@ def test_a_page_beyond_the_last_is_the_last(publish: Any, visit: Any, monkeypatc
     ],
 )
 def test_damaged_summaries_do_not_break_the_page(run_dag: Any, visit: Any, summary: Any) -> None:
+    """XComs of this name may also be those of other operators; their DAGs are not shown."""
     from airflow.sdk import DAG, task
 
     with DAG("damaged", schedule=None) as dag:
@@ -352,7 +354,8 @@ def test_damaged_summaries_do_not_break_the_page(run_dag: Any, visit: Any, summa
         paint()
     run_dag(dag)
 
-    assert "Pictures of all DAGs" in open_page(visit())
+    is_ours = isinstance(summary, dict)
+    assert dag_ids(open_page(visit())) == ["damaged"] * is_ours
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

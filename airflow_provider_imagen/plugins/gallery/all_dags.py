@@ -74,7 +74,7 @@ class AllDags:
     :param failed: task instances that have failed, the latest first
     :param is_cut: whether there are more task instances than are counted
     :param has_all_operators: whether all operators derived from this provider's are known
-    :param summaries: summaries as far as they are counted yet; ``None`` for one that cannot be read
+    :param summaries: summaries as far as they are counted yet; ``None`` for an XCom of this name that is not ours
     """
 
     period: Period

@@ -127,7 +127,8 @@ class AllDagsReader:
         summaries = await self._collection.read_summaries(
             api, [(event.ti, event.timestamp) for event in order], seconds=COUNT_SECONDS
         )
-        return replace(found, summaries=summaries)
+        ours = [event for event in found.published if summaries.get(event.ti, event) is not None]  # or not read yet
+        return replace(found, published=ours, summaries=summaries)
 
     async def _list_published(self, api: AirflowApi, period: Period, scope: Hashable) -> list[TaskEvent]:
         """Return the task instances that have published a summary, the latest first."""
