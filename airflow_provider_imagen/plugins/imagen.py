@@ -66,7 +66,7 @@ class ImagenPlugin(AirflowPlugin):
             "name": "Pictures",
             "href": f"{MOUNT.removeprefix('/')}/dags",
             "destination": "nav",
-            "nav_top_level": True,  # 3.3; before, it is in the menu "Plugins" if there is more than one plugin's entry
+            "nav_top_level": True,  # 3.3; before, it shares the menu "Plugins" with the entries of other plugins
             "icon": f"{MOUNT.removeprefix('/')}/static/pictures.svg",
             "url_route": "imagen_pictures",
         },

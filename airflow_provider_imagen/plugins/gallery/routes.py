@@ -449,7 +449,7 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 @app.get("/static/{name}")
 async def send_static(name: str) -> Response:
-    """Send the style sheet or the script; public, since they hold no data."""
+    """Send a style sheet, a script or the icon; public, since they hold no data."""
     data = read_static(name)
     if data is None:
         raise HTTPException(404)
