@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow import __version__ as airflow_version
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION  # not public in any version
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ except ImportError:  # 3.1, 3.2: tasks have no retry policy
     RetryPolicy = object  # type: ignore[assignment,misc]
 
     HAS_RETRY_POLICY = False
+
+HAS_SORTED_XCOMS = not airflow_version.startswith("3.1.")
+"""Whether Airflow's API can sort XComs (3.2)."""
 
 
 GRACE_SECONDS = 60.0

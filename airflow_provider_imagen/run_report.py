@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
-from airflow_provider_imagen.image_record import Metadata, Usd, WholeNumber  # noqa: TC001 - msgspec reads them
+from airflow_provider_imagen.image_record import Metadata, Usd, WholeNumber
 from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 MAX_MESSAGE_CHARACTERS: Final = 8_000
 """Maximum length of the message of a failed attempt; the task's log has the whole message."""
+
+MAX_MODELS: Final = 100
+"""Maximum number of models whose costs a summary states."""
+
+UsdByModel = Annotated[dict[Annotated[str, Meta(max_length=250)], Usd], Meta(max_length=MAX_MODELS)]
 
 Outcome = Literal["filtered", "failed", "in_doubt"]
 
@@ -36,6 +41,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     :param superseded: images that previous attempts paid for and that are no longer requested
     :param wrong_shape: images that differ from the requested aspect ratio
     :param usd_spent: total charged, including lost charges
+    :param usd_by_model: the parts of ``usd_spent`` whose model is known, by model id
     :param usd_saved: what the images reused from other runs cost when they were generated, as far as known
     :param usd_lost: charged without an image
     :param usd_in_doubt: further amount that may have been charged for in-doubt requests
@@ -59,6 +65,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     superseded: Count = 0
     wrong_shape: Count = 0
     usd_spent: Usd = 0.0
+    usd_by_model: UsdByModel = {}
     usd_saved: Usd = 0.0
     usd_lost: Usd = 0.0
     usd_in_doubt: Usd = 0.0

@@ -242,6 +242,7 @@ class RequestState(Struct):
     """
     Everything the journal knows about one request.
 
+    :param model: model id; ``None`` before the first intent
     :param target: what its images are for, according to the latest intent
     :param open_intents: POSTs with unknown outcome, by client request id, in the order sent
     :param presumed_unbilled: POSTs that the API's log did not show, by client request id
@@ -254,6 +255,7 @@ class RequestState(Struct):
     :param unpriced: POSTs charged an unknown amount, by client request id, including those of replaced responses
     """
 
+    model: str | None = None
     target: Target | None = None
     open_intents: dict[str, Intent] = field(default_factory=dict)
     presumed_unbilled: dict[str, Intent] = field(default_factory=dict)
@@ -269,7 +271,7 @@ class RequestState(Struct):
         """Update the state with the next record."""
         match record:
             case Intent():
-                self.target = record.target
+                self.model, self.target = record.model, record.target
                 self.open_intents[record.client_request_id] = record
             case WriteStarted():
                 self.files[record.image] = record.file

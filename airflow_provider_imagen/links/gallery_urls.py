@@ -60,6 +60,11 @@ def dag_address(*, root: str, dag_id: str, **query: Any) -> str:
     return _address(root, "dag", {"dag_id": dag_id} | query)
 
 
+def all_dags_address(*, root: str, **query: Any) -> str:
+    """Return the URL of the page about all DAGs."""
+    return _address(root, "dags", query)
+
+
 def image_address(
     *,
     root: str,
@@ -109,4 +114,4 @@ def origin_of(parts: SplitResult) -> str:
 
 def _address(root: str, page: str, query: Mapping[str, Any]) -> str:
     given = {name: value for name, value in query.items() if value is not None}
-    return f"{root}/{page}?{urlencode(given, quote_via=quote, safe='')}"
+    return f"{root}/{page}?{urlencode(given, quote_via=quote, safe='')}".removesuffix("?")

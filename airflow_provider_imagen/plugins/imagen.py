@@ -53,15 +53,23 @@ class GalleryButton(PicturesLink):
 
 class ImagenPlugin(AirflowPlugin):
     """
-    The gallery, the "Pictures" tabs of a DAG and of a DAG run, and the "Pictures" button of a task.
+    The gallery, its entry "Pictures" in the navigation, the tabs "Pictures" of a DAG and of a run, and a task's button.
 
-    The URLs of the tabs are relative: the browser resolves them against the web server's base path.
+    The URLs are relative: the browser resolves them against the web server's base path.
     """
 
     name = "imagen"
     fastapi_apps: list[Any] = [{"name": "imagen", "app": LazyGallery(), "url_prefix": MOUNT}]  # noqa: RUF012 (as below)
     operator_extra_links: list[Any] = [GalleryButton()]  # noqa: RUF012 (as below)
     external_views: list[Any] = [  # noqa: RUF012 (Airflow's base class declares it so)
+        {
+            "name": "Pictures",
+            "href": f"{MOUNT.removeprefix('/')}/dags",
+            "destination": "nav",
+            "nav_top_level": True,  # 3.3; before, it shares the menu "Plugins" with the entries of other plugins
+            "icon": f"{MOUNT.removeprefix('/')}/static/pictures.svg",
+            "url_route": "imagen_pictures",
+        },
         {
             "name": "Pictures",
             "href": f"{MOUNT.removeprefix('/')}/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Budget:
         self._is_over = is_over
         self._changed = threading.Condition(threading.RLock())
         self._spent = ZERO
+        self._spent_by_model: defaultdict[str, Decimal] = defaultdict(Decimal)
         self._lost = ZERO
         self._is_estimate = False
         self._in_flight: set[Reservation] = set()
@@ -68,7 +70,7 @@ class Budget:
         """Count what previous attempts spent, and learn prices from their charges."""
         with self._changed:
             for request in state.requests.values():
-                self._spent += request.usd_spent
+                self._spend(request.usd_spent, request.model)
                 self._lost += request.usd_lost
                 if (response := request.response) is None:
                     continue
@@ -80,12 +82,12 @@ class Budget:
             for intent in (*unpriced, *state.all_unresolved().values()):
                 self.hold_in_doubt(reservation_for(intent))
 
-    def count_own(self, client_request_id: str, usd: Decimal | None) -> None:
+    def count_own(self, client_request_id: str, usd: Decimal | None, *, model: str) -> None:
         """Count what this task instance paid, before it was cleared, for a request that it reuses; only once."""
         with self._changed:
             if client_request_id not in self._own:
                 self._own.add(client_request_id)
-                self._spent += usd or ZERO
+                self._spend(usd or ZERO, model)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -136,10 +138,15 @@ class Budget:
             return
         with self._changed:
             self._drop(reservation)
-            self._spent += usd
+            self._spend(usd, reservation.model)
             if usd:
                 self._learn(reservation.model, reservation.images, usd)
             self._changed.notify_all()
+
+    def _spend(self, usd: Decimal, model: str | None) -> None:
+        self._spent += usd
+        if usd and model is not None:
+            self._spent_by_model[model] += usd
 
     def release(self, reservation: Reservation) -> None:
         """Free the money reserved for a request that was not billed."""
@@ -221,6 +228,12 @@ class Budget:
         """Charged by all attempts so far, in USD."""
         with self._changed:
             return self._spent
+
+    @property
+    def spent_usd_by_model(self) -> dict[str, Decimal]:
+        """The parts of :attr:`spent_usd` whose model is known, by model id."""
+        with self._changed:
+            return dict(self._spent_by_model)
 
     @property
     def lost_usd(self) -> Decimal:

@@ -142,6 +142,7 @@ def previous_result(
         not_sent=[],
         abort_reason=None,
         usd_spent=budget.spent_usd,
+        usd_by_model=budget.spent_usd_by_model,
         usd_lost=budget.lost_usd,
         usd_in_doubt=usd_in_doubt,
         in_doubt=[RequestWithoutImages.in_doubt(name, unresolved.get(name)) for name in in_doubt],

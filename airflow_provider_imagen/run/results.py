@@ -18,7 +18,7 @@ from airflow_provider_imagen.exceptions import (
 )
 from airflow_provider_imagen.image_record import ImageRecord
 from airflow_provider_imagen.money import format_usd
-from airflow_provider_imagen.run_report import FailureLine, RunSummary
+from airflow_provider_imagen.run_report import MAX_MODELS, FailureLine, RunSummary
 from airflow_provider_imagen.signed_urls import is_signed, without_query
 
 if TYPE_CHECKING:
@@ -282,6 +282,7 @@ class RunResult(Struct, frozen=True):
     :param in_doubt: the requests that ``usd_in_doubt`` is for
     :param lost: billed requests whose responses are gone
     :param usd_is_estimate: some costs are known prices, because the responses did not state them
+    :param usd_by_model: the parts of ``usd_spent`` whose model is known, in USD, by model id
     """
 
     plan: Plan
@@ -297,6 +298,7 @@ class RunResult(Struct, frozen=True):
     lost: list[RequestWithoutImages]
     usd_is_estimate: bool
     seconds: float
+    usd_by_model: Mapping[str, Decimal] = MappingProxyType({})
 
     @property
     def listed(self) -> list[FinishedImage]:
@@ -349,6 +351,7 @@ class RunResult(Struct, frozen=True):
             superseded=len(self.superseded),
             wrong_shape=sum(image.has_wrong_shape for image in self.made),
             usd_spent=float(self.usd_spent),
+            usd_by_model={model: float(usd) for model, usd in sorted(self.usd_by_model.items())[:MAX_MODELS]},
             usd_saved=round(sum(image.usd_saved or 0.0 for image in from_other_runs), 9),
             usd_lost=float(self.usd_lost),
             usd_in_doubt=float(self.usd_in_doubt),

@@ -232,10 +232,14 @@ class EarlierRequests:
         }
 
     @property
-    def own_usd(self) -> dict[str, Decimal]:
-        """Costs of the assigned requests to this task instance, in USD, by client request id; 0 if unknown."""
-        own = [earlier for earlier in self._assigned.values() if earlier.is_own]
-        return {earlier.client_request_id: earlier.own_usd or Decimal(0) for earlier in own}
+    def own_costs(self) -> dict[str, tuple[str, Decimal]]:
+        """Models and costs in USD of the assigned requests that are its own, by client request id; 0 if unknown."""
+        assigned = [(planned.model, self._assigned.get(planned.key)) for planned in self._plan.requests]
+        return {
+            earlier.client_request_id: (model, earlier.own_usd or Decimal(0))
+            for model, earlier in assigned
+            if earlier is not None and earlier.is_own
+        }
 
     def has_any(self, slot: ImageSlot) -> bool:
         """Return whether all requests of one of a slot's alternatives can be replaced, images not verified yet."""

@@ -119,8 +119,8 @@ class Run:
             is_stored=sink.is_stored if sink is not None else lambda _: True,
         )
         self._earlier = earlier or EarlierRequests(plan)
-        for client_request_id, usd in self._earlier.own_usd.items():
-            context.budget.count_own(client_request_id, usd)
+        for client_request_id, (model, usd) in self._earlier.own_costs.items():
+            context.budget.count_own(client_request_id, usd, model=model)
         self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
             context,
@@ -348,6 +348,7 @@ class Run:
             not_sent=[self._plan.items[item] for item in not_sent],
             abort_reason=abort_reason,
             usd_spent=self._budget.spent_usd,
+            usd_by_model=self._budget.spent_usd_by_model,
             usd_lost=self._budget.lost_usd,
             usd_in_doubt=usd_in_doubt,
             in_doubt=[RequestWithoutImages.in_doubt(name, intents.get(name)) for name in in_doubt],

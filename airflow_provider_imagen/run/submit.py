@@ -174,7 +174,7 @@ class Submitter:
         while (earlier := self._earlier.take(planned)) is not None:
             received = self._received(slot_number, planned, earlier.response_to(planned))
             if earlier.is_own:
-                self._budget.count_own(earlier.client_request_id, earlier.own_usd)
+                self._budget.count_own(earlier.client_request_id, earlier.own_usd, model=planned.model)
             reused: dict[int, ReusedImage] = {}
             try:
                 for position, places in enumerate(earlier.images):

@@ -67,3 +67,27 @@ def partly_rejected():
 
 
 partly_rejected()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def one_model():
+    ImagenGenerateOperator(task_id="paint", prompt=PROMPTS[0], output_path="{{ params.output_path }}")
+
+
+one_model()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def three_models():
+    for model in ("google/imagen-4.0-generate-001", "flux/schnell", "openai/gpt-image-1"):
+        ImagenGenerateOperator(
+            task_id=model.partition("/")[0],
+            prompt=[prompt for prompt in PROMPTS if "market" not in prompt],  # one of which fails
+            model=model,
+            output_path="{{ params.output_path }}",
+            on_failure="accept" if model.startswith("flux") else "fail",
+            retries=0,
+        )
+
+
+three_models()

@@ -58,7 +58,12 @@ def visit(airflow_app: Callable[[str], Any]) -> Iterator[Visit]:
     from fastapi.testclient import TestClient
 
     def visit(
-        name: str | None = "ann", *, role: str = "viewer", only: set[str] | None = None, base_path: str = ""
+        name: str | None = "ann",
+        *,
+        role: str = "viewer",
+        only: set[str] | None = None,
+        without: set[tuple[str, Any]] | None = None,
+        base_path: str = "",
     ) -> TestClient:
         client = TestClient(airflow_app(base_path), raise_server_exceptions=False, follow_redirects=False)
         if name is not None:
@@ -66,11 +71,14 @@ def visit(airflow_app: Callable[[str], Any]) -> Iterator[Visit]:
             client.cookies.set("_token", get_auth_manager().generate_jwt(user))
             if only is not None:
                 sys.modules["restricted_auth_manager"].RestrictedAuthManager.only[name] = only
+            if without is not None:
+                sys.modules["restricted_auth_manager"].RestrictedAuthManager.without[name] = without
         return client
 
     yield visit
     if (loaded := sys.modules.get("restricted_auth_manager")) is not None:  # not loaded if there was no visit
         loaded.RestrictedAuthManager.only.clear()
+        loaded.RestrictedAuthManager.without.clear()
 
 
 @dataclass

@@ -252,7 +252,7 @@ class World:
         journal = self.journal = Journal(self.store)
         journal.open()
         try:
-            return Run(
+            result = Run(
                 plan=plan,
                 api=self.ports,
                 sink=self.ports if self.ports.stores else None,
@@ -264,6 +264,8 @@ class World:
             ).execute()
         finally:
             journal.close()
+        assert sum(result.usd_by_model.values()) == result.usd_spent
+        return result
 
     def cancel(self) -> None:
         """Cancel the running attempt."""

@@ -557,6 +557,25 @@ def test_charges_of_unknown_amount_stay_in_doubt_until_an_amount_is_recorded(is_
     assert known.spent_usd == (9 if is_replaced else 5) * CENT
 
 
+def test_each_charge_counts_for_the_model_of_its_request():
+    budget = Budget()
+    budget.count_previous(
+        state_of(
+            intent("r1"),
+            response("r1", 4 * CENT),
+            intent("r2"),  # its response replaces that of r1
+            response("r2", 5 * CENT),
+            intent("r3", key="b#1"),
+            ChargeLost(key="b#1", client_request_id="r3", usd=6 * CENT),
+        )
+    )
+    budget.count_own("r4", 7 * CENT, model="other")
+    budget.count_own("r4", 7 * CENT, model="other")
+    budget.count_charge(budget.reserve(model="third", quoted_usd=None, images=1), usd=8 * CENT)
+    assert budget.spent_usd_by_model == {"m": 15 * CENT, "other": 7 * CENT, "third": 8 * CENT}
+    assert sum(budget.spent_usd_by_model.values()) == budget.spent_usd
+
+
 def test_costs_that_previous_attempts_estimated_stay_estimates():
     budget = Budget()
     budget.count_previous(state_of(intent("r1"), response("r1", 4 * CENT, usd_is_estimate=True)))

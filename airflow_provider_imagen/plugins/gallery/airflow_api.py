@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import httpx
 from fastapi import HTTPException
 
+from airflow_provider_imagen._compat import HAS_SORTED_XCOMS
 from airflow_provider_imagen.links.gallery_urls import AIRFLOW_APP
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
@@ -46,6 +48,23 @@ class TaskInstance:
     run_id: str
     task_id: str
     map_index: int = -1
+
+
+@dataclass(frozen=True)
+class TaskEvent:
+    """
+    Something that happened to a task instance: it published an XCom, or it failed.
+
+    :param timestamp: when, as Airflow's API formats it
+    """
+
+    ti: TaskInstance
+    timestamp: str
+
+    @property
+    def at(self) -> datetime:
+        """When it happened, with time zone."""
+        return datetime.fromisoformat(self.timestamp)
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,52 @@ class AirflowApi:
             async for entry in entries
             if entry["key"] == key
         }
+
+    async def list_published(self, key: str, *, since: datetime, limit: int) -> list[TaskEvent]:
+        """
+        Return the task instances of all readable DAGs that have published an XCom since a moment, the latest first.
+
+        Before Airflow 3.2, which can sort XComs, only those of runs that were due since then.
+
+        :param limit: about how many XComs to look at
+        """
+        query = {"order_by": "-timestamp"} if HAS_SORTED_XCOMS else {"run_after_gte": since.isoformat()}
+        entries = self._pages(
+            "/dags/~/dagRuns/~/taskInstances/~/xcomEntries",
+            "xcom_entries",
+            limit=limit,
+            xcom_key=key,
+            xcom_key_pattern=key,
+            **query,
+        )
+        found: dict[TaskInstance, TaskEvent] = {}  # the pages shift when an XCom is published meanwhile
+        async for entry in entries:
+            ti = TaskInstance(entry["dag_id"], entry["run_id"], entry["task_id"], entry["map_index"])
+            event = TaskEvent(ti, entry["timestamp"])
+            if event.at >= since and entry["key"] == key:
+                found.setdefault(ti, event)
+            elif event.at < since and HAS_SORTED_XCOMS:
+                break
+        return sorted(found.values(), key=lambda event: event.at, reverse=True)
+
+    async def list_failed(self, operators: Iterable[str], *, since: datetime, limit: int) -> list[TaskEvent]:
+        """
+        Return the task instances of all readable DAGs whose last attempt has failed since a moment, the latest first.
+
+        :param operators: class names of their operators
+        :param limit: about how many to return
+        """
+        entries = self._pages(
+            "/dags/~/dagRuns/~/taskInstances",
+            "task_instances",
+            limit=limit,
+            operator=sorted(operators),
+            state="failed",
+            end_date_gte=since.isoformat(),
+            order_by="-end_date",
+        )
+        found = [TaskEvent(_read_status(entry).ti, entry["end_date"]) async for entry in entries]
+        return list({event.ti: event for event in reversed(found)}.values())[::-1]
 
     async def list_operators(self, dag_id: str) -> frozenset[str]:
         """Return the class names of this provider's operators, subclasses in a DAG included."""

@@ -177,6 +177,13 @@ def _estimated_bytes(found: TaskImages) -> int:
     return 500 * (1 + len(found.images)) + sum(sys.getsizeof(text) for text in texts if text)
 
 
+def _summary_bytes(summary: RunSummary | None) -> int:
+    """Return an estimate of the memory that a summary takes."""
+    if summary is None:
+        return 1000
+    return 1000 + len(summary.manifest or "") + sum(200 + len(model) for model in summary.usd_by_model)
+
+
 class Collection:
     """The images of an Airflow deployment, read through the :class:`AirflowApi` of each call's visitor."""
 
@@ -188,9 +195,9 @@ class Collection:
         # The timestamp is part of the key, so a cached summary is never out of date.
         self._summaries: Memory[RunSummary | None] = Memory(
             entries=20_000,
-            seconds=3600.0,
+            seconds=86_400.0,
             max_bytes=_MAX_SUMMARY_BYTES,
-            size_of=lambda summary: 1000 + len((summary and summary.manifest) or ""),
+            size_of=_summary_bytes,
             clock=clock,
         )
         self._operators: Memory[frozenset[str]] = Memory(
@@ -246,7 +253,7 @@ class Collection:
         # In this order, because a task publishes its results before it ends.
         statuses = await api.list_task_instances(**ids, operators=operators)
         timestamps = await api.list_xcoms(**ids, key="summary")
-        summaries = await self._read_summaries(api, sorted(timestamps.items()), seconds=seconds)
+        summaries = await self.read_summaries(api, sorted(timestamps.items()), seconds=seconds)
         # A DAG may have changed since, so that the class names of its subclasses are no longer known.
         known = {status.ti.task_id for status in statuses}
         others = {ti.task_id for ti in timestamps if ti not in summaries or summaries[ti] is not None} - known
@@ -345,18 +352,26 @@ class Collection:
         xcom = None if status.state == "upstream_failed" else await api.get_xcom(status.ti, "failure")
         return read_failure(xcom.value) if xcom else None
 
-    async def _read_summaries(
+    async def read_summaries(
         self, api: AirflowApi, entries: list[tuple[TaskInstance, str]], *, seconds: float
     ) -> dict[TaskInstance, RunSummary | None]:
+        """
+        Return the summaries of task instances, in their order as far as the time allows.
+
+        :param entries: task instances, each with the timestamp of its summary
+        :param seconds: time after which only cached summaries are read
+        """
         deadline = self._clock() + seconds
+        is_late = False
         summaries: dict[TaskInstance, RunSummary | None] = {}
         for start in range(0, len(entries), _READS_AT_ONCE):
             part = entries[start : start + _READS_AT_ONCE]
+            if is_late:
+                part = [entry for entry in part if self._summaries.knows(entry)]
             is_work = not all(self._summaries.knows(entry) for entry in part)
             read = await asyncio.gather(*(self._read_summary(api, *entry) for entry in part))
             summaries |= {ti: summary for (ti, _), summary in zip(part, read, strict=True)}
-            if is_work and self._clock() > deadline:
-                break
+            is_late = is_late or (is_work and self._clock() > deadline)
         return summaries
 
     async def _read_summary(self, api: AirflowApi, ti: TaskInstance, timestamp: str) -> RunSummary | None:

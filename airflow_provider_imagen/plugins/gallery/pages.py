@@ -16,6 +16,7 @@ from airflow.configuration import conf
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from airflow_provider_imagen.links.gallery_urls import (
+    all_dags_address,
     dag_address,
     image_address,
     origin_of,
@@ -38,6 +39,7 @@ STATIC_TYPES: Final = {
     "gallery.css": "text/css; charset=utf-8",
     "gallery.js": "text/javascript; charset=utf-8",
     "live.js": "text/javascript; charset=utf-8",
+    "pictures.svg": "image/svg+xml",
 }
 
 
@@ -134,6 +136,10 @@ class Pages:
         return (
             _environment().get_template(template).render(root=self._root, link=self, assets=_asset_versions(), **values)
         )
+
+    def all_dags(self, **query: Any) -> str:
+        """Return the URL of the page about all DAGs."""
+        return all_dags_address(root=self._root, **query)
 
     def dag(self, dag_id: str, **query: Any) -> str:
         """Return the URL of a DAG's images."""
@@ -247,12 +253,12 @@ def _format_size(count: int) -> str:
 def format_moment(moment: str) -> str:
     """Return a time in ISO 8601 in Airflow's default time zone; the script converts it to the visitor's."""
     try:
-        return datetime.fromisoformat(moment).astimezone(_time_zone()).strftime("%Y-%m-%d %H:%M:%S %Z")
+        return datetime.fromisoformat(moment).astimezone(time_zone()).strftime("%Y-%m-%d %H:%M:%S %Z")
     except ValueError:
         return moment
 
 
-def _time_zone() -> tzinfo | None:
+def time_zone() -> tzinfo | None:
     """Return Airflow's default time zone; ``None`` for the machine's."""
     name = conf.get("core", "default_timezone", fallback="utc")
     if name.lower() == "system":

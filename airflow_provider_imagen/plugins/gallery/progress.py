@@ -34,6 +34,12 @@ A new image appears within five seconds: a task publishes it within about two, a
 IDLE_REFRESH_SECONDS: Final = 10.0
 """The same where nothing is in progress at the moment: a run waits for a person, or a DAG for its next run."""
 
+ALL_DAGS_REFRESH_SECONDS: Final = 60.0
+"""The same for the page about all DAGs."""
+
+COUNTING_REFRESH_SECONDS: Final = 2.0
+"""The same while that page has not counted everything; each request counts on."""
+
 SHARED_SECONDS: Final = 1.0
 """How long viewers share an answer, unless it took so long to produce that it is shared for longer (``Memory``)."""
 

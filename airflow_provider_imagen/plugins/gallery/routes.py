@@ -1,7 +1,8 @@
 """
 The gallery's routes.
 
-Every route that shows data of a DAG first checks that the visitor may read that DAG's XComs.
+Every route that shows data of a DAG first checks that the visitor may read that DAG's XComs. The page about all DAGs
+shows only those that pass the same checks.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import hashlib
 import json
 import logging
 from dataclasses import astuple
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+from airflow_provider_imagen.plugins.gallery.all_dags import DagSection, Period
+from airflow_provider_imagen.plugins.gallery.all_dags_reader import AllDagsReader
 from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Collection
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
@@ -40,8 +44,16 @@ from airflow_provider_imagen.plugins.gallery.pages import (
     Section,
     image_sources,
     read_static,
+    time_zone,
 )
-from airflow_provider_imagen.plugins.gallery.progress import IDLE_REFRESH_SECONDS, refresh_seconds, shared_by_viewers
+from airflow_provider_imagen.plugins.gallery.permissions import Visitor
+from airflow_provider_imagen.plugins.gallery.progress import (
+    ALL_DAGS_REFRESH_SECONDS,
+    COUNTING_REFRESH_SECONDS,
+    IDLE_REFRESH_SECONDS,
+    refresh_seconds,
+    shared_by_viewers,
+)
 from airflow_provider_imagen.plugins.gallery.run_results import RunResults, TaskResult
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
 from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
@@ -60,6 +72,7 @@ log = logging.getLogger(__name__)
 IMAGES_PER_PAGE: Final = 60
 TASKS_PER_PAGE: Final = 30
 RUNS_PER_PAGE: Final = 8
+DAGS_PER_PAGE: Final = 24
 IMAGES_PER_RUN: Final = 8
 
 _SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
@@ -86,6 +99,7 @@ SearchQuery = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
 
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
+all_dags = AllDagsReader(collection)
 thumbnails = ThumbnailCache()
 
 
@@ -277,6 +291,35 @@ async def show_run(
     )
 
 
+@app.get("/dags")
+async def show_all_dags(
+    request: Request, user: GetUserDep, days: Literal["7", "30"] = "7", page: PageNumber = 1
+) -> Response:
+    """Show the costs and failures of all DAGs whose images the visitor may see, and their newest images."""
+    pages = Pages(_root(request))
+    zone = time_zone() or datetime.now().astimezone().tzinfo or UTC
+    period = Period.until(datetime.now(UTC), days=int(days), zone=zone)
+    sections = []
+    async with AirflowApi(request) as api:
+        found = await all_dags.read(api, Visitor(request, user), period, page=page, dags_per_page=DAGS_PER_PAGE)
+        dag_ids = found.dag_ids if found else []
+        pager = _pager(page, len(dag_ids), DAGS_PER_PAGE, lambda n: pages.all_dags(days=days, page=n))
+        if found is not None:
+            shown = dag_ids[(pager.number - 1) * DAGS_PER_PAGE : pager.number * DAGS_PER_PAGE]
+            newest = await all_dags.read_newest(api, found, shown)
+            sections = [DagSection(found, dag_id, newest[dag_id]) for dag_id in shown]
+    return _page(
+        request,
+        "all_dags.html",
+        title="All DAGs",
+        found=found,
+        days=days,
+        sections=sections,
+        pager=pager,
+        refresh_seconds=COUNTING_REFRESH_SECONDS if found and found.is_counting else ALL_DAGS_REFRESH_SECONDS,
+    )
+
+
 @app.get("/dag", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
 async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: SearchQuery = "") -> Response:
@@ -406,7 +449,7 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 @app.get("/static/{name}")
 async def send_static(name: str) -> Response:
-    """Send the style sheet or the script; public, since they hold no data."""
+    """Send a style sheet, a script or the icon; public, since they hold no data."""
     data = read_static(name)
     if data is None:
         raise HTTPException(404)
