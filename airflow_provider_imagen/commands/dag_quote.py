@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
+from airflow_provider_imagen._compat import ParamValidationError
 from airflow_provider_imagen.api.cost import read_amount
 from airflow_provider_imagen.catalogue.input_images import ImageFile
 from airflow_provider_imagen.catalogue.pricing import PriceList
@@ -96,7 +97,13 @@ def _quote_task(task: Any, *, conf: Mapping[str, Any], now: datetime, hooks: dic
     problems: dict[str, None] = {}
     prompts = 0
     for map_index in [None] if instances is None else range(instances):
-        rendered = render_instance(task, conf=conf, now=now, map_index=map_index)
+        try:
+            rendered = render_instance(task, conf=conf, now=now, map_index=map_index)
+        except ParamValidationError:
+            raise
+        except Exception as error:  # raised by the author's subclass
+            problems[f"the operator cannot be created: {error}"] = None
+            continue
         operator = rendered.operator
         only_in_a_run |= rendered.only_in_a_run
         problems |= dict.fromkeys(map(str, rendered.problems))

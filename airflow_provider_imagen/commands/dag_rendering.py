@@ -113,7 +113,7 @@ def _expansion_of(task: Any) -> Any:
         if hasattr(task, name):
             return getattr(task, name)
     group = task.get_closest_mapped_task_group()
-    return None if group is None else group._expand_input
+    return None if group is None else group._expand_input  # not public in any version
 
 
 def _unmap(task: Any, context: Mapping[str, Any], *, is_known: bool) -> Any:

@@ -146,9 +146,9 @@ def _show(quote: DagQuote) -> None:
     )
     for task in quote.tasks:
         for problem in task.problems:
-            terminal.line(f"{task.task_id} would fail before sending anything: {problem}")
+            terminal.line(f"FAIL  {task.task_id}: {problem}")
         for argument, source in task.only_in_a_run.items():
-            terminal.line(f"{task.task_id}: only a run knows {argument} ({printable(source, _ERROR_CHARACTERS)})")
+            terminal.line(f"{task.task_id}: only a run knows {argument}: {printable(source, _ERROR_CHARACTERS)}")
     total = quote.total
     prices = {"live": "current prices", "last known": "last known prices of the catalogue", "unknown": ""}[total.source]
     amount = f"{format_usd(total.usd)} at {prices}" if total.usd is not None else "unknown, because a price is"

@@ -547,7 +547,7 @@ class ImagenHook(BaseHook):
 
         for cap in self.usage_caps:
             limit = read_limit(cap, self.get_conn())
-            yield f"Spent this {cap.period} (UTC): {format_usd(limit.used_usd)} of {format_usd(cap.max_usd)}."
+            yield f"Spent {limit.when} (UTC): {format_usd(limit.used_usd)} of {format_usd(cap.max_usd)}."
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:

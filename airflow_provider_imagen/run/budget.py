@@ -44,6 +44,11 @@ class Limit(Struct, frozen=True, kw_only=True):
         """What the task may have spent in total, in USD."""
         return self.max_usd - self.used_usd
 
+    @property
+    def when(self) -> str:
+        """The period, for sentences."""
+        return "today" if self.period == "day" else "this month"
+
     def exceeded(
         self, spent_usd: Decimal, because: str, *, items_done: int = 0, items_left: int = 0
     ) -> BudgetExceededError:
@@ -58,7 +63,7 @@ class Limit(Struct, frozen=True, kw_only=True):
         if self.period is not None:
             message = (
                 f"max_usd_per_{self.period}={format_usd(self.max_usd)} of the connection: the API key has spent "
-                f"{format_usd(charged_usd)} this {self.period}{because} To go on, clear the task "
+                f"{format_usd(charged_usd)} {self.when}{because} To go on, clear the task "
                 f"after {self.resets_at:%Y-%m-%d %H:%M} UTC, or raise the cap."
             )
         return BudgetExceededError(

@@ -270,6 +270,15 @@ def test_nothing_is_known_of_a_native_template(quote_task):
         ('Paint(task_id="a", prompt="{{ parms.x }}")', "the template cannot be rendered: 'parms' is undefined"),
         ('Paint(task_id="a", prompt="x", seed="{{ params.no }}")', "the template cannot be rendered: "),
         ('Paint(task_id="a", prompt="{{ unclosed")', "the template cannot be rendered: "),
+        (
+            """
+            class Mine(Paint):
+                def __init__(self, *, text, **kwargs):
+                    super().__init__(prompt=text.upper(), **kwargs)
+            Mine.partial(task_id="a").expand(text=["x", 7])
+            """,
+            "the operator cannot be created: 'int' object has no attribute 'upper'",
+        ),
         ('Paint(task_id="a", prompt=["x", "y"], max_usd=0.05)', "max_usd=$0.05: the images cost about $0.084"),
     ],
 )
@@ -373,8 +382,8 @@ def test_the_table_names_what_only_a_run_knows(write, capsys):
     assert main(["quote", str(path)]) == 1
     out = capsys.readouterr().out
     assert "$0.084 per prompt" in out
-    assert "a: only a run knows prompt (XCom of 'rows')\n" in out
-    assert "b would fail before sending anything: " in out
+    assert "a: only a run knows prompt: XCom of 'rows'\n" in out
+    assert "FAIL  b: prompt[0].num_images=9: a whole number from 1 to 4 is allowed\n" in out
     assert "Total of d: unknown, not counting a, b.\n" in out
 
 

@@ -95,8 +95,8 @@ def test_a_task_over_the_cap_fails_before_paying_and_says_how_to_go_on(
     (error,) = errors
     assert isinstance(error, BudgetExceededError)
     assert (error.spent_usd, error.max_usd, error.items_left) == (0.084, 0.2, 3)
-    period = name.removeprefix("max_usd_per_")
-    assert f"the API key has spent $0.084 this {period}, and the remaining requests cost about $0.126." in str(error)
+    when = "today" if error.period == "day" else "this month"
+    assert f"the API key has spent $0.084 {when}, and the remaining requests cost about $0.126." in str(error)
     assert "To go on, clear the task after " in str(error)
     assert _posts(sandbox) == 1
 
@@ -190,7 +190,7 @@ def test_the_test_of_a_connection_shows_what_is_left(connect: Callable[..., None
     hook.generate_images("one")
     ok, message = hook.test_connection()
     assert ok
-    assert message.endswith("Spent this day (UTC): $0.042 of $10.00. Spent this month (UTC): $0.042 of $100.00.")
+    assert message.endswith("Spent today (UTC): $0.042 of $10.00. Spent this month (UTC): $0.042 of $100.00.")
 
     sandbox.add_fault(Fault("status", path="/v2/usage", times=None))
     ok, message = hook.test_connection()

@@ -33,15 +33,15 @@ def run(world, prompts=NAMES, *, caps, max_age_seconds=0.0, **options):
     return world.run(prompts, usage_caps=tuple(caps), usage_max_age_seconds=max_age_seconds, **options)
 
 
-@pytest.mark.parametrize("cap", [day, month])
-def test_a_plan_that_does_not_fit_under_what_is_left_sends_nothing(world, cap):
+@pytest.mark.parametrize(("cap", "when"), [(day, "today"), (month, "this month")])
+def test_a_plan_that_does_not_fit_under_what_is_left_sends_nothing(world, cap, when):
     world.ports.others_usd = Decimal("1.00")
     with pytest.raises(BudgetExceededError) as caught:
         run(world, caps=[cap("1.39")])
     error = caught.value
     assert (error.spent_usd, error.max_usd, error.items_left) == (1.0, 1.39, 10)
     assert str(error).startswith(
-        f"max_usd_per_{error.period}=$1.39 of the connection: the API key has spent $1.00 this {error.period}, "
+        f"max_usd_per_{error.period}=$1.39 of the connection: the API key has spent $1.00 {when}, "
         f"and the remaining requests cost about $0.40. Nothing was sent. To go on, clear the task after "
     )
     assert world.ports.posts == []
@@ -78,7 +78,7 @@ def test_a_price_above_the_quote_is_noticed_even_if_the_figures_lag(world, steps
     result = run(world, caps=[day("0.45")], max_age_seconds=max_age_seconds, concurrency=1)
     assert isinstance(result.abort_reason, BudgetExceededError)
     assert world.ports.billed_usd == Decimal("0.40")
-    assert "$0.40 this day, and the next request costs about $0.10" in str(result.abort_reason)
+    assert "$0.40 today, and the next request costs about $0.10" in str(result.abort_reason)
 
 
 def test_what_others_spend_during_a_run_stops_it(world):
