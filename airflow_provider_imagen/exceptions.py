@@ -128,7 +128,7 @@ class BudgetExceededError(ImagenError):
     """
     The next request could exceed ``max_usd``, or ``max_usd_per_day`` or ``max_usd_per_month`` of the connection.
 
-    A retry does not help: the cap covers all attempts.
+    A retry does not help: ``max_usd`` covers all attempts, and the others everything that the API key spends.
 
     :param spent_usd: charged so far, in USD: over all attempts of the task, or to the API key in the period
     :param max_usd: the cap, in USD

@@ -146,7 +146,7 @@ def _show(quote: DagQuote) -> None:
     )
     for task in quote.tasks:
         for problem in task.problems:
-            terminal.line(f"FAIL  {task.task_id}: {problem}")
+            terminal.line(f"FAIL  {task.task_id}: {printable(problem, _ERROR_CHARACTERS)}")
         for argument, source in task.only_in_a_run.items():
             terminal.line(f"{task.task_id}: only a run knows {argument}: {printable(source, _ERROR_CHARACTERS)}")
     total = quote.total

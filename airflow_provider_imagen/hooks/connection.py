@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.usage_caps import UsageCap
 
 CONNECTION_TYPE = "imagen"
-EXTRA_FIELDS = (
-    *("connect_timeout", "max_usd_per_day", "max_usd_per_month", "model"),
-    *("read_timeout", "sandbox", "verify"),
-)
+EXTRA_FIELDS = ("connect_timeout", "max_usd_per_day", "max_usd_per_month", "model", "read_timeout", "sandbox", "verify")
 LONGEST_TIMEOUT_SECONDS = 86_400
 
 _UNTYPED = ("", "generic")

@@ -199,6 +199,18 @@ def test_periods_are_those_of_the_calendar_in_utc_by_the_apis_clock(now, day_win
     assert [f"{each:%Y-%m-%d}" for each in resets] == [day_window[1], month_window[1]]
 
 
+def test_a_new_day_starts_with_nothing_spent(world):
+    def turn_the_day(_):
+        if len(world.ports.posts) == 4 and not world.ports.clock_offset_seconds:
+            world.ports.clock_offset_seconds = 86400.0
+            world.ports.others_usd = -world.ports.billed_usd  # yesterday's are not in the new day's usage
+
+    world.ports.before_post = turn_the_day
+    result = run(world, world.plan(NAMES, price=None), caps=[day("0.20")], concurrency=1)
+    assert isinstance(result.abort_reason, BudgetExceededError)
+    assert world.ports.billed_usd == 4 * PRICE + Decimal("0.20")
+
+
 # --- tasks at the same time -------------------------------------------------------------------------------------------
 
 
