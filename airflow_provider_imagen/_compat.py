@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 try:  # 3.2
-    from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
+    from airflow.sdk.exceptions import (
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSkipException,
+        ParamValidationError,
+    )
 except ImportError:  # 3.1
     from airflow.exceptions import (  # type: ignore[attr-defined,no-redef]
         AirflowFailException,
         AirflowNotFoundException,
         AirflowSkipException,
+        ParamValidationError,
     )
 
 try:  # 3.3
@@ -209,6 +215,7 @@ __all__ = [
     "AirflowNotFoundException",
     "AirflowSkipException",
     "DatabaseStateStore",
+    "ParamValidationError",
     "RetryDecision",
     "RetryPolicy",
     "determine_kwargs",

@@ -1,4 +1,4 @@
-"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples, reconcile, replay and whois."""
+"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples, quote, reconcile, replay and whois."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from airflow_provider_imagen import __version__
 from airflow_provider_imagen.commands.check_command import add_check
 from airflow_provider_imagen.commands.examples_command import add_examples
 from airflow_provider_imagen.commands.models_command import add_models
+from airflow_provider_imagen.commands.quote_command import add_quote
 from airflow_provider_imagen.commands.reconcile_command import add_reconcile
 from airflow_provider_imagen.commands.replay_command import add_replay
 from airflow_provider_imagen.commands.sandbox_command import add_sandbox
@@ -57,6 +58,7 @@ def add_commands(commands: Any) -> None:
     add_models(commands)
     add_check(commands)
     add_examples(commands)
+    add_quote(commands)
     add_reconcile(commands)
     add_replay(commands)
     add_whois(commands)

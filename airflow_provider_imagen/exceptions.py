@@ -8,7 +8,7 @@ The errors of this package: classes that carry data.
     ├── OutOfCreditsError          the account is out of credits (a 403 in this API)        no retry
     ├── InvalidRequestError        the API rejected the request                             no retry
     ├── ModelWithdrawnError        the model is retired                                     no retry
-    ├── BudgetExceededError        the next request could exceed ``max_usd``                no retry
+    ├── BudgetExceededError        the next request could exceed a spending cap             no retry
     ├── RateLimitedError           too many requests                                        retry helps
     ├── ServerError                the API reported a failure of its own                    retry helps
     ├── ConnectionFailedError      the request was never sent                               retry helps
@@ -37,7 +37,7 @@ No message contains the API key, a header, or the query string of a signed URL.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,12 +126,15 @@ class ModelWithdrawnError(ImagenError):
 
 class BudgetExceededError(ImagenError):
     """
-    The next request could exceed ``max_usd``. A retry does not help: the cap covers all attempts.
+    The next request could exceed ``max_usd``, or ``max_usd_per_day`` or ``max_usd_per_month`` of the connection.
 
-    :param spent_usd: charged so far over all attempts of the task, in USD
+    A retry does not help: ``max_usd`` covers all attempts, and the others everything that the API key spends.
+
+    :param spent_usd: charged so far, in USD: over all attempts of the task, or to the API key in the period
     :param max_usd: the cap, in USD
     :param items_done: items whose images are safe
     :param items_left: items for which nothing was requested
+    :param period: ``day`` or ``month`` for a cap of the connection; ``None`` for ``max_usd``
     """
 
     def __init__(
@@ -142,9 +145,11 @@ class BudgetExceededError(ImagenError):
         max_usd: float,
         items_done: int,
         items_left: int,
+        period: Literal["day", "month"] | None = None,
         **data: Any,
     ) -> None:
         super().__init__(message, **data)
+        self.period = period
         self.spent_usd = spent_usd
         self.max_usd = max_usd
         self.items_done = items_done

@@ -99,6 +99,16 @@ def get_provider_info() -> dict[str, Any]:
                         "Images can take minutes.",
                         "schema": {"type": ["number", "null"], "default": 300, "minimum": 1, "maximum": 86400},
                     },
+                    "max_usd_per_day": {
+                        "label": "Cap per day (USD)",
+                        "description": "What the API key may spend in a UTC day before nothing more is sent.",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                    },
+                    "max_usd_per_month": {
+                        "label": "Cap per month (USD)",
+                        "description": "What the API key may spend in a UTC month before nothing more is sent.",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                    },
                     "sandbox": {
                         "label": "Sandbox",
                         "description": "Use the built-in sandbox: real HTTP on this machine, no key, no cost.",

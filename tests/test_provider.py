@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from airflow_provider_imagen import __version__
 from airflow_provider_imagen.get_provider_info import get_provider_info
-from airflow_provider_imagen.hooks.connection import EXTRA_FIELDS, connection_settings
+from airflow_provider_imagen.hooks.connection import EXTRA_FIELDS, connection_settings, usage_caps
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,6 +204,13 @@ def test_the_form_and_the_code_allow_the_same_numbers(connection_type):
         extra = json.dumps({name: value})
         settings = connection_settings(Connection(conn_id="c", conn_type="imagen", password="k", extra=extra))
         return getattr(settings, f"{name}_seconds")
+
+    caps = {name: numbers.pop(name) for name in ("max_usd_per_day", "max_usd_per_month")}
+    for name, schema in caps.items():
+        assert schema == {"type": ["number", "null"], "exclusiveMinimum": 0}
+        connection = Connection(conn_id="c", conn_type="imagen", password="k", extra=json.dumps({name: 0}))
+        with pytest.raises(ValueError, match=name):
+            usage_caps(connection)
 
     assert set(numbers) == {"connect_timeout", "read_timeout"}
     for name, schema in numbers.items():

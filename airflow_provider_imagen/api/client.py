@@ -24,7 +24,7 @@ from urllib3 import HTTPResponse
 from urllib3 import exceptions as pool
 
 from airflow_provider_imagen import __version__
-from airflow_provider_imagen.api.cost import read_cost
+from airflow_provider_imagen.api.cost import read_amount, read_cost
 from airflow_provider_imagen.api.errors import error_for, read_http_date, rejected_field
 from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, read_whole_number
 from airflow_provider_imagen.api.json_body import read_json, storable
@@ -37,6 +37,7 @@ from airflow_provider_imagen.redaction import keep_queries_out_of_logs, scrub, s
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
+    from decimal import Decimal
 
     from airflow_provider_imagen.api.send_tracking import SendProgress
 
@@ -232,6 +233,20 @@ class ApiClient:
     def get_balance(self) -> dict[str, Any]:
         """Return ``current_balance`` and ``currency``, which is USD (``GET /v2/billing``; free)."""
         return self.get_json("/v2/billing")
+
+    def get_usage(self, *, start: datetime, end: datetime) -> Decimal:
+        """
+        Return what the key has spent in a time window, in USD (``GET /v2/usage``; free).
+
+        :param start: start of the window, with a time zone
+        :param end: end of the window, at most 92 days later (spec of the endpoint, 2026-08-21)
+        :raises UnreadableResponseError: the response has no amount in USD
+        """
+        usage = self.get_json("/v2/usage", params={"start": start.isoformat(), "end": end.isoformat()})
+        spent_usd = read_amount(usage.get("spend"))
+        if spent_usd is None or usage.get("currency", "USD") != "USD":
+            raise UnreadableResponseError("GET /v2/usage did not return an amount in USD.", status=200)
+        return spent_usd
 
     def list_models(self, *, include_pricing: bool = False) -> list[dict[str, Any]]:
         """Return the image models (``GET /v1/models``; free, no key needed)."""

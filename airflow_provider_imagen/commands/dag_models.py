@@ -53,7 +53,7 @@ def find_models(folder: Path) -> Findings:
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
     folder = folder.resolve()
-    bag = _load_dags(folder)
+    bag = load_dags(folder)
     broken = [f"{path}: {error.strip().splitlines()[-1]}" for path, error in sorted(bag.import_errors.items())]
     findings = Findings(broken=broken)
     for dag in sorted(bag.dags.values(), key=lambda dag: (dag.relative_fileloc, dag.dag_id)):
@@ -63,8 +63,8 @@ def find_models(folder: Path) -> Findings:
     return findings
 
 
-def _load_dags(folder: Path) -> Any:
-    """Return a ``DagBag`` of the folder, after adding it to ``sys.path`` as Airflow does."""
+def load_dags(folder: Path) -> Any:
+    """Return a ``DagBag`` of a folder of DAG files or one file, after adding it to ``sys.path`` as Airflow does."""
     from airflow_provider_imagen._compat import get_dag_bag
 
     bag_class, _ = get_dag_bag()

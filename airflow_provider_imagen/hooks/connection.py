@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.api.client import ClientSettings
     from airflow_provider_imagen.download.ip_addresses import HostAndPort
+    from airflow_provider_imagen.run.usage_caps import UsageCap
 
 CONNECTION_TYPE = "imagen"
-EXTRA_FIELDS = ("connect_timeout", "model", "read_timeout", "sandbox", "verify")
+EXTRA_FIELDS = ("connect_timeout", "max_usd_per_day", "max_usd_per_month", "model", "read_timeout", "sandbox", "verify")
 LONGEST_TIMEOUT_SECONDS = 86_400
 
 _UNTYPED = ("", "generic")
@@ -89,6 +90,29 @@ def read_extra(connection: Connection) -> dict[str, Any]:
         hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(EXTRA_FIELDS)}"
         raise ValueError(f"{where} has an unknown field {shown!r}; {hint}")
     return extra
+
+
+def usage_caps(connection: Connection) -> tuple[UsageCap, ...]:
+    """
+    Return the caps on what the API key spends per day and month.
+
+    :raises ValueError: a cap is not a number above 0, or the extra is invalid
+    """
+    from airflow_provider_imagen.api.cost import read_amount
+    from airflow_provider_imagen.run.usage_caps import PERIODS, UsageCap
+
+    extra = read_extra(connection)
+    caps = []
+    for period in PERIODS:
+        name = f"max_usd_per_{period}"
+        value = extra.get(name)
+        if value is None or value == "":
+            continue
+        max_usd = read_amount(value.strip() if isinstance(value, str) else value)
+        if not max_usd:
+            raise ValueError(f"Extra {name}={value!r} of the connection: a number of USD above 0 is allowed")
+        caps.append(UsageCap(period, max_usd))
+    return tuple(caps)
 
 
 def missing_connection_message(conn_id: str) -> str:

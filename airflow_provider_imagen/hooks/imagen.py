@@ -22,12 +22,13 @@ from airflow_provider_imagen.hooks.connection import (
     connection_settings,
     missing_connection_message,
     read_extra,
+    usage_caps,
 )
 from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from airflow.sdk import Connection, ObjectStoragePath
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.availability import LiveModel, ModelHealth
+    from airflow_provider_imagen.catalogue.pricing import PriceList
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
     from airflow_provider_imagen.download.downloader import Downloader
     from airflow_provider_imagen.exceptions import Problem
     from airflow_provider_imagen.run.input_reader import InputReader
     from airflow_provider_imagen.run.plan import PlanQuote
+    from airflow_provider_imagen.run.usage_caps import UsageCap
     from airflow_provider_imagen.storage.convert import ImageFormat
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
@@ -54,8 +57,9 @@ class ImagenHook(BaseHook):
     ``https://api.aimlapi.com``, with or without ``/v1``). ``port``, and ``schema`` for the scheme or path, may be given
     separately, as in a connection URI; a connection whose fields contradict each other is rejected. The extra holds
     ``model`` (default model), ``connect_timeout`` (10 s), ``read_timeout`` (300 s), ``sandbox`` (use the built-in
-    sandbox; no key needed) and ``verify`` (``true``, ``false`` or the path of a CA bundle); other fields are rejected,
-    as are connections of another type. Proxies come from the environment.
+    sandbox; no key needed), ``verify`` (``true``, ``false`` or the path of a CA bundle), and ``max_usd_per_day`` and
+    ``max_usd_per_month`` (what the key may spend before nothing more is sent, in USD); other fields are rejected, as
+    are connections of another type. Proxies come from the environment.
 
     ``host`` may be an OpenAI-compatible gateway, such as LiteLLM's proxy. It passes on images, their cost
     (``x-litellm-response-cost``) and errors, but not the request id and the request log, so in-doubt requests cannot
@@ -131,6 +135,11 @@ class ImagenHook(BaseHook):
         model = read_extra(self._get_connection()).get("model")
         return (model.strip() if isinstance(model, str) else "") or DEFAULT_MODEL
 
+    @property
+    def usage_caps(self) -> tuple[UsageCap, ...]:
+        """The connection's caps on what the API key spends per day and month."""
+        return usage_caps(self._get_connection())
+
     def close(self) -> None:
         """Close the hook's network connections."""
         for part in (self._client, self._downloader):
@@ -178,6 +187,7 @@ class ImagenHook(BaseHook):
         :return: one :class:`~airflow_provider_imagen.api.responses.Generation` per request; more than one only for
             models that generate a single image per request. Each has ``urls`` and ``pictures``.
         :raises InvalidArgumentsError: an argument is wrong; nothing was spent
+        :raises BudgetExceededError: a cap of the connection could be exceeded; nothing was spent
         :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold the results of
             this call's earlier requests
         """
@@ -202,6 +212,7 @@ class ImagenHook(BaseHook):
         if problems:
             raise InvalidArgumentsError(problems)
         requests = build_requests(resolved, can_store=True)  # the caller receives the bytes
+        self._check_usage_caps(requests)
         client = self.get_conn()
 
         def send(request: ImageRequest) -> Generation:
@@ -243,7 +254,6 @@ class ImagenHook(BaseHook):
         :param metadata_columns: keys of the mappings that are metadata, as for ``ImagenGenerateOperator``
         :raises InvalidArgumentsError: an argument is wrong
         """
-        from airflow_provider_imagen.catalogue.pricing import PriceList
         from airflow_provider_imagen.run.plan import quote_plan
 
         named = {
@@ -254,18 +264,44 @@ class ImagenHook(BaseHook):
             "input_images": input_images,
         }
         given = {name: value for name, value in named.items() if value is not None}
-        try:
-            prices = PriceList.from_response(self.list_models(include_pricing=True))
-        except ImagenError as error:
-            self.log.warning("No live prices (%s); using the last known ones.", error)
-            prices = PriceList()
         return quote_plan(
             prompt=prompt,
             arguments={"model": self.default_model, **(parameters or {}), **given},
             metadata_columns=metadata_columns,
-            prices=prices,
+            prices=self._get_prices(),
             resolve=self.get_input_reader().resolve,
         )
+
+    def _get_prices(self) -> PriceList:
+        """Return live prices, or an empty list, which stands for the last known ones."""
+        from airflow_provider_imagen.catalogue.pricing import PriceList
+
+        try:
+            return PriceList.from_response(self.list_models(include_pricing=True))
+        except ImagenError as error:
+            self.log.warning("No live prices (%s); using the last known ones.", error)
+            return PriceList()
+
+    def _check_usage_caps(self, requests: Sequence[ImageRequest]) -> None:
+        """
+        Raise if requests do not fit under a cap of the connection.
+
+        :raises BudgetExceededError: they do not fit
+        :raises ImagenError: what the key has spent cannot be read
+        """
+        if not (caps := self.usage_caps):
+            return
+        from decimal import Decimal
+
+        from airflow_provider_imagen.run.usage_caps import read_limit
+
+        prices = self._get_prices()
+        usd = sum((prices.quote(request).usd or Decimal(0) for request in requests), Decimal(0))
+        for limit in [read_limit(cap, self.get_conn()) for cap in caps]:
+            if limit.most_usd <= 0 or usd > limit.most_usd:
+                raise limit.exceeded(
+                    Decimal(0), f", and these images cost about {format_usd(usd)}. Nothing was sent.", items_left=1
+                )
 
     def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
         """
@@ -476,6 +512,8 @@ class ImagenHook(BaseHook):
         models = self.list_models()
         if not _is_gateway(models):
             raise error
+        if caps := self.usage_caps:
+            return False, f"{caps[0].name} needs what a gateway lacks: the key's usage. Remove it from the connection."
         noun = "model" if len(models) == 1 else "models"
         return True, (
             f"The host is an OpenAI-compatible gateway and accepts the key; it lists {len(models)} {noun}. "
@@ -496,7 +534,20 @@ class ImagenHook(BaseHook):
             return True, f"{name} can generate images ({scope}). The balance could not be read: {error}"
         if balance <= 0:
             return False, f"{name} is valid, but the account is out of credits: {format_usd(balance)}."
-        return True, f"{name} can generate images ({scope}). Balance: {format_usd(balance)}."
+        usage = "".join(f" {sentence}" for sentence in self._describe_usage())
+        return True, f"{name} can generate images ({scope}). Balance: {format_usd(balance)}.{usage}"
+
+    def _describe_usage(self) -> Iterator[str]:
+        """
+        Yield a sentence about what the key has spent for each cap of the connection.
+
+        :raises ImagenError: it cannot be read, so no task could send anything
+        """
+        from airflow_provider_imagen.run.usage_caps import read_limit
+
+        for cap in self.usage_caps:
+            limit = read_limit(cap, self.get_conn())
+            yield f"Spent {limit.when} (UTC): {format_usd(limit.used_usd)} of {format_usd(cap.max_usd)}."
 
 
 def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:

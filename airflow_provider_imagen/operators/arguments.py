@@ -280,6 +280,7 @@ class Arguments:
             concurrency=_read_integer(operator.concurrency),
             requests_per_minute=operator.requests_per_minute,
             max_usd=_read_decimal(operator.max_usd),
+            usage_caps=self._hook.usage_caps,
             on_lost_answer=operator.on_lost_answer,
             lost_answer_patience_seconds=operator.lost_answer_patience_seconds,
             answer_timeout_seconds=self._hook.get_conn().settings.read_timeout_seconds,
@@ -287,12 +288,12 @@ class Arguments:
 
     def _price_list(self) -> PriceList:
         """Return live prices if there is a spending cap to enforce, else the last known ones."""
-        if self._operator.max_usd is None:
+        if self._operator.max_usd is None and not self._hook.usage_caps:
             return PriceList()
         try:
             return PriceList.from_response(self._hook.list_models(include_pricing=True))
         except ImagenError as error:
-            self._log.warning("No live prices (%s); max_usd is enforced with the last known ones.", error)
+            self._log.warning("No live prices (%s); spending caps are enforced with the last known ones.", error)
             return PriceList()
 
 

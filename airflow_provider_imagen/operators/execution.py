@@ -495,13 +495,15 @@ def _with_final_amounts(error: ImagenError, result: RunResult) -> ImagenError:
     done = len(result.plan.items) - left
     spent = format_usd(result.usd_spent)
     doubt = f" and up to {format_usd(result.usd_in_doubt)} more in doubt" if result.usd_in_doubt else ""
+    reached = f"max_usd={format_usd(error.max_usd)}: {spent} spent{doubt}, and the next request could exceed the cap."
     return BudgetExceededError(
-        f"max_usd={format_usd(error.max_usd)}: {spent} spent{doubt}, and the next request could exceed the cap. "
+        f"{reached if error.period is None else error} "
         f"{done} of {len(result.plan.items)} items are done and kept; {left} are left.",
-        spent_usd=float(result.usd_spent),
+        spent_usd=float(result.usd_spent) if error.period is None else error.spent_usd,
         max_usd=error.max_usd,
         items_done=done,
         items_left=left,
+        period=error.period,
     )
 
 

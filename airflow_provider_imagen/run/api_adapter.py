@@ -11,6 +11,8 @@ from airflow_provider_imagen.exceptions import ImagenError, ModelWithdrawnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from decimal import Decimal
 
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
@@ -99,6 +101,10 @@ class ApiAdapter:
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
         """Return an iterator over the rows of the API's request log."""
         return self._client.iter_request_logs(**window)
+
+    def get_usage(self, *, start: datetime, end: datetime) -> Decimal:
+        """Return what the API key has spent in a time window, in USD."""
+        return self._client.get_usage(start=start, end=end)
 
 
 def _similar_models(model: str) -> str:

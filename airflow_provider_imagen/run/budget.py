@@ -1,11 +1,11 @@
-"""All money of a task over all its attempts: spent, lost, reserved, in doubt, and the cap."""
+"""All money of a task over all its attempts: spent, lost, reserved, in doubt, and its limits."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
@@ -14,10 +14,67 @@ from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from airflow_provider_imagen.journal.records import Intent, JournalState
 
 ZERO = Decimal(0)
+
+Period = Literal["day", "month"]
+"""A period of the calendar in UTC."""
+
+
+class Limit(Struct, frozen=True, kw_only=True):
+    """
+    A limit on what the task spends.
+
+    :param max_usd: the cap, in USD
+    :param used_usd: the part of the cap that the task's own spending does not account for, in USD: what others have
+        spent, less what the task spent before the period
+    :param period: of a cap on what the API key spends; ``None`` for the task's own cap
+    :param resets_at: when the period ends
+    """
+
+    max_usd: Decimal
+    used_usd: Decimal = ZERO
+    period: Period | None = None
+    resets_at: datetime | None = None
+
+    @property
+    def most_usd(self) -> Decimal:
+        """What the task may have spent in total, in USD."""
+        return self.max_usd - self.used_usd
+
+    @property
+    def when(self) -> str:
+        """The period, for sentences."""
+        return "today" if self.period == "day" else "this month"
+
+    def exceeded(
+        self, spent_usd: Decimal, because: str, *, items_done: int = 0, items_left: int = 0
+    ) -> BudgetExceededError:
+        """
+        Return the error for a request that does not fit.
+
+        :param spent_usd: what the task has spent, in USD
+        :param because: rest of the sentence: what the request costs
+        """
+        charged_usd = spent_usd + self.used_usd
+        message = f"max_usd={format_usd(self.max_usd)}: {format_usd(charged_usd)} has been spent{because}"
+        if self.period is not None:
+            message = (
+                f"max_usd_per_{self.period}={format_usd(self.max_usd)} of the connection: the API key has spent "
+                f"{format_usd(charged_usd)} {self.when}{because} To go on, clear the task "
+                f"after {self.resets_at:%Y-%m-%d %H:%M} UTC, or raise the cap."
+            )
+        return BudgetExceededError(
+            message,
+            spent_usd=float(charged_usd),
+            max_usd=float(self.max_usd),
+            items_done=items_done,
+            items_left=items_left,
+            period=self.period,
+        )
 
 
 class Reservation(Struct, eq=False):
@@ -38,11 +95,11 @@ class Reservation(Struct, eq=False):
 
 class Budget:
     """
-    Counts money, and stops spending before the cap is exceeded. Safe to use from any number of threads.
+    Counts money, and stops spending before a limit is exceeded. Safe to use from any number of threads.
 
-    With a cap, a request may start only if it and all requests in flight fit into what is left, each at the highest
+    With a limit, a request may start only if it and all requests in flight fit into what is left, each at the highest
     price per image seen or quoted for its model. Until a charge of its model has been seen, only a single request is in
-    flight, because its cost decides about the others. A price that rises during a run can therefore exceed the cap by
+    flight, because its cost decides about the others. A price that rises during a run can therefore exceed the limit by
     at most one round of requests in flight.
 
     Requests with an unknown outcome, or presumed unbilled, keep their money reserved because they may still be charged.
@@ -52,7 +109,9 @@ class Budget:
     """
 
     def __init__(self, *, max_usd: Decimal | None = None, is_over: Callable[[], bool] = lambda: False) -> None:
-        self._max_usd = max_usd
+        self._limits: dict[Period | None, Limit] = {}
+        if max_usd is not None:
+            self._limits[None] = Limit(max_usd=max_usd)
         self._is_over = is_over
         self._changed = threading.Condition(threading.RLock())
         self._spent = ZERO
@@ -89,6 +148,20 @@ class Budget:
                 self._own.add(client_request_id)
                 self._spend(usd or ZERO, model)
 
+    # --- limits -------------------------------------------------------------------------------------------------------
+
+    def set_limit(self, limit: Limit) -> None:
+        """Add a limit, or replace the one for the same period."""
+        with self._changed:
+            self._limits[limit.period] = limit
+            self._changed.notify_all()
+
+    @property
+    def tightest_limit(self) -> Limit | None:
+        """The limit that leaves the least; ``None`` without limits."""
+        with self._changed:
+            return min(self._limits.values(), key=lambda limit: limit.most_usd, default=None)
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def reserve(self, *, model: str, quoted_usd: Decimal | None, images: int) -> Reservation:
@@ -96,7 +169,7 @@ class Budget:
         Reserve money for a request, waiting for others to settle if that may make room.
 
         :return: the reservation; pass it to :meth:`count_charge`, :meth:`release` or :meth:`hold_in_doubt`
-        :raises BudgetExceededError: the cap could be exceeded
+        :raises BudgetExceededError: a limit could be exceeded
         :raises StoppedError: the task was cancelled while waiting
         """
         reservation = Reservation(model, images, quoted_usd)
@@ -110,20 +183,22 @@ class Budget:
         return reservation
 
     def _fits(self, reservation: Reservation) -> bool:
-        if self._max_usd is None:
+        limit = self.tightest_limit
+        if limit is None:
             return True
         if self._in_flight and any(each.model not in self._highest for each in (reservation, *self._in_flight)):
             return False  # the real cost of a model is not known yet
         if self._has_doubt_of_unknown_price():
             return False
         price = self.price(reservation)
-        room = self._max_usd - self._spent - sum(map(self._worth, [*self._in_flight, *self._in_doubt.values()]), ZERO)
+        room = limit.most_usd - self.committed_usd
         return room > 0 if price is None else price <= room
 
     def _refuse_what_never_fits(self, reservation: Reservation) -> None:
         """Raise if there would be no room even if every request in flight cost nothing."""
-        assert self._max_usd is not None  # noqa: S101 - a type check
-        left = self._max_usd - self._spent - sum(map(self._worth, self._in_doubt.values()), ZERO)
+        limit = self.tightest_limit
+        assert limit is not None  # noqa: S101 - a type check
+        left = limit.most_usd - self._spent - sum(map(self._worth, self._in_doubt.values()), ZERO)
         price = self.price(reservation)
         if (price or ZERO) > left or (not self._in_flight and (left <= 0 or self._has_doubt_of_unknown_price())):
             raise self.exceeded_error(next_usd=price)
@@ -246,6 +321,12 @@ class Budget:
         """Whether some cost is a known price, because the response did not state it."""
         return self._is_estimate
 
+    @property
+    def committed_usd(self) -> Decimal:
+        """Charged so far, plus the price of all requests that are in flight or in doubt, in USD."""
+        with self._changed:
+            return self._spent + sum(map(self._worth, [*self._in_flight, *self._in_doubt.values()]), ZERO)
+
     def in_doubt(self) -> tuple[Decimal, list[str]]:
         """Return the money that may have been charged on top, in USD, and the client request ids it is for."""
         with self._changed:
@@ -255,7 +336,7 @@ class Budget:
 
     def exceeded_error(self, *, next_usd: Decimal | None) -> BudgetExceededError:
         """
-        Return the error for a reached cap.
+        Return the error for the tightest limit.
 
         :param next_usd: what the next request would cost, in USD; ``None`` when unknown
         """
@@ -267,13 +348,9 @@ class Budget:
         may_be = f", {format_usd(doubt)} more may have been charged" if doubt else ""
         if self._has_doubt_of_unknown_price():
             may_be = ", an unknown amount more may have been charged"
-        return BudgetExceededError(
-            f"max_usd={format_usd(self._max_usd or 0)}: {format_usd(self._spent)} has been spent{may_be}, and {price}.",
-            spent_usd=float(self._spent),
-            max_usd=float(self._max_usd or 0),
-            items_done=0,
-            items_left=0,
-        )
+        limit = self.tightest_limit
+        assert limit is not None  # noqa: S101 - a type check
+        return limit.exceeded(self._spent, f"{may_be}, and {price}.")
 
 
 def reservation_for(intent: Intent) -> Reservation:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.run.plan import Plan
     from airflow_provider_imagen.run.ports import Api, RunOptions, Sink
     from airflow_provider_imagen.run.shared_state import RunState
+    from airflow_provider_imagen.run.usage_caps import UsageCaps
 
 
 class RunContext(Struct, frozen=True, kw_only=True):
@@ -33,3 +34,4 @@ class RunContext(Struct, frozen=True, kw_only=True):
     encryption: UrlEncryption
     state: RunState
     budget: Budget
+    usage_caps: UsageCaps

@@ -20,7 +20,7 @@ from airflow_provider_imagen.journal.records import Target
 from airflow_provider_imagen.run.item_metadata import ALT_TEXT, take_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from airflow_provider_imagen.catalogue.pricing import PriceList, QuoteSource
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
@@ -386,16 +386,32 @@ def quote_plan(
     plan = make_plan(
         prompt=prompt, arguments=arguments, metadata_columns=metadata_columns, can_store=True, resolve=resolve
     )
-    quotes = [prices.quote(planned.request) for planned in plan.requests]
-    sources = {quote.source for quote in quotes}
-    known = [quote.usd for quote in quotes if quote.usd is not None]
+    return quote_requests(plan, prices)
+
+
+def quote_requests(plan: Plan, prices: PriceList) -> PlanQuote:
+    """
+    Return the expected cost of a plan, if none of its models turns out to be retired.
+
+    :param prices: live prices; the last known ones apply where it has none
+    """
+    requests = [planned for slot in plan.slots for planned in slot.alternatives[0]]
+    quotes = [(prices.quote(planned.request), planned.target.images) for planned in requests]
+    return add_quotes(PlanQuote(quote.usd, quote.source, images, requests=1) for quote, images in quotes)
+
+
+def add_quotes(quotes: Iterable[PlanQuote]) -> PlanQuote:
+    """Return the sum of quotes; without any, it is 0 at live prices."""
+    added = list(quotes)
+    known = [quote.usd for quote in added if quote.usd is not None]
+    sources = {quote.source for quote in added}
     source: QuoteSource = "live"
     for worse in ("last known", "unknown"):
         if worse in sources:
             source = worse
     return PlanQuote(
-        usd=sum(known, Decimal(0)) if len(known) == len(quotes) else None,
+        usd=sum(known, Decimal(0)) if len(known) == len(added) else None,
         source=source,
-        images=plan.images,
-        requests=len(quotes),
+        images=sum(quote.images for quote in added),
+        requests=sum(quote.requests for quote in added),
     )

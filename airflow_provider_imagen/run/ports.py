@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from msgspec import Struct
 
 from airflow_provider_imagen.api.retries import FIRST_WAIT_SECONDS
+from airflow_provider_imagen.run.usage_caps import USAGE_MAX_AGE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
     from decimal import Decimal
 
     from airflow_provider_imagen.api.responses import Generation
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.image_record import StoredFile
     from airflow_provider_imagen.run.results import ReceivedResponse
     from airflow_provider_imagen.run.reuse import EarlierImage, ReusedImage
+    from airflow_provider_imagen.run.usage_caps import UsageCap
 
 RATE_LIMIT_PATIENCE_SECONDS = 120.0
 """More than one minute, which is usually the longest window over which APIs count requests."""
@@ -31,6 +34,8 @@ class RunOptions(Struct, frozen=True):
     :param concurrency: maximum requests in flight, 1 or more
     :param requests_per_minute: maximum requests started per minute; ``None`` for no limit
     :param max_usd: spending cap over all attempts, in USD; ``None`` for no cap
+    :param usage_caps: caps on what the API key spends
+    :param usage_max_age_seconds: how long a reading of what the key has spent counts
     :param on_lost_answer: what to do about a lost response: look the request up, resend it, or fail the item
     :param lost_answer_patience_seconds: how long the API's log may take to show a request
     :param answer_timeout_seconds: longest time a response may take; a request left behind by a killed attempt may still
@@ -42,6 +47,8 @@ class RunOptions(Struct, frozen=True):
     concurrency: int = 4
     requests_per_minute: float | None = None
     max_usd: Decimal | None = None
+    usage_caps: tuple[UsageCap, ...] = ()
+    usage_max_age_seconds: float = USAGE_MAX_AGE_SECONDS
     on_lost_answer: OnLostAnswer = "check"
     lost_answer_patience_seconds: float = 90.0
     answer_timeout_seconds: float = 0.0
@@ -72,6 +79,9 @@ class Api(Protocol):
 
     def iter_request_logs(self, **window: Any) -> Iterator[dict[str, Any]]:
         """Yield the rows of the API's request log."""
+
+    def get_usage(self, *, start: datetime, end: datetime) -> Decimal:
+        """Return what the API key has spent in a time window, in USD."""
 
 
 class Sink(Protocol):

@@ -22,7 +22,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_imagen.exceptions import (
-    BudgetExceededError,
     ImagenError,
     OwnershipLostError,
     RateLimitedError,
@@ -47,9 +46,10 @@ from airflow_provider_imagen.run.results import (
 from airflow_provider_imagen.run.reuse import EarlierRequests
 from airflow_provider_imagen.run.shared_state import Cancellation, RunState
 from airflow_provider_imagen.run.submit import Submitter
+from airflow_provider_imagen.run.usage_caps import UsageCaps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from airflow_provider_imagen.journal.log import Journal
     from airflow_provider_imagen.journal.records import JournalState
@@ -95,6 +95,7 @@ class Run:
         on_image: Callable[[FinishedImage, int], None] = lambda *_: None,
     ) -> None:
         state = RunState(cancellation)
+        budget = Budget(max_usd=options.max_usd, is_over=state.is_over)
         context = RunContext(
             plan=plan,
             api=api,
@@ -103,16 +104,25 @@ class Run:
             options=options,
             encryption=encryption,
             state=state,
-            budget=Budget(max_usd=options.max_usd, is_over=state.is_over),
+            budget=budget,
+            usage_caps=UsageCaps(
+                options.usage_caps,
+                reader=api,
+                budget=budget,
+                state=state,
+                max_age_seconds=options.usage_max_age_seconds,
+                first_wait_seconds=options.first_wait_seconds,
+            ),
         )
-        context.budget.count_previous(journal.state)
+        budget.count_previous(journal.state)
         self._plan = plan
         self._sink = sink
         self._journal = journal
         self._options = options
         self._cancellation = cancellation
         self._state = state
-        self._budget = context.budget
+        self._budget = budget
+        self._usage_caps = context.usage_caps
         self._previous = PreviousAttempts(
             journal.state.requests,
             may_resend=options.on_lost_answer == "resend",
@@ -120,7 +130,7 @@ class Run:
         )
         self._earlier = earlier or EarlierRequests(plan)
         for client_request_id, (model, usd) in self._earlier.own_costs.items():
-            context.budget.count_own(client_request_id, usd, model=model)
+            budget.count_own(client_request_id, usd, model=model)
         self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
             context,
@@ -149,7 +159,8 @@ class Run:
 
         Failures of items are part of the result, not raised. A worker crash is raised.
 
-        :raises BudgetExceededError: the plan cannot fit under ``max_usd``; nothing was sent
+        :raises BudgetExceededError: the plan exceeds a spending cap; nothing was sent
+        :raises ImagenError: the usage that the connection caps cannot be read; nothing was sent
         """
         refusal = self._refuse_what_cannot_fit()
         if self._options.on_lost_answer == "check":
@@ -171,39 +182,51 @@ class Run:
             self._reconciler.look_for_late_charges()
         return self.snapshot()
 
-    def _refuse_what_cannot_fit(self) -> BudgetExceededError | None:
+    def _refuse_what_cannot_fit(self) -> ImagenError | None:
         """
-        Return why nothing may be sent if the remaining requests cannot fit under ``max_usd``, else ``None``.
+        Return why nothing may be sent if the remaining requests exceed a spending cap, else ``None``.
 
         It is returned, not raised, when there are images of previous attempts to keep.
 
-        :raises BudgetExceededError: there is nothing to keep
+        :raises ImagenError: there is nothing to keep
         """
-        cap = self._options.max_usd
-        if cap is None:
+        if self._options.max_usd is None and not self._options.usage_caps:
             return None
         to_send = {
             number: [] if self._earlier.has_any(slot) else self._requests_to_send(slot)
             for number, slot in enumerate(self._plan.slots)
         }
-        prices = [planned.quoted_usd for requests in to_send.values() for planned in requests]
-        spent = self._budget.spent_usd
-        known = [price for price in prices if price is not None]
-        if len(known) < len(prices) or not any(known) or spent + sum(known, Decimal(0)) <= cap:
+        to_send = {number: requests for number, requests in to_send.items() if requests}
+        if not to_send or (refusal := self._find_refusal(to_send)) is None:
             return None
-        left = {self._plan.slots[number].item_index for number, requests in to_send.items() if requests}
-        refusal = BudgetExceededError(
-            f"max_usd={format_usd(cap)}: {format_usd(spent)} has been spent, and the remaining requests cost about "
-            f"{format_usd(sum(known, Decimal(0)))}. Nothing was sent.",
-            spent_usd=float(spent),
-            max_usd=float(cap),
-            items_done=len(self._plan.items) - len(left),
-            items_left=len(left),
-        )
         if not self._journal.state.requests:
             raise refusal
-        self._work = self._work_in_order(without={number for number, requests in to_send.items() if requests})
+        self._work = self._work_in_order(without=to_send)
         return refusal
+
+    def _find_refusal(self, to_send: Mapping[int, Sequence[PlannedRequest]]) -> ImagenError | None:
+        """
+        Return why requests may not be sent, else ``None``.
+
+        :param to_send: the requests by slot number
+        """
+        try:
+            self._usage_caps.refresh()
+        except ImagenError as error:
+            return error
+        spent, limit = self._budget.spent_usd, self._budget.tightest_limit
+        prices = [planned.quoted_usd for requests in to_send.values() for planned in requests]
+        known = [price for price in prices if price is not None]
+        usd = sum(known, Decimal(0))
+        if limit is None or len(known) < len(prices) or not usd or spent + usd <= limit.most_usd:
+            return None
+        left = len({self._plan.slots[number].item_index for number in to_send})
+        return limit.exceeded(
+            spent,
+            f", and the remaining requests cost about {format_usd(usd)}. Nothing was sent.",
+            items_done=len(self._plan.items) - left,
+            items_left=left,
+        )
 
     def _requests_to_send(self, slot: ImageSlot) -> list[PlannedRequest]:
         """Return the requests of a slot that nobody has paid for, as far as known before their images are read."""

@@ -77,6 +77,7 @@ class Submitter:
         self._encryption = context.encryption
         self._state = context.state
         self._budget = context.budget
+        self._usage_caps = context.usage_caps
         self._pacer = pacer
         self._previous = previous
         self._earlier = earlier
@@ -236,6 +237,12 @@ class Submitter:
         :return: ``None`` when the response was lost and the request may be sent again
         """
         self._state.refuse_retired(planned.model)
+        try:
+            self._usage_caps.refresh()
+        except ImagenError as error:
+            if not isinstance(error, StoppedError):
+                self._state.abort(error)
+            raise
         reservation = self._budget.reserve(
             model=planned.model, quoted_usd=planned.quoted_usd, images=planned.target.images
         )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from airflow_provider_imagen.sandbox.control_types import Charge
     from airflow_provider_imagen.sandbox.state import State
 
 _LONGEST_WINDOW = timedelta(days=92)
@@ -44,7 +45,8 @@ def account_routes() -> list[Route]:
 
 async def _key(request: Request) -> Response:
     state: State = request.app.state.sandbox
-    spent = sum((charge.usd for charge in state.account.charges()), start=0)
+    month = datetime.fromtimestamp(state.clock(), UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    charges = _visible_charges(state, since=month)
     return AsciiJSONResponse(
         {
             "data": {
@@ -54,7 +56,7 @@ async def _key(request: Request) -> Response:
                 "scopes": ["model:image"],
                 "created_at": _KEY_CREATED,
                 "updated_at": _KEY_CREATED,
-                "monthly_usage": float(spent),
+                "monthly_usage": float(sum((charge.usd for charge in charges), start=0)),
             }
         }
     )
@@ -89,7 +91,7 @@ async def _usage(request: Request) -> Response:
         since, until = _window(request.query_params, datetime.fromtimestamp(state.clock(), UTC))
     except ValueError as error:
         return _bad_request(request, str(error))
-    charges = [c for c in state.account.charges() if since.timestamp() <= c.at <= until.timestamp()]
+    charges = _visible_charges(state, since=since, until=until)
     return AsciiJSONResponse(
         {
             "api_key_prefix": request.query_params.get("key_prefix"),
@@ -100,6 +102,14 @@ async def _usage(request: Request) -> Response:
             "requests": len(charges),
         }
     )
+
+
+def _visible_charges(state: State, *, since: datetime, until: datetime | None = None) -> list[Charge]:
+    """Return the charges in a window that have reached the account's figures."""
+    end = state.clock() - state.settings.usage_lag_seconds
+    if until is not None:
+        end = min(end, until.timestamp())
+    return [charge for charge in state.account.charges() if since.timestamp() <= charge.at <= end]
 
 
 async def _transactions(request: Request) -> Response:

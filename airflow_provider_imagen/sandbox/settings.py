@@ -23,6 +23,7 @@ class Settings:
     :param balance_usd: account balance in USD
     :param latency_seconds: duration of a generation
     :param log_lag_seconds: delay until a finished request appears in ``/v2/logs``
+    :param usage_lag_seconds: delay until a charge counts in ``/v2/usage`` and in the usage of ``/v1/key``
     :param clock_skew_seconds: how far the sandbox's clock is ahead of real time, or behind if negative; applies to the
         ``Date`` header, ``/v2/logs``, and all times in bodies and signed URLs; at most a year
     :param picture_scale: width and height of the drawn image as a fraction of the requested size: above 0, at most 1
@@ -43,6 +44,7 @@ class Settings:
     balance_usd: Annotated[Decimal, Range(least=0)] = Decimal(100)
     latency_seconds: Annotated[float, Range(least=0)] = 0.0
     log_lag_seconds: Annotated[float, Range(least=0)] = 0.0
+    usage_lag_seconds: Annotated[float, Range(least=0)] = 0.0
     clock_skew_seconds: Annotated[float, Range(least=-_YEAR_SECONDS, most=_YEAR_SECONDS)] = 0.0
     picture_scale: Annotated[float, Range(above=0, most=1)] = 1.0
     requests_per_minute: Annotated[float | None, Range(least=0)] = None

@@ -40,8 +40,10 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     for hidden in ("login", "schema"):
         expect(dialog.locator(f"input[name={hidden}]")).to_have_count(0)
     dialog.get_by_role("button", name="Extra Fields", exact=True).click()
-    for label in ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS"):
+    labels = ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS")
+    for label in (*labels, "Cap per day (USD)", "Cap per month (USD)"):
         expect(dialog.locator("label", has_text=label)).to_be_visible()
+    dialog.locator("input[name=element_max_usd_per_month]").fill("25.5")  # the cap per day stays empty
     ann.wait_for_timeout(500)  # the section slides open
     screenshot(ann, "01-connection-form")
     dialog.get_by_role("button", name="Standard Fields").click()
@@ -53,7 +55,10 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     expect(dialog).to_have_count(0)
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
     expect(
-        ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: $100.00.")
+        ann.get_by_text(
+            "Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: $100.00. "
+            "Spent this month (UTC): $0.00 of $25.50."
+        )
     ).to_be_visible()
     screenshot(ann, "02-connection-tested")
 

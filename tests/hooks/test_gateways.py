@@ -157,6 +157,15 @@ def test_the_connection_test_recognizes_a_gateway(make_hook, gateway):
     assert gateway.posts() == []
 
 
+def test_a_gateway_cannot_keep_a_cap_on_the_usage_of_the_key(make_hook, gateway):
+    hook = make_hook(extra={"model": "gpt-image-1", "max_usd_per_day": 5})
+    with pytest.raises(InvalidRequestError, match="max_usd_per_day of the connection cannot be checked"):
+        hook.generate_images("a cat")
+    assert gateway.posts() == []
+    fine, message = hook.test_connection()
+    assert (fine, "max_usd_per_day needs what a gateway lacks" in message) == (False, True)
+
+
 def test_a_wrong_key_fails_at_a_gateway_as_well(make_hook):
     fine, message = make_hook(password="sk-wrong").test_connection()
     assert not fine

@@ -229,7 +229,10 @@ def test_a_key_with_blanks_around_it_is_trimmed():
         ("Sandbox", "did you mean 'sandbox'?"),
         ("use_sandbox", "did you mean 'sandbox'?"),
         ("timeout", "did you mean 'read_timeout'?"),
-        ("dry_run", "its fields are connect_timeout, model, read_timeout, sandbox, verify"),
+        (
+            "dry_run",
+            "its fields are connect_timeout, max_usd_per_day, max_usd_per_month, model, read_timeout, sandbox, verify",
+        ),
         ("", "its fields are"),
     ],
 )
@@ -762,6 +765,8 @@ def test_the_form_of_airflow_3_1_has_every_field_with_its_default(mocked_form):
         "model": (["string", "null"], None),
         "connect_timeout": (["string", "null"], "10"),
         "read_timeout": (["string", "null"], "300"),
+        "max_usd_per_day": (["string", "null"], None),
+        "max_usd_per_month": (["string", "null"], None),
         "sandbox": (["boolean", "null"], False),
         "verify": (["string", "null"], "true"),
     }

@@ -51,6 +51,11 @@ class FakePorts:
         self.rows: list[dict[str, Any]] = []
         self.looks = 0
         self.log_error: Exception | None = None
+        self.others_usd = Decimal(0)
+        self.usage_windows: list[tuple[datetime, datetime]] = []
+        self.usage_lags = False
+        self.usage_error: Callable[[], Exception] | None = None
+        self.usage_failures = 1_000_000
         self.fetched: list[str] = []
         self.files: dict[str, bytes] = {}
         self.saved: list[tuple[int, int]] = []
@@ -157,6 +162,15 @@ class FakePorts:
         if self.log_error is not None:
             raise self.log_error
         yield from rows
+
+    def get_usage(self, *, start: datetime, end: datetime) -> Decimal:
+        """Return what the key has spent: by others, and, unless the figures lag, by the requests sent here."""
+        with self._lock:
+            self.usage_windows.append((start, end))
+            if self.usage_error is not None and self.usage_failures > 0:
+                self.usage_failures -= 1
+                raise self.usage_error()
+            return self.others_usd + (Decimal(0) if self.usage_lags else self.billed_usd)
 
 
 def pictures(

@@ -50,6 +50,22 @@ def test_usage_is_the_total_of_a_window(get, generate):
     assert get("/v2/usage").status_code == 400
 
 
+def test_the_usage_of_the_key_is_that_of_the_calendar_month(get, generate, sandbox):
+    generate()
+    assert get("/v1/key").json()["data"]["monthly_usage"] == 0.042
+    sandbox.configure(clock_skew_seconds=31 * 86400)
+    assert get("/v1/key").json()["data"]["monthly_usage"] == 0
+
+
+def test_usage_can_lag_behind(get, generate, sandbox):
+    sandbox.configure(usage_lag_seconds=30)
+    generate()
+    assert get("/v2/usage", period="1h").json()["spend"] == 0
+    assert get("/v1/key").json()["data"]["monthly_usage"] == 0
+    sandbox.configure(usage_lag_seconds=0)
+    assert get("/v2/usage", period="1h").json()["spend"] == 0.042
+
+
 def test_transactions_are_paged_newest_first(get, generate):
     ids = [generate().headers["x-inference-id"] for _ in range(5)]
     found, cursor = [], {}

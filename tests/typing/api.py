@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import pytest
 from airflow.sdk import Asset, Context, ObjectStoragePath, dag, task
@@ -125,6 +125,7 @@ def errors() -> None:
         assert_type(error.retry_after, float | None)
     except BudgetExceededError as error:
         assert_type(error.spent_usd, float)
+        assert_type(error.period, Literal["day", "month"] | None)
     except LostAnswerError as error:
         assert_type(error.client_request_id, str | None)
     except ImagenError as error:

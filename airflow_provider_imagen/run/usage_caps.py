@@ -1,0 +1,148 @@
+"""
+Caps on what the API key spends per day and month, enforced with the API's own usage figures.
+
+The figures include what every other client of the key spends. They are read before a task's first paid request and
+again during the run, so that tasks that run at the same time notice each other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, Protocol, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from airflow_provider_imagen.api.retries import resending
+from airflow_provider_imagen.exceptions import ImagenError
+from airflow_provider_imagen.run.budget import Limit, Period
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from decimal import Decimal
+
+    from airflow_provider_imagen.run.budget import Budget
+    from airflow_provider_imagen.run.shared_state import RunState
+
+PERIODS: Final[tuple[Period, ...]] = get_args(Period)
+USAGE_MAX_AGE_SECONDS: Final = 10.0
+"""How long a reading of the usage counts: short next to most runs, and long enough not to double the calls."""
+
+
+class UsageCap(Struct, frozen=True):
+    """
+    A cap on what the API key may spend in each day or month.
+
+    :param max_usd: in USD, above 0
+    """
+
+    period: Period
+    max_usd: Decimal
+
+    @property
+    def name(self) -> str:
+        """Name of the connection's extra field."""
+        return f"max_usd_per_{self.period}"
+
+
+class UsageReader(Protocol):
+    """The part of the API that knows what the key has spent."""
+
+    @property
+    def clock_offset_seconds(self) -> float | None:
+        """Seconds that the API's clock is ahead of ours; ``None`` before its first response."""
+
+    def get_usage(self, *, start: datetime, end: datetime) -> Decimal:
+        """Return what the key has spent in a time window, in USD."""
+
+
+def read_limit(cap: UsageCap, reader: UsageReader) -> Limit:
+    """
+    Return the limit that a cap sets to a task that has spent nothing yet.
+
+    :raises ImagenError: the usage cannot be read; the message says what that means and how to go on
+    """
+    start, end = _period_at(datetime.fromtimestamp(time.time() + (reader.clock_offset_seconds or 0.0), UTC), cap.period)
+    try:
+        used_usd = reader.get_usage(start=start, end=end)
+    except ImagenError as error:
+        error.args = (
+            f"{cap.name} of the connection cannot be checked, so nothing more is sent: {error} "
+            f"Try again later, or remove the cap from the connection.",
+        )
+        raise
+    return Limit(max_usd=cap.max_usd, used_usd=used_usd, period=cap.period, resets_at=end)
+
+
+def _period_at(now: datetime, period: Period) -> tuple[datetime, datetime]:
+    """Return when the UTC day or month of a moment begins and ends."""
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        return midnight, midnight + timedelta(days=1)
+    first = midnight.replace(day=1)
+    return first, (first + timedelta(days=31)).replace(day=1)
+
+
+class UsageCaps:
+    """
+    Limits a task's budget to what the caps leave. Safe to use from any number of threads.
+
+    The task counts its own charges itself, so it never exceeds a cap by its own doing, even if the figures lag behind;
+    what others spend is noticed at the next reading.
+
+    :param max_age_seconds: age at which a reading is replaced before the next request
+    :param first_wait_seconds: wait before a failed reading is repeated; it doubles each time
+    """
+
+    def __init__(
+        self,
+        caps: Iterable[UsageCap],
+        *,
+        reader: UsageReader,
+        budget: Budget,
+        state: RunState,
+        max_age_seconds: float,
+        first_wait_seconds: float,
+    ) -> None:
+        self._caps = tuple(caps)
+        self._reader = reader
+        self._budget = budget
+        self._state = state
+        self._max_age_seconds = max_age_seconds
+        self._retrying = resending(wait=state.wait, first_wait_seconds=first_wait_seconds)
+        self._lock = threading.Lock()
+        self._read_at: float | None = None
+        self._limits: dict[Period | None, Limit] = {}
+
+    def refresh(self) -> None:
+        """
+        Read the usage, unless the last reading is recent enough.
+
+        :raises ImagenError: it cannot be read
+        :raises StoppedError: nothing more may be sent
+        """
+        if not self._caps:
+            return
+        with self._lock:
+            self._state.check()
+            if self._read_at is not None and time.monotonic() - self._read_at < self._max_age_seconds:
+                return
+            for cap in self._caps:
+                self._apply(self._retrying(read_limit, cap, self._reader))
+            self._read_at = time.monotonic()
+
+    def _apply(self, limit: Limit) -> None:
+        """
+        Limit the budget by what others have used.
+
+        Requests of ours that are still in flight may already be part of the usage, so others have used at least what
+        exceeds all of ours. They cannot have used less than at the last reading of the same period.
+        """
+        limit = replace(limit, used_usd=limit.used_usd - self._budget.committed_usd)
+        last = self._limits.get(limit.period)
+        if last is not None and last.resets_at == limit.resets_at and last.used_usd > limit.used_usd:
+            limit = last
+        self._limits[limit.period] = limit
+        self._budget.set_limit(limit)
