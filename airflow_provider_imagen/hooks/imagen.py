@@ -181,11 +181,12 @@ class ImagenHook(BaseHook):
         :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold the results of
             this call's earlier requests
         """
-        import secrets
         import time
 
+        from airflow_provider_imagen.api.client_request_id import HOOK_REQUEST, new_client_request_id
         from airflow_provider_imagen.api.retries import resending
         from airflow_provider_imagen.catalogue.request_builder import build_requests
+        from airflow_provider_imagen.hooks.task_instance_key import current_task_instance_key
 
         named = {
             "prompt": prompt,
@@ -203,10 +204,13 @@ class ImagenHook(BaseHook):
             raise InvalidArgumentsError(problems)
         requests = build_requests(resolved, can_store=True)  # the caller receives the bytes
         client = self.get_conn()
+        ti_key = current_task_instance_key()
 
         def send(request: ImageRequest) -> Generation:
             body, files = inputs.wire(request)
-            client_request_id = f"imagen.hook.{secrets.token_hex(8)}"
+            client_request_id = new_client_request_id(
+                dag_id=ti_key.dag_id, task_id=ti_key.task_id, request=HOOK_REQUEST
+            )
             return client.generate(request.path, body, client_request_id=client_request_id, files=files)
 
         generations: list[Generation] = []
