@@ -9,7 +9,7 @@ from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
 
 def test_requests_name_their_dag_and_task(run_dag, sandbox, imagen_connection, tmp_path):
-    with DAG("postcards") as dag:
+    with DAG("postcards", schedule=None) as dag:
         with TaskGroup("evening"):
             ImagenGenerateOperator(task_id="paint", prompt="A bench", output_path=str(tmp_path))
 
