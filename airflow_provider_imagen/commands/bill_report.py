@@ -120,7 +120,7 @@ def _write_reconciliation(terminal: Terminal, reconciliation: Reconciliation) ->
     terminal.line("")
     terminal.heading("Matched with the folders")
     tallies = {category: total for category, total in reconciliation.tallies.items() if total.count}
-    rows = [
+    rows: list[tuple[str, str, str, str]] = [
         (category, f"{total.count:,}", format_usd(total.usd), _MEANINGS[category])
         for category, total in tallies.items()
     ]
@@ -139,7 +139,6 @@ def _write_reconciliation(terminal: Terminal, reconciliation: Reconciliation) ->
 def _describe(entry: Entry) -> str:
     usd = entry.usd_recorded if entry.category == "not charged" else entry.usd
     parts = (
-        f"{entry.category:<11}",
         f"{entry.at:%Y-%m-%d %H:%M:%S}",
         "unknown cost" if usd is None else format_usd(usd),
         f"{entry.dag_id}.{entry.task_id}",
@@ -148,7 +147,7 @@ def _describe(entry: Entry) -> str:
         entry.reason,
         entry.path,
     )
-    return "  ".join(printable(part, 4 * _SHOWN_CHARACTERS) for part in parts if part)
+    return f"{entry.category:<13}" + "  ".join(printable(part, 4 * _SHOWN_CHARACTERS) for part in parts if part)
 
 
 def _count(number: int, noun: str) -> str:
