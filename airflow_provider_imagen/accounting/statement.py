@@ -225,8 +225,8 @@ def read_statement(
                 log[request] = None
         rows = reader.iter_transactions(start=start - MARGIN, end=until_end + MARGIN, wait=wait)
         ledger.add(_limited(rows, "The ledger"))
-    if until is None:  # requests may be dated later than now, by a clock that is ahead of ours
-        end = max([end, *(request.at + timedelta(microseconds=1) for request in log)])
+    if until is None:  # the API's clock may be ahead of ours
+        end = max([end, *(row.at + timedelta(microseconds=1) for row in (*log, *ledger.entries))])
     return Statement(
         since=start,
         until=end,
@@ -240,12 +240,12 @@ def read_statement(
 def _check_window(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     for name, value in (("since", since), ("until", until)):
         if value is not None and value.tzinfo is None:
-            raise InvalidArgumentsError([Problem(name, value, "a time with a time zone is allowed")])
+            raise InvalidArgumentsError([Problem(name, value.isoformat(), "a time with a time zone is allowed")])
     end = (until or now).astimezone(UTC)
     start = (since or now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)).astimezone(UTC)
     if start >= end:
         raise InvalidArgumentsError(
-            [Problem("since", start.isoformat(), f"a time before {end.isoformat()} is allowed")]
+            [Problem("since", start.isoformat(), f"a time before the end of the window, {end.isoformat()}, is allowed")]
         )
     return start, end
 
@@ -276,18 +276,18 @@ class _Ledger:
     """The entries of one or more accounts' ledgers; those that two keys of one account both show count once."""
 
     def __init__(self) -> None:
-        self._entries: list[Transaction] = []
+        self.entries: list[Transaction] = []
         self._unreadable = 0
 
     def add(self, rows: Iterator[dict[str, Any]]) -> None:
         """Add the entries that a key shows."""
-        known = set(self._entries)
+        known = set(self.entries)
         for row in rows:
             entry = read_transaction(row)
             if entry is None:
                 self._unreadable += 1
             elif entry not in known:
-                self._entries.append(entry)
+                self.entries.append(entry)
 
     def compare(self, log: Iterable[LoggedRequest], start: datetime, end: datetime) -> LedgerCheck:
         """Return how the entries compare with the log in a window."""
@@ -295,7 +295,7 @@ class _Ledger:
         unknown: list[Transaction] = []
         requests = list(log)
         known = {request.inference_id for request in requests}
-        for entry in self._entries:
+        for entry in self.entries:
             if entry.kind != _USAGE or not entry.is_charge:
                 continue
             if entry.reference_id is not None and entry.reference_id in known:
@@ -313,7 +313,7 @@ class _Ledger:
                 charged[request.inference_id] = charged.get(request.inference_id, Decimal(0)) + request.usd
         pairs = [(usd, usage.get(inference_id)) for inference_id, usd in charged.items()]
         only_in_log = [usd for usd, stated in pairs if stated is None and usd] + [usd for usd in without_id if usd]
-        in_window = [entry for entry in self._entries if start <= entry.at < end]
+        in_window = [entry for entry in self.entries if start <= entry.at < end]
         only_in_ledger = tally(entry.usd for entry in unknown if start <= entry.at < end)
         return LedgerCheck(
             usd=sum((stated for _, stated in pairs if stated is not None), only_in_ledger.usd),
