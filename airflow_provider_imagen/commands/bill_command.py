@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow_provider_imagen.bill import Dimension
@@ -11,6 +14,8 @@ from airflow_provider_imagen.commands.airflow_environment import as_airflow_comm
 from airflow_provider_imagen.commands.terminal import print_error, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from airflow_provider_imagen.accounting.reconciliation import Reconciliation
     from airflow_provider_imagen.accounting.statement import Statement
     from airflow_provider_imagen.hooks.imagen import ImagenHook
@@ -97,10 +102,32 @@ def _read(arguments: argparse.Namespace, hooks: list[ImagenHook]) -> tuple[State
     from airflow_provider_imagen.hooks.charges import read_charges, reconcile_charges
 
     since, until = arguments.since, arguments.until
-    if not arguments.reconcile:
-        return read_charges(hooks, since=since, until=until), None
-    reconciliation = reconcile_charges(hooks, arguments.reconcile, since=since, until=until, verify=arguments.verify)
+    with _progress() as on_row:
+        if not arguments.reconcile:
+            return read_charges(hooks, since=since, until=until, on_row=on_row), None
+        reconciliation = reconcile_charges(
+            hooks, arguments.reconcile, since=since, until=until, verify=arguments.verify, on_row=on_row
+        )
     return reconciliation.statement, reconciliation
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[], None]]:
+    """Yield a function that counts rows of the log on a terminal, because reading a long one takes minutes."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    rows = count(1)
+
+    def on_row() -> None:
+        if (number := next(rows)) % 100 == 0:
+            sys.stderr.write(f"\r{number:,} rows of the request log")
+            sys.stderr.flush()
+
+    try:
+        yield on_row
+    finally:
+        sys.stderr.write("\r\033[K")
 
 
 def _read_time(text: str) -> datetime:

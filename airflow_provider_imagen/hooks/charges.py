@@ -11,7 +11,7 @@ from airflow_provider_imagen.redaction import scrub
 from airflow_provider_imagen.storage.paths import address_of, path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from airflow.sdk import ObjectStoragePath
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 _MAX_NAME_CHARACTERS = 80
 
 
-def read_charges(hooks: Iterable[ImagenHook], *, since: datetime | None, until: datetime | None) -> Statement:
+def read_charges(
+    hooks: Iterable[ImagenHook],
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    on_row: Callable[[], None] = lambda: None,
+) -> Statement:
     """
     Return what the keys of connections were charged; connections with the same key count once.
 
     :param since: as in :meth:`~airflow_provider_imagen.hooks.imagen.ImagenHook.get_statement`
     :param until: as in :meth:`~airflow_provider_imagen.hooks.imagen.ImagenHook.get_statement`
+    :param on_row: called after each row of the request log
     """
     from airflow_provider_imagen.accounting.statement import read_statement
 
@@ -42,7 +49,7 @@ def read_charges(hooks: Iterable[ImagenHook], *, since: datetime | None, until: 
             accounts.add(account)
             name = _key_name(hook)
             readers[f"{name}, {hook.imagen_conn_id}" if name in readers else name] = client
-    return read_statement(readers, since=since, until=until, now=datetime.now(UTC), wait=time.sleep)
+    return read_statement(readers, since=since, until=until, now=datetime.now(UTC), wait=time.sleep, on_row=on_row)
 
 
 def reconcile_charges(
@@ -52,6 +59,7 @@ def reconcile_charges(
     since: datetime | None,
     until: datetime | None,
     verify: bool,
+    on_row: Callable[[], None] = lambda: None,
 ) -> Reconciliation:
     """
     Return what the keys of connections were charged, matched with what output folders record.
@@ -59,6 +67,7 @@ def reconcile_charges(
     The folders are read after the log, because running tasks record an image after it was charged.
 
     :param folders: as in :meth:`~airflow_provider_imagen.hooks.imagen.ImagenHook.reconcile`, like the other parameters
+    :param on_row: as in :func:`read_charges`
     """
     from airflow_provider_imagen.accounting.reconciliation import reconcile
     from airflow_provider_imagen.accounting.recorded_requests import RecordedRequests
@@ -66,7 +75,7 @@ def reconcile_charges(
 
     given = [open_folder(path_text(folder), field="folders") for folder in folders]
     found = {address_of(each): each for folder in given for each in find_output_folders(folder)}
-    statement = read_charges(hooks, since=since, until=until)
+    statement = read_charges(hooks, since=since, until=until, on_row=on_row)
     return reconcile(statement, RecordedRequests(found.values(), verify=verify))
 
 
