@@ -25,7 +25,7 @@ from airflow_provider_imagen.bill import LineItem, Tally, subtotals, tally
 from airflow_provider_imagen.exceptions import InvalidArgumentsError, Problem, UnreadableResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from airflow_provider_imagen.bill import Dimension
 
@@ -35,6 +35,7 @@ MARGIN: Final = timedelta(minutes=15)
 MAX_ROWS: Final = 1_000_000
 """Most rows of the log, and most entries of the ledger, that are read for a statement."""
 
+_YEARS: Final = range(2020, 3000)
 _USAGE: Final = "MODEL_USAGE"
 _REFUND: Final = "REFUND"
 
@@ -217,17 +218,16 @@ def read_statement(
     unreadable = 0
     ledger = _Ledger()
     for key, reader in readers.items():
-        ahead = timedelta(seconds=max(reader.clock_offset_seconds or 0.0, 0.0))
-        until_end = end if until is not None else end + ahead
-        for row in _read_log(reader, start - MARGIN, until_end + MARGIN, wait):
+        present = now + timedelta(seconds=max(reader.clock_offset_seconds or 0.0, 0.0))
+        first, last = start - MARGIN, (present if until is None else min(end, present)) + MARGIN
+        for row in _read_log(reader, first, last, wait):
             request = read_logged_request(row, key=key)
             if request is None:
                 unreadable += 1
             else:
                 log[request] = None
             on_row()
-        rows = reader.iter_transactions(start=start - MARGIN, end=until_end + MARGIN, wait=wait)
-        ledger.add(_limited(rows, "The ledger"))
+        ledger.add(_limited(reader.iter_transactions(start=first, end=last, wait=wait), "The ledger"))
     if until is None:  # the API's clock may be ahead of ours
         latest = max([end, *(request.at for request in log), *(entry.at for entry in ledger.entries)])
         end = latest + timedelta(microseconds=1)
@@ -243,8 +243,9 @@ def read_statement(
 
 def _check_window(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     for name, value in (("since", since), ("until", until)):
-        if value is not None and value.tzinfo is None:
-            raise InvalidArgumentsError([Problem(name, value.isoformat(), "a time with a time zone is allowed")])
+        if value is not None and (value.tzinfo is None or value.year not in _YEARS):
+            allowed = f"a time with a time zone, from {_YEARS[0]} to {_YEARS[-1]}, is allowed"
+            raise InvalidArgumentsError([Problem(name, value.isoformat(), allowed)])
     end = (until or now).astimezone(UTC)
     start = (since or now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)).astimezone(UTC)
     if start >= end:
@@ -295,36 +296,32 @@ class _Ledger:
 
     def compare(self, log: Iterable[LoggedRequest], start: datetime, end: datetime) -> LedgerCheck:
         """Return how the entries compare with the log in a window."""
-        usage: dict[str, Decimal] = {}
-        unknown: list[Transaction] = []
         requests = list(log)
-        known = {request.inference_id for request in requests}
-        for entry in self.entries:
-            if entry.kind != _USAGE or not entry.is_charge:
-                continue
-            if entry.reference_id is not None and entry.reference_id in known:
-                usage[entry.reference_id] = usage.get(entry.reference_id, Decimal(0)) + entry.usd
-            else:
-                unknown.append(entry)
-        charged: dict[str, Decimal] = {}  # an inference may have several rows
-        without_id = []
-        for request in requests:
-            if not start <= request.at < end:
-                continue
-            if request.inference_id is None:
-                without_id.append(request.usd)
-            else:
-                charged[request.inference_id] = charged.get(request.inference_id, Decimal(0)) + request.usd
-        pairs = [(usd, usage.get(inference_id)) for inference_id, usd in charged.items()]
-        only_in_log = [usd for usd, stated in pairs if stated is None and usd] + [usd for usd in without_id if usd]
+        in_log = {request.inference_id for request in requests} - {None}
         in_window = [entry for entry in self.entries if start <= entry.at < end]
-        only_in_ledger = tally(entry.usd for entry in unknown if start <= entry.at < end)
+        explained = (entry for entry in self.entries if _is_usage(entry) and entry.reference_id in in_log)
+        unexplained = tally(e.usd for e in in_window if _is_usage(e) and e.reference_id not in in_log)
+        booked = _sums((entry.reference_id, entry.usd) for entry in explained)
+        logged = _sums((each.inference_id or each, each.usd) for each in requests if start <= each.at < end)
+        differences = [booked[key] - usd for key, usd in logged.items() if key in booked]
         return LedgerCheck(
-            usd=sum((stated for _, stated in pairs if stated is not None), only_in_ledger.usd),
-            only_in_log=tally(only_in_log),
-            only_in_ledger=only_in_ledger,
-            different=tally(stated - usd for usd, stated in pairs if stated is not None and stated != usd),
+            usd=sum((booked[key] for key in logged if key in booked), unexplained.usd),
+            only_in_log=tally(usd for key, usd in logged.items() if usd and key not in booked),
+            only_in_ledger=unexplained,
+            different=tally(difference for difference in differences if difference),
             refunds=tally(entry.usd for entry in in_window if entry.kind == _REFUND and not entry.is_charge),
             other_charges=tally(entry.usd for entry in in_window if entry.kind != _USAGE and entry.is_charge),
             unreadable=self._unreadable,
         )
+
+
+def _is_usage(entry: Transaction) -> bool:
+    return entry.kind == _USAGE and entry.is_charge
+
+
+def _sums(amounts: Iterable[tuple[Hashable, Decimal]]) -> dict[Hashable, Decimal]:
+    """Return the sum of the amounts of each key: an inference may have several rows."""
+    sums: dict[Hashable, Decimal] = {}
+    for key, usd in amounts:
+        sums[key] = sums.get(key, Decimal(0)) + usd
+    return sums

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from upath import UPath
 
 from airflow_provider_imagen.accounting.reconciliation import Entry, Reconciliation, reconcile
 from airflow_provider_imagen.accounting.recorded_requests import RecordedImage, RecordedRequest, RecordedRequests
@@ -92,7 +93,7 @@ def image(
     return manifest_line(record, file, ti_key=ti_key, created_at=created_at, response_index=position)
 
 
-def match(charges: Sequence[LoggedRequest], *folders: Path, verify: bool = False, **window: Any) -> Reconciliation:
+def match(charges: Sequence[LoggedRequest], *folders: Any, verify: bool = False, **window: Any) -> Reconciliation:
     statement = statement_of(charges, **window)
     result = reconcile(statement, RecordedRequests(folders, verify=verify))
     assert sum((total.usd for total in result.tallies.values()), Decimal(0)) == statement.total.usd
@@ -314,6 +315,25 @@ def test_output_folders_are_found_below_a_folder(tmp_path: Path) -> None:
     for name in ("empty", "absent"):
         with pytest.raises(StorageError, match=f"{name} is not an output folder"):
             find_output_folders(tmp_path / name)
+
+
+def test_object_stores_are_searched_like_disks(tmp_path: Path) -> None:
+    store: Any = UPath(f"memory://{tmp_path.name}/media")
+    names = [an_id(), an_id(), an_id()]
+    for number, name in enumerate(names):
+        line = image(tmp_path, f"{number}.png", name)
+        folder = store / f"run{number}"
+        (folder / line.file_name).write_bytes((tmp_path / line.file_name).read_bytes())
+        failure = FailureLine(client_request_id=f"{name[:-1]}z", error="ChargedButLostError")
+        write_manifest(folder, ti_key=replace(TI_KEY, run_id=str(number)), lines=[line], failures=[failure])
+    (store / "run1" / "1.png").unlink()
+    (store / "run2" / "2.png").write_bytes(b"edited")
+    folders = find_output_folders(store)
+
+    assert [folder.name for folder in folders] == ["run0", "run1", "run2"]
+    result = match([*map(charge, names), charge(f"{names[0][:-1]}z")], *folders)
+    assert categories(result) == ["stored", "gone", "gone", "lost"]
+    assert str(result.entries[0].path).endswith("media/run0/0.png")
 
 
 class OneRequest(RecordedRequests):

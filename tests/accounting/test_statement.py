@@ -273,10 +273,20 @@ def test_the_present_includes_what_a_clock_that_is_ahead_dates(ahead: float | No
 
 
 def test_a_wrong_window_is_rejected() -> None:
-    with pytest.raises(InvalidArgumentsError, match="since='2026-11-20T12:00:00': a time with a time zone is allowed"):
+    with pytest.raises(InvalidArgumentsError, match="since='2026-11-20T12:00:00': a time with a time zone, from 2020"):
         read(Account(), since=NOW.replace(tzinfo=None))
+    for year in (1, 2019, 3000, 9999):
+        with pytest.raises(InvalidArgumentsError, match=f"until='{year:04}"):
+            read(Account(), until=NOW.replace(year=year))
     with pytest.raises(InvalidArgumentsError, match="a time before the end of the window"):
         read(Account(), since=NOW, until=NOW)
+
+
+def test_the_future_is_not_read() -> None:
+    account = Account(log=(row(1),))
+
+    assert read(account, until=NOW.replace(year=2999)).total.count == 1
+    assert account.windows == [(SINCE - statement_module.MARGIN, NOW + statement_module.MARGIN)]
 
 
 def test_an_endless_log_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
