@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ What became of a charge.
 ``stored``
     The images are in the folders.
 ``lost``
-    The folders say that the charge, or this part of it, brought no image.
+    The folders say that the charge, or this part of it, brought no image; or it is a second one for the same request.
 ``gone``
     The folders list the images, but the files are missing or have changed.
 ``unrecorded``
@@ -127,11 +127,16 @@ def reconcile(statement: Statement, recorded: RecordedRequests) -> Reconciliatio
     A request that several runs reused was charged once: its images count as stored if any of the folders has them.
     """
     entries: list[Entry] = []
+    matched: set[int] = set()
     for charge in statement.charges:
-        if (request := recorded.find(charge)) is not None:
-            entries += _split(charge, request)
-        else:
+        request = recorded.find(charge)
+        if request is None:
             entries.append(_entry(charge, _category_without_record(charge, recorded)))
+        elif id(request) in matched or _is_for_other_work(charge, request):
+            entries.append(_entry(charge, "lost", request, reason="another charge for the same request"))
+        else:
+            matched.add(id(request))
+            entries += _split(charge, request)
     charged = {id(recorded.find(request)) for request in statement.requests if request.usd}
     for request in recorded:
         bought_at = request.bought_at
@@ -150,13 +155,19 @@ def _category_without_record(charge: LoggedRequest, recorded: RecordedRequests) 
     return "unrecorded" if recorded.knows_task(source.dag_id, source.task_id) else "elsewhere"
 
 
+def _is_for_other_work(charge: LoggedRequest, request: RecordedRequest) -> bool:
+    """Return whether the API did the work of a request more than once, and the images come from another time."""
+    ids = charge.inference_id, request.inference_id
+    return None not in ids and ids[0] != ids[1]
+
+
 def _split(charge: LoggedRequest, request: RecordedRequest) -> Iterator[Entry]:
     """Yield the parts of a charge: for images that are stored, for images that are gone, and for none."""
     images = list(request.images.values())
     intact = [image for image in images if image.state == "intact"]
     gone = [image for image in images if image.state != "intact"]
     usd = _usd_for_images(charge, request)
-    usd_intact = (usd * len(intact) / len(images)).quantize(_CREDIT) if gone else usd
+    usd_intact = (usd * len(intact) / len(images)).quantize(_CREDIT, ROUND_DOWN) if gone else usd
     if intact:
         yield _entry(charge, "stored", request, usd=usd_intact, images=intact)
     if gone:
