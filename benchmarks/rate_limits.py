@@ -27,6 +27,7 @@ from airflow_provider_imagen.run.ports import RunOptions
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import SANDBOX_API_KEY, SandboxControl
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +101,7 @@ def _run(sandbox: SandboxControl, images: int, *, latency: float, **options: Any
         journal.open()
         try:
             result = Run(
+                ti_key=TaskInstanceKey(dag_id="dag", task_id="task", run_id="run"),
                 plan=plan,
                 api=ApiAdapter(client=client, downloader=downloader),
                 sink=None,

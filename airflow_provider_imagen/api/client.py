@@ -12,7 +12,7 @@ import re
 import ssl
 import threading
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from airflow_provider_imagen.api.errors import error_for, read_http_date, reject
 from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, read_whole_number
 from airflow_provider_imagen.api.json_body import read_json, storable
 from airflow_provider_imagen.api.responses import Generation, read_generation
+from airflow_provider_imagen.api.retries import resending
 from airflow_provider_imagen.api.send_tracking import TrackedSession, track_sending
 from airflow_provider_imagen.api.transport_checks import check_ca_bundle, warn_about_plain_http
 from airflow_provider_imagen.exceptions import ConnectionFailedError, LostAnswerError, UnreadableResponseError
@@ -73,6 +74,9 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 LOG_PAGE_ROWS = 100
 """Most rows per page of ``GET /v2/logs`` (spec of the endpoint, 2026-08-21)."""
+
+TRANSACTIONS_PAGE_ROWS = 100
+"""Most entries per page of ``GET /v2/billing/transactions`` (spec of the endpoint, 2026-08-21)."""
 
 LOG_INTERVAL_SECONDS = 0.35
 """
@@ -122,6 +126,14 @@ class ApiResponse(Struct, frozen=True):
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class _Page(Struct, frozen=True):
+    """One page of a list: its rows, whether another page follows, and the cursor for it if the list uses cursors."""
+
+    rows: list[dict[str, Any]]
+    has_more: bool
+    next_cursor: str | None
 
 
 class ApiClient:
@@ -262,16 +274,22 @@ class ApiClient:
         return _rows(self.get_json("/v1/models/deprecations"))
 
     def iter_request_logs(
-        self, *, start: datetime, end: datetime, model: str | Sequence[str] | None = None
+        self,
+        *,
+        start: datetime,
+        end: datetime,
+        model: str | Sequence[str] | None = None,
+        wait: Callable[[float], None] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """
-        Yield the rows of ``GET /v2/logs`` within a time window, newest first.
+        Yield the rows of ``GET /v2/logs`` within a time window, newest first; an empty one in place of an invalid one.
 
         All threads together request at most one page per :data:`LOG_INTERVAL_SECONDS`.
 
         :param start: start of the window, with a time zone
         :param end: end of the window, at most 92 days later (spec of the endpoint, 2026-08-21)
         :param model: only requests to this model, or to these (at most 50)
+        :param wait: sleeps before a page is requested again after a transient error; ``None`` raises the error
         :raises UnreadableResponseError: a page is malformed or does not say whether another follows, so a missing row
             may still exist
         """
@@ -281,15 +299,54 @@ class ApiClient:
         offset = 0
         while True:
             self._log_pacer.wait()
-            page = self.get_json("/v2/logs", params={**params, "offset": offset})
-            data, pagination = page.get("data"), page.get("pagination")
-            has_more = pagination.get("has_more") if isinstance(pagination, dict) else None
-            if not isinstance(data, list) or not isinstance(has_more, bool) or (has_more and not data):
-                raise UnreadableResponseError("GET /v2/logs did not return a page of the log.", status=200)
-            yield from _rows(page)
-            if not has_more:
+            page = self._get_page("/v2/logs", {**params, "offset": offset}, wait)
+            yield from page.rows
+            if not page.has_more:
                 return
-            offset += len(data)
+            offset += len(page.rows)
+
+    def iter_transactions(
+        self, *, start: datetime, end: datetime, wait: Callable[[float], None] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Yield the entries of ``GET /v2/billing/transactions`` within a time window, newest first.
+
+        An empty entry takes the place of an invalid one.
+
+        :param start: start of the window, with a time zone
+        :param end: end of the window, which it does not include
+        :param wait: as in :meth:`iter_request_logs`
+        :raises UnreadableResponseError: as in :meth:`iter_request_logs`
+        """
+        params = {"from": start.isoformat(), "to": end.isoformat(), "limit": TRANSACTIONS_PAGE_ROWS}
+        cursors: set[str] = set()
+        while True:
+            page = self._get_page("/v2/billing/transactions", params, wait)
+            yield from page.rows
+            if not page.has_more:
+                return
+            if not page.next_cursor or page.next_cursor in cursors:
+                raise UnreadableResponseError(
+                    "GET /v2/billing/transactions did not return the position of its next page.", status=200
+                )
+            cursors.add(page.next_cursor)
+            params["cursor"] = page.next_cursor
+
+    def _get_page(self, path: str, params: Mapping[str, Any], wait: Callable[[float], None] | None) -> _Page:
+        """
+        Return one page of a list.
+
+        :raises UnreadableResponseError: it is malformed, or does not say whether another follows
+        """
+        get = self.get_json if wait is None else partial(resending(wait=wait), self.get_json)
+        document = get(path, params=params)
+        data, pagination = document.get("data"), document.get("pagination")
+        pagination = pagination if isinstance(pagination, dict) else {}
+        has_more, cursor = pagination.get("has_more"), pagination.get("next_cursor")
+        if not isinstance(data, list) or not isinstance(has_more, bool) or (has_more and not data):
+            raise UnreadableResponseError(f"GET {path} did not return a page of the list.", status=200)
+        rows = [row if isinstance(row, dict) else {} for row in data]
+        return _Page(rows, has_more, cursor if isinstance(cursor, str) else None)
 
     def get_json(self, path: str, *, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """

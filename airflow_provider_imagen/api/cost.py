@@ -63,3 +63,13 @@ def read_cost(headers: Mapping[str, str], body: Mapping[str, Any]) -> tuple[Deci
             if (credits_used := read_amount(usage.get(name))) is not None:
                 return credits_used / CREDITS_PER_USD, "usage"
     return None, None
+
+
+def read_row_usd(amounts: Any) -> Decimal | None:
+    """Return the amount in USD of a row of the request log or the ledger; ``None`` if it states none."""
+    if not isinstance(amounts, dict):
+        return None
+    if (usd := read_amount(amounts.get("usd"))) is not None:
+        return usd
+    credits_used = read_amount(amounts.get("credits"))
+    return None if credits_used is None else credits_used / CREDITS_PER_USD

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection, ObjectStoragePath
 
+    from airflow_provider_imagen.accounting.reconciliation import Reconciliation
+    from airflow_provider_imagen.accounting.statement import Statement
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.availability import LiveModel, ModelHealth
@@ -191,11 +193,12 @@ class ImagenHook(BaseHook):
         :raises ImagenError: see :mod:`airflow_provider_imagen.exceptions`; its ``generations`` hold the results of
             this call's earlier requests
         """
-        import secrets
         import time
 
+        from airflow_provider_imagen.api.client_request_id import HOOK_REQUEST, new_client_request_id
         from airflow_provider_imagen.api.retries import resending
         from airflow_provider_imagen.catalogue.request_builder import build_requests
+        from airflow_provider_imagen.hooks.task_instance_key import current_task_instance_key
 
         named = {
             "prompt": prompt,
@@ -214,10 +217,13 @@ class ImagenHook(BaseHook):
         requests = build_requests(resolved, can_store=True)  # the caller receives the bytes
         self._check_usage_caps(requests)
         client = self.get_conn()
+        ti_key = current_task_instance_key()
 
         def send(request: ImageRequest) -> Generation:
             body, files = inputs.wire(request)
-            client_request_id = f"imagen.hook.{secrets.token_hex(8)}"
+            client_request_id = new_client_request_id(
+                dag_id=ti_key.dag_id, task_id=ti_key.task_id, request=HOOK_REQUEST
+            )
             return client.generate(request.path, body, client_request_id=client_request_id, files=files)
 
         generations: list[Generation] = []
@@ -484,6 +490,56 @@ class ImagenHook(BaseHook):
         :param model: return only requests for this model, or these models
         """
         return list(self.get_conn().iter_request_logs(start=start, end=end, model=model))
+
+    def get_statement(self, *, since: datetime | None = None, until: datetime | None = None) -> Statement:
+        """
+        Return what this connection's key was charged, and how the account's ledger compares. Free.
+
+        Reads 100 rows of the request log in 0.35 s, because the API limits how often it may be read. Requests appear in
+        the log some time after they end.
+
+        :param since: start of the time window, with a time zone; default: start of the current month, in UTC
+        :param until: end of the window, which it does not include, with a time zone; default: now
+        :return: a :class:`~airflow_provider_imagen.accounting.statement.Statement`; ``to_json()`` makes it an XCom
+        :raises InvalidArgumentsError: a time has no time zone, or the window is empty
+        """
+        from airflow_provider_imagen.hooks.charges import read_charges
+
+        return read_charges([self], since=since, until=until)
+
+    def reconcile(
+        self,
+        folders: str | Path | ObjectStoragePath | Iterable[str | Path | ObjectStoragePath],
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        verify: bool = False,
+    ) -> Reconciliation:
+        """
+        Match what this connection's key was charged with the images in output folders.
+
+        Free, and writes nothing. ::
+
+            @task
+            def audit():
+                result = ImagenHook().reconcile("s3://aws_default@media/postcards")
+                if not result.is_complete:
+                    raise ValueError(f"{len(result.missing)} charges or images are missing")
+                return result.to_json()
+
+        :param folders: output folders, or folders above them
+        :param since: as in :meth:`get_statement`
+        :param until: as in :meth:`get_statement`
+        :param verify: read every image and compare its SHA-256, not only its size
+        :return: a :class:`~airflow_provider_imagen.accounting.reconciliation.Reconciliation`
+        :raises InvalidArgumentsError: as in :meth:`get_statement`
+        :raises StorageError: there is no output folder, or one cannot be read
+        """
+        from airflow_provider_imagen.hooks.charges import reconcile_charges
+        from airflow_provider_imagen.storage.paths import StoragePath
+
+        given = [folders] if isinstance(folders, (str, StoragePath)) else folders
+        return reconcile_charges([self], given, since=since, until=until, verify=verify)
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the key can generate images, and a message with its name, its scope and the balance. Free."""

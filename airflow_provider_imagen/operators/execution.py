@@ -256,6 +256,7 @@ class TaskExecution:
                 journal.state = reload()
             earlier = self._find_earlier(plan, folder, journal)
             run = self._run = Run(
+                ti_key=self._ti_key,
                 plan=plan,
                 api=ApiAdapter(
                     client=client,

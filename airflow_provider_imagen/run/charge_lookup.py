@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from airflow_provider_imagen.api.cost import CREDITS_PER_USD, read_amount
+from airflow_provider_imagen.api.account_rows import LONGEST_WINDOW
+from airflow_provider_imagen.api.cost import read_row_usd
 from airflow_provider_imagen.exceptions import ImagenError, UnreadableResponseError
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ They come from the machine of a previous attempt, whose clock can no longer be m
 no harm: they only widen the window.
 """
 
-LONGEST_WINDOW_SECONDS = 92 * 86400.0
-"""Longest window the log returns at once (spec of ``GET /v2/logs``, 2026-08-21)."""
-
+LONGEST_WINDOW_SECONDS = LONGEST_WINDOW.total_seconds()
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 10.0
 
@@ -210,11 +209,7 @@ def _retry_after(error: ImagenError | None) -> float:
 
 
 def _read_row(row: Mapping[str, Any]) -> Charge:
-    cost = row.get("cost")
-    cost = cost if isinstance(cost, dict) else {}
-    usd = read_amount(cost.get("usd"))
-    if usd is None and (credits_used := read_amount(cost.get("credits"))) is not None:
-        usd = credits_used / CREDITS_PER_USD
+    usd = read_row_usd(row.get("cost"))
     billed = row.get("status") != "failed" or bool(usd)  # an undocumented status counts as a charge
     inference_id = row.get("inference_id")
     return Charge(

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.journal.url_encryption import UrlEncryption
     from airflow_provider_imagen.run.plan import ImageSlot, Plan, PlannedRequest
     from airflow_provider_imagen.run.ports import Api, RunOptions, Sink
+    from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Run:
     """
     One attempt of a task.
 
+    :param ti_key: the task instance, which the client request ids name
     :param plan: the requests to make
     :param sink: stores the images; ``None`` if only their URLs are wanted
     :param journal: open; holds what previous attempts did
@@ -83,6 +85,7 @@ class Run:
     def __init__(
         self,
         *,
+        ti_key: TaskInstanceKey,
         plan: Plan,
         api: Api,
         sink: Sink | None,
@@ -97,6 +100,7 @@ class Run:
         state = RunState(cancellation)
         budget = Budget(max_usd=options.max_usd, is_over=state.is_over)
         context = RunContext(
+            ti_key=ti_key,
             plan=plan,
             api=api,
             sink=sink,

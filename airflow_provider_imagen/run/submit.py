@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import threading
 import time
 from decimal import Decimal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from airflow_provider_imagen.api.client_request_id import new_client_request_id
 from airflow_provider_imagen.api.fields import read_whole_number
 from airflow_provider_imagen.api.retries import MAX_POSTS, may_resend, resending
 from airflow_provider_imagen.exceptions import (
@@ -69,6 +69,7 @@ class Submitter:
         reconciler: Reconciler,
         hand_over: Callable[[ReceivedResponse], None],
     ) -> None:
+        self._ti_key = context.ti_key
         self._plan = context.plan
         self._api = context.api
         self._sink = context.sink
@@ -298,7 +299,9 @@ class Submitter:
 
     def _journal_intent(self, planned: PlannedRequest) -> str:
         """Make the intent of a POST durable, and return its client request id."""
-        client_request_id = f"imagen.{planned.fingerprint}.{secrets.token_hex(8)}"
+        client_request_id = new_client_request_id(
+            dag_id=self._ti_key.dag_id, task_id=self._ti_key.task_id, request=planned.fingerprint
+        )
         intent = new_intent(
             planned.key,
             client_request_id=client_request_id,

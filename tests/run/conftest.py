@@ -20,6 +20,7 @@ from airflow_provider_imagen.run.plan import make_plan
 from airflow_provider_imagen.run.ports import RunOptions
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ Step = "Callable[[FakePorts, ImageRequest, str], Generation]"
 
 MODEL = "imagen-3.0-generate-002"
 PRICE = Decimal("0.04")
+TI_KEY = TaskInstanceKey(dag_id="dag", task_id="task", run_id="run")
 
 
 class FakePorts:
@@ -267,6 +269,7 @@ class World:
         journal.open()
         try:
             result = Run(
+                ti_key=TI_KEY,
                 plan=plan,
                 api=self.ports,
                 sink=self.ports if self.ports.stores else None,

@@ -118,6 +118,7 @@ class Task:
                 filename="{index}-{image}",
             )
             return Run(
+                ti_key=TI_KEY,
                 plan=self.plan,
                 api=ApiAdapter(client=client, downloader=downloader),
                 sink=sink,

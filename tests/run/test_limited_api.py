@@ -19,10 +19,12 @@ from airflow_provider_imagen.run.ports import RunOptions
 from airflow_provider_imagen.run.runner import Run
 from airflow_provider_imagen.run.shared_state import Cancellation
 from airflow_provider_imagen.sandbox import Fault, Sandbox
+from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 pytestmark = pytest.mark.timeout(100)
 
 PICTURES = 40
+TI_KEY = TaskInstanceKey(dag_id="dag", task_id="task", run_id="run")
 PATH = "/v1/images/generations"
 
 
@@ -54,6 +56,7 @@ def run(limited, memory_store):
         journal.open()
         try:
             return Run(
+                ti_key=TI_KEY,
                 plan=plan,
                 api=ApiAdapter(client=client, downloader=Downloader(allow_private_hosts=True)),
                 sink=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from decimal import Decimal
@@ -104,7 +105,7 @@ def test_every_post_has_a_unique_id_that_the_api_accepts(world, steps):
     world.run(NAMES)
     ids = [name for _, name in world.ports.posts]
     assert len(ids) == len(set(ids)) == 14
-    assert all(len(name) <= 128 and set(name) <= set("imagen.0123456789abcdef") for name in ids)
+    assert all(re.fullmatch(r"imagen:dag:task:[0-9a-f]{20}:[0-9a-f]{16}", name) for name in ids)
 
 
 def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
