@@ -87,7 +87,7 @@ def test_an_example_in_the_readme_matches_its_file(name: str) -> None:
 
 
 def test_every_example_is_quoted_in_the_readme_or_on_a_page_of_its_own() -> None:
-    pages = [path.read_text("utf-8") for path in (ROOT / "docs" / "examples").glob("*.md")]
+    pages = [path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")]
     for path in (ROOT / "example_dags").glob("*.py"):
         marks = (f"<!-- example: {path.stem} -->", f"<!-- file: example_dags/{path.name} -->")
         assert any(mark in text for text in (README, *pages) for mark in marks), path.name
