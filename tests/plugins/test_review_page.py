@@ -38,15 +38,23 @@ class Person(threading.Thread):
     """
     Opens the page of every review of a DAG from its link in the required action, marks images, and sends the answer.
 
+    :param look: called with the URL of each review before it is answered
     :param mark: returns the verdict on an image without its place, given the task and the image's number; ``None`` for
         no verdict
     """
 
-    def __init__(self, client: Any, dag_id: str, mark: Callable[[str, int], dict[str, Any] | None]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        dag_id: str,
+        mark: Callable[[str, int], dict[str, Any] | None],
+        look: Callable[[str], None] = lambda _: None,
+    ) -> None:
         super().__init__(daemon=True)
         self._client = client
         self._runs = f"/api/v2/dags/{dag_id}/dagRuns"
         self._mark = mark
+        self._look = look
         self._over = threading.Event()
         self.pages: dict[str, str] = {}
         self.run_pages: list[str] = []
@@ -66,6 +74,7 @@ class Person(threading.Thread):
     def _answer(self, question: dict[str, Any]) -> None:
         ti = question["task_instance"]
         (address,) = re.findall(r"\]\((/imagen/review\S*)\)", question["body"])
+        self._look(address)
         page = self.pages[ti["task_id"]] = self._client.get(address).text
         query = {"dag_id": ti["dag_id"], "run_id": ti["dag_run_id"]}
         self.run_pages.append(self._client.get("/imagen/run", params=query).text)
@@ -129,3 +138,150 @@ def test_the_run_goes_on_without_a_second_round_if_nothing_is_to_be_made_again(
     assert str(run.get_task_instance("again").state) == "skipped"
     assert len(run.get_task_instance("publish").xcom_pull(task_ids="publish", key="return_value")) == 8
     assert len(sandbox.ledger()) == 4
+
+
+def _records(count: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt_index": number, "image_index": 0, "prompt": f"<i>stamp</i> {number}", "sha256": "ab" * 32}
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def reviewed(run_dag: Callable[..., Any], visit: Any, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Return a function that runs a DAG with images and a review, and returns the run and the person who answered."""
+    from airflow.providers.standard.operators.hitl import HITLOperator
+    from airflow.sdk import DAG, task
+
+    def run(
+        count: int, mark: Callable[[int], dict[str, Any] | None], look: Callable[[str], None] = lambda _: None
+    ) -> tuple[Any, Person]:
+        with DAG(re.sub(r"\W+", "_", request.node.name)[:80], schedule=None, params={"size": 3}) as dag:
+
+            @task
+            def paint(ti: Any = None) -> None:
+                ti.xcom_push(key="images", value=_records(count))
+                ti.xcom_push(key="summary", value={"requested": count, "made": count, "usd_spent": 0.0})
+
+            form = review_form("paint", reasons=["<b>Text</b>"])
+            paint() >> HITLOperator(task_id="review", subject="Which <b>stamps</b>?", **form)
+        person = Person(visit(role="admin"), dag.dag_id, lambda _, number: mark(number), look)
+        person.start()
+        found = run_dag(dag)
+        person.stop()
+        return found, person
+
+    return run
+
+
+def test_the_page_shows_what_the_task_asks_as_text_and_is_linked_while_it_waits(
+    reviewed: Callable[..., Any], visit: Any
+) -> None:
+    run, person = reviewed(2, lambda _: {"choice": "reject", "reasons": ["Text"], "comment": "<script>x</script>"})
+
+    page = person.pages["review"]
+    assert "Which &lt;b&gt;stamps&lt;/b&gt;?" in page
+    assert page.count("&lt;i&gt;stamp&lt;/i&gt; 0") >= 1
+    assert 'value="&lt;b&gt;Text&lt;/b&gt;"' in page
+    assert "review waits for a person to answer" in person.run_pages[0]
+    ids = {"dag_id": run.dag_id, "run_id": run.run_id}
+    assert "waits for a person" not in visit().get("/imagen/run", params=ids).text
+    answered = visit().get("/imagen/review", params={**ids, "task_id": "review"}).text
+    assert "Not good: Text" in answered
+    assert "&lt;script&gt;x&lt;/script&gt;" in answered
+    assert "<form" not in answered
+    assert "review.js" not in answered
+    for text in (page, answered):
+        assert not re.search(r"<i>|<b>|<script>x", text)
+    images = run.get_task_instance("paint").xcom_pull(task_ids="paint", key="images")
+    answer = run.get_task_instance("review").xcom_pull(task_ids="review")
+    assert len(read_review(answer, images).images) == 2
+
+
+def test_who_may_only_read_gets_no_form_and_who_may_not_read_gets_nothing(
+    reviewed: Callable[..., Any], visit: Any
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def look(address: str) -> None:
+        seen["viewer"] = visit().get(address)
+        seen["stranger"] = visit("bob", only=set()).get(address)
+        seen["nobody"] = visit(None).get(address)
+        own = _form(visit(role="admin").get(address).text)
+        seen["answer"] = visit().patch(own["address"], json={"chosen_options": [own["option"]]})
+
+    reviewed(2, lambda _: {"choice": "favourite"}, look)
+
+    assert {name: response.status_code for name, response in seen.items()} == {
+        "viewer": 200,
+        "stranger": 403,
+        "nobody": 302,
+        "answer": 403,
+    }
+    assert "Airflow does not let you answer this task" in seen["viewer"].text
+    assert len(_articles(seen["viewer"].text)) == 2
+    assert "<form" not in seen["viewer"].text
+    assert "review.js" not in seen["viewer"].text
+
+
+def test_two_thousand_images_are_on_pages_of_24(reviewed: Callable[..., Any], visit: Any) -> None:
+    numbers: dict[int, list[int]] = {}
+
+    def look(address: str) -> None:
+        for page in (1, 2, 84, 99_999):
+            response = visit(role="admin").get(f"{address}&page={page}")
+            numbers[page] = [int(article["number"]) for article in _articles(response.text)]
+
+    run, _ = reviewed(2000, lambda number: {"choice": "favourite"} if number <= 3 else None, look)
+
+    assert numbers == {
+        1: list(range(1, 25)),
+        2: list(range(25, 49)),
+        84: list(range(1993, 2001)),
+        99_999: list(range(1993, 2001)),
+    }
+    answer = run.get_task_instance("review").xcom_pull(task_ids="review")
+    assert len(read_review(answer, _records(2000)).favourites) == 3
+
+
+def test_an_answer_that_airflow_cannot_use_fails_the_task_and_not_the_page(
+    reviewed: Callable[..., Any], visit: Any
+) -> None:
+    run, _ = reviewed(2, lambda _: {"choice": "reject", "comment": "a" * 2001})
+
+    assert str(run.get_task_instance("review").state) == "failed"
+    ids = {"dag_id": run.dag_id, "run_id": run.run_id, "task_id": "review"}
+    response = visit(role="admin").get("/imagen/review", params=ids)
+    assert response.status_code == 200
+    assert "answered" in response.text
+    assert "<form" not in response.text
+
+
+def test_the_page_of_a_task_without_a_review_leads_to_airflow(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.providers.standard.operators.hitl import HITLOperator
+    from airflow.sdk import DAG
+
+    with DAG("asks_something_else", schedule=None) as dag:
+        HITLOperator(task_id="ask", subject="Tea?", options=["Yes", "No"], defaults="No")
+    client = visit(role="admin")
+    pages = []
+
+    class Other(Person):
+        def _answer(self, question: dict[str, Any]) -> None:
+            ti = question["task_instance"]
+            ids = {"dag_id": ti["dag_id"], "run_id": ti["dag_run_id"]}
+            pages.append(client.get("/imagen/review", params={**ids, "task_id": "ask"}))
+            pages.append(client.get("/imagen/review", params={**ids, "task_id": "never"}))
+            path = f"{self._runs}/{ti['dag_run_id']}/taskInstances/ask/-1/hitlDetails"
+            assert client.patch(path, json={"chosen_options": ["Yes"]}).status_code == 200
+
+    person = Other(client, "asks_something_else", lambda *_: None)
+    person.start()
+    run_dag(dag)
+    person.stop()
+
+    asking, missing = pages
+    assert "This task does not ask for a review of images." in asking.text
+    assert "/tasks/ask/required_actions" in asking.text
+    assert missing.status_code == 404
+    assert "All images of this run" in missing.text

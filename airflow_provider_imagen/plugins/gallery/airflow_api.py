@@ -153,8 +153,8 @@ class Question:
 
     @property
     def is_open(self) -> bool:
-        """Whether the task still waits for an answer."""
-        return self.state in WAITING_STATES and not self.is_answered
+        """Whether the task waits for an answer, or is about to: it asks before it starts to wait."""
+        return self.state in ("running", *WAITING_STATES) and not self.is_answered
 
 
 class AirflowApi:

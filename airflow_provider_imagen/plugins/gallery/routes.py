@@ -248,7 +248,8 @@ async def show_run(
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
             raise MissingError("This run does not exist, or was deleted.")
-        waiting = await api.list_task_instances(dag_id=dag_id, run_id=run_id, operators=HUMAN_OPERATORS)
+        ids = {"dag_id": dag_id, "run_id": run_id}
+        waiting = await api.list_task_instances(**ids, operators=HUMAN_OPERATORS) if run.is_active else []
         results = await collection.read_run(api, run)
         notes = results.notes
         if show == "problems":

@@ -4,7 +4,7 @@
 (() => {
   const CHOICE_OF_KEY = { f: "favourite", s: "new_seed", p: "new_prompt", x: "reject", u: "" };
   const STEP_OF_KEY = { j: 1, k: -1 };
-  const WAITING_STATES = ["awaiting_input", "deferred"]; // since Airflow 3.3, and before
+  const OPEN_STATES = ["awaiting_input", "deferred", "running"]; // since Airflow 3.3; before; about to wait
 
   const form = document.getElementById("answer");
   if (!form) return;
@@ -168,7 +168,7 @@
     const now = await request();
     if (now.response_received) throw new Error(MESSAGES[409]);
     if (now.task_instance.id !== question) throw new Error("This task was cleared and asks anew. Reload the page.");
-    if (!WAITING_STATES.includes(now.task_instance.state))
+    if (!OPEN_STATES.includes(now.task_instance.state))
       throw new Error(`This task no longer waits for an answer: it is ${now.task_instance.state}.`);
     const verdicts = [...marks].sort(([a], [b]) => a - b).map(([, verdict]) => verdict);
     const answer = {
