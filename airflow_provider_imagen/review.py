@@ -64,6 +64,8 @@ _MAX_SEED: Final = 2**31 - 1
 DEFAULT_REASONS: Final = ("Not what was asked for", "Hands or faces", "Text", "Composition", "Style or colours")
 """What a person may tick on the review page; free text says the rest."""
 
+_PARAM_DESCRIPTION: Final = "The review page fills this in and sends it. Open the page with the link above."
+
 Record = Mapping[str, Any]
 Images = Sequence[Record] | Mapping[str, Any]
 """XCom ``images`` of a task: a list of records, or ``{"manifest": …, "count": …}`` if they are too large."""
@@ -275,9 +277,7 @@ def review_form(task_id: str, *, map_index: int | None = None, reasons: Sequence
     return {
         "body": f"[Look at the images and mark them]({gallery_root()}/review?{query})",
         "options": [OPTION],
-        "params": {
-            PARAM: Param([], title="Verdicts", description="Filled in by the review page.", **answer_schema(subject))
-        },
+        "params": {PARAM: Param([], title="Verdicts", description=_PARAM_DESCRIPTION, **answer_schema(subject))},
     }
 
 
@@ -289,15 +289,22 @@ def read_review(answer: Record, images: Images, *, task_id: str | None = None, m
     :param images: XCom ``images`` of the task instance under review
     :param task_id: the task under review; required if there are so many images that XCom only points to the manifest
     :param map_index: its map index; -1 if it is not mapped
-    :raises ValueError: ``answer`` is not the answer to a review, has a verdict on an image that is not in ``images``
-        or has been replaced since the person saw it; or ``images`` is not an XCom ``images``
+    :return: without any image if nobody answered before the response timeout, and the operator has ``defaults``
+    :raises ValueError: ``answer`` is not the answer to a review, was sent without a verdict, or has one on an image
+        that is not in ``images`` or was replaced after the person saw it; or ``images`` is not an XCom ``images``
     :raises StorageError: ``images`` points to a manifest that cannot be read or no longer lists these images
     """
     if not isinstance(answer, Mapping):
         raise ValueError(
             f"answer is a {type(answer).__name__}: the return value of a human-in-the-loop task is allowed"
         )
+    person = answer.get("responded_by_user")
+    reviewer = person.get("name") if isinstance(person, Mapping) else None
     verdicts = {(each.prompt_index, each.image_index): each for each in read_verdicts(answer.get("params_input"))}
+    if reviewer is not None and not verdicts:
+        raise ValueError(
+            f"{PARAM} is empty: the form in Airflow was sent instead of the review page; clear the review to ask again"
+        )
     reviewed = []
     for record in _listed_images(images, task_id=task_id, map_index=map_index):
         place = (record["prompt_index"], record["image_index"])
@@ -313,8 +320,7 @@ def read_review(answer: Record, images: Images, *, task_id: str | None = None, m
         reviewed.append(ReviewedImage(record, verdict.choice, verdict.reasons, verdict.comment, new_prompt))
     for prompt_index, image_index in verdicts:
         raise ValueError(f"{PARAM} contains image {image_index} of prompt {prompt_index}: images has no such image")
-    person = answer.get("responded_by_user")
-    return Review(reviewed, person.get("name") if isinstance(person, Mapping) else None)
+    return Review(reviewed, reviewer)
 
 
 def pick_images(

@@ -102,7 +102,7 @@ def read_verdicts(params_input: Any) -> list[Verdict]:
     """
     value = params_input.get(PARAM) if isinstance(params_input, Mapping) else None
     try:
-        verdicts = convert(value, Annotated[list[Verdict], Meta(max_length=MAX_VERDICTS)])
+        verdicts: list[Verdict] = convert(value, Annotated[list[Verdict], Meta(max_length=MAX_VERDICTS)])
     except ValidationError as error:
         raise ValueError(f"{PARAM}: {error}") from None
     seen: set[tuple[int, int]] = set()

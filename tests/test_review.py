@@ -11,7 +11,15 @@ import pytest
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.review import pick_images, quote_rest, read_images, read_review, review_body, review_form
+from airflow_provider_imagen.review import (
+    Review,
+    pick_images,
+    quote_rest,
+    read_images,
+    read_review,
+    review_body,
+    review_form,
+)
 
 try:
     from airflow.sdk.exceptions import ParamValidationError
@@ -363,6 +371,7 @@ def test_no_seed_is_added_where_none_was_requested(arguments: str | None) -> Non
         (_answer(_verdict(0, "new_prompt")), "prompt=None for image 0 of prompt 0: 'new_prompt' requires a prompt"),
         (_answer(_verdict(0, "new_prompt", prompt=" ")), "prompt=' ' for image 0 of prompt 0"),
         (_answer(_verdict(0, "favourite"), _verdict(0, "reject")), "two verdicts on image 0 of prompt 0"),
+        (_answer(responded_by_user={"id": "1", "name": "ann"}), "verdicts is empty: the form in Airflow was sent"),
         (_answer(_verdict(9, "favourite")), "contains image 9 of prompt 0: images has no such image"),
         (_answer(_verdict(0, "favourite", sha256="cd" * 32)), "is not the one that was reviewed; clear the review"),
     ],
@@ -370,6 +379,10 @@ def test_no_seed_is_added_where_none_was_requested(arguments: str | None) -> Non
 def test_a_wrong_answer_is_reported(answer: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)):
         read_review(answer, [_record()])
+
+
+def test_nobody_in_time_means_no_images() -> None:
+    assert read_review(_answer(responded_by_user=None), [_record()]) == Review(images=[], reviewer=None)
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,14 @@
   };
 
   const restore = (article) => {
-    const verdict = marks.get(Number(article.dataset.number));
-    if (!verdict) return;
+    const verdict = marks.get(Number(article.dataset.number)) ?? { choice: "" };
+    const prompt = part(article, "prompt");
     article.querySelector(`.choices [value="${verdict.choice}"]`).checked = true;
     for (const box of article.querySelectorAll("[name=reason]"))
       box.checked = verdict.reasons?.includes(box.value) ?? false;
     part(article, "comment").value = verdict.comment ?? "";
-    if (verdict.prompt) part(article, "prompt").value = verdict.prompt;
+    prompt.value = verdict.prompt ?? prompt.defaultValue;
+    show(article);
   };
 
   const showCounts = () => {
@@ -103,7 +104,6 @@
   load();
   for (const article of articles) {
     restore(article);
-    show(article);
     article.addEventListener("input", () => record(article));
     article.querySelector(".frame").addEventListener("click", () => {
       choose(article, choiceOf(article) === "favourite" ? "" : "favourite");
@@ -114,6 +114,7 @@
   addEventListener("storage", (event) => {
     if (event.key !== STORE) return;
     load();
+    articles.filter((article) => !article.contains(document.activeElement)).forEach(restore);
     showCounts();
   });
 
