@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -209,6 +210,11 @@ def test_who_may_only_read_gets_no_form_and_who_may_not_read_gets_nothing(
         seen["nobody"] = visit(None).get(address)
         own = _form(visit(role="admin").get(address).text)
         seen["answer"] = visit().patch(own["address"], json={"chosen_options": [own["option"]]})
+        ids = dict(parse_qsl(urlsplit(address).query))
+        for name in ("dag_id", "run_id", "task_id"):
+            for trick in ("~", "..", ".", "x/../y", "a\\b", "a\0"):
+                response = visit(role="admin").get("/imagen/review", params={**ids, name: trick})
+                assert response.status_code in (403, 404), (name, trick)
 
     reviewed(2, lambda _: {"choice": "favourite"}, look)
 
