@@ -23,11 +23,16 @@ def address(airflow: Airflow, dag_id: str, run_id: str, task_id: str = "review",
     return f"{airflow.url}/imagen/review?" + "&".join(f"{name}={quote(str(id_), safe='')}" for name, id_ in ids.items())
 
 
+def wait_for_question(airflow: Airflow, dag_id: str, run_id: str, task_id: str) -> None:
+    waiting = ("awaiting_input", "deferred")  # since Airflow 3.3, and before
+    wait_for(lambda: airflow.state_of(dag_id, run_id, task_id) in waiting, f"{dag_id} {task_id} to wait for a person")
+
+
 @pytest.fixture(scope="session")
 def posters(airflow: Airflow) -> str:
     """Return the id of a run that waits for a review of eight images."""
     run_id = airflow.start_run("imagen_review", output_path=str(WORK / "review"))
-    airflow.wait_for("imagen_review", run_id, "awaiting_input", "review")
+    wait_for_question(airflow, "imagen_review", run_id, "review")
     return run_id
 
 
@@ -35,7 +40,7 @@ def posters(airflow: Airflow) -> str:
 def stamps(airflow: Airflow) -> str:
     """Return the id of a run that waits for a review of two pages of images."""
     run_id = airflow.start_run("many_to_review", output_path=str(WORK / "review-stamps"))
-    airflow.wait_for("many_to_review", run_id, "awaiting_input", "review")
+    wait_for_question(airflow, "many_to_review", run_id, "review")
     return run_id
 
 
@@ -135,7 +140,7 @@ def test_a_person_marks_with_mouse_and_keyboard_and_the_run_goes_on(ann: Page, a
     expect(ann.locator("#result")).to_have_text("Sent. The run goes on.")
     screenshot(ann, "review-sent")
 
-    airflow.wait_for("imagen_review", posters, "awaiting_input", "review_again")
+    wait_for_question(airflow, "imagen_review", posters, "review_again")
     answer = airflow.result_of("imagen_review", posters, "review")
     assert answer["responded_by_user"]["name"] == "ann"
     verdicts = answer["params_input"]["verdicts"]
@@ -188,7 +193,7 @@ def test_marks_survive_paging_and_the_first_answer_counts(ann: Page, airflow: Ai
 
 def test_a_task_that_no_longer_waits_takes_no_answer(ann: Page, airflow: Airflow) -> None:
     run_id = airflow.start_run("many_to_review", output_path=str(WORK / "review-expired"))
-    airflow.wait_for("many_to_review", run_id, "awaiting_input", "review")
+    wait_for_question(airflow, "many_to_review", run_id, "review")
     ann.goto(address(airflow, "many_to_review", run_id))
     ann.get_by_role("article").first.focus()
     ann.keyboard.press("f")
