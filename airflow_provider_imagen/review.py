@@ -363,7 +363,7 @@ def _requested_fields(record: Record) -> dict[str, Any]:
 
     try:
         recorded = decode(record.get("arguments") or "{}", type=dict[str, Any])
-    except DecodeError:
+    except (DecodeError, RecursionError):
         recorded = {}
     parameters = recorded.get("parameters")
     fields = {name: recorded.get(name) for name in ("model", *API_ARGUMENTS)}

@@ -349,7 +349,9 @@ def test_an_image_is_made_again_with_everything_that_was_requested_for_it() -> N
     assert (changed["seed"], changed["prompt"]) == (7, "fog")
 
 
-@pytest.mark.parametrize("arguments", [None, "", "null", "[]", "{", '{"model": "m"}', '{"parameters": 3}'])
+@pytest.mark.parametrize(
+    "arguments", [None, "", "null", "[]", "{", '{"a":' * 5000, '{"model": "m"}', '{"parameters": 3}']
+)
 def test_no_seed_is_added_where_none_was_requested(arguments: str | None) -> None:
     (item,) = read_review(_answer(_verdict(0, "new_seed")), [_record(0, arguments=arguments)]).again
 

@@ -263,6 +263,22 @@ def test_an_answer_that_airflow_cannot_use_fails_the_task_and_not_the_page(
     assert "<form" not in response.text
 
 
+@pytest.mark.parametrize(("asking", "given", "reviewed"), [(-1, None, -1), (2, None, 2), (-1, 3, 3), (2, -1, -1)])
+def test_a_review_in_a_mapped_task_group_is_about_the_instance_of_the_same_index(
+    asking: int, given: int | None, reviewed: int
+) -> None:
+    from airflow_provider_imagen.plugins.gallery.airflow_api import Question, TaskInstance
+    from airflow_provider_imagen.plugins.gallery.review_page import find_review
+
+    params = {"verdicts": review_form("group.paint", map_index=given)["params"]["verdicts"].serialize()}
+    question = Question(TaskInstance("dag", "run", "group.review", asking), "id", "awaiting_input", "Good?", params)
+
+    review = find_review(question, can_answer=True)
+
+    assert review is not None
+    assert review.reviewed == TaskInstance("dag", "run", "group.paint", reviewed)
+
+
 def test_the_page_of_a_task_without_a_review_leads_to_airflow(run_dag: Callable[..., Any], visit: Any) -> None:
     from airflow.providers.standard.operators.hitl import HITLOperator
     from airflow.sdk import DAG
