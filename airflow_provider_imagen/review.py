@@ -15,16 +15,41 @@ that goes through the images can get them with :func:`read_images`::
 
 Stored images are shown through the gallery, so reviewers need no access to the object store, and expired URLs of the
 API do not matter. Airflow's permissions for the DAG apply.
+
+For more than a few images, let a person mark them on the gallery's review page. The task that asks is any
+human-in-the-loop operator with params, and the next one gets typed values::
+
+    review = HITLOperator(task_id="review", subject="Which are good?", **review_form("paint"))
+    paint >> review
+
+
+    @task
+    def favourites(images, answer):
+        return [image["path"] for image in read_review(answer, images, task_id="paint").favourites]
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypedDict
+
+from msgspec import DecodeError, Struct
+from msgspec.json import decode
 
 from airflow_provider_imagen.links.gallery_urls import gallery_root, image_address, remote_link, run_address
 from airflow_provider_imagen.money import format_usd
+from airflow_provider_imagen.review_answer import (
+    MAX_REASON_CHARACTERS,
+    MAX_REASONS,
+    OPTION,
+    PARAM,
+    Choice,
+    ReviewSubject,
+    answer_schema,
+    read_verdicts,
+)
 
 MAX_REVIEWED: Final = 60
 """Maximum number of images in one text, more than anybody can compare; the text links to the rest."""
@@ -32,6 +57,14 @@ MAX_REVIEWED: Final = 60
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _MAX_PROMPT: Final = 300
 _INDEXES: Final = frozenset({"prompt_index", "image_index"})
+
+_MAX_SEED: Final = 2**31 - 1
+"""Largest seed that every model accepts."""
+
+DEFAULT_REASONS: Final = ("Not what was asked for", "Hands or faces", "Text", "Composition", "Style or colours")
+"""What a person may tick on the review page; free text says the rest."""
+
+_PARAM_DESCRIPTION: Final = "The review page fills this in and sends it. Open the page with the link above."
 
 Record = Mapping[str, Any]
 Images = Sequence[Record] | Mapping[str, Any]
@@ -145,6 +178,151 @@ def quote_rest(summary: Record) -> str:
     )
 
 
+class ReviewForm(TypedDict):
+    """Keyword arguments for ``HITLOperator``, and for any other human-in-the-loop operator with options and params."""
+
+    body: str
+    options: list[str]
+    params: dict[str, Any]
+
+
+class ReviewedImage(Struct, frozen=True):
+    """
+    One image with a person's verdict.
+
+    :param image: its record, as in XCom ``images``
+    :param choice: ``favourite``; ``new_seed`` or ``new_prompt`` to generate it again; ``reject``
+    :param reasons: what is wrong with it
+    :param comment: the same in the person's own words; empty if there are none
+    :param new_prompt: the changed prompt; ``None`` unless ``choice`` is ``new_prompt``
+    """
+
+    image: dict[str, Any]
+    choice: Choice
+    reasons: tuple[str, ...] = ()
+    comment: str = ""
+    new_prompt: str | None = None
+
+    @property
+    def prompt_item(self) -> dict[str, Any]:
+        """
+        The item of an argument ``prompt`` that generates one image in this one's place.
+
+        It has this image's model, API fields, name and metadata, as far as they were recorded. ``new_seed`` replaces
+        the seed if one was requested, and the changed prompt replaces the prompt.
+        """
+        record = self.image
+        requested = _requested_fields(record)
+        if self.choice == "new_seed" and requested.get("seed") is not None:
+            requested["seed"] = _next_seed(record)
+        metadata = {name: value for name, value in (record.get("metadata") or {}).items() if value is not None}
+        item = {"prompt": self.new_prompt or record.get("prompt"), "name": record.get("name"), "metadata": metadata}
+        return {name: value for name, value in (requested | item).items() if value not in (None, {})}
+
+
+class Review(Struct, frozen=True):
+    """
+    The answer to a review.
+
+    :param images: the images with a verdict, in the order of XCom ``images``
+    :param reviewer: name of the person who answered; ``None`` if nobody did before the response timeout
+    """
+
+    images: list[ReviewedImage]
+    reviewer: str | None = None
+
+    @property
+    def favourites(self) -> list[dict[str, Any]]:
+        """Records of the favourites."""
+        return [reviewed.image for reviewed in self.images if reviewed.choice == "favourite"]
+
+    @property
+    def again(self) -> list[dict[str, Any]]:
+        """
+        Items for the argument ``prompt`` of another task, one for each image to be generated again.
+
+        An empty list skips that task.
+        """
+        return [reviewed.prompt_item for reviewed in self.images if reviewed.choice in ("new_seed", "new_prompt")]
+
+
+def review_form(task_id: str, *, map_index: int | None = None, reasons: Sequence[str] = DEFAULT_REASONS) -> ReviewForm:
+    """
+    Return the arguments of a human-in-the-loop operator that lets a person mark the images of a task.
+
+    The body links to the review page, and the gallery of the run does as long as the task waits. The answer goes to
+    Airflow with the permissions of the person. Read it in the next task with :func:`read_review`. ::
+
+        review = HITLOperator(task_id="review", subject="Which are good?", **review_form("paint"))
+        paint >> review
+
+    Needs Airflow 3.1.3 or later.
+
+    :param task_id: task whose images are under review, with its task groups
+    :param map_index: index of its instance if it is mapped; default: that of the human-in-the-loop task itself, as in a
+        mapped task group
+    :param reasons: what may be wrong with an image, for the person to tick: at most 20, of 1 to 60 characters each
+    :raises ValueError: ``reasons`` are too many or too long
+    """
+    if isinstance(reasons, str) or len(reasons) > MAX_REASONS:
+        raise ValueError(f"reasons={reasons!r}: a list of at most {MAX_REASONS} texts is allowed")
+    for reason in reasons:
+        if not 1 <= len(reason) <= MAX_REASON_CHARACTERS:
+            raise ValueError(f"reasons contains {reason!r}: 1 to {MAX_REASON_CHARACTERS} characters are allowed")
+    from airflow.sdk import Param
+
+    subject = ReviewSubject(task_id=task_id, map_index=map_index, reasons=tuple(reasons))
+    ids = {"dag_id": "dag.dag_id", "run_id": "run_id", "task_id": "task.task_id", "map_index": "ti.map_index"}
+    query = "&".join(f"{name}={{{{ {value} | urlencode }}}}" for name, value in ids.items())
+    return {
+        "body": f"[Look at the images and mark them]({gallery_root()}/review?{query})",
+        "options": [OPTION],
+        "params": {PARAM: Param([], title="Verdicts", description=_PARAM_DESCRIPTION, **answer_schema(subject))},
+    }
+
+
+def read_review(answer: Record, images: Images, *, task_id: str | None = None, map_index: int = -1) -> Review:
+    """
+    Return the answer to a review that :func:`review_form` asked for.
+
+    :param answer: return value of the human-in-the-loop task
+    :param images: XCom ``images`` of the task instance under review
+    :param task_id: the task under review; required if there are so many images that XCom only points to the manifest
+    :param map_index: its map index; -1 if it is not mapped
+    :return: without any image if nobody answered before the response timeout, and the operator has ``defaults``
+    :raises ValueError: ``answer`` is not the answer to a review, was sent without a verdict, or has one on an image
+        that is not in ``images`` or was replaced after the person saw it; or ``images`` is not an XCom ``images``
+    :raises StorageError: ``images`` points to a manifest that cannot be read or no longer lists these images
+    """
+    if not isinstance(answer, Mapping):
+        raise ValueError(
+            f"answer is a {type(answer).__name__}: the return value of a human-in-the-loop task is allowed"
+        )
+    person = answer.get("responded_by_user")
+    reviewer = person.get("name") if isinstance(person, Mapping) else None
+    verdicts = {(each.prompt_index, each.image_index): each for each in read_verdicts(answer.get("params_input"))}
+    if reviewer is not None and not verdicts:
+        raise ValueError(
+            f"{PARAM} is empty: the form in Airflow was sent instead of the review page; clear the review to ask again"
+        )
+    reviewed = []
+    for record in _listed_images(images, task_id=task_id, map_index=map_index):
+        place = (record["prompt_index"], record["image_index"])
+        verdict = verdicts.pop(place, None)
+        if verdict is None:
+            continue
+        if verdict.sha256 not in (None, record.get("sha256")):
+            raise ValueError(
+                f"{PARAM}: image {place[1]} of prompt {place[0]} is not the one that was reviewed; clear the review to "
+                "ask again"
+            )
+        new_prompt = verdict.prompt if verdict.choice == "new_prompt" else None
+        reviewed.append(ReviewedImage(record, verdict.choice, verdict.reasons, verdict.comment, new_prompt))
+    for prompt_index, image_index in verdicts:
+        raise ValueError(f"{PARAM} contains image {image_index} of prompt {prompt_index}: images has no such image")
+    return Review(reviewed, reviewer)
+
+
 def pick_images(
     images: Images,
     chosen_options: Sequence[str | int],
@@ -162,9 +340,7 @@ def pick_images(
     :raises ValueError: a number is out of range, ``task_id`` is missing, or ``images`` is not an XCom ``images``
     :raises StorageError: ``images`` points to a manifest that no longer lists these images
     """
-    if isinstance(images, Mapping) and task_id is None:
-        raise ValueError("task_id=None: required, because images points to a manifest")
-    records = read_images(images, task_id=task_id or "", map_index=map_index)
+    records = _listed_images(images, task_id=task_id, map_index=map_index)
     if isinstance(chosen_options, str) or not isinstance(chosen_options, Sequence):
         raise ValueError(f"chosen_options={chosen_options!r}: a list of image numbers is allowed")
     chosen = set(map(str, chosen_options))
@@ -172,6 +348,33 @@ def pick_images(
     for option in sorted(chosen - numbered.keys()):
         raise ValueError(f"chosen_options contains {option[:50]!r}: the images are numbered 1 to {len(records)}")
     return [record for number, record in numbered.items() if number in chosen]
+
+
+def _listed_images(images: Images, *, task_id: str | None, map_index: int) -> list[dict[str, Any]]:
+    if isinstance(images, Mapping) and task_id is None:
+        raise ValueError("task_id=None: required, because images points to a manifest")
+    return read_images(images, task_id=task_id or "", map_index=map_index)
+
+
+def _requested_fields(record: Record) -> dict[str, Any]:
+    """Return the model and the API fields that the record of an image says were requested, without their number."""
+    from airflow_provider_imagen.api.fields import COUNT_FIELDS
+    from airflow_provider_imagen.operators.arguments import API_ARGUMENTS
+
+    try:
+        recorded = decode(record.get("arguments") or "{}", type=dict[str, Any])
+    except (DecodeError, RecursionError):
+        recorded = {}
+    parameters = recorded.get("parameters")
+    fields = {name: recorded.get(name) for name in ("model", *API_ARGUMENTS)}
+    fields |= parameters if isinstance(parameters, dict) else {}
+    return {name: value for name, value in fields.items() if value is not None and name not in COUNT_FIELDS}
+
+
+def _next_seed(record: Record) -> int:
+    """Return a seed that depends on the image alone, so that a cleared task makes the same request again."""
+    old = (record.get("sha256"), record.get("seed"), record["prompt_index"], record["image_index"])
+    return int(hashlib.sha256(repr(old).encode()).hexdigest(), 16) % _MAX_SEED + 1
 
 
 def _running(dag_id: str | None, run_id: str | None) -> tuple[str, str]:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox import Sandbox
 
 EXAMPLES = Path(__file__).parents[1] / "example_dags"
-NEEDS_A_PERSON = {"imagen_approve", "imagen_pick_best", "imagen_sample"}
-"""These wait for a person; the browser test and ``plugins/test_sample_and_approve.py`` run them."""
+NEEDS_A_PERSON = {"imagen_approve", "imagen_pick_best", "imagen_review", "imagen_sample"}
+"""These wait for a person; the browser test and two in ``plugins`` run them."""
 
 NEEDS_ANOTHER_PROVIDER = {"imagen_quality_gate"}
 """Runs in tests/common_ai, where Airflow's common-ai provider is installed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -10,7 +11,20 @@ import pytest
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.review import pick_images, quote_rest, read_images, review_body
+from airflow_provider_imagen.review import (
+    Review,
+    pick_images,
+    quote_rest,
+    read_images,
+    read_review,
+    review_body,
+    review_form,
+)
+
+try:
+    from airflow.sdk.exceptions import ParamValidationError
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import ParamValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -265,3 +279,133 @@ def test_a_reused_image_is_shown_as_reused() -> None:
     body = review_body([*once, _record(2)], **IDS).replace("\\", "")
     assert "seed 7 · reused, once $0.042 |" in body
     assert body.splitlines()[-1] == "3 images, $0.025 (2 reused, once $0.084)."
+
+
+def _answer(*verdicts: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Return what a human-in-the-loop task returns after a review."""
+    return {"chosen_options": ["Send the review"], "params_input": {"verdicts": list(verdicts)}, **values}
+
+
+def _verdict(number: int, choice: str, **values: Any) -> dict[str, Any]:
+    return {"prompt_index": 0, "image_index": number, "choice": choice, "sha256": "ab" * 32, **values}
+
+
+def test_an_answer_becomes_typed_values_in_the_order_of_the_images() -> None:
+    answer = _answer(
+        _verdict(3, "reject", reasons=["Text"], comment="Blurred."),
+        _verdict(1, "favourite"),
+        _verdict(0, "new_prompt", prompt="prompt 0, at night"),
+        responded_by_user={"id": "1", "name": "ann"},
+    )
+
+    review = read_review(answer, [_record(n) for n in range(5)])
+
+    assert review.reviewer == "ann"
+    assert [(each.image["image_index"], each.choice) for each in review.images] == [
+        (0, "new_prompt"),
+        (1, "favourite"),
+        (3, "reject"),
+    ]
+    assert review.images[0].new_prompt == "prompt 0, at night"
+    assert (review.images[2].reasons, review.images[2].comment) == (("Text",), "Blurred.")
+    assert [image["image_index"] for image in review.favourites] == [1]
+    assert [item["prompt"] for item in review.again] == ["prompt 0, at night"]
+
+
+def test_an_image_is_made_again_with_everything_that_was_requested_for_it() -> None:
+    requested = {
+        "model": "some/model",
+        "seed": 7,
+        "aspect_ratio": "3:4",
+        "num_images": 4,
+        "parameters": {"negative_prompt": "fog", "n": 4},
+        "input_images": None,
+        "output_path": "/pictures",
+        "concurrency": 2,
+    }
+    record = _record(
+        0,
+        arguments=json.dumps(requested),
+        name="harbour",
+        metadata={"page": "3", "note": None},
+    )
+    answer = _answer(_verdict(0, "new_seed"))
+
+    (item,) = read_review(answer, [record]).again
+
+    seed = item.pop("seed")
+    assert item == {
+        "prompt": "prompt 0",
+        "name": "harbour",
+        "metadata": {"page": "3"},
+        "model": "some/model",
+        "aspect_ratio": "3:4",
+        "negative_prompt": "fog",
+    }
+    assert 1 <= seed < 2**31
+    assert seed != 7
+    assert read_review(answer, [record]).again[0]["seed"] == seed
+    (changed,) = read_review(_answer(_verdict(0, "new_prompt", prompt="fog")), [record]).again
+    assert (changed["seed"], changed["prompt"]) == (7, "fog")
+
+
+@pytest.mark.parametrize(
+    "arguments", [None, "", "null", "[]", "{", '{"a":' * 5000, '{"model": "m"}', '{"parameters": 3}']
+)
+def test_no_seed_is_added_where_none_was_requested(arguments: str | None) -> None:
+    (item,) = read_review(_answer(_verdict(0, "new_seed")), [_record(0, arguments=arguments)]).again
+
+    assert item.keys() <= {"prompt", "model"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (None, "answer is a NoneType: the return value of a human-in-the-loop task is allowed"),
+        ({"chosen_options": ["1"]}, "verdicts: Expected `array`, got `null`"),
+        (_answer({"choice": "favourite"}), "missing required field `prompt_index` - at `$[0]`"),
+        (_answer(_verdict(0, "burn it")), "Invalid enum value 'burn it' - at `$[0].choice`"),
+        (_answer(_verdict(0, "favourite", colour="red")), "contains unknown field `colour` - at `$[0]`"),
+        (_answer(_verdict(0, "reject", comment="a" * 2001)), "`str` of length <= 2000 - at `$[0].comment`"),
+        (_answer(_verdict(0, "reject", reasons=["a" * 61])), "`str` of length <= 60 - at `$[0].reasons[0]`"),
+        (_answer(_verdict(0, "reject", reasons=["a"] * 21)), "`array` of length <= 20 - at `$[0].reasons`"),
+        (_answer(_verdict(0, "new_prompt", prompt="a" * 10_001)), "of length <= 10000 - at `$[0].prompt`"),
+        (_answer(_verdict(0, "new_prompt")), "prompt=None for image 0 of prompt 0: 'new_prompt' requires a prompt"),
+        (_answer(_verdict(0, "new_prompt", prompt=" ")), "prompt=' ' for image 0 of prompt 0"),
+        (_answer(_verdict(0, "favourite"), _verdict(0, "reject")), "two verdicts on image 0 of prompt 0"),
+        (_answer(responded_by_user={"id": "1", "name": "ann"}), "verdicts is empty: the form in Airflow was sent"),
+        (_answer(_verdict(9, "favourite")), "contains image 9 of prompt 0: images has no such image"),
+        (_answer(_verdict(0, "favourite", sha256="cd" * 32)), "is not the one that was reviewed; clear the review"),
+    ],
+)
+def test_a_wrong_answer_is_reported(answer: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        read_review(answer, [_record()])
+
+
+def test_nobody_in_time_means_no_images() -> None:
+    assert read_review(_answer(responded_by_user=None), [_record()]) == Review(images=[], reviewer=None)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "problem"),
+    [
+        ("Text", "reasons='Text': a list of at most 20 texts is allowed"),
+        (["a"] * 21, "a list of at most 20 texts is allowed"),
+        ([""], "reasons contains '': 1 to 60 characters are allowed"),
+        (["a" * 61], "1 to 60 characters are allowed"),
+    ],
+)
+def test_reasons_that_do_not_fit_are_reported(reasons: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        review_form("paint", reasons=reasons)
+
+
+def test_the_answer_is_validated_by_airflow_too() -> None:
+    param = review_form("paint")["params"]["verdicts"]
+
+    assert param.resolve() == []
+    assert param.resolve([_verdict(0, "favourite")])
+    for wrong in ([{"choice": "favourite"}], [_verdict(0, "reject", comment="a" * 2001)], "favourite"):
+        with pytest.raises(ParamValidationError):
+            param.resolve(wrong)

@@ -50,6 +50,12 @@ def task_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index
     return _address(root, "task", ids | query)
 
 
+def review_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1, **query: Any) -> str:
+    """Return the URL of the page where a person answers a waiting human-in-the-loop task."""
+    ids = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    return _address(root, "review", ids | query)
+
+
 def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
     """Return the URL of a DAG run's images."""
     return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import dag
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.review import review_form
 
 PROMPTS = [
     "A lighthouse on a cliff at dawn, long exposure",
@@ -91,3 +93,16 @@ def three_models():
 
 
 three_models()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def many_to_review():
+    stamps = ImagenGenerateOperator(
+        task_id="stamps",
+        prompt=[f"A postage stamp, number {number}" for number in range(1, 31)],
+        output_path="{{ params.output_path }}",
+    )
+    stamps >> HITLOperator(task_id="review", subject="Which stamps are good?", **review_form("stamps"))
+
+
+many_to_review()

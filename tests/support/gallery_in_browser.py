@@ -28,7 +28,12 @@ TIMEOUT_SECONDS = 150
 WORK = Path(os.environ["IMAGEN_WORK"])
 BASE_PATH = "/data/airflow"
 _running: list[subprocess.Popen[bytes]] = []
-PASSWORDS = {"ann": "ann-sees-all", "bob": "bob-sees-nothing", "cat": "cat-sees-one-dag"}
+PASSWORDS = {
+    "ann": "ann-sees-all",
+    "bob": "bob-sees-nothing",
+    "cat": "cat-sees-one-dag",
+    "cleo": "cleo-may-only-look",
+}
 
 
 @dataclass
@@ -121,7 +126,7 @@ def serve_airflow() -> Iterator[Airflow]:
     airflow_command = [python, "-m", "airflow"]
     home = WORK / "home"
     (home / "dags").mkdir(parents=True)
-    for name in ("imagen_pick_best.py", "imagen_approve.py", "imagen_trigger_form.py"):
+    for name in ("imagen_pick_best.py", "imagen_approve.py", "imagen_review.py", "imagen_trigger_form.py"):
         shutil.copy(EXAMPLES / name, home / "dags")
     shutil.copy(HERE / "dags.py", home / "dags" / "many_pictures.py")
     (home / "passwords.json").write_text(json.dumps(PASSWORDS))
@@ -137,7 +142,7 @@ def serve_airflow() -> Iterator[Airflow]:
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__AUTH_MANAGER": "restricted_auth_manager.RestrictedAuthManager",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer,cat:viewer",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer,cat:viewer,cleo:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__API__BASE_URL": url,

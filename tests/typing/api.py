@@ -22,7 +22,7 @@ from airflow_provider_imagen.exceptions import (
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.policies.retry import ImagenRetryPolicy
-from airflow_provider_imagen.review import pick_images, review_body
+from airflow_provider_imagen.review import Review, ReviewForm, pick_images, read_review, review_body, review_form
 from airflow_provider_imagen.sandbox import Charge, Fault, Sandbox, SandboxControl, SeenRequest
 
 
@@ -156,3 +156,9 @@ def review(images: list[dict[str, Any]]) -> None:
     assert_type(review_body(images, task_id="paint", columns=3), str)
     assert_type(review_body({"manifest": "metadata.jsonl", "count": 500}, task_id="paint", map_index=2), str)
     assert_type(pick_images(images, ["1", 2]), list[dict[str, Any]])
+    assert_type(review_form("paint", map_index=2, reasons=("Text",)), ReviewForm)
+    found = read_review({"chosen_options": [], "params_input": {}}, images)
+    assert_type(found, Review)
+    assert_type(found.favourites, list[dict[str, Any]])
+    assert_type(found.again, list[dict[str, Any]])
+    assert_type(found.images[0].reasons, tuple[str, ...])

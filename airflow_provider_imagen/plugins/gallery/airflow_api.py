@@ -9,7 +9,7 @@ private routes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -32,6 +32,12 @@ _PAGE_SIZE: Final = 100
 
 _MAX_ENTRIES: Final = 10_000
 _REJECTED_IDS: Final = ("", "~", ".", "..")
+
+WAITING_STATES: Final = ("awaiting_input", "deferred")
+"""States of a human-in-the-loop task that waits for an answer: since Airflow 3.3, and before."""
+
+HUMAN_OPERATORS: Final = frozenset({"ApprovalOperator", "HITLBranchOperator", "HITLEntryOperator", "HITLOperator"})
+"""Class names of Airflow's human-in-the-loop operators."""
 
 OPERATORS: Final = frozenset({"ImagenGenerateOperator", "_ImagenDecoratedOperator"})
 """Class names of this provider's operators."""
@@ -136,6 +142,38 @@ class TaskStatus:
     def is_finished(self) -> bool:
         """Whether it will not run again by itself."""
         return self.state in ("success", "failed", "upstream_failed", "skipped", "removed")
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    What a human-in-the-loop task asks.
+
+    :param instance_id: Airflow's id of the task instance, which changes when the task is cleared
+    :param state: the state of the task instance
+    :param params: the form's params by name, each a mapping with ``value`` and ``schema``
+    :param assigned_to: names of the only people who may answer; empty for all with the permission
+    :param is_answered: whether a person has answered, or the default was taken at the timeout
+    :param answered_by: name of the person who answered; ``None`` if nobody has
+    :param answered_at: in ISO 8601; ``None`` before that
+    :param params_input: the answer, by param
+    """
+
+    ti: TaskInstance
+    instance_id: str
+    state: str
+    subject: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    assigned_to: tuple[str, ...] = ()
+    is_answered: bool = False
+    answered_by: str | None = None
+    answered_at: str | None = None
+    params_input: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the task waits for an answer, or is about to: it asks before it starts to wait."""
+        return self.state in ("running", *WAITING_STATES) and not self.is_answered
 
 
 class AirflowApi:
@@ -247,6 +285,11 @@ class AirflowApi:
         found = await self._get(_path(ti) if ti.map_index < 0 else f"{_path(ti)}/{ti.map_index}")
         return _read_status(found) if found else None
 
+    async def get_question(self, ti: TaskInstance) -> Question | None:
+        """Return what a human-in-the-loop task asks; ``None`` if it has not asked anything or does not exist."""
+        found = await self._get(f"{_path(ti)}/{ti.map_index}/hitlDetails")
+        return _read_question(ti, found) if found else None
+
     async def get_run(self, *, dag_id: str, run_id: str) -> DagRun | None:
         """Return a DAG run; ``None`` if it does not exist."""
         found = await self._get(f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}")
@@ -304,6 +347,22 @@ def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
         label=label if ti.map_index >= 0 else "",
         prompt=prompt,
         name=name,
+    )
+
+
+def _read_question(ti: TaskInstance, entry: Mapping[str, Any]) -> Question:
+    person = entry.get("responded_by_user") or {}
+    return Question(
+        ti=ti,
+        instance_id=entry["task_instance"]["id"],
+        state=entry["task_instance"]["state"] or "none",
+        subject=entry["subject"],
+        params=entry["params"],
+        assigned_to=tuple(user["name"] for user in entry.get("assigned_users") or ()),
+        is_answered=entry["response_received"],
+        answered_by=person.get("name"),
+        answered_at=entry["responded_at"],
+        params_input=entry["params_input"] or {},
     )
 
 

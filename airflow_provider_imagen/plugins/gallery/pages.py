@@ -21,6 +21,7 @@ from airflow_provider_imagen.links.gallery_urls import (
     image_address,
     origin_of,
     remote_link,
+    review_address,
     run_address,
     task_address,
 )
@@ -40,6 +41,8 @@ STATIC_TYPES: Final = {
     "gallery.js": "text/javascript; charset=utf-8",
     "live.js": "text/javascript; charset=utf-8",
     "pictures.svg": "image/svg+xml",
+    "review.css": "text/css; charset=utf-8",
+    "review.js": "text/javascript; charset=utf-8",
 }
 
 
@@ -155,6 +158,12 @@ class Pages:
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
         )
 
+    def review(self, ti: TaskInstance, **query: Any) -> str:
+        """Return the URL of the page where a person answers a waiting human-in-the-loop task."""
+        return review_address(
+            root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
+        )
+
     def image(self, image: GalleryImage) -> str:
         """Return the URL of an image's page."""
         return self._image(image)
@@ -183,6 +192,15 @@ class Pages:
         """Return the URL of a task instance in Airflow, with its log."""
         mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
         return f"{self.airflow_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, safe='')}{mapped}"
+
+    def airflow_action(self, ti: TaskInstance) -> str:
+        """Return the URL of the form of a human-in-the-loop task in Airflow."""
+        return f"{self.airflow_task(ti)}/required_actions"
+
+    def answer_api(self, ti: TaskInstance) -> str:
+        """Return the URL in Airflow's API of what a human-in-the-loop task asks, and of the answer."""
+        ids = ("dags", ti.dag_id, "dagRuns", ti.run_id, "taskInstances", ti.task_id, str(ti.map_index), "hitlDetails")
+        return f"{self._base}/api/v2/{'/'.join(quote(part, safe='') for part in ids)}"
 
     def _image(self, image: GalleryImage, **query: Any) -> str:
         ti = image.ti

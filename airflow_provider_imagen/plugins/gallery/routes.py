@@ -23,7 +23,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+from airflow_provider_imagen.plugins.gallery.airflow_api import (
+    HUMAN_OPERATORS,
+    WAITING_STATES,
+    AirflowApi,
+    TaskInstance,
+)
 from airflow_provider_imagen.plugins.gallery.all_dags import DagSection, Period
 from airflow_provider_imagen.plugins.gallery.all_dags_reader import AllDagsReader
 from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Collection
@@ -54,6 +59,7 @@ from airflow_provider_imagen.plugins.gallery.progress import (
     refresh_seconds,
     shared_by_viewers,
 )
+from airflow_provider_imagen.plugins.gallery.review_page import find_review
 from airflow_provider_imagen.plugins.gallery.run_results import RunResults, TaskResult
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
 from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
@@ -70,6 +76,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IMAGES_PER_PAGE: Final = 60
+REVIEWED_PER_PAGE: Final = 24
 TASKS_PER_PAGE: Final = 30
 RUNS_PER_PAGE: Final = 8
 DAGS_PER_PAGE: Final = 24
@@ -90,6 +97,19 @@ may_read_states = (
     Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.RUN)),
     Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)),
 )
+may_read_question = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.HITL_DETAIL))
+
+
+def _may_answer(request: Request, user: GetUserDep) -> bool:
+    """Return whether the visitor has Airflow's permission to answer human-in-the-loop tasks of a DAG."""
+    try:
+        requires_access_dag(method="PUT", access_entity=DagAccessEntity.HITL_DETAIL)(request, user)
+    except HTTPException:
+        return False
+    return True
+
+
+MayAnswer = Annotated[bool, Depends(_may_answer)]
 Id = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
@@ -155,7 +175,7 @@ def _way_back(request: Request) -> tuple[str, str] | None:
         case "picture":
             ti = TaskInstance(ids["dag_id"], ids["run_id"], ids["task_id"], int(ids.get("map_index", -1)))
             return "All images of this task", pages.task(ti)
-        case "task":
+        case "task" | "review":
             return "All images of this run", pages.run(ids["dag_id"], ids["run_id"])
         case "run":
             return "All runs of this DAG", pages.dag(ids["dag_id"])
@@ -218,6 +238,7 @@ async def show_task(
         pager=pager,
         empty="" if search or entries or notes else _explain_empty_task(task),
         notes=[],
+        waiting=[],
         more_problems=pages.task(ti, show="problems") if show == "pictures" and task.has_problems else None,
         refresh_seconds=refresh_seconds([results]),
     )
@@ -241,6 +262,8 @@ async def show_run(
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
             raise MissingError("This run does not exist, or was deleted.")
+        ids = {"dag_id": dag_id, "run_id": run_id}
+        waiting = await api.list_task_instances(**ids, operators=HUMAN_OPERATORS) if run.is_active else []
         results = await collection.read_run(api, run)
         notes = results.notes
         if show == "problems":
@@ -283,6 +306,7 @@ async def show_run(
         sections=sections,
         pager=pager,
         empty=empty,
+        waiting=[each for each in waiting if each.state in WAITING_STATES],
         notes=notes,
         more_problems=pages.run(dag_id, run_id, show="problems")
         if show == "pictures" and any(task.has_problems for task in results.tasks)
@@ -359,8 +383,50 @@ async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: Search
         pager=_pager(page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, page=n, q=search.query or None)),
         empty=empty,
         notes=[],
+        waiting=[],
         more_problems=None,
         refresh_seconds=refresh_seconds(each.results for each in sections if each.results) or IDLE_REFRESH_SECONDS,
+    )
+
+
+@app.get("/review", dependencies=[may_read, *may_read_states, may_read_question])
+async def show_review(
+    request: Request,
+    dag_id: Id,
+    run_id: Id,
+    task_id: Id,
+    can_answer: MayAnswer,
+    map_index: MapIndex = -1,
+    page: PageNumber = 1,
+) -> Response:
+    """Show the images that a human-in-the-loop task asks about, for a person to mark."""
+    pages = Pages(_root(request))
+    ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    images: list[GalleryImage] = []
+    notice = None
+    async with AirflowApi(request) as api:
+        question = await api.get_question(ti)
+        if question is None:
+            raise MissingError("This task has not asked anybody anything yet, or it was deleted.")
+        review = find_review(question, can_answer=can_answer)
+        if review is not None:
+            found = await collection.get_task(api, review.reviewed)
+            images, notice = found.images, found.notice
+    pager = _pager(page, len(images), REVIEWED_PER_PAGE, lambda number: pages.review(ti, page=number))
+    first = (pager.number - 1) * REVIEWED_PER_PAGE
+    items = review.items(images, first=first, most=REVIEWED_PER_PAGE) if review else []
+    return _page(
+        request,
+        "review.html",
+        images=[item.image for item in items],
+        title=question.subject,
+        question=question,
+        review=review,
+        items=items,
+        count=len(images),
+        per_page=REVIEWED_PER_PAGE,
+        pager=pager,
+        notice=notice,
     )
 
 
