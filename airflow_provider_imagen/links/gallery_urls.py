@@ -50,6 +50,11 @@ def task_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index
     return _address(root, "task", ids | query)
 
 
+def sheet_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the URL of the contact sheet of one task instance."""
+    return _address(root, "sheet", {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index})
+
+
 def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
     """Return the URL of a DAG run's images."""
     return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)

@@ -442,6 +442,9 @@ def _routes(gallery: Any) -> list[tuple[str, dict[str, Any]]]:
         ("/imagen/run", gallery.ids),
         ("/imagen/run", {**gallery.ids, "show": "problems"}),
         ("/imagen/dag", {"dag_id": gallery.run.dag_id}),
+        ("/imagen/sheet", {**gallery.ids, "task_id": "paint"}),
+        ("/imagen/download", {**gallery.ids, "everything": "true"}),
+        ("/imagen/download", {**gallery.ids, "image": "paint:-1:0:0"}),
     ]
 
 
@@ -460,7 +463,8 @@ def test_every_route_denies_a_user_without_access_to_the_dag(painted: Any, visit
 def test_every_route_is_covered_by_the_access_tests() -> None:
     from airflow_provider_imagen.plugins.gallery.routes import app
 
-    assert {route.path for route in app.routes} == {"/task", "/run", "/dag", "/picture", "/file", "/static/{name}"}
+    pages = {"/task", "/run", "/dag", "/picture", "/file", "/sheet", "/download", "/static/{name}"}
+    assert {route.path for route in app.routes} == pages
 
 
 def test_nobody_sees_anything_without_a_session(painted: Any, visit: Any, tmp_path: Path) -> None:

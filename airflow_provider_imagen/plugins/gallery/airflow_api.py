@@ -98,6 +98,7 @@ class TaskStatus:
     :param label: the label of a mapped instance, as Airflow's pages show it; empty if it is not mapped
     :param prompt: its prompt if it has just one, as rendered; ``None`` if its templates have not been rendered
     :param name: the name of that prompt
+    :param model: its argument ``model``, as rendered; ``None`` if it has none
     """
 
     ti: TaskInstance
@@ -107,6 +108,12 @@ class TaskStatus:
     label: str = ""
     prompt: str | None = None
     name: str | None = None
+    model: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The id of its task and, if it is mapped, its label."""
+        return f"{self.ti.task_id} {self.label}".strip()
 
     @property
     def has_failed(self) -> bool:
@@ -230,7 +237,9 @@ def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
     label = entry["rendered_map_index"]
     if ti.map_index >= 0 and label in (None, "", str(ti.map_index)):
         label = f"[{ti.map_index}]"
-    prompt, name = _read_prompt((entry.get("rendered_fields") or {}).get("prompt"))
+    rendered = entry.get("rendered_fields") or {}
+    prompt, name = _read_prompt(rendered.get("prompt"))
+    model = rendered.get("model")
     return TaskStatus(
         ti=ti,
         state=entry["state"] or "none",
@@ -239,6 +248,7 @@ def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
         label=label if ti.map_index >= 0 else "",
         prompt=prompt,
         name=name,
+        model=model if isinstance(model, str) else None,
     )
 
 

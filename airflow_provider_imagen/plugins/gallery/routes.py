@@ -29,27 +29,32 @@ from airflow_provider_imagen.plugins.gallery.files import (
     check_image_file,
     image_bytes,
     media_type,
+    open_contact_sheet,
     open_image_file,
 )
-from airflow_provider_imagen.plugins.gallery.image_search import EVERYTHING, MAX_QUERY_CHARACTERS, ImageSearch
+from airflow_provider_imagen.plugins.gallery.image_archive import write_archive
+from airflow_provider_imagen.plugins.gallery.image_search import sort_entries
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
     Pages,
-    SearchForm,
     Section,
+    SelectionForm,
+    ViewForm,
     image_sources,
     read_static,
 )
 from airflow_provider_imagen.plugins.gallery.progress import IDLE_REFRESH_SECONDS, refresh_seconds, shared_by_viewers
-from airflow_provider_imagen.plugins.gallery.run_results import RunResults, TaskResult
+from airflow_provider_imagen.plugins.gallery.run_results import Matches, RunResults, TaskResult
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
-from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, parse_image_key
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+from airflow_provider_imagen.plugins.gallery.view_state import ViewState, read_view_state
+from airflow_provider_imagen.storage.contact_sheet import SHEET_MIME_TYPE
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
     from typing import IO
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun
@@ -61,6 +66,12 @@ IMAGES_PER_PAGE: Final = 60
 TASKS_PER_PAGE: Final = 30
 RUNS_PER_PAGE: Final = 8
 IMAGES_PER_RUN: Final = 8
+
+MAX_SELECTED: Final = 1_000
+"""Maximum number of images that a URL can name, more than a page has. "Everything" has no such limit."""
+
+DOWNLOAD_SECONDS: Final = 60.0
+"""Time that a download may spend on finding its images, before it starts."""
 
 _SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
 """Arguments that the page of an image shows in another place, or only in the code."""
@@ -80,9 +91,8 @@ may_read_states = (
 Id = Annotated[str, Query(min_length=1, max_length=250)]
 MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-Show = Literal["pictures", "problems"]
-SearchQuery = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
+View = Annotated[ViewState, Depends(read_view_state)]
+ImageKeys = Annotated[list[str], Query(max_length=MAX_SELECTED)]
 
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
@@ -157,121 +167,112 @@ async def show_invalid_request(request: Request, _: RequestValidationError) -> R
 @app.get("/task", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
 async def show_task(
-    request: Request,
-    dag_id: Id,
-    run_id: Id,
-    task_id: Id,
-    map_index: MapIndex = -1,
-    page: PageNumber = 1,
-    show: Show = "pictures",
-    q: SearchQuery = "",
+    request: Request, view: View, dag_id: Id, run_id: Id, task_id: Id, map_index: MapIndex = -1
 ) -> Response:
-    """Show the images of one task instance and what is missing, or those that match a search."""
+    """Show the images of one task instance and what is missing, or a selection of it."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
-    search = ImageSearch(q)
+    pages = Pages(_root(request))
     async with AirflowApi(request) as api:
         status = await api.get_status(ti)  # first, because a task publishes its results before it ends
         if status is None:
             raise MissingError("This run has no such task, or it was deleted.")
         found = await collection.get_task(api, ti, await collection.get_summary(api, ti))
         task = TaskResult(status, found.summary)
-        matches = await collection.read_entries(api, task, search)
+        if view.is_plain:
+            matches = Matches([await collection.read_entries(api, task)])
+        else:
+            matches = await collection.search(api, [task], view)
     results = RunResults([task])
-    entries = [entry for entry in matches.entries if show == "pictures" or not isinstance(entry, GalleryImage)]
-    pages = Pages(_root(request))
-    pager = _pager(
-        page,
-        len(entries),
-        IMAGES_PER_PAGE,
-        lambda number: pages.task(ti, show=show, page=number, q=search.query or None),
-    )
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)
+    if view.show == "problems":
+        entries = [entry for entry in entries if not isinstance(entry, GalleryImage)]
+    pager = _pager(view, len(entries), IMAGES_PER_PAGE, lambda n: pages.task(ti, **view.at(n).query))
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
-    notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes]))
+    notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes, *matches.task_notes]))
+    has_images = bool(found.images) and view.show == "pictures"
+    has_sheet = found.summary is not None and found.summary.contact_sheet is not None
     return _page(
         request,
         "gallery.html",
-        title=f"{task_id} {status.label}".strip(),
+        title=status.title,
         kind="task",
+        view=view,
         ti=ti,
         dag_id=dag_id,
         run_id=run_id,
         task=status,
         results=results,
-        search=SearchForm(pages.task(ti), search.query, len(matches.images))
-        if found.images and show == "pictures"
-        else None,
-        sections=[Section(entries=entries[part], notes=notes)],
+        form=ViewForm(pages.task(ti), view, matches.count, models=matches.tasks[0].models) if has_images else None,
+        selection=SelectionForm(pages.task(ti), view, matches.count) if has_images and matches.count else None,
+        sections=[
+            Section(entries=entries[part], notes=notes, contact_sheet=pages.contact_sheet(ti) if has_sheet else None)
+        ],
         pager=pager,
-        empty="" if search or entries or notes else _explain_empty_task(task),
+        empty="" if view.is_filtered or entries or notes else _explain_empty_task(task),
         notes=[],
-        more_problems=pages.task(ti, show="problems") if show == "pictures" and task.has_problems else None,
+        more_problems=pages.task(ti, show="problems") if view.show == "pictures" and task.has_problems else None,
         refresh_seconds=refresh_seconds([results]),
     )
 
 
 @app.get("/run", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
-async def show_run(
-    request: Request,
-    dag_id: Id,
-    run_id: Id,
-    page: PageNumber = 1,
-    show: Show = "pictures",
-    q: SearchQuery = "",
-) -> Response:
-    """Show the images of all tasks in a run and what is missing, those that match a search, or only what is missing."""
+async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Response:
+    """Show the images of all tasks in a run and what is missing, a selection of it, or only what is missing."""
     pages = Pages(_root(request))
-    search = ImageSearch(q)
-    form = None
+    form = selection = None
     async with AirflowApi(request) as api:
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
             raise MissingError("This run does not exist, or was deleted.")
         results = await collection.read_run(api, run)
         notes = results.notes
-        if show == "problems":
+        address = lambda n: pages.run(dag_id, run_id, **view.at(n).query)  # noqa: E731
+        if view.show == "problems":
             incomplete = [task for task in results.tasks if task.has_problems]
-            pager = _pager(
-                page, len(incomplete), TASKS_PER_PAGE, lambda n: pages.run(dag_id, run_id, show=show, page=n)
-            )
+            pager = _pager(view, len(incomplete), TASKS_PER_PAGE, address)
             first = (pager.number - 1) * TASKS_PER_PAGE
             part = incomplete[first : first + TASKS_PER_PAGE]
             sections = [await _problem_section(api, pages, task) for task in part]
         else:
-            matches = await collection.search(api, results.tasks, search) if search else None
+            matches = None if view.is_plain else await collection.search(api, results.tasks, view)
             places = sum(task.places for task in results.tasks) if matches is None else matches.places
-            pager = _pager(
-                page, places, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n, q=search.query or None)
-            )
+            pager = _pager(view, places, IMAGES_PER_PAGE, address)
             first = (pager.number - 1) * IMAGES_PER_PAGE
             if matches is None:
                 tasks = await collection.read_slice(api, results.tasks, first=first, most=IMAGES_PER_PAGE)
+                sections = _sections(pages, results, tasks)
             else:
-                tasks = matches.slice(first=first, most=IMAGES_PER_PAGE)
+                tasks = matches.tasks
+                sections = _matching_sections(pages, results, matches, view, first=first)
                 notes = [*notes, *matches.notes]
-            sections = _sections(pages, tasks)
             if results.total.made:
-                form = SearchForm(pages.run(dag_id, run_id), search.query, matches.count if matches else 0)
+                count = results.total.made if matches is None else matches.count
+                models = results.models.union(*(task.models for task in tasks))
+                form = ViewForm(pages.run(dag_id, run_id), view, count, models=models, labels=results.labels_to_choose)
+                selection = SelectionForm(pages.run(dag_id, run_id), view, count) if count else None
     empty = "" if results.tasks else _explain_empty_run(run)
-    if results.tasks and not sections and not search:
-        empty = "All requested images were generated." if show == "problems" else _explain_empty_run(run)
+    if results.tasks and not sections and not view.is_filtered:
+        empty = "All requested images were generated." if view.show == "problems" else _explain_empty_run(run)
     return _page(
         request,
         "gallery.html",
         title=run_id,
         kind="run",
+        view=view,
         ti=None,
         dag_id=dag_id,
         run_id=run_id,
         task=None,
         results=results,
-        search=form,
+        form=form,
+        selection=selection,
         sections=sections,
         pager=pager,
         empty=empty,
         notes=notes,
         more_problems=pages.run(dag_id, run_id, show="problems")
-        if show == "pictures" and any(task.has_problems for task in results.tasks)
+        if view.show == "pictures" and any(task.has_problems for task in results.tasks)
         else None,
         refresh_seconds=refresh_seconds([results]),
     )
@@ -279,45 +280,54 @@ async def show_run(
 
 @app.get("/dag", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
-async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: SearchQuery = "") -> Response:
-    """Show the runs of a DAG, the latest first, each with its first images or with those that match a search."""
+async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
+    """Show the runs of a DAG, the latest first, each with its first images or with a selection of them."""
     pages = Pages(_root(request))
-    search = ImageSearch(q)
     sections = []
     async with AirflowApi(request) as api:
-        listed = await api.list_runs(dag_id, offset=(page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
+        listed = await api.list_runs(dag_id, offset=(view.page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
         if listed is None:
             raise MissingError("This DAG does not exist, or was deleted.")
         runs, count = listed
         for run in runs:
-            section = await _run_section(api, pages, run, search)
+            section = await _run_section(api, pages, run, view)
             if section is not None:
                 sections.append(section)
     made = sum(section.count for section in sections)
     empty = ""
-    if not sections and not search:
+    if not sections and not view.is_filtered:
         empty = (
             "No run of this DAG has generated images yet."
             if count <= RUNS_PER_PAGE
             else "None of these runs has generated images."
         )
+    shown = [section.results for section in sections if section.results]
+    form = ViewForm(
+        pages.dag(dag_id, **ViewState(page=view.page).query),
+        view,
+        made,
+        models={model for section in sections for model in section.models},
+        labels=(label for results in shown for label in results.labels_to_choose),
+    )
     return _page(
         request,
         "gallery.html",
         title=dag_id,
         kind="dag",
+        view=view,
         ti=None,
         dag_id=dag_id,
         run_id=None,
         task=None,
         results=None,
-        search=SearchForm(pages.dag(dag_id, page=page), search.query, made) if made or search else None,
+        form=form if made or view.is_filtered else None,
+        selection=None,
         sections=sections,
-        pager=_pager(page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, page=n, q=search.query or None)),
+        pager=_pager(view, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, **view.at(n).query)),
         empty=empty,
         notes=[],
         more_problems=None,
-        refresh_seconds=refresh_seconds(each.results for each in sections if each.results) or IDLE_REFRESH_SECONDS,
+        refresh_seconds=refresh_seconds(shown) or IDLE_REFRESH_SECONDS,
     )
 
 
@@ -391,6 +401,96 @@ async def send_file(
     return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
 
 
+@app.get("/sheet", dependencies=[may_read])
+async def send_contact_sheet(
+    request: Request, dag_id: Id, run_id: Id, task_id: Id, map_index: MapIndex = -1
+) -> Response:
+    """Send the contact sheet of a task instance."""
+    ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    async with AirflowApi(request) as api:
+        summary = await collection.get_summary(api, ti)
+    if summary is None or summary.contact_sheet is None or summary.manifest is None:
+        raise MissingError("This task has no contact sheet.")
+    try:
+        file = await collection.in_thread(partial(open_contact_sheet, ti, summary.manifest))
+    except FileUnavailableError as error:
+        raise MissingError(str(error)) from None
+    name = quote(f"{task_id}-contact-sheet.webp", safe="")
+    headers = {"Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+    return StreamingResponse(_chunks(file), media_type=SHEET_MIME_TYPE, headers=headers)
+
+
+@app.get("/download", dependencies=[may_read, *may_read_states])
+async def download_images(
+    request: Request,
+    view: View,
+    dag_id: Id,
+    run_id: Id,
+    image: ImageKeys = [],  # noqa: B006 - FastAPI copies it
+    task_id: Id | None = None,
+    map_index: MapIndex = -1,
+    everything: bool = False,
+) -> Response:
+    """
+    Send a zip of images of a run.
+
+    :param image: which of them (:attr:`GalleryImage.key`)
+    :param task_id: task instance of the page that they were selected on; ``None`` for the page of the run
+    :param everything: send all images of that page's view instead
+    """
+    ti = TaskInstance(dag_id, run_id, task_id, map_index) if task_id else None
+    async with AirflowApi(request) as api:
+        if everything:
+            images, notes = await _find_all(api, dag_id, run_id, ti, view)
+        else:
+            images, notes = await _find_selected(api, dag_id, run_id, image)
+    if not images and not notes:
+        raise MissingError("No image is selected. Go back and tick those that you want.")
+    name = quote(f"{f'{task_id} ' if task_id else ''}{run_id}.zip", safe="")
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "Content-Encoding": "identity",  # keeps Airflow from compressing images again
+    }
+    return StreamingResponse(
+        _produce(write_archive(images, notes=notes)), media_type="application/zip", headers=headers
+    )
+
+
+async def _find_all(
+    api: AirflowApi, dag_id: str, run_id: str, ti: TaskInstance | None, view: ViewState
+) -> tuple[list[GalleryImage], list[str]]:
+    """Return the images on all pages of a view, in its order, and sentences about those that cannot be found."""
+    if ti is not None:
+        status = await api.get_status(ti)
+        tasks = [TaskResult(status, await collection.get_summary(api, ti))] if status else []
+    else:
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)
+        tasks = (await collection.read_run(api, run, seconds=DOWNLOAD_SECONDS)).tasks if run else []
+    matches = await collection.search(api, tasks, view, seconds=DOWNLOAD_SECONDS)
+    entries = sort_entries(matches.entries, view, statuses=RunResults(tasks).statuses)
+    return [entry for entry in entries if isinstance(entry, GalleryImage)], [*matches.notes, *matches.task_notes]
+
+
+async def _find_selected(
+    api: AirflowApi, dag_id: str, run_id: str, keys: list[str]
+) -> tuple[list[GalleryImage], list[str]]:
+    """Return the images that a URL names, in its order, and sentences about those that do not exist."""
+    images, notes = [], []
+    for key in dict.fromkeys(keys):
+        try:
+            task_id, map_index, prompt_index, image_index = parse_image_key(key)
+        except ValueError:
+            raise HTTPException(422) from None
+        ti = TaskInstance(dag_id, run_id, task_id, map_index)
+        found = await collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
+        place = found.find(prompt_index, image_index)
+        if place is None:
+            notes.append(f"{key}: There is no such image, or its record was deleted.")
+        else:
+            images.append(found.images[place])
+    return images, notes
+
+
 def _disposition(image: GalleryImage, kind: str) -> str:
     extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
     name = f"{quote(image.ti.task_id, safe='')}-{image.prompt_index}-{image.image_index}.{extension}"
@@ -402,6 +502,16 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
         file.seek(0)
         while chunk := await collection.in_thread(partial(file.read, CHUNK_BYTES)):
             yield chunk
+
+
+async def _produce(pieces: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """Yield pieces that are produced in a thread, and stop producing them when the visitor has gone."""
+    try:
+        while (piece := await collection.in_thread(partial(next, pieces, None))) is not None:
+            if piece:
+                yield piece
+    finally:
+        pieces.close()
 
 
 @app.get("/static/{name}")
@@ -442,58 +552,77 @@ async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_ind
     return found, place
 
 
-def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]) -> Pager:
+def _pager(view: ViewState, items: int, per_page: int, address: Callable[[int], str]) -> Pager:
     count = max(-(-items // per_page), 1)
-    number = min(number, count)
-    return Pager(number, count, {n: address(n) for n in (number - 1, number + 1) if 1 <= n <= count})
+    return Pager(min(view.page, count), count, address)
 
 
-def _sections(pages: Pages, tasks: list[TaskEntries]) -> list[Section]:
+def _sections(pages: Pages, results: RunResults, tasks: Iterable[TaskEntries]) -> list[Section]:
     """Return one section per task; the instances of a mapped task share a section."""
+    with_sheets = {task.ti for task in results.tasks if task.summary is not None and task.summary.contact_sheet}
     sections: dict[str, Section] = {}
     for found in tasks:
         ti = found.ti
-        href = pages.task(ti) if ti.map_index < 0 else None
-        section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
+        is_mapped = ti.map_index >= 0
+        section = sections.setdefault(
+            ti.task_id,
+            Section(
+                title=ti.task_id,
+                href=None if is_mapped else pages.task(ti),
+                contact_sheet=pages.contact_sheet(ti) if ti in with_sheets and not is_mapped else None,
+            ),
+        )
         section.entries.extend(found.entries)
         section.notes.extend(note for note in found.notes if note not in section.notes)
     return list(sections.values())
 
 
-async def _run_section(api: AirflowApi, pages: Pages, run: DagRun, search: ImageSearch) -> Section | None:
+def _matching_sections(
+    pages: Pages, results: RunResults, matches: Matches, view: ViewState, *, first: int
+) -> list[Section]:
+    """Return the sections of a page: one per task in prompt order, otherwise one for all, as their images mingle."""
+    if view.sort == "prompt":
+        return _sections(pages, results, matches.slice(first=first, most=IMAGES_PER_PAGE))
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)[first : first + IMAGES_PER_PAGE]
+    return [Section(entries=entries, notes=matches.task_notes)] if entries or matches.task_notes else []
+
+
+async def _run_section(api: AirflowApi, pages: Pages, run: DagRun, view: ViewState) -> Section | None:
     """Return the section of a run on the page of its DAG; ``None`` if it has nothing to show."""
     seconds = COUNT_SECONDS / RUNS_PER_PAGE
     results = await collection.read_run(api, run, seconds=seconds)
     if not results.tasks:
         return None
-    notes, count = results.notes, results.total.made
-    if search:
-        matches = await collection.search(api, results.tasks, search, seconds=seconds)
-        notes, count = [*notes, *matches.notes], matches.count
-        parts = matches.slice(first=0, most=IMAGES_PER_RUN)
+    if view.is_plain:
+        matches = Matches(await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN))
+        count = results.total.made
     else:
-        parts = await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN)
-    entries = [entry for part in parts for entry in part.entries]
-    notes = [*notes, *dict.fromkeys(note for part in parts for note in part.notes)]
-    if search and not entries and not notes:
+        matches = await collection.search(api, results.tasks, view, seconds=seconds)
+        count = matches.count
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)
+    if not view.is_plain:
+        entries = entries[:IMAGES_PER_RUN]
+    notes = [*results.notes, *matches.notes, *matches.task_notes]
+    if view.is_filtered and not entries and not notes:
         return None
     return Section(
         title=run.run_id,
-        href=pages.run(run.dag_id, run.run_id, q=search.query or None),
+        href=pages.run(run.dag_id, run.run_id, **view.at(1).query),
         results=results,
         entries=entries,
         count=count,
         notes=notes,
+        models=results.models.union(*(task.models for task in matches.tasks)),
     )
 
 
 async def _problem_section(api: AirflowApi, pages: Pages, task: TaskResult) -> Section:
-    found = await collection.read_entries(api, task, EVERYTHING)
+    found = await collection.read_entries(api, task)
     notes = found.notes
     if task.summary is not None and task.summary.not_sent:
         notes = [*notes, f"{task.summary.not_sent} were not requested, because the task ended first."]
     return Section(
-        title=f"{task.ti.task_id} {task.status.label}".strip(),
+        title=task.status.title,
         href=pages.task(task.ti),
         entries=[entry for entry in found.entries if not isinstance(entry, GalleryImage)],
         notes=notes,

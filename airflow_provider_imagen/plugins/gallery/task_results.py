@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from inspect import signature
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from msgspec import DecodeError
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
     Entry: TypeAlias = "GalleryImage | Problem | TaskProblem"
 
-_NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
+_NEVER_SHOWN: Final = ("in_doubt", "output_path")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
+
+MAX_PATH_CHARACTERS: Final = 4096
 
 _ARGUMENTS: Final = [
     name for name in signature(ImagenGenerateOperator.__init__).parameters if name not in ("self", "prompt", "kwargs")
@@ -38,14 +42,36 @@ _ARGUMENTS: Final = [
 _MAX_LEVELS: Final = 20
 
 
-class GalleryImage(ImageRecord, frozen=True, kw_only=True):
-    """The record of one image, and the task instance that it belongs to."""
+class _ListedImage(ImageRecord, frozen=True, kw_only=True):
+    """
+    The record of one image, and what a manifest adds to it.
+
+    :param file_name: name relative to the output folder, parts joined by ``/``; ``None`` if unknown
+    :param created_at: when it was generated, in ISO 8601; ``None`` for a record that is in XCom only
+    """
+
+    file_name: str | None = None
+    created_at: str | None = None
+
+
+class GalleryImage(_ListedImage, frozen=True, kw_only=True):
+    """One image, and the task instance that it belongs to."""
 
     card: ClassVar[str] = "image"
     ti: TaskInstance
     prompt_index: WholeNumber
     image_index: WholeNumber
     prompt: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name in its run, as the pages' forms send it (:func:`parse_image_key`); task ids have no colons."""
+        return f"{self.ti.task_id}:{self.ti.map_index}:{self.prompt_index}:{self.image_index}"
+
+    @property
+    def outcome(self) -> str:
+        """Whether it was reused from another run, or made."""
+        return "made" if self.reused_from is None else "reused"
 
     @property
     def is_stored(self) -> bool:
@@ -127,6 +153,16 @@ class TaskProblem:
         """It has no metadata to show."""
 
     @property
+    def model(self) -> str | None:
+        """The model it was to ask for, if it has just one."""
+        return self.status.model
+
+    @property
+    def outcome(self) -> str:
+        """It has failed."""
+        return "failed"
+
+    @property
     def places(self) -> int:
         """Number of places in the grid."""
         return 1
@@ -143,6 +179,8 @@ def read_summary(value: Any) -> RunSummary | None:
     shown = {name: field for name, field in _read(RunSummary, value).items() if name not in _NEVER_SHOWN}
     if shown["in_progress"]:
         shown["not_sent"] = 0
+    if len(shown["contact_sheet"] or "") > MAX_PATH_CHARACTERS:
+        shown["contact_sheet"] = None
     return RunSummary(**shown)
 
 
@@ -165,11 +203,36 @@ def total(summaries: Iterable[RunSummary]) -> RunSummary:
     )
 
 
-def read_images(ti: TaskInstance, records: Any) -> list[GalleryImage]:
-    """Return the images of records from an XCom or a manifest, in prompt order."""
+def parse_image_key(key: str) -> tuple[str, int, int, int]:
+    """
+    Return what a :attr:`GalleryImage.key` names: task id, map index, prompt index and image index.
+
+    :raises ValueError: it is not one
+    """
+    task_id, *numbers = key.rsplit(":", 3)
+    map_index, prompt_index, image_index = map(int, numbers)
+    return task_id, map_index, prompt_index, image_index
+
+
+def read_moment(text: str | None) -> datetime | None:
+    """Return a time in ISO 8601; ``None`` if it is not one, or has no time zone."""
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+def read_images(ti: TaskInstance, records: Any, *, manifest: str | None = None) -> list[GalleryImage]:
+    """
+    Return the images of records from an XCom or a manifest, in prompt order.
+
+    :param manifest: path of the manifest in the output folder, to which file names are relative
+    """
     if not isinstance(records, Iterable) or isinstance(records, (str, Mapping)):
         return []
-    found = [_read_image(ti, record) for record in records if isinstance(record, Mapping)]
+    folder = (manifest or "").rpartition("/")[0]
+    found = [_read_image(ti, record, folder) for record in records if isinstance(record, Mapping)]
     return sorted(
         (image for image in found if image is not None),
         key=lambda image: (image.prompt_index, image.image_index),
@@ -187,10 +250,14 @@ def read_problems(ti: TaskInstance, lines: Iterable[Mapping[str, Any]]) -> list[
     return [Problem(ti=ti, **_read(FailureLine, line)) for line in lines]
 
 
-def _read_image(ti: TaskInstance, record: Mapping[str, Any]) -> GalleryImage | None:
-    values = _read(ImageRecord, record)
+def _read_image(ti: TaskInstance, record: Mapping[str, Any], folder: str) -> GalleryImage | None:
+    values = _read(_ListedImage, record)
     if values["prompt_index"] is None or values["image_index"] is None:
         return None
+    if values["file_name"] is None and values["path"]:
+        path: str = values["path"]
+        below = path.removeprefix(f"{folder}/")
+        values["file_name"] = below if folder and below != path else PurePosixPath(path).name
     return GalleryImage(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
 
 

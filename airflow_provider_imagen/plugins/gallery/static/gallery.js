@@ -1,4 +1,4 @@
-// Airflow's theme and time zone, unavailable images, the copy button and arrow keys.
+// Airflow's theme and time zone, unavailable images, the copy buttons and arrow keys.
 "use strict";
 
 (() => {
@@ -57,7 +57,8 @@
       getSelection().selectAllChildren(source); // the clipboard API needs HTTPS
       done = document.execCommand("copy");
     }
-    document.getElementById("copied").textContent = done ? "Copied." : "Selected. Press Ctrl+C or ⌘C to copy.";
+    const status = button.parentElement.querySelector("[role=status]");
+    status.textContent = done ? "Copied." : "Selected. Press Ctrl+C or ⌘C to copy.";
   };
   addEventListener("click", (event) => {
     const button = event.target instanceof Element && event.target.closest("[data-copy]");
