@@ -463,7 +463,8 @@ def _lists_all(task: TaskResult, images: list[GalleryImage], manifest: str) -> b
     """Return whether a manifest lists all images of a task instance, as far as its summary has been read."""
     if task.summary is None:
         return not task.is_counted
-    return task.summary.manifest == manifest and len(images) == task.summary.made + task.summary.superseded
+    is_final = task.summary.manifest == manifest and not task.summary.in_progress
+    return is_final and len(images) == task.summary.made + task.summary.superseded
 
 
 def _is_explained(failure: TaskFailure | None, problems: list[Problem]) -> bool:

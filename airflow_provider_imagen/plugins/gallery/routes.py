@@ -147,8 +147,10 @@ def _way_back(request: Request) -> tuple[str, str] | None:
     """Return the text and URL of a link from a page that does not exist to the one above it; ``None`` without one."""
     pages, ids = Pages(_root(request)), request.query_params
     place = request.url.path.rpartition("/")[2]
+    if place == "download":
+        place = "sheet" if "task_id" in ids else "task"
     match place:
-        case "picture":
+        case "picture" | "sheet":
             ti = TaskInstance(ids["dag_id"], ids["run_id"], ids["task_id"], int(ids.get("map_index", -1)))
             return "All images of this task", pages.task(ti)
         case "task":
