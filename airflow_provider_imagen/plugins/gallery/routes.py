@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Collection
+from airflow_provider_imagen.plugins.gallery.comparison import MAX_COMPARED, MIN_COMPARED, compare
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
@@ -31,7 +32,9 @@ from airflow_provider_imagen.plugins.gallery.files import (
     media_type,
     open_image_file,
 )
+from airflow_provider_imagen.plugins.gallery.image_ids import MAX_INTEGER, parse_image_id
 from airflow_provider_imagen.plugins.gallery.image_search import EVERYTHING, MAX_QUERY_CHARACTERS, ImageSearch
+from airflow_provider_imagen.plugins.gallery.matrix import MAX_MODELS, RowsBy, arrange, shown_images
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
@@ -59,18 +62,13 @@ log = logging.getLogger(__name__)
 
 IMAGES_PER_PAGE: Final = 60
 TASKS_PER_PAGE: Final = 30
+ROWS_PER_PAGE: Final = 20
 RUNS_PER_PAGE: Final = 8
 IMAGES_PER_RUN: Final = 8
-
-_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
-"""Arguments that the page of an image shows in another place, or only in the code."""
 
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
 _SENT_AS_ATTACHMENT: Final = ("image/tiff", SVG_MIME_TYPE)
 """Types sent as downloads, because browsers cannot display them or they may contain scripts."""
-
-_MAX_INTEGER: Final = 2**31 - 1
-"""Largest integer that Airflow's database accepts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 may_read_states = (
@@ -78,8 +76,8 @@ may_read_states = (
     Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)),
 )
 Id = Annotated[str, Query(min_length=1, max_length=250)]
-MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
-Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
+MapIndex = Annotated[int, Query(ge=-1, le=MAX_INTEGER)]
+Index = Annotated[int, Query(ge=0, le=MAX_INTEGER)]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 Show = Literal["pictures", "problems"]
 SearchQuery = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
@@ -89,11 +87,22 @@ collection = Collection()
 thumbnails = ThumbnailCache()
 
 
-class MissingError(HTTPException):
-    """What a URL names does not exist; the message is for the visitor."""
+class ExplainedError(HTTPException):
+    """An error whose message is for the visitor."""
+
+
+class MissingError(ExplainedError):
+    """What a URL names does not exist."""
 
     def __init__(self, message: str) -> None:
         super().__init__(404, message)
+
+
+class ComparisonError(ExplainedError):
+    """The images that a URL names cannot be compared."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(422, message)
 
 
 @app.middleware("http")
@@ -123,25 +132,25 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         422: "This URL is incomplete or invalid.",
         502: "Airflow's API returned an error. Try again in a moment.",
     }.get(error.status_code, "Something went wrong.")
-    if isinstance(error, MissingError):
+    if isinstance(error, ExplainedError):
         message = error.detail
     if not is_page:
         return Response(
             error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
         )
-    back = _way_back(request) if isinstance(error, MissingError) else None
+    back = _way_back(request) if isinstance(error, ExplainedError) else None
     return _page(request, "message.html", status=error.status_code, title="Pictures", message=message, back=back)
 
 
 def _way_back(request: Request) -> tuple[str, str] | None:
-    """Return the text and URL of a link from a page that does not exist to the one above it; ``None`` without one."""
+    """Return the text and URL of a link from a page that cannot be shown to the one above it; ``None`` without one."""
     pages, ids = Pages(_root(request)), request.query_params
     place = request.url.path.rpartition("/")[2]
     match place:
         case "picture":
             ti = TaskInstance(ids["dag_id"], ids["run_id"], ids["task_id"], int(ids.get("map_index", -1)))
             return "All images of this task", pages.task(ti)
-        case "task":
+        case "task" | "compare" | "matrix":
             return "All images of this run", pages.run(ids["dag_id"], ids["run_id"])
         case "run":
             return "All runs of this DAG", pages.dag(ids["dag_id"])
@@ -223,6 +232,7 @@ async def show_run(
     pages = Pages(_root(request))
     search = ImageSearch(q)
     form = None
+    compares_models = False
     async with AirflowApi(request) as api:
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
@@ -238,6 +248,7 @@ async def show_run(
             part = incomplete[first : first + TASKS_PER_PAGE]
             sections = [await _problem_section(api, pages, task) for task in part]
         else:
+            compares_models = await collection.compares_models(api, run, results.tasks)
             matches = await collection.search(api, results.tasks, search) if search else None
             places = sum(task.places for task in results.tasks) if matches is None else matches.places
             pager = _pager(
@@ -270,6 +281,7 @@ async def show_run(
         pager=pager,
         empty=empty,
         notes=notes,
+        compares_models=compares_models,
         more_problems=pages.run(dag_id, run_id, show="problems")
         if show == "pictures" and any(task.has_problems for task in results.tasks)
         else None,
@@ -350,11 +362,85 @@ async def show_image(
         title=f"Image {place + 1} of {len(found.images)}",
         label=status.label if status else "",
         image=image,
-        arguments=_shown_arguments(image),
+        arguments=image.shown_arguments,
         snippet=snippet(image),
         notice=notice,
         previous=found.images[place - 1] if place else None,
         next=found.images[place + 1] if place + 1 < len(found.images) else None,
+    )
+
+
+@app.get("/compare", dependencies=[may_read, *may_read_states])
+async def show_comparison(
+    request: Request, dag_id: Id, run_id: Id, image: Annotated[list[str], Query(default_factory=list)]
+) -> Response:
+    """
+    Show two to four images of a run side by side, and what differs between them.
+
+    :param image: ``task_id:map_index:prompt_index:image_index`` of each image; repeated ones count once
+    """
+    chosen = dict.fromkeys(image)
+    if not MIN_COMPARED <= len(chosen) <= MAX_COMPARED:
+        raise ComparisonError(f"Choose two to four images to compare. You have chosen {len(chosen):,}.")
+    images = []
+    for text in chosen:
+        parsed = parse_image_id(text)
+        if parsed is None:
+            raise ComparisonError("This URL names an image that cannot exist.")
+        task_id, map_index, prompt_index, image_index = parsed
+        found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
+        images.append(found.images[place])
+    return _page(
+        request,
+        "compare.html",
+        images=images,
+        title="Comparison",
+        dag_id=dag_id,
+        run_id=run_id,
+        comparison=compare(images),
+    )
+
+
+@app.get("/matrix", dependencies=[may_read, *may_read_states])
+async def show_matrix(
+    request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, rows: RowsBy = "prompt"
+) -> Response:
+    """Show the images of a run in a table of prompts and models."""
+    pages = Pages(_root(request))
+    async with AirflowApi(request) as api:
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)
+        if run is None:
+            raise MissingError("This run does not exist, or was deleted.")
+        results = await collection.read_run(api, run)
+        matches = await collection.search(api, results.tasks, EVERYTHING)
+    entries = [entry for task in matches.tasks for entry in task.entries]
+    matrix = await collection.in_thread(lambda: arrange(entries, by=rows))
+    pager = _pager(
+        page, len(matrix.rows), ROWS_PER_PAGE, lambda number: pages.matrix(dag_id, run_id, rows=rows, page=number)
+    )
+    first = (pager.number - 1) * ROWS_PER_PAGE
+    shown = matrix.rows[first : first + ROWS_PER_PAGE]
+    notes = [*results.notes, *dict.fromkeys(note for task in matches.tasks for note in task.notes)]
+    if matches.unsearched:
+        notes.append(f"{matches.unsearched:,} more tasks could not be read in time, so their images are not here.")
+    if len(matrix.columns) > MAX_MODELS:
+        notes.append(f"Only the first {MAX_MODELS} of {len(matrix.columns):,} models are shown.")
+    if run.is_active:
+        notes.append("The run has not ended. Reload to see newer images.")
+    return _page(
+        request,
+        "matrix.html",
+        images=shown_images(shown, matrix.models),
+        title="Prompts and models",
+        dag_id=dag_id,
+        run_id=run_id,
+        matrix=matrix,
+        rows=shown,
+        by=rows,
+        has_names=any(entry.name for entry in entries),
+        labels=results.labels,
+        pager=pager,
+        notes=notes,
     )
 
 
@@ -514,14 +600,6 @@ def _explain_empty_run(run: DagRun) -> str:
     if run.is_active:
         return "No task in this run has generated images yet. They are shown here as soon as they are stored."
     return "No task in this run has generated images."
-
-
-def _shown_arguments(image: GalleryImage) -> dict[str, Any]:
-    """Return the recorded arguments that the page of an image lists, those in ``parameters`` by their own names."""
-    recorded = dict(image.operator_arguments or {})
-    parameters = recorded.pop("parameters", None)
-    recorded |= parameters if isinstance(parameters, dict) else {}
-    return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
 
 
 def _preview(image: GalleryImage) -> bytes:

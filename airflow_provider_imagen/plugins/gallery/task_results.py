@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
 
+_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
+"""Arguments that pages show in another place, or only in the code that makes an image again."""
+
 _ARGUMENTS: Final = [
     name for name in signature(ImagenGenerateOperator.__init__).parameters if name not in ("self", "prompt", "kwargs")
 ]
@@ -78,6 +81,14 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
         return {name: arguments[name] for name in _ARGUMENTS if name in arguments}
 
     @property
+    def shown_arguments(self) -> dict[str, Any]:
+        """The recorded arguments that pages list, those in ``parameters`` by their own names."""
+        recorded = dict(self.operator_arguments or {})
+        parameters = recorded.pop("parameters", None)
+        recorded |= parameters if isinstance(parameters, dict) else {}
+        return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
+
+    @property
     def places(self) -> int:
         """Number of places in the grid."""
         return 1
@@ -121,6 +132,15 @@ class TaskProblem:
     def name(self) -> str | None:
         """The name of that prompt."""
         return self.status.name
+
+    @property
+    def model(self) -> str | None:
+        """The model that was requested for it."""
+        return self.status.model
+
+    @property
+    def usd(self) -> None:
+        """It has no cost of its own; its prompts have."""
 
     @property
     def metadata(self) -> None:
