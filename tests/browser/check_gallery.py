@@ -8,203 +8,15 @@ and run in the order of this file.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "example_dags"
-ARTIFACTS = Path(os.environ["ARTIFACTS"])
-TIMEOUT_SECONDS = 150
-WORK = Path(os.environ["IMAGEN_WORK"])
-BASE_PATH = "/data/airflow"
-_running: list[subprocess.Popen[bytes]] = []
-PASSWORDS = {"ann": "ann-sees-all", "bob": "bob-sees-nothing"}
-
-
-@dataclass
-class Airflow:
-    url: str
-    sandbox: str
-    token: str = ""
-    key: str = ""
-
-    def call(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {self.token}"} if self.token else {}),
-            },
-        )
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return json.load(response)
-
-    def start_run(self, dag_id: str, **conf: Any) -> str:
-        _wait_for(lambda: not self.call(f"/api/v2/dags/{dag_id}")["is_paused"], f"{dag_id} to be there")
-        run = self.call(f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
-        return run["dag_run_id"]
-
-    def state_of(self, dag_id: str, run_id: str, task_id: str | None = None) -> str | None:
-        task = f"/taskInstances/{task_id}" if task_id else ""
-        return self.call(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}{task}")["state"]
-
-    def result_of(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-        return self.call(f"{path}?deserialize=true")["value"]
-
-    def wait_for(self, dag_id: str, run_id: str, state: str, task_id: str | None = None) -> None:
-        _wait_for(
-            lambda: self.state_of(dag_id, run_id, task_id) == state,
-            f"{dag_id} {task_id or ''} to be {state}",
-        )
-
-
-def _wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return
-        except (OSError, HTTPError):
-            pass
-        time.sleep(0.3)
-    raise AssertionError(f"waited {TIMEOUT_SECONDS} s for {what}")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _start(name: str, command: list[str], environment: dict[str, str]) -> Path:
-    """Start a process in its own session, which set-up.sh terminates as a whole."""
-    log = WORK / f"{name}.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=WORK, start_new_session=True)
-    with (WORK / "sessions").open("a") as sessions:
-        sessions.write(f"{process.pid}\n")
-    _running.append(process)
-    return log
-
-
-@pytest.fixture(scope="session")
-def airflow() -> Iterator[Airflow]:
-    python = os.environ["AIRFLOW_PYTHON"]
-    airflow_command = str(Path(python).with_name("airflow"))
-    home = WORK / "home"
-    (home / "dags").mkdir(parents=True)
-    for name in ("imagen_pick_best.py", "imagen_approve.py", "imagen_trigger_form.py"):
-        shutil.copy(EXAMPLES / name, home / "dags")
-    shutil.copy(HERE / "dags.py", home / "dags" / "many_pictures.py")
-    (home / "passwords.json").write_text(json.dumps(PASSWORDS))
-    port, sandbox_port = _free_port(), _free_port()
-    url = f"http://localhost:{port}{BASE_PATH}"
-    sandbox = f"http://127.0.0.1:{sandbox_port}"
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")},
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-        "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__CORE__AUTH_MANAGER": "restricted_auth_manager.RestrictedAuthManager",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "ann:admin,bob:viewer",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        "AIRFLOW__API__BASE_URL": url,
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API_AUTH__JWT_SECRET": "s" * 64,
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        "AIRFLOW_CONN_IMAGEN_DEFAULT": json.dumps({"conn_type": "imagen", "extra": {"sandbox": True}}),
-    }
-    subprocess.run([airflow_command, "db", "migrate"], env=environment, check=True, capture_output=True)
-    log = _start(
-        "sandbox",
-        [python, "-m", "airflow_provider_imagen.cli", "sandbox", "--port", str(sandbox_port)],
-        environment,
-    )
-    _wait_for(lambda: "Connection:" in log.read_text(), "the sandbox")
-    connection = re.search(r"export AIRFLOW_CONN_IMAGEN_DEFAULT='(.*)'", log.read_text())
-    environment["AIRFLOW_CONN_IMAGEN_DEFAULT"] = connection[1]
-    for fault in (
-        {"kind": "fewer", "count": 1, "prompt": "street market"},
-        {"kind": "upstream_4xx", "times": None, "prompt": "bowl of oranges"},
-    ):
-        Airflow(sandbox, sandbox).call("/_sandbox/faults", fault)
-    for name in ("api-server", "scheduler", "dag-processor"):
-        _start(name, [airflow_command, name], environment)
-    server = Airflow(url, sandbox)
-    _wait_for(lambda: server.call("/api/v2/monitor/health"), "the api-server")
-    server.token = server.call("/auth/token", {"username": "ann", "password": PASSWORDS["ann"]})["access_token"]
-    server.key = json.loads(connection[1])["password"]
-    yield server
-    for name in ("api-server", "scheduler", "dag-processor", "sandbox"):
-        shutil.copy(WORK / f"{name}.log", ARTIFACTS)
-
-
-def _log_in(browser: Browser, airflow: Airflow, name: str, **options: Any) -> BrowserContext:
-    context = browser.new_context(viewport={"width": 1360, "height": 900}, **options)
-    context.set_default_timeout(60_000)
-    page = context.new_page()
-    page.goto(f"{airflow.url}/")
-    page.fill("input[name=username]", name)
-    page.fill("input[name=password]", PASSWORDS[name])
-    page.click("button[type=submit]")
-    page.wait_for_url(lambda url: "/auth/login" not in url)
-    page.close()
-    return context
-
-
-@pytest.fixture(scope="session")
-def ann(browser: Browser, airflow: Airflow) -> Iterator[Page]:
-    context = _log_in(browser, airflow, "ann", color_scheme="light")
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    # Collect policy violations, of which the last test expects none.
-    page.refused = []
-    page.on(
-        "console",
-        lambda message: page.refused.append(message.text) if "Content Security Policy" in message.text else None,
-    )
-    yield page
-    context.close()
-
-
-def _screenshot(page: Page, name: str, **options: Any) -> None:
-    page.screenshot(path=str(ARTIFACTS / f"{name}.png"), **options)
-
-
-def _all_loaded(frame: Any) -> bool:
-    """Return whether images are in view and all of them have loaded."""
-    script = """() => {
-        const inSight = (image) => !image.hidden && image.getBoundingClientRect().top < innerHeight;
-        const images = [...document.querySelectorAll("img")].filter(inSight);
-        return images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
-    }"""
-    return frame.evaluate(script)
+from gallery_in_browser import BASE_PATH, PASSWORDS, WORK, Airflow, all_loaded, log_in, screenshot, wait_for
+from playwright.sync_api import Browser, Page, expect
 
 
 @pytest.fixture(scope="session")
@@ -231,19 +43,19 @@ def test_the_connection_form_shows_its_fields_and_its_test_reports_key_and_balan
     for label in ("Default model", "Connect timeout (seconds)", "Read timeout (seconds)", "Sandbox", "Verify TLS"):
         expect(dialog.locator("label", has_text=label)).to_be_visible()
     ann.wait_for_timeout(500)  # the section slides open
-    _screenshot(ann, "01-connection-form")
+    screenshot(ann, "01-connection-form")
     dialog.get_by_role("button", name="Standard Fields").click()
     dialog.locator("input[name=host]").fill(airflow.sandbox)
     dialog.locator("input[name=port]").fill("0")  # as the form says
     dialog.locator("input[name=password]").fill(airflow.key)
-    _screenshot(ann, "01-connection-standard-fields")
+    screenshot(ann, "01-connection-standard-fields")
     dialog.get_by_role("button", name="Save").click()
     expect(dialog).to_have_count(0)
     ann.locator("tr", has_text="imagen_browser").get_by_role("button", name="Test Connection").click()
     expect(
         ann.get_by_text("Key 'sandbox' (5a9db0c5…) can generate images (scope model:image). Balance: $100.00.")
     ).to_be_visible()
-    _screenshot(ann, "02-connection-tested")
+    screenshot(ann, "02-connection-tested")
 
 
 def test_a_misspelled_field_of_a_connection_is_reported_by_its_test(ann: Page, airflow: Airflow) -> None:
@@ -261,14 +73,14 @@ def test_a_misspelled_field_of_a_connection_is_reported_by_its_test(ann: Page, a
 
 
 def test_a_person_fills_in_the_trigger_form_and_gets_the_requested_images(ann: Page, airflow: Airflow) -> None:
-    _wait_for(lambda: not airflow.call("/api/v2/dags/imagen_trigger_form")["is_paused"], "the DAG to be there")
+    wait_for(lambda: not airflow.call("/api/v2/dags/imagen_trigger_form")["is_paused"], "the DAG to be there")
     ann.goto(f"{airflow.url}/dags/imagen_trigger_form")
     ann.get_by_role("button", name=re.compile("^Trigger")).first.click()
     form = ann.get_by_role("dialog")
     expect(form.get_by_text("What to paint: subject, style, light.")).to_be_visible()
     expect(form.get_by_text("Square (1:1)")).to_be_visible()
     ann.wait_for_timeout(500)  # the section slides open
-    _screenshot(ann, "03-trigger-form")
+    screenshot(ann, "03-trigger-form")
     form.locator("[name=element_prompt]").fill("A harbour,\nengraving")
     form.locator("input[name=element_num_images]").fill("3")
     form.get_by_role("button", name="Folder", exact=True).click()
@@ -277,7 +89,7 @@ def test_a_person_fills_in_the_trigger_form_and_gets_the_requested_images(ann: P
     form.get_by_role("button", name="Trigger", exact=True).click()
     expect(form).to_have_count(0)
     runs = "/api/v2/dags/imagen_trigger_form/dagRuns"
-    _wait_for(lambda: airflow.call(runs)["dag_runs"], "the run")
+    wait_for(lambda: airflow.call(runs)["dag_runs"], "the run")
     run_id = airflow.call(runs)["dag_runs"][0]["dag_run_id"]
     airflow.wait_for("imagen_trigger_form", run_id, "success")
     images = airflow.result_of("imagen_trigger_form", run_id, "paint", "images")
@@ -292,8 +104,8 @@ def test_the_run_tab_shows_its_images(ann: Page, airflow: Airflow, run_id: str) 
     expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(13)
     inner = ann.frame(url=re.compile("/imagen/run"))
-    _wait_for(lambda: _all_loaded(inner), "the previews")
-    _screenshot(ann, "04-run-tab-light")
+    wait_for(lambda: all_loaded(inner), "the previews")
+    screenshot(ann, "04-run-tab-light")
 
 
 def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id: str) -> None:
@@ -303,10 +115,10 @@ def test_the_gallery_follows_airflows_theme(ann: Page, airflow: Airflow, run_id:
     ann.reload()
     ann.frame_locator("iframe[title=Pictures]").locator("a.card").first.wait_for()
     inner = ann.frame(url=re.compile("/imagen/run"))
-    _wait_for(lambda: _all_loaded(inner), "the previews")
+    wait_for(lambda: all_loaded(inner), "the previews")
     assert light == "rgb(255, 255, 255)"
     assert inner.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 29, 45)"
-    _screenshot(ann, "05-run-tab-dark")
+    screenshot(ann, "05-run-tab-dark")
     ann.evaluate("localStorage.setItem('theme', 'light')")
 
 
@@ -317,7 +129,7 @@ def test_the_search_in_the_run_tab_finds_images_of_all_tasks(ann: Page, airflow:
     expect(frame.get_by_text("3 images match.")).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(3)
     expect(frame.get_by_text("page: 2")).to_have_count(2)
-    _screenshot(ann, "05-run-tab-search")
+    screenshot(ann, "05-run-tab-search")
     frame.get_by_role("link", name="Show all").click()
     expect(frame.locator("a.card")).to_have_count(13)
 
@@ -326,13 +138,13 @@ def test_the_task_button_opens_its_images(ann: Page, airflow: Airflow, run_id: s
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}/tasks/posters/details")
     link = ann.get_by_role("link", name="Pictures", exact=True)
     link.last.scroll_into_view_if_needed()
-    _screenshot(ann, "06-task-link")
+    screenshot(ann, "06-task-link")
     ann.get_by_role("link", name="Pictures", exact=True).last.click()
     ann.wait_for_url(re.compile(f"{BASE_PATH}/imagen/task"))
     expect(ann.locator("a.card")).to_have_count(9)
     expect(ann.get_by_text("withheld 1 of 2 images")).to_be_visible()
-    _wait_for(lambda: _all_loaded(ann), "the previews")
-    _screenshot(ann, "07-task-gallery", full_page=True)
+    wait_for(lambda: all_loaded(ann), "the previews")
+    screenshot(ann, "07-task-gallery", full_page=True)
 
 
 def test_each_mapped_task_instance_has_its_own_link(ann: Page, airflow: Airflow, run_id: str) -> None:
@@ -350,10 +162,11 @@ def test_an_image_page_is_complete_and_works_from_the_keyboard(ann: Page, airflo
     ann.locator("a.card").first.focus()
     ann.keyboard.press("ArrowRight")
     ann.keyboard.press("Enter")
+    ann.get_by_role("link", name="All details of this image").click()
     ann.wait_for_url(re.compile("/imagen/picture"))
-    _wait_for(lambda: _all_loaded(ann), "the picture")
+    wait_for(lambda: all_loaded(ann), "the picture")
     expect(ann.get_by_role("heading", name="Image 2 of 9")).to_be_visible()
-    _screenshot(ann, "08-picture", full_page=True)
+    screenshot(ann, "08-picture", full_page=True)
     ann.get_by_role("button", name="Copy").click()
     expect(ann.get_by_text("Copied.")).to_be_visible()
     copied = ann.evaluate("navigator.clipboard.readText()")
@@ -371,8 +184,8 @@ def test_the_dag_tab_shows_the_newest_runs(ann: Page, airflow: Airflow, run_id: 
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()
     inner = ann.frame(url=re.compile("/imagen/dag"))
-    _wait_for(lambda: _all_loaded(inner), "the previews")
-    _screenshot(ann, "09-dag-tab")
+    wait_for(lambda: all_loaded(inner), "the previews")
+    screenshot(ann, "09-dag-tab")
 
 
 def test_images_appear_while_their_task_runs_and_nothing_else_moves(ann: Page, airflow: Airflow) -> None:
@@ -392,7 +205,7 @@ def test_images_appear_while_their_task_runs_and_nothing_else_moves(ann: Page, a
     expect(ann.locator(".progress")).to_contain_text(re.compile(r"\d+ of 30, \$[\d.]+ so far"))
     assert ann.evaluate("document.activeElement.isTheOneWeSaw")
     assert ann.evaluate("[scrollY, document.activeElement.getBoundingClientRect().top]") == before
-    _screenshot(ann, "09-run-in-progress")
+    screenshot(ann, "09-run-in-progress")
 
     requests: list[str] = []
     ann.on("request", lambda request: requests.append(request.url))
@@ -416,13 +229,13 @@ def test_images_appear_while_their_task_runs_and_nothing_else_moves(ann: Page, a
 
 
 def test_the_gallery_fits_a_phone_screen(browser: Browser, airflow: Airflow, run_id: str) -> None:
-    context = _log_in(browser, airflow, "ann", color_scheme="dark")
+    context = log_in(browser, airflow, "ann", color_scheme="dark")
     page = context.new_page()
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{airflow.url}/imagen/task?dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}&task_id=posters")
-    _wait_for(lambda: _all_loaded(page), "the previews")
+    wait_for(lambda: all_loaded(page), "the previews")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    _screenshot(page, "10-telephone-dark")
+    screenshot(page, "10-telephone-dark")
     context.close()
 
 
@@ -445,8 +258,8 @@ def test_a_rejected_instance_has_a_tile_with_its_label_its_error_and_a_link_to_i
         expect(tile).to_contain_text(part)
     expect(frame.get_by_text("2 of")).to_have_count(0)
     inner = ann.frame(url=re.compile("/imagen/run"))
-    _wait_for(lambda: _all_loaded(inner), "the previews")
-    _screenshot(ann, "16-rejected-instance")
+    wait_for(lambda: all_loaded(inner), "the previews")
+    screenshot(ann, "16-rejected-instance")
     tile.get_by_role("link", name="Open its log").click()
     ann.wait_for_url(re.compile("/tasks/paint/mapped/1"))
 
@@ -465,7 +278,7 @@ def test_dates_are_in_the_time_zone_chosen_in_airflow(ann: Page, airflow: Airflo
 def test_no_page_has_an_accessibility_problem(
     browser: Browser, airflow: Airflow, run_id: str, rejected_run_id: str, scheme: str, width: int
 ) -> None:
-    context = _log_in(browser, airflow, "ann", color_scheme=scheme)
+    context = log_in(browser, airflow, "ann", color_scheme=scheme)
     page = context.new_page()
     page.set_viewport_size({"width": width, "height": 900})
     many = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
@@ -484,7 +297,7 @@ def test_no_page_has_an_accessibility_problem(
     for name, address in addresses.items():
         page.goto(f"{airflow.url}/imagen/{address}")
         page.wait_for_load_state("networkidle")
-        _screenshot(page, f"17-{name}-{scheme}-{width}", full_page=True)
+        screenshot(page, f"17-{name}-{scheme}-{width}", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
         violations = Axe().run(page).response["violations"]
         found |= {name: [(each["id"], each["nodes"][0]["html"]) for each in violations]} if violations else {}
@@ -498,12 +311,12 @@ def test_a_person_picks_the_best_and_only_those_are_published(ann: Page, airflow
     ann.goto(f"{airflow.url}/dags/imagen_pick_best/runs/{run}/tasks/review/required_actions")
     images = ann.locator("table img")
     expect(images).to_have_count(4)
-    _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
-    _screenshot(ann, "11-review", full_page=True)
+    wait_for(lambda: all_loaded(ann), "the pictures of the review")
+    screenshot(ann, "11-review", full_page=True)
     for number in ("2", "4"):
         ann.locator("input[aria-autocomplete=list]").last.click()
         ann.get_by_role("option", name=number, exact=True).click()
-    _screenshot(ann, "12-review-chosen", full_page=True)
+    screenshot(ann, "12-review-chosen", full_page=True)
     ann.get_by_role("button", name="OK").or_(ann.get_by_role("button", name="Respond")).or_(
         ann.get_by_role("button", name="Submit")
     ).first.click()
@@ -519,20 +332,20 @@ def test_a_person_approves_before_anything_is_published(ann: Page, airflow: Airf
     assert airflow.state_of("imagen_approve", run, "publish") in (None, "none", "scheduled")
     ann.goto(f"{airflow.url}/dags/imagen_approve/runs/{run}/tasks/review/required_actions")
     expect(ann.locator("table img")).to_have_count(2)
-    _wait_for(lambda: _all_loaded(ann), "the pictures of the review")
-    _screenshot(ann, "13-approval", full_page=True)
+    wait_for(lambda: all_loaded(ann), "the pictures of the review")
+    screenshot(ann, "13-approval", full_page=True)
     ann.get_by_role("button", name="Approve").click()
     airflow.wait_for("imagen_approve", run, "success")
     assert len(airflow.result_of("imagen_approve", run, "publish")) == 2
 
 
 def test_a_user_without_access_sees_nothing(browser: Browser, airflow: Airflow, run_id: str) -> None:
-    context = _log_in(browser, airflow, "bob")
+    context = log_in(browser, airflow, "bob")
     page = context.new_page()
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
     response = page.goto(f"{airflow.url}/imagen/run?{query}")
     assert response.status == 403
-    _screenshot(page, "14-no-access")
+    screenshot(page, "14-no-access")
     for path in (
         "task?task_id=posters&",
         "dag?",
@@ -562,7 +375,7 @@ def test_a_missing_image_file_is_reported(ann: Page, airflow: Airflow, run_id: s
     query = f"dag_id=many_pictures&run_id={run_id.replace('+', '%2B')}"
     ann.goto(f"{airflow.url}/imagen/picture?{query}&task_id=posters&prompt_index=0&image_index=0")
     expect(ann.get_by_text("The stored file is not there any more")).to_be_visible()
-    _screenshot(ann, "15-gone")
+    screenshot(ann, "15-gone")
 
 
 def test_no_page_violated_its_content_security_policy(ann: Page) -> None:

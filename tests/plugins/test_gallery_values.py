@@ -541,10 +541,10 @@ def test_style_and_script_are_cached_for_a_day_and_versioned_by_content(forged: 
     page = ann.get(gallery.task()[0], params=gallery.task()[1]).text
     static = [link for link in links(page) + links(page, "src") if "/static/" in link]
 
-    assert sorted(urlsplit(link).path.rpartition("/")[2] for link in static) == ["gallery.css", "gallery.js"]
+    assert len(static) > 2
     for link in static:
         response = ann.get(link)
-        kind = {"gallery.css": "text/css", "gallery.js": "text/javascript"}[urlsplit(link).path.rpartition("/")[2]]
+        kind = {"css": "text/css", "js": "text/javascript"}[urlsplit(link).path.rpartition(".")[2]]
         assert response.headers["content-type"] == f"{kind}; charset=utf-8"
         assert response.headers["cache-control"] == "public, max-age=86400"
         assert urlsplit(link).query == f"v={hashlib.sha256(response.content).hexdigest()[:12]}"

@@ -28,6 +28,7 @@ from airflow_provider_imagen.plugins.gallery.files import (
     read_run_images,
 )
 from airflow_provider_imagen.plugins.gallery.image_search import find_entries, has_label
+from airflow_provider_imagen.plugins.gallery.matrix import compares_models
 from airflow_provider_imagen.plugins.gallery.run_results import (
     Matches,
     RunResults,
@@ -58,6 +59,9 @@ FRESH_SECONDS: Final = 10.0
 DAG_SECONDS: Final = 60.0
 """How long it is cached which operators of a DAG belong to this provider."""
 
+RUN_SECONDS: Final = 60.0
+"""How long it is cached whether a run compares models."""
+
 COUNT_SECONDS: Final = 3.0
 """Time that a page may spend on reading summaries that are not cached."""
 
@@ -65,6 +69,9 @@ _MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 _MAX_SUMMARY_BYTES: Final = 32 * 1024 * 1024
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
+
+_MAX_TASKS_COMPARED: Final = 8
+"""Maximum number of task instances whose records are read to find out whether a run compares models."""
 
 Result = TypeVar("Result")
 
@@ -213,6 +220,9 @@ class Collection:
         )
         self._operators: Memory[frozenset[str]] = Memory(
             entries=256, seconds=DAG_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
+        )
+        self._comparisons: Memory[bool] = Memory(
+            entries=1000, seconds=RUN_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
         self._file_threads: anyio.CapacityLimiter | None = None
 
@@ -366,6 +376,30 @@ class Collection:
                     if task is not None and _lists_all(task, images, manifest):
                         listed[ti] = images
         return listed
+
+    async def compares_models(self, api: AirflowApi, run: DagRun, tasks: list[TaskResult]) -> bool:
+        """
+        Return whether two models made images of one prompt of a run, as far as a few calls to Airflow's API tell.
+
+        The rendered arguments tell it of task instances with one prompt, and their records of the first few others.
+        """
+        key = (run.dag_id, run.run_id, run.is_active)
+        return await self._comparisons.get(key, lambda: self._find_comparison(api, tasks))
+
+    async def _find_comparison(self, api: AirflowApi, tasks: list[TaskResult]) -> bool:
+        made: list[tuple[str, str | None]] = []
+        unknown: list[TaskResult] = []
+        for task in tasks:
+            if task.summary is None or not task.summary.made:
+                continue
+            if task.status.prompt and task.status.model:
+                made.append((task.status.prompt, task.status.model))
+            else:
+                unknown.append(task)
+        if not compares_models(made):
+            parts = [self.get_task(api, task.ti, task.summary) for task in unknown[:_MAX_TASKS_COMPARED]]
+            made += [(image.prompt, image.model) for found in await asyncio.gather(*parts) for image in found.images]
+        return compares_models(made)
 
     async def read_slice(self, api: AirflowApi, tasks: list[TaskResult], *, first: int, most: int) -> list[TaskEntries]:
         """

@@ -17,6 +17,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.image_record import ImageRecord, ManifestLine
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_image_file
+from airflow_provider_imagen.plugins.gallery.image_ids import image_id
 from airflow_provider_imagen.plugins.gallery.task_results import read_moment
 from airflow_provider_imagen.storage.inspect_image import EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.naming import append_to_stem, literal_stem, with_extension
@@ -116,7 +117,7 @@ def write_archive(images: Iterable[GalleryImage], *, notes: Iterable[str] = ()) 
                 added.append((image, name))
             except (FileUnavailableError, OSError) as error:
                 reason = str(error) if isinstance(error, FileUnavailableError) else "The file cannot be read."
-                missing.append(f"{image.file_name or 'An image'} ({image.key}): {reason}")
+                missing.append(f"{image.file_name or 'An image'} ({image_id(image)}): {reason}")
                 yield pieces.take()  # so that the caller can stop here, too
         with archive.open(ZipInfo(MANIFEST_NAME, _NO_DATE), "w") as target:
             for image, name in added:

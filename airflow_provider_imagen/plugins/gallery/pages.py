@@ -16,8 +16,10 @@ from airflow.configuration import conf
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from airflow_provider_imagen.links.gallery_urls import (
+    compare_address,
     dag_address,
     image_address,
+    matrix_address,
     origin_of,
     remote_link,
     run_address,
@@ -25,6 +27,7 @@ from airflow_provider_imagen.links.gallery_urls import (
     task_address,
 )
 from airflow_provider_imagen.money import format_usd
+from airflow_provider_imagen.plugins.gallery.image_ids import image_id
 from airflow_provider_imagen.plugins.gallery.view_state import MAX_QUERY_CHARACTERS, PreviewSize
 
 if TYPE_CHECKING:
@@ -36,11 +39,16 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.task_results import Entry, GalleryImage
     from airflow_provider_imagen.plugins.gallery.view_state import Order, Status, ViewState
 
+_CSS: Final = "text/css; charset=utf-8"
+_JAVASCRIPT: Final = "text/javascript; charset=utf-8"
 STATIC_TYPES: Final = {
-    "gallery.css": "text/css; charset=utf-8",
-    "gallery.js": "text/javascript; charset=utf-8",
-    "live.js": "text/javascript; charset=utf-8",
-    "select.js": "text/javascript; charset=utf-8",
+    "gallery.css": _CSS,
+    "look.css": _CSS,
+    "gallery.js": _JAVASCRIPT,
+    "live.js": _JAVASCRIPT,
+    "zoom.js": _JAVASCRIPT,
+    "lightbox.js": _JAVASCRIPT,
+    "select.js": _JAVASCRIPT,
 }
 
 _PAGES_AROUND: Final = 2  # in a pager, on each side of the page
@@ -242,6 +250,16 @@ class Pages:
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
         )
 
+    def compare(self, images: Sequence[GalleryImage]) -> str:
+        """Return the URL of a comparison of images of one run."""
+        ti = images[0].ti
+        ids = [image_id(image) for image in images]
+        return compare_address(root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, images=ids)
+
+    def matrix(self, dag_id: str, run_id: str, **query: Any) -> str:
+        """Return the URL of a run's images by prompt and model."""
+        return matrix_address(root=self._root, dag_id=dag_id, run_id=run_id, **query)
+
     def image(self, image: GalleryImage) -> str:
         """Return the URL of an image's page."""
         return self._image(image)
@@ -326,6 +344,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["usd"] = format_usd
+    environment.filters["image_id"] = image_id
     environment.filters["size"] = _format_size
     environment.filters["place"] = _without_connection
     environment.filters["moment"] = format_moment

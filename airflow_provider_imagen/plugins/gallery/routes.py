@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
 from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Collection
+from airflow_provider_imagen.plugins.gallery.comparison import MAX_COMPARED, MIN_COMPARED, compare
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
@@ -33,7 +34,9 @@ from airflow_provider_imagen.plugins.gallery.files import (
     open_image_file,
 )
 from airflow_provider_imagen.plugins.gallery.image_archive import write_archive
+from airflow_provider_imagen.plugins.gallery.image_ids import MAX_INTEGER, parse_image_id
 from airflow_provider_imagen.plugins.gallery.image_search import sort_entries
+from airflow_provider_imagen.plugins.gallery.matrix import MAX_MODELS, RowsBy, arrange, shown_images
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
@@ -47,9 +50,9 @@ from airflow_provider_imagen.plugins.gallery.pages import (
 from airflow_provider_imagen.plugins.gallery.progress import IDLE_REFRESH_SECONDS, refresh_seconds, shared_by_viewers
 from airflow_provider_imagen.plugins.gallery.run_results import Matches, RunResults, TaskResult
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
-from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, parse_image_key
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
-from airflow_provider_imagen.plugins.gallery.view_state import ViewState, read_view_state
+from airflow_provider_imagen.plugins.gallery.view_state import MAX_PAGES, ViewState, read_view_state
 from airflow_provider_imagen.storage.contact_sheet import SHEET_MIME_TYPE
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
@@ -64,6 +67,7 @@ log = logging.getLogger(__name__)
 
 IMAGES_PER_PAGE: Final = 60
 TASKS_PER_PAGE: Final = 30
+ROWS_PER_PAGE: Final = 20
 RUNS_PER_PAGE: Final = 8
 IMAGES_PER_RUN: Final = 8
 
@@ -73,15 +77,9 @@ MAX_SELECTED: Final = 1_000
 DOWNLOAD_SECONDS: Final = 60.0
 """Time that a download may spend on finding its images, before it starts."""
 
-_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
-"""Arguments that the page of an image shows in another place, or only in the code."""
-
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
 _SENT_AS_ATTACHMENT: Final = ("image/tiff", SVG_MIME_TYPE)
 """Types sent as downloads, because browsers cannot display them or they may contain scripts."""
-
-_MAX_INTEGER: Final = 2**31 - 1
-"""Largest integer that Airflow's database accepts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 may_read_states = (
@@ -89,21 +87,33 @@ may_read_states = (
     Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.TASK_INSTANCE)),
 )
 Id = Annotated[str, Query(min_length=1, max_length=250)]
-MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
-Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
+MapIndex = Annotated[int, Query(ge=-1, le=MAX_INTEGER)]
+Index = Annotated[int, Query(ge=0, le=MAX_INTEGER)]
+PageNumber = Annotated[int, Query(ge=1, le=MAX_PAGES)]
 View = Annotated[ViewState, Depends(read_view_state)]
-ImageKeys = Annotated[list[str], Query(max_length=MAX_SELECTED)]
+ImageIds = Annotated[list[str], Query(max_length=MAX_SELECTED, default_factory=list)]
 
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
 thumbnails = ThumbnailCache()
 
 
-class MissingError(HTTPException):
-    """What a URL names does not exist; the message is for the visitor."""
+class ExplainedError(HTTPException):
+    """An error whose message is for the visitor."""
+
+
+class MissingError(ExplainedError):
+    """What a URL names does not exist."""
 
     def __init__(self, message: str) -> None:
         super().__init__(404, message)
+
+
+class ComparisonError(ExplainedError):
+    """The images that a URL names cannot be compared."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(422, message)
 
 
 @app.middleware("http")
@@ -133,18 +143,18 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         422: "This URL is incomplete or invalid.",
         502: "Airflow's API returned an error. Try again in a moment.",
     }.get(error.status_code, "Something went wrong.")
-    if isinstance(error, MissingError):
+    if isinstance(error, ExplainedError):
         message = error.detail
     if not is_page:
         return Response(
             error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
         )
-    back = _way_back(request) if isinstance(error, MissingError) else None
+    back = _way_back(request) if isinstance(error, ExplainedError) else None
     return _page(request, "message.html", status=error.status_code, title="Pictures", message=message, back=back)
 
 
 def _way_back(request: Request) -> tuple[str, str] | None:
-    """Return the text and URL of a link from a page that does not exist to the one above it; ``None`` without one."""
+    """Return the text and URL of a link from a page that cannot be shown to the one above it; ``None`` without one."""
     pages, ids = Pages(_root(request)), request.query_params
     place = request.url.path.rpartition("/")[2]
     if place == "download":
@@ -153,7 +163,7 @@ def _way_back(request: Request) -> tuple[str, str] | None:
         case "picture" | "sheet":
             ti = TaskInstance(ids["dag_id"], ids["run_id"], ids["task_id"], int(ids.get("map_index", -1)))
             return "All images of this task", pages.task(ti)
-        case "task":
+        case "task" | "compare" | "matrix":
             return "All images of this run", pages.run(ids["dag_id"], ids["run_id"])
         case "run":
             return "All runs of this DAG", pages.dag(ids["dag_id"])
@@ -188,7 +198,7 @@ async def show_task(
     entries = sort_entries(matches.entries, view, statuses=results.statuses)
     if view.show == "problems":
         entries = [entry for entry in entries if not isinstance(entry, GalleryImage)]
-    pager = _pager(view, len(entries), IMAGES_PER_PAGE, lambda n: pages.task(ti, **view.at(n).query))
+    pager = _pager(view.page, len(entries), IMAGES_PER_PAGE, lambda n: pages.task(ti, **view.at(n).query))
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
     notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes, *matches.task_notes]))
     has_images = bool(found.images) and view.show == "pictures"
@@ -223,6 +233,7 @@ async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Resp
     """Show the images of all tasks in a run and what is missing, a selection of it, or only what is missing."""
     pages = Pages(_root(request))
     form = selection = None
+    compares_models = False
     async with AirflowApi(request) as api:
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
@@ -232,14 +243,15 @@ async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Resp
         address = lambda n: pages.run(dag_id, run_id, **view.at(n).query)  # noqa: E731
         if view.show == "problems":
             incomplete = [task for task in results.tasks if task.has_problems]
-            pager = _pager(view, len(incomplete), TASKS_PER_PAGE, address)
+            pager = _pager(view.page, len(incomplete), TASKS_PER_PAGE, address)
             first = (pager.number - 1) * TASKS_PER_PAGE
             part = incomplete[first : first + TASKS_PER_PAGE]
             sections = [await _problem_section(api, pages, task) for task in part]
         else:
+            compares_models = await collection.compares_models(api, run, results.tasks)
             matches = None if view.is_plain else await collection.search(api, results.tasks, view)
             places = sum(task.places for task in results.tasks) if matches is None else matches.places
-            pager = _pager(view, places, IMAGES_PER_PAGE, address)
+            pager = _pager(view.page, places, IMAGES_PER_PAGE, address)
             first = (pager.number - 1) * IMAGES_PER_PAGE
             if matches is None:
                 tasks = await collection.read_slice(api, results.tasks, first=first, most=IMAGES_PER_PAGE)
@@ -273,6 +285,7 @@ async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Resp
         pager=pager,
         empty=empty,
         notes=notes,
+        compares_models=compares_models,
         more_problems=pages.run(dag_id, run_id, show="problems")
         if view.show == "pictures" and any(task.has_problems for task in results.tasks)
         else None,
@@ -325,7 +338,7 @@ async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
         form=form if made or view.is_filtered else None,
         selection=None,
         sections=sections,
-        pager=_pager(view, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, **view.at(n).query)),
+        pager=_pager(view.page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, **view.at(n).query)),
         empty=empty,
         notes=[],
         more_problems=None,
@@ -362,11 +375,85 @@ async def show_image(
         title=f"Image {place + 1} of {len(found.images)}",
         label=status.label if status else "",
         image=image,
-        arguments=_shown_arguments(image),
+        arguments=image.shown_arguments,
         snippet=snippet(image),
         notice=notice,
         previous=found.images[place - 1] if place else None,
         next=found.images[place + 1] if place + 1 < len(found.images) else None,
+    )
+
+
+@app.get("/compare", dependencies=[may_read, *may_read_states])
+async def show_comparison(
+    request: Request, dag_id: Id, run_id: Id, image: ImageIds
+) -> Response:
+    """
+    Show two to four images of a run side by side, and what differs between them.
+
+    :param image: ``task_id:map_index:prompt_index:image_index`` of each image; repeated ones count once
+    """
+    chosen = dict.fromkeys(image)
+    if not MIN_COMPARED <= len(chosen) <= MAX_COMPARED:
+        raise ComparisonError(f"Choose two to four images to compare. You have chosen {len(chosen):,}.")
+    images = []
+    for text in chosen:
+        parsed = parse_image_id(text)
+        if parsed is None:
+            raise ComparisonError("This URL names an image that cannot exist.")
+        task_id, map_index, prompt_index, image_index = parsed
+        found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
+        images.append(found.images[place])
+    return _page(
+        request,
+        "compare.html",
+        images=images,
+        title="Comparison",
+        dag_id=dag_id,
+        run_id=run_id,
+        comparison=compare(images),
+    )
+
+
+@app.get("/matrix", dependencies=[may_read, *may_read_states])
+async def show_matrix(
+    request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, rows: RowsBy = "prompt"
+) -> Response:
+    """Show the images of a run in a table of prompts and models."""
+    pages = Pages(_root(request))
+    async with AirflowApi(request) as api:
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)
+        if run is None:
+            raise MissingError("This run does not exist, or was deleted.")
+        results = await collection.read_run(api, run)
+        matches = await collection.search(api, results.tasks, ViewState())
+    entries = matches.entries
+    matrix = await collection.in_thread(lambda: arrange(entries, by=rows))
+    pager = _pager(
+        page, len(matrix.rows), ROWS_PER_PAGE, lambda number: pages.matrix(dag_id, run_id, rows=rows, page=number)
+    )
+    first = (pager.number - 1) * ROWS_PER_PAGE
+    shown = matrix.rows[first : first + ROWS_PER_PAGE]
+    notes = [*results.notes, *matches.task_notes]
+    if matches.unsearched:
+        notes.append(f"{matches.unsearched:,} more tasks could not be read in time, so their images are not here.")
+    if len(matrix.columns) > MAX_MODELS:
+        notes.append(f"Only the first {MAX_MODELS} of {len(matrix.columns):,} models are shown.")
+    if run.is_active:
+        notes.append("The run has not ended. Reload to see newer images.")
+    return _page(
+        request,
+        "matrix.html",
+        images=shown_images(shown, matrix.models),
+        title="Prompts and models",
+        dag_id=dag_id,
+        run_id=run_id,
+        matrix=matrix,
+        rows=shown,
+        by=rows,
+        has_names=any(entry.name for entry in entries),
+        labels=results.labels,
+        pager=pager,
+        notes=notes,
     )
 
 
@@ -428,7 +515,7 @@ async def download_images(
     view: View,
     dag_id: Id,
     run_id: Id,
-    image: ImageKeys = [],  # noqa: B006 - FastAPI copies it
+    image: ImageIds,
     task_id: Id | None = None,
     map_index: MapIndex = -1,
     everything: bool = False,
@@ -436,7 +523,7 @@ async def download_images(
     """
     Send a zip of images of a run.
 
-    :param image: which of them (:attr:`GalleryImage.key`)
+    :param image: which of them (:func:`image_id`)
     :param task_id: task instance of the page that they were selected on; ``None`` for the page of the run
     :param everything: send all images of that page's view instead
     """
@@ -474,20 +561,20 @@ async def _find_all(
 
 
 async def _find_selected(
-    api: AirflowApi, dag_id: str, run_id: str, keys: list[str]
+    api: AirflowApi, dag_id: str, run_id: str, ids: list[str]
 ) -> tuple[list[GalleryImage], list[str]]:
     """Return the images that a URL names, in its order, and sentences about those that do not exist."""
     images, notes = [], []
-    for key in dict.fromkeys(keys):
-        try:
-            task_id, map_index, prompt_index, image_index = parse_image_key(key)
-        except ValueError:
-            raise HTTPException(422) from None
+    for text in dict.fromkeys(ids):
+        parsed = parse_image_id(text)
+        if parsed is None:
+            raise HTTPException(422)
+        task_id, map_index, prompt_index, image_index = parsed
         ti = TaskInstance(dag_id, run_id, task_id, map_index)
         found = await collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
         place = found.find(prompt_index, image_index)
         if place is None:
-            notes.append(f"{key}: There is no such image, or its record was deleted.")
+            notes.append(f"{text}: There is no such image, or its record was deleted.")
         else:
             images.append(found.images[place])
     return images, notes
@@ -554,9 +641,9 @@ async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_ind
     return found, place
 
 
-def _pager(view: ViewState, items: int, per_page: int, address: Callable[[int], str]) -> Pager:
+def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]) -> Pager:
     count = max(-(-items // per_page), 1)
-    return Pager(min(view.page, count), count, address)
+    return Pager(min(number, count), count, address)
 
 
 def _sections(pages: Pages, results: RunResults, tasks: Iterable[TaskEntries]) -> list[Section]:
@@ -645,14 +732,6 @@ def _explain_empty_run(run: DagRun) -> str:
     if run.is_active:
         return "No task in this run has generated images yet. They are shown here as soon as they are stored."
     return "No task in this run has generated images."
-
-
-def _shown_arguments(image: GalleryImage) -> dict[str, Any]:
-    """Return the recorded arguments that the page of an image lists, those in ``parameters`` by their own names."""
-    recorded = dict(image.operator_arguments or {})
-    parameters = recorded.pop("parameters", None)
-    recorded |= parameters if isinstance(parameters, dict) else {}
-    return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
 
 
 def _preview(image: GalleryImage) -> bytes:

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 _NEVER_SHOWN: Final = ("in_doubt", "output_path")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
 
-MAX_PATH_CHARACTERS: Final = 4096
+_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
+"""Arguments that pages show in another place, or only in the code that makes an image again."""
+
+_MAX_PATH_CHARACTERS: Final = 4096
 
 _ARGUMENTS: Final = [
     name for name in signature(ImagenGenerateOperator.__init__).parameters if name not in ("self", "prompt", "kwargs")
@@ -62,11 +65,6 @@ class GalleryImage(_ListedImage, frozen=True, kw_only=True):
     prompt_index: WholeNumber
     image_index: WholeNumber
     prompt: str = ""
-
-    @property
-    def key(self) -> str:
-        """Its name in its run, as the pages' forms send it (:func:`parse_image_key`); task ids have no colons."""
-        return f"{self.ti.task_id}:{self.ti.map_index}:{self.prompt_index}:{self.image_index}"
 
     @property
     def outcome(self) -> str:
@@ -102,6 +100,14 @@ class GalleryImage(_ListedImage, frozen=True, kw_only=True):
         if _is_deeper_than(_MAX_LEVELS, arguments):
             return None
         return {name: arguments[name] for name in _ARGUMENTS if name in arguments}
+
+    @property
+    def shown_arguments(self) -> dict[str, Any]:
+        """The recorded arguments that pages list, those in ``parameters`` by their own names."""
+        recorded = dict(self.operator_arguments or {})
+        parameters = recorded.pop("parameters", None)
+        recorded |= parameters if isinstance(parameters, dict) else {}
+        return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
 
     @property
     def places(self) -> int:
@@ -149,13 +155,17 @@ class TaskProblem:
         return self.status.name
 
     @property
-    def metadata(self) -> None:
-        """It has no metadata to show."""
+    def model(self) -> str | None:
+        """The model that was requested for it."""
+        return self.status.model
 
     @property
-    def model(self) -> str | None:
-        """The model it was to ask for, if it has just one."""
-        return self.status.model
+    def usd(self) -> None:
+        """It has no cost of its own; its prompts have."""
+
+    @property
+    def metadata(self) -> None:
+        """It has no metadata to show."""
 
     @property
     def outcome(self) -> str:
@@ -179,7 +189,7 @@ def read_summary(value: Any) -> RunSummary | None:
     shown = {name: field for name, field in _read(RunSummary, value).items() if name not in _NEVER_SHOWN}
     if shown["in_progress"]:
         shown["not_sent"] = 0
-    if len(shown["contact_sheet"] or "") > MAX_PATH_CHARACTERS:
+    if len(shown["contact_sheet"] or "") > _MAX_PATH_CHARACTERS:
         shown["contact_sheet"] = None
     return RunSummary(**shown)
 
@@ -201,17 +211,6 @@ def total(summaries: Iterable[RunSummary]) -> RunSummary:
         **{name: sum(getattr(each, name) for each in found) for name in counts},
         usd_is_estimate=any(each.usd_is_estimate for each in found),
     )
-
-
-def parse_image_key(key: str) -> tuple[str, int, int, int]:
-    """
-    Return what a :attr:`GalleryImage.key` names: task id, map index, prompt index and image index.
-
-    :raises ValueError: it is not one
-    """
-    task_id, *numbers = key.rsplit(":", 3)
-    map_index, prompt_index, image_index = map(int, numbers)
-    return task_id, map_index, prompt_index, image_index
 
 
 def read_moment(text: str | None) -> datetime | None:

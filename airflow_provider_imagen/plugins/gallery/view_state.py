@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Query
 
 MAX_QUERY_CHARACTERS: Final = 200
+MAX_PAGES: Final = 100_000
 
 Status = Literal["made", "reused", "filtered", "failed", "in_doubt", "missing"]
 Order = Literal["prompt", "cost", "-cost", "time", "-time", "name", "-name", "size", "-size"]
@@ -72,7 +73,7 @@ def read_view_state(
     sort: Order = "prompt",
     size: PreviewSize = "medium",
     show: Show = "pictures",
-    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    page: Annotated[int, Query(ge=1, le=MAX_PAGES)] = 1,
 ) -> ViewState:
     """Return the state that a URL holds; a dependency of the routes, for which FastAPI checks the values."""
     return ViewState(q=q.strip(), model=model, status=status, label=label, sort=sort, size=size, show=show, page=page)
