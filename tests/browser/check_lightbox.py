@@ -87,7 +87,7 @@ def test_escape_and_back_return_to_the_same_place(ann: Page, stamps: str, leave:
     leave(ann)
 
     expect(ann.locator(DIALOG)).to_be_hidden()
-    assert ann.url == stamps
+    expect(ann).to_have_url(stamps)
     ann.wait_for_timeout(300)
     assert (focused_card(ann), ann.evaluate("scrollY")) == (40, before)
 
@@ -111,7 +111,7 @@ def test_arrow_keys_move_through_preloaded_images_and_the_last_one_gets_the_focu
     assert "prompt_index%3D2" in ann.url or "prompt_index=2" in ann.url
     ann.keyboard.press("Escape")
     expect(ann.locator(DIALOG)).to_be_hidden()
-    assert ann.url == stamps
+    expect(ann).to_have_url(stamps)
     assert focused_card(ann) == 2
 
 
@@ -198,7 +198,8 @@ def test_failures_are_skipped_and_the_panel_tells_about_the_image(ann: Page, air
     expect(ann.locator(DIALOG)).to_be_visible()
     ann.get_by_role("button", name="Close").click()
     expect(ann.locator(DIALOG)).to_be_hidden()
-    assert "#" not in ann.url
+    ann.wait_for_url(re.compile("^[^#]*$"))
+    expect(ann.locator(DIALOG)).to_be_hidden()
 
 
 def test_the_lightbox_works_from_the_keyboard_alone(ann: Page, airflow: Airflow, models: str) -> None:
@@ -253,11 +254,11 @@ def test_a_comparison_zooms_and_pans_all_images_together(ann: Page, comparison: 
     screenshot(ann, "34-comparison", full_page=True)
     images = ann.locator(".compared img")
 
-    def shown_parts() -> list[list[float]]:
+    def shown_parts() -> list[tuple[float, float]]:
+        """Return how many times as wide as its frame each image is, and what of it is in the middle."""
         script = """images => images.map((image) => {
             const [inner, outer] = [image, image.closest("zoom-frame")].map((each) => each.getBoundingClientRect());
-            return [inner.width / outer.width, (outer.x + outer.width / 2 - inner.x) / inner.width,
-                    inner.height / outer.height, (outer.y + outer.height / 2 - inner.y) / inner.height];
+            return [inner.width / outer.width, (outer.x + outer.width / 2 - inner.x) / inner.width];
         })"""
         return images.evaluate_all(script)
 
@@ -280,8 +281,8 @@ def test_a_comparison_zooms_and_pans_all_images_together(ann: Page, comparison: 
     assert [part[1] for part in parts] == pytest.approx([parts[0][1]] * 3, abs=0.15)  # they differ in shape
     before = ann.evaluate("scrollY")
     ann.mouse.wheel(0, 200)  # without Ctrl, it scrolls the page
-    wait_for(lambda: shown_parts() == pytest.approx(parts), "the same view")
-    assert ann.evaluate("scrollY") >= before
+    wait_for(lambda: ann.evaluate("scrollY") > before, "the page to scroll")
+    assert shown_parts() == parts
     ann.locator("zoom-frame").nth(2).focus()
     ann.keyboard.press("0")
     assert shown_parts()[0] == pytest.approx(whole[0], abs=0.01)

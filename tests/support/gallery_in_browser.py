@@ -118,7 +118,7 @@ def _start(name: str, command: list[str], environment: dict[str, str]) -> Path:
 def serve_airflow() -> Iterator[Airflow]:
     """Yield a real Airflow with the sandbox, the DAGs of ``tests/browser`` and some examples."""
     python = os.environ["AIRFLOW_PYTHON"]
-    airflow_command = str(Path(python).with_name("airflow"))
+    airflow_command = [python, "-m", "airflow"]
     home = WORK / "home"
     (home / "dags").mkdir(parents=True)
     for name in ("imagen_pick_best.py", "imagen_approve.py", "imagen_trigger_form.py"):
@@ -149,7 +149,7 @@ def serve_airflow() -> Iterator[Airflow]:
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_IMAGEN_DEFAULT": json.dumps({"conn_type": "imagen", "extra": {"sandbox": True}}),
     }
-    subprocess.run([airflow_command, "db", "migrate"], env=environment, check=True, capture_output=True)
+    subprocess.run([*airflow_command, "db", "migrate"], env=environment, check=True, capture_output=True)
     log = _start(
         "sandbox",
         [python, "-m", "airflow_provider_imagen.cli", "sandbox", "--port", str(sandbox_port)],
@@ -164,7 +164,7 @@ def serve_airflow() -> Iterator[Airflow]:
     ):
         Airflow(sandbox, sandbox).call("/_sandbox/faults", fault)
     for name in ("api-server", "scheduler", "dag-processor"):
-        _start(name, [airflow_command, name], environment)
+        _start(name, [*airflow_command, name], environment)
     server = Airflow(url, sandbox)
     wait_for(lambda: server.call("/api/v2/monitor/health"), "the api-server")
     server.token = server.call("/auth/token", {"username": "ann", "password": PASSWORDS["ann"]})["access_token"]

@@ -3,6 +3,7 @@ The gallery: pages in Airflow's UI that show the generated images.
 
 ``routes`` has the routes, ``airflow_api`` calls Airflow's API with the visitor's session, ``task_results`` parses XComs
 and files, ``collection`` reads and caches them, ``run_results`` adds them up, ``files`` and ``thumbnails`` load images,
-``pages`` renders HTML, ``progress`` keeps pages up to date, and ``snippet`` writes the code that makes an image again.
+``pages`` renders HTML, ``progress`` keeps pages up to date, ``comparison`` and ``matrix`` set images side by side, and
+``snippet`` writes the code that makes an image again.
 Only the web server imports this package, on the first request.
 """

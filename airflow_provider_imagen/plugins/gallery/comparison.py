@@ -76,7 +76,6 @@ def _facts(image: GalleryImage) -> dict[str, str]:
     known: dict[str, Any] = {
         "Prompt": image.prompt,
         "Name": image.name,
-        "Rewritten as": image.enhanced_prompt,
         "Model": image.model,
         "Seed": image.seed,
         "Size": f"{image.width}×{image.height}" if image.width and image.height else None,
@@ -84,7 +83,8 @@ def _facts(image: GalleryImage) -> dict[str, str]:
         "Cost": None if image.usd is None else format_usd(image.usd),
     }
     named = {**image.shown_arguments, **(image.metadata or {})}
-    facts = known | {name: value for name, value in named.items() if name not in known}
+    facts = named | {"Rewritten as": image.enhanced_prompt}
+    facts = known | {name: value for name, value in facts.items() if name not in known}
     return {heading: str(value) for heading, value in facts.items() if value not in (None, "")}
 
 

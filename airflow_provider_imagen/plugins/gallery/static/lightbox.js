@@ -68,7 +68,7 @@
     return image;
   };
 
-  const pointTo = (link, card, pager, hash) => {
+  const pointTo = (link, card, hash) => {
     const page = main.querySelector(`.pager a[rel="${link.rel}"]`);
     link.hidden = !card && !page;
     if (!link.hidden) link.href = card ? hashOf(card) : `${page.href}${hash}`;
