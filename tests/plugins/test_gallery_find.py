@@ -38,7 +38,7 @@ def look(visit: Any) -> Callable[..., str]:
     ann = visit()
 
     def look(place: tuple[str, dict[str, Any]], **view: Any) -> str:
-        found = ann.get(place[0], params=place[1] | view)
+        found = ann.get(place[0], params=place[1] | view or None)
         assert found.status_code == 200
         return found.text
 
@@ -202,6 +202,18 @@ def test_a_run_is_filtered_by_task_and_by_mapped_instance(run_dag: Callable[...,
         "paint 2": [],
     }
     assert choices(look(("/imagen/task", {**page[1], "task_id": "single"})), "label") == []
+
+
+@pytest.mark.parametrize("view", [{"label": "other"}, {"model": "none"}, {"status": "in_doubt"}, {"q": "owl"}], ids=str)
+def test_a_page_without_a_match_says_so_and_leads_to_everything(forged: Any, look: Any, view: dict[str, str]) -> None:
+    gallery = forged([record(prompt="fox")])
+    for page in pages_of(gallery):
+        html = look(page, **view)
+        assert prompts(html) == []
+        assert "0 images match." in html
+        assert 'id="selection"' not in html
+        (everything,) = re.findall(r'<a href="([^"]*)">Show all</a>', html)
+        assert prompts(look((unescape(everything), {}))) == ["fox"]
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

@@ -214,7 +214,11 @@ async def show_task(
         run_id=run_id,
         task=status,
         results=results,
-        form=ViewForm(pages.task(ti), view, matches.count, models=matches.tasks[0].models) if has_images else None,
+        form=ViewForm(
+            pages.task(ti), view, matches.count, models={image.model for image in found.images if image.model}
+        )
+        if has_images
+        else None,
         selection=SelectionForm(pages.task(ti), view, matches.count) if has_images and matches.count else None,
         sections=[
             Section(entries=entries[part], notes=notes, contact_sheet=pages.contact_sheet(ti) if has_sheet else None)
@@ -234,13 +238,16 @@ async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Resp
     pages = Pages(_root(request))
     form = selection = None
     compares_models = False
+
+    def address(number: int) -> str:
+        return pages.run(dag_id, run_id, **view.at(number).query)
+
     async with AirflowApi(request) as api:
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
             raise MissingError("This run does not exist, or was deleted.")
         results = await collection.read_run(api, run)
         notes = results.notes
-        address = lambda n: pages.run(dag_id, run_id, **view.at(n).query)  # noqa: E731
         if view.show == "problems":
             incomplete = [task for task in results.tasks if task.has_problems]
             pager = _pager(view.page, len(incomplete), TASKS_PER_PAGE, address)
@@ -384,9 +391,7 @@ async def show_image(
 
 
 @app.get("/compare", dependencies=[may_read, *may_read_states])
-async def show_comparison(
-    request: Request, dag_id: Id, run_id: Id, image: ImageIds
-) -> Response:
+async def show_comparison(request: Request, dag_id: Id, run_id: Id, image: ImageIds) -> Response:
     """
     Show two to four images of a run side by side, and what differs between them.
 
