@@ -201,7 +201,11 @@ async def show_task(
     pager = _pager(view.page, len(entries), IMAGES_PER_PAGE, lambda n: pages.task(ti, **view.at(n).query))
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
     notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes, *matches.task_notes]))
-    has_images = bool(found.images) and view.show == "pictures"
+    form = selection = None
+    if found.images and view.show == "pictures":
+        models = {image.model for image in found.images if image.model}
+        form = ViewForm(pages.task(ti), view, matches.count, models=models)
+        selection = SelectionForm(pages.task(ti), view, matches.count) if matches.count else None
     has_sheet = found.summary is not None and found.summary.contact_sheet is not None
     return _page(
         request,
@@ -214,12 +218,8 @@ async def show_task(
         run_id=run_id,
         task=status,
         results=results,
-        form=ViewForm(
-            pages.task(ti), view, matches.count, models={image.model for image in found.images if image.model}
-        )
-        if has_images
-        else None,
-        selection=SelectionForm(pages.task(ti), view, matches.count) if has_images and matches.count else None,
+        form=form,
+        selection=selection,
         sections=[
             Section(entries=entries[part], notes=notes, contact_sheet=pages.contact_sheet(ti) if has_sheet else None)
         ],
