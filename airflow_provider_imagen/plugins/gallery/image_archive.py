@@ -116,8 +116,7 @@ def write_archive(images: Iterable[GalleryImage], *, notes: Iterable[str] = ()) 
                                 yield pieces.take()
                 added.append((image, name))
             except (FileUnavailableError, OSError) as error:
-                reason = str(error) if isinstance(error, FileUnavailableError) else "The file cannot be read."
-                missing.append(f"{image.file_name or 'An image'} ({image_id(image)}): {reason}")
+                missing.append(_missing_line(image, error))
                 yield pieces.take()  # so that the caller can stop here, too
         with archive.open(ZipInfo(MANIFEST_NAME, _NO_DATE), "w") as target:
             for image, name in added:
@@ -154,6 +153,12 @@ def _line(image: GalleryImage, name: str) -> bytes:
         created_at=image.created_at,
     )
     return json.dumps(line.to_json()).encode() + b"\n"
+
+
+def _missing_line(image: GalleryImage, error: Exception) -> str:
+    name = "" if image.file_name is None else f" ({image.file_name!r})"
+    reason = error if isinstance(error, FileUnavailableError) else "The file cannot be read."
+    return f"{image_id(image)}{name}: {reason}"
 
 
 def _folders_of(name: str) -> list[str]:
