@@ -75,10 +75,10 @@ def _time(lab: Lab, title: str, name: str, get: Any, *, repeats: int = 5) -> Row
     }
 
 
-def _get(lab: Lab, page: str, **query: Any) -> tuple[float, int]:
+def _get(lab: Lab, place: str, **query: Any) -> tuple[float, int]:
     """Return the seconds and the bytes of a response."""
     started, size = time.monotonic(), 0
-    with lab.airflow.open(f"/imagen/{page}?{urlencode(query)}") as response:
+    with lab.airflow.open(f"/imagen/{place}?{urlencode(query)}") as response:
         while piece := response.read(1 << 20):
             size += len(piece)
     return time.monotonic() - started, size

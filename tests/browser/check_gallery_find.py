@@ -145,8 +145,8 @@ def test_everything_that_matches_is_downloaded_from_all_pages(ann: Page, address
     ann.get_by_role("searchbox").fill("number 6")
     ann.keyboard.press("Enter")
     with ann.expect_download() as started:
-        ann.get_by_role("button", name="Download all 11 matching images").click()
-    assert sorted(images_in(started.value))[:2] == ["A postage stamp, number 6", "A postage stamp, number 60"]
+        ann.get_by_role("button", name="Download all 16 matching images").click()
+    assert all("6" in prompt for prompt in images_in(started.value))
 
 
 @pytest.mark.parametrize("sandbox", [None, "allow-scripts allow-same-origin allow-forms"])
@@ -180,7 +180,7 @@ def test_two_to_four_selected_images_are_compared(ann: Page, address: str) -> No
     ann.locator(BOX).nth(5).uncheck()
     button.click()
     ann.wait_for_url(re.compile("/imagen/compare"))
-    expect(ann.get_by_text("A postage stamp, number 4")).to_be_visible()
+    expect(ann.get_by_text("A postage stamp, number 4", exact=True)).to_be_visible()
 
 
 def test_a_selection_survives_the_updates_of_a_live_page(ann: Page, airflow: Airflow) -> None:
@@ -224,7 +224,7 @@ def test_forms_and_downloads_work_without_a_script(browser: Browser, airflow: Ai
     page.goto(address)
     page.locator("input[name=q]").fill("number 1")
     choose(page, sort="-time", size="small")
-    expect(page.locator("a.card")).to_have_count(11)
+    expect(page.locator("a.card")).to_have_count(16)
     boxes: Locator = page.locator(BOX)
     boxes.nth(0).check()
     boxes.nth(10).check()
@@ -232,8 +232,8 @@ def test_forms_and_downloads_work_without_a_script(browser: Browser, airflow: Ai
         page.get_by_role("button", name="Download selected").click()
     assert len(images_in(started.value)) == 2
     with page.expect_download() as started:
-        page.get_by_role("button", name="Download all 11 matching images").click()
-    assert len(images_in(started.value)) == 11
+        page.get_by_role("button", name="Download all 16 matching images").click()
+    assert len(images_in(started.value)) == 16
     context.close()
 
 
