@@ -59,7 +59,7 @@ def pager(html: str) -> tuple[str | None, str | None, str | None]:
     if found is None:
         return None, None, None
     numbers = {
-        rel: parse_qs(urlsplit(unescape(href)).query)["page"][0]
+        rel: parse_qs(urlsplit(unescape(href)).query).get("page", ["1"])[0]
         for rel, href in re.findall(r'rel="(prev|next)" href="([^"]*)"', found[1])
     }
     return numbers.get("prev"), re.search(r"<span>(.*?)</span>", found[1])[1], numbers.get("next")
@@ -469,7 +469,7 @@ def test_a_run_without_images_says_whether_some_may_follow(run_dag: Callable[...
 
     page = visit().get("/imagen/run", params={"dag_id": run.dag_id, "run_id": run.run_id}).text
 
-    assert ("images are shown when it has finished" in page) == (state != "success")
+    assert ("as soon as they are stored" in page) == (state != "success")
 
 
 @pytest.mark.parametrize(

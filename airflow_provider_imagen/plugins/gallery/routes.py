@@ -91,7 +91,7 @@ MapIndex = Annotated[int, Query(ge=-1, le=MAX_INTEGER)]
 Index = Annotated[int, Query(ge=0, le=MAX_INTEGER)]
 PageNumber = Annotated[int, Query(ge=1, le=MAX_PAGES)]
 View = Annotated[ViewState, Depends(read_view_state)]
-ImageIds = Annotated[list[str], Query(max_length=MAX_SELECTED, default_factory=list)]
+ImageIds = Annotated[list[str], Query(default_factory=list)]
 
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
@@ -570,6 +570,8 @@ async def _find_selected(
 ) -> tuple[list[GalleryImage], list[str]]:
     """Return the images that a URL names, in its order, and sentences about those that do not exist."""
     images, notes = [], []
+    if len(ids) > MAX_SELECTED:
+        raise HTTPException(422)
     for text in dict.fromkeys(ids):
         parsed = parse_image_id(text)
         if parsed is None:
