@@ -297,7 +297,7 @@ def test_a_table_is_bounded_in_models_and_in_images_per_cell(forged: Any, visit:
 
     assert page.count('class="card"') == MAX_MODELS - 1 + IMAGES_PER_CELL
     assert f"Only the first {MAX_MODELS} of {MAX_MODELS + 5} models are shown." in page
-    assert f"{11 - IMAGES_PER_CELL} more in the run" in page
+    assert f"{11 - IMAGES_PER_CELL} more, on the page of the run" in page
 
 
 def test_a_run_without_images_has_an_empty_table(forged: Any, visit: Any) -> None:
