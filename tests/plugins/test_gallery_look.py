@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
 from html import unescape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,8 +21,6 @@ from airflow_provider_imagen.sandbox import Fault
 from .test_gallery import links, picture_file, record
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from airflow_provider_imagen.sandbox import Sandbox
 
 IMAGEN, FLUX = "imagen-3.0-generate-002", "flux/schnell"
@@ -257,6 +257,21 @@ def test_a_mapped_run_that_compares_models_links_to_its_table(
     assert not link_of("maps_seeds", prompt=["fox", "fox"], seed=[1, 2])
 
 
+def test_the_example_in_the_docs_compares_models(
+    run_dag: Any, imagen_connection: str, visit: Any, tmp_path: Path
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "gallery-look-and-compare.md"
+    (code,) = re.findall(r"^```python\n(.+?)^```$", page.read_text("utf-8"), re.M | re.S)
+    file = tmp_path / "example.py"
+    file.write_text(code.replace("~/models", str(tmp_path)), "utf-8")
+    run = run_dag(runpy.run_path(str(file))["dag"])
+
+    table = visit().get("/imagen/matrix", params={"dag_id": run.dag_id, "run_id": run.run_id}).text
+
+    assert "2 prompts and 2 models" in table
+    assert table.count('class="card"') == 4
+
+
 def test_the_rows_can_be_names(forged: Any, visit: Any) -> None:
     made = [("fox, by a", "fox", "a"), ("fox, by b", "fox", "b"), ("owl", None, "a")]
     gallery = forged(
@@ -297,7 +312,7 @@ def test_a_table_is_bounded_in_models_and_in_images_per_cell(forged: Any, visit:
 
     assert page.count('class="card"') == MAX_MODELS - 1 + IMAGES_PER_CELL
     assert f"Only the first {MAX_MODELS} of {MAX_MODELS + 5} models are shown." in page
-    assert f"{11 - IMAGES_PER_CELL} more in the run" in page
+    assert f"{11 - IMAGES_PER_CELL} more, on the page of the run" in page
 
 
 def test_a_run_without_images_has_an_empty_table(forged: Any, visit: Any) -> None:

@@ -73,7 +73,8 @@
     for (const card of cards) {
       const box = card.getBoundingClientRect();
       const distance = 10 * Math.abs(box.top - here.top) + Math.abs(box.left - here.left);
-      if ((isBelow ? box.top >= here.bottom : box.bottom <= here.top) && distance < least) [next, least] = [card, distance];
+      const isThere = isBelow ? box.top >= here.bottom : box.bottom <= here.top;
+      if (isThere && distance < least) [next, least] = [card, distance];
     }
     return next;
   };

@@ -59,7 +59,9 @@
     const thumbnail = card.querySelector("img");
     const preview = thumbnail?.complete && thumbnail.naturalWidth ? thumbnail.cloneNode() : "";
     const image = load(card);
-    frame.replaceChildren(preview, image ?? "", card.querySelector(".unavailable").cloneNode(true));
+    const note = card.querySelector(".unavailable").cloneNode(true);
+    note.hidden = Boolean(image);
+    frame.replaceChildren(preview, image ?? "", note);
     frame.act("whole");
     info.querySelector(".about-image").replaceChildren(
       ...[...card.querySelectorAll(".prompt, .name, .metadata, .details")].map((part) => part.cloneNode(true)),
@@ -95,15 +97,13 @@
   // --- opening, moving, closing -------------------------------------------------------------------------------------
 
   const go = (hash) => {
-    history.replaceState(history.state, "", hash);
-    show(find(hash));
+    const card = find(hash);
+    if (!card) return; // a live page has moved it to its next page
+    history.replaceState(history.state, "", hashOf(card));
+    show(card);
   };
 
-  const follow = () => {
-    const card = find(location.hash);
-    if (card) go(hashOf(card));
-    else dialog.close();
-  };
+  const follow = () => (find(location.hash) ? go(location.hash) : dialog.close());
   addEventListener("popstate", follow);
 
   main.addEventListener("click", (event) => {
@@ -158,12 +158,14 @@
 
   // A swipe; a zoomed image is panned instead.
   let start = null;
-  frame.addEventListener("pointerdown", (event) => (start = event.isPrimary && event.pointerType === "touch" ? event : null));
+  frame.addEventListener("pointerdown", (event) => {
+    start = event.isPrimary && event.pointerType === "touch" ? event : null;
+  });
   frame.addEventListener("pointerup", (event) => {
     const [x, y] = start ? [event.clientX - start.clientX, event.clientY - start.clientY] : [0, 0];
     const link = x < 0 ? next : previous;
     if (frame.view.zoom === 1 && Math.abs(x) > 50 && Math.abs(x) > 2 * Math.abs(y) && !link.hidden) link.click();
   });
 
-  if (location.hash.startsWith("#image") && find(location.hash)) follow();
+  go(location.hash);
 })();

@@ -5,13 +5,14 @@
 "use strict";
 
 (() => {
-  const WHOLE = { zoom: 1, x: 0.5, y: 0.5 }; // 1: the whole image fits; x, y: what is in the middle, in image widths and heights
+  // zoom: 1 shows the whole image; x, y: the point in the middle of the frame, from 0 to 1 across the image
+  const WHOLE = { zoom: 1, x: 0.5, y: 0.5 };
   const STEP = 1.5; // zoom per press
   const PAN = 0.2; // frame sizes per press
   const MOST = 8; // frame pixels per image pixel, at most
   const ACTIONS = { "+": "in", "=": "in", "-": "out", 0: "whole", 1: "actual" };
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const between = (least, value, most) => Math.max(least, Math.min(value, most));
+  const clamp = (value, least, most) => Math.max(least, Math.min(value, most));
 
   class ZoomFrame extends HTMLElement {
     #view = WHOLE;
@@ -86,7 +87,7 @@
     #draw() {
       if (!this.clientWidth) return;
       const [width, height] = this.#shownSize;
-      const middle = (at, side, space) => (side <= space ? 0.5 : between(space / 2 / side, at, 1 - space / 2 / side));
+      const middle = (at, side, space) => (side <= space ? 0.5 : clamp(at, space / 2 / side, 1 - space / 2 / side));
       this.#view = {
         ...this.#view,
         x: middle(this.#view.x, width, this.clientWidth),
@@ -113,7 +114,7 @@
       const [right, down] = point
         ? [point.clientX - box.left - box.width / 2, point.clientY - box.top - box.height / 2]
         : [0, 0];
-      const next = between(Math.min(this.actualZoom, 1), zoom, Math.max(MOST * this.actualZoom, 1));
+      const next = clamp(zoom, Math.min(this.actualZoom, 1), Math.max(MOST * this.actualZoom, 1));
       const [width, height] = this.#shownSize;
       const share = 1 - this.#view.zoom / next;
       this.#moveTo({
