@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import parse_qs, urlsplit
@@ -13,7 +14,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
-from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance, TaskStatus
+from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun, TaskInstance, TaskStatus, XCom
 from airflow_provider_imagen.plugins.gallery.collection import Collection
 from airflow_provider_imagen.plugins.gallery.pages import Pager
 from airflow_provider_imagen.plugins.gallery.run_results import TaskResult
@@ -419,3 +420,43 @@ def test_a_line_that_no_task_writes_is_skipped(tmp_path: Path, line: dict[str, A
     summary = RunSummary(requested=1, made=1, manifest=write_lines(tmp_path, bad, *good))
 
     assert found_by(Recorded(), [instance(n, summary) for n in range(2)], sort="name") == (["fox 0", "fox 1"], 0)
+
+
+class FewCalls:
+    """Airflow's API with one run of one task, counting how often its task instances are listed."""
+
+    def __init__(self) -> None:
+        self.listed = 0
+
+    async def list_operators(self, dag_id: str) -> frozenset[str]:
+        return frozenset()
+
+    async def list_task_instances(self, **_: Any) -> list[TaskStatus]:
+        self.listed += 1
+        return [TaskStatus(TaskInstance("d", "r", "t"), "success")]
+
+    async def list_xcoms(self, **_: Any) -> dict[TaskInstance, str]:
+        return {TaskInstance("d", "r", "t"): "1"}
+
+    async def get_xcom(self, ti: TaskInstance, key: str) -> XCom:
+        return XCom({"requested": 1, "made": 1, "usd_spent": 0.1}, "1")
+
+
+def test_the_views_of_a_run_that_has_ended_share_the_list_of_its_task_instances() -> None:
+    now = [0.0]
+    api = FewCalls()
+    ended = DagRun("d", "r", "success", None, None, 1.0)
+
+    async def look() -> None:
+        collection = Collection(clock=lambda: now[0])
+        for _ in range(3):
+            await collection.read_run(api, ended)
+        assert api.listed == 1
+        for run in (replace(ended, state="running"), replace(ended, state="running"), replace(ended, seconds=2.0)):
+            await collection.read_run(api, run)
+        assert api.listed == 4
+        now[0] = 11.0
+        await collection.read_run(api, ended)
+        assert api.listed == 5
+
+    asyncio.run(look())

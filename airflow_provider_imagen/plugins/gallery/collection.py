@@ -218,6 +218,13 @@ class Collection:
             ),
             clock=clock,
         )
+        self._ended_runs: Memory[RunResults] = Memory(
+            entries=64,
+            seconds=FRESH_SECONDS,
+            max_bytes=_MAX_SUMMARY_BYTES,
+            size_of=lambda results: sum(1000 + len(task.status.prompt or "") for task in results.tasks),
+            clock=clock,
+        )
         self._operators: Memory[frozenset[str]] = Memory(
             entries=256, seconds=DAG_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
@@ -263,11 +270,26 @@ class Collection:
         """
         Return the task instances of a run that belong to this provider, and their summaries.
 
-        They do so by their operator, or because an instance of their task has published a summary. Each summary takes a
-        call to Airflow's API, so very many are read only as far as the time allows; the cache lets the next page load
-        continue from there.
+        For a run that has ended, they may be some seconds old: with thousands of task instances, listing them takes
+        seconds, and each page, search and order needs them.
 
         :param seconds: time after which no more summaries are read
+        """
+        if run.is_active:
+            return await self._read_run(api, run, seconds=seconds)
+        return await self._ended_runs.get(
+            run,
+            lambda: self._read_run(api, run, seconds=seconds),
+            is_current=lambda results: all(task.is_counted for task in results.tasks),
+        )
+
+    async def _read_run(self, api: AirflowApi, run: DagRun, *, seconds: float) -> RunResults:
+        """
+        Return the task instances of a run and their summaries, as they are now.
+
+        They belong to this provider by their operator, or because an instance of their task has published a summary.
+        Each summary takes a call to Airflow's API, so very many are read only as far as the time allows; the cache lets
+        the next page load continue from there.
         """
         ids = {"dag_id": run.dag_id, "run_id": run.run_id}
         operators = await self._operators.get(run.dag_id, lambda: api.list_operators(run.dag_id))
