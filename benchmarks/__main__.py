@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alternatives, imports, journal, kills, memory, progress, rate_limits, throughput
+from benchmarks import alternatives, gallery, imports, journal, kills, memory, progress, rate_limits, throughput
 from benchmarks.running import lab
 from benchmarks.tables import Row, machine, show
 
@@ -21,6 +21,7 @@ QUESTIONS: dict[str, Any] = {
     "journal": journal,
     "progress": progress,
     "memory": memory,
+    "gallery": gallery,
     "rate_limits": rate_limits,
     "alternatives": alternatives,
     "kills": kills,  # last, because it leaves a scheduler that gives up on a silent task within seconds

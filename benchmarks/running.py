@@ -158,6 +158,10 @@ class Lab:
         )
         return self._watch(dag_id, before, started)
 
+    def memory_mib(self, component: str) -> float:
+        """Return the resident memory of a component, its worker processes included."""
+        return sum(process.memory_info().rss for process in self._processes.members(component)) / 2**20
+
     def owns(self, process: psutil.Process) -> bool:
         """Return whether a process is a task of this Airflow, or a worker of its executor."""
         return self._processes.name_of(process.pid) == "scheduler"

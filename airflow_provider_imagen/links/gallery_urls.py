@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from urllib.parse import SplitResult
 
 MOUNT: Final = "/imagen"
@@ -56,6 +56,11 @@ def review_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_ind
     return _address(root, "review", ids | query)
 
 
+def sheet_address(*, root: str, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the URL of the contact sheet of one task instance."""
+    return _address(root, "sheet", {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index})
+
+
 def run_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
     """Return the URL of a DAG run's images."""
     return _address(root, "run", {"dag_id": dag_id, "run_id": run_id} | query)
@@ -69,6 +74,20 @@ def dag_address(*, root: str, dag_id: str, **query: Any) -> str:
 def all_dags_address(*, root: str, **query: Any) -> str:
     """Return the URL of the page about all DAGs."""
     return _address(root, "dags", query)
+
+
+def compare_address(*, root: str, dag_id: str, run_id: str, images: Sequence[str]) -> str:
+    """
+    Return the URL of a comparison of images of one run.
+
+    :param images: ``task_id:map_index:prompt_index:image_index`` of each
+    """
+    return _address(root, "compare", {"dag_id": dag_id, "run_id": run_id, "image": images})
+
+
+def matrix_address(*, root: str, dag_id: str, run_id: str, **query: Any) -> str:
+    """Return the URL of a run's images by prompt and model."""
+    return _address(root, "matrix", {"dag_id": dag_id, "run_id": run_id} | query)
 
 
 def image_address(
@@ -120,4 +139,4 @@ def origin_of(parts: SplitResult) -> str:
 
 def _address(root: str, page: str, query: Mapping[str, Any]) -> str:
     given = {name: value for name, value in query.items() if value is not None}
-    return f"{root}/{page}?{urlencode(given, quote_via=quote, safe='')}".removesuffix("?")
+    return f"{root}/{page}?{urlencode(given, doseq=True, quote_via=quote, safe='')}".removesuffix("?")

@@ -24,6 +24,21 @@ _MAX_CELL_PIXELS: Final = 256
 _MIN_CELL_PIXELS: Final = 15
 _LABEL_LINES: Final = 2
 
+SHEET_MIME_TYPE: Final = "image/webp"
+
+
+def sheet_address(folder: StoragePath, owner: str) -> str:
+    """
+    Return the location of a contact sheet, whether or not it exists.
+
+    :param owner: short hash of the task-instance key
+    """
+    return address_of(_sheet_path(folder, owner))
+
+
+def _sheet_path(folder: StoragePath, owner: str) -> StoragePath:
+    return descend(folder, f"{HIDDEN_FOLDER}/contact-sheets/{owner}.webp")
+
 
 def write_contact_sheet(
     folder: StoragePath,
@@ -46,9 +61,9 @@ def write_contact_sheet(
     :raises StorageError: an image cannot be read, or the sheet cannot be written
     """
     items = ((read_bytes(descend(folder, name), within=folder), label) for name, label in images)
-    path = descend(folder, f"{HIDDEN_FOLDER}/contact-sheets/{owner}.webp")
+    path = _sheet_path(folder, owner)
     sheet = make_contact_sheet(items, count=count, title=title)
-    write_bytes_atomically(path, sheet, content_type="image/webp", owner=owner, within=folder)
+    write_bytes_atomically(path, sheet, content_type=SHEET_MIME_TYPE, owner=owner, within=folder)
     return address_of(path)
 
 

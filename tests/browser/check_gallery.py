@@ -172,7 +172,7 @@ def test_an_image_page_is_complete_and_works_from_the_keyboard(ann: Page, airflo
     wait_for(lambda: all_loaded(ann), "the picture")
     expect(ann.get_by_role("heading", name="Image 2 of 9")).to_be_visible()
     screenshot(ann, "08-picture", full_page=True)
-    ann.get_by_role("button", name="Copy").click()
+    ann.get_by_role("button", name="Copy", exact=True).click()
     expect(ann.get_by_text("Copied.")).to_be_visible()
     copied = ann.evaluate("navigator.clipboard.readText()")
     assert "aspect_ratio='3:4'" in copied

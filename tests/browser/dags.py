@@ -106,3 +106,38 @@ def many_to_review():
 
 
 many_to_review()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def compared_models():
+    """Three models paint three prompts, one of which fails, and one of them paints another."""
+    imagen, *others = ("imagen-3.0-generate-002", "flux/schnell", "bytedance/seedream-v4-text-to-image")
+    items = [
+        {"prompt": prompt, "model": model, "name": name, "metadata": {"season": "autumn"}}
+        for prompt, name in ((PROMPTS[1], "raccoon"), (PROMPTS[3], "oranges"), (PROMPTS[0], "lighthouse"))
+        for model in (imagen, *others)
+    ]
+    ImagenGenerateOperator(
+        task_id="paint",
+        prompt=[*items, {"prompt": PROMPTS[2], "model": imagen, "name": "square"}],
+        seed=7,
+        output_path="{{ params.output_path }}",
+        on_failure="accept",
+    )
+
+
+compared_models()
+
+
+@dag(schedule=None, tags=["browser"], params={"output_path": "pictures"})
+def two_pages():
+    ImagenGenerateOperator(
+        task_id="stamps",
+        prompt=[f"A postage stamp, number {number}" for number in range(70)],
+        output_path="{{ params.output_path }}",
+        thumbnail_pixels=320,
+        concurrency=16,
+    )
+
+
+two_pages()

@@ -12,9 +12,9 @@ import pytest
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance, TaskStatus
 from airflow_provider_imagen.plugins.gallery.collection import Collection
-from airflow_provider_imagen.plugins.gallery.image_search import ImageSearch
 from airflow_provider_imagen.plugins.gallery.run_results import TaskImages, TaskResult
 from airflow_provider_imagen.plugins.gallery.task_results import read_images
+from airflow_provider_imagen.plugins.gallery.view_state import ViewState
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
 
@@ -120,7 +120,7 @@ def test_a_search_is_kept_from_page_to_page(forged: Any, visit: Any, search: Any
 
     for page in (gallery.task(), ("/imagen/run", gallery.ids)):
         html = search(page, "fox &")
-        (following,) = [link for link in links(html) if "page=2" in link]
+        (following,) = {link for link in links(html) if "page=2" in link}
         assert parse_qs(urlsplit(following).query)["q"] == ["fox &"]
         assert form_of(html)[1]["q"] == "fox &"
         last = visit().get(following).text
@@ -189,7 +189,7 @@ def test_a_run_with_very_many_tasks_is_searched_as_far_as_the_time_allows() -> N
 
     tis = [TaskInstance("d", "r", "t", number) for number in range(12)]
     tasks = [TaskResult(TaskStatus(ti, "success"), RunSummary(requested=2, made=2)) for ti in tis]
-    matches = asyncio.run(Slow(clock=lambda: now[0]).search(None, tasks, ImageSearch("fox"), seconds=3.0))
+    matches = asyncio.run(Slow(clock=lambda: now[0]).search(None, tasks, ViewState(q="fox"), seconds=3.0))
 
     assert (len(matches.tasks), matches.count, matches.unsearched) == (8, 8, 4)
     assert matches.notes == ["4 more tasks could not be searched in time. Search on their own pages."]

@@ -1,4 +1,4 @@
-"""A real Airflow behind a base path, with three users, for the checks in ``tests/browser``."""
+"""A real Airflow behind a base path, with four users, for the checks in ``tests/browser``."""
 
 from __future__ import annotations
 

@@ -258,6 +258,11 @@ class Airflow:
                         raise
             return _json_of(request)
 
+    def open(self, path: str) -> Any:
+        """Return an open response of the api-server, such as a page or a file."""
+        request = urllib.request.Request(f"{self._url}{path}", headers={"authorization": f"Bearer {self._token}"})
+        return urllib.request.urlopen(request, timeout=600)
+
     def is_up(self, *components: str) -> bool:
         """
         Return whether the api-server responds and every component has sent a heartbeat.

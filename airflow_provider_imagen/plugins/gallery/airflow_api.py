@@ -123,6 +123,7 @@ class TaskStatus:
     :param label: the label of a mapped instance, as Airflow's pages show it; empty if it is not mapped
     :param prompt: its prompt if it has just one, as rendered; ``None`` if its templates have not been rendered
     :param name: the name of that prompt
+    :param model: the model requested for it, as rendered; ``None`` if it is the connection's or the default
     """
 
     ti: TaskInstance
@@ -132,6 +133,12 @@ class TaskStatus:
     label: str = ""
     prompt: str | None = None
     name: str | None = None
+    model: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The id of its task and, if it is mapped, its label."""
+        return f"{self.ti.task_id} {self.label}".strip()
 
     @property
     def has_failed(self) -> bool:
@@ -338,15 +345,18 @@ def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
     label = entry["rendered_map_index"]
     if ti.map_index >= 0 and label in (None, "", str(ti.map_index)):
         label = f"[{ti.map_index}]"
-    prompt, name = _read_prompt((entry.get("rendered_fields") or {}).get("prompt"))
+    rendered = entry.get("rendered_fields") or {}
+    item = _read_only_item(rendered.get("prompt"))
+    model = item.get("model", rendered.get("model"))
     return TaskStatus(
         ti=ti,
         state=entry["state"] or "none",
         started=entry["start_date"],
         seconds=entry["duration"] if entry["end_date"] else None,
         label=label if ti.map_index >= 0 else "",
-        prompt=prompt,
-        name=name,
+        prompt=_text(item.get("prompt")),
+        name=_text(item.get("name")),
+        model=_text(model),
     )
 
 
@@ -366,13 +376,15 @@ def _read_question(ti: TaskInstance, entry: Mapping[str, Any]) -> Question:
     )
 
 
-def _read_prompt(rendered: Any) -> tuple[str | None, str | None]:
-    """Return the text and name of a rendered argument ``prompt`` with just one item; otherwise ``None`` for both."""
+def _read_only_item(rendered: Any) -> dict[str, Any]:
+    """Return the item of a rendered argument ``prompt`` that has just one; otherwise nothing."""
     if isinstance(rendered, list) and len(rendered) == 1:
         (rendered,) = rendered
-    item = rendered if isinstance(rendered, dict) else {"prompt": rendered}
-    prompt, name = item.get("prompt"), item.get("name")
-    return prompt if isinstance(prompt, str) else None, name if isinstance(name, str) else None
+    return rendered if isinstance(rendered, dict) else {"prompt": rendered}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _path(ti: TaskInstance) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -24,8 +25,10 @@ from airflow_provider_imagen.plugins.gallery.files import (
     read_failures_file,
     read_manifest_images,
     read_progress_images,
+    read_run_images,
 )
-from airflow_provider_imagen.plugins.gallery.image_search import EVERYTHING
+from airflow_provider_imagen.plugins.gallery.image_search import find_entries, has_label
+from airflow_provider_imagen.plugins.gallery.matrix import compares_models
 from airflow_provider_imagen.plugins.gallery.run_results import (
     Matches,
     RunResults,
@@ -43,11 +46,11 @@ from airflow_provider_imagen.plugins.gallery.task_results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable, Iterable
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, DagRun, TaskInstance, TaskStatus
-    from airflow_provider_imagen.plugins.gallery.image_search import ImageSearch
     from airflow_provider_imagen.plugins.gallery.task_results import Entry, GalleryImage, Problem
+    from airflow_provider_imagen.plugins.gallery.view_state import ViewState
     from airflow_provider_imagen.run_report import RunSummary, TaskFailure
 
 FRESH_SECONDS: Final = 10.0
@@ -56,6 +59,9 @@ FRESH_SECONDS: Final = 10.0
 DAG_SECONDS: Final = 60.0
 """How long it is cached which operators of a DAG belong to this provider."""
 
+RUN_SECONDS: Final = 60.0
+"""How long it is cached whether a run compares models."""
+
 COUNT_SECONDS: Final = 3.0
 """Time that a page may spend on reading summaries that are not cached."""
 
@@ -63,6 +69,9 @@ _MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 _MAX_SUMMARY_BYTES: Final = 32 * 1024 * 1024
 _FILE_THREADS: Final = 8
 _READS_AT_ONCE: Final = 8
+
+_MAX_TASKS_COMPARED: Final = 8
+"""Maximum number of task instances whose records are read to find out whether a run compares models."""
 
 Result = TypeVar("Result")
 
@@ -157,11 +166,12 @@ class Memory(Generic[Result]):
         self._sweep = loop.call_later(self._seconds, self._drop_stale) if self._kept else None
 
 
-def _estimated_bytes(found: TaskImages) -> int:
+def _estimated_bytes(images: Iterable[GalleryImage]) -> int:
     """Return an estimate of the memory that these records take."""
+    listed = list(images)
     texts = (
         text
-        for image in found.images
+        for image in listed
         for values in (image.metadata or {},)
         for text in (
             image.prompt,
@@ -170,18 +180,21 @@ def _estimated_bytes(found: TaskImages) -> int:
             image.url,
             image.name,
             image.arguments,
+            image.file_name,
+            image.created_at,
             *values,
             *values.values(),
         )
     )
-    return 500 * (1 + len(found.images)) + sum(sys.getsizeof(text) for text in texts if text)
+    return 500 * (1 + len(listed)) + sum(sys.getsizeof(text) for text in texts if text)
 
 
 def _summary_bytes(summary: RunSummary | None) -> int:
     """Return an estimate of the memory that a summary takes."""
     if summary is None:
         return 1000
-    return 1000 + len(summary.manifest or "") + sum(200 + len(model) for model in summary.usd_by_model)
+    paths = sum(len(path or "") for path in (summary.manifest, summary.contact_sheet))
+    return 1000 + paths + sum(200 + len(model) for model in summary.usd_by_model)
 
 
 class Collection:
@@ -190,7 +203,18 @@ class Collection:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._tasks: Memory[TaskImages] = Memory(
-            entries=64, seconds=FRESH_SECONDS, max_bytes=_MAX_IMAGE_BYTES, size_of=_estimated_bytes, clock=clock
+            entries=64,
+            seconds=FRESH_SECONDS,
+            max_bytes=_MAX_IMAGE_BYTES,
+            size_of=lambda found: _estimated_bytes(found.images),
+            clock=clock,
+        )
+        self._manifests: Memory[dict[TaskInstance, list[GalleryImage]]] = Memory(
+            entries=16,
+            seconds=FRESH_SECONDS,
+            max_bytes=_MAX_IMAGE_BYTES,
+            size_of=lambda found: _estimated_bytes(image for images in found.values() for image in images),
+            clock=clock,
         )
         # The timestamp is part of the key, so a cached summary is never out of date.
         self._summaries: Memory[RunSummary | None] = Memory(
@@ -200,8 +224,18 @@ class Collection:
             size_of=_summary_bytes,
             clock=clock,
         )
+        self._ended_runs: Memory[RunResults] = Memory(
+            entries=64,
+            seconds=FRESH_SECONDS,
+            max_bytes=_MAX_SUMMARY_BYTES,
+            size_of=lambda results: sum(1000 + len(task.status.prompt or "") for task in results.tasks),
+            clock=clock,
+        )
         self._operators: Memory[frozenset[str]] = Memory(
             entries=256, seconds=DAG_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
+        )
+        self._comparisons: Memory[bool] = Memory(
+            entries=1000, seconds=RUN_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
         self._file_threads: anyio.CapacityLimiter | None = None
 
@@ -242,11 +276,26 @@ class Collection:
         """
         Return the task instances of a run that belong to this provider, and their summaries.
 
-        They do so by their operator, or because an instance of their task has published a summary. Each summary takes a
-        call to Airflow's API, so very many are read only as far as the time allows; the cache lets the next page load
-        continue from there.
+        For a run that has ended, they may be some seconds old: with thousands of task instances, listing them takes
+        seconds, and each page, search and order needs them.
 
         :param seconds: time after which no more summaries are read
+        """
+        if run.is_active:
+            return await self._read_run(api, run, seconds=seconds)
+        return await self._ended_runs.get(
+            run,
+            lambda: self._read_run(api, run, seconds=seconds),
+            is_current=lambda results: all(task.is_counted for task in results.tasks),
+        )
+
+    async def _read_run(self, api: AirflowApi, run: DagRun, *, seconds: float) -> RunResults:
+        """
+        Return the task instances of a run and their summaries, as they are now.
+
+        They belong to this provider by their operator, or because an instance of their task has published a summary.
+        Each summary takes a call to Airflow's API, so very many are read only as far as the time allows; the cache lets
+        the next page load continue from there.
         """
         ids = {"dag_id": run.dag_id, "run_id": run.run_id}
         operators = await self._operators.get(run.dag_id, lambda: api.list_operators(run.dag_id))
@@ -271,48 +320,114 @@ class Collection:
         ]
         return RunResults(tasks, run)
 
-    async def read_entries(self, api: AirflowApi, task: TaskResult, search: ImageSearch) -> TaskEntries:
-        """Return what a grid shows of a task instance, or the part of it that matches a search."""
-        images: list[GalleryImage] = []
+    async def read_entries(
+        self, api: AirflowApi, task: TaskResult, images: list[GalleryImage] | None = None
+    ) -> TaskEntries:
+        """
+        Return what a grid shows of a task instance.
+
+        :param images: its images, if known already
+        """
         problems: list[Problem] = []
         notes: list[str | None] = []
         if task.summary is not None:
-            found = await self.get_task(api, task.ti, task.summary)
+            if images is None:
+                found = await self.get_task(api, task.ti, task.summary)
+                images, notes = found.images, [found.notice]
             problems, unreadable = await self.read_problems(task.ti, task.summary)
-            images, notes = found.images, [found.notice, unreadable]
+            notes.append(unreadable)
         unexplained: list[Entry] = []
         if task.status.has_failed:
             failure = await self._read_failure(api, task.status)
             if not _is_explained(failure, problems):
                 unexplained = [TaskProblem(task.status, failure)]
-
-        def arrange() -> list[Entry]:
-            ordered: list[GalleryImage | Problem] = [*images, *problems]
-            if problems:
-                ordered.sort(key=place_of)
-            return search.filter([*unexplained, *ordered])
-
-        return TaskEntries(task.ti, await self.in_thread(arrange), [note for note in notes if note])
+        ordered: list[GalleryImage | Problem] = [*(images or []), *problems]
+        if problems:
+            await self.in_thread(partial(ordered.sort, key=place_of))
+        return TaskEntries(
+            task.ti,
+            [*unexplained, *ordered],
+            [note for note in notes if note],
+            models=frozenset(entry.model for entry in ordered if entry.model),
+        )
 
     async def search(
-        self, api: AirflowApi, tasks: list[TaskResult], search: ImageSearch, *, seconds: float = COUNT_SECONDS
+        self, api: AirflowApi, tasks: list[TaskResult], view: ViewState, *, seconds: float = COUNT_SECONDS
     ) -> Matches:
         """
         Search task instances, in their order.
 
-        Each takes a call to Airflow's API, so very many are searched only as far as the time allows.
+        Those that share a folder are read from its manifest at once. All others take a call to Airflow's API each, so
+        very many are searched only as far as the time allows.
 
-        :param seconds: time after which no more task instances are searched
+        :param seconds: time after which no more task instances are read by themselves
         """
-        tasks = [task for task in tasks if task.places]
+        tasks = [task for task in tasks if (task.places or not task.is_counted) and has_label(task.status, view.label)]
         deadline = self._clock() + seconds
+        listed = await self._read_shared_manifests(tasks, view)
         found: list[TaskEntries] = []
+        images = unsearched = 0
         for start in range(0, len(tasks), _READS_AT_ONCE):
-            if start and self._clock() > deadline:
-                return Matches(found, unsearched=len(tasks) - start)
-            part = tasks[start : start + _READS_AT_ONCE]
-            found += await asyncio.gather(*(self.read_entries(api, task, search) for task in part))
-        return Matches(found)
+            part = [task for task in tasks[start : start + _READS_AT_ONCE] if task.is_counted or task.ti in listed]
+            if start and (images >= MAX_LISTED or self._clock() > deadline):
+                part = [task for task in part if task.ti in listed and not task.has_problems and images < MAX_LISTED]
+            unsearched += len(tasks[start : start + _READS_AT_ONCE]) - len(part)
+            read = await asyncio.gather(*(self.read_entries(api, task, listed.get(task.ti)) for task in part))
+            matching = await self.in_thread(partial(_find, read, view))
+            images += sum(len(each.entries) for each in matching)
+            found += matching
+        return Matches(found, unsearched=unsearched)
+
+    async def _read_shared_manifests(
+        self, tasks: list[TaskResult], view: ViewState
+    ) -> dict[TaskInstance, list[GalleryImage]]:
+        """
+        Return the images of task instances as the manifests of their folders list them.
+
+        Those of which a manifest lists fewer or more images than their summary counts are left out: they may have
+        changed since, or use images of others. The time of an image is only in its manifest.
+        """
+        shared = Counter(
+            task.summary.manifest
+            for task in tasks
+            if task.summary and task.summary.manifest and not task.summary.in_progress
+        )
+        is_by_time = view.sort in ("time", "-time") and len(shared) <= _READS_AT_ONCE
+        by_ti = {task.ti: task for task in tasks}
+        listed: dict[TaskInstance, list[GalleryImage]] = {}
+        for manifest in [path for path, count in shared.items() if count > 1 or is_by_time]:
+            ids = (tasks[0].ti.dag_id, tasks[0].ti.run_id, manifest)
+            with suppress(FileUnavailableError):
+                found = await self._manifests.get(ids, partial(self.in_thread, partial(read_run_images, *ids)))
+                for ti, images in found.items():
+                    task = by_ti.get(ti)
+                    if task is not None and _lists_all(task, images, manifest):
+                        listed[ti] = images
+        return listed
+
+    async def compares_models(self, api: AirflowApi, run: DagRun, tasks: list[TaskResult]) -> bool:
+        """
+        Return whether two models made images of one prompt of a run, as far as a few calls to Airflow's API tell.
+
+        The rendered arguments tell it of task instances with one prompt, and their records of the first few others.
+        """
+        key = (run.dag_id, run.run_id, run.is_active)
+        return await self._comparisons.get(key, lambda: self._find_comparison(api, tasks))
+
+    async def _find_comparison(self, api: AirflowApi, tasks: list[TaskResult]) -> bool:
+        made: list[tuple[str, str | None]] = []
+        unknown: list[TaskResult] = []
+        for task in tasks:
+            if task.summary is None or not task.summary.made:
+                continue
+            if task.status.prompt and task.status.model:
+                made.append((task.status.prompt, task.status.model))
+            else:
+                unknown.append(task)
+        if not compares_models(made):
+            parts = [self.get_task(api, task.ti, task.summary) for task in unknown[:_MAX_TASKS_COMPARED]]
+            made += [(image.prompt, image.model) for found in await asyncio.gather(*parts) for image in found.images]
+        return compares_models(made)
 
     async def read_slice(self, api: AirflowApi, tasks: list[TaskResult], *, first: int, most: int) -> list[TaskEntries]:
         """
@@ -330,7 +445,7 @@ class Collection:
         found: list[TaskEntries] = []
         for at in range(0, len(wanted), _READS_AT_ONCE):
             part = wanted[at : at + _READS_AT_ONCE]
-            read = await asyncio.gather(*(self.read_entries(api, task, EVERYTHING) for task, _ in part))
+            read = await asyncio.gather(*(self.read_entries(api, task) for task, _ in part))
             found += [
                 entries.between(first - start, first + most - start, places=task.places)
                 for (task, start), entries in zip(part, read, strict=True)
@@ -399,7 +514,7 @@ class Collection:
             return TaskImages(ti, summary, [], _ELSEWHERE)
         manifest = manifest_of(xcom.value)
         if manifest is None:
-            return TaskImages(ti, summary, read_images(ti, xcom.value))
+            return TaskImages(ti, summary, read_images(ti, xcom.value, manifest=summary.manifest))
         try:
             images = await self.in_thread(partial(read_manifest_images, ti, manifest))
         except FileUnavailableError as error:
@@ -408,6 +523,18 @@ class Collection:
         return TaskImages(
             ti, summary, images, f"Only {MAX_LISTED:,} images of this task are shown." if is_cut else None
         )
+
+
+def _find(read: list[TaskEntries], view: ViewState) -> list[TaskEntries]:
+    return [replace(each, entries=find_entries(each.entries, view)) for each in read]
+
+
+def _lists_all(task: TaskResult, images: list[GalleryImage], manifest: str) -> bool:
+    """Return whether a manifest lists all images of a task instance, as far as its summary has been read."""
+    if task.summary is None:
+        return not task.is_counted
+    is_final = task.summary.manifest == manifest and not task.summary.in_progress
+    return is_final and len(images) == task.summary.made + task.summary.superseded
 
 
 def _is_explained(failure: TaskFailure | None, problems: list[Problem]) -> bool:

@@ -21,7 +21,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow_provider_imagen.exceptions import BadImageError, StorageError
 from airflow_provider_imagen.hooks.folders import open_folder
+from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.task_results import belongs_to, read_images, read_problems
+from airflow_provider_imagen.storage.contact_sheet import SHEET_MIME_TYPE, sheet_address
 from airflow_provider_imagen.storage.inspect_image import DEFAULT_MAX_PIXELS, EXTENSIONS, MIME_TYPES, SVG_MIME_TYPE
 from airflow_provider_imagen.storage.local_files import open_regular_file
 from airflow_provider_imagen.storage.manifest import failures_address, parse_line, part_address, progress_address
@@ -40,7 +42,6 @@ from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
     from airflow_provider_imagen.storage.paths import StoragePath
 
@@ -114,6 +115,27 @@ def image_bytes(image: GalleryImage) -> Iterator[bytes]:
         yield file.read()
 
 
+def open_contact_sheet(ti: TaskInstance, manifest: str) -> IO[bytes]:
+    """
+    Return the contact sheet of a task instance, open for reading.
+
+    It has no digest. So its location is not taken from a record, but built from the folder of the manifest and the ids
+    of the task instance: nobody can point it to a file that another task instance wrote.
+
+    :raises FileUnavailableError: it is gone, or is not an image
+    """
+    try:
+        folder: Any = open_folder(manifest).parent
+        file = _open(sheet_address(folder, _key_of(ti).identity), most=MAX_IMAGE_BYTES, within=folder)
+        if media_type(file) == SHEET_MIME_TYPE:
+            file.seek(0)
+            return file
+        file.close()
+    except Exception as error:
+        log.warning("The contact sheet of %s cannot be read: %s", ti, type(error).__name__)
+    raise FileUnavailableError("The contact sheet is not there any more.")
+
+
 def read_manifest_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
     """
     Return a task instance's images from a manifest.
@@ -130,6 +152,42 @@ def read_manifest_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
     except Exception as error:
         log.warning("The manifest of %s cannot be read: %s", ti, type(error).__name__)
         raise gone from None
+
+
+def read_run_images(dag_id: str, run_id: str, manifest: str) -> dict[TaskInstance, list[GalleryImage]]:
+    """
+    Return the images of a run that a manifest lists, by task instance.
+
+    :raises FileUnavailableError: the manifest cannot be read
+    """
+    try:
+        folder: Any = open_folder(manifest).parent
+        address = address_of(descend(folder, MANIFEST_NAME))
+        found: dict[TaskInstance, list[GalleryImage]] = {}
+        with _lists:
+            lines = (line for line in _lines(address, within=folder) if _names_image(line, dag_id, run_id))
+            for line in islice(lines, MAX_LISTED):
+                ti = TaskInstance(dag_id, run_id, line["task_id"], line["map_index"])
+                found.setdefault(ti, []).extend(read_images(ti, [_with_path(line, folder)]))
+    except Exception as error:
+        log.warning("A manifest of run %s cannot be read: %s", run_id, type(error).__name__)
+        raise FileUnavailableError("The list of images cannot be read any more.") from None
+    for images in found.values():
+        images.sort(key=lambda image: (image.prompt_index, image.image_index))
+    return found
+
+
+def _names_image(line: Mapping[str, Any], dag_id: str, run_id: str) -> bool:
+    """Return whether a manifest line names an image in the folder and a task instance of a run."""
+    is_of_run = line.get("dag_id") == dag_id and line.get("run_id") == run_id
+    has_ids = isinstance(line.get("task_id"), str) and isinstance(line.get("map_index"), int)
+    name = line.get("file_name")
+    return is_of_run and has_ids and isinstance(name, str) and stays_below(name)
+
+
+def _with_path(line: Mapping[str, Any], folder: StoragePath) -> dict[str, Any]:
+    """Return a manifest line with its path rebuilt from the file name."""
+    return {**line, "path": address_of(descend(folder, line["file_name"]))}
 
 
 def read_progress_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
@@ -150,7 +208,7 @@ def _images(ti: TaskInstance, folder: StoragePath, lines: Iterable[Mapping[str, 
     """Return the images of a task instance in the lines of a list, their paths rebuilt from the file names."""
     with _lists:
         own = (
-            {**line, "path": address_of(descend(folder, line["file_name"]))}
+            _with_path(line, folder)
             for line in lines
             if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
         )

@@ -1,40 +1,77 @@
-"""Search for images by their prompts, names and metadata."""
+"""Search, filter and sort what a grid shows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, TaskProblem, read_moment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance, TaskStatus
     from airflow_provider_imagen.plugins.gallery.task_results import Entry
+    from airflow_provider_imagen.plugins.gallery.view_state import ViewState
 
-MAX_QUERY_CHARACTERS: Final = 200
+
+def has_label(status: TaskStatus, label: str) -> bool:
+    """Return whether a label, if there is one, is that of a task instance or its task."""
+    return label in ("", status.ti.task_id, status.title)
 
 
-class ImageSearch:
+def find_entries(entries: Iterable[Entry], view: ViewState) -> list[Entry]:
     """
-    A search for words, which is false if there are none.
+    Return the entries that match the words, the model and the status of a view.
 
-    :param query: words, each of which must be part of the prompt, the name or a metadata value; case does not matter
+    Each word must be part of the prompt, the name or a metadata value; case does not matter.
     """
-
-    def __init__(self, query: str) -> None:
-        self.query = query.strip()
-        self._words = query.casefold().split()
-
-    def __bool__(self) -> bool:
-        return bool(self._words)
-
-    def filter(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return the entries that match; all of them if there are no words."""
-        return [entry for entry in entries if not self._words or self._matches(entry)]
-
-    def _matches(self, entry: Entry) -> bool:
-        texts = (entry.prompt, entry.name, *(entry.metadata or {}).values())
-        text = "\n".join(text for text in texts if text).casefold()
-        return all(word in text for word in self._words)
+    words = view.q.casefold().split()
+    return [
+        entry
+        for entry in entries
+        if (not view.model or entry.model == view.model)
+        and (not view.status or _has_status(entry, view.status))
+        and (not words or _has_words(entry, words))
+    ]
 
 
-EVERYTHING: Final = ImageSearch("")
-"""A search that everything matches."""
+def sort_entries(
+    entries: Iterable[Entry], view: ViewState, *, statuses: Mapping[TaskInstance, TaskStatus]
+) -> list[Entry]:
+    """
+    Return the entries in the order of a view; those that lack the value to sort by come last.
+
+    :param entries: in prompt order
+    :param statuses: the status of each task instance
+    """
+    key = view.sort.removeprefix("-")
+    found = [(_sort_value(entry, key, statuses), entry) for entry in entries]
+    known = [(value, entry) for value, entry in found if value is not None]
+    known.sort(key=itemgetter(0), reverse=view.sort.startswith("-"))
+    return [entry for _, entry in known] + [entry for value, entry in found if value is None]
+
+
+def _has_status(entry: Entry, status: str) -> bool:
+    return entry.outcome == status or (status == "missing" and not isinstance(entry, GalleryImage))
+
+
+def _has_words(entry: Entry, words: list[str]) -> bool:
+    texts = (entry.prompt, entry.name, *(entry.metadata or {}).values())
+    text = "\n".join(text for text in texts if text).casefold()
+    return all(word in text for word in words)
+
+
+def _sort_value(entry: Entry, key: str, statuses: Mapping[TaskInstance, TaskStatus]) -> float | str | None:
+    match key:
+        case "name":
+            return (entry.name or "").casefold() or None
+        case "cost":
+            return None if isinstance(entry, TaskProblem) else entry.usd
+        case "size":
+            return entry.bytes if isinstance(entry, GalleryImage) else None
+        case "time":
+            generated = read_moment(entry.created_at) if isinstance(entry, GalleryImage) else None
+            moment = generated or read_moment(statuses[entry.ti].started)
+            return None if moment is None else moment.timestamp()
+    return None

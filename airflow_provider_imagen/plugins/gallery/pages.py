@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar, Final
-from urllib.parse import parse_qsl, quote, urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from airflow.configuration import conf
@@ -17,32 +17,66 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from airflow_provider_imagen.links.gallery_urls import (
     all_dags_address,
+    compare_address,
     dag_address,
     image_address,
+    matrix_address,
     origin_of,
     remote_link,
     review_address,
     run_address,
+    sheet_address,
     task_address,
 )
 from airflow_provider_imagen.money import format_usd
-from airflow_provider_imagen.plugins.gallery.image_search import MAX_QUERY_CHARACTERS
+from airflow_provider_imagen.plugins.gallery.image_ids import image_id
+from airflow_provider_imagen.plugins.gallery.view_state import MAX_QUERY_CHARACTERS, PreviewSize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import tzinfo
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
     from airflow_provider_imagen.plugins.gallery.run_results import RunResults
     from airflow_provider_imagen.plugins.gallery.task_results import Entry, GalleryImage
+    from airflow_provider_imagen.plugins.gallery.view_state import Order, Status, ViewState
 
+_CSS: Final = "text/css; charset=utf-8"
+_JAVASCRIPT: Final = "text/javascript; charset=utf-8"
 STATIC_TYPES: Final = {
-    "gallery.css": "text/css; charset=utf-8",
-    "gallery.js": "text/javascript; charset=utf-8",
-    "live.js": "text/javascript; charset=utf-8",
+    "gallery.css": _CSS,
+    "look.css": _CSS,
+    "review.css": _CSS,
+    "gallery.js": _JAVASCRIPT,
+    "live.js": _JAVASCRIPT,
+    "zoom.js": _JAVASCRIPT,
+    "lightbox.js": _JAVASCRIPT,
+    "select.js": _JAVASCRIPT,
+    "review.js": _JAVASCRIPT,
     "pictures.svg": "image/svg+xml",
-    "review.css": "text/css; charset=utf-8",
-    "review.js": "text/javascript; charset=utf-8",
+}
+
+_PAGES_AROUND: Final = 2  # in a pager, on each side of the page
+_MAX_LABELS: Final = 2_000
+
+_ORDERS: Final[dict[Order, str]] = {
+    "prompt": "Prompt order",
+    "-cost": "Highest cost first",
+    "cost": "Lowest cost first",
+    "-time": "Newest first",
+    "time": "Oldest first",
+    "name": "Name, A to Z",
+    "-name": "Name, Z to A",
+    "-size": "Largest file first",
+    "size": "Smallest file first",
+}
+_STATUSES: Final[dict[Status, str]] = {
+    "made": "Generated",
+    "reused": "Reused from other runs",
+    "filtered": "Filtered",
+    "failed": "Failed",
+    "in_doubt": "In doubt",
+    "missing": "All that is missing",
 }
 
 
@@ -53,38 +87,63 @@ class Pager:
 
     :param number: page number, from 1
     :param count: number of pages, at least 1
-    :param addresses: URLs of the neighbouring pages by page number
+    :param address: returns the URL of a page by its number
     """
 
     number: int
     count: int
-    addresses: Mapping[int, str]
+    address: Callable[[int], str]
 
     @property
     def previous(self) -> str | None:
         """URL of the previous page."""
-        return self.addresses.get(self.number - 1)
+        return self.address(self.number - 1) if self.number > 1 else None
 
     @property
     def next(self) -> str | None:
         """URL of the next page."""
-        return self.addresses.get(self.number + 1)
+        return self.address(self.number + 1) if self.number < self.count else None
+
+    @property
+    def numbers(self) -> list[int | None]:
+        """Numbers of the first, the last and the neighbouring pages; ``None`` for a gap."""
+        near = range(self.number - _PAGES_AROUND, self.number + _PAGES_AROUND + 1)
+        shown = sorted({1, self.count, *(number for number in near if 1 <= number <= self.count)})
+        numbers: list[int | None] = []
+        for previous, number in zip([0, *shown], shown, strict=False):
+            if number - previous > 1:
+                numbers.append(number - 1 if number - previous == 2 else None)
+            numbers.append(number)
+        return numbers
 
 
 @dataclass(frozen=True)
-class SearchForm:
+class ViewForm:
     """
-    The search form of a page.
+    The form of a page that searches, filters and sorts.
 
-    :param address: URL of the page without a search
-    :param query: the words searched for; empty for no search
+    :param address: URL of the page in its default view
+    :param view: what the page shows
     :param found: number of images found
+    :param models: models to choose from
+    :param labels: tasks and task instances to choose from; at most 2,000 are offered
     """
 
     address: str
-    query: str
+    view: ViewState
     found: int
+    models: Iterable[str] = ()
+    labels: Iterable[str] = ()
     max_characters: ClassVar[int] = MAX_QUERY_CHARACTERS
+    orders: ClassVar[Mapping[Order, str]] = _ORDERS
+    statuses: ClassVar[Mapping[Status, str]] = _STATUSES
+    sizes: ClassVar[Sequence[str]] = get_args(PreviewSize)
+
+    @property
+    def everything(self) -> str:
+        """URL of the page without search and filters."""
+        parts = urlsplit(self.address)
+        return f"{parts.path}?{urlencode([*self.fields, *self.view.without_filters.query.items()], quote_via=quote)}"
 
     @property
     def action(self) -> str:
@@ -95,6 +154,38 @@ class SearchForm:
     def fields(self) -> list[tuple[str, str]]:
         """Names and values of the query string, for hidden fields."""
         return parse_qsl(urlsplit(self.address).query)
+
+    @property
+    def choices(self) -> list[tuple[str, str, list[str]]]:
+        """Name, label and values of the lists to choose from; those that offer no choice are left out."""
+        models = sorted({*self.models, *filter(None, [self.view.model])})
+        labels = list(dict.fromkeys([*filter(None, [self.view.label]), *self.labels]))[:_MAX_LABELS]
+        lists = [("model", "Model", models), ("label", "Task", labels)]
+        return [choice for choice in lists if len(choice[2]) > 1 or getattr(self.view, choice[0])]
+
+
+@dataclass(frozen=True)
+class SelectionForm:
+    """
+    The form that takes selected images, or all that a page shows.
+
+    :param address: URL of the page in its default view
+    :param view: what the page shows
+    :param count: number of images on this and the other pages of the view
+    """
+
+    address: str
+    view: ViewState
+    count: int
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """Names and values of hidden fields: the ids of what the page shows, and the search and filters."""
+        kept = {"q", "model", "status", "label", "sort"} & self.view.query.keys()
+        return [
+            *parse_qsl(urlsplit(self.address).query),
+            *((name, value) for name, value in self.view.query.items() if name in kept),
+        ]
 
 
 @dataclass(frozen=True)
@@ -108,6 +199,8 @@ class Section:
     :param entries: what the grid shows
     :param count: number of images, of which the entries may be a part
     :param notes: sentences under the heading
+    :param contact_sheet: URL of the task's contact sheet; ``None`` if it has none
+    :param models: models of the run's images, also of those not shown
     """
 
     title: str = ""
@@ -116,6 +209,8 @@ class Section:
     entries: list[Entry] = field(default_factory=list)
     count: int = 0
     notes: list[str] = field(default_factory=list)
+    contact_sheet: str | None = None
+    models: frozenset[str] = frozenset()
 
     @property
     def shown(self) -> int:
@@ -163,6 +258,22 @@ class Pages:
         return review_address(
             root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, **query
         )
+
+    def contact_sheet(self, ti: TaskInstance) -> str:
+        """Return the URL of a task instance's contact sheet."""
+        return sheet_address(
+            root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
+        )
+
+    def compare(self, images: Sequence[GalleryImage]) -> str:
+        """Return the URL of a comparison of images of one run."""
+        ti = images[0].ti
+        ids = [image_id(image) for image in images]
+        return compare_address(root=self._root, dag_id=ti.dag_id, run_id=ti.run_id, images=ids)
+
+    def matrix(self, dag_id: str, run_id: str, **query: Any) -> str:
+        """Return the URL of a run's images by prompt and model."""
+        return matrix_address(root=self._root, dag_id=dag_id, run_id=run_id, **query)
 
     def image(self, image: GalleryImage) -> str:
         """Return the URL of an image's page."""
@@ -257,6 +368,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["usd"] = format_usd
+    environment.filters["image_id"] = image_id
     environment.filters["size"] = _format_size
     environment.filters["place"] = _without_connection
     environment.filters["moment"] = format_moment

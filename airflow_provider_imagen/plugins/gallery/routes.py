@@ -32,21 +32,27 @@ from airflow_provider_imagen.plugins.gallery.airflow_api import (
 from airflow_provider_imagen.plugins.gallery.all_dags import DagSection, Period
 from airflow_provider_imagen.plugins.gallery.all_dags_reader import AllDagsReader
 from airflow_provider_imagen.plugins.gallery.collection import COUNT_SECONDS, Collection
+from airflow_provider_imagen.plugins.gallery.comparison import MAX_COMPARED, MIN_COMPARED, compare
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
     check_image_file,
     image_bytes,
     media_type,
+    open_contact_sheet,
     open_image_file,
 )
-from airflow_provider_imagen.plugins.gallery.image_search import EVERYTHING, MAX_QUERY_CHARACTERS, ImageSearch
+from airflow_provider_imagen.plugins.gallery.image_archive import write_archive
+from airflow_provider_imagen.plugins.gallery.image_ids import MAX_INTEGER, parse_image_id
+from airflow_provider_imagen.plugins.gallery.image_search import sort_entries
+from airflow_provider_imagen.plugins.gallery.matrix import MAX_MODELS, RowsBy, arrange, shown_images
 from airflow_provider_imagen.plugins.gallery.pages import (
     STATIC_TYPES,
     Pager,
     Pages,
-    SearchForm,
     Section,
+    SelectionForm,
+    ViewForm,
     image_sources,
     read_static,
     time_zone,
@@ -60,14 +66,16 @@ from airflow_provider_imagen.plugins.gallery.progress import (
     shared_by_viewers,
 )
 from airflow_provider_imagen.plugins.gallery.review_page import find_review
-from airflow_provider_imagen.plugins.gallery.run_results import RunResults, TaskResult
+from airflow_provider_imagen.plugins.gallery.run_results import Matches, RunResults, TaskResult
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
 from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
 from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
+from airflow_provider_imagen.plugins.gallery.view_state import MAX_PAGES, ViewState, read_view_state
+from airflow_provider_imagen.storage.contact_sheet import SHEET_MIME_TYPE
 from airflow_provider_imagen.storage.inspect_image import SVG_MIME_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
     from typing import IO
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun
@@ -78,19 +86,20 @@ log = logging.getLogger(__name__)
 IMAGES_PER_PAGE: Final = 60
 REVIEWED_PER_PAGE: Final = 24
 TASKS_PER_PAGE: Final = 30
+ROWS_PER_PAGE: Final = 20
 RUNS_PER_PAGE: Final = 8
 DAGS_PER_PAGE: Final = 24
 IMAGES_PER_RUN: Final = 8
 
-_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
-"""Arguments that the page of an image shows in another place, or only in the code."""
+MAX_SELECTED: Final = 1_000
+"""Maximum number of images that a URL can name, more than a page has. "Everything" has no such limit."""
+
+DOWNLOAD_SECONDS: Final = 60.0
+"""Time that a download may spend on finding its images, before it starts."""
 
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
 _SENT_AS_ATTACHMENT: Final = ("image/tiff", SVG_MIME_TYPE)
 """Types sent as downloads, because browsers cannot display them or they may contain scripts."""
-
-_MAX_INTEGER: Final = 2**31 - 1
-"""Largest integer that Airflow's database accepts."""
 
 may_read = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 may_read_states = (
@@ -111,11 +120,11 @@ def _may_answer(request: Request, user: GetUserDep) -> bool:
 
 MayAnswer = Annotated[bool, Depends(_may_answer)]
 Id = Annotated[str, Query(min_length=1, max_length=250)]
-MapIndex = Annotated[int, Query(ge=-1, le=_MAX_INTEGER)]
-Index = Annotated[int, Query(ge=0, le=_MAX_INTEGER)]
-PageNumber = Annotated[int, Query(ge=1, le=100_000)]
-Show = Literal["pictures", "problems"]
-SearchQuery = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
+MapIndex = Annotated[int, Query(ge=-1, le=MAX_INTEGER)]
+Index = Annotated[int, Query(ge=0, le=MAX_INTEGER)]
+PageNumber = Annotated[int, Query(ge=1, le=MAX_PAGES)]
+View = Annotated[ViewState, Depends(read_view_state)]
+ImageIds = Annotated[list[str], Query(default_factory=list)]
 
 app = FastAPI(title="Pictures", docs_url=None, redoc_url=None, openapi_url=None)
 collection = Collection()
@@ -123,11 +132,22 @@ all_dags = AllDagsReader(collection)
 thumbnails = ThumbnailCache()
 
 
-class MissingError(HTTPException):
-    """What a URL names does not exist; the message is for the visitor."""
+class ExplainedError(HTTPException):
+    """An error whose message is for the visitor."""
+
+
+class MissingError(ExplainedError):
+    """What a URL names does not exist."""
 
     def __init__(self, message: str) -> None:
         super().__init__(404, message)
+
+
+class ComparisonError(ExplainedError):
+    """The images that a URL names cannot be compared."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(422, message)
 
 
 @app.middleware("http")
@@ -157,25 +177,27 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
         422: "This URL is incomplete or invalid.",
         502: "Airflow's API returned an error. Try again in a moment.",
     }.get(error.status_code, "Something went wrong.")
-    if isinstance(error, MissingError):
+    if isinstance(error, ExplainedError):
         message = error.detail
     if not is_page:
         return Response(
             error.detail if error.status_code == 410 else message, error.status_code, media_type="text/plain"
         )
-    back = _way_back(request) if isinstance(error, MissingError) else None
+    back = _way_back(request) if isinstance(error, ExplainedError) else None
     return _page(request, "message.html", status=error.status_code, title="Pictures", message=message, back=back)
 
 
 def _way_back(request: Request) -> tuple[str, str] | None:
-    """Return the text and URL of a link from a page that does not exist to the one above it; ``None`` without one."""
+    """Return the text and URL of a link from a page that cannot be shown to the one above it; ``None`` without one."""
     pages, ids = Pages(_root(request)), request.query_params
     place = request.url.path.rpartition("/")[2]
+    if place == "download":
+        place = "sheet" if "task_id" in ids else "task"
     match place:
-        case "picture":
+        case "picture" | "sheet":
             ti = TaskInstance(ids["dag_id"], ids["run_id"], ids["task_id"], int(ids.get("map_index", -1)))
             return "All images of this task", pages.task(ti)
-        case "task" | "review":
+        case "task" | "review" | "compare" | "matrix":
             return "All images of this run", pages.run(ids["dag_id"], ids["run_id"])
         case "run":
             return "All runs of this DAG", pages.dag(ids["dag_id"])
@@ -191,73 +213,70 @@ async def show_invalid_request(request: Request, _: RequestValidationError) -> R
 @app.get("/task", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
 async def show_task(
-    request: Request,
-    dag_id: Id,
-    run_id: Id,
-    task_id: Id,
-    map_index: MapIndex = -1,
-    page: PageNumber = 1,
-    show: Show = "pictures",
-    q: SearchQuery = "",
+    request: Request, view: View, dag_id: Id, run_id: Id, task_id: Id, map_index: MapIndex = -1
 ) -> Response:
-    """Show the images of one task instance and what is missing, or those that match a search."""
+    """Show the images of one task instance and what is missing, or a selection of it."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
-    search = ImageSearch(q)
+    pages = Pages(_root(request))
     async with AirflowApi(request) as api:
         status = await api.get_status(ti)  # first, because a task publishes its results before it ends
         if status is None:
             raise MissingError("This run has no such task, or it was deleted.")
         found = await collection.get_task(api, ti, await collection.get_summary(api, ti))
         task = TaskResult(status, found.summary)
-        matches = await collection.read_entries(api, task, search)
+        if view.is_plain:
+            matches = Matches([await collection.read_entries(api, task)])
+        else:
+            matches = await collection.search(api, [task], view)
     results = RunResults([task])
-    entries = [entry for entry in matches.entries if show == "pictures" or not isinstance(entry, GalleryImage)]
-    pages = Pages(_root(request))
-    pager = _pager(
-        page,
-        len(entries),
-        IMAGES_PER_PAGE,
-        lambda number: pages.task(ti, show=show, page=number, q=search.query or None),
-    )
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)
+    if view.show == "problems":
+        entries = [entry for entry in entries if not isinstance(entry, GalleryImage)]
+    pager = _pager(view.page, len(entries), IMAGES_PER_PAGE, lambda n: pages.task(ti, **view.at(n).query))
     part = slice((pager.number - 1) * IMAGES_PER_PAGE, pager.number * IMAGES_PER_PAGE)
-    notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes]))
+    notes = list(dict.fromkeys([*([found.notice] if found.notice else []), *matches.notes, *matches.task_notes]))
+    form = selection = None
+    if found.images and view.show == "pictures":
+        models = {image.model for image in found.images if image.model}
+        form = ViewForm(pages.task(ti), view, matches.count, models=models)
+        selection = SelectionForm(pages.task(ti), view, matches.count) if matches.count else None
+    has_sheet = found.summary is not None and found.summary.contact_sheet is not None
     return _page(
         request,
         "gallery.html",
-        title=f"{task_id} {status.label}".strip(),
+        title=status.title,
         kind="task",
+        view=view,
         ti=ti,
         dag_id=dag_id,
         run_id=run_id,
         task=status,
         results=results,
-        search=SearchForm(pages.task(ti), search.query, len(matches.images))
-        if found.images and show == "pictures"
-        else None,
-        sections=[Section(entries=entries[part], notes=notes)],
+        form=form,
+        selection=selection,
+        sections=[
+            Section(entries=entries[part], notes=notes, contact_sheet=pages.contact_sheet(ti) if has_sheet else None)
+        ],
         pager=pager,
-        empty="" if search or entries or notes else _explain_empty_task(task),
+        empty="" if view.is_filtered or entries or notes else _explain_empty_task(task),
         notes=[],
         waiting=[],
-        more_problems=pages.task(ti, show="problems") if show == "pictures" and task.has_problems else None,
+        more_problems=pages.task(ti, show="problems") if view.show == "pictures" and task.has_problems else None,
         refresh_seconds=refresh_seconds([results]),
     )
 
 
 @app.get("/run", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
-async def show_run(
-    request: Request,
-    dag_id: Id,
-    run_id: Id,
-    page: PageNumber = 1,
-    show: Show = "pictures",
-    q: SearchQuery = "",
-) -> Response:
-    """Show the images of all tasks in a run and what is missing, those that match a search, or only what is missing."""
+async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Response:
+    """Show the images of all tasks in a run and what is missing, a selection of it, or only what is missing."""
     pages = Pages(_root(request))
-    search = ImageSearch(q)
-    form = None
+    form = selection = None
+    compares_models = False
+
+    def address(number: int) -> str:
+        return pages.run(dag_id, run_id, **view.at(number).query)
+
     async with AirflowApi(request) as api:
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
         if run is None:
@@ -266,50 +285,54 @@ async def show_run(
         waiting = await api.list_task_instances(**ids, operators=HUMAN_OPERATORS) if run.is_active else []
         results = await collection.read_run(api, run)
         notes = results.notes
-        if show == "problems":
+        if view.show == "problems":
             incomplete = [task for task in results.tasks if task.has_problems]
-            pager = _pager(
-                page, len(incomplete), TASKS_PER_PAGE, lambda n: pages.run(dag_id, run_id, show=show, page=n)
-            )
+            pager = _pager(view.page, len(incomplete), TASKS_PER_PAGE, address)
             first = (pager.number - 1) * TASKS_PER_PAGE
             part = incomplete[first : first + TASKS_PER_PAGE]
             sections = [await _problem_section(api, pages, task) for task in part]
         else:
-            matches = await collection.search(api, results.tasks, search) if search else None
+            compares_models = await collection.compares_models(api, run, results.tasks)
+            matches = None if view.is_plain else await collection.search(api, results.tasks, view)
             places = sum(task.places for task in results.tasks) if matches is None else matches.places
-            pager = _pager(
-                page, places, IMAGES_PER_PAGE, lambda n: pages.run(dag_id, run_id, page=n, q=search.query or None)
-            )
+            pager = _pager(view.page, places, IMAGES_PER_PAGE, address)
             first = (pager.number - 1) * IMAGES_PER_PAGE
             if matches is None:
                 tasks = await collection.read_slice(api, results.tasks, first=first, most=IMAGES_PER_PAGE)
+                sections = _sections(pages, results, tasks)
             else:
-                tasks = matches.slice(first=first, most=IMAGES_PER_PAGE)
+                tasks = matches.tasks
+                sections = _matching_sections(pages, results, matches, view, first=first)
                 notes = [*notes, *matches.notes]
-            sections = _sections(pages, tasks)
             if results.total.made:
-                form = SearchForm(pages.run(dag_id, run_id), search.query, matches.count if matches else 0)
+                count = results.total.made if matches is None else matches.count
+                models = results.models.union(*(task.models for task in tasks))
+                form = ViewForm(pages.run(dag_id, run_id), view, count, models=models, labels=results.labels_to_choose)
+                selection = SelectionForm(pages.run(dag_id, run_id), view, count) if count else None
     empty = "" if results.tasks else _explain_empty_run(run)
-    if results.tasks and not sections and not search:
-        empty = "All requested images were generated." if show == "problems" else _explain_empty_run(run)
+    if results.tasks and not sections and not view.is_filtered:
+        empty = "All requested images were generated." if view.show == "problems" else _explain_empty_run(run)
     return _page(
         request,
         "gallery.html",
         title=run_id,
         kind="run",
+        view=view,
         ti=None,
         dag_id=dag_id,
         run_id=run_id,
         task=None,
         results=results,
-        search=form,
+        form=form,
+        selection=selection,
         sections=sections,
         pager=pager,
         empty=empty,
         waiting=[each for each in waiting if each.state in WAITING_STATES],
         notes=notes,
+        compares_models=compares_models,
         more_problems=pages.run(dag_id, run_id, show="problems")
-        if show == "pictures" and any(task.has_problems for task in results.tasks)
+        if view.show == "pictures" and any(task.has_problems for task in results.tasks)
         else None,
         refresh_seconds=refresh_seconds([results]),
     )
@@ -346,46 +369,55 @@ async def show_all_dags(
 
 @app.get("/dag", dependencies=[may_read, *may_read_states])
 @shared_by_viewers
-async def show_dag(request: Request, dag_id: Id, page: PageNumber = 1, q: SearchQuery = "") -> Response:
-    """Show the runs of a DAG, the latest first, each with its first images or with those that match a search."""
+async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
+    """Show the runs of a DAG, the latest first, each with its first images or with a selection of them."""
     pages = Pages(_root(request))
-    search = ImageSearch(q)
     sections = []
     async with AirflowApi(request) as api:
-        listed = await api.list_runs(dag_id, offset=(page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
+        listed = await api.list_runs(dag_id, offset=(view.page - 1) * RUNS_PER_PAGE, limit=RUNS_PER_PAGE)
         if listed is None:
             raise MissingError("This DAG does not exist, or was deleted.")
         runs, count = listed
         for run in runs:
-            section = await _run_section(api, pages, run, search)
+            section = await _run_section(api, pages, run, view)
             if section is not None:
                 sections.append(section)
     made = sum(section.count for section in sections)
     empty = ""
-    if not sections and not search:
+    if not sections and not view.is_filtered:
         empty = (
             "No run of this DAG has generated images yet."
             if count <= RUNS_PER_PAGE
             else "None of these runs has generated images."
         )
+    shown = [section.results for section in sections if section.results]
+    form = ViewForm(
+        pages.dag(dag_id, **ViewState(page=view.page).query),
+        view,
+        made,
+        models={model for section in sections for model in section.models},
+        labels=(label for results in shown for label in results.labels_to_choose),
+    )
     return _page(
         request,
         "gallery.html",
         title=dag_id,
         kind="dag",
+        view=view,
         ti=None,
         dag_id=dag_id,
         run_id=None,
         task=None,
         results=None,
-        search=SearchForm(pages.dag(dag_id, page=page), search.query, made) if made or search else None,
+        form=form if made or view.is_filtered else None,
+        selection=None,
         sections=sections,
-        pager=_pager(page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, page=n, q=search.query or None)),
+        pager=_pager(view.page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, **view.at(n).query)),
         empty=empty,
         notes=[],
         waiting=[],
         more_problems=None,
-        refresh_seconds=refresh_seconds(each.results for each in sections if each.results) or IDLE_REFRESH_SECONDS,
+        refresh_seconds=refresh_seconds(shown) or IDLE_REFRESH_SECONDS,
     )
 
 
@@ -459,11 +491,83 @@ async def show_image(
         title=f"Image {place + 1} of {len(found.images)}",
         label=status.label if status else "",
         image=image,
-        arguments=_shown_arguments(image),
+        arguments=image.shown_arguments,
         snippet=snippet(image),
         notice=notice,
         previous=found.images[place - 1] if place else None,
         next=found.images[place + 1] if place + 1 < len(found.images) else None,
+    )
+
+
+@app.get("/compare", dependencies=[may_read, *may_read_states])
+async def show_comparison(request: Request, dag_id: Id, run_id: Id, image: ImageIds) -> Response:
+    """
+    Show two to four images of a run side by side, and what differs between them.
+
+    :param image: ``task_id:map_index:prompt_index:image_index`` of each image; repeated ones count once
+    """
+    chosen = dict.fromkeys(image)
+    if not MIN_COMPARED <= len(chosen) <= MAX_COMPARED:
+        raise ComparisonError(f"Choose two to four images to compare. You have chosen {len(chosen):,}.")
+    images = []
+    for text in chosen:
+        parsed = parse_image_id(text)
+        if parsed is None:
+            raise ComparisonError("This URL names an image that cannot exist.")
+        task_id, map_index, prompt_index, image_index = parsed
+        found, place = await _find(request, TaskInstance(dag_id, run_id, task_id, map_index), prompt_index, image_index)
+        images.append(found.images[place])
+    return _page(
+        request,
+        "compare.html",
+        images=images,
+        title="Comparison",
+        dag_id=dag_id,
+        run_id=run_id,
+        comparison=compare(images),
+    )
+
+
+@app.get("/matrix", dependencies=[may_read, *may_read_states])
+async def show_matrix(
+    request: Request, dag_id: Id, run_id: Id, page: PageNumber = 1, rows: RowsBy = "prompt"
+) -> Response:
+    """Show the images of a run in a table of prompts and models."""
+    pages = Pages(_root(request))
+    async with AirflowApi(request) as api:
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)
+        if run is None:
+            raise MissingError("This run does not exist, or was deleted.")
+        results = await collection.read_run(api, run)
+        matches = await collection.search(api, results.tasks, ViewState())
+    entries = matches.entries
+    matrix = await collection.in_thread(lambda: arrange(entries, by=rows))
+    pager = _pager(
+        page, len(matrix.rows), ROWS_PER_PAGE, lambda number: pages.matrix(dag_id, run_id, rows=rows, page=number)
+    )
+    first = (pager.number - 1) * ROWS_PER_PAGE
+    shown = matrix.rows[first : first + ROWS_PER_PAGE]
+    notes = [*results.notes, *matches.task_notes]
+    if matches.unsearched:
+        notes.append(f"{matches.unsearched:,} more tasks could not be read in time, so their images are not here.")
+    if len(matrix.columns) > MAX_MODELS:
+        notes.append(f"Only the first {MAX_MODELS} of {len(matrix.columns):,} models are shown.")
+    if run.is_active:
+        notes.append("The run has not ended. Reload to see newer images.")
+    return _page(
+        request,
+        "matrix.html",
+        images=shown_images(shown, matrix.models),
+        title="Prompts and models",
+        dag_id=dag_id,
+        run_id=run_id,
+        matrix=matrix,
+        rows=shown,
+        by=rows,
+        has_names=any(entry.name for entry in entries),
+        labels=results.labels,
+        pager=pager,
+        notes=notes,
     )
 
 
@@ -500,6 +604,98 @@ async def send_file(
     return StreamingResponse(_chunks(file), media_type=kind, headers=headers)
 
 
+@app.get("/sheet", dependencies=[may_read])
+async def send_contact_sheet(
+    request: Request, dag_id: Id, run_id: Id, task_id: Id, map_index: MapIndex = -1
+) -> Response:
+    """Send the contact sheet of a task instance."""
+    ti = TaskInstance(dag_id, run_id, task_id, map_index)
+    async with AirflowApi(request) as api:
+        summary = await collection.get_summary(api, ti)
+    if summary is None or summary.contact_sheet is None or summary.manifest is None:
+        raise MissingError("This task has no contact sheet.")
+    try:
+        file = await collection.in_thread(partial(open_contact_sheet, ti, summary.manifest))
+    except FileUnavailableError as error:
+        raise MissingError(str(error)) from None
+    name = quote(f"{task_id}-contact-sheet.webp", safe="")
+    headers = {"Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+    return StreamingResponse(_chunks(file), media_type=SHEET_MIME_TYPE, headers=headers)
+
+
+@app.get("/download", dependencies=[may_read, *may_read_states])
+async def download_images(
+    request: Request,
+    view: View,
+    dag_id: Id,
+    run_id: Id,
+    image: ImageIds,
+    task_id: Id | None = None,
+    map_index: MapIndex = -1,
+    everything: bool = False,
+) -> Response:
+    """
+    Send a zip of images of a run.
+
+    :param image: which of them (:func:`image_id`)
+    :param task_id: task instance of the page that they were selected on; ``None`` for the page of the run
+    :param everything: send all images of that page's view instead
+    """
+    ti = TaskInstance(dag_id, run_id, task_id, map_index) if task_id else None
+    async with AirflowApi(request) as api:
+        if everything:
+            images, notes = await _find_all(api, dag_id, run_id, ti, view)
+        else:
+            images, notes = await _find_selected(api, dag_id, run_id, image)
+    if not images and not notes:
+        raise MissingError("No image is selected. Go back and tick those that you want.")
+    name = quote(f"{f'{task_id} ' if task_id else ''}{run_id}.zip", safe="")
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "Content-Encoding": "identity",  # keeps Airflow from compressing images again
+    }
+    return StreamingResponse(
+        _produce(write_archive(images, notes=notes)), media_type="application/zip", headers=headers
+    )
+
+
+async def _find_all(
+    api: AirflowApi, dag_id: str, run_id: str, ti: TaskInstance | None, view: ViewState
+) -> tuple[list[GalleryImage], list[str]]:
+    """Return the images on all pages of a view, in its order, and sentences about those that cannot be found."""
+    if ti is not None:
+        status = await api.get_status(ti)
+        tasks = [TaskResult(status, await collection.get_summary(api, ti))] if status else []
+    else:
+        run = await api.get_run(dag_id=dag_id, run_id=run_id)
+        tasks = (await collection.read_run(api, run, seconds=DOWNLOAD_SECONDS)).tasks if run else []
+    matches = await collection.search(api, tasks, view, seconds=DOWNLOAD_SECONDS)
+    entries = sort_entries(matches.entries, view, statuses=RunResults(tasks).statuses)
+    return [entry for entry in entries if isinstance(entry, GalleryImage)], [*matches.notes, *matches.task_notes]
+
+
+async def _find_selected(
+    api: AirflowApi, dag_id: str, run_id: str, ids: list[str]
+) -> tuple[list[GalleryImage], list[str]]:
+    """Return the images that a URL names, in its order, and sentences about those that do not exist."""
+    images, notes = [], []
+    if len(ids) > MAX_SELECTED:
+        raise HTTPException(422)
+    for text in dict.fromkeys(ids):
+        parsed = parse_image_id(text)
+        if parsed is None:
+            raise HTTPException(422)
+        task_id, map_index, prompt_index, image_index = parsed
+        ti = TaskInstance(dag_id, run_id, task_id, map_index)
+        found = await collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
+        place = found.find(prompt_index, image_index)
+        if place is None:
+            notes.append(f"{text}: There is no such image, or its record was deleted.")
+        else:
+            images.append(found.images[place])
+    return images, notes
+
+
 def _disposition(image: GalleryImage, kind: str) -> str:
     extension = _EXTENSIONS.get(kind) or kind.partition("/")[2]
     name = f"{quote(image.ti.task_id, safe='')}-{image.prompt_index}-{image.image_index}.{extension}"
@@ -511,6 +707,16 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
         file.seek(0)
         while chunk := await collection.in_thread(partial(file.read, CHUNK_BYTES)):
             yield chunk
+
+
+async def _produce(pieces: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """Yield pieces that are produced in a thread, and stop producing them when the visitor has gone."""
+    try:
+        while (piece := await collection.in_thread(partial(next, pieces, None))) is not None:
+            if piece:
+                yield piece
+    finally:
+        pieces.close()
 
 
 @app.get("/static/{name}")
@@ -553,56 +759,75 @@ async def _find(request: Request, ti: TaskInstance, prompt_index: int, image_ind
 
 def _pager(number: int, items: int, per_page: int, address: Callable[[int], str]) -> Pager:
     count = max(-(-items // per_page), 1)
-    number = min(number, count)
-    return Pager(number, count, {n: address(n) for n in (number - 1, number + 1) if 1 <= n <= count})
+    return Pager(min(number, count), count, address)
 
 
-def _sections(pages: Pages, tasks: list[TaskEntries]) -> list[Section]:
+def _sections(pages: Pages, results: RunResults, tasks: Iterable[TaskEntries]) -> list[Section]:
     """Return one section per task; the instances of a mapped task share a section."""
+    with_sheets = {task.ti for task in results.tasks if task.summary is not None and task.summary.contact_sheet}
     sections: dict[str, Section] = {}
     for found in tasks:
         ti = found.ti
-        href = pages.task(ti) if ti.map_index < 0 else None
-        section = sections.setdefault(ti.task_id, Section(title=ti.task_id, href=href))
+        is_mapped = ti.map_index >= 0
+        section = sections.setdefault(
+            ti.task_id,
+            Section(
+                title=ti.task_id,
+                href=None if is_mapped else pages.task(ti),
+                contact_sheet=pages.contact_sheet(ti) if ti in with_sheets and not is_mapped else None,
+            ),
+        )
         section.entries.extend(found.entries)
         section.notes.extend(note for note in found.notes if note not in section.notes)
     return list(sections.values())
 
 
-async def _run_section(api: AirflowApi, pages: Pages, run: DagRun, search: ImageSearch) -> Section | None:
+def _matching_sections(
+    pages: Pages, results: RunResults, matches: Matches, view: ViewState, *, first: int
+) -> list[Section]:
+    """Return the sections of a page: one per task in prompt order, otherwise one for all, as their images mingle."""
+    if view.sort == "prompt":
+        return _sections(pages, results, matches.slice(first=first, most=IMAGES_PER_PAGE))
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)[first : first + IMAGES_PER_PAGE]
+    return [Section(entries=entries, notes=matches.task_notes)] if entries or matches.task_notes else []
+
+
+async def _run_section(api: AirflowApi, pages: Pages, run: DagRun, view: ViewState) -> Section | None:
     """Return the section of a run on the page of its DAG; ``None`` if it has nothing to show."""
     seconds = COUNT_SECONDS / RUNS_PER_PAGE
     results = await collection.read_run(api, run, seconds=seconds)
     if not results.tasks:
         return None
-    notes, count = results.notes, results.total.made
-    if search:
-        matches = await collection.search(api, results.tasks, search, seconds=seconds)
-        notes, count = [*notes, *matches.notes], matches.count
-        parts = matches.slice(first=0, most=IMAGES_PER_RUN)
+    if view.is_plain:
+        matches = Matches(await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN))
+        count = results.total.made
     else:
-        parts = await collection.read_slice(api, results.tasks, first=0, most=IMAGES_PER_RUN)
-    entries = [entry for part in parts for entry in part.entries]
-    notes = [*notes, *dict.fromkeys(note for part in parts for note in part.notes)]
-    if search and not entries and not notes:
+        matches = await collection.search(api, results.tasks, view, seconds=seconds)
+        count = matches.count
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)
+    if not view.is_plain:
+        entries = entries[:IMAGES_PER_RUN]
+    notes = [*results.notes, *matches.notes, *matches.task_notes]
+    if view.is_filtered and not entries and not notes:
         return None
     return Section(
         title=run.run_id,
-        href=pages.run(run.dag_id, run.run_id, q=search.query or None),
+        href=pages.run(run.dag_id, run.run_id, **view.at(1).query),
         results=results,
         entries=entries,
         count=count,
         notes=notes,
+        models=results.models.union(*(task.models for task in matches.tasks)),
     )
 
 
 async def _problem_section(api: AirflowApi, pages: Pages, task: TaskResult) -> Section:
-    found = await collection.read_entries(api, task, EVERYTHING)
+    found = await collection.read_entries(api, task)
     notes = found.notes
     if task.summary is not None and task.summary.not_sent:
         notes = [*notes, f"{task.summary.not_sent} were not requested, because the task ended first."]
     return Section(
-        title=f"{task.ti.task_id} {task.status.label}".strip(),
+        title=task.status.title,
         href=pages.task(task.ti),
         entries=[entry for entry in found.entries if not isinstance(entry, GalleryImage)],
         notes=notes,
@@ -623,14 +848,6 @@ def _explain_empty_run(run: DagRun) -> str:
     if run.is_active:
         return "No task in this run has generated images yet. They are shown here as soon as they are stored."
     return "No task in this run has generated images."
-
-
-def _shown_arguments(image: GalleryImage) -> dict[str, Any]:
-    """Return the recorded arguments that the page of an image lists, those in ``parameters`` by their own names."""
-    recorded = dict(image.operator_arguments or {})
-    parameters = recorded.pop("parameters", None)
-    recorded |= parameters if isinstance(parameters, dict) else {}
-    return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
 
 
 def _preview(image: GalleryImage) -> bytes:

@@ -86,6 +86,26 @@ class RunResults:
         return {task.ti: task.status.label for task in self.tasks}
 
     @property
+    def statuses(self) -> dict[TaskInstance, TaskStatus]:
+        """Status of every task instance."""
+        return {task.ti: task.status for task in self.tasks}
+
+    @property
+    def titles(self) -> dict[TaskInstance, str]:
+        """Task and label of every task instance."""
+        return {task.ti: task.status.title for task in self.tasks}
+
+    @property
+    def labels_to_choose(self) -> list[str]:
+        """Each task and, if it is mapped, the titles of its instances."""
+        return list(dict.fromkeys(name for task in self.tasks for name in (task.ti.task_id, task.status.title)))
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Models that the task instances have as an argument; their images may have others."""
+        return frozenset(task.status.model for task in self.tasks if task.status.model)
+
+    @property
     def failed(self) -> int:
         """Number of task instances that have failed for good or cannot run."""
         return sum(task.status.has_failed and task.status.is_finished for task in self.tasks)
@@ -144,11 +164,13 @@ class TaskEntries:
 
     :param entries: in prompt order; that of the whole task comes first
     :param notes: sentences about what cannot be shown
+    :param models: models of all entries of the task instance, also of those left out here
     """
 
     ti: TaskInstance
     entries: list[Entry]
     notes: list[str]
+    models: frozenset[str] = frozenset()
 
     @property
     def images(self) -> list[GalleryImage]:
@@ -188,6 +210,11 @@ class Matches:
         return sum(len(task.images) for task in self.tasks)
 
     @property
+    def entries(self) -> list[Entry]:
+        """All matching entries."""
+        return [entry for task in self.tasks for entry in task.entries]
+
+    @property
     def places(self) -> int:
         """Number of matching entries."""
         return sum(len(task.entries) for task in self.tasks)
@@ -207,6 +234,11 @@ class Matches:
                 found.append(replace(task, entries=entries))
             start += len(task.entries)
         return found
+
+    @property
+    def task_notes(self) -> list[str]:
+        """Sentences about what cannot be shown of the task instances."""
+        return list(dict.fromkeys(note for task in self.tasks for note in task.notes))
 
     @property
     def notes(self) -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from msgspec import DecodeError
@@ -28,21 +30,43 @@ if TYPE_CHECKING:
 
     Entry: TypeAlias = "GalleryImage | Problem | TaskProblem"
 
-_NEVER_SHOWN: Final = ("in_doubt", "output_path", "contact_sheet")
+_NEVER_SHOWN: Final = ("in_doubt", "output_path")
 """Fields of a summary that no page shows; they may be large, and summaries are cached for long."""
+
+_SHOWN_ELSEWHERE: Final = ("model", "seed", "output_path", "imagen_conn_id")
+"""Arguments that pages show in another place, or only in the code that makes an image again."""
+
+_MAX_PATH_CHARACTERS: Final = 4096
 
 _ARGUMENTS: Final = [name for name in ImagenGenerateOperator.argument_defaults() if name != "prompt"]
 _MAX_LEVELS: Final = 20
 
 
-class GalleryImage(ImageRecord, frozen=True, kw_only=True):
-    """The record of one image, and the task instance that it belongs to."""
+class _ListedImage(ImageRecord, frozen=True, kw_only=True):
+    """
+    The record of one image, and what a manifest adds to it.
+
+    :param file_name: name relative to the output folder, parts joined by ``/``; ``None`` if unknown
+    :param created_at: when it was generated, in ISO 8601; ``None`` for a record that is in XCom only
+    """
+
+    file_name: str | None = None
+    created_at: str | None = None
+
+
+class GalleryImage(_ListedImage, frozen=True, kw_only=True):
+    """One image, and the task instance that it belongs to."""
 
     card: ClassVar[str] = "image"
     ti: TaskInstance
     prompt_index: WholeNumber
     image_index: WholeNumber
     prompt: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """Whether it was reused from another run, or made."""
+        return "made" if self.reused_from is None else "reused"
 
     @property
     def is_stored(self) -> bool:
@@ -73,6 +97,14 @@ class GalleryImage(ImageRecord, frozen=True, kw_only=True):
         if _is_deeper_than(_MAX_LEVELS, arguments):
             return None
         return {name: arguments[name] for name in _ARGUMENTS if name in arguments}
+
+    @property
+    def shown_arguments(self) -> dict[str, Any]:
+        """The recorded arguments that pages list, those in ``parameters`` by their own names."""
+        recorded = dict(self.operator_arguments or {})
+        parameters = recorded.pop("parameters", None)
+        recorded |= parameters if isinstance(parameters, dict) else {}
+        return {name: value for name, value in recorded.items() if name not in _SHOWN_ELSEWHERE and value is not None}
 
     @property
     def places(self) -> int:
@@ -120,8 +152,22 @@ class TaskProblem:
         return self.status.name
 
     @property
+    def model(self) -> str | None:
+        """The model that was requested for it."""
+        return self.status.model
+
+    @property
+    def usd(self) -> None:
+        """It has no cost of its own; its prompts have."""
+
+    @property
     def metadata(self) -> None:
         """It has no metadata to show."""
+
+    @property
+    def outcome(self) -> str:
+        """It has failed."""
+        return "failed"
 
     @property
     def places(self) -> int:
@@ -140,6 +186,8 @@ def read_summary(value: Any) -> RunSummary | None:
     shown = {name: field for name, field in _read(RunSummary, value).items() if name not in _NEVER_SHOWN}
     if shown["in_progress"]:
         shown["not_sent"] = 0
+    if len(shown["contact_sheet"] or "") > _MAX_PATH_CHARACTERS:
+        shown["contact_sheet"] = None
     return RunSummary(**shown)
 
 
@@ -162,11 +210,25 @@ def total(summaries: Iterable[RunSummary]) -> RunSummary:
     )
 
 
-def read_images(ti: TaskInstance, records: Any) -> list[GalleryImage]:
-    """Return the images of records from an XCom or a manifest, in prompt order."""
+def read_moment(text: str | None) -> datetime | None:
+    """Return a time in ISO 8601; ``None`` if it is not one, or has no time zone."""
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+def read_images(ti: TaskInstance, records: Any, *, manifest: str | None = None) -> list[GalleryImage]:
+    """
+    Return the images of records from an XCom or a manifest, in prompt order.
+
+    :param manifest: path of the manifest in the output folder, to which file names are relative
+    """
     if not isinstance(records, Iterable) or isinstance(records, (str, Mapping)):
         return []
-    found = [_read_image(ti, record) for record in records if isinstance(record, Mapping)]
+    folder = (manifest or "").rpartition("/")[0]
+    found = [_read_image(ti, record, folder) for record in records if isinstance(record, Mapping)]
     return sorted(
         (image for image in found if image is not None),
         key=lambda image: (image.prompt_index, image.image_index),
@@ -184,10 +246,14 @@ def read_problems(ti: TaskInstance, lines: Iterable[Mapping[str, Any]]) -> list[
     return [Problem(ti=ti, **_read(FailureLine, line)) for line in lines]
 
 
-def _read_image(ti: TaskInstance, record: Mapping[str, Any]) -> GalleryImage | None:
-    values = _read(ImageRecord, record)
+def _read_image(ti: TaskInstance, record: Mapping[str, Any], folder: str) -> GalleryImage | None:
+    values = _read(_ListedImage, record)
     if values["prompt_index"] is None or values["image_index"] is None:
         return None
+    if values["file_name"] is None and values["path"]:
+        path: str = values["path"]
+        below = path.removeprefix(f"{folder}/")
+        values["file_name"] = below if folder and below != path else PurePosixPath(path).name
     return GalleryImage(ti=ti, **(values | {"prompt": values["prompt"] or ""}))
 
 

@@ -1,4 +1,4 @@
-// Airflow's theme and time zone, unavailable images, the copy button and arrow keys.
+// Airflow's theme and time zone, unavailable images, the copy buttons and arrow keys.
 "use strict";
 
 (() => {
@@ -57,21 +57,36 @@
       getSelection().selectAllChildren(source); // the clipboard API needs HTTPS
       done = document.execCommand("copy");
     }
-    document.getElementById("copied").textContent = done ? "Copied." : "Selected. Press Ctrl+C or ⌘C to copy.";
+    const status = button.parentElement.querySelector("[role=status]");
+    status.textContent = done ? "Copied." : "Selected. Press Ctrl+C or ⌘C to copy.";
   };
   addEventListener("click", (event) => {
     const button = event.target instanceof Element && event.target.closest("[data-copy]");
     if (button) copy(button);
   });
 
+  // The nearest card above or below; rows may differ in length.
+  const nextRow = (cards, from, isBelow) => {
+    const here = from.getBoundingClientRect();
+    let next = null;
+    let least = Infinity;
+    for (const card of cards) {
+      const box = card.getBoundingClientRect();
+      const distance = 10 * Math.abs(box.top - here.top) + Math.abs(box.left - here.left);
+      const isThere = isBelow ? box.top >= here.bottom : box.bottom <= here.top;
+      if (isThere && distance < least) [next, least] = [card, distance];
+    }
+    return next;
+  };
+
   const moveInGrid = (key) => {
     const cards = [...document.querySelectorAll(".card")];
-    const at = cards.indexOf(document.activeElement);
+    const from = document.activeElement;
+    const at = cards.indexOf(from);
     if (at < 0) return false;
-    const columns = cards.filter((card) => card.offsetTop === cards[at].offsetTop).length;
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
-    const next = step && cards[at + step];
-    if (next) next.focus();
+    let next = { ArrowLeft: cards[at - 1], ArrowRight: cards[at + 1] }[key];
+    if (key === "ArrowUp" || key === "ArrowDown") next = nextRow(cards, from, key === "ArrowDown");
+    next?.focus();
     return Boolean(next);
   };
   addEventListener("keydown", (event) => {
