@@ -104,6 +104,7 @@ def test_the_run_and_the_required_action_lead_to_the_review(ann: Page, airflow: 
 
 
 def test_a_person_marks_with_mouse_and_keyboard_and_the_run_goes_on(ann: Page, airflow: Airflow, posters: str) -> None:
+    ann.goto(address(airflow, "imagen_review", posters))
     images = ann.get_by_role("article")
     expect(images).to_have_count(8)
     send = ann.get_by_role("button", name="Send the review")
