@@ -376,6 +376,17 @@ def test_the_manifest_of_a_shared_folder_saves_a_call_for_each_instance(tmp_path
     assert collection.asked == [1]
 
 
+def test_a_page_of_many_instances_that_share_a_folder_reads_its_manifest(tmp_path: Path) -> None:
+    lines = [{"file_name": f"{n}.png", **record(prompt=f"fox {n}"), "map_index": n} for n in range(20)]
+    summary = RunSummary(requested=1, made=1, manifest=write_lines(tmp_path, *lines))
+    collection = Recorded()
+
+    shown = asyncio.run(collection.read_slice(None, [instance(n, summary) for n in range(20)], first=5, most=10))
+
+    assert [entry.prompt for task in shown for entry in task.entries] == [f"fox {n}" for n in range(5, 15)]
+    assert collection.asked == []
+
+
 @pytest.mark.parametrize(
     "change", [{"made": 2}, {"made": 0, "failed": 1}, {"in_progress": True}, {"manifest": "/elsewhere/metadata.jsonl"}]
 )

@@ -364,7 +364,9 @@ class Collection:
         """
         tasks = [task for task in tasks if (task.places or not task.is_counted) and has_label(task.status, view.label)]
         deadline = self._clock() + seconds
-        listed = await self._read_shared_manifests(tasks, view)
+        # The time of an image is only in its manifest.
+        least = 1 if view.sort in ("time", "-time") and len(tasks) <= _READS_AT_ONCE else 2
+        listed = await self._read_shared_manifests(tasks, least=least)
         found: list[TaskEntries] = []
         images = unsearched = 0
         for start in range(0, len(tasks), _READS_AT_ONCE):
@@ -379,23 +381,24 @@ class Collection:
         return Matches(found, unsearched=unsearched)
 
     async def _read_shared_manifests(
-        self, tasks: list[TaskResult], view: ViewState
+        self, tasks: list[TaskResult], *, least: int
     ) -> dict[TaskInstance, list[GalleryImage]]:
         """
         Return the images of task instances as the manifests of their folders list them.
 
         Those of which a manifest lists fewer or more images than their summary counts are left out: they may have
-        changed since, or use images of others. The time of an image is only in its manifest.
+        changed since, or use images of others.
+
+        :param least: number of task instances that make it worth while to read the manifest of their folder
         """
         shared = Counter(
             task.summary.manifest
             for task in tasks
             if task.summary and task.summary.manifest and not task.summary.in_progress
         )
-        is_by_time = view.sort in ("time", "-time") and len(shared) <= _READS_AT_ONCE
         by_ti = {task.ti: task for task in tasks}
         listed: dict[TaskInstance, list[GalleryImage]] = {}
-        for manifest in [path for path, count in shared.items() if count > 1 or is_by_time]:
+        for manifest in [path for path, count in shared.items() if count >= least]:
             ids = (tasks[0].ti.dag_id, tasks[0].ti.run_id, manifest)
             with suppress(FileUnavailableError):
                 found = await self._manifests.get(ids, partial(self.in_thread, partial(read_run_images, *ids)))
@@ -442,10 +445,11 @@ class Collection:
             if task.places and start + task.places > first and start < first + most:
                 wanted.append((task, start))
             start += task.places
+        listed = await self._read_shared_manifests([task for task, _ in wanted], least=_READS_AT_ONCE)
         found: list[TaskEntries] = []
         for at in range(0, len(wanted), _READS_AT_ONCE):
             part = wanted[at : at + _READS_AT_ONCE]
-            read = await asyncio.gather(*(self.read_entries(api, task) for task, _ in part))
+            read = await asyncio.gather(*(self.read_entries(api, task, listed.get(task.ti)) for task, _ in part))
             found += [
                 entries.between(first - start, first + most - start, places=task.places)
                 for (task, start), entries in zip(part, read, strict=True)
