@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import Locator
+    from playwright.sync_api import Frame, Locator
 
 DIALOG = "dialog#lightbox"
 FULL = f"{DIALOG} zoom-frame img[alt]:not([alt=''])"
@@ -55,7 +55,7 @@ def position(page: Page) -> str:
     return page.locator(f"{DIALOG} .position").text_content()
 
 
-def is_loaded(page: Page) -> bool:
+def is_loaded(page: Page | Frame) -> bool:
     return page.locator(FULL).evaluate("image => image.complete && image.naturalWidth > 0")
 
 
@@ -90,6 +90,21 @@ def test_escape_and_back_return_to_the_same_place(ann: Page, stamps: str, leave:
     expect(ann).to_have_url(stamps)
     ann.wait_for_timeout(300)
     assert (focused_card(ann), ann.evaluate("scrollY")) == (40, before)
+
+
+def test_the_back_button_closes_the_lightbox_in_airflows_tab(ann: Page, airflow: Airflow, stamps: str) -> None:
+    ann.goto(f"{airflow.url}/dags/two_pages/runs/{stamps.rpartition('run_id=')[2]}")
+    ann.get_by_role("link", name="Pictures", exact=True).click()
+    tab = ann.frame_locator("iframe[title=Pictures]")
+    tab.locator("a.card").nth(2).click()
+    expect(tab.locator(DIALOG)).to_be_visible()
+    inner = ann.frame(url=re.compile("/imagen/run"))
+    wait_for(lambda: is_loaded(inner), "the image")
+    screenshot(ann, "30-lightbox-in-tab")
+    ann.evaluate("history.back()")  # go_back() would wait for a page to load
+    expect(tab.locator(DIALOG)).to_be_hidden()
+    expect(tab.locator("a.card")).to_have_count(60)
+    expect(tab.locator("a.card").nth(2)).to_be_focused()
 
 
 def test_arrow_keys_move_through_preloaded_images_and_the_last_one_gets_the_focus(ann: Page, stamps: str) -> None:
