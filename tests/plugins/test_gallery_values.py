@@ -334,11 +334,12 @@ def test_breadcrumbs_link_to_the_parent_pages_and_to_airflow(forged: Any, visit:
 
     crumbs = [links(re.search(r"<ol>(.*?)</ol>", text, re.DOTALL)[1]) for text in found]
     up = [
+        "/imagen/dags",
         f"/imagen/dag?dag_id={dag_id}",
         f"/imagen/run?dag_id={dag_id}&run_id={run}",
         f"/imagen/task?dag_id={dag_id}&run_id={run}&task_id=paint&map_index=-1",
     ]
-    assert crumbs == [up, up[:2], up[:1], up]
+    assert crumbs == [up, up[:3], up[:2], up]
     airflow = [re.search(r'class="airflow" target="_top" href="([^"]*)"', text)[1] for text in found]
     assert airflow == [
         f"/dags/{dag_id}/runs/{run}/tasks/paint",
