@@ -102,11 +102,12 @@ def _read(arguments: argparse.Namespace, hooks: list[ImagenHook]) -> tuple[State
     from airflow_provider_imagen.hooks.charges import read_charges, reconcile_charges
 
     since, until = arguments.since, arguments.until
+    clients = {hook.imagen_conn_id: hook.get_conn() for hook in hooks}
     with _progress() as on_row:
         if not arguments.reconcile:
-            return read_charges(hooks, since=since, until=until, on_row=on_row), None
+            return read_charges(clients, since=since, until=until, on_row=on_row), None
         reconciliation = reconcile_charges(
-            hooks, arguments.reconcile, since=since, until=until, verify=arguments.verify, on_row=on_row
+            clients, arguments.reconcile, since=since, until=until, verify=arguments.verify, on_row=on_row
         )
     return reconciliation.statement, reconciliation
 

@@ -11,7 +11,7 @@ from airflow_provider_imagen.redaction import scrub
 from airflow_provider_imagen.storage.paths import address_of, path_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from airflow.sdk import ObjectStoragePath
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.accounting.reconciliation import Reconciliation
     from airflow_provider_imagen.accounting.statement import Statement
     from airflow_provider_imagen.api.client import ApiClient
-    from airflow_provider_imagen.hooks.imagen import ImagenHook
 
 _MAX_NAME_CHARACTERS = 80
 
 
 def read_charges(
-    hooks: Iterable[ImagenHook],
+    clients: Mapping[str, ApiClient],
     *,
     since: datetime | None,
     until: datetime | None,
@@ -34,6 +33,7 @@ def read_charges(
     """
     Return what the keys of connections were charged; connections with the same key count once.
 
+    :param clients: their API clients, by connection id
     :param since: as in :meth:`~airflow_provider_imagen.hooks.imagen.ImagenHook.get_statement`
     :param until: as in :meth:`~airflow_provider_imagen.hooks.imagen.ImagenHook.get_statement`
     :param on_row: called after each row of the request log
@@ -42,18 +42,17 @@ def read_charges(
 
     readers: dict[str, ApiClient] = {}
     accounts = set()
-    for hook in hooks:
-        client = hook.get_conn()
+    for conn_id, client in clients.items():
         account = (client.settings.base_url, client.settings.account)
         if account not in accounts:
             accounts.add(account)
-            name = _key_name(hook)
-            readers[f"{name}, {hook.imagen_conn_id}" if name in readers else name] = client
+            name = _key_name(client)
+            readers[f"{name}, {conn_id}" if name in readers else name] = client
     return read_statement(readers, since=since, until=until, now=datetime.now(UTC), wait=time.sleep, on_row=on_row)
 
 
 def reconcile_charges(
-    hooks: Iterable[ImagenHook],
+    clients: Mapping[str, ApiClient],
     folders: Iterable[str | Path | ObjectStoragePath],
     *,
     since: datetime | None,
@@ -66,6 +65,7 @@ def reconcile_charges(
 
     The folders are read after the log, because running tasks record an image after it was charged.
 
+    :param clients: as in :func:`read_charges`
     :param folders: as in :meth:`~airflow_provider_imagen.hooks.imagen.ImagenHook.reconcile`, like the other parameters
     :param on_row: as in :func:`read_charges`
     """
@@ -75,12 +75,12 @@ def reconcile_charges(
 
     given = [open_folder(path_text(folder), field="folders") for folder in folders]
     found = {address_of(each): each for folder in given for each in find_output_folders(folder)}
-    statement = read_charges(hooks, since=since, until=until, on_row=on_row)
+    statement = read_charges(clients, since=since, until=until, on_row=on_row)
     return reconcile(statement, RecordedRequests(found.values(), verify=verify))
 
 
-def _key_name(hook: ImagenHook) -> str:
-    """Return the name and the public prefix of a connection's key, as the API states them."""
-    key = hook.get_key()
+def _key_name(client: ApiClient) -> str:
+    """Return the name and the public prefix of a key, as the API states them."""
+    key = client.get_key()
     name = f"{key.get('name') or '(unnamed)'} ({key.get('prefix') or '????????'}…)"
-    return scrub(name, hook.get_conn().settings.api_key, limit=_MAX_NAME_CHARACTERS)
+    return scrub(name, client.settings.api_key, limit=_MAX_NAME_CHARACTERS)

@@ -505,7 +505,7 @@ class ImagenHook(BaseHook):
         """
         from airflow_provider_imagen.hooks.charges import read_charges
 
-        return read_charges([self], since=since, until=until)
+        return read_charges({self.imagen_conn_id: self.get_conn()}, since=since, until=until)
 
     def reconcile(
         self,
@@ -539,7 +539,8 @@ class ImagenHook(BaseHook):
         from airflow_provider_imagen.storage.paths import StoragePath
 
         given = [folders] if isinstance(folders, (str, StoragePath)) else folders
-        return reconcile_charges([self], given, since=since, until=until, verify=verify)
+        clients = {self.imagen_conn_id: self.get_conn()}
+        return reconcile_charges(clients, given, since=since, until=until, verify=verify)
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the key can generate images, and a message with its name, its scope and the balance. Free."""

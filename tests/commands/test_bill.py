@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 OURS = "imagen:{dag}:paint:0123456789abcdef0123:{number:016x}"
 
 
-def spend(sandbox: Sandbox, *names: str | None, model: str = "flux/dev") -> None:
+def spend(sandbox: Sandbox, *names: str, model: str = "flux/dev") -> None:
     """Generate one image per client request id."""
     client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key))
     for name in names:
         body = {"model": model, "prompt": "a bench"}
-        client.generate("/v1/images/generations", body, client_request_id=name or "x")
+        client.generate("/v1/images/generations", body, client_request_id=name)
     client.close()
 
 
@@ -102,7 +102,6 @@ def test_several_keys_can_be_billed_together(
     assert sorted(each["count"] for each in document["own"]["groups"]) == [1, 2]
     assert len(document["keys"]) == 2
     assert document["ledger"]["is_equal"]
-    assert "Keys" not in shown
 
 
 def test_the_window_can_be_given(sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]) -> None:
