@@ -110,6 +110,7 @@ async def _transactions(request: Request) -> Response:
         since, until = (_parse_time(request.query_params.get(name)) for name in ("from", "to"))
     except ValueError as error:
         return _bad_request(request, str(error))
+    visible_until = state.clock() - state.settings.log_lag_seconds
     entries = [
         {
             "created_at": timestamp(charge.at),
@@ -120,7 +121,9 @@ async def _transactions(request: Request) -> Response:
             "reference_id": charge.inference_id,
         }
         for charge in reversed(state.account.charges())
-        if (since is None or charge.at >= since.timestamp()) and (until is None or charge.at < until.timestamp())
+        if charge.at <= visible_until
+        and (since is None or charge.at >= since.timestamp())
+        and (until is None or charge.at < until.timestamp())
     ]
     if request.query_params.get("direction", "CHARGE") != "CHARGE":
         entries = []

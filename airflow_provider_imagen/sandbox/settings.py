@@ -22,7 +22,7 @@ class Settings:
     :param api_key: API key that the sandbox accepts
     :param balance_usd: account balance in USD
     :param latency_seconds: duration of a generation
-    :param log_lag_seconds: delay until a finished request appears in ``/v2/logs``
+    :param log_lag_seconds: delay until a finished request appears in ``/v2/logs`` and ``/v2/billing/transactions``
     :param clock_skew_seconds: how far the sandbox's clock is ahead of real time, or behind if negative; applies to the
         ``Date`` header, ``/v2/logs``, and all times in bodies and signed URLs; at most a year
     :param picture_scale: width and height of the drawn image as a fraction of the requested size: above 0, at most 1

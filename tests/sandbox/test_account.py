@@ -97,6 +97,16 @@ def test_a_request_appears_in_the_log_after_the_lag(get, generate, sandbox, cloc
     assert len(get("/v2/logs", period="1h").json()["data"]) == 1
 
 
+def test_a_charge_appears_in_the_transactions_after_the_lag(get, generate, sandbox, clock):
+    sandbox.configure(log_lag_seconds=30, clock_skew_seconds=3600)
+    generate()
+
+    assert get("/v2/billing/transactions").json()["data"] == []
+    clock.now += 30
+    assert len(get("/v2/billing/transactions").json()["data"]) == 1
+    assert len(sandbox.ledger()) == 1
+
+
 def test_the_log_is_paged_newest_first(get, generate, clock):
     for number in range(5):
         generate(headers={"X-Client-Request-Id": f"id-{number}"})
