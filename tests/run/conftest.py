@@ -35,7 +35,7 @@ Step = "Callable[[FakePorts, ImageRequest, str], Generation]"
 
 MODEL = "imagen-3.0-generate-002"
 PRICE = Decimal("0.04")
-TI_KEY = TaskInstanceKey(dag_id="postcards", task_id="evening.paint", run_id="run")
+TI_KEY = TaskInstanceKey(dag_id="dag", task_id="task", run_id="run")
 
 
 class FakePorts:

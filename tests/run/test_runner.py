@@ -105,7 +105,7 @@ def test_every_post_has_a_unique_id_that_the_api_accepts(world, steps):
     world.run(NAMES)
     ids = [name for _, name in world.ports.posts]
     assert len(ids) == len(set(ids)) == 14
-    assert all(re.fullmatch(r"imagen:postcards:evening\.paint:[0-9a-f]{20}:[0-9a-f]{16}", name) for name in ids)
+    assert all(re.fullmatch(r"imagen:dag:task:[0-9a-f]{20}:[0-9a-f]{16}", name) for name in ids)
 
 
 def test_the_journal_holds_no_bytes_no_signature_and_no_key(world, steps):
