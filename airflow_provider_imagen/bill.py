@@ -38,6 +38,36 @@ class LineItem(Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class Tally(Struct, frozen=True):
+    """
+    How many amounts there are, and their sum.
+
+    :param usd: in USD; negative amounts are possible
+    """
+
+    count: int = 0
+    usd: Decimal = Decimal(0)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.count + other.count, self.usd + other.usd)
+
+    def to_json(self) -> dict[str, int | float]:
+        """Return the tally as JSON values."""
+        return {"count": self.count, "usd": float(self.usd)}
+
+
+def tally(amounts: Iterable[Decimal]) -> Tally:
+    """Return the number and the sum of amounts in USD."""
+    return sum((Tally(1, usd) for usd in amounts), Tally())
+
+
+def add_costs(costs: Iterable[Decimal | None]) -> Decimal | None:
+    """Return the sum of amounts in USD; ``None`` if one of them is unknown."""
+    amounts = list(costs)
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known, Decimal(0)) if len(known) == len(amounts) else None
+
+
 class Subtotal(Struct, frozen=True):
     """
     The line items that agree in some dimensions.
@@ -61,10 +91,10 @@ def subtotals(items: Iterable[LineItem], by: Iterable[Dimension], *, zone: tzinf
     :param zone: time zone in which days begin
     """
     dimensions = tuple(by)
-    groups: defaultdict[tuple[str, ...], list[Decimal]] = defaultdict(list)
+    groups: defaultdict[tuple[str, ...], Tally] = defaultdict(Tally)
     for item in items:
-        groups[tuple(_value(item, dimension, zone) for dimension in dimensions)].append(item.usd)
-    return [Subtotal(group, len(amounts), sum(amounts, Decimal(0))) for group, amounts in sorted(groups.items())]
+        groups[tuple(_value(item, dimension, zone) for dimension in dimensions)] += Tally(1, item.usd)
+    return [Subtotal(group, total.count, total.usd) for group, total in sorted(groups.items())]
 
 
 def _value(item: LineItem, dimension: Dimension, zone: tzinfo) -> str:

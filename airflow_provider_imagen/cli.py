@@ -1,4 +1,4 @@
-"""The ``airflow-imagen`` command: demo, sandbox, models, check, examples, reconcile, replay and whois."""
+"""The ``airflow-imagen`` command: demo, sandbox, models, check, bill, examples, reconcile, replay and whois."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_imagen import __version__
+from airflow_provider_imagen.commands.bill_command import add_bill
 from airflow_provider_imagen.commands.check_command import add_check
 from airflow_provider_imagen.commands.examples_command import add_examples
 from airflow_provider_imagen.commands.models_command import add_models
@@ -56,6 +57,7 @@ def add_commands(commands: Any) -> None:
     add_sandbox(commands)
     add_models(commands)
     add_check(commands)
+    add_bill(commands)
     add_examples(commands)
     add_reconcile(commands)
     add_replay(commands)

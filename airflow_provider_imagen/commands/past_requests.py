@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from airflow_provider_imagen.api.fields import BASE64_FIELDS, COUNT_FIELDS, IMAGE_FIELDS, SIZE_FIELDS, read_whole_number
+from airflow_provider_imagen.bill import add_costs
 from airflow_provider_imagen.catalogue.aspect_ratio import (
     COMMON_RATIOS,
     ratio_of,
@@ -29,7 +30,7 @@ from airflow_provider_imagen.storage.paths import descend
 from airflow_provider_imagen.storage.provenance import is_ours, read_provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from airflow_provider_imagen.storage.paths import StoragePath
 
@@ -169,10 +170,3 @@ def _nearest_ratio(line: ManifestLine) -> str | None:
     if nearest is None or not shape / ROUNDING <= ratios[nearest] <= shape * ROUNDING:
         return None
     return nearest
-
-
-def add_costs(costs: Iterable[Decimal | None]) -> Decimal | None:
-    """Return the sum of amounts in USD; ``None`` if one of them is unknown."""
-    amounts = list(costs)
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known, Decimal(0)) if len(known) == len(amounts) else None

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from airflow_provider_imagen.bill import add_costs
 from airflow_provider_imagen.catalogue.availability import judge_models_offline
 from airflow_provider_imagen.catalogue.lookup import find_model, nearest_models
 from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.commands.airflow_environment import as_airflow_command
-from airflow_provider_imagen.commands.past_requests import add_costs, read_past_requests
+from airflow_provider_imagen.commands.past_requests import read_past_requests
 from airflow_provider_imagen.commands.replay_quote import FittedRequest, lay_out_sample, quote_model
 from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json, printable
 from airflow_provider_imagen.exceptions import StorageError

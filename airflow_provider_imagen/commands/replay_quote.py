@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from airflow_provider_imagen.bill import add_costs
 from airflow_provider_imagen.catalogue.request_builder import build_requests
 from airflow_provider_imagen.catalogue.validation import check_field
-from airflow_provider_imagen.commands.past_requests import add_costs
 from airflow_provider_imagen.exceptions import InvalidArgumentsError
 
 if TYPE_CHECKING:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection, ObjectStoragePath
 
+    from airflow_provider_imagen.accounting.reconciliation import Reconciliation
+    from airflow_provider_imagen.accounting.statement import Statement
     from airflow_provider_imagen.api.client import ApiClient
     from airflow_provider_imagen.api.responses import Generation
     from airflow_provider_imagen.catalogue.availability import LiveModel, ModelHealth
@@ -452,6 +454,57 @@ class ImagenHook(BaseHook):
         :param model: return only requests for this model, or these models
         """
         return list(self.get_conn().iter_request_logs(start=start, end=end, model=model))
+
+    def get_statement(self, *, since: datetime | None = None, until: datetime | None = None) -> Statement:
+        """
+        Return what this connection's key was charged, and how the account's ledger compares. Free.
+
+        Reads 100 rows of the request log in 0.35 s, because the API limits how often it may be read. Requests appear in
+        the log some time after they end.
+
+        :param since: start of the time window, with a time zone; default: start of the current month, in UTC
+        :param until: end of the window, which it does not include, with a time zone; default: now
+        :return: a :class:`~airflow_provider_imagen.accounting.statement.Statement`; ``to_json()`` makes it an XCom
+        :raises InvalidArgumentsError: a time has no time zone, or the window is empty
+        """
+        from airflow_provider_imagen.hooks.charges import read_charges
+
+        return read_charges({self.imagen_conn_id: self.get_conn()}, since=since, until=until)
+
+    def reconcile(
+        self,
+        folders: str | Path | ObjectStoragePath | Iterable[str | Path | ObjectStoragePath],
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        verify: bool = False,
+    ) -> Reconciliation:
+        """
+        Match what this connection's key was charged with the images in output folders.
+
+        Free, and writes nothing. ::
+
+            @task
+            def audit():
+                result = ImagenHook().reconcile("s3://aws_default@media/postcards")
+                if not result.is_complete:
+                    raise ValueError(f"{len(result.missing)} charges or images are missing")
+                return result.to_json()
+
+        :param folders: output folders, or folders above them
+        :param since: as in :meth:`get_statement`
+        :param until: as in :meth:`get_statement`
+        :param verify: read every image and compare its SHA-256, not only its size
+        :return: a :class:`~airflow_provider_imagen.accounting.reconciliation.Reconciliation`
+        :raises InvalidArgumentsError: as in :meth:`get_statement`
+        :raises StorageError: there is no output folder, or one cannot be read
+        """
+        from airflow_provider_imagen.hooks.charges import reconcile_charges
+        from airflow_provider_imagen.storage.paths import StoragePath
+
+        given = [folders] if isinstance(folders, (str, StoragePath)) else folders
+        clients = {self.imagen_conn_id: self.get_conn()}
+        return reconcile_charges(clients, given, since=since, until=until, verify=verify)
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the key can generate images, and a message with its name, its scope and the balance. Free."""

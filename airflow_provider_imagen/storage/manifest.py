@@ -54,7 +54,7 @@ from airflow_provider_imagen.storage.paths import (
 from airflow_provider_imagen.storage.task_identity import TaskInstanceKey
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from airflow_provider_imagen.image_record import ImageRecord, StoredFile
@@ -218,6 +218,37 @@ def read_failures(folder: StoragePath, ti_key: TaskInstanceKey) -> list[FailureL
     """
     lines = _parse_lines(_read_own(folder, _failures_name(ti_key)))
     return [line for each in lines if (line := read_record(FailureLine, each)) is not None and "prompt_index" in each]
+
+
+def iter_lines(folder: StoragePath) -> Iterator[ManifestLine]:
+    """
+    Yield every line of a folder's manifest, of its parts, and of the lists of running task instances.
+
+    Most images are in several of these. The parts also list files that another task instance has replaced since. Others
+    may have written to the folder, so recorded paths are not trusted: each is rebuilt from the file name.
+
+    :raises StorageError: the manifest or a part cannot be read
+    """
+    lists = [f"{kind}/{name}" for kind in (_PARTS, _PROGRESS) for name in _list_parts(folder, kind)]
+    for name in (MANIFEST_NAME, *lists):
+        for raw in (_read_own(folder, name) or b"").split(b"\n"):
+            line = _parse_part_line(raw) if 0 < len(raw) <= _MAX_LINE_BYTES else None
+            if line is not None and _has_safe_names(line.parsed):
+                yield replace(line.parsed, path=address_of(descend(folder, line.parsed.file_name)))
+
+
+def iter_failures(folder: StoragePath) -> Iterator[FailureLine]:
+    """
+    Yield the items without an image of all task instances.
+
+    :raises StorageError: a list cannot be read
+    """
+    for name in _list_parts(folder, _FAILURES):
+        for raw in (_read_own(folder, f"{_FAILURES}/{name}") or b"").split(b"\n"):
+            values = parse_line(raw) if 0 < len(raw) <= _MAX_LINE_BYTES else None
+            line = read_record(FailureLine, values) if values is not None else None
+            if line is not None:
+                yield line
 
 
 def has_part(folder: StoragePath, ti_key: TaskInstanceKey) -> bool:
@@ -407,9 +438,9 @@ def _merge_parts(folder: StoragePath, *, owner: str) -> None:
             return  # whoever wrote it after us makes the same check
 
 
-def _list_parts(folder: StoragePath) -> dict[str, str]:
-    """Return the parts by name, each with a stamp from file or object metadata that changes with the content."""
-    place = descend(folder, _PARTS)
+def _list_parts(folder: StoragePath, kind: str = _PARTS) -> dict[str, str]:
+    """Return the lists of a kind by name, each with a stamp from its metadata that changes with the content."""
+    place = descend(folder, kind)
     local = local_path(place)
     try:
         if local is not None:

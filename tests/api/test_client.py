@@ -1185,6 +1185,57 @@ def test_a_page_that_may_hide_rows_is_not_read_as_an_empty_log(raw_server, make_
         list(make_client(raw_server(behave).url).iter_request_logs(start=now, end=now))
 
 
+def test_the_ledger_is_read_to_its_end(sandbox, client, monkeypatch):
+    monkeypatch.setattr(client_module, "TRANSACTIONS_PAGE_ROWS", 2)
+    for number in range(5):
+        send(client, request_id=f"job-{number}")
+    now = datetime.now(UTC)
+
+    rows = list(client.iter_transactions(start=now - timedelta(hours=1), end=now + timedelta(hours=1)))
+
+    charged = [charge.inference_id for charge in sandbox.ledger()]
+    assert [row["reference_id"] for row in rows] == charged[::-1]
+    assert len(sandbox.seen("/v2/billing/transactions")) == 3
+    assert list(client.iter_transactions(start=now - timedelta(hours=2), end=now - timedelta(hours=1))) == []
+
+
+@pytest.mark.parametrize("cursor", [None, 7, "", "same"])
+def test_a_ledger_that_does_not_say_how_to_go_on_is_unreadable(raw_server, make_client, cursor):
+    page = {"data": [{"type": "BONUS"}], "pagination": {"has_more": True, "next_cursor": cursor}}
+
+    def behave(peer):
+        while peer.read_request():
+            peer.answer(json.dumps(page).encode())
+
+    now = datetime.now(UTC)
+    with pytest.raises(UnreadableResponseError, match="the position of its next page"):
+        list(make_client(raw_server(behave).url).iter_transactions(start=now, end=now))
+
+
+def test_an_invalid_row_leaves_an_empty_one(raw_server, make_client):
+    page = {"data": [None, {"usd": 1}, "x"], "pagination": {"has_more": False}}
+
+    def behave(peer):
+        while peer.read_request():
+            peer.answer(json.dumps(page).encode())
+
+    client, now = make_client(raw_server(behave).url), datetime.now(UTC)
+    assert list(client.iter_request_logs(start=now, end=now)) == [{}, {"usd": 1}, {}]
+    assert list(client.iter_transactions(start=now, end=now)) == [{}, {"usd": 1}, {}]
+
+
+def test_a_page_is_requested_again_only_if_the_caller_can_wait(sandbox, client):
+    sandbox.add_fault(Fault("status", path="/v2/logs", status=429, retry_after=5, times=2))
+    now = datetime.now(UTC)
+    waits = []
+
+    with pytest.raises(RateLimitedError):
+        list(client.iter_request_logs(start=now - timedelta(hours=1), end=now))
+    assert list(client.iter_request_logs(start=now - timedelta(hours=1), end=now, wait=waits.append)) == []
+    assert len(waits) == 1
+    assert 5 <= waits[0] <= 6
+
+
 class Clock:
     """A clock that moves only during sleeps."""
 

@@ -45,7 +45,7 @@ def test_the_group_has_every_command_that_can_run_inside_airflow():
 
     assert group.name == "imagen"
     assert {command.name for command in group.subcommands} == {
-        *("check", "examples", "models", "reconcile", "replay", "sandbox", "whois"),
+        *("bill", "check", "examples", "models", "reconcile", "replay", "sandbox", "whois"),
     }
 
 

@@ -1,0 +1,1 @@
+"""What the API charged, and whether each charge produced an image."""

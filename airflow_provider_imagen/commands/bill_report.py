@@ -1,0 +1,154 @@
+"""The output of ``airflow-imagen bill``: text, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_provider_imagen.accounting.reconciliation import MISSING, Entry, entry_json
+from airflow_provider_imagen.accounting.statement import without_tasks
+from airflow_provider_imagen.bill import Tally, subtotals
+from airflow_provider_imagen.commands.terminal import Terminal, print_json, printable
+from airflow_provider_imagen.money import format_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from airflow_provider_imagen.accounting.reconciliation import Category, Reconciliation
+    from airflow_provider_imagen.accounting.statement import LedgerCheck, Statement
+    from airflow_provider_imagen.bill import Dimension, LineItem
+
+MAX_LISTED: Final = 20
+"""Most missing images and charges that are listed as text."""
+
+_OWN: Final = "airflow-provider-imagen"
+_OTHERS: Final = "other clients"
+_HEADERS: Final[dict[Dimension, str]] = {"dag": "DAG", "task": "Task", "model": "Model", "day": "Day", "key": "Key"}
+_MEANINGS: Final[dict[Category, str]] = {
+    "stored": "charged and stored",
+    "lost": "charged, but the folders say that there is no image",
+    "gone": "charged, but the file is missing or has changed",
+    "unrecorded": "charged to a task of these folders, but recorded in none",
+    "not charged": "stored, but not charged",
+    "elsewhere": "charged to a task that has nothing in these folders",
+    "hook": "charged through ImagenHook.generate_images, which keeps no records",
+    "other client": "charged to other clients of the key",
+}
+_SHOWN_CHARACTERS: Final = 80
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_json(statement: Statement, reconciliation: Reconciliation | None, by: Sequence[Dimension]) -> None:
+    """Write a bill as JSON."""
+    document = statement.to_json(by)
+    if reconciliation is not None:
+        document["reconciliation"] = reconciliation.to_json()
+    print_json(document)
+
+
+def write_csv(statement: Statement, reconciliation: Reconciliation | None, by: Sequence[Dimension]) -> None:
+    """Write a bill as CSV: a row per entry of the reconciliation or, without one, per group."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if reconciliation is not None:
+        writer.writerow(Entry.__struct_fields__)
+        for entry in reconciliation.entries:
+            writer.writerow(map(_cell, entry_json(entry).values()))
+        return
+    writer.writerow(["client", *by, "charges", "usd"])
+    for client, items in ((_OWN, statement.own_items), (_OTHERS, statement.other_items)):
+        for each in subtotals(items, by):
+            writer.writerow(map(_cell, [client, *each.group, each.count, float(each.usd)]))
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell whose text, which may come from outside, no spreadsheet takes for a formula."""
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
+    return f"'{value}" if is_formula else value
+
+
+def write_text(statement: Statement, reconciliation: Reconciliation | None, by: Sequence[Dimension]) -> None:
+    """Write a bill for people."""
+    terminal = Terminal()
+    window = f"{statement.since:%Y-%m-%d %H:%M} to {statement.until:%Y-%m-%d %H:%M} UTC"
+    key = "key" if len(statement.keys) == 1 else "keys"
+    terminal.heading(f"Charges of {key} {', '.join(statement.keys)}, {window}")
+    _write_groups(terminal, statement.own_items, by)
+    if others := without_tasks(by):
+        terminal.line(f"Other clients of the {key}:")
+        _write_groups(terminal, statement.other_items, others)
+    for name, total in (
+        (_OWN, statement.own),
+        (f"Other clients of the {key}", statement.others),
+        ("Total", statement.total),
+    ):
+        terminal.line(f"{name:<26}{format_usd(total.usd):>12}  {_count(total.count, 'charge')}")
+    _write_ledger(terminal, statement.ledger)
+    if statement.unreadable:
+        terminal.line(f"{_count(statement.unreadable, 'row')} of the request log cannot be read; they may be charges.")
+    if reconciliation is not None:
+        _write_reconciliation(terminal, reconciliation)
+
+
+def _write_groups(terminal: Terminal, items: Iterable[LineItem], by: Sequence[Dimension]) -> None:
+    rows = [
+        (*(printable(value, _SHOWN_CHARACTERS) for value in each.group), f"{each.count:,}", format_usd(each.usd))
+        for each in subtotals(items, by)
+    ]
+    if rows:
+        terminal.table([*(_HEADERS[each] for each in by), "Charges", "USD"], rows, right=("Charges", "USD"))
+
+
+def _write_ledger(terminal: Terminal, ledger: LedgerCheck) -> None:
+    """Write how the ledger compares; a difference is shown with its reasons."""
+    verdict = "agrees" if ledger.is_equal else "differs:"
+    terminal.line(f"{'Ledger':<26}{format_usd(ledger.usd):>12}  {verdict}")
+    for found, meaning in (
+        (ledger.only_in_log, "only in the log; the ledger shows recent charges later"),
+        (ledger.only_in_ledger, "only in the ledger: of other keys of the account, or not in the log yet"),
+        (ledger.different, "with another amount in the ledger than in the log; difference"),
+        (ledger.refunds, "refunded"),
+        (ledger.other_charges, "for other things than models, such as expired credits"),
+    ):
+        if found.count:
+            terminal.line(f"  {_count(found.count, 'charge')} {meaning}: {format_usd(found.usd)}")
+    if ledger.unreadable:
+        terminal.line(f"  {_count(ledger.unreadable, 'row')} of the ledger cannot be read")
+
+
+def _write_reconciliation(terminal: Terminal, reconciliation: Reconciliation) -> None:
+    terminal.line("")
+    terminal.heading("Matched with the folders")
+    tallies = {category: total for category, total in reconciliation.tallies.items() if total.count}
+    rows: list[tuple[str, str, str, str]] = [
+        (category, f"{total.count:,}", format_usd(total.usd), _MEANINGS[category])
+        for category, total in tallies.items()
+    ]
+    total = sum(tallies.values(), Tally())
+    rows.append(("total", f"{total.count:,}", format_usd(total.usd), ""))
+    terminal.table(("Category", "Entries", "USD", "Meaning"), rows, right=("Entries", "USD"))
+    missing = sorted(reconciliation.missing, key=lambda entry: (MISSING.index(entry.category), entry.at))
+    for entry in missing[:MAX_LISTED]:
+        terminal.line(_describe(entry))
+    if len(missing) > MAX_LISTED:
+        terminal.line(f"… and {len(missing) - MAX_LISTED:,} more; --csv lists all of them.")
+    if not missing:
+        terminal.line("Nothing is missing.")
+
+
+def _describe(entry: Entry) -> str:
+    usd = entry.usd_recorded if entry.category == "not charged" else entry.usd
+    parts = (
+        f"{entry.at:%Y-%m-%d %H:%M:%S}",
+        "unknown cost" if usd is None else format_usd(usd),
+        f"{entry.dag_id}.{entry.task_id}",
+        entry.model,
+        f"inference {entry.inference_id}",
+        entry.reason,
+        entry.path,
+    )
+    return f"{entry.category:<13}" + "  ".join(printable(part, 4 * _SHOWN_CHARACTERS) for part in parts if part)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,261 @@
+"""``airflow-imagen bill`` against the sandbox; ``test_bill_of_three_dags`` checks its figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG, task
+from stored_images import store_images
+
+from airflow_provider_imagen.api.client import ApiClient, ClientSettings
+from airflow_provider_imagen.cli import main
+from airflow_provider_imagen.hooks.imagen import ImagenHook
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+OURS = "imagen:{dag}:paint:0123456789abcdef0123:{number:016x}"
+
+
+def spend(sandbox: Sandbox, *names: str, model: str = "flux/dev") -> None:
+    """Generate one image per client request id."""
+    client = ApiClient(ClientSettings(base_url=sandbox.url, api_key=sandbox.api_key))
+    for name in names:
+        body = {"model": model, "prompt": "a bench"}
+        client.generate("/v1/images/generations", body, client_request_id=name)
+    client.close()
+
+
+def bill(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    capsys.readouterr()
+    status = main(["bill", *arguments])
+    return status, capsys.readouterr().out
+
+
+@pytest.fixture
+def second_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    with Sandbox(picture_scale=0.125) as sandbox:
+        connection = {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key}
+        monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_OTHER", json.dumps(connection))
+        yield sandbox
+
+
+def test_charges_are_grouped_by_dag(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spend(sandbox, OURS.format(dag="cards", number=1), OURS.format(dag="cards", number=2), "bot-1")
+    spend(sandbox, OURS.format(dag="posters", number=3), model="flux/schnell")
+    status, shown = bill(capsys)
+
+    assert status == 0
+    assert shown.startswith(f"Charges of key sandbox ({sandbox.api_key[:8]}…), ")
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["cards", "2", "$0.066"] in lines
+    assert ["posters", "1", "$0.004"] in lines
+    assert "Other clients of the key        $0.033  1 charge" in shown
+    assert "Total                           $0.103  4 charges" in shown
+    assert "Ledger                          $0.103  agrees" in shown
+    assert sandbox.api_key not in shown
+
+
+def test_csv_has_a_row_per_client_and_group(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spend(sandbox, OURS.format(dag="cards", number=1), "bot-1")
+    _, shown = bill(capsys, "--csv", "--by", "day", "--by", "model", "--by", "dag", "--by", "dag")
+
+    today = sandbox_day(sandbox)
+    assert list(csv.reader(io.StringIO(shown))) == [
+        ["client", "day", "model", "dag", "charges", "usd"],
+        ["airflow-provider-imagen", today, "flux/dev", "cards", "1", "0.033"],
+        ["other clients", today, "flux/dev", "unknown", "1", "0.033"],
+    ]
+
+
+def sandbox_day(sandbox: Sandbox) -> str:
+    return datetime.fromtimestamp(sandbox.ledger()[0].at, UTC).date().isoformat()
+
+
+def test_several_keys_can_be_billed_together(
+    sandbox: Sandbox, second_account: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spend(sandbox, OURS.format(dag="cards", number=1))
+    spend(second_account, OURS.format(dag="cards", number=2), OURS.format(dag="cards", number=3))
+    both = ("--imagen-conn-id", "imagen_default", "--imagen-conn-id", "imagen_other")
+    _, shown = bill(capsys, "--json", "--by", "key", *both, *both)
+
+    document = json.loads(shown)
+    assert sorted(each["count"] for each in document["own"]["groups"]) == [1, 2]
+    assert len(document["keys"]) == 2
+    assert document["ledger"]["is_equal"]
+
+
+def test_the_window_can_be_given(sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]) -> None:
+    spend(sandbox, OURS.format(dag="cards", number=1))
+    day = datetime.fromisoformat(sandbox_day(sandbox))
+    day_before, day_after = ((day + timedelta(days=days)).date().isoformat() for days in (-1, 1))
+
+    def count(*window: str) -> int:
+        return int(json.loads(bill(capsys, "--json", *window)[1])["total"]["count"])
+
+    assert count("--since", sandbox_day(sandbox), "--until", day_after) == 1
+    assert count("--since", day_before, "--until", sandbox_day(sandbox)) == 0
+    assert count("--since", f"{day_before}T12:00+00:00", "--until", f"{day_after}T12:00:00Z") == 1
+    assert count("--since", "2024-01-01") == 1
+
+
+def test_charges_that_have_not_reached_the_log_are_absent(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sandbox.configure(log_lag_seconds=600)
+    store_images(tmp_path, ["a bench"])
+    status, shown = bill(capsys, "--reconcile", str(tmp_path))
+
+    assert status == 1
+    assert "not charged" in shown
+    sandbox.configure(log_lag_seconds=0)
+    assert bill(capsys, "--reconcile", str(tmp_path))[0] == 0
+
+
+def test_a_reconciliation_lists_what_is_missing(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store_images(tmp_path / "monday", ["a bench", "a lamp"])
+    store_images(tmp_path / "tuesday", ["a bench"], run_id="tuesday")
+    assert bill(capsys, "--reconcile", str(tmp_path))[1].endswith("Nothing is missing.\n")
+    (gone,) = (tmp_path / "tuesday").glob("*.png")
+    gone.unlink()
+    status, shown = bill(capsys, "--reconcile", str(tmp_path / "monday"), str(tmp_path / "tuesday"))
+
+    assert status == 1
+    inference_id = sandbox.ledger()[2].inference_id
+    (line,) = (line for line in shown.splitlines() if inference_id in line)
+    assert line.split()[0] == "gone"
+    assert line.endswith(f"imagen-3.0-generate-002  inference {inference_id}  file missing  {gone}")
+    assert "$0.042" in line
+
+
+def test_cells_are_no_formulas(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store_images(tmp_path, ["a bench"])
+    manifest = next((tmp_path / ".imagen" / "parts").iterdir())
+    for path in (manifest, tmp_path / "metadata.jsonl"):
+        line = json.loads(path.read_text())
+        path.write_text(json.dumps({**line, "task_id": "=HYPERLINK(1)", "dag_id": "@x"}))
+    _, shown = bill(capsys, "--csv", "--reconcile", str(tmp_path))
+
+    (row,) = csv.DictReader(io.StringIO(shown))
+    assert (row["category"], row["task_id"], row["dag_id"]) == ("stored", "'=HYPERLINK(1)", "'@x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--json", "--csv"], "pass --json or --csv, not both"),
+        (["--verify"], "--verify needs --reconcile"),
+        (["--since", "2999-01-01"], "a time before the end of the window"),
+        (["--reconcile", "/no/such/folder"], "is not an output folder"),
+        (["--reconcile", "moon://x"], "folders='moon://x'"),
+        (["--imagen-conn-id", "absent"], "absent"),
+    ],
+)
+def test_wrong_arguments_are_reported_before_the_log_is_read(
+    arguments: list[str],
+    problem: str,
+    sandbox: Sandbox,
+    imagen_connection: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["bill", *arguments]) == 2
+    assert problem in capsys.readouterr().err
+    assert sandbox.seen("/v2/logs") == []
+
+
+@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--by", "month"], ["--until", "0001-01-01T00+14:00"]])
+def test_wrong_values_are_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bill", *arguments])
+    assert caught.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/v2/logs", "/v2/billing/transactions", "/v1/key"])
+def test_a_rejected_key_is_reported(
+    path: str, sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.add_fault(Fault("status", status=401, path=path, times=None))
+
+    assert main(["bill"]) == 2
+    assert "401" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/v2/logs", "/v2/billing/transactions"])
+def test_a_busy_api_is_asked_again(
+    path: str, sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spend(sandbox, OURS.format(dag="cards", number=1))
+    sandbox.add_fault(Fault("status", status=429, path=path, retry_after=0.05, times=2))
+    sandbox.add_fault(Fault("reset", path=path))
+
+    status, shown = bill(capsys, "--json")
+    assert (status, json.loads(shown)["total"]["count"]) == (0, 1)
+    assert len(sandbox.seen(path)) == 4
+
+
+def test_ctrl_c_ends_the_command_at_once(sandbox: Sandbox, imagen_connection: str, tmp_path: Path) -> None:
+    sandbox.add_fault(Fault("slow", path="/v2/logs", seconds=60, times=None))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "airflow_provider_imagen.cli", "bill"],
+        env=os.environ | {"AIRFLOW_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not sandbox.seen("/v2/logs"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Traceback" not in stderr
+
+
+def test_a_task_can_reconcile(
+    run_dag: Callable[..., Any], sandbox: Sandbox, imagen_connection: str, tmp_path: Path
+) -> None:
+    with DAG("postcards", schedule=None) as dag:
+        painted = ImagenGenerateOperator(task_id="paint", prompt=["a", "b"], output_path=str(tmp_path))
+
+        @task
+        def audit() -> dict[str, Any]:
+            hook = ImagenHook()
+            result = hook.reconcile(tmp_path, since=datetime.now(UTC) - timedelta(hours=1))
+            assert result.is_complete
+            assert result.statement.total == hook.get_statement(since=result.statement.since).total
+            return result.to_json()
+
+        painted >> audit()
+    run = run_dag(dag)
+
+    assert run.state == "success"
+    found = run.get_task_instances()[0].xcom_pull(task_ids="audit")
+    assert found["categories"]["stored"]["count"] == 2
+    assert Decimal(str(found["categories"]["stored"]["usd"])) == sum(charge.usd for charge in sandbox.ledger())
+    assert found["missing"] == []
