@@ -26,7 +26,7 @@ def airflow_app(_airflow_database: None, tmp_path_factory: pytest.TempPathFactor
     import airflow.api_fastapi.app as module
     from airflow import plugins_manager
 
-    from airflow_provider_imagen.plugins.gallery import routes as gallery
+    from airflow_provider_imagen.plugins.gallery import shared_readers as gallery
     from airflow_provider_imagen.plugins.gallery.thumbnails import ThumbnailCache
     from airflow_provider_imagen.plugins.imagen import ImagenPlugin
 

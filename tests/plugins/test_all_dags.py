@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.plugins.gallery import all_dags, all_dags_reader, routes
+from airflow_provider_imagen.plugins.gallery import all_dags, all_dags_reader, list_routes, shared_readers
 from airflow_provider_imagen.plugins.gallery.all_dags_reader import IMAGES_PER_DAG, AllDagsReader
 from airflow_provider_imagen.plugins.gallery.collection import Collection
 from airflow_provider_imagen.sandbox import Fault
@@ -45,8 +45,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Give each test an empty cache, whose clock stands still."""
     clock = Clock()
-    monkeypatch.setattr(routes, "collection", Collection(clock=clock))
-    monkeypatch.setattr(routes, "all_dags", AllDagsReader(routes.collection, clock=clock))
+    monkeypatch.setattr(shared_readers, "collection", Collection(clock=clock))
+    monkeypatch.setattr(shared_readers, "all_dags", AllDagsReader(shared_readers.collection, clock=clock))
     return clock
 
 
@@ -319,7 +319,7 @@ def test_without_images_the_page_says_so(run_dag: Any, visit: Any) -> None:
 
 
 def test_a_page_beyond_the_last_is_the_last(publish: Any, visit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "DAGS_PER_PAGE", 2)
+    monkeypatch.setattr(list_routes, "DAGS_PER_PAGE", 2)
     for name in ("a", "b", "c"):
         publish(name, [record()])
     ann = visit()
@@ -410,8 +410,8 @@ def test_counting_stops_in_time_and_goes_on_with_the_next_request(
 ) -> None:
     publish("cards", *([[record()]] * 20), usd_spent=1.0)
     ticks = iter(range(100_000))
-    monkeypatch.setattr(routes, "collection", Collection(clock=lambda: next(ticks) * 0.2))
-    monkeypatch.setattr(routes, "all_dags", AllDagsReader(routes.collection, clock=Clock()))
+    monkeypatch.setattr(shared_readers, "collection", Collection(clock=lambda: next(ticks) * 0.2))
+    monkeypatch.setattr(shared_readers, "all_dags", AllDagsReader(shared_readers.collection, clock=Clock()))
     ann = visit()
 
     pages = [open_page(ann) for _ in range(3)]

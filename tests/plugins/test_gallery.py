@@ -276,7 +276,7 @@ def test_a_run_with_very_many_tasks_is_counted_in_steps(
 ) -> None:
     from airflow.sdk import DAG, task
 
-    from airflow_provider_imagen.plugins.gallery import routes
+    from airflow_provider_imagen.plugins.gallery import shared_readers
     from airflow_provider_imagen.plugins.gallery.collection import Collection
 
     with DAG("very_many", schedule=None) as dag:
@@ -290,7 +290,7 @@ def test_a_run_with_very_many_tasks_is_counted_in_steps(
     ids = {"dag_id": "very_many", "run_id": run_dag(dag).run_id}
     ann = visit()
     passing = iter(range(0, 1_000_000, 4))
-    monkeypatch.setattr(routes, "collection", Collection(clock=lambda: float(next(passing))))
+    monkeypatch.setattr(shared_readers, "collection", Collection(clock=lambda: float(next(passing))))
 
     first, second = (ann.get("/imagen/run", params=ids).text for _ in range(2))
 

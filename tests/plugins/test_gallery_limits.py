@@ -16,7 +16,7 @@ from PIL import Image
 
 from airflow_provider_imagen.plugins.gallery import files
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-from airflow_provider_imagen.plugins.gallery.collection import Memory
+from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 from airflow_provider_imagen.plugins.gallery.files import read_failures_file, read_manifest_images
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Results:
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
         self.worked: list[str] = []
-        self.memory: Memory[str] = Memory(
+        self.memory: ExpiringCache[str] = ExpiringCache(
             **{"entries": 10, "seconds": 60.0, "max_bytes": 100, "size_of": len, "clock": lambda: self.now, **limits}
         )
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
-from airflow_provider_imagen.plugins.gallery.collection import Memory
+from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 from airflow_provider_imagen.plugins.gallery.files import FileUnavailableError, media_type, open_image_file
 from airflow_provider_imagen.plugins.gallery.pages import Pages, image_sources, remote_link
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
@@ -763,7 +763,9 @@ def test_recorded_arguments_cannot_add_code() -> None:
 
 def test_results_expire_and_the_least_recently_used_is_evicted_first() -> None:
     now = [0.0]
-    memory: Memory[str] = Memory(entries=2, seconds=10.0, max_bytes=10_000, size_of=len, clock=lambda: now[0])
+    memory: ExpiringCache[str] = ExpiringCache(
+        entries=2, seconds=10.0, max_bytes=10_000, size_of=len, clock=lambda: now[0]
+    )
     worked: list[str] = []
 
     async def ask(key: str, result: str) -> str:
@@ -791,7 +793,7 @@ def test_results_expire_and_the_least_recently_used_is_evicted_first() -> None:
 
 
 def test_concurrent_callers_share_the_work_and_errors_are_not_cached() -> None:
-    memory: Memory[int] = Memory(entries=9, seconds=10.0, max_bytes=10_000, size_of=int)
+    memory: ExpiringCache[int] = ExpiringCache(entries=9, seconds=10.0, max_bytes=10_000, size_of=int)
     calls: list[int] = []
 
     async def check() -> None:

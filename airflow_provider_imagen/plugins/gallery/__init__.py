@@ -1,11 +1,19 @@
 """
 The gallery: pages in Airflow's UI that show the generated images.
 
-``routes`` has the routes, ``airflow_api`` calls Airflow's API with the visitor's session, ``task_results`` parses
-XComs and files, ``collection`` reads and caches them, ``run_results`` adds them up, ``view_state`` is what a URL asks
-for, ``image_search`` finds and sorts that, ``files`` and ``thumbnails`` load images, ``image_archive`` writes a zip
-of them, ``all_dags_reader`` and ``all_dags`` do the same for all DAGs that ``permissions`` lets the visitor see,
-``charts`` lays out charts, ``pages`` renders HTML, ``progress`` keeps pages up to date, ``comparison`` and ``matrix``
-set images side by side, ``review_page`` prepares a review for a person, and ``snippet`` writes the code that makes an
-image again. Only the web server imports this package, on the first request.
+``routes`` is the web application, with the routes in ``list_routes``, ``look_routes`` and ``file_routes``;
+``request_parameters`` has the permissions and parameters that they require, and ``page_response`` turns what they found
+into a page. From Airflow to a page, data passes through
+
+- ``airflow_api``, which calls Airflow's API with the visitor's session, and ``permissions``, what the visitor may read;
+- ``task_results``, which parses XComs and files, ``files`` and ``thumbnails``, which load images, and
+  ``image_archive``, which writes a zip of them;
+- ``collection`` and ``all_dags_reader``, which read and cache (``expiring_cache``) results of tasks and of all DAGs,
+  and ``shared_readers``, the instances of these that all visitors share;
+- ``run_results`` and ``all_dags``, which add results up, and ``image_search``, which finds and sorts what the URL asks
+  for (``view_state``);
+- ``comparison``, ``matrix``, ``charts``, ``review_page`` and ``snippet``, which prepare what one kind of page shows;
+- ``pages``, which renders HTML, and ``progress``, which keeps pages up to date.
+
+Only the web server imports this package, on the first request.
 """

@@ -19,7 +19,7 @@ from fastapi import HTTPException
 from airflow_provider_imagen._compat import HAS_SORTED_XCOMS
 from airflow_provider_imagen.plugins.gallery.airflow_api import OPERATORS
 from airflow_provider_imagen.plugins.gallery.all_dags import MAX_FAILED, MAX_TASKS, AllDags
-from airflow_provider_imagen.plugins.gallery.collection import Memory
+from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
@@ -62,24 +62,24 @@ class AllDagsReader:
     def __init__(self, collection: Collection, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._collection = collection
         self._clock = clock
-        self._lists: Memory[list[TaskEvent]] = Memory(
+        self._lists: ExpiringCache[list[TaskEvent]] = ExpiringCache(
             entries=32,
             seconds=_LIST_SECONDS,
             max_bytes=2 * _MAX_BYTES,
             size_of=lambda found: 600 * len(found),
             clock=clock,
         )
-        self._whole_lists: Memory[list[TaskEvent]] = Memory(
+        self._whole_lists: ExpiringCache[list[TaskEvent]] = ExpiringCache(
             entries=8,
             seconds=_WHOLE_LIST_SECONDS,
             max_bytes=_MAX_BYTES,
             size_of=lambda found: 600 * len(found),
             clock=clock,
         )
-        self._operators: Memory[frozenset[str]] = Memory(
+        self._operators: ExpiringCache[frozenset[str]] = ExpiringCache(
             entries=2_000, seconds=_KEEP_SECONDS, max_bytes=_MAX_BYTES, size_of=lambda _: 1000, clock=clock
         )
-        self._newest: Memory[list[GalleryImage]] = Memory(
+        self._newest: ExpiringCache[list[GalleryImage]] = ExpiringCache(
             entries=2_000,
             seconds=_KEEP_SECONDS,
             max_bytes=_MAX_BYTES,

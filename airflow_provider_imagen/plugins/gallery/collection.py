@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 from anyio import to_thread
 
+from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 from airflow_provider_imagen.plugins.gallery.files import (
     MAX_LISTED,
     FileUnavailableError,
@@ -46,7 +47,7 @@ from airflow_provider_imagen.plugins.gallery.task_results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Iterable
+    from collections.abc import Callable, Iterable
 
     from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, DagRun, TaskInstance, TaskStatus
     from airflow_provider_imagen.plugins.gallery.task_results import Entry, GalleryImage, Problem
@@ -74,96 +75,6 @@ _MAX_TASKS_COMPARED: Final = 8
 """Maximum number of task instances whose records are read to find out whether a run compares models."""
 
 Result = TypeVar("Result")
-
-
-class Memory(Generic[Result]):
-    """
-    A bounded LRU cache with expiry, in which concurrent callers of one key share one computation.
-
-    Over its limits, it evicts the least recently used result first, but never the newest.
-
-    :param entries: maximum number of results
-    :param seconds: time until a result expires; one that took longer to compute is kept three times as long as that, so
-        that however often it is requested, the server works on it for a quarter of the time at most
-    :param max_bytes: maximum estimated size of all results
-    :param size_of: returns the estimated size of a result in bytes
-    :param clock: returns the time in seconds
-    """
-
-    def __init__(
-        self,
-        *,
-        entries: int,
-        seconds: float,
-        max_bytes: int,
-        size_of: Callable[[Result], int],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._entries = entries
-        self._seconds = seconds
-        self._max_bytes = max_bytes
-        self._size_of = size_of
-        self._clock = clock
-        self._bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[float, int, Result]] = OrderedDict()  # expiry, size, result
-        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
-        self._sweep: asyncio.TimerHandle | None = None
-
-    def knows(self, key: Hashable) -> bool:
-        """Return whether a result is cached and has not expired."""
-        kept = self._kept.get(key)
-        return kept is not None and self._clock() < kept[0]
-
-    async def get(
-        self,
-        key: Hashable,
-        work: Callable[[], Awaitable[Result]],
-        *,
-        is_current: Callable[[Result], bool] = lambda _: True,
-    ) -> Result:
-        """
-        Return the cached result, or compute and cache it.
-
-        :param is_current: returns whether a cached result may still be used
-        """
-        lock, waiting = self._locks.get(key) or (asyncio.Lock(), 0)
-        self._locks[key] = (lock, waiting + 1)
-        try:
-            async with lock:
-                if self.knows(key) and is_current(self._kept[key][2]):
-                    self._kept.move_to_end(key)
-                    return self._kept[key][2]
-                started = self._clock()
-                result = await work()
-                self._keep(key, result, seconds=max(self._seconds, 3 * (self._clock() - started)))
-                return result
-        finally:
-            lock, waiting = self._locks[key]
-            if waiting == 1:
-                del self._locks[key]
-            else:
-                self._locks[key] = (lock, waiting - 1)
-
-    def _keep(self, key: Hashable, result: Result, *, seconds: float) -> None:
-        self._drop(key)
-        size = self._size_of(result)
-        self._kept[key] = (self._clock() + seconds, size, result)
-        self._bytes += size
-        while len(self._kept) > 1 and (len(self._kept) > self._entries or self._bytes > self._max_bytes):
-            self._drop(next(iter(self._kept)))
-        loop = asyncio.get_running_loop()
-        if self._sweep is None or self._sweep.when() < loop.time():  # overdue: the loop it was for has ended
-            self._sweep = loop.call_later(self._seconds, self._drop_stale)
-
-    def _drop(self, key: Hashable) -> None:
-        if (kept := self._kept.pop(key, None)) is not None:
-            self._bytes -= kept[1]
-
-    def _drop_stale(self) -> None:
-        for key in [key for key in self._kept if not self.knows(key)]:
-            self._drop(key)
-        loop = asyncio.get_running_loop()
-        self._sweep = loop.call_later(self._seconds, self._drop_stale) if self._kept else None
 
 
 def _estimated_bytes(images: Iterable[GalleryImage]) -> int:
@@ -202,14 +113,14 @@ class Collection:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._tasks: Memory[TaskImages] = Memory(
+        self._tasks: ExpiringCache[TaskImages] = ExpiringCache(
             entries=64,
             seconds=FRESH_SECONDS,
             max_bytes=_MAX_IMAGE_BYTES,
             size_of=lambda found: _estimated_bytes(found.images),
             clock=clock,
         )
-        self._manifests: Memory[dict[TaskInstance, list[GalleryImage]]] = Memory(
+        self._manifests: ExpiringCache[dict[TaskInstance, list[GalleryImage]]] = ExpiringCache(
             entries=16,
             seconds=FRESH_SECONDS,
             max_bytes=_MAX_IMAGE_BYTES,
@@ -217,24 +128,24 @@ class Collection:
             clock=clock,
         )
         # The timestamp is part of the key, so a cached summary is never out of date.
-        self._summaries: Memory[RunSummary | None] = Memory(
+        self._summaries: ExpiringCache[RunSummary | None] = ExpiringCache(
             entries=20_000,
             seconds=86_400.0,
             max_bytes=_MAX_SUMMARY_BYTES,
             size_of=_summary_bytes,
             clock=clock,
         )
-        self._ended_runs: Memory[RunResults] = Memory(
+        self._ended_runs: ExpiringCache[RunResults] = ExpiringCache(
             entries=64,
             seconds=FRESH_SECONDS,
             max_bytes=_MAX_SUMMARY_BYTES,
             size_of=lambda results: sum(1000 + len(task.status.prompt or "") for task in results.tasks),
             clock=clock,
         )
-        self._operators: Memory[frozenset[str]] = Memory(
+        self._operators: ExpiringCache[frozenset[str]] = ExpiringCache(
             entries=256, seconds=DAG_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
-        self._comparisons: Memory[bool] = Memory(
+        self._comparisons: ExpiringCache[bool] = ExpiringCache(
             entries=1000, seconds=RUN_SECONDS, max_bytes=_MAX_SUMMARY_BYTES, size_of=lambda _: 1000, clock=clock
         )
         self._file_threads: anyio.CapacityLimiter | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi.responses import HTMLResponse, Response
 
-from airflow_provider_imagen.plugins.gallery.collection import Memory
+from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -41,7 +41,7 @@ COUNTING_REFRESH_SECONDS: Final = 2.0
 """The same while that page has not counted everything; each request counts on."""
 
 SHARED_SECONDS: Final = 1.0
-"""How long viewers share an answer, unless it took so long to produce that it is shared for longer (``Memory``)."""
+"""How long viewers share an answer; one that took long to produce is shared for longer (``ExpiringCache``)."""
 
 REFRESH_HEADER: Final = "imagen-refresh"
 """Request header of the script's requests; all others get a page made for them."""
@@ -56,7 +56,7 @@ class _Answer:
     etag: str
 
 
-_answers: Memory[_Answer] = Memory(
+_answers: ExpiringCache[_Answer] = ExpiringCache(
     entries=64, seconds=SHARED_SECONDS, max_bytes=_MAX_SHARED_BYTES, size_of=lambda answer: len(answer.html)
 )
 
