@@ -110,7 +110,7 @@ def test_a_person_triggers_the_dag_and_sees_the_image(page: Page) -> None:
     wait_until(lambda: _run_states(page) == ["success"], "the run")
     assert len(list((HOME / "postcards").glob("paint-*.png"))) == 1
 
-    page.locator("a[title=Pictures]").click()
+    page.get_by_role("link", name="Pictures", exact=True).click()
     image = page.frame_locator("iframe[title=Pictures]").locator("a.card img")
     expect(image).to_have_count(1)
     wait_until(lambda: image.evaluate("image => image.naturalWidth > 0"), "the image in the gallery")

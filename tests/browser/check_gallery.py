@@ -104,7 +104,7 @@ def test_a_person_fills_in_the_trigger_form_and_gets_the_requested_images(ann: P
 
 def test_the_run_tab_shows_its_images(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures/runs/{run_id}")
-    ann.locator("a[title=Pictures]").click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.get_by_role("heading", name="Pictures", exact=True)).to_be_visible()
     expect(frame.locator("a.card")).to_have_count(13)
@@ -185,7 +185,7 @@ def test_an_image_page_is_complete_and_works_from_the_keyboard(ann: Page, airflo
 
 def test_the_dag_tab_shows_the_newest_runs(ann: Page, airflow: Airflow, run_id: str) -> None:
     ann.goto(f"{airflow.url}/dags/many_pictures")
-    ann.locator("a[title=Pictures]").click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()
     inner = ann.frame(url=re.compile("/imagen/dag"))
@@ -255,7 +255,7 @@ def test_a_rejected_instance_has_a_tile_with_its_label_its_error_and_a_link_to_i
     ann: Page, airflow: Airflow, rejected_run_id: str
 ) -> None:
     ann.goto(f"{airflow.url}/dags/partly_rejected/runs/{rejected_run_id}")
-    ann.locator("a[title=Pictures]").click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator(".card")).to_have_count(3)
     tile = frame.locator(".card").nth(1)

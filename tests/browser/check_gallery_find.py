@@ -153,7 +153,7 @@ def test_everything_that_matches_is_downloaded_from_all_pages(ann: Page, address
 def test_downloads_work_in_airflows_tab(ann: Page, airflow: Airflow, many: str, sandbox: str | None) -> None:
     """Airflow's tabs allow downloads since 3.3.2 only."""
     ann.goto(f"{airflow.url}/dags/two_pages/runs/{many}")
-    ann.locator("a[title=Pictures]").click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     element = ann.locator("iframe[title=Pictures]")
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()

@@ -94,7 +94,7 @@ def test_escape_and_back_return_to_the_same_place(ann: Page, stamps: str, leave:
 
 def test_the_back_button_closes_the_lightbox_in_airflows_tab(ann: Page, airflow: Airflow, stamps: str) -> None:
     ann.goto(f"{airflow.url}/dags/two_pages/runs/{stamps.rpartition('run_id=')[2]}")
-    ann.locator("a[title=Pictures]").click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     tab = ann.frame_locator("iframe[title=Pictures]")
     tab.locator("a.card").nth(2).click()
     expect(tab.locator(DIALOG)).to_be_visible()

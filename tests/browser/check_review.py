@@ -90,7 +90,7 @@ def test_the_page_has_no_accessibility_problem(
 
 def test_the_run_and_the_required_action_lead_to_the_review(ann: Page, airflow: Airflow, posters: str) -> None:
     ann.goto(f"{airflow.url}/dags/imagen_review/runs/{posters}")
-    ann.locator("a[title=Pictures]").click()
+    ann.get_by_role("link", name="Pictures", exact=True).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.get_by_role("link", name="review waits for a person to answer")).to_be_visible()
     screenshot(ann, "review-link-in-run")
