@@ -13,12 +13,16 @@ from pathlib import Path
 from PIL import Image
 
 IMAGES = {
+    "all-dags": "21-all-dags",
+    "comparison": "34-comparison",
     "connection-form": "01-connection-standard-fields",
     "dag-tab": "09-dag-tab",
     "first-dag": "21-first-dag",
     "gallery": "04-run-tab-light",
+    "lightbox": "32-lightbox-info",
     "picture": "08-picture",
     "review": "11-review",
+    "review-page": "review-page",
     "telephone": "10-telephone-dark",
     "trigger-form": "03-trigger-form",
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
+from doc_snippets import BLOCKS, find_block
 
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.api.client_request_id import new_client_request_id
@@ -17,10 +17,10 @@ from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-PAGE = (Path(__file__).parents[1] / "docs" / "bill.md").read_text("utf-8")
 FINGERPRINT = "0123456789abcdef0123"
 
 
@@ -64,13 +64,11 @@ def without_what_differs(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.replace("─", "").splitlines() if line.strip("─ ")]
 
 
-SHOWN = re.findall(r"^```console\n\$ airflow-imagen (bill.*)\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
-
-
 def test_the_commands_print_what_the_page_shows(month: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(SHOWN) == 3
-    for command, shown in SHOWN:
-        output, _, status = shown.partition("$ echo $?\n")
+    shown = [block.text.removeprefix("$ airflow-imagen ").partition("\n") for block in BLOCKS if block.mark == "bill"]
+    assert len(shown) == 3
+    for command, _, rest in shown:
+        output, _, status = rest.partition("$ echo $?\n")
         capsys.readouterr()
         assert main(command.split()) == int(status or 0)
         printed = capsys.readouterr().out
@@ -79,7 +77,7 @@ def test_the_commands_print_what_the_page_shows(month: None, capsys: pytest.Capt
 
 def test_the_task_on_the_page_works(month: None, run_dag: Callable[..., Any], tmp_path: Path) -> None:
     """Its window ends an hour ago, so it finds nothing until the window ends now."""
-    (snippet,) = re.findall(r"^```python\n(.+?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    snippet = find_block("bill: task").text
     for hours, state in ((1, "success"), (0, "failed")):
         here = snippet.replace("s3://aws_default@media", "media").replace("hours=1", f"hours={hours}")
         file = tmp_path / "audit.py"

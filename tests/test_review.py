@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from doc_snippets import find_block
 
 from airflow_provider_imagen.exceptions import StorageError
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
@@ -399,6 +400,13 @@ def test_nobody_in_time_means_no_images() -> None:
 def test_reasons_that_do_not_fit_are_reported(reasons: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)):
         review_form("paint", reasons=reasons)
+
+
+def test_the_form_on_the_page_offers_its_reasons() -> None:
+    names: dict[str, Any] = {}
+    exec(find_block("review form").text, names)
+    form = names["review"].params.get_param("verdicts").serialize()
+    assert all(reason in json.dumps(form) for reason in ("Logo", "Wrong colours", "Looks generated"))
 
 
 def test_the_answer_is_validated_by_airflow_too() -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations for the signature of Entry
 from decimal import ROUND_DOWN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from airflow_provider_imagen.accounting.statement import Statement  # noqa: TC001 - likewise for Reconciliation
 from airflow_provider_imagen.api.cost import CREDITS_PER_USD
 from airflow_provider_imagen.bill import Tally, add_costs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
 
     from airflow_provider_imagen.accounting.recorded_requests import RecordedImage, RecordedRequest, RecordedRequests
-    from airflow_provider_imagen.accounting.statement import Statement
     from airflow_provider_imagen.api.account_rows import LoggedRequest
 
 Category = Literal["stored", "lost", "gone", "unrecorded", "not charged", "elsewhere", "hook", "other client"]

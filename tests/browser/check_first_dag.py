@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from doc_snippets import shown_commands
+from gallery_in_browser import pictures_tab
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from playwright.sync_api import expect
 from running_airflow import Processes, free_port, wait_until
@@ -110,7 +111,7 @@ def test_a_person_triggers_the_dag_and_sees_the_image(page: Page) -> None:
     wait_until(lambda: _run_states(page) == ["success"], "the run")
     assert len(list((HOME / "postcards").glob("paint-*.png"))) == 1
 
-    page.get_by_role("link", name="Pictures", exact=True).click()
+    pictures_tab(page).click()
     image = page.frame_locator("iframe[title=Pictures]").locator("a.card img")
     expect(image).to_have_count(1)
     wait_until(lambda: image.evaluate("image => image.naturalWidth > 0"), "the image in the gallery")

@@ -14,7 +14,7 @@ from zipfile import ZipFile
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from gallery_in_browser import WORK, Airflow, all_loaded, log_in, screenshot, wait_for
+from gallery_in_browser import WORK, Airflow, all_loaded, log_in, pictures_tab, screenshot, wait_for
 from playwright.sync_api import Browser, Page, expect
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def test_everything_that_matches_is_downloaded_from_all_pages(ann: Page, address
 def test_downloads_work_in_airflows_tab(ann: Page, airflow: Airflow, many: str, sandbox: str | None) -> None:
     """Airflow's tabs allow downloads since 3.3.2 only."""
     ann.goto(f"{airflow.url}/dags/two_pages/runs/{many}")
-    ann.get_by_role("link", name="Pictures", exact=True).click()
+    pictures_tab(ann).click()
     element = ann.locator("iframe[title=Pictures]")
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.locator("a.card").first).to_be_visible()

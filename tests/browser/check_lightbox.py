@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from gallery_in_browser import WORK, Airflow, all_loaded, log_in, screenshot, wait_for
+from gallery_in_browser import WORK, Airflow, all_loaded, log_in, pictures_tab, screenshot, wait_for
 from playwright.sync_api import Browser, Page, expect
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def test_escape_and_back_return_to_the_same_place(ann: Page, stamps: str, leave:
 
 def test_the_back_button_closes_the_lightbox_in_airflows_tab(ann: Page, airflow: Airflow, stamps: str) -> None:
     ann.goto(f"{airflow.url}/dags/two_pages/runs/{stamps.rpartition('run_id=')[2]}")
-    ann.get_by_role("link", name="Pictures", exact=True).click()
+    pictures_tab(ann).click()
     tab = ann.frame_locator("iframe[title=Pictures]")
     tab.locator("a.card").nth(2).click()
     expect(tab.locator(DIALOG)).to_be_visible()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from gallery_in_browser import WORK, Airflow, all_loaded, log_in, screenshot, wait_for
+from gallery_in_browser import WORK, Airflow, all_loaded, log_in, pictures_tab, screenshot, wait_for
 from playwright.sync_api import Browser, Page, expect
 
 COUNTS = "#counts"
@@ -90,7 +90,7 @@ def test_the_page_has_no_accessibility_problem(
 
 def test_the_run_and_the_required_action_lead_to_the_review(ann: Page, airflow: Airflow, posters: str) -> None:
     ann.goto(f"{airflow.url}/dags/imagen_review/runs/{posters}")
-    ann.get_by_role("link", name="Pictures", exact=True).click()
+    pictures_tab(ann).click()
     frame = ann.frame_locator("iframe[title=Pictures]")
     expect(frame.get_by_role("link", name="review waits for a person to answer")).to_be_visible()
     screenshot(ann, "review-link-in-run")
@@ -120,6 +120,8 @@ def test_a_person_marks_with_mouse_and_keyboard_and_the_run_goes_on(ann: Page, a
     ann.keyboard.press("j")
     ann.keyboard.press("s")
     images.nth(2).get_by_label("Composition").check()
+    wait_for(lambda: all_loaded(ann), "the images")
+    screenshot(ann, "review-page")
     images.nth(2).get_by_label("In your own words").fill("  fjx {{ run_id }} <b>too dark</b> ")
     images.nth(3).focus()
     ann.keyboard.press("p")

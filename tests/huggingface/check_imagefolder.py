@@ -6,6 +6,7 @@ An output folder opens as a Hugging Face dataset, with the real ``datasets`` pac
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, date, datetime
 from io import BytesIO
 
@@ -76,6 +77,20 @@ def test_a_folder_is_recognized_without_naming_its_type(tmp_path):
     fill(tmp_path / "out", ["a"])
     found = load_dataset(str(tmp_path / "out"), split="train")
     assert [row["image"].size for row in found] == [(30, 20)] * 2
+
+
+def test_a_zip_of_images_and_their_manifest_opens_as_it_is(tmp_path):
+    """The gallery's downloads are such files."""
+    fill(tmp_path / "out", ["a", "sub/b"])
+    shutil.rmtree(tmp_path / "out" / ".imagen")
+    shutil.make_archive(str(tmp_path / "foxes"), "zip", tmp_path / "out")
+    found = load_dataset("imagefolder", data_files=str(tmp_path / "foxes.zip"), split="train")
+    assert [(row["image"].size, row["map_index"]) for row in found] == [
+        ((30, 20), 0),
+        ((31, 20), 0),
+        ((30, 20), 1),
+        ((31, 20), 1),
+    ]
 
 
 def test_images_named_like_splits_are_all_loaded_with_explicit_data_files(tmp_path):

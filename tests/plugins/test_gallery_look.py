@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import runpy
 from html import unescape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from doc_snippets import find_block
 
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.comparison import compare
@@ -21,6 +21,8 @@ from airflow_provider_imagen.sandbox import Fault
 from .test_gallery import links, picture_file, record
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow_provider_imagen.sandbox import Sandbox
 
 IMAGEN, FLUX = "imagen-3.0-generate-002", "flux/schnell"
@@ -260,10 +262,8 @@ def test_a_mapped_run_that_compares_models_links_to_its_table(
 def test_the_example_in_the_docs_compares_models(
     run_dag: Any, imagen_connection: str, visit: Any, tmp_path: Path
 ) -> None:
-    page = Path(__file__).parents[2] / "docs" / "gallery-look-and-compare.md"
-    (code,) = re.findall(r"^```python\n(.+?)^```$", page.read_text("utf-8"), re.M | re.S)
     file = tmp_path / "example.py"
-    file.write_text(code.replace("~/models", str(tmp_path)), "utf-8")
+    file.write_text(find_block("compare models").text.replace("~/models", str(tmp_path)), "utf-8")
     run = run_dag(runpy.run_path(str(file))["dag"])
 
     table = visit().get("/imagen/matrix", params={"dag_id": run.dag_id, "run_id": run.run_id}).text

@@ -47,6 +47,7 @@ RECORD_FIELDS = {
     "metadata",
     "reused_from",
     "usd_saved",
+    "arguments",
 }
 
 

@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page
 
 HERE = Path(__file__).parents[1] / "browser"
 EXAMPLES = HERE.parents[1] / "example_dags"
@@ -191,6 +191,11 @@ def log_in(browser: Browser, airflow: Airflow, name: str, **options: Any) -> Bro
     page.wait_for_url(lambda url: "/auth/login" not in url)
     page.close()
     return context
+
+
+def pictures_tab(page: Page) -> Locator:
+    """Return the link of a run's or DAG's *Pictures* tab; the one in Airflow's navigation has the same name."""
+    return page.locator("a[href$='/plugin/imagen_run_pictures'], a[href$='/plugin/imagen_dag_pictures']")
 
 
 def screenshot(page: Page, name: str, **options: Any) -> None:

@@ -1,4 +1,4 @@
-// Airflow's theme and time zone, unavailable images, the copy buttons and arrow keys.
+// Airflow's theme and time zone, unavailable images, the copy buttons, links to Airflow and arrow keys.
 "use strict";
 
 (() => {
@@ -63,6 +63,20 @@
   addEventListener("click", (event) => {
     const button = event.target instanceof Element && event.target.closest("[data-copy]");
     if (button) copy(button);
+  });
+
+  // Airflow's tabs do not let a page in them navigate the window, so the page around them follows links to Airflow.
+  const sandbox = window.frameElement?.sandbox;
+  const isConfined = sandbox?.length > 0 && !sandbox.contains("allow-top-navigation-by-user-activation");
+  addEventListener("click", (event) => {
+    const link = isConfined && event.target instanceof Element && event.target.closest("a[target=_top]");
+    if (!link || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const outside = parent.document.createElement("a");
+    outside.href = link.href;
+    parent.document.body.append(outside);
+    outside.click();
+    outside.remove();
   });
 
   // The nearest card above or below; rows may differ in length.
