@@ -108,15 +108,16 @@ def _write_ledger(terminal: Terminal, ledger: LedgerCheck) -> None:
     """Write how the ledger compares; a difference is shown with its reasons."""
     verdict = "agrees" if ledger.is_equal else "differs:"
     terminal.line(f"{'Ledger':<26}{format_usd(ledger.usd):>12}  {verdict}")
-    for found, one, many in (
-        (ledger.only_in_log, *_forms("{} only in the log (the ledger shows recent charges later)")),
-        (ledger.only_in_ledger, *_forms("{} only in the ledger (another key of the account, or not logged yet)")),
-        (ledger.other_charges, *_forms("{} for something other than models, such as expired credits")),
-        (ledger.refunds, "was refunded", "were refunded"),
+    for found, meaning in (
+        (ledger.only_in_log, "only in the log (the ledger shows recent charges later)"),
+        (ledger.only_in_ledger, "only in the ledger (another key of the account, or not logged yet)"),
+        (ledger.other_charges, "for something other than models, such as expired credits"),
     ):
         if found.count:
-            meaning = one if found.count == 1 else many
-            terminal.line(f"  {_count(found.count, 'charge')}, {format_usd(found.usd)}, {meaning}")
+            verb = "is" if found.count == 1 else "are"
+            terminal.line(f"  {_count(found.count, 'charge')}, {format_usd(found.usd)}, {verb} {meaning}")
+    if (refunds := ledger.refunds).count:
+        terminal.line(f"  {_count(refunds.count, 'refund')}, {format_usd(refunds.usd)}")
     if (different := ledger.different).count:
         has = "has" if different.count == 1 else "have"
         change = f"{format_usd(abs(different.usd))} {'less' if different.usd < 0 else 'more'} in all"
@@ -182,7 +183,3 @@ def _describe(entry: Entry) -> str:
 
 def _count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
-
-
-def _forms(meaning: str) -> tuple[str, str]:
-    return meaning.format("is"), meaning.format("are")

@@ -153,10 +153,11 @@ def _render(operator: Any, name: str, value: Any, context: Mapping[str, Any], on
         try:
             return operator.render_template(part, context, environment)
         except Exception as error:
-            if not isinstance(error, OnlyInARunError) and _RunOnly.__name__ not in str(error):
+            is_rejected = _RunOnly.__name__ in str(error)  # a function that rejects the type of its argument names it
+            if not isinstance(error, OnlyInARunError) and not is_rejected:
                 raise
             if is_native or not is_text:
-                raise OnlyInARunError from error  # also where a function rejects the type of its argument
+                raise OnlyInARunError from error
             only_in_a_run[PROMPT_TEXT] = _shorten(part)
             return PLACEHOLDER_PROMPT
 

@@ -282,8 +282,8 @@ def _read_cursor(cursor: str | None) -> int | None:
         return None
     try:
         position = json.loads(base64.urlsafe_b64decode(cursor))["c"]
-        if position >= 0 and _write_cursor(position) == cursor:
-            return int(position)
+        if type(position) is int and position >= 0 and _write_cursor(position) == cursor:
+            return position
     except (ValueError, TypeError, LookupError):
         pass
     raise ValueError("cursor is invalid")

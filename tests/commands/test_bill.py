@@ -458,3 +458,32 @@ def test_images_recorded_while_the_log_is_read_are_found(
     result = reconcile_charges(clients, [tmp_path], since=None, until=None, verify=False, on_row=store_more)
 
     assert [entry.category for entry in result.entries] == ["stored"]
+
+
+def test_each_difference_of_the_ledger_is_one_sentence(
+    scripted_api: ScriptedApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = {"created_at": datetime.now(UTC).isoformat(), "created": datetime.now(UTC).isoformat()}
+
+    def entry(usd: float, kind: str = "MODEL_USAGE", direction: str = "CHARGE", **ids: str) -> dict[str, Any]:
+        return {**at, "direction": direction, "type": kind, "amount": {"usd": usd}, **ids}
+
+    def row(usd: float, inference_id: str) -> dict[str, Any]:
+        return {**at, "cost": {"usd": usd}, "inference_id": inference_id}
+
+    scripted_api.documents["/v2/logs"] = ScriptedApi.page(row(0.1, "a"), row(0.2, "b"), row(0.3, "c"))
+    scripted_api.documents["/v2/billing/transactions"] = ScriptedApi.page(
+        entry(0.05, reference_id="a"),
+        entry(0.004, reference_id="x"),
+        entry(2, "CREDITS_EXPIRED"),
+        entry(0.5, "REFUND", "TOPUP"),
+    )
+    _, shown = bill(capsys)
+
+    assert shown.splitlines()[-5:] == [
+        "  2 charges, $0.50, are only in the log (the ledger shows recent charges later)",
+        "  1 charge, $0.004, is only in the ledger (another key of the account, or not logged yet)",
+        "  1 charge, $2.00, is for something other than models, such as expired credits",
+        "  1 refund, $0.50",
+        "  1 charge has another amount in the ledger, $0.05 less in all",
+    ]
