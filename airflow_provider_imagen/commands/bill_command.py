@@ -31,7 +31,8 @@ def add_bill(commands: Any) -> None:
         description="Add up what the API charged in a time window, by its request log, and compare that with the "
         "account's ledger. Charges of other clients of the same key are listed separately. With --reconcile, match "
         "each charge with the images in output folders. Free, and changes nothing. The exit status is 0; 1 if "
-        "--reconcile finds that an image or a charge is missing, or cannot be sure; and 2 if something could not be read.",
+        "--reconcile finds that an image or a charge is missing, or cannot be sure; and 2 if something could not be "
+        "read.",
     )
     bill.add_argument(
         "--since",
