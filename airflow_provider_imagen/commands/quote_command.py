@@ -173,5 +173,8 @@ def _cost(task: TaskQuote) -> str:
         return format_usd(task.quote.usd)
     if task.is_counted:
         return f"{format_usd(task.quote.usd)} at default parameters"
-    unit = "image" if "num_images" in task.only_in_a_run else "prompt"
-    return "?" if task.problems else f"{format_usd(task.quote.usd)} per {unit}"
+    if task.problems:
+        return "?"
+    if "num_images" in task.only_in_a_run and task.quote.images:
+        return f"{format_usd(task.quote.usd / task.quote.images)} per image"
+    return f"{format_usd(task.quote.usd)} per prompt"

@@ -516,3 +516,10 @@ def test_parameters_of_a_run_leave_a_price_at_their_defaults(quote, write, capsy
     out = capsys.readouterr().out
     assert "$0.042 at default parameters" in out
     assert "Total of d: $0.042 at current prices, with default parameters for a.\n" in out
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_without_the_number_of_images_the_price_of_one_is_shown(write, capsys):
+    path = write(UPSTREAM + 'Paint(task_id="a", prompt=["x", "y", "z"], num_images=rows())')
+    assert main(["quote", str(path)]) == 0
+    assert "$0.042 per image" in capsys.readouterr().out
