@@ -1443,17 +1443,15 @@ def test_a_slow_proxy_does_not_shorten_the_tls_handshakes_timeout(
     ],
 )
 def test_rows_that_move_to_the_next_page_are_read_once(raw_server, make_client, read, pages, rows):
-    left = iter(pages)
+    left = enumerate(pages, start=1)
 
     def behave(peer):
         while peer.read_request():
-            data = [{"id": letter} for letter in next(left)]
-            has_more = pages[-1] != "".join(row["id"] for row in data)
-            pagination = {"has_more": has_more, "next_cursor": str(len(pages)) + "".join(row["id"] for row in data)}
-            peer.answer(json.dumps({"data": data, "pagination": pagination}).encode())
+            number, letters = next(left)
+            pagination = {"has_more": number < len(pages), "next_cursor": str(number)}
+            document = {"data": [{"id": letter} for letter in letters], "pagination": pagination}
+            peer.answer(json.dumps(document).encode())
 
-    if read == "iter_transactions" and len(set(pages)) < len(pages):
-        pytest.skip("a ledger whose cursor repeats is unreadable")
     now = datetime.now(UTC)
     found = getattr(make_client(raw_server(behave).url), read)(start=now, end=now)
     assert "".join(row["id"] for row in found) == rows
