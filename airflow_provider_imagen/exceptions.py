@@ -247,8 +247,8 @@ class ChargedButLostError(LostAnswerError):
         cost = format_usd(usd) if usd is not None else "an unknown amount"
         return cls(
             f"Charged but lost: {model or 'the API'} billed {cost} and the response is gone (inference id "
-            f"{inference_id}, client request id {client_request_id}). The request is not sent again; "
-            f'on_lost_answer="resend" would.',
+            f"{inference_id}, client request id {client_request_id}). The request is sent again only with "
+            f'on_lost_answer="resend".',
             inference_id=inference_id,
             client_request_id=client_request_id,
             model=model,

@@ -7,14 +7,14 @@ from decimal import ROUND_DOWN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from airflow_provider_imagen.accounting.statement import Statement  # noqa: TC001 - likewise for Reconciliation
 from airflow_provider_imagen.api.cost import CREDITS_PER_USD
-from airflow_provider_imagen.bill import Tally, add_costs
+from airflow_provider_imagen.bill import Tally, add_costs, tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from airflow_provider_imagen.accounting.recorded_requests import RecordedImage, RecordedRequest, RecordedRequests
     from airflow_provider_imagen.api.account_rows import LoggedRequest
@@ -44,13 +44,16 @@ What became of a charge.
 MISSING: Final[tuple[Category, ...]] = ("lost", "gone", "unrecorded", "not charged")
 """Categories in which an image or a charge is missing."""
 
+MAX_MISSING_IN_JSON: Final = 100
+"""Most missing entries in :meth:`Reconciliation.to_json`, which becomes an XCom."""
+
 _CREDIT: Final = 1 / CREDITS_PER_USD
 """The smallest amount that the API charges, in USD."""
 
 
 class Entry(Struct, frozen=True, kw_only=True):
     """
-    A charge, the part of a charge that belongs to one category, or images without a charge.
+    The charge for a request, the part of it that belongs to one category, or images without a charge.
 
     :param usd: amount charged, in USD
     :param usd_recorded: what the folders say these images cost, in USD; ``None`` if unknown
@@ -82,10 +85,12 @@ class Reconciliation(Struct, frozen=True, kw_only=True):
 
     :param statement: the charges
     :param entries: at least one for each charge, and one for each request whose images were not charged
+    :param unmatched_images: number of images in the folders without a charge, and without ids or a time to find one by
     """
 
     statement: Statement
     entries: tuple[Entry, ...]
+    unmatched_images: int = 0
 
     @property
     def tallies(self) -> dict[Category, Tally]:
@@ -103,14 +108,28 @@ class Reconciliation(Struct, frozen=True, kw_only=True):
     @property
     def is_complete(self) -> bool:
         """Whether every charge for the folders' tasks has its images, and the other way round."""
-        return not self.missing and not self.statement.unreadable
+        return not (self.missing or self.unmatched_images or self.statement.unreadable)
+
+    @property
+    def overstated(self) -> Tally:
+        """Entries for which the folders state more than was charged, and how much more, in USD."""
+        excesses = (each.usd_recorded - each.usd for each in self.entries if each.usd and each.usd_recorded is not None)
+        return tally(excess for excess in excesses if excess > _CREDIT)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the totals and the missing entries as JSON values, as for an XCom; amounts are numbers in USD."""
+        """
+        Return the totals and the first :data:`MAX_MISSING_IN_JSON` missing entries as JSON values, as for an XCom.
+
+        Amounts are numbers in USD. :attr:`missing` has all entries.
+        """
+        missing = self.missing
         return {
             "is_complete": self.is_complete,
             "categories": {category: total.to_json() for category, total in self.tallies.items()},
-            "missing": [entry_json(entry) for entry in self.missing],
+            "missing": [entry_json(entry) for entry in missing[:MAX_MISSING_IN_JSON]],
+            "missing_not_listed": max(len(missing) - MAX_MISSING_IN_JSON, 0),
+            "unmatched_images": self.unmatched_images,
+            "overstated": self.overstated.to_json(),
         }
 
 
@@ -128,7 +147,7 @@ def reconcile(statement: Statement, recorded: RecordedRequests) -> Reconciliatio
     """
     entries: list[Entry] = []
     matched: set[int] = set()
-    for charge in statement.charges:
+    for charge in _sum_by_inference(statement.charges):
         request = recorded.find(charge)
         if request is None:
             entries.append(_entry(charge, _category_without_record(charge, recorded)))
@@ -138,12 +157,28 @@ def reconcile(statement: Statement, recorded: RecordedRequests) -> Reconciliatio
             matched.add(id(request))
             entries += _split(charge, request)
     charged = {id(recorded.find(request)) for request in statement.requests if request.usd}
+    unmatched_images = recorded.images_without_ids
     for request in recorded:
-        bought_at = request.bought_at
-        is_in_window = bought_at is not None and statement.since <= bought_at < statement.until
-        if bought_at is not None and is_in_window and request.usd != 0 and id(request) not in charged:
-            entries.append(_entry_without_charge(request, bought_at))
-    return Reconciliation(statement=statement, entries=tuple(entries))
+        if request.usd == 0 or id(request) in charged:
+            continue
+        if request.is_undated:
+            unmatched_images += len(request.images)
+        elif request.bought_at is not None and statement.since <= request.bought_at < statement.until:
+            entries.append(_entry_without_charge(request, request.bought_at))
+    return Reconciliation(statement=statement, entries=tuple(entries), unmatched_images=unmatched_images)
+
+
+def _sum_by_inference(charges: Iterable[LoggedRequest]) -> Iterator[LoggedRequest]:
+    """Yield one charge for each inference: the log may have several rows for it, such as one per image."""
+    charges_by_inference: dict[str | int, LoggedRequest] = {}
+    for number, charge in enumerate(charges):
+        key = charge.inference_id or number
+        first = charges_by_inference.get(key)
+        if first is not None:
+            name = first.client_request_id or charge.client_request_id
+            charge = replace(first, usd=first.usd + charge.usd, client_request_id=name)
+        charges_by_inference[key] = charge
+    yield from charges_by_inference.values()
 
 
 def _category_without_record(charge: LoggedRequest, recorded: RecordedRequests) -> Category:

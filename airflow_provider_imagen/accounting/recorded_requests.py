@@ -63,6 +63,7 @@ class RecordedRequest(Struct, kw_only=True):
 
     :param images: its images, by index in the response or, in manifests that lack it, by file name
     :param bought_at: when its images were generated, if one of the folders belongs to the task that paid for them
+    :param is_undated: whether such a folder states no usable time
     :param failure: why the request, or part of it, has no image; ``None`` if no failure is recorded
     """
 
@@ -73,6 +74,7 @@ class RecordedRequest(Struct, kw_only=True):
     model: str | None = None
     images: dict[int | str, RecordedImage] = field(default_factory=dict)
     bought_at: datetime | None = None
+    is_undated: bool = False
     failure: FailureLine | None = None
 
     @property
@@ -94,6 +96,9 @@ class RecordedRequests:
         self._by_client_request_id: dict[str, RecordedRequest] = {}
         self._by_inference_id: dict[str, RecordedRequest] = {}
         self._tasks: set[tuple[str, str]] = set()
+        self.images_without_ids = 0
+        """Number of paid images whose line names no request."""
+
         for folder in folders:
             self._add_images(folder, verify=verify)
             for failure in iter_failures(folder):
@@ -141,6 +146,8 @@ class RecordedRequests:
         for line in lines.values():
             request = self._request_of(line)
             if request is None:
+                if line.reused_from is None and line.purchase_usd != 0:
+                    self.images_without_ids += 1
                 continue
             image = RecordedImage(
                 _state_of(line, folder, sizes, verify=verify or len(digests[line.file_name]) > 1),
@@ -156,7 +163,8 @@ class RecordedRequests:
 
     def _describe(self, request: RecordedRequest, line: ManifestLine) -> None:
         """Record who paid for a request, as its own task says."""
-        request.bought_at = _read_time(line.created_at)
+        request.bought_at = _read_time(line.created_at) or request.bought_at
+        request.is_undated = request.bought_at is None
         request.dag_id, request.task_id, request.model = line.dag_id, line.task_id, line.model
         if line.dag_id and line.task_id:
             self._tasks.add(readable_names(line.dag_id, line.task_id))

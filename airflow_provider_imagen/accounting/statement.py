@@ -35,7 +35,9 @@ MARGIN: Final = timedelta(minutes=15)
 MAX_ROWS: Final = 1_000_000
 """Most rows of the log, and most entries of the ledger, that are read for a statement."""
 
-_YEARS: Final = range(2020, 3000)
+YEARS: Final = range(2020, 3000)
+"""Years in which a window may begin and end."""
+
 _USAGE: Final = "MODEL_USAGE"
 _REFUND: Final = "REFUND"
 
@@ -214,7 +216,8 @@ def read_statement(
     :raises ImagenError: the API cannot be reached
     """
     start, end = _check_window(since, until, now)
-    log: dict[LoggedRequest, None] = {}  # a row appears on two pages if a newer one arrives in between
+    log: list[LoggedRequest] = []
+    known: set[LoggedRequest] = set()
     unreadable = 0
     ledger = _Ledger()
     for key, reader in readers.items():
@@ -224,8 +227,11 @@ def read_statement(
             request = read_logged_request(row, key=key)
             if request is None:
                 unreadable += 1
-            else:
-                log[request] = None
+            elif request.request_id is None:
+                log.append(request)  # equal rows may be several charges
+            elif request not in known:  # at the end of one window and the start of the next
+                known.add(request)
+                log.append(request)
             on_row()
         ledger.add(_limited(reader.iter_transactions(start=first, end=last, wait=wait), "The ledger"))
     if until is None:  # the API's clock may be ahead of ours
@@ -241,16 +247,21 @@ def read_statement(
     )
 
 
+def month_start(now: datetime) -> datetime:
+    """Return when the current month began, in UTC: the default start of a window."""
+    return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
 def _check_window(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     for name, value in (("since", since), ("until", until)):
-        if value is not None and (value.tzinfo is None or value.year not in _YEARS):
-            allowed = f"a time with a time zone, from {_YEARS[0]} to {_YEARS[-1]}, is allowed"
+        if value is not None and (value.tzinfo is None or value.year not in YEARS):
+            allowed = f"a time with a time zone, from {YEARS[0]} to {YEARS[-1]}, is allowed"
             raise InvalidArgumentsError([Problem(name, value.isoformat(), allowed)])
     end = (until or now).astimezone(UTC)
-    start = (since or now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)).astimezone(UTC)
+    start = (since or month_start(now)).astimezone(UTC)
     if start >= end:
         raise InvalidArgumentsError(
-            [Problem("since", start.isoformat(), f"a time before the end of the window, {end.isoformat()}, is allowed")]
+            [Problem("since", start.isoformat(), f"a time before until={end.isoformat()!r} is allowed")]
         )
     return start, end
 

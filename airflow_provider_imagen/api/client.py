@@ -284,6 +284,8 @@ class ApiClient:
         """
         Yield the rows of ``GET /v2/logs`` within a time window, newest first; an empty one in place of an invalid one.
 
+        A row that moves to the next page because newer ones arrive in between is yielded once.
+
         All threads together request at most one page per :data:`LOG_INTERVAL_SECONDS`.
 
         :param start: start of the window, with a time zone
@@ -297,13 +299,15 @@ class ApiClient:
         if model:
             params["model"] = model  # a list is sent as a repeated parameter
         offset = 0
+        previous: list[dict[str, Any]] = []
         while True:
             self._log_pacer.wait()
             page = self._get_page("/v2/logs", {**params, "offset": offset}, wait)
-            yield from page.rows
+            yield from page.rows[_overlap(previous, page.rows) :]
             if not page.has_more:
                 return
             offset += len(page.rows)
+            previous = page.rows
 
     def iter_transactions(
         self, *, start: datetime, end: datetime, wait: Callable[[float], None] | None = None
@@ -311,7 +315,7 @@ class ApiClient:
         """
         Yield the entries of ``GET /v2/billing/transactions`` within a time window, newest first.
 
-        An empty entry takes the place of an invalid one.
+        An empty entry takes the place of an invalid one. An entry that moves to the next page is yielded once.
 
         :param start: start of the window, with a time zone
         :param end: end of the window, which it does not include
@@ -320,9 +324,10 @@ class ApiClient:
         """
         params = {"from": start.isoformat(), "to": end.isoformat(), "limit": TRANSACTIONS_PAGE_ROWS}
         cursors: set[str] = set()
+        previous: list[dict[str, Any]] = []
         while True:
             page = self._get_page("/v2/billing/transactions", params, wait)
-            yield from page.rows
+            yield from page.rows[_overlap(previous, page.rows) :]
             if not page.has_more:
                 return
             if not page.next_cursor or page.next_cursor in cursors:
@@ -331,6 +336,7 @@ class ApiClient:
                 )
             cursors.add(page.next_cursor)
             params["cursor"] = page.next_cursor
+            previous = page.rows
 
     def _get_page(self, path: str, params: Mapping[str, Any], wait: Callable[[float], None] | None) -> _Page:
         """
@@ -537,6 +543,12 @@ def _parse_base_url(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or " " in parts.hostname:
         raise ValueError(f"host={scrub(base_url)!r}: a base URL is needed, such as {DEFAULT_BASE_URL}")
     return root
+
+
+def _overlap(previous: list[dict[str, Any]], rows: list[dict[str, Any]]) -> int:
+    """Return how many rows at the start of a page are those at the end of the previous one; invalid rows never are."""
+    longest = min(len(previous), len(rows))
+    return next((size for size in range(longest, 0, -1) if previous[-size:] == rows[:size] and all(rows[:size])), 0)
 
 
 def _max_response_bytes(fields: Mapping[str, Any]) -> int:

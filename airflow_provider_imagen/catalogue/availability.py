@@ -211,6 +211,12 @@ def _judge(
     return ModelHealth(model, "unknown", similar=() if known else tuple(nearest_models(model)))
 
 
+def is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a list of models has OpenAI's format; unlike the AI/ML API's, its entries have no type."""
+    rows = list(models)
+    return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)
+
+
 def _names(row: Any) -> list[str]:
     """Return the id and aliases of a row; empty if malformed."""
     if not isinstance(row, Mapping):

@@ -31,7 +31,8 @@ def add_bill(commands: Any) -> None:
         description="Add up what the API charged in a time window, by its request log, and compare that with the "
         "account's ledger. Charges of other clients of the same key are listed separately. With --reconcile, match "
         "each charge with the images in output folders. Free, and changes nothing. The exit status is 0; 1 if "
-        "--reconcile finds that an image or a charge is missing; and 2 if something could not be read.",
+        "--reconcile finds that an image or a charge is missing, or cannot be sure; and 2 if something could not be "
+        "read.",
     )
     bill.add_argument(
         "--since",
@@ -68,6 +69,7 @@ def add_bill(commands: Any) -> None:
 def run_bill(arguments: argparse.Namespace) -> int:
     """Run the command; return 0, 1 if an image or a charge is missing, or 2 if something cannot be read."""
     from airflow_provider_imagen._compat import AirflowNotFoundException
+    from airflow_provider_imagen.accounting.statement import month_start
     from airflow_provider_imagen.commands import bill_report
     from airflow_provider_imagen.exceptions import ImagenError
     from airflow_provider_imagen.hooks.imagen import ImagenHook
@@ -77,6 +79,10 @@ def run_bill(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.verify and not arguments.reconcile:
         print_error("Error: --verify needs --reconcile.")
+        return 2
+    now = datetime.now(UTC)
+    if (arguments.since or month_start(now)) >= (until := arguments.until or now):
+        print_error(f"Error: --since must be before --until ({until:%Y-%m-%d %H:%M} UTC).")
         return 2
     by: list[Dimension] = list(dict.fromkeys(arguments.by or ["dag"]))
     hooks = [ImagenHook(conn_id) for conn_id in dict.fromkeys(arguments.imagen_conn_id or ["imagen_default"])]
@@ -95,7 +101,9 @@ def run_bill(arguments: argparse.Namespace) -> int:
         bill_report.write_csv(statement, reconciliation, by)
     else:
         bill_report.write_text(statement, reconciliation, by)
-    return 0 if reconciliation is None or reconciliation.is_complete else 1
+    if reconciliation is not None:
+        return 0 if reconciliation.is_complete else 1
+    return 2 if statement.unreadable or statement.ledger.unreadable else 0
 
 
 def _read(arguments: argparse.Namespace, hooks: list[ImagenHook]) -> tuple[Statement, Reconciliation | None]:
@@ -132,10 +140,15 @@ def _progress() -> Iterator[Callable[[], None]]:
 
 
 def _read_time(text: str) -> datetime:
+    from airflow_provider_imagen.accounting.statement import YEARS
+
     try:
         at = datetime.fromisoformat(text)
-        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r}: a date such as 2026-11-01 or a time such as 2026-11-01T09:00+02:00 is allowed"
         ) from None
+    if at.year not in YEARS:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be between {YEARS[0]} and {YEARS[-1]}")
+    return at

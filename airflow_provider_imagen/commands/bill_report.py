@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow_provider_imagen.accounting.reconciliation import MISSING, Entry, entry_json
 from airflow_provider_imagen.accounting.statement import without_tasks
 from airflow_provider_imagen.bill import Tally, subtotals
-from airflow_provider_imagen.commands.terminal import Terminal, print_json, printable
+from airflow_provider_imagen.commands.terminal import Terminal, print_error, print_json, printable
 from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from airflow_provider_imagen.accounting.reconciliation import Category, Reconciliation
     from airflow_provider_imagen.accounting.statement import LedgerCheck, Statement
@@ -36,7 +36,8 @@ _MEANINGS: Final[dict[Category, str]] = {
     "other client": "charged to other clients of the key",
 }
 _SHOWN_CHARACTERS: Final = 80
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+_CELL_CHARACTERS: Final = 5000
+_FORMULA_STARTS: Final = ("=", "+", "-", "@")
 
 
 def write_json(statement: Statement, reconciliation: Reconciliation | None, by: Sequence[Dimension]) -> None:
@@ -50,6 +51,8 @@ def write_json(statement: Statement, reconciliation: Reconciliation | None, by: 
 def write_csv(statement: Statement, reconciliation: Reconciliation | None, by: Sequence[Dimension]) -> None:
     """Write a bill as CSV: a row per entry of the reconciliation or, without one, per group."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
+    for doubt in _doubts(statement, reconciliation):
+        print_error(doubt)
     if reconciliation is not None:
         writer.writerow(Entry.__struct_fields__)
         for entry in reconciliation.entries:
@@ -62,9 +65,11 @@ def write_csv(statement: Statement, reconciliation: Reconciliation | None, by: S
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell whose text, which may come from outside, no spreadsheet takes for a formula."""
-    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
-    return f"'{value}" if is_formula else value
+    """Return a cell whose text, which may come from outside, is printable, and no formula to any spreadsheet."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value, _CELL_CHARACTERS)
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def write_text(statement: Statement, reconciliation: Reconciliation | None, by: Sequence[Dimension]) -> None:
@@ -84,8 +89,8 @@ def write_text(statement: Statement, reconciliation: Reconciliation | None, by: 
     ):
         terminal.line(f"{name:<26}{format_usd(total.usd):>12}  {_count(total.count, 'charge')}")
     _write_ledger(terminal, statement.ledger)
-    if statement.unreadable:
-        terminal.line(f"{_count(statement.unreadable, 'row')} of the request log cannot be read; they may be charges.")
+    for doubt in _doubts(statement, reconciliation):
+        terminal.line(doubt)
     if reconciliation is not None:
         _write_reconciliation(terminal, reconciliation)
 
@@ -104,16 +109,29 @@ def _write_ledger(terminal: Terminal, ledger: LedgerCheck) -> None:
     verdict = "agrees" if ledger.is_equal else "differs:"
     terminal.line(f"{'Ledger':<26}{format_usd(ledger.usd):>12}  {verdict}")
     for found, meaning in (
-        (ledger.only_in_log, "only in the log; the ledger shows recent charges later"),
-        (ledger.only_in_ledger, "only in the ledger: of other keys of the account, or not in the log yet"),
-        (ledger.different, "with another amount in the ledger than in the log; difference"),
-        (ledger.refunds, "refunded"),
-        (ledger.other_charges, "for other things than models, such as expired credits"),
+        (ledger.only_in_log, "only in the log (the ledger shows recent charges later)"),
+        (ledger.only_in_ledger, "only in the ledger (another key of the account, or not logged yet)"),
+        (ledger.other_charges, "for something other than models, such as expired credits"),
     ):
         if found.count:
-            terminal.line(f"  {_count(found.count, 'charge')} {meaning}: {format_usd(found.usd)}")
-    if ledger.unreadable:
-        terminal.line(f"  {_count(ledger.unreadable, 'row')} of the ledger cannot be read")
+            verb = "is" if found.count == 1 else "are"
+            terminal.line(f"  {_count(found.count, 'charge')}, {format_usd(found.usd)}, {verb} {meaning}")
+    if (refunds := ledger.refunds).count:
+        terminal.line(f"  {_count(refunds.count, 'refund')}, {format_usd(refunds.usd)}")
+    if (different := ledger.different).count:
+        has = "has" if different.count == 1 else "have"
+        change = f"{format_usd(abs(different.usd))} {'less' if different.usd < 0 else 'more'} in all"
+        terminal.line(f"  {_count(different.count, 'charge')} {has} another amount in the ledger, {change}")
+
+
+def _doubts(statement: Statement, reconciliation: Reconciliation | None) -> Iterator[str]:
+    """Yield sentences about what could not be read or matched."""
+    if statement.unreadable:
+        yield f"{_count(statement.unreadable, 'row')} of the request log cannot be read and may be charges."
+    if statement.ledger.unreadable:
+        yield f"{_count(statement.ledger.unreadable, 'row')} of the ledger cannot be read."
+    if reconciliation is not None and reconciliation.unmatched_images:
+        yield f"{_count(reconciliation.unmatched_images, 'image')} without a request or date cannot be matched."
 
 
 def _write_reconciliation(terminal: Terminal, reconciliation: Reconciliation) -> None:
@@ -132,8 +150,21 @@ def _write_reconciliation(terminal: Terminal, reconciliation: Reconciliation) ->
         terminal.line(_describe(entry))
     if len(missing) > MAX_LISTED:
         terminal.line(f"… and {len(missing) - MAX_LISTED:,} more; --csv lists all of them.")
+    if (overstated := reconciliation.overstated).count:
+        entries = _count(overstated.count, "entry", "entries")
+        terminal.line(f"The folders state {format_usd(overstated.usd)} more than was charged for {entries}.")
     if not missing:
-        terminal.line("Nothing is missing.")
+        terminal.line(_describe_nothing_missing(reconciliation))
+
+
+def _describe_nothing_missing(reconciliation: Reconciliation) -> str:
+    if not reconciliation.is_complete:
+        return "Nothing is known to be missing, but not everything could be read and matched."
+    elsewhere = reconciliation.tallies["elsewhere"]
+    if not elsewhere.count:
+        return "Nothing is missing."
+    usd = format_usd(elsewhere.usd)
+    return f"Nothing is missing; {usd} was charged to tasks that have nothing in these folders."
 
 
 def _describe(entry: Entry) -> str:
@@ -141,7 +172,7 @@ def _describe(entry: Entry) -> str:
     parts = (
         f"{entry.at:%Y-%m-%d %H:%M:%S}",
         "unknown cost" if usd is None else format_usd(usd),
-        f"{entry.dag_id}.{entry.task_id}",
+        f"{entry.dag_id}.{entry.task_id}" if entry.dag_id and entry.task_id else "unknown task",
         entry.model,
         f"inference {entry.inference_id}",
         entry.reason,
@@ -150,5 +181,5 @@ def _describe(entry: Entry) -> str:
     return f"{entry.category:<13}" + "  ".join(printable(part, 4 * _SHOWN_CHARACTERS) for part in parts if part)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,6 +10,7 @@ from msgspec import Struct
 
 from airflow_provider_imagen._compat import ParamValidationError
 from airflow_provider_imagen.api.cost import read_amount
+from airflow_provider_imagen.catalogue.availability import judge_models_offline
 from airflow_provider_imagen.catalogue.input_images import ImageFile
 from airflow_provider_imagen.catalogue.pricing import PriceList
 from airflow_provider_imagen.commands.dag_rendering import count_instances, render_instance
@@ -19,15 +21,14 @@ from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.operators.arguments import Arguments
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.run.input_reader import InputReader
-from airflow_provider_imagen.run.plan import PlanQuote, add_quotes, quote_requests
+from airflow_provider_imagen.run.plan import Plan, PlanQuote, add_quotes, quote_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
-    from airflow_provider_imagen.catalogue.availability import LiveModel
+    from airflow_provider_imagen.catalogue.availability import LiveModel, ModelHealth
 
-UNCOUNTED: Final = frozenset({"prompt", "model", "num_images", "expand_kwargs"})
+UNCOUNTED: Final = frozenset({"prompt", "model", "num_images", "limit", "expand_kwargs"})
 """Arguments without which only the price of one prompt or image can be told."""
 
 
@@ -40,6 +41,7 @@ class TaskQuote(Struct, frozen=True):
     :param quote: the cost of all of them, or of one prompt if the task is not counted; ``None`` without a model
     :param is_counted: whether ``quote`` is the cost of the whole task
     :param only_in_a_run: arguments that only a run knows, and where each comes from
+    :param fallbacks: the fallback model that is quoted in place of each retired model
     :param problems: why the task would fail before it sends anything
     """
 
@@ -49,14 +51,20 @@ class TaskQuote(Struct, frozen=True):
     quote: PlanQuote | None
     is_counted: bool
     only_in_a_run: Mapping[str, str]
+    fallbacks: Mapping[str, str]
     problems: Sequence[str]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether ``quote`` is the cost of the whole task, with no field of the API left to a run."""
+        return self.is_counted and "parameters" not in self.only_in_a_run
 
 
 class DagQuote(Struct, frozen=True):
     """
     What a run would cost.
 
-    :param notices: what prices could not be looked up, in sentences
+    :param notices: which prices could not be looked up, in sentences
     """
 
     dag_id: str
@@ -86,7 +94,7 @@ def quote_dag(dag: Any, *, conf: Mapping[str, Any], now: datetime) -> DagQuote:
     finally:
         for hook in hooks.values():
             hook.close()
-    notices = dict.fromkeys(hook.notice for hook in hooks.values() if hook.notice is not None)
+    notices = dict.fromkeys(notice for hook in hooks.values() for notice in hook.notices)
     return DagQuote(dag.dag_id, tasks, list(notices))
 
 
@@ -94,6 +102,7 @@ def _quote_task(task: Any, *, conf: Mapping[str, Any], now: datetime, hooks: dic
     instances = count_instances(task)
     quotes: list[PlanQuote] = []
     only_in_a_run: dict[str, str] = {}
+    fallbacks: dict[str, str] = {}
     problems: dict[str, None] = {}
     prompts = 0
     for map_index in [None] if instances is None else range(instances):
@@ -115,7 +124,15 @@ def _quote_task(task: Any, *, conf: Mapping[str, Any], now: datetime, hooks: dic
         except InvalidArgumentsError as error:
             problems |= dict.fromkeys(map(str, error.problems))
             continue
-        quote = quote_requests(plan, hook.prices)
+        retired = hook.find_retired(plan)
+        for slot in plan.slots:
+            requested, used = slot.alternatives[0][0].model, slot.first_alternative(retired)[0].model
+            if used != requested:
+                fallbacks[requested] = used
+            elif used in retired:
+                problems[f"model={used!r}: {retired[used]}"] = None
+        quote = quote_requests(plan, hook.prices, retired=retired)
+        hook.note_missing_prices(plan, retired)
         if quote.usd and (cap := read_amount(operator.max_usd)) and quote.usd > cap:
             problems[f"max_usd={format_usd(cap)}: the images cost about {format_usd(quote.usd)}"] = None
         quotes.append(quote)
@@ -129,6 +146,7 @@ def _quote_task(task: Any, *, conf: Mapping[str, Any], now: datetime, hooks: dic
         quote=add_quotes(quotes) if quotes or not instances else None,
         is_counted=instances is not None and not only_in_a_run.keys() & UNCOUNTED and not problems,
         only_in_a_run=only_in_a_run,
+        fallbacks=fallbacks,
         problems=list(problems),
     )
 
@@ -137,13 +155,16 @@ class QuoteHook(ImagenHook):
     """
     The hook of a quote: it looks up prices, at most once, and reads no input images.
 
-    Without prices from the API, the catalogue's apply, and :attr:`notice` says why.
+    Without prices from the API, the catalogue's apply, and :attr:`notices` says why.
     """
 
     def __init__(self, imagen_conn_id: str) -> None:
         super().__init__(imagen_conn_id)
         self.notice: str | None = None
+        self._unlisted_prices: dict[str, None] = {}
+        self._health: dict[str, ModelHealth] = {}
         self._listed: list[dict[str, Any]] | None = None
+        self._deprecations: list[dict[str, Any]] | None = None
 
     @property
     def default_model(self) -> str:
@@ -157,6 +178,41 @@ class QuoteHook(ImagenHook):
     def usage_caps(self) -> tuple[()]:
         """No caps: a quote is the same whatever has been spent."""
         return ()
+
+    @property
+    def notices(self) -> list[str]:
+        """Why last known prices apply, in sentences."""
+        if self.notice is not None:
+            return [self.notice]
+        return [f"The API states no price for {model}; its last known one applies." for model in self._unlisted_prices]
+
+    def find_retired(self, plan: Plan) -> dict[str, str]:
+        """Return the models of a plan that are retired, each with a sentence about its end and its replacement."""
+        models = dict.fromkeys(planned.model for planned in plan.requests)
+        for health in self.check_models([model for model in models if model not in self._health]):
+            self._health[health.model] = health
+        found = [self._health[model] for model in models]
+        return {health.model: health.sentence for health in found if health.state == "withdrawn"}
+
+    def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
+        """Return whether models are available by the API's lists or, if they cannot be read, by the catalogue."""
+        asked = list(models)
+        if not asked:
+            return []
+        self.list_models()
+        if self.notice is None:
+            try:
+                return super().check_models(asked)
+            except ImagenError as error:
+                self.notice = f"Retired models of the connection {self.imagen_conn_id} could not be looked up: {error}"
+        return judge_models_offline(asked, today=datetime.now(UTC).date())
+
+    def note_missing_prices(self, plan: Plan, retired: Container[str]) -> None:
+        """Record for which models of a plan the API states no price."""
+        for slot in plan.slots:
+            for planned in slot.first_alternative(retired):
+                if planned.model not in retired and self.prices.quote(planned.request).source == "last known":
+                    self._unlisted_prices[planned.model] = None
 
     @cached_property
     def prices(self) -> PriceList:
@@ -172,6 +228,12 @@ class QuoteHook(ImagenHook):
                 self._listed = []
                 self.notice = f"Prices of the connection {self.imagen_conn_id} could not be looked up: {error}"
         return self._listed
+
+    def list_deprecations(self) -> list[dict[str, Any]]:
+        """Return the API's deprecated models."""
+        if self._deprecations is None:
+            self._deprecations = super().list_deprecations()
+        return self._deprecations
 
     def look_up_model(self, model_id: str) -> LiveModel:
         """

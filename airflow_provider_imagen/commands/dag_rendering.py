@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from msgspec import Struct
 from airflow_provider_imagen.exceptions import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
@@ -25,10 +27,6 @@ PROMPT_TEXT: Final = "text of prompt"
 _TEXT_KEYS: Final = ("prompt", "name", "alt_text")
 """Keys of a prompt mapping whose value does not change the price."""
 
-_RUN_ONLY_NAMES: Final = (
-    *("var", "conn", "outlet_events", "inlet_events", "triggering_asset_events", "task_state_store"),
-    *("prev_start_date_success", "prev_end_date_success", "partition_key", "partition_date"),
-)
 _SOURCE_CHARACTERS: Final = 60
 
 
@@ -102,7 +100,7 @@ def render_instance(task: Any, *, conf: Mapping[str, Any], now: datetime, map_in
             except Exception as error:  # whatever templates and the DAG's own macros and filters raise
                 problems.append(Problem(name, value, f"the template cannot be rendered: {error}"))
         if name in only_in_a_run:
-            placeholders = {"prompt": PLACEHOLDER_PROMPT, "input_images": PLACEHOLDER_INPUT}
+            placeholders = {"prompt": PLACEHOLDER_PROMPT, "input_images": PLACEHOLDER_INPUT, "limit": 1}
             setattr(operator, name, placeholders.get(name))
     return RenderedTask(operator, only_in_a_run, problems)
 
@@ -142,6 +140,7 @@ def _render(operator: Any, name: str, value: Any, context: Mapping[str, Any], on
     :raises OnlyInARunError: only a run knows the value
     """
     environment = operator.get_template_env()
+    environment.tests = {name: _refuse_run_only(test) for name, test in environment.tests.items()}
     is_native = getattr(operator, "render_template_as_native_obj", None)  # of a task, from Airflow 3.2 on
     if is_native is None:
         is_native = operator.dag.render_template_as_native_obj
@@ -153,9 +152,12 @@ def _render(operator: Any, name: str, value: Any, context: Mapping[str, Any], on
             return {key: render(each, is_text=key in _TEXT_KEYS) for key, each in part.items()}
         try:
             return operator.render_template(part, context, environment)
-        except OnlyInARunError:
-            if is_native or not is_text:
+        except Exception as error:
+            is_rejected = _RunOnly.__name__ in str(error)  # a function that rejects the type of its argument names it
+            if not isinstance(error, OnlyInARunError) and not is_rejected:
                 raise
+            if is_native or not is_text:
+                raise OnlyInARunError from error
             only_in_a_run[PROMPT_TEXT] = _shorten(part)
             return PLACEHOLDER_PROMPT
 
@@ -183,7 +185,24 @@ class _RunOnly:
     def _refuse(self, *_: Any) -> Any:
         raise OnlyInARunError
 
-    __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __contains__ = __bool__ = __str__ = _refuse
+    __getattr__ = __getitem__ = __call__ = __iter__ = __reversed__ = __len__ = __contains__ = _refuse
+    __bool__ = __str__ = __format__ = __int__ = __float__ = __index__ = __round__ = __hash__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = _refuse
+    __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = _refuse
+    __neg__ = __pos__ = __abs__ = _refuse
+
+
+def _refuse_run_only(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a test of templates, such as ``is none``, that has no result for what only a run knows."""
+
+    @wraps(test)
+    def run_test(*args: Any) -> Any:
+        if any(isinstance(each, _RunOnly) for each in args):
+            raise OnlyInARunError
+        return test(*args)
+
+    return run_test
 
 
 def _make_context(task: Any, *, conf: Mapping[str, Any], now: datetime, map_index: int) -> dict[str, Any]:
@@ -192,6 +211,7 @@ def _make_context(task: Any, *, conf: Mapping[str, Any], now: datetime, map_inde
 
     :raises ParamValidationError: a param has an invalid value, or no value
     """
+    from airflow.sdk import Context
     from airflow.sdk.definitions.param import process_params
     from airflow.sdk.execution_time.context import MacrosAccessor
     from airflow.sdk.timezone import coerce_datetime
@@ -212,7 +232,7 @@ def _make_context(task: Any, *, conf: Mapping[str, Any], now: datetime, map_inde
         data_interval_end=at,
     )
     return {
-        **{name: _RunOnly() for name in _RUN_ONLY_NAMES},
+        **{name: _RunOnly() for name in Context.__annotations__},
         "dag": task.dag,
         "dag_run": dag_run,
         "data_interval_end": at,

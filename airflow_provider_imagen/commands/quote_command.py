@@ -101,7 +101,7 @@ def _to_json(quote: DagQuote) -> dict[str, Any]:
         "usd_source": total.source,
         "images": total.images,
         "requests": total.requests,
-        "is_complete": all(task.is_counted for task in quote.tasks),
+        "is_complete": all(task.is_exact for task in quote.tasks),
         "notices": list(quote.notices),
         "tasks": [
             {
@@ -114,6 +114,7 @@ def _to_json(quote: DagQuote) -> dict[str, Any]:
                 "usd": task.quote and _number(task.quote.usd),
                 "usd_source": task.quote.source if task.quote else "unknown",
                 "only_in_a_run": dict(task.only_in_a_run),
+                "fallbacks": dict(task.fallbacks),
                 "problems": list(task.problems),
             }
             for task in quote.tasks
@@ -147,13 +148,19 @@ def _show(quote: DagQuote) -> None:
     for task in quote.tasks:
         for problem in task.problems:
             terminal.line(f"FAIL  {task.task_id}: {printable(problem, _ERROR_CHARACTERS)}")
+        for retired, fallback in task.fallbacks.items():
+            names = printable(f"{retired} is retired; the price is that of its fallback {fallback}", _ERROR_CHARACTERS)
+            terminal.line(f"{task.task_id}: {names}")
         for argument, source in task.only_in_a_run.items():
-            terminal.line(f"{task.task_id}: only a run knows {argument}: {printable(source, _ERROR_CHARACTERS)}")
+            where = printable(source, _ERROR_CHARACTERS)
+            terminal.line(f"{task.task_id}: {argument} is known only at run time ({where})")
     total = quote.total
     prices = {"live": "current prices", "last known": "last known prices of the catalogue", "unknown": ""}[total.source]
     amount = f"{format_usd(total.usd)} at {prices}" if total.usd is not None else "unknown, because a price is"
     left_out = [task.task_id for task in quote.tasks if not task.is_counted]
     rest = f", not counting {', '.join(left_out)}" if left_out else ""
+    if at_defaults := [task.task_id for task in quote.tasks if task.is_counted and not task.is_exact]:
+        rest += f", with default parameters for {', '.join(at_defaults)}"
     terminal.line(f"Total of {quote.dag_id}: {amount if len(left_out) < len(quote.tasks) else 'unknown'}{rest}.")
     for notice in quote.notices:
         terminal.line(notice)
@@ -162,7 +169,12 @@ def _show(quote: DagQuote) -> None:
 def _cost(task: TaskQuote) -> str:
     if task.quote is None or task.quote.usd is None:
         return "?"
-    if task.is_counted:
+    if task.is_exact:
         return format_usd(task.quote.usd)
-    unit = "image" if "num_images" in task.only_in_a_run else "prompt"
-    return "?" if task.problems else f"{format_usd(task.quote.usd)} per {unit}"
+    if task.is_counted:
+        return f"{format_usd(task.quote.usd)} at default parameters"
+    if task.problems:
+        return "?"
+    if "num_images" in task.only_in_a_run and task.quote.images:
+        return f"{format_usd(task.quote.usd / task.quote.images)} per image"
+    return f"{format_usd(task.quote.usd)} per prompt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import isfinite
@@ -27,7 +28,6 @@ from airflow_provider_imagen.hooks.connection import (
 from airflow_provider_imagen.money import format_usd
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
     from airflow_provider_imagen.download.downloader import Downloader
     from airflow_provider_imagen.exceptions import Problem
+    from airflow_provider_imagen.hooks.capped_spending import CappedSpending
     from airflow_provider_imagen.run.input_reader import InputReader
     from airflow_provider_imagen.run.plan import PlanQuote
     from airflow_provider_imagen.run.usage_caps import UsageCap
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "imagen-3.0-generate-002"
 IMAGE_SCOPE = "model:image"
+
+_SPENDING_LOCK = threading.Lock()
 
 
 class ImagenHook(BaseHook):
@@ -82,6 +85,7 @@ class ImagenHook(BaseHook):
         self._client: ApiClient | None = None
         self._downloader: Downloader | None = None
         self._connection: Connection | None = None
+        self._spending: CappedSpending | None = None
 
     # --- the connection form for Airflow 3.1; later versions read get_provider_info -----------------------------------
 
@@ -176,7 +180,8 @@ class ImagenHook(BaseHook):
         Generate the images of one prompt, after checking all arguments.
 
         Errors that cannot have been billed are retried. There is no journal, so unlike ``ImagenGenerateOperator``, a
-        task that calls this method pays again when it is retried.
+        task that calls this method pays again when it is retried. The caps of the connection count what this hook has
+        spent even while the API's figures lag behind, so use one hook for all calls of a task.
 
         :param prompt: the prompt; its maximum length depends on the model (400 characters for Imagen)
         :param model: model id; default: the connection's
@@ -197,6 +202,7 @@ class ImagenHook(BaseHook):
 
         from airflow_provider_imagen.api.client_request_id import HOOK_REQUEST, new_client_request_id
         from airflow_provider_imagen.api.retries import resending
+        from airflow_provider_imagen.catalogue.pricing import PriceList
         from airflow_provider_imagen.catalogue.request_builder import build_requests
         from airflow_provider_imagen.hooks.task_instance_key import current_task_instance_key
 
@@ -215,7 +221,10 @@ class ImagenHook(BaseHook):
         if problems:
             raise InvalidArgumentsError(problems)
         requests = build_requests(resolved, can_store=True)  # the caller receives the bytes
-        self._check_usage_caps(requests)
+        spending = self._get_spending()
+        prices = PriceList() if spending is None else self._get_prices()
+        if spending is not None:
+            spending.check(requests, prices)
         client = self.get_conn()
         ti_key = current_task_instance_key()
 
@@ -226,10 +235,16 @@ class ImagenHook(BaseHook):
             )
             return client.generate(request.path, body, client_request_id=client_request_id, files=files)
 
+        def send_with_retries(request: ImageRequest) -> Generation:
+            return resending(wait=time.sleep)(send, request)
+
         generations: list[Generation] = []
         for request in requests:
             try:
-                generations.append(resending(wait=time.sleep)(send, request))
+                if spending is None:
+                    generations.append(send_with_retries(request))
+                else:
+                    generations.append(spending.pay(request, prices, send_with_retries))
             except ImagenError as error:
                 if generations:
                     error.generations = tuple(generations)
@@ -288,26 +303,14 @@ class ImagenHook(BaseHook):
             self.log.warning("No live prices (%s); using the last known ones.", error)
             return PriceList()
 
-    def _check_usage_caps(self, requests: Sequence[ImageRequest]) -> None:
-        """
-        Raise if requests do not fit under a cap of the connection.
+    def _get_spending(self) -> CappedSpending | None:
+        """Return what this hook has spent under the caps of the connection; ``None`` without caps."""
+        with _SPENDING_LOCK:
+            if self._spending is None and (caps := self.usage_caps):
+                from airflow_provider_imagen.hooks.capped_spending import CappedSpending
 
-        :raises BudgetExceededError: they do not fit
-        :raises ImagenError: what the key has spent cannot be read
-        """
-        if not (caps := self.usage_caps):
-            return
-        from decimal import Decimal
-
-        from airflow_provider_imagen.run.usage_caps import read_limit
-
-        prices = self._get_prices()
-        usd = sum((prices.quote(request).usd or Decimal(0) for request in requests), Decimal(0))
-        for limit in [read_limit(cap, self.get_conn()) for cap in caps]:
-            if limit.most_usd <= 0 or usd > limit.most_usd:
-                raise limit.exceeded(
-                    Decimal(0), f", and these images cost about {format_usd(usd)}. Nothing was sent.", items_left=1
-                )
+                self._spending = CappedSpending(caps, reader=self.get_conn())
+            return self._spending
 
     def check_models(self, models: Iterable[str]) -> list[ModelHealth]:
         """
@@ -336,10 +339,12 @@ class ImagenHook(BaseHook):
 
     def _list_retired(self, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the API's list of deprecated models; an empty list for gateways, which have none."""
+        from airflow_provider_imagen.catalogue.availability import is_gateway
+
         try:
             return self.list_deprecations()
         except InvalidRequestError as error:
-            if error.status != 404 or not _is_gateway(listed):
+            if error.status != 404 or not is_gateway(listed):
                 raise
             return []
 
@@ -566,8 +571,10 @@ class ImagenHook(BaseHook):
 
         :param error: the host's response to ``GET /v1/key``; raised if the host is not a gateway
         """
+        from airflow_provider_imagen.catalogue.availability import is_gateway
+
         models = self.list_models()
-        if not _is_gateway(models):
+        if not is_gateway(models):
             raise error
         if caps := self.usage_caps:
             return False, f"{caps[0].name} needs what a gateway lacks: the key's usage. Remove it from the connection."
@@ -605,9 +612,3 @@ class ImagenHook(BaseHook):
         for cap in self.usage_caps:
             limit = read_limit(cap, self.get_conn())
             yield f"Spent {limit.when} (UTC): {format_usd(limit.used_usd)} of {format_usd(cap.max_usd)}."
-
-
-def _is_gateway(models: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a list of models has OpenAI's format; unlike the AI/ML API's, its entries have no type."""
-    rows = list(models)
-    return bool(rows) and all(row.get("object") == "model" and "type" not in row for row in rows)

@@ -32,12 +32,14 @@ class Limit(Struct, frozen=True, kw_only=True):
     :param used_usd: the part of the cap that the task's own spending does not account for, in USD: what others have
         spent, less what the task spent before the period
     :param period: of a cap on what the API key spends; ``None`` for the task's own cap
+    :param starts_at: when the period began
     :param resets_at: when the period ends
     """
 
     max_usd: Decimal
     used_usd: Decimal = ZERO
     period: Period | None = None
+    starts_at: datetime | None = None
     resets_at: datetime | None = None
 
     @property
@@ -118,6 +120,7 @@ class Budget:
         self._spent_by_model: defaultdict[str, Decimal] = defaultdict(Decimal)
         self._lost = ZERO
         self._is_estimate = False
+        self._previous: list[tuple[float, Decimal]] = []  # when it was charged, in seconds since the epoch, and USD
         self._in_flight: set[Reservation] = set()
         self._own: set[str] = set()  # client request ids
         self._in_doubt: dict[str, Reservation] = {}
@@ -136,17 +139,32 @@ class Budget:
                 self._is_estimate = self._is_estimate or response.usd_is_estimate
                 images = request.target.images if request.target is not None else len(response.images)
                 if response.usd:
+                    self._previous.append((response.at, response.usd))
                     self._learn(response.model, images, response.usd)
             unpriced = [intent for request in state.requests.values() for intent in request.unpriced.values()]
             for intent in (*unpriced, *state.all_unresolved().values()):
                 self.hold_in_doubt(reservation_for(intent))
 
-    def count_own(self, client_request_id: str, usd: Decimal | None, *, model: str) -> None:
-        """Count what this task instance paid, before it was cleared, for a request that it reuses; only once."""
+    def count_own(self, client_request_id: str, usd: Decimal | None, *, model: str, at: float) -> None:
+        """
+        Count what this task instance paid, before it was cleared, for a request that it reuses; only once.
+
+        :param at: when, in seconds since the epoch
+        """
         with self._changed:
             if client_request_id not in self._own:
                 self._own.add(client_request_id)
+                self._previous.append((at, usd or ZERO))
                 self._spend(usd or ZERO, model)
+
+    def previous_usd_since(self, at: float) -> Decimal:
+        """
+        Return what previous attempts were charged since a moment, in USD, without responses that were lost or replaced.
+
+        :param at: in seconds since the epoch
+        """
+        with self._changed:
+            return sum((usd for charged_at, usd in self._previous if charged_at >= at), ZERO)
 
     # --- limits -------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from airflow_provider_imagen.journal.records import Target
 from airflow_provider_imagen.run.item_metadata import ALT_TEXT, take_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from airflow_provider_imagen.catalogue.pricing import PriceList, QuoteSource
     from airflow_provider_imagen.catalogue.request_builder import ImageRequest
@@ -71,6 +71,11 @@ class ImageSlot(Struct, frozen=True):
     item_index: int
     images: int
     alternatives: tuple[tuple[PlannedRequest, ...], ...]
+
+    def first_alternative(self, retired: Container[str]) -> tuple[PlannedRequest, ...]:
+        """Return the requests to the first model that is not retired; those to the requested one if all are."""
+        available = (each for each in self.alternatives if all(planned.model not in retired for planned in each))
+        return next(available, self.alternatives[0])
 
 
 class PromptItem(Struct, frozen=True):
@@ -389,13 +394,14 @@ def quote_plan(
     return quote_requests(plan, prices)
 
 
-def quote_requests(plan: Plan, prices: PriceList) -> PlanQuote:
+def quote_requests(plan: Plan, prices: PriceList, *, retired: Container[str] = ()) -> PlanQuote:
     """
-    Return the expected cost of a plan, if none of its models turns out to be retired.
+    Return the expected cost of a plan.
 
     :param prices: live prices; the last known ones apply where it has none
+    :param retired: models whose requests are replaced by those to the first fallback model that is not one of them
     """
-    requests = [planned for slot in plan.slots for planned in slot.alternatives[0]]
+    requests = [planned for slot in plan.slots for planned in slot.first_alternative(retired)]
     quotes = [(prices.quote(planned.request), planned.target.images) for planned in requests]
     return add_quotes(PlanQuote(quote.usd, quote.source, images, requests=1) for quote, images in quotes)
 

@@ -136,6 +136,11 @@ class EarlierRequest(Struct, frozen=True, eq=False):
             return Decimal(0)
         return sum((Decimal(str(usd)) for usd in costs), Decimal(0)) if None not in costs else None
 
+    @property
+    def generated_at(self) -> float:
+        """When its images were generated, in seconds since the epoch."""
+        return self.images[0][0].generated_at
+
     def response_to(self, planned: PlannedRequest) -> Response:
         """Return its response as if it answered a planned request, without URLs; it costs :attr:`own_usd`."""
         lines = [places[0].line for places in self.images]
@@ -144,7 +149,7 @@ class EarlierRequest(Struct, frozen=True, eq=False):
             client_request_id=self.client_request_id,
             images=tuple(ResponseImage(prompt=line.enhanced_prompt, seed=line.seed) for line in lines),
             model=planned.model,
-            at=self.images[0][0].generated_at,
+            at=self.generated_at,
             usd=self.own_usd,
             inference_id=lines[0].inference_id,
         )
@@ -232,14 +237,10 @@ class EarlierRequests:
         }
 
     @property
-    def own_costs(self) -> dict[str, tuple[str, Decimal]]:
-        """Models and costs in USD of the assigned requests that are its own, by client request id; 0 if unknown."""
+    def own(self) -> list[tuple[str, EarlierRequest]]:
+        """The assigned requests that this task instance paid for, each with its model."""
         assigned = [(planned.model, self._assigned.get(planned.key)) for planned in self._plan.requests]
-        return {
-            earlier.client_request_id: (model, earlier.own_usd or Decimal(0))
-            for model, earlier in assigned
-            if earlier is not None and earlier.is_own
-        }
+        return [(model, earlier) for model, earlier in assigned if earlier is not None and earlier.is_own]
 
     def has_any(self, slot: ImageSlot) -> bool:
         """Return whether all requests of one of a slot's alternatives can be replaced, images not verified yet."""

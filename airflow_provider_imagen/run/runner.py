@@ -133,8 +133,8 @@ class Run:
             is_stored=sink.is_stored if sink is not None else lambda _: True,
         )
         self._earlier = earlier or EarlierRequests(plan)
-        for client_request_id, (model, usd) in self._earlier.own_costs.items():
-            budget.count_own(client_request_id, usd, model=model)
+        for model, own in self._earlier.own:
+            budget.count_own(own.client_request_id, own.own_usd, model=model, at=own.generated_at)
         self._reconciler = Reconciler(context, reload=reload or journal.reload)
         self._submitter = Submitter(
             context,

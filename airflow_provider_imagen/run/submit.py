@@ -176,7 +176,9 @@ class Submitter:
         while (earlier := self._earlier.take(planned)) is not None:
             received = self._received(slot_number, planned, earlier.response_to(planned))
             if earlier.is_own:
-                self._budget.count_own(earlier.client_request_id, earlier.own_usd, model=planned.model)
+                self._budget.count_own(
+                    earlier.client_request_id, earlier.own_usd, model=planned.model, at=earlier.generated_at
+                )
             reused: dict[int, ReusedImage] = {}
             try:
                 for position, places in enumerate(earlier.images):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol, get_args
 
 from msgspec import Struct
@@ -21,7 +22,6 @@ from airflow_provider_imagen.run.budget import Limit, Period
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from decimal import Decimal
 
     from airflow_provider_imagen.run.budget import Budget
     from airflow_provider_imagen.run.shared_state import RunState
@@ -73,7 +73,7 @@ def read_limit(cap: UsageCap, reader: UsageReader) -> Limit:
             f"Try again later, or remove the cap from the connection.",
         )
         raise
-    return Limit(max_usd=cap.max_usd, used_usd=used_usd, period=cap.period, resets_at=end)
+    return Limit(max_usd=cap.max_usd, used_usd=used_usd, period=cap.period, starts_at=start, resets_at=end)
 
 
 def _period_at(now: datetime, period: Period) -> tuple[datetime, datetime]:
@@ -89,8 +89,9 @@ class UsageCaps:
     """
     Limits a task's budget to what the caps leave. Safe to use from any number of threads.
 
-    The task counts its own charges itself, so it never exceeds a cap by its own doing, even if the figures lag behind;
-    what others spend is noticed at the next reading.
+    The task counts its own charges itself, so those of this attempt never exceed a cap, even if the figures lag behind;
+    what others spend is noticed at the next reading. Charges of previous attempts in the same period are taken to be in
+    the figures as far as these are high enough. If they still lag, the same amount of others' charges goes unnoticed.
 
     :param max_age_seconds: age at which a reading is replaced before the next request
     :param first_wait_seconds: wait before a failed reading is repeated; it doubles each time
@@ -115,6 +116,7 @@ class UsageCaps:
         self._lock = threading.Lock()
         self._read_at: float | None = None
         self._limits: dict[Period | None, Limit] = {}
+        self._spent_before_usd: dict[Period | None, Decimal] = {}  # by the task, before the period
 
     def refresh(self) -> None:
         """
@@ -138,11 +140,22 @@ class UsageCaps:
         Limit the budget by what others have used.
 
         Requests of ours that are still in flight may already be part of the usage, so others have used at least what
-        exceeds all of ours. They cannot have used less than at the last reading of the same period.
+        exceeds all of ours in the period. They cannot have used less than at the last reading of the same period.
         """
-        limit = replace(limit, used_usd=limit.used_usd - self._budget.committed_usd)
         last = self._limits.get(limit.period)
-        if last is not None and last.resets_at == limit.resets_at and last.used_usd > limit.used_usd:
+        is_first = last is None or last.resets_at != limit.resets_at
+        if is_first:
+            ours_usd = self._previous_usd_in(limit) if last is None else Decimal(0)
+            self._spent_before_usd[limit.period] = self._budget.spent_usd - ours_usd
+        before_usd = self._spent_before_usd[limit.period]
+        others_usd = max(limit.used_usd - (self._budget.committed_usd - before_usd), Decimal(0))
+        limit = replace(limit, used_usd=others_usd - before_usd)
+        if last is not None and not is_first and last.used_usd > limit.used_usd:
             limit = last
         self._limits[limit.period] = limit
         self._budget.set_limit(limit)
+
+    def _previous_usd_in(self, limit: Limit) -> Decimal:
+        """Return what previous attempts were charged in a limit's period, in USD."""
+        assert limit.starts_at is not None  # noqa: S101 - a type check
+        return self._budget.previous_usd_since(limit.starts_at.timestamp() - (self._reader.clock_offset_seconds or 0.0))

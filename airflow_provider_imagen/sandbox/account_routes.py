@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _LONGEST_WINDOW = timedelta(days=92)
 _LOW_CREDITS = 10_000
+_PREFIX_CHARACTERS = 8
+_DIRECTIONS = ("TOPUP", "CHARGE")
+_TRANSACTION_TYPES = ("PAYMENT", "BONUS", "REFUND", "ADJUSTMENT", "MODEL_USAGE", "CREDITS_EXPIRED", "INIT")
 _KEY_CREATED = "2026-01-05T09:00:00.000Z"
 
 
@@ -52,7 +55,7 @@ async def _key(request: Request) -> Response:
             "data": {
                 "name": "sandbox",
                 "disabled": False,
-                "prefix": state.settings.api_key[:8],
+                "prefix": state.settings.api_key[:_PREFIX_CHARACTERS],
                 "scopes": ["model:image"],
                 "created_at": _KEY_CREATED,
                 "updated_at": _KEY_CREATED,
@@ -91,6 +94,8 @@ async def _usage(request: Request) -> Response:
         since, until = _window(request.query_params, datetime.fromtimestamp(state.clock(), UTC))
     except ValueError as error:
         return _bad_request(request, str(error))
+    if not _is_own_key(request):
+        return _forbidden(request)
     charges = _visible_charges(state, since=since, until=until)
     return AsciiJSONResponse(
         {
@@ -116,11 +121,25 @@ async def _transactions(request: Request) -> Response:
     state: State = request.app.state.sandbox
     try:
         limit = _integer_param(request.query_params, "limit", default=50, most=100, least=1)
-        start = _read_cursor(request.query_params.get("cursor"))
+        before = _read_cursor(request.query_params.get("cursor"))
         since, until = (_parse_time(request.query_params.get(name)) for name in ("from", "to"))
+        if since is not None and until is not None and until <= since:
+            raise ValueError("to must be later than from")
+        direction = _choice_param(request.query_params, "direction", _DIRECTIONS, default="CHARGE")
+        kind = _choice_param(request.query_params, "type", _TRANSACTION_TYPES, default="MODEL_USAGE")
     except ValueError as error:
         return _bad_request(request, str(error))
     visible_until = state.clock() - state.settings.log_lag_seconds
+    found = [
+        (position, charge)
+        for position, charge in enumerate(state.account.charges())
+        if charge.at <= visible_until
+        and (before is None or position < before)
+        and (since is None or charge.at >= since.timestamp())
+        and (until is None or charge.at < until.timestamp())
+    ]
+    newest_first = found[::-1] if (direction, kind) == ("CHARGE", "MODEL_USAGE") else []  # it has no other entries
+    page, has_more = newest_first[:limit], len(newest_first) > limit
     entries = [
         {
             "created_at": timestamp(charge.at),
@@ -130,18 +149,10 @@ async def _transactions(request: Request) -> Response:
             "model": charge.model,
             "reference_id": charge.inference_id,
         }
-        for charge in reversed(state.account.charges())
-        if charge.at <= visible_until
-        and (since is None or charge.at >= since.timestamp())
-        and (until is None or charge.at < until.timestamp())
+        for _, charge in page
     ]
-    if request.query_params.get("direction", "CHARGE") != "CHARGE":
-        entries = []
-    if request.query_params.get("type", "MODEL_USAGE") != "MODEL_USAGE":
-        entries = []
-    page, more = entries[start : start + limit], len(entries) > start + limit
-    cursor = base64.urlsafe_b64encode(f"v1:{start + limit}".encode()).decode() if more else None
-    return AsciiJSONResponse({"data": page, "pagination": {"next_cursor": cursor, "has_more": more}})
+    cursor = _write_cursor(page[-1][0]) if has_more else None
+    return AsciiJSONResponse({"data": entries, "pagination": {"next_cursor": cursor, "has_more": has_more}})
 
 
 async def _logs(request: Request) -> Response:
@@ -159,6 +170,8 @@ async def _logs(request: Request) -> Response:
             raise ValueError(f"status must be succeeded or failed, not {', '.join(unknown)}")
     except ValueError as error:
         return _bad_request(request, str(error))
+    if not _is_own_key(request):
+        return _forbidden(request)
     models = {model.id if (model := find_model(name)) else name for name in query.getlist("model")}
     rows = [
         row
@@ -194,6 +207,19 @@ def _bad_request(request: Request, message: str) -> Response:
     return AsciiJSONResponse(error_body(400, message, path=request.url.path, now=state.clock()), 400)
 
 
+def _is_own_key(request: Request) -> bool:
+    """Return whether a request asks about the key that it is authenticated with."""
+    state: State = request.app.state.sandbox
+    prefix = request.query_params.get("key_prefix")
+    return prefix is None or prefix == state.settings.api_key[:_PREFIX_CHARACTERS]
+
+
+def _forbidden(request: Request) -> Response:
+    state: State = request.app.state.sandbox
+    message = "Reporting on a different key requires a management key"
+    return AsciiJSONResponse(error_body(403, message, path=request.url.path, now=state.clock()), 403)
+
+
 def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime]:
     """Return the window from ``period``, or from ``start`` and ``end``; at most 92 days."""
     period, start, end = query.get("period"), _parse_time(query.get("start")), _parse_time(query.get("end"))
@@ -205,6 +231,8 @@ def _window(query: Mapping[str, str], now: datetime) -> tuple[datetime, datetime
             raise ValueError("period must be a positive whole number followed by h or d")
         number = int(match[1])
         length = timedelta(hours=number) if match[2] == "h" else timedelta(days=number)
+        if length > _LONGEST_WINDOW:
+            raise ValueError("period must not be longer than 92 days")
         start, end = now - length, now
     if start is None or end is None:
         raise ValueError("start and end must be passed together")
@@ -217,7 +245,10 @@ def _parse_time(text: str | None) -> datetime | None:
     if text is None:
         return None
     moment = datetime.fromisoformat(text.replace(" ", "+"))
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
 
 
 def _integer_param(query: Mapping[str, str], name: str, *, default: int, least: int, most: int | None) -> int:
@@ -229,13 +260,30 @@ def _integer_param(query: Mapping[str, str], name: str, *, default: int, least: 
     return int(text)
 
 
-def _read_cursor(cursor: str | None) -> int:
+def _choice_param(query: Mapping[str, str], name: str, choices: tuple[str, ...], *, default: str) -> str:
+    value = query.get(name, default)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}")
+    return value
+
+
+def _write_cursor(position: int) -> str:
+    """Return the cursor for the entries before a charge, which new charges do not move."""
+    return base64.urlsafe_b64encode(json.dumps({"v": 1, "c": position}).encode()).decode()
+
+
+def _read_cursor(cursor: str | None) -> int | None:
+    """
+    Return the position of the charge before which to continue; ``None`` for the newest.
+
+    :raises ValueError: the cursor is not exactly one that :func:`_write_cursor` returns
+    """
     if cursor is None:
-        return 0
+        return None
     try:
-        version, _, start = base64.urlsafe_b64decode(cursor).decode().partition(":")
-        if version == "v1":
-            return int(start)
-    except (binascii.Error, ValueError):
+        position = json.loads(base64.urlsafe_b64decode(cursor))["c"]
+        if type(position) is int and position >= 0 and _write_cursor(position) == cursor:
+            return position
+    except (ValueError, TypeError, LookupError):
         pass
     raise ValueError("cursor is invalid")

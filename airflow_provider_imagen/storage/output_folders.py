@@ -31,9 +31,14 @@ def find_output_folders(folder: StoragePath) -> list[StoragePath]:
     """
     Return the output folders in a folder, itself included; links are not followed.
 
-    :raises StorageError: there is none, there are too many folders, or one cannot be listed
+    :raises StorageError: there is none, there are too many or too deep folders, or one cannot be listed
     """
-    found: list[StoragePath] = []
+    return list(iter_output_folders(folder))
+
+
+def iter_output_folders(folder: StoragePath) -> Iterator[StoragePath]:
+    """Yield the folders of :func:`find_output_folders` as they are found; raises the same errors."""
+    is_found = False
     pending = [(folder, 0)]
     listed = 0
     while pending:
@@ -43,13 +48,16 @@ def find_output_folders(folder: StoragePath) -> list[StoragePath]:
             raise StorageError(f"{redacted_address(folder)} has more than {MAX_FOLDERS:,} folders; pass some of them.")
         files, subfolders = _list_names(place, within=folder)
         if MANIFEST_NAME in files or HIDDEN_FOLDER in subfolders:
-            found.append(place)
-        if depth < MAX_DEPTH:
-            names = sorted(subfolders - {HIDDEN_FOLDER}, reverse=True)
-            pending += [(place.joinpath(name), depth + 1) for name in names]
-    if not found:
+            is_found = True
+            yield place
+        names = sorted(subfolders - {HIDDEN_FOLDER}, reverse=True)
+        if names and depth == MAX_DEPTH:
+            raise StorageError(
+                f"{redacted_address(folder)} has folders more than {MAX_DEPTH} levels down; pass some of them."
+            )
+        pending += [(place.joinpath(name), depth + 1) for name in names]
+    if not is_found:
         raise StorageError(f"{redacted_address(folder)} is not an output folder, and has none in it.")
-    return found
 
 
 def _list_names(folder: StoragePath, *, within: StoragePath) -> tuple[set[str], set[str]]:

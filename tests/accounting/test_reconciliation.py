@@ -388,3 +388,82 @@ def test_a_reconciliation_becomes_json() -> None:
     assert document["is_complete"] is False
     assert document["categories"]["lost"] == {"count": 1, "usd": 0.04}
     assert document["missing"][0]["at"] == "2026-11-20T12:00:00+00:00"
+
+
+@pytest.mark.parametrize("names", [("id", "id"), ("id", None), (None, "id")])
+def test_several_rows_of_one_inference_are_one_charge(tmp_path: Path, names: tuple[str | None, str | None]) -> None:
+    """Such as a row for each image."""
+    name = an_id()
+    lines = [image(tmp_path, f"{number}.png", name, position=number, inference_id="inf") for number in range(2)]
+    write_manifest(tmp_path, ti_key=TI_KEY, lines=lines)
+    result = match([charge(each and name, inference_id="inf") for each in names], tmp_path)
+
+    assert [(entry.category, entry.usd, entry.images) for entry in result.entries] == [("stored", Decimal("0.08"), 2)]
+    assert result.is_complete
+
+
+def test_charges_without_an_inference_id_are_not_summed(tmp_path: Path) -> None:
+    write_manifest(tmp_path, ti_key=TI_KEY, lines=[])
+    bare = replace(charge(None), inference_id=None)
+
+    assert categories(match([bare, bare], tmp_path)) == ["other client", "other client"]
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        {"client_request_id": None, "inference_id": None},
+        {"created_at": None},
+        {"created_at": "yesterday"},
+        {"created_at": "2026-11-20T12:00:00"},
+    ],
+)
+def test_uncharged_images_that_no_charge_can_be_looked_up_for_are_counted(tmp_path: Path, unknown: Any) -> None:
+    lines = [image(tmp_path, "a.png", an_id()), image(tmp_path, "b.png", an_id(), usd=0.0)]
+    write_manifest(tmp_path, ti_key=TI_KEY, lines=[])
+    text = "".join(f"{json.dumps({**line.to_json(), **unknown})}\n" for line in lines)
+    (tmp_path / "metadata.jsonl").write_text(text)
+    result = match([], tmp_path)
+
+    assert (result.entries, result.unmatched_images, result.is_complete) == ((), 1, False), "the second was free"
+    assert result.to_json()["unmatched_images"] == 1
+
+
+def test_a_charge_settles_an_image_without_a_date(tmp_path: Path) -> None:
+    name = an_id()
+    line = image(tmp_path, "a.png", name)
+    write_manifest(tmp_path, ti_key=TI_KEY, lines=[])
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({**line.to_json(), "created_at": None}))
+    result = match([charge(name)], tmp_path)
+
+    assert (categories(result), result.unmatched_images) == (["stored"], 0)
+
+
+def test_what_the_folders_state_above_the_charge_is_shown(tmp_path: Path) -> None:
+    names = [an_id(), an_id(), an_id()]
+    costs = [0.08, 0.04, 0.0400000004]
+    lines = [image(tmp_path, f"{each}.png", name, usd=each) for name, each in zip(names, costs, strict=True)]
+    write_manifest(tmp_path, ti_key=TI_KEY, lines=lines)
+    result = match([charge(name) for name in names], tmp_path)
+
+    assert result.overstated == Tally(1, Decimal("0.04"))
+    assert result.to_json()["overstated"] == {"count": 1, "usd": 0.04}
+
+
+def test_json_lists_a_bounded_number_of_entries() -> None:
+    entry = Entry(category="lost", usd=Decimal("0.04"), at=NOW, inference_id="inf-1", reason="FilteredError")
+    result = Reconciliation(statement=statement_of([]), entries=(entry,) * 10_000)
+    document = result.to_json()
+
+    assert (len(document["missing"]), document["missing_not_listed"]) == (100, 9_900)
+    assert len(result.missing) == 10_000
+    assert document["categories"]["lost"]["count"] == 10_000
+
+
+def test_folders_too_deep_to_be_searched_are_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "1/2/3/4/5/6/7/8"
+    write_manifest(folder, ti_key=TI_KEY, lines=[image(folder, "a.png", an_id())])
+    assert find_output_folders(tmp_path) == [folder]
+    write_manifest(folder / "9", ti_key=TI_KEY, lines=[])
+    with pytest.raises(StorageError, match="has folders more than 8 levels down; pass some of them"):
+        find_output_folders(tmp_path)

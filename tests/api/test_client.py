@@ -1429,3 +1429,43 @@ def test_a_slow_proxy_does_not_shorten_the_tls_handshakes_timeout(
     monkeypatch.setenv("HTTPS_PROXY", raw_server(behave).url)
 
     assert len(send(make_client("https://127.0.0.1", verify=certificate, connect=2.0)).pictures) == 1
+
+
+@pytest.mark.parametrize("read", ["iter_request_logs", "iter_transactions"])
+@pytest.mark.parametrize(
+    ("pages", "rows"),
+    [
+        (["ab", "bc"], "abc"),  # one new row moved the others
+        (["abc", "abc", "d"], "abcd"),  # a page of new rows did
+        (["aa", "bb"], "aabb"),  # equal rows on one page are several
+        (["ab", "cd"], "abcd"),
+        (["ab", "ca"], "abca"),
+    ],
+)
+def test_rows_that_move_to_the_next_page_are_read_once(raw_server, make_client, read, pages, rows):
+    left = enumerate(pages, start=1)
+
+    def behave(peer):
+        while peer.read_request():
+            number, letters = next(left)
+            pagination = {"has_more": number < len(pages), "next_cursor": str(number)}
+            document = {"data": [{"id": letter} for letter in letters], "pagination": pagination}
+            peer.answer(json.dumps(document).encode())
+
+    now = datetime.now(UTC)
+    found = getattr(make_client(raw_server(behave).url), read)(start=now, end=now)
+    assert "".join(row["id"] for row in found) == rows
+
+
+def test_charges_made_while_the_ledger_is_read_move_no_entry(sandbox, client, monkeypatch):
+    monkeypatch.setattr(client_module, "TRANSACTIONS_PAGE_ROWS", 2)
+    for number in range(5):
+        send(client, request_id=f"job-{number}")
+    charged = [charge.inference_id for charge in sandbox.ledger()]
+    now = datetime.now(UTC)
+    found = []
+    for row in client.iter_transactions(start=now - timedelta(hours=1), end=now + timedelta(hours=1)):
+        found.append(row["reference_id"])
+        send(client, request_id=f"new-{len(found)}")
+
+    assert found == charged[::-1]

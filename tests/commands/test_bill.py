@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +23,7 @@ from stored_images import store_images
 
 from airflow_provider_imagen.api.client import ApiClient, ClientSettings
 from airflow_provider_imagen.cli import main
+from airflow_provider_imagen.hooks.charges import reconcile_charges
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.sandbox import Fault, Sandbox
@@ -48,7 +52,7 @@ def bill(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 
 @pytest.fixture
 def second_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    with Sandbox(picture_scale=0.125) as sandbox:
+    with Sandbox(picture_scale=0.125, api_key="another-key-of-another-account") as sandbox:
         connection = {"conn_type": "imagen", "host": sandbox.url, "password": sandbox.api_key}
         monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_OTHER", json.dumps(connection))
         yield sandbox
@@ -168,7 +172,9 @@ def test_cells_are_no_formulas(
     [
         (["--json", "--csv"], "pass --json or --csv, not both"),
         (["--verify"], "--verify needs --reconcile"),
-        (["--since", "2999-01-01"], "a time before the end of the window"),
+        (["--since", "2999-01-01"], "--since must be before --until ("),
+        (["--until", "2024-01-01"], "--since must be before --until (2024-01-01 00:00 UTC)"),
+        (["--reconcile", ""], "the path or URI of a folder is allowed"),
         (["--reconcile", "/no/such/folder"], "is not an output folder"),
         (["--reconcile", "moon://x"], "folders='moon://x'"),
         (["--imagen-conn-id", "absent"], "absent"),
@@ -186,7 +192,10 @@ def test_wrong_arguments_are_reported_before_the_log_is_read(
     assert sandbox.seen("/v2/logs") == []
 
 
-@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--by", "month"], ["--until", "0001-01-01T00+14:00"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--since", "yesterday"], ["--by", "month"], ["--until", "0001-01-01T00+14:00"], ["--since", "2019-12-31"]],
+)
 def test_wrong_values_are_reported(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["bill", *arguments])
@@ -259,3 +268,222 @@ def test_a_task_can_reconcile(
     assert found["categories"]["stored"]["count"] == 2
     assert Decimal(str(found["categories"]["stored"]["usd"])) == sum(charge.usd for charge in sandbox.ledger())
     assert found["missing"] == []
+
+
+@pytest.fixture
+def same_key(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of connections that spell the address of one account in different ways."""
+    by_name = sandbox.url.replace("127.0.0.1", "localhost")
+    hosts = {"plain": sandbox.url, "versioned": f"{sandbox.url}/v1/", "named": by_name}
+    for name, host in hosts.items():
+        connection = {"conn_type": "imagen", "host": host, "password": sandbox.api_key}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
+    return list(hosts)
+
+
+def test_a_key_of_several_connections_is_billed_once(
+    sandbox: Sandbox, same_key: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spend(sandbox, OURS.format(dag="cards", number=1))
+    arguments = [argument for name in same_key for argument in ("--imagen-conn-id", name)]
+    _, shown = bill(capsys, "--json", *arguments)
+
+    document = json.loads(shown)
+    assert (document["total"]["count"], len(document["keys"])) == (1, 1)
+    assert document["ledger"]["is_equal"]
+
+
+def test_a_short_outage_does_not_end_the_bill(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.add_fault(Fault("status", status=503, path="/v1/key"))
+    status, shown = bill(capsys)
+
+    assert (status, len(sandbox.seen("/v1/key"))) == (0, 2)
+    assert shown.startswith("Charges of key sandbox (")
+
+
+def test_a_key_whose_name_cannot_be_read_is_named_after_its_connection(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.add_fault(Fault("status", status=404, path="/v1/key", times=None))
+    status, shown = bill(capsys)
+
+    assert status == 0
+    assert shown.startswith("Charges of key imagen_default, ")
+
+
+class ScriptedApi:
+    """Answers each path with a fixed document, else with a 404."""
+
+    def __init__(self) -> None:
+        documents = self.documents = {
+            "/v1/key": {"data": {"name": "team", "prefix": "12345678"}},
+            "/v2/logs": self.page(),
+            "/v2/billing/transactions": self.page(),
+        }
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                document = documents.get(self.path.partition("?")[0])
+                body = json.dumps(document or {}).encode()
+                self.send_response(404 if document is None else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Keep stderr clean."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def page(*rows: Any) -> dict[str, Any]:
+        return {"data": list(rows), "pagination": {"has_more": False, "next_cursor": None}}
+
+
+@pytest.fixture
+def scripted_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi]:
+    api = ScriptedApi()
+    connection = {"conn_type": "imagen", "host": api.url, "password": "a-key"}
+    monkeypatch.setenv("AIRFLOW_CONN_IMAGEN_DEFAULT", json.dumps(connection))
+    yield api
+    api.server.shutdown()
+    api.server.server_close()
+
+
+def test_a_gateway_has_no_bill(scripted_api: ScriptedApi, capsys: pytest.CaptureFixture[str]) -> None:
+    scripted_api.documents.pop("/v1/key")
+    scripted_api.documents["/v1/models"] = {"data": [{"id": "gpt-image-1", "object": "model"}]}
+
+    assert main(["bill"]) == 2
+    assert "imagen_default is an OpenAI-compatible gateway, which has no request log." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/v2/logs", "/v2/billing/transactions"])
+@pytest.mark.parametrize("form", ["text", "csv", "json"])
+def test_rows_that_cannot_be_read_are_reported_in_every_form(
+    path: str, form: str, scripted_api: ScriptedApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted_api.documents[path] = ScriptedApi.page({"cost": "?"})
+    arguments = [] if form == "text" else [f"--{form}"]
+
+    assert main(["bill", *arguments]) == 2
+    shown = capsys.readouterr()
+    if form == "json":
+        document = json.loads(shown.out)
+        assert document["unreadable_rows"] + document["ledger"]["unreadable_entries"] == 1
+    else:
+        text = shown.out if form == "text" else shown.err
+        assert f"1 row of the {'request log' if path == '/v2/logs' else 'ledger'} cannot be read" in text
+
+
+def test_nothing_is_called_complete_if_a_row_cannot_be_read(
+    scripted_api: ScriptedApi, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / ".imagen").mkdir()
+    scripted_api.documents["/v2/logs"] = ScriptedApi.page({"cost": "?"})
+    status, shown = bill(capsys, "--reconcile", str(tmp_path))
+
+    assert status == 1
+    assert shown.endswith("Nothing is known to be missing, but not everything could be read and matched.\n")
+
+
+def test_charges_of_tasks_without_a_folder_are_part_of_the_verdict(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A task that was killed before it wrote anything may be one of them."""
+    (tmp_path / ".imagen").mkdir()
+    spend(sandbox, OURS.format(dag="cards", number=1))
+    status, shown = bill(capsys, "--reconcile", str(tmp_path))
+
+    assert status == 0
+    assert shown.endswith("Nothing is missing; $0.033 was charged to tasks that have nothing in these folders.\n")
+
+
+def test_images_without_a_request_or_a_date_are_counted(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store_images(tmp_path, ["a bench"])
+    sandbox.configure(log_lag_seconds=600)
+    (part,) = (tmp_path / ".imagen" / "parts").iterdir()
+    for path in (part, tmp_path / "metadata.jsonl"):
+        line = json.loads(path.read_text())
+        path.write_text(json.dumps({**line, "inference_id": None, "client_request_id": None}))
+
+    for form in ((), ("--csv",), ("--json",)):
+        assert main(["bill", "--reconcile", str(tmp_path), *form]) == 1
+        shown = capsys.readouterr()
+        if form == ("--json",):
+            assert json.loads(shown.out)["reconciliation"]["unmatched_images"] == 1
+        else:
+            assert "1 image without a request or date cannot be matched." in (shown.err if form else shown.out)
+
+
+def test_text_from_folders_has_no_control_characters(
+    sandbox: Sandbox, imagen_connection: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An id of an earlier version names no task either."""
+    old = "imagen.0123456789abcdef0123.0123456789abcdef"
+    spend(sandbox, old)
+    folder = tmp_path / ".imagen" / "failures"
+    folder.mkdir(parents=True)
+    error = "\x1b]0;owned\x07\x1b[31mEvil\r\n=1+1"
+    (folder / "a.jsonl").write_text(json.dumps({"error": error, "client_request_id": old}))
+
+    for form in ((), ("--csv",)):
+        _, shown = bill(capsys, "--reconcile", str(tmp_path), *form)
+        assert "[31mEvil =1+1" in shown
+        assert all(each.isprintable() or each == "\n" for each in shown)
+    assert "unknown task" in bill(capsys, "--reconcile", str(tmp_path))[1]
+
+
+def test_images_recorded_while_the_log_is_read_are_found(
+    sandbox: Sandbox, imagen_connection: str, tmp_path: Path
+) -> None:
+    """Running tasks may even create their folder meanwhile."""
+    store_images(tmp_path / "monday", ["a bench"])
+    written = []
+
+    def store_more() -> None:
+        if not written:
+            written.append(True)
+            source = tmp_path / "monday"
+            shutil.copytree(source, tmp_path / "tuesday")
+            shutil.rmtree(source)
+
+    clients = {"imagen_default": ImagenHook().get_conn()}
+    result = reconcile_charges(clients, [tmp_path], since=None, until=None, verify=False, on_row=store_more)
+
+    assert [entry.category for entry in result.entries] == ["stored"]
+
+
+def test_each_difference_of_the_ledger_is_one_sentence(
+    scripted_api: ScriptedApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = {"created_at": datetime.now(UTC).isoformat(), "created": datetime.now(UTC).isoformat()}
+
+    def entry(usd: float, kind: str = "MODEL_USAGE", direction: str = "CHARGE", **ids: str) -> dict[str, Any]:
+        return {**at, "direction": direction, "type": kind, "amount": {"usd": usd}, **ids}
+
+    def row(usd: float, inference_id: str) -> dict[str, Any]:
+        return {**at, "cost": {"usd": usd}, "inference_id": inference_id}
+
+    scripted_api.documents["/v2/logs"] = ScriptedApi.page(row(0.1, "a"), row(0.2, "b"), row(0.3, "c"))
+    scripted_api.documents["/v2/billing/transactions"] = ScriptedApi.page(
+        entry(0.05, reference_id="a"),
+        entry(0.004, reference_id="x"),
+        entry(2, "CREDITS_EXPIRED"),
+        entry(0.5, "REFUND", "TOPUP"),
+    )
+    _, shown = bill(capsys)
+
+    assert shown.splitlines()[-5:] == [
+        "  2 charges, $0.50, are only in the log (the ledger shows recent charges later)",
+        "  1 charge, $0.004, is only in the ledger (another key of the account, or not logged yet)",
+        "  1 charge, $2.00, is for something other than models, such as expired credits",
+        "  1 refund, $0.50",
+        "  1 charge has another amount in the ledger, $0.05 less in all",
+    ]

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from airflow.sdk import Context
 
 from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.commands.dag_models import load_dags
@@ -99,7 +100,7 @@ def test_a_quote_is_what_a_run_then_costs(quote, write, run_dag, sandbox, text, 
     params = ', params={"n": 2, "text": "a raccoon", "empty": Param(None, type=["null", "integer"])}'
     found = quote(text, arguments=params)
     assert sandbox.ledger() == []
-    assert {seen.path for seen in sandbox.seen()} == {"/v1/models"}
+    assert {seen.path for seen in sandbox.seen()} == {"/v1/models", "/v1/models/deprecations"}
     assert (found["is_complete"], found["images"], found["usd_source"]) == (True, images, "live")
 
     (dag,) = load_dags(write(text, arguments=params)).dags.values()
@@ -157,6 +158,7 @@ def rows():
             {"num_images": "{{ ti.xcom_pull('rows') }}"},
         ),
         ('Paint(task_id="a", prompt="x", num_images="{{ var.value.n }}")', 1, {"num_images": "{{ var.value.n }}"}),
+        ('Paint(task_id="a", prompt=["x"] * 9, limit="{{ var.value.n }}")', 1, {"limit": "{{ var.value.n }}"}),
         ('Paint.partial(task_id="a").expand(prompt=rows())', None, {"prompt": "XCom of 'rows'"}),
         ('Paint.partial(task_id="a", prompt="x").expand(seed=rows())', None, {"seed": "XCom of 'rows'"}),
         (
@@ -382,7 +384,7 @@ def test_the_table_names_what_only_a_run_knows(write, capsys):
     assert main(["quote", str(path)]) == 1
     out = capsys.readouterr().out
     assert "$0.084 per prompt" in out
-    assert "a: only a run knows prompt: XCom of 'rows'\n" in out
+    assert "a: prompt is known only at run time (XCom of 'rows')\n" in out
     assert "FAIL  b: prompt[0].num_images=9: a whole number from 1 to 4 is allowed\n" in out
     assert "Total of d: unknown, not counting a, b.\n" in out
 
@@ -418,3 +420,106 @@ def test_every_example_can_be_quoted(capsys):
         for dag_id in dag_ids:
             assert main(["quote", str(path), "--dag-id", dag_id, "--json"]) == 0
             assert json.loads(capsys.readouterr().out)["dag_id"] == dag_id
+
+
+# --- retired models ---------------------------------------------------------------------------------------------------
+
+RETIRED = "dall-e-2"
+ENDED = "imagen-4.0-ultra-generate-preview-06-06"  # by its maker's announcement, which the catalogue has
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_a_retired_model_costs_what_its_fallback_costs(quote, write, run_dag, sandbox, capsys):
+    text = f'Paint(task_id="a", prompt="x", model="{RETIRED}", fallback_models=["{RETIRED}", "flux/dev", "flux/pro"])'
+    found = quote(text)
+    assert (found["tasks"][0]["fallbacks"], found["usd_source"]) == ({RETIRED: "flux/dev"}, "live")
+    assert main(["quote", str(write(text))]) == 0
+    assert f"a: {RETIRED} is retired; the price is that of its fallback flux/dev\n" in capsys.readouterr().out
+
+    (dag,) = load_dags(write(text)).dags.values()
+    assert run_dag(dag).state == "success"
+    assert float(sum(charge.usd for charge in sandbox.ledger())) == pytest.approx(found["usd"])
+
+
+@pytest.mark.usefixtures("imagen_connection")
+@pytest.mark.parametrize("more", ["", f', fallback_models=["{RETIRED}"]'])
+def test_a_retired_model_without_a_fallback_fails(quote_task, more):
+    found = quote_task(f'Paint(task_id="a", prompt="x", model="{RETIRED}"{more})', status=1)
+    assert found["problems"][0].startswith(f"model='{RETIRED}': withdrawn")
+    assert found["is_counted"] is False
+
+
+def test_without_the_api_the_catalogue_says_which_models_are_retired(quote_task):
+    found = quote_task(f'Paint(task_id="a", prompt="x", model="{ENDED}", fallback_models=["flux/dev"])')
+    assert found["fallbacks"] == {ENDED: "flux/dev"}
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_without_the_list_of_retired_models_the_catalogue_applies_with_a_notice(quote, sandbox):
+    sandbox.add_fault(Fault("status", path="/v1/models/deprecations", times=None))
+    found = quote(f'Paint(task_id="a", prompt="x", model="{ENDED}", fallback_models=["flux/dev"])')
+    assert found["tasks"][0]["fallbacks"] == {ENDED: "flux/dev"}
+    assert found["notices"][0].startswith("Retired models of the connection imagen_default could not be looked up: ")
+
+
+# --- expressions with values of a run ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("imagen_connection")
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "4 if partition_key == 'eu' else 1",
+        "4 if 'eu' != partition_key else 1",
+        "4 if partition_key in ['eu', 'us'] else 1",
+        "{'eu': 4}[partition_key]",
+        "4 if partition_key else 1",
+        "4 if not partition_key else 1",
+        "4 if prev_start_date_success < logical_date else 1",
+        "4 if logical_date >= prev_start_date_success else 1",
+        "4 if prev_start_date_success is none else 1",
+        "4 if partition_key is string else 1",
+        "4 if prev_data_interval_end_success is number else 1",
+        "partition_key | int",
+        "partition_key | float",
+        "partition_key | default(1)",
+        "partition_key | length",
+        "partition_key | tojson",
+        "'%d' | format(partition_key)",
+        "task_reschedule_count + 1",
+        "2 * task_reschedule_count",
+        "-task_reschedule_count",
+        "(logical_date - prev_start_date_success).days",
+        "macros.ds_add(partition_key, 1)",
+        "dag_run.id == 1",
+        "ti is mapping",
+    ],
+)
+def test_an_expression_with_a_value_of_a_run_has_no_result(quote_task, expression):
+    found = quote_task(f'Paint(task_id="a", prompt="x", num_images="{{{{ {expression} }}}}")')
+    assert (list(found["only_in_a_run"]), found["problems"]) == (["num_images"], [])
+
+
+@pytest.mark.usefixtures("imagen_connection")
+@pytest.mark.parametrize("name", sorted(Context.__annotations__))
+def test_every_name_that_airflow_documents_can_be_used(quote_task, name):
+    found = quote_task(f'Paint(task_id="a", prompt="{{{{ {name} }}}} text")')
+    assert (found["is_counted"], found["problems"]) == (True, [])
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_parameters_of_a_run_leave_a_price_at_their_defaults(quote, write, capsys):
+    text = UPSTREAM + 'Paint(task_id="a", prompt="x", parameters=rows())'
+    found = quote(text)
+    assert (found["tasks"][0]["is_counted"], found["is_complete"], found["usd"]) == (True, False, PRICE)
+    assert main(["quote", str(write(text))]) == 0
+    out = capsys.readouterr().out
+    assert "$0.042 at default parameters" in out
+    assert "Total of d: $0.042 at current prices, with default parameters for a.\n" in out
+
+
+@pytest.mark.usefixtures("imagen_connection")
+def test_without_the_number_of_images_the_price_of_one_is_shown(write, capsys):
+    path = write(UPSTREAM + 'Paint(task_id="a", prompt=["x", "y", "z"], num_images=rows())')
+    assert main(["quote", str(path)]) == 0
+    assert "$0.042 per image" in capsys.readouterr().out

@@ -203,3 +203,18 @@ def test_the_check_command_works_through_a_gateway(make_hook, capsys, tmp_path):
     report = json.loads(capsys.readouterr().out)
     assert report["connection"]["balance_usd"] is None
     assert [model["state"] for model in report["models"]] == ["alive"]
+
+
+def test_a_quote_through_a_gateway_says_why_it_uses_last_known_prices(make_hook, capsys, tmp_path):
+    make_hook()
+    dag_file = tmp_path / "dag.py"
+    dag_file.write_text(
+        "from airflow.sdk import DAG\n"
+        "from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator\n"
+        'with DAG("d", schedule=None):\n'
+        '    ImagenGenerateOperator(task_id="paint", prompt="x", model="imagen-3.0-generate-002")\n'
+    )
+    assert main(["quote", str(dag_file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["usd"] > 0, found["usd_source"]) == (True, "last known")
+    assert found["notices"] == ["The API states no price for imagen-3.0-generate-002; its last known one applies."]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,20 @@ import pytest
 from airflow.sdk import DAG, Connection
 
 from airflow_provider_imagen._compat import AirflowFailException
-from airflow_provider_imagen.exceptions import BudgetExceededError, InvalidRequestError
+from airflow_provider_imagen.api.responses import Generation
+from airflow_provider_imagen.catalogue.pricing import PriceList
+from airflow_provider_imagen.catalogue.request_builder import ImageRequest
+from airflow_provider_imagen.exceptions import BudgetExceededError, ImagenError, InvalidRequestError
+from airflow_provider_imagen.hooks.capped_spending import CappedSpending
 from airflow_provider_imagen.hooks.connection import usage_caps
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+from airflow_provider_imagen.run.usage_caps import UsageCap
 from airflow_provider_imagen.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from pathlib import Path
 
     from airflow_provider_imagen.sandbox import Sandbox
@@ -195,3 +203,78 @@ def test_the_test_of_a_connection_shows_what_is_left(connect: Callable[..., None
     sandbox.add_fault(Fault("status", path="/v2/usage", times=None))
     ok, message = hook.test_connection()
     assert (ok, "max_usd_per_day of the connection cannot be checked" in message) == (False, True)
+
+
+def test_the_hook_keeps_the_caps_while_the_figures_lag(connect: Callable[..., None], sandbox: Sandbox) -> None:
+    connect(max_usd_per_day=0.13)
+    sandbox.configure(usage_lag_seconds=600)
+    hook = ImagenHook()
+    for number in range(3):
+        hook.generate_images(f"raccoon {number}")
+        hook.close()
+    with pytest.raises(BudgetExceededError, match=r"has spent \$0.126 today, and these images cost about \$0.042"):
+        hook.generate_images("one more")
+    assert _posts(sandbox) == 3
+
+
+@pytest.mark.parametrize("lag_seconds", [0, 600])
+def test_threads_that_share_a_hook_keep_the_cap(
+    connect: Callable[..., None], sandbox: Sandbox, lag_seconds: int
+) -> None:
+    connect(max_usd_per_day=0.13)
+    sandbox.configure(usage_lag_seconds=lag_seconds, latency_seconds=0.02)
+    hook = ImagenHook()
+
+    def paint(number: int) -> bool:
+        try:
+            hook.generate_images(f"raccoon {number}")
+        except BudgetExceededError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(paint, range(12))) == 3
+    assert sum((charge.usd for charge in sandbox.ledger()), Decimal(0)) == 3 * PRICE
+
+
+@pytest.mark.parametrize("fault", [Fault("reset", billed=True), Fault("cut_body"), Fault("wrong_json")])
+def test_the_hook_counts_requests_that_may_have_been_charged(
+    fault: Fault, connect: Callable[..., None], sandbox: Sandbox
+) -> None:
+    connect(max_usd_per_day=0.05)
+    sandbox.configure(usage_lag_seconds=600)
+    sandbox.add_fault(fault)
+    hook = ImagenHook()
+    with pytest.raises(ImagenError):
+        hook.generate_images("lost")
+    with pytest.raises(BudgetExceededError):
+        hook.generate_images("one more")
+    assert sandbox.ledger()[0].usd == PRICE
+    assert len(sandbox.ledger()) == 1
+
+
+class LaggingUsage:
+    """Figures that show nothing yet."""
+
+    clock_offset_seconds = None
+
+    def get_usage(self, *, start: datetime, end: datetime) -> Decimal:
+        return Decimal(0)
+
+
+def test_the_hook_learns_a_price_that_nobody_states_from_the_charges() -> None:
+    spending = CappedSpending([UsageCap("day", Decimal("0.10"))], reader=LaggingUsage())
+    request = ImageRequest("/v1/images/generations", {"model": "new/model"}, 1, returns_base64=False)
+    paid = Generation((), Decimal("0.06"), "header", "inf", "id", "new/model")
+    sent = []
+    for _ in range(2):
+        spending.check([request], PriceList())
+        with suppress(BudgetExceededError):
+            spending.pay(request, PriceList(), lambda each: sent.append(each) or paid)
+    assert len(sent) == 1
+
+
+def test_a_short_outage_of_the_figures_does_not_fail_a_call(connect: Callable[..., None], sandbox: Sandbox) -> None:
+    connect(max_usd_per_day=5)
+    sandbox.add_fault(Fault("status", status=503, path="/v2/usage"))
+    assert len(ImagenHook().generate_images("one")[0].pictures) == 1

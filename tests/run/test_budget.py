@@ -569,8 +569,8 @@ def test_each_charge_counts_for_the_model_of_its_request():
             ChargeLost(key="b#1", client_request_id="r3", usd=6 * CENT),
         )
     )
-    budget.count_own("r4", 7 * CENT, model="other")
-    budget.count_own("r4", 7 * CENT, model="other")
+    budget.count_own("r4", 7 * CENT, model="other", at=0.0)
+    budget.count_own("r4", 7 * CENT, model="other", at=0.0)
     budget.count_charge(budget.reserve(model="third", quoted_usd=None, images=1), usd=8 * CENT)
     assert budget.spent_usd_by_model == {"m": 15 * CENT, "other": 7 * CENT, "third": 8 * CENT}
     assert sum(budget.spent_usd_by_model.values()) == budget.spent_usd

@@ -169,6 +169,13 @@ def test_resend_sends_again_at_once_and_counts_both_costs(world, steps):
     assert result.usd_spent == Decimal("0.08") == world.ports.billed_usd
 
 
+@pytest.mark.parametrize("on_lost_answer", ["check", "resend"])
+def test_the_list_of_failures_says_when_a_billed_request_is_sent_again(world, steps, on_lost_answer):
+    world.ports.script("a", steps.loses(billed=True))
+    (line,) = world.run("a", on_lost_answer=on_lost_answer, lost_answer_patience_seconds=60).failure_lines()
+    assert line.message.endswith('The request is sent again only with on_lost_answer="resend".')
+
+
 # --- intents without a response, from a killed attempt ----------------------------------------------------------------
 
 

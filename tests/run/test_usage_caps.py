@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -15,7 +15,9 @@ from airflow_provider_imagen.exceptions import (
     ServerError,
     UnreadableResponseError,
 )
-from airflow_provider_imagen.run.usage_caps import UsageCap, read_limit
+from airflow_provider_imagen.run.budget import Budget
+from airflow_provider_imagen.run.shared_state import Cancellation, RunState
+from airflow_provider_imagen.run.usage_caps import UsageCap, UsageCaps, read_limit
 
 PRICE = Decimal("0.04")
 NAMES = [f"prompt {number}" for number in range(10)]
@@ -175,13 +177,14 @@ def test_a_reading_that_fails_for_a_moment_is_repeated(world):
 class Clocked:
     """An API whose clock is ahead of ours by a fixed time, and that keeps the windows it is asked about."""
 
-    def __init__(self, now):
+    def __init__(self, now, *, usage=Decimal(0)):
+        self.usage = usage
         self.clock_offset_seconds = (now - datetime.now(UTC)).total_seconds()
         self.windows = []
 
     def get_usage(self, *, start, end):
         self.windows.append((start.isoformat(), end.isoformat()))
-        return Decimal(0)
+        return self.usage
 
 
 @pytest.mark.parametrize(
@@ -242,3 +245,45 @@ def test_tasks_at_the_same_time_exceed_the_cap_by_no_more_than_their_requests_in
         thread.join()
     assert any(isinstance(error, BudgetExceededError) for error in errors)
     assert cap - PRICE < ports.billed_usd <= cap + PRICE * concurrency * len(worlds)
+
+
+# --- previous attempts ------------------------------------------------------------------------------------------------
+
+
+def test_a_retry_while_the_figures_lag_counts_what_the_previous_attempt_spent(world, steps):
+    world.ports.script(NAMES[5], steps.fails(lambda: OutOfCreditsError("money", status=403)))
+    world.run(NAMES, concurrency=1)
+    spent = world.ports.billed_usd
+    assert spent == 5 * PRICE
+    world.ports.usage_lags = True
+    with_room_for_two = run(world, world.plan(NAMES, price=None), caps=[day(spent + 2 * PRICE)], concurrency=1)
+    assert isinstance(with_room_for_two.abort_reason, BudgetExceededError)
+    assert world.ports.billed_usd == spent + 2 * PRICE
+
+
+@pytest.mark.parametrize(
+    ("days_ago", "used", "room"),
+    [
+        (0, "0", "0.60"),  # its figures lag
+        (0, "0.40", "0.60"),
+        (0, "0.70", "0.30"),
+        (2, "0", "1.00"),
+        (2, "0.30", "0.70"),
+    ],
+)
+def test_what_a_previous_attempt_spent_counts_in_its_own_period(days_ago, used, room):
+    at = datetime.now(UTC) - timedelta(days=days_ago)
+    budget = Budget()
+    budget.count_own("id", Decimal("0.40"), model="m", at=at.timestamp())
+    api = Clocked(datetime.now(UTC), usage=Decimal(used))
+    caps = UsageCaps(
+        [day("1.00")],
+        reader=api,
+        budget=budget,
+        state=RunState(Cancellation()),
+        max_age_seconds=0.0,
+        first_wait_seconds=0.0,
+    )
+    for _ in range(2):
+        caps.refresh()
+        assert budget.tightest_limit.most_usd - budget.committed_usd == Decimal(room)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode as b64encode
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
@@ -230,3 +231,39 @@ def test_clock_skew_affects_neither_lag_nor_limits(get, generate, sandbox, clock
     assert get("/v2/logs", period="1h").status_code == 429
     clock.now += 60
     assert get("/v2/logs", period="1h").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v2/logs", "/v2/usage"])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"period": "999999d"},
+        {"period": "999999h"},
+        {"period": "93d"},
+        {"start": "0001-01-01T00:00:00+14:00", "end": "0001-01-02T00:00:00Z"},
+        {"start": "9999-12-31T00:00:00Z", "end": "9999-12-31T23:59:59-14:00"},
+    ],
+)
+def test_a_window_beyond_the_calendar_is_rejected(get, path, window):
+    assert get(path, **window).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"direction": "UP"},
+        {"type": "GIFT"},
+        {"from": "2026-11-02T00:00:00Z", "to": "2026-11-01T00:00:00Z"},
+        {"from": "2026-11-01T00:00:00Z", "to": "2026-11-01T00:00:00Z"},
+        {"limit": "\u00b2"},
+        *({"cursor": b64encode(each).decode()} for each in (b"v1:0", b'{"v": 1, "c": -5}', b'{"c": 1}', b"7", b"{")),
+    ],
+)
+def test_undocumented_values_are_rejected(get, query):
+    assert get("/v2/billing/transactions", **query).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v2/logs", "/v2/usage"])
+def test_other_keys_need_a_management_key(get, sandbox, path):
+    assert get(path, period="1h", key_prefix=sandbox.api_key[:8]).status_code == 200
+    assert get(path, period="1h", key_prefix="00000000").status_code == 403
