@@ -82,13 +82,13 @@ class Subtotal(Struct, frozen=True):
     usd: Decimal
 
 
-def subtotals(items: Iterable[LineItem], by: Iterable[Dimension], *, zone: tzinfo = UTC) -> list[Subtotal]:
+def subtotals(items: Iterable[LineItem], by: Iterable[Dimension], *, zone: tzinfo | None = UTC) -> list[Subtotal]:
     """
     Return the subtotals of line items, in the order of their groups; they add up to the total exactly.
 
     :param items: line items
     :param by: dimensions to group by; a task is named ``dag_id.task_id``, a day ``2026-11-29``
-    :param zone: time zone in which days begin
+    :param zone: time zone in which days begin; ``None`` for the machine's
     """
     dimensions = tuple(by)
     groups: defaultdict[tuple[str, ...], Tally] = defaultdict(Tally)
@@ -97,7 +97,7 @@ def subtotals(items: Iterable[LineItem], by: Iterable[Dimension], *, zone: tzinf
     return [Subtotal(group, total.count, total.usd) for group, total in sorted(groups.items())]
 
 
-def _value(item: LineItem, dimension: Dimension, zone: tzinfo) -> str:
+def _value(item: LineItem, dimension: Dimension, zone: tzinfo | None) -> str:
     match dimension:
         case "day":
             return item.at.astimezone(zone).date().isoformat()

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypedDict
 
 from msgspec import DecodeError, Struct
@@ -208,16 +208,28 @@ class ReviewedImage(Struct, frozen=True):
         """
         The item of an argument ``prompt`` that generates one image in this one's place.
 
-        It has this image's model, API fields, name and metadata, as far as they were recorded. ``new_seed`` replaces
-        the seed if one was requested, and the changed prompt replaces the prompt.
+        It has this image's model, API fields, name and metadata. ``new_seed`` replaces the seed if one was requested,
+        and the changed prompt replaces the prompt. Reading it raises ``ValueError`` if a field was not recorded; use
+        :meth:`prompt_item_with` then.
+        """
+        return self.prompt_item_with()
+
+    def prompt_item_with(self, **fields: Any) -> dict[str, Any]:
+        """
+        Return :attr:`prompt_item` with some fields set, because they were not recorded or should change.
+
+        Input images that were embedded, or whose URLs had a query, are never recorded.
+
+        :param fields: keys of the item with their values; ``None`` leaves a key out
+        :raises ValueError: another API field was not recorded
         """
         record = self.image
-        requested = _requested_fields(record)
+        requested = _requested_fields(record, known=fields.keys())
         if self.choice == "new_seed" and requested.get("seed") is not None:
             requested["seed"] = _next_seed(record)
         metadata = {name: value for name, value in (record.get("metadata") or {}).items() if value is not None}
         item = {"prompt": self.new_prompt or record.get("prompt"), "name": record.get("name"), "metadata": metadata}
-        return {name: value for name, value in (requested | item).items() if value not in (None, {})}
+        return {name: value for name, value in (requested | item | fields).items() if value not in (None, {})}
 
 
 class Review(Struct, frozen=True):
@@ -241,9 +253,27 @@ class Review(Struct, frozen=True):
         """
         Items for the argument ``prompt`` of another task, one for each image to be generated again.
 
-        An empty list skips that task.
+        An empty list skips that task. Reading it raises ``ValueError`` if an API field of one of these images was not
+        recorded; use :meth:`again_with` then.
         """
-        return [reviewed.prompt_item for reviewed in self.images if reviewed.choice in ("new_seed", "new_prompt")]
+        return self.again_with()
+
+    def again_with(self, **fields: Any) -> list[dict[str, Any]]:
+        """
+        Return :attr:`again` with some fields set in every item (:meth:`ReviewedImage.prompt_item_with`).
+
+        For example, if the task that made the images got the reference image as a signed URL::
+
+            review.again_with(image_urls=["s3://media/reference.png"])
+
+        :param fields: keys of the items with their values; ``None`` leaves a key out
+        :raises ValueError: another API field of one of these images was not recorded
+        """
+        return [
+            reviewed.prompt_item_with(**fields)
+            for reviewed in self.images
+            if reviewed.choice in ("new_seed", "new_prompt")
+        ]
 
 
 def review_form(task_id: str, *, map_index: int | None = None, reasons: Sequence[str] = DEFAULT_REASONS) -> ReviewForm:
@@ -356,19 +386,32 @@ def _listed_images(images: Images, *, task_id: str | None, map_index: int) -> li
     return read_images(images, task_id=task_id or "", map_index=map_index)
 
 
-def _requested_fields(record: Record) -> dict[str, Any]:
-    """Return the model and the API fields that the record of an image says were requested, without their number."""
+def _requested_fields(record: Record, *, known: Collection[str]) -> dict[str, Any]:
+    """
+    Return the model and the API fields that generated an image, without the number of images.
+
+    :param known: names of fields that the caller sets, so that they need not have been recorded
+    :raises ValueError: another field was not recorded
+    """
     from airflow_provider_imagen.api.fields import COUNT_FIELDS
     from airflow_provider_imagen.operators.arguments import API_ARGUMENTS
 
+    where = f"image {record['image_index']} of prompt {record['prompt_index']}"
     try:
-        recorded = decode(record.get("arguments") or "{}", type=dict[str, Any])
+        recorded = decode(record.get("arguments") or "", type=dict[str, Any])
     except (DecodeError, RecursionError):
+        if not known:
+            raise ValueError(f"{where}: its arguments were not recorded; set the API fields with again_with") from None
         recorded = {}
     parameters = recorded.get("parameters")
-    fields = {name: recorded.get(name) for name in ("model", *API_ARGUMENTS)}
+    fields = {name: recorded[name] for name in API_ARGUMENTS if name in recorded}
     fields |= parameters if isinstance(parameters, dict) else {}
-    return {name: value for name, value in fields.items() if value is not None and name not in COUNT_FIELDS}
+    fields = {name: value for name, value in fields.items() if name not in COUNT_FIELDS}
+    for name, value in fields.items():
+        if value is None and name not in known:
+            raise ValueError(f"{where}: {name} was not recorded; set it yourself, as in again_with({name}=...)")
+    # A fallback model may have generated the image instead of the one that was requested.
+    return fields | {"model": record.get("model") or recorded.get("model")}
 
 
 def _next_seed(record: Record) -> int:

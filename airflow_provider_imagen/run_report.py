@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
@@ -149,8 +150,12 @@ def add_summaries(summaries: Sequence[RunSummary]) -> RunSummary:
     """Return the counts and costs of several task instances together; one alone keeps its paths."""
     if len(summaries) == 1:
         return summaries[0]
+    usd_by_model: Counter[str] = Counter()
+    for summary in summaries:
+        usd_by_model.update(summary.usd_by_model)
     return RunSummary(
         **{name: sum(getattr(summary, name) for summary in summaries) for name in _SUMS},
+        usd_by_model=dict(usd_by_model),
         in_doubt=[name for summary in summaries for name in summary.in_doubt],
         usd_is_estimate=any(summary.usd_is_estimate for summary in summaries),
     )

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from airflow_provider_imagen.sandbox import Sandbox
+
 WITH_REUSE = " With reuse, images that are already in the folder are not paid for again."
 IDS = {"dag_id": "d", "run_id": "r", "task_id": "paint"}
 
@@ -45,6 +47,7 @@ def _record(number: int = 0, **values: Any) -> dict[str, Any]:
         "usd": 0.025,
         "model": "m",
         "seed": 7,
+        "arguments": "{}",
         **values,
     }
 
@@ -315,17 +318,17 @@ def test_an_answer_becomes_typed_values_in_the_order_of_the_images() -> None:
 
 def test_an_image_is_made_again_with_everything_that_was_requested_for_it() -> None:
     requested = {
-        "model": "some/model",
+        "model": "retired/model",
         "seed": 7,
         "aspect_ratio": "3:4",
         "num_images": 4,
         "parameters": {"negative_prompt": "fog", "n": 4},
-        "input_images": None,
         "output_path": "/pictures",
         "concurrency": 2,
     }
     record = _record(
         0,
+        model="fallback/model",
         arguments=json.dumps(requested),
         name="harbour",
         metadata={"page": "3", "note": None},
@@ -339,7 +342,7 @@ def test_an_image_is_made_again_with_everything_that_was_requested_for_it() -> N
         "prompt": "prompt 0",
         "name": "harbour",
         "metadata": {"page": "3"},
-        "model": "some/model",
+        "model": "fallback/model",
         "aspect_ratio": "3:4",
         "negative_prompt": "fog",
     }
@@ -350,13 +353,79 @@ def test_an_image_is_made_again_with_everything_that_was_requested_for_it() -> N
     assert (changed["seed"], changed["prompt"]) == (7, "fog")
 
 
-@pytest.mark.parametrize(
-    "arguments", [None, "", "null", "[]", "{", '{"a":' * 5000, '{"model": "m"}', '{"parameters": 3}']
-)
-def test_no_seed_is_added_where_none_was_requested(arguments: str | None) -> None:
+@pytest.mark.parametrize("arguments", ["{}", '{"model": "m"}', '{"parameters": 3}', '{"output_path": null}'])
+def test_no_seed_is_added_where_none_was_requested(arguments: str) -> None:
     (item,) = read_review(_answer(_verdict(0, "new_seed")), [_record(0, arguments=arguments)]).again
 
-    assert item.keys() <= {"prompt", "model"}
+    assert item == {"prompt": "prompt 0", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        *(
+            (unreadable, "image 0 of prompt 0: its arguments were not recorded; set the API fields with again_with")
+            for unreadable in (None, "", "null", "[]", "{", '{"a":' * 5000)
+        ),
+        ('{"parameters": {"mask": null}}', "image 0 of prompt 0: mask was not recorded; set it yourself, as in "),
+        (
+            '{"input_images": null}',
+            "input_images was not recorded; set it yourself, as in again_with(input_",
+        ),
+    ],
+)
+def test_no_image_is_made_again_with_less_than_was_requested(arguments: str | None, problem: str) -> None:
+    review = read_review(_answer(_verdict(0, "new_seed")), [_record(0, arguments=arguments)])
+
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        _ = review.again
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        _ = review.images[0].prompt_item
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields", "item"),
+    [
+        ('{"parameters": {"mask": null, "n": 2}}', {"mask": "s3://a/b.png"}, {"mask": "s3://a/b.png"}),
+        ('{"parameters": {"mask": null}, "aspect_ratio": "1:1"}', {"mask": None}, {"aspect_ratio": "1:1"}),
+        ('{"seed": 3}', {"seed": 4}, {"seed": 4}),
+        (None, {"aspect_ratio": None}, {}),
+        ("{}", {"model": "other", "name": "x"}, {"model": "other", "name": "x"}),
+    ],
+)
+def test_what_was_not_recorded_can_be_set(arguments: str | None, fields: dict[str, Any], item: dict[str, Any]) -> None:
+    review = read_review(_answer(_verdict(0, "new_seed")), [_record(0, arguments=arguments)])
+
+    assert review.again_with(**fields) == [{"prompt": "prompt 0", "model": "m", **item}]
+    assert review.images[0].prompt_item_with(**fields) == review.again_with(**fields)[0]
+
+
+def test_an_image_from_a_signed_url_is_made_again_by_the_same_request_or_not_at_all(
+    run_dag: Callable[..., Any], imagen_connection: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG, task
+
+    model, field = "bytedance/seedream-4-5", "image_urls"
+    signed = {field: ["https://bucket.example/reference.png?signature=abc"]}
+    answer = _answer({"prompt_index": 0, "image_index": 0, "choice": "new_prompt", "prompt": "a fox"})
+    with DAG("made_again", schedule=None) as dag:
+        paint = ImagenGenerateOperator(
+            task_id="paint", prompt="a fox", model=model, parameters=signed, output_path=str(tmp_path)
+        )
+
+        @task
+        def again(images: Any) -> Any:
+            review = read_review(answer, images, task_id="paint")
+            with pytest.raises(ValueError, match=f"{field} was not recorded"):
+                _ = review.again
+            return review.again_with(**signed)
+
+        ImagenGenerateOperator(task_id="repeat", prompt=again(paint.output["images"]), output_path=str(tmp_path))
+
+    assert str(run_dag(dag).state) == "success"
+    first, second = (request.json for request in sandbox.seen("/v1/images/generations"))
+    assert first == second
+    assert first[field] == signed[field]
 
 
 @pytest.mark.parametrize(

@@ -192,11 +192,12 @@ def test_a_run_adds_up_its_tasks() -> None:
 
 
 def test_summaries_add_up() -> None:
-    first = RunSummary(requested=2, made=1, failed=1, usd_spent=0.1, contact_sheet="sheet")
-    second = RunSummary(requested=3, made=3, usd_spent=0.3, usd_is_estimate=True)
+    first = RunSummary(requested=2, made=1, failed=1, usd_spent=0.1, usd_by_model={"a": 0.1}, contact_sheet="sheet")
+    second = RunSummary(requested=3, made=3, usd_spent=0.3, usd_by_model={"a": 0.1, "b": 0.2}, usd_is_estimate=True)
 
     both = add_summaries([first, second])
 
     assert (both.requested, both.made, both.failed, both.usd_is_estimate, both.contact_sheet) == (5, 4, 1, True, None)
     assert both.totals == "4 of 5 images made, 1 failed, about $0.40 spent"
+    assert both.usd_by_model == {"a": 0.2, "b": 0.2}
     assert add_summaries([first]) == first

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from html import unescape
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from airflow_provider_imagen.bill import LineItem, subtotals
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.plugins.gallery import all_dags, all_dags_reader, list_routes, shared_readers
+from airflow_provider_imagen.plugins.gallery.all_dags import Period
 from airflow_provider_imagen.plugins.gallery.all_dags_reader import IMAGES_PER_DAG, AllDagsReader
 from airflow_provider_imagen.plugins.gallery.collection import Collection
 from airflow_provider_imagen.sandbox import Fault
@@ -267,10 +270,13 @@ def test_failed_tasks_are_counted_even_without_results_and_those_of_other_operat
         Posters(task_id="paint", prompt="a")
         Posters(task_id="rejected", prompt="a", seed=-1)
     run_dag(dag)
+    with DAG("never_published", schedule=None) as dag:
+        Posters(task_id="rejected", prompt="a", seed=-1)
+    run_dag(dag)
     page = open_page(visit())
 
-    assert totals(page)["Failed tasks"] == "2"
-    assert set(dag_ids(page)) == {"rejected", "derived"}
+    assert totals(page)["Failed tasks"] == "3"
+    assert set(dag_ids(page)) == {"rejected", "derived", "never_published"}
 
 
 def test_each_dag_shows_its_newest_images_and_links_to_its_pages(publish: Any, visit: Any) -> None:
@@ -300,6 +306,22 @@ def test_the_period_is_in_the_url(publish: Any, visit: Any) -> None:
     assert dag_ids(month) == ["new", "old"]
     assert len(chart(month, "cost")) == 30 + 2  # with the head and the total
     assert ann.get("/imagen/dags", params={"days": "365"}).status_code == 422
+
+
+def test_days_begin_at_midnight_on_the_machine_even_before_its_clocks_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        period = Period.until(datetime(2026, 11, 1, 12, tzinfo=UTC), days=30, zone=None)
+        in_summer = datetime(2026, 10, 5, 22, 30, tzinfo=UTC)  # 0:30 in Berlin
+
+        assert period.since == datetime(2026, 10, 2, 22, tzinfo=UTC)
+        assert period.day_of(in_summer) == date(2026, 10, 6)
+        (subtotal,) = subtotals([LineItem(at=in_summer, usd=Decimal(1))], ["day"], zone=period.zone)
+        assert subtotal.group == ("2026-10-06",)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_without_images_the_page_says_so(run_dag: Any, visit: Any) -> None:
@@ -371,7 +393,7 @@ def test_a_second_page_load_makes_no_calls(publish: Any, visit: Any, calls: list
     assert calls == []
     clock.now += 60  # the lists expire, what they name does not
     assert open_page(ann) == first
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert all("/dagRuns/~/taskInstances" in path for path in calls)
 
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from zipfile import ZIP_STORED, ZipFile
 
+import httpx
 import pytest
 from PIL import Image
 
+from airflow_provider_imagen.plugins.gallery import file_routes
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.image_archive import write_archive
 from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
@@ -215,6 +217,87 @@ def test_a_page_says_that_nothing_is_selected_and_leads_back(forged: Any, visit:
         assert found.status_code == 404
         assert "No image is selected." in found.text
         assert any(link.startswith(back) for link in links(found.text))
+
+
+def test_a_zip_of_everything_names_the_tasks_whose_images_it_lacks(
+    run_dag: Any, download: Any, imagen_connection: str, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG, task
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    with DAG("names_tasks", schedule=None) as dag:
+        made = ImagenGenerateOperator.partial(
+            task_id="paint", output_path=str(tmp_path), map_index_template="{{ task.prompt }}"
+        ).expand(prompt=["fox", "owl"])
+        rejected = ImagenGenerateOperator(task_id="rejected", prompt="hen", seed=-1)
+        made >> ImagenGenerateOperator(task_id="empty", prompt=[])
+        rejected >> ImagenGenerateOperator(task_id="later", prompt="hare")
+
+        @task
+        def lists_nothing(ti: Any = None) -> None:
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.0})
+
+        lists_nothing()
+    gallery = Gallery(run_dag(dag))
+
+    archive = download(gallery, everything=True)
+    one = download(gallery, everything=True, label="paint")
+    none = download(gallery, everything=True, task_id="rejected")
+
+    assert len(images_in(archive)) == 2
+    assert archive.read("missing.txt").decode().splitlines() == [
+        "later (upstream_failed): It has published no results that can be read.",
+        "rejected (failed): It has published no results that can be read.",
+        "lists_nothing: The task's records were deleted.",
+    ]
+    assert "missing.txt" not in one.namelist()
+    assert none.read("missing.txt").decode().startswith("rejected (failed): ")
+
+
+def test_a_zip_names_what_could_not_be_read_in_time(
+    run_dag: Any, download: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk import DAG, task
+
+    monkeypatch.setattr(file_routes, "DOWNLOAD_SECONDS", -1.0)
+    with DAG("out_of_time", schedule=None) as dag:
+
+        @task
+        def paint(number: int, ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=[record(url=f"https://x.y/{number}")])
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.0})
+
+        paint.expand(number=list(range(9)))
+    gallery = Gallery(run_dag(dag))
+
+    everything = download(gallery, everything=True).read("missing.txt").decode()
+    selected = download(gallery, image=["paint:0:0:0"]).read("missing.txt").decode()
+
+    assert "paint [8]: Its images could not be read in time. Download them from its own page.\n" in everything
+    assert everything.count("in time") == 1
+    assert "Reload" not in everything
+    assert selected == "paint:0:0:0: It could not be found in time. Select fewer images.\n"
+
+
+def test_a_selection_reads_each_task_once_whatever_it_names(
+    forged: Any, download: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gallery = forged([record(prompt_index=n, **picture_file(tmp_path / f"{n}.png")) for n in range(2)])
+    paths: list[str] = []
+    send = httpx.ASGITransport.handle_async_request
+
+    async def record_path(self: Any, request: httpx.Request) -> httpx.Response:
+        paths.append(request.url.path)
+        return await send(self, request)
+
+    monkeypatch.setattr(httpx.ASGITransport, "handle_async_request", record_path)
+
+    archive = download(gallery, image=[f"paint:-1:{number}:0" for number in range(100, 0, -1)])
+
+    assert images_in(archive) == ["1.png"]
+    assert archive.read("missing.txt").decode().count("There is no such image") == 99
+    assert sum(path.endswith("/xcomEntries/images") for path in paths) == 1
 
 
 @pytest.mark.parametrize("key", ["", "paint", "paint:0:0", "paint:x:0:0", "paint:-1:0:0:"])

@@ -358,7 +358,7 @@ class Recorded(Collection):
 
 def found_by(collection: Collection, tasks: list[TaskResult], **view: Any) -> tuple[list[str], int]:
     matches = asyncio.run(collection.search(None, tasks, ViewState(**view)))
-    return [str(entry.prompt) for entry in matches.entries], matches.unsearched
+    return [str(entry.prompt) for entry in matches.entries], len(matches.unsearched)
 
 
 def test_the_manifest_of_a_shared_folder_saves_a_call_for_each_instance(tmp_path: Path) -> None:

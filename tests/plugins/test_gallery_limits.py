@@ -18,6 +18,8 @@ from airflow_provider_imagen.plugins.gallery import files
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 from airflow_provider_imagen.plugins.gallery.files import read_failures_file, read_manifest_images
+from airflow_provider_imagen.plugins.gallery.run_results import TaskImages
+from airflow_provider_imagen.plugins.gallery.task_results import read_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,6 +152,24 @@ def test_lines_longer_than_a_task_writes_are_skipped(tmp_path: Path) -> None:
     assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
+@pytest.mark.parametrize("name", [5, None, ["a.png"], {"a": 1}, True, "", "../a.png", "/a.png"])
+def test_a_line_without_a_file_in_the_folder_is_skipped_alone(tmp_path: Path, name: Any) -> None:
+    manifest = tmp_path / "metadata.jsonl"
+    manifest.write_text("\n".join([line(0), line(1, file_name=name), line(2)]))
+
+    assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
+    (images,) = files.read_run_images("d", "r", str(manifest)).values()
+    assert [image.prompt_index for image in images] == [0, 2]
+
+
+def test_an_image_is_found_at_its_first_place() -> None:
+    images = read_images(TI, [record(prompt_index=n // 2, image_index=0) for n in range(6)])
+    found = TaskImages(TI, None, images)
+
+    assert [found.find(n, 0) for n in range(4)] == [0, 2, 4, None]
+    assert found.find(0, 1) is None
+
+
 def test_a_last_line_without_a_newline_and_a_line_at_the_limit_are_read(tmp_path: Path) -> None:
     manifest = tmp_path / "metadata.jsonl"
     padding = files._MAX_LINE_BYTES - len(line(0, junk="")) - 1
@@ -158,22 +178,24 @@ def test_a_last_line_without_a_newline_and_a_line_at_the_limit_are_read(tmp_path
     assert [image.prompt_index for image in read_manifest_images(TI, str(manifest))] == [0, 2]
 
 
+@pytest.mark.parametrize("source", ["manifest", "XCom"])
 def test_a_task_shows_a_limited_number_of_images_and_says_so(
-    forged: Any, visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forged: Any, visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     from airflow_provider_imagen.plugins.gallery import collection
 
     monkeypatch.setattr(files, "MAX_LISTED", 3)
     monkeypatch.setattr(collection, "MAX_LISTED", 3)
     manifest = tmp_path / "metadata.jsonl"
-    gallery = forged({"manifest": str(manifest), "count": 5}, made=5)
+    records = [record(prompt_index=number) for number in range(5)]
+    gallery = forged(records if source == "XCom" else {"manifest": str(manifest), "count": 5}, made=5)
     ids = {**gallery.ids, "task_id": "paint", "map_index": -1}
     manifest.write_text("\n".join(line(number, **ids) for number in range(5)))
 
     page = visit().get(gallery.task()[0], params=gallery.task()[1])
 
     assert page.text.count('class="card"') == 3
-    assert "Only 3 images of this task are shown." in page.text
+    assert "Only 3 images of this task are listed." in page.text
 
 
 def test_a_manifest_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:

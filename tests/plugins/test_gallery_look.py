@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from doc_snippets import find_block
 
+from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance
 from airflow_provider_imagen.plugins.gallery.comparison import compare
 from airflow_provider_imagen.plugins.gallery.image_ids import image_id, parse_image_id
@@ -59,7 +60,7 @@ def test_a_comparison_lists_what_differs_for_each_image_and_the_rest_once() -> N
         "Cost": ["[$0.04]", "[$0.01]", ""],
         "aspect_ratio": ["[1:1]", "[1:1]", ""],
         "style": ["[ink]", "[oil]", ""],
-        "campaign": ["", "", "[autumn]"],
+        "campaign (metadata)": ["", "", "[autumn]"],
     }
     assert found.common == {"Prompt": "a prompt"}
 
@@ -81,10 +82,18 @@ def test_the_words_that_not_all_prompts_have_are_marked(prompts: list[str], show
     assert [marked(each.differing["Prompt"]) for each in found.images] == shown
 
 
-def test_metadata_cannot_pass_for_a_field_of_the_record() -> None:
-    found = compare(images({"model": "one", "metadata": {"Model": "two"}}, {"model": "three"}))
+@pytest.mark.parametrize(
+    "name", ["Prompt", "Name", "Model", "Seed", "Size", "Type", "Cost", "Rewritten as", "style", "campaign"]
+)
+def test_metadata_is_compared_whatever_its_name_and_cannot_pass_for_anything_else(name: str) -> None:
+    known = {"name": "a", "mime_type": "image/png", "width": 8, "height": 8, "enhanced_prompt": "a fox"}
+    known |= {"seed": 1, "arguments": '{"parameters": {"style": "ink"}}'}
 
-    assert [marked(each.differing["Model"]) for each in found.images] == ["[one]", "[three]"]
+    plain = compare(images(known, known))
+    found = compare(images({**known, "metadata": {name: "one"}}, {**known, "metadata": {name: "two"}}))
+
+    assert [marked(each.differing[f"{name} (metadata)"]) for each in found.images] == ["[one]", "[two]"]
+    assert found.common == plain.common
 
 
 def test_a_page_compares_the_images_that_its_url_names_in_that_order(forged: Any, visit: Any, tmp_path: Path) -> None:
@@ -180,6 +189,7 @@ def test_rows_and_columns_are_in_the_order_of_their_first_image() -> None:
         "a": (2, 0.01, 1),
     }
     assert [row.heading for row in matrix.rows] == ["owl", "fox"]
+    assert [entry.model for entry in matrix.left_out] == ["c"]
     fox = matrix.rows[1]
     assert [len(fox.cell(model).images) for model in "bax"] == [0, 2, 0]
     assert [problem.message for problem in fox.cell("b").problems] == ["withheld"]
@@ -244,8 +254,6 @@ def test_a_mapped_run_that_compares_models_links_to_its_table(
 ) -> None:
     from airflow.sdk import DAG
 
-    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-
     def link_of(dag_id: str, **mapped: Any) -> set[str]:
         with DAG(dag_id, schedule=None) as dag:
             ImagenGenerateOperator.partial(task_id="paint", output_path=str(tmp_path)).expand_kwargs(
@@ -285,6 +293,38 @@ def test_the_rows_can_be_names(forged: Any, visit: Any) -> None:
 
     assert [row[0] for row in cells(by_prompt)] == ["fox, by a", "fox, by b", "owl"]
     assert [row[0] for row in cells(by_name)] == ["fox Compare"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "failures", "rows", "note"),
+    [
+        (["fox", ""], 0, "prompt", "1 image without a prompt is not in this table or its costs."),
+        (["fox", "", ""], 1, "prompt", "2 images and 1 failure without a prompt are not in this table or its costs."),
+        (["fox"], 2, "name", "1 image and 2 failures without a name are not in this table or its costs."),
+        (["fox"], 0, "prompt", None),
+    ],
+)
+def test_a_table_says_what_it_leaves_out(
+    run_dag: Any, visit: Any, prompts: list[str], failures: int, rows: str, note: str | None
+) -> None:
+    from airflow.sdk import DAG, task
+
+    records = [record(prompt_index=number, prompt=prompt) for number, prompt in enumerate(prompts)]
+    with DAG(f"leaves_out_{len(prompts)}_{failures}_{rows}", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=records)
+            ti.xcom_push(key="summary", value={"requested": len(records), "made": len(records), "usd_spent": 0.0})
+
+        paint()
+        for number in range(failures):
+            ImagenGenerateOperator(task_id=f"fails_{number}", prompt="{{ nothing.at.all }}")
+    run = run_dag(dag)
+
+    page = visit().get("/imagen/matrix", params={"dag_id": run.dag_id, "run_id": run.run_id, "rows": rows}).text
+
+    assert (note in page) if note else ("not in this table" not in page)
 
 
 def test_two_thousand_images_are_paged_by_rows(forged: Any, visit: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,66 @@ def test_an_image_stored_since_the_list_was_read_is_found(forged: Any, visit: An
 
     assert changed.status_code == 200
     assert ann.get(gallery.file(1)[0], params=gallery.file(1)[1]).status_code == 200
+
+
+def test_the_number_of_images_to_come_is_stated_only_if_it_is_known(
+    run_dag: Any, visit: Any, imagen_connection: str, tmp_path: Path
+) -> None:
+    from airflow.sdk import DAG, task
+
+    from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
+
+    ann = visit()
+    pages: dict[str, str] = {}
+    with DAG("some_have_failed", schedule=None) as dag:
+
+        def look(name: str) -> Any:
+            @task(task_id=name, trigger_rule="all_done")
+            def look(dag_run: Any = None) -> None:
+                ids = {"dag_id": dag_run.dag_id, "run_id": dag_run.run_id}
+                pages[name] = ann.get("/imagen/run", params=ids).text
+
+            return look()
+
+        def paint(name: str, **arguments: Any) -> Any:
+            options = {"output_path": str(tmp_path), "trigger_rule": "all_done", "retry_delay": timedelta(0)}
+            return ImagenGenerateOperator(task_id=name, **(options | arguments))
+
+        first = paint("first", prompt=["a fox", "an owl"])
+        rejected = paint("rejected", prompt="a hen", seed=-1)
+        later = paint("later", prompt="a hare")
+        first >> look("one_done") >> rejected >> look("one_failed") >> later >> look("all_ended")
+    run_dag(dag)
+
+    shown = {name: re.findall(r'<p class="progress">.*?<span>(.*?)</span>', page, re.S) for name, page in pages.items()}
+    assert shown == {
+        "one_done": ["2 images, $0.084 so far; 2 tasks not finished"],
+        "one_failed": ["2 images, $0.084 so far; 1 task failed, 1 not finished"],
+        "all_ended": ["3 images, $0.126 so far; 1 task failed"],
+    }
+    assert not any("<progress" in page for page in pages.values())
+
+
+@pytest.mark.parametrize(("in_progress", "is_deleted"), [(True, False), (False, True)])
+def test_records_that_are_still_to_come_are_not_called_deleted(
+    run_dag: Any, visit: Any, in_progress: bool, is_deleted: bool
+) -> None:
+    from airflow.sdk import DAG, task
+
+    with DAG(f"no_records_{in_progress}", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            summary = {"requested": 2, "made": 1, "usd_spent": 0.04, "in_progress": in_progress}
+            ti.xcom_push(key="summary", value=summary)
+
+        paint()
+    run = run_dag(dag)
+
+    page = visit().get("/imagen/task", params={"dag_id": run.dag_id, "run_id": run.run_id, "task_id": "paint"}).text
+
+    assert ("records were deleted" in page) is is_deleted
+    assert ("has not listed its images yet" in page) is not is_deleted
 
 
 def test_only_pages_that_may_change_ask_to_be_refreshed(forged: Any, visit: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from html import unescape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -191,8 +192,10 @@ def test_a_run_with_very_many_tasks_is_searched_as_far_as_the_time_allows() -> N
     tasks = [TaskResult(TaskStatus(ti, "success"), RunSummary(requested=2, made=2)) for ti in tis]
     matches = asyncio.run(Slow(clock=lambda: now[0]).search(None, tasks, ViewState(q="fox"), seconds=3.0))
 
-    assert (len(matches.tasks), matches.count, matches.unsearched) == (8, 8, 4)
+    assert (len(matches.tasks), matches.count, len(matches.unsearched)) == (8, 8, 4)
     assert matches.notes == ["4 more tasks could not be searched in time. Search on their own pages."]
+    one = replace(matches, unsearched=matches.unsearched[:1])
+    assert one.notes == ["1 more task could not be searched in time. Search on its own page."]
 
 
 @pytest.mark.parametrize("text", ['"><script>alert(1)</script>', "{{ 7 * 7 }}", "' onfocus='x", "\0\u2028🦊"])

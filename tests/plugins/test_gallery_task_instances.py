@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from html import unescape
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import pytest
 
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
-from airflow_provider_imagen.plugins.gallery import pages
-from airflow_provider_imagen.plugins.gallery.airflow_api import TaskInstance, TaskStatus
-from airflow_provider_imagen.plugins.gallery.run_results import TaskEntries, TaskResult, place_of
+from airflow_provider_imagen.plugins.gallery import (
+    airflow_api,
+    collection,
+    file_routes,
+    pages,
+    run_results,
+    shared_readers,
+)
+from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun, TaskInstance, TaskStatus
+from airflow_provider_imagen.plugins.gallery.run_results import RunResults, TaskEntries, TaskResult, place_of
 from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem, TaskProblem
 from airflow_provider_imagen.run_report import RunSummary
 from airflow_provider_imagen.sandbox import Fault
@@ -212,6 +221,43 @@ def test_secrets_that_airflow_masks_are_masked_in_the_reason(
     assert failure["message"].startswith("aspect_ratio='***'")
 
 
+@pytest.mark.parametrize("length", [20, 4096])
+def test_a_rendered_field_that_airflow_has_shortened_is_not_shown(
+    painted: Any, visit: Any, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_TEMPLATED_FIELD_LENGTH", str(length))
+    gallery = painted(prompt=[{"prompt": f"A fox {'in ink ' * 10}", "model": "flux/schnell", "seed": -1}], model="x")
+
+    page = run_page(visit, gallery.run)
+
+    assert "Truncated" not in page
+    assert [prompt.startswith("A fox") for prompt in prompts(page)] == ([True] if length > 20 else [])
+    found = {model: len(tiles(run_page(visit, gallery.run, model=model))) for model in ("flux/schnell", "x")}
+    assert found == {"flux/schnell": int(length > 20), "x": 0}
+
+
+def test_a_run_with_more_task_instances_than_are_listed_says_so(
+    partly_rejected: Any, visit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (airflow_api, collection, run_results, file_routes):
+        monkeypatch.setattr(module, "MAX_TASK_INSTANCES", 1)
+    monkeypatch.setattr(shared_readers, "collection", collection.Collection())
+
+    note = "Only about 1 task instances of this run"
+    assert f"{note} are counted." in run_page(visit, partly_rejected)
+    ids = {"dag_id": partly_rejected.dag_id, "run_id": partly_rejected.run_id}
+    sent = visit().get("/imagen/download", params={**ids, "everything": True})
+    assert f"{note} were read." in ZipFile(BytesIO(sent.content)).read("missing.txt").decode()
+
+
+def test_a_run_that_was_cut_is_not_complete() -> None:
+    run = DagRun("d", "r", "success", None, None, None)
+    tasks = [TaskResult(TaskStatus(TI, "success"), RunSummary(requested=1, made=1))]
+
+    assert RunResults(tasks, run).is_complete
+    assert not RunResults(tasks, run, is_cut=True).is_complete
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +296,15 @@ def test_times_are_in_airflows_time_zone(monkeypatch: pytest.MonkeyPatch, zone: 
     assert pages.format_moment("2026-07-01T12:00:00+02:00") == shown
 
 
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "yesterday", ""])
+def test_a_time_that_cannot_be_converted_is_shown_as_it_is(forged: Any, visit: Any, moment: str) -> None:
+    gallery = forged([record(created_at=moment)])
+
+    assert pages.format_moment(moment) == moment
+    for path, query in (gallery.page(), gallery.task(sort="time")):
+        assert visit().get(path, params=query).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(0, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 1 s"), (3599.6, "1 h 0 min"), (7_380, "2 h 3 min")],
@@ -280,6 +335,9 @@ def test_older_runs_can_be_reached_and_have_totals(run_dag: Callable[..., Any], 
     assert second.count("<dt>Generated</dt><dd>1 of 1</dd>") == 2
     assert "Page 2 of 2" in second
     assert ">Newer runs</a>" in second
+    beyond = visit().get("/imagen/dag", params={"dag_id": "older_runs", "page": 99}).text
+    assert re.findall(r"<h2><a [^>]*>(.*?)</a>", beyond) == shown[1]
+    assert "Page 2 of 2" in beyond
 
 
 @pytest.mark.parametrize(

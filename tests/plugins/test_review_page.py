@@ -230,6 +230,54 @@ def test_who_may_only_read_gets_no_form_and_who_may_not_read_gets_nothing(
     assert "review.js" not in seen["viewer"].text
 
 
+def test_the_page_shows_images_that_were_stored_since_another_page_was_opened(
+    reviewed: Callable[..., Any], visit: Any
+) -> None:
+    admin = visit(role="admin")
+
+    def look(address: str) -> None:
+        ids = {name: value for name, value in parse_qsl(urlsplit(address).query) if name in ("dag_id", "run_id")}
+        xcoms = f"/api/v2/dags/{ids['dag_id']}/dagRuns/{ids['run_id']}/taskInstances/paint/xcomEntries"
+
+        def publish(count: int, **summary: Any) -> None:
+            counts = {"requested": 3, "made": count, "usd_spent": 0.0, **summary}
+            for key, value in (("images", _records(count)), ("summary", counts)):
+                assert admin.patch(f"{xcoms}/{key}", json={"value": value, "map_index": -1}).status_code == 200
+
+        publish(1, in_progress=True)
+        assert admin.get("/imagen/task", params={**ids, "task_id": "paint"}).status_code == 200
+        publish(3)
+
+    _, person = reviewed(3, lambda _: {"choice": "favourite"}, look)
+
+    assert len(_articles(person.pages["review"])) == 3
+
+
+def test_a_mapped_review_has_the_label_that_airflow_shows(run_dag: Callable[..., Any], visit: Any) -> None:
+    from airflow.providers.standard.operators.hitl import HITLOperator
+    from airflow.sdk import DAG, task
+
+    with DAG("mapped_review", schedule=None) as dag:
+
+        @task
+        def paint(ti: Any = None) -> None:
+            ti.xcom_push(key="images", value=_records(1))
+            ti.xcom_push(key="summary", value={"requested": 1, "made": 1, "usd_spent": 0.0})
+
+        paint() >> HITLOperator.partial(
+            task_id="review", map_index_template="{{ task.subject }}", **review_form("paint", map_index=-1)
+        ).expand(subject=["Stamps?"])
+    addresses: list[str] = []
+    person = Person(visit(role="admin"), dag.dag_id, lambda *_: {"choice": "favourite"}, addresses.append)
+    person.start()
+    run_dag(dag)
+    person.stop()
+
+    page = visit(role="admin").get(addresses[0]).text
+
+    assert 'aria-current="page">review Stamps?</a>' in page
+
+
 def test_two_thousand_images_are_on_pages_of_24(reviewed: Callable[..., Any], visit: Any) -> None:
     numbers: dict[int, list[int]] = {}
 

@@ -30,7 +30,10 @@ _SESSION_HEADERS: Final = ("authorization", "cookie")
 _PAGE_SIZE: Final = 100
 """Entries per page; Airflow caps them at ``[api] maximum_page_limit``, 100 by default."""
 
-_MAX_ENTRIES: Final = 10_000
+MAX_TASK_INSTANCES: Final = 10_000
+"""About the maximum number of task instances of a run that are listed, and of their XComs; one page more is read."""
+
+_CUT_PREFIX: Final = "Truncated. You can change this behaviour in "
 _REJECTED_IDS: Final = ("", "~", ".", "..")
 
 WAITING_STATES: Final = ("awaiting_input", "deferred")
@@ -164,6 +167,7 @@ class Question:
     :param answered_by: name of the person who answered; ``None`` if nobody has
     :param answered_at: in ISO 8601; ``None`` before that
     :param params_input: the answer, by param
+    :param label: the label of a mapped instance, as Airflow's pages show it; empty if it is not mapped
     """
 
     ti: TaskInstance
@@ -176,6 +180,12 @@ class Question:
     answered_by: str | None = None
     answered_at: str | None = None
     params_input: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """The id of its task and, if it is mapped, its label."""
+        return f"{self.ti.task_id} {self.label}".strip()
 
     @property
     def is_open(self) -> bool:
@@ -215,7 +225,7 @@ class AirflowApi:
         """Return the task instances of a run that have an XCom with a key, each with the XCom's timestamp."""
         path = f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}/taskInstances/~/xcomEntries"
         # The pattern also matches longer keys, and not every version can filter by the exact key.
-        entries = self._pages(path, "xcom_entries", limit=_MAX_ENTRIES, xcom_key=key, xcom_key_pattern=key)
+        entries = self._pages(path, "xcom_entries", limit=MAX_TASK_INSTANCES + 1, xcom_key=key, xcom_key_pattern=key)
         return {
             TaskInstance(entry["dag_id"], entry["run_id"], entry["task_id"], entry["map_index"]): entry["timestamp"]
             async for entry in entries
@@ -253,7 +263,7 @@ class AirflowApi:
         """
         Return the task instances of all readable DAGs whose last attempt has failed since a moment, the latest first.
 
-        :param operators: class names of their operators
+        :param operators: class names of their operators; none for those of all operators
         :param limit: about how many to return
         """
         entries = self._pages(
@@ -284,7 +294,7 @@ class AirflowApi:
         :param operators: class names of their operators; none for all task instances
         """
         path = f"/dags/{_quote_id(dag_id)}/dagRuns/{_quote_id(run_id)}/taskInstances"
-        entries = self._pages(path, "task_instances", limit=_MAX_ENTRIES, operator=sorted(operators))
+        entries = self._pages(path, "task_instances", limit=MAX_TASK_INSTANCES + 1, operator=sorted(operators))
         return [_read_status(entry) async for entry in entries]
 
     async def get_status(self, ti: TaskInstance) -> TaskStatus | None:
@@ -342,9 +352,6 @@ def _read_run(entry: Mapping[str, Any]) -> DagRun:
 
 def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
     ti = TaskInstance(entry["dag_id"], entry["dag_run_id"], entry["task_id"], entry["map_index"])
-    label = entry["rendered_map_index"]
-    if ti.map_index >= 0 and label in (None, "", str(ti.map_index)):
-        label = f"[{ti.map_index}]"
     rendered = entry.get("rendered_fields") or {}
     item = _read_only_item(rendered.get("prompt"))
     model = item.get("model", rendered.get("model"))
@@ -353,11 +360,19 @@ def _read_status(entry: Mapping[str, Any]) -> TaskStatus:
         state=entry["state"] or "none",
         started=entry["start_date"],
         seconds=entry["duration"] if entry["end_date"] else None,
-        label=label if ti.map_index >= 0 else "",
+        label=_label(ti, entry),
         prompt=_text(item.get("prompt")),
         name=_text(item.get("name")),
         model=_text(model),
     )
+
+
+def _label(ti: TaskInstance, entry: Mapping[str, Any]) -> str:
+    """Return the label of a mapped task instance, as Airflow's pages show it; empty if it is not mapped."""
+    if ti.map_index < 0:
+        return ""
+    label = entry["rendered_map_index"]
+    return f"[{ti.map_index}]" if label in (None, "", str(ti.map_index)) else label
 
 
 def _read_question(ti: TaskInstance, entry: Mapping[str, Any]) -> Question:
@@ -373,18 +388,30 @@ def _read_question(ti: TaskInstance, entry: Mapping[str, Any]) -> Question:
         answered_by=person.get("name"),
         answered_at=entry["responded_at"],
         params_input=entry["params_input"] or {},
+        label=_label(ti, entry["task_instance"]),
     )
 
 
 def _read_only_item(rendered: Any) -> dict[str, Any]:
-    """Return the item of a rendered argument ``prompt`` that has just one; otherwise nothing."""
+    """
+    Return the item of a rendered argument ``prompt`` that has just one; otherwise nothing.
+
+    Of one longer than ``[core] max_templated_field_length``, Airflow keeps only a part, as text.
+    """
+    if _is_cut(rendered):
+        return {"model": None}
     if isinstance(rendered, list) and len(rendered) == 1:
         (rendered,) = rendered
     return rendered if isinstance(rendered, dict) else {"prompt": rendered}
 
 
+def _is_cut(rendered: Any) -> bool:
+    """Return whether a rendered field begins like those that Airflow has shortened."""
+    return isinstance(rendered, str) and rendered.startswith(_CUT_PREFIX)
+
+
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and not _is_cut(value) else None
 
 
 def _path(ti: TaskInstance) -> str:

@@ -1,4 +1,4 @@
-"""What all DAGs have generated, spent and failed to do in the last days."""
+"""Results, costs and failures of all DAGs in the last days."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow_provider_imagen.bill import LineItem, subtotals
 from airflow_provider_imagen.money import format_usd
 from airflow_provider_imagen.plugins.gallery.charts import MAX_SERIES, Chart, Series
-from airflow_provider_imagen.plugins.gallery.task_results import total
+from airflow_provider_imagen.run_report import add_summaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,14 +34,14 @@ class Period:
     Some whole days, of which the last has not ended.
 
     :param days: their dates, in order
-    :param zone: time zone in which days begin
+    :param zone: time zone in which days begin; ``None`` for the machine's
     """
 
     days: tuple[date, ...]
-    zone: tzinfo
+    zone: tzinfo | None
 
     @classmethod
-    def until(cls, now: datetime, *, days: int, zone: tzinfo) -> Period:
+    def until(cls, now: datetime, *, days: int, zone: tzinfo | None) -> Period:
         """Return the period of so many days whose last is the present one."""
         today = now.astimezone(zone).date()
         return cls(tuple(today - timedelta(days=ago) for ago in range(days - 1, -1, -1)), zone)
@@ -49,7 +49,7 @@ class Period:
     @property
     def since(self) -> datetime:
         """Its beginning."""
-        return datetime(self.days[0].year, self.days[0].month, self.days[0].day, tzinfo=self.zone)
+        return datetime(self.days[0].year, self.days[0].month, self.days[0].day, tzinfo=self.zone).astimezone(self.zone)
 
     @property
     def zone_name(self) -> str:
@@ -124,7 +124,7 @@ class AllDags:
     @cached_property
     def total(self) -> RunSummary:
         """Total of the summaries."""
-        return total(summary for _, summary in self._counted())
+        return add_summaries([summary for _, summary in self._counted()])
 
     @property
     def uncounted(self) -> int:

@@ -103,7 +103,10 @@ class AllDagsReader:
         scope = readable, period.since
         try:
             published = await self._lists.get(("summary", *scope), lambda: self._list_published(api, period, scope))
-            operators, has_all = await self._list_operators(api, published)
+            others = await self._lists.get(
+                ("any failed", *scope), lambda: api.list_failed((), since=period.since, limit=MAX_FAILED)
+            )
+            operators, has_all = await self._list_operators(api, [*published, *others])
             failed = await self._lists.get(
                 ("failed", operators, *scope), lambda: api.list_failed(operators, since=period.since, limit=MAX_FAILED)
             )
@@ -172,11 +175,11 @@ class AllDagsReader:
 
         return await self._newest.get(event, work)
 
-    async def _list_operators(self, api: AirflowApi, published: list[TaskEvent]) -> tuple[frozenset[str], bool]:
-        """Return the class names of this provider's operators in DAGs with images, and whether these are all."""
+    async def _list_operators(self, api: AirflowApi, events: list[TaskEvent]) -> tuple[frozenset[str], bool]:
+        """Return the class names of this provider's operators in the DAGs of events, and whether these are all."""
         deadline = self._clock() + COUNT_SECONDS / 2
         operators, has_all = OPERATORS, True
-        for dag_id in dict.fromkeys(event.ti.dag_id for event in published):
+        for dag_id in dict.fromkeys(event.ti.dag_id for event in events):
             if self._clock() > deadline and not self._operators.knows(dag_id):
                 has_all = False
                 continue

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 from anyio import to_thread
 
+from airflow_provider_imagen.plugins.gallery.airflow_api import MAX_TASK_INSTANCES
 from airflow_provider_imagen.plugins.gallery.expiring_cache import ExpiringCache
 from airflow_provider_imagen.plugins.gallery.files import (
     MAX_LISTED,
@@ -168,14 +169,16 @@ class Collection:
             is_current=lambda found: summary is None or found.summary == summary,
         )
 
-    async def get_task_with(
-        self, api: AirflowApi, ti: TaskInstance, *, prompt_index: int, image_index: int
-    ) -> TaskImages:
-        """Return the images of a task instance, read again if one of them may have been stored since the last time."""
+    async def get_task_with(self, api: AirflowApi, ti: TaskInstance, wanted: Iterable[tuple[int, int]]) -> TaskImages:
+        """
+        Return the images of a task instance, read again if one of them may have been stored since the last time.
+
+        :param wanted: prompt and image indexes of images that the result should have
+        """
         return await self._tasks.get(
             ti,
             lambda: self._read_task(api, ti),
-            is_current=lambda found: found.find(prompt_index, image_index) is not None,
+            is_current=lambda found: all(found.find(*indexes) is not None for indexes in wanted),
         )
 
     async def get_summary(self, api: AirflowApi, ti: TaskInstance) -> RunSummary | None:
@@ -217,9 +220,9 @@ class Collection:
         # A DAG may have changed since, so that the class names of its subclasses are no longer known.
         known = {status.ti.task_id for status in statuses}
         others = {ti.task_id for ti in timestamps if ti not in summaries or summaries[ti] is not None} - known
-        if others:
-            everything = await api.list_task_instances(**ids)
-            statuses += [status for status in everything if status.ti.task_id in others]
+        everything = await api.list_task_instances(**ids) if others else []
+        statuses += [status for status in everything if status.ti.task_id in others]
+        is_cut = max(map(len, (statuses, timestamps, everything))) > MAX_TASK_INSTANCES
         tasks = [
             TaskResult(
                 status,
@@ -229,7 +232,7 @@ class Collection:
             for status in sorted(statuses, key=lambda status: status.ti)
             if status.state != "removed" or status.ti in timestamps
         ]
-        return RunResults(tasks, run)
+        return RunResults(tasks, run, is_cut=is_cut)
 
     async def read_entries(
         self, api: AirflowApi, task: TaskResult, images: list[GalleryImage] | None = None
@@ -279,12 +282,14 @@ class Collection:
         least = 1 if view.sort in ("time", "-time") and len(tasks) <= _READS_AT_ONCE else 2
         listed = await self._read_shared_manifests(tasks, least=least)
         found: list[TaskEntries] = []
-        images = unsearched = 0
+        unsearched: list[TaskResult] = []
+        images = 0
         for start in range(0, len(tasks), _READS_AT_ONCE):
-            part = [task for task in tasks[start : start + _READS_AT_ONCE] if task.is_counted or task.ti in listed]
+            wanted = tasks[start : start + _READS_AT_ONCE]
+            part = [task for task in wanted if task.is_counted or task.ti in listed]
             if start and (images >= MAX_LISTED or self._clock() > deadline):
                 part = [task for task in part if task.ti in listed and not task.has_problems and images < MAX_LISTED]
-            unsearched += len(tasks[start : start + _READS_AT_ONCE]) - len(part)
+            unsearched += [task for task in wanted if task not in part]
             read = await asyncio.gather(*(self.read_entries(api, task, listed.get(task.ti)) for task in part))
             matching = await self.in_thread(partial(_find, read, view))
             images += sum(len(each.entries) for each in matching)
@@ -424,19 +429,24 @@ class Collection:
                     return TaskImages(ti, summary, images)
         xcom = await api.get_xcom(ti, "images")
         if xcom is None:
-            return TaskImages(ti, summary, [], "The task's records were deleted." if summary.made else None)
+            gone = "The task's records were deleted."
+            if summary.in_progress:
+                gone = "The task has not listed its images yet; it does so about every ten seconds."
+            return TaskImages(ti, summary, [], gone if summary.made else None)
         if xcom.is_elsewhere:
             return TaskImages(ti, summary, [], _ELSEWHERE)
         manifest = manifest_of(xcom.value)
-        if manifest is None:
-            return TaskImages(ti, summary, read_images(ti, xcom.value, manifest=summary.manifest))
         try:
-            images = await self.in_thread(partial(read_manifest_images, ti, manifest))
+            if manifest is None:
+                records = xcom.value[:MAX_LISTED] if isinstance(xcom.value, list) else []
+                images = await self.in_thread(partial(read_images, ti, records, manifest=summary.manifest))
+            else:
+                images = await self.in_thread(partial(read_manifest_images, ti, manifest))
         except FileUnavailableError as error:
             return TaskImages(ti, summary, [], str(error))
         is_cut = len(images) == MAX_LISTED
         return TaskImages(
-            ti, summary, images, f"Only {MAX_LISTED:,} images of this task are shown." if is_cut else None
+            ti, summary, images, f"Only {MAX_LISTED:,} images of this task are listed." if is_cut else None
         )
 
 

@@ -72,7 +72,7 @@ def compare(images: Sequence[GalleryImage]) -> Comparison:
 
 
 def _facts(image: GalleryImage) -> dict[str, str]:
-    """Return what is known about an image, by heading."""
+    """Return what is known about an image, by heading; metadata may have any name, so it has headings of its own."""
     known: dict[str, Any] = {
         "Prompt": image.prompt,
         "Name": image.name,
@@ -82,8 +82,8 @@ def _facts(image: GalleryImage) -> dict[str, str]:
         "Type": image.mime_type,
         "Cost": None if image.usd is None else format_usd(image.usd),
     }
-    named = {**image.shown_arguments, **(image.metadata or {})}
-    facts = named | {"Rewritten as": image.enhanced_prompt}
+    metadata = {f"{name} (metadata)": value for name, value in (image.metadata or {}).items()}
+    facts = image.shown_arguments | metadata | {"Rewritten as": image.enhanced_prompt}
     facts = known | {name: value for name, value in facts.items() if name not in known}
     return {heading: str(value) for heading, value in facts.items() if value not in (None, "")}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections import defaultdict
 from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, cast
@@ -13,7 +15,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 
 from airflow_provider_imagen.plugins.gallery import shared_readers as shared
-from airflow_provider_imagen.plugins.gallery.airflow_api import AirflowApi, TaskInstance
+from airflow_provider_imagen.plugins.gallery.airflow_api import MAX_TASK_INSTANCES, AirflowApi, TaskInstance
 from airflow_provider_imagen.plugins.gallery.files import (
     CHUNK_BYTES,
     FileUnavailableError,
@@ -24,7 +26,7 @@ from airflow_provider_imagen.plugins.gallery.files import (
 )
 from airflow_provider_imagen.plugins.gallery.image_archive import write_archive
 from airflow_provider_imagen.plugins.gallery.image_ids import parse_image_id
-from airflow_provider_imagen.plugins.gallery.image_search import sort_entries
+from airflow_provider_imagen.plugins.gallery.image_search import has_label, sort_entries
 from airflow_provider_imagen.plugins.gallery.page_response import MissingError
 from airflow_provider_imagen.plugins.gallery.request_parameters import (
     Id,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
     from typing import IO
 
+    from airflow_provider_imagen.plugins.gallery.run_results import Matches
     from airflow_provider_imagen.plugins.gallery.view_state import ViewState
 
 router = APIRouter()
@@ -52,6 +55,8 @@ MAX_SELECTED: Final = 1_000
 """Maximum number of images that a URL can name, more than a page has. "Everything" has no such limit."""
 DOWNLOAD_SECONDS: Final = 60.0
 """Time that a download may spend on finding its images, before it starts."""
+_UNCOMPRESSED: Final = {"Content-Encoding": "identity"}
+"""Header that keeps Airflow from compressing images again."""
 _EXTENSIONS: Final = {"image/jpeg": "jpg", "image/tiff": "tiff", SVG_MIME_TYPE: "svg"}
 _SENT_AS_ATTACHMENT: Final = ("image/tiff", SVG_MIME_TYPE)
 """Types sent as downloads, because browsers cannot display them or they may contain scripts."""
@@ -76,7 +81,7 @@ async def send_file(
     if not image.is_stored:
         raise HTTPException(404)
     tag = f'"{image.sha256}-{size}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", **_UNCOMPRESSED}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     try:
@@ -109,7 +114,7 @@ async def send_contact_sheet(
     except FileUnavailableError as error:
         raise MissingError(str(error)) from None
     name = quote(f"{task_id}-contact-sheet.webp", safe="")
-    headers = {"Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+    headers = {"Content-Disposition": f"inline; filename*=UTF-8''{name}", **_UNCOMPRESSED}
     return StreamingResponse(_chunks(file), media_type=SHEET_MIME_TYPE, headers=headers)
 
 
@@ -140,10 +145,7 @@ async def download_images(
     if not images and not notes:
         raise MissingError("No image is selected. Go back and tick those that you want.")
     name = quote(f"{f'{task_id} ' if task_id else ''}{run_id}.zip", safe="")
-    headers = {
-        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
-        "Content-Encoding": "identity",  # keeps Airflow from compressing images again
-    }
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}", **_UNCOMPRESSED}
     return StreamingResponse(
         _produce(write_archive(images, notes=notes)), media_type="application/zip", headers=headers
     )
@@ -155,35 +157,62 @@ async def _find_all(
     """Return the images on all pages of a view, in its order, and sentences about those that cannot be found."""
     if ti is not None:
         status = await api.get_status(ti)
-        tasks = [TaskResult(status, await shared.collection.get_summary(api, ti))] if status else []
+        summary = await shared.collection.get_summary(api, ti)
+        results = RunResults([TaskResult(status, summary)] if status else [])
     else:
         run = await api.get_run(dag_id=dag_id, run_id=run_id)
-        tasks = (await shared.collection.read_run(api, run, seconds=DOWNLOAD_SECONDS)).tasks if run else []
-    matches = await shared.collection.search(api, tasks, view, seconds=DOWNLOAD_SECONDS)
-    entries = sort_entries(matches.entries, view, statuses=RunResults(tasks).statuses)
-    return [entry for entry in entries if isinstance(entry, GalleryImage)], [*matches.notes, *matches.task_notes]
+        results = await shared.collection.read_run(api, run, seconds=DOWNLOAD_SECONDS) if run else RunResults([])
+    matches = await shared.collection.search(api, results.tasks, view, seconds=DOWNLOAD_SECONDS)
+    entries = sort_entries(matches.entries, view, statuses=results.statuses)
+    images = [entry for entry in entries if isinstance(entry, GalleryImage)]
+    return images, _explain_missing(results, matches, view)
+
+
+def _explain_missing(results: RunResults, matches: Matches, view: ViewState) -> list[str]:
+    """Return sentences about images that a view may have and its zip lacks, each with the task."""
+    notes = []
+    if results.is_cut:
+        notes.append(f"Only about {MAX_TASK_INSTANCES:,} task instances of this run were read. It has more.")
+    notes += [
+        f"{task.status.title} ({task.status.state}): It has published no results that can be read."
+        for task in results.tasks
+        if task.lacks_summary and task.is_counted and has_label(task.status, view.label)
+    ]
+    notes += [
+        f"{task.status.title}: Its images could not be read in time. Download them from its own page."
+        for task in matches.unsearched
+    ]
+    return [*notes, *(f"{results.titles[found.ti]}: {note}" for found in matches.tasks for note in found.notes)]
 
 
 async def _find_selected(
     api: AirflowApi, dag_id: str, run_id: str, ids: list[str]
 ) -> tuple[list[GalleryImage], list[str]]:
-    """Return the images that a URL names, in its order, and sentences about those that do not exist."""
-    images, notes = [], []
+    """Return the images that a URL names, in its order, and sentences about those that cannot be found."""
     if len(ids) > MAX_SELECTED:
         raise HTTPException(422)
-    for text in dict.fromkeys(ids):
+    wanted: defaultdict[TaskInstance, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for text in ids:
         parsed = parse_image_id(text)
         if parsed is None:
             raise HTTPException(422)
         task_id, map_index, prompt_index, image_index = parsed
-        ti = TaskInstance(dag_id, run_id, task_id, map_index)
-        found = await shared.collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
-        place = found.find(prompt_index, image_index)
-        if place is None:
-            notes.append(f"{text}: There is no such image, or its record was deleted.")
-        else:
-            images.append(found.images[place])
-    return images, notes
+        wanted[TaskInstance(dag_id, run_id, task_id, map_index)][text] = (prompt_index, image_index)
+    images: dict[str, GalleryImage] = {}
+    notes = []
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    for ti, named in wanted.items():
+        if time.monotonic() > deadline:
+            notes += [f"{text}: It could not be found in time. Select fewer images." for text in named]
+            continue
+        found = await shared.collection.get_task_with(api, ti, named.values())
+        for text, indexes in named.items():
+            place = found.find(*indexes)
+            if place is None:
+                notes.append(f"{text}: There is no such image, or its record was deleted.")
+            else:
+                images[text] = found.images[place]
+    return [images[text] for text in dict.fromkeys(ids) if text in images], notes
 
 
 def _disposition(image: GalleryImage, kind: str) -> str:

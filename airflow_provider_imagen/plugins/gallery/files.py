@@ -181,8 +181,13 @@ def _names_image(line: Mapping[str, Any], dag_id: str, run_id: str) -> bool:
     """Return whether a manifest line names an image in the folder and a task instance of a run."""
     is_of_run = line.get("dag_id") == dag_id and line.get("run_id") == run_id
     has_ids = isinstance(line.get("task_id"), str) and isinstance(line.get("map_index"), int)
+    return is_of_run and has_ids and _names_file(line)
+
+
+def _names_file(line: Mapping[str, Any]) -> bool:
+    """Return whether a manifest line names a file in the folder."""
     name = line.get("file_name")
-    return is_of_run and has_ids and isinstance(name, str) and stays_below(name)
+    return isinstance(name, str) and stays_below(name)
 
 
 def _with_path(line: Mapping[str, Any], folder: StoragePath) -> dict[str, Any]:
@@ -207,11 +212,7 @@ def read_progress_images(ti: TaskInstance, manifest: str) -> list[GalleryImage]:
 def _images(ti: TaskInstance, folder: StoragePath, lines: Iterable[Mapping[str, Any]]) -> list[GalleryImage]:
     """Return the images of a task instance in the lines of a list, their paths rebuilt from the file names."""
     with _lists:
-        own = (
-            _with_path(line, folder)
-            for line in lines
-            if belongs_to(ti, line) and stays_below(str(line.get("file_name", "")))
-        )
+        own = (_with_path(line, folder) for line in lines if belongs_to(ti, line) and _names_file(line))
         return read_images(ti, islice(own, MAX_LISTED))
 
 
@@ -238,7 +239,7 @@ def read_failures_file(ti: TaskInstance, manifest: str) -> list[Problem]:
         return []
     except Exception as error:
         log.warning("The failures of %s cannot be read: %s", ti, type(error).__name__)
-        raise FileUnavailableError("The list of what was not made cannot be read any more.") from None
+        raise FileUnavailableError("The list of missing images can no longer be read.") from None
 
 
 def _key_of(ti: TaskInstance) -> TaskInstanceKey:

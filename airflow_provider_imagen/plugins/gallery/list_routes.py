@@ -195,6 +195,10 @@ async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
         if listed is None:
             raise MissingError("This DAG does not exist, or was deleted.")
         runs, count = listed
+        pager = pager_for(view.page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, **view.at(n).query))
+        if pager.number != view.page:
+            offset = (pager.number - 1) * RUNS_PER_PAGE
+            runs, _ = await api.list_runs(dag_id, offset=offset, limit=RUNS_PER_PAGE) or ([], 0)
         for run in runs:
             section = await _run_section(api, pages, run, view)
             if section is not None:
@@ -209,7 +213,7 @@ async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
         )
     shown = [section.results for section in sections if section.results]
     form = ViewForm(
-        pages.dag(dag_id, **ViewState(page=view.page).query),
+        pages.dag(dag_id, **ViewState(page=pager.number).query),
         view,
         made,
         models={model for section in sections for model in section.models},
@@ -229,7 +233,7 @@ async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
         form=form if made or view.is_filtered else None,
         selection=None,
         sections=sections,
-        pager=pager_for(view.page, count, RUNS_PER_PAGE, lambda n: pages.dag(dag_id, **view.at(n).query)),
+        pager=pager,
         empty=empty,
         notes=[],
         waiting=[],
@@ -244,8 +248,7 @@ async def show_all_dags(
 ) -> Response:
     """Show the costs and failures of all DAGs whose images the visitor may see, and their newest images."""
     pages = Pages(gallery_root(request))
-    zone = time_zone() or datetime.now().astimezone().tzinfo or UTC
-    period = Period.until(datetime.now(UTC), days=int(days), zone=zone)
+    period = Period.until(datetime.now(UTC), days=int(days), zone=time_zone())
     sections = []
     async with AirflowApi(request) as api:
         found = await shared.all_dags.read(api, Visitor(request, user), period, page=page, dags_per_page=DAGS_PER_PAGE)

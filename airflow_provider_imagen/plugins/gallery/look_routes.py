@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response  # noqa: TC002 - FastAPI reads it
 
 from airflow_provider_imagen.plugins.gallery import shared_readers as shared
@@ -35,10 +35,13 @@ from airflow_provider_imagen.plugins.gallery.request_parameters import (
 )
 from airflow_provider_imagen.plugins.gallery.review_page import find_review
 from airflow_provider_imagen.plugins.gallery.snippet import snippet
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
 from airflow_provider_imagen.plugins.gallery.view_state import ViewState
 
 if TYPE_CHECKING:
-    from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage
+    from collections.abc import Sequence
+
+    from airflow_provider_imagen.plugins.gallery.task_results import Entry
 
 router = APIRouter()
 
@@ -66,7 +69,12 @@ async def show_image(
     """Show one image with its metadata."""
     ti = TaskInstance(dag_id, run_id, task_id, map_index)
     async with AirflowApi(request) as api:
-        status = await api.get_status(ti)
+        try:
+            label = status.label if (status := await api.get_status(ti)) else ""
+        except HTTPException as error:
+            if error.status_code != 403:
+                raise
+            label = ""  # the visitor may read images, but not task instances
     found, place = await shared.find_image(request, ti, prompt_index, image_index)
     image = found.images[place]
     notice = None
@@ -80,7 +88,7 @@ async def show_image(
         "image.html",
         images=[image],
         title=f"Image {place + 1} of {len(found.images)}",
-        label=status.label if status else "",
+        label=label,
         image=image,
         arguments=image.shown_arguments,
         snippet=snippet(image),
@@ -142,7 +150,12 @@ async def show_matrix(
     shown = matrix.rows[first : first + ROWS_PER_PAGE]
     notes = [*results.notes, *matches.task_notes]
     if matches.unsearched:
-        notes.append(f"{matches.unsearched:,} more tasks could not be read in time, so their images are not here.")
+        count = len(matches.unsearched)
+        tasks, their = ("task", "its") if count == 1 else ("tasks", "their")
+        notes.append(f"{count:,} more {tasks} could not be read in time, so {their} images are not here.")
+    if matrix.left_out:
+        are = "is" if len(matrix.left_out) == 1 else "are"
+        notes.append(f"{_count_entries(matrix.left_out)} without a {rows} {are} not in this table or its costs.")
     if len(matrix.columns) > MAX_MODELS:
         notes.append(f"Only the first {MAX_MODELS} of {len(matrix.columns):,} models are shown.")
     if run.is_active:
@@ -185,7 +198,8 @@ async def show_review(
             raise MissingError("This task has not asked anybody anything yet, or it was deleted.")
         review = find_review(question, can_answer=can_answer)
         if review is not None:
-            found = await shared.collection.get_task(api, review.reviewed)
+            summary = await shared.collection.get_summary(api, review.reviewed)
+            found = await shared.collection.get_task(api, review.reviewed, summary)
             images, notice = found.images, found.notice
     pager = pager_for(page, len(images), REVIEWED_PER_PAGE, lambda number: pages.review(ti, page=number))
     first = (pager.number - 1) * REVIEWED_PER_PAGE
@@ -203,3 +217,10 @@ async def show_review(
         pager=pager,
         notice=notice,
     )
+
+
+def _count_entries(entries: Sequence[Entry]) -> str:
+    """Return how many images and failures there are: ``1 image and 2 failures``."""
+    images = sum(isinstance(entry, GalleryImage) for entry in entries)
+    counts = (("image", images), ("failure", len(entries) - images))
+    return " and ".join(f"{count:,} {word}{'s' if count != 1 else ''}" for word, count in counts if count)

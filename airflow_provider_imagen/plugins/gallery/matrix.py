@@ -85,10 +85,12 @@ class Matrix:
 
     :param columns: by model, in the order of their first image
     :param rows: in the order of their first image
+    :param left_out: entries without a prompt or, in rows by name, without a name; no column counts them
     """
 
     columns: dict[str, Column]
     rows: list[Row]
+    left_out: list[Entry]
 
     @property
     def models(self) -> list[str]:
@@ -100,15 +102,15 @@ def arrange(entries: Iterable[Entry], *, by: RowsBy = "prompt") -> Matrix:
     """
     Return images and problems by prompt and model.
 
-    Entries without a prompt or, in rows by name, without a name are left out.
-
     :param by: what the rows are
     """
     columns: defaultdict[str, Column] = defaultdict(Column)
     rows: dict[str, Row] = {}
+    left_out: list[Entry] = []
     for entry in entries:
         heading = entry.prompt if by == "prompt" else entry.name
         if not heading:
+            left_out.append(entry)
             continue
         model = entry.model or _UNKNOWN
         column = columns[model]
@@ -120,7 +122,7 @@ def arrange(entries: Iterable[Entry], *, by: RowsBy = "prompt") -> Matrix:
         else:
             cell.problems.append(entry)
         column.usd += entry.usd or 0.0
-    return Matrix(dict(columns), list(rows.values()))
+    return Matrix(dict(columns), list(rows.values()), left_out)
 
 
 def compares_models(made: Iterable[tuple[str, str | None]]) -> bool:

@@ -384,7 +384,7 @@ def format_moment(moment: str) -> str:
     """Return a time in ISO 8601 in Airflow's default time zone; the script converts it to the visitor's."""
     try:
         return datetime.fromisoformat(moment).astimezone(time_zone()).strftime("%Y-%m-%d %H:%M:%S %Z")
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year that no time zone can represent
         return moment
 
 

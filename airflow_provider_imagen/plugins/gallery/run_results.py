@@ -8,11 +8,13 @@ instances on the page are read.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem, total
-from airflow_provider_imagen.run_report import RunSummary
+from airflow_provider_imagen.plugins.gallery.airflow_api import MAX_TASK_INSTANCES
+from airflow_provider_imagen.plugins.gallery.task_results import GalleryImage, Problem
+from airflow_provider_imagen.run_report import RunSummary, add_summaries
 
 if TYPE_CHECKING:
     from airflow_provider_imagen.plugins.gallery.airflow_api import DagRun, TaskInstance, TaskStatus
@@ -45,6 +47,11 @@ class TaskResult:
         return images + self.status.has_failed or int(counts.usd_in_doubt > 0 or counts.usd_lost > 0)
 
     @property
+    def lacks_summary(self) -> bool:
+        """Whether it has not published a summary that can be read, unless it was skipped or removed."""
+        return self.summary is None and self.status.state not in ("skipped", "removed")
+
+    @property
     def has_problems(self) -> bool:
         """Whether images are missing, or may be because the task has failed."""
         return self.status.has_failed or (self.summary is not None and self.summary.problems > 0)
@@ -57,15 +64,17 @@ class RunResults:
 
     :param run: ``None`` for a single task instance
     :param tasks: sorted by task, then map index
+    :param is_cut: whether the run has more task instances than were listed
     """
 
     tasks: list[TaskResult]
     run: DagRun | None = None
+    is_cut: bool = False
 
     @property
     def total(self) -> RunSummary:
         """Total of the summaries read so far."""
-        return total(task.summary for task in self.tasks if task.summary is not None)
+        return add_summaries([task.summary for task in self.tasks if task.summary is not None])
 
     @property
     def is_active(self) -> bool:
@@ -75,10 +84,17 @@ class RunResults:
     @property
     def is_complete(self) -> bool:
         """Whether everything has succeeded and is counted, so that the total tells how many images were requested."""
-        return (self.run is None or self.run.state == "success") and all(
-            task.status.state in ("skipped", "removed") or (task.status.state == "success" and task.summary is not None)
-            for task in self.tasks
+        has_succeeded = self.run is None or self.run.state == "success"
+        return (
+            has_succeeded
+            and self.knows_requested
+            and all(task.status.state in ("skipped", "removed", "success") for task in self.tasks)
         )
+
+    @property
+    def knows_requested(self) -> bool:
+        """Whether the total counts every task instance, even those in progress, so that it is the number requested."""
+        return not (self.is_cut or any(task.lacks_summary for task in self.tasks))
 
     @property
     def labels(self) -> dict[TaskInstance, str]:
@@ -127,10 +143,15 @@ class RunResults:
         unrecorded = sum(
             task.is_counted and task.summary is None and task.status.state == "success" for task in self.tasks
         )
-        notes = [f"{uncounted} more tasks are not counted yet. Reload to count on."] if uncounted else []
-        if unrecorded:
+        notes = []
+        if self.is_cut:
+            notes.append(f"Only about {MAX_TASK_INSTANCES:,} task instances of this run are counted. It has more.")
+        if uncounted:
+            tasks = "task has" if uncounted == 1 else "tasks have"
+            notes.append(f"{uncounted:,} more {tasks} not been counted yet. Reload to continue.")
+        if unrecorded and not self.is_cut:
             tasks = "task" if unrecorded == 1 else "tasks"
-            notes.append(f"The records of {unrecorded} successful {tasks} cannot be read.")
+            notes.append(f"The records of {unrecorded:,} successful {tasks} cannot be read.")
         return notes
 
 
@@ -151,10 +172,14 @@ class TaskImages:
 
     def find(self, prompt_index: int, image_index: int) -> int | None:
         """Return an image's position in the list; ``None`` if it is not there."""
+        return self._places.get((prompt_index, image_index))
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, int], int]:
+        places: dict[tuple[int, int], int] = {}
         for place, image in enumerate(self.images):
-            if (image.prompt_index, image.image_index) == (prompt_index, image_index):
-                return place
-        return None
+            places.setdefault((image.prompt_index, image.image_index), place)
+        return places
 
 
 @dataclass(frozen=True)
@@ -198,11 +223,11 @@ class Matches:
     The result of a search in task instances.
 
     :param tasks: those searched, each with its matching entries only
-    :param unsearched: number of task instances that were not searched for lack of time
+    :param unsearched: task instances that were not searched for lack of time
     """
 
     tasks: list[TaskEntries]
-    unsearched: int = 0
+    unsearched: list[TaskResult] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -245,7 +270,11 @@ class Matches:
         """Sentences about what was not searched."""
         if not self.unsearched:
             return []
-        return [f"{self.unsearched} more tasks could not be searched in time. Search on their own pages."]
+        count = len(self.unsearched)
+        rest = "task could not be searched in time. Search on its own page."
+        if count > 1:
+            rest = "tasks could not be searched in time. Search on their own pages."
+        return [f"{count:,} more {rest}"]
 
 
 def place_of(entry: GalleryImage | Problem) -> tuple[float, bool, int]:

@@ -27,7 +27,7 @@ async def find_image(request: Request, ti: TaskInstance, prompt_index: int, imag
     :raises MissingError: there is no such image
     """
     async with AirflowApi(request) as api:
-        found = await collection.get_task_with(api, ti, prompt_index=prompt_index, image_index=image_index)
+        found = await collection.get_task_with(api, ti, [(prompt_index, image_index)])
     place = found.find(prompt_index, image_index)
     if place is None:
         raise MissingError("There is no such image, or its record was deleted.")

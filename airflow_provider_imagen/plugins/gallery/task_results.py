@@ -197,19 +197,6 @@ def read_failure(value: Any) -> TaskFailure | None:
     return failure if failure.error else None
 
 
-def total(summaries: Iterable[RunSummary]) -> RunSummary:
-    """Return the counts and costs of several task instances together."""
-    counts = (
-        *("requested", "made", "filtered", "failed", "not_sent", "adopted", "reused", "beyond_limit"),
-        *("usd_spent", "usd_saved", "usd_lost", "usd_in_doubt"),
-    )
-    found = list(summaries)
-    return RunSummary(
-        **{name: sum(getattr(each, name) for each in found) for name in counts},
-        usd_is_estimate=any(each.usd_is_estimate for each in found),
-    )
-
-
 def read_moment(text: str | None) -> datetime | None:
     """Return a time in ISO 8601; ``None`` if it is not one, or has no time zone."""
     try:
