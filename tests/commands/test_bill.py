@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 OURS = "imagen:{dag}:paint:0123456789abcdef0123:{number:016x}"
 
 

@@ -14,6 +14,8 @@ from airflow_provider_imagen.cli import main
 from airflow_provider_imagen.commands.dag_models import load_dags
 from airflow_provider_imagen.sandbox import Fault
 
+pytestmark = pytest.mark.slow
+
 HEADER = """
 from airflow.sdk import DAG, Param, TaskGroup, XComArg, task, task_group
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator as Paint

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FLUX, GPT, QWEN = "flux/dev", "openai/gpt-image-2", "alibaba/qwen-image-3"
 LONG = "A page of a picture book. " * 35
 
-pytestmark = pytest.mark.usefixtures("imagen_connection")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imagen_connection")]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 KEPT_BY = pytest.mark.parametrize(
     "old_airflow", [pytest.param(False, id="state store"), pytest.param(True, id="folder")]
 )

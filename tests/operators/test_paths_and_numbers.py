@@ -14,7 +14,7 @@ from airflow_provider_imagen.exceptions import InvalidArgumentsError
 from airflow_provider_imagen.hooks.imagen import ImagenHook
 from airflow_provider_imagen.operators.imagen import ImagenGenerateOperator
 
-pytestmark = pytest.mark.usefixtures("imagen_connection")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imagen_connection")]
 
 PICTURES_FIELD = {"model": "flux/kontext-pro/image-to-image", "prompt": "Make it night"}
 

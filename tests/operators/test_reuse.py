@@ -30,7 +30,7 @@ from airflow_provider_imagen.storage.provenance import read_provenance
 if TYPE_CHECKING:
     from airflow_provider_imagen.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("imagen_connection")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imagen_connection")]
 
 PRICE = 0.042
 

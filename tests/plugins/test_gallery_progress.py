@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 REFRESH = {"Imagen-Refresh": "1"}
 
 

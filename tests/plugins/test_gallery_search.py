@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     {"prompt": "A teapot", "name": "T-100", "campaign": "Frühling", "alt_text": "An elephant as a teapot"},
     {"prompt": "A coffee mug", "name": "C-230", "campaign": "Frühling", "alt_text": None},

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 
 class Posters(ImagenGenerateOperator):
     """An operator of a user."""

@@ -37,6 +37,7 @@ MEETS_AIRFLOW = (
 """What differs between Airflow's versions."""
 
 MEETS_PYTHON = (
+    *("-m", "not slow"),
     *MEETS_AIRFLOW,
     "tests/api",
     "tests/catalogue",
