@@ -23,6 +23,8 @@ from airflow_provider_imagen.catalogue.lookup import find_model
 from airflow_provider_imagen.commands.dag_models import find_models
 from airflow_provider_imagen.storage.provenance import read_provenance
 
+pytestmark = pytest.mark.slow
+
 try:
     from airflow.sdk.exceptions import ParamValidationError
 except ImportError:  # Airflow 3.1

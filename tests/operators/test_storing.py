@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("imagen_connection")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("imagen_connection")]
 
 RACCOON = "A raccoon eating ice-cream"
 

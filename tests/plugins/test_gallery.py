@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_imagen.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 RACCOON = "A raccoon eating ice-cream"
 
 

@@ -14,7 +14,7 @@ from airflow_provider_imagen.run.api_adapter import ApiAdapter
 from airflow_provider_imagen.run.charge_lookup import ChargeLookup
 from airflow_provider_imagen.sandbox import Fault
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
 PATH = "/v1/images/generations"
 

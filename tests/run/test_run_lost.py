@@ -23,7 +23,7 @@ from airflow_provider_imagen.image_record import ResponseImage
 from airflow_provider_imagen.journal.log import Journal
 from airflow_provider_imagen.journal.records import Response, Target, new_intent
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(30)]
 
 NAMES = [f"prompt {number}" for number in range(6)]
 
