@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from airflow_provider_imagen.api.fields import IMAGE_FIELDS, plain_number
 from airflow_provider_imagen.catalogue.input_images import INPUT_ARGUMENT, flatten, reference_in, reference_kind
@@ -76,14 +77,13 @@ def _recorded(value: Any) -> Any:
 
 
 def _may_hold_secret(text: str) -> bool:
-    """Return whether a text is an embedded image, or a URL with a login or a query, which may be a signature."""
-    start = text[:8].lower()
-    if start.startswith("data:"):
+    """Return whether a text is an embedded image, or contains a URL with a login, or with a query that may sign it."""
+    if text.lstrip()[:5].lower() == "data:":
         return True
-    if not start.startswith(("http://", "https://")):
-        return False
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return True
-    return bool(parts.query or parts.fragment) or "@" in parts.netloc
+    for before, after in pairwise(text.split("://")):
+        url, *_ = re.split(r"\s", after, maxsplit=1)
+        login, has_login, _ = url.partition("/")[0].rpartition("@")
+        is_connection_id = ":" not in login and not before.lower().endswith(("http", "https"))
+        if "?" in url or "#" in url or (has_login and not is_connection_id):
+            return True
+    return False

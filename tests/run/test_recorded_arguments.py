@@ -44,6 +44,7 @@ def test_numbers_and_paths_become_json():
         ("https://cdn.test/a.png", "https://cdn.test/a.png"),
         (Path("/pictures/a.png"), "/pictures/a.png"),
         ("s3://conn@bucket/a.png", "s3://conn@bucket/a.png"),
+        ("s3://conn@bucket/manual__2026-11-29T00:00:00+00:00/a@2.png",) * 2,
         ({"path": "/pictures/a.png", "url": "https://cdn.test/a.png?sig=x"}, "/pictures/a.png"),
         ([{"url": "https://cdn.test/a.png"}, Path("/b.png")], ["https://cdn.test/a.png", "/b.png"]),
     ],
@@ -55,8 +56,10 @@ def test_input_images_are_recorded_as_references(given, shown):
 @pytest.mark.parametrize(
     "secret",
     [
-        *("data:image/png;base64,aGFsbG8=", "DATA:,x", "https://cdn.test/a.png?X-Amz-Signature=hush", "https://[x"),
+        *("data:image/png;base64,aGFsbG8=", "DATA:,x", "https://cdn.test/a.png?X-Amz-Signature=hush"),
         *("https://user:hush@cdn.test/a.png", "HTTP://hush@cdn.test/", "https://cdn.test/a.png#token=hush"),
+        *("ftp://user:hush@host/a.png", "s3://id:hush@bucket/a.png", "s3://bucket/a.png?X-Amz-Signature=hush"),
+        *(" https://cdn.test/a.png?sig=hush", "\tdata:,x", "like https://a.test/b or https://a.test/c?sig=hush"),
     ],
 )
 def test_images_and_secrets_in_urls_are_never_recorded(secret):
