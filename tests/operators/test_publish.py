@@ -137,6 +137,18 @@ def result_of(images: int, folder: Path | None, *, failures: int = 0, **options:
 # --- publishing once --------------------------------------------------------------------------------------------------
 
 
+class GrowingResult:
+    """The result so far of a run that has one more image each time somebody looks."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.looks = 0
+        self._folder = folder
+
+    def __call__(self) -> RunResult:
+        self.looks += 1
+        return result_of(self.looks, self._folder)
+
+
 def test_the_end_of_a_run_publishes_manifest_xcom_asset_events_and_contact_sheet(attempt):
     attempt.operator.contact_sheet = True
     result = result_of(2, attempt.folder)
@@ -426,15 +438,10 @@ def test_slow_publications_make_the_interval_longer(attempt, monkeypatch):
     monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 60.0)
     monkeypatch.setattr(publish, "PUBLISH_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(publish, "MAX_PUBLISHING_SHARE", 1e-9)
-    looks = []
-
-    def snapshot() -> RunResult:
-        looks.append(time.monotonic())
-        return result_of(len(looks), attempt.folder)
-
+    snapshot = GrowingResult(attempt.folder)
     with attempt.publisher.publishing(snapshot, attempt.journal):
         assert wait_until(lambda: attempt.ti.pushes == 2)
-        assert not wait_until(lambda: len(looks) > 1, seconds=2.5)
+        assert not wait_until(lambda: snapshot.looks > 1, seconds=2.5)
 
 
 def test_a_run_publishes_its_progress_more_often_than_its_manifest(attempt, monkeypatch):
@@ -451,12 +458,7 @@ def test_progress_does_not_wait_longer_because_airflow_is_slow(attempt, monkeypa
     monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(publish, "MAX_PROGRESS_CPU_SHARE", 1.0)
     monkeypatch.setattr(publish, "MAX_PUBLISHING_SHARE", 1e-9)
-    looks = []
-
-    def snapshot() -> RunResult:
-        looks.append(time.monotonic())
-        return result_of(len(looks), attempt.folder)
-
+    snapshot = GrowingResult(attempt.folder)
     attempt.ti.before_push = lambda: time.sleep(0.1)
     with attempt.publisher.publishing(snapshot, attempt.journal):
         assert wait_until(lambda: attempt.ti.pushes == 3)
@@ -465,15 +467,10 @@ def test_progress_does_not_wait_longer_because_airflow_is_slow(attempt, monkeypa
 def test_costly_progress_is_published_less_often(attempt, monkeypatch):
     monkeypatch.setattr(publish, "PROGRESS_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(publish, "MAX_PROGRESS_CPU_SHARE", 1e-9)
-    looks = []
-
-    def snapshot() -> RunResult:
-        looks.append(time.monotonic())
-        return result_of(len(looks), attempt.folder)
-
+    snapshot = GrowingResult(attempt.folder)
     with attempt.publisher.publishing(snapshot, attempt.journal):
         assert wait_until(lambda: attempt.ti.pushes == 1)
-        assert not wait_until(lambda: len(looks) > 1, seconds=1.5)
+        assert not wait_until(lambda: snapshot.looks > 1, seconds=1.5)
 
 
 def test_nothing_is_published_before_the_first_interval_is_over(attempt):

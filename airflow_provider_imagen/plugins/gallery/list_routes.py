@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from airflow.api_fastapi.core_api.security import GetUserDep  # noqa: TC002 - FastAPI reads it
 from fastapi import APIRouter, Request
@@ -87,9 +87,8 @@ async def show_task(
         form = ViewForm(pages.task(ti), view, matches.count, models=models)
         selection = SelectionForm(pages.task(ti), view, matches.count) if matches.count else None
     has_sheet = found.summary is not None and found.summary.contact_sheet is not None
-    return page_response(
+    return _grid_page(
         request,
-        "gallery.html",
         title=status.title,
         kind="task",
         view=view,
@@ -105,8 +104,6 @@ async def show_task(
         ],
         pager=pager,
         empty="" if view.is_filtered or entries or notes else _explain_empty_task(task),
-        notes=[],
-        waiting=[],
         more_problems=pages.task(ti, show="problems") if view.show == "pictures" and task.has_problems else None,
         refresh_seconds=refresh_seconds([results]),
     )
@@ -158,16 +155,13 @@ async def show_run(request: Request, view: View, dag_id: Id, run_id: Id) -> Resp
     empty = "" if results.tasks else _explain_empty_run(run)
     if results.tasks and not sections and not view.is_filtered:
         empty = "All requested images were generated." if view.show == "problems" else _explain_empty_run(run)
-    return page_response(
+    return _grid_page(
         request,
-        "gallery.html",
         title=run_id,
         kind="run",
         view=view,
-        ti=None,
         dag_id=dag_id,
         run_id=run_id,
-        task=None,
         results=results,
         form=form,
         selection=selection,
@@ -219,25 +213,16 @@ async def show_dag(request: Request, view: View, dag_id: Id) -> Response:
         models={model for section in sections for model in section.models},
         labels=(label for results in shown for label in results.labels_to_choose),
     )
-    return page_response(
+    return _grid_page(
         request,
-        "gallery.html",
         title=dag_id,
         kind="dag",
         view=view,
-        ti=None,
         dag_id=dag_id,
-        run_id=None,
-        task=None,
-        results=None,
         form=form if made or view.is_filtered else None,
-        selection=None,
         sections=sections,
         pager=pager,
         empty=empty,
-        notes=[],
-        waiting=[],
-        more_problems=None,
         refresh_seconds=refresh_seconds(shown) or IDLE_REFRESH_SECONDS,
     )
 
@@ -268,6 +253,19 @@ async def show_all_dags(
         pager=pager,
         refresh_seconds=COUNTING_REFRESH_SECONDS if found and found.is_counting else ALL_DAGS_REFRESH_SECONDS,
     )
+
+
+_ABSENT: Final[dict[str, Any]] = {
+    **dict.fromkeys(("run_id", "ti", "task", "results", "form", "selection", "more_problems")),
+    "waiting": (),
+    "notes": (),
+    "compares_models": False,
+}
+"""Parts of a grid's page that not every such page has."""
+
+
+def _grid_page(request: Request, **values: Any) -> Response:
+    return page_response(request, "gallery.html", **(_ABSENT | values))
 
 
 def _sections(pages: Pages, results: RunResults, tasks: Iterable[TaskEntries]) -> list[Section]:
