@@ -62,7 +62,7 @@ _MAX_SEED: Final = 2**31 - 1
 """Largest seed that every model accepts."""
 
 DEFAULT_REASONS: Final = ("Not what was asked for", "Hands or faces", "Text", "Composition", "Style or colours")
-"""What a person may tick on the review page; free text says the rest."""
+"""Reasons to tick on the review page; anything else goes into the free text."""
 
 _PARAM_DESCRIPTION: Final = "The review page fills this in and sends it. Open the page with the link above."
 

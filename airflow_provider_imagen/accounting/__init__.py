@@ -1,1 +1,1 @@
-"""What the API charged, and whether each charge produced an image."""
+"""The API's charges, matched with the images that they produced."""

@@ -32,7 +32,7 @@ _BEST_FIRST: tuple[FileState, ...] = ("intact", "changed", "missing")
 
 
 class HasIds(Protocol):
-    """What names a request, such as a charge or a line of a manifest."""
+    """Anything with the ids of a request, such as a charge or a line of a manifest."""
 
     @property
     def client_request_id(self) -> str | None:

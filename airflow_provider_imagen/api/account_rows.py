@@ -50,7 +50,7 @@ class LoggedRequest(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def source(self) -> RequestSource | None:
-        """What its id says about the request; ``None`` if another client made it."""
+        """The source that its client request id names; ``None`` if another client sent it."""
         return read_client_request_id(self.client_request_id)
 
 

@@ -44,7 +44,7 @@ class Limit(Struct, frozen=True, kw_only=True):
 
     @property
     def most_usd(self) -> Decimal:
-        """What the task may have spent in total, in USD."""
+        """The most that the task can have spent in total, in USD."""
         return self.max_usd - self.used_usd
 
     @property

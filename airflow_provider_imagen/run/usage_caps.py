@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 USAGE_MAX_AGE_SECONDS: Final = 10.0
-"""How long a reading of the usage counts: short next to most runs, and long enough not to double the calls."""
+"""Maximum age of the usage figures: far below the length of most runs, without a call for each request."""
 
 
 class UsageCap(Struct, frozen=True):

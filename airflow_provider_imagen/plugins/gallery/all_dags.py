@@ -138,7 +138,7 @@ class AllDags:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what is not counted."""
+        """Sentences about the tasks that are not counted."""
         notes = []
         if self.uncounted:
             tasks = "task is" if self.uncounted == 1 else "tasks are"

@@ -1,4 +1,4 @@
-"""What differs between images, and what they have in common."""
+"""The differences between images, and what they have in common."""
 
 from __future__ import annotations
 

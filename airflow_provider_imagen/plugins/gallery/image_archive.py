@@ -39,7 +39,7 @@ _YEARS: Final = range(1980, 2108)  # in a zip
 
 
 class _Pieces:
-    """What has been written to the zip, but not yet sent."""
+    """The bytes of the zip that have been written but not sent."""
 
     def __init__(self) -> None:
         self.size = 0

@@ -19,7 +19,7 @@ class ExplainedError(HTTPException):
 
 
 class MissingError(ExplainedError):
-    """What a URL names does not exist."""
+    """The URL names something that does not exist."""
 
     def __init__(self, message: str) -> None:
         super().__init__(404, message)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 _ENTITIES: Final = (DagAccessEntity.XCOM, DagAccessEntity.RUN, DagAccessEntity.TASK_INSTANCE)
-"""What the page of a DAG shows."""
+"""The parts of a DAG that its page shows."""
 
 
 class Visitor:

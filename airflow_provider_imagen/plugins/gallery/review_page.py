@@ -32,7 +32,7 @@ CHOICES: Final = {
     "new_prompt": "Again, changed prompt",
     "reject": "Not good",
 }
-"""What a person may choose for an image, with the words on the page."""
+"""The verdicts that a person can choose for an image, with their labels on the page."""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class RunResults:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what the total leaves out."""
+        """Sentences about the task instances that the total leaves out."""
         uncounted = sum(not task.is_counted for task in self.tasks)
         unrecorded = sum(
             task.is_counted and task.summary is None and task.status.state == "success" for task in self.tasks
@@ -262,12 +262,12 @@ class Matches:
 
     @property
     def task_notes(self) -> list[str]:
-        """Sentences about what cannot be shown of the task instances."""
+        """Sentences about results that cannot be shown."""
         return list(dict.fromkeys(note for task in self.tasks for note in task.notes))
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what was not searched."""
+        """Sentences about task instances that were not searched."""
         if not self.unsearched:
             return []
         count = len(self.unsearched)

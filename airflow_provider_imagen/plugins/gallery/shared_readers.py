@@ -1,4 +1,4 @@
-"""What all visitors of this web server share: readers and caches of content, which hold no permissions."""
+"""Readers and caches that all visitors of this web server share; they hold content, never permissions."""
 
 from __future__ import annotations
 
